@@ -1,0 +1,39 @@
+# `make sweep` and `make test` set up what they need and then do their job; `make setup` is the set-up alone.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help setup setup-test sweep test lint ui
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+setup: $(VENV)/.setup  ## a virtual environment with tested versions; quick when it is there already
+
+setup-test: $(VENV)/.setup-test
+
+sweep: setup  ## the main job on the embedded data set: custom and ResNet50, compared
+	$(BIN)/python -m src.train -m model=custom,resnet50
+
+test: setup-test  ## the tests
+	$(BIN)/python -m pytest
+
+lint: setup-test  ## linter, formatter, type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: setup  ## the MLflow UI on 127.0.0.1, on this project's store
+	$(BIN)/python -m src.tracking.ui
+
+# torch before the rest: a CPU build that is there already satisfies the others, which would else draw a CUDA build
+$(VENV)/.setup: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV): some minutes the first time"
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.setup-test: $(VENV)/.setup
+	$(PIP) --editable '.[test]'
+	@touch $@
