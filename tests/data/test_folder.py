@@ -1,0 +1,43 @@
+import shutil
+
+import pytest
+
+from src.data.folder import Folder
+from src.errors import DataError
+
+
+def test_folders_are_classes(layout):
+    source, root = layout("folder")
+    (root / "benign" / "notes.txt").write_text("no image")
+    (root / ".hidden").mkdir()
+    (root / "readme.md").write_text("no class")
+    manifest = source.manifest()
+    assert manifest.classes == ("benign", "malignant")
+    assert manifest.positive == "malignant"
+    assert manifest.grouped_by == "image"
+    assert manifest.frame["image_id"][0] == "benign/IMG_0000.JPG"
+    assert manifest.frame["label"].tolist() == [0] * 12 + [1] * 12
+
+
+def test_the_wanted_class_is_label_one(layout):
+    _, root = layout("folder")
+    manifest = Folder(root, positive="benign").manifest()
+    assert manifest.classes == ("malignant", "benign")
+    assert manifest.frame["label"].tolist() == [1] * 12 + [0] * 12
+
+
+def test_empty_class_folder_is_named(layout):
+    source, root = layout("folder")
+    (root / "other").mkdir()
+    with pytest.raises(DataError, match="folder/other: this class folder has no image"):
+        source.manifest()
+
+
+def test_one_class_or_none(layout):
+    source, root = layout("folder")
+    shutil.rmtree(root / "benign")
+    with pytest.raises(DataError, match="only one class, malignant"):
+        source.manifest()
+    shutil.rmtree(root / "malignant")
+    with pytest.raises(DataError, match="has no class folders"):
+        source.manifest()

@@ -1,0 +1,58 @@
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from src.data.ham10000 import CLASSES, HAM10000
+from src.errors import DataError
+
+
+def test_classes_groups_and_metadata(layout):
+    source, root = layout("ham10000")
+    manifest = source.manifest()
+    table = pd.read_csv(root / "HAM10000_metadata.csv").sort_values("image_id", ignore_index=True)
+    assert manifest.classes == ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+    assert manifest.grouped_by == "lesion"
+    assert [manifest.classes[label] for label in manifest.frame["label"]] == table["dx"].tolist()
+    assert manifest.frame["group"].tolist() == table["lesion_id"].tolist()
+    assert manifest.frame["age"].tolist() == table["age"].tolist()
+
+
+def test_either_part_may_hold_any_image(layout):
+    source, root = layout("ham10000")
+    for path in (root / "HAM10000_images_part_2").iterdir():
+        path.rename(root / "HAM10000_images_part_1" / path.name)
+    assert all(Path(path).is_file() for path in source.manifest().frame["path"])
+
+
+def test_missing_part_is_named(layout):
+    source, root = layout("ham10000")
+    shutil.rmtree(root / "HAM10000_images_part_2")
+    with pytest.raises(DataError, match="HAM10000_images_part_2: this folder is missing.*data.root="):
+        source.manifest()
+
+
+def test_missing_lesion_is_refused(layout):
+    source, root = layout("ham10000")
+    table = pd.read_csv(root / "HAM10000_metadata.csv")
+    table.loc[0, "lesion_id"] = None
+    table.to_csv(root / "HAM10000_metadata.csv", index=False)
+    with pytest.raises(DataError, match="column 'lesion_id' is empty in line 2"):
+        source.manifest()
+
+
+def test_root_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        HAM10000(tmp_path / "file").manifest()
+
+
+def test_real_counts(shared_data):
+    frame = HAM10000(shared_data / "ham10000").manifest().frame
+    counts = dict(zip(CLASSES, frame["label"].value_counts().sort_index(), strict=True))
+    assert len(frame) == 10_015
+    assert counts == {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115}
+    sizes = frame["group"].value_counts()
+    assert len(sizes) == 7470
+    assert (sizes > 1).sum() == 1956

@@ -1,0 +1,30 @@
+import shutil
+
+import pytest
+
+from src.data.siim2020 import SIIM2020
+from src.errors import DataError
+
+
+def test_melanoma_is_looked_for(layout):
+    source, _ = layout("siim2020")
+    manifest = source.manifest()
+    assert manifest.classes == ("benign", "malignant")
+    assert manifest.positive == "malignant"
+    assert manifest.grouped_by == "patient"
+    assert manifest.frame["label"].value_counts().to_dict() == {0: 12, 1: 12}
+
+
+def test_missing_image_folder_is_named(layout):
+    source, root = layout("siim2020")
+    shutil.rmtree(root / "jpeg")
+    with pytest.raises(DataError, match="jpeg/train: this folder is missing"):
+        source.manifest()
+
+
+def test_real_counts(shared_data):
+    frame = SIIM2020(shared_data / "siim2020").manifest().frame
+    assert len(frame) == 2980
+    assert (frame["label"] == 1).sum() == 426
+    assert frame["group"].nunique() == 639
+    assert (frame.loc[frame["label"] == 1, "benign_malignant"] == "malignant").all()

@@ -1,0 +1,142 @@
+import hashlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from src.data.synthetic import KINDS, Synthetic
+
+HAM10000 = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+
+
+def pixels(source, rows):
+    manifest = source.manifest()
+    return np.stack([np.asarray(source.picture(manifest, row)) for row in rows])
+
+
+def digest(images):
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def test_manifest_lists_every_view_of_every_lesion_once():
+    manifest = Synthetic(lesions=150, max_views=3).manifest()
+    frame = manifest.frame
+    assert manifest.classes == HAM10000
+    assert manifest.grouped_by == "lesion"
+    assert frame["image_id"].is_unique
+    assert frame["group"].nunique() == 150
+    assert (frame.groupby("group")["label"].nunique() == 1).all()
+    views = frame.groupby("group")["view"].agg(["min", "max", "size"])
+    assert (views["min"] == 0).all()
+    assert (views["max"] + 1 == views["size"]).all()
+    assert sorted(views["size"].unique()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17])
+def test_long_tail_follows_the_shares(seed):
+    frame = Synthetic(seed=seed).manifest().frame
+    lesions = frame.drop_duplicates("group")["label"].value_counts(sort=False).sort_index()
+    assert sum(kind.share for kind in KINDS.values()) == pytest.approx(1)
+    expected = np.array([540 * kind.share for kind in KINDS.values()])
+    np.testing.assert_allclose(lesions, expected, atol=3)
+    assert lesions.idxmax() == HAM10000.index("nv")
+    assert lesions.min() >= 20
+    assert 1000 <= len(frame) <= 1200
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_smallest_set_still_has_three_lesions_of_each_kind(seed):
+    frame = Synthetic(lesions=100, max_views=1, seed=seed).manifest().frame
+    assert frame["label"].value_counts().reindex(range(7)).min() >= 3
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_picture_is_rgb_of_the_asked_size(size):
+    source = Synthetic(lesions=100, native_size=size)
+    picture = source.picture(source.manifest(), 5)
+    assert picture.mode == "RGB"
+    assert picture.size == (size, size)
+    assert np.asarray(picture).std() > 5
+
+
+def test_same_pictures_in_another_process():
+    here = digest(pixels(Synthetic(native_size=48, seed=3), range(12)))
+    code = (
+        "import hashlib, numpy as np; from src.data.synthetic import Synthetic; s = Synthetic(native_size=48, seed=3);"
+        "m = s.manifest(); x = np.stack([np.asarray(s.picture(m, r)) for r in range(12)]);"
+        "print(hashlib.sha256(x.tobytes()).hexdigest())"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == here
+
+
+def test_order_threads_and_size_of_the_set_do_not_matter():
+    source = Synthetic(lesions=120, native_size=48)
+    manifest = source.manifest()
+    forwards = pixels(Synthetic(lesions=120, native_size=48), range(40))
+    with ThreadPoolExecutor(4) as pool:
+        backwards = list(pool.map(lambda row: np.asarray(source.picture(manifest, row)), reversed(range(40))))
+    np.testing.assert_array_equal(forwards, np.stack(backwards[::-1]))
+    np.testing.assert_array_equal(forwards, pixels(Synthetic(lesions=300, native_size=48), range(40)))
+
+
+def test_seeds_give_other_pictures():
+    assert digest(pixels(Synthetic(seed=0), range(3))) != digest(pixels(Synthetic(seed=1), range(3)))
+
+
+def test_views_of_a_lesion_differ_but_less_than_lesions_do():
+    source = Synthetic(native_size=48)
+    manifest = source.manifest()
+    frame = manifest.frame
+    pairs = frame[frame["view"] == 1].index[:80].to_numpy()  # each follows its own view 0
+    colour = pixels(source, range(pairs.max() + 1)).mean(axis=(1, 2))
+    same = np.linalg.norm(colour[pairs] - colour[pairs - 1], axis=1)
+    other = np.linalg.norm(colour[pairs] - np.roll(colour[pairs - 1], 1, axis=0), axis=1)
+    assert same.min() > 0
+    assert np.median(same) < 0.8 * np.median(other)
+
+
+def test_typical_kinds_differ_as_the_real_ones_do():
+    source = Synthetic(ambiguity=0.0, max_views=1, native_size=48)
+    labels = source.manifest().frame["label"].to_numpy()
+    images = pixels(source, range(len(labels))).astype(float)
+    middle = images[:, 16:32, 16:32].mean(axis=(1, 2))
+    by_kind = {name: middle[labels == label].mean(axis=0) for label, name in enumerate(HAM10000)}
+    darkness = {name: colour.sum() for name, colour in by_kind.items()}
+    redness = {name: colour[0] / colour[1] for name, colour in by_kind.items()}
+    assert min(darkness, key=darkness.get) == "mel"
+    assert max(redness, key=redness.get) == "vasc"
+    assert darkness["nv"] < darkness["akiec"]
+    assert darkness["nv"] < darkness["df"]
+
+
+def test_colour_alone_does_not_tell_the_kinds_apart():
+    """A linear model on mean colours beats chance, and leaves most of the task to shape and texture."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    source = Synthetic(lesions=300, native_size=32)
+    frame = source.manifest().frame
+    features = pixels(source, range(len(frame))).astype(float).reshape(len(frame), 4, 8, 4, 8, 3).mean(axis=(2, 4))
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
+    guess = cross_val_predict(
+        model, features.reshape(len(frame), -1), frame["label"], groups=frame["group"], cv=GroupKFold(3)
+    )
+    assert 1.5 / 7 < balanced_accuracy_score(frame["label"], guess) < 0.75
+
+
+def test_stamps_change_with_every_parameter_that_changes_pixels():
+    def stamps(**arguments):
+        source = Synthetic(lesions=100, **arguments)
+        return source.stamps(source.manifest())
+
+    base = stamps()
+    assert len(base) == len(set(base)) == len(Synthetic(lesions=100).manifest().frame)
+    assert stamps() == base
+    for change in ({"seed": 1}, {"native_size": 64}, {"ambiguity": 0.9}):
+        assert not set(stamps(**change)) & set(base)

@@ -1,0 +1,83 @@
+import pandas as pd
+import pytest
+
+from src.data.table import Table
+from src.errors import ConfigError, DataError
+
+
+def test_groups_and_classes(layout):
+    source, root = layout("table")
+    manifest = source.manifest()
+    assert manifest.classes == ("melanoma", "nevus", "other")
+    assert manifest.grouped_by == "group"
+    assert manifest.frame["image_id"][0] == "pictures/IMG_0000.png"
+    assert manifest.frame["path"][0] == str(root / "pictures/IMG_0000.png")
+
+
+def test_without_group_column_every_image_is_a_group(layout):
+    _, root = layout("table")
+    manifest = Table("images.csv", root).manifest()
+    assert manifest.grouped_by == "image"
+    assert manifest.frame["group"].is_unique
+    assert "lesion" in manifest.frame
+
+
+def test_column_names_are_free_and_others_are_kept(layout, tmp_path):
+    _, root = layout("table")
+    table = pd.read_csv(root / "images.csv").rename(columns={"path": "file", "label": "diagnosis", "lesion": "patient"})
+    table["split"] = ["train", "val", "test"] * 12
+    table["label"] = "something else"
+    table.to_csv(tmp_path / "elsewhere.csv", index=False)
+    source = Table(
+        tmp_path / "elsewhere.csv",
+        root,
+        path_column="file",
+        label_column="diagnosis",
+        group_column="patient",
+        split_column="split",
+    )
+    frame = source.manifest().frame
+    assert frame["split"].tolist() == table["split"].tolist()
+    assert frame["group"].tolist() == table["patient"].tolist()
+    assert set(frame["label_given"]) == {"something else"}
+    assert source.picture(source.manifest(), 5).size == (20, 15)
+
+
+def test_one_column_may_serve_twice(layout):
+    _, root = layout("table")
+    frame = Table("images.csv", root, group_column="path").manifest().frame
+    assert frame["group"].tolist() == frame["image_id"].tolist()
+
+
+def test_paths_may_be_absolute(layout):
+    _, root = layout("table")
+    table = pd.read_csv(root / "images.csv")
+    table["path"] = f"{root}/" + table["path"]
+    table.to_csv(root / "images.csv", index=False)
+    frame = Table("images.csv", root).manifest().frame
+    assert frame["path"].tolist() == table["path"].tolist()
+
+
+def test_unknown_split_is_named(layout):
+    _, root = layout("table")
+    table = pd.read_csv(root / "images.csv")
+    table["fold"] = "train"
+    table.loc[1, "fold"] = "dev"
+    table.to_csv(root / "images.csv", index=False)
+    with pytest.raises(DataError, match=r"images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;"):
+        Table("images.csv", root, split_column="fold").manifest()
+
+
+def test_given_classes_set_the_order_and_refuse_others(layout):
+    _, root = layout("table")
+    assert Table("images.csv", root, classes=["other", "nevus", "melanoma"]).manifest().frame["label"][0] == 2
+    with pytest.raises(DataError, match="unknown label 'other' of image"):
+        Table("images.csv", root, classes=["melanoma", "nevus"]).manifest()
+    with pytest.raises(DataError, match="no image of class wart"):
+        Table("images.csv", root, classes=["melanoma", "nevus", "other", "wart"]).manifest()
+
+
+@pytest.mark.parametrize("classes", [["a"], ["a", "a"], []])
+def test_impossible_classes(tmp_path, classes):
+    with pytest.raises(ConfigError, match="classes: must be two or more different names"):
+        Table("images.csv", tmp_path, classes=classes)
