@@ -1,0 +1,293 @@
+"""One run in the store, from its start to its end: the only place that writes runs.
+
+A run always ends: FINISHED, FAILED with its reason, or KILLED. Metrics are buffered and written in batches, because a
+batch of a thousand costs about as much as ten single calls.
+"""
+
+import contextlib
+import functools
+import getpass
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from src.tracking.limits import METRICS_PER_BATCH, PARAMS_PER_BATCH, TAG_LENGTH, batches, cut, flatten, recordable, text
+from src.tracking.orphans import owner_tags
+from src.tracking.store import Store, TrackingError, brief_http
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_logger = logging.getLogger(__name__)
+
+_SHARE = 0.01  # of a run's time may go into writing metrics while it runs
+_REASON_LENGTH = 500
+_TRACEBACK = "traceback.txt"
+
+
+class Run:
+    """A run that is being written; make one with `Run.start` and use it as a context manager.
+
+    Leaving the context ends the run: FINISHED; FAILED when an exception goes through; KILLED for KeyboardInterrupt and
+    SystemExit. The tag `trial_state` is then `complete` or `fail`, the tag `failure` the reason in one line, and the
+    artifact that the tag `failure_log` names holds the traceback. The exception itself goes on, also when recording it
+    fails.
+
+    Attributes:
+        id: MLflow's id of the run.
+        name: The name a person sees.
+        store: Where the run is kept.
+        seconds: Time spent on tracking so far, in seconds.
+    """
+
+    def __init__(self, store: Store, run_id: str, name: str) -> None:
+        self.id = run_id
+        self.name = name
+        self.store = store
+        self.seconds = 0.0
+        self._started = time.monotonic()
+        self._metric_seconds = 0.0
+        self._buffer: list[tuple[str, float, int, int]] = []  # name, value, timestamp in ms, step
+        self._names: dict[str, str] = {}  # recorded name -> name as it was given
+        self._newest: dict[str, int] = {}  # recorded name -> its last timestamp
+
+    @classmethod
+    def start(
+        cls,
+        store: Store,
+        name: str,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        parent_id: str | None = None,
+    ) -> "Run":
+        """Create a run in the store.
+
+        Args:
+            store: Opened if it is not yet.
+            name: The name a person sees.
+            tags: Written beside those that name the program, its user and its process. Long values are cut.
+            params: A flat or nested configuration; recorded under dotted keys, long values cut with their hash noted.
+            parent_id: Id of the run under which this one is shown.
+
+        Returns:
+            The run, counted as RUNNING until its context is left.
+
+        Raises:
+            TrackingError: The store cannot be used.
+        """
+        began = time.perf_counter()
+        every = {**_source_tags(), **owner_tags(), **({"mlflow.parentRunId": parent_id} if parent_id else {})}
+        every |= {key: cut(text(value), TAG_LENGTH) for key, value in (tags or {}).items()}
+        created = store.client.create_run(store.experiment_id, tags=every, run_name=name)
+        run = cls(store, created.info.run_id, name)
+        try:
+            run.params(params or {})
+        except BaseException as error:
+            run._end("FAILED", error)
+            raise
+        run.seconds = run._metric_seconds = time.perf_counter() - began
+        return run
+
+    @classmethod
+    def attach(cls, store: Store, run_id: str) -> "Run":
+        """A run that is there already, to add to its record.
+
+        Its status stays as it is, unless the context is entered and left. Metrics that are logged outside a context
+        need a `flush` at the end.
+
+        Raises:
+            TrackingError: The store has no such run.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return cls(store, run_id, store.client.get_run(run_id).info.run_name)
+        except MlflowException as error:
+            raise TrackingError(f"run {run_id}: {' '.join(str(error).split())}") from error
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters, nested or flat. A recorded one cannot change its value."""
+        from mlflow.entities import Param
+
+        flat = [Param(key, value) for key, value in flatten(params).items()]
+        with self._clock():
+            for batch in batches(flat, PARAMS_PER_BATCH):
+                self.store.client.log_batch(self.id, params=batch)
+
+    def log(self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
+        """Record metrics; they show in the store within about a hundred times what writing them costs, or at the end.
+
+        Args:
+            metrics: Names to values; NaN and infinity are kept. Characters that MLflow refuses in a name become `_`.
+            step: Position on the horizontal axis, such as the number of optimizer steps done.
+            timestamp: Seconds since the epoch; now, if None.
+
+        Raises:
+            TrackingError: Two different names that MLflow can only record as one.
+        """
+        with self._clock():
+            for given, value in metrics.items():
+                name = self._recorded_name(given)
+                # MLflow shows the highest of the values of one step and millisecond: the last one has to be later
+                now = int((time.time() if timestamp is None else timestamp) * 1000)
+                if timestamp is None:
+                    now = max(now, self._newest.get(name, -1) + 1)
+                self._newest[name] = now
+                self._buffer.append((name, float(value), now, int(step)))
+        if self._metric_seconds < _SHARE * (time.monotonic() - self._started):
+            try:
+                self.flush()
+            except Exception as error:
+                # the values are still in the buffer: the next flush, at the latest the one at the end, tries again
+                _logger.warning("metrics of run %s are not written yet: %s", self.id, _one_line(error))
+
+    def flush(self) -> None:
+        """Write all metrics that were logged so far. What could not be written stays in the buffer."""
+        from mlflow.entities import Metric
+
+        began = time.perf_counter()
+        try:
+            with self._clock():
+                while self._buffer:
+                    batch = self._buffer[:METRICS_PER_BATCH]
+                    self.store.client.log_batch(self.id, metrics=[Metric(*entry) for entry in batch])
+                    del self._buffer[: len(batch)]
+        finally:
+            self._metric_seconds += time.perf_counter() - began
+
+    def tag(self, **tags: Any) -> None:
+        """Set tags, new ones or over existing ones."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, cut(text(value), TAG_LENGTH)) for key, value in tags.items()]
+        with self._clock():
+            for batch in batches(entries, PARAMS_PER_BATCH):
+                self.store.client.log_batch(self.id, tags=batch)
+
+    def artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Copy a file, or all that is in a folder, to the run.
+
+        Args:
+            path: The file or folder.
+            folder: Folder within the run's artifacts; their root, if None.
+
+        Raises:
+            FileNotFoundError: There is nothing at `path`.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(path)
+        with self._clock():
+            if path.is_dir():
+                self.store.client.log_artifacts(self.id, str(path), folder)
+            else:
+                self.store.client.log_artifact(self.id, str(path), folder)
+
+    def text(self, content: str, name: str) -> None:
+        """Write a text artifact; `name` may hold folders, such as "config/overrides.yaml"."""
+        with self._clock():
+            self.store.client.log_text(self.id, content, name)
+
+    def table(self, frame: "pd.DataFrame", name: str) -> None:
+        """Write a table as a CSV artifact, without its index."""
+        self.text(frame.to_csv(index=False), name)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._end("FINISHED")
+        else:
+            self._end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED", error)
+
+    def _end(self, status: str, error: BaseException | None = None) -> None:
+        """Write what is left and close the run; raises only if there is no other exception under way."""
+        closing = self._closing(status, error)
+        problems: list[Exception] = []
+        try:
+            for step in closing:
+                # a server that did not answer once is not waited for again and again
+                with brief_http() if problems else contextlib.nullcontext():
+                    try:
+                        step()
+                    except Exception as problem:
+                        problems.append(problem)
+            if problems and error is None:
+                status = "FAILED"
+                self._try_to_tell(problems[0], problems)
+        finally:
+            # in `finally`: a second Ctrl+C while the rest is written must not leave the run RUNNING
+            with brief_http() if problems else contextlib.nullcontext():
+                try:
+                    self.store.client.set_terminated(self.id, status)
+                except Exception as problem:
+                    problems.append(problem)
+        if problems:
+            self._report(problems, error)
+
+    def _closing(self, status: str, error: BaseException | None) -> list[Callable[[], None]]:
+        if error is None:
+            return [self.flush, functools.partial(self.tag, trial_state="complete")]
+        trace = "".join(traceback.format_exception(error))
+        reason = functools.partial(self.tag, trial_state="fail", failure=_reason(error), failure_log=_TRACEBACK)
+        return [self.flush, reason, functools.partial(self.text, trace, _TRACEBACK)]
+
+    def _try_to_tell(self, problem: Exception, problems: list[Exception]) -> None:
+        with brief_http():
+            try:
+                self.tag(trial_state="fail", failure=f"the record is incomplete: {_one_line(problem)}")
+            except Exception as another:
+                problems.append(another)
+
+    def _report(self, problems: list[Exception], error: BaseException | None) -> None:
+        message = f"run {self.id}: the record is incomplete ({'; '.join(map(_one_line, problems))})"
+        if error is None:
+            raise TrackingError(f"{message}: see whether {self.store.uri} can be written") from problems[0]
+        error.add_note(message)
+        _logger.warning(message)
+
+    def _recorded_name(self, given: str) -> str:
+        name = recordable(given)
+        if self._names.setdefault(name, given) != given:
+            raise TrackingError(f"the metrics {self._names[name]!r} and {given!r} would both be {name!r}: rename one")
+        return name
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def _source_tags() -> dict[str, str]:
+    """What MLflow's own entry points write about the program; its UI shows them."""
+    return {"mlflow.source.name": sys.argv[0] or "python", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        return "unknown"
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says why; Lightning turns Ctrl+C into SystemExit(1), so for that the cause is told."""
+    if isinstance(error, SystemExit) and error.__context__ is not None:
+        error = error.__context__
+    return _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    return cut(f"{type(error).__name__}: {message}" if message else type(error).__name__, _REASON_LENGTH)
