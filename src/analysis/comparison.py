@@ -1,0 +1,123 @@
+"""Runs side by side: who is on the front, in one table for people and one for machines."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from src.analysis.dominance import front
+from src.objectives import Limit, Objective
+
+MELANOMA = ("mel", "melanoma", "malignant")  # what the class whose missed cases cost lives is called, by data set
+FORMATS = {
+    "efficiency/flops": lambda value: _engineering(value),
+    "efficiency/params": lambda value: _engineering(value),
+    "efficiency/latency_ms/b1/p50": lambda value: f"{value:.2f}",
+    "efficiency/latency_ratio": lambda value: f"{value:.2f}",
+}
+
+
+def recorded_name(metric: str) -> str:
+    """Under which name a run holds its final value: validation metrics at the chosen epoch, the others as they are."""
+    return f"best/{metric}" if metric.startswith("val/") else metric
+
+
+def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequence[Limit] = ()) -> pd.DataFrame:
+    """One row a run, failed ones too.
+
+    Args:
+        runs: As `src.tracking.read` gives them: `run_id`, `status`, `tags.*`, `metrics.*`.
+        objectives: What the front is drawn over, read at the chosen epoch.
+        limits: What a member of the front has to keep; a run without the metric does not.
+
+    Returns:
+        Columns run_id, model, split, status, failure, feasible (keeps the limits), front, and the run's metrics by
+        recorded names. Best first by the first objective; failed runs last.
+    """
+    table = pd.DataFrame(
+        {
+            "run_id": runs["run_id"],
+            "model": _column(runs, "tags.model", ""),
+            "split": _column(runs, "tags.split", ""),
+            "status": runs["status"],
+            "failure": _column(runs, "tags.failure", ""),
+        }
+    )
+    metrics = [name for name in runs.columns if name.startswith("metrics.")]
+    table = pd.concat([table, runs[metrics].rename(columns=lambda name: name.removeprefix("metrics."))], axis=1)
+    names = [recorded_name(objective.metric) for objective in objectives]
+    values = np.column_stack([_column(table, name, math.nan).to_numpy(dtype=float) for name in names])
+    feasible = (table["status"] == "FINISHED").to_numpy()
+    for limit in limits:
+        feasible &= _column(table, recorded_name(limit.metric), math.nan).map(limit.holds).to_numpy(dtype=bool)
+    values[~feasible] = math.nan
+    table.insert(5, "feasible", feasible)
+    table.insert(6, "front", front(values, list(objectives)))
+    ascending = objectives[0].direction == "minimize"
+    order = pd.Series(values[:, 0] if ascending else -values[:, 0])
+    return table.iloc[order.sort_values(kind="stable", na_position="last").index].reset_index(drop=True)
+
+
+def render(table: pd.DataFrame, title: str, split: str) -> Table:
+    """The comparison for a terminal of 100 columns.
+
+    Args:
+        table: From `compare`.
+        title: Line above the table.
+        split: "val" or "test": which split's quality is shown.
+    """
+    prefix = "best/val" if split == "val" else split
+    columns = [
+        ("bal. acc.", f"{prefix}/balanced_accuracy"),
+        ("accuracy", f"{prefix}/accuracy"),
+        ("mel recall", f"{prefix}/recall/{melanoma_class(table, prefix)}"),
+        ("FLOPs", "efficiency/flops"),
+        ("params", "efficiency/params"),
+        ("ms/image", "efficiency/latency_ms/b1/p50"),
+        ("x ref", "efficiency/latency_ratio"),
+    ]
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    drawn.add_column("model", overflow="fold")
+    for label, _ in columns:
+        drawn.add_column(label, justify="right", no_wrap=True)
+    drawn.add_column("front", justify="center")
+    for _, row in table.iterrows():
+        cells = [_format(name, row.get(name, math.nan)) for _, name in columns]
+        mark = "yes" if row["front"] else _why_not(row)
+        drawn.add_row(str(row["model"]), *cells, mark, style="bold" if row["front"] else None)
+    return drawn
+
+
+def _why_not(row: pd.Series) -> str:
+    if row["status"] != "FINISHED":
+        return str(row["status"])
+    return "no" if row["feasible"] else "over limit"
+
+
+def melanoma_class(table: pd.DataFrame, prefix: str) -> str:
+    """The class that is melanoma in these runs, or "mel" where none of them has it."""
+    recalls = [
+        str(name).removeprefix(f"{prefix}/recall/") for name in table if str(name).startswith(f"{prefix}/recall/")
+    ]
+    return next((name for name in recalls if name.lower() in MELANOMA), MELANOMA[0])
+
+
+def _column(frame: pd.DataFrame, name: str, default: str | float) -> pd.Series:
+    return frame[name].fillna(default) if name in frame else pd.Series(default, index=frame.index)
+
+
+def _format(name: str, value: float) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return FORMATS.get(name, lambda number: f"{number:.3f}")(value)
+
+
+def _engineering(value: float) -> str:
+    """Three figures and a letter: 30037824 -> 30.0M."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{letter}"
+    return f"{value:.0f}"

@@ -1,0 +1,71 @@
+"""Which epoch of a run is kept: the best on the validation split, never on the split that is reported."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+
+from src.errors import UserError
+from src.objectives import describe
+
+
+class BestEpoch(ModelCheckpoint):
+    """Keep the weights of the epoch that is best by one validation metric.
+
+    Without a validation split nothing is chosen: the last epoch is kept, and `chosen_by` says so.
+
+    Args:
+        metric: Name from the run record, such as "val/balanced_accuracy"; which way is better comes from there.
+        folder: Where `best.ckpt` is written; given by the training code.
+        has_validation: Whether the run has a validation split; given by the training code.
+    """
+
+    def __init__(self, metric: str, folder: Path | str = ".", has_validation: bool = True) -> None:
+        self.chosen_by = metric if has_validation else "last epoch"
+        mode = "max" if describe(metric).direction == "maximize" else "min"
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=metric if has_validation else None,
+            mode=mode,
+            save_top_k=1,
+            save_weights_only=True,
+            enable_version_counter=False,
+            save_on_train_epoch_end=not has_validation,
+        )
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []  # the figures of each epoch, of which one is chosen
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the epoch's figures; stop where the loss is no number any more."""
+        super().on_train_epoch_end(trainer, pl_module)
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.history.append(figures)
+        if not math.isfinite(figures.get("train/loss", 0.0)):
+            raise UserError(
+                f"train/loss is {figures['train/loss']} in epoch {trainer.current_epoch + 1}: the training diverged; "
+                "lower optimizer.lr or set trainer.gradient_clip_val=1"
+            )
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.epoch = trainer.current_epoch
+
+
+def load_weights(module: LightningModule | nn.Module, path: Path | str) -> None:
+    """Put the weights of a checkpoint into `module`. Nothing in the file is executed.
+
+    Raises:
+        UserError: The file is absent, damaged, or of another network.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(content["state_dict"])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint of this network: {str(error).splitlines()[0]}") from error

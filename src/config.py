@@ -1,0 +1,139 @@
+"""From a composed config to checked, built objects. An impossible value ends in one line that names its key."""
+
+import difflib
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import hydra.utils
+import pydantic
+from annotated_types import Ge
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import ConfigError, UserError
+
+ROOT_VALUES: dict[str, Any] = {
+    "seed": Annotated[int, Ge(0)],
+    "study": str | None,
+    "test": bool | Literal["auto"],
+    "threads": Annotated[int, Ge(1)] | None,
+}
+_HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The config as plain values, every interpolation followed.
+
+    Raises:
+        ConfigError: An interpolation leads nowhere, or a mandatory value (`???`) is missing.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(getattr(error, "full_key", None) or "config", str(error).splitlines()[0]) from error
+    return typing.cast("dict[str, Any]", plain)
+
+
+def check(config: Mapping[str, Any], path: str = "") -> None:
+    """Hold every value that goes to a constructor against that constructor's signature and annotations.
+
+    Args:
+        config: A resolved config, or a part of it.
+        path: The key under which that part stands.
+
+    Raises:
+        ConfigError: An unknown key, a wrong type or a value out of its range; the message names the key.
+    """
+    if "_target_" in config:
+        _check_call(config, path)
+    elif not path:
+        for key in ROOT_VALUES.keys() & config.keys():
+            _check_value(config[key], ROOT_VALUES[key], key)
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check(value, f"{path}.{key}" if path else key)
+
+
+def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **given: Any) -> Any:
+    """Build what `_target_` names, the objects in `given` passed along.
+
+    Args:
+        config: The node to build.
+        path: The key under which it stands, for error messages.
+        without: Keys that are for the reader or for other nodes and not passed on.
+        **given: Arguments that are no config: built parts, counts.
+
+    Raises:
+        ConfigError: The constructor refused a value.
+    """
+    node = OmegaConf.create({key: value for key, value in resolve(config).items() if key not in without})
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **given)
+    except InstantiationException as error:
+        cause = error.__cause__
+        inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+        where = f"{path}.{inner}" if inner else path
+        if isinstance(cause, ConfigError):
+            raise cause.under(where) from error
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, ValueError):
+            raise ConfigError(where, str(cause).splitlines()[0]) from error
+        raise
+    except HydraException as error:
+        raise ConfigError(path, str(error).splitlines()[0]) from error
+
+
+def _check_call(config: Mapping[str, Any], path: str) -> None:
+    name = config["_target_"]
+    try:
+        target = hydra.utils.get_object(name)
+    except Exception as error:
+        raise ConfigError(f"{path}._target_", f"cannot import {name}: {error}") from error
+    function = target.__init__ if inspect.isclass(target) else target
+    parameters = inspect.signature(target).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    hints = _type_hints(function)
+    for key, value in config.items():
+        if key in _HYDRA_KEYS or key in getattr(target, "config_only", ()):
+            continue
+        where = f"{path}.{key}"
+        if key not in parameters:
+            if open_ended:
+                continue
+            raise ConfigError(where, f"unknown key{_closest(key, parameters)}")
+        if key in hints and not (isinstance(value, Mapping) and "_target_" in value):
+            _check_value(value, hints[key], where)
+
+
+def _type_hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        return {}  # a library's annotations that only its own type checker can read
+
+
+def _check_value(value: Any, hint: Any, where: str) -> None:
+    try:
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+            hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+        )
+    except (pydantic.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
+        return
+    try:
+        adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        problems = {_lower_first(problem["msg"]) for problem in error.errors()}
+        raise ConfigError(where, f"{' or '.join(sorted(problems))}, but got {value!r}") from None
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _closest(key: str, known: typing.Iterable[str]) -> str:
+    matches = difflib.get_close_matches(key, [name for name in known if name != "self"], n=3)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,0 +1,173 @@
+"""What every entry script shares: Hydra around a job, and bad input told in one line."""
+
+import difflib
+import os
+import re
+import signal
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import ConfigError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> None:
+    """Compose `conf/<config_name>.yaml` from the command line and hand it to `job`, once or once a cell of a multirun.
+
+    A mistake of the user ends the process with one line on stderr and status 2; anything else is our bug and
+    shows its traceback. `--help` lists the config groups, `--help <group>` what each choice of one is. SIGTERM
+    unwinds the stack as Ctrl+C does, so that a terminated run can still be closed.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        group = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+        print(choices_help(group) if group else general_help(examples))
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    full_error = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing and leaving
+    try:
+        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(job)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        message = one_line(error)
+        if message is None:
+            raise
+        fail(message)
+
+
+def general_help(examples: str) -> str:
+    """What can be typed: examples, then each config group with its choices."""
+    groups = [folder for folder in sorted((ROOT / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    lines = [
+        examples.strip("\n"),
+        "",
+        "A run is made of parts. Choose one by part=choice, set a value by part.key=value:",
+        "",
+    ]
+    for folder in groups:
+        names = ", ".join(_choices(folder))
+        if names:
+            wrapped = textwrap.wrap(names, width=82, subsequent_indent=" " * 14, break_on_hyphens=False)
+            lines.append(f"  {folder.name + ':':<11} " + "\n".join(wrapped))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "  --help <part>        what each choice of a part is, such as --help model",
+            "  --cfg job            all values of a composed run, without running it",
+            "  -m, --multirun       one run per combination of comma-separated values, compared at the end",
+            "  --hydra-help         Hydra's own flags: folders, shell completion",
+            "",
+            "Every value is checked; a wrong one ends with one line that names its key.",
+        ]
+    )
+
+
+def choices_help(group: str) -> str:
+    """The header line of each choice of a group."""
+    folder = ROOT / "conf" / group
+    if not folder.is_dir():
+        fail(f"--help {group}: there is no such part; see --help")
+    width = max(len(name) for name in _choices(folder))
+    lines = [f"{group}=..."]
+    for name in _choices(folder):
+        header = (folder / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ").removeprefix(f"{name}: ")
+        indent = " " * (width + 4)
+        lines += textwrap.wrap(header, 98, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
+    return "\n".join(lines)
+
+
+def _choices(folder: Path) -> list[str]:
+    """Names that can be chosen; files with a leading underscore are shared pieces of others."""
+    return sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def fail(message: str) -> NoReturn:
+    """Print the one line and leave with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def one_line(error: BaseException) -> str | None:
+    """The user's mistake in one line, or None if the error is not the user's.
+
+    Args:
+        error: What was raised; Hydra's composition errors are put in our words.
+    """
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, HydraException):
+        return _hydra_line(error)
+    if isinstance(error, OmegaConfBaseException):
+        return str(ConfigError(error.full_key or "config", str(error).splitlines()[0]))
+    return None
+
+
+def _hydra_line(error: HydraException) -> str:
+    text = str(error)
+    choice = re.search(r"Could not find '([^']+)'", text)
+    if choice:
+        group, _, name = choice[1].rpartition("/")
+        known = _choices(ROOT / "conf" / group)
+        return f"{group}={name}: no such choice{_suggest(name, known)}; {group} has {', '.join(known)}"
+    override = re.search(
+        r"Could not (?:override|append to config\. An item is already at) '?([^'\n]+?)'?\.?(?:\n|$)", text
+    )
+    if override and "append" not in text.splitlines()[0]:
+        key = override[1]
+        if isinstance(error.__cause__, OmegaConfBaseException) and "is not in struct" not in str(error.__cause__):
+            return f"{key}: {str(error.__cause__).splitlines()[0]}"
+        return f"{key}: unknown key{_suggest_key(key)}"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _suggest_key(key: str) -> str:
+    """Close names among all keys of the composed default config."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    known: list[str] = []
+    with suppress(HydraException, OmegaConfBaseException, ValueError):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            known = list(_keys(compose("train")))
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _keys(config: DictConfig, path: str = "") -> list[str]:
+    found = []
+    for key in config:
+        where = f"{path}.{key}" if path else str(key)
+        found.append(where)
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            found.extend(_keys(node, where))
+    return found
+
+
+def format_bug(error: BaseException) -> str:
+    """The traceback of an unexpected error, as text."""
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,267 @@
+"""One config -> one trained, measured, logged run."""
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from src.analysis import figures
+from src.checkpoint import BestEpoch, load_weights
+from src.classifier import Classifier, as_float
+from src.config import instantiate
+from src.data import contact_sheet
+from src.data.module import DataModule
+from src.efficiency.profile import static_cost
+from src.errors import ConfigError
+from src.progress import EpochProgress
+from src.reproducibility import environment, seed_everything
+from src.tracking.logger import RunLogger
+from src.tracking.run import Run
+
+log = logging.getLogger(__name__)
+SHEET_IMAGES = 6  # pictures a class on the contact sheet
+NEVER = 10**9  # steps; the metrics are logged once an epoch
+
+
+@dataclass
+class Parts:
+    """What a config is built into: data that are ready, and a classifier that fits them."""
+
+    data: DataModule
+    classifier: Classifier
+
+
+def build(config: DictConfig, pretrained: bool = True) -> Parts:
+    """Prepare the data and build the classifier.
+
+    Args:
+        config: A composed `conf/train.yaml`.
+        pretrained: False when a checkpoint follows, so that no weights are looked for.
+
+    Raises:
+        UserError: A value, a file or a package is not as it should be; the message names it.
+    """
+    seed_everything(config.seed)
+    augment = instantiate(config.augment, "augment")
+    data: DataModule = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
+    data.prepare()
+    if not pretrained and "weights" in config.model.net:
+        config = config.copy()
+        config.model.net.weights = "random"
+    seed_everything(config.seed)
+    net: nn.Module = instantiate(config.model.net, "model.net", outputs=data.outputs)
+    loss = instantiate(config.loss, "loss", class_counts=data.class_counts)
+    classifier = instantiate(
+        config.model,
+        "model",
+        ("net",),
+        net=net,
+        loss=loss,
+        classes=data.classes,
+        optimizer=instantiate(config.optimizer, "optimizer"),
+        scheduler=instantiate(config.scheduler, "scheduler"),
+    )
+    return Parts(data, classifier)
+
+
+def prepare_fit(
+    config: DictConfig, parts: Parts, run: Run | None, folder: Path
+) -> tuple[Trainer, EpochProgress, BestEpoch]:
+    """The trainer with its callbacks: progress, the kept epoch, and what the config names.
+
+    Args:
+        config: A composed `conf/train.yaml`.
+        parts: Of the same config.
+        run: Where to log; None on the ranks of a distributed run that do not write.
+        folder: The run's own folder; the checkpoint goes there.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    has_validation = parts.data.has("val")
+    best: BestEpoch = instantiate(
+        config.callbacks.best, "callbacks.best", folder=folder / "checkpoint", has_validation=has_validation
+    )
+    others = [
+        instantiate(node, f"callbacks.{name}")
+        for name, node in config.callbacks.items()
+        if name != "best" and has_validation  # they watch validation metrics
+    ]
+    progress = EpochProgress(config.model.name)
+    trainer = _trainer(config, run, folder, [best, *others, progress])
+    return trainer, progress, best
+
+
+def train(config: DictConfig, parts: Parts, run: Run | None, folder: Path) -> Path:
+    """Fit, and bring the classifier back to its chosen epoch.
+
+    Args:
+        config: A composed `conf/train.yaml`.
+        parts: Of the same config.
+        run: Where to log; None on the ranks of a distributed run that do not write.
+        folder: The run's own folder; the checkpoint goes there.
+
+    Returns:
+        The path of the chosen epoch's checkpoint.
+    """
+    trainer, progress, best = prepare_fit(config, parts, run, folder)
+    began = time.perf_counter()
+    with quiet_lightning():
+        trainer.fit(parts.classifier, datamodule=parts.data)
+    seconds = time.perf_counter() - began
+    checkpoint = Path(best.best_model_path)
+    load_weights(parts.classifier, checkpoint)
+    if run is not None:
+        curves = folder / "learning_curves.png"
+        figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
+        run.artifact(curves, "figures")
+        run.tag(chosen_by=best.chosen_by)
+        speeds = {"time/fit_s": seconds, "time/images_per_s": progress.images_per_s, "best/epoch": best.epoch}
+        run.log(speeds, step=trainer.global_step)
+    return checkpoint
+
+
+def evaluate(config: DictConfig, parts: Parts, split: str, run: Run, folder: Path) -> dict[str, float]:
+    """Measure the classifier on one split and write metrics, predictions, per-class table and confusion matrix.
+
+    Args:
+        config: A composed `conf/train.yaml`; its trainer says on what device.
+        parts: A trained classifier and its data.
+        split: "val", recorded as `best/val/...`, or "test".
+        run: Where to write.
+        folder: For the files on their way.
+
+    Returns:
+        The metrics by their recorded names.
+    """
+    trainer = _trainer(config, None, folder, [], devices=1, strategy="auto")
+    with quiet_lightning():
+        trainer.test(parts.classifier, parts.data.loader(split), verbose=False)
+    prefix = "best/val" if split == "val" else split
+    values = {
+        f"{prefix}/{name.removeprefix('test/')}": float(value) for name, value in trainer.callback_metrics.items()
+    }
+    run.log(values, step=0)
+    rows, probability = parts.classifier.predictions()
+    frame = predictions_table(parts.data, rows.numpy(), probability.numpy())
+    run.table(frame, f"predictions/{split}.csv")
+    matrix = parts.classifier.metrics.confusion().cpu().numpy()
+    run.table(figures.per_class_table(matrix, parts.data.classes), f"per_class/{split}.csv")
+    picture = folder / f"confusion_{split}.png"
+    figures.confusion_matrix(matrix, parts.data.classes, split).savefig(picture)
+    run.artifact(picture, "figures")
+    return values
+
+
+def predictions_table(data: DataModule, rows: Any, probability: Any) -> pd.DataFrame:
+    """One line an image: its id, group, true label and the probability of each class."""
+    frame = data.frame.iloc[rows]
+    table = pd.DataFrame({"image_id": frame["image_id"].to_numpy(), "group": frame["group"].to_numpy()})
+    table["label"] = [data.classes[label] for label in frame["label"]]
+    for number, name in enumerate(data.classes):
+        table[f"p/{name}"] = probability[:, number]
+    return table
+
+
+def measure(config: DictConfig, classifier: Classifier, run: Run) -> None:
+    """Measure what the net costs, beside the reference net, and record it."""
+    profiler = instantiate(config.efficiency, "efficiency")
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    profile = profiler.profile(classifier.net, classifier.image_size, device)
+    run.log(profile.metrics, step=0)
+    run.text(json.dumps(profile.details, indent=2), "efficiency.json")
+    uncounted = profile.details["uncounted_operators"]
+    run.tag(
+        device=profile.details["device"],
+        flops_uncounted=", ".join(f"{operator} x{times}" for operator, times in uncounted.items()),
+    )
+
+
+def describe_inputs(config: DictConfig, overrides: list[str], parts: Parts, run: Run, folder: Path) -> None:
+    """Record what goes in, before anything is trained: config, environment, data, static cost, contact sheet."""
+    run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
+    run.text("\n".join(overrides) + "\n", "overrides.txt")
+    run.text(json.dumps(environment(), indent=2), "environment.json")
+    data = parts.data
+    run.log({key: float(value) for key, value in data.record().items()}, step=0)
+    run.log(static_cost(parts.classifier.net, parts.classifier.image_size), step=0)
+    run.tag(
+        data_fingerprint=data.cache.fingerprint,
+        grouped_by=data.grouped_by,
+        weights=getattr(parts.classifier.net, "loaded_weights", "random"),
+    )
+    sheet = folder / "contact_sheet.png"
+    draw_contact_sheet(data).save(sheet)
+    run.artifact(sheet, "figures")
+    if data.cache.unreadable:
+        run.table(pd.DataFrame(data.cache.unreadable, columns=["path", "reason"]), "unreadable.csv")
+
+
+def draw_contact_sheet(data: DataModule) -> Any:
+    """A picture of what the net is fed: some training images of each class, before and after augmentation."""
+    before, after = {}, {}
+    rows = data.rows("train")
+    for label, name in enumerate(data.classes):
+        chosen = rows[data.labels[rows] == label][:SHEET_IMAGES]
+        images = torch.from_numpy(data.cache.images[chosen])
+        fed = as_float(images.permute(0, 3, 1, 2))
+        if data.augment is not None:
+            fed = data.augment(fed)
+        before[f"{name} ({data.class_counts[label]})"] = images.numpy()
+        after[f"{name} ({data.class_counts[label]})"] = fed.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    return contact_sheet.draw(before, after)
+
+
+def writes_record() -> bool:
+    """Whether this process owns the run: of a distributed run, the first rank does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _trainer(config: DictConfig, run: Run | None, folder: Path, callbacks: list[Any], **changes: Any) -> Trainer:
+    settings: Mapping[str, Any] = {
+        "logger": RunLogger(run) if run is not None else False,
+        "callbacks": callbacks,
+        "default_root_dir": str(folder),
+        "enable_progress_bar": bool(callbacks),
+        "enable_model_summary": False,
+        "enable_checkpointing": bool(callbacks),
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": NEVER,
+        **changes,
+    }
+    with quiet_lightning():
+        try:
+            return instantiate(config.trainer, "trainer", (), **settings)
+        except InstantiationException as error:
+            if isinstance(error.__cause__, MisconfigurationException):
+                raise ConfigError("trainer", str(error.__cause__).splitlines()[0]) from error
+            raise
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's announcements of hardware and products, and two warnings about itself; the others stay."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,109 @@
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import torch
+from annotated_types import Ge
+from omegaconf import OmegaConf
+
+from src.config import check, instantiate, resolve
+from src.errors import ConfigError, DataError
+
+
+class Part:
+    config_only = ("note",)
+
+    def __init__(self, width: Annotated[int, Ge(1)], kind: Literal["a", "b"] = "a", rate: float = 0.5) -> None:
+        if rate > 1:
+            raise ConfigError("rate", f"must be at most 1, but got {rate}")
+        if rate < 0:
+            raise ValueError(f"rate is negative: {rate}")
+        self.width = width
+
+
+def refuses() -> None:
+    raise DataError("not there", Path("somewhere"))
+
+
+def is_buggy() -> None:
+    raise KeyError("a bug")
+
+
+TARGET = f"{__name__}.Part"
+
+
+def node(**values: object) -> dict[str, object]:
+    return {"model": {"net": {"_target_": TARGET, "width": 3, **values}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 0}, "model.net.width: input should be greater than or equal to 1, but got 0"),
+        ({"width": "abc"}, "model.net.width: input should be a valid integer"),
+        ({"width": 2.5}, "model.net.width: input should be a valid integer"),
+        ({"kind": "c"}, "model.net.kind: input should be 'a' or 'b', but got 'c'"),
+        ({"rate": [1]}, "model.net.rate: input should be a valid number"),
+        ({"widht": 1}, "model.net.widht: unknown key; did you mean width?"),
+    ],
+)
+def test_impossible_value_is_refused_with_its_key(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check(node(**values))
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+def test_possible_values_pass() -> None:
+    check(node(kind="b", rate=1, note="for the reader"))
+
+
+def test_target_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"net\._target_: cannot import src.nowhere.Thing"):
+        check({"net": {"_target_": "src.nowhere.Thing"}})
+
+
+def test_library_constructors_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_epochs: .*integer.*but got 'ten'"):
+        check({"trainer": {"_target_": "pytorch_lightning.Trainer", "max_epochs": "ten"}})
+
+
+def test_constructor_that_refuses_names_the_whole_key() -> None:
+    config = OmegaConf.create(node(rate=3.0))
+    with pytest.raises(ConfigError, match=r"^model\.net\.rate: must be at most 1, but got 3\.0$"):
+        instantiate(config.model.net, "model.net")
+
+
+def test_constructor_that_refuses_deep_within_names_the_whole_key() -> None:
+    config = OmegaConf.create(
+        {"outer": {"_target_": "builtins.dict", "inner": {"_target_": TARGET, "width": 1, "rate": 2}}}
+    )
+    with pytest.raises(ConfigError, match=r"^outer\.inner\.rate: "):
+        instantiate(config.outer, "outer")
+
+
+def test_library_value_error_names_the_part() -> None:
+    config = OmegaConf.create({"_target_": "torch.optim.SGD", "lr": -1.0})
+    with pytest.raises(ConfigError, match=r"^optimizer: Invalid learning rate: -1\.0"):
+        instantiate(config, "optimizer", params=[torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_user_errors_pass_as_they_are_and_bugs_keep_their_traceback() -> None:
+    with pytest.raises(DataError, match="somewhere: not there"):
+        instantiate(OmegaConf.create({"_target_": f"{__name__}.refuses"}), "data")
+    with pytest.raises(Exception, match="a bug") as raised:
+        instantiate(OmegaConf.create({"_target_": f"{__name__}.is_buggy"}), "data")
+    assert not isinstance(raised.value, ConfigError)
+
+
+def test_interpolations_reach_outside_the_node_and_objects_are_passed() -> None:
+    config = OmegaConf.create({"size": 7, "net": {"_target_": TARGET, "width": "${size}", "drop": 1}})
+    assert instantiate(config.net, "net", without=("drop",)).width == 7
+    assert instantiate(config.net, "net", without=("drop", "width"), width=9).width == 9
+
+
+def test_broken_interpolation_and_missing_value_are_named() -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        resolve(OmegaConf.create({"a": "${nowhere}"}))
+    with pytest.raises(ConfigError, match="a"):
+        resolve(OmegaConf.create({"a": "???"}))

@@ -1,0 +1,79 @@
+"""The command line as a user meets it, in processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.entry import ROOT
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m src.train` with all its folders below `tmp_path`."""
+    environment = {**os.environ, "PARETODERM_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "src.train", *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_help_names_groups_and_examples_without_loading_torch(tmp_path: Path) -> None:
+    result = run(tmp_path, "--help")
+    assert result.returncode == 0
+    for group in ("model", "data", "augment", "loss", "optimizer", "scheduler", "trainer", "callbacks", "experiment"):
+        assert f"\n  {group}: " in result.stdout or f"\n{group}: " in result.stdout, group
+    assert result.stdout.count("python -m src.train") >= 3
+    assert "efficientnet_lite0" in result.stdout
+    assert "_base" not in result.stdout
+
+
+@pytest.mark.parametrize("module", ["src", "src.train"])
+def test_importing_is_light(module: str) -> None:
+    code = (
+        f"import {module}, sys; print([name for name in ('torch', 'mlflow', 'optuna', 'timm') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["model=cutsom"], "model=cutsom: no such choice, did you mean custom?"),
+        (["model.net.widht=3"], "model.net.widht: unknown key; did you mean model.net.width?"),
+        (["+model.net.foo=3"], "model.net.foo: unknown key"),
+        (["model.net.dropout=1.3"], "model.net.dropout: "),
+        (["model.net.width=0"], "model.net.width: "),
+        (["model.net.width=abc"], "model.net.width: "),
+        (["trainer.max_epochs=ten"], "trainer.max_epochs: "),
+        (["seed=abc"], "seed: "),
+        (["test=perhaps"], "test: "),
+        (["model.net.width=["], "model.net.width=["),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_override_ends_with_one_line_that_names_it(tmp_path: Path, arguments: list[str], culprit: str) -> None:
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert culprit in result.stderr
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["data.fractions=[0.5,0.2,0.2]"], "data.fractions: "),
+        (["model.image_size=16"], "model.net.image_size: "),
+        (["data=ham10000", "data.root=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_value_found_later_is_one_line_too_and_a_failed_run(
+    tmp_path: Path, arguments: list[str], culprit: str
+) -> None:
+    result = run(tmp_path, "experiment=smoke", *arguments)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert culprit in errors[0]
+    assert "Traceback" not in result.stderr
