@@ -1,6 +1,7 @@
 """What every entry script shares: Hydra around a job, and bad input told in one line."""
 
 import difflib
+import functools
 import os
 import re
 import signal
@@ -37,8 +38,19 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
     signal.signal(signal.SIGTERM, _terminate)
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing and leaving
+    refused: list[UserError] = []
+
+    @functools.wraps(job)
+    def task(config: DictConfig) -> None:
+        try:
+            job(config)
+        except UserError as error:
+            refused.append(error)  # not through Hydra, which would print a line of its own
+
     try:
-        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(task)()
+        for error in refused:
+            raise error
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
@@ -84,7 +96,8 @@ def choices_help(group: str) -> str:
     width = max(len(name) for name in _choices(folder))
     lines = [f"{group}=..."]
     for name in _choices(folder):
-        header = (folder / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ").removeprefix(f"{name}: ")
+        first = next(line for line in (folder / f"{name}.yaml").read_text().splitlines() if "@package" not in line)
+        header = first.lstrip("# ").removeprefix(f"{name}: ")
         indent = " " * (width + 4)
         lines += textwrap.wrap(header, 98, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
     return "\n".join(lines)

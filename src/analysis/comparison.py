@@ -52,7 +52,8 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
     values = np.column_stack([_column(table, name, math.nan).to_numpy(dtype=float) for name in names])
     feasible = (table["status"] == "FINISHED").to_numpy()
     for limit in limits:
-        feasible &= _column(table, recorded_name(limit.metric), math.nan).map(limit.holds).to_numpy(dtype=bool)
+        measured = _column(table, recorded_name(limit.metric), math.nan)
+        feasible = feasible & measured.map(limit.holds).to_numpy(dtype=bool)
     values[~feasible] = math.nan
     table.insert(5, "feasible", feasible)
     table.insert(6, "front", front(values, list(objectives)))

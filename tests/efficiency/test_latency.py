@@ -168,7 +168,9 @@ def test_every_user_may_take_the_lock(tmp_path: Path) -> None:
     assert stat.S_IMODE(lock.stat().st_mode) == 0o666
 
 
-def test_lock_is_the_same_for_users_with_other_temporary_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lock_is_the_same_for_users_with_other_temporary_folders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     before = latency.shared_lock()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert latency.shared_lock() == before

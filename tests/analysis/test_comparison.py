@@ -1,0 +1,66 @@
+import pandas as pd
+from rich.console import Console
+
+from src.analysis.comparison import compare, melanoma_class, recorded_name, render
+from src.objectives import Limit, Objective
+
+OBJECTIVES = [Objective("val/balanced_accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
+
+
+def runs() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "run_id": ["small", "big", "worse", "dead"],
+            "status": ["FINISHED", "FINISHED", "FINISHED", "FAILED"],
+            "tags.model": ["custom", "mobilenetv3_small", "custom", "custom"],
+            "tags.failure": [None, None, None, "OutOfMemoryError"],
+            # what the last epoch had must not matter, nor what a dead run had
+            "metrics.val/balanced_accuracy": [0.1, 0.2, 0.9, 0.9],
+            "metrics.best/val/balanced_accuracy": [0.50, 0.60, 0.55, 0.99],
+            "metrics.best/val/accuracy": [0.7, 0.8, 0.7, 0.9],
+            "metrics.best/val/recall/mel": [0.9, 0.5, 0.3, 0.9],
+            "metrics.efficiency/flops": [30037824.0, 4.1e9, 5e9, 1.0],
+            "metrics.efficiency/params": [691911.0, 23.5e6, 1e6, 10.0],
+        }
+    )
+
+
+def test_front_is_read_at_the_chosen_epoch_and_failed_runs_stay_in_the_table() -> None:
+    table = compare(runs(), OBJECTIVES)
+    assert table["run_id"].tolist() == ["big", "worse", "small", "dead"]
+    assert table["front"].tolist() == [True, False, True, False]
+    assert table["failure"].tolist()[-1] == "OutOfMemoryError"
+
+
+def test_limits_keep_runs_off_the_front() -> None:
+    table = compare(runs(), OBJECTIVES, [Limit("val/recall/mel", ">=", 0.8)]).set_index("run_id")
+    assert table["feasible"].to_dict() == {"big": False, "worse": False, "small": True, "dead": False}
+    assert table.index[table["front"]].tolist() == ["small"]
+    assert not compare(runs(), OBJECTIVES, [Limit("test/auroc", ">=", 0.8)])["feasible"].any()
+
+
+def test_names_are_of_the_chosen_epoch_for_validation_only() -> None:
+    assert recorded_name("val/loss") == "best/val/loss"
+    assert recorded_name("efficiency/flops") == "efficiency/flops"
+
+
+def test_melanoma_goes_by_several_names() -> None:
+    for name in ("mel", "MEL", "malignant"):
+        assert melanoma_class(pd.DataFrame({f"test/recall/{name}": [1.0]}), "test") == name
+    assert melanoma_class(pd.DataFrame({"test/recall/nv": [1.0]}), "test") == "mel"
+
+
+def test_table_fits_100_columns_and_shows_every_run() -> None:
+    console = Console(width=100, record=True, file=None)
+    with console.capture() as captured:
+        console.print(render(compare(runs(), OBJECTIVES), "a study", "val"))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert "mobilenetv3_small" in text
+    assert "30M" in text
+    assert "692k" in text
+    assert "4.1G" in text
+    assert "FAILED" in text
+    assert text.count("yes") == 2
+    assert "nan" not in text.lower().replace("finan", "")

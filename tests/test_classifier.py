@@ -1,0 +1,168 @@
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from sklearn.metrics import balanced_accuracy_score, log_loss
+from torch import Tensor, nn
+
+from src import schedules
+from src.classifier import Classifier, as_float
+from src.errors import ConfigError
+from src.losses.cross_entropy import CrossEntropy
+
+
+class Net(nn.Module):
+    """A backbone and a head, so that learning-rate factors have something to act on."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images).mean(dim=(2, 3)))
+
+
+def classifier(outputs: int = 3, classes: tuple[str, ...] = ("a", "b", "c"), **changes: object) -> Classifier:
+    torch.manual_seed(0)
+    settings: dict[str, object] = {
+        "name": "net",
+        "net": Net(outputs),
+        "loss": CrossEntropy(class_counts=[10] * len(classes)),
+        "classes": classes,
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
+        "scheduler": schedules.constant,
+        "image_size": 8,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        **changes,
+    }
+    return Classifier(**settings)  # type: ignore[arg-type]
+
+
+class Loader:
+    """What Lightning wants of a loader; it takes a bare list for several of them."""
+
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (dict(batch) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def batches(classes: int, sizes: tuple[int, ...] = (6, 6, 4)) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    made, row = [], 0
+    for size in sizes:
+        image = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        label = torch.randint(0, classes, (size,), generator=generator)
+        made.append({"image": image, "label": label, "row": torch.arange(row, row + size)})
+        row += size
+    return made
+
+
+def trainer(epochs: int = 1) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def test_bytes_and_floats_are_normalised_alike() -> None:
+    module = classifier()
+    image = batches(3)[0]["image"]
+    expected = (image.numpy() / 255 - np.array([0.5, 0.4, 0.3]).reshape(1, 3, 1, 1)) / np.array([0.2, 0.3, 0.4]).reshape(
+        1, 3, 1, 1
+    )
+    wanted = module.net(torch.from_numpy(expected).float())
+    torch.testing.assert_close(module(image), wanted)
+    torch.testing.assert_close(module(image.float() / 255), wanted)
+
+
+def test_as_float_keeps_the_memory_format() -> None:
+    image = torch.zeros(2, 3, 4, 4, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    assert as_float(image).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(3, ("a", "b", "c")), (1, ("benign", "malignant"))])
+def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, ...]) -> None:
+    module, data = classifier(outputs, classes), batches(len(classes))
+    logged = trainer().validate(module, Loader(data), verbose=False)[0]
+    rows, probability = module.predictions()
+    label = torch.cat([batch["label"] for batch in data]).numpy()
+    assert rows.tolist() == list(range(16))
+    assert probability.shape == (16, len(classes))
+    np.testing.assert_allclose(probability.sum(dim=1), 1, rtol=1e-5)
+    wanted = balanced_accuracy_score(label, probability.argmax(dim=1))
+    assert logged["val/balanced_accuracy"] == pytest.approx(wanted, abs=1e-6)
+    assert logged["val/loss"] == pytest.approx(log_loss(label, probability, labels=range(len(classes))), abs=1e-5)
+
+
+def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_it() -> None:
+    module, data = classifier(optimizer=functools.partial(torch.optim.SGD, lr=0.0)), batches(3)
+    fitter = trainer()
+    fitter.fit(module, Loader(data), Loader(data))
+    with torch.no_grad():
+        losses = [module.loss(module(batch["image"]), batch["label"]) * len(batch["label"]) for batch in data]
+    wanted = float(sum(losses)) / 16
+    assert float(fitter.callback_metrics["train/loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(fitter.callback_metrics["val/loss"]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_backbone_gets_its_learning_rate_factor() -> None:
+    module = classifier(backbone_lr_factor=0.1)
+    fitter = trainer()
+    fitter.fit(module, Loader(batches(3)))
+    head, backbone = fitter.optimizers[0].param_groups
+    assert (head["lr"], backbone["lr"]) == (0.1, pytest.approx(0.01))
+    assert {id(p) for p in backbone["params"]} == {id(p) for p in module.net.backbone.parameters()}  # type: ignore[union-attr]
+    assert {id(p) for p in head["params"]} == {id(p) for p in module.net.head.parameters()}  # type: ignore[union-attr]
+
+
+def test_frozen_parameters_are_not_optimised() -> None:
+    net = Net(3)
+    net.backbone.requires_grad_(False)
+    fitter = trainer()
+    fitter.fit(classifier(net=net), Loader(batches(3)))
+    assert sum(len(group["params"]) for group in fitter.optimizers[0].param_groups) == 2
+
+
+def test_mean_must_have_a_number_a_channel() -> None:
+    with pytest.raises(ConfigError, match="three numbers"):
+        classifier(mean=[0.5])
+
+
+@pytest.mark.parametrize("schedule", [schedules.onecycle, schedules.cosine])
+def test_schedules_rise_to_each_groups_rate_and_fall_to_nearly_nothing(schedule: object) -> None:
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 0.1}])
+    scheduler = schedule(optimizer, 100)  # type: ignore[operator]
+    rates = []
+    for _ in range(100):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    peaks = np.max(rates, axis=0)
+    np.testing.assert_allclose(peaks, [1.0, 0.1], rtol=1e-6)
+    assert rates[0][0] < 0.25
+    assert rates[-1][0] < 0.01
+    np.testing.assert_allclose(np.array(rates)[:, 0], 10 * np.array(rates)[:, 1], rtol=1e-6)
+
+
+def test_constant_schedule_leaves_the_rate_alone() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = schedules.constant(optimizer, 5)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.3

@@ -1,0 +1,187 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from src.errors import ConfigError
+from src.objectives import Limit, Objective, describe, parse_limits, parse_objectives
+
+QUALITY = [
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auroc",
+    "recall/mel",
+    "precision/mel",
+    "f1/mel",
+    "specificity/mel",
+]
+BETTER_UP = [f"{prefix}/{name}" for prefix in ("val", "test", "best/val") for name in QUALITY]
+BETTER_UP += ["efficiency/throughput", "time/images_per_s"]
+BETTER_DOWN = [
+    "train/loss",
+    "val/loss",
+    "test/loss",
+    "best/val/loss",
+    "efficiency/flops",
+    "efficiency/params",
+    "efficiency/trainable_params",
+    "efficiency/size_mb",
+    "efficiency/latency_ms/b1/p50",
+    "efficiency/latency_ms/b64/p99",
+    "efficiency/latency_ratio",
+    "efficiency/peak_memory_mb",
+    "time/fit_s",
+]
+
+
+@pytest.mark.parametrize("name", BETTER_UP + BETTER_DOWN)
+def test_the_whole_vocabulary_is_known(name: str) -> None:
+    metric = describe(name)
+    assert metric.name == name
+    assert metric.direction == ("maximize" if name in BETTER_UP else "minimize")
+    assert metric.label
+    assert "{" not in metric.label
+
+
+def test_labels_say_unit_split_and_class() -> None:
+    assert describe("efficiency/flops").axis == "FLOPs (multiply-adds)"
+    assert describe("efficiency/latency_ms/b64/p99").axis == "latency of a batch of 64, percentile 99 (ms)"
+    assert describe("test/recall/mel").axis == "recall of mel (test)"
+    assert describe("val/recall/basal cell/other").label == "recall of basal cell/other (validation)"
+    assert describe("best/val/auroc").label != describe("val/auroc").label
+
+
+def test_labels_tell_all_metrics_apart() -> None:
+    names = BETTER_UP + BETTER_DOWN
+    assert len({describe(name).axis for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("val/balanced_acuracy", "val/balanced_accuracy"),
+        ("flops", "efficiency/flops"),
+        ("eficiency/params", "efficiency/params"),
+        ("recall/mel", "val/recall/<class_name>"),
+        ("latency_ms/b1/p50", "efficiency/latency_ms/b<batch>/p<percentile>"),
+    ],
+)
+def test_unknown_name_lists_close_ones(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        describe(wrong)
+    assert str(raised.value).startswith(f"metric: unknown metric {wrong!r}; did you mean ")
+    assert right in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "val", "train/accuracy", "val/recall/", "efficiency/latency_ms/b0/p50", "efficiency/flops2", "best/test/loss"],
+)
+def test_names_outside_the_vocabulary_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown metric"):
+        describe(name)
+
+
+def test_objectives_from_a_config() -> None:
+    config = OmegaConf.create(
+        {
+            "objectives": [
+                {"metric": "val/balanced_accuracy", "direction": "maximize"},
+                {"metric": "efficiency/flops"},
+                {"metric": "val/recall/mel", "direction": "minimize"},
+            ]
+        }
+    )
+    expected = [
+        Objective("val/balanced_accuracy", "maximize"),
+        Objective("efficiency/flops", "minimize"),
+        Objective("val/recall/mel", "minimize"),  # said outright, so meant
+    ]
+    assert parse_objectives(config) == expected
+    plain: Any = OmegaConf.to_container(config)
+    assert parse_objectives(plain) == expected
+
+
+FLOPS = {"metric": "efficiency/flops"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], r"^objective\.objectives: must list at least one"),
+        ([FLOPS, {"metric": "val/acc"}], r"^objective\.objectives\[1\]\.metric: unknown metric 'val/acc'"),
+        ([{**FLOPS, "direction": "down"}], r"^objective\.objectives\[0\]\.direction: must be .* but got 'down'"),
+        ([{"direction": "minimize"}], r"^objective\.objectives\[0\]: must be {metric: "),
+        ([{**FLOPS, "weight": 2}], r"^objective\.objectives\[0\]: must be {metric: "),
+        (["efficiency/flops"], r"^objective\.objectives\[0\]: must be {metric: "),
+        ([FLOPS, FLOPS], r"^objective\.objectives\[1\]\.metric: must name each metric once"),
+    ],
+)
+def test_bad_objectives_are_named(entries: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_objectives({"objectives": entries})
+
+
+def test_limits_from_a_config() -> None:
+    config = OmegaConf.create({"limits": ["efficiency/params <= 692e3", "  val/recall/mel>=0.8 "]})
+    assert parse_limits(config) == [Limit("efficiency/params", "<=", 692_000.0), Limit("val/recall/mel", ">=", 0.8)]
+    assert parse_limits({}) == parse_limits({"limits": []}) == parse_limits({"limits": None}) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "efficiency/params",
+        "efficiency/params < 3",
+        "efficiency/params <= many",
+        "efficiency/params <= nan",
+        "<= 3 4",
+        5,
+    ],
+)
+def test_what_is_no_limit_is_named(text: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r'^objective\.limits\[0\]: must be like "efficiency/params <= 692e3", but got '
+    ):
+        parse_limits({"limits": [text]})
+
+
+def test_limit_on_an_unknown_metric_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^objective\.limits\[1\]\.metric: unknown metric 'efficiency/parms'"):
+        parse_limits({"limits": ["efficiency/params <= 3", "efficiency/parms <= 3"]})
+
+
+@given(bound=st.floats(-1e9, 1e9), measured=st.floats(-1e9, 1e9))
+def test_limit_holds_up_to_its_bound(bound: float, measured: float) -> None:
+    below, above = Limit("efficiency/params", "<=", bound), Limit("efficiency/params", ">=", bound)
+    assert below.holds(measured) == (measured <= bound)
+    assert above.holds(measured) == (measured >= bound)
+    assert below.violation(measured) == -above.violation(measured)
+    assert below.holds(bound)
+    assert above.holds(bound)
+
+
+def test_nan_keeps_no_limit() -> None:
+    assert not Limit("val/recall/mel", ">=", 0.8).holds(math.nan)
+    assert not Limit("val/recall/mel", "<=", 0.8).holds(math.nan)
+
+
+def test_limit_reads_back() -> None:
+    limit = Limit("val/recall/mel", ">=", 0.8)
+    assert str(limit) == "val/recall/mel >= 0.8"
+    assert parse_limits({"limits": [str(limit)]}) == [limit]
+
+
+def test_each_objective_config_can_be_read(root: Any) -> None:
+    files = sorted((root / "conf" / "objective").glob("*.yaml"))
+    assert {file.stem for file in files} >= {"default", "latency", "clinical"}
+    for file in files:
+        config = OmegaConf.load(file)
+        assert parse_objectives(config)
+        parse_limits(config)
+    clinical = OmegaConf.load(root / "conf" / "objective" / "clinical.yaml")
+    assert parse_limits(clinical) == [Limit("val/recall/mel", ">=", 0.8)]

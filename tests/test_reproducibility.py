@@ -1,0 +1,124 @@
+import importlib.metadata
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.errors import ConfigError
+from src.reproducibility import config_hash, environment, git_state, seed_everything
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+CONFIGS = st.dictionaries(st.text(max_size=4), PLAIN, max_size=4)
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+def test_seed_reaches_every_generator() -> None:
+    seed_everything(3)
+    first = draws()
+    assert draws() != first
+    seed_everything(3)
+    assert draws() == first
+    seed_everything(4)
+    other = draws()
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^seed: must be within 0 and 4294967295, but got {seed}$"):
+        seed_everything(seed)
+    seed_everything(2**32 - 1)
+
+
+def test_environment_is_json_and_true() -> None:
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["packages"]["numpy"] == importlib.metadata.version("numpy")
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert 1 <= found["cores"] <= (os.cpu_count() or 1)
+    assert found["torch_threads"] == torch.get_num_threads()
+    assert len(found["gpus"]) == torch.cuda.device_count()
+    assert found["ram_gb"] > 0
+    assert found["cpu"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_git_state(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == (None, None)
+    git(tmp_path, "init", "-q")
+    assert git_state(tmp_path) == (None, None)  # no commit yet
+    (tmp_path / "a.txt").write_text("a")
+    git(tmp_path, "add", "a.txt")
+    git(tmp_path, "commit", "-qm", "a")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_state(tmp_path) == (commit, False)
+    (tmp_path / "a.txt").write_text("b")
+    assert git_state(tmp_path) == (commit, True)
+    git(tmp_path, "checkout", "-q", "a.txt")
+    (tmp_path / "new.txt").touch()
+    assert git_state(str(tmp_path)) == (commit, True)
+
+
+def test_git_state_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert git_state(tmp_path / "absent") == (None, None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(Path.cwd()) == (None, None)
+
+
+@given(CONFIGS)
+def test_hash_is_of_the_content_not_of_its_order(config: dict[str, Any]) -> None:
+    assert (
+        config_hash(config)
+        == config_hash(dict(reversed(config.items())))
+        == config_hash(json.loads(json.dumps(config)))
+    )
+
+
+@given(CONFIGS, CONFIGS)
+def test_other_content_has_another_hash(one: dict[str, Any], two: dict[str, Any]) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
+    assert (config_hash(one) == config_hash(two)) == same
+
+
+def test_keys_without_effect_are_left_out() -> None:
+    one = {"seed": 1, "tracking": {"uri": "a"}, "trainer": {"max_epochs": 2, "progress": True}}
+    two = {"seed": 1, "tracking": {"uri": "b"}, "trainer": {"max_epochs": 2, "progress": False}}
+    without = ["tracking", "trainer.progress"]
+    assert config_hash(one) != config_hash(two)
+    assert config_hash(one, without) == config_hash(two, without)
+    three = {**two, "trainer": {"max_epochs": 3, "progress": False}}
+    assert config_hash(two, without) != config_hash(three, without)
+    # a key is its whole path: "progress" at the top is another one
+    assert config_hash({"progress": 1}, without) != config_hash({"progress": 2}, without)
+
+
+def test_hash_is_stable_between_versions() -> None:
+    """sha256 of {"a":[1,2.5,null],"b":{"c":"x"}}, by sha256sum."""
+    assert config_hash({"b": {"c": "x"}, "a": [1, 2.5, None]}) == "5e0c41a7e1b7"
+
+
+def test_importing_needs_no_lightning() -> None:
+    code = "import sys, src.reproducibility; sys.exit('pytorch_lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
