@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -135,15 +135,15 @@ def one_line(error: BaseException) -> str | None:
 
 def _hydra_line(error: HydraException) -> str:
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not a valid override, {text.splitlines()[0]}"
     choice = re.search(r"Could not find '([^']+)'", text)
     if choice:
         group, _, name = choice[1].rpartition("/")
         known = _choices(ROOT / "conf" / group)
         return f"{group}={name}: no such choice{_suggest(name, known)}; {group} has {', '.join(known)}"
-    override = re.search(
-        r"Could not (?:override|append to config\. An item is already at) '?([^'\n]+?)'?\.?(?:\n|$)", text
-    )
-    if override and "append" not in text.splitlines()[0]:
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override:
         key = override[1]
         if isinstance(error.__cause__, OmegaConfBaseException) and "is not in struct" not in str(error.__cause__):
             return f"{key}: {str(error.__cause__).splitlines()[0]}"

@@ -185,11 +185,12 @@ def _show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, 
         _say(f"{row['status']}: {row['model']}, run {row['run_id']}: {row['failure']}")
     for _, row in table.iterrows():
         _say(f"run {row['run_id']}  {row['model']}")
-    _say(f"look: make ui, then http://127.0.0.1:5000/#/experiments/{store.experiment_id}/runs/{run_id}")
+    link = f"http://127.0.0.1:5000/#/experiments/{store.experiment_id}/runs/{run_id}"
+    console.print(f"look: make ui, then {link}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, highlight=False, markup=False)
 
 
 def notes(table: pd.DataFrame) -> list[str]:

@@ -58,7 +58,10 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     seed_everything(config.seed)
     augment = instantiate(config.augment, "augment")
     data: DataModule = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
-    data.prepare()
+    try:
+        data.prepare()
+    except ConfigError as error:
+        raise error.under("data") from error
     if not pretrained and "weights" in config.model.net:
         config = config.copy()
         config.model.net.weights = "random"

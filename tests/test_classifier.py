@@ -81,9 +81,9 @@ def trainer(epochs: int = 1) -> Trainer:
 def test_bytes_and_floats_are_normalised_alike() -> None:
     module = classifier()
     image = batches(3)[0]["image"]
-    expected = (image.numpy() / 255 - np.array([0.5, 0.4, 0.3]).reshape(1, 3, 1, 1)) / np.array([0.2, 0.3, 0.4]).reshape(
-        1, 3, 1, 1
-    )
+    expected = (image.numpy() / 255 - np.array([0.5, 0.4, 0.3]).reshape(1, 3, 1, 1)) / np.array(
+        [0.2, 0.3, 0.4]
+    ).reshape(1, 3, 1, 1)
     wanted = module.net(torch.from_numpy(expected).float())
     torch.testing.assert_close(module(image), wanted)
     torch.testing.assert_close(module(image.float() / 255), wanted)

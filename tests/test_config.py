@@ -75,9 +75,8 @@ def test_constructor_that_refuses_names_the_whole_key() -> None:
 
 
 def test_constructor_that_refuses_deep_within_names_the_whole_key() -> None:
-    config = OmegaConf.create(
-        {"outer": {"_target_": "builtins.dict", "inner": {"_target_": TARGET, "width": 1, "rate": 2}}}
-    )
+    inner = {"_target_": TARGET, "width": 1, "rate": 2}
+    config = OmegaConf.create({"outer": {"_target_": "builtins.dict", "inner": inner}})
     with pytest.raises(ConfigError, match=r"^outer\.inner\.rate: "):
         instantiate(config.outer, "outer")
 

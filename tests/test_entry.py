@@ -17,6 +17,12 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the runs that get as far as a run store, which takes seconds to create."""
+    return tmp_path_factory.mktemp("runs")
+
+
 def test_help_names_groups_and_examples_without_loading_torch(tmp_path: Path) -> None:
     result = run(tmp_path, "--help")
     assert result.returncode == 0
@@ -63,15 +69,16 @@ def test_bad_override_ends_with_one_line_that_names_it(tmp_path: Path, arguments
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [
-        (["data.fractions=[0.5,0.2,0.2]"], "data.fractions: "),
-        (["model.image_size=16"], "model.net.image_size: "),
+        (["experiment=smoke", "data.fractions=[0.5,0.2,0.2]"], "data.fractions: "),
+        (["experiment=smoke", "model.image_size=16"], "model.net.image_size: "),
+        (["experiment=smoke", "optimizer.lr=1e9", "loss=focal"], "train/loss is "),
         (["data=ham10000", "data.root=nowhere"], "nowhere"),
     ],
 )
 def test_bad_value_found_later_is_one_line_too_and_a_failed_run(
-    tmp_path: Path, arguments: list[str], culprit: str
+    shared_folder: Path, arguments: list[str], culprit: str
 ) -> None:
-    result = run(tmp_path, "experiment=smoke", *arguments)
+    result = run(shared_folder, *arguments)
     assert result.returncode == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

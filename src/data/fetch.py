@@ -1,14 +1,17 @@
 """Get public data sets from their owners: `python -m src.data.fetch name=ham10000`. Stopped, it goes on where it was.
 
-Images of the ISIC Archive come through the archive's client (isic-cli), MedMNIST's files from the address and with the
-checksum that its package (medmnist) names. What is left is the layout that the sources read.
+Images of the ISIC Archive come through the archive's client (isic-cli), each held against its published size (the
+archive publishes no checksums); MedMNIST's files from the address and with the MD5 that its package (medmnist) names.
+What is left is the layout that the sources read.
 """
 
 import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -107,20 +110,19 @@ def fetch(name: str, root: Path | str | None = None, size: str = "28", url: str 
     collection = COLLECTIONS.get(name)
     default = os.environ.get(collection.variable, f"data/{name}") if collection else "data/medmnist"
     folder = Path(root or default).expanduser().absolute()
-    if collection is None:
-        job = _medmnist(name, size, folder, url)
-    else:
-        job = _isic(name, collection, folder, url or ISIC_API)
+    job = _isic(collection, folder, url or ISIC_API) if collection else _medmnist(name, size, folder, url)
+    lock = Path(tempfile.gettempdir()) / f"paretoderm-fetch-{hashlib.md5(bytes(folder)).hexdigest()}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".fetch.lock", timeout=0):
+        with FileLock(lock, timeout=0):
             job()
     except Timeout as error:
         raise DataError("another fetch is filling this folder; wait for it to end", folder) from error
-    except OSError as error:  # the network's own errors are told apart below
-        raise DataError(
-            f"cannot be written to ({error.strerror or error}); choose another with root=", folder
-        ) from error
+    except OSError as error:  # the network's own errors have become DependencyError by now
+        raise DataError(f"cannot be written to ({error.strerror or error}); choose another by root=", folder) from error
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only where nothing came
     print(f"{name} is in {folder}")
     return folder
 
@@ -153,7 +155,7 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
     if md5 is not None and (found := _md5(part)) != md5:
         part.unlink()
         raise DataError(f"MD5 of {url} is {found}, but its owners publish {md5}; fetch again, or elsewhere", path)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _transfer(url: str, part: Path, title: str) -> None:
@@ -203,7 +205,7 @@ def _medmnist(name: str, size: str, folder: Path, url: str | None) -> Callable[[
     return job
 
 
-def _isic(name: str, collection: Collection, folder: Path, api: str) -> Callable[[], None]:
+def _isic(collection: Collection, folder: Path, api: str) -> Callable[[], None]:
     try:
         from isic_cli.io.http import get_images, get_num_images
         from isic_cli.session import get_session
@@ -263,15 +265,16 @@ def _download_images(
             if path.exists() and path.stat().st_size == full["size"]:
                 progress.update(task, advance=1)
                 return record
+            path.unlink(missing_ok=True)
             try:
                 download_image(dict(record), path.parent, progress, task)
             except RetryError as error:
                 raise requests.ConnectionError(f"{record['isic_id']} does not come") from error
-            (came,) = path.parent.glob(f"{record['isic_id']}.*")
+            came = next(path.parent.glob(f"{record['isic_id']}.*"))  # the suffix is the server's
             if came.stat().st_size != full["size"]:
                 came.unlink()
                 raise requests.ConnectionError(f"{record['isic_id']} came incomplete")
-            os.replace(came, path)
+            came.replace(path)
             return record
 
         # A page at a time: the addresses of the images are valid for a while only.
@@ -290,7 +293,7 @@ def _listed(folder: Path, collection: Collection) -> frozenset[str]:
 def _write(frame: pd.DataFrame, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     frame.to_csv(part, index=False)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _md5(path: Path) -> str:
@@ -408,7 +411,7 @@ COLLECTIONS = {
         ham10000_table,
     ),
     "isic2019": Collection(
-        "ISIC 2019, training set: 25,331 images, about 10 GB",
+        "ISIC 2019, training set: 25,331 images, about 9 GB",
         65,
         "ISIC2019_DIR",
         "Licence: CC BY-NC 4.0. Cite: Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019",
@@ -425,7 +428,7 @@ COLLECTIONS = {
         _place_isic2019,
     ),
     "siim2020": Collection(
-        "SIIM-ISIC 2020, training set: 33,126 images, about 25 GB",
+        "SIIM-ISIC 2020, training set: 33,126 images, about 23 GB",
         70,
         "SIIM2020_DIR",
         "Licence: CC BY-NC 4.0. Cite: Rotemberg et al., Scientific Data 8:34, 2021",
