@@ -2,8 +2,9 @@
 
     python -m benchmarks.latency_ratio [processes] [busy loops]
 
-Trains small nets in the background (two loops if not said otherwise, each with two threads), then profiles each of three
-nets in ten processes, one after the other: the reference net's twin, one that is narrower by four, and a ResNet50.
+Trains small nets in the background (two loops if not said otherwise, each with two threads) and profiles each of
+three nets in ten processes, one after the other: the reference net's twin, one that is narrower by four, and a
+ResNet50.
 """
 
 import json
@@ -14,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-
 from torch.nn import functional
 
 from benchmarks.composing import composed
@@ -42,7 +42,7 @@ def measure(name: str) -> dict[str, float]:
 def train_for_ever() -> None:
     """A neighbour that keeps the cores, the caches and the memory busy."""
     torch.set_num_threads(2)
-    net = CustomCNN(SIZE, 7).to(memory_format=torch.channels_last)
+    net = CustomCNN(SIZE, 7).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(net.parameters())
     images = torch.rand(64, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 7, (64,))

@@ -30,10 +30,11 @@ def bare(config: DictConfig, parts: training.Parts) -> float:
     """Images a second of a bare loop over the same training images."""
     data, module = parts.data, parts.classifier
     rows = torch.from_numpy(data.rows("train"))
-    images = torch.from_numpy(data.cache.images[data.rows("train")]).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(data.labels)[rows]
+    images = torch.from_numpy(data.cache.images[data.rows("train")])  # (N, S, S, 3): one gather gives channels last
+    labels = torch.tensor(data.labels)[rows]
     net = module.net.train()
     mean, inverse_std = module.mean, module.inverse_std
+    assert data.augment is not None
     steps = len(rows) // data.batch_size
     optimizer = instantiate(config.optimizer, "optimizer")(net.parameters())
     schedule = instantiate(config.scheduler, "scheduler")(optimizer, EPOCHS * steps)
@@ -42,7 +43,7 @@ def bare(config: DictConfig, parts: training.Parts) -> float:
         order = torch.randperm(len(rows))
         for start in range(0, steps * data.batch_size, data.batch_size):
             chosen = order[start : start + data.batch_size]
-            batch = as_float(images[chosen].contiguous(memory_format=torch.channels_last))
+            batch = as_float(images[chosen].permute(0, 3, 1, 2))
             batch = (data.augment(batch) - mean) * inverse_std
             loss = functional.cross_entropy(net(batch), labels[chosen])
             optimizer.zero_grad(set_to_none=True)
@@ -56,7 +57,8 @@ def ours(config: DictConfig, parts: training.Parts) -> float:
     """Images a second of the project's own training, its logging, checkpoint and progress included."""
     with tempfile.TemporaryDirectory() as folder:
         trainer, progress, _ = training.prepare_fit(config, parts, None, Path(folder))
-        trainer.fit(parts.classifier, datamodule=parts.data)
+        with training.quiet_lightning():
+            trainer.fit(parts.classifier, datamodule=parts.data)
     return statistics.mean(progress.speeds)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from src import multirun, training
 from src.analysis.comparison import compare, recorded_name, render
 from src.config import check, instantiate, resolve
+from src.data.module import DataModule
 from src.entry import ROOT, format_bug, one_line
 from src.errors import UserError
 from src.objectives import Limit, Objective, parse_limits, parse_objectives
@@ -82,8 +83,7 @@ def record_run(config: DictConfig, folder: Path, overrides: list[str], study_fol
         checkpoint = training.train(config, parts, run, folder)
         run.artifact(checkpoint, "checkpoint")
         training.measure(config, parts.classifier, run)
-        tested = _touches_test(config, study_folder is not None)
-        for split in [name for name, wanted in (("val", True), ("test", tested)) if wanted and parts.data.has(name)]:
+        for split in _evaluated_splits(config, parts.data, study_folder is not None):
             training.evaluate(config, parts, split, run, folder)
     if study_folder is None:
         _show_single(store, run.id, parse_objectives(config.objective), parse_limits(config.objective))
@@ -140,8 +140,11 @@ def _test_front(store: Store, table: pd.DataFrame) -> None:
         test_run(store, run_id)
 
 
-def _touches_test(config: DictConfig, in_multirun: bool) -> bool:
-    return config.test is True or (config.test == "auto" and not in_multirun)
+def _evaluated_splits(config: DictConfig, data: DataModule, in_multirun: bool) -> list[str]:
+    """Validation always; test if the config says so, or where no choice between runs can come after it."""
+    chosen_later = in_multirun and data.has("val")
+    tested = config.test is True or (config.test == "auto" and not chosen_later)
+    return [name for name, wanted in (("val", True), ("test", tested)) if wanted and data.has(name)]
 
 
 def _tags(config: DictConfig, plain: dict[str, Any], study_folder: Path | None, trial: int) -> dict[str, Any]:
@@ -161,7 +164,7 @@ def _tags(config: DictConfig, plain: dict[str, Any], study_folder: Path | None, 
     }
 
 
-def _split_label(data: Any) -> str:
+def _split_label(data: DataModule) -> str:
     leaks = data.record()["data/groups_on_two_sides"] > 0
     return f"{data.split_mode} (leaking)" if leaks else data.split_mode
 
@@ -196,6 +199,8 @@ def _say(line: str) -> None:
 def notes(table: pd.DataFrame) -> list[str]:
     """What a reader must know before believing the figures."""
     found = ["FLOPs: a multiply-add counts as one. x ref: latency, in turn with the 692K-parameter net at 64 px."]
+    if recorded_name("val/accuracy") not in table:
+        found.append("No validation split: nothing was chosen, each run's last epoch counts, and there is no front.")
     splits = set(table["split"]) if "split" in table else set()
     if any("leaking" in str(split) for split in splits):
         found.append("LEAKS: photographs of one lesion are on both sides of the split; these figures are too good.")

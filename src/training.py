@@ -257,7 +257,7 @@ def _trainer(config: DictConfig, run: Run | None, folder: Path, callbacks: list[
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's announcements of hardware and products, and two warnings about itself; the others stay."""
+    """Without Lightning's announcements of hardware and products, and three warnings that tell nothing; the others stay."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -265,6 +265,7 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
             yield
     finally:
         logger.setLevel(level)

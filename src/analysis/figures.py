@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from src.metrics.confusion import per_class
 
@@ -77,6 +78,7 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
                 axes.plot(series.index + 1, series, marker=".", label=name)
         if chosen_epoch is not None:
             axes.axvline(chosen_epoch + 1, color="0.5", linestyle="--", linewidth=1, label="kept epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

@@ -187,7 +187,7 @@ class DataModule(LightningDataModule):
         self.positive = manifest.positive
         self.grouped_by = manifest.grouped_by
         self.frame: pd.DataFrame = self.cache.frame
-        self.labels: np.ndarray = self.frame["label"].to_numpy(dtype=np.int64)
+        self.labels: np.ndarray = self.frame["label"].to_numpy(dtype=np.int64, copy=True)
         self.side = splits.load(
             self.frame, self.split_mode, self.fractions, self.split_seed, self.cache_dir, self.classes
         )

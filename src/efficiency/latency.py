@@ -1,19 +1,22 @@
 """How long inference takes: on the clock, and relative to a reference net.
 
-A machine that has other things to do stretches every time on the clock, so no figure in milliseconds can be compared between two
-runs. The ratio to a reference net can, if both nets see the same disturbance. Of what was tried on two cores
-under two training loops and more (ten processes a net; benchmarks/latency_ratio.py repeats it), this moved least:
+A machine that has other things to do stretches every time on the clock, so figures in milliseconds from two runs
+cannot be compared. The ratio to a reference net can, if both nets meet the same disturbance. Tried on two cores,
+quiet and under two to five training loops, some 90 processes in all (benchmarks/latency_ratio.py repeats the final
+choice):
 
-- The nets alternate call by call. In blocks of a few milliseconds (or behind an untimed call that warms the caches) the larger net
-  loses more of its cache to the neighbours than the smaller one, and the ratio leans with the load: from 0.44 on a quiet machine
-  to 0.39 on a busy one. Call by call each net finds the caches as the other left them, busy or not: 0.44 and 0.44.
-- The clock of one CPU thread is the time that the thread ran. A call of ResNet50 is longer than the scheduler's time slice, so
-  every one is interrupted, and on the wall clock the ratio of two runs differed by a factor of three.
-- The median of the ratios of neighbouring calls. Ratios of medians, low quantiles, minima or sums move 2 to 10 times as much,
-  because the load changes within a measurement.
+- The clock of one CPU thread counts the time that the thread ran. A call of ResNet50 is longer than a time slice, so
+  each one is interrupted, and on the wall clock its ratio differed between runs by a factor of three; on the thread's
+  clock by 6%.
+- The nets alternate call by call: each finds the caches as the other left them, whatever else runs. In blocks of some
+  milliseconds the larger net suffers more from neighbours than the smaller one, and the median ratio of a net that is
+  four times narrower leant from 0.44 to 0.39 with the load.
+- The fastest calls of each net are those that nobody disturbed. The ratio of their means stays at 0.44 quiet or busy;
+  the median ratio of neighbouring calls sinks to 0.42, ratios of medians and quartiles to 0.41, and a ratio of two
+  single minima depends on luck.
 
-The price: it is the ratio of nets that find cold caches. A net of 94 MB is 14 times as slow as the reference there, and 20 times if
-each is called again and again, since the reference then stays in the cache.
+The price: it is the ratio of nets that find cold caches. A net of 94 MB takes 14.6 times as long as the reference
+then, and 20 times if each is called again and again, since the reference stays in the cache.
 """
 
 import gc
@@ -33,7 +36,8 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-ESTIMATOR = "median of the ratios of neighbouring calls, the nets alternating call by call"
+FASTEST = 20  # calls of each net that make the ratio
+ESTIMATOR = f"mean of the {FASTEST} fastest calls over the reference's, the nets alternating call by call"
 _REMINDER_S = 60.0
 _FINE_NS = 10_000  # a coarser thread clock (Windows: 15.6 ms) cannot time a call
 
@@ -46,7 +50,7 @@ class Ratio:
         value: 2.0 is twice as slow as the reference.
         pairs: Calls of each net.
         clock: "thread CPU time" or "wall".
-        net_ms: The net's median on that clock, in this alternation.
+        net_ms: Mean of the net's fastest calls on that clock, in this alternation.
         reference_ms: The reference's.
     """
 
@@ -69,8 +73,8 @@ def shared_lock() -> Path:
 def alone(lock: Path) -> Iterator[None]:
     """Hold a lock file while timing; wait for as long as another holds it, and say so every minute.
 
-    The system frees the lock of a process that dies. Other work on the machine is not kept away, and neither are measurements in a
-    container that has a temporary folder of its own.
+    The system frees the lock of a process that dies. Other work on the machine is not kept away, and neither are
+    measurements in a container that has a temporary folder of its own.
 
     Args:
         lock: Such as `shared_lock()`. Every user may use it (mode 0666).
@@ -139,8 +143,8 @@ def latency_ratio(
 ) -> Ratio:
     """Time a net and a reference net in turns: net, reference, net, reference ...
 
-    With one torch thread on a CPU the clock is the thread's CPU time; with more threads or on a GPU, where that is not the
-    duration, it is the wall clock, and the ratio is less sure on a busy machine.
+    With one torch thread on a CPU the clock is the thread's CPU time; with more threads or on a GPU, where that is not
+    the duration, it is the wall clock, and the ratio is less sure on a busy machine.
 
     Args:
         net: In eval mode, warm, on the device of `images`.
@@ -156,10 +160,8 @@ def latency_ratio(
     while spent < seconds * 1e9 or len(times) < min_pairs:
         times.append((_time(net, images, now), _time(reference, reference_images, now)))
         spent += sum(times[-1])
-    nets, references = np.array(times, dtype=float).T
-    # each call against the one before and the one after it, so that it does not matter who goes first
-    value = np.median(np.concatenate([nets / references, nets[1:] / references[:-1]]))
-    return Ratio(float(value), len(times), clock, float(np.median(nets)) / 1e6, float(np.median(references)) / 1e6)
+    net_ms, reference_ms = np.sort(np.array(times), axis=0)[:FASTEST].mean(axis=0) / 1e6
+    return Ratio(float(net_ms / reference_ms), len(times), clock, float(net_ms), float(reference_ms))
 
 
 def _time(net: nn.Module, images: Tensor, now: Callable[[], int]) -> int:

@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_leaves
 def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: torch.device) -> float:
     """Most memory in use at one moment of a forward pass: weights, buffers, input, activations. MB of 10^6 bytes.
 
-    On CUDA it is the allocator's peak, blocks rounded up as it does and cuDNN's workspaces included; what
-    else the process keeps on the GPU is left out, as is the CUDA context. On the CPU the bytes of the tensors that are alive at once are
-    counted, which gives the same number each time; what a library allocates for itself (oneDNN's reordered weights and
-    scratch space, temporaries within one fused operator) is not seen.
+    On CUDA it is the allocator's peak: blocks rounded up as it does, cuDNN's workspaces included, but not the CUDA
+    context and not what else the process keeps on the GPU. On the CPU it is the bytes of the tensors that are alive
+    at once, which is the same each time; what a library allocates for itself (oneDNN's reordered weights and scratch
+    space, temporaries within one fused operator) is not seen.
 
     Args:
-        net: Images (B, 3, S, S) -> anything, on `device`, in eval mode; it should have run once, so that CUDA's libraries are loaded.
+        net: Images (B, 3, S, S) -> anything, on `device`, in eval mode. Let it run once before: CUDA's libraries load
+            then.
         image_size: S, px.
         batch_size: B.
         device: Where the net is.

@@ -5,7 +5,7 @@ from torch import nn
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Number of parameters, trained or frozen; a tensor that is used twice counts once. Buffers (running statistics) don't."""
+    """Number of parameters, also frozen; one that is used twice counts once, buffers (running statistics) do not."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 

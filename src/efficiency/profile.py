@@ -25,7 +25,7 @@ class Profile:
 
     Attributes:
         metrics: By their names in the run record, `efficiency/...`; units in `src.objectives`.
-        details: How they were measured, ready for JSON: `device`, `uncounted_operators`, `flop_convention`, `threads`, `repeats` ...
+        details: How they were measured, ready for JSON: `device`, `uncounted_operators`, `threads`, `repeats` ...
     """
 
     metrics: dict[str, float]
@@ -48,9 +48,9 @@ def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
 class Profiler:
     """Measures nets beside a reference net.
 
-    Latency is that of calls that follow each other, on the wall clock, in milliseconds a batch; throughput is that of the
-    largest batch. `efficiency/latency_ratio` comes from a measurement of its own at batch 1, see `src.efficiency.latency`.
-    Two measurements on one machine wait for each other.
+    Latency is that of calls that follow each other, on the wall clock, in milliseconds a batch; throughput is that of
+    the largest batch. `efficiency/latency_ratio` comes from a measurement of its own at batch 1, see
+    `src.efficiency.latency`. Two measurements on one machine wait for each other.
 
     Args:
         reference: The net whose time is 1; always the same one, or ratios cannot be compared.
@@ -60,7 +60,8 @@ class Profiler:
         warm_up_seconds: Untimed calls of each net at each batch size before its timed ones; one call at least.
         seconds: Timed work at each batch size.
         min_repeats: Timed calls at batch 1 at the least, in the alternation with the reference too.
-        min_batch_repeats: Timed calls of larger batches at the least; then the tails are those of few calls (`details["repeats"]`).
+        min_batch_repeats: Timed calls of larger batches at the least. The tails of few calls say little: see
+            `details["repeats"]`.
         ratio_seconds: Timed work in the alternation with the reference, both nets together.
         channels_last: Memory layout of both nets and their inputs; False is torch's default layout.
 
@@ -74,11 +75,11 @@ class Profiler:
         reference_size: Annotated[int, Ge(1)] = 64,
         threads: Annotated[int, Ge(1)] = 1,
         batch_sizes: Sequence[Annotated[int, Ge(1)]] = (1, 64),
-        warm_up_seconds: Annotated[float, Ge(0)] = 0.3,
-        seconds: Annotated[float, Gt(0)] = 1.0,
+        warm_up_seconds: Annotated[float, Ge(0)] = 0.2,
+        seconds: Annotated[float, Gt(0)] = 0.8,
         min_repeats: Annotated[int, Ge(1)] = 30,
         min_batch_repeats: Annotated[int, Ge(1)] = 5,
-        ratio_seconds: Annotated[float, Gt(0)] = 2.0,
+        ratio_seconds: Annotated[float, Gt(0)] = 2.5,
         channels_last: bool = True,
     ) -> None:
         if 1 not in batch_sizes:
@@ -113,7 +114,7 @@ class Profiler:
 
     def _ready(self, net: nn.Module, device: torch.device) -> nn.Module:
         """A copy that can be timed."""
-        return deepcopy(net).to(device).to(memory_format=self.layout).eval()
+        return deepcopy(net).to(device).to(memory_format=self.layout).eval()  # type: ignore[call-overload]
 
     def _timed(
         self, net: nn.Module, image_size: int, reference: nn.Module, device: torch.device

@@ -1,7 +1,16 @@
-"""Small data sets in the layouts of their owners."""
+"""Small data sets in the layouts of their owners, and a local server in the owners' place."""
 
-from collections.abc import Callable
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import pandas as pd
@@ -114,3 +123,97 @@ def layout(tmp_path: Path) -> Callable[[str], tuple[Source, Path]]:
         return LAYOUTS[name](tmp_path / name), tmp_path / name
 
     return write
+
+
+class Owner:
+    """A local server in the owners' place: files with byte ranges, and the part of the archive's API that is used."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.cut: list[int] = []  # close the connection after so many bytes of a file, once an entry
+        self.requests: list[tuple[str, str | None]] = []  # path, range
+        self.records: list[dict[str, Any]] = []  # of the archive's images
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # noqa: N802
+                owner.answer(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = urlparse(request.path).path.lstrip("/")
+        wanted = request.headers.get("Range")
+        self.requests.append((path, wanted))
+        if path not in self.files:
+            if (body := self.api(path, parse_qs(urlparse(request.path).query))) is None:
+                return request.send_error(404)
+            return self.send(request, 200, body, {})
+        body = self.files[path]
+        if wanted is None:
+            return self.send(request, 200, body, {}, cut=True)
+        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+        if start >= len(body):
+            return request.send_error(416)
+        place = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+        return self.send(request, 206, body[start:], place, cut=True)
+
+    def send(
+        self, request: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str], cut: bool = False
+    ) -> None:
+        request.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            request.send_header(key, value)
+        request.end_headers()
+        request.wfile.write(body[: self.cut.pop(0)] if cut and self.cut else body)
+
+    def api(self, path: str, query: dict[str, list[str]]) -> bytes | None:
+        if path.startswith("collections/"):
+            return b"{}"
+        if path != "images/search/":
+            return None
+        page, start = 2, int(query.get("cursor", ["0"])[0])
+        more = f"{self.url}images/search/?cursor={start + page}" if start + page < len(self.records) else None
+        answer = {"count": len(self.records), "results": self.records[start : start + page], "next": more}
+        return json.dumps(answer).encode()
+
+    def add_file(self, path: str, body: bytes) -> str:
+        """Serve a file; gives its MD5."""
+        self.files[path] = body
+        return hashlib.md5(body).hexdigest()
+
+    def ranges(self, path: str) -> list[str | None]:
+        """The byte ranges that were asked of a file, in order."""
+        return [wanted for name, wanted in self.requests if name == path]
+
+    def add_image(self, number: int, **clinical: Any) -> bytes:
+        """Serve an image of the archive; gives its bytes."""
+        name, body = f"ISIC_{number:07d}", os.urandom(2000 + number % 100)
+        self.files[f"store/{name}.JPG"] = body
+        address = {"full": {"url": f"{self.url}store/{name}.JPG", "size": len(body)}}
+        about = {"acquisition": {}, "clinical": clinical}
+        self.records.append({"isic_id": name, "files": address, "metadata": about})
+        return body
+
+
+@pytest.fixture
+def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Owner()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address where nobody listens."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/"
