@@ -168,4 +168,5 @@ class Classifier(LightningModule):
 
     def _log_evaluation(self, split: str) -> None:
         values = {"loss": self._mean_loss(), **self.metrics.compute()}
-        self.log_dict({f"{split}/{key}": value for key, value in values.items()})
+        # every rank evaluates the whole split, so the values are equal and their mean changes nothing
+        self.log_dict({f"{split}/{key}": value for key, value in values.items()}, sync_dist=True)

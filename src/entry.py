@@ -172,8 +172,8 @@ def _suggest_key(key: str) -> str:
 
 def _keys(config: DictConfig, path: str = "") -> list[str]:
     found = []
-    for key in config:
-        where = f"{path}.{key}" if path else str(key)
+    for key in map(str, config):
+        where = f"{path}.{key}" if path else key
         found.append(where)
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():

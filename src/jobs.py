@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src import multirun, training
-from src.analysis.comparison import compare, recorded_name, render
+from src.analysis.comparison import compare, notes, recorded_name, render
 from src.config import check, instantiate, resolve
 from src.data.module import DataModule
 from src.entry import ROOT, format_bug, one_line
@@ -61,6 +61,8 @@ def record_run(config: DictConfig, folder: Path, overrides: list[str], study_fol
     try:
         plain = resolve(config)
         check(plain)
+        parse_objectives(plain["objective"])
+        parse_limits(plain["objective"])
     except UserError as error:
         if study_folder is None:
             raise
@@ -85,6 +87,7 @@ def record_run(config: DictConfig, folder: Path, overrides: list[str], study_fol
         training.measure(config, parts.classifier, run)
         for split in _evaluated_splits(config, parts.data, study_folder is not None):
             training.evaluate(config, parts, split, run, folder)
+        run.log({"time/tracking_s": run.seconds})
     if study_folder is None:
         _show_single(store, run.id, parse_objectives(config.objective), parse_limits(config.objective))
 
@@ -194,14 +197,3 @@ def _show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, 
 
 def _say(line: str) -> None:
     console.print(line, highlight=False, markup=False)
-
-
-def notes(table: pd.DataFrame) -> list[str]:
-    """What a reader must know before believing the figures."""
-    found = ["FLOPs: a multiply-add counts as one. x ref: latency, in turn with the 692K-parameter net at 64 px."]
-    if recorded_name("val/accuracy") not in table:
-        found.append("No validation split: nothing was chosen, each run's last epoch counts, and there is no front.")
-    splits = set(table["split"]) if "split" in table else set()
-    if any("leaking" in str(split) for split in splits):
-        found.append("LEAKS: photographs of one lesion are on both sides of the split; these figures are too good.")
-    return found

@@ -115,6 +115,7 @@ _TABLE: dict[str, tuple[str, str, Direction]] = {
     "efficiency/throughput": ("throughput", "images/s", "maximize"),
     "efficiency/peak_memory_mb": ("peak memory of inference", "MB", "minimize"),
     "time/fit_s": ("training time", "s", "minimize"),
+    "time/tracking_s": ("time spent on recording", "s", "minimize"),
     "time/images_per_s": ("training speed", "images/s", "maximize"),
 }
 

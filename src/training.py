@@ -125,6 +125,10 @@ def train(config: DictConfig, parts: Parts, run: Run | None, folder: Path) -> Pa
     with quiet_lightning():
         trainer.fit(parts.classifier, datamodule=parts.data)
     seconds = time.perf_counter() - began
+    if torch.distributed.is_initialized():
+        # what follows is the first rank's alone: with the group still there its metrics would wait for the others
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     checkpoint = Path(best.best_model_path)
     load_weights(parts.classifier, checkpoint)
     if run is not None:
@@ -257,7 +261,7 @@ def _trainer(config: DictConfig, run: Run | None, folder: Path, callbacks: list[
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's announcements of hardware and products, and three warnings that tell nothing; the others stay."""
+    """Without Lightning's announcements of hardware and products, and three warnings that say nothing."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -167,6 +167,39 @@ def test_comparison_stands_on_the_parent_and_on_the_terminal(multirun: Finished,
     assert parent["metrics.runs/all"] == 3
 
 
+def test_two_processes_train_one_run(multirun: Finished) -> None:
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    line, environment = command(multirun.folder, "experiment=smoke", *ddp, "study=ddp")
+    subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, check=True, timeout=200)
+    (run,) = (row for _, row in read.runs(multirun.store, "tags.study = 'ddp'").iterrows())
+    assert run["status"] == "FINISHED"
+    for split in ("val", "test"):
+        table = pd.read_csv(read.artifact(multirun.store, run["run_id"], f"predictions/{split}.csv"))
+        assert len(table) == table["image_id"].nunique() == run[f"metrics.data/images/{split}"]
+
+
+def test_two_classes_of_real_images(multirun: Finished, shared_data: Path) -> None:
+    data = ["data=siim2020", f"data.root={shared_data / 'siim2020'}", "data.source.limit=150", "data.oversample=0.5"]
+    small = [
+        "model.image_size=32",
+        "efficiency=fast",
+        "trainer.max_epochs=1",
+        "data.batch_size=16",
+        "loss=weighted_focal",
+    ]
+    line, environment = command(multirun.folder, *data, *small, "augment=sun2023", "study=siim")
+    process = subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    (run,) = (row for _, row in read.runs(multirun.store, "tags.study = 'siim'").iterrows())
+    assert run["tags.grouped_by"] == "patient"
+    assert run["tags.split"] == "grouped"
+    assert run["metrics.data/groups_on_two_sides"] == 0
+    table = pd.read_csv(read.artifact(multirun.store, run["run_id"], "predictions/test.csv"))
+    assert list(table.filter(like="p/")) == ["p/benign", "p/malignant"]
+    found = (table["p/malignant"] > 0.5)[table["label"] == "malignant"].mean()
+    assert run["metrics.test/recall/malignant"] == pytest.approx(found, abs=1e-6)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_killed_with_its_reason_and_never_left_running(
     multirun: Finished, sent: signal.Signals

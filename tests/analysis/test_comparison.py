@@ -1,7 +1,7 @@
 import pandas as pd
 from rich.console import Console
 
-from src.analysis.comparison import compare, melanoma_class, recorded_name, render
+from src.analysis.comparison import compare, melanoma_class, notes, recorded_name, render
 from src.objectives import Limit, Objective
 
 OBJECTIVES = [Objective("val/balanced_accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
@@ -42,6 +42,23 @@ def test_limits_keep_runs_off_the_front() -> None:
 def test_names_are_of_the_chosen_epoch_for_validation_only() -> None:
     assert recorded_name("val/loss") == "best/val/loss"
     assert recorded_name("efficiency/flops") == "efficiency/flops"
+
+
+def noted(**tags: str) -> str:
+    frame = runs().assign(**{f"tags.{name}": value for name, value in tags.items()})
+    return "\n".join(notes(compare(frame, OBJECTIVES)))
+
+
+def test_notes_warn_of_leaks_and_of_what_cannot_be_compared() -> None:
+    clean = noted(split="grouped", grouped_by="lesion", data_fingerprint="f")
+    assert "multiply-add counts as one" in clean
+    assert clean.count("\n") == 0
+    assert "LEAKS" in noted(split="image (leaking)", grouped_by="lesion", data_fingerprint="f")
+    assert "may leak" in noted(split="grouped", grouped_by="image", data_fingerprint="f")
+    mixed = runs().assign(**{"tags.data_fingerprint": ["f", "g", "f", "f"]})
+    assert "different data" in "\n".join(notes(compare(mixed, OBJECTIVES)))
+    unvalidated = runs().drop(columns=[name for name in runs() if "val/" in name])
+    assert "No validation split" in "\n".join(notes(compare(unvalidated, OBJECTIVES)))
 
 
 def test_melanoma_goes_by_several_names() -> None:
