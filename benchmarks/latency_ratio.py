@@ -1,6 +1,6 @@
 """How far `efficiency/latency_ratio` moves between runs on a busy machine, beside latency in milliseconds.
 
-    python -m benchmarks.latency_ratio [processes] [busy loops]
+    python -m benchmarks.latency_ratio [processes] [busy loops] [nets]
 
 Trains small nets in the background (two loops if not said otherwise, each with two threads) and profiles each of
 three nets in ten processes, one after the other: the reference net's twin, one that is narrower by four, and a
@@ -8,6 +8,7 @@ ResNet50.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def measure(name: str) -> dict[str, float]:
     return {key: metrics[key] for key in (RATIO, RAW)}
 
 
-def train_for_ever() -> None:
+def train_beside() -> None:
     """A neighbour that keeps the cores, the caches and the memory busy."""
     torch.set_num_threads(2)
     net = CustomCNN(SIZE, 7).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -47,7 +48,8 @@ def train_for_ever() -> None:
     images = torch.rand(64, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 7, (64,))
     print("ready", flush=True)
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # a benchmark that is killed leaves nobody behind
         optimizer.zero_grad()
         functional.cross_entropy(net(images), labels).backward()
         optimizer.step()
@@ -92,9 +94,10 @@ def _measure_in_a_process(name: str) -> dict[str, float]:
 def main() -> None:
     processes = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     loops = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+    names = sys.argv[3:] or list(NETS)
     print(f"{processes} processes a net, {loops} training loops beside them; wanted of the ratio: max/min <= {WANTED}")
     with busy_machine(loops):
-        for name in NETS:
+        for name in names:
             measured = [_measure_in_a_process(name) for _ in range(processes)]
             print(f"{name:9} latency_ratio  {spread([one[RATIO] for one in measured])}")
             print(f"{'':9} p50, ms        {spread([one[RAW] for one in measured])}", flush=True)
@@ -102,7 +105,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
-        train_for_ever()
+        train_beside()
     elif sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(sys.argv[2])))
     else:

@@ -34,8 +34,8 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
         limits: What a member of the front has to keep; a run without the metric does not.
 
     Returns:
-        Columns run_id, model, data, split, grouped_by, data_fingerprint, status, failure, feasible (keeps the limits), front, and the run's metrics by
-        recorded names. Best first by the first objective; failed runs last.
+        Columns run_id, model, data, split, grouped_by, data_fingerprint, status, failure, feasible (keeps the limits),
+        front, and the run's metrics by recorded names. Best first by the first objective; failed runs last.
     """
     table = pd.DataFrame(
         {

@@ -1,0 +1,96 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from src.checkpoint import BestEpoch, load_weights
+from src.errors import ConfigError, UserError
+
+
+class Counter(LightningModule):
+    """Its one weight counts the epochs; its validation metric is told beforehand."""
+
+    def __init__(self, values: list[float], losses: list[float] | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.values = values
+        self.losses = losses or [1.0] * len(values)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.log("train/loss", self.losses[self.current_epoch], on_step=False, on_epoch=True)
+        return -self.weight.sum()
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log_dict({"val/auroc": self.values[self.current_epoch], "val/loss": -self.values[self.current_epoch]})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(
+    folder: Path, values: list[float], metric: str, has_validation: bool = True, losses: object = None
+) -> BestEpoch:
+    best = BestEpoch(metric, folder, has_validation)
+    loader = DataLoader(TensorDataset(torch.zeros(1, 1)))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=len(values),
+        callbacks=[best],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Counter(values, losses), loader, loader if has_validation else None)  # type: ignore[arg-type]
+    return best
+
+
+@pytest.mark.parametrize("metric", ["val/auroc", "val/loss"])
+def test_best_epoch_is_kept_whichever_way_is_better(tmp_path: Path, metric: str) -> None:
+    best = fit(tmp_path, [0.5, 0.9, 0.7], metric)
+    assert best.epoch == 1
+    assert best.chosen_by == metric
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+    module = Counter([0.0])
+    load_weights(module, best.best_model_path)
+    assert module.weight.item() == 2  # after two epochs
+    assert [figures["val/auroc"] for figures in best.history] == pytest.approx([0.5, 0.9, 0.7])
+
+
+def test_without_validation_the_last_epoch_is_kept_and_said(tmp_path: Path) -> None:
+    best = fit(tmp_path, [0.9, 0.5, 0.1], "val/auroc", has_validation=False)
+    assert best.chosen_by == "last epoch"
+    module = Counter([0.0])
+    load_weights(module, best.best_model_path)
+    assert module.weight.item() == 3
+
+
+def test_divergence_ends_training_with_its_epoch_and_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train/loss is nan in epoch 2: .*lower optimizer\.lr"):
+        fit(tmp_path, [0.5, 0.5, 0.5], "val/auroc", losses=[1.0, float("nan"), 1.0])
+
+
+def test_metric_that_nobody_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="val/balanced_acuracy"):
+        BestEpoch("val/balanced_acuracy", tmp_path)
+
+
+def test_checkpoints_that_cannot_be_are_named_and_never_executed(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
+
+    module = Counter([0.0])
+    with pytest.raises(UserError, match=r"nowhere\.ckpt: no such checkpoint"):
+        load_weights(module, tmp_path / "nowhere.ckpt")
+    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(UserError, match=r"bad\.ckpt: not a checkpoint"):
+        load_weights(module, tmp_path / "bad.ckpt")
+    assert not (tmp_path / "executed").exists()
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"other\.ckpt: not a checkpoint of this network"):
+        load_weights(module, tmp_path / "other.ckpt")
