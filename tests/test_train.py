@@ -205,13 +205,21 @@ def test_an_interrupted_run_is_killed_with_its_reason_and_never_left_running(
     multirun: Finished, sent: signal.Signals
 ) -> None:
     line, environment = command(multirun.folder, "experiment=smoke", "trainer.max_epochs=100000", f"study={sent.name}")
-    process = subprocess.Popen(line, cwd=multirun.folder, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line,
+        cwd=multirun.folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background of a shell has SIGINT ignored, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     for text in process.stderr:
         if "epoch 2/" in text:
             break
     process.send_signal(sent)
-    process.stderr.read()
+    process.communicate(timeout=120)
     assert process.wait(timeout=60) != 0
     (run,) = (row for _, row in read.runs(multirun.store, f"tags.study = '{sent.name}'").iterrows())
     assert run["status"] == "KILLED"
