@@ -1,15 +1,16 @@
-"""Which epoch of a run is kept: the best on the validation split, never on the split that is reported."""
+"""Which epoch of a run is kept, and when to stop: both by the validation split, never by the one that is reported."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
-from src.errors import UserError
+from src.errors import ConfigError, UserError
 from src.objectives import describe
 
 
@@ -25,13 +26,13 @@ class BestEpoch(ModelCheckpoint):
     """
 
     def __init__(self, metric: str, folder: Path | str = ".", has_validation: bool = True) -> None:
+        _check_chooses(metric)
         self.chosen_by = metric if has_validation else "last epoch"
-        mode = "max" if describe(metric).direction == "maximize" else "min"
         super().__init__(
             dirpath=folder,
             filename="best",
             monitor=metric if has_validation else None,
-            mode=mode,
+            mode=_mode(metric),
             save_top_k=1,
             save_weights_only=True,
             enable_version_counter=False,
@@ -54,6 +55,31 @@ class BestEpoch(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         self.epoch = trainer.current_epoch
+
+
+class StopEarly(EarlyStopping):
+    """Stop when a validation metric has not improved for some epochs.
+
+    Args:
+        metric: Name from the run record, such as "val/balanced_accuracy"; which way is better comes from there.
+        patience: Epochs without improvement.
+        min_delta: Smaller changes are none.
+    """
+
+    def __init__(
+        self, metric: str, patience: Annotated[int, Ge(1)] = 5, min_delta: Annotated[float, Ge(0)] = 0.0
+    ) -> None:
+        _check_chooses(metric)
+        super().__init__(metric, patience=patience, min_delta=min_delta, mode=_mode(metric))
+
+
+def _mode(metric: str) -> str:
+    return "max" if describe(metric).direction == "maximize" else "min"
+
+
+def _check_chooses(metric: str) -> None:
+    if not describe(metric).name.startswith("val/"):
+        raise ConfigError("metric", f"must be of the validation split, val/..., but got {metric}")
 
 
 def load_weights(module: LightningModule | nn.Module, path: Path | str) -> None:

@@ -75,7 +75,7 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), uint8 or float in [0, 1] -> logits."""
-        return self.net((as_float(images) - self.mean) * self.inverse_std)
+        return self.net((as_float(images).to(self.mean.dtype) - self.mean) * self.inverse_std)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""

@@ -124,7 +124,8 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
     except (pydantic.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
         return
     try:
-        adapter.validate_python(value)
+        # strict, for what is checked here is passed on as it is: a text "no" must not pass for False
+        adapter.validate_python(value, strict=not isinstance(value, Mapping | list))
     except pydantic.ValidationError as error:
         problems = {_lower_first(problem["msg"]) for problem in error.errors()}
         raise ConfigError(where, f"{' or '.join(sorted(problems))}, but got {value!r}") from None

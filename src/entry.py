@@ -8,8 +8,8 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -47,15 +47,24 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
         except UserError as error:
             refused.append(error)  # not through Hydra, which would print a line of its own
 
-    try:
+    with one_line_errors(full_error):
         hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(task)()
         for error in refused:
             raise error
+
+
+@contextmanager
+def one_line_errors(full_error: bool = False) -> Iterator[None]:
+    """Turn the user's mistakes into one line and status 2.
+
+    Args:
+        full_error: Let them through with their traceback.
+    """
+    try:
+        yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if full_error:
-            raise
         message = one_line(error)
-        if message is None:
+        if full_error or message is None:
             raise
         fail(message)
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src import multirun, training
-from src.analysis.comparison import compare, notes, recorded_name, render
+from src.analysis.comparison import compare, notes, recorded_name, render, row_name
 from src.config import check, instantiate, resolve
 from src.data.module import DataModule
 from src.entry import ROOT, format_bug, one_line
@@ -29,8 +29,11 @@ WITHOUT_EFFECT = ("tracking", "study", "objective", "test", "data.cache_dir")  #
 console = Console(width=100)
 
 
-def one_run(config: DictConfig) -> None:
+def one_run(config: DictConfig) -> bool:
     """Hydra's task. In a multirun a run that fails is a row with its reason, and the others go on.
+
+    Returns:
+        Whether the run ended well.
 
     Raises:
         UserError: In a single run: bad input, already recorded as the run's failure.
@@ -38,12 +41,14 @@ def one_run(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
         record_run(config, Path(hydra.runtime.output_dir), list(hydra.overrides.task), None, 0)
-        return
+        return True
     try:
         folder = Path(hydra.sweep.dir).absolute()
         record_run(config, Path(hydra.runtime.output_dir), list(hydra.overrides.task), folder, int(hydra.job.num))
     except Exception as error:
         log.error("run %s failed: %s", hydra.job.num, one_line(error) or format_bug(error))
+        return False
+    return True
 
 
 def record_run(config: DictConfig, folder: Path, overrides: list[str], study_folder: Path | None, trial: int) -> None:
@@ -76,7 +81,8 @@ def record_run(config: DictConfig, folder: Path, overrides: list[str], study_fol
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
     parent = multirun.parent_run(config, study_folder, store) if study_folder else None
     name = str(config.model.get("name", "run"))
-    with Run.start(store, name, _tags(config, plain, study_folder, trial), plain, parent) as run:
+    tags = _tags(config, plain, study_folder, trial) | {"overrides": " ".join(overrides)}
+    with Run.start(store, name, tags, plain, parent) as run:
         if problem is not None:
             raise problem
         parts = training.build(config)
@@ -104,8 +110,8 @@ def finish_multirun(record: dict[str, Any], error: BaseException | None) -> list
     """
     store: Store = instantiate(OmegaConf.create(record["tracking"]), "tracking")
     reap(store)
-    objectives, limits = parse_objectives(record["objective"]), parse_limits(record["objective"])
     with Run.attach(store, record["run_id"]) as parent:
+        objectives, limits = parse_objectives(record["objective"]), parse_limits(record["objective"])
         table = compare(read.children(store, parent.id), objectives, limits)
         if error is None and record["test"] == "auto":
             _test_front(store, table)
@@ -140,7 +146,12 @@ def _test_front(store: Store, table: pd.DataFrame) -> None:
         members = members[members["test/accuracy"].isna()]
     for run_id in members["run_id"]:
         log.info("front member %s: evaluated on the test split, once", run_id)
-        test_run(store, run_id)
+        try:
+            test_run(store, run_id)
+        except Exception as error:  # the comparison of the others is not lost for it
+            reason = one_line(error) or format_bug(error)
+            Run.attach(store, run_id).tag(test_failure=reason)
+            log.error("front member %s could not be evaluated on the test split: %s", run_id, reason)
 
 
 def _evaluated_splits(config: DictConfig, data: DataModule, in_multirun: bool) -> list[str]:
@@ -190,9 +201,17 @@ def _show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, 
     for _, row in table[table["status"] != "FINISHED"].iterrows():
         _say(f"{row['status']}: {row['model']}, run {row['run_id']}: {row['failure']}")
     for _, row in table.iterrows():
-        _say(f"run {row['run_id']}  {row['model']}")
-    link = f"http://127.0.0.1:5000/#/experiments/{store.experiment_id}/runs/{run_id}"
-    console.print(f"look: make ui, then {link}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"run {row['run_id']}  {row_name(table, row)}")
+    page = f"#/experiments/{store.experiment_id}/runs/{run_id}"
+    console.print(f"look: {_ui(store)}/{page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _ui(store: Store) -> str:
+    """Where the store can be looked at: its server's address, or the command that serves it."""
+    if store.is_server:
+        return store.uri.rstrip("/")
+    command = "make ui" if store.uri == Store().uri else f"python -m src.tracking.ui uri={store.uri}"
+    return f"{command}, then http://127.0.0.1:5000"
 
 
 def _say(line: str) -> None:

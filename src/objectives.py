@@ -187,6 +187,8 @@ def _limit(text: Any, key: str) -> Limit:
 
 
 def _described(name: str, key: str) -> Metric:
+    if name.startswith("test/"):
+        raise ConfigError(key, f"must not be read on the split that is reported, but got {name}; take val/...")
     try:
         return describe(name)
     except ConfigError as error:

@@ -15,16 +15,22 @@ def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def onecycle(optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.3) -> LRScheduler:
+def onecycle(
+    optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.3, cycle_momentum: bool = True
+) -> LRScheduler:
     """Rise to each parameter group's learning rate, then fall to nearly zero (Smith & Topin 2019, arXiv 1708.07120).
 
     Args:
         optimizer: Its groups' learning rates are the peaks.
         total_steps: Training steps in all.
         warmup: Part of the steps spent rising, in (0, 1).
+        cycle_momentum: Let momentum (Adam's first beta) fall from 0.95 to 0.85 and rise again, as the paper does; what
+            the optimizer was given for it then has no effect.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, max_lr=peaks, total_steps=max(total_steps, 2), pct_start=warmup)
+    return OneCycleLR(
+        optimizer, max_lr=peaks, total_steps=max(total_steps, 2), pct_start=warmup, cycle_momentum=cycle_momentum
+    )
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.05) -> LRScheduler:

@@ -20,23 +20,23 @@ Paretoderm: train skin-lesion classifiers, measure what each costs, record it in
 """
 
 
-def job(config: DictConfig) -> None:
-    """Hydra's task: one run."""
-    from src import jobs  # torch and MLflow take seconds to import: not before --help is answered
-
-    jobs.one_run(config)
-
-
 def main() -> None:
-    """Run the command line."""
-    failed: list[str] = []
+    """Run the command line. Status 0 only if every run ended well."""
+    failed = False
+
+    def job(config: DictConfig) -> None:
+        nonlocal failed
+        from src import jobs  # torch and MLflow take seconds to import: not before --help is answered
+
+        failed |= not jobs.one_run(config)
 
     def finish(record: dict[str, Any], error: BaseException | None) -> None:
+        nonlocal failed
         from src import jobs
 
-        failed.extend(jobs.finish_multirun(record, error))
+        failed |= bool(jobs.finish_multirun(record, error))
 
-    with multirun.compared(finish):
+    with entry.one_line_errors(), multirun.compared(finish):
         entry.run(job, "train", EXAMPLES)
     if failed:
         sys.exit(1)

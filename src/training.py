@@ -61,7 +61,7 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     try:
         data.prepare()
     except ConfigError as error:
-        raise error.under("data") from error
+        raise (error if error.key.startswith("data.") else error.under("data")) from error
     if not pretrained and "weights" in config.model.net:
         config = config.copy()
         config.model.net.weights = "random"
@@ -71,14 +71,25 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     classifier = instantiate(
         config.model,
         "model",
-        ("net",),
+        ("net", "image_size"),
         net=net,
+        image_size=data.image_size,  # what the net is built for, also where it was set apart from model.image_size
         loss=loss,
         classes=data.classes,
-        optimizer=instantiate(config.optimizer, "optimizer"),
+        optimizer=_optimizer(config),
         scheduler=instantiate(config.scheduler, "scheduler"),
     )
     return Parts(data, classifier)
+
+
+def _optimizer(config: DictConfig) -> Any:
+    """The optimizer's factory, tried once, so that an impossible value is found before anything is trained."""
+    factory = instantiate(config.optimizer, "optimizer")
+    try:
+        factory([nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        raise ConfigError("optimizer", str(error)) from error
+    return factory
 
 
 def prepare_fit(
@@ -94,6 +105,8 @@ def prepare_fit(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
+        raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {config.trainer.max_epochs}")
     has_validation = parts.data.has("val")
     best: BestEpoch = instantiate(
         config.callbacks.best, "callbacks.best", folder=folder / "checkpoint", has_validation=has_validation
@@ -122,8 +135,11 @@ def train(config: DictConfig, parts: Parts, run: Run | None, folder: Path) -> Pa
     """
     trainer, progress, best = prepare_fit(config, parts, run, folder)
     began = time.perf_counter()
-    with quiet_lightning():
-        trainer.fit(parts.classifier, datamodule=parts.data)
+    try:
+        with quiet_lightning():
+            trainer.fit(parts.classifier, datamodule=parts.data)
+    except MisconfigurationException as error:
+        raise ConfigError("trainer or callbacks", str(error).splitlines()[0]) from error
     seconds = time.perf_counter() - began
     if torch.distributed.is_initialized():
         # what follows is the first rank's alone: with the group still there its metrics would wait for the others
@@ -207,6 +223,7 @@ def describe_inputs(config: DictConfig, overrides: list[str], parts: Parts, run:
     run.log(static_cost(parts.classifier.net, parts.classifier.image_size), step=0)
     run.tag(
         data_fingerprint=data.cache.fingerprint,
+        split_fingerprint=data.split_fingerprint,
         grouped_by=data.grouped_by,
         weights=getattr(parts.classifier.net, "loaded_weights", "random"),
     )

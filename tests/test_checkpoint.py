@@ -7,7 +7,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.checkpoint import BestEpoch, load_weights
+from src.checkpoint import BestEpoch, StopEarly, load_weights
 from src.errors import ConfigError, UserError
 
 
@@ -77,6 +77,18 @@ def test_divergence_ends_training_with_its_epoch_and_a_way_out(tmp_path: Path) -
 def test_metric_that_nobody_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="val/balanced_acuracy"):
         BestEpoch("val/balanced_acuracy", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [BestEpoch, StopEarly])
+@pytest.mark.parametrize("metric", ["test/auroc", "train/loss"])
+def test_nothing_is_chosen_but_by_validation(kind: type, metric: str) -> None:
+    with pytest.raises(ConfigError, match="must be of the validation split"):
+        kind(metric)
+
+
+def test_early_stopping_knows_which_way_is_better() -> None:
+    assert StopEarly("val/loss").mode == "min"
+    assert StopEarly("val/auroc").mode == "max"
 
 
 def test_checkpoints_that_cannot_be_are_named_and_never_executed(tmp_path: Path) -> None:

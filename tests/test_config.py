@@ -13,7 +13,9 @@ from src.errors import ConfigError, DataError
 class Part:
     config_only = ("note",)
 
-    def __init__(self, width: Annotated[int, Ge(1)], kind: Literal["a", "b"] = "a", rate: float = 0.5) -> None:
+    def __init__(
+        self, width: Annotated[int, Ge(1)], kind: Literal["a", "b"] = "a", rate: float = 0.5, norm: bool = False
+    ) -> None:
         if rate > 1:
             raise ConfigError("rate", f"must be at most 1, but got {rate}")
         if rate < 0:
@@ -44,6 +46,8 @@ def node(**values: object) -> dict[str, object]:
         ({"width": 2.5}, "model.net.width: input should be a valid integer"),
         ({"kind": "c"}, "model.net.kind: input should be 'a' or 'b', but got 'c'"),
         ({"rate": [1]}, "model.net.rate: input should be a valid number"),
+        ({"width": True}, "model.net.width: input should be a valid integer"),
+        ({"norm": "no"}, "model.net.norm: input should be a valid boolean, but got 'no'"),
         ({"widht": 1}, "model.net.widht: unknown key; did you mean width?"),
     ],
 )

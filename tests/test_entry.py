@@ -54,6 +54,8 @@ def test_importing_is_light(module: str) -> None:
         (["trainer.max_epochs=ten"], "trainer.max_epochs: "),
         (["seed=abc"], "seed: "),
         (["test=perhaps"], "test: "),
+        (["test=yes"], "test: "),
+        (["objective.objectives=[{metric:test/accuracy}]"], "objective.objectives[0]"),
         (["model.net.width=["], "model.net.width=["),
         (["nonsense"], "nonsense"),
     ],
@@ -71,6 +73,8 @@ def test_bad_override_ends_with_one_line_that_names_it(tmp_path: Path, arguments
     [
         (["experiment=smoke", "data.fractions=[0.5,0.2,0.2]"], "data.fractions: "),
         (["experiment=smoke", "model.image_size=16"], "model.net.image_size: "),
+        (["experiment=smoke", "optimizer.lr=-1"], "optimizer: "),
+        (["experiment=smoke", "trainer.max_epochs=0"], "trainer.max_epochs: "),
         (["experiment=smoke", "optimizer.lr=1e9", "loss=focal"], "train/loss is "),
         (["data=ham10000", "data.root=nowhere"], "nowhere"),
     ],

@@ -167,6 +167,24 @@ def test_comparison_stands_on_the_parent_and_on_the_terminal(multirun: Finished,
     assert parent["metrics.runs/all"] == 3
 
 
+def test_cost_is_of_the_size_that_the_net_is_built_for(multirun: Finished) -> None:
+    size = ["model=custom_gap", "model.image_size=32", "data.image_size=40", "trainer.max_epochs=1", "study=size"]
+    line, environment = command(multirun.folder, "experiment=smoke", *size)
+    subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, check=True, timeout=200)
+    (run,) = (row for _, row in read.runs(multirun.store, "tags.study = 'size'").iterrows())
+    convolutions = 40 * 40 * 27 * 32 + 20 * 20 * 9 * 32 * 64 + 10 * 10 * 9 * 64 * 128  # padded, pooled to 40, 20, 10
+    # global average pooling is counted once a value of its 5 x 5 map
+    assert run["metrics.efficiency/flops"] - convolutions - 128 * 256 - 256 * 7 in (0, 5 * 5 * 128)
+
+
+def test_runs_that_never_reach_the_store_are_no_success(multirun: Finished) -> None:
+    line, environment = command(multirun.folder, "-m", "tracking.uri=file:///nowhere", "model=custom,custom_gap")
+    process = subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, text=True, timeout=100)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("must be sqlite:///") == 2
+
+
 def test_two_processes_train_one_run(multirun: Finished) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     line, environment = command(multirun.folder, "experiment=smoke", *ddp, "study=ddp")

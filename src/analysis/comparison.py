@@ -34,14 +34,17 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
         limits: What a member of the front has to keep; a run without the metric does not.
 
     Returns:
-        Columns run_id, model, data, split, grouped_by, data_fingerprint, status, failure, feasible (keeps the limits),
+        Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, status, failure, feasible,
         front, and the run's metrics by recorded names. Best first by the first objective; failed runs last.
     """
     table = pd.DataFrame(
         {
             "run_id": runs["run_id"],
             "model": _column(runs, "tags.model", ""),
-            **{tag: _column(runs, f"tags.{tag}", "") for tag in ("data", "split", "grouped_by", "data_fingerprint")},
+            **{
+                tag: _column(runs, f"tags.{tag}", "")
+                for tag in ("trial", "overrides", "split", "grouped_by", "split_fingerprint")
+            },
             "status": runs["status"],
             "failure": _column(runs, "tags.failure", ""),
         }
@@ -55,8 +58,8 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
         measured = _column(table, recorded_name(limit.metric), math.nan)
         feasible = feasible & measured.map(limit.holds).to_numpy(dtype=bool)
     values[~feasible] = math.nan
-    table.insert(8, "feasible", feasible)
-    table.insert(9, "front", front(values, list(objectives)))
+    table.insert(9, "feasible", feasible)
+    table.insert(10, "front", front(values, list(objectives)))
     ascending = objectives[0].direction == "minimize"
     order = pd.Series(values[:, 0] if ascending else -values[:, 0])
     return table.iloc[order.sort_values(kind="stable", na_position="last").index].reset_index(drop=True)
@@ -88,7 +91,7 @@ def render(table: pd.DataFrame, title: str, split: str) -> Table:
     for _, row in table.iterrows():
         cells = [_format(name, row.get(name, math.nan)) for _, name in columns]
         mark = "yes" if row["front"] else _why_not(row)
-        drawn.add_row(str(row["model"]), *cells, mark, style="bold" if row["front"] else None)
+        drawn.add_row(row_name(table, row), *cells, mark, style="bold" if row["front"] else None)
     return drawn
 
 
@@ -103,12 +106,18 @@ def notes(table: pd.DataFrame) -> list[str]:
     if len(finished) and recorded_name("val/accuracy") not in table:
         found.append("No validation split: nothing was chosen, each run's last epoch counts, and there is no front.")
     if finished["split"].str.contains("leaking").any():
-        found.append("LEAKS: photographs of one lesion are on both sides of the split; these figures are too good.")
+        found.append("LEAKS: images of one lesion or patient are on both sides of the split; the figures are too good.")
     if (finished["grouped_by"] == "image").any():
         found.append("The data do not say which images show one lesion or patient: the split may leak.")
-    if len(finished[["data_fingerprint", "split"]].drop_duplicates()) > 1:
-        found.append("These runs saw different data or splits: their figures do not compare, nor does the front.")
+    if finished["split_fingerprint"].nunique() > 1:
+        found.append("These runs saw different images or splits: their figures do not compare, nor does the front.")
     return found
+
+
+def row_name(table: pd.DataFrame, row: pd.Series) -> str:
+    """The model, with its number in the multirun where several runs have that model."""
+    alone = (table["model"] == row["model"]).sum() == 1
+    return str(row["model"]) if alone else f"{row['model']} #{row['trial']}"
 
 
 def _why_not(row: pd.Series) -> str:

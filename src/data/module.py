@@ -1,5 +1,6 @@
 """The data of a run: cached pictures, split, sampled and augmented, given to Lightning batch by batch."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,6 +207,12 @@ class DataModule(LightningDataModule):
     def class_counts(self) -> list[int]:
         """Training images of each class, before oversampling."""
         return [int(count) for count in sampling.class_counts(self.labels[self._rows["train"]], len(self.classes))]
+
+    @property
+    def split_fingerprint(self) -> str:
+        """The same for two runs whose images stand on the same sides with the same labels, at whatever size."""
+        sides = self.frame.assign(side=self.side)[["image_id", "label", "side"]].sort_values("image_id")
+        return hashlib.sha256(sides.to_csv(index=False).encode()).hexdigest()[:16]
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split in the cache."""

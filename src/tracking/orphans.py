@@ -1,7 +1,7 @@
 """Runs whose process is gone: killed with no chance to say so, they would stay RUNNING for ever.
 
-Each run names its process (host, process id, start of the process). Whoever opens the store next ends those that have
-none.
+Each run names its process (host, process id, start of the process). The next run, or the user interface when it is
+started, ends those that have none.
 """
 
 import socket

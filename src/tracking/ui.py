@@ -5,6 +5,7 @@ import socket
 import sys
 
 from src.errors import ConfigError, UserError
+from src.tracking.orphans import reap
 from src.tracking.store import Store
 
 _HOST = "127.0.0.1"
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
         print(f"the runs are on a tracking server: open {store.uri}")
         return
     store.open()
+    reap(store)
     page = f"http://{_HOST}:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     print(f"MLflow's user interface, up in some seconds (Ctrl+C ends it): {page}", flush=True)
     os.environ["PYTHONWARNINGS"] = "ignore"

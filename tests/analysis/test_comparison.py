@@ -13,6 +13,7 @@ def runs() -> pd.DataFrame:
             "run_id": ["small", "big", "worse", "dead"],
             "status": ["FINISHED", "FINISHED", "FINISHED", "FAILED"],
             "tags.model": ["custom", "mobilenetv3_small", "custom", "custom"],
+            "tags.trial": ["0", "1", "2", "3"],
             "tags.failure": [None, None, None, "OutOfMemoryError"],
             # what the last epoch had must not matter, nor what a dead run had
             "metrics.val/balanced_accuracy": [0.1, 0.2, 0.9, 0.9],
@@ -50,13 +51,13 @@ def noted(**tags: str) -> str:
 
 
 def test_notes_warn_of_leaks_and_of_what_cannot_be_compared() -> None:
-    clean = noted(split="grouped", grouped_by="lesion", data_fingerprint="f")
+    clean = noted(split="grouped", grouped_by="lesion", split_fingerprint="f")
     assert "multiply-add counts as one" in clean
     assert clean.count("\n") == 0
-    assert "LEAKS" in noted(split="image (leaking)", grouped_by="lesion", data_fingerprint="f")
-    assert "may leak" in noted(split="grouped", grouped_by="image", data_fingerprint="f")
-    mixed = runs().assign(**{"tags.data_fingerprint": ["f", "g", "f", "f"]})
-    assert "different data" in "\n".join(notes(compare(mixed, OBJECTIVES)))
+    assert "LEAKS" in noted(split="image (leaking)", grouped_by="lesion", split_fingerprint="f")
+    assert "may leak" in noted(split="grouped", grouped_by="image", split_fingerprint="f")
+    mixed = runs().assign(**{"tags.split_fingerprint": ["f", "g", "f", "f"]})
+    assert "different images" in "\n".join(notes(compare(mixed, OBJECTIVES)))
     unvalidated = runs().drop(columns=[name for name in runs() if "val/" in name])
     assert "No validation split" in "\n".join(notes(compare(unvalidated, OBJECTIVES)))
 
@@ -74,7 +75,8 @@ def test_table_fits_100_columns_and_shows_every_run() -> None:
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
-    assert "mobilenetv3_small" in text
+    assert "mobilenetv3_small  " in text
+    assert "custom #0" in text  # one of several runs of that model
     assert "30M" in text
     assert "692k" in text
     assert "4.1G" in text
