@@ -19,6 +19,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from src.allocator import keep_freed_memory
 from src.analysis import figures
 from src.checkpoint import BestEpoch, load_weights
 from src.classifier import Classifier, as_float
@@ -55,6 +56,7 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     Raises:
         UserError: A value, a file or a package is not as it should be; the message names it.
     """
+    keep_freed_memory()
     seed_everything(config.seed)
     augment = instantiate(config.augment, "augment")
     data: DataModule = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)

@@ -13,7 +13,7 @@ LAYERS = [
     {"train", "jobs", "training", "multirun", "entry", "config", "progress", "checkpoint"},
     {"classifier", "data", "sweep", "tracking", "analysis"},
     {"models", "losses", "metrics", "efficiency", "objectives", "reproducibility", "schedules"},
-    {"errors", "torchvision_operators"},
+    {"allocator", "errors", "torchvision_operators"},
 ]
 DOORS = {
     "mlflow": ("src/tracking/",),
