@@ -29,4 +29,6 @@ def test_repeated_large_blocks_are_faulted_in_once() -> None:
         line = [sys.executable, "-c", CODE, how]
         return int(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
-    assert page_faults("kept") < 0.1 * page_faults("default")
+    block = 40_000_000 / 4096  # pages; the heap may have to grow for a second or third place, but not for every step
+    assert page_faults("default") > 19 * block
+    assert page_faults("kept") < 4 * block
