@@ -1,8 +1,9 @@
 """Let the C library keep freed memory for the next training step instead of handing it back to the system.
 
-A step's activations are allocated and freed anew each time. By default glibc maps blocks of over 32 MB one by one and
-trims the top of its heap, so that, depending on where the heap happens to end, every step faults the same pages in again:
-`custom` at 64 px, batch 64, then trains at 650 to 1,300 images a second on two cores, and at 1,400 with the memory kept.
+A step's activations are allocated and freed anew each time. By default glibc maps blocks of over 32 MB one by
+one and trims the top of its heap, so that, depending on where the heap happens to end, every step faults the
+same pages in again: `custom` at 64 px, batch 64, then trains at 650 to 1,300 images a second on two cores,
+and at 1,400 with the memory kept.
 """
 
 import ctypes
