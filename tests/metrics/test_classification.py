@@ -151,7 +151,8 @@ def test_classes_must_be_several_and_different(classes: tuple[str, ...]) -> None
 
 
 def test_names_may_hold_what_mlflow_allows() -> None:
-    ClassificationMetrics(("Actinic keratosis", "benign/other", "type-1.b_2"))
+    names = ("Actinic keratosis", "benign/other", "type-1.b_2")
+    assert ClassificationMetrics(names).classes == names
 
 
 @pytest.mark.parametrize(("shape", "n"), [((4, 2), 4), ((4, 3), 5), ((4,), 4)])
