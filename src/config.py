@@ -20,6 +20,8 @@ ROOT_VALUES: dict[str, Any] = {
     "study": str | None,
     "test": bool | Literal["auto"],
     "threads": Annotated[int, Ge(1)] | None,
+    "repeats": Annotated[int, Ge(1)],
+    "dry_run": bool,
 }
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 

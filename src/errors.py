@@ -26,6 +26,10 @@ class ConfigError(UserError):
         return ConfigError(f"{path}.{self.key}" if self.key else path, self.problem)
 
 
+class DivergedError(UserError):
+    """A training whose loss or metrics are no numbers any more; lower the learning rate or clip the gradient."""
+
+
 class DataError(UserError):
     """A data set on disk that is not as it should be.
 

@@ -1,77 +1,65 @@
-"""The main job: one recorded run, and what a multirun's runs amount to."""
+"""The main job: one config trained, measured and recorded, alone or as a trial of a study."""
 
 import logging
-import tempfile
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import DictConfig, open_dict
 
-from src import multirun, training
-from src.analysis.comparison import compare, notes, recorded_name, render, row_name
+from src import summary, training
 from src.config import check, instantiate, resolve
 from src.data.module import DataModule
-from src.entry import ROOT, format_bug, one_line
-from src.errors import UserError
-from src.objectives import Limit, Objective, parse_limits, parse_objectives
+from src.efficiency.profile import static_cost
+from src.entry import ROOT
+from src.errors import ConfigError, UserError
+from src.objectives import parse_limits, parse_objectives
 from src.reproducibility import config_hash, git_state
-from src.tracking import read
+from src.sweep.repeats import aggregate
+from src.sweep.trial import EndedEarly, TrialContext
 from src.tracking.orphans import reap
 from src.tracking.run import Run
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
-WITHOUT_EFFECT = ("tracking", "study", "objective", "test", "data.cache_dir")  # on what is trained and measured
-console = Console(width=100)
+WITHOUT_EFFECT = ("tracking", "study", "objective", "test", "data.cache_dir", "threads", "repeats", "dry_run")
+PER_EPOCH = ("val/", "train/", "data/")  # of these the study needs no copy
 
 
-def one_run(config: DictConfig) -> bool:
-    """Hydra's task. In a multirun a run that fails is a row with its reason, and the others go on.
+@dataclass(frozen=True)
+class Place:
+    """Where in a study a run stands.
 
-    Returns:
-        Whether the run ended well.
+    Attributes:
+        study: The study's name; empty for a run of its own.
+        parent: Id of the run above it.
+        trial: Its trial's number.
+        repeat: Which of the trial's seeds it is, from 0.
+    """
+
+    study: str = ""
+    parent: str | None = None
+    trial: int = 0
+    repeat: int = 0
+
+
+def single_run(config: DictConfig) -> None:
+    """Hydra's task: one run by itself.
 
     Raises:
-        UserError: In a single run: bad input, already recorded as the run's failure.
+        UserError: Bad input; where the run had begun, it is recorded as its failure.
     """
+    if config.repeats != 1 or config.dry_run:
+        key = "repeats" if config.repeats != 1 else "dry_run"
+        raise ConfigError(key, "belongs to a study: add -m")
     hydra = HydraConfig.get()
-    if hydra.mode is not RunMode.MULTIRUN:
-        record_run(config, Path(hydra.runtime.output_dir), list(hydra.overrides.task), None, 0)
-        return True
-    try:
-        folder = Path(hydra.sweep.dir).absolute()
-        record_run(config, Path(hydra.runtime.output_dir), list(hydra.overrides.task), folder, int(hydra.job.num))
-    except Exception as error:
-        log.error("run %s failed: %s", hydra.job.num, one_line(error) or format_bug(error))
-        return False
-    return True
-
-
-def record_run(config: DictConfig, folder: Path, overrides: list[str], study_folder: Path | None, trial: int) -> None:
-    """Train, measure and record one config.
-
-    Args:
-        config: A composed `conf/train.yaml`.
-        folder: The run's own folder.
-        overrides: What the user typed.
-        study_folder: The multirun's folder, if the run is one of a multirun.
-        trial: Number of the run within its multirun.
-    """
-    problem: UserError | None = None
-    plain: dict[str, Any] = {}
-    try:
-        plain = resolve(config)
-        check(plain)
-        parse_objectives(plain["objective"])
-        parse_limits(plain["objective"])
-    except UserError as error:
-        if study_folder is None:
-            raise
-        problem = error
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    plain = resolve(config)
+    check(plain)
+    objectives, limits = parse_objectives(plain["objective"]), parse_limits(plain["objective"])
     if not training.writes_record():
         training.train(config, training.build(config), None, folder)
         return
@@ -79,95 +67,184 @@ def record_run(config: DictConfig, folder: Path, overrides: list[str], study_fol
     store.open()
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
-    parent = multirun.parent_run(config, study_folder, store) if study_folder else None
-    name = str(config.model.get("name", "run"))
-    tags = _tags(config, plain, study_folder, trial) | {"overrides": " ".join(overrides)}
-    with Run.start(store, name, tags, plain, parent) as run:
-        if problem is not None:
-            raise problem
-        parts = training.build(config)
-        training.describe_inputs(config, overrides, parts, run, folder)
-        run.tag(split=_split_label(parts.data))
-        checkpoint = training.train(config, parts, run, folder)
-        run.artifact(checkpoint, "checkpoint")
-        training.measure(config, parts.classifier, run)
-        for split in _evaluated_splits(config, parts.data, study_folder is not None):
-            training.evaluate(config, parts, split, run, folder)
-        run.log({"time/tracking_s": run.seconds})
-    if study_folder is None:
-        _show_single(store, run.id, parse_objectives(config.objective), parse_limits(config.objective))
+    with _start(store, config, plain, overrides, Place(config.study or "")) as run:
+        _record(config, folder, overrides, run)
+    summary.show_single(store, run.id, objectives, limits)
 
 
-def finish_multirun(record: dict[str, Any], error: BaseException | None) -> list[str]:
-    """Compare the runs of a multirun, test the front's members once, and close the parent.
+def run_trial(context: TrialContext) -> dict[str, float]:
+    """A trial of a study, in a process of its own: one run, or one for each of several seeds below the trial's run.
 
     Args:
-        record: What `src.multirun.parent_run` wrote.
-        error: What ended the multirun, if it did not end by itself.
+        context: Of the trial; its payload holds `overrides`, `tracking`, `study_run` and `repeats`.
 
     Returns:
-        Ids of the runs that failed.
+        The final metrics by their recorded names; means over the seeds, if there are several.
     """
-    store: Store = instantiate(OmegaConf.create(record["tracking"]), "tracking")
-    reap(store)
-    with Run.attach(store, record["run_id"]) as parent:
-        objectives, limits = parse_objectives(record["objective"]), parse_limits(record["objective"])
-        table = compare(read.children(store, parent.id), objectives, limits)
-        if error is None and record["test"] == "auto":
-            _test_front(store, table)
-            table = compare(read.children(store, parent.id), objectives, limits)
-        for run_id, on_front in zip(table["run_id"], table["front"], strict=True):
-            Run.attach(store, run_id).tag(front=str(bool(on_front)).lower())
-        parent.table(table, "comparison.csv")
-        parent.log({"runs/finished": float((table["status"] == "FINISHED").sum()), "runs/all": float(len(table))})
-        _show(table, [*objectives, *limits], record["study"], store, parent.id)
-        if error is not None:
-            raise error
-    return list(table.loc[table["status"] != "FINISHED", "run_id"])
+    payload = context.payload
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", payload["overrides"])
+    with open_dict(config):
+        config.tracking = {**config.tracking, **payload["tracking"]}
+        config.study = context.task.study
+        config.threads = config.threads or context.task.slot.threads
+    store: Store = instantiate(config.tracking, "tracking")
+    place = Place(context.task.study, payload["study_run"], context.task.number)
+    if payload["repeats"] == 1:
+        return _trial_run(config, store, place, context, context.folder, context.resume)
+    return _repeated(config, store, place, context)
 
 
-def test_run(store: Store, run_id: str) -> None:
-    """Evaluate a finished run's checkpoint on its test split and add the figures to its record."""
-    config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
-    assert isinstance(config, DictConfig)
-    parts = training.build(config, pretrained=False)
-    training.load_weights(parts.classifier, read.artifact(store, run_id, "checkpoint/best.ckpt"))
-    if not parts.data.has("test"):
-        return
-    run = Run.attach(store, run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        training.evaluate(config, parts, "test", run, Path(folder))
-    run.flush()
-
-
-def _test_front(store: Store, table: pd.DataFrame) -> None:
-    members = table[table["front"]]
-    if "test/accuracy" in members:
-        members = members[members["test/accuracy"].isna()]
-    for run_id in members["run_id"]:
-        log.info("front member %s: evaluated on the test split, once", run_id)
+def _repeated(config: DictConfig, store: Store, place: Place, context: TrialContext) -> dict[str, float]:
+    """The same configuration under several seeds; what an interrupted trial had finished is not trained again."""
+    tags = _tags(config, {}, place) | {"kind": "trial", "overrides": " ".join(context.payload["cell"])}
+    done: list[dict[str, float]] = []
+    with Run.start(store, str(config.model.get("name", "trial")), tags, parent_id=place.parent) as trial:
+        context.started(trial.id)
         try:
-            test_run(store, run_id)
-        except Exception as error:  # the comparison of the others is not lost for it
-            reason = one_line(error) or format_bug(error)
-            Run.attach(store, run_id).tag(test_failure=reason)
-            log.error("front member %s could not be evaluated on the test split: %s", run_id, reason)
+            for repeat in range(context.payload["repeats"]):
+                seed = int(config.seed) + repeat
+                metrics = context.repeat_done(seed)
+                if metrics is None:
+                    metrics = _one_seed(config, store, Place(place.study, trial.id, place.trial, repeat), seed, context)
+                done.append(metrics)
+                context.repeat_ended(seed, metrics)
+        except EndedEarly as early:
+            trial.ends_early(early.state, str(early))
+            context.give_up(early.state, "", str(early))
+            return {}
+        means, spreads = aggregate(done)
+        trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
+        trial.flush()
+        context.commit(means)
+    return means
 
 
-def _evaluated_splits(config: DictConfig, data: DataModule, in_multirun: bool) -> list[str]:
+def _one_seed(config: DictConfig, store: Store, place: Place, seed: int, context: TrialContext) -> dict[str, float]:
+    own = config.copy()
+    own.seed = seed
+    resume = context.resume / f"seed-{seed}" if context.resume else None
+    context.pruning = place.repeat == 0  # a configuration that has passed its rungs once is not judged by them again
+    return _trial_run(own, store, place, context, context.folder / f"seed-{seed}", resume)
+
+
+def _trial_run(
+    config: DictConfig, store: Store, place: Place, context: TrialContext, folder: Path, resume: Path | None
+) -> dict[str, float]:
+    """One run of a trial."""
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = context.payload["repeats"] == 1
+    plain, problem = _checked(config)
+    with _start(store, config, plain, context.payload["cell"], place) as run:
+        if alone:
+            context.started(run.id)
+        if problem is not None:
+            raise problem
+        _refuse_several_devices(config)
+        try:
+            _record(config, folder, context.payload["cell"], run, context, resume)
+        except EndedEarly as early:
+            run.ends_early(early.state, str(early))
+            if not alone:
+                raise
+            run.flush()
+            context.give_up(early.state, "", str(early))
+            return {}
+        metrics = {name: value for name, value in run.latest.items() if not name.startswith(PER_EPOCH)}
+        if alone:
+            run.flush()
+            context.commit(metrics)
+    return metrics
+
+
+def _record(
+    config: DictConfig,
+    folder: Path,
+    overrides: list[str],
+    run: Run,
+    context: TrialContext | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Train, measure and evaluate one config into its run."""
+    parts = training.build(config)
+    if context is not None:
+        context.known_cost(static_cost(parts.classifier.net, parts.classifier.image_size))
+    training.describe_inputs(config, overrides, parts, run, folder)
+    run.tag(split=_split_label(parts.data))
+    checkpoint = training.train(
+        config,
+        parts,
+        run,
+        folder,
+        resume=_inherited_state(resume, folder),
+        on_epoch=_teller(config, context),
+        keep_state_s=context.payload.get("keep_state_s") if context else None,
+    )
+    run.artifact(checkpoint, "checkpoint")
+    training.measure(config, parts.classifier, run)
+    for split in _evaluated_splits(config, parts.data, context is not None):
+        training.evaluate(config, parts, split, run, folder)
+    run.log({"time/tracking_s": run.seconds})
+
+
+def _inherited_state(earlier: Path | None, folder: Path) -> Path | None:
+    """The training state that an interrupted trial left, brought to this one's own folder: it may be broken off too."""
+    left = earlier / "checkpoint" / "last.ckpt" if earlier else None
+    if left is None or not left.exists():
+        return None
+    own = folder / "checkpoint" / "last.ckpt"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    part = own.with_suffix(".part")
+    shutil.copyfile(left, part)
+    return part.replace(own)
+
+
+def _teller(config: DictConfig, context: TrialContext | None) -> Any:
+    if context is None:
+        return None
+    return lambda epoch, metrics: context.epoch(epoch, config.trainer.max_epochs, metrics)
+
+
+def _checked(config: DictConfig) -> tuple[dict[str, Any], UserError | None]:
+    """The plain values, and what is wrong with them."""
+    plain: dict[str, Any] = {}
+    try:
+        plain = resolve(config)
+        check(plain)
+    except UserError as error:
+        return plain, error
+    return plain, None
+
+
+def _refuse_several_devices(config: DictConfig) -> None:
+    """Lightning would start the other ranks by this process's command line: the whole sweep again."""
+    if "ddp" in str(config.trainer.get("strategy", "auto")) or config.trainer.get("num_nodes", 1) != 1:
+        raise ConfigError(
+            "trainer.strategy",
+            "a trial of a study trains on one device, but this asks for several: take trainer=gpu, and "
+            "hydra.sweeper.n_jobs for as many trials side by side",
+        )
+
+
+def _start(store: Store, config: DictConfig, plain: dict[str, Any], overrides: list[str], place: Place) -> Run:
+    tags = _tags(config, plain, place) | {"overrides": " ".join(overrides)}
+    return Run.start(store, str(config.model.get("name", "run")), tags, plain, place.parent)
+
+
+def _evaluated_splits(config: DictConfig, data: DataModule, in_study: bool) -> list[str]:
     """Validation always; test if the config says so, or where no choice between runs can come after it."""
-    chosen_later = in_multirun and data.has("val")
+    chosen_later = in_study and data.has("val")
     tested = config.test is True or (config.test == "auto" and not chosen_later)
     return [name for name, wanted in (("val", True), ("test", tested)) if wanted and data.has(name)]
 
 
-def _tags(config: DictConfig, plain: dict[str, Any], study_folder: Path | None, trial: int) -> dict[str, Any]:
+def _tags(config: DictConfig, plain: dict[str, Any], place: Place) -> dict[str, Any]:
     commit, dirty = git_state(ROOT)
     return {
         "kind": "run",
-        "study": multirun.study_name(config, study_folder) if study_folder else config.study or "",
-        "trial": trial,
-        "repeat": 0,
+        "study": place.study,
+        "trial": place.trial,
+        "repeat": place.repeat,
         "seed": config.seed,
         "model": config.model.get("name", ""),
         "data": config.data.get("name", ""),
@@ -181,38 +258,3 @@ def _tags(config: DictConfig, plain: dict[str, Any], study_folder: Path | None, 
 def _split_label(data: DataModule) -> str:
     leaks = data.record()["data/groups_on_two_sides"] > 0
     return f"{data.split_mode} (leaking)" if leaks else data.split_mode
-
-
-def _show_single(store: Store, run_id: str, objectives: list[Objective], limits: list[Limit]) -> None:
-    runs = read.runs(store, f"attributes.run_id = '{run_id}'")
-    _show(compare(runs, objectives, limits), [*objectives, *limits], str(runs.at[0, "name"]), store, run_id)
-
-
-def _show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, store: Store, run_id: str) -> None:
-    """Print the comparison, what is wrong with it, and where to look next."""
-    if recorded_name("val/accuracy") in table:
-        console.print(render(table, f"{title}: validation, at the kept epoch", "val"))
-    tested = table[table["test/accuracy"].notna()] if "test/accuracy" in table else table.iloc[:0]
-    if len(tested):
-        console.print(render(tested, f"{title}: test, never used for choosing", "test"))
-    _say(f"front: {', '.join(map(str, drawn_over))}")
-    for note in notes(table):
-        _say(note)
-    for _, row in table[table["status"] != "FINISHED"].iterrows():
-        _say(f"{row['status']}: {row['model']}, run {row['run_id']}: {row['failure']}")
-    for _, row in table.iterrows():
-        _say(f"run {row['run_id']}  {row_name(table, row)}")
-    page = f"#/experiments/{store.experiment_id}/runs/{run_id}"
-    console.print(f"look: {_ui(store)}/{page}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _ui(store: Store) -> str:
-    """Where the store can be looked at: its server's address, or the command that serves it."""
-    if store.is_server:
-        return store.uri.rstrip("/")
-    command = "make ui" if store.uri == Store().uri else f"python -m src.tracking.ui uri={store.uri}"
-    return f"{command}, then http://127.0.0.1:5000"
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False)

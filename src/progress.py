@@ -1,15 +1,21 @@
-"""What is seen while a run trains: one bar on a terminal, one line an epoch in a log."""
+"""What is seen while a run trains: one bar on a terminal, one line an epoch in a log, a call to whoever asked."""
 
 import logging
+import signal
 import statistics
 import sys
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
+
+from src.checkpoint import best_epoch
 
 log = logging.getLogger(__name__)
 SHOWN = ("train/loss", "val/loss", "val/balanced_accuracy", "val/accuracy")
@@ -50,6 +56,7 @@ class EpochProgress(ProgressBar):
         """Open the bar."""
         self._bar = tqdm(
             total=int(trainer.max_epochs or 0) * int(trainer.num_training_batches),
+            initial=int(trainer.current_epoch) * int(trainer.num_training_batches),  # not 0 when resumed
             desc=self._title,
             unit="step",
             leave=False,
@@ -102,3 +109,62 @@ class EpochProgress(ProgressBar):
         if self._began:
             self.speeds.append(self._images / max(time.perf_counter() - self._began, 1e-9))
             self._began = 0.0
+
+
+class AfterEpoch(Checkpoint):
+    """Tell somebody outside the figures of each epoch, on the first rank; an exception of theirs ends the training.
+
+    A `Checkpoint` only because Lightning calls those last, when the epoch's figures are whole and its choice is made.
+
+    Must stand behind `BestEpoch`.
+
+    Args:
+        call: Given the epoch, from 1, and its metrics by their recorded names, undefined ones left out; or None.
+    """
+
+    def __init__(self, call: Callable[[int, dict[str, float]], None] | None) -> None:
+        self._call = call
+        self._raised: BaseException | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Call; if that ends the training, complete the record first."""
+        if self._call is None or not trainer.is_global_zero:
+            return
+        figures = best_epoch(trainer).history[-1]
+        try:
+            self._call(trainer.current_epoch + 1, dict(figures))
+        except BaseException as error:
+            self._raised = error
+            for logger in trainer.loggers:  # Lightning logs the training's figures only after this hook
+                training = {name: value for name, value in figures.items() if name.startswith("train/")}
+                logger.log_metrics(training, trainer.global_step - 1)
+            raise
+
+    @contextmanager
+    def exceptions_unchanged(self) -> Iterator[None]:
+        """Around `fit`: Lightning makes a SystemExit of a KeyboardInterrupt, and has Ctrl+C ignored from then on."""
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            yield
+        except SystemExit:
+            if not isinstance(self._raised, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, handler)
+            raise self._raised from None
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's announcements of hardware and products, and four warnings that say nothing."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
+            yield
+    finally:
+        logger.setLevel(level)

@@ -3,10 +3,7 @@
 import json
 import logging
 import os
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +12,22 @@ import pandas as pd
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import __version__ as lightning_version
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from src.allocator import keep_freed_memory
 from src.analysis import figures
-from src.checkpoint import BestEpoch, load_weights
+from src.checkpoint import BestEpoch, LastState, fits, load_weights
 from src.classifier import Classifier, as_float
 from src.config import instantiate
 from src.data import contact_sheet
 from src.data.module import DataModule
 from src.efficiency.profile import static_cost
 from src.errors import ConfigError
-from src.progress import EpochProgress
-from src.reproducibility import environment, seed_everything
+from src.progress import AfterEpoch, EpochProgress, quiet_lightning
+from src.reproducibility import config_hash, environment, seed_everything
 from src.tracking.logger import RunLogger
 from src.tracking.run import Run
 
@@ -95,7 +93,7 @@ def _optimizer(config: DictConfig) -> Any:
 
 
 def prepare_fit(
-    config: DictConfig, parts: Parts, run: Run | None, folder: Path
+    config: DictConfig, parts: Parts, run: Run | None, folder: Path, after: Sequence[Callback] = ()
 ) -> tuple[Trainer, EpochProgress, BestEpoch]:
     """The trainer with its callbacks: progress, the kept epoch, and what the config names.
 
@@ -104,6 +102,7 @@ def prepare_fit(
         parts: Of the same config.
         run: Where to log; None on the ranks of a distributed run that do not write.
         folder: The run's own folder; the checkpoint goes there.
+        after: Further callbacks, behind all others.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -119,11 +118,20 @@ def prepare_fit(
         if name != "best" and has_validation  # they watch validation metrics
     ]
     progress = EpochProgress(config.model.name)
-    trainer = _trainer(config, run, folder, [best, *others, progress])
+    trainer = _trainer(config, run, folder, [best, *others, progress, *after])
     return trainer, progress, best
 
 
-def train(config: DictConfig, parts: Parts, run: Run | None, folder: Path) -> Path:
+def train(
+    config: DictConfig,
+    parts: Parts,
+    run: Run | None,
+    folder: Path,
+    *,
+    resume: Path | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    keep_state_s: float | None = None,
+) -> Path:
     """Fit, and bring the classifier back to its chosen epoch.
 
     Args:
@@ -131,18 +139,27 @@ def train(config: DictConfig, parts: Parts, run: Run | None, folder: Path) -> Pa
         parts: Of the same config.
         run: Where to log; None on the ranks of a distributed run that do not write.
         folder: The run's own folder; the checkpoint goes there.
+        resume: A `last.ckpt` of the same config, in any folder, after whose epoch the training goes on; its epochs
+            are logged to `run` again. One that does not fit is warned of, and the training starts from scratch.
+        on_epoch: Given epoch, from 1, and metrics after each epoch's validation, on the first rank; not for the epochs
+            that `resume` has done. What it raises ends the training and comes out of here.
+        keep_state_s: Keep a `checkpoint/last.ckpt` at most so many seconds old (0: every epoch's) until the end.
 
     Returns:
         The path of the chosen epoch's checkpoint.
     """
-    trainer, progress, best = prepare_fit(config, parts, run, folder)
-    began = time.perf_counter()
+    identity = _identity(config, parts.data)
+    last = LastState(folder / "checkpoint", identity, keep_state_s)
+    hook = AfterEpoch(on_epoch)
+    trainer, progress, best = prepare_fit(config, parts, run, folder, [hook, last])
+    state = resume if resume is not None and fits(resume, identity, parts.classifier) else None
     try:
-        with quiet_lightning():
-            trainer.fit(parts.classifier, datamodule=parts.data)
+        with quiet_lightning(), hook.exceptions_unchanged():
+            # weights_only: nothing of a state's file is executed
+            trainer.fit(parts.classifier, datamodule=parts.data, ckpt_path=state, weights_only=True if state else None)
     except MisconfigurationException as error:
         raise ConfigError("trainer or callbacks", str(error).splitlines()[0]) from error
-    seconds = time.perf_counter() - began
+    seconds = last.seconds
     if torch.distributed.is_initialized():
         # what follows is the first rank's alone: with the group still there its metrics would wait for the others
         torch.distributed.barrier()
@@ -156,7 +173,17 @@ def train(config: DictConfig, parts: Parts, run: Run | None, folder: Path) -> Pa
         run.tag(chosen_by=best.chosen_by)
         speeds = {"time/fit_s": seconds, "time/images_per_s": progress.images_per_s, "best/epoch": best.epoch}
         run.log(speeds, step=trainer.global_step)
+    last.discard()
     return checkpoint
+
+
+def _identity(config: DictConfig, data: DataModule) -> str:
+    """What two processes must have in common for one to go on with the other's training; device and paths are not."""
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    names = ("model", "augment", "loss", "optimizer", "scheduler", "callbacks", "trainer", "seed")
+    seen = {"batch_size": data.batch_size, "oversample": data.oversample, "split": data.split_fingerprint}
+    learned = {name: plain[name] for name in names} | {"data": {**seen, "pixels": data.cache.fingerprint}}
+    return config_hash(learned | {"lightning": lightning_version}, without=("trainer.accelerator",))
 
 
 def evaluate(config: DictConfig, parts: Parts, split: str, run: Run, folder: Path) -> dict[str, float]:
@@ -181,7 +208,7 @@ def evaluate(config: DictConfig, parts: Parts, split: str, run: Run, folder: Pat
     }
     run.log(values, step=0)
     rows, probability = parts.classifier.predictions()
-    frame = predictions_table(parts.data, rows.numpy(), probability.numpy())
+    frame = parts.data.predictions(rows.numpy(), probability.numpy())
     run.table(frame, f"predictions/{split}.csv")
     matrix = parts.classifier.metrics.confusion().cpu().numpy()
     run.table(figures.per_class_table(matrix, parts.data.classes), f"per_class/{split}.csv")
@@ -189,16 +216,6 @@ def evaluate(config: DictConfig, parts: Parts, split: str, run: Run, folder: Pat
     figures.confusion_matrix(matrix, parts.data.classes, split).savefig(picture)
     run.artifact(picture, "figures")
     return values
-
-
-def predictions_table(data: DataModule, rows: Any, probability: Any) -> pd.DataFrame:
-    """One line an image: its id, group, true label and the probability of each class."""
-    frame = data.frame.iloc[rows]
-    table = pd.DataFrame({"image_id": frame["image_id"].to_numpy(), "group": frame["group"].to_numpy()})
-    table["label"] = [data.classes[label] for label in frame["label"]]
-    for number, name in enumerate(data.classes):
-        table[f"p/{name}"] = probability[:, number]
-    return table
 
 
 def measure(config: DictConfig, classifier: Classifier, run: Run) -> None:
@@ -276,19 +293,3 @@ def _trainer(config: DictConfig, run: Run | None, folder: Path, callbacks: list[
             if isinstance(error.__cause__, MisconfigurationException):
                 raise ConfigError("trainer", str(error.__cause__).splitlines()[0]) from error
             raise
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's announcements of hardware and products, and three warnings that say nothing."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
-            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,13 +1,15 @@
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.checkpoint import BestEpoch, StopEarly, load_weights
+from src.checkpoint import BestEpoch, LastState, StopEarly, load_weights
 from src.errors import ConfigError, UserError
 
 
@@ -32,20 +34,26 @@ class Counter(LightningModule):
 
 
 def fit(
-    folder: Path, values: list[float], metric: str, has_validation: bool = True, losses: object = None
+    folder: Path,
+    values: list[float],
+    metric: str,
+    has_validation: bool = True,
+    losses: object = None,
+    more: Sequence[Callback] = (),
+    kind: type[Counter] = Counter,
 ) -> BestEpoch:
     best = BestEpoch(metric, folder, has_validation)
     loader = DataLoader(TensorDataset(torch.zeros(1, 1)))
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=len(values),
-        callbacks=[best],
+        callbacks=[best, *more],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(Counter(values, losses), loader, loader if has_validation else None)  # type: ignore[arg-type]
+    trainer.fit(kind(values, losses), loader, loader if has_validation else None)  # type: ignore[arg-type]
     return best
 
 
@@ -106,3 +114,42 @@ def test_checkpoints_that_cannot_be_are_named_and_never_executed(tmp_path: Path)
     torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"other\.ckpt: not a checkpoint of this network"):
         load_weights(module, tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0, [1, 2, 3]), (1e9, []), (None, [])])
+def test_state_is_written_as_often_as_asked_and_never_after_the_last_epoch(
+    tmp_path: Path, seconds: float | None, written: list[int]
+) -> None:
+    last = LastState(tmp_path, "any", seconds)
+    seen = []
+
+    class Watch(Checkpoint):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if last.path.exists():
+                content = torch.load(last.path, weights_only=True)
+                seen.append(content["state_dict"]["weight"].item())
+                last.path.unlink()
+
+    fit(tmp_path, [0.5] * 4, "val/auroc", more=[last, Watch()])
+    assert seen == written
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_state_that_early_stopping_makes_the_last_one_is_not_written(tmp_path: Path) -> None:
+    last = LastState(tmp_path, "any", 0)
+    best = fit(tmp_path, [0.9, 0.5, 0.4, 0.3], "val/auroc", more=[last, StopEarly("val/auroc", patience=1)])
+    assert len(best.history) == 2
+    assert torch.load(last.path, weights_only=True)["state_dict"]["weight"].item() == 1
+    last.discard()
+    assert not last.path.exists()
+
+
+def test_metric_that_is_undefined_in_an_epoch_has_no_figure_there(tmp_path: Path) -> None:
+    class Sometimes(Counter):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            if self.current_epoch == 0:
+                self.log("val/precision/mel", 0.5)
+
+    best = fit(tmp_path, [0.5, 0.6], "val/auroc", kind=Sometimes)
+    assert ["val/precision/mel" in figures for figures in best.history] == [True, False]

@@ -10,20 +10,21 @@ FILES = sorted((ROOT / "src").rglob("*.py"))
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 LAYERS = [
-    {"train", "jobs", "training", "multirun", "entry", "config", "progress", "checkpoint"},
+    {"train", "worker", "launch", "jobs", "summary", "dry_run", "training", "entry", "progress", "checkpoint"},
     {"classifier", "data", "sweep", "tracking", "analysis"},
-    {"models", "losses", "metrics", "efficiency", "objectives", "reproducibility", "schedules"},
+    {"models", "losses", "metrics", "efficiency", "objectives", "reproducibility", "schedules", "config"},
     {"allocator", "errors", "torchvision_operators"},
 ]
 DOORS = {
     "mlflow": ("src/tracking/",),
-    "optuna": ("src/sweep/", "src/analysis/"),
+    "optuna": ("src/sweep/", "src/analysis/", "src/launch.py", "src/dry_run.py"),
     "fvcore": ("src/efficiency/flops.py",),
     "timm": ("src/models/backbone.py",),
     "hydra": (
         "src/train.py",
         "src/jobs.py",
-        "src/multirun.py",
+        "src/launch.py",
+        "src/dry_run.py",
         "src/entry.py",
         "src/config.py",
         "src/training.py",

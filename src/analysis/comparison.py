@@ -13,8 +13,8 @@ from src.objectives import Limit, Objective
 
 MELANOMA = ("mel", "melanoma", "malignant")  # what the class whose missed cases cost lives is called, by data set
 FORMATS = {
-    "efficiency/flops": lambda value: _engineering(value),
-    "efficiency/params": lambda value: _engineering(value),
+    "efficiency/flops": lambda value: engineering(value),
+    "efficiency/params": lambda value: engineering(value),
     "efficiency/latency_ms/b1/p50": lambda value: f"{value:.2f}",
     "efficiency/latency_ratio": lambda value: f"{value:.2f}",
 }
@@ -34,8 +34,9 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
         limits: What a member of the front has to keep; a run without the metric does not.
 
     Returns:
-        Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, status, failure, feasible,
-        front, and the run's metrics by recorded names. Best first by the first objective; failed runs last.
+        Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, was_front (the tag as it
+        stands), status (FINISHED, PRUNED, OVER_LIMIT, FAILED, KILLED, RUNNING), failure, feasible, front, and the run's
+        metrics by recorded names. Best first by the first objective; runs without a result last.
     """
     table = pd.DataFrame(
         {
@@ -45,7 +46,9 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
                 tag: _column(runs, f"tags.{tag}", "")
                 for tag in ("trial", "overrides", "split", "grouped_by", "split_fingerprint")
             },
-            "status": runs["status"],
+            "kind": _column(runs, "tags.kind", "run"),
+            "was_front": _column(runs, "tags.front", ""),
+            "status": _status(runs),
             "failure": _column(runs, "tags.failure", ""),
         }
     )
@@ -58,8 +61,9 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
         measured = _column(table, recorded_name(limit.metric), math.nan)
         feasible = feasible & measured.map(limit.holds).to_numpy(dtype=bool)
     values[~feasible] = math.nan
-    table.insert(9, "feasible", feasible)
-    table.insert(10, "front", front(values, list(objectives)))
+    at = list(table).index("failure") + 1
+    table.insert(at, "feasible", feasible)
+    table.insert(at + 1, "front", front(values, list(objectives)))
     ascending = objectives[0].direction == "minimize"
     order = pd.Series(values[:, 0] if ascending else -values[:, 0])
     return table.iloc[order.sort_values(kind="stable", na_position="last").index].reset_index(drop=True)
@@ -120,9 +124,15 @@ def row_name(table: pd.DataFrame, row: pd.Series) -> str:
     return str(row["model"]) if alone else f"{row['model']} #{row['trial']}"
 
 
+def _status(runs: pd.DataFrame) -> pd.Series:
+    """MLflow's, but a trial that was ended early by decision is called by what it is."""
+    early = _column(runs, "tags.trial_state", "").isin(["pruned", "over_limit"])
+    return runs["status"].mask(early, _column(runs, "tags.trial_state", "").str.upper())
+
+
 def _why_not(row: pd.Series) -> str:
     if row["status"] != "FINISHED":
-        return str(row["status"])
+        return str(row["status"]).lower().replace("_", " ")
     return "no" if row["feasible"] else "over limit"
 
 
@@ -144,7 +154,7 @@ def _format(name: str, value: float) -> str:
     return FORMATS.get(name, lambda number: f"{number:.3f}")(value)
 
 
-def _engineering(value: float) -> str:
+def engineering(value: float) -> str:
     """Three figures and a letter: 30037824 -> 30.0M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:

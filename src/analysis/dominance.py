@@ -1,11 +1,13 @@
-"""Pareto dominance."""
+"""Pareto dominance, and the order it puts between points: non-dominated rank and crowding distance."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from src.objectives import Objective
 
 
-def front(values: np.ndarray, objectives: list[Objective]) -> np.ndarray:
+def front(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
     """Which rows no other row beats.
 
     A row dominates another if it is at least as good in every objective and better in one, so equal rows stand on the
@@ -18,10 +20,76 @@ def front(values: np.ndarray, objectives: list[Objective]) -> np.ndarray:
     Returns:
         Membership, bool (N,).
     """
+    losses = as_losses(values, objectives)
+    return _known(losses) & ~_dominates(losses).any(axis=0)
+
+
+def ranks(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
+    """Non-dominated rank: 0 is the front, 1 the front of what is left without it, and so on.
+
+    Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section III-A.
+
+    Args:
+        values: One row a run, one column an objective, (N, M); NaN where a run has no value.
+        objectives: M objectives; their directions say which way is better.
+
+    Returns:
+        Rank of each row, int (N,). Rows with a missing value share the rank behind the last, 1 if there is no other.
+    """
+    losses = as_losses(values, objectives)
+    dominates = _dominates(losses)
+    left = _known(losses)
+    rank = np.zeros(len(losses), dtype=int)
+    level = 0
+    while left.any():
+        peeled = left & ~dominates[left].any(axis=0)
+        rank[peeled] = level
+        left &= ~peeled
+        level += 1
+    rank[~_known(losses)] = max(level, 1)
+    return rank
+
+
+def crowding(values: np.ndarray) -> np.ndarray:
+    """Crowding distance: how much room a point has among its neighbours; more is rarer.
+
+    For each objective, the distance between the neighbours on both sides as a fraction of the objective's range,
+    summed; a point at either end of an objective has an infinite one. An objective in which all are equal tells
+    nothing. Of rows that share an end the first has the infinite distance at the low end, the last at the high one.
+
+    Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section III-B.
+
+    Args:
+        values: Points of one rank, one column an objective, (N, M); no NaN. Directions do not matter.
+
+    Returns:
+        Distances, float (N,), each in [0, M] or infinite.
+    """
+    points = np.asarray(values, dtype=float)
+    distances = np.zeros(len(points))
+    for column in points.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]] if len(order) else 0.0
+        if span == 0:
+            continue
+        distances[order[[0, -1]]] = np.inf
+        if np.isfinite(span):
+            distances[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distances
+
+
+def as_losses(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
+    """`values` as a float table (N, M) in which less is better in every column."""
     signs = np.array([-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives])
-    losses = np.asarray(values, dtype=float).reshape(-1, len(objectives)) * signs
-    known = ~np.isnan(losses).any(axis=1)
+    return np.asarray(values, dtype=float).reshape(-1, len(objectives)) * signs
+
+
+def _known(losses: np.ndarray) -> np.ndarray:
+    return ~np.isnan(losses).any(axis=1)
+
+
+def _dominates(losses: np.ndarray) -> np.ndarray:
+    """Whether row i dominates row j, bool (N, N); a comparison with NaN is never true."""
     no_worse = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
     better = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
-    dominated = (no_worse & better & known[:, None]).any(axis=0)
-    return known & ~dominated
+    return no_worse & better & _known(losses)[:, None]

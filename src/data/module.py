@@ -231,6 +231,20 @@ class DataModule(LightningDataModule):
             "data/groups_on_two_sides": splits.groups_on_two_sides(self.frame, self.side),
         }
 
+    def predictions(self, rows: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
+        """One line an image: its id, group, true label and the probability of each class.
+
+        Args:
+            rows: Row numbers in the cache, (N,).
+            probability: (N, K).
+        """
+        frame = self.frame.iloc[rows]
+        table = pd.DataFrame({"image_id": frame["image_id"].to_numpy(), "group": frame["group"].to_numpy()})
+        table["label"] = [self.classes[label] for label in frame["label"]]
+        for number, name in enumerate(self.classes):
+            table[f"p/{name}"] = probability[:, number]
+        return table
+
     def loader(self, split: str, train: bool = False) -> BatchLoader:
         """Batches of a split: shuffled, oversampled and full ones for training, in order and complete otherwise."""
         rows = self._rows[split]

@@ -42,6 +42,26 @@ def reap(store: Store) -> list[str]:
     return [run.info.run_id for run in gone]
 
 
+def close(store: Store, run_id: str, state: str, reason: str) -> None:
+    """End a run whose process cannot do it any more, or overrule how it ended.
+
+    Args:
+        store: Opened if it is not yet.
+        run_id: The run.
+        state: Its `trial_state`: complete, pruned, over_limit or fail; fail makes it FAILED, the others FINISHED.
+        reason: One line; the tag `failure` or `ended_early`. Empty for none.
+    """
+    status = "FAILED" if state == "fail" else "FINISHED"
+    run = store.client.get_run(run_id)
+    agrees = run.info.status == status or (state == "fail" and run.info.status == "KILLED")
+    if agrees and run.data.tags.get("trial_state") == state:
+        return
+    store.client.set_tag(run_id, "trial_state", state)
+    if reason:
+        store.client.set_tag(run_id, "failure" if state == "fail" else "ended_early", reason)
+    store.client.set_terminated(run_id, status)
+
+
 def _is_alive(tags: dict[str, str]) -> bool:
     if "pid" not in tags or "process_start" not in tags:
         return True  # not started by us: not ours to end

@@ -43,6 +43,7 @@ class Run:
         name: The name a person sees.
         store: Where the run is kept.
         seconds: Time spent on tracking so far, in seconds.
+        latest: The last value of each metric that was logged through this object.
     """
 
     def __init__(self, store: Store, run_id: str, name: str) -> None:
@@ -55,6 +56,8 @@ class Run:
         self._buffer: list[tuple[str, float, int, int]] = []  # name, value, timestamp in ms, step
         self._names: dict[str, str] = {}  # recorded name -> name as it was given
         self._newest: dict[str, int] = {}  # recorded name -> its last timestamp
+        self.latest: dict[str, float] = {}
+        self._final_tags = {"trial_state": "complete"}  # of a run that ends without an exception
 
     @classmethod
     def start(
@@ -110,6 +113,31 @@ class Run:
         except MlflowException as error:
             raise TrackingError(f"run {run_id}: {' '.join(str(error).split())}") from error
 
+    @classmethod
+    def reopen(cls, store: Store, run_id: str) -> "Run":
+        """A run that had ended and goes on in this process; it counts as RUNNING again.
+
+        Raises:
+            TrackingError: The store has no such run.
+        """
+        run = cls.attach(store, run_id)
+        store.client.update_run(run_id, status="RUNNING")
+        run.tag(**owner_tags())
+        for tag in ("failure", "failure_log"):
+            if tag in store.client.get_run(run_id).data.tags:
+                store.client.delete_tag(run_id, tag)
+        return run
+
+    def ends_early(self, state: str, reason: str) -> None:
+        """Let the run, when its context is left, end as FINISHED with another `trial_state` than `complete`.
+
+        Args:
+            state: pruned, or over_limit.
+            reason: One line; the tag `ended_early`.
+        """
+        self.latest: dict[str, float] = {}
+        self._final_tags = {"trial_state": state, "ended_early": reason}
+
     def params(self, params: Mapping[str, Any]) -> None:
         """Record parameters, nested or flat. A recorded one cannot change its value."""
         from mlflow.entities import Param
@@ -139,6 +167,7 @@ class Run:
                     now = max(now, self._newest.get(name, -1) + 1)
                 self._newest[name] = now
                 self._buffer.append((name, float(value), now, int(step)))
+                self.latest[given] = float(value)
         if self._metric_seconds < _SHARE * (time.monotonic() - self._started):
             try:
                 self.flush()
@@ -235,7 +264,7 @@ class Run:
 
     def _closing(self, status: str, error: BaseException | None) -> list[Callable[[], None]]:
         if error is None:
-            return [self.flush, functools.partial(self.tag, trial_state="complete")]
+            return [self.flush, functools.partial(self.tag, **self._final_tags)]
         trace = "".join(traceback.format_exception(error))
         reason = functools.partial(self.tag, trial_state="fail", failure=_reason(error), failure_log=_TRACEBACK)
         return [self.flush, reason, functools.partial(self.text, trace, _TRACEBACK)]

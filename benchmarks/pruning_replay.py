@@ -1,0 +1,269 @@
+"""What pruning with several objectives keeps and saves, replayed on recorded learning curves of real runs.
+
+    python -m benchmarks.pruning_replay [curves=benchmarks/curves/ham10000_64.csv] [rival=/path/to/python]
+
+The table (`benchmarks.record_curves`) holds HAM10000 runs at 64 px drawn at random from one space. Four simulated
+workers take them in a random order, one after the other, at the recorded seconds an epoch; nothing is trained.
+Objectives: best validation balanced accuracy so far, up; FLOPs, down. What is reported, as a fraction of the study that
+trains all to the end: the hypervolume of the runs trained to the end (in brackets: pruned runs too, with what they had
+reached), reference point chance (1/7) and the largest FLOPs of the table, FLOPs by their logarithm; and the epochs.
+
+- paretoderm: `goes_on` of src/sweep/rungs.py.
+- random: no pruning, the same order, cut off at the epochs that paretoderm took with the same seed.
+- MOASHA: Syne Tune's, with the same rungs, through `benchmarks.moasha_bridge`, if `rival` names a Python that has it; it
+  gets log10 FLOPs, since its distances are not normalised. As shipped, and with its priorities put in order.
+
+`choose=1` prints the grid from which the defaults were taken: over the runs of even number only. The table gives the
+runs of odd number, which chose nothing, beside all.
+
+Must hold, all runs, median over the seeds: at least 95% of the hypervolume with at most 1/3 of the epochs.
+Hardware: any; no training, one core, about a minute.
+"""
+
+import heapq
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import moocore
+import numpy as np
+import pandas as pd
+
+from src.objectives import Objective
+from src.sweep.rungs import Rungs, goes_on
+
+CURVES = Path(__file__).parent / "curves" / "ham10000_64.csv"
+METRIC, COST = "val/balanced_accuracy", "flops"
+OBJECTIVES = [Objective(METRIC, "maximize"), Objective("efficiency/flops", "minimize")]
+CHANCE = 1 / 7
+WORKERS = 4
+SEEDS = range(10)
+WANTED_HYPERVOLUME, WANTED_EPOCHS = 0.95, 1 / 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A recorded run: best balanced accuracy up to each epoch, multiply-adds, seconds an epoch."""
+
+    best: tuple[float, ...]
+    flops: float
+    seconds: float
+
+
+class Stopper(Protocol):
+    """A way to stop runs early; sees every epoch's end, in order of simulated time."""
+
+    def goes_on(self, number: int, epoch: int, curve: Curve) -> bool: ...
+
+
+class Never:
+    """All are trained to the end."""
+
+    def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:
+        return True
+
+
+class Ours:
+    """The product's own decision; the rungs of a study kept in memory rather than in Optuna."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        self.rungs = rungs
+        self.records: dict[int, dict[int, tuple[float, float]]] = {epoch: {} for epoch in rungs.epochs}
+
+    def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:
+        if epoch not in self.records:
+            return True
+        record = self.records[epoch]
+        record[number] = (curve.best[epoch - 1], curve.flops)
+        rows = sorted(record)
+        points = np.array([record[row] for row in rows])
+        return goes_on(points, rows.index(number), OBJECTIVES, self.rungs.reduction_factor).goes_on
+
+
+class Moasha:
+    """Syne Tune's scheduler in another interpreter."""
+
+    def __init__(self, bridge: "subprocess.Popen[str]", rungs: Rungs, priority: str, seed: int) -> None:
+        self.bridge = bridge
+        self.known: set[int] = set()
+        options = {"max_t": rungs.max_epochs, "grace_period": rungs.min_epochs, "random_seed": seed}
+        self._ask({"new": {**options, "reduction_factor": rungs.reduction_factor, "priority": priority}})
+
+    def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:
+        if number not in self.known:
+            self.known.add(number)
+            self._ask({"add": number})
+        values = [-curve.best[epoch - 1], math.log10(curve.flops)]
+        return self._ask({"report": number, "epoch": epoch, "values": values})
+
+    def _ask(self, message: Mapping[str, Any]) -> bool:
+        assert self.bridge.stdin is not None
+        assert self.bridge.stdout is not None
+        print(json.dumps(message), file=self.bridge.stdin, flush=True)
+        return bool(json.loads(self.bridge.stdout.readline())["goes_on"])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a contender reached with one seed, as fractions of the full study."""
+
+    completed: float  # hypervolume of the runs trained to the end
+    partial: float  # hypervolume with the pruned runs' best values
+    epochs: float
+    runs: int  # trained to the end
+
+
+def read(path: Path) -> dict[int, Curve]:
+    """Run number -> its curve."""
+    table = pd.read_csv(path).sort_values(["run", "epoch"])
+    return {
+        int(str(number)): Curve(
+            best=tuple(rows[METRIC].cummax()),
+            flops=float(rows[COST].iloc[0]),
+            seconds=float(rows["seconds_per_epoch"].iloc[0]),
+        )
+        for number, rows in table.groupby("run")
+    }
+
+
+def shuffled(curves: Mapping[int, Curve], seed: int) -> list[Curve]:
+    return random.Random(seed).sample(list(curves.values()), len(curves))
+
+
+def replay(order: Sequence[Curve], stopper: Stopper, budget: float = math.inf) -> list[int]:
+    """Epochs that each run gets, four at a time; the study ends when `budget` epochs have been trained in all."""
+    trained = [0] * len(order)
+    waiting = iter(range(len(order)))
+    events: list[tuple[float, int]] = []  # end of the next epoch, run
+    for number in (next(waiting, None) for _ in range(WORKERS)):
+        if number is not None:
+            heapq.heappush(events, (order[number].seconds, number))
+    while events and sum(trained) < budget:
+        now, number = heapq.heappop(events)
+        curve = order[number]
+        trained[number] += 1
+        ended = trained[number] == len(curve.best)
+        following = number if not ended and stopper.goes_on(number, trained[number], curve) else next(waiting, None)
+        if following is not None:
+            heapq.heappush(events, (now + order[following].seconds, following))
+    return trained
+
+
+def hypervolume(points: Sequence[tuple[float, float]], most_flops: float) -> float:
+    """Of (balanced accuracy, FLOPs), by an independent library."""
+    losses = [(-accuracy, math.log10(flops)) for accuracy, flops in points]
+    return float(moocore.hypervolume(np.array(losses), ref=[-CHANCE, math.log10(most_flops)])) if losses else 0.0
+
+
+def share(order: Sequence[Curve], trained: Sequence[int]) -> Share:
+    most_flops = max(curve.flops for curve in order)
+    full = hypervolume([(curve.best[-1], curve.flops) for curve in order], most_flops)
+    pairs = list(zip(order, trained, strict=True))
+    completed = [(curve.best[-1], curve.flops) for curve, epochs in pairs if epochs == len(curve.best)]
+    partial = [(curve.best[epochs - 1], curve.flops) for curve, epochs in pairs if epochs]
+    return Share(
+        completed=hypervolume(completed, most_flops) / full,
+        partial=hypervolume(partial, most_flops) / full,
+        epochs=sum(trained) / sum(len(curve.best) for curve in order),
+        runs=len(completed),
+    )
+
+
+def contend(
+    curves: Mapping[int, Curve], rungs: Rungs, bridge: "subprocess.Popen[str] | None"
+) -> dict[str, list[Share]]:
+    """Contender -> one share a seed."""
+    found: dict[str, list[Share]] = {}
+    for seed in SEEDS:
+        order = shuffled(curves, seed)
+        ours = replay(order, Ours(rungs))
+        reached = {
+            "full": replay(order, Never()),
+            "paretoderm": ours,
+            "random, same epochs": replay(order, Never(), budget=sum(ours)),
+        }
+        for priority, name in {"shipped": "MOASHA as shipped", "places": "MOASHA, in order"}.items() if bridge else ():
+            reached[name] = replay(order, Moasha(bridge, rungs, priority, seed))
+        for name, trained in reached.items():
+            found.setdefault(name, []).append(share(order, trained))
+    return found
+
+
+def summary(values: Sequence[float]) -> str:
+    middle, low, high = (100 * value for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle:5.1f}% ({low:4.1f}..{high:5.1f})"
+
+
+def show(title: str, found: Mapping[str, Sequence[Share]]) -> None:
+    print(f"\n{title}; median (least..most) of {len(SEEDS)} seeds")
+    print(f"{'':21}{'hypervolume':>22}{'with pruned runs':>22}{'epochs':>22}{'ended':>8}")
+    for name, shares in found.items():
+        columns = [[getattr(one, column) for one in shares] for column in ("completed", "partial", "epochs")]
+        runs = statistics.median(one.runs for one in shares)
+        print(f"{name:21}" + "".join(f"{summary(column):>22}" for column in columns) + f"{runs:8.0f}")
+
+
+def choose(curves: Mapping[int, Curve]) -> None:
+    """The grid over the runs of even number."""
+    half = {number: curve for number, curve in curves.items() if number % 2 == 0}
+    longest = len(next(iter(curves.values())).best)
+    print(f"\n{len(half)} runs of even number, to choose by; medians of {len(SEEDS)} seeds")
+    print(f"{'min_epochs':>10} {'factor':>6}  {'rungs':12} {'hypervolume':>12} {'with pruned':>12} {'epochs':>8}")
+    for min_epochs in (1, 2, 3, 4):
+        for factor in (2, 2.5, 3, 4):
+            rungs = Rungs(longest, min_epochs, factor)
+            orders = [shuffled(half, seed) for seed in SEEDS]
+            shares = [share(order, replay(order, Ours(rungs))) for order in orders]
+            middle = [statistics.median(getattr(one, column) for one in shares) for column in Share.__annotations__]
+            names = ",".join(map(str, rungs.epochs))
+            print(f"{min_epochs:10} {factor:6}  {names:12} " + " ".join(f"{100 * part:11.1f}%" for part in middle[:3]))
+
+
+@contextmanager
+def rival_process(python: str | None) -> "Iterator[subprocess.Popen[str] | None]":
+    if python is None:
+        print("no rival: `rival=` names no Python with syne-tune, so MOASHA is left out")
+        yield None
+        return
+    command = [python, str(Path(__file__).with_name("moasha_bridge.py"))]
+    bridge = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield bridge
+    finally:
+        bridge.kill()
+        bridge.wait()
+
+
+def main() -> None:
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    curves = read(Path(options.get("curves", CURVES)))
+    print("command: python -m benchmarks.pruning_replay " + " ".join(sys.argv[1:]))
+    longest = len(next(iter(curves.values())).best)
+    print(f"{len(curves)} runs of {longest} epochs, HAM10000 at 64 px; {WORKERS} workers; replayed, nothing trained")
+    if options.get("choose"):
+        choose(curves)
+        return
+    rungs = Rungs(longest)
+    print(f"rungs at epochs {rungs.epochs}, one in {rungs.reduction_factor:g} goes on")
+    odd = {number: curve for number, curve in curves.items() if number % 2}
+    with rival_process(options.get("rival")) as bridge:
+        show(f"{len(odd)} runs of odd number, which chose nothing", contend(odd, rungs, bridge))
+        found = contend(curves, rungs, bridge)
+        show(f"all {len(curves)} runs", found)
+    reached = [statistics.median(getattr(one, name) for one in found["paretoderm"]) for name in ("completed", "epochs")]
+    held = reached[0] >= WANTED_HYPERVOLUME and reached[1] <= WANTED_EPOCHS
+    print(f"\nwanted: hypervolume at least 95.0%, epochs at most 33.3%: {'held' if held else 'NOT HELD'}")
+
+
+if __name__ == "__main__":
+    main()

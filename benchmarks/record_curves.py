@@ -1,0 +1,98 @@
+"""Learning curves of real runs, recorded so that sweeps can be replayed without training: HAM10000 at 64 px, by lesion.
+
+Each line of the table is one epoch of one run: what was drawn, what it costs, what validation said. Runs are drawn at
+random from a fixed space, so any number of processes can record side by side (`shard=0/2`, `shard=1/2`), and a run
+that stands in the table already is not made again.
+
+command:  python -m benchmarks.record_curves root=/path/to/HAM10000 runs=120 shard=0/2 out=curves-0.csv
+hardware: one CPU core a process
+"""
+
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra import compose, initialize_config_dir
+
+from src import training
+from src.efficiency.profile import static_cost
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EPOCHS = 18
+RECORDED = ("val/balanced_accuracy", "val/recall/mel", "val/loss", "train/loss")
+
+
+def draw(number: int) -> dict[str, Any]:
+    """Run `number`'s place in the space; the same for every process and day."""
+    chance = random.Random(number)
+    return {
+        "width": round(4 * 6 ** chance.random()),  # 4 to 24, log
+        "depth": chance.choice([2, 3, 4]),
+        "head": chance.choice(["flatten", "gap"]),
+        "dense": chance.choice([16, 32, 64, 128]),
+        "dropout": round(chance.uniform(0, 0.5), 2),
+        "loss": chance.choice(["cross_entropy", "weighted_cross_entropy", "focal", "label_smoothing"]),
+        "lr": float(f"{10 ** chance.uniform(-3.3, -1.7):.2e}"),
+    }
+
+
+def record(number: int, root: str) -> pd.DataFrame:
+    """Train run `number`; one line an epoch."""
+    place = draw(number)
+    overrides = [
+        "data=ham10000",
+        f"data.root={root}",
+        f"trainer.max_epochs={EPOCHS}",
+        f"model.net.width={place['width']}",
+        f"model.net.depth={place['depth']}",
+        f"model.net.head={place['head']}",
+        f"model.net.dense=[{place['dense']}]",
+        f"model.net.dropout={place['dropout']}",
+        "model.net.padding=1",
+        f"loss={place['loss']}",
+        f"optimizer.lr={place['lr']}",
+        "scheduler=cosine",  # full speed from the start: early epochs tell more than under a warm-up
+        "threads=1",
+        "trainer.accelerator=cpu",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides)
+    parts = training.build(config)
+    cost = static_cost(parts.classifier.net, parts.classifier.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _, best = training.prepare_fit(config, parts, None, Path(folder))
+        began = time.perf_counter()
+        with training.quiet_lightning():
+            trainer.fit(parts.classifier, datamodule=parts.data)
+    seconds = (time.perf_counter() - began) / EPOCHS
+    rows = [
+        {"run": number, **place, "flops": int(cost["efficiency/flops"]), "params": int(cost["efficiency/params"])}
+        | {"epoch": epoch + 1, "seconds_per_epoch": round(seconds, 2)}
+        | {name: round(figures[name], 4) for name in RECORDED}
+        for epoch, figures in enumerate(best.history)
+    ]
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    shard, of = map(int, options.get("shard", "0/1").split("/"))
+    out = Path(options["out"])
+    known = set(pd.read_csv(out)["run"]) if out.exists() else set()
+    torch.set_num_threads(1)
+    for number in range(shard, int(options.get("runs", "120")), of):
+        if number in known:
+            continue
+        frame = record(number, options["root"])
+        frame.to_csv(out, mode="a", header=not out.exists(), index=False)
+        last = frame.iloc[-1]
+        print(f"run {number}: {last['val/balanced_accuracy']:.3f}, {last['seconds_per_epoch']} s an epoch", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""From the command line to a study: what is swept, by which sampler, in which processes, and what came of it."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+from annotated_types import Ge, Gt, Le
+from hydra.core.config_loader import ConfigLoader
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src import dry_run, summary
+from src.config import check, instantiate
+from src.errors import UserError
+from src.jobs import WITHOUT_EFFECT
+from src.objectives import Limit, Objective, parse_limits, parse_objectives
+from src.sweep import space as spaces
+from src.sweep import study as studies
+from src.sweep.executors.base import Executor
+from src.sweep.live import LiveView
+from src.sweep.owner import Owner, Policy
+from src.sweep.pruners import make_pruner, pruner_spec
+from src.sweep.rows import Rows
+from src.sweep.samplers import SamplerChoice, make_sampler
+from src.sweep.storage import Ownership, default_url, open_storage, resolve_url
+from src.sweep.task import Kind
+from src.tracking.orphans import reap
+from src.tracking.store import Store
+
+log = logging.getLogger(__name__)
+BODY = "src.jobs:run_trial"
+PROBED = 3  # cells that are composed and checked before anything is started
+
+
+@dataclass
+class Settings:
+    """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml says what each value means."""
+
+    sampler: Any
+    pruner: Any
+    executor: Any
+    study_name: str | None = None
+    n_trials: Annotated[int, Ge(1)] | None = None
+    storage: str | None = None
+    warm_start: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    zip: list[dict[str, list[Any]]] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    n_jobs: Annotated[int, Ge(1)] | None = None
+    time_limit_s: Annotated[float, Gt(0)] | None = None
+    retries: Annotated[int, Ge(0)] = 1
+    retried: list[Kind] = field(default_factory=lambda: ["killed", "out_of_memory"])
+    retry_failed: bool = False
+    stop_after: Annotated[int, Ge(0)] = 3
+    grace_s: Annotated[float, Ge(0)] = 10
+    keep_state_s: Annotated[float, Ge(0)] | None = 20
+    drop_p: Annotated[float, Gt(0), Le(0.5)] = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as the command line asks for it.
+
+    Attributes:
+        config: The config that all trials share.
+        settings: How it is run.
+        name: Of the study.
+        space: What is swept.
+        overrides: What all trials are given.
+        objectives: What is made better.
+        limits: What has to be kept.
+        folder: Of the study.
+    """
+
+    config: DictConfig
+    settings: Settings
+    name: str
+    space: spaces.Space
+    overrides: list[str]
+    objectives: list[Objective]
+    limits: list[Limit]
+    folder: Path
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the cells come in order."""
+        return self.settings.n_trials is None or self.settings.sampler.get("name") == "grid"
+
+
+def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any], arguments: list[str]) -> bool:
+    """Run the study that the command line asks for, or go on with it.
+
+    Args:
+        config: `conf/train.yaml`, composed with what all trials share.
+        loader: Composes a trial's config.
+        settings: The node `hydra.sweeper`.
+        arguments: The command line's overrides, but for Hydra's own.
+
+    Returns:
+        Whether every trial ended well.
+
+    Raises:
+        UserError: Bad input, another owner, a study that is defined otherwise, or trials that all fail alike.
+    """
+    plan = make_plan(config, settings, arguments)
+    own = plan.settings
+    probe(plan, loader)
+    if config.dry_run:
+        dry_run.show(plan.name, plan.space, loader, config, plan.overrides, plan.limits, own.n_trials, own.n_jobs or 1)
+        return True
+    store: Store = instantiate(config.tracking, "tracking")
+    store.open()
+    for run_id in reap(store):
+        log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
+    url = resolve_url(plan.settings.storage or default_url(store.database.parent if store.database else store.folder))
+    with Ownership(url, plan.name):
+        return _run(plan, store, url)
+
+
+def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[str]) -> Plan:
+    """Read and check what the command line asks for.
+
+    Raises:
+        ConfigError: A value that cannot be; the message names the key.
+    """
+    plain = {key: _plain(value) for key, value in settings.items() if key not in ("_target_", "_recursive_")}
+    parts = ("sampler", "pruner", "executor")  # checked where they are built
+    check({"_target_": f"{__name__}.Settings", **{k: v for k, v in plain.items() if k not in parts}}, "hydra.sweeper")
+    own = Settings(**plain)
+    check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
+    parsed = spaces.parse(arguments, own.params, own.conditions, own.zip, own.exclude)
+    choice = config.hydra.runtime.choices.get("sweeps")
+    made = choice or _made_name(arguments)
+    name = str(own.study_name or config.study or made)
+    if own.n_trials is None and parsed.space.n_cells is None:
+        next(iter(parsed.space.cells()))  # raises, and names the parameter that has no cells
+    objective = _plain(config.objective)
+    return Plan(
+        config,
+        own,
+        name,
+        parsed.space,
+        list(parsed.fixed),
+        parse_objectives(objective),
+        parse_limits(objective),
+        Path(config.hydra.sweep.dir).absolute() / re.sub(r"[^\w.=,+-]", "_", name),
+    )
+
+
+def probe(plan: Plan, loader: ConfigLoader) -> None:
+    """Compose and check some cells: a mistake that they all share is told at once, not trial by trial.
+
+    Raises:
+        UserError: What is wrong with every one of them.
+    """
+    problems: dict[str, Exception] = {}
+    for overrides in dry_run.sample(plan.space, PROBED, seed=0):
+        try:
+            dry_run.compose_cell(loader, plan.config, [*plan.overrides, *overrides])
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            problems[str(error)] = error
+        else:
+            return
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+
+
+def _run(plan: Plan, store: Store, url: str) -> bool:
+    settings, n_objectives = plan.settings, len(plan.objectives)
+    make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
+    with ExitStack() as stack:
+        executor = _executor(plan, url)
+        stack.callback(executor.close, settings.grace_s)
+        executor.warm_up()  # imports for seconds, while the study is opened
+        storage = open_storage(url)
+        study, sampler = _open_study(plan, storage)
+        rows = Rows(
+            store, plan.name, study.user_attrs.get("study_run"), {"objectives": "; ".join(map(str, plan.objectives))}
+        )
+        study.set_user_attr("study_run", rows.parent.id)
+        with rows.parent:
+            return _own(plan, store, url, study, sampler, executor, rows)
+
+
+def _own(
+    plan: Plan,
+    store: Store,
+    url: str,
+    study: studies.OwnedStudy,
+    sampler: SamplerChoice,
+    executor: Executor,
+    rows: Rows,
+) -> bool:
+    settings = plan.settings
+    policy = Policy(
+        n_trials=settings.n_trials,
+        is_grid=plan.is_grid or sampler.is_grid,
+        retries=settings.retries,
+        retried=tuple(settings.retried),
+        time_limit_s=settings.time_limit_s,
+        stop_after=settings.stop_after,
+        retry_failed=settings.retry_failed,
+        grace_s=settings.grace_s,
+        learns_from_pruned=sampler.learns_from_pruned,
+    )
+    with LiveView(plan.name, plan.objectives) as view:
+        owner = Owner(
+            study,
+            url,
+            plan.space,
+            plan.objectives,
+            plan.limits,
+            executor,
+            policy,
+            rows,
+            plan.folder,
+            BODY,
+            _payload(plan, store, rows),
+            view.show,
+        )
+        try:
+            standing = owner.run()
+        except (KeyboardInterrupt, SystemExit):
+            done = owner.standing.counted
+            view.say(f"stopped: {done} of {owner.total} trials are done; the same command goes on with the rest")
+            raise
+    test = plan.config.test == "auto"
+    table = summary.summarise_study(store, rows.parent, plan.objectives, plan.limits, test)
+    left = owner.total - standing.counted
+    finished = bool((table["status"] == "FINISHED").any())
+    return finished and left <= 0 and standing.failed_for_good == 0
+
+
+def _open_study(plan: Plan, storage: optuna.storages.BaseStorage) -> tuple[studies.OwnedStudy, SamplerChoice]:
+    settings = plan.settings
+    definition = studies.Definition(plan.name, plan.objectives, plan.limits, plan.space.describe(), _fixed(plan.config))
+    made = make_pruner(settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
+    pruner = made if isinstance(made, optuna.pruners.BasePruner) else None
+    seed = int(plan.config.seed)
+    first = make_sampler(settings.sampler, seed, len(plan.objectives), 0)
+    study = studies.open_study(storage, definition, first.sampler, pruner, spaces.Space.differences)
+    n_finished = len(studies.finished(study.get_trials(deepcopy=False)))
+    sampler = make_sampler(settings.sampler, seed, len(plan.objectives), n_finished)
+    study.sampler = sampler.sampler
+    if settings.warm_start:
+        taken = studies.warm_start(
+            study, storage, settings.warm_start, plan.objectives, plan.limits, plan.space.params_of, plan.space.suggest
+        )
+        log.warning("%d trials of study %s are taken over as known", taken, settings.warm_start)
+    if n_finished:
+        log.warning("study %s: %d trials are there already, going on", plan.name, n_finished)
+    return study, sampler
+
+
+def _executor(plan: Plan, url: str) -> Executor:
+    node = plan.settings.executor
+    given: dict[str, Any] = {} if plan.settings.n_jobs is None else {"n_jobs": plan.settings.n_jobs}
+    if "storage_url" in node:  # this executor works through the study's database
+        given["storage_url"] = url
+    check(node, "hydra.sweeper.executor")
+    executor: Executor = instantiate(OmegaConf.create(node), "hydra.sweeper.executor", **given)
+    return executor
+
+
+def _payload(plan: Plan, store: Store, rows: Rows) -> dict[str, Any]:
+    """What every trial is given; plain values."""
+    return {
+        "overrides": plan.overrides,
+        "objectives": [{"metric": each.metric, "direction": each.direction} for each in plan.objectives],
+        "limits": [f"{each.metric} {each.operator} {each.value!r}" for each in plan.limits],
+        "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
+        "study_run": rows.parent.id,
+        "repeats": plan.config.repeats,
+        "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
+        "drop_p": plan.settings.drop_p,
+        "keep_state_s": plan.settings.keep_state_s,
+    }
+
+
+def _fixed(config: DictConfig) -> list[str]:
+    """What all trials share and what has an effect, flat; unresolved, so that what is swept does not show in it."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return [f"{key}={value}" for key, value in _flat(plain) if not key.startswith("hydra.")]
+
+
+def _flat(node: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        where = f"{path}{key}"
+        if where in (*WITHOUT_EFFECT, "data.root") and where != "repeats":
+            continue
+        found += _flat(value, f"{where}.") if isinstance(value, Mapping) and value else [(where, value)]
+    return found
+
+
+def _made_name(arguments: list[str]) -> str:
+    """A name for a study that was given none: readable, and another one for another command."""
+    every = sorted(arguments)
+    words = re.sub(r"[^\w,=.+-]+", "_", "-".join(every)).replace("=", "-")[:48].strip("-_,.")
+    return f"{words or 'defaults'}-{hashlib.sha256(chr(10).join(every).encode()).hexdigest()[:6]}"
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,143 @@
+"""What runs amount to: a study's front tested once, its trials compared, and both shown."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from src import training
+from src.analysis.comparison import compare, notes, recorded_name, render, row_name
+from src.entry import format_bug, one_line
+from src.objectives import Limit, Objective
+from src.sweep.repeats import aggregate
+from src.tracking import read
+from src.tracking.run import Run
+from src.tracking.store import Store
+
+log = logging.getLogger(__name__)
+console = Console(width=100)
+SHOWN = 20  # rows of a table for people; the CSV holds all
+SHOWN_FAILURES = 5
+
+
+def summarise_study(
+    store: Store, study_run: Run, objectives: list[Objective], limits: list[Limit], test_front: bool
+) -> pd.DataFrame:
+    """Compare the trials of a study, test the front's members once, and record both on the parent.
+
+    Args:
+        store: Where the runs are.
+        study_run: The study's own run, the parent of its trials.
+        objectives: Over which the front is drawn.
+        limits: That its members keep.
+        test_front: Whether the members are evaluated on the test split, those that are not yet.
+
+    Returns:
+        The comparison, a row a trial.
+    """
+    table = compare(read.children(store, study_run.id), objectives, limits)
+    if test_front and _test_front(store, table):
+        table = compare(read.children(store, study_run.id), objectives, limits)
+    for run_id, now, before in zip(table["run_id"], table["front"], table["was_front"], strict=True):
+        if str(bool(now)).lower() != before:
+            Run.attach(store, run_id).tag(front=str(bool(now)).lower())
+    study_run.table(table.drop(columns="was_front"), "comparison.csv")
+    done = (table["status"] == "FINISHED").sum()
+    study_run.log({"runs/finished": float(done), "runs/all": float(len(table)), "runs/front": table["front"].sum()})
+    show(table, [*objectives, *limits], study_run.name, store, study_run.id)
+    return table
+
+
+def show_single(store: Store, run_id: str, objectives: list[Objective], limits: list[Limit]) -> None:
+    """Show one run as `summarise_study` shows a study's."""
+    runs = read.runs(store, f"attributes.run_id = '{run_id}'")
+    show(compare(runs, objectives, limits), [*objectives, *limits], str(runs.at[0, "name"]), store, run_id)
+
+
+def test_run(store: Store, run_id: str) -> dict[str, float]:
+    """Evaluate a finished run's checkpoint on its test split and add the figures to its record.
+
+    Returns:
+        The figures; none where there is no test split.
+    """
+    config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
+    assert isinstance(config, DictConfig)
+    parts = training.build(config, pretrained=False)
+    training.load_weights(parts.classifier, read.artifact(store, run_id, "checkpoint/best.ckpt"))
+    if not parts.data.has("test"):
+        return {}
+    run = Run.attach(store, run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = training.evaluate(config, parts, "test", run, Path(folder))
+    run.flush()
+    return figures
+
+
+def _test_front(store: Store, table: pd.DataFrame) -> bool:
+    members = table[table["front"]]
+    if "test/accuracy" in members:
+        members = members[members["test/accuracy"].isna()]
+    for run_id, repeated in zip(members["run_id"], members["kind"] == "trial", strict=True):
+        log.info("front member %s: evaluated on the test split, once", run_id)
+        try:
+            if repeated:
+                _test_repeats(store, run_id)
+            else:
+                test_run(store, run_id)
+        except Exception as error:  # the comparison of the others is not lost for it
+            reason = one_line(error) or format_bug(error)
+            Run.attach(store, run_id).tag(test_failure=reason)
+            log.error("front member %s could not be evaluated on the test split: %s", run_id, reason)
+    return len(members) > 0
+
+
+def _test_repeats(store: Store, run_id: str) -> None:
+    """Each seed's run, and their mean and spread on the trial's."""
+    figures = [test_run(store, child) for child in read.children(store, run_id)["run_id"]]
+    means, spreads = aggregate(figures)
+    trial = Run.attach(store, run_id)
+    trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
+    trial.flush()
+
+
+def show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, store: Store, run_id: str) -> None:
+    """Print the comparison, what is wrong with it, and where to look next."""
+    shown = table[table["front"] | (table.index < SHOWN)].head(2 * SHOWN)
+    if recorded_name("val/accuracy") in table:
+        console.print(render(shown, f"{title}: validation, at the kept epoch", "val"))
+    tested = shown[shown["test/accuracy"].notna()] if "test/accuracy" in shown else shown.iloc[:0]
+    if len(tested):
+        console.print(render(tested, f"{title}: test, never used for choosing", "test"))
+    if len(shown) < len(table):
+        _say(f"{len(table) - len(shown)} more rows are in the artifact comparison.csv")
+    _say(f"front: {', '.join(map(str, drawn_over))}")
+    for note in notes(table):
+        _say(note)
+    _say_failures(table)
+    for _, row in (shown[shown["front"]] if len(shown) > SHOWN_FAILURES else shown).iterrows():
+        _say(f"run {row['run_id']}  {row_name(table, row)}")
+    page = f"#/experiments/{store.experiment_id}/runs/{run_id}"
+    console.print(f"look: {_ui(store)}/{page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_failures(table: pd.DataFrame) -> None:
+    failed = table[table["status"].isin(["FAILED", "KILLED", "RUNNING"])]
+    for _, row in failed.head(SHOWN_FAILURES).iterrows():
+        _say(f"{row['status']}: {row['model'] or 'trial ' + row['trial']}, run {row['run_id']}: {row['failure']}")
+    if len(failed) > SHOWN_FAILURES:
+        _say(f"{len(failed) - SHOWN_FAILURES} more failed: see comparison.csv")
+
+
+def _ui(store: Store) -> str:
+    """Where the store can be looked at: its server's address, or the command that serves it."""
+    if store.is_server:
+        return store.uri.rstrip("/")
+    command = "make ui" if store.uri == Store().uri else f"python -m src.tracking.ui uri={store.uri}"
+    return f"{command}, then http://127.0.0.1:5000"
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False)

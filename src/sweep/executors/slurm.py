@@ -1,0 +1,119 @@
+"""Trials as jobs of a Slurm cluster, through submitit; `cluster=local` runs the same jobs on this machine."""
+
+import importlib.util
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from src.errors import DependencyError, UserError
+from src.sweep.executors import process
+from src.sweep.executors.base import ENTRY, Executor, plain_slots
+from src.sweep.task import Ended, Task
+
+_POLL_SECONDS = {"slurm": 1.0, "local": 0.1}  # submitit looks for files; the scheduler itself it asks once a minute
+
+
+class SlurmExecutor(Executor):
+    """Submits each trial as one job. Its folder, and the study's storage, must be reachable from the nodes.
+
+    Args:
+        n_jobs: How many jobs wait or run at once.
+        cluster: "slurm", or "local" to try the jobs on this machine.
+        folder: Where submitit keeps its files, on a shared disk; None: `submitit` in the trial's own folder.
+        partition: The partition; None: the cluster's default.
+        timeout_min: After which Slurm ends a job, in minutes.
+        mem_gb: Memory of a job; None: the cluster's default.
+        cpus_per_task: Cores of a job; also its torch threads.
+        gpus_per_node: GPUs of a job.
+        setup: Shell commands that prepare a job, such as "module load cuda".
+        options: More of submitit's parameters, such as `slurm_account`.
+        entry: What runs a trial, "package.module:function"; called with the task.
+
+    Raises:
+        DependencyError: submitit is not installed.
+        UserError: This machine has no Slurm.
+        ConfigError: An impossible number.
+    """
+
+    def __init__(
+        self,
+        n_jobs: Annotated[int, Ge(1)] = 4,
+        cluster: Literal["slurm", "local"] = "slurm",
+        folder: str | None = None,
+        partition: str | None = None,
+        timeout_min: Annotated[int, Ge(1)] = 240,
+        mem_gb: float | None = None,
+        cpus_per_task: Annotated[int, Ge(1)] = 4,
+        gpus_per_node: Annotated[int, Ge(0)] = 0,
+        setup: Sequence[str] = (),
+        options: dict[str, Any] | None = None,
+        entry: str = ENTRY,
+    ) -> None:
+        super().__init__(plain_slots(n_jobs, cpus_per_task))
+        if importlib.util.find_spec("submitit") is None:
+            raise DependencyError("executor=slurm needs submitit, which is not installed: pip install -e '.[slurm]'")
+        self._cluster = cluster
+        self._folder = folder
+        self._entry = entry
+        wanted = {
+            "slurm_partition": partition,
+            "timeout_min": timeout_min,
+            "mem_gb": mem_gb,
+            "cpus_per_task": cpus_per_task,
+            "gpus_per_node": gpus_per_node or None,
+            "slurm_setup": list(setup) or None,
+            **(options or {}),
+        }
+        self._parameters = {name: value for name, value in wanted.items() if value is not None}
+        if cluster == "slurm":
+            self._check_slurm()
+        self._jobs: dict[int, Any] = {}  # by slot
+
+    @staticmethod
+    def _check_slurm() -> None:
+        from submitit import SlurmExecutor as Submitit
+
+        if Submitit.affinity() < 0:
+            raise UserError("executor=slurm: this machine has no Slurm (srun is not found); use executor=local, or ray")
+
+    def _start(self, task: Task) -> None:
+        import submitit
+
+        folder = Path(self._folder) if self._folder else Path(task.folder) / "submitit"
+        submitter = submitit.AutoExecutor(folder=folder, cluster=self._cluster)
+        submitter.update_parameters(name=f"trial-{task.number}", **self._parameters)
+        try:
+            self._jobs[task.slot.number] = submitter.submit(process.launcher(task, self._entry))
+        except submitit.core.utils.FailedSubmissionError as error:
+            raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
+
+    def _gone(self) -> list[Ended]:
+        return [self._ended(number, self._jobs.pop(number)) for number, job in list(self._jobs.items()) if job.done()]
+
+    def _ended(self, number: int, job: Any) -> Ended:
+        import submitit
+
+        task = self._running[number]
+        try:
+            code = int(job.result())
+        except submitit.core.utils.UncompletedJobError:
+            stopped = "stopped: " if number in self._deadlines else ""
+            state = str(job.state).lower()
+            return Ended(task, None, f"{stopped}the job {job.job_id} ended without a result ({state})")
+        except Exception as error:  # what the job's own process raised outside of the trial
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            return Ended(task, None, f"the job {job.job_id} failed: {last[:200]}")
+        return Ended(task, code, process.ending(code))
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(max(0.0, min(seconds, _POLL_SECONDS[self._cluster])))
+
+    def _ask_to_end(self, task: Task, grace: float) -> None:
+        if task.slot.number in self._jobs:
+            self._jobs[task.slot.number].cancel()  # SIGTERM, later SIGKILL: the cluster's KillWait says when
+
+    def _kill(self, task: Task) -> None:
+        self._ask_to_end(task, 0)

@@ -1,0 +1,391 @@
+"""The owner of a study: asks what to try, has it run, tells what came of it. Never waits for the slowest of a batch."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from src.errors import UserError
+from src.objectives import Limit, Objective
+from src.sweep import study as studies
+from src.sweep.executors.base import Executor
+from src.sweep.rows import Rows, log_tail
+from src.sweep.space import Cell, Space
+from src.sweep.standing import Standing
+from src.sweep.task import Ended, Kind, Outcome, Task
+
+PROGRESS_SECONDS = 1.0  # between two looks at what the running trials say
+TRIES = 200  # to draw a cell that is neither excluded nor known already
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a study is run.
+
+    Attributes:
+        n_trials: Trials that the study shall reach, those of earlier sittings included; None: every cell of a grid.
+        is_grid: Whether the cells come in order instead of from the sampler.
+        retries: How often a trial is tried again after a failure of one of the kinds in `retried`.
+        retried: Kinds of failures that another try may cure.
+        time_limit_s: Seconds that a trial may take; None for no limit.
+        stop_after: The sweep stops when its first so many trials all fail in the same way; 0 never.
+        retry_failed: Whether trials that failed for good in earlier sittings are tried again.
+        grace_s: Seconds that a trial has to close its record when it is stopped.
+        learns_from_pruned: Whether the sampler learns from pruned trials that break a limit.
+    """
+
+    n_trials: int | None
+    is_grid: bool
+    retries: int = 1
+    retried: tuple[Kind, ...] = ("killed", "out_of_memory")
+    time_limit_s: float | None = None
+    stop_after: int = 3
+    retry_failed: bool = False
+    grace_s: float = 10.0
+    learns_from_pruned: bool = True
+
+
+class AllFailAlikeError(UserError):
+    """The first trials of a study all failed in the same way: the others would, too."""
+
+
+@dataclass
+class Running:
+    """A trial that is under way."""
+
+    task: Task
+    cell: Cell
+    began: float
+    stopped: tuple[Kind, str] | None = None  # why the owner ended it
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+class Owner:
+    """Runs a study to its end, one trial a process, the next one asked the moment one ends.
+
+    Args:
+        study: To be asked and told; nobody else does.
+        storage: The URL by which the trials' processes find it.
+        space: What to draw from.
+        objectives: Of the study.
+        limits: Of the study.
+        executor: What runs the trials.
+        policy: How many, how often, how long.
+        rows: The study's record in MLflow.
+        folder: Of the study; each trial gets its own below.
+        body: What runs in a trial's process, "package.module:function".
+        payload: What every trial is given; its own overrides are added as `overrides`.
+        show: Called with the standing whenever it may have changed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: str,
+        space: Space,
+        objectives: list[Objective],
+        limits: list[Limit],
+        executor: Executor,
+        policy: Policy,
+        rows: Rows,
+        folder: Path,
+        body: str,
+        payload: Mapping[str, Any],
+        show: Callable[[Standing], None],
+    ) -> None:
+        self.study = study
+        self.storage = storage
+        self.space = space
+        self.objectives = objectives
+        self.limits = limits
+        self.executor = executor
+        self.policy = policy
+        self.rows = rows
+        self.folder = folder
+        self.body = body
+        self.payload = dict(payload)
+        self.show = show
+        self.seconds: list[float] = []  # of the owner's own work, a figure a trial
+        self._running: dict[int, Running] = {}
+        self._cells: Iterator[Cell] = iter(())
+        self._finished: dict[tuple[str, ...], FrozenTrial] = {}  # by cell: what need not be run again
+        self._taken: set[tuple[str, ...]] = set()  # cells that some trial stands for
+        self._waiting = 0
+        self._noted = 0.0
+        total = policy.n_trials
+        if space.n_cells is not None:
+            total = space.n_cells if total is None else min(total, space.n_cells)
+        assert total is not None  # a grid has cells
+        self.total = total
+        self.standing = Standing(objectives, limits, total, executor.slots)
+
+    def run(self) -> Standing:
+        """Bring the study to its total.
+
+        Returns:
+            What came of it.
+
+        Raises:
+            AllFailAlikeError: The first trials all failed in the same way.
+            KeyboardInterrupt: The trials under way are stopped, marked, and put back into the queue.
+        """
+        try:
+            self._take_stock()
+            self._loop()
+        except BaseException:
+            self._stop_all()
+            raise
+        finally:
+            self.executor.close(self.policy.grace_s)
+        return self.standing
+
+    def _take_stock(self) -> None:
+        """Read what earlier sittings left, and settle the trials whose owner ended before they did."""
+        trials = self.study.get_trials(deepcopy=False)
+        self.standing.counted = studies.counted(trials)
+        followed = {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
+        for trial in trials:
+            if trial.state is TrialState.RUNNING:
+                self._settle_orphan(trial, trial.number in followed)
+            elif trial.state is TrialState.WAITING:
+                self._waiting += 1
+                self._taken.add(_cell(trial))
+            elif "excluded" not in trial.user_attrs:
+                self._take_finished(trial, trial.number in followed)
+        if self.policy.is_grid:
+            self._cells = (cell for cell in self.space.cells() if cell.overrides not in self._taken)
+
+    def _take_finished(self, trial: FrozenTrial, followed: bool) -> None:
+        self._remember(trial)
+        again = self.policy.retry_failed and trial.state is TrialState.FAIL and not followed
+        self.standing.add(trial, again=again or followed)
+        outcome = _outcome(trial)
+        if again and (outcome is None or outcome.kind != "stopped"):
+            self._try_again(trial, 0)
+            self.standing.counted -= 1
+
+    def _loop(self) -> None:
+        while True:
+            began = time.perf_counter()
+            while self.executor.free() and (running := self._next()):
+                self._running[running.task.number] = running
+            self._note_progress()
+            self.show(self.standing)
+            self.seconds.append(time.perf_counter() - began)
+            if not self._running:
+                return
+            ended = self.executor.wait(self._patience())
+            began = time.perf_counter()
+            for end in ended:
+                self._settle(end)
+            self._enforce_time_limit()
+            self.seconds[-1] += time.perf_counter() - began
+
+    def _patience(self) -> float:
+        """Seconds until something has to be looked at even if no trial ends."""
+        if self.policy.time_limit_s is None:
+            return 1.0
+        oldest = min(running.began for running in self._running.values())
+        return min(1.0, max(0.05, oldest + self.policy.time_limit_s - time.monotonic()))
+
+    def _next(self) -> Running | None:
+        """The next trial, handed to the executor; None if there is nothing left to start."""
+        for _ in range(TRIES):
+            if self.standing.counted + len(self._running) >= self.total:
+                return None
+            if not self._waiting and not self._enqueue_cell():
+                return None
+            trial, cell = self._ask()
+            if reason := self.space.is_excluded(cell):
+                self._tell_excluded(trial, reason)
+            elif "retry_of" not in trial.user_attrs and cell.overrides in self._finished:
+                self._tell_same(trial, self._finished[cell.overrides])
+            else:
+                return self._start(trial, cell)
+        return self._start_unseen()
+
+    def _enqueue_cell(self) -> bool:
+        """Put the next cell of a grid into the queue; True also where the sampler draws instead."""
+        if not self.policy.is_grid:
+            return True
+        cell = next(self._cells, None)
+        if cell is None:
+            return False
+        self._enqueue(cell.params, {"cell": list(cell.overrides)})
+        return True
+
+    def _enqueue(self, params: dict[str, Any], attributes: dict[str, Any]) -> None:
+        self.study.enqueue_trial(params, user_attrs=attributes)
+        self._waiting += 1
+
+    def _ask(self) -> tuple[optuna.Trial, Cell]:
+        trial = self.study.ask()
+        self._waiting = max(0, self._waiting - 1)
+        cell = self.space.suggest(trial)
+        if trial.user_attrs.get("cell") != list(cell.overrides):
+            trial.set_user_attr("cell", list(cell.overrides))
+        self._taken.add(cell.overrides)
+        return trial, cell
+
+    def _start_unseen(self) -> Running | None:
+        """The sampler draws known or excluded cells only: take one that nobody ran, where they can be counted."""
+        if self.space.n_cells is None:
+            raise UserError(
+                f"hydra.sweeper.exclude: {TRIES} draws in a row were excluded or known already: widen the space"
+            )
+        under_way = {running.cell.overrides for running in self._running.values()}
+        for cell in self.space.cells():
+            if cell.overrides not in self._finished and cell.overrides not in under_way:
+                self._enqueue(cell.params, {"cell": list(cell.overrides)})
+                return self._start(*self._ask())
+        return None
+
+    def _start(self, trial: optuna.Trial, cell: Cell) -> Running:
+        folder = self.folder / f"{trial.number:04d}"
+        payload = self.payload | {"overrides": [*self.payload.get("overrides", []), *cell.overrides]}
+        payload |= {"cell": list(cell.overrides), "continues": trial.user_attrs.get("continues")}
+        task = Task(self.storage, self.study.study_name, trial._trial_id, trial.number, str(folder), self.body, payload)
+        trial.set_user_attr("folder", str(folder))
+        return Running(self.executor.submit(task), cell, time.monotonic())
+
+    def _tell_excluded(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr("excluded", reason)
+        trial.set_constraint("excluded", 1.0)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def _tell_same(self, trial: optuna.Trial, known: FrozenTrial) -> None:
+        """The same configuration and seed give the same result: it is told again, not run again."""
+        trial.set_user_attr("same_as", known.number)
+        for name, value in known.constraints.items():
+            trial.set_constraint(name, value)
+        values = known.values if known.state is TrialState.COMPLETE else None
+        self.study.tell(trial, values=values, state=known.state)
+
+    def _settle(self, end: Ended) -> None:
+        running = self._running.pop(end.task.number)
+        frozen = self.study._storage.get_trial(end.task.trial_id)
+        outcome = _outcome(frozen)
+        in_order = outcome is not None and end.exitcode == 0
+        if outcome is None:
+            kind, reason = running.stopped or ("killed", end.note or f"ended with status {end.exitcode}")
+            epoch = int(frozen.user_attrs.get("progress", {}).get("epoch", 0))
+            outcome = Outcome("fail", kind, reason, run_id=frozen.user_attrs.get("run_id"), epoch=epoch)
+        self._finish(frozen, outcome, in_order, time.monotonic() - running.began)
+
+    def _settle_orphan(self, frozen: FrozenTrial, followed: bool) -> None:
+        """A trial that an earlier owner left: finished if it committed an outcome, else to be started again."""
+        outcome = _outcome(frozen)
+        if outcome is not None:
+            self._finish(frozen, outcome, False, None)
+            return
+        reason = "the sweep was ended before this trial: started again as another one"
+        if "folder" not in frozen.user_attrs and "fixed_params" not in frozen.system_attrs:
+            self.study._storage.set_trial_user_attr(frozen._trial_id, "excluded", "never started")
+            self.study.tell(frozen.number, state=TrialState.FAIL)
+            return
+        if not followed:
+            self._try_again(frozen, int(frozen.user_attrs.get("attempt", 0)))
+        stopped = Outcome("fail", "stopped", reason, run_id=frozen.user_attrs.get("run_id"))
+        self._finish(frozen, stopped, False, None, retry=False)
+
+    def _try_again(self, frozen: FrozenTrial, attempt: int) -> None:
+        """Put a trial's parameters back into the queue, before it is told as failed: so they are never lost."""
+        params = frozen.system_attrs.get("fixed_params") or frozen.params
+        attributes = {"retry_of": frozen.number, "attempt": attempt}
+        for name in ("cell", "warm_from"):
+            if name in frozen.user_attrs:
+                attributes[name] = frozen.user_attrs[name]
+        folder = frozen.user_attrs.get("folder")
+        if folder:
+            attributes["continues"] = folder
+        for name, value in frozen.user_attrs.items():
+            if name.startswith("repeat:"):
+                attributes[name] = value
+        self._enqueue(params, attributes)
+        self._taken.add(_cell(frozen))
+
+    def _finish(
+        self, frozen: FrozenTrial, outcome: Outcome, in_order: bool, seconds: float | None, retry: bool = True
+    ) -> None:
+        """Tell Optuna, make MLflow agree, show it."""
+        again = retry and self._deserves_another_try(frozen, outcome)
+        if again:
+            stopped = outcome.kind == "stopped"
+            self._try_again(frozen, int(frozen.user_attrs.get("attempt", 0)) + (not stopped))
+        told = studies.tell(
+            self.study, frozen.number, outcome, self.objectives, self.limits, self.policy.learns_from_pruned
+        )
+        tail = log_tail(Path(frozen.user_attrs["folder"])) if "folder" in frozen.user_attrs else ""
+        final = _outcome(told) or outcome
+        if not in_order or final.state == "fail":
+            self.rows.settle(frozen.number, list(_cell(frozen)), frozen.user_attrs.get("run_id"), final, tail)
+        self._remember(told)
+        self.standing.add(told, final, seconds, tail, again)
+        if not again and final.kind != "stopped":
+            self.standing.counted += 1
+        self._stop_if_all_fail_alike()
+
+    def _deserves_another_try(self, frozen: FrozenTrial, outcome: Outcome) -> bool:
+        if outcome.state != "fail":
+            return False
+        attempt = int(frozen.user_attrs.get("attempt", 0))
+        return outcome.kind == "stopped" or (outcome.kind in self.policy.retried and attempt < self.policy.retries)
+
+    def _remember(self, trial: FrozenTrial) -> None:
+        cell = _cell(trial)
+        self._taken.add(cell)
+        failed = trial.state is TrialState.FAIL
+        if not failed and "same_as" not in trial.user_attrs:
+            self._finished[cell] = trial
+
+    def _stop_if_all_fail_alike(self) -> None:
+        n = self.policy.stop_after
+        alike = self.standing.all_failed_alike()
+        if n and alike and self.standing.n_seen >= n and self.standing.counted < self.total:
+            raise AllFailAlikeError(
+                f"the first {self.standing.n_seen} trials all failed in the same way ({alike}): the sweep is stopped; "
+                "mend that, then the same command with hydra.sweeper.retry_failed=true goes on"
+            )
+
+    def _enforce_time_limit(self) -> None:
+        limit = self.policy.time_limit_s
+        for running in self._running.values():
+            if limit is not None and running.stopped is None and time.monotonic() - running.began > limit:
+                running.stopped = ("time_limit", f"took longer than hydra.sweeper.time_limit_s={limit:g}")
+                self.executor.stop(running.task, self.policy.grace_s)
+
+    def _stop_all(self) -> None:
+        for running in self._running.values():
+            running.stopped = running.stopped or ("stopped", "the sweep was stopped; the same command starts it again")
+        for end in self.executor.close(self.policy.grace_s):
+            if end.task.number in self._running:
+                self._settle_quietly(end)
+
+    def _settle_quietly(self, end: Ended) -> None:
+        """While stopping, one that fails like the others is no further news."""
+        try:
+            self._settle(end)
+        except AllFailAlikeError:
+            return
+
+    def _note_progress(self) -> None:
+        """Read what the running trials last said; not at every event, for each costs a query."""
+        if time.monotonic() - self._noted > PROGRESS_SECONDS:
+            for running in self._running.values():
+                attributes = self.study._storage.get_trial_user_attrs(running.task.trial_id)
+                running.progress = attributes.get("progress", {})
+            self._noted = time.monotonic()
+        self.standing.running = list(self._running.values())
+
+
+def _outcome(trial: FrozenTrial) -> Outcome | None:
+    found = trial.user_attrs.get("outcome")
+    return Outcome(**found) if found else None
+
+
+def _cell(trial: FrozenTrial) -> tuple[str, ...]:
+    return tuple(trial.user_attrs.get("cell", ()))

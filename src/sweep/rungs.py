@@ -1,0 +1,172 @@
+"""Which trials of a study go on at a rung: asynchronous successive halving for one objective and for several.
+
+At each rung (an epoch) a trial is held against all that have come to it so far, and goes on only among the best
+fraction by non-dominated rank; crowding breaks ties. Nobody waits for anybody: early trials meet few others.
+
+Source: Schmucker et al., Multi-objective Asynchronous Successive Halving, arXiv 2106.12639, 2021, the variant that
+stops trials rather than promoting paused ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+
+from src.analysis.dominance import as_losses, crowding, ranks
+from src.errors import ConfigError
+from src.objectives import Objective
+
+KEY = "hydra.sweeper.pruner"
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The epochs at which trials are compared.
+
+    Attributes:
+        max_epochs: Epochs of a trial that is never stopped.
+        min_epochs: The first rung; every trial trains this long.
+        reduction_factor: Each rung lies this many times as far as the one before, and of the trials at a rung one in
+            this many goes on.
+
+    Raises:
+        ConfigError: A value that cannot be; the message names the key.
+    """
+
+    max_epochs: int
+    min_epochs: int = 2
+    reduction_factor: float = 3
+
+    def __post_init__(self) -> None:
+        if self.min_epochs < 1:
+            raise ConfigError(f"{KEY}.min_epochs", f"must be at least 1, but got {self.min_epochs}")
+        if not 1 < self.reduction_factor < math.inf:
+            raise ConfigError(f"{KEY}.reduction_factor", f"must be above 1, but got {self.reduction_factor}")
+        if self.max_epochs <= self.min_epochs:
+            raise ConfigError(
+                f"{KEY}.min_epochs",
+                f"must be below trainer.max_epochs ({self.max_epochs}), but got {self.min_epochs}",
+            )
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The rungs, counted from 1 and rising: min_epochs times powers of the factor, rounded, below max_epochs."""
+        found: list[int] = []
+        at = float(self.min_epochs)
+        while round(at) < self.max_epochs:
+            if not found or round(at) > found[-1]:
+                found.append(round(at))
+            at *= self.reduction_factor
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rung says of a trial.
+
+    Attributes:
+        goes_on: Whether it trains on.
+        position: Its place among those at the rung so far, from 1.
+        of: How many those are, itself included.
+    """
+
+    goes_on: bool
+    position: int
+    of: int
+
+
+def goes_on(points: np.ndarray, own: int, objectives: Sequence[Objective], reduction_factor: float = 3) -> Verdict:
+    """Whether a trial is among the best 1 / `reduction_factor` of those at its rung.
+
+    Of n trials ceil(n / reduction_factor) go on, so the first at a rung always does. The order is by non-dominated
+    rank, then by crowding among the distinct points of the rank. Points that are equal (nets that have learned nothing
+    yet all stand at chance level) are one point to the crowding: one of them has its place, the others come behind the
+    rest of their rank. Which one is drawn from the row number: by order of arrival the newcomer would always lose
+    (or always win), drawn like this about one in `reduction_factor` goes on.
+
+    Args:
+        points: One row a trial at this rung, in order of their numbers; one column an objective, (N, M). A row with a
+            value that is missing or not finite stands behind all others and does not go on.
+        own: The row that is asked about.
+        objectives: M objectives; their directions say which way is better.
+        reduction_factor: Above 1.
+    """
+    losses = as_losses(points, objectives)
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    place = int(np.flatnonzero(_order(losses, objectives) == own)[0])
+    kept = math.ceil(len(losses) / reduction_factor)
+    return Verdict(place < kept and not np.isnan(losses[own]).any(), place + 1, len(losses))
+
+
+class RungBook:
+    """The rungs of a study, kept as user attributes of its Optuna trials: any process of the study sees them all.
+
+    Args:
+        rungs: The epochs at which trials are compared.
+        objectives: What is compared, in the order of the recorded values: validation metrics and whatever cost is known
+            by then.
+    """
+
+    def __init__(self, rungs: Rungs, objectives: Sequence[Objective]) -> None:
+        self.rungs = rungs
+        self.objectives = list(objectives)
+
+    def record(self, trial: optuna.Trial, epoch: int, values: Sequence[float]) -> Verdict:
+        """Enter what a trial has reached at a rung, then hold it against all that have come to it.
+
+        Trials of an earlier study that this one was started from count too, if they have met this rung. A trial that
+        was made again (`retry_of`, `continues`) counts once, by its latest attempt at the rung.
+
+        Args:
+            trial: The trial, running.
+            epoch: A rung: one of `rungs.epochs`.
+            values: One for each objective; for a metric that moves, the best so far.
+
+        Raises:
+            ValueError: `epoch` is no rung, or there are more or fewer values than objectives.
+        """
+        if epoch not in self.rungs.epochs:
+            raise ValueError(f"epoch {epoch} is no rung; those are {self.rungs.epochs}")
+        if len(values) != len(self.objectives):
+            raise ValueError(f"expected a value for each of {len(self.objectives)} objectives, but got {values}")
+        # written before the others are read: of two trials that come at once at least one sees the other
+        trial.set_user_attr(attribute(epoch), [float(value) if math.isfinite(value) else None for value in values])
+        entries = self._entries(trial.study, epoch)
+        points = np.array([entries[number] for number in sorted(entries)], dtype=float)
+        return goes_on(points, sorted(entries).index(trial.number), self.objectives, self.rungs.reduction_factor)
+
+    def _entries(self, study: optuna.Study, epoch: int) -> dict[int, list[float | None]]:
+        """Trial number -> values at the rung."""
+        found: dict[int, list[float | None]] = {}
+        replaced: set[int] = set()
+        for trial in study.get_trials(deepcopy=False):
+            values = trial.user_attrs.get(attribute(epoch))
+            if values is None or len(values) != len(self.objectives):  # the latter: begun under other objectives
+                continue
+            found[trial.number] = values
+            replaced |= {trial.user_attrs.get("retry_of", -1), trial.user_attrs.get("continues", -1)}
+        return {number: values for number, values in found.items() if number not in replaced}
+
+
+def attribute(epoch: int) -> str:
+    """Name of the user attribute that holds a trial's values at a rung."""
+    return f"rung:{epoch}"
+
+
+def _order(losses: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
+    """Row numbers, best first."""
+    # as losses all objectives go down
+    rank = ranks(losses, [Objective(objective.metric, "minimize") for objective in objectives])
+    # multiples of the golden ratio spread evenly over [0, 1): a draw that needs no seed, and is the same everywhere
+    draw = np.arange(len(losses)) * _GOLDEN % 1
+    room = np.full(len(losses), -1.0)  # of a row that repeats another: less than any distance
+    for level in np.unique(rank):
+        rows = np.flatnonzero(rank == level)
+        rows = rows[np.argsort(draw[rows])]
+        _, first = np.unique(losses[rows], axis=0, return_index=True)
+        rows = rows[first]
+        room[rows] = crowding(losses[rows])
+    return np.lexsort((draw, -room, rank))

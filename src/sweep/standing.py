@@ -1,0 +1,164 @@
+"""How a study stands: what is done, what runs, who leads. The owner keeps it, a view shows it."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from src.analysis.comparison import recorded_name
+from src.analysis.dominance import front
+from src.objectives import Limit, Objective
+from src.sweep.task import Outcome, State
+
+if TYPE_CHECKING:
+    from src.sweep.owner import Running
+
+
+@dataclass(frozen=True)
+class Event:
+    """A trial has ended.
+
+    Attributes:
+        number: The trial's.
+        cell: Its overrides.
+        outcome: What came of it.
+        values: The objectives' values, if it is complete.
+        seconds: From its start to its end; None if this sitting did not start it.
+        tail: Last lines of its log.
+        again: Whether it is tried again as another trial.
+    """
+
+    number: int
+    cell: list[str]
+    outcome: Outcome
+    values: list[float]
+    seconds: float | None
+    tail: str
+    again: bool
+
+
+class Standing:
+    """Counts, front and events of a study, kept up to date trial by trial.
+
+    Args:
+        objectives: Of the study.
+        limits: Of the study; a trial that breaks one is not on the front.
+        total: Trials that the study shall reach.
+        slots: How many run at once.
+
+    Attributes:
+        counted: Trials that count towards the total.
+        counts: Trials by how they ended; tries that were repeated are failures here, too.
+        front: The members' numbers and values.
+        running: What is under way.
+        events: Ends since they were last taken with `take_events`.
+        durations: Seconds of the trials that this sitting ran to their end.
+        n_seen: Trials that ended in this sitting.
+        failed_for_good: Trials that failed and are not tried again; of this sitting and of earlier ones.
+    """
+
+    def __init__(self, objectives: list[Objective], limits: list[Limit], total: int, slots: int) -> None:
+        self.objectives = objectives
+        self.limits = limits
+        self.total = total
+        self.slots = slots
+        self.counted = 0
+        self.counts: dict[State, int] = {"complete": 0, "pruned": 0, "over_limit": 0, "fail": 0}
+        self.front: list[tuple[int, list[float]]] = []
+        self.cells: dict[int, list[str]] = {}  # of the front's members
+        self.running: list[Running] = []
+        self.events: list[Event] = []
+        self.durations: list[float] = []
+        self.n_seen = 0
+        self.failed_for_good = 0
+        self._reasons: set[str] = set()
+
+    def add(
+        self,
+        trial: FrozenTrial,
+        outcome: Outcome | None = None,
+        seconds: float | None = None,
+        tail: str = "",
+        again: bool = False,
+    ) -> None:
+        """Count a trial that has ended.
+
+        Args:
+            trial: As Optuna has it.
+            outcome: What came of it, if this sitting saw it end; else it is read from the trial.
+            seconds: How long it took, if this sitting ran it.
+            tail: Last lines of its log.
+            again: Whether it is tried again.
+        """
+        seen = outcome is not None
+        if outcome is None:
+            stored = trial.user_attrs.get("outcome")
+            outcome = Outcome(**stored) if stored else Outcome("fail", "killed", "left without an outcome")
+        if "same_as" in trial.user_attrs:
+            return
+        self.counts[outcome.state] += 1
+        if outcome.state == "fail" and not again and outcome.kind != "stopped":
+            self.failed_for_good += 1
+        cell = list(trial.user_attrs.get("cell", []))
+        values = self._values(outcome)
+        if values and self._keeps_limits(outcome):
+            self._challenge(trial.number, values, cell)
+        if not seen:
+            if outcome.state != "fail":
+                self._reasons.add("")
+            return
+        self.n_seen += 1
+        self._reasons.add(_signature(outcome) if outcome.state == "fail" else "")
+        if seconds is not None and outcome.state == "complete":
+            self.durations.append(seconds)
+        self.events.append(Event(trial.number, cell, outcome, values, seconds, tail, again))
+
+    def take_events(self) -> list[Event]:
+        """What ended since the last call."""
+        taken, self.events = self.events, []
+        return taken
+
+    @property
+    def best(self) -> tuple[int, list[float]] | None:
+        """The front's member that is best by the first objective."""
+        if not self.front:
+            return None
+        sign = -1 if self.objectives[0].direction == "maximize" else 1
+        return min(self.front, key=lambda member: sign * member[1][0])
+
+    def all_failed_alike(self) -> str:
+        """The reason, if every trial so far failed for the same one; empty otherwise."""
+        return next(iter(self._reasons)) if len(self._reasons) == 1 else ""
+
+    def seconds_left(self) -> float | None:
+        """Estimate of the time to the total, from the mean of the last trials; None before one has ended."""
+        if not self.durations:
+            return None
+        recent = self.durations[-20:]
+        left = max(0, self.total - self.counted)
+        return left * (sum(recent) / len(recent)) / max(1, min(self.slots, left))
+
+    def _values(self, outcome: Outcome) -> list[float]:
+        names = [recorded_name(objective.metric) for objective in self.objectives]
+        if outcome.state != "complete" or any(name not in outcome.metrics for name in names):
+            return []
+        return [outcome.metrics[name] for name in names]
+
+    def _keeps_limits(self, outcome: Outcome) -> bool:
+        metrics: dict[str, Any] = outcome.metrics
+        return all(limit.holds(metrics.get(recorded_name(limit.metric), float("nan"))) for limit in self.limits)
+
+    def _challenge(self, number: int, values: list[float], cell: list[str]) -> None:
+        """A newcomer to the front; whom it beats has to leave."""
+        candidates = [*self.front, (number, values)]
+        stays = front(np.array([values for _, values in candidates]), self.objectives)
+        self.front = [member for member, keeps in zip(candidates, stays, strict=True) if keeps]
+        self.cells[number] = cell
+        self.cells = {member: self.cells[member] for member, _ in self.front}
+
+
+def _signature(outcome: Outcome) -> str:
+    """A failure's reason without the numbers that differ from trial to trial."""
+    return f"{outcome.kind}: {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', outcome.reason)}"

@@ -1,0 +1,268 @@
+"""A study in its database: what it is defined as, what counts in it, and how a trial's outcome is told to Optuna."""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from src.analysis.comparison import recorded_name
+from src.errors import UserError
+from src.objectives import Limit, Objective
+from src.sweep.task import Outcome
+
+_DEFINITION = "definition"
+_EXHAUSTED = "exhausted"
+# Worse than what a usable trial has, yet not so far off that a surrogate model sees nothing else: chance level of
+# seven classes is a loss of 1.9, and the metrics that are maximized are fractions or speeds.
+_WORST = {"maximize": 0.0, "minimize": 10.0}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What must stay the same for trials of two sittings to belong to one study.
+
+    Attributes:
+        name: Of the study.
+        objectives: In the order of the trials' values.
+        limits: What a trial has to keep.
+        space: What is searched, as plain JSON values.
+        fixed: Overrides that all trials share; their order means nothing.
+    """
+
+    name: str
+    objectives: list[Objective]
+    limits: list[Limit]
+    space: dict[str, Any]
+    fixed: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        content = {
+            "objectives": [str(objective) for objective in self.objectives],
+            # not as the limit writes itself, which rounds
+            "limits": sorted(f"{limit.metric} {limit.operator} {limit.value!r}" for limit in self.limits),
+            "space": self.space,
+            "fixed": sorted(self.fixed),
+        }
+        return dict(json.loads(json.dumps(content)))
+
+
+class OwnedStudy(optuna.Study):
+    """A study that is asked and told outside `optimize`: a sampler that has nothing left says so by `exhausted`."""
+
+    def stop(self) -> None:
+        """Called by a sampler that has drawn all there is (brute force)."""
+        if not self.exhausted:
+            self.set_user_attr(_EXHAUSTED, True)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sampler has drawn all there is, in this sitting or in an earlier one."""
+        return bool(self._storage.get_study_user_attrs(self._study_id).get(_EXHAUSTED))
+
+
+def open_study(
+    storage: BaseStorage,
+    definition: Definition,
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner | None,
+    differences: Callable[[dict[str, Any], dict[str, Any]], list[str]],
+) -> OwnedStudy:
+    """The study of that name; made if there is none, checked against its definition if there is one.
+
+    Args:
+        storage: From `src.sweep.storage.open_storage`.
+        definition: What the study is about to be asked for.
+        sampler: Proposes.
+        pruner: For one objective; None where trials are pruned by other means or not at all.
+        differences: Says in words how two spaces (the recorded one, the new one) differ.
+
+    Raises:
+        UserError: The study is defined otherwise, or was not made here; the message says how to go on.
+    """
+    directions = [objective.direction for objective in definition.objectives]
+    pruner = pruner or optuna.pruners.NopPruner()  # for Optuna None is the median pruner
+    try:
+        study = OwnedStudy(definition.name, storage, sampler, pruner)
+    except KeyError:
+        optuna.create_study(storage=storage, study_name=definition.name, directions=directions)
+        study = OwnedStudy(definition.name, storage, sampler, pruner)
+    recorded = study.user_attrs.get(_DEFINITION)
+    if recorded is None:
+        # an owner that was killed at once leaves an empty study without a definition
+        same = [direction.name.lower() for direction in study.directions] == directions
+        if not same or study.user_attrs or study.get_trials(deepcopy=False):
+            raise UserError(
+                f"study {definition.name} was not made by this program: take another hydra.sweeper.study_name or "
+                "hydra.sweeper.storage"
+            )
+        study.set_user_attr(_DEFINITION, definition.plain())
+    elif found := _differences(recorded, definition.plain(), differences):
+        raise UserError(
+            f"study {definition.name} was started with other settings ({'; '.join(found)}): take another "
+            f"hydra.sweeper.study_name, and hydra.sweeper.warm_start={definition.name} to start from its trials"
+        )
+    return study
+
+
+def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that have come to an end, whichever."""
+    return [trial for trial in trials if trial.state.is_finished()]
+
+
+def orphans(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that Optuna believes to run; before the first ask of a sitting nobody runs them."""
+    return [trial for trial in trials if trial.state is TrialState.RUNNING]
+
+
+def counted(trials: Iterable[FrozenTrial]) -> int:
+    """How many trials count towards `n_trials`.
+
+    That is those that ended, but for failures that another trial repeats, trials that were stopped with their sweep,
+    copies (from another study, or of an equal configuration), and excluded draws.
+    """
+    every = list(trials)
+    repeated = {trial.user_attrs.get(key) for trial in every for key in ("retry_of", "continues")}
+    return sum(
+        not {"warm_from", "same_as", "excluded"} & trial.user_attrs.keys()
+        and not (trial.state is TrialState.FAIL and (trial.number in repeated or _kind(trial) == "stopped"))
+        for trial in finished(every)
+    )
+
+
+def tell(
+    study: optuna.Study,
+    trial: int | optuna.Trial,
+    outcome: Outcome,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    learns_from_pruned: bool,
+) -> FrozenTrial:
+    """Tell Optuna what a trial came to; the user attribute `outcome` says the same afterwards.
+
+    Complete: COMPLETE, with its values and a constraint for each limit. Pruned: PRUNED. Failed: FAIL. Over a limit:
+    PRUNED with constraints if the sampler learns from that, else COMPLETE, what was not measured standing at the worst
+    value that any complete trial has. Constraints hold the violation as a share of the limit's value, since samplers
+    add them up whatever their units; a limit that was not measured is neither kept nor broken: 0.
+
+    Args:
+        study: From `open_study`.
+        trial: The trial, or its number.
+        outcome: Turned into a failure where it cannot be true: complete without a finite value for each objective and
+            limit, or over a limit without breaking one.
+        objectives: Of the study, in its order.
+        limits: Of the study.
+        learns_from_pruned: Whether the sampler learns from pruned trials, see `src.sweep.samplers`.
+
+    Returns:
+        The trial as it now stands in the study. One that had been told before is left as it was.
+    """
+    number = trial if isinstance(trial, int) else trial.number
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    frozen = study._storage.get_trial(trial_id)
+    if frozen.state.is_finished():
+        return frozen
+    outcome = _possible(outcome, objectives, limits)
+    if frozen.user_attrs.get("outcome") != asdict(outcome):
+        study._storage.set_trial_user_attr(trial_id, "outcome", asdict(outcome))
+    state, values = TrialState.COMPLETE, None
+    if outcome.state == "complete":
+        values = [outcome.metrics[recorded_name(objective.metric)] for objective in objectives]
+    elif outcome.state == "over_limit" and not learns_from_pruned:
+        values = [_worst(study, position, objectives, limits, outcome) for position in range(len(objectives))]
+    else:
+        state = TrialState.FAIL if outcome.state == "fail" else TrialState.PRUNED
+    if outcome.state in ("complete", "over_limit"):
+        _set_constraints(study, frozen, violations(limits, outcome.metrics))
+    return study.tell(number, values, state)
+
+
+def needed(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str]:
+    """The metrics, by recorded names, without which a trial is not complete."""
+    metrics = [*(objective.metric for objective in objectives), *(limit.metric for limit in limits)]
+    return list(dict.fromkeys(map(recorded_name, metrics)))
+
+
+def violations(limits: Iterable[Limit], metrics: Mapping[str, float]) -> dict[str, float]:
+    """By how much each limit is broken, as a share of its value (of 1, if that is 0); negative where it is kept.
+
+    Args:
+        limits: The limits; their texts are the keys of what is returned.
+        metrics: By recorded names. A limit whose metric is not there gets 0.
+    """
+    found = {}
+    for limit in limits:
+        measured = metrics.get(recorded_name(limit.metric))
+        found[str(limit)] = 0.0 if measured is None else limit.violation(measured) / (abs(limit.value) or 1.0)
+    return found
+
+
+def _differences(
+    recorded: dict[str, Any], new: dict[str, Any], differences: Callable[[dict[str, Any], dict[str, Any]], list[str]]
+) -> list[str]:
+    found = []
+    for key in ("objectives", "limits", "fixed"):
+        gone = [text for text in recorded[key] if text not in new[key]]
+        come = [text for text in new[key] if text not in recorded[key]]
+        if recorded[key] != new[key]:
+            was, now = (gone, come) if gone or come else (recorded[key], new[key])  # or else only the order changed
+            found.append(f"{key}: it has {', '.join(was) or 'none'}, not {', '.join(now) or 'none'}")
+    if recorded["space"] != new["space"]:
+        found += [f"space: {text}" for text in differences(recorded["space"], new["space"])] or ["space"]
+    return found
+
+
+def _possible(outcome: Outcome, objectives: Sequence[Objective], limits: Sequence[Limit]) -> Outcome:
+    """The outcome, or the failure that it really is."""
+    if outcome.state == "over_limit" and max(violations(limits, outcome.metrics).values(), default=0.0) <= 0:
+        return replace(outcome, state="fail", kind="wrong_return", reason="over a limit, but no metric breaks one")
+    if outcome.state != "complete":
+        return outcome
+    for name in needed(objectives, limits):
+        if name not in outcome.metrics:
+            return replace(outcome, state="fail", kind="wrong_return", reason=f"{name} was not recorded")
+        if not math.isfinite(outcome.metrics[name]):
+            return replace(outcome, state="fail", kind="diverged", reason=f"{name} is {outcome.metrics[name]}")
+    return outcome
+
+
+def _set_constraints(study: optuna.Study, frozen: FrozenTrial, values: Mapping[str, float]) -> None:
+    # with samplers of its own the handle draws nothing and starts nothing
+    quiet = copy.copy(study)
+    quiet.sampler, quiet.pruner = optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
+    handle = optuna.Trial(quiet, frozen._trial_id)
+    for name, value in values.items():
+        if name not in frozen.constraints:  # an owner that was killed while it told has set some
+            handle.set_constraint(name, value)
+
+
+def _worst(
+    study: optuna.Study,
+    position: int,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    outcome: Outcome,
+) -> float:
+    """The measured value of an objective, else the worst among the complete trials; without any see `_WORST`."""
+    objective = objectives[position]
+    measured = outcome.metrics.get(recorded_name(objective.metric), math.nan)
+    if math.isfinite(measured):
+        return measured
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    told = [
+        trial.values[position] for trial in complete if trial.user_attrs.get("outcome", {}).get("state") == "complete"
+    ]
+    if told:
+        return max(told) if objective.direction == "minimize" else min(told)
+    bounds = [limit.value for limit in limits if limit.metric == objective.metric]
+    return bounds[0] if bounds else _WORST[objective.direction]
+
+
+def _kind(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("outcome", {}).get("kind", ""))

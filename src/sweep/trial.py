@@ -1,0 +1,329 @@
+"""What happens in a trial's own process: it attaches to its trial, runs the body, and commits what came out.
+
+The outcome is written into the study before the process ends. From then on the trial is finished, whatever becomes of
+its process, of the owner, or of the machine.
+"""
+
+import importlib
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.analysis.comparison import recorded_name
+from src.errors import DivergedError, UserError
+from src.objectives import Limit, Objective, parse_limits, parse_objectives
+from src.sweep.repeats import Repeated, is_dropped
+from src.sweep.task import Kind, Outcome, State, Task
+
+if TYPE_CHECKING:
+    import optuna
+
+    from src.sweep.rungs import Rungs
+
+log = logging.getLogger(__name__)
+TERMINATED = 143  # exit status of a process that SIGTERM unwound: whoever sent it knows why
+FAILED = 1
+PROGRESS_SECONDS = 1.0  # between two notes of how far the trial is
+KNOWN_BEFORE = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params", "efficiency/size_mb")
+
+
+class EndedEarly(Exception):  # noqa: N818  a decision, no error
+    """A trial that is not carried to its end, by decision and not by failure.
+
+    Attributes:
+        state: How the record calls it.
+    """
+
+    state: State = "pruned"
+
+
+class Pruned(EndedEarly):
+    """Stopped while training: it was behind."""
+
+
+class OverLimit(EndedEarly):
+    """Not trained at all: what it costs is known before, and is over a limit."""
+
+    state: State = "over_limit"
+
+
+class WrongReturnError(Exception):
+    """The body's return value cannot be told to the study."""
+
+
+class TrialContext:
+    """What a trial's body is given.
+
+    Args:
+        task: What to run.
+
+    Attributes:
+        folder: The trial's own folder.
+        payload: From the owner: `overrides`, `objectives`, `limits`, `tracking`, `study_run`, `repeats`, `pruner` ...
+        objectives: Of the study.
+        limits: Of the study.
+        outcome: What was committed; None before.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.folder = Path(task.folder)
+        self.payload = task.payload
+        self.objectives: list[Objective] = parse_objectives(task.payload)
+        self.limits: list[Limit] = parse_limits(task.payload)
+        self.outcome: Outcome | None = None
+        self.pruning = True
+        self._run_id: str | None = None
+        self._cost: dict[str, float] = {}
+        self._best: dict[str, float] = {}
+        self._epoch = 0
+        self._noted = 0.0
+
+    @cached_property
+    def trial(self) -> "optuna.Trial":
+        """The Optuna trial, attached to on first use."""
+        from src.sweep.storage import attach
+
+        pruner = None if self._rungs else self._pruner
+        return attach(self.task.storage, self.task.study, self.task.trial_id, pruner)
+
+    @cached_property
+    def _pruner(self) -> Any:
+        from src.sweep.pruners import pruner_from_spec
+
+        spec = self.payload.get("pruner")
+        return pruner_from_spec(spec) if spec else None
+
+    @cached_property
+    def _rungs(self) -> "Rungs | None":
+        from src.sweep.rungs import Rungs
+
+        return self._pruner if isinstance(self._pruner, Rungs) else None
+
+    @property
+    def resume(self) -> Path | None:
+        """Folder of the interrupted trial whose training this one goes on with."""
+        folder = self.payload.get("continues")
+        return Path(folder) if folder else None
+
+    def started(self, run_id: str) -> None:
+        """Note the trial's MLflow run, so that the owner can close it if this process cannot.
+
+        Args:
+            run_id: Of the run that stands for the trial.
+        """
+        self._run_id = run_id
+        self.trial.set_user_attr("run_id", run_id)
+
+    def known_cost(self, metrics: Mapping[str, float]) -> None:
+        """Hold what is known before training against the limits.
+
+        Args:
+            metrics: By their names in the run record.
+
+        Raises:
+            OverLimit: A limit is broken: the trial must not be trained.
+        """
+        self._cost = {name: float(value) for name, value in metrics.items() if name in KNOWN_BEFORE}
+        broken = [limit for limit in self.limits if limit.metric in self._cost and not self._keeps(limit)]
+        if broken:
+            raise OverLimit("; ".join(f"{self._cost[limit.metric]:g} breaks {limit}" for limit in broken))
+
+    def _keeps(self, limit: Limit) -> bool:
+        return limit.holds(self._cost[limit.metric])
+
+    def epoch(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        """Tell how far the trial is; it may end here.
+
+        Args:
+            epoch: That was trained and validated, from 1.
+            epochs: To be trained in all.
+            metrics: Of this epoch, `val/...`.
+
+        Raises:
+            Pruned: The trial is behind.
+        """
+        self._epoch = epoch
+        self._note(epoch, epochs, metrics)
+        for objective in self.objectives:
+            if objective.metric in metrics:
+                self._best[objective.metric] = _better(
+                    objective, metrics[objective.metric], self._best.get(objective.metric)
+                )
+        if self.pruning and epoch < epochs and self.payload.get("pruner"):
+            self._prune(epoch, epochs, metrics)
+
+    def repeat_done(self, seed: int) -> dict[str, float] | None:
+        """The metrics of a seed that an interrupted try of this trial had finished; None if it had not."""
+        found = self.trial.user_attrs.get(f"repeat:{seed}")
+        return dict(found) if found else None
+
+    def repeat_ended(self, seed: int, metrics: Mapping[str, float]) -> None:
+        """One of several seeds is done; the configuration may be dropped here.
+
+        Args:
+            seed: Of the repeat.
+            metrics: Its final ones.
+
+        Raises:
+            Pruned: The configuration is clearly behind another one after the seeds that both have.
+        """
+        if self.repeat_done(seed) is None:
+            self.trial.set_user_attr(f"repeat:{seed}", dict(metrics))
+        trials = self.trial.study.get_trials(deepcopy=False)
+        own = _repeated(trials[self.task.number])
+        if len(own.seeds) >= int(self.payload["repeats"]):
+            return
+        rivals = [_repeated(trial) for trial in trials if trial.number != self.task.number]
+        objectives = [Objective(recorded_name(each.metric), each.direction) for each in self.objectives]
+        if is_dropped(own, [rival for rival in rivals if rival.seeds], objectives, float(self.payload["drop_p"])):
+            raise Pruned(f"after {len(own.seeds)} of {self.payload['repeats']} seeds: clearly behind another trial")
+
+    def commit(self, metrics: Mapping[str, float]) -> None:
+        """Write that the trial is complete: from here on it counts, whatever happens.
+
+        Args:
+            metrics: All that was recorded, under the run record's names.
+
+        Raises:
+            WrongReturnError: An objective is missing, or a value is no number.
+            DivergedError: An objective or a limited metric is NaN or infinite.
+        """
+        if self.outcome is None:
+            self._write(Outcome("complete", metrics=self._checked(metrics), run_id=self._run_id, epoch=self._epoch))
+
+    def give_up(self, state: State, kind: Kind, reason: str) -> None:
+        """Write that the trial ended without a result, if it was not committed before."""
+        if self.outcome is None:
+            metrics = dict(self._cost)
+            self._write(Outcome(state, kind, reason, metrics, self._run_id, self._epoch))
+
+    def _write(self, outcome: Outcome) -> None:
+        self.trial.set_user_attr("outcome", asdict(outcome))
+        self.outcome = outcome
+
+    def _checked(self, metrics: Any) -> dict[str, float]:
+        if not isinstance(metrics, Mapping):
+            raise WrongReturnError(f"the trial must return its metrics by name, but returned {metrics!r}"[:300])
+        try:
+            found = {str(name): float(value) for name, value in metrics.items()}
+        except (TypeError, ValueError) as error:
+            raise WrongReturnError(f"a metric is no number: {error}") from None
+        needed = [recorded_name(item.metric) for item in (*self.objectives, *self.limits)]
+        missing = [name for name in needed if name not in found]
+        if missing:
+            raise WrongReturnError(f"the trial returned no {', '.join(missing)}")
+        broken = [name for name in needed if not math.isfinite(found[name])]
+        if broken:
+            raise DivergedError(f"{broken[0]} is {found[broken[0]]}")
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _note(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        if epoch < epochs and time.monotonic() - self._noted < PROGRESS_SECONDS:
+            return
+        self._noted = time.monotonic()
+        shown = {item.metric: metrics[item.metric] for item in self.objectives if item.metric in metrics}
+        self.trial.set_user_attr("progress", {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()})
+
+    def _prune(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        if self._rungs is not None:
+            self._prune_at_rung(self._rungs, epoch, epochs)
+            return
+        metric = self.objectives[0].metric
+        if len(self.objectives) > 1 or metric not in metrics:
+            return
+        self.trial.report(metrics[metric], epoch)
+        if self.trial.should_prune():
+            raise Pruned(f"epoch {epoch} of {epochs}: {metric} {metrics[metric]:.4g} is behind")
+
+    def _prune_at_rung(self, rungs: "Rungs", epoch: int, epochs: int) -> None:
+        from src.sweep.rungs import RungBook
+
+        if epochs <= rungs.min_epochs:  # a trial this short has no rung
+            return
+        rungs = replace(rungs, max_epochs=epochs)
+        if epoch not in rungs.epochs:
+            return
+        known = self._best | self._cost
+        objectives = [objective for objective in self.objectives if objective.metric in known]
+        verdict = RungBook(rungs, objectives).record(self.trial, epoch, [known[item.metric] for item in objectives])
+        if not verdict.goes_on:
+            raise Pruned(f"epoch {epoch} of {epochs}: place {verdict.position} of {verdict.of} at this rung")
+
+
+def main(task: Task) -> None:
+    """Run one trial in this process and commit what comes out; the exit status says whether it ended in order.
+
+    Args:
+        task: What to run.
+
+    Raises:
+        SystemExit: Status 1 after a failure, which is committed; another status passes through.
+    """
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    context = TrialContext(task)
+    try:
+        metrics = body_of(task.body)(context)
+        context.commit(metrics)
+    except EndedEarly as early:
+        context.give_up(early.state, "", str(early))
+    except SystemExit as error:
+        if error.code == TERMINATED or context.outcome is not None:
+            raise
+        context.give_up("fail", "error", f"the trial's code left with status {error.code}")
+        raise SystemExit(FAILED) from error
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        kind, reason = classify(error)
+        log.error("trial %d failed: %s", task.number, reason)
+        context.give_up("fail", kind, reason)
+        raise SystemExit(FAILED) from error
+
+
+def body_of(name: str) -> Callable[[TrialContext], Mapping[str, float]]:
+    """The function called "package.module:function"."""
+    module, _, function = name.partition(":")
+    found: Callable[[TrialContext], Mapping[str, float]] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def classify(error: BaseException) -> tuple[Kind, str]:
+    """What kind of failure an exception is, and its reason in one line."""
+    text = " ".join(str(error).split())[:500]
+    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, DivergedError):
+        return "diverged", text
+    if isinstance(error, UserError):
+        return "bad_config", text
+    if isinstance(error, WrongReturnError):
+        return "wrong_return", text
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text or "CUDA out of" in text
+    if isinstance(error, MemoryError) or out_of_memory:
+        return "out_of_memory", named
+    return "error", named
+
+
+def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:
+    """The seeds of a trial that have ended."""
+    seeds = {
+        int(name.removeprefix("repeat:")): metrics
+        for name, metrics in trial.user_attrs.items()
+        if name.startswith("repeat:")
+    }
+    first = next(iter(seeds.values()), {})
+    return Repeated(seeds, {name: first[name] for name in KNOWN_BEFORE if name in first})
+
+
+def _better(objective: Objective, value: float, best: float | None) -> float:
+    if best is None or math.isnan(best):
+        return float(value)
+    if math.isnan(value):
+        return best
+    return max(best, float(value)) if objective.direction == "maximize" else min(best, float(value))

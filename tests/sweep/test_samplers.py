@@ -1,0 +1,252 @@
+"""The contract of every sampler in conf/, and what is said of those that cannot serve."""
+
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from src.errors import ConfigError, DependencyError
+from src.objectives import Limit, Objective
+from src.sweep.samplers import SamplerChoice, make_sampler
+from src.sweep.storage import default_url, open_storage
+from src.sweep.study import Definition, OwnedStudy, open_study, tell
+from src.sweep.task import Outcome
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "sweeper" / "sampler"
+NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
+OBJECTIVES = [Objective("val/accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
+LIMIT = Limit("efficiency/params", "<=", 32)
+SMALLER = {"nsgaii": {"population_size": 6}, "nsgaiii": {"population_size": 6}, "gp": {"n_startup_trials": 3}}
+ASKS = {"gp": 6}  # each takes a good part of a second
+CASES = [(name, n) for name in NAMES for n in (1, 2) if (name, n) != ("cmaes", 2)]
+
+
+def config(name: str) -> DictConfig:
+    node = OmegaConf.load(CONF / f"{name}.yaml")
+    node.update(SMALLER.get(name, {}))
+    return node  # type: ignore[return-value]
+
+
+def mixed(trial: Any) -> dict[str, Any]:
+    kind = trial.suggest_categorical("kind", ["a", "b", "c"])
+    trial.suggest_int("width", 8, 64)
+    trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+    if kind == "b":
+        trial.suggest_float("dropout", 0.0, 0.5)
+    return dict(trial.params)
+
+
+def countable(trial: Any) -> dict[str, Any]:
+    """As `mixed`, of 8 x 2 x (1 + 2 + 1) = 64 cells."""
+    kind = trial.suggest_categorical("kind", ["a", "b", "c"])
+    trial.suggest_int("width", 8, 64, step=8)
+    trial.suggest_categorical("lr", [1e-3, 1e-2])
+    if kind == "b":
+        trial.suggest_categorical("dropout", [0.0, 0.5])
+    return dict(trial.params)
+
+
+SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"brute_force": countable}
+
+
+def metrics_of(params: dict[str, Any]) -> dict[str, float]:
+    accuracy = 0.9 - 0.1 * abs(math.log10(params["lr"]) + 2) - params.get("dropout", 0.1)
+    width = float(params["width"])
+    return {"best/val/accuracy": accuracy, "efficiency/flops": width**2, "efficiency/params": width}
+
+
+class Bench:
+    """A study with one worker."""
+
+    def __init__(self, name: str, n: int, seed: int = 0, storage: BaseStorage | None = None, done: int = 0) -> None:
+        self.name = name
+        self.objectives = OBJECTIVES[:n]
+        self.suggest = SPACES.get(name, mixed)
+        self.choice: SamplerChoice = make_sampler(config(name), seed, n, done)
+        definition = Definition(f"{name} {n}", self.objectives, [LIMIT], {}, [])
+        self.study: OwnedStudy = open_study(
+            storage or InMemoryStorage(), definition, self.choice.sampler, None, lambda old, new: []
+        )
+
+    def run(self, asks: int, outcome: Callable[[int, dict[str, float]], Outcome] | None = None) -> list[dict[str, Any]]:
+        drawn = []
+        for number in range(asks):
+            trial = self.study.ask()
+            drawn.append(self.suggest(trial))
+            metrics = metrics_of(trial.params)
+            if outcome is not None:
+                result = outcome(number, metrics)
+            elif LIMIT.holds(metrics["efficiency/params"]):
+                result = Outcome("complete", metrics=metrics)
+            else:
+                cost = {key: value for key, value in metrics.items() if key.startswith("efficiency")}
+                result = Outcome("over_limit", reason="too big", metrics=cost)
+            tell(self.study, trial, result, self.objectives, [LIMIT], self.choice.learns_from_pruned)
+        return drawn
+
+
+def fail(number: int, metrics: dict[str, float]) -> Outcome:
+    return Outcome("fail", "error", "no luck")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return default_url(tmp_path_factory.mktemp("studies"))
+
+
+@pytest.mark.parametrize(("name", "n"), CASES)
+class TestEverySampler:
+    def test_draws_within_the_space_and_tells_what_came_of_it(self, name: str, n: int) -> None:
+        bench = Bench(name, n)
+        drawn = bench.run(ASKS.get(name, 30))
+        for params, trial in zip(drawn, bench.study.trials, strict=True):
+            assert params["kind"] in "abc"
+            assert 8 <= params["width"] <= 64
+            assert 1e-4 <= params["lr"] <= 1e-1
+            assert ("dropout" in params) == (params["kind"] == "b")
+            over = params["width"] > 32
+            learns = bench.choice.learns_from_pruned
+            assert trial.state is (TrialState.PRUNED if over and learns else TrialState.COMPLETE)
+            assert trial.constraints == {"efficiency/params <= 32": pytest.approx(params["width"] / 32 - 1)}
+        assert name == "gp" or {params["kind"] for params in drawn} == set("abc")
+
+    def test_seed_decides_all(self, name: str, n: int) -> None:
+        asks = min(ASKS.get(name, 15), 15)
+        first = Bench(name, n, seed=1).run(asks)
+        assert Bench(name, n, seed=1).run(asks) == first
+        assert Bench(name, n, seed=2).run(asks) != first
+
+    def test_survives_every_outcome(self, name: str, n: int) -> None:
+        def outcome(number: int, metrics: dict[str, float]) -> Outcome:
+            cost = {"efficiency/flops": metrics["efficiency/flops"], "efficiency/params": 40.0}
+            kept = metrics | {"efficiency/params": 8.0}
+            every = [
+                Outcome("over_limit", reason="first of all, with nothing to compare", metrics=cost),
+                Outcome("complete", metrics=kept),
+                Outcome("pruned", reason="behind", metrics=cost),
+                Outcome("fail", "out_of_memory", "no memory"),
+                Outcome("complete", metrics=kept | {"best/val/accuracy": math.nan}),
+            ]
+            return every[number % 5]
+
+        bench = Bench(name, n)
+        bench.run(10 if name == "gp" else 20, outcome)
+        counts = [trial.state.name for trial in bench.study.trials[5:10]]
+        over = "PRUNED" if bench.choice.learns_from_pruned else "COMPLETE"
+        assert counts == [over, "COMPLETE", "PRUNED", "FAIL", "FAIL"]
+
+    def test_takes_what_is_enqueued_first(self, name: str, n: int) -> None:
+        bench = Bench(name, n)
+        bench.run(3)
+        wanted = {"kind": "b", "width": 24, "lr": 0.01, "dropout": 0.5}
+        bench.study.enqueue_trial(wanted)
+        assert bench.run(2)[0] == wanted
+
+    def test_goes_on_from_a_database(self, name: str, n: int, url: str) -> None:
+        before = Bench(name, n, storage=open_storage(url)).run(4)
+        again = Bench(name, n, storage=open_storage(url), done=4)
+        after = again.run(2)
+        assert [trial.params for trial in again.study.trials] == before + after
+        assert not [params for params in after if params in before]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("qmc", "brute_force")])
+def test_failures_teach_nothing(name: str) -> None:
+    fresh = Bench(name, 1, seed=5).run(1)
+    bench = Bench(name, 1, seed=4)
+    bench.run(15, fail)
+    bench.study.sampler = make_sampler(config(name), 5, 1, 0).sampler
+    assert bench.run(1) == fresh
+
+
+@pytest.mark.parametrize(("name", "n"), [("tpe", 1), ("tpe", 2), ("nsgaii", 2)])
+def test_learns_to_stay_within_the_limit(name: str, n: int) -> None:
+    # 32 of 57 widths are over the limit: by chance 9 of 16 draws would be
+    bench = Bench(name, n, seed=3)
+    bench.run({"nsgaii": 60}.get(name, 40))
+    over = sum(params["width"] > 32 for params in bench.run(16))
+    assert over <= 4
+
+
+def test_brute_force_runs_every_cell_once_and_says_so() -> None:
+    bench = Bench("brute_force", 1)
+    assert not bench.study.exhausted
+    drawn = bench.run(64)
+    assert len({tuple(sorted(params.items())) for params in drawn}) == 64
+    assert bench.study.exhausted
+    reopened = OwnedStudy("brute_force 1", bench.study._storage)
+    assert reopened.exhausted
+
+
+def test_grid_is_a_grid_and_others_are_not() -> None:
+    assert [name for name in NAMES if make_sampler(config(name), 0, 1, 0).is_grid] == ["grid"]
+    assert [make_sampler(config(name), 0, 1, 0).name for name in NAMES] == NAMES
+
+
+def test_every_argument_is_set_explicitly() -> None:
+    import inspect
+
+    import hydra.utils
+
+    for name in NAMES:
+        node = OmegaConf.load(CONF / f"{name}.yaml")
+        if name == "grid":
+            continue
+        taken = inspect.signature(hydra.utils.get_object(node._target_)).parameters
+        plain = {"int", "float", "bool", "str", "None", "|"}
+        simple = {key for key, value in taken.items() if set(str(value.annotation).split()) <= plain}
+        deprecated = {"consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "inc_popsize"}
+        deprecated |= {"restart_strategy", "seed"} | ({"warn_independent_sampling"} if name == "tpe" else set())
+        assert simple - deprecated <= set(node), name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("tpe", {"n_startup_trials": "many"}, "sampler.n_startup_trials: must be int, but got 'many'"),
+        ("tpe", {"n_startup_trials": None}, "sampler.n_startup_trials: must be int, but got None"),
+        ("tpe", {"n_startup_trials": True}, "sampler.n_startup_trials: must be int, but got True"),
+        ("tpe", {"multivariate": "no"}, "sampler.multivariate: must be bool or None, but got 'no'"),
+        ("tpe", {"gama": 1}, "sampler.gama: unknown key; did you mean gamma"),
+        ("tpe", {"seed": 1}, "sampler.seed: must be left out"),
+        ("tpe", {"_target_": "optuna.samplers.TPE"}, "sampler._target_: cannot import optuna.samplers.TPE"),
+        ("tpe", {"_target_": "pathlib.Path"}, "sampler"),
+        ("nsgaii", {"population_size": 1}, "sampler: `population_size` must be greater than or equal to 2"),
+        ("random", {"_target_": "optuna.samplers.GridSampler"}, "take hydra/sweeper/sampler=grid"),
+    ],
+)
+def test_impossible_config_names_its_key(name: str, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_sampler(OmegaConf.to_container(config(name)) | change, 0, 1, 0)  # type: ignore[operator,arg-type]
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("hydra.sweeper.sampler")
+
+
+def test_evolution_strategy_refuses_several_objectives() -> None:
+    with pytest.raises(ConfigError, match="hydra.sweeper.sampler: cmaes works for one objective, this study has 2"):
+        make_sampler(config("cmaes"), 0, 2, 0)
+
+
+def test_missing_package_is_told_before_the_first_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.delitem(sys.modules, "cmaes", raising=False)
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    with pytest.raises(DependencyError, match="pip install cmaes"):
+        make_sampler(config("cmaes"), 0, 1, 0)
+
+
+def test_no_warning_that_says_nothing() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name in NAMES:
+            Bench(name, 1).run(4)
+    assert [str(warning.message) for warning in caught] == []
+    assert optuna.logging.get_verbosity() >= optuna.logging.WARNING

@@ -1,0 +1,236 @@
+"""Studies' databases: made once, attached to in no time, owned by one process."""
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import optuna
+import pytest
+
+from src.errors import ConfigError, DependencyError, UserError
+from src.sweep.storage import Ownership, attach, default_url, open_storage, resolve_url
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["src.sweep.storage"])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that is not there yet (SQLite) or empty (PostgreSQL)."""
+    if request.param == "sqlite":
+        return default_url(tmp_path / "new" / "folder")
+    return str(request.getfixturevalue("fresh_postgres"))
+
+
+def open_when_told(url: str, pipe: Connection) -> None:
+    pipe.send("ready")
+    pipe.recv()
+    try:
+        storage = open_storage(url)
+        pipe.send(len(storage.get_all_studies()))
+    except BaseException as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def own_until_killed(url: str, pipe: Connection) -> None:
+    with Ownership(url, "mine"):
+        pipe.send(os.getpid())
+        time.sleep(120)
+
+
+def run_trials(url: str, pipe: Connection) -> None:
+    """What another machine does: attach to each trial it is told of, record, until told to end."""
+    while (trial_id := pipe.recv()) is not None:
+        trial = attach(url, "served", trial_id)
+        trial.set_user_attr("value", trial.params["x"] * 2)
+        pipe.send(trial.number)
+
+
+def start(target: object, url: str) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    ours, theirs = FORKSERVER.Pipe()
+    process = FORKSERVER.Process(target=target, args=(url, theirs), daemon=True)  # type: ignore[arg-type]
+    process.start()
+    return process, ours
+
+
+def told(pipe: Connection) -> object:
+    assert pipe.poll(100), "the process said nothing"
+    return pipe.recv()
+
+
+def test_eight_processes_open_a_new_database_at_once(url: str) -> None:
+    children = [start(open_when_told, url) for _ in range(8)]
+    for _, pipe in children:
+        assert told(pipe) == "ready"
+    for _, pipe in children:
+        pipe.send("go")
+    assert [told(pipe) for _, pipe in children] == [0] * 8
+    for process, _ in children:
+        process.join(30)
+    study = optuna.create_study(storage=open_storage(url), study_name="after")
+    study.tell(study.ask(), 1.0)
+    assert optuna.load_study(storage=open_storage(url), study_name="after").best_value == 1.0
+
+
+def test_one_study_is_served_by_two_processes(url: str) -> None:
+    storage = open_storage(url)
+    study = optuna.create_study(storage=storage, study_name="served")
+    process, pipe = start(run_trials, url)
+    for _ in range(5):
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        pipe.send(trial._trial_id)
+        assert told(pipe) == trial.number
+        running = study.get_trials(deepcopy=False)[trial.number]
+        study.tell(trial, running.user_attrs["value"])
+    pipe.send(None)
+    process.join(30)
+    assert [trial.value for trial in study.trials] == [2 * trial.params["x"] for trial in study.trials]
+
+
+def test_attached_trial_reports_to_the_pruner(url: str) -> None:
+    study = optuna.create_study(storage=open_storage(url), study_name="s", direction="minimize")
+    for _ in range(3):
+        done = study.ask()
+        done.report(1.0, 1)
+        study.tell(done, 1.0)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
+    worse, better = (attach(url, "s", study.ask()._trial_id, pruner) for _ in range(2))
+    worse.report(1.5, 1)
+    better.report(0.5, 1)
+    assert worse.should_prune()
+    assert not better.should_prune()
+    plain = attach(url, "s", study.ask()._trial_id)
+    plain.report(1e9, 1)
+    assert not plain.should_prune()
+
+
+@pytest.mark.parametrize(("study", "trial_id"), [("s", 12345), ("other", 1)])
+def test_attaching_to_what_is_not_there_is_told(tmp_path: Path, study: str, trial_id: int) -> None:
+    url = default_url(tmp_path)
+    optuna.create_study(storage=open_storage(url), study_name="s").ask()
+    with pytest.raises(UserError, match=f"no study '{study}' with a trial of id {trial_id}"):
+        attach(url, study, trial_id)
+
+
+def test_second_owner_is_refused_until_the_first_is_killed(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    process, pipe = start(own_until_killed, url)
+    pid = told(pipe)
+    since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+"
+    expected = rf"study mine is being run by {re.escape(os.uname().nodename)}, process {pid}, since {since}: wait"
+    with pytest.raises(UserError, match=expected), Ownership(url, "mine"):
+        pass
+    with Ownership(url, "another") as other:
+        assert other.is_held()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    # a server needs a moment to see that its client is gone
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with Ownership(url, "mine") as ours:
+                assert ours.is_held()
+            break
+        except UserError:
+            assert time.monotonic() < deadline, "the killed owner still owns the study"
+            time.sleep(0.05)
+    assert not ours.is_held()
+
+
+def test_owner_in_the_same_process_is_refused_and_lets_go(url: str) -> None:
+    with (
+        Ownership(url, "a/b c"),
+        pytest.raises(UserError, match="study a/b c is being run by"),
+        Ownership(url, "a/b c"),
+    ):
+        pass
+    with Ownership(url, "a/b c") as again:
+        assert again.is_held()
+
+
+def test_owner_that_loses_its_connection_knows_it(fresh_postgres: str) -> None:
+    import psycopg
+
+    with Ownership(fresh_postgres, "mine") as ours:
+        with psycopg.connect(fresh_postgres, autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        assert not ours.is_held()
+        with Ownership(fresh_postgres, "mine") as theirs:
+            assert theirs.is_held()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite:///", "must be sqlite:///<file>"),
+        ("sqlite:///:memory:", "must be sqlite:///<file>"),
+        ("sqlite:///a%20b.db", "without % and"),
+        ("optuna.db", "must be sqlite:///<file>"),
+        ("mysql://me:hush@there/db", "but got mysql://me:[*]{3}@there/db"),
+        ("postgresql://me:hush@there:port/db", "but got postgresql://me:[*]{3}@there:port/db"),
+        ("postgresql://me:hu@sh@there/db", "%40, but got postgresql://me:[*]{3}@there/db"),
+    ],
+)
+def test_url_that_cannot_be_is_refused(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        open_storage(url)
+    assert caught.value.key == "hydra.sweeper.storage"
+    assert "hush" not in str(caught.value)
+    assert "sh@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "use", [open_storage, lambda url: attach(url, "s", 1), lambda url: Ownership(url, "s").__enter__()]
+)
+def test_server_that_is_not_there_is_told_in_one_line_without_the_password(use: object) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(UserError, match=r"cannot use postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: ") as caught:
+        use("postgresql://me:hush@127.0.0.1:1/db")  # type: ignore[operator]
+    assert "hush" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_password_is_told_without_showing_it(postgres_url: str) -> None:
+    with pytest.raises(UserError, match="password authentication failed") as caught:
+        open_storage(postgres_url.replace("s3cret", "hush"))
+    assert "hush" not in str(caught.value)
+
+
+def test_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "optuna.db").write_text("not a database, but long enough to look like one" * 40)
+    with pytest.raises(UserError, match="file is not a database"):
+        open_storage(default_url(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use sqlite"):
+        open_storage(default_url(tmp_path / "file"))
+
+
+def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(DependencyError, match=r"pip install 'paretoderm\[postgres\]'"):
+        open_storage("postgresql://me@127.0.0.1:1/db")
+
+
+def test_url_holds_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_url("sqlite:///sub/my.db") == f"sqlite:///{tmp_path}/sub/my.db"
+    assert resolve_url(resolve_url("sqlite:///sub/my.db")) == resolve_url("sqlite:///sub/my.db")
+    assert default_url(Path("sub")) == f"sqlite:///{tmp_path}/sub/optuna.db"
+    open_storage("sqlite:///sub/{brace} my.db")
+    assert (tmp_path / "sub" / "{brace} my.db").exists()
+    assert resolve_url("postgres://u:p@h/d") == resolve_url("postgresql+psycopg://u:p@h/d")
+
+
+def test_opening_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    logging.getLogger().setLevel(logging.INFO)
+    optuna.create_study(storage=open_storage(default_url(tmp_path)), study_name="s")
+    assert capfd.readouterr() == ("", "")
