@@ -24,7 +24,7 @@ METRICS = ["loss_0", "loss_1"]
 class Places(MOPriority):
     """Each row's place by non-dominated front; within a front by distance to what is chosen already, first to last."""
 
-    def priority_unsafe(self, objectives: np.ndarray) -> np.ndarray:
+    def priority_unsafe(self, objectives: np.ndarray) -> np.ndarray:  # noqa: D102
         places = np.empty(len(objectives))
         left, place = np.arange(len(objectives)), 0
         while len(left):

@@ -18,7 +18,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from src.errors import ConfigError, UserError
+from src.errors import ConfigError, DivergedError, UserError
 from src.objectives import describe
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class BestEpoch(ModelCheckpoint):
         self.history.append(figures)
         self.steps.append(trainer.global_step)
         if not math.isfinite(figures.get("train/loss", 0.0)):
-            raise UserError(
+            raise DivergedError(
                 f"train/loss is {figures['train/loss']} in epoch {trainer.current_epoch + 1}: the training diverged; "
                 "lower optimizer.lr or set trainer.gradient_clip_val=1"
             )

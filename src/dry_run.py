@@ -66,7 +66,7 @@ def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str])
         UserError: A value that cannot be; Hydra's own errors where it does not compose.
     """
     found = loader.load_sweep_config(config, overrides)
-    found = OmegaConf.masked_copy(found, [key for key in found if key != "hydra"])
+    found = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
     check(resolve(found))
     return found
 

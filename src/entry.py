@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+INTERRUPTED = 130
 
 
 def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> None:
@@ -55,13 +56,15 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
 
 @contextmanager
 def one_line_errors(full_error: bool = False) -> Iterator[None]:
-    """Turn the user's mistakes into one line and status 2.
+    """Turn the user's mistakes into one line and status 2, and Ctrl+C into the status that shells know it by.
 
     Args:
         full_error: Let them through with their traceback.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         message = one_line(error)
         if full_error or message is None:

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import dry_run, summary
 from src.config import check, instantiate
-from src.errors import UserError
+from src.entry import one_line
+from src.errors import ConfigError, UserError
 from src.jobs import WITHOUT_EFFECT
 from src.objectives import Limit, Objective, parse_limits, parse_objectives
 from src.sweep import space as spaces
@@ -31,6 +32,7 @@ from src.sweep.rows import Rows
 from src.sweep.samplers import SamplerChoice, make_sampler
 from src.sweep.storage import Ownership, default_url, open_storage, resolve_url
 from src.sweep.task import Kind
+from src.sweep.warm_start import warm_start
 from src.tracking.orphans import reap
 from src.tracking.store import Store
 
@@ -138,7 +140,7 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
     check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
     parsed = spaces.parse(arguments, own.params, own.conditions, own.zip, own.exclude)
     choice = config.hydra.runtime.choices.get("sweeps")
-    made = choice or _made_name(arguments)
+    made = choice or _made_name(arguments, parsed.fixed)
     name = str(own.study_name or config.study or made)
     if own.n_trials is None and parsed.space.n_cells is None:
         next(iter(parsed.space.cells()))  # raises, and names the parameter that has no cells
@@ -166,7 +168,7 @@ def probe(plan: Plan, loader: ConfigLoader) -> None:
         try:
             dry_run.compose_cell(loader, plan.config, [*plan.overrides, *overrides])
         except (UserError, HydraException, OmegaConfBaseException) as error:
-            problems[str(error)] = error
+            problems[str(one_line(error))] = error
         else:
             return
     if len(problems) == 1:
@@ -250,13 +252,19 @@ def _open_study(plan: Plan, storage: optuna.storages.BaseStorage) -> tuple[studi
     n_finished = len(studies.finished(study.get_trials(deepcopy=False)))
     sampler = make_sampler(settings.sampler, seed, len(plan.objectives), n_finished)
     study.sampler = sampler.sampler
+    if sampler.name == "brute_force" and plan.space.n_cells is None:
+        raise ConfigError("hydra.sweeper.sampler", "brute_force needs cells, but an interval has none: take tpe")
     if settings.warm_start:
-        taken = studies.warm_start(
+        taken = warm_start(
             study, storage, settings.warm_start, plan.objectives, plan.limits, plan.space.params_of, plan.space.suggest
         )
         log.warning("%d trials of study %s are taken over as known", taken, settings.warm_start)
     if n_finished:
-        log.warning("study %s: %d trials are there already, going on", plan.name, n_finished)
+        log.warning(
+            "study %s has %d trials already: going on with it (for a new one: hydra.sweeper.study_name=...)",
+            plan.name,
+            n_finished,
+        )
     return study, sampler
 
 
@@ -302,11 +310,14 @@ def _flat(node: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _made_name(arguments: list[str]) -> str:
-    """A name for a study that was given none: readable, and another one for another command."""
-    every = sorted(arguments)
-    words = re.sub(r"[^\w,=.+-]+", "_", "-".join(every)).replace("=", "-")[:48].strip("-_,.")
-    return f"{words or 'defaults'}-{hashlib.sha256(chr(10).join(every).encode()).hexdigest()[:6]}"
+def _made_name(arguments: list[str], fixed: list[str]) -> str:
+    """A name for a study that was given none: it tells what is swept, and differs wherever the command does."""
+    swept = [argument for argument in arguments if argument not in fixed] or arguments
+    words = "-".join(
+        argument.partition("=")[0].rpartition(".")[2] + "-" + argument.partition("=")[2] for argument in swept
+    )
+    readable = re.sub(r"[^\w,.+-]+", "_", words)[:48].strip("-_,.")
+    return f"{readable or 'defaults'}-{hashlib.sha256(chr(10).join(sorted(arguments)).encode()).hexdigest()[:6]}"
 
 
 def _plain(value: Any) -> Any:

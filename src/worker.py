@@ -56,17 +56,10 @@ def main(arguments: list[str]) -> None:
         options[key] = value
     if not options["storage"]:
         raise ConfigError("storage", "must be the URL of the study's database; see python -m src.worker --help")
-    stop = threading.Event()
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    _work(options, stop)
+    _work(options)
 
 
-def _work(options: dict[str, str], stop: threading.Event) -> None:
+def _work(options: dict[str, str]) -> None:
     # torch and SQLAlchemy take seconds to import: not before a wrong argument is told
     from src.sweep.executors.agent import WorkerAgent
     from src.sweep.executors.local import LocalExecutor
@@ -86,8 +79,20 @@ def _work(options: dict[str, str], stop: threading.Event) -> None:
     logging.info("a worker for %d trials at once, at %s", executor.slots, table.shown_url)
     idle, lost = _number(options, "idle_exit_s"), _number(options, "lost_after_s")
     agent = WorkerAgent(table, executor, options["study"] or None, float(lost or 60), idle)
-    agent.run(stop)
+    agent.run(_told_to_stop())
     logging.info("ended after %d trials", agent.done)
+
+
+def _told_to_stop() -> threading.Event:
+    """Set by Ctrl+C and SIGTERM."""
+    stop = threading.Event()
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return stop
 
 
 def _number(options: dict[str, str], key: str) -> int | None:

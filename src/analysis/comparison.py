@@ -131,8 +131,10 @@ def _status(runs: pd.DataFrame) -> pd.Series:
 
 
 def _why_not(row: pd.Series) -> str:
-    if row["status"] != "FINISHED":
+    if row["status"] in ("PRUNED", "OVER_LIMIT"):
         return str(row["status"]).lower().replace("_", " ")
+    if row["status"] != "FINISHED":
+        return str(row["status"])
     return "no" if row["feasible"] else "over limit"
 
 

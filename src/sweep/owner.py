@@ -202,7 +202,7 @@ class Owner:
             trial, cell = self._ask()
             if reason := self.space.is_excluded(cell):
                 self._tell_excluded(trial, reason)
-            elif "retry_of" not in trial.user_attrs and cell.overrides in self._finished:
+            elif cell.overrides in self._finished:
                 self._tell_same(trial, self._finished[cell.overrides])
             else:
                 return self._start(trial, cell)
@@ -280,17 +280,15 @@ class Owner:
         """A trial that an earlier owner left: finished if it committed an outcome, else to be started again."""
         outcome = _outcome(frozen)
         if outcome is not None:
-            self._finish(frozen, outcome, False, None)
+            self._finish(frozen, outcome, False, None, followed)
             return
         reason = "the sweep was ended before this trial: started again as another one"
         if "folder" not in frozen.user_attrs and "fixed_params" not in frozen.system_attrs:
             self.study._storage.set_trial_user_attr(frozen._trial_id, "excluded", "never started")
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return
-        if not followed:
-            self._try_again(frozen, int(frozen.user_attrs.get("attempt", 0)))
         stopped = Outcome("fail", "stopped", reason, run_id=frozen.user_attrs.get("run_id"))
-        self._finish(frozen, stopped, False, None, retry=False)
+        self._finish(frozen, stopped, False, None, followed)
 
     def _try_again(self, frozen: FrozenTrial, attempt: int) -> None:
         """Put a trial's parameters back into the queue, before it is told as failed: so they are never lost."""
@@ -309,11 +307,11 @@ class Owner:
         self._taken.add(_cell(frozen))
 
     def _finish(
-        self, frozen: FrozenTrial, outcome: Outcome, in_order: bool, seconds: float | None, retry: bool = True
+        self, frozen: FrozenTrial, outcome: Outcome, in_order: bool, seconds: float | None, followed: bool = False
     ) -> None:
-        """Tell Optuna, make MLflow agree, show it."""
-        again = retry and self._deserves_another_try(frozen, outcome)
-        if again:
+        """Tell Optuna, make MLflow agree, show it; `followed`: an earlier owner has put it back already."""
+        again = outcome.state == "fail" and (followed or self._deserves_another_try(frozen, outcome))
+        if again and not followed:
             stopped = outcome.kind == "stopped"
             self._try_again(frozen, int(frozen.user_attrs.get("attempt", 0)) + (not stopped))
         told = studies.tell(
@@ -330,8 +328,6 @@ class Owner:
         self._stop_if_all_fail_alike()
 
     def _deserves_another_try(self, frozen: FrozenTrial, outcome: Outcome) -> bool:
-        if outcome.state != "fail":
-            return False
         attempt = int(frozen.user_attrs.get("attempt", 0))
         return outcome.kind == "stopped" or (outcome.kind in self.policy.retried and attempt < self.policy.retries)
 
@@ -379,6 +375,7 @@ class Owner:
                 attributes = self.study._storage.get_trial_user_attrs(running.task.trial_id)
                 running.progress = attributes.get("progress", {})
             self._noted = time.monotonic()
+        self.standing.slots = self.executor.slots  # workers come and go
         self.standing.running = list(self._running.values())
 
 

@@ -81,11 +81,15 @@ class Verdict:
 def goes_on(points: np.ndarray, own: int, objectives: Sequence[Objective], reduction_factor: float = 3) -> Verdict:
     """Whether a trial is among the best 1 / `reduction_factor` of those at its rung.
 
-    Of n trials ceil(n / reduction_factor) go on, so the first at a rung always does. The order is by non-dominated
-    rank, then by crowding among the distinct points of the rank. Points that are equal (nets that have learned nothing
-    yet all stand at chance level) are one point to the crowding: one of them has its place, the others come behind the
-    rest of their rank. Which one is drawn from the row number: by order of arrival the newcomer would always lose
-    (or always win), drawn like this about one in `reduction_factor` goes on.
+    The order is by non-dominated rank, then by crowding among the distinct points of the rank. Of n trials the first
+    n / `reduction_factor`, rounded down, go on; while that is fewer than there are objectives, as many of the front as
+    there are objectives: the first at a rung, and with two objectives always both ends of the front. What is lost among
+    the first few is lost to the study (chosen on recorded curves, see benchmarks/pruning_replay.py).
+
+    Points that are equal (nets that have learned nothing yet all stand at chance level) are one point to the crowding
+    and to the front: one of them has its place, the others come behind the rest of their rank. Which one is drawn from
+    the row number: by order of arrival the newcomer would always lose or always win, drawn like this about one in
+    `reduction_factor` goes on.
 
     Args:
         points: One row a trial at this rung, in order of their numbers; one column an objective, (N, M). A row with a
@@ -96,8 +100,9 @@ def goes_on(points: np.ndarray, own: int, objectives: Sequence[Objective], reduc
     """
     losses = as_losses(points, objectives)
     losses = np.where(np.isfinite(losses), losses, np.nan)
-    place = int(np.flatnonzero(_order(losses, objectives) == own)[0])
-    kept = math.ceil(len(losses) / reduction_factor)
+    order, on_front = _order(losses, objectives)
+    place = int(np.flatnonzero(order == own)[0])
+    kept = max(math.floor(len(losses) / reduction_factor), min(on_front, len(objectives)))
     return Verdict(place < kept and not np.isnan(losses[own]).any(), place + 1, len(losses))
 
 
@@ -156,8 +161,8 @@ def attribute(epoch: int) -> str:
     return f"rung:{epoch}"
 
 
-def _order(losses: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
-    """Row numbers, best first."""
+def _order(losses: np.ndarray, objectives: Sequence[Objective]) -> tuple[np.ndarray, int]:
+    """Row numbers, best first; and how many distinct points are on the front."""
     # as losses all objectives go down
     rank = ranks(losses, [Objective(objective.metric, "minimize") for objective in objectives])
     # multiples of the golden ratio spread evenly over [0, 1): a draw that needs no seed, and is the same everywhere
@@ -169,4 +174,4 @@ def _order(losses: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
         _, first = np.unique(losses[rows], axis=0, return_index=True)
         rows = rows[first]
         room[rows] = crowding(losses[rows])
-    return np.lexsort((draw, -room, rank))
+    return np.lexsort((draw, -room, rank)), int(((rank == 0) & (room >= 0)).sum())

@@ -18,7 +18,7 @@ def shortened(cells: Sequence[str], width: int) -> list[str]:
     """
     parts = [_overrides(cell) for cell in cells]
     if _fit(parts, width):
-        return list(cells)
+        return [cell.strip() for cell in cells]
     parts = _without_paths(parts)
     if not _fit(parts, width) and len(parts) > 1:
         common = set.intersection(*map(set, parts))

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from src.analysis.comparison import recorded_name
-from src.analysis.dominance import front
+from src.analysis.dominance import as_losses
 from src.objectives import Limit, Objective
 from src.sweep.task import Outcome, State
 
@@ -54,8 +54,8 @@ class Standing:
         front: The members' numbers and values.
         running: What is under way.
         events: Ends since they were last taken with `take_events`.
-        durations: Seconds of the trials that this sitting ran to their end.
-        n_seen: Trials that ended in this sitting.
+        durations: Seconds of the trials that this sitting ran and that did not fail.
+        n_seen: Trials that ended by themselves in this sitting.
         failed_for_good: Trials that failed and are not tried again; of this sitting and of earlier ones.
     """
 
@@ -109,9 +109,10 @@ class Standing:
             if outcome.state != "fail":
                 self._reasons.add("")
             return
-        self.n_seen += 1
-        self._reasons.add(_signature(outcome) if outcome.state == "fail" else "")
-        if seconds is not None and outcome.state == "complete":
+        if outcome.kind != "stopped":  # which says nothing about the trial
+            self.n_seen += 1
+            self._reasons.add(_signature(outcome) if outcome.state == "fail" else "")
+        if seconds is not None and outcome.state != "fail":
             self.durations.append(seconds)
         self.events.append(Event(trial.number, cell, outcome, values, seconds, tail, again))
 
@@ -152,9 +153,12 @@ class Standing:
 
     def _challenge(self, number: int, values: list[float], cell: list[str]) -> None:
         """A newcomer to the front; whom it beats has to leave."""
-        candidates = [*self.front, (number, values)]
-        stays = front(np.array([values for _, values in candidates]), self.objectives)
-        self.front = [member for member, keeps in zip(candidates, stays, strict=True) if keeps]
+        losses = as_losses(np.array([*(held for _, held in self.front), values]), self.objectives)
+        rivals, own = losses[:-1], losses[-1]
+        if ((rivals <= own).all(axis=1) & (rivals < own).any(axis=1)).any():
+            return
+        beaten = (own <= rivals).all(axis=1) & (own < rivals).any(axis=1)
+        self.front = [member for member, out in zip(self.front, beaten, strict=True) if not out] + [(number, values)]
         self.cells[number] = cell
         self.cells = {member: self.cells[member] for member, _ in self.front}
 

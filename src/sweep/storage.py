@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 
 from src.errors import ConfigError, DependencyError, UserError
+from src.sweep.sqlite import Connection, set_journal
 
 KEY = "hydra.sweeper.storage"
 _BUSY_SECONDS = 60  # a writer waits so long for the others; one commit takes milliseconds
@@ -84,6 +86,8 @@ def open_storage(url: str) -> BaseStorage:
     url = resolve_url(url)
     _be_quiet()
     with _one_line_errors(url), _creation_lock(url):
+        if file := _database_file(url):
+            set_journal(file, _CONNECT_SECONDS)
         return optuna.storages.get_storage(RDBStorage(_template(url), _engine_options(url)))
 
 
@@ -172,7 +176,10 @@ class Ownership:
                 stack.enter_context(lock)
             except Timeout:
                 raise self._refused(_read(Path(f"{beside}.json"))) from None
-            _write(Path(f"{beside}.json"), {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()})
+            _write(
+                Path(f"{beside}.json"),
+                {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")},
+            )
             stack.callback(Path(f"{beside}.json").unlink, missing_ok=True)
 
     def _lock_server(self, stack: contextlib.ExitStack) -> None:
@@ -228,7 +235,7 @@ def _session(url: str, name: str) -> Iterator[sql.Connection]:
 
 def _engine_options(url: str) -> dict[str, Any]:
     if _database_file(url):
-        return {"connect_args": {"timeout": _BUSY_SECONDS}}
+        return {"connect_args": {"timeout": _BUSY_SECONDS, "factory": Connection}}
     try:
         import psycopg  # noqa: F401
     except ImportError as error:
@@ -244,7 +251,13 @@ def _engine_options(url: str) -> dict[str, Any]:
 def _one_line_errors(url: str) -> Iterator[None]:
     try:
         yield
-    except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, RuntimeError) as error:
+    except (
+        sql.exc.SQLAlchemyError,
+        sqlite3.Error,
+        optuna.exceptions.StorageInternalError,
+        OSError,
+        RuntimeError,
+    ) as error:
         cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         password = sql.make_url(url).password
@@ -272,10 +285,6 @@ def _lock_key(purpose: str) -> int:
 
 def _be_quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the owner's to write
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _read(path: Path) -> dict[str, Any]:

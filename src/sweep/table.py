@@ -1,6 +1,7 @@
 """A snapshot of a study, drawn for a terminal of 100 columns or told in one line."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
@@ -95,7 +96,10 @@ def _bar(snapshot: Snapshot, width: int) -> RenderableType:
     line = Table.grid(expand=False)
     line.add_column(width=width - len(label) - SPACE)
     line.add_column(width=len(label) + SPACE, justify="right")
-    line.add_row(ProgressBar(max(snapshot.total, 1), snapshot.finished, width=width - len(label) - SPACE), label)
+    line.add_row(
+        ProgressBar(max(snapshot.total, 1), snapshot.finished, complete_style="cyan", width=width - len(label) - SPACE),
+        label,
+    )
     return line
 
 
@@ -121,14 +125,15 @@ def _running(running: Sequence[RunningRow], width: int) -> Table:
     values = [number(row.value) if is_one else f"{_label(row.metric)} {number(row.value)}" for row in running]
     epochs = [f"{row.epoch}/{row.epochs or '?'}" for row in running]
     columns = [[str(row.number) for row in running], epochs, values, [clock(row.seconds) for row in running]]
-    widths = [max(map(len, [head, *texts])) for head, texts in zip(heads, columns, strict=True)]
+    # a head may take several lines, a value may not
+    widths = [max(map(len, [*head.split(), *texts])) for head, texts in zip(heads, columns, strict=True)]
     widths[2] = min(widths[2], width // 3)
     room = width - sum(widths) - SPACE * len(heads)
     table = Table(box=None, pad_edge=False, padding=(0, SPACE, 0, 0), header_style="dim")
     table.add_column(heads[0], width=widths[0], justify="right", no_wrap=True)
     table.add_column("given", width=max(room, 5), no_wrap=True)
     for head, size in zip(heads[1:], widths[1:], strict=True):
-        table.add_column(middle(head, size), width=size, justify="right", no_wrap=True)
+        table.add_column(head, width=size, justify="right")
     cells = shortened([row.cell for row in running], max(room, 5))
     for trial, cell, epoch, value, span in zip(columns[0], cells, *columns[1:], strict=True):
         table.add_row(trial, Text(cell), epoch, middle(value, widths[2]), span)
@@ -142,8 +147,8 @@ def _best(snapshot: Snapshot, width: int) -> list[RenderableType]:
     if snapshot.best is not None:
         line = f"best   trial {snapshot.best.number}: {figures(snapshot.best.values)}"
         found.append(Text(middle(line, width), style="bold", no_wrap=True))
-        (cell,) = shortened([snapshot.best.cell], width - 7)
-        found.append(Text(f"       {cell}", no_wrap=True))
+        cell = textwrap.wrap(snapshot.best.cell, width - 7, break_on_hyphens=False)  # the one that is read in full
+        found += [Text(f"       {line}", no_wrap=True) for line in cell]
     return found
 
 

@@ -209,17 +209,19 @@ class TrialContext:
         self.outcome = outcome
 
     def _checked(self, metrics: Any) -> dict[str, float]:
+        from src.sweep.study import needed
+
         if not isinstance(metrics, Mapping):
             raise WrongReturnError(f"the trial must return its metrics by name, but returned {metrics!r}"[:300])
         try:
             found = {str(name): float(value) for name, value in metrics.items()}
         except (TypeError, ValueError) as error:
             raise WrongReturnError(f"a metric is no number: {error}") from None
-        needed = [recorded_name(item.metric) for item in (*self.objectives, *self.limits)]
-        missing = [name for name in needed if name not in found]
+        necessary = needed(self.objectives, self.limits)
+        missing = [name for name in necessary if name not in found]
         if missing:
             raise WrongReturnError(f"the trial returned no {', '.join(missing)}")
-        broken = [name for name in needed if not math.isfinite(found[name])]
+        broken = [name for name in necessary if not math.isfinite(found[name])]
         if broken:
             raise DivergedError(f"{broken[0]} is {found[broken[0]]}")
         return {name: value for name, value in found.items() if math.isfinite(value)}
@@ -317,7 +319,7 @@ def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:
         for name, metrics in trial.user_attrs.items()
         if name.startswith("repeat:")
     }
-    first = next(iter(seeds.values()), {})
+    first: Mapping[str, float] = next(iter(seeds.values()), {})
     return Repeated(seeds, {name: first[name] for name in KNOWN_BEFORE if name in first})
 
 

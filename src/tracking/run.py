@@ -135,7 +135,6 @@ class Run:
             state: pruned, or over_limit.
             reason: One line; the tag `ended_early`.
         """
-        self.latest: dict[str, float] = {}
         self._final_tags = {"trial_state": state, "ended_early": reason}
 
     def params(self, params: Mapping[str, Any]) -> None:

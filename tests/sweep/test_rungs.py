@@ -69,14 +69,22 @@ def test_by_hand_with_two_objectives() -> None:
     verdicts = [goes_on(points, row, [UP, DOWN], 2) for row in range(6)]
     assert {verdicts[0].position, verdicts[1].position} == {1, 2}
     assert [verdict.position for verdict in verdicts[2:]] == [4, 3, 5, 6]
-    assert [verdict.goes_on for verdict in verdicts] == [True, True, False, True, False, False]  # ceil(6 / 2)
+    assert [verdict.goes_on for verdict in verdicts] == [True, True, False, True, False, False]  # 6 / 2
+
+
+@pytest.mark.parametrize(("count", "factor", "kept"), [(1, 3, 1), (2, 3, 2), (5, 3, 2), (9, 3, 3), (17, 3, 5)])
+def test_of_a_large_front_only_the_roomiest_go_on(count: int, factor: int, kept: int) -> None:
+    accuracy = np.arange(count) / 100
+    points = np.stack([accuracy, accuracy**2], axis=1)  # all on the front, more room the further up
+    survivors = [row for row in range(count) if goes_on(points, row, [UP, DOWN], factor).goes_on]
+    assert survivors == [0, *range(count - kept + 1, count)]
 
 
 def test_with_one_objective_it_is_the_order_of_values() -> None:
     accuracy = [0.3, 0.6, 0.1, 0.5, 0.4, 0.2, 0.15]
     verdicts = [goes_on(np.array(accuracy)[:, None], row, [UP]) for row in range(7)]
     assert [verdict.position for verdict in verdicts] == [4, 1, 7, 2, 3, 5, 6]
-    assert [verdict.goes_on for verdict in verdicts] == [False, True, False, True, True, False, False]  # ceil(7 / 3)
+    assert [verdict.goes_on for verdict in verdicts] == [False, True, False, True, False, False, False]  # 7 / 3 is 2
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
@@ -93,7 +101,8 @@ def test_of_equal_trials_that_come_one_by_one_a_fraction_goes_on(objectives: lis
     # nets at chance level: each is asked when it comes, as the last of those so far
     at_chance = np.full((60, len(objectives)), 1 / 7)
     survivors = sum(goes_on(at_chance[: count + 1], count, objectives, factor).goes_on for count in range(60))
-    assert survivors == pytest.approx(60 / factor, abs=3)
+    expected = sum(max(1, count // factor) / count for count in range(1, 61))  # of each `count`, one is the newcomer
+    assert survivors == pytest.approx(expected, abs=4)
 
 
 def test_copies_of_an_end_of_the_front_do_not_crowd_out_the_rest() -> None:
@@ -103,7 +112,7 @@ def test_copies_of_an_end_of_the_front_do_not_crowd_out_the_rest() -> None:
     places = [goes_on(points, row, [UP, DOWN], 4).position for row in range(24)]
     assert sorted(places) == list(range(1, 25))
     assert max(places[20:]) == 5  # the four and one of the copies come first
-    assert sum(place <= 6 for place in places[:20]) == 2  # ceil(24 / 4) go on
+    assert sum(place <= 6 for place in places[:20]) == 2  # 24 / 4 go on
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20)
@@ -114,7 +123,9 @@ def test_just_the_best_fraction_goes_on(points: list[tuple[int, int]], factor: f
     table = np.array(points, dtype=float)
     verdicts = [goes_on(table, row, [UP, DOWN], factor) for row in range(len(points))]
     assert sorted(verdict.position for verdict in verdicts) == list(range(1, len(points) + 1))
-    assert sum(verdict.goes_on for verdict in verdicts) == int(np.ceil(len(points) / factor))
+    on_front = [a for a in set(points) if not any(a != b and b[0] >= a[0] and b[1] <= a[1] for b in points)]
+    kept = max(int(len(points) / factor), min(len(on_front), 2))
+    assert sum(verdict.goes_on for verdict in verdicts) == kept
     for better, worse in ((a, b) for a in range(len(points)) for b in range(len(points))):
         dominates = points[better][0] >= points[worse][0] and points[better][1] <= points[worse][1]
         if dominates and points[better] != points[worse]:
@@ -216,7 +227,7 @@ def test_several_processes_share_a_study(tmp_path: Path) -> None:
         assert process.exitcode == 0
     # each decision is among those seen at its time, all were seen in the end, and the best is never stopped
     assert max(verdict.of for _, epoch, verdict in found if epoch == 2) == 24
-    assert all(verdict.goes_on == (verdict.position <= -(-verdict.of // 3)) for _, _, verdict in found)
+    assert all(verdict.goes_on == (verdict.position <= max(1, verdict.of // 3)) for _, _, verdict in found)
     assert {epoch: verdict.position for number, epoch, verdict in found if number == 23} == {2: 1, 6: 1}
     counts = Counter(epoch for _, epoch, _ in found)
     stored = Counter(key for trial in study.trials for key in trial.user_attrs)

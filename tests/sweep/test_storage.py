@@ -51,6 +51,17 @@ def run_trials(url: str, pipe: Connection) -> None:
         pipe.send(trial.number)
 
 
+def write_much(url: str, pipe: Connection) -> None:
+    """Reports and attributes in a tight loop; says when it has begun."""
+    trial = attach(url, "busy", pipe.recv())
+    for step in range(pipe.recv()):
+        trial.report(float(step), step)
+        trial.set_user_attr(f"at {step}", step)
+        if step == 3:
+            pipe.send("under way")
+    pipe.send("done")
+
+
 def start(target: object, url: str) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     ours, theirs = FORKSERVER.Pipe()
     process = FORKSERVER.Process(target=target, args=(url, theirs), daemon=True)  # type: ignore[arg-type]
@@ -90,6 +101,29 @@ def test_one_study_is_served_by_two_processes(url: str) -> None:
     pipe.send(None)
     process.join(30)
     assert [trial.value for trial in study.trials] == [2 * trial.params["x"] for trial in study.trials]
+
+
+def test_many_write_while_the_owner_asks_and_one_is_killed(url: str) -> None:
+    study = optuna.create_study(storage=open_storage(url), study_name="busy")
+    children = [start(write_much, url) for _ in range(5)]
+    for number, (_, pipe) in enumerate(children):
+        pipe.send(study.ask()._trial_id)
+        pipe.send(1_000_000 if number == 0 else 15)
+    victim, pipe = children[0]
+    assert told(pipe) == "under way"
+    for _ in range(10):
+        study.tell(study.ask(), 1.0)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    for _, pipe in children[1:]:
+        assert [told(pipe), told(pipe)] == ["under way", "done"]
+    trials = optuna.load_study(storage=open_storage(url), study_name="busy").trials
+    assert [len(trial.intermediate_values) for trial in trials[1:5]] == [15] * 4
+    assert [trial.user_attrs for trial in trials[1:5]] == [{f"at {step}": step for step in range(15)}] * 4
+    lost = trials[0]
+    assert 4 <= len(lost.intermediate_values) < 1_000_000
+    assert 0 <= len(lost.intermediate_values) - len(lost.user_attrs) <= 1
+    assert [trial.value for trial in trials[5:]] == [1.0] * 10
 
 
 def test_attached_trial_reports_to_the_pruner(url: str) -> None:

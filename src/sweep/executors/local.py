@@ -1,5 +1,6 @@
 """Trials on this machine, forked from a process that has imported everything: each starts in a tenth of a second."""
 
+import atexit
 import contextlib
 import multiprocessing
 import multiprocessing.connection
@@ -7,7 +8,6 @@ import os
 import signal
 import sys
 import types
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -61,7 +61,7 @@ class LocalExecutor(Executor):
         self._processes: dict[int, ForkServerProcess] = {}  # by slot
         self._oom_kills = process.oom_kills()
         # else the interpreter would wait for all trials when it ends without `close`
-        self._last_resort = weakref.finalize(self, _kill_all, self._processes)
+        atexit.register(_kill_all, self._processes)
 
     def warm_up(self) -> None:
         """Start the fork server, which imports in the background."""
@@ -107,9 +107,8 @@ class LocalExecutor(Executor):
 
     def _kill(self, task: Task) -> None:
         child = self._processes.get(task.slot.number)
-        if child is not None and child.pid is not None and child.exitcode is None:
-            _signal_group(child.pid, signal.SIGKILL)
-            child.kill()  # should it not have made its group yet
+        if child is not None:
+            _kill_child(child)
 
 
 def _trial(task: Task, entry: str, environment: Mapping[str, str]) -> None:
@@ -160,8 +159,13 @@ def _without_main_module() -> Iterator[None]:
 
 def _kill_all(processes: dict[int, ForkServerProcess]) -> None:
     for child in processes.values():
-        if child.pid is not None and child.exitcode is None:
-            _signal_group(child.pid, signal.SIGKILL)
+        _kill_child(child)
+
+
+def _kill_child(child: ForkServerProcess) -> None:
+    if child.pid is not None and child.exitcode is None:
+        _signal_group(child.pid, signal.SIGKILL)
+        child.kill()  # should it not have made its group yet
 
 
 def _signal_group(leader: int, signum: signal.Signals) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -71,7 +72,7 @@ class RayExecutor(Executor):
         if self._connected:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self._address is None:
+        if self._address is None and "ray" not in sys.modules:  # it reads these when it is imported
             # Ray listens on every interface: let in only who has the token, which is ours and our children's
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

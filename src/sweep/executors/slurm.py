@@ -1,6 +1,9 @@
 """Trials as jobs of a Slurm cluster, through submitit; `cluster=local` runs the same jobs on this machine."""
 
+import contextlib
 import importlib.util
+import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from src.sweep.executors.base import ENTRY, Executor, plain_slots
 from src.sweep.task import Ended, Task
 
 _POLL_SECONDS = {"slurm": 1.0, "local": 0.1}  # submitit looks for files; the scheduler itself it asks once a minute
+_LATE_SECONDS = {"slurm": 15.0, "local": 0.5}
 
 
 class SlurmExecutor(Executor):
@@ -71,6 +75,7 @@ class SlurmExecutor(Executor):
         if cluster == "slurm":
             self._check_slurm()
         self._jobs: dict[int, Any] = {}  # by slot
+        self._done_since: dict[int, float] = {}  # slot -> when its job was first seen to be done
 
     @staticmethod
     def _check_slurm() -> None:
@@ -91,18 +96,27 @@ class SlurmExecutor(Executor):
             raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
 
     def _gone(self) -> list[Ended]:
-        return [self._ended(number, self._jobs.pop(number)) for number, job in list(self._jobs.items()) if job.done()]
+        ended = []
+        for number, job in list(self._jobs.items()):
+            if job.done() and self._result_is_settled(number, job):
+                del self._jobs[number]
+                self._done_since.pop(number, None)
+                ended.append(self._ended(number, job))
+        return ended
+
+    def _result_is_settled(self, number: int, job: Any) -> bool:
+        """Whether the result is there, or will not come: a shared disk shows it some seconds late."""
+        since = self._done_since.setdefault(number, time.monotonic())
+        return job.paths.result_pickle.exists() or time.monotonic() - since > _LATE_SECONDS[self._cluster]
 
     def _ended(self, number: int, job: Any) -> Ended:
-        import submitit
-
         task = self._running[number]
-        try:
-            code = int(job.result())
-        except submitit.core.utils.UncompletedJobError:
+        if not job.paths.result_pickle.exists():
             stopped = "stopped: " if number in self._deadlines else ""
             state = str(job.state).lower()
             return Ended(task, None, f"{stopped}the job {job.job_id} ended without a result ({state})")
+        try:
+            code = int(job.result())
         except Exception as error:  # what the job's own process raised outside of the trial
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             return Ended(task, None, f"the job {job.job_id} failed: {last[:200]}")
@@ -112,8 +126,15 @@ class SlurmExecutor(Executor):
         time.sleep(max(0.0, min(seconds, _POLL_SECONDS[self._cluster])))
 
     def _ask_to_end(self, task: Task, grace: float) -> None:
-        if task.slot.number in self._jobs:
-            self._jobs[task.slot.number].cancel()  # SIGTERM, later SIGKILL: the cluster's KillWait says when
+        job = self._jobs.get(task.slot.number)
+        if job is None:
+            return
+        if self._cluster == "local":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)  # passed on to the trial
+        else:
+            job.cancel()  # SIGTERM, later SIGKILL: the cluster's KillWait says when
 
     def _kill(self, task: Task) -> None:
-        self._ask_to_end(task, 0)
+        if task.slot.number in self._jobs:
+            self._jobs[task.slot.number].cancel()

@@ -1,6 +1,7 @@
 """The table through which the owner of a study and its workers on other machines hand tasks over.
 
-It stands in the study's own database: who may write there decides what the workers run. Every change is one statement, so that no two processes can take the same task.
+It stands in the study's own database: who may write there decides what the workers run. Every change is one statement,
+so that no two processes can take the same task.
 All times are the database's: the machines' clocks need not agree.
 """
 

@@ -1,0 +1,248 @@
+"""Processes killed at random, and what the stores say afterwards: `python -m benchmarks.sweep.faults`.
+
+A grid of 1,000 stub trials on 8 workers. 5% of the trials' processes are killed (signal 9) at random moments, and so
+is the owner, three times; the same command starts it again each time.
+
+    python -m benchmarks.sweep.faults [n_jobs=8] [share=0.05] [owner_kills=3] [seconds=0.2] [seed=0] [a=range(10) ...]
+
+Must hold: one complete trial for each cell, none lost, none double, all counted; nothing runs or waits any more; Optuna
+and MLflow agree on each trial's state and value, and arithmetic on each value; no process is left.
+"""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.sweep import stubs
+from benchmarks.sweep.harness import STUDY, Setup
+from src.sweep import space as spaces
+from src.sweep import study as studies
+from src.sweep.storage import open_storage
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MARK = "PARETODERM_FAULTS"  # in the environment of every process of a study
+LOOK_S = 0.02  # between two looks at the processes
+LEFT_S = 20.0  # a trial whose owner is gone has so long to end
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """What is done to a study.
+
+    Attributes:
+        folder: Of the study.
+        sweep: The grid.
+        n_jobs: Workers.
+        share: Of the trials' processes that are killed.
+        owner_kills: How often the owner is killed.
+        seconds: That a trial sleeps.
+        seed: Of the random moments.
+    """
+
+    folder: Path
+    sweep: Sequence[str] = ("a=range(10)", "b=range(10)", "c=range(10)")
+    n_jobs: int = 8
+    share: float = 0.05
+    owner_kills: int = 3
+    seconds: float = 0.2
+    seed: int = 0
+
+    @property
+    def n_cells(self) -> int:
+        """Of the grid."""
+        return spaces.parse(list(self.sweep), {}, {}, [], []).space.n_cells or 0
+
+    @property
+    def command(self) -> list[str]:
+        """That starts the study, and goes on with it."""
+        settings = {"folder": self.folder, "n_jobs": self.n_jobs, "retries": 50, "stop_after": 0}
+        settings |= {"seconds": self.seconds, "epochs": 2}
+        given = [f"{name}={value}" for name, value in settings.items()]
+        return [sys.executable, "-m", "benchmarks.sweep.harness", *given, *self.sweep]
+
+
+class Killer:
+    """Kills trials' processes, and the owner.
+
+    Args:
+        chaos: How many.
+
+    Attributes:
+        seen: Trials' processes so far.
+        killed: How many of them were killed.
+        owners: How often the owner was.
+    """
+
+    def __init__(self, chaos: Chaos) -> None:
+        self.chaos = chaos
+        self.random = random.Random(chaos.seed)
+        self.seen: dict[psutil.Process, float] = {}  # process -> when it was seen first
+        self.killed = self.owners = 0
+        self._doomed: dict[psutil.Process, float] = {}  # process -> when it is to be killed
+        self._missed = 0
+        n, rounds = chaos.n_cells, chaos.owner_kills
+        # one moment in each part of the study, not in its last bit: there has to be something left to do
+        self._moments = [int(n * (part + self.random.uniform(0.2, 0.9)) / (rounds + 0.5)) for part in range(rounds)]
+
+    def watch(self, owner: "subprocess.Popen[bytes]") -> None:
+        """Kill what is to be killed, until the owner has ended or was killed."""
+        process = psutil.Process(owner.pid)
+        while owner.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._look([trial for server in process.children() for trial in server.children()])
+            begun = sum(1 for _ in (self.chaos.folder / "trials").glob("*"))
+            if self.owners < len(self._moments) and begun >= self._moments[self.owners]:
+                time.sleep(self.random.uniform(0, 0.3))
+                owner.kill()
+                owner.wait()
+                self.owners += 1
+                return
+            time.sleep(LOOK_S)
+
+    def _look(self, trials: list[psutil.Process]) -> None:
+        now = time.monotonic()
+        for trial in trials:
+            if trial not in self.seen:
+                self.seen[trial] = now
+                if self._missed or self.random.random() < self.chaos.share:
+                    self._missed = max(0, self._missed - 1)
+                    self._doomed[trial] = now + self.random.uniform(0, 2 * self.chaos.seconds)
+        for trial, moment in list(self._doomed.items()):
+            if trial not in trials:
+                self._missed += 1  # it was quicker: another one instead
+                del self._doomed[trial]
+            elif now >= moment:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    trial.kill()
+                    self.killed += 1
+                del self._doomed[trial]
+
+
+def torment(chaos: Chaos) -> Killer:
+    """Run the study to its end, whatever is killed meanwhile.
+
+    Raises:
+        RuntimeError: The owner ended otherwise than by our hand; its output is in `owner.log`.
+    """
+    killer = Killer(chaos)
+    environment = {**os.environ, MARK: str(chaos.folder)}
+    chaos.folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        before = killer.owners
+        with (chaos.folder / "owner.log").open("ab") as log:
+            owner = subprocess.Popen(chaos.command, stdout=log, stderr=log, env=environment)
+            try:
+                killer.watch(owner)
+            finally:
+                if owner.poll() is None:
+                    owner.kill()
+            status = owner.wait()
+        if status == 0:
+            return killer
+        if killer.owners == before:
+            raise RuntimeError(f"the owner ended with status {status}:\n{(chaos.folder / 'owner.log').read_text()}")
+
+
+def problems(chaos: Chaos) -> list[str]:
+    """What is wrong with the study, a line each."""
+    setup = Setup(chaos.folder)
+    storage = open_storage(setup.url)
+    trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
+    recorded: dict[str, list[Run]] = defaultdict(list)
+    parents: list[Run] = []
+    for run in setup.store.search("attributes.status != ''"):
+        (recorded[run.data.tags["trial"]] if "trial" in run.data.tags else parents).append(run)
+    found = [f"MLflow: the study's own run is {run.info.status}" for run in parents if run.info.status != "FINISHED"]
+    found += [f"MLflow: {len(parents)} runs of the study itself"] * (len(parents) != 1)
+    found += _cells_problems(chaos, trials)
+    for trial in trials:
+        found += [f"trial {trial.number}: {text}" for text in _disagreement(trial, recorded.pop(str(trial.number), []))]
+    found += [f"MLflow: runs of trial {number}, which Optuna does not know" for number in recorded]
+    return found + [f"process {process.pid} is left" for process in left_over(chaos.folder)]
+
+
+def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
+    cells = [cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], []).space.cells()]
+    complete = Counter(tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE)
+    counted = studies.counted(trials)
+    found = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
+    found += [f"{' '.join(cell)}: complete {complete[cell]} times" for cell in cells if complete[cell] != 1]
+    return found + [f"{' '.join(cell)}: no cell of the grid" for cell in complete if cell not in set(cells)]
+
+
+def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
+    if not trial.state.is_finished():
+        return [f"is {trial.state.name} in Optuna"]
+    if len(runs) != 1:
+        return [f"has {len(runs)} runs in MLflow"]
+    run = runs[0]
+    state = run.data.tags.get("trial_state")
+    complete = trial.state is TrialState.COMPLETE
+    wanted = (["FINISHED"], "complete") if complete else (["FAILED", "KILLED"], "fail")
+    found = []
+    if run.info.status not in wanted[0] or state != wanted[1]:
+        found.append(f"is {trial.state.name} in Optuna, {run.info.status} ({state}) in MLflow")
+    if complete:
+        arithmetic = stubs.expected(trial.user_attrs["cell"])[stubs.ACCURACY]
+        values = [trial.value, run.data.metrics.get(stubs.ACCURACY), arithmetic]
+        if len(set(values)) != 1:
+            found.append("is {} in Optuna, {} in MLflow, {} by arithmetic".format(*values))
+        if trial.user_attrs.get("run_id") != run.info.run_id:
+            found.append("names another run than the one that MLflow has")
+    return found
+
+
+def left_over(folder: Path) -> list[psutil.Process]:
+    """Processes of the study that are still there after a while."""
+    until = time.monotonic() + LEFT_S
+    while (found := _marked(folder)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
+
+
+def _marked(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    names = ("n_jobs", "share", "owner_kills", "seconds", "seed")
+    pairs = dict(argument.split("=", 1) for argument in arguments)
+    given: dict[str, Any] = {name: yaml.safe_load(pairs.pop(name)) for name in names if name in pairs}
+    if pairs:
+        given["sweep"] = [f"{name}={value}" for name, value in pairs.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        chaos = Chaos(Path(folder) / "study", **given)
+        began = time.perf_counter()
+        killer = torment(chaos)
+        seconds = time.perf_counter() - began
+        print(
+            f"{chaos.n_cells} cells, {chaos.n_jobs} workers: {killer.killed} of {len(killer.seen)} trial processes and "
+            f"{killer.owners} owners killed, {seconds:.0f} s in all on {os.cpu_count()} cores"
+        )
+        found = problems(chaos)
+    print("\n".join(found[:50]) or "nothing lost, nothing double, Optuna and MLflow agree on every trial")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,236 @@
+"""A study of stub trials with the real owner, database and run store, in this process or as one.
+
+    python -m benchmarks.sweep.harness folder=<a folder> n_jobs=8 retries=50 'a=range(10)' 'b=range(10)' seconds=0.1
+
+What is no setting of the harness (`Setup`) is the sweep's: swept if it is a sweep by Hydra's grammar, else shared by
+all trials. The same command again goes on with the study.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from benchmarks.sweep import stubs
+from src.objectives import parse_limits, parse_objectives
+from src.sweep import space as spaces
+from src.sweep import study as studies
+from src.sweep.executors import process
+from src.sweep.executors.base import Executor, plain_slots
+from src.sweep.executors.local import LocalExecutor
+from src.sweep.owner import Owner, Policy
+from src.sweep.rows import Rows
+from src.sweep.standing import Standing
+from src.sweep.storage import Ownership, default_url, open_storage
+from src.sweep.task import Ended, Kind, Outcome, Task
+from src.sweep.trial import TERMINATED
+from src.tracking.orphans import reap
+from src.tracking.store import Store
+
+STUDY = "stubs"
+BODY = "benchmarks.sweep.stubs:run"
+STUB_MODULES = (
+    "src",
+    "optuna",
+    "optuna.storages._rdb.storage",
+    "sqlalchemy.dialects.sqlite",
+    "alembic",
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.artifact.local_artifact_repo",
+    "src.sweep.executors.process",
+    "src.sweep.trial",
+    "benchmarks.sweep.stubs",
+)
+Answer = Callable[[Task], tuple[Outcome | None, int] | None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A study of stub trials.
+
+    Attributes:
+        folder: Where all of it lies: the databases, the trials' folders.
+        sweep: What is swept or fixed, as on a command line.
+        exclude: Cells to leave out.
+        n_trials: As for the owner; None for a grid.
+        n_objectives: 1 (balanced accuracy up), or 2 (and FLOPs down).
+        limits: Such as "efficiency/flops <= 500e6".
+        sampler: Proposes, unless it is a grid; None: random.
+        n_jobs: Trials at once, where an executor is made.
+        body: Of the trials.
+
+    All else is as in `Policy`.
+    """
+
+    folder: Path
+    sweep: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    n_trials: int | None = None
+    n_objectives: int = 1
+    limits: Sequence[str] = ()
+    sampler: optuna.samplers.BaseSampler | None = None
+    n_jobs: int = 2
+    retries: int = 0
+    retried: tuple[Kind, ...] = ("killed", "out_of_memory")
+    time_limit_s: float | None = None
+    stop_after: int = 3
+    retry_failed: bool = False
+    grace_s: float = 5.0
+    learns_from_pruned: bool = True
+    body: str = BODY
+
+    @property
+    def url(self) -> str:
+        """Of the study's database."""
+        return default_url(self.folder)
+
+    @property
+    def store(self) -> Store:
+        """The runs of the study."""
+        return Store(uri=f"sqlite:///{self.folder / 'mlflow.db'}", experiment="stubs", folder=self.folder)
+
+    @property
+    def policy(self) -> Policy:
+        """The owner's."""
+        shared = {item.name for item in fields(Policy)} & {item.name for item in fields(self)}
+        return Policy(is_grid=self.n_trials is None, **{name: getattr(self, name) for name in shared})
+
+
+class ScriptedExecutor(Executor):
+    """Runs nothing: says how each task ended, one at a look, in the order of their starts.
+
+    Args:
+        storage: Where the outcomes are written, as the trials' processes would.
+        answer: What comes of a task, and its exit code; None while it goes on. Without an outcome none is written, as
+            by a process that was killed. What it raises comes out of `wait`.
+        n_jobs: Slots.
+    """
+
+    def __init__(self, storage: optuna.storages.BaseStorage, answer: Answer, n_jobs: int = 1) -> None:
+        super().__init__(plain_slots(n_jobs))
+        self.storage = storage
+        self.answer = answer
+        self.submitted: list[Task] = []
+        self.seconds = 0.0  # that writing the outcomes took
+        self._asked_to_end: list[Task] = []
+
+    def _start(self, task: Task) -> None:
+        self.submitted.append(task)
+
+    def _gone(self) -> list[Ended]:
+        for task in self.running():
+            if task in self._asked_to_end:
+                return [Ended(task, TERMINATED, "ended with exit code 143")]
+            if found := self.answer(task):
+                outcome, exitcode = found
+                if outcome is not None:
+                    began = time.perf_counter()
+                    self.storage.set_trial_user_attr(task.trial_id, "outcome", asdict(outcome))
+                    self.seconds += time.perf_counter() - began
+                return [Ended(task, exitcode, process.ending(exitcode))]
+        return []
+
+    def _pause(self, seconds: float) -> None:
+        time.sleep(min(max(seconds, 0.0), 0.01))
+
+    def _ask_to_end(self, task: Task, grace: float) -> None:
+        self._asked_to_end.append(task)
+
+    def _kill(self, task: Task) -> None:
+        self._asked_to_end.append(task)
+
+
+class StubExecutor(LocalExecutor):
+    """The local executor, whose fork server imports what a trial without a net needs, and no torch."""
+
+    def __init__(self, n_jobs: int) -> None:
+        super().__init__(n_jobs, devices=None, threads=None)
+        self._modules = list(STUB_MODULES)
+
+
+@contextlib.contextmanager
+def opened(
+    setup: Setup,
+    make_executor: Callable[[optuna.storages.BaseStorage], Executor] | None = None,
+    show: Callable[[Standing], None] = lambda standing: None,
+) -> Iterator[Owner]:
+    """The owner of the study, opened as `src.launch` opens it.
+
+    Args:
+        setup: The study.
+        make_executor: Gives what runs the trials; None: processes on this machine.
+        show: As for the owner.
+
+    Raises:
+        UserError: The study has an owner, or is another one.
+    """
+    parsed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
+    objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
+    limits = parse_limits({"limits": list(setup.limits)})
+    definition = studies.Definition(STUDY, objectives, limits, parsed.space.describe(), parsed.fixed)
+    store = setup.store.open()
+    with Ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
+        reap(store)
+        storage = open_storage(setup.url)
+        executor = make_executor(storage) if make_executor else StubExecutor(setup.n_jobs)
+        stack.callback(executor.close, setup.grace_s)
+        executor.warm_up()
+        sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
+        study = studies.open_study(storage, definition, sampler, None, spaces.Space.differences)
+        rows = Rows(store, STUDY, study.user_attrs.get("study_run"))
+        study.set_user_attr("study_run", rows.parent.id)
+        payload = {
+            "overrides": parsed.fixed,
+            "objectives": stubs.objectives(setup.n_objectives),
+            "limits": [str(limit) for limit in limits],
+            "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
+            "study_run": rows.parent.id,
+            "repeats": 1,
+        }
+        with rows.parent:
+            yield Owner(
+                study,
+                setup.url,
+                parsed.space,
+                objectives,
+                limits,
+                executor,
+                setup.policy,
+                rows,
+                setup.folder / "trials",
+                setup.body,
+                payload,
+                show,
+            )
+
+
+def read_setup(arguments: Sequence[str]) -> Setup:
+    """The setup that a command line describes."""
+    names = {item.name for item in fields(Setup)} - {"sweep", "sampler", "body"}
+    given: dict[str, Any] = {"sweep": []}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in names:
+            given[key] = yaml.safe_load(value)
+        else:
+            given["sweep"].append(argument)
+    return Setup(**{**given, "folder": Path(given["folder"]).absolute()})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Bring a study to its total, and print how it stands as a line of JSON."""
+    with opened(read_setup(arguments)) as owner:
+        standing = owner.run()
+        print(json.dumps({"counted": standing.counted, "total": owner.total, **standing.counts}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

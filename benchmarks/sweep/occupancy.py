@@ -1,0 +1,102 @@
+"""Busy workers: `python -m benchmarks.sweep.occupancy [n_trials=160] [n_jobs=4] [shortest=1] [seed=0]`.
+
+Stub trials that sleep, the longest ten times as long as the shortest, in random order, with the real owner, local
+executor and stores. The wall time, from the first start to the last end, is set beside the best schedule of the bare
+sleeps that anybody could make who knows them all beforehand: no schedule is shorter than the sum over the workers or
+than the longest trial, and longest-first comes close to that. Beside it: the same order started greedily with nothing
+lost in between (all that can be had without knowing the sleeps), and in batches that wait for their slowest. The fork
+server is started, and one trial run, before.
+
+Must hold: at most 1.05 times the best schedule.
+"""
+
+import heapq
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from benchmarks.sweep.harness import Setup, StubExecutor, opened
+from src.sweep.task import Ended, Task
+
+WANTED = 1.05
+DEFAULTS = {"n_trials": 160, "n_jobs": 4, "shortest": 1.0, "seed": 0}
+
+
+class TimedExecutor(StubExecutor):
+    """The local executor, with a note of when the first trial was handed over and the last one was gone."""
+
+    began = ended = 0.0
+
+    def submit(self, task: Task) -> Task:  # noqa: D102
+        self.began = self.began or time.perf_counter()
+        return super().submit(task)
+
+    def wait(self, timeout: float) -> list[Ended]:  # noqa: D102
+        found = super().wait(timeout)
+        if found:
+            self.ended = time.perf_counter()
+        return found
+
+
+def lengths(n_trials: int, shortest: float, seed: int) -> list[float]:
+    """Different seconds from `shortest` to ten times that, evenly spread by their logarithms, shuffled."""
+    found = [round(shortest * 10 ** (number / (n_trials - 1)), 4) for number in range(n_trials)]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def greedy(seconds: Sequence[float], n_jobs: int) -> float:
+    """Wall time if each trial, in this order, starts the moment a worker is free."""
+    workers = [0.0] * n_jobs
+    for each in seconds:
+        heapq.heappush(workers, heapq.heappop(workers) + each)
+    return max(workers)
+
+
+def batched(seconds: Sequence[float], n_jobs: int) -> float:
+    """Wall time if each batch of `n_jobs` waits for its slowest."""
+    return sum(max(seconds[start : start + n_jobs]) for start in range(0, len(seconds), n_jobs))
+
+
+def measured(sweep: Sequence[str], n_jobs: int) -> float:
+    """Wall time of the study, from the first start to the last end."""
+    made: list[TimedExecutor] = []
+
+    def executor(storage: BaseStorage) -> TimedExecutor:
+        made.append(TimedExecutor(n_jobs))
+        return made[-1]
+
+    with tempfile.TemporaryDirectory() as folder, opened(Setup(Path(folder), sweep), executor) as owner:
+        owner.run()
+        assert owner.standing.counts["complete"] == owner.total, owner.standing.counts
+    return made[-1].ended - made[-1].began
+
+
+def main(arguments: Sequence[str]) -> None:
+    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
+    n_trials, n_jobs, seed = (int(given[name]) for name in ("n_trials", "n_jobs", "seed"))
+    seconds = lengths(n_trials, float(given["shortest"]), seed)
+    measured(["seconds=0"], n_jobs)
+    wall = measured([f"seconds={','.join(map(str, seconds))}"], n_jobs)
+    bound = max(sum(seconds) / n_jobs, max(seconds))
+    best = greedy(sorted(seconds, reverse=True), n_jobs)
+    print(f"{n_trials} trials of {min(seconds):g} to {max(seconds):g} s, {n_jobs} workers, {os.cpu_count()} cores")
+    for name, value in {
+        "lower bound of any schedule": bound,
+        "best schedule (longest first)": best,
+        "this order, nothing lost": greedy(seconds, n_jobs),
+        f"batches of {n_jobs}": batched(seconds, n_jobs),
+        "measured": wall,
+    }.items():
+        print(f"{name:30s} {value:7.2f} s   {value / best:.3f} times the best")
+    print(f"wanted: at most {WANTED}: {'holds' if wall / best <= WANTED else 'does not hold'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

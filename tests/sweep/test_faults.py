@@ -1,0 +1,17 @@
+"""Trials' processes and owners killed at random: afterwards nothing is lost, nothing is double, both stores agree."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sweep import faults
+
+
+@pytest.mark.timeout(180)
+def test_a_tormented_study_ends_with_every_cell_once(tmp_path: Path) -> None:
+    """The small version of `python -m benchmarks.sweep.faults`."""
+    chaos = faults.Chaos(tmp_path / "study", ("a=range(6)", "b=range(10)"), 3, share=0.15, owner_kills=2, seconds=0.15)
+    killer = faults.torment(chaos)
+    assert killer.owners == 2
+    assert killer.killed > 0
+    assert faults.problems(chaos) == []
