@@ -8,12 +8,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from optuna.pruners import BasePruner
 from pytorch_lightning import Callback
 
 from src.config import check, instantiate, resolve
 from src.data.module import DataModule
 from src.objectives import parse_limits, parse_objectives
+from src.sweep.executors.base import Executor
+from src.sweep.pruners import make_pruner
+from src.sweep.rungs import Rungs
+from src.sweep.samplers import make_sampler
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -22,7 +28,11 @@ CHOICES = [
     for file in FILES
     if file.parent != CONF and file.parent.name != "hydra" and not file.stem.startswith("_")
 ]
-FILLED = {"timm": ["model.net.name=mobilenetv3_small_050"]}  # what a choice leaves to the user
+FILLED = {  # what a choice leaves to the user
+    "timm": ["model.net.name=mobilenetv3_small_050"],
+    "threshold": ["hydra.sweeper.pruner.lower=0.1"],
+    "workers": ["hydra.sweeper.storage=sqlite:///studies.db"],
+}
 
 
 @pytest.fixture
@@ -33,7 +43,9 @@ def composer() -> Iterator[None]:
 
 
 def compose_choice(group: str, choice: str) -> DictConfig:
-    return compose("train", overrides=[f"{group}={choice}", *FILLED.get(choice, [])])
+    return compose(
+        "train", overrides=[f"{group}={choice}", *FILLED.get(choice, [])], return_hydra_config=group.startswith("hydra")
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
@@ -44,7 +56,10 @@ def test_header_says_what_it_is(file: Path) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_choice_composes_and_passes_the_checks(composer: None, group: str, choice: str) -> None:
-    check(resolve(compose_choice(group, choice)))
+    config = compose_choice(group, choice)
+    if "hydra" in config:  # its parts are checked where they are built
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    check(resolve(config))
 
 
 def build_model(config: DictConfig) -> None:
@@ -86,6 +101,20 @@ def build_callbacks(config: DictConfig) -> None:
         assert isinstance(instantiate(node, str(name)), Callback)
 
 
+def build_sampler(config: DictConfig) -> None:
+    assert make_sampler(config.hydra.sweeper.sampler, 0, 1, 0).name == config.hydra.sweeper.sampler.name
+
+
+def build_pruner(config: DictConfig) -> None:
+    pruner = make_pruner(config.hydra.sweeper.pruner, 1, max_epochs=10)
+    assert isinstance(pruner, Rungs | BasePruner)
+
+
+def build_executor(config: DictConfig) -> None:
+    check(OmegaConf.to_container(config.hydra.sweeper.executor, resolve=True), "hydra.sweeper.executor")
+    assert issubclass(get_object(config.hydra.sweeper.executor._target_), Executor)
+
+
 BUILDERS: dict[str, Callable[[DictConfig], object]] = {
     "model": build_model,
     "loss": build_loss,
@@ -97,6 +126,10 @@ BUILDERS: dict[str, Callable[[DictConfig], object]] = {
     "callbacks": build_callbacks,
     "tracking": lambda config: instantiate(config.tracking, "tracking"),
     "efficiency": lambda config: instantiate(config.efficiency, "efficiency"),
+    "hydra/sweeper": lambda config: config.hydra.sweeper._target_ == "hydra_plugins.paretoderm.StudySweeper",
+    "hydra/sweeper/sampler": build_sampler,
+    "hydra/sweeper/pruner": build_pruner,
+    "hydra/sweeper/executor": build_executor,
     "objective": lambda config: [*parse_objectives(config.objective), *parse_limits(config.objective)],
 }
 
@@ -105,7 +138,8 @@ BUILDERS: dict[str, Callable[[DictConfig], object]] = {
 def test_choice_builds(composer: None, group: str, choice: str) -> None:
     config = compose_choice(group, choice)
     if group == "experiment":  # a whole run's config: every part of it
-        for build in BUILDERS.values():
-            build(config)
+        for part, build in BUILDERS.items():
+            if not part.startswith("hydra"):
+                build(config)
     else:
         assert BUILDERS[group](config) is not False

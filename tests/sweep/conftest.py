@@ -23,7 +23,10 @@ def server_binaries() -> Path | None:
         if (found / "initdb").exists():
             return found
     on_path = shutil.which("initdb")
-    return Path(on_path).parent if on_path else None
+    if on_path:
+        return Path(on_path).parent
+    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # where Debian puts it
+    return packaged[-1].parent if packaged else None
 
 
 def unprivileged_user() -> str | None:
