@@ -94,7 +94,6 @@ class Killer:
         self.seen: dict[psutil.Process, float] = {}  # process -> when it was seen first
         self.killed = self.owners = 0
         self._doomed: dict[psutil.Process, float] = {}  # process -> when it is to be killed
-        self._missed = 0
         n, rounds = chaos.n_cells, chaos.owner_kills
         # one moment in each part of the study, not in its last bit: there has to be something left to do
         self._moments = [int(n * (part + self.random.uniform(0.2, 0.9)) / (rounds + 0.5)) for part in range(rounds)]
@@ -119,12 +118,10 @@ class Killer:
         for trial in trials:
             if trial not in self.seen:
                 self.seen[trial] = now
-                if self._missed or self.random.random() < self.chaos.share:
-                    self._missed = max(0, self._missed - 1)
+                if self.killed + len(self._doomed) < self.chaos.share * len(self.seen):
                     self._doomed[trial] = now + self.random.uniform(0, 2 * self.chaos.seconds)
         for trial, moment in list(self._doomed.items()):
-            if trial not in trials:
-                self._missed += 1  # it was quicker: another one instead
+            if trial not in trials:  # it was quicker: another one will be killed instead
                 del self._doomed[trial]
             elif now >= moment:
                 with contextlib.suppress(psutil.NoSuchProcess):

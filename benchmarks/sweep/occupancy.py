@@ -13,6 +13,7 @@ Must hold: at most 1.05 times the best schedule.
 import heapq
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -29,18 +30,20 @@ DEFAULTS = {"n_trials": 160, "n_jobs": 4, "shortest": 1.0, "seed": 0}
 
 
 class TimedExecutor(StubExecutor):
-    """The local executor, with a note of when the first trial was handed over and the last one was gone."""
+    """The local executor, with a note of when each trial was handed over and when its end was seen."""
 
-    began = ended = 0.0
+    def __init__(self, n_jobs: int) -> None:
+        super().__init__(n_jobs)
+        self.began: dict[int, float] = {}
+        self.ended: dict[int, float] = {}
 
     def submit(self, task: Task) -> Task:  # noqa: D102
-        self.began = self.began or time.perf_counter()
+        self.began[task.number] = time.perf_counter()
         return super().submit(task)
 
     def wait(self, timeout: float) -> list[Ended]:  # noqa: D102
         found = super().wait(timeout)
-        if found:
-            self.ended = time.perf_counter()
+        self.ended |= dict.fromkeys((end.task.number for end in found), time.perf_counter())
         return found
 
 
@@ -64,8 +67,8 @@ def batched(seconds: Sequence[float], n_jobs: int) -> float:
     return sum(max(seconds[start : start + n_jobs]) for start in range(0, len(seconds), n_jobs))
 
 
-def measured(sweep: Sequence[str], n_jobs: int) -> float:
-    """Wall time of the study, from the first start to the last end."""
+def measured(sweep: Sequence[str], n_jobs: int) -> tuple[float, list[float]]:
+    """Wall time of the study, from the first start to the last end, and how long each trial's process was there."""
     made: list[TimedExecutor] = []
 
     def executor(storage: BaseStorage) -> TimedExecutor:
@@ -75,7 +78,8 @@ def measured(sweep: Sequence[str], n_jobs: int) -> float:
     with tempfile.TemporaryDirectory() as folder, opened(Setup(Path(folder), sweep), executor) as owner:
         owner.run()
         assert owner.standing.counts["complete"] == owner.total, owner.standing.counts
-    return made[-1].ended - made[-1].began
+    began, ended = made[-1].began, made[-1].ended
+    return max(ended.values()) - min(began.values()), [ended[number] - began[number] for number in sorted(began)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -83,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     n_trials, n_jobs, seed = (int(given[name]) for name in ("n_trials", "n_jobs", "seed"))
     seconds = lengths(n_trials, float(given["shortest"]), seed)
     measured(["seconds=0"], n_jobs)
-    wall = measured([f"seconds={','.join(map(str, seconds))}"], n_jobs)
+    wall, lasted = measured([f"seconds={','.join(map(str, seconds))}"], n_jobs)
     bound = max(sum(seconds) / n_jobs, max(seconds))
     best = greedy(sorted(seconds, reverse=True), n_jobs)
     print(f"{n_trials} trials of {min(seconds):g} to {max(seconds):g} s, {n_jobs} workers, {os.cpu_count()} cores")
@@ -95,6 +99,9 @@ def main(arguments: Sequence[str]) -> None:
         "measured": wall,
     }.items():
         print(f"{name:30s} {value:7.2f} s   {value / best:.3f} times the best")
+    own = statistics.fmean(lasted) - statistics.fmean(seconds)
+    print(f"of a trial {own:.2f} s are no sleep: its process starts, records, ends (mean)")
+    print(f"workers had a process {sum(lasted) / n_jobs / wall:.1%} of the time; the rest is the owner and the tail")
     print(f"wanted: at most {WANTED}: {'holds' if wall / best <= WANTED else 'does not hold'}")
 
 
