@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from src.efficiency.profile import static_cost
 from src.entry import ROOT
 from src.errors import ConfigError, UserError
 from src.objectives import parse_limits, parse_objectives
-from src.reproducibility import config_hash, git_state
+from src.reproducibility import config_hash, git_state, package_versions
 from src.sweep.repeats import aggregate
 from src.sweep.trial import EndedEarly, TrialContext
 from src.tracking.orphans import reap
@@ -35,12 +35,14 @@ class Place:
 
     Attributes:
         study: The study's name; empty for a run of its own.
+        git: Commit and whether files differ from it, as the study's owner found them; None: to be looked up.
         parent: Id of the run above it.
         trial: Its trial's number.
         repeat: Which of the trial's seeds it is, from 0.
     """
 
     study: str = ""
+    git: tuple[str | None, bool | None] | None = None
     parent: str | None = None
     trial: int = 0
     repeat: int = 0
@@ -72,6 +74,14 @@ def single_run(config: DictConfig) -> None:
     summary.show_single(store, run.id, objectives, limits)
 
 
+def prepare_process() -> None:
+    """Do once, in the process that trials are forked from, what each would do again; starts no thread and no CUDA."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train")
+    check(resolve(config))
+    package_versions()
+
+
 def run_trial(context: TrialContext) -> dict[str, float]:
     """A trial of a study, in a process of its own: one run, or one for each of several seeds below the trial's run.
 
@@ -89,7 +99,8 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         config.study = context.task.study
         config.threads = config.threads or context.task.slot.threads
     store: Store = instantiate(config.tracking, "tracking")
-    place = Place(context.task.study, payload["study_run"], context.task.number)
+    commit, dirty = payload.get("git") or git_state(ROOT)
+    place = Place(context.task.study, (commit, dirty), payload["study_run"], context.task.number)
     if payload["repeats"] == 1:
         return _trial_run(config, store, place, context, context.folder, context.resume)
     return _repeated(config, store, place, context)
@@ -106,7 +117,8 @@ def _repeated(config: DictConfig, store: Store, place: Place, context: TrialCont
                 seed = int(config.seed) + repeat
                 metrics = context.repeat_done(seed)
                 if metrics is None:
-                    metrics = _one_seed(config, store, Place(place.study, trial.id, place.trial, repeat), seed, context)
+                    below = replace(place, parent=trial.id, repeat=repeat)
+                    metrics = _one_seed(config, store, below, seed, context)
                 done.append(metrics)
                 context.repeat_ended(seed, metrics)
         except EndedEarly as early:
@@ -167,9 +179,10 @@ def _record(
 ) -> None:
     """Train, measure and evaluate one config into its run."""
     parts = training.build(config)
+    cost = static_cost(parts.classifier.net, parts.classifier.image_size)
     if context is not None:
-        context.known_cost(static_cost(parts.classifier.net, parts.classifier.image_size))
-    training.describe_inputs(config, overrides, parts, run, folder)
+        context.known_cost(cost)
+    training.describe_inputs(config, overrides, parts, cost, run, folder)
     run.tag(split=_split_label(parts.data))
     checkpoint = training.train(
         config,
@@ -239,7 +252,7 @@ def _evaluated_splits(config: DictConfig, data: DataModule, in_study: bool) -> l
 
 
 def _tags(config: DictConfig, plain: dict[str, Any], place: Place) -> dict[str, Any]:
-    commit, dirty = git_state(ROOT)
+    commit, dirty = place.git or git_state(ROOT)
     return {
         "kind": "run",
         "study": place.study,

@@ -18,10 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import dry_run, summary
 from src.config import check, instantiate
-from src.entry import one_line
+from src.entry import ROOT, one_line
 from src.errors import ConfigError, UserError
 from src.jobs import WITHOUT_EFFECT
 from src.objectives import Limit, Objective, parse_limits, parse_objectives
+from src.reproducibility import git_state
 from src.sweep import space as spaces
 from src.sweep import study as studies
 from src.sweep.executors.base import Executor
@@ -286,6 +287,7 @@ def _payload(plan: Plan, store: Store, rows: Rows) -> dict[str, Any]:
         "limits": [f"{each.metric} {each.operator} {each.value!r}" for each in plan.limits],
         "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
         "study_run": rows.parent.id,
+        "git": list(git_state(ROOT)),
         "repeats": plan.config.repeats,
         "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
         "drop_p": plan.settings.drop_p,

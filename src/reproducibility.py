@@ -1,5 +1,6 @@
 """Seeds, versions, commit, hardware: what a run has to say about itself to be repeated."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -62,7 +63,7 @@ def environment() -> dict[str, Any]:
         process may use), `ram_gb` (10^9 bytes), `gpus` (names), `cuda` (None on a CPU build), `torch_threads`.
     """
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
@@ -72,6 +73,12 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
     }
+
+
+@functools.cache
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that a result may depend on, as installed; None for one that is not."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def cpu_name() -> str:

@@ -24,7 +24,6 @@ from src.classifier import Classifier, as_float
 from src.config import instantiate
 from src.data import contact_sheet
 from src.data.module import DataModule
-from src.efficiency.profile import static_cost
 from src.errors import ConfigError
 from src.progress import AfterEpoch, EpochProgress, quiet_lightning
 from src.reproducibility import config_hash, environment, seed_everything
@@ -232,14 +231,16 @@ def measure(config: DictConfig, classifier: Classifier, run: Run) -> None:
     )
 
 
-def describe_inputs(config: DictConfig, overrides: list[str], parts: Parts, run: Run, folder: Path) -> None:
+def describe_inputs(
+    config: DictConfig, overrides: list[str], parts: Parts, cost: Mapping[str, float], run: Run, folder: Path
+) -> None:
     """Record what goes in, before anything is trained: config, environment, data, static cost, contact sheet."""
     run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
     run.text("\n".join(overrides) + "\n", "overrides.txt")
     run.text(json.dumps(environment(), indent=2), "environment.json")
     data = parts.data
     run.log({key: float(value) for key, value in data.record().items()}, step=0)
-    run.log(static_cost(parts.classifier.net, parts.classifier.image_size), step=0)
+    run.log(cost, step=0)
     run.tag(
         data_fingerprint=data.cache.fingerprint,
         split_fingerprint=data.split_fingerprint,
@@ -247,7 +248,7 @@ def describe_inputs(config: DictConfig, overrides: list[str], parts: Parts, run:
         weights=getattr(parts.classifier.net, "loaded_weights", "random"),
     )
     sheet = folder / "contact_sheet.png"
-    draw_contact_sheet(data).save(sheet)
+    draw_contact_sheet(data).save(sheet, compress_level=1)  # packing it tightly costs a trial 40 ms
     run.artifact(sheet, "figures")
     if data.cache.unreadable:
         run.table(pd.DataFrame(data.cache.unreadable, columns=["path", "reason"]), "unreadable.csv")

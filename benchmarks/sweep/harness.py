@@ -194,6 +194,7 @@ def opened(
             "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
             "study_run": rows.parent.id,
             "repeats": 1,
+            "git": ["unknown", None],
         }
         with rows.parent:
             yield Owner(

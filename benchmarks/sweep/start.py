@@ -61,7 +61,7 @@ class NotingExecutor(LocalExecutor):
     """The local executor as a sweep has it, with a note of when each trial was handed over."""
 
     def __init__(self) -> None:
-        super().__init__(1, devices=None, preload=["src.jobs", __spec__.name])
+        super().__init__(1, devices=None, preload=["src.jobs:prepare_process", __spec__.name])
         self.asked: list[float] = []
 
     def submit(self, task: Task) -> Task:  # noqa: D102

@@ -27,6 +27,7 @@ MODULES = (
     "omegaconf",
     "optuna",
     "optuna.storages._rdb.storage",
+    "optuna.storages._rdb.models",
     "sqlalchemy.dialects.sqlite",
     "sqlalchemy.dialects.postgresql",
     "psycopg",
@@ -34,15 +35,29 @@ MODULES = (
     "src.tracking.run",
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "fsspec.implementations.chained",
     "mlflow.store.artifact.local_artifact_repo",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
     "pandas",
+    "pandas.io.formats.csvs",
+    "pyarrow.pandas_compat",
+    "email.policy",
+    "email.contentmanager",
     "PIL.JpegImagePlugin",
     "sklearn.metrics",
     "sklearn.model_selection",
     "kornia.augmentation",
     "src.sweep.executors.process",
+    "src.sweep.samplers",
+    "src.sweep.pruners",
+    "src.sweep.rungs",
+    "src.data.synthetic",
+    "src.data.ham10000",
+    "src.models.custom",
+    "src.losses.focal",
+    "src.schedules",
 )
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 
@@ -51,7 +66,7 @@ def become_fork_server(modules: list[str]) -> None:
     """Import the modules; one that is missing is left to the trial that needs it.
 
     Args:
-        modules: Dotted names.
+        modules: Dotted names; "package.module:function" is called as well.
     """
     # Ctrl+C and a closed terminal are the owner's affair: it ends the trials in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -61,8 +76,11 @@ def become_fork_server(modules: list[str]) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in modules:
+        module, _, function = name.partition(":")
         with contextlib.suppress(Exception):
-            importlib.import_module(name)
+            imported = importlib.import_module(module)
+            if function:
+                getattr(imported, function)()
     gc.collect()
     gc.freeze()  # the collector of a trial does not walk, and so copy, what all share
     sys.stdout.flush()

@@ -168,6 +168,9 @@ def tell(
     frozen = study._storage.get_trial(trial_id)
     if frozen.state.is_finished():
         return frozen
+    stored = frozen.user_attrs.get("outcome")
+    if stored and outcome.kind in ("stopped", "killed"):
+        outcome = Outcome(**stored)  # the trial came to its end just before it was given up
     outcome = _possible(outcome, objectives, limits)
     if frozen.user_attrs.get("outcome") != asdict(outcome):
         study._storage.set_trial_user_attr(trial_id, "outcome", asdict(outcome))

@@ -278,6 +278,7 @@ def main(task: Task) -> None:
     except SystemExit as error:
         if error.code == TERMINATED or context.outcome is not None:
             raise
+        log.error("trial %d failed: its code left with status %s", task.number, error.code)
         context.give_up("fail", "error", f"the trial's code left with status {error.code}")
         raise SystemExit(FAILED) from error
     except Exception as error:
