@@ -124,8 +124,8 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
     url = resolve_url(plan.settings.storage or default_url(store.database.parent if store.database else store.folder))
-    with Ownership(url, plan.name):
-        return _run(plan, store, url)
+    with Ownership(url, plan.name) as ownership:
+        return _run(plan, store, url, ownership)
 
 
 def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[str]) -> Plan:
@@ -176,7 +176,7 @@ def probe(plan: Plan, loader: ConfigLoader) -> None:
         raise next(iter(problems.values()))
 
 
-def _run(plan: Plan, store: Store, url: str) -> bool:
+def _run(plan: Plan, store: Store, url: str, ownership: Ownership) -> bool:
     settings, n_objectives = plan.settings, len(plan.objectives)
     make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
     with ExitStack() as stack:
@@ -190,7 +190,7 @@ def _run(plan: Plan, store: Store, url: str) -> bool:
         )
         study.set_user_attr("study_run", rows.parent.id)
         with rows.parent:
-            return _own(plan, store, url, study, sampler, executor, rows)
+            return _own(plan, store, url, study, sampler, executor, rows, ownership)
 
 
 def _own(
@@ -201,6 +201,7 @@ def _own(
     sampler: SamplerChoice,
     executor: Executor,
     rows: Rows,
+    ownership: Ownership,
 ) -> bool:
     settings = plan.settings
     policy = Policy(
@@ -228,6 +229,7 @@ def _own(
             BODY,
             _payload(plan, store, rows),
             view.show,
+            ownership.is_held,
         )
         try:
             standing = owner.run()

@@ -1,7 +1,7 @@
 """The owner of a study: asks what to try, has it run, tells what came of it. Never waits for the slowest of a batch."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from src.errors import UserError
 from src.objectives import Limit, Objective
 from src.sweep import study as studies
+from src.sweep.draws import Draws, cell_of
 from src.sweep.executors.base import Executor
 from src.sweep.rows import Rows, log_tail
 from src.sweep.space import Cell, Space
@@ -19,7 +20,6 @@ from src.sweep.standing import Standing
 from src.sweep.task import Ended, Kind, Outcome, Task
 
 PROGRESS_SECONDS = 1.0  # between two looks at what the running trials say
-TRIES = 200  # to draw a cell that is neither excluded nor known already
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Owner:
         body: What runs in a trial's process, "package.module:function".
         payload: What every trial is given; its own overrides are added as `overrides`.
         show: Called with the standing whenever it may have changed.
+        still_ours: Whether the study's lock is still held.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Owner:
         body: str,
         payload: Mapping[str, Any],
         show: Callable[[Standing], None],
+        still_ours: Callable[[], bool] = lambda: True,
     ) -> None:
         self.study = study
         self.storage = storage
@@ -109,12 +111,10 @@ class Owner:
         self.body = body
         self.payload = dict(payload)
         self.show = show
+        self.still_ours = still_ours
         self.seconds: list[float] = []  # of the owner's own work, a figure a trial
+        self.draws = Draws(study, space, policy.is_grid)
         self._running: dict[int, Running] = {}
-        self._cells: Iterator[Cell] = iter(())
-        self._finished: dict[tuple[str, ...], FrozenTrial] = {}  # by cell: what need not be run again
-        self._taken: set[tuple[str, ...]] = set()  # cells that some trial stands for
-        self._waiting = 0
         self._noted = 0.0
         total = policy.n_trials
         if space.n_cells is not None:
@@ -151,16 +151,12 @@ class Owner:
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._settle_orphan(trial, trial.number in followed)
-            elif trial.state is TrialState.WAITING:
-                self._waiting += 1
-                self._taken.add(_cell(trial))
-            elif "excluded" not in trial.user_attrs:
-                self._take_finished(trial, trial.number in followed)
-        if self.policy.is_grid:
-            self._cells = (cell for cell in self.space.cells() if cell.overrides not in self._taken)
+            else:
+                self.draws.take(trial)
+                if trial.state.is_finished() and "excluded" not in trial.user_attrs:
+                    self._take_finished(trial, trial.number in followed)
 
     def _take_finished(self, trial: FrozenTrial, followed: bool) -> None:
-        self._remember(trial)
         again = self.policy.retry_failed and trial.state is TrialState.FAIL and not followed
         self.standing.add(trial, again=again or followed)
         outcome = _outcome(trial)
@@ -194,76 +190,18 @@ class Owner:
 
     def _next(self) -> Running | None:
         """The next trial, handed to the executor; None if there is nothing left to start."""
-        for _ in range(TRIES):
-            if self.standing.counted + len(self._running) >= self.total:
-                return None
-            if not self._waiting and not self._enqueue_cell():
-                return None
-            trial, cell = self._ask()
-            if reason := self.space.is_excluded(cell):
-                self._tell_excluded(trial, reason)
-            elif cell.overrides in self._finished:
-                self._tell_same(trial, self._finished[cell.overrides])
-            else:
-                return self._start(trial, cell)
-        return self._start_unseen()
-
-    def _enqueue_cell(self) -> bool:
-        """Put the next cell of a grid into the queue; True also where the sampler draws instead."""
-        if not self.policy.is_grid:
-            return True
-        cell = next(self._cells, None)
-        if cell is None:
-            return False
-        self._enqueue(cell.params, {"cell": list(cell.overrides)})
-        return True
-
-    def _enqueue(self, params: dict[str, Any], attributes: dict[str, Any]) -> None:
-        self.study.enqueue_trial(params, user_attrs=attributes)
-        self._waiting += 1
-
-    def _ask(self) -> tuple[optuna.Trial, Cell]:
-        trial = self.study.ask()
-        self._waiting = max(0, self._waiting - 1)
-        cell = self.space.suggest(trial)
-        if trial.user_attrs.get("cell") != list(cell.overrides):
-            trial.set_user_attr("cell", list(cell.overrides))
-        self._taken.add(cell.overrides)
-        return trial, cell
-
-    def _start_unseen(self) -> Running | None:
-        """The sampler draws known or excluded cells only: take one that nobody ran, where they can be counted."""
-        if self.space.n_cells is None:
-            raise UserError(
-                f"hydra.sweeper.exclude: {TRIES} draws in a row were excluded or known already: widen the space"
-            )
-        under_way = {running.cell.overrides for running in self._running.values()}
-        for cell in self.space.cells():
-            if cell.overrides not in self._finished and cell.overrides not in under_way:
-                self._enqueue(cell.params, {"cell": list(cell.overrides)})
-                return self._start(*self._ask())
-        return None
+        if self.standing.counted + len(self._running) >= self.total:
+            return None
+        drawn = self.draws.next({running.cell.overrides for running in self._running.values()})
+        return self._start(*drawn) if drawn else None
 
     def _start(self, trial: optuna.Trial, cell: Cell) -> Running:
-        folder = self.folder / f"{trial.number:04d}"
+        folder = _fresh(self.folder / f"{trial.number:04d}")
         payload = self.payload | {"overrides": [*self.payload.get("overrides", []), *cell.overrides]}
         payload |= {"cell": list(cell.overrides), "continues": trial.user_attrs.get("continues")}
         task = Task(self.storage, self.study.study_name, trial._trial_id, trial.number, str(folder), self.body, payload)
         trial.set_user_attr("folder", str(folder))
         return Running(self.executor.submit(task), cell, time.monotonic())
-
-    def _tell_excluded(self, trial: optuna.Trial, reason: str) -> None:
-        trial.set_user_attr("excluded", reason)
-        trial.set_constraint("excluded", 1.0)
-        self.study.tell(trial, state=TrialState.PRUNED)
-
-    def _tell_same(self, trial: optuna.Trial, known: FrozenTrial) -> None:
-        """The same configuration and seed give the same result: it is told again, not run again."""
-        trial.set_user_attr("same_as", known.number)
-        for name, value in known.constraints.items():
-            trial.set_constraint(name, value)
-        values = known.values if known.state is TrialState.COMPLETE else None
-        self.study.tell(trial, values=values, state=known.state)
 
     def _settle(self, end: Ended) -> None:
         running = self._running.pop(end.task.number)
@@ -303,8 +241,7 @@ class Owner:
         for name, value in frozen.user_attrs.items():
             if name.startswith("repeat:"):
                 attributes[name] = value
-        self._enqueue(params, attributes)
-        self._taken.add(_cell(frozen))
+        self.draws.enqueue(params, attributes)
 
     def _finish(
         self, frozen: FrozenTrial, outcome: Outcome, in_order: bool, seconds: float | None, followed: bool = False
@@ -320,8 +257,8 @@ class Owner:
         tail = log_tail(Path(frozen.user_attrs["folder"])) if "folder" in frozen.user_attrs else ""
         final = _outcome(told) or outcome
         if not in_order or final.state == "fail":
-            self.rows.settle(frozen.number, list(_cell(frozen)), frozen.user_attrs.get("run_id"), final, tail)
-        self._remember(told)
+            self.rows.settle(frozen.number, list(cell_of(frozen)), frozen.user_attrs.get("run_id"), final, tail)
+        self.draws.take(told)
         self.standing.add(told, final, seconds, tail, again)
         if not again and final.kind != "stopped":
             self.standing.counted += 1
@@ -330,13 +267,6 @@ class Owner:
     def _deserves_another_try(self, frozen: FrozenTrial, outcome: Outcome) -> bool:
         attempt = int(frozen.user_attrs.get("attempt", 0))
         return outcome.kind == "stopped" or (outcome.kind in self.policy.retried and attempt < self.policy.retries)
-
-    def _remember(self, trial: FrozenTrial) -> None:
-        cell = _cell(trial)
-        self._taken.add(cell)
-        failed = trial.state is TrialState.FAIL
-        if not failed and "same_as" not in trial.user_attrs:
-            self._finished[cell] = trial
 
     def _stop_if_all_fail_alike(self) -> None:
         n = self.policy.stop_after
@@ -375,14 +305,21 @@ class Owner:
                 attributes = self.study._storage.get_trial_user_attrs(running.task.trial_id)
                 running.progress = attributes.get("progress", {})
             self._noted = time.monotonic()
+            if not self.still_ours():
+                raise UserError("the connection that holds the study's lock was lost; the same command goes on")
         self.standing.slots = self.executor.slots  # workers come and go
         self.standing.running = list(self._running.values())
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder, or one beside it: another study of that name may have left it, and nothing is overwritten."""
+    number, fresh = 2, folder
+    while fresh.exists():
+        fresh = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return fresh
 
 
 def _outcome(trial: FrozenTrial) -> Outcome | None:
     found = trial.user_attrs.get("outcome")
     return Outcome(**found) if found else None
-
-
-def _cell(trial: FrozenTrial) -> tuple[str, ...]:
-    return tuple(trial.user_attrs.get("cell", ()))
