@@ -36,6 +36,8 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
         group = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
         print(choices_help(group) if group else general_help(examples))
         return
+    if {"-m", "--multirun"} & set(sys.argv[1:]) and {"--cfg", "-c"} & set(sys.argv[1:]):
+        fail("--cfg: shows the config of one run: leave -m out, and name one value a key")
     signal.signal(signal.SIGTERM, _terminate)
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing and leaving

@@ -1,14 +1,17 @@
 """The main job: one config trained, measured and recorded, alone or as a trial of a study."""
 
 import logging
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from src import summary, training
 from src.config import check, instantiate, resolve
@@ -18,14 +21,16 @@ from src.entry import ROOT
 from src.errors import ConfigError, UserError
 from src.objectives import parse_limits, parse_objectives
 from src.reproducibility import config_hash, git_state, package_versions
+from src.shared_config import WITHOUT_EFFECT, compose_trial
+from src.sweep.failures import EndedEarly
 from src.sweep.repeats import aggregate
-from src.sweep.trial import EndedEarly, TrialContext
+from src.sweep.trial import TrialContext
 from src.tracking.orphans import reap
 from src.tracking.run import Run
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
-WITHOUT_EFFECT = ("tracking", "study", "objective", "test", "data.cache_dir", "threads", "repeats", "dry_run")
+STATE = "checkpoint/last.ckpt"  # in a run's folder, where a training that was broken off has left its state
 PER_EPOCH = ("val/", "train/", "data/")  # of these the study needs no copy
 
 
@@ -92,35 +97,41 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         The final metrics by their recorded names; means over the seeds, if there are several.
     """
     payload = context.payload
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", payload["overrides"])
+    config = compose_trial(payload)
     with open_dict(config):
         config.tracking = {**config.tracking, **payload["tracking"]}
         config.study = context.task.study
         config.threads = config.threads or context.task.slot.threads
     store: Store = instantiate(config.tracking, "tracking")
+    if store.database is not None and not store.database.exists():
+        raise UserError(f"{store.uri}: not on this machine: let tracking.uri name a server that all machines reach")
     commit, dirty = payload.get("git") or git_state(ROOT)
     place = Place(context.task.study, (commit, dirty), payload["study_run"], context.task.number)
     if payload["repeats"] == 1:
-        return _trial_run(config, store, place, context, context.folder, context.resume)
+        _inherit_state(context.resume, context.folder)
+        return _trial_run(config, store, place, context, context.folder)[1]
+    for seed in range(config.seed, config.seed + payload["repeats"]):
+        _inherit_state([folder / f"seed-{seed}" for folder in context.resume], context.folder / f"seed-{seed}")
     return _repeated(config, store, place, context)
 
 
 def _repeated(config: DictConfig, store: Store, place: Place, context: TrialContext) -> dict[str, float]:
     """The same configuration under several seeds; what an interrupted trial had finished is not trained again."""
-    tags = _tags(config, {}, place) | {"kind": "trial", "overrides": " ".join(context.payload["cell"])}
+    plain, problem = _checked(config)
+    tags = _tags(config, plain, place) | {"kind": "trial", "overrides": " ".join(context.payload["cell"])}
     done: list[dict[str, float]] = []
-    with Run.start(store, str(config.model.get("name", "trial")), tags, parent_id=place.parent) as trial:
+    with Run.start(store, str(config.model.get("name", "trial")), tags, _public(plain), place.parent) as trial:
         context.started(trial.id)
+        if problem is not None:
+            raise problem
         try:
             for repeat in range(context.payload["repeats"]):
                 seed = int(config.seed) + repeat
-                metrics = context.repeat_done(seed)
-                if metrics is None:
-                    below = replace(place, parent=trial.id, repeat=repeat)
-                    metrics = _one_seed(config, store, below, seed, context)
+                below = replace(place, parent=trial.id, repeat=repeat)
+                run_id, metrics = context.repeat_done(seed) or _one_seed(config, store, below, seed, context)
+                Run.attach(store, run_id).move_below(trial)
                 done.append(metrics)
-                context.repeat_ended(seed, metrics)
+                context.repeat_ended(seed, run_id, metrics)
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             context.give_up(early.state, "", str(early))
@@ -132,18 +143,19 @@ def _repeated(config: DictConfig, store: Store, place: Place, context: TrialCont
     return means
 
 
-def _one_seed(config: DictConfig, store: Store, place: Place, seed: int, context: TrialContext) -> dict[str, float]:
+def _one_seed(
+    config: DictConfig, store: Store, place: Place, seed: int, context: TrialContext
+) -> tuple[str, dict[str, float]]:
     own = config.copy()
     own.seed = seed
-    resume = context.resume / f"seed-{seed}" if context.resume else None
     context.pruning = place.repeat == 0  # a configuration that has passed its rungs once is not judged by them again
-    return _trial_run(own, store, place, context, context.folder / f"seed-{seed}", resume)
+    return _trial_run(own, store, place, context, context.folder / f"seed-{seed}")
 
 
 def _trial_run(
-    config: DictConfig, store: Store, place: Place, context: TrialContext, folder: Path, resume: Path | None
-) -> dict[str, float]:
-    """One run of a trial."""
+    config: DictConfig, store: Store, place: Place, context: TrialContext, folder: Path
+) -> tuple[str, dict[str, float]]:
+    """One run of a trial: its id and its final metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     alone = context.payload["repeats"] == 1
     plain, problem = _checked(config)
@@ -154,19 +166,19 @@ def _trial_run(
             raise problem
         _refuse_several_devices(config)
         try:
-            _record(config, folder, context.payload["cell"], run, context, resume)
+            _record(config, folder, context.payload["cell"], run, context)
         except EndedEarly as early:
             run.ends_early(early.state, str(early))
             if not alone:
                 raise
             run.flush()
             context.give_up(early.state, "", str(early))
-            return {}
+            return run.id, {}
         metrics = {name: value for name, value in run.latest.items() if not name.startswith(PER_EPOCH)}
         if alone:
             run.flush()
             context.commit(metrics)
-    return metrics
+    return run.id, metrics
 
 
 def _record(
@@ -175,21 +187,22 @@ def _record(
     overrides: list[str],
     run: Run,
     context: TrialContext | None = None,
-    resume: Path | None = None,
 ) -> None:
     """Train, measure and evaluate one config into its run."""
     parts = training.build(config)
     cost = static_cost(parts.classifier.net, parts.classifier.image_size)
     if context is not None:
         context.known_cost(cost)
-    training.describe_inputs(config, overrides, parts, cost, run, folder)
+    public = OmegaConf.merge(config, {"tracking": _public({"tracking": config.tracking})["tracking"]})
+    assert isinstance(public, DictConfig)
+    training.describe_inputs(public, overrides, parts, cost, run, folder)
     run.tag(split=_split_label(parts.data))
     checkpoint = training.train(
         config,
         parts,
         run,
         folder,
-        resume=_inherited_state(resume, folder),
+        resume=state if (state := folder / STATE).exists() else None,
         on_epoch=_teller(config, context),
         keep_state_s=context.payload.get("keep_state_s") if context else None,
     )
@@ -200,16 +213,21 @@ def _record(
     run.log({"time/tracking_s": run.seconds})
 
 
-def _inherited_state(earlier: Path | None, folder: Path) -> Path | None:
-    """The training state that an interrupted trial left, brought to this one's own folder: it may be broken off too."""
-    left = earlier / "checkpoint" / "last.ckpt" if earlier else None
-    if left is None or not left.exists():
-        return None
-    own = folder / "checkpoint" / "last.ckpt"
+def _inherit_state(earlier: list[Path], folder: Path) -> None:
+    """Bring the training state that an earlier try left to this one's own folder: it may be broken off too.
+
+    Args:
+        earlier: Folders of the tries before, the newest first.
+        folder: This one's.
+    """
+    left = next((found for each in earlier if (found := each / STATE).exists()), None)
+    if left is None:
+        return
+    own = folder / STATE
     own.parent.mkdir(parents=True, exist_ok=True)
     part = own.with_suffix(".part")
     shutil.copyfile(left, part)
-    return part.replace(own)
+    part.replace(own)
 
 
 def _teller(config: DictConfig, context: TrialContext | None) -> Any:
@@ -231,9 +249,12 @@ def _checked(config: DictConfig) -> tuple[dict[str, Any], UserError | None]:
 
 def _refuse_several_devices(config: DictConfig) -> None:
     """Lightning would start the other ranks by this process's command line: the whole sweep again."""
-    if "ddp" in str(config.trainer.get("strategy", "auto")) or config.trainer.get("num_nodes", 1) != 1:
+    devices = config.trainer.get("devices", 1)
+    several = devices not in (1, "1", "auto", -1, "-1") and not (isinstance(devices, ListConfig) and len(devices) == 1)
+    several |= devices in ("auto", -1, "-1") and config.trainer.accelerator != "cpu" and torch.cuda.device_count() > 1
+    if several or "ddp" in str(config.trainer.get("strategy", "auto")) or config.trainer.get("num_nodes", 1) != 1:
         raise ConfigError(
-            "trainer.strategy",
+            "trainer.devices",
             "a trial of a study trains on one device, but this asks for several: take trainer=gpu, and "
             "hydra.sweeper.n_jobs for as many trials side by side",
         )
@@ -241,7 +262,17 @@ def _refuse_several_devices(config: DictConfig) -> None:
 
 def _start(store: Store, config: DictConfig, plain: dict[str, Any], overrides: list[str], place: Place) -> Run:
     tags = _tags(config, plain, place) | {"overrides": " ".join(overrides)}
-    return Run.start(store, str(config.model.get("name", "run")), tags, plain, place.parent)
+    return Run.start(store, str(config.model.get("name", "run")), tags, _public(plain), place.parent)
+
+
+def _public(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be recorded: without the password of a tracking server."""
+    if not plain:
+        return {}
+    tracking = dict(plain["tracking"])
+    if tracking.get("uri"):
+        tracking["uri"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(tracking["uri"]))
+    return {**plain, "tracking": tracking}
 
 
 def _evaluated_splits(config: DictConfig, data: DataModule, in_study: bool) -> list[str]:

@@ -20,14 +20,15 @@ from src import dry_run, summary
 from src.config import check, instantiate
 from src.entry import ROOT, one_line
 from src.errors import ConfigError, UserError
-from src.jobs import WITHOUT_EFFECT
 from src.objectives import Limit, Objective, parse_limits, parse_objectives
 from src.reproducibility import git_state
+from src.shared_config import conf_digest, flat_settings, shared_config_digest
 from src.sweep import space as spaces
 from src.sweep import study as studies
 from src.sweep.executors.base import Executor
 from src.sweep.live import LiveView
-from src.sweep.owner import Owner, Policy
+from src.sweep.owner import Owner
+from src.sweep.policy import Policy
 from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.rows import Rows
 from src.sweep.samplers import SamplerChoice, make_sampler
@@ -117,8 +118,10 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     own = plan.settings
     probe(plan, loader)
     if config.dry_run:
-        dry_run.show(plan.name, plan.space, loader, config, plan.overrides, plan.limits, own.n_trials, own.n_jobs or 1)
-        return True
+        seen = dry_run.show(
+            plan.name, plan.space, loader, config, plan.overrides, plan.limits, own.n_trials, own.n_jobs or 1
+        )
+        return any(not each.problem for each in seen)
     store: Store = instantiate(config.tracking, "tracking")
     store.open()
     for run_id in reap(store):
@@ -143,8 +146,12 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
     choice = config.hydra.runtime.choices.get("sweeps")
     made = choice or _made_name(arguments, parsed.fixed)
     name = str(own.study_name or config.study or made)
-    if own.n_trials is None and parsed.space.n_cells is None:
+    if parsed.space.n_cells is None and (own.n_trials is None or own.sampler.get("name") == "grid"):
+        if own.n_trials is not None:
+            raise ConfigError("hydra/sweeper/sampler", "a grid needs cells, but an interval has none: take tpe")
         next(iter(parsed.space.cells()))  # raises, and names the parameter that has no cells
+    if config.repeats > 1 and any("seed" in parameter.keys for parameter in parsed.space.parameters):
+        raise ConfigError("repeats", "trains under several seeds itself: do not sweep over seed as well")
     objective = _plain(config.objective)
     return Plan(
         config,
@@ -184,7 +191,7 @@ def _run(plan: Plan, store: Store, url: str, ownership: Ownership) -> bool:
         stack.callback(executor.close, settings.grace_s)
         executor.warm_up()  # imports for seconds, while the study is opened
         storage = open_storage(url)
-        study, sampler = _open_study(plan, storage)
+        study, sampler = _open_study(plan, storage, url)
         rows = Rows(
             store, plan.name, study.user_attrs.get("study_run"), {"objectives": "; ".join(map(str, plan.objectives))}
         )
@@ -227,7 +234,7 @@ def _own(
             rows,
             plan.folder,
             BODY,
-            _payload(plan, store, rows),
+            _payload(plan, store, rows, not executor.queues),
             view.show,
             ownership.is_held,
         )
@@ -244,17 +251,22 @@ def _own(
     return finished and left <= 0 and standing.failed_for_good == 0
 
 
-def _open_study(plan: Plan, storage: optuna.storages.BaseStorage) -> tuple[studies.OwnedStudy, SamplerChoice]:
+def _open_study(plan: Plan, storage: optuna.storages.BaseStorage, url: str) -> tuple[studies.OwnedStudy, SamplerChoice]:
     settings = plan.settings
-    definition = studies.Definition(plan.name, plan.objectives, plan.limits, plan.space.describe(), _fixed(plan.config))
+    definition = studies.Definition(
+        plan.name, plan.objectives, plan.limits, plan.space.describe(), flat_settings(plan.config)
+    )
     made = make_pruner(settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
     pruner = made if isinstance(made, optuna.pruners.BasePruner) else None
     seed = int(plan.config.seed)
     first = make_sampler(settings.sampler, seed, len(plan.objectives), 0)
     study = studies.open_study(storage, definition, first.sampler, pruner, spaces.Space.differences)
     n_finished = len(studies.finished(study.get_trials(deepcopy=False)))
-    sampler = make_sampler(settings.sampler, seed, len(plan.objectives), n_finished)
+    n_drawn = len(study.get_trials(deepcopy=False))  # those that were broken off, too: they must not be drawn again
+    sampler = make_sampler(settings.sampler, seed, len(plan.objectives), n_drawn)
     study.sampler = sampler.sampler
+    if sampler.name == "cmaes" and not url.startswith("sqlite:"):
+        raise ConfigError("hydra.sweeper.sampler", "cmaes keeps its state as a pickle, which is not read from a server")
     if sampler.name == "brute_force" and plan.space.n_cells is None:
         raise ConfigError("hydra.sweeper.sampler", "brute_force needs cells, but an interval has none: take tpe")
     if settings.warm_start:
@@ -281,7 +293,7 @@ def _executor(plan: Plan, url: str) -> Executor:
     return executor
 
 
-def _payload(plan: Plan, store: Store, rows: Rows) -> dict[str, Any]:
+def _payload(plan: Plan, store: Store, rows: Rows, local: bool) -> dict[str, Any]:
     """What every trial is given; plain values."""
     return {
         "overrides": plan.overrides,
@@ -289,29 +301,16 @@ def _payload(plan: Plan, store: Store, rows: Rows) -> dict[str, Any]:
         "limits": [f"{each.metric} {each.operator} {each.value!r}" for each in plan.limits],
         "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
         "study_run": rows.parent.id,
-        "git": list(git_state(ROOT)),
+        "git": list(git_state(ROOT)) if local else None,  # elsewhere the code may be another
+        "tell_begun": not local,
+        "fixed": plan.overrides,
+        "conf_digest": conf_digest(),
+        "shared_digest": shared_config_digest(plan.config),
         "repeats": plan.config.repeats,
         "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
         "drop_p": plan.settings.drop_p,
         "keep_state_s": plan.settings.keep_state_s,
     }
-
-
-def _fixed(config: DictConfig) -> list[str]:
-    """What all trials share and what has an effect, flat; unresolved, so that what is swept does not show in it."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return [f"{key}={value}" for key, value in _flat(plain) if not key.startswith("hydra.")]
-
-
-def _flat(node: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        where = f"{path}{key}"
-        if where in (*WITHOUT_EFFECT, "data.root") and where != "repeats":
-            continue
-        found += _flat(value, f"{where}.") if isinstance(value, Mapping) and value else [(where, value)]
-    return found
 
 
 def _made_name(arguments: list[str], fixed: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What runs amount to: a study's front tested once, its trials compared, and both shown."""
 
 import logging
+import math
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from src import training
 from src.analysis.comparison import compare, notes, recorded_name, render, row_name
 from src.entry import format_bug, one_line
+from src.errors import UserError
 from src.objectives import Limit, Objective
 from src.sweep.repeats import aggregate
 from src.tracking import read
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 console = Console(width=100)
 SHOWN = 20  # rows of a table for people; the CSV holds all
 SHOWN_FAILURES = 5
+TESTED = "metrics.test/"
 
 
 def summarise_study(
@@ -87,6 +90,7 @@ def _test_front(store: Store, table: pd.DataFrame) -> bool:
                 _test_repeats(store, run_id)
             else:
                 test_run(store, run_id)
+            Run.attach(store, run_id).tag(tested="as a member of the front")
         except Exception as error:  # the comparison of the others is not lost for it
             reason = one_line(error) or format_bug(error)
             Run.attach(store, run_id).tag(test_failure=reason)
@@ -96,7 +100,15 @@ def _test_front(store: Store, table: pd.DataFrame) -> bool:
 
 def _test_repeats(store: Store, run_id: str) -> None:
     """Each seed's run, and their mean and spread on the trial's."""
-    figures = [test_run(store, child) for child in read.children(store, run_id)["run_id"]]
+    children = read.children(store, run_id)
+    figures = []
+    for _, child in children[children["status"] == "FINISHED"].iterrows():
+        names = [str(name) for name in child.index if str(name).startswith(TESTED)]
+        known = {name.removeprefix("metrics."): float(child[name]) for name in names}
+        tested = {name: value for name, value in known.items() if not math.isnan(value)}
+        figures.append(tested or test_run(store, child["run_id"]))
+    if not figures:
+        raise UserError(f"run {run_id} has no finished seeds: nothing to test")
     means, spreads = aggregate(figures)
     trial = Run.attach(store, run_id)
     trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
@@ -111,6 +123,12 @@ def show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, s
     tested = shown[shown["test/accuracy"].notna()] if "test/accuracy" in shown else shown.iloc[:0]
     if len(tested):
         console.print(render(tested, f"{title}: test, never used for choosing", "test"))
+    former = table[(table["tested"] != "") & ~table["front"]]
+    if len(former):
+        _say(
+            f"{len(former)} runs were tested as members of an earlier front and have left it since: the study went on "
+            "after their test figures were seen"
+        )
     if len(shown) < len(table):
         _say(f"{len(table) - len(shown)} more rows are in the artifact comparison.csv")
     _say(f"front: {', '.join(map(str, drawn_over))}")

@@ -10,7 +10,19 @@ FILES = sorted((ROOT / "src").rglob("*.py"))
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 LAYERS = [
-    {"train", "worker", "launch", "jobs", "summary", "dry_run", "training", "entry", "progress", "checkpoint"},
+    {
+        "train",
+        "worker",
+        "launch",
+        "jobs",
+        "shared_config",
+        "summary",
+        "dry_run",
+        "training",
+        "entry",
+        "progress",
+        "checkpoint",
+    },
     {"classifier", "data", "sweep", "tracking", "analysis"},
     {"models", "losses", "metrics", "efficiency", "objectives", "reproducibility", "schedules", "config"},
     {"allocator", "errors", "torchvision_operators"},
@@ -25,6 +37,7 @@ DOORS = {
         "src/jobs.py",
         "src/launch.py",
         "src/dry_run.py",
+        "src/shared_config.py",
         "src/entry.py",
         "src/config.py",
         "src/training.py",

@@ -34,9 +34,9 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
         limits: What a member of the front has to keep; a run without the metric does not.
 
     Returns:
-        Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, was_front (the tag as it
-        stands), status (FINISHED, PRUNED, OVER_LIMIT, FAILED, KILLED, RUNNING), failure, feasible, front, and the run's
-        metrics by recorded names. Best first by the first objective; runs without a result last.
+        Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, tested (as what), was_front
+        (the tag as it stands), status (FINISHED, PRUNED, OVER_LIMIT, FAILED, KILLED, RUNNING), failure, feasible,
+        front, and the run's metrics by recorded names. Best first by the first objective; runs without a result last.
     """
     table = pd.DataFrame(
         {
@@ -47,6 +47,7 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
                 for tag in ("trial", "overrides", "split", "grouped_by", "split_fingerprint")
             },
             "kind": _column(runs, "tags.kind", "run"),
+            "tested": _column(runs, "tags.tested", ""),
             "was_front": _column(runs, "tags.front", ""),
             "status": _status(runs),
             "failure": _column(runs, "tags.failure", ""),

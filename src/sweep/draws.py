@@ -30,6 +30,7 @@ class Draws:
         self._waiting = 0
         self._finished: dict[Overrides, FrozenTrial] = {}  # what need not be run again
         self._taken: set[Overrides] = set()  # cells that some trial stands for
+        self._failed: set[Overrides] = set()  # cells that failed: tried again only where that is asked for
         self._cells: Iterator[Cell] | None = None
 
     def take(self, trial: FrozenTrial) -> None:
@@ -38,6 +39,8 @@ class Draws:
         self._taken.add(cell)
         if trial.state is TrialState.WAITING:
             self._waiting += 1
+        if trial.state is TrialState.FAIL and "excluded" not in trial.user_attrs:
+            self._failed.add(cell)
         known = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         if known and not {"same_as", "excluded"} & trial.user_attrs.keys():
             self._finished[cell] = trial
@@ -71,9 +74,12 @@ class Draws:
                 self._tell_same(trial, self._finished[cell.overrides])
             elif cell.overrides in under_way:
                 self._leave_out(trial, "under way as another trial")
+            elif cell.overrides in self._failed and "retry_of" not in trial.user_attrs:
+                self._leave_out(trial, "failed as another trial")
             else:
+                self._taken.add(cell.overrides)
                 return trial, cell
-        return self._unseen(under_way)
+        return self._unseen()
 
     def _enqueue_cell(self) -> bool:
         if self._cells is None:
@@ -90,17 +96,17 @@ class Draws:
         cell = self.space.suggest(trial)
         if trial.user_attrs.get("cell") != list(cell.overrides):
             trial.set_user_attr("cell", list(cell.overrides))
-        self._taken.add(cell.overrides)
         return trial, cell
 
-    def _unseen(self, under_way: Collection[Overrides]) -> tuple[optuna.Trial, Cell] | None:
+    def _unseen(self) -> tuple[optuna.Trial, Cell] | None:
         """The sampler draws known or excluded cells only: take one that nobody ran, where they can be counted."""
         if self.space.n_cells is None:
             raise UserError(
                 f"hydra.sweeper.exclude: {TRIES} draws in a row were excluded or known already: widen the space"
             )
         for cell in self.space.cells():
-            if cell.overrides not in self._finished and cell.overrides not in under_way:
+            if cell.overrides not in self._taken:
+                self._taken.add(cell.overrides)
                 self.enqueue(cell.params, {"cell": list(cell.overrides)})
                 return self._ask()
         return None

@@ -1,8 +1,11 @@
 """The owner of a study: asks what to try, has it run, tells what came of it. Never waits for the slowest of a batch."""
 
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +17,15 @@ from src.objectives import Limit, Objective
 from src.sweep import study as studies
 from src.sweep.draws import Draws, cell_of
 from src.sweep.executors.base import Executor
+from src.sweep.policy import Policy
 from src.sweep.rows import Rows, log_tail
 from src.sweep.space import Cell, Space
 from src.sweep.standing import Standing
 from src.sweep.task import Ended, Kind, Outcome, Task
 
+log = logging.getLogger(__name__)
+KEPT_FOLDERS = 5  # of earlier tries, in which a trial that is started again looks for a state to go on from
 PROGRESS_SECONDS = 1.0  # between two looks at what the running trials say
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How a study is run.
-
-    Attributes:
-        n_trials: Trials that the study shall reach, those of earlier sittings included; None: every cell of a grid.
-        is_grid: Whether the cells come in order instead of from the sampler.
-        retries: How often a trial is tried again after a failure of one of the kinds in `retried`.
-        retried: Kinds of failures that another try may cure.
-        time_limit_s: Seconds that a trial may take; None for no limit.
-        stop_after: The sweep stops when its first so many trials all fail in the same way; 0 never.
-        retry_failed: Whether trials that failed for good in earlier sittings are tried again.
-        grace_s: Seconds that a trial has to close its record when it is stopped.
-        learns_from_pruned: Whether the sampler learns from pruned trials that break a limit.
-    """
-
-    n_trials: int | None
-    is_grid: bool
-    retries: int = 1
-    retried: tuple[Kind, ...] = ("killed", "out_of_memory")
-    time_limit_s: float | None = None
-    stop_after: int = 3
-    retry_failed: bool = False
-    grace_s: float = 10.0
-    learns_from_pruned: bool = True
 
 
 class AllFailAlikeError(UserError):
@@ -61,6 +40,7 @@ class Running:
     cell: Cell
     began: float
     stopped: tuple[Kind, str] | None = None  # why the owner ended it
+    waits: bool = False  # handed over, but without a sign of life: it may stand in an engine's queue
     progress: dict[str, Any] = field(default_factory=dict)
 
 
@@ -115,6 +95,9 @@ class Owner:
         self.seconds: list[float] = []  # of the owner's own work, a figure a trial
         self.draws = Draws(study, space, policy.is_grid)
         self._running: dict[int, Running] = {}
+        self._ended: deque[Ended] = deque()
+        self._followed: set[int] = set()  # trials whose parameters are back in the queue
+        self._unrecorded: list[Callable[[], Any]] = []  # what MLflow could not be told yet
         self._noted = 0.0
         total = policy.n_trials
         if space.n_cells is not None:
@@ -146,6 +129,9 @@ class Owner:
     def _take_stock(self) -> None:
         """Read what earlier sittings left, and settle the trials whose owner ended before they did."""
         trials = self.study.get_trials(deepcopy=False)
+        if self.space.n_cells is not None:  # what is known from another study need not be run
+            known = {cell_of(trial) for trial in trials if "warm_from" in trial.user_attrs}
+            self.total = self.standing.total = min(self.total, self.space.n_cells - len(known))
         self.standing.counted = studies.counted(trials)
         followed = {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
         for trial in trials:
@@ -153,7 +139,7 @@ class Owner:
                 self._settle_orphan(trial, trial.number in followed)
             else:
                 self.draws.take(trial)
-                if trial.state.is_finished() and "excluded" not in trial.user_attrs:
+                if trial.state.is_finished() and not {"excluded", "warm_from"} & trial.user_attrs.keys():
                     self._take_finished(trial, trial.number in followed)
 
     def _take_finished(self, trial: FrozenTrial, followed: bool) -> None:
@@ -173,13 +159,20 @@ class Owner:
             self.show(self.standing)
             self.seconds.append(time.perf_counter() - began)
             if not self._running:
+                self._record_the_rest()
                 return
-            ended = self.executor.wait(self._patience())
+            self._ended += self.executor.wait(self._patience())
             began = time.perf_counter()
-            for end in ended:
-                self._settle(end)
+            self._settle_all()
+            self._stop_if_all_fail_alike()
             self._enforce_time_limit()
             self.seconds[-1] += time.perf_counter() - began
+
+    def _settle_all(self) -> None:
+        """Settle all that have ended; one stays in the queue until it is, so that an interruption loses none."""
+        while self._ended:
+            self._settle(self._ended[0])
+            del self._running[self._ended.popleft().task.number]
 
     def _patience(self) -> float:
         """Seconds until something has to be looked at even if no trial ends."""
@@ -198,13 +191,13 @@ class Owner:
     def _start(self, trial: optuna.Trial, cell: Cell) -> Running:
         folder = _fresh(self.folder / f"{trial.number:04d}")
         payload = self.payload | {"overrides": [*self.payload.get("overrides", []), *cell.overrides]}
-        payload |= {"cell": list(cell.overrides), "continues": trial.user_attrs.get("continues")}
+        payload |= {"cell": list(cell.overrides), "continues": trial.user_attrs.get("continues", [])}
         task = Task(self.storage, self.study.study_name, trial._trial_id, trial.number, str(folder), self.body, payload)
         trial.set_user_attr("folder", str(folder))
-        return Running(self.executor.submit(task), cell, time.monotonic())
+        return Running(self.executor.submit(task), cell, time.monotonic(), waits=self.executor.queues)
 
     def _settle(self, end: Ended) -> None:
-        running = self._running.pop(end.task.number)
+        running = self._running[end.task.number]
         frozen = self.study._storage.get_trial(end.task.trial_id)
         outcome = _outcome(frozen)
         in_order = outcome is not None and end.exitcode == 0
@@ -231,42 +224,58 @@ class Owner:
     def _try_again(self, frozen: FrozenTrial, attempt: int) -> None:
         """Put a trial's parameters back into the queue, before it is told as failed: so they are never lost."""
         params = frozen.system_attrs.get("fixed_params") or frozen.params
-        attributes = {"retry_of": frozen.number, "attempt": attempt}
+        attributes: dict[str, Any] = {"retry_of": frozen.number, "attempt": attempt}
         for name in ("cell", "warm_from"):
             if name in frozen.user_attrs:
                 attributes[name] = frozen.user_attrs[name]
-        folder = frozen.user_attrs.get("folder")
-        if folder:
-            attributes["continues"] = folder
+        folders = [frozen.user_attrs.get("folder"), *frozen.user_attrs.get("continues", [])]
+        attributes["continues"] = [folder for folder in folders if folder][:KEPT_FOLDERS]
+        attributes["best_so_far"] = frozen.user_attrs.get("progress", {}).get("best", {})
         for name, value in frozen.user_attrs.items():
-            if name.startswith("repeat:"):
+            if name.startswith("repeat"):
                 attributes[name] = value
         self.draws.enqueue(params, attributes)
+        self._followed.add(frozen.number)
 
     def _finish(
         self, frozen: FrozenTrial, outcome: Outcome, in_order: bool, seconds: float | None, followed: bool = False
     ) -> None:
-        """Tell Optuna, make MLflow agree, show it; `followed`: an earlier owner has put it back already."""
-        again = outcome.state == "fail" and (followed or self._deserves_another_try(frozen, outcome))
+        """Make MLflow agree, tell Optuna, show it; `followed`: an earlier owner has put it back already."""
+        frozen = self.study._storage.get_trial(frozen._trial_id)
+        outcome = _outcome(frozen) or outcome  # it may have come to its end just before it was given up
+        followed = followed or frozen.number in self._followed
+        attempt = int(frozen.user_attrs.get("attempt", 0))
+        again = outcome.state == "fail" and (followed or self.policy.allows_another_try(outcome, attempt))
         if again and not followed:
-            stopped = outcome.kind == "stopped"
-            self._try_again(frozen, int(frozen.user_attrs.get("attempt", 0)) + (not stopped))
+            self._try_again(frozen, attempt + (outcome.kind != "stopped"))
+        tail = log_tail(Path(frozen.user_attrs["folder"])) if "folder" in frozen.user_attrs else ""
+        if not in_order or outcome.state == "fail":
+            self._record(frozen, outcome, tail)
         told = studies.tell(
             self.study, frozen.number, outcome, self.objectives, self.limits, self.policy.learns_from_pruned
         )
-        tail = log_tail(Path(frozen.user_attrs["folder"])) if "folder" in frozen.user_attrs else ""
         final = _outcome(told) or outcome
-        if not in_order or final.state == "fail":
-            self.rows.settle(frozen.number, list(cell_of(frozen)), frozen.user_attrs.get("run_id"), final, tail)
+        if final != outcome:
+            self._record(told, final, tail)
         self.draws.take(told)
         self.standing.add(told, final, seconds, tail, again)
         if not again and final.kind != "stopped":
             self.standing.counted += 1
-        self._stop_if_all_fail_alike()
 
-    def _deserves_another_try(self, frozen: FrozenTrial, outcome: Outcome) -> bool:
-        attempt = int(frozen.user_attrs.get("attempt", 0))
-        return outcome.kind == "stopped" or (outcome.kind in self.policy.retried and attempt < self.policy.retries)
+    def _record(self, frozen: FrozenTrial, outcome: Outcome, tail: str) -> None:
+        """Settle the trial's run in MLflow, or later if that does not answer: the sweep goes on meanwhile."""
+        run_id = frozen.user_attrs.get("run_id")
+        settle = partial(self.rows.settle, frozen.number, list(cell_of(frozen)), run_id, outcome, tail)
+        try:
+            settle()
+        except Exception as error:
+            log.warning("trial %d is not settled in MLflow yet: %s", frozen.number, " ".join(str(error).split())[:200])
+            self._unrecorded.append(settle)
+
+    def _record_the_rest(self) -> None:
+        while self._unrecorded:
+            self._unrecorded[0]()
+            del self._unrecorded[0]
 
     def _stop_if_all_fail_alike(self) -> None:
         n = self.policy.stop_after
@@ -280,23 +289,27 @@ class Owner:
     def _enforce_time_limit(self) -> None:
         limit = self.policy.time_limit_s
         for running in self._running.values():
-            if limit is not None and running.stopped is None and time.monotonic() - running.began > limit:
+            if (
+                limit is not None
+                and not running.waits
+                and running.stopped is None
+                and time.monotonic() - running.began > limit
+            ):
                 running.stopped = ("time_limit", f"took longer than hydra.sweeper.time_limit_s={limit:g}")
                 self.executor.stop(running.task, self.policy.grace_s)
 
     def _stop_all(self) -> None:
         for running in self._running.values():
             running.stopped = running.stopped or ("stopped", "the sweep was stopped; the same command starts it again")
-        for end in self.executor.close(self.policy.grace_s):
-            if end.task.number in self._running:
-                self._settle_quietly(end)
-
-    def _settle_quietly(self, end: Ended) -> None:
-        """While stopping, one that fails like the others is no further news."""
-        try:
-            self._settle(end)
-        except AllFailAlikeError:
-            return
+        self._ended += self.executor.close(self.policy.grace_s)
+        reported = {end.task.number for end in self._ended}
+        self._ended += [
+            Ended(running.task, None, "its end was not noticed")
+            for number, running in self._running.items()
+            if number not in reported
+        ]
+        self._settle_all()
+        self._record_the_rest()
 
     def _note_progress(self) -> None:
         """Read what the running trials last said; not at every event, for each costs a query."""
@@ -304,6 +317,8 @@ class Owner:
             for running in self._running.values():
                 attributes = self.study._storage.get_trial_user_attrs(running.task.trial_id)
                 running.progress = attributes.get("progress", {})
+                if running.waits and "begun" in attributes:
+                    running.waits, running.began = False, time.monotonic()
             self._noted = time.monotonic()
             if not self.still_ours():
                 raise UserError("the connection that holds the study's lock was lost; the same command goes on")

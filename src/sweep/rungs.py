@@ -123,7 +123,7 @@ class RungBook:
         """Enter what a trial has reached at a rung, then hold it against all that have come to it.
 
         Trials of an earlier study that this one was started from count too, if they have met this rung. A trial that
-        was made again (`retry_of`, `continues`) counts once, by its latest attempt at the rung.
+        was made again (`retry_of`) counts once, by its latest attempt at the rung.
 
         Args:
             trial: The trial, running.
@@ -152,7 +152,7 @@ class RungBook:
             if values is None or len(values) != len(self.objectives):  # the latter: begun under other objectives
                 continue
             found[trial.number] = values
-            replaced |= {trial.user_attrs.get("retry_of", -1), trial.user_attrs.get("continues", -1)}
+            replaced.add(trial.user_attrs.get("retry_of", -1))
         return {number: values for number, values in found.items() if number not in replaced}
 
 

@@ -109,7 +109,7 @@ class Standing:
             if outcome.state != "fail":
                 self._reasons.add("")
             return
-        if outcome.kind != "stopped":  # which says nothing about the trial
+        if outcome.kind != "stopped" and not again:  # which says nothing yet about the trial
             self.n_seen += 1
             self._reasons.add(_signature(outcome) if outcome.state == "fail" else "")
         if seconds is not None and outcome.state != "fail":

@@ -106,9 +106,15 @@ def open_study(
     elif found := _differences(recorded, definition.plain(), differences):
         raise UserError(
             f"study {definition.name} was started with other settings ({'; '.join(found)}): take another "
-            f"hydra.sweeper.study_name, and hydra.sweeper.warm_start={definition.name} to start from its trials"
+            f"hydra.sweeper.study_name{_warm_hint(recorded, definition)}"
         )
     return study
+
+
+def _warm_hint(recorded: dict[str, Any], definition: Definition) -> str:
+    if recorded["fixed"] != definition.plain()["fixed"]:
+        return ""  # results under other settings do not compare
+    return f", and hydra.sweeper.warm_start={definition.name} to start from its trials"
 
 
 def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -128,7 +134,7 @@ def counted(trials: Iterable[FrozenTrial]) -> int:
     copies (from another study, or of an equal configuration), and excluded draws.
     """
     every = list(trials)
-    repeated = {trial.user_attrs.get(key) for trial in every for key in ("retry_of", "continues")}
+    repeated = {trial.user_attrs.get("retry_of") for trial in every}
     return sum(
         not {"warm_from", "same_as", "excluded"} & trial.user_attrs.keys()
         and not (trial.state is TrialState.FAIL and (trial.number in repeated or _kind(trial) == "stopped"))
@@ -168,9 +174,6 @@ def tell(
     frozen = study._storage.get_trial(trial_id)
     if frozen.state.is_finished():
         return frozen
-    stored = frozen.user_attrs.get("outcome")
-    if stored and outcome.kind in ("stopped", "killed"):
-        outcome = Outcome(**stored)  # the trial came to its end just before it was given up
     outcome = _possible(outcome, objectives, limits)
     if frozen.user_attrs.get("outcome") != asdict(outcome):
         study._storage.set_trial_user_attr(trial_id, "outcome", asdict(outcome))

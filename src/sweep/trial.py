@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from src.analysis.comparison import recorded_name
 from src.errors import DivergedError, UserError
 from src.objectives import Limit, Objective, parse_limits, parse_objectives
+from src.sweep.failures import EndedEarly, OverLimit, Pruned, WrongReturnError, classify
 from src.sweep.repeats import Repeated, is_dropped
 from src.sweep.task import Kind, Outcome, State, Task
 
@@ -29,32 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TERMINATED = 143  # exit status of a process that SIGTERM unwound: whoever sent it knows why
 FAILED = 1
+COMMIT_PAUSES = (1, 2, 4, 8, 15, 30)  # s, between tries to commit an outcome
 PROGRESS_SECONDS = 1.0  # between two notes of how far the trial is
 KNOWN_BEFORE = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params", "efficiency/size_mb")
-
-
-class EndedEarly(Exception):  # noqa: N818  a decision, no error
-    """A trial that is not carried to its end, by decision and not by failure.
-
-    Attributes:
-        state: How the record calls it.
-    """
-
-    state: State = "pruned"
-
-
-class Pruned(EndedEarly):
-    """Stopped while training: it was behind."""
-
-
-class OverLimit(EndedEarly):
-    """Not trained at all: what it costs is known before, and is over a limit."""
-
-    state: State = "over_limit"
-
-
-class WrongReturnError(Exception):
-    """The body's return value cannot be told to the study."""
 
 
 class TrialContext:
@@ -107,10 +85,9 @@ class TrialContext:
         return self._pruner if isinstance(self._pruner, Rungs) else None
 
     @property
-    def resume(self) -> Path | None:
-        """Folder of the interrupted trial whose training this one goes on with."""
-        folder = self.payload.get("continues")
-        return Path(folder) if folder else None
+    def resume(self) -> list[Path]:
+        """Folders of earlier tries of this trial, the newest first: one may hold a state to go on from."""
+        return [Path(folder) for folder in self.payload.get("continues", [])]
 
     def started(self, run_id: str) -> None:
         """Note the trial's MLflow run, so that the owner can close it if this process cannot.
@@ -150,31 +127,35 @@ class TrialContext:
             Pruned: The trial is behind.
         """
         self._epoch = epoch
-        self._note(epoch, epochs, metrics)
+        if not self._best and self.resume:
+            self._best = dict(self.trial.user_attrs.get("best_so_far", {}))
         for objective in self.objectives:
             if objective.metric in metrics:
                 self._best[objective.metric] = _better(
                     objective, metrics[objective.metric], self._best.get(objective.metric)
                 )
+        self._note(epoch, epochs, metrics)
         if self.pruning and epoch < epochs and self.payload.get("pruner"):
             self._prune(epoch, epochs, metrics)
 
-    def repeat_done(self, seed: int) -> dict[str, float] | None:
-        """The metrics of a seed that an interrupted try of this trial had finished; None if it had not."""
+    def repeat_done(self, seed: int) -> tuple[str, dict[str, float]] | None:
+        """Run id and metrics of a seed that an interrupted try of this trial had finished; None if it had not."""
         found = self.trial.user_attrs.get(f"repeat:{seed}")
-        return dict(found) if found else None
+        return (str(self.trial.user_attrs[f"repeat_run:{seed}"]), dict(found)) if found else None
 
-    def repeat_ended(self, seed: int, metrics: Mapping[str, float]) -> None:
+    def repeat_ended(self, seed: int, run_id: str, metrics: Mapping[str, float]) -> None:
         """One of several seeds is done; the configuration may be dropped here.
 
         Args:
             seed: Of the repeat.
+            run_id: Its MLflow run.
             metrics: Its final ones.
 
         Raises:
             Pruned: The configuration is clearly behind another one after the seeds that both have.
         """
         if self.repeat_done(seed) is None:
+            self.trial.set_user_attr(f"repeat_run:{seed}", run_id)
             self.trial.set_user_attr(f"repeat:{seed}", dict(metrics))
         trials = self.trial.study.get_trials(deepcopy=False)
         own = _repeated(trials[self.task.number])
@@ -205,7 +186,16 @@ class TrialContext:
             self._write(Outcome(state, kind, reason, metrics, self._run_id, self._epoch))
 
     def _write(self, outcome: Outcome) -> None:
-        self.trial.set_user_attr("outcome", asdict(outcome))
+        """Commit; a storage that is away for a moment is waited for, since hours of training hang on it."""
+        for pause in (*COMMIT_PAUSES, None):
+            try:
+                self.trial.set_user_attr("outcome", asdict(outcome))
+                break
+            except Exception as error:
+                if pause is None or type(error).__name__ == "UpdateFinishedTrialError":
+                    raise
+                log.warning("the outcome is not committed yet: %s", " ".join(str(error).split())[:200])
+                time.sleep(pause)
         self.outcome = outcome
 
     def _checked(self, metrics: Any) -> dict[str, float]:
@@ -231,7 +221,11 @@ class TrialContext:
             return
         self._noted = time.monotonic()
         shown = {item.metric: metrics[item.metric] for item in self.objectives if item.metric in metrics}
-        self.trial.set_user_attr("progress", {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()})
+        note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "best": self._best, "time": time.time()}
+        try:
+            self.trial.set_user_attr("progress", note)
+        except Exception as error:  # only the view misses it
+            log.warning("progress is not noted: %s", " ".join(str(error).split())[:200])
 
     def _prune(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         if self._rungs is not None:
@@ -271,6 +265,8 @@ def main(task: Task) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     context = TrialContext(task)
     try:
+        if task.payload.get("tell_begun"):
+            context.trial.set_user_attr("begun", time.time())
         metrics = body_of(task.body)(context)
         context.commit(metrics)
     except EndedEarly as early:
@@ -295,22 +291,6 @@ def body_of(name: str) -> Callable[[TrialContext], Mapping[str, float]]:
     module, _, function = name.partition(":")
     found: Callable[[TrialContext], Mapping[str, float]] = getattr(importlib.import_module(module), function)
     return found
-
-
-def classify(error: BaseException) -> tuple[Kind, str]:
-    """What kind of failure an exception is, and its reason in one line."""
-    text = " ".join(str(error).split())[:500]
-    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, DivergedError):
-        return "diverged", text
-    if isinstance(error, UserError):
-        return "bad_config", text
-    if isinstance(error, WrongReturnError):
-        return "wrong_return", text
-    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text or "CUDA out of" in text
-    if isinstance(error, MemoryError) or out_of_memory:
-        return "out_of_memory", named
-    return "error", named
 
 
 def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:

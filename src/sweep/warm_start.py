@@ -41,7 +41,7 @@ def warm_start(
         How many were copied.
 
     Raises:
-        UserError: There is no study of that name, or it is this one.
+        UserError: There is no study of that name, it is this one, or its trials shared other settings.
     """
     names = optuna.get_all_study_names(storage)
     if old_name not in names or old_name == study.study_name:
@@ -50,6 +50,12 @@ def warm_start(
         problem = "is this study itself" if old_name == study.study_name else "is no study of this database"
         raise UserError(f"hydra.sweeper.warm_start: {old_name} {problem}; {hint}")
     old = optuna.Study(old_name, storage, optuna.samplers.RandomSampler(), optuna.pruners.NopPruner())
+    ours, theirs = (each.user_attrs.get("definition", {}).get("fixed", []) for each in (study, old))
+    if differing := sorted(set(ours) ^ set(theirs)):
+        raise UserError(
+            f"hydra.sweeper.warm_start: {old_name} was trained with other settings ({', '.join(differing[:6])}): its "
+            "results do not compare with this study's"
+        )
     there = {trial.user_attrs.get("warm_from") for trial in study.get_trials(deepcopy=False)}
     copied = 0
     for trial in old.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):

@@ -53,13 +53,16 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
     """
     status = "FAILED" if state == "fail" else "FINISHED"
     run = store.client.get_run(run_id)
-    agrees = run.info.status == status or (state == "fail" and run.info.status == "KILLED")
-    if agrees and run.data.tags.get("trial_state") == state:
-        return
-    store.client.set_tag(run_id, "trial_state", state)
-    if reason:
-        store.client.set_tag(run_id, "failure" if state == "fail" else "ended_early", reason)
-    store.client.set_terminated(run_id, status)
+    tag = "failure" if state == "fail" else "ended_early"
+    tags = run.data.tags
+    if reason and tags.get(tag) != reason:
+        store.client.set_tag(run_id, tag, reason)
+    if state != "fail" and "failure" in tags:
+        store.client.delete_tag(run_id, "failure")
+    if tags.get("trial_state") != state:
+        store.client.set_tag(run_id, "trial_state", state)
+    if run.info.status != status and not (state == "fail" and run.info.status == "KILLED"):
+        store.client.set_terminated(run_id, status)
 
 
 def _is_alive(tags: dict[str, str]) -> bool:

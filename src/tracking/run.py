@@ -28,6 +28,7 @@ _logger = logging.getLogger(__name__)
 _SHARE = 0.01  # of a run's time may go into writing metrics while it runs
 _REASON_LENGTH = 500
 _TRACEBACK = "traceback.txt"
+_INPUT_TAGS = ("split", "grouped_by", "data_fingerprint", "split_fingerprint", "weights", "device")
 
 
 class Run:
@@ -127,6 +128,13 @@ class Run:
             if tag in store.client.get_run(run_id).data.tags:
                 store.client.delete_tag(run_id, tag)
         return run
+
+    def move_below(self, parent: "Run") -> None:
+        """Show this run below another one; the tags that say what it was fed go up, where that one lacks them."""
+        tags = self.store.client.get_run(self.id).data.tags
+        if tags.get("mlflow.parentRunId") != parent.id:
+            self.store.client.set_tag(self.id, "mlflow.parentRunId", parent.id)
+        parent.tag(**{name: tags[name] for name in _INPUT_TAGS if name in tags})
 
     def ends_early(self, state: str, reason: str) -> None:
         """Let the run, when its context is left, end as FINISHED with another `trial_state` than `complete`.

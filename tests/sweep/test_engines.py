@@ -47,7 +47,9 @@ def check(folder: Path, storage: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [["ray"], ["slurm", "hydra.sweeper.executor.cluster=local"]], ids=["ray", "submitit"])
+@pytest.mark.parametrize(
+    "choice", [["ray"], ["slurm", "hydra.sweeper.executor.cluster=local"]], ids=["ray", "submitit"]
+)
 def test_trials_run_on_an_engine_for_many_machines(tmp_path: Path, choice: list[str]) -> None:
     pytest.importorskip({"ray": "ray", "slurm": "submitit"}[choice[0]])
     process = start(tmp_path, "src.train", *STUDY, f"hydra/sweeper/executor={choice[0]}", *choice[1:])

@@ -283,8 +283,8 @@ def test_after_ctrl_c_the_running_trials_are_marked_and_run_later(setup: Setup) 
         standing = owner.run()
         continued = {tuple(task.payload["cell"]): task.payload["continues"] for task in executor.submitted}
     assert continued == {
-        **{cell: str(setup.folder / "trials" / f"{number:04d}") for number, cell in enumerate(CELLS[2:5], start=2)},
-        CELLS[5]: None,
+        **{cell: [str(setup.folder / "trials" / f"{number:04d}")] for number, cell in enumerate(CELLS[2:5], start=2)},
+        CELLS[5]: [],
     }
     assert (standing.counted, standing.failed_for_good) == (6, 0)
     complete_cells = [cell_of(trial) for trial in trials_of(setup) if trial.state is TrialState.COMPLETE]

@@ -194,13 +194,13 @@ def test_a_configuration_clearly_behind_after_some_seeds_is_dropped(tmp_path: Pa
     desk = Desk(tmp_path, repeats=6)
     strong, weak = TrialContext(desk.task()), TrialContext(desk.task())
     for seed in range(6):
-        strong.repeat_ended(seed, {"best/val/accuracy": 0.8 + 0.01 * seed, "efficiency/flops": 5.0})
+        strong.repeat_ended(seed, f"strong-{seed}", {"best/val/accuracy": 0.8 + 0.01 * seed, "efficiency/flops": 5.0})
     for seed in range(3):
-        weak.repeat_ended(seed, {"best/val/accuracy": 0.5 - 0.02 * seed, "efficiency/flops": 9.0})
+        weak.repeat_ended(seed, f"weak-{seed}", {"best/val/accuracy": 0.5 - 0.02 * seed, "efficiency/flops": 9.0})
     # four losses of different size in a row: p = 1/16, the first below 0.1
     with pytest.raises(Pruned, match="after 4 of 6 seeds"):
-        weak.repeat_ended(3, {"best/val/accuracy": 0.44, "efficiency/flops": 9.0})
-    assert weak.repeat_done(2) == {"best/val/accuracy": 0.46, "efficiency/flops": 9.0}
+        weak.repeat_ended(3, "weak-3", {"best/val/accuracy": 0.44, "efficiency/flops": 9.0})
+    assert weak.repeat_done(2) == ("weak-2", {"best/val/accuracy": 0.46, "efficiency/flops": 9.0})
 
 
 def test_out_of_memory_is_known_by_any_of_its_names() -> None:

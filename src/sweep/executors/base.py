@@ -21,6 +21,8 @@ class Executor(ABC):
         places: The slots, each for one trial at a time.
     """
 
+    queues = False  # whether a trial that was submitted may have to wait elsewhere before it runs
+
     def __init__(self, places: Sequence[Slot]) -> None:
         self._places = list(places)
         self._running: dict[int, Task] = {}  # by slot

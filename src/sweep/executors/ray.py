@@ -34,6 +34,8 @@ class RayExecutor(Executor):
         ConfigError: An impossible number.
     """
 
+    queues = True
+
     def __init__(
         self,
         address: str | None = None,

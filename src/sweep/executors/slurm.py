@@ -42,6 +42,8 @@ class SlurmExecutor(Executor):
         ConfigError: An impossible number.
     """
 
+    queues = True
+
     def __init__(
         self,
         n_jobs: Annotated[int, Ge(1)] = 4,

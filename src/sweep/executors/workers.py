@@ -71,6 +71,8 @@ class WorkersExecutor(Executor):
         UserError: The database cannot be used.
     """
 
+    queues = True
+
     def __init__(
         self,
         storage_url: str,
