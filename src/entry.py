@@ -88,13 +88,17 @@ def general_help(examples: str) -> str:
         if names:
             wrapped = textwrap.wrap(names, width=82, subsequent_indent=" " * 14, break_on_hyphens=False)
             lines.append(f"  {folder.name + ':':<11} " + "\n".join(wrapped))
+    lines += ["", "A study sweeps over some of them; each file of sweeps/ is one:", ""]
+    lines.append(f"  {'sweeps:':<11} {', '.join(_choices(_folder('sweeps')))}")
     return "\n".join(
         [
             *lines,
             "",
-            "  --help <part>        what each choice of a part is, such as --help model",
+            "  --help <part>        what each choice of a part is, such as --help model, --help sweeps,",
+            "                       --help hydra/sweeper/sampler (or pruner, executor)",
             "  --cfg job            all values of a composed run, without running it",
-            "  -m, --multirun       one run per combination of comma-separated values, compared at the end",
+            "  -m, --multirun       one run per combination of comma-separated values, compared at the end;",
+            "                       the same command again goes on with what is left of it",
             "  --hydra-help         Hydra's own flags: folders, shell completion",
             "",
             "Every value is checked; a wrong one ends with one line that names its key.",
@@ -104,17 +108,35 @@ def general_help(examples: str) -> str:
 
 def choices_help(group: str) -> str:
     """The header line of each choice of a group."""
-    folder = ROOT / "conf" / group
+    folder = _folder(group)
     if not folder.is_dir():
         fail(f"--help {group}: there is no such part; see --help")
     width = max(len(name) for name in _choices(folder))
     lines = [f"{group}=..."]
     for name in _choices(folder):
-        first = next(line for line in (folder / f"{name}.yaml").read_text().splitlines() if "@package" not in line)
-        header = first.lstrip("# ").removeprefix(f"{name}: ")
+        header = _header(folder / f"{name}.yaml").removeprefix(f"{name}: ")
         indent = " " * (width + 4)
         lines += textwrap.wrap(header, 98, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
     return "\n".join(lines)
+
+
+def _header(file: Path) -> str:
+    """The first sentence of the comment that a config file starts with."""
+    sentence = ""
+    for line in file.read_text().splitlines():
+        if "@package" in line:
+            continue
+        if not line.startswith("# ") or (sentence and re.match(r"# [\w ]+: ", line)):
+            break
+        sentence = f"{sentence} {line.lstrip('# ')}".strip()
+        if sentence.endswith("."):
+            break
+    return sentence
+
+
+def _folder(group: str) -> Path:
+    """Where the choices of a group are."""
+    return ROOT / "sweeps" if group == "sweeps" else ROOT / "conf" / group
 
 
 def _choices(folder: Path) -> list[str]:
@@ -154,7 +176,7 @@ def _hydra_line(error: HydraException) -> str:
     choice = re.search(r"Could not find '([^']+)'", text)
     if choice:
         group, _, name = choice[1].rpartition("/")
-        known = _choices(ROOT / "conf" / group)
+        known = _choices(_folder(group))
         return f"{group}={name}: no such choice{_suggest(name, known)}; {group} has {', '.join(known)}"
     override = re.search(r"Could not override '([^']+)'", text)
     if override:

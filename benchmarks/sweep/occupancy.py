@@ -1,4 +1,4 @@
-"""Busy workers: `python -m benchmarks.sweep.occupancy [n_trials=160] [n_jobs=4] [shortest=1] [seed=0]`.
+"""Busy workers: `python -m benchmarks.sweep.occupancy [n_trials=160] [n_jobs=4] [shortest=2] [seed=0]`.
 
 Stub trials that sleep, the longest ten times as long as the shortest, in random order, with the real owner, local
 executor and stores. The wall time, from the first start to the last end, is set beside the best schedule of the bare
@@ -26,7 +26,7 @@ from benchmarks.sweep.harness import Setup, StubExecutor, opened
 from src.sweep.task import Ended, Task
 
 WANTED = 1.05
-DEFAULTS = {"n_trials": 160, "n_jobs": 4, "shortest": 1.0, "seed": 0}
+DEFAULTS = {"n_trials": 160, "n_jobs": 4, "shortest": 2.0, "seed": 0}
 
 
 class TimedExecutor(StubExecutor):

@@ -12,14 +12,17 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.sweep import stubs
+from benchmarks.sweep import harness, stubs
 from benchmarks.sweep.harness import STUDY, Answer, ScriptedExecutor, Setup, opened
 from src.errors import UserError
 from src.sweep import study as studies
 from src.sweep.owner import AllFailAlikeError, Owner
+from src.sweep.rows import Rows
 from src.sweep.standing import Standing
 from src.sweep.storage import open_storage
-from src.sweep.task import Kind, Outcome, Task
+from src.sweep.task import Ended, Kind, Outcome, Task
+from src.sweep.warm_start import warm_start
+from src.tracking.run import Run
 from src.tracking.store import Store
 
 GRID = ("a=1,2,3", "b=4,5")
@@ -359,6 +362,188 @@ def test_a_trial_that_outlives_its_time_limit_is_stopped(setup: Setup) -> None:
     assert (late["kind"], late["state"]) == ("time_limit", "fail")
     assert "time_limit_s=0.05" in late["reason"]
     assert standing.counts == {"complete": 5, "pruned": 0, "over_limit": 0, "fail": 1}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_sampler_with_slots_to_spare_runs_each_cell_once(setup: Setup, seed: int) -> None:
+    drawn = replace(setup, n_trials=6, sampler=optuna.samplers.TPESampler(seed=seed))
+    standing, started = run(drawn, n_jobs=4)
+    assert Counter(started) == dict.fromkeys(CELLS, 1)
+    assert (standing.counted, standing.counts["complete"]) == (6, 6)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_committed_is_complete_though_its_process_was_killed(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """`late`: the outcome comes when the owner has looked for it already."""
+    finish = Owner._finish
+
+    def commit_then_finish(self: Owner, frozen: FrozenTrial, *rest: Any) -> None:
+        outcome = Outcome("complete", metrics=stubs.expected(frozen.user_attrs["cell"]))
+        self.study._storage.set_trial_user_attr(frozen._trial_id, "outcome", vars(outcome))
+        finish(self, frozen, *rest)
+
+    if late:
+        monkeypatch.setattr(Owner, "_finish", commit_then_finish)
+    standing, started = run(replace(setup, retries=3), lambda task: (None if late else complete(task)[0], -9), n_jobs=2)
+    assert started == CELLS
+    assert standing.counts == {"complete": 6, "pruned": 0, "over_limit": 0, "fail": 0}
+    assert states(setup) == {TrialState.COMPLETE: 6}
+    for recorded in runs_of(setup).values():
+        assert (recorded.info.status, recorded.data.tags["trial_state"]) == ("FINISHED", "complete")
+
+
+class AtOnceExecutor(ScriptedExecutor):
+    """Reports all that have ended together."""
+
+    def _gone(self) -> list[Ended]:
+        found = []
+        while one := super()._gone():
+            found += one
+            self._running.pop(one[0].task.slot.number)
+        return found
+
+
+def test_trials_that_end_at_once_are_all_settled_before_the_sweep_is_given_up(setup: Setup) -> None:
+    def executor(storage: optuna.storages.BaseStorage) -> AtOnceExecutor:
+        return AtOnceExecutor(storage, failing("error", "ValueError: no"), n_jobs=4)
+
+    with opened(setup, executor) as owner, pytest.raises(AllFailAlikeError, match="first 4 trials"):
+        owner.run()
+    assert states(setup) == {TrialState.FAIL: 4}
+    assert {trial.user_attrs["outcome"]["kind"] for trial in trials_of(setup)} == {"error"}
+    assert {recorded.info.status for recorded in runs_of(setup).values()} == {"FAILED"}
+
+
+def test_a_sweep_goes_on_while_mlflow_is_away_and_settles_the_rows_later(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(task: Task) -> tuple[Outcome | None, int]:
+        return failing("error", f"ValueError: {'ab'[task.number % 2]}")(task)
+
+    away = iter([True, True])
+    settle = Rows.settle
+
+    def unsteady(self: Rows, *arguments: Any) -> str:
+        if next(away, False):
+            raise ConnectionError("nobody answers")
+        return settle(self, *arguments)
+
+    monkeypatch.setattr(Rows, "settle", unsteady)
+    standing, started = run(setup, answer)
+    assert (started, standing.counts["fail"]) == (CELLS, 6)
+    runs = runs_of(setup)
+    assert sorted(runs) == list(range(6))
+    assert {runs[number].data.tags["failure"] for number in (0, 1)} == {"ValueError: a", "ValueError: b"}
+
+
+def test_the_time_limit_is_what_the_row_says_whatever_the_ended_trial_left_there(setup: Setup) -> None:
+    def answer(task: Task) -> tuple[Outcome | None, int] | None:
+        if task.number:
+            return complete(task)
+        if "run_id" not in owner.study.trials[0].user_attrs:
+            left = Run.start(owner.rows.store, "stub", {"kind": "run", "trial": 0}, parent_id=owner.rows.parent.id)
+            with pytest.raises(SystemExit), left:
+                raise SystemExit(143)
+            executor.storage.set_trial_user_attr(task.trial_id, "run_id", left.id)
+        return None
+
+    with scripted(replace(setup, time_limit_s=0.05), answer) as (owner, executor):
+        owner.run()
+    tags = runs_of(setup)[0].data.tags
+    assert "hydra.sweeper.time_limit_s=0.05" in tags["failure"]
+    assert tags["failure_kind"] == "time_limit"
+
+
+class QueueingExecutor(ScriptedExecutor):
+    queues = True
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_waiting_in_an_engines_queue_is_no_running_time(setup: Setup, begins: bool) -> None:
+    """A trial waits for many times its limit; if it then begins, and goes on, the limit holds."""
+    looks = iter(range(20))  # 10 ms apart: 0.2 s in the queue
+
+    def executor(storage: optuna.storages.BaseStorage) -> QueueingExecutor:
+        def answer(task: Task) -> tuple[Outcome | None, int] | None:
+            if next(looks, None) is not None:
+                return None
+            if not begins:
+                return complete(task)
+            storage.set_trial_user_attr(task.trial_id, "begun", 1.0)
+            return None
+
+        return QueueingExecutor(storage, answer)
+
+    with opened(replace(setup, sweep=("a=1",), time_limit_s=0.05), executor) as owner:
+        standing = owner.run()
+    (trial,) = trials_of(setup)
+    assert trial.user_attrs["outcome"]["kind"] == ("time_limit" if begins else "")
+    assert standing.counts["fail"] == begins
+
+
+def test_the_folder_of_an_earlier_study_is_not_written_into(setup: Setup) -> None:
+    old = setup.folder / "trials" / "0000"
+    old.mkdir(parents=True)
+    (old / "trial.log").write_text("precious")
+    with scripted(setup) as (owner, executor):
+        owner.run()
+        folders = [Path(task.folder).name for task in executor.submitted]
+    assert folders == ["0000-2", *(f"{number:04d}" for number in range(1, 6))]
+    assert trials_of(setup)[0].user_attrs["folder"] == str(old.with_name("0000-2"))
+    assert [file.name for file in old.iterdir()] == ["trial.log"]
+    assert (old / "trial.log").read_text() == "precious"
+
+
+def warmed(setup: Setup) -> tuple[Standing, list[tuple[str, ...]]]:
+    """A sitting of the study "again", which takes over what "stubs" knows."""
+    with scripted(setup) as (owner, executor):
+        storage = owner.study._storage
+        space = owner.space
+        warm_start(owner.study, storage, STUDY, owner.objectives, owner.limits, space.params_of, space.suggest)
+        return owner.run(), [tuple(task.payload["cell"]) for task in executor.submitted]
+
+
+@pytest.mark.parametrize("n_trials", [None, 6])
+def test_cells_known_from_another_study_are_not_run_again(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, n_trials: int | None
+) -> None:
+    run(replace(setup, sweep=("a=1,2", "b=4,5")))
+    monkeypatch.setattr(harness, "STUDY", "again")
+    wider = replace(setup, n_trials=n_trials)
+    standing, started = warmed(wider)
+    assert sorted(started) == CELLS[4:]
+    assert (standing.counted, standing.total) == (2, 2)
+    assert warmed(wider)[1] == []
+
+
+def test_cells_that_both_studies_ran_do_not_keep_others_from_being_run(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that has run two cells itself takes over the same two: four are still to be run."""
+    run(replace(setup, sweep=("a=1", "b=4,5")))
+    monkeypatch.setattr(harness, "STUDY", "again")
+
+    def answer(task: Task) -> tuple[Outcome | None, int]:
+        if task.number == 2:
+            raise KeyboardInterrupt
+        return complete(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(setup, answer)
+    standing, started = warmed(setup)
+    assert sorted(started) == CELLS[2:]
+    assert standing.counted == standing.total
+
+
+def test_trials_under_other_settings_are_not_taken_over(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(replace(setup, sweep=(*GRID, "c=1")))
+    monkeypatch.setattr(harness, "STUDY", "again")
+    with pytest.raises(
+        UserError, match=r"hydra.sweeper.warm_start: stubs was trained with other settings \(c=1, c=2\)"
+    ):
+        warmed(replace(setup, sweep=(*GRID, "c=2")))
 
 
 WAYS = {
