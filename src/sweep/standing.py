@@ -133,14 +133,6 @@ class Standing:
         """The reason, if every trial so far failed for the same one; empty otherwise."""
         return next(iter(self._reasons)) if len(self._reasons) == 1 else ""
 
-    def seconds_left(self) -> float | None:
-        """Estimate of the time to the total, from the mean of the last trials; None before one has ended."""
-        if not self.durations:
-            return None
-        recent = self.durations[-20:]
-        left = max(0, self.total - self.counted)
-        return left * (sum(recent) / len(recent)) / max(1, min(self.slots, left))
-
     def _values(self, outcome: Outcome) -> list[float]:
         names = [recorded_name(objective.metric) for objective in self.objectives]
         if outcome.state != "complete" or any(name not in outcome.metrics for name in names):

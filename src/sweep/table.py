@@ -153,7 +153,7 @@ def _best(snapshot: Snapshot, width: int) -> list[RenderableType]:
 
 
 def _left(snapshot: Snapshot) -> str:
-    if snapshot.time_left is None:
+    if snapshot.time_left is None or not (snapshot.running or snapshot.time_left):
         return ""
     minutes = round(snapshot.time_left / 60)
     if minutes < 1:
