@@ -26,12 +26,7 @@ class StudySweeper(Sweeper):
 
     Args:
         **settings: The config node `hydra.sweeper`; checked there.
-
-    Attributes:
-        failed: Whether the study that was swept in this process has a trial that failed, or none that ended well.
     """
-
-    failed = False
 
     def __init__(self, **settings: Any) -> None:
         self._settings = settings
@@ -43,6 +38,7 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study that the command line asks for."""
-        from src import launch
+        from src import entry, launch
 
-        type(self).failed = not launch.sweep(self._config, self._context.config_loader, self._settings, arguments)
+        if not launch.sweep(self._config, self._context.config_loader, self._settings, arguments):
+            entry.failures.append("study")  # Hydra passes no result on

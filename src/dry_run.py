@@ -1,6 +1,5 @@
 """What a study will take, before it takes it: every cell composed, built, counted and run for one batch."""
 
-import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -56,7 +55,13 @@ def sample(space: Space, count: int, seed: int) -> Iterator[tuple[str, ...]]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     drawn = (space.suggest(study.ask()) for _ in range(100 * count))
-    yield from itertools.islice((cell.overrides for cell in drawn if not space.is_excluded(cell)), count)
+    seen: set[tuple[str, ...]] = set()
+    for cell in drawn:
+        if cell.overrides not in seen and not space.is_excluded(cell):
+            seen.add(cell.overrides)
+            yield cell.overrides
+        if len(seen) == count:
+            return
 
 
 def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> DictConfig:

@@ -23,6 +23,7 @@ from src.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
+failures: list[str] = []  # what did not end well in this process, though nothing was raised: its status becomes 1
 
 
 def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> None:
@@ -36,7 +37,8 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
         group = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
         print(choices_help(group) if group else general_help(examples))
         return
-    if {"-m", "--multirun"} & set(sys.argv[1:]) and {"--cfg", "-c"} & set(sys.argv[1:]):
+    flags = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if {"-m", "--multirun"} & flags and {"--cfg", "-c"} & flags:
         fail("--cfg: shows the config of one run: leave -m out, and name one value a key")
     signal.signal(signal.SIGTERM, _terminate)
     full_error = "HYDRA_FULL_ERROR" in os.environ

@@ -195,7 +195,7 @@ def _record(
         context.known_cost(cost)
     public = OmegaConf.merge(config, {"tracking": _public({"tracking": config.tracking})["tracking"]})
     assert isinstance(public, DictConfig)
-    training.describe_inputs(public, overrides, parts, cost, run, folder)
+    training.describe_inputs(public, [*map(_masked, overrides)], parts, cost, run, folder)
     run.tag(split=_split_label(parts.data))
     checkpoint = training.train(
         config,
@@ -261,7 +261,7 @@ def _refuse_several_devices(config: DictConfig) -> None:
 
 
 def _start(store: Store, config: DictConfig, plain: dict[str, Any], overrides: list[str], place: Place) -> Run:
-    tags = _tags(config, plain, place) | {"overrides": " ".join(overrides)}
+    tags = _tags(config, plain, place) | {"overrides": _masked(" ".join(overrides))}
     return Run.start(store, str(config.model.get("name", "run")), tags, _public(plain), place.parent)
 
 
@@ -271,8 +271,13 @@ def _public(plain: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     tracking = dict(plain["tracking"])
     if tracking.get("uri"):
-        tracking["uri"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(tracking["uri"]))
+        tracking["uri"] = _masked(str(tracking["uri"]))
     return {**plain, "tracking": tracking}
+
+
+def _masked(text: str) -> str:
+    """Without the passwords of the URLs in it."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def _evaluated_splits(config: DictConfig, data: DataModule, in_study: bool) -> list[str]:

@@ -315,7 +315,7 @@ def _payload(plan: Plan, store: Store, rows: Rows, local: bool) -> dict[str, Any
 
 def _made_name(arguments: list[str], fixed: list[str]) -> str:
     """A name for a study that was given none: it tells what is swept, and differs wherever the command does."""
-    swept = [argument for argument in arguments if argument not in fixed] or arguments
+    swept = [argument for argument in arguments if argument not in fixed]
     words = "-".join(
         argument.partition("=")[0].rpartition(".")[2] + "-" + argument.partition("=")[2] for argument in swept
     )

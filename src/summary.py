@@ -136,7 +136,7 @@ def show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, s
         _say(note)
     _say_failures(table)
     for _, row in (shown[shown["front"]] if len(shown) > SHOWN_FAILURES else shown).iterrows():
-        _say(f"run {row['run_id']}  {row_name(table, row)}")
+        _say(f"run {row['run_id']}  {row_name(table, row)}  {row['overrides'] if len(table) > 1 else ''}".rstrip())
     page = f"#/experiments/{store.experiment_id}/runs/{run_id}"
     console.print(f"look: {_ui(store)}/{page}", highlight=False, markup=False, soft_wrap=True)
 

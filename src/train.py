@@ -9,7 +9,6 @@ import sys
 
 from omegaconf import DictConfig
 
-from hydra_plugins.paretoderm import StudySweeper
 from src import entry
 
 EXAMPLES = """
@@ -31,7 +30,7 @@ def main() -> None:
         jobs.single_run(config)
 
     entry.run(job, "train", EXAMPLES)
-    if StudySweeper.failed:
+    if entry.failures:
         sys.exit(1)
 
 

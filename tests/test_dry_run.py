@@ -125,7 +125,11 @@ def test_cells_that_would_not_be_trained_take_no_time() -> None:
 
 
 def test_the_table_says_what_is_wrong_with_a_cell() -> None:
-    cells = [made(12.0), made(0.0, over=("efficiency/params <= 1000",)), made(0.0, problem="data.root: [x] is not there")]
+    cells = [
+        made(12.0),
+        made(0.0, over=("efficiency/params <= 1000",)),
+        made(0.0, problem="data.root: [x] is not there"),
+    ]
     drawn = dry_run._table("title", cells)
     rows = list(zip(*(column.cells for column in drawn.columns), strict=True))
     assert rows[0] == ("a=1", "2.0", "3.0", "12", "1")

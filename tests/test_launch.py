@@ -64,7 +64,11 @@ def test_a_name_of_the_users_wins_and_makes_a_folder_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "said"),
     [
-        (["optimizer.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=3"], "sampler", "tpe"),
+        (
+            ["optimizer.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=3"],
+            "sampler",
+            "tpe",
+        ),
         (["optimizer.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid"], "optimizer.lr", "n_trials"),
         (["optimizer.lr=interval(0.1,0.2)"], "optimizer.lr", "hydra.sweeper.n_trials"),
         (["seed=1,2,3", "repeats=2"], "repeats", "seed"),

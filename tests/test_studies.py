@@ -14,8 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from hydra_plugins.paretoderm import StudySweeper
-from src import train
+from src import entry, train
 from src.entry import ROOT
 from src.tracking import read
 from src.tracking.store import Store
@@ -54,7 +53,7 @@ def typed(place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # an earlier call has set it
-        StudySweeper.failed = False
+        entry.failures.clear()
         status = 0
         try:
             train.main()

@@ -95,6 +95,8 @@ def render(table: pd.DataFrame, title: str, split: str) -> Table:
     drawn.add_column("front", justify="center")
     for _, row in table.iterrows():
         cells = [_format(name, row.get(name, math.nan)) for _, name in columns]
+        spread = row.get(f"spread/{columns[0][1]}", math.nan)
+        cells[0] += f" ±{spread:.3f}" if not math.isnan(spread) else ""
         mark = "yes" if row["front"] else _why_not(row)
         drawn.add_row(row_name(table, row), *cells, mark, style="bold" if row["front"] else None)
     return drawn
@@ -108,6 +110,10 @@ def notes(table: pd.DataFrame) -> list[str]:
     """
     found = ["FLOPs: a multiply-add counts as one. x ref: latency, in turn with the 692K-parameter net at 64 px."]
     finished = table[table["status"] == "FINISHED"]
+    if (finished["kind"] == "trial").any():
+        found.append(
+            "Figures of trials with several seeds are means over the seeds; ±: their sample standard deviation."
+        )
     if len(finished) and recorded_name("val/accuracy") not in table:
         found.append("No validation split: nothing was chosen, each run's last epoch counts, and there is no front.")
     if finished["split"].str.contains("leaking").any():

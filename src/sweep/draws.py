@@ -10,6 +10,7 @@ from src.errors import UserError
 from src.sweep.space import Cell, Space
 
 TRIES = 200  # to draw a cell that is neither excluded, nor known already, nor under way
+FEW_TRIES = 20  # where the cells can be counted: then one that nobody ran is taken
 
 Overrides = tuple[str, ...]
 
@@ -64,12 +65,12 @@ class Draws:
         Raises:
             UserError: The sampler draws excluded or known cells only, and the others cannot be counted.
         """
-        for _ in range(TRIES):
+        for _ in range(TRIES if self.space.n_cells is None else FEW_TRIES):
             if not self._waiting and self.is_grid and not self._enqueue_cell():
                 return None
             trial, cell = self._ask()
             if reason := self.space.is_excluded(cell):
-                self._leave_out(trial, reason)
+                self._leave_out(trial, reason, forbidden=True)
             elif cell.overrides in self._finished:
                 self._tell_same(trial, self._finished[cell.overrides])
             elif cell.overrides in under_way:
@@ -111,9 +112,10 @@ class Draws:
                 return self._ask()
         return None
 
-    def _leave_out(self, trial: optuna.Trial, reason: str) -> None:
+    def _leave_out(self, trial: optuna.Trial, reason: str, forbidden: bool = False) -> None:
         trial.set_user_attr("excluded", reason)
-        trial.set_constraint("excluded", 1.0)
+        if forbidden:  # else the sampler would take a cell that runs, and may be a good one, for infeasible
+            trial.set_constraint("excluded", 1.0)
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def _tell_same(self, trial: optuna.Trial, known: FrozenTrial) -> None:

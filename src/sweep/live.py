@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from src.sweep.standing import Event, Standing
 
 REFRESH_S = 0.5
+WIDTH = 100  # columns of a line in a log
 STATUS_S = 30.0  # between two status lines where there is no terminal
 
 
@@ -113,7 +115,8 @@ class LiveView:
 
     def _show(self, seen: Snapshot) -> None:
         if self._live is None:
-            self._print(Text(status_line(seen)))
+            for line in textwrap.wrap(status_line(seen), WIDTH, subsequent_indent="  ", break_on_hyphens=False):
+                self._print(Text(line))
         else:
             rows = max(1, self._console.height - 16)
             self._live.update(render(seen, self._objectives, self._console.width - 1, rows), refresh=True)

@@ -131,7 +131,8 @@ class Owner:
         trials = self.study.get_trials(deepcopy=False)
         if self.space.n_cells is not None:  # what is known from another study need not be run
             known = {cell_of(trial) for trial in trials if "warm_from" in trial.user_attrs}
-            self.total = self.standing.total = min(self.total, self.space.n_cells - len(known))
+            own = {cell_of(trial) for trial in trials if studies.counted([trial])}  # known, but counted already
+            self.total = self.standing.total = min(self.total, self.space.n_cells - len(known - own))
         self.standing.counted = studies.counted(trials)
         followed = {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
         for trial in trials:

@@ -84,5 +84,7 @@ def test_a_known_study_goes_on_in_its_own_row(rows: Rows) -> None:
 
 def test_the_tail_of_a_log_is_what_was_last_said(tmp_path: Path) -> None:
     assert log_tail(tmp_path) == ""
-    (tmp_path / "trial.log").write_bytes(b"x" * 50_000 + b"\n" + b"\n".join(b"%d \n" % n for n in range(20)) + b"\xff\n")
+    (tmp_path / "trial.log").write_bytes(
+        b"x" * 50_000 + b"\n" + b"\n".join(b"%d \n" % n for n in range(20)) + b"\xff\n"
+    )
     assert log_tail(tmp_path, lines=3) == "18\n19\n\N{REPLACEMENT CHARACTER}"
