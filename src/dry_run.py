@@ -159,7 +159,7 @@ def _one_batch(config: DictConfig, parts: training.Parts) -> tuple[float, float]
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     own = {parameter.untyped_storage().data_ptr() for parameter in classifier.parameters()}
-    return sorted(seconds[1:])[TIMED // 2], sum(size for key, size in kept.items() if key not in own) / 1e6
+    return min(seconds[1:]), sum(size for key, size in kept.items() if key not in own) / 1e6
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _totals(estimates: list[Estimate], total: int, repeats: int, n_jobs: int) ->
     mean = sum(each.seconds for each in able) / len(estimates)
     hours = mean * total * repeats / n_jobs / 3600
     lines += [
-        f"training: about {hours:.2g} h for {total} trials x {repeats} seeds, {n_jobs} at once ({mean:.0f} s a run on "
+        f"training: about {hours:.2g} h for {total} trials x {repeats} seed(s), {n_jobs} at once ({mean:.0f} s a run on "
         "average, timed alone on this machine; validation, measuring and pruning are not in it)",
         f"memory: at most {max(each.memory_mb for each in able):,.0f} MB a trial beside the program itself "
         "(weights, gradients, Adam's moments, activations of one batch)",
