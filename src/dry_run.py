@@ -194,7 +194,7 @@ def _totals(estimates: list[Estimate], total: int, repeats: int, n_jobs: int) ->
     mean = sum(each.seconds for each in able) / len(estimates)
     hours = mean * total * repeats / n_jobs / 3600
     lines += [
-        f"training: about {hours:.2g} h for {total} trials x {repeats} seed(s), {n_jobs} at once ({mean:.0f} s a run on "
+        f"training: about {hours:.2g} h for {total} trials x {repeats} seeds, {n_jobs} at once ({mean:.0f} s a run on "
         "average, timed alone on this machine; validation, measuring and pruning are not in it)",
         f"memory: at most {max(each.memory_mb for each in able):,.0f} MB a trial beside the program itself "
         "(weights, gradients, Adam's moments, activations of one batch)",
