@@ -53,7 +53,11 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
             refused.append(error)  # not through Hydra, which would print a line of its own
 
     with one_line_errors(full_error):
-        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(task)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(task)()
+        finally:
+            if not full_error:
+                del os.environ["HYDRA_FULL_ERROR"]
         for error in refused:
             raise error
 

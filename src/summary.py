@@ -48,10 +48,32 @@ def summarise_study(
         if str(bool(now)).lower() != before:
             Run.attach(store, run_id).tag(front=str(bool(now)).lower())
     study_run.table(table.drop(columns="was_front"), "comparison.csv")
-    done = (table["status"] == "FINISHED").sum()
-    study_run.log({"runs/finished": float(done), "runs/all": float(len(table)), "runs/front": table["front"].sum()})
+    study_run.log(aggregates(table, objectives))
     show(table, [*objectives, *limits], study_run.name, store, study_run.id)
     return table
+
+
+def aggregates(table: pd.DataFrame, objectives: list[Objective]) -> dict[str, float]:
+    """What stands on a study's own run: how its trials ended, and the best value of each objective on the front.
+
+    Args:
+        table: From `compare`.
+        objectives: Of the study.
+    """
+    counts = {
+        "finished": table["status"] == "FINISHED",
+        "pruned": table["status"] == "PRUNED",
+        "over_limit": table["status"] == "OVER_LIMIT",
+        "failed": table["status"].isin(["FAILED", "KILLED"]),
+        "front": table["front"],
+    }
+    found = {"runs/all": float(len(table))} | {f"runs/{name}": float(rows.sum()) for name, rows in counts.items()}
+    for objective in objectives:
+        name = recorded_name(objective.metric)
+        if table["front"].any() and name in table:
+            values = table.loc[table["front"], name]
+            found[f"study_best/{name}"] = float(values.max() if objective.direction == "maximize" else values.min())
+    return found
 
 
 def show_single(store: Store, run_id: str, objectives: list[Objective], limits: list[Limit]) -> None:

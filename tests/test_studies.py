@@ -1,5 +1,6 @@
 """Studies as a user runs them, on real (synthetic) data: what is typed, what stands in Optuna and MLflow afterwards."""
 
+import logging
 import os
 import re
 import signal
@@ -49,10 +50,11 @@ def typed(place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setenv("PARETODERM_CACHE", str(place.folder / "cache"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     handler = signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # an earlier call has set it
         entry.failures.clear()
         status = 0
         try:
@@ -64,6 +66,7 @@ def typed(place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     yield run
     signal.signal(signal.SIGTERM, handler)
+    root.handlers, root.level = handlers, level  # Hydra's write to streams that end with the test
 
 
 def process(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
@@ -127,6 +130,11 @@ def test_a_grid_without_a_file_is_named_after_its_command_and_is_complete(place:
 
 def test_values_in_optuna_are_those_in_mlflow_and_test_is_touched_by_the_front_alone(place: Workplace, typed) -> None:
     (runs, trials) = place.runs("smoke"), place.trials("smoke")
+    (parent,) = (row for _, row in place.runs("smoke", "study").iterrows())
+    values = runs.loc[runs["tags.front"] == "true", "metrics.best/val/balanced_accuracy"]
+    assert parent["metrics.study_best/best/val/balanced_accuracy"] == values.max()
+    assert parent["metrics.runs/all"] == len(runs)
+    assert parent["metrics.runs/front"] == len(values)
     for trial, (_, run) in zip(trials, runs.iterrows(), strict=True):
         if trial.state.name == "PRUNED":
             assert run["tags.trial_state"] == "pruned"

@@ -109,14 +109,13 @@ class LiveView:
         """
         if self._live is not None and not log:
             return
-        self._print(Text(line, style=style_of(line)))
+        self._print(Text(_wrapped(line) if self._live is None else line, style=style_of(line)))
         for text in log:
             self._print(Text(f"    {text.rstrip()}", style="dim"))
 
     def _show(self, seen: Snapshot) -> None:
         if self._live is None:
-            for line in textwrap.wrap(status_line(seen), WIDTH, subsequent_indent="  ", break_on_hyphens=False):
-                self._print(Text(line))
+            self._print(Text(_wrapped(status_line(seen))))
         else:
             rows = max(1, self._console.height - 16)
             self._live.update(render(seen, self._objectives, self._console.width - 1, rows), refresh=True)
@@ -131,6 +130,10 @@ class LiveView:
             if isinstance(handler, logging.StreamHandler) and stream in (sys.stdout, sys.stderr):
                 self._handlers.append((handler, stream))
                 handler.setStream(FileProxy(self._console, stream))
+
+
+def _wrapped(line: str) -> str:
+    return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def event_line(event: "Event", objectives: Sequence[Objective]) -> str:

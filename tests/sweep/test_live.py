@@ -192,8 +192,10 @@ def test_log_gets_events_as_they_come_and_a_status_line_every_half_minute() -> N
     lines = console.file.getvalue().splitlines()
     assert lines[:3] == ["trial 12 failed: out of memory", "    step 1 [bold]", "    step 2"]
     # at 30 s, at 60 s, and the last state at the end
-    assert [re.findall(r"(\d+) done", line) for line in lines[3:]] == [["30"], ["60"], ["64"]]
-    assert lines[3] == status_line(busy(done=30))  # in one line, however narrow the log is
+    assert re.findall(r"(\d+) done", "\n".join(lines[3:])) == ["30", "60", "64"]
+    assert max(map(len, lines)) <= 100
+    whole = " ".join("\n".join(lines[3:]).split())
+    assert " ".join(status_line(busy(done=30)).split()) in whole  # broken at blanks only
     assert "\x1b" not in console.file.getvalue()
 
 

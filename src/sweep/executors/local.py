@@ -7,6 +7,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
@@ -23,6 +24,7 @@ from src.sweep.executors.base import ENTRY, Executor
 from src.sweep.slots import local_slots
 from src.sweep.task import Ended, Task
 
+_RESTART_PAUSES = (0.1, 0.5)  # s, between tries to start a trial
 _LOST = 255  # what multiprocessing says when the fork server cannot tell the exit code any more
 
 
@@ -71,10 +73,17 @@ class LocalExecutor(Executor):
 
     def _start(self, task: Task) -> None:
         Path(task.folder).mkdir(parents=True, exist_ok=True)
-        self.warm_up()
-        child = self._context.Process(target=_trial, args=(task, self._entry, dict(os.environ)), name="trial")
-        with _without_main_module():
-            child.start()
+        for pause in (*_RESTART_PAUSES, None):
+            self.warm_up()
+            child = self._context.Process(target=_trial, args=(task, self._entry, dict(os.environ)), name="trial")
+            try:
+                with _without_main_module():
+                    child.start()
+                break
+            except (OSError, EOFError):
+                if pause is None:
+                    raise
+                time.sleep(pause)  # a fork server that was killed just now may still look alive
         self._processes[task.slot.number] = child
 
     def _gone(self) -> list[Ended]:
