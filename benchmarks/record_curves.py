@@ -5,7 +5,7 @@ random from a fixed space, so any number of processes can record side by side (`
 that stands in the table already is not made again.
 
 command:  python -m benchmarks.record_curves root=/path/to/HAM10000 runs=120 shard=0/2 out=curves-0.csv
-hardware: one CPU core a process; the 102 runs in benchmarks/curves/ took 85 min on 2 cores that did other work beside, so
+hardware: one CPU core a process; the 102 runs in benchmarks/curves/ took 85 min on 2 cores that did other work, so
           their seconds an epoch are of a busy machine, and their order of magnitude is all that they are good for
 """
 
