@@ -111,7 +111,7 @@ class LiveView:
             return
         self._print(Text(_wrapped(line) if self._live is None else line, style=style_of(line)))
         for text in log:
-            self._print(Text(f"    {text.rstrip()}", style="dim"))
+            self._print(Text(_wrapped(text.rstrip(), "    "), style="dim"))
 
     def _show(self, seen: Snapshot) -> None:
         if self._live is None:
@@ -132,8 +132,10 @@ class LiveView:
                 handler.setStream(FileProxy(self._console, stream))
 
 
-def _wrapped(line: str) -> str:
-    return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+def _wrapped(line: str, indent: str = "") -> str:
+    return textwrap.fill(
+        line, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False, tabsize=4
+    )
 
 
 def event_line(event: "Event", objectives: Sequence[Objective]) -> str:
