@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import moocore
 import numpy as np
 
 from src.objectives import Objective
@@ -21,7 +22,9 @@ def front(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
         Membership, bool (N,).
     """
     losses = as_losses(values, objectives)
-    return _known(losses) & ~_dominates(losses).any(axis=0)
+    on_front = _known(losses)
+    on_front[on_front] = moocore.is_nondominated(_places(losses[on_front]), keep_weakly=True)
+    return on_front
 
 
 def ranks(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
@@ -37,16 +40,11 @@ def ranks(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
         Rank of each row, int (N,). Rows with a missing value share the rank behind the last, 1 if there is no other.
     """
     losses = as_losses(values, objectives)
-    dominates = _dominates(losses)
-    left = _known(losses)
-    rank = np.zeros(len(losses), dtype=int)
-    level = 0
-    while left.any():
-        peeled = left & ~dominates[left].any(axis=0)
-        rank[peeled] = level
-        left &= ~peeled
-        level += 1
-    rank[~_known(losses)] = max(level, 1)
+    known = _known(losses)
+    rank = np.ones(len(losses), dtype=int)
+    if known.any():
+        rank[known] = moocore.pareto_rank(_places(losses[known]))
+        rank[~known] = rank[known].max() + 1
     return rank
 
 
@@ -84,12 +82,14 @@ def as_losses(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray
     return np.asarray(values, dtype=float).reshape(-1, len(objectives)) * signs
 
 
+def _places(losses: np.ndarray) -> np.ndarray:
+    """Each value as its place among those of its column, 0 for the least, equal ones alike; float (N, M).
+
+    Dominance is a matter of order alone, and moocore 0.3.2 crashes on infinite values.
+    """
+    places = [np.unique(column, return_inverse=True)[1] for column in losses.T]
+    return np.array(places, dtype=float).T.reshape(losses.shape)
+
+
 def _known(losses: np.ndarray) -> np.ndarray:
     return ~np.isnan(losses).any(axis=1)
-
-
-def _dominates(losses: np.ndarray) -> np.ndarray:
-    """Whether row i dominates row j, bool (N, N); a comparison with NaN is never true."""
-    no_worse = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
-    better = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
-    return no_worse & better & _known(losses)[:, None]

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import moocore
 import numpy as np
 import optuna
@@ -87,6 +89,43 @@ def test_rank_0_is_the_front(table: list[list[float]], data: st.DataObject) -> N
     rank = ranks(values, objectives)
     assert (rank == 0).tolist() == front(values, objectives).tolist()
     assert sorted(set(rank.tolist())) in (list(range(rank.max() + 1)), [1])  # no gap; [1]: nothing known at all
+
+
+ODD = st.sampled_from([0.0, 0.5, 1.0, np.inf, -np.inf, np.nan])
+ODD_TABLES = st.integers(1, 5).flatmap(lambda columns: st.lists(st.tuples(*[ODD] * columns), min_size=1, max_size=20))
+
+
+@given(ODD_TABLES, st.data())
+def test_front_and_ranks_agree_with_a_table_of_all_pairs(points: list[tuple[float, ...]], data: st.DataObject) -> None:
+    columns = len(points[0])
+    objectives = data.draw(st.lists(st.sampled_from([UP, DOWN]), min_size=columns, max_size=columns))
+
+    def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+        pairs = [(x, y) if o.direction == "maximize" else (y, x) for x, y, o in zip(a, b, objectives, strict=True)]
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    left = {number for number, point in enumerate(points) if not any(np.isnan(point))}
+    expected: dict[int, int] = {}
+    level = 0
+    while left:
+        peeled = {i for i in left if not any(dominates(points[j], points[i]) for j in left)}
+        expected |= dict.fromkeys(peeled, level)
+        left -= peeled
+        level += 1
+    assert ranks(np.array(points), objectives).tolist() == [expected.get(i, max(level, 1)) for i in range(len(points))]
+    assert front(np.array(points), objectives).tolist() == [expected.get(i) == 0 for i in range(len(points))]
+
+
+def test_ten_thousand_runs_take_little_memory() -> None:
+    values = np.random.default_rng(0).random((10_000, 3))
+    tracemalloc.start()
+    members = front(values, [UP, DOWN, DOWN])
+    rank = ranks(values, [UP, DOWN, DOWN])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6  # a table of all pairs has 1e8 cells
+    assert members.tolist() == (rank == 0).tolist()
+    assert 0 < members.sum() < 1000
 
 
 def test_crowding_by_hand() -> None:
