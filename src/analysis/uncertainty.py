@@ -1,0 +1,272 @@
+"""How sure a front is: which neighbours could swap places, and what is lost from validation to test."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from src.analysis.bootstrap import (
+    DifferentImages,
+    Predictions,
+    gather,
+    measured,
+    over_seeds,
+    percentile_interval,
+    resampled,
+    streams,
+)
+from src.analysis.paired import Difference, holm, mcnemar, paired_difference
+from src.objectives import describe
+
+PAIRS = [
+    *("run_a", "run_b", "label_a", "label_b", "metric", "split", "difference", "low", "high"),
+    *("p_bootstrap", "p_mcnemar", "p_adjusted", "tied"),
+]
+DROPS = ["run_id", "label", "metric", "val", "test", "drop", "low", "high"]
+
+
+class Member(NamedTuple):
+    """A run on the front and what people call it."""
+
+    run_id: str
+    label: str
+
+
+def neighbour_pairs(table: pd.DataFrame, order: str) -> list[tuple[Member, Member]]:
+    """Each member of the front with the next one cheaper.
+
+    Args:
+        table: Members of the front: run_id, label and the cost.
+        order: Column of the cost; equal costs go by run id, a missing one last.
+
+    Returns:
+        (dearer, cheaper), the cheapest pair first; none for fewer than two members.
+    """
+    ordered = table.sort_values([order, "run_id"], na_position="last")
+    return _adjacent([Member(*row) for row in ordered[["run_id", "label"]].itertuples(index=False)])
+
+
+def compare_neighbours(
+    predictions: Mapping[str, Sequence[pd.DataFrame]],
+    members: Sequence[tuple[str, str]],
+    metric: str,
+    split: str,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Is the dearer of two neighbours on the front really better? Paired tests, corrected for their number.
+
+    All pairs are judged together by Holm-Bonferroni on the p-values of the paired bootstrap; McNemar's stand beside
+    them uncorrected. The smallest adjusted p-value is 2 N / (samples + 1) for N pairs: 2,000 samples do for 50 pairs.
+
+    Args:
+        predictions: By run id, a frame a seed, of one split, see `src.analysis.bootstrap.gather`.
+        members: (run id, label) in order of cost, the cheapest first.
+        metric: Name without the split, such as balanced_accuracy.
+        split: val or test; for the record.
+        samples: Bootstrap samples.
+        seed: Of the random numbers.
+        level: Coverage of the intervals; neighbours are tied if the adjusted p-value is above 1 - level.
+
+    Returns:
+        `Report.pairs`, the cheapest pair first; a is the dearer. A pair without predictions of the same images, or in
+        which the metric is undefined, has missing values and is not called tied.
+
+    Raises:
+        UserError: As `src.analysis.paired.paired_difference`, but for images that differ.
+    """
+    rows = []
+    for a, b in _adjacent([Member(*member) for member in members]):
+        difference, p_mcnemar = Difference(np.nan, np.nan, np.nan, np.nan), np.nan
+        of_a, of_b = predictions.get(a.run_id, []), predictions.get(b.run_id, [])
+        try:
+            if of_a and of_b:
+                p_mcnemar = mcnemar(of_a, of_b, (a.label, b.label)).p
+                difference = paired_difference(of_a, of_b, metric, samples, seed, level, (a.label, b.label))
+        except DifferentImages:
+            pass  # the row stays, with nothing measured
+        rows.append((a.run_id, b.run_id, a.label, b.label, metric, split, *difference, p_mcnemar))
+    table = pd.DataFrame(rows, columns=PAIRS[:-2])
+    table["p_adjusted"] = holm(table["p_bootstrap"].to_numpy(dtype=float))
+    table["tied"] = table["p_adjusted"] > 1 - level
+    return table
+
+
+def tied_groups(pairs: pd.DataFrame) -> list[list[str]]:
+    """Runs linked by ties, in the order of `pairs`; each group has two or more.
+
+    Within a group neighbours can't be told apart; the ends of a long one may well differ.
+
+    Args:
+        pairs: From `compare_neighbours`.
+    """
+    groups: list[list[str]] = []
+    for a, b in pairs.loc[pairs["tied"].astype(bool), ["run_a", "run_b"]].itertuples(index=False):
+        linked = [group for group in groups if a in group or b in group]
+        groups = [group for group in groups if group not in linked]
+        groups.append(list(dict.fromkeys([*(run for group in linked for run in group), b, a])))
+    return groups
+
+
+def drops(
+    val: Mapping[str, Sequence[pd.DataFrame]],
+    test: Mapping[str, Sequence[pd.DataFrame]],
+    members: Sequence[tuple[str, str]],
+    metric: str,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """What a chosen model loses from the split that it was chosen on to the one that it was not: winner's curse.
+
+    The lesions or patients of the two splits are resampled independently. The nets are the same on both, so a sample
+    takes the same seeds on both, if both have as many. The interval holds the spread of images and seeds; it does not
+    correct for the choice, which is what the drop shows.
+
+    Args:
+        val: Predictions by run id, a frame a seed, on the validation split.
+        test: On the test split, the seeds in the same order.
+        members: (run id, label) of those to look at.
+        metric: Name without the split.
+        samples: Bootstrap samples.
+        seed: Of the random numbers.
+        level: Coverage of the intervals.
+
+    Returns:
+        `Report.drops`, a row a member; missing values where it has no predictions of a split.
+
+    Raises:
+        UserError: As `src.analysis.bootstrap.intervals`.
+    """
+    rows = []
+    for run_id, label in members:
+        chosen_on = _gathered(val.get(run_id, []), f"{label}, val")
+        reported_on = _gathered(test.get(run_id, []), f"{label}, test")
+        rows.append((run_id, label, metric, *_drop(chosen_on, reported_on, metric, samples, seed, level)))
+    return pd.DataFrame(rows, columns=DROPS)
+
+
+def say_pairs(pairs: pd.DataFrame, level: float = 0.95) -> list[str]:
+    """Which members of the front could swap places, in words.
+
+    Args:
+        pairs: From `compare_neighbours`, of one or more metrics and splits.
+        level: As given there.
+    """
+    sentences = []
+    for (metric, split), table in pairs.groupby(["metric", "split"], sort=False):
+        tested = table[table["p_adjusted"].notna()]
+        what = describe(f"{split}/{metric}").label
+        if len(tested):
+            tied = tested[tested["tied"].astype(bool)]
+            sentences.append(f"{_verdict(len(tied), len(tested), what)}, {_method(len(tested), level)}.")
+            sentences += [_swap(row, level) for _, row in tied.iterrows()]
+            worse = tested[~tested["tied"].astype(bool) & (tested["difference"] < 0)]
+            sentences += [_worse(row) for _, row in worse.iterrows()]
+        left = table[table["p_adjusted"].isna()]
+        if len(left):
+            names = _listed([f"{a} with {b}" for a, b in zip(left["label_a"], left["label_b"], strict=True)])
+            sentences.append(f"Not compared in {what}, for want of recorded predictions of the same images: {names}.")
+    return sentences
+
+
+def say_drops(table: pd.DataFrame, level: float = 0.95) -> list[str]:
+    """How large the winner's curse is, in words.
+
+    Args:
+        table: From `drops`, of one or more metrics.
+        level: As given there.
+    """
+    return [
+        _curse(describe(f"best/val/{metric}").label.partition(" (")[0], rows, level)
+        for metric, rows in table.dropna(subset=["drop"]).groupby("metric", sort=False)
+    ]
+
+
+def _adjacent(members: Sequence[Member]) -> list[tuple[Member, Member]]:
+    return list(zip(members[1:], members[:-1], strict=True))
+
+
+def _gathered(frames: Sequence[pd.DataFrame], name: str) -> Predictions | None:
+    return gather(frames, [f"{name}, seed {number}" for number in range(1, len(frames) + 1)]) if frames else None
+
+
+def _drop(
+    val: Predictions | None, test: Predictions | None, metric: str, samples: int, seed: int, level: float
+) -> tuple[float, float, float, float, float]:
+    """The metric on val, on test, val less test, and the interval of that."""
+    before, after = (float(measured(given, [metric]).mean()) if given else np.nan for given in (val, test))
+    if val is None or test is None:
+        return before, after, np.nan, np.nan, np.nan
+    val_rng, test_rng, val_seeds, test_seeds = streams(seed, 4)
+    of_val, of_test = resampled(val, [metric], samples, val_rng), resampled(test, [metric], samples, test_rng)
+    if of_val.shape == of_test.shape:
+        values = over_seeds(of_val - of_test, val_seeds)
+    else:
+        values = over_seeds(of_val, val_seeds) - over_seeds(of_test, test_seeds)
+    basis = min((given.basis(metric) for given in (val, test)), key=lambda groups: len(np.unique(groups)))
+    return before, after, before - after, *percentile_interval(values[:, 0], before - after, basis, level)
+
+
+def _verdict(tied: int, tested: int, what: str) -> str:
+    if tested == 1:
+        return f"The two neighbours on the front {'cannot' if tied else 'can'} be told apart in {what}"
+    if tied == tested:
+        return f"None of the {tested} pairs of neighbours on the front can be told apart in {what}"
+    if not tied:
+        return f"All {tested} pairs of neighbours on the front can be told apart in {what}"
+    return f"Of {tested} pairs of neighbours on the front, {tied} cannot be told apart in {what}"
+
+
+def _method(tested: int, level: float) -> str:
+    correction = f", p-values corrected for {tested} comparisons by Holm-Bonferroni" if tested > 1 else ""
+    return f"at the {100 * (1 - level):g}% level (paired bootstrap by lesion or patient{correction})"
+
+
+def _swap(row: pd.Series, level: float) -> str:
+    return (
+        f"{row['label_a']} and {row['label_b']} could swap places: they differ by {row['difference']:+.3f}, "
+        f"{100 * level:g}% interval {row['low']:+.3f} to {row['high']:+.3f}, p {row['p_adjusted']:.2g}."
+    )
+
+
+def _worse(row: pd.Series) -> str:
+    return (
+        f"{row['label_a']} costs more than {row['label_b']} and is worse by {-row['difference']:.3f} "
+        f"(p {row['p_adjusted']:.2g}): there is no reason left to take it."
+    )
+
+
+def _curse(what: str, rows: pd.DataFrame, level: float) -> str:
+    worst = rows.sort_values("drop", ascending=False, kind="stable").iloc[0]
+    if len(rows) == 1:
+        return (
+            f"From validation to test {worst['label']} {_change(worst['drop'], 1)} in {what} ({_range(worst, level)})."
+        )
+    opening = f"From validation to test the {len(rows)} chosen models {_change(rows['drop'].mean(), 2)} in {what}"
+    if worst["drop"] <= 0:
+        return f"{opening} on average; none of them loses."
+    clear = int(((rows["low"] > 0) | (rows["high"] < 0)).sum())
+    return (
+        f"{opening} on average; {worst['label']} loses most, {worst['drop']:.3f} ({_range(worst, level)}). "
+        f"{clear or 'None'} of the {len(rows)} intervals {'excludes' if clear < 2 else 'exclude'} zero."
+    )
+
+
+def _change(drop: float, number: int) -> str:
+    if abs(drop) < 0.0005:
+        return "neither loses nor gains" if number == 1 else "neither lose nor gain"
+    return f"{'lose' if drop > 0 else 'gain'}{'s' if number == 1 else ''} {abs(drop):.3f}"
+
+
+def _range(row: pd.Series, level: float) -> str:
+    if np.isnan(row["low"]):
+        return "too few lesions or patients for an interval"
+    zero = "excludes" if row["low"] > 0 or row["high"] < 0 else "includes"
+    return f"{100 * level:g}% interval of the drop {row['low']:+.3f} to {row['high']:+.3f}, which {zero} zero"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,238 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.analysis.bootstrap import intervals
+from src.analysis.paired import mcnemar, paired_difference
+from src.analysis.uncertainty import compare_neighbours, drops, neighbour_pairs, say_drops, say_pairs, tied_groups
+from src.errors import ConfigError
+
+PAIRS = [
+    "run_a",
+    "run_b",
+    "label_a",
+    "label_b",
+    "metric",
+    "split",
+    "difference",
+    "low",
+    "high",
+    "p_bootstrap",
+    "p_mcnemar",
+    "p_adjusted",
+    "tied",
+]
+MEMBERS = [("r1", "tiny"), ("r2", "small"), ("r3", "middle"), ("r4", "large")]
+
+
+def answers(wrong: int, images: int = 400, prefix: str = "i") -> list[pd.DataFrame]:
+    """One seed, two classes in turn; the first `wrong` images are answered wrong."""
+    target = np.arange(images) % 2
+    said = np.where(np.arange(images) < wrong, 1 - target, target)
+    table = pd.DataFrame({"image_id": [f"{prefix}{number}" for number in range(images)], "group": np.arange(images)})
+    names = np.array(["nv", "mel"])
+    return [table.assign(label=names[target], **{"p/nv": 1.0 - said, "p/mel": said * 1.0})]
+
+
+@pytest.fixture
+def predictions() -> dict[str, list[pd.DataFrame]]:
+    # tiny is far worse; small, middle and large get all but a few images the same
+    return {"r1": answers(200), "r2": answers(103), "r3": answers(102), "r4": answers(100)}
+
+
+def test_neighbours_go_by_cost() -> None:
+    table = pd.DataFrame(
+        {"run_id": ["c", "a", "d", "b"], "label": ["C", "A", "D", "B"], "efficiency/flops": [5.0, 9.0, np.nan, 5.0]}
+    )
+    assert neighbour_pairs(table, "efficiency/flops") == [
+        (("c", "C"), ("b", "B")),
+        (("a", "A"), ("c", "C")),
+        (("d", "D"), ("a", "A")),
+    ]
+    assert neighbour_pairs(table.iloc[:1], "efficiency/flops") == []
+
+
+def test_pairs_hold_the_tests_and_their_correction(predictions: dict[str, list[pd.DataFrame]]) -> None:
+    pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test", seed=3)
+    assert list(pairs) == PAIRS
+    assert pairs["run_a"].tolist() == ["r2", "r3", "r4"]
+    assert pairs["label_b"].tolist() == ["tiny", "small", "middle"]
+    assert pairs["difference"].tolist() == pytest.approx([97 / 400, 1 / 400, 2 / 400])
+    for row in pairs.itertuples():
+        alone = paired_difference(predictions[row.run_a], predictions[row.run_b], "accuracy", seed=3)
+        assert (row.difference, row.low, row.high, row.p_bootstrap) == alone
+        assert row.p_mcnemar == mcnemar(predictions[row.run_a], predictions[row.run_b]).p
+    # Holm by hand: the smallest is multiplied by three, the next by two and so on, and none falls
+    first, third, second = pairs["p_bootstrap"]  # two images that differ are surer than one
+    expected = [3 * first, max(2 * second, third), 2 * second]
+    assert pairs["p_adjusted"].tolist() == pytest.approx([min(p, 1) for p in expected])
+    assert pairs["tied"].tolist() == [False, True, True]
+    assert pairs["tied"].dtype == bool
+
+
+def test_the_correction_can_tie_what_one_test_would_tell_apart() -> None:
+    # neighbours differ by 5 images, each drawn 0 times with probability 1/e: p is about 2 / e^5 = 0.013, and eight
+    # tests make it 0.11
+    wrong = [100 + 5 * number for number in range(9)]
+    members = [(f"r{number}", f"m{number}") for number in range(9)]
+    told = {f"r{number}": answers(number_wrong) for number, number_wrong in enumerate(wrong)}
+    many = compare_neighbours(told, members, "accuracy", "val")
+    one = compare_neighbours(told, members[:2], "accuracy", "val")
+    assert many["p_bootstrap"].tolist() == pytest.approx([2 * np.exp(-5)] * 8, rel=0.5)
+    assert not one["tied"].any()
+    assert one["p_adjusted"][0] == one["p_bootstrap"][0]
+    loose = compare_neighbours(told, members, "accuracy", "val", level=0.5)
+    assert not loose["tied"].any()
+    assert (loose["p_adjusted"] == many["p_adjusted"]).all()
+    assert many["tied"].all()
+
+
+def test_pairs_that_cannot_be_compared_stay_as_rows(predictions: dict[str, list[pd.DataFrame]]) -> None:
+    del predictions["r1"]
+    predictions["r4"] = answers(100, prefix="other")
+    pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test")
+    assert pairs["difference"].notna().tolist() == [False, True, False]
+    assert pairs["p_adjusted"][1] == pairs["p_bootstrap"][1]  # one test, nothing to correct
+    assert pairs["tied"].tolist() == [False, True, False]
+    assert say_pairs(pairs)[-1] == (
+        "Not compared in accuracy (test), for want of recorded predictions of the same images: "
+        "small with tiny and large with middle."
+    )
+
+
+def test_fronts_of_one_or_none() -> None:
+    for members in ([], MEMBERS[:1]):
+        pairs = compare_neighbours({}, members, "accuracy", "test")
+        assert list(pairs) == PAIRS
+        assert pairs.empty
+        assert tied_groups(pairs) == []
+        assert say_pairs(pairs) == []
+
+
+def test_bad_input_is_named(predictions: dict[str, list[pd.DataFrame]]) -> None:
+    with pytest.raises(ConfigError, match="'acuracy'"):
+        compare_neighbours(predictions, MEMBERS, "acuracy", "test")
+    with pytest.raises(ConfigError, match="level"):
+        compare_neighbours(predictions, MEMBERS, "accuracy", "test", level=2)
+    with pytest.raises(ConfigError, match="samples"):
+        drops(predictions, predictions, MEMBERS, "accuracy", samples=0)
+
+
+@pytest.mark.parametrize(
+    ("tied", "groups"),
+    [
+        ([True, True, False, True], [["a", "b", "c"], ["d", "e"]]),
+        ([False] * 4, []),
+        ([True] * 4, [["a", "b", "c", "d", "e"]]),
+        ([False, True, False, False], [["b", "c"]]),
+    ],
+)
+def test_ties_link_neighbours(tied: list[bool], groups: list[list[str]]) -> None:
+    pairs = pd.DataFrame({"run_a": list("bcde"), "run_b": list("abcd"), "tied": tied})
+    assert tied_groups(pairs) == groups
+    shuffled = tied_groups(pairs.sample(frac=1, random_state=1))
+    assert sorted(map(sorted, shuffled)) == groups
+
+
+def test_drops_are_differences_of_independent_splits() -> None:
+    val, test = {"r1": answers(40, 400, "v")}, {"r1": answers(75, 300, "t")}
+    found = drops(val, test, [("r1", "tiny")], "accuracy", samples=20_000)
+    assert list(found) == ["run_id", "label", "metric", "val", "test", "drop", "low", "high"]
+    row = found.iloc[0]
+    assert [row["val"], row["test"], row["drop"]] == pytest.approx([0.9, 0.75, 0.15])
+    # two independent rates: their variances add up
+    half = 1.96 * np.sqrt(0.9 * 0.1 / 400 + 0.75 * 0.25 / 300)
+    assert [row["low"], row["high"]] == pytest.approx([0.15 - half, 0.15 + half], abs=0.006)
+
+
+def test_a_drop_takes_the_same_seeds_on_both_splits() -> None:
+    # seeds differ by much, and each loses the same: the spread of the seeds is not in the drop
+    wrong = [0, 300, 600]
+    val = {"r1": [answers(lost, 1000, "v")[0] for lost in wrong]}
+    test = {"r1": [answers(lost + 50, 1000, "t")[0] for lost in wrong]}
+    row = drops(val, test, [("r1", "tiny")], "accuracy").iloc[0]
+    assert row["drop"] == pytest.approx(0.05)
+    of_seeds = intervals(val["r1"], ["accuracy"]).iloc[0]
+    assert row["high"] - row["low"] < (of_seeds["high"] - of_seeds["low"]) / 3
+    # other numbers of seeds can't be matched
+    apart = drops(val, {"r1": test["r1"][:2]}, [("r1", "tiny")], "accuracy").iloc[0]
+    assert apart["high"] - apart["low"] > 3 * (row["high"] - row["low"])
+
+
+def test_a_member_without_a_split_keeps_its_row() -> None:
+    found = drops({"r1": answers(40)}, {}, [("r1", "tiny"), ("r2", "small")], "accuracy")
+    assert found["val"].tolist() == pytest.approx([0.9, np.nan], nan_ok=True)
+    assert found[["test", "drop", "low", "high"]].isna().all(axis=None)
+    assert say_drops(found) == []
+
+
+def test_all_is_decided_by_the_seed(predictions: dict[str, list[pd.DataFrame]]) -> None:
+    def once(seed: int) -> list[pd.DataFrame]:
+        return [
+            compare_neighbours(predictions, MEMBERS, "balanced_accuracy", "test", 200, seed),
+            drops(predictions, predictions, MEMBERS, "balanced_accuracy", 200, seed),
+        ]
+
+    for first, second, other in zip(once(1), once(1), once(2), strict=True):
+        pd.testing.assert_frame_equal(first, second)
+        assert not first.equals(other)
+
+
+def pair(label_a: str, label_b: str, difference: float, p: float, tied: bool) -> dict[str, object]:
+    named = {"run_a": label_a, "run_b": label_b, "label_a": label_a, "label_b": label_b}
+    figures = {"difference": difference, "low": difference - 0.01, "high": difference + 0.01}
+    tests = {"p_bootstrap": p, "p_mcnemar": p, "p_adjusted": p, "tied": tied}
+    return named | {"metric": "balanced_accuracy", "split": "test"} | figures | tests
+
+
+def test_pairs_in_words() -> None:
+    tie, clear = pair("B", "A", 0.004, 0.41, True), pair("C", "B", 0.05, 0.003, False)
+    assert say_pairs(pd.DataFrame([tie, clear])) == [
+        "Of 2 pairs of neighbours on the front, 1 cannot be told apart in balanced accuracy (test), at the 5% level "
+        "(paired bootstrap by lesion or patient, p-values corrected for 2 comparisons by Holm-Bonferroni).",
+        "B and A could swap places: they differ by +0.004, 95% interval -0.006 to +0.014, p 0.41.",
+    ]
+    assert say_pairs(pd.DataFrame([clear]), level=0.9) == [
+        "The two neighbours on the front can be told apart in balanced accuracy (test), at the 10% level "
+        "(paired bootstrap by lesion or patient)."
+    ]
+    assert say_pairs(pd.DataFrame([tie, tie]))[0].startswith("None of the 2 pairs of neighbours on the front can be")
+    assert say_pairs(pd.DataFrame([clear, clear]))[0].startswith("All 2 pairs of neighbours on the front can be told")
+    worse = say_pairs(pd.DataFrame([clear, pair("D", "C", -0.03, 0.012, False)]))
+    assert worse[1] == "D costs more than C and is worse by 0.030 (p 0.012): there is no reason left to take it."
+
+
+def drop(label: str, lost: float, half: float) -> dict[str, object]:
+    figures = {"val": 0.8, "test": 0.8 - lost, "drop": lost, "low": lost - half, "high": lost + half}
+    return {"run_id": label, "label": label, "metric": "balanced_accuracy"} | figures
+
+
+def test_drops_in_words() -> None:
+    small, big, gain = drop("A", 0.01, 0.02), drop("B", 0.05, 0.02), drop("C", -0.03, 0.01)
+    assert say_drops(pd.DataFrame([small])) == [
+        "From validation to test A loses 0.010 in balanced accuracy (95% interval of the drop -0.010 to +0.030, "
+        "which includes zero)."
+    ]
+    assert say_drops(pd.DataFrame([small, big])) == [
+        "From validation to test the 2 chosen models lose 0.030 in balanced accuracy on average; B loses most, 0.050 "
+        "(95% interval of the drop +0.030 to +0.070, which excludes zero). 1 of the 2 intervals excludes zero."
+    ]
+    assert say_drops(pd.DataFrame([big, big, small]))[0].endswith("2 of the 3 intervals exclude zero.")
+    assert say_drops(pd.DataFrame([small, small]))[0].endswith("None of the 2 intervals excludes zero.")
+    assert say_drops(pd.DataFrame([gain, gain])) == [
+        "From validation to test the 2 chosen models gain 0.030 in balanced accuracy on average; none of them loses."
+    ]
+    assert "A neither loses nor gains in" in say_drops(pd.DataFrame([drop("A", 0.0, 0.02)]))[0]
+    assert "too few lesions or patients" in say_drops(pd.DataFrame([drop("A", 0.01, np.nan)]))[0]
+
+
+def test_words_agree_with_the_figures(predictions: dict[str, list[pd.DataFrame]]) -> None:
+    pairs = compare_neighbours(predictions, MEMBERS, "recall/mel", "val")
+    said = say_pairs(pairs)
+    assert len(said) == 1 + int(pairs["tied"].sum())
+    assert "recall of mel (validation)" in said[0]
+    for sentence, row in zip(said[1:], pairs[pairs["tied"]].itertuples(), strict=True):
+        assert sentence.startswith(f"{row.label_a} and {row.label_b} could swap places")
+        assert float(re.findall(r"differ by ([+-][\d.]+),", sentence)[0]) == pytest.approx(row.difference, abs=5e-4)
