@@ -1,0 +1,353 @@
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.linear_model import LinearRegression
+
+from src.analysis.ablation import COLUMNS, ablation_table, effects, knee_of, say_effects
+from src.analysis.swept import parameters
+from src.errors import ConfigError
+from src.objectives import Objective
+
+ACCURACY = Objective("val/balanced_accuracy", "maximize")
+FLOPS = Objective("efficiency/flops", "minimize")
+BOTH = [ACCURACY, FLOPS]
+
+
+def study(rows: list[tuple[str, float, float]], **columns: object) -> pd.DataFrame:
+    """A table as `compare` gives it, of overrides, accuracy and FLOPs."""
+    overrides, accuracy, flops = zip(*rows, strict=True)
+    table = pd.DataFrame(
+        {
+            "run_id": [f"run{number}" for number in range(len(rows))],
+            "status": "FINISHED",
+            "overrides": overrides,
+            "best/val/balanced_accuracy": accuracy,
+            "efficiency/flops": flops,
+        }
+    )
+    return table.assign(**columns)
+
+
+def of(table: pd.DataFrame, objectives: list[Objective] = BOTH) -> pd.DataFrame:
+    return effects(table, parameters(table), objectives)
+
+
+def at(found: pd.DataFrame, parameter: str, value: str, objective: Objective = ACCURACY) -> pd.Series:
+    keys = (found["parameter"] == parameter) & (found["value"] == value) & (found["objective"] == objective.metric)
+    assert keys.sum() == 1
+    return found[keys].iloc[0]
+
+
+GRID = study(
+    [
+        ("loss=focal dropout=0.0", 0.60, 100),
+        ("loss=focal dropout=0.5", 0.62, 110),
+        ("loss=plain dropout=0.0", 0.40, 120),
+        ("loss=plain dropout=0.5", 0.44, 90),
+    ]
+)
+
+
+def test_means_intervals_and_best_of_a_grid() -> None:
+    found = of(GRID)
+    assert list(found) == COLUMNS
+    assert found["parameter"].drop_duplicates().tolist() == ["loss", "dropout"]
+    focal = at(found, "loss", "focal")
+    assert focal["mean"] == pytest.approx(0.61)
+    assert (focal["best"], focal["best_run"], focal["n"]) == (0.62, "run1", 2)
+    # Student's t of one degree of freedom is a Cauchy distribution: its 97.5% quantile is tan(0.475 pi)
+    half = math.tan(0.475 * math.pi) * 0.01
+    assert (focal["low"], focal["high"]) == pytest.approx((0.61 - half, 0.61 + half))
+    cheapest = at(found, "loss", "plain", FLOPS)
+    assert (cheapest["best"], cheapest["best_run"]) == (90, "run3")
+    assert found[found["parameter"] == "dropout"]["position"].tolist() == [0.0, 0.5, 0.0, 0.5]
+    assert found.groupby("parameter")["ordered"].first().to_dict() == {"loss": False, "dropout": True}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+def test_in_a_balanced_grid_adjusted_and_raw_means_agree(accuracies: list[float]) -> None:
+    cells = itertools.product(["focal", "plain"], [0.0, 0.25, 0.5])
+    table = study([(f"loss={a} dropout={b}", y, 1.0) for (a, b), y in zip(cells, accuracies, strict=True)])
+    found = of(table, [ACCURACY])
+    assert found["adjusted"].tolist() == pytest.approx(found["mean"].tolist(), abs=1e-9)
+
+
+def unbalanced(n: int, noise: float) -> pd.DataFrame:
+    """Like TPE: the good loss (+0.2) is drawn with the wide net (+0.3 a level) far more often."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(n):
+        good = generator.random() < 0.5
+        width = generator.choice([4, 8, 16], p=[0.1, 0.2, 0.7] if good else [0.7, 0.2, 0.1])
+        accuracy = 0.1 + 0.2 * good + {4: 0.0, 8: 0.3, 16: 0.6}[int(width)] + noise * generator.normal()
+        rows.append((f"loss={'good' if good else 'bad'} width={width}", accuracy, 1.0))
+    return study(rows)
+
+
+def test_adjusted_means_recover_effects_that_raw_means_mix_up() -> None:
+    found = of(unbalanced(200, noise=0.01), [ACCURACY])
+    raw = at(found, "loss", "good")["mean"] - at(found, "loss", "bad")["mean"]
+    adjusted = at(found, "loss", "good")["adjusted"] - at(found, "loss", "bad")["adjusted"]
+    assert raw > 0.4
+    assert adjusted == pytest.approx(0.2, abs=0.01)
+    steps = [at(found, "width", value)["adjusted"] for value in ("4", "8", "16")]
+    assert np.diff(steps) == pytest.approx([0.3, 0.3], abs=0.01)
+    assert found["adjusted_low"].lt(found["adjusted"]).all()
+
+
+def test_adjusted_means_are_predictions_of_a_linear_regression() -> None:
+    table = unbalanced(60, noise=0.1)
+    swept = parameters(table).astype(str)
+    model = LinearRegression().fit(pd.get_dummies(swept, drop_first=True), table["best/val/balanced_accuracy"])
+    for value in ("4", "8", "16"):
+        forced = pd.get_dummies(pd.concat([swept.assign(width=value), swept]), drop_first=True)[: len(table)]
+        expected = model.predict(forced).mean()
+        assert at(of(table), "width", value)["adjusted"] == pytest.approx(expected)
+
+
+def test_adjusted_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(1)
+    cells = [f"loss={a} width={b}" for a in ("x", "y") for b in (1, 2, 3) for _ in range(2)]
+    truth = np.array([0.5 * ("x" in cell) for cell in cells])
+    inside = 0
+    for _ in range(60):
+        values = truth + generator.normal(0, 0.1, len(cells))
+        row = at(of(study([(c, v, 1.0) for c, v in zip(cells, values, strict=True)]), [ACCURACY]), "loss", "x")
+        inside += row["adjusted_low"] <= 0.5 <= row["adjusted_high"]
+    assert stats.binomtest(inside, 60, 0.95).pvalue > 0.001
+
+
+def test_what_the_trials_cannot_tell_apart_has_no_adjusted_mean() -> None:
+    together = study([("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.2, 1), ("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.3, 1)])
+    assert of(together)["adjusted"].isna().all()
+    assert at(of(together), "a", "2")["mean"] == pytest.approx(0.25)
+
+
+def test_a_conditional_parameter_is_averaged_over_the_trials_that_have_it() -> None:
+    rows = [("head=gap width=4", 0.3, 1), ("head=gap width=8", 0.4, 1)]
+    rows += [(f"head=flat units={u} width={w}", 0.5 + u / 100 + w / 40 - 0.1, 1) for u in (1, 2) for w in (4, 8)]
+    found = of(study(rows), [ACCURACY])
+    assert at(found, "units", "2")["n"] == 2
+    assert at(found, "units", "2")["adjusted"] == pytest.approx(0.5 + 0.02 + 0.15 - 0.1)
+    assert at(found, "width", "8")["adjusted"] - at(found, "width", "4")["adjusted"] == pytest.approx(0.1)
+    assert math.isnan(at(found, "head", "gap")["adjusted"])  # a flat head without units was never tried
+
+
+def test_only_finished_trials_with_a_value_count() -> None:
+    table = GRID.assign(status=["FINISHED", "PRUNED", "FINISHED", "FAILED"])
+    assert of(table).query("parameter == 'loss'")["n"].tolist() == [1, 1, 1, 1]
+    assert at(of(table), "loss", "focal")["mean"] == 0.60
+    table.loc[0, "best/val/balanced_accuracy"] = math.nan
+    assert of(table, [ACCURACY])["value"].tolist() == ["plain", "0"]
+    assert of(table.assign(status="FAILED")).empty
+    assert of(GRID, [Objective("val/auroc", "maximize")]).empty
+    assert list(of(GRID.assign(overrides="loss=focal"))) == COLUMNS
+
+
+def test_a_single_trial_has_the_interval_of_its_seeds() -> None:
+    spread = {"spread/best/val/balanced_accuracy": [0.03, 0.06]}
+    table = study([("dense=[64]", 0.5, 1), ("dense=[128]", 0.6, 1)], **spread)
+    assert of(table, [ACCURACY])[["low", "high"]].isna().all(axis=None)
+    found = of(table.assign(repeats=3), [ACCURACY])
+    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=0.06 / math.sqrt(3))
+    assert (at(found, "dense", "[128]")["low"], at(found, "dense", "[128]")["high"]) == pytest.approx((low, high))
+    assert at(found, "dense", "[64]")["spread"] == pytest.approx(0.03)
+
+
+def test_seeds_are_pooled_where_each_value_has_one_trial() -> None:
+    spread = {"spread/best/val/balanced_accuracy": [0.03, 0.05], "repeats": 3}
+    found = of(study([("dense=[64]", 0.5, 1), ("dense=[128]", 0.7, 1)], **spread), [ACCURACY])
+    # two variances of three seeds each: 4 degrees of freedom
+    low, high = stats.t.interval(0.95, 4, loc=0.7, scale=math.sqrt((0.03**2 + 0.05**2) / 2 / 3))
+    best = at(found, "dense", "[128]")
+    assert (best["adjusted_low"], best["adjusted_high"]) == pytest.approx((low, high))
+    assert "dense changes balanced accuracy (validation) by 0.200: 0.500 [0.4" in say_effects(found, [ACCURACY])[0]
+
+
+def test_what_is_never_a_number_does_not_count() -> None:
+    table = GRID.assign(**{"best/val/balanced_accuracy": [0.6, math.inf, 0.4, -math.inf]})
+    assert of(table, [ACCURACY])["n"].tolist() == [1, 1, 2]
+    assert "dropout" not in "".join(say_effects(of(table), [ACCURACY]))
+
+
+def test_a_cost_that_a_parameter_does_not_touch() -> None:
+    said = say_effects(of(noisy()), [FLOPS])
+    assert said[1:] == ["No effect on FLOPs: loss, dropout."]
+
+
+def test_a_continuous_parameter_is_shown_by_its_quantiles() -> None:
+    table = study([(f"lr={number / 1000}", number / 100, 1.0) for number in range(1, 51)])
+    found = of(table, [ACCURACY])
+    assert found["value"].tolist()[0] == "0.001 to 0.01"
+    assert found["n"].tolist() == [10] * 5
+    assert found["position"].tolist() == pytest.approx([0.0055, 0.0155, 0.0255, 0.0355, 0.0455])
+    assert found["mean"].tolist() == pytest.approx([0.055, 0.155, 0.255, 0.355, 0.455])
+    assert found["best_run"].tolist() == ["run9", "run19", "run29", "run39", "run49"]
+
+
+DENSE = study(
+    [
+        ("dense=[256]", 0.645, 5),
+        ("dense=[128]", 0.605, 4),
+        ("dense=[64]", 0.560, 3),
+        ("dense=[32]", 0.519, 2),
+        ("dense=[16]", 0.447, 1),
+    ],
+    **{"spread/best/val/balanced_accuracy": 0.05, "repeats": 3},
+)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "knee"),
+    [(None, "[128]"), (0.0, "[256]"), (0.04, "[128]"), (0.039, "[256]"), (0.09, "[64]"), (1.0, "[16]")],
+)
+def test_the_knee_is_the_smallest_value_within_the_tolerance(tolerance: float | None, knee: str) -> None:
+    found = of(DENSE)
+    assert found[found["objective"] == ACCURACY.metric]["value"].tolist() == [
+        "[16]",
+        "[32]",
+        "[64]",
+        "[128]",
+        "[256]",
+    ]
+    assert knee_of(found, "dense", ACCURACY, tolerance)[0] == knee
+
+
+def test_the_knee_in_words() -> None:
+    _, text = knee_of(of(DENSE), "dense", ACCURACY)
+    assert "best at [256] (0.645" in text
+    assert "Down to [128] (0.605) it loses 0.040, not more than the deviation over seeds (0.050)." in text
+    assert "At [64], the next smaller value, it loses 0.085" in text
+    assert "balanced accuracy (validation) falls below [128]" in text
+    assert "smallest value tried" in knee_of(of(DENSE), "dense", ACCURACY, 1.0)[1]
+    dipped = DENSE.assign(**{"best/val/balanced_accuracy": [0.6, 0.6, 0.3, 0.6, 0.3]})
+    value, text = knee_of(of(dipped), "dense", ACCURACY, 0.01)
+    assert value == "[32]"
+    assert "no steady curve: [64]" in text
+
+
+def test_a_knee_of_a_cost_looks_the_other_way() -> None:
+    assert knee_of(of(DENSE), "dense", FLOPS, 0)[0] == "[16]"
+
+
+@pytest.mark.parametrize(("second", "knee"), [(0.507, "8"), (0.504, "16")])
+def test_without_repeats_the_interval_of_the_best_value_is_the_tolerance(second: float, knee: str) -> None:
+    # variances pooled over three values: t(0.975, 6) * 0.01 / sqrt(3) = 2.447 * 0.00577 = 0.0141
+    rows = [(f"width={w}", y + e, 1.0) for w, y in ((4, 0.2), (8, second), (16, 0.52)) for e in (-0.01, 0.0, 0.01)]
+    value, text = knee_of(of(study(rows)), "width", ACCURACY)
+    assert value == knee
+    assert "half the width of the best value's 95% interval (0.014)" in text
+
+
+def test_a_knee_needs_an_order_and_figures() -> None:
+    with pytest.raises(ConfigError, match="order"):
+        knee_of(of(GRID), "loss", ACCURACY)
+    with pytest.raises(ConfigError, match="out of loss, dropout"):
+        knee_of(of(GRID), "width", ACCURACY)
+
+
+def noisy() -> pd.DataFrame:
+    """Loss matters much, width somewhat, dropout not at all."""
+    generator = np.random.default_rng(3)
+    rows = []
+    for loss, width, dropout in itertools.product(["focal", "plain"], [8, 16], [0.0, 0.25, 0.5]):
+        accuracy = 0.4 + 0.2 * (loss == "focal") + 0.05 * (width == 16) + 0.01 * generator.normal()
+        rows.append((f"loss={loss} width={width} dropout={dropout}", accuracy, float(width)))
+    return study(rows)
+
+
+def test_findings_are_told_strongest_first_and_the_rest_is_said_to_tell_nothing() -> None:
+    said = say_effects(of(noisy()), [ACCURACY])
+    assert len(said) == 3
+    assert said[0].startswith(
+        "loss changes balanced accuracy (validation) by 0.198: 0.425 [0.409, 0.442] (n=6) at plain,"
+    )
+    assert "0.623 [0.606, 0.639] (n=6) at focal, other parameters held equal." in said[0]
+    assert said[1].startswith("width changes")
+    assert said[2].startswith("Nothing can be told of the effect on balanced accuracy (validation) of dropout (0.5")
+    assert said[2].endswith("the intervals of all values overlap.")
+    assert say_effects(of(noisy()), BOTH)[3].startswith("width changes FLOPs by 8.000: 8.000")
+
+
+def test_findings_warn_where_raw_means_mislead() -> None:
+    said = "\n".join(say_effects(of(unbalanced(200, noise=0.01)), [ACCURACY]))
+    assert "The raw means differ by 0.5" in said
+    assert "for the other parameters were not drawn evenly" in said
+    assert "not drawn evenly" not in "\n".join(say_effects(of(noisy()), [ACCURACY]))
+
+
+def test_a_clear_pair_is_found_beside_a_value_that_is_hardly_known() -> None:
+    """The best mean, of c, has the widest interval; b against a is clear all the same."""
+    rows = [("x=a", 0.1 + e, 1.0) for e in (-0.01, 0, 0.01)] + [("x=b", 0.5 + e, 1.0) for e in (-0.01, 0, 0.01)]
+    table = of(study([*rows, ("x=c", 0.6, 1.0)]), [ACCURACY])
+    table[["adjusted", "adjusted_low", "adjusted_high"]] = math.nan
+    table.loc[2, ["low", "high"]] = [0.0, 1.2]
+    assert say_effects(table, [ACCURACY])[0].startswith("x changes balanced accuracy (validation) by 0.400: 0.100")
+
+
+def test_costs_grow_by_factors() -> None:
+    cells = itertools.product([4, 8, 16], [32, 64])
+    rows = [(f"width={w} size={s}", 0.5 + 0.01 * (w == 8), 1000.0 * w**2 * s**2) for w, s in cells]
+    table = study(rows).drop(index=5)  # not a balanced grid: the dearest cell is missing
+    found = of(table)
+    assert found[found["objective"] == FLOPS.metric]["log"].all()
+    assert not found[found["objective"] == ACCURACY.metric]["log"].any()
+    adjusted = [at(found, "width", value, FLOPS)["adjusted"] for value in ("4", "8", "16")]
+    # three trials of 32 px, two of 64 px
+    assert adjusted == pytest.approx([1000 * w**2 * (32**3 * 64**2) ** (2 / 5) for w in (4, 8, 16)])
+    said = say_effects(found, [FLOPS])
+    assert said[0].startswith("width changes FLOPs by a factor of 16: ")
+    assert said[1].startswith("size changes FLOPs by a factor of 4: ")
+
+
+def test_fractions_never_multiply() -> None:
+    assert not of(study([("a=1", 0.01, 1.0), ("a=2", 0.9, 1.0)]), [ACCURACY])["log"].any()
+
+
+def test_single_trials_tell_nothing() -> None:
+    said = say_effects(of(study([("a=1", 0.1, 1), ("a=2", 0.9, 2)])), BOTH)
+    assert [text.split(" of a: ")[1] for text in said] == ["not two values have several trials or seeds."] * 2
+
+
+def test_the_table_for_people() -> None:
+    rows = [("loss=focal", 0.6, 2e6), ("loss=focal", 0.6, 2e6), ("loss=plain", 0.5, 1e6)]
+    table = ablation_table(of(study([*rows, ("loss=plain dropout=0.5", math.nan, 1e6)])), BOTH, ["loss"])
+    assert list(table) == [
+        "parameter",
+        "value",
+        "balanced accuracy (validation), higher is better",
+        "FLOPs (multiply-adds), lower is better",
+    ]
+    assert table.to_numpy().tolist() == [
+        ["loss", "focal", "0.600 [0.600, 0.600] (n=2)", "2M [2M, 2M] (n=2)"],
+        ["loss", "plain", "0.500 (n=1)", "1M [1M, 1M] (n=2)"],
+    ]
+    assert ablation_table(of(GRID), [ACCURACY])["value"].tolist() == ["focal", "plain", "0", "0.5"]
+
+
+def test_ten_thousand_trials_are_no_work() -> None:
+    generator = np.random.default_rng(0)
+    size = 10_000
+    cells = pd.DataFrame({f"p{number}": generator.random(size) for number in range(4)})
+    cells = cells.assign(**{f"c{number}": generator.choice(list("abcd"), size) for number in range(4)})
+    texts = [" ".join(f"{key}={value}" for key, value in row.items()) for row in cells.to_dict("records")]
+    table = study([(text, value, 1.0) for text, value in zip(texts, cells["p0"], strict=True)])
+    found = of(table, [ACCURACY])
+    assert len(found) == 4 * 5 + 4 * 4
+    first = found[found["parameter"] == "p0"]["adjusted"].to_numpy()
+    assert first == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9], abs=0.02)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_parameter_that_only_failed_trials_had_is_left_out() -> None:
+    table = study([("a=1", 0.1, 1.0), ("a=2", 0.2, 1.0), ("a=1 b=1", 0.3, 1.0), ("a=1 b=2", 0.4, 1.0)])
+    found = of(table.assign(status=["FINISHED", "FINISHED", "FAILED", "FAILED"]))
+    assert found["parameter"].unique().tolist() == ["a"]
+    assert found["mean"].tolist() == [0.1, 0.2, 1.0, 1.0]

@@ -1,0 +1,101 @@
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.analysis.curves import COLUMNS, curves, thin
+
+TABLE = pd.DataFrame(
+    {
+        "run_id": ["good", "bad", "dead"],
+        "label": ["custom #1", "custom #0", "custom #2"],
+        "state": ["front", "pruned", "failed"],
+    }
+)
+
+
+def history(**values: list[float]) -> pd.DataFrame:
+    """An epoch every 50 optimizer steps."""
+    rows = [(run, 50 * (number + 1), value) for run, some in values.items() for number, value in enumerate(some)]
+    return pd.DataFrame(rows, columns=["run_id", "step", "value"])
+
+
+def points(found: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
+    return {run: list(zip(some["epoch"], some["value"], strict=True)) for run, some in found.groupby("run_id")}
+
+
+def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
+    found = curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
+    assert list(found) == COLUMNS
+    assert found.to_numpy().tolist() == [
+        ["good", "custom #1", "front", 1, 0.3],
+        ["good", "custom #1", "front", 2, 0.4],
+        ["good", "custom #1", "front", 3, 0.5],
+        ["bad", "custom #0", "pruned", 1, 0.1],
+        ["bad", "custom #0", "pruned", 2, 0.2],
+    ]
+
+
+def test_seeds_are_averaged_as_far_as_all_of_them_go() -> None:
+    seeds = {"seed0": "good", "seed1": "good", "seed2": "good"}
+    runs = history(seed0=[0.1, 0.2, 0.3], seed1=[0.3, 0.4], seed2=[0.2, 0.6, 0.9], bad=[0.5])
+    found = points(curves(runs, TABLE, seeds))
+    assert found["good"] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
+    assert found["bad"] == [(1, 0.5)]
+
+
+def test_of_a_step_that_a_resumed_run_wrote_twice_the_last_counts() -> None:
+    runs = pd.DataFrame({"run_id": "good", "step": [50, 100, 100, 150], "value": [0.1, 0.2, 0.25, 0.3]})
+    assert points(curves(runs, TABLE))["good"] == [(1, 0.1), (2, 0.25), (3, 0.3)]
+
+
+def test_missing_values_keep_their_place() -> None:
+    found = points(curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
+    assert found == {"good": [(1, 0.1), (3, 0.3)]}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(6)))
+def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
+    runs = history(good=[0.1, 0.2, 0.3], bad=[0.4, 0.5, 0.6])
+    pd.testing.assert_frame_equal(curves(runs.iloc[order], TABLE), curves(runs, TABLE))
+
+
+def test_no_history_is_no_curve() -> None:
+    found = curves(history(), TABLE)
+    assert found.empty
+    assert list(found) == COLUMNS
+    assert thin(found, ["good"], 3).empty
+
+
+def many(n: int) -> pd.DataFrame:
+    table = pd.DataFrame({"run_id": [f"r{k}" for k in range(n)], "label": "net", "state": "dominated"})
+    return curves(history(**{f"r{k}": [0.0, k / 100] for k in range(n)}), table)
+
+
+def test_few_curves_are_all_shown() -> None:
+    pd.testing.assert_frame_equal(thin(many(5), ["r2"], 4), many(5))
+
+
+@pytest.mark.parametrize(
+    ("at_most", "shown"),
+    [(0, {"r50"}), (1, {"r50", "r51"}), (2, {"r50", "r0", "r100"}), (5, {"r50", "r0", "r25", "r51", "r75", "r100"})],
+)
+def test_the_others_are_drawn_evenly_by_rank(at_most: int, shown: set[str]) -> None:
+    # without r50 the ranks 0 to 99 are r0 to r49 and r51 to r100; the middle, 49.5, goes to 50
+    found = thin(many(101), ["r50", "elsewhere"], at_most)
+    assert set(found["run_id"]) == shown
+    assert found.groupby("run_id").size().eq(2).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 30), st.integers(0, 6))
+def test_no_more_than_asked_for_and_none_twice(n: int, at_most: int, kept: int) -> None:
+    keep = [f"r{number}" for number in range(kept)]
+    found = thin(many(n), keep, at_most)
+    shown = set(found["run_id"])
+    assert set(keep[:n]) <= shown
+    assert len(shown - set(keep)) == min(at_most, max(n - kept, 0))
+    assert len(found) == 2 * len(shown)

@@ -1,0 +1,170 @@
+import math
+
+import pandas as pd
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.analysis.swept import fixed, has_order, in_order, is_log, is_numeric, levels, parameters, scan
+from src.sweep.grammar import text_of
+
+TYPED = "model.net.width=4 model.net.dense=[128, 64] model.net.dropout=0.38 loss=weighted_focal optimizer.lr=0.001"
+
+KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,6}(\.[a-z_][a-z0-9_]{0,6}){0,2}", fullmatch=True)
+TEXTS = st.text(st.sampled_from("ab1 =,.'\"[](){}~+\\:\t"), max_size=8)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+)
+
+
+def trials(*overrides: str | None) -> pd.DataFrame:
+    return pd.DataFrame({"run_id": [f"run{number}" for number in range(len(overrides))], "overrides": overrides})
+
+
+def test_overrides_are_parted_where_no_bracket_and_no_quote_is_open() -> None:
+    assert scan(TYPED) == {
+        "model.net.width": "4",
+        "model.net.dense": "[128, 64]",
+        "model.net.dropout": "0.38",
+        "loss": "weighted_focal",
+        "optimizer.lr": "0.001",
+    }
+    assert scan("a='x y=2' +b={c: [1, 2]} ++d=\"it's ]\" e='don\\'t f=1'") == {
+        "a": "'x y=2'",
+        "b": "{c: [1, 2]}",
+        "d": '"it\'s ]"',
+        "e": "'don\\'t f=1'",
+    }
+    assert scan("") == scan("  ") == {}
+
+
+def test_a_blank_without_a_key_behind_it_belongs_to_the_value() -> None:
+    assert scan("note=two words a=1") == {"note": "two words", "a": "1"}
+    assert scan("model@net=custom data/source=ham ~callbacks.x ~optimizer=adam") == {
+        "model@net": "custom",
+        "data/source": "ham",
+        "callbacks.x": "removed",
+        "optimizer": "removed",
+    }
+
+
+@pytest.mark.parametrize("broken", ["a=[1 b=2", "a=1] b=2", "a='x b=2", "=", "no key", "a="])
+def test_what_nobody_closed_breaks_nothing(broken: str) -> None:
+    assert isinstance(scan(broken), dict)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=5), st.sampled_from(["", "+", "++"]))
+def test_every_value_that_the_sweeper_writes_is_found_again(cell: dict, prefix: str) -> None:
+    typed = {key: text_of(value) for key, value in cell.items()}
+    assert scan(" ".join(f"{prefix}{key}={text}" for key, text in typed.items())) == typed
+
+
+@given(st.lists(st.integers(-(2**40), 2**40) | st.floats(-1e9, 1e9), min_size=2, max_size=6))
+def test_numbers_are_read_as_hydra_reads_them(numbers: list[float]) -> None:
+    texts = [f"lr={number!r}" for number in numbers]
+    read = [override.value() for override in OverridesParser.create().parse_overrides(texts)]
+    found = parameters(trials(*texts))
+    if len(set(read)) == 1:
+        assert found.empty
+    else:
+        assert found["lr"].tolist() == read
+        assert is_numeric(found["lr"])
+
+
+def test_only_what_differs_is_a_parameter() -> None:
+    table = trials("model=custom width=4 loss=focal", "model=custom width=8 loss=cross_entropy", "model=custom width=8")
+    found = parameters(table)
+    assert found.index.tolist() == ["run0", "run1", "run2"]
+    assert list(found) == ["width", "loss"]
+    assert found["width"].tolist() == [4, 8, 8]
+    assert found["width"].dtype.kind == "i"
+    assert found["loss"].tolist() == ["focal", "cross_entropy", None]
+    assert fixed(table) == {"model": "custom"}
+
+
+def test_a_conditional_parameter_is_missing_where_a_trial_has_none() -> None:
+    found = parameters(trials("head=gap", "head=flatten units=64", "head=flatten units=32", None))
+    assert found["units"].dropna().tolist() == [64, 32]
+    assert found["units"].isna().tolist() == [True, False, False, True]
+    assert found["head"].isna().tolist() == [False, False, False, True]
+
+
+def test_two_spellings_are_one_value() -> None:
+    assert fixed(trials("dense=[128,64] lr=1e-3 loss='focal'", "dense=[ 128, 64 ] lr=0.001 loss=focal")) == {
+        "dense": "[128, 64]",
+        "lr": 0.001,
+        "loss": "focal",
+    }
+    assert parameters(trials("x='1, 2'", 'x="1"', "x=1"))["x"].tolist() == ["1, 2", '"1"', "1"]
+
+
+def test_numbers_beside_null_stay_text() -> None:
+    assert parameters(trials("decay=null", "decay=0.1"))["decay"].tolist() == ["null", "0.1"]
+
+
+def test_no_trial_has_no_parameter() -> None:
+    assert parameters(trials()).empty
+    assert fixed(trials()) == {}
+
+
+def test_a_factor_of_ten_asks_for_a_logarithmic_axis() -> None:
+    assert is_log(pd.Series([1e-3, 1e-2, math.nan]))
+    assert is_log(pd.Series([4, 64]))
+    assert not is_log(pd.Series([1.0, 9.9]))
+    assert not is_log(pd.Series([0.0, 10.0]))
+    assert not is_log(pd.Series(["1", "100"], dtype=object))
+    assert not is_log(pd.Series([math.nan, math.nan]))
+
+
+def test_lists_stand_on_an_axis_by_length_then_by_size() -> None:
+    lists = ["[128, 64]", "[32]", "[]", "[64, 32]", "[128]"]
+    assert in_order(lists) == ["[]", "[32]", "[128]", "[64, 32]", "[128, 64]"]
+    assert in_order(["b", "null", "a", None, math.nan]) == ["a", "b", "null"]
+    assert in_order([10, 9.5, 9]) == [9, 9.5, 10]
+    assert has_order(lists)
+    assert has_order([1, 2.5])
+    assert has_order(["1", "2"])
+    assert not has_order(["focal", "cross_entropy"])
+    assert not has_order(["[32]", "null"])
+    assert not has_order([])
+
+
+def test_few_values_are_their_own_groups() -> None:
+    found = levels(pd.Series([4.0, 64, math.nan, 4], index=list("abcd")))
+    assert found["value"].to_dict() == {"a": "4", "b": "64", "d": "4"}
+    assert found["position"].tolist() == [4, 64, 4]
+    found = levels(pd.Series(["[64]", None, "[]", "[128]"], dtype=object))
+    assert found["value"].tolist() == ["[64]", "[]", "[128]"]
+    assert found["position"].tolist() == [1, 0, 2]
+
+
+def test_a_continuous_parameter_is_cut_at_its_quantiles() -> None:
+    found = levels(pd.Series(range(100)).sample(frac=1, random_state=0) / 100)
+    expected = {
+        "0 to 0.19": 0.095,
+        "0.2 to 0.39": 0.295,
+        "0.4 to 0.59": 0.495,
+        "0.6 to 0.79": 0.695,
+        "0.8 to 0.99": 0.895,
+    }
+    assert found["value"].value_counts().to_dict() == dict.fromkeys(expected, 20)
+    assert found.groupby("value")["position"].first().to_dict() == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1).map(lambda x: round(x, 2)), min_size=1, max_size=80), st.integers(2, 6))
+def test_groups_part_no_equals_and_keep_the_order(numbers: list[float], bins: int) -> None:
+    column = pd.Series(numbers)
+    found = levels(column, bins)
+    assert len(found) == len(column)
+    assert found["value"].nunique() <= 2 * bins
+    assert found["value"].nunique() == found["position"].nunique()
+    ranked = pd.DataFrame({"number": column, "position": found["position"]}).sort_values("number")
+    assert ranked["position"].is_monotonic_increasing
+    assert ranked.groupby("number")["position"].nunique().eq(1).all()
+
+
+def test_names_of_groups_take_the_digits_that_they_need() -> None:
+    found = levels(pd.Series([1 + number * 1e-5 for number in range(50)]))
+    assert found["value"].nunique() == 5
