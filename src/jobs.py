@@ -1,8 +1,6 @@
 """The main job: one config trained, measured and recorded, alone or as a trial of a study."""
 
 import logging
-import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +22,14 @@ from src.reproducibility import config_hash, git_state, package_versions
 from src.shared_config import WITHOUT_EFFECT, compose_trial
 from src.sweep.failures import EndedEarly
 from src.sweep.repeats import aggregate
+from src.sweep.resumption import STATE, discard, inherit, seed_folder
 from src.sweep.trial import TrialContext
+from src.tracking.limits import masked
 from src.tracking.orphans import reap
 from src.tracking.run import Run
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
-STATE = "checkpoint/last.ckpt"  # in a run's folder, where a training that was broken off has left its state
 PER_EPOCH = ("val/", "train/", "data/")  # of these the study needs no copy
 
 
@@ -76,6 +75,7 @@ def single_run(config: DictConfig) -> None:
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
     with _start(store, config, plain, overrides, Place(config.study or "")) as run:
         _record(config, folder, overrides, run)
+    discard([folder])
     summary.show_single(store, run.id, objectives, limits)
 
 
@@ -108,11 +108,14 @@ def run_trial(context: TrialContext) -> dict[str, float]:
     commit, dirty = payload.get("git") or git_state(ROOT)
     place = Place(context.task.study, (commit, dirty), payload["study_run"], context.task.number)
     if payload["repeats"] == 1:
-        _inherit_state(context.resume, context.folder)
-        return _trial_run(config, store, place, context, context.folder)[1]
-    for seed in range(config.seed, config.seed + payload["repeats"]):
-        _inherit_state([folder / f"seed-{seed}" for folder in context.resume], context.folder / f"seed-{seed}")
-    return _repeated(config, store, place, context)
+        inherit(context.resume, context.folder)
+        metrics = _trial_run(config, store, place, context, context.folder)[1]
+    else:
+        for seed in range(config.seed, config.seed + payload["repeats"]):
+            inherit([seed_folder(each, seed) for each in context.resume], seed_folder(context.folder, seed))
+        metrics = _repeated(config, store, place, context)
+    discard([context.folder, *context.resume])  # not before the outcome is committed; a failure may be tried again
+    return metrics
 
 
 def _repeated(config: DictConfig, store: Store, place: Place, context: TrialContext) -> dict[str, float]:
@@ -132,6 +135,7 @@ def _repeated(config: DictConfig, store: Store, place: Place, context: TrialCont
                 Run.attach(store, run_id).move_below(trial)
                 done.append(metrics)
                 context.repeat_ended(seed, run_id, metrics)
+                discard([seed_folder(each, seed) for each in (context.folder, *context.resume)])
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             context.give_up(early.state, "", str(early))
@@ -149,7 +153,7 @@ def _one_seed(
     own = config.copy()
     own.seed = seed
     context.pruning = place.repeat == 0  # a configuration that has passed its rungs once is not judged by them again
-    return _trial_run(own, store, place, context, context.folder / f"seed-{seed}")
+    return _trial_run(own, store, place, context, seed_folder(context.folder, seed))
 
 
 def _trial_run(
@@ -195,7 +199,7 @@ def _record(
         context.known_cost(cost)
     public = OmegaConf.merge(config, {"tracking": _public({"tracking": config.tracking})["tracking"]})
     assert isinstance(public, DictConfig)
-    training.describe_inputs(public, [*map(_masked, overrides)], parts, cost, run, folder)
+    training.describe_inputs(public, [*map(masked, overrides)], parts, cost, run, folder)
     run.tag(split=_split_label(parts.data))
     checkpoint = training.train(
         config,
@@ -204,6 +208,7 @@ def _record(
         folder,
         resume=state if (state := folder / STATE).exists() else None,
         on_epoch=_teller(config, context),
+        on_resume=context.resumed if context else None,
         keep_state_s=context.payload.get("keep_state_s") if context else None,
     )
     run.artifact(checkpoint, "checkpoint")
@@ -211,23 +216,6 @@ def _record(
     for split in _evaluated_splits(config, parts.data, context is not None):
         training.evaluate(config, parts, split, run, folder)
     run.log({"time/tracking_s": run.seconds})
-
-
-def _inherit_state(earlier: list[Path], folder: Path) -> None:
-    """Bring the training state that an earlier try left to this one's own folder: it may be broken off too.
-
-    Args:
-        earlier: Folders of the tries before, the newest first.
-        folder: This one's.
-    """
-    left = next((found for each in earlier if (found := each / STATE).exists()), None)
-    if left is None:
-        return
-    own = folder / STATE
-    own.parent.mkdir(parents=True, exist_ok=True)
-    part = own.with_suffix(".part")
-    shutil.copyfile(left, part)
-    part.replace(own)
 
 
 def _teller(config: DictConfig, context: TrialContext | None) -> Any:
@@ -261,7 +249,7 @@ def _refuse_several_devices(config: DictConfig) -> None:
 
 
 def _start(store: Store, config: DictConfig, plain: dict[str, Any], overrides: list[str], place: Place) -> Run:
-    tags = _tags(config, plain, place) | {"overrides": _masked(" ".join(overrides))}
+    tags = _tags(config, plain, place) | {"overrides": masked(" ".join(overrides))}
     return Run.start(store, str(config.model.get("name", "run")), tags, _public(plain), place.parent)
 
 
@@ -271,13 +259,8 @@ def _public(plain: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     tracking = dict(plain["tracking"])
     if tracking.get("uri"):
-        tracking["uri"] = _masked(str(tracking["uri"]))
+        tracking["uri"] = masked(str(tracking["uri"]))
     return {**plain, "tracking": tracking}
-
-
-def _masked(text: str) -> str:
-    """Without the passwords of the URLs in it."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def _evaluated_splits(config: DictConfig, data: DataModule, in_study: bool) -> list[str]:

@@ -1,26 +1,20 @@
 """From the command line to a study: what is swept, by which sampler, in which processes, and what came of it."""
 
-import hashlib
 import logging
-import re
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import optuna
-from annotated_types import Ge, Gt, Le
 from hydra.core.config_loader import ConfigLoader
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from src import dry_run, summary
 from src.config import check, instantiate
-from src.entry import ROOT, one_line
-from src.errors import ConfigError, UserError
-from src.objectives import Limit, Objective, parse_limits, parse_objectives
+from src.entry import ROOT
+from src.errors import ConfigError
+from src.plan import Plan, make_plan, probe
 from src.reproducibility import git_state
 from src.shared_config import conf_digest, flat_settings, shared_config_digest
 from src.sweep import space as spaces
@@ -33,70 +27,13 @@ from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.rows import Rows
 from src.sweep.samplers import SamplerChoice, make_sampler
 from src.sweep.storage import Ownership, default_url, open_storage, resolve_url
-from src.sweep.task import Kind
 from src.sweep.warm_start import warm_start
+from src.tracking.limits import masked
 from src.tracking.orphans import reap
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
 BODY = "src.jobs:run_trial"
-PROBED = 3  # cells that are composed and checked before anything is started
-
-
-@dataclass
-class Settings:
-    """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml says what each value means."""
-
-    sampler: Any
-    pruner: Any
-    executor: Any
-    study_name: str | None = None
-    n_trials: Annotated[int, Ge(1)] | None = None
-    storage: str | None = None
-    warm_start: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    zip: list[dict[str, list[Any]]] = field(default_factory=list)
-    exclude: list[str] = field(default_factory=list)
-    n_jobs: Annotated[int, Ge(1)] | None = None
-    time_limit_s: Annotated[float, Gt(0)] | None = None
-    retries: Annotated[int, Ge(0)] = 1
-    retried: list[Kind] = field(default_factory=lambda: ["killed", "out_of_memory"])
-    retry_failed: bool = False
-    stop_after: Annotated[int, Ge(0)] = 3
-    grace_s: Annotated[float, Ge(0)] = 10
-    keep_state_s: Annotated[float, Ge(0)] | None = 20
-    drop_p: Annotated[float, Gt(0), Le(0.5)] = 0.1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A study as the command line asks for it.
-
-    Attributes:
-        config: The config that all trials share.
-        settings: How it is run.
-        name: Of the study.
-        space: What is swept.
-        overrides: What all trials are given.
-        objectives: What is made better.
-        limits: What has to be kept.
-        folder: Of the study.
-    """
-
-    config: DictConfig
-    settings: Settings
-    name: str
-    space: spaces.Space
-    overrides: list[str]
-    objectives: list[Objective]
-    limits: list[Limit]
-    folder: Path
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether the cells come in order."""
-        return self.settings.n_trials is None or self.settings.sampler.get("name") == "grid"
 
 
 def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any], arguments: list[str]) -> bool:
@@ -131,58 +68,6 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
         return _run(plan, store, url, ownership)
 
 
-def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[str]) -> Plan:
-    """Read and check what the command line asks for.
-
-    Raises:
-        ConfigError: A value that cannot be; the message names the key.
-    """
-    plain = {key: _plain(value) for key, value in settings.items() if key not in ("_target_", "_recursive_")}
-    parts = ("sampler", "pruner", "executor")  # checked where they are built
-    check({"_target_": f"{__name__}.Settings", **{k: v for k, v in plain.items() if k not in parts}}, "hydra.sweeper")
-    own = Settings(**plain)
-    check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
-    parsed = spaces.parse(arguments, own.params, own.conditions, own.zip, own.exclude)
-    choice = config.hydra.runtime.choices.get("sweeps")
-    made = choice or _made_name(arguments, parsed.fixed)
-    name = str(own.study_name or config.study or made)
-    if parsed.space.n_cells is None and (own.n_trials is None or own.sampler.get("name") == "grid"):
-        if own.n_trials is not None:
-            raise ConfigError("hydra/sweeper/sampler", "a grid needs cells, but an interval has none: take tpe")
-        next(iter(parsed.space.cells()))  # raises, and names the parameter that has no cells
-    if config.repeats > 1 and any("seed" in parameter.keys for parameter in parsed.space.parameters):
-        raise ConfigError("repeats", "trains under several seeds itself: do not sweep over seed as well")
-    objective = _plain(config.objective)
-    return Plan(
-        config,
-        own,
-        name,
-        parsed.space,
-        list(parsed.fixed),
-        parse_objectives(objective),
-        parse_limits(objective),
-        Path(config.hydra.sweep.dir).absolute() / re.sub(r"[^\w.=,+-]", "_", name),
-    )
-
-
-def probe(plan: Plan, loader: ConfigLoader) -> None:
-    """Compose and check some cells: a mistake that they all share is told at once, not trial by trial.
-
-    Raises:
-        UserError: What is wrong with every one of them.
-    """
-    problems: dict[str, Exception] = {}
-    for overrides in dry_run.sample(plan.space, PROBED, seed=0):
-        try:
-            dry_run.compose_cell(loader, plan.config, [*plan.overrides, *overrides])
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            problems[str(one_line(error))] = error
-        else:
-            return
-    if len(problems) == 1:
-        raise next(iter(problems.values()))
-
-
 def _run(plan: Plan, store: Store, url: str, ownership: Ownership) -> bool:
     settings, n_objectives = plan.settings, len(plan.objectives)
     make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
@@ -192,12 +77,20 @@ def _run(plan: Plan, store: Store, url: str, ownership: Ownership) -> bool:
         executor.warm_up()  # imports for seconds, while the study is opened
         storage = open_storage(url)
         study, sampler = _open_study(plan, storage, url)
-        rows = Rows(
-            store, plan.name, study.user_attrs.get("study_run"), {"objectives": "; ".join(map(str, plan.objectives))}
-        )
+        rows = Rows(store, plan.name, study.user_attrs.get("study_run"), _study_tags(plan))
         study.set_user_attr("study_run", rows.parent.id)
         with rows.parent:
             return _own(plan, store, url, study, sampler, executor, rows, ownership)
+
+
+def _study_tags(plan: Plan) -> dict[str, str]:
+    """What a report needs to tell what the study was for, and to name the command that trains a trial again."""
+    return {
+        "objectives": "; ".join(map(str, plan.objectives)),
+        "limits": "; ".join(map(str, plan.limits)),
+        "sweeps": str(plan.config.hydra.runtime.choices.get("sweeps") or ""),
+        "fixed_overrides": masked(shlex.join(plan.overrides)),
+    }
 
 
 def _own(
@@ -311,17 +204,3 @@ def _payload(plan: Plan, store: Store, rows: Rows, local: bool) -> dict[str, Any
         "drop_p": plan.settings.drop_p,
         "keep_state_s": plan.settings.keep_state_s,
     }
-
-
-def _made_name(arguments: list[str], fixed: list[str]) -> str:
-    """A name for a study that was given none: it tells what is swept, and differs wherever the command does."""
-    swept = [argument for argument in arguments if argument not in fixed]
-    words = "-".join(
-        argument.partition("=")[0].rpartition(".")[2] + "-" + argument.partition("=")[2] for argument in swept
-    )
-    readable = re.sub(r"[^\w,.+-]+", "_", words)[:48].strip("-_,.")
-    return f"{readable or 'defaults'}-{hashlib.sha256(chr(10).join(sorted(arguments)).encode()).hexdigest()[:6]}"
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -19,12 +19,13 @@ from torch import nn
 
 from src.allocator import keep_freed_memory
 from src.analysis import figures
-from src.checkpoint import BestEpoch, LastState, fits, load_weights
+from src.checkpoint import BestEpoch, load_weights
 from src.classifier import Classifier, as_float
 from src.config import instantiate
 from src.data import contact_sheet
 from src.data.module import DataModule
 from src.errors import ConfigError
+from src.last_state import LastState, fits
 from src.progress import AfterEpoch, EpochProgress, quiet_lightning
 from src.reproducibility import config_hash, environment, seed_everything
 from src.tracking.logger import RunLogger
@@ -129,6 +130,7 @@ def train(
     *,
     resume: Path | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    on_resume: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
     keep_state_s: float | None = None,
 ) -> Path:
     """Fit, and bring the classifier back to its chosen epoch.
@@ -142,13 +144,15 @@ def train(
             are logged to `run` again. One that does not fit is warned of, and the training starts from scratch.
         on_epoch: Given epoch, from 1, and metrics after each epoch's validation, on the first rank; not for the epochs
             that `resume` has done. What it raises ends the training and comes out of here.
-        keep_state_s: Keep a `checkpoint/last.ckpt` at most so many seconds old (0: every epoch's) until the end.
+        on_resume: Given the metrics of each epoch that `resume` has done, before the training goes on.
+        keep_state_s: Keep a `checkpoint/last.ckpt` at most so many seconds old (0: every epoch's), and in the end that
+            of the last epoch, after which no other is trained. It stays: whoever has recorded the outcome discards it.
 
     Returns:
         The path of the chosen epoch's checkpoint.
     """
     identity = _identity(config, parts.data)
-    last = LastState(folder / "checkpoint", identity, keep_state_s)
+    last = LastState(folder / "checkpoint", identity, keep_state_s, on_resume)
     hook = AfterEpoch(on_epoch)
     trainer, progress, best = prepare_fit(config, parts, run, folder, [hook, last])
     state = resume if resume is not None and fits(resume, identity, parts.classifier) else None
@@ -170,9 +174,9 @@ def train(
         figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
         run.artifact(curves, "figures")
         run.tag(chosen_by=best.chosen_by)
-        speeds = {"time/fit_s": seconds, "time/images_per_s": progress.images_per_s, "best/epoch": best.epoch}
+        images_per_s = progress.images_per_s or last.images_per_s  # this process may have had no epoch to train
+        speeds = {"time/fit_s": seconds, "time/images_per_s": images_per_s, "best/epoch": best.epoch}
         run.log(speeds, step=trainer.global_step)
-    last.discard()
     return checkpoint
 
 

@@ -9,8 +9,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.checkpoint import BestEpoch, LastState, StopEarly, load_weights
+from src.checkpoint import BestEpoch, StopEarly, load_weights
 from src.errors import ConfigError, UserError
+from src.last_state import LastState
 
 
 class Counter(LightningModule):
@@ -116,8 +117,8 @@ def test_checkpoints_that_cannot_be_are_named_and_never_executed(tmp_path: Path)
         load_weights(module, tmp_path / "other.ckpt")
 
 
-@pytest.mark.parametrize(("seconds", "written"), [(0, [1, 2, 3]), (1e9, []), (None, [])])
-def test_state_is_written_as_often_as_asked_and_never_after_the_last_epoch(
+@pytest.mark.parametrize(("seconds", "written"), [(0, [1, 2, 3, 4]), (1e9, [4]), (None, [])])
+def test_state_is_written_as_often_as_asked_and_after_the_last_epoch(
     tmp_path: Path, seconds: float | None, written: list[int]
 ) -> None:
     last = LastState(tmp_path, "any", seconds)
@@ -135,13 +136,11 @@ def test_state_is_written_as_often_as_asked_and_never_after_the_last_epoch(
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
 
 
-def test_state_that_early_stopping_makes_the_last_one_is_not_written(tmp_path: Path) -> None:
-    last = LastState(tmp_path, "any", 0)
+def test_state_that_early_stopping_makes_the_last_one_is_written(tmp_path: Path) -> None:
+    last = LastState(tmp_path, "any", 1e9)
     best = fit(tmp_path, [0.9, 0.5, 0.4, 0.3], "val/auroc", more=[last, StopEarly("val/auroc", patience=1)])
     assert len(best.history) == 2
-    assert torch.load(last.path, weights_only=True)["state_dict"]["weight"].item() == 1
-    last.discard()
-    assert not last.path.exists()
+    assert torch.load(last.path, weights_only=True)["state_dict"]["weight"].item() == 2
 
 
 def test_metric_that_is_undefined_in_an_epoch_has_no_figure_there(tmp_path: Path) -> None:

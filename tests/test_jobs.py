@@ -110,30 +110,6 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytes
     assert recorded.tags["config_hash"] == config_hash(plain, WITHOUT_EFFECT)
 
 
-def left(folder: Path, text: str) -> Path:
-    state = folder / jobs.STATE
-    state.parent.mkdir(parents=True)
-    state.write_text(text)
-    return folder
-
-
-def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path) -> None:
-    newest, middle, oldest = tmp_path / "0003", left(tmp_path / "0002", "new"), left(tmp_path / "0001", "old")
-    (newest / "checkpoint").mkdir(parents=True)  # broken off before it had a state
-    own = tmp_path / "0004"
-    jobs._inherit_state([newest, middle, oldest], own)
-    assert (own / jobs.STATE).read_text() == "new"
-    (own / jobs.STATE).write_text("gone on")
-    assert [(folder / jobs.STATE).read_text() for folder in (middle, oldest)] == ["new", "old"]
-    assert [file.name for file in (own / "checkpoint").iterdir()] == ["last.ckpt"]
-
-
-def test_without_an_earlier_state_there_is_none(tmp_path: Path) -> None:
-    jobs._inherit_state([], tmp_path / "own")
-    jobs._inherit_state([tmp_path / "nowhere"], tmp_path / "own")
-    assert not (tmp_path / "own").exists()
-
-
 def test_a_password_that_was_typed_is_not_recorded_with_the_command(tmp_path: Path) -> None:
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     config = composed(f"tracking.uri={URI}")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 from src import launch, shared_config
 from src.entry import ROOT
 from src.errors import ConfigError, UserError
-from src.launch import Plan, make_plan
+from src.plan import Plan, make_plan, probe
 from src.sweep.storage import default_url, open_storage
 
 Plugins.instance()
@@ -158,8 +158,8 @@ def test_a_study_reopened_after_all_its_trials_were_broken_off_draws_others(tmp_
 def test_probing_tells_what_is_wrong_with_every_cell_and_lets_a_good_one_pass() -> None:
     loader = ConfigLoaderImpl(create_config_search_path(str(ROOT / "conf")))
     with pytest.raises(ConfigError, match="optimizer.lr|model.net.dropout"):
-        launch.probe(planned("model.net.width=8,16", "model.net.dropout=7"), loader)
-    launch.probe(planned("model.net.width=0,8"), loader)
+        probe(planned("model.net.width=8,16", "model.net.dropout=7"), loader)
+    probe(planned("model.net.width=0,8"), loader)
 
 
 @pytest.mark.parametrize("flags", [["-m", "--cfg", "job"], ["--multirun", "-c", "job"], ["-m", "--cfg=job"]])

@@ -128,9 +128,22 @@ def test_a_grid_without_a_file_is_named_after_its_command_and_is_complete(place:
     assert len(place.runs(name)) == 4
 
 
-def test_values_in_optuna_are_those_in_mlflow_and_test_is_touched_by_the_front_alone(place: Workplace, typed) -> None:
-    (runs, trials) = place.runs("smoke"), place.trials("smoke")
-    (parent,) = (row for _, row in place.runs("smoke", "study").iterrows())
+@pytest.fixture(scope="module")
+def several_objectives(place: Workplace) -> str:
+    """Name of a finished study with rungs, as sweeps/smoke.yaml has it."""
+    name = "several_objectives"
+    small = ["trainer.max_epochs=3", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
+    owner = process(place, "-m", "sweeps=smoke", *TINY, *small, f"hydra.sweeper.study_name={name}")
+    said = owner.communicate(timeout=200)[0]
+    assert owner.returncode == 0, said
+    return name
+
+
+def test_values_in_optuna_are_those_in_mlflow_and_test_is_touched_by_the_front_alone(
+    place: Workplace, several_objectives: str
+) -> None:
+    (runs, trials) = place.runs(several_objectives), place.trials(several_objectives)
+    (parent,) = (row for _, row in place.runs(several_objectives, "study").iterrows())
     values = runs.loc[runs["tags.front"] == "true", "metrics.best/val/balanced_accuracy"]
     assert parent["metrics.study_best/best/val/balanced_accuracy"] == values.max()
     assert parent["metrics.runs/all"] == len(runs)

@@ -123,7 +123,7 @@ def test_resumed_training_gives_what_an_unbroken_one_gives(
     assert {epoch: early[epoch] for epoch in (1, 2)} | late == whole  # to the last bit
     assert math.isfinite(whole[1]["train/loss"])
     assert best == tmp_path / "second" / "checkpoint" / "best.ckpt"
-    assert [path.name for path in best.parent.iterdir()] == ["best.ckpt"]
+    assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
     torch.testing.assert_close(weights(resumed), weights(unbroken), rtol=0, atol=0)
     steps = unbroken.data.loader("train", train=True).__len__()
     assert [step for step, _ in curves(unbroken_run)["train/loss"]] == [steps * (epoch + 1) - 1 for epoch in range(4)]
@@ -142,7 +142,54 @@ def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(tmp_pat
     _, best = train(config, tmp_path / "trial", resume=state, on_epoch=stop_after(99, third), keep_state_s=0)
     assert (list(first), list(second), list(third)) == ([1, 2], [2, 3], [3, 4])
     assert first | second | third == whole
-    assert [path.name for path in best.parent.iterdir()] == ["best.ckpt"]
+    assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ((), EPOCHS),
+        (("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.best.metric=val/accuracy"), 0),
+        (("data.fractions=[0.8,0.0,0.2]",), EPOCHS),
+    ],
+    ids=["to the end", "stopped early", "without validation"],
+)
+@pytest.mark.parametrize("keep_state_s", [0, 1e9])
+def test_a_training_that_had_ended_has_no_epoch_left_and_brings_back_its_best_one(
+    tmp_path: Path, cache: Path, store: Store, changes: tuple[str, ...], epochs: int, keep_state_s: float
+) -> None:
+    config = compose_config(cache, *changes)
+    if not epochs:  # in the second epoch nothing has improved
+        config.callbacks.early_stopping.min_delta = 1.0
+    done: Figures = {}
+    with Run.start(store, "whole") as whole_run:
+        unbroken, best = train(
+            config, tmp_path / "whole", whole_run, on_epoch=stop_after(99, done), keep_state_s=keep_state_s
+        )
+    assert list(done) == list(range(1, (epochs or 2) + 1))
+    state = tmp_path / "whole" / "checkpoint" / "last.ckpt"
+    more: Figures = {}
+    told: list[Any] = []
+    with Run.start(store, "again") as again_run:
+        again, found = train(
+            config,
+            tmp_path / "again",
+            again_run,
+            resume=state,
+            on_epoch=stop_after(99, more),
+            on_resume=told.append,
+            keep_state_s=keep_state_s,
+        )
+    assert more == {}
+    assert told == [list(done.values())]
+    assert found.read_bytes() == best.read_bytes()
+    torch.testing.assert_close(weights(again), weights(unbroken), rtol=0, atol=0)
+    assert curves(again_run) == curves(whole_run)
+    assert curves(again_run)["train/loss"]
+    recorded = [run.store.client.get_run(run.id).data for run in (whole_run, again_run)]
+    for name in ("best/epoch", "time/images_per_s"):
+        assert recorded[0].metrics[name] == recorded[1].metrics[name]
+    assert recorded[0].tags["chosen_by"] == recorded[1].tags["chosen_by"]
 
 
 def test_without_validation_it_goes_on_as_well(tmp_path: Path, cache: Path) -> None:

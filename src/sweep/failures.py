@@ -4,6 +4,8 @@ from src.errors import DivergedError, UserError
 from src.sweep.task import Kind, State
 from src.tracking.store import TrackingError
 
+FROM_OUTSIDE: tuple[Kind, ...] = ("killed", "time_limit", "stopped")  # of a trial that had not come to its own end
+
 
 class EndedEarly(Exception):  # noqa: N818  a decision, no error
     """A trial that is not carried to its end, by decision and not by failure.
@@ -27,6 +29,10 @@ class OverLimit(EndedEarly):
 
 class WrongReturnError(Exception):
     """The body's return value cannot be told to the study."""
+
+
+class AllFailAlikeError(UserError):
+    """The first trials of a study all failed in the same way: the others would, too."""
 
 
 def classify(error: BaseException) -> tuple[Kind, str]:

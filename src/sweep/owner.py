@@ -4,7 +4,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,22 @@ from optuna.trial import FrozenTrial, TrialState
 from src.errors import UserError
 from src.objectives import Limit, Objective
 from src.sweep import study as studies
+from src.sweep.backlog import Backlog
 from src.sweep.draws import Draws, cell_of
+from src.sweep.executors import left
 from src.sweep.executors.base import Executor
+from src.sweep.failures import FROM_OUTSIDE, AllFailAlikeError
 from src.sweep.policy import Policy
+from src.sweep.resumption import discard
+from src.sweep.retries import earlier_tries, inherited
 from src.sweep.rows import Rows, log_tail
+from src.sweep.running import Running, fresh_folder
 from src.sweep.space import Cell, Space
 from src.sweep.standing import Standing
-from src.sweep.task import Ended, Kind, Outcome, Task
+from src.sweep.task import Ended, Outcome, Task
 
 log = logging.getLogger(__name__)
-KEPT_FOLDERS = 5  # of earlier tries, in which a trial that is started again looks for a state to go on from
 PROGRESS_SECONDS = 1.0  # between two looks at what the running trials say
-
-
-class AllFailAlikeError(UserError):
-    """The first trials of a study all failed in the same way: the others would, too."""
-
-
-@dataclass
-class Running:
-    """A trial that is under way."""
-
-    task: Task
-    cell: Cell
-    began: float
-    stopped: tuple[Kind, str] | None = None  # why the owner ended it
-    waits: bool = False  # handed over, but without a sign of life: it may stand in an engine's queue
-    progress: dict[str, Any] = field(default_factory=dict)
 
 
 class Owner:
@@ -86,7 +74,7 @@ class Owner:
         self.limits = limits
         self.executor = executor
         self.policy = policy
-        self.rows = rows
+        self.backlog = Backlog(rows)
         self.folder = folder
         self.body = body
         self.payload = dict(payload)
@@ -97,7 +85,6 @@ class Owner:
         self._running: dict[int, Running] = {}
         self._ended: deque[Ended] = deque()
         self._followed: set[int] = set()  # trials whose parameters are back in the queue
-        self._unrecorded: list[Callable[[], Any]] = []  # what MLflow could not be told yet
         self._noted = 0.0
         total = policy.n_trials
         if space.n_cells is not None:
@@ -146,7 +133,7 @@ class Owner:
     def _take_finished(self, trial: FrozenTrial, followed: bool) -> None:
         again = self.policy.retry_failed and trial.state is TrialState.FAIL and not followed
         self.standing.add(trial, again=again or followed)
-        outcome = _outcome(trial)
+        outcome = studies.outcome_of(trial)
         if again and (outcome is None or outcome.kind != "stopped"):
             self._try_again(trial, 0)
             self.standing.counted -= 1
@@ -160,7 +147,7 @@ class Owner:
             self.show(self.standing)
             self.seconds.append(time.perf_counter() - began)
             if not self._running:
-                self._record_the_rest()
+                self.backlog.catch_up()
                 return
             self._ended += self.executor.wait(self._patience())
             began = time.perf_counter()
@@ -190,17 +177,20 @@ class Owner:
         return self._start(*drawn) if drawn else None
 
     def _start(self, trial: optuna.Trial, cell: Cell) -> Running:
-        folder = _fresh(self.folder / f"{trial.number:04d}")
+        folder = fresh_folder(self.folder / f"{trial.number:04d}")
         payload = self.payload | {"overrides": [*self.payload.get("overrides", []), *cell.overrides]}
         payload |= {"cell": list(cell.overrides), "continues": trial.user_attrs.get("continues", [])}
         task = Task(self.storage, self.study.study_name, trial._trial_id, trial.number, str(folder), self.body, payload)
         trial.set_user_attr("folder", str(folder))
-        return Running(self.executor.submit(task), cell, time.monotonic(), waits=self.executor.queues)
+        task = self.executor.submit(task)
+        if job := self.executor.job(task):
+            trial.set_user_attr("job", job)
+        return Running(task, cell, time.monotonic(), waits=self.executor.queues)
 
     def _settle(self, end: Ended) -> None:
         running = self._running[end.task.number]
         frozen = self.study._storage.get_trial(end.task.trial_id)
-        outcome = _outcome(frozen)
+        outcome = studies.outcome_of(frozen)
         in_order = outcome is not None and end.exitcode == 0
         if outcome is None:
             kind, reason = running.stopped or ("killed", end.note or f"ended with status {end.exitcode}")
@@ -210,10 +200,12 @@ class Owner:
 
     def _settle_orphan(self, frozen: FrozenTrial, followed: bool) -> None:
         """A trial that an earlier owner left: finished if it committed an outcome, else to be started again."""
-        outcome = _outcome(frozen)
+        outcome = studies.outcome_of(frozen)
         if outcome is not None:
             self._finish(frozen, outcome, False, None, followed)
             return
+        if "job" in frozen.user_attrs and left.cancel(frozen.user_attrs["job"]):
+            log.warning("trial %d: cancelled job %s of an earlier owner", frozen.number, frozen.user_attrs["job"]["id"])
         reason = "the sweep was ended before this trial: started again as another one"
         if "folder" not in frozen.user_attrs and "fixed_params" not in frozen.system_attrs:
             self.study._storage.set_trial_user_attr(frozen._trial_id, "excluded", "never started")
@@ -225,17 +217,7 @@ class Owner:
     def _try_again(self, frozen: FrozenTrial, attempt: int) -> None:
         """Put a trial's parameters back into the queue, before it is told as failed: so they are never lost."""
         params = frozen.system_attrs.get("fixed_params") or frozen.params
-        attributes: dict[str, Any] = {"retry_of": frozen.number, "attempt": attempt}
-        for name in ("cell", "warm_from"):
-            if name in frozen.user_attrs:
-                attributes[name] = frozen.user_attrs[name]
-        folders = [frozen.user_attrs.get("folder"), *frozen.user_attrs.get("continues", [])]
-        attributes["continues"] = [folder for folder in folders if folder][:KEPT_FOLDERS]
-        attributes["best_so_far"] = frozen.user_attrs.get("progress", {}).get("best", {})
-        for name, value in frozen.user_attrs.items():
-            if name.startswith("repeat"):
-                attributes[name] = value
-        self.draws.enqueue(params, attributes)
+        self.draws.enqueue(params, inherited(frozen, attempt))
         self._followed.add(frozen.number)
 
     def _finish(
@@ -243,7 +225,7 @@ class Owner:
     ) -> None:
         """Make MLflow agree, tell Optuna, show it; `followed`: an earlier owner has put it back already."""
         frozen = self.study._storage.get_trial(frozen._trial_id)
-        outcome = _outcome(frozen) or outcome  # it may have come to its end just before it was given up
+        outcome = studies.outcome_of(frozen) or outcome  # it may have come to its end just before it was given up
         followed = followed or frozen.number in self._followed
         attempt = int(frozen.user_attrs.get("attempt", 0))
         again = outcome.state == "fail" and (followed or self.policy.allows_another_try(outcome, attempt))
@@ -251,32 +233,24 @@ class Owner:
             self._try_again(frozen, attempt + (outcome.kind != "stopped"))
         tail = log_tail(Path(frozen.user_attrs["folder"])) if "folder" in frozen.user_attrs else ""
         if not in_order or outcome.state == "fail":
-            self._record(frozen, outcome, tail)
+            self.backlog.settle(frozen, outcome, tail)
+        if not again and outcome.kind not in FROM_OUTSIDE:
+            self._discard_states(frozen)
         told = studies.tell(
             self.study, frozen.number, outcome, self.objectives, self.limits, self.policy.learns_from_pruned
         )
-        final = _outcome(told) or outcome
+        final = studies.outcome_of(told) or outcome
         if final != outcome:
-            self._record(told, final, tail)
+            self.backlog.settle(told, final, tail)
         self.draws.take(told)
         self.standing.add(told, final, seconds, tail, again)
         if not again and final.kind != "stopped":
             self.standing.counted += 1
 
-    def _record(self, frozen: FrozenTrial, outcome: Outcome, tail: str) -> None:
-        """Settle the trial's run in MLflow, or later if that does not answer: the sweep goes on meanwhile."""
-        run_id = frozen.user_attrs.get("run_id")
-        settle = partial(self.rows.settle, frozen.number, list(cell_of(frozen)), run_id, outcome, tail)
-        try:
-            settle()
-        except Exception as error:
-            log.warning("trial %d is not settled in MLflow yet: %s", frozen.number, " ".join(str(error).split())[:200])
-            self._unrecorded.append(settle)
-
-    def _record_the_rest(self) -> None:
-        while self._unrecorded:
-            self._unrecorded[0]()
-            del self._unrecorded[0]
+    def _discard_states(self, frozen: FrozenTrial) -> None:
+        """Take away what a trial left for a retry that will not come, if its process was ended before it could."""
+        tries = [frozen, *earlier_tries(frozen, partial(studies.trial_of, self.study))]
+        discard(Path(each.user_attrs["folder"]) for each in tries if "folder" in each.user_attrs)
 
     def _stop_if_all_fail_alike(self) -> None:
         n = self.policy.stop_after
@@ -289,13 +263,11 @@ class Owner:
 
     def _enforce_time_limit(self) -> None:
         limit = self.policy.time_limit_s
+        if limit is None:
+            return
         for running in self._running.values():
-            if (
-                limit is not None
-                and not running.waits
-                and running.stopped is None
-                and time.monotonic() - running.began > limit
-            ):
+            late = not running.waits and time.monotonic() - running.began > limit
+            if late and running.stopped is None:
                 running.stopped = ("time_limit", f"took longer than hydra.sweeper.time_limit_s={limit:g}")
                 self.executor.stop(running.task, self.policy.grace_s)
 
@@ -310,7 +282,7 @@ class Owner:
             if number not in reported
         ]
         self._settle_all()
-        self._record_the_rest()
+        self.backlog.catch_up()
 
     def _note_progress(self) -> None:
         """Read what the running trials last said; not at every event, for each costs a query."""
@@ -325,17 +297,3 @@ class Owner:
                 raise UserError("the connection that holds the study's lock was lost; the same command goes on")
         self.standing.slots = self.executor.slots  # workers come and go
         self.standing.running = list(self._running.values())
-
-
-def _fresh(folder: Path) -> Path:
-    """The folder, or one beside it: another study of that name may have left it, and nothing is overwritten."""
-    number, fresh = 2, folder
-    while fresh.exists():
-        fresh = folder.with_name(f"{folder.name}-{number}")
-        number += 1
-    return fresh
-
-
-def _outcome(trial: FrozenTrial) -> Outcome | None:
-    found = trial.user_attrs.get("outcome")
-    return Outcome(**found) if found else None

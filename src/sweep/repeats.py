@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from scipy import stats
 
-from src.objectives import Direction, Objective
+from src.objectives import Direction, Limit, Objective
+from src.sweep.constraints import total_violation
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,46 @@ def clearly_behind(own: Sequence[float], rival: Sequence[float], direction: Dire
     return bool(stats.wilcoxon(leads, alternative="greater", zero_method="wilcox").pvalue <= p)
 
 
-def is_dropped(own: Repeated, rivals: Sequence[Repeated], objectives: Sequence[Objective], p: float = 0.1) -> bool:
+def is_dropped(
+    own: Repeated,
+    rivals: Sequence[Repeated],
+    objectives: Sequence[Objective],
+    p: float = 0.1,
+    limits: Sequence[Limit] = (),
+) -> bool:
     """Whether the remaining seeds of a configuration can be spared.
 
-    With one objective the rival is the configuration with the best mean among those that share enough seeds. With
+    With one objective the rival is the configuration with the best mean among those that share enough seeds; those
+    whose means keep the limits come first, then those that break them least. With
     several, one rival suffices that is no worse in every known cost and clearly better in every other objective, over
     the seeds both have: then the configuration will not stand on the front. The level holds for each rival alone, so
     with many rivals somewhat more than p of the equals are dropped.
+
+    Limits make the comparison one of constrained domination. Only a rival whose means keep all limits can push another
+    one out by its objectives. One whose own means break them is also dropped when, over the seeds both have, it clearly
+    breaks them by more than a rival does, in all, whatever the objectives say; "not at all" is less than anything.
+
+    Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section VI-A, for the order;
+    the test is ours.
 
     Args:
         own: The configuration, with the seeds that have ended.
         rivals: The other configurations.
         objectives: What is compared; one that stands in `own.cost` is a known cost, all others differ by seed.
         p: Level of the test, in (0, 1).
+        limits: What a configuration has to keep, by the means of its recorded metrics.
     """
     measured = [objective for objective in objectives if objective.metric not in own.cost]
     rivals = [rival for rival in rivals if len(own.seeds.keys() & rival.seeds.keys()) >= _pairs_needed(p)]
-    if not measured:
-        return False
     if len(objectives) == 1:
-        rivals = sorted(rivals, key=lambda rival: _mean_loss(rival, objectives[0]))[:1]
-    return any(
-        _costs_no_more(rival, own, objectives) and all(_is_behind(own, rival, objective, p) for objective in measured)
+        best_first = sorted(rivals, key=lambda rival: (_broken(rival, limits), _mean_loss(rival, objectives[0])))
+        rivals = best_first[:1]
+    if _broken(own, limits) > 0 and any(_breaks_more(own, rival, limits, p) for rival in rivals):
+        return True
+    return bool(measured) and any(
+        _broken(rival, limits) == 0
+        and _costs_no_more(rival, own, objectives)
+        and all(_is_behind(own, rival, objective, p) for objective in measured)
         for rival in rivals
     )
 
@@ -96,6 +115,17 @@ def aggregate(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str, float],
 
 def _pairs_needed(p: float) -> int:
     return math.ceil(math.log2(1 / p))
+
+
+def _broken(repeated: Repeated, limits: Sequence[Limit]) -> float:
+    """Total violation by the means over the seeds that have ended; 0 where all limits are kept."""
+    return total_violation(limits, aggregate(list(repeated.seeds.values()))[0])
+
+
+def _breaks_more(own: Repeated, rival: Repeated, limits: Sequence[Limit], p: float) -> bool:
+    shared = sorted(own.seeds.keys() & rival.seeds.keys())
+    ours, theirs = ([total_violation(limits, each.seeds[seed]) for seed in shared] for each in (own, rival))
+    return clearly_behind(ours, theirs, "minimize", p)
 
 
 def _mean_loss(repeated: Repeated, objective: Objective) -> float:

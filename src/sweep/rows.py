@@ -31,6 +31,8 @@ class Rows:
         self.study = study
         every = {"study": study, "kind": "study", **(tags or {})}
         self.parent = Run.reopen(store, known) if known else Run.start(store, study, every)
+        if known and tags:
+            self.parent.tag(**tags)
 
     def settle(self, number: int, cell: list[str], run_id: str | None, outcome: Outcome, tail: str) -> str:
         """Make a trial's run agree with its outcome; it is made if the trial never got as far as having one.

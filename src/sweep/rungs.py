@@ -1,14 +1,16 @@
 """Which trials of a study go on at a rung: asynchronous successive halving for one objective and for several.
 
 At each rung (an epoch) a trial is held against all that have come to it so far, and goes on only among the best
-fraction by non-dominated rank; crowding breaks ties. Nobody waits for anybody: early trials meet few others.
+fraction by non-dominated rank; crowding breaks ties. Nobody waits for anybody: early trials meet few others. Where
+the study has limits, the order is that of constrained domination.
 
 Source: Schmucker et al., Multi-objective Asynchronous Successive Halving, arXiv 2106.12639, 2021, the variant that
-stops trials rather than promoting paused ones.
+stops trials rather than promoting paused ones; limits as in Deb et al., A fast and elitist multiobjective genetic
+algorithm: NSGA-II, 2002, section VI-A.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,9 @@ import optuna
 
 from src.analysis.dominance import as_losses, crowding, ranks
 from src.errors import ConfigError
-from src.objectives import Objective
+from src.objectives import Limit, Objective
+from src.sweep.constraints import total_violation
+from src.sweep.retries import earlier_tries
 
 KEY = "hydra.sweeper.pruner"
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -78,7 +82,13 @@ class Verdict:
     of: int
 
 
-def goes_on(points: np.ndarray, own: int, objectives: Sequence[Objective], reduction_factor: float = 3) -> Verdict:
+def goes_on(
+    points: np.ndarray,
+    own: int,
+    objectives: Sequence[Objective],
+    reduction_factor: float = 3,
+    broken: Sequence[float] | None = None,
+) -> Verdict:
     """Whether a trial is among the best 1 / `reduction_factor` of those at its rung.
 
     The order is by non-dominated rank, then by crowding among the distinct points of the rank. Of n trials the first
@@ -91,16 +101,20 @@ def goes_on(points: np.ndarray, own: int, objectives: Sequence[Objective], reduc
     the row number: by order of arrival the newcomer would always lose or always win, drawn like this about one in
     `reduction_factor` goes on.
 
+    Trials that break limits stand behind all that keep them, whatever their objectives, in order of their violation;
+    where all at the rung break them, those that do so least take the place of the front.
+
     Args:
         points: One row a trial at this rung, in order of their numbers; one column an objective, (N, M). A row with a
             value that is missing or not finite stands behind all others and does not go on.
         own: The row that is asked about.
         objectives: M objectives; their directions say which way is better.
         reduction_factor: Above 1.
+        broken: By how much each row breaks the limits in all, (N,); 0: not at all. None: there are no limits.
     """
     losses = as_losses(points, objectives)
     losses = np.where(np.isfinite(losses), losses, np.nan)
-    order, on_front = _order(losses, objectives)
+    order, on_front = _order(losses, objectives, np.zeros(len(losses)) if broken is None else np.asarray(broken))
     place = int(np.flatnonzero(order == own)[0])
     kept = max(math.floor(len(losses) / reduction_factor), min(on_front, len(objectives)))
     return Verdict(place < kept and not np.isnan(losses[own]).any(), place + 1, len(losses))
@@ -113,22 +127,27 @@ class RungBook:
         rungs: The epochs at which trials are compared.
         objectives: What is compared, in the order of the recorded values: validation metrics and whatever cost is known
             by then.
+        limits: Of the study; those of metrics that are not known at a rung are neither kept nor broken there.
     """
 
-    def __init__(self, rungs: Rungs, objectives: Sequence[Objective]) -> None:
+    def __init__(self, rungs: Rungs, objectives: Sequence[Objective], limits: Sequence[Limit] = ()) -> None:
         self.rungs = rungs
         self.objectives = list(objectives)
+        self.limits = list(limits)
 
-    def record(self, trial: optuna.Trial, epoch: int, values: Sequence[float]) -> Verdict:
+    def record(
+        self, trial: optuna.Trial, epoch: int, values: Sequence[float], limited: Mapping[str, float] | None = None
+    ) -> Verdict:
         """Enter what a trial has reached at a rung, then hold it against all that have come to it.
 
         Trials of an earlier study that this one was started from count too, if they have met this rung. A trial that
-        was made again (`retry_of`) counts once, by its latest attempt at the rung.
+        was made again (`retry_of`), however often, counts once, by its latest attempt at the rung.
 
         Args:
             trial: The trial, running.
             epoch: A rung: one of `rungs.epochs`.
             values: One for each objective; for a metric that moves, the best so far.
+            limited: What the limits are held against, by recorded names; see `src.sweep.reached.Reached.limited`.
 
         Raises:
             ValueError: `epoch` is no rung, or there are more or fewer values than objectives.
@@ -137,23 +156,30 @@ class RungBook:
             raise ValueError(f"epoch {epoch} is no rung; those are {self.rungs.epochs}")
         if len(values) != len(self.objectives):
             raise ValueError(f"expected a value for each of {len(self.objectives)} objectives, but got {values}")
+        if limited:  # before the values: who sees those sees these
+            trial.set_user_attr(limit_attribute(epoch), {name: _storable(value) for name, value in limited.items()})
         # written before the others are read: of two trials that come at once at least one sees the other
-        trial.set_user_attr(attribute(epoch), [float(value) if math.isfinite(value) else None for value in values])
+        trial.set_user_attr(attribute(epoch), [_storable(value) for value in values])
         entries = self._entries(trial.study, epoch)
-        points = np.array([entries[number] for number in sorted(entries)], dtype=float)
-        return goes_on(points, sorted(entries).index(trial.number), self.objectives, self.rungs.reduction_factor)
+        points = np.array([entries[number][0] for number in sorted(entries)], dtype=float)
+        broken = [entries[number][1] for number in sorted(entries)]
+        own = sorted(entries).index(trial.number)
+        return goes_on(points, own, self.objectives, self.rungs.reduction_factor, broken)
 
-    def _entries(self, study: optuna.Study, epoch: int) -> dict[int, list[float | None]]:
-        """Trial number -> values at the rung."""
-        found: dict[int, list[float | None]] = {}
+    def _entries(self, study: optuna.Study, epoch: int) -> dict[int, tuple[list[float | None], float]]:
+        """Trial number -> values at the rung, and by how much the limits are broken there."""
+        found: dict[int, tuple[list[float | None], float]] = {}
         replaced: set[int] = set()
-        for trial in study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        for trial in trials:
             values = trial.user_attrs.get(attribute(epoch))
             if values is None or len(values) != len(self.objectives):  # the latter: begun under other objectives
                 continue
-            found[trial.number] = values
-            replaced.add(trial.user_attrs.get("retry_of", -1))
-        return {number: values for number, values in found.items() if number not in replaced}
+            limited = trial.user_attrs.get(limit_attribute(epoch), {})
+            known = {name: math.nan if value is None else value for name, value in limited.items()}
+            found[trial.number] = values, total_violation(self.limits, known)
+            replaced |= {each.number for each in earlier_tries(trial, trials.__getitem__)}
+        return {number: entry for number, entry in found.items() if number not in replaced}
 
 
 def attribute(epoch: int) -> str:
@@ -161,10 +187,18 @@ def attribute(epoch: int) -> str:
     return f"rung:{epoch}"
 
 
-def _order(losses: np.ndarray, objectives: Sequence[Objective]) -> tuple[np.ndarray, int]:
+def limit_attribute(epoch: int) -> str:
+    """Name of the user attribute that holds what the limits are held against at a rung; absent without limits."""
+    return f"rung_limits:{epoch}"
+
+
+def _storable(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _order(losses: np.ndarray, objectives: Sequence[Objective], broken: np.ndarray) -> tuple[np.ndarray, int]:
     """Row numbers, best first; and how many distinct points are on the front."""
-    # as losses all objectives go down
-    rank = ranks(losses, [Objective(objective.metric, "minimize") for objective in objectives])
+    rank = _constrained_ranks(losses, objectives, broken)
     # multiples of the golden ratio spread evenly over [0, 1): a draw that needs no seed, and is the same everywhere
     draw = np.arange(len(losses)) * _GOLDEN % 1
     room = np.full(len(losses), -1.0)  # of a row that repeats another: less than any distance
@@ -175,3 +209,20 @@ def _order(losses: np.ndarray, objectives: Sequence[Objective]) -> tuple[np.ndar
         rows = rows[first]
         room[rows] = crowding(losses[rows])
     return np.lexsort((draw, -room, rank)), int(((rank == 0) & (room >= 0)).sum())
+
+
+def _constrained_ranks(losses: np.ndarray, objectives: Sequence[Objective], broken: np.ndarray) -> np.ndarray:
+    """Non-dominated ranks of the rows that keep the limits, then a rank for each violation; unknown rows last."""
+    known = ~np.isnan(losses).any(axis=1)
+    kept = known & (broken <= 0)
+    # as losses all objectives go down
+    down = [Objective(objective.metric, "minimize") for objective in objectives]
+    rank = ranks(np.where(kept[:, None], losses, np.nan), down)
+    levels = rank[kept].max() + 1 if kept.any() else 0
+    rank[~kept] = max(levels, 1)
+    others = known & ~kept
+    if others.any():
+        degrees, order = np.unique(broken[others], return_inverse=True)
+        rank[others] = levels + order
+        rank[~known] = levels + len(degrees)
+    return rank

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from src.sweep.owner import Running
+    from src.sweep.running import Running
     from src.sweep.standing import Standing
 
 RECENT = 20  # finished trials by which the time that is left is estimated

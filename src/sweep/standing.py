@@ -13,7 +13,7 @@ from src.objectives import Limit, Objective
 from src.sweep.task import Outcome, State
 
 if TYPE_CHECKING:
-    from src.sweep.owner import Running
+    from src.sweep.running import Running
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from src.analysis.comparison import recorded_name
 from src.errors import UserError
 from src.objectives import Limit, Objective
+from src.sweep.constraints import violations
 from src.sweep.task import Outcome
 
 _DEFINITION = "definition"
@@ -170,13 +171,12 @@ def tell(
         The trial as it now stands in the study. One that had been told before is left as it was.
     """
     number = trial if isinstance(trial, int) else trial.number
-    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    frozen = study._storage.get_trial(trial_id)
+    frozen = trial_of(study, number)
     if frozen.state.is_finished():
         return frozen
     outcome = _possible(outcome, objectives, limits)
     if frozen.user_attrs.get("outcome") != asdict(outcome):
-        study._storage.set_trial_user_attr(trial_id, "outcome", asdict(outcome))
+        study._storage.set_trial_user_attr(frozen._trial_id, "outcome", asdict(outcome))
     state, values = TrialState.COMPLETE, None
     if outcome.state == "complete":
         values = [outcome.metrics[recorded_name(objective.metric)] for objective in objectives]
@@ -189,24 +189,21 @@ def tell(
     return study.tell(number, values, state)
 
 
+def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
+    """A trial by its number, without reading all the others."""
+    return study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome | None:
+    """What a trial has committed; None before."""
+    found = trial.user_attrs.get("outcome")
+    return Outcome(**found) if found else None
+
+
 def needed(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str]:
     """The metrics, by recorded names, without which a trial is not complete."""
     metrics = [*(objective.metric for objective in objectives), *(limit.metric for limit in limits)]
     return list(dict.fromkeys(map(recorded_name, metrics)))
-
-
-def violations(limits: Iterable[Limit], metrics: Mapping[str, float]) -> dict[str, float]:
-    """By how much each limit is broken, as a share of its value (of 1, if that is 0); negative where it is kept.
-
-    Args:
-        limits: The limits; their texts are the keys of what is returned.
-        metrics: By recorded names. A limit whose metric is not there gets 0.
-    """
-    found = {}
-    for limit in limits:
-        measured = metrics.get(recorded_name(limit.metric))
-        found[str(limit)] = 0.0 if measured is None else limit.violation(measured) / (abs(limit.value) or 1.0)
-    return found
 
 
 def _differences(

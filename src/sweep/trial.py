@@ -9,8 +9,8 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ from src.analysis.comparison import recorded_name
 from src.errors import DivergedError, UserError
 from src.objectives import Limit, Objective, parse_limits, parse_objectives
 from src.sweep.failures import EndedEarly, OverLimit, Pruned, WrongReturnError, classify
+from src.sweep.reached import Reached
 from src.sweep.repeats import Repeated, is_dropped
+from src.sweep.stopping import Stopping
 from src.sweep.task import Kind, Outcome, State, Task
 
 if TYPE_CHECKING:
     import optuna
-
-    from src.sweep.rungs import Rungs
 
 log = logging.getLogger(__name__)
 TERMINATED = 143  # exit status of a process that SIGTERM unwound: whoever sent it knows why
@@ -59,8 +59,8 @@ class TrialContext:
         self.pruning = True
         self._run_id: str | None = None
         self._cost: dict[str, float] = {}
-        self._best: dict[str, float] = {}
-        self._epoch = 0
+        self._reached = Reached(self.objectives, self.limits)
+        self._stopping = Stopping(self.payload.get("pruner"), self.objectives, self.limits)
         self._noted = 0.0
 
     @cached_property
@@ -68,21 +68,7 @@ class TrialContext:
         """The Optuna trial, attached to on first use."""
         from src.sweep.storage import attach
 
-        pruner = None if self._rungs else self._pruner
-        return attach(self.task.storage, self.task.study, self.task.trial_id, pruner)
-
-    @cached_property
-    def _pruner(self) -> Any:
-        from src.sweep.pruners import pruner_from_spec
-
-        spec = self.payload.get("pruner")
-        return pruner_from_spec(spec) if spec else None
-
-    @cached_property
-    def _rungs(self) -> "Rungs | None":
-        from src.sweep.rungs import Rungs
-
-        return self._pruner if isinstance(self._pruner, Rungs) else None
+        return attach(self.task.storage, self.task.study, self.task.trial_id, self._stopping.pruner)
 
     @property
     def resume(self) -> list[Path]:
@@ -126,17 +112,19 @@ class TrialContext:
         Raises:
             Pruned: The trial is behind.
         """
-        self._epoch = epoch
-        if not self._best and self.resume:
-            self._best = dict(self.trial.user_attrs.get("best_so_far", {}))
-        for objective in self.objectives:
-            if objective.metric in metrics:
-                self._best[objective.metric] = _better(
-                    objective, metrics[objective.metric], self._best.get(objective.metric)
-                )
+        self._reached.add(epoch, metrics)
         self._note(epoch, epochs, metrics)
-        if self.pruning and epoch < epochs and self.payload.get("pruner"):
-            self._prune(epoch, epochs, metrics)
+        if self.pruning and epoch < epochs and self._stopping.spec:
+            self._stopping.look(self.trial, epochs, metrics, self._reached, self._cost)
+
+    def resumed(self, history: Sequence[Mapping[str, float]]) -> None:
+        """The training goes on where an earlier try of this trial was broken off; nothing is decided for the past.
+
+        Args:
+            history: Metrics of each epoch that was done.
+        """
+        for epoch, metrics in enumerate(history, 1):
+            self._reached.add(epoch, metrics)
 
     def repeat_done(self, seed: int) -> tuple[str, dict[str, float]] | None:
         """Run id and metrics of a seed that an interrupted try of this trial had finished; None if it had not."""
@@ -163,7 +151,8 @@ class TrialContext:
             return
         rivals = [_repeated(trial) for trial in trials if trial.number != self.task.number]
         objectives = [Objective(recorded_name(each.metric), each.direction) for each in self.objectives]
-        if is_dropped(own, [rival for rival in rivals if rival.seeds], objectives, float(self.payload["drop_p"])):
+        rivals = [rival for rival in rivals if rival.seeds]
+        if is_dropped(own, rivals, objectives, float(self.payload["drop_p"]), self.limits):
             raise Pruned(f"after {len(own.seeds)} of {self.payload['repeats']} seeds: clearly behind another trial")
 
     def commit(self, metrics: Mapping[str, float]) -> None:
@@ -177,13 +166,15 @@ class TrialContext:
             DivergedError: An objective or a limited metric is NaN or infinite.
         """
         if self.outcome is None:
-            self._write(Outcome("complete", metrics=self._checked(metrics), run_id=self._run_id, epoch=self._epoch))
+            self._write(
+                Outcome("complete", metrics=self._checked(metrics), run_id=self._run_id, epoch=self._reached.epoch)
+            )
 
     def give_up(self, state: State, kind: Kind, reason: str) -> None:
         """Write that the trial ended without a result, if it was not committed before."""
         if self.outcome is None:
             metrics = dict(self._cost)
-            self._write(Outcome(state, kind, reason, metrics, self._run_id, self._epoch))
+            self._write(Outcome(state, kind, reason, metrics, self._run_id, self._reached.epoch))
 
     def _write(self, outcome: Outcome) -> None:
         """Commit; a storage that is away for a moment is waited for, since hours of training hang on it."""
@@ -221,36 +212,11 @@ class TrialContext:
             return
         self._noted = time.monotonic()
         shown = {item.metric: metrics[item.metric] for item in self.objectives if item.metric in metrics}
-        note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "best": self._best, "time": time.time()}
+        note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()}
         try:
             self.trial.set_user_attr("progress", note)
         except Exception as error:  # only the view misses it
             log.warning("progress is not noted: %s", " ".join(str(error).split())[:200])
-
-    def _prune(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        if self._rungs is not None:
-            self._prune_at_rung(self._rungs, epoch, epochs)
-            return
-        metric = self.objectives[0].metric
-        if len(self.objectives) > 1 or metric not in metrics:
-            return
-        self.trial.report(metrics[metric], epoch)
-        if self.trial.should_prune():
-            raise Pruned(f"epoch {epoch} of {epochs}: {metric} {metrics[metric]:.4g} is behind")
-
-    def _prune_at_rung(self, rungs: "Rungs", epoch: int, epochs: int) -> None:
-        from src.sweep.rungs import RungBook
-
-        if epochs <= rungs.min_epochs:  # a trial this short has no rung
-            return
-        rungs = replace(rungs, max_epochs=epochs)
-        if epoch not in rungs.epochs:
-            return
-        known = self._best | self._cost
-        objectives = [objective for objective in self.objectives if objective.metric in known]
-        verdict = RungBook(rungs, objectives).record(self.trial, epoch, [known[item.metric] for item in objectives])
-        if not verdict.goes_on:
-            raise Pruned(f"epoch {epoch} of {epochs}: place {verdict.position} of {verdict.of} at this rung")
 
 
 def main(task: Task) -> None:
@@ -302,11 +268,3 @@ def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:
     }
     first: Mapping[str, float] = next(iter(seeds.values()), {})
     return Repeated(seeds, {name: first[name] for name in KNOWN_BEFORE if name in first})
-
-
-def _better(objective: Objective, value: float, best: float | None) -> float:
-    if best is None or math.isnan(best):
-        return float(value)
-    if math.isnan(value):
-        return best
-    return max(best, float(value)) if objective.direction == "maximize" else min(best, float(value))

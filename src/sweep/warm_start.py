@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from src.analysis.comparison import recorded_name
 from src.errors import UserError
 from src.objectives import Limit, Objective
-from src.sweep.study import needed, violations
+from src.sweep.constraints import violations
+from src.sweep.study import needed
 
 
 def warm_start(

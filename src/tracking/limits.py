@@ -59,6 +59,11 @@ def cut(value: str, limit: int) -> str:
     return value[: limit - len(note)] + note
 
 
+def masked(text: str) -> str:
+    """Without the passwords of the URLs in it, which must not be recorded."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
 def recordable(name: str) -> str:
     """The name of a metric or parameter as MLflow takes it: characters it refuses become `_`, `a//b` becomes `a/b`."""
     clean = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")

@@ -15,6 +15,12 @@ def run(task: Task) -> None:
         ACTIONS[action](task, value)
 
 
+def hang(task: Task) -> None:
+    """A trial that does not end by itself, whatever its payload."""
+    _note(task, "started")
+    time.sleep(600)
+
+
 def _hang(task: Task, seconds: float) -> None:
     deaf = signal.SIG_IGN if task.payload.get("deaf") else signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, deaf)

@@ -16,7 +16,8 @@ from benchmarks.sweep import harness, stubs
 from benchmarks.sweep.harness import STUDY, Answer, ScriptedExecutor, Setup, opened
 from src.errors import UserError
 from src.sweep import study as studies
-from src.sweep.owner import AllFailAlikeError, Owner
+from src.sweep.failures import AllFailAlikeError
+from src.sweep.owner import Owner
 from src.sweep.rows import Rows
 from src.sweep.standing import Standing
 from src.sweep.storage import open_storage
@@ -243,6 +244,35 @@ def test_a_cured_retry_makes_the_cell_complete(setup: Setup) -> None:
     assert standing.counts == {"complete": 6, "pruned": 0, "over_limit": 0, "fail": 1}
 
 
+def test_a_state_is_kept_as_long_as_another_try_may_go_on_from_it(setup: Setup) -> None:
+    """Killed twice, then complete; killed for good; failed by itself; pruned: each leaves a state, none is tidy."""
+    found: dict[int, list[str]] = {}
+    script: dict[tuple[str, ...], list[tuple[Outcome | None, int]]] = {
+        CELLS[0]: [(None, -9), (None, -9)],
+        CELLS[1]: [(None, -9)] * 3,
+        CELLS[2]: [(Outcome("fail", "error", "ValueError: no"), 1)],
+        CELLS[3]: [(Outcome("pruned", "", "behind"), 0)],
+    }
+
+    def answer(task: Task) -> tuple[Outcome | None, int]:
+        found[task.number] = sorted(file.parent.parent.name for file in setup.folder.rglob("last.ckpt"))
+        state = Path(task.folder) / "checkpoint" / "last.ckpt"
+        state.parent.mkdir(parents=True)
+        state.touch()
+        rest = script.get(tuple(task.payload["cell"]))
+        return rest.pop(0) if rest else complete(task)
+
+    standing, _ = run(replace(setup, retries=2), answer)
+    assert found[1] == ["0000"]
+    assert found[2] == ["0000", "0001"]
+    assert found[3] == []  # the third try of the first cell was complete
+    assert standing.failed_for_good == 2
+    left = {file.parent.parent.name for file in setup.folder.rglob("last.ckpt")}
+    assert left == {"0003", "0004", "0005"}  # killed for good: retry_failed=true may go on from there
+    run(replace(setup, retry_failed=True), answer)
+    assert not list(setup.folder.rglob("last.ckpt"))
+
+
 def test_trials_that_all_fail_alike_end_the_sweep_and_say_why(setup: Setup) -> None:
     def answer(task: Task) -> tuple[Outcome | None, int]:
         return Outcome("fail", "bad_config", f"model.net.width: must be at most 8, trial {task.number}"), 1
@@ -443,7 +473,9 @@ def test_the_time_limit_is_what_the_row_says_whatever_the_ended_trial_left_there
         if task.number:
             return complete(task)
         if "run_id" not in owner.study.trials[0].user_attrs:
-            left = Run.start(owner.rows.store, "stub", {"kind": "run", "trial": 0}, parent_id=owner.rows.parent.id)
+            left = Run.start(
+                owner.backlog.rows.store, "stub", {"kind": "run", "trial": 0}, parent_id=owner.backlog.rows.parent.id
+            )
             with pytest.raises(SystemExit), left:
                 raise SystemExit(143)
             executor.storage.set_trial_user_attr(task.trial_id, "run_id", left.id)

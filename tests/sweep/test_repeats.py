@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.objectives import Direction, Objective
+from src.objectives import Direction, Limit, Objective
 from src.sweep.repeats import Repeated, aggregate, clearly_behind, is_dropped
 
 UP = Objective("val/balanced_accuracy", "maximize")
@@ -116,6 +116,52 @@ def test_nobody_is_dropped_for_nothing(rivals: list[Repeated]) -> None:
 def test_two_configurations_never_drop_each_other(own: list[int], other: list[int]) -> None:
     pair = repeated([float(value) for value in own]), repeated([float(value) for value in other])
     assert not (is_dropped(pair[0], [pair[1]], [UP]) and is_dropped(pair[1], [pair[0]], [UP]))
+
+
+class TestWithLimits:
+    """Recall of at least 0.8 and a loss of at most 2, over four seeds: all clear, or all but one."""
+
+    LIMITS = (Limit("val/recall/mel", ">=", 0.8), Limit("val/loss", "<=", 2.0))
+
+    def make(self, accuracy: list[float], recall: list[float], flops: float = 1.0, loss: float = 1.0) -> Repeated:
+        fixed = {FLOPS.metric: flops, "best/val/loss": loss}
+        pairs = zip(accuracy, recall, strict=True)
+        seeds = {seed: {UP.metric: a, "best/val/recall/mel": r, **fixed} for seed, (a, r) in enumerate(pairs)}
+        return Repeated(seeds, {FLOPS.metric: flops})
+
+    def dropped(self, own: Repeated, *rivals: Repeated, objectives: tuple[Objective, ...] = (UP,)) -> bool:
+        return is_dropped(own, list(rivals), list(objectives), limits=self.LIMITS)
+
+    def test_one_that_breaks_a_limit_does_not_push_out_one_that_keeps_it(self) -> None:
+        keeps, breaks = self.make(WEAK, [0.8, 0.85, 0.9, 0.95]), self.make(STRONG, [0.7, 0.6, 0.5, 0.4])
+        for objectives in ((UP,), (UP, FLOPS)):
+            assert is_dropped(keeps, [breaks], list(objectives))  # as it was
+            assert not self.dropped(keeps, breaks, objectives=objectives)
+            assert self.dropped(breaks, keeps, objectives=objectives)
+
+    def test_cost_does_not_save_one_that_breaks_a_limit(self) -> None:
+        keeps = self.make(WEAK, [0.9] * 4, flops=9.0)
+        assert self.dropped(self.make(STRONG, [0.7] * 4, flops=1.0), keeps, objectives=(UP, FLOPS))
+        assert self.dropped(self.make(STRONG, [0.7] * 4, flops=1.0), keeps, objectives=(FLOPS,))
+        assert not self.dropped(keeps, self.make(STRONG, [0.7] * 4, flops=1.0), objectives=(FLOPS,))
+
+    def test_a_violation_that_is_not_clear_drops_nobody(self) -> None:
+        own = self.make(STRONG, [0.7, 0.85, 0.6, 0.5])  # three seeds of four: 1/8
+        assert not self.dropped(own, self.make(WEAK, [0.9] * 4))
+        assert self.dropped(self.make(WEAK, [0.7, 0.85, 0.6, 0.5]), self.make(STRONG, [0.9] * 4))  # behind anyway
+
+    def test_of_two_that_break_limits_the_lesser_total_violation_wins(self) -> None:
+        little = self.make(WEAK, [0.7] * 4, loss=2.0)  # 1/8
+        much = self.make(STRONG, [0.75] * 4, loss=3.0)  # 1/16 + 1/2
+        assert self.dropped(much, little)
+        assert not self.dropped(little, much)
+
+    def test_among_those_that_keep_the_limits_all_is_as_without(self) -> None:
+        good = [0.8, 0.9, 0.85, 1.0]
+        assert self.dropped(self.make(WEAK, good), self.make(STRONG, good))
+        assert not self.dropped(self.make(STRONG, good), self.make(WEAK, good))
+        strong_but_blind = self.make([9.0] * 4, [0.1] * 4)  # best mean of all, but no rival
+        assert self.dropped(self.make(WEAK, good), strong_but_blind, self.make(STRONG, good))
 
 
 def test_aggregate_by_hand() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import ConfigError
-from src.objectives import Objective
-from src.sweep.rungs import RungBook, Rungs, Verdict, attribute, goes_on
+from src.objectives import Limit, Objective
+from src.sweep.rungs import RungBook, Rungs, Verdict, attribute, goes_on, limit_attribute
 
 UP = Objective("val/balanced_accuracy", "maximize")
 DOWN = Objective("efficiency/flops", "minimize")
@@ -140,6 +140,37 @@ def test_units_do_not_matter(points: list[tuple[int, int]]) -> None:
         assert goes_on(table, row, [UP, DOWN]) == goes_on(in_other_units, row, [UP, DOWN])
 
 
+def test_by_hand_with_limits() -> None:
+    points = np.array([[0.9, 10], [0.5, 30], [0.6, 40], [0.8, 5], [np.nan, 1]])
+    broken = [0.25, 0.0, 0.0, 0.125, 0.0]  # the two best by far break a limit
+    verdicts = [goes_on(points, row, [UP, DOWN], 2, broken) for row in range(5)]
+    assert {verdicts[1].position, verdicts[2].position} == {1, 2}
+    assert [verdicts[row].position for row in (3, 0, 4)] == [3, 4, 5]
+    assert [verdict.goes_on for verdict in verdicts] == [False, True, True, False, False]  # 5 / 2
+
+
+def test_where_all_break_a_limit_the_least_violation_goes_on() -> None:
+    points = np.array([[0.9, 10], [0.5, 30], [0.4, 40]])
+    verdicts = [goes_on(points, row, [UP, DOWN], 3, [0.5, 0.25, float("inf")]) for row in range(3)]
+    assert [verdict.position for verdict in verdicts] == [2, 1, 3]
+    assert [verdict.goes_on for verdict in verdicts] == [False, True, False]
+
+
+@given(POINTS, st.data())
+def test_with_limits_the_order_is_constrained_domination(points: list[tuple[int, int]], data: st.DataObject) -> None:
+    broken = data.draw(st.lists(st.sampled_from([0.0, 0.1, 0.2]), min_size=len(points), max_size=len(points)))
+    table = np.array(points, dtype=float)
+    places = [goes_on(table, row, [UP, DOWN], 3, broken).position for row in range(len(points))]
+    assert sorted(places) == list(range(1, len(points) + 1))
+    for a, first in enumerate(points):
+        for b, second in enumerate(points):
+            dominates = first != second and first[0] >= second[0] and first[1] <= second[1]
+            if broken[a] < broken[b] or (broken[a] == broken[b] == 0 and dominates):
+                assert places[a] < places[b]
+    unlimited = [goes_on(table, row, [UP, DOWN]) for row in range(len(points))]
+    assert unlimited == [goes_on(table, row, [UP, DOWN], 3, [0.0] * len(points)) for row in range(len(points))]
+
+
 def make_study(folder: Path, directions: int = 2) -> tuple[optuna.Study, str]:
     url = f"sqlite:///{folder}/study.db"
     return optuna.create_study(storage=url, study_name="s", directions=["maximize", "minimize"][:directions]), url
@@ -168,6 +199,30 @@ def test_a_trial_that_comes_again_is_there_once(tmp_path: Path) -> None:
     again.set_user_attr("retry_of", killed.number)
     assert book.record(other, 2, [0.1, 30.0]) == Verdict(False, 2, 2)  # the retry has not come so far: the first counts
     assert book.record(again, 2, [0.3, 10.0]) == Verdict(True, 1, 2)
+
+
+@pytest.mark.parametrize("tries", [2, 3, 5])
+def test_a_trial_that_is_made_again_and_again_is_there_once(tmp_path: Path, tries: int) -> None:
+    study, _ = make_study(tmp_path)
+    book = RungBook(RUNGS, [UP, DOWN])
+    chain = [study.ask() for _ in range(tries)]
+    for earlier, again in zip(chain, chain[1:], strict=False):
+        again.set_user_attr("retry_of", earlier.number)
+    book.record(chain[0], 2, [0.3, 10.0])  # those between were killed before the rung
+    assert book.record(chain[-1], 2, [0.2, 10.0]) == Verdict(True, 1, 1)
+
+
+def test_a_trial_that_breaks_a_limit_does_not_push_out_one_that_keeps_it(tmp_path: Path) -> None:
+    study, _ = make_study(tmp_path)
+    limits = [Limit("val/recall/mel", ">=", 0.8), Limit("efficiency/latency_ms/b1/p50", "<=", 5)]  # not known so early
+    book = RungBook(RUNGS, [UP, DOWN], limits)
+    blind, careful, worse = (study.ask() for _ in range(3))
+    assert book.record(blind, 2, [0.9, 5.0], {"best/val/recall/mel": 0.4}) == Verdict(True, 1, 1)
+    assert book.record(careful, 2, [0.3, 10.0], {"best/val/recall/mel": 0.8}) == Verdict(True, 1, 2)
+    assert book.record(worse, 2, [0.95, 1.0], {"best/val/recall/mel": float("nan")}) == Verdict(False, 3, 3)
+    assert book.record(blind, 2, [0.9, 5.0], {"best/val/recall/mel": 0.4}) == Verdict(False, 2, 3)
+    stored = study.trials[2].user_attrs
+    assert stored == {attribute(2): [0.95, 1.0], limit_attribute(2): {"best/val/recall/mel": None}}
 
 
 def test_trials_of_the_study_before_count(tmp_path: Path) -> None:

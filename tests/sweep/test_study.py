@@ -16,8 +16,9 @@ from optuna.trial import TrialState, create_trial
 
 from src.errors import UserError
 from src.objectives import Limit, Objective
+from src.sweep.constraints import violations
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import Definition, OwnedStudy, counted, finished, needed, open_study, orphans, tell, violations
+from src.sweep.study import Definition, OwnedStudy, counted, finished, needed, open_study, orphans, tell
 from src.sweep.task import Outcome
 from src.sweep.warm_start import warm_start
 

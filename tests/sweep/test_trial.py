@@ -180,6 +180,25 @@ def test_rungs_hold_the_best_so_far_and_the_known_cost_against_the_others(tmp_pa
     assert desk.study.trials[3].user_attrs["rung:2"] == [0.6, 30.0]
 
 
+def test_at_a_rung_a_limit_is_held_against_the_best_epoch_so_far(tmp_path: Path) -> None:
+    spec = {"_target_": "src.sweep.rungs.Rungs", "min_epochs": 2, "reduction_factor": 2, "max_epochs": 6}
+    desk = Desk(tmp_path, OBJECTIVES, pruner=spec, limits=["val/recall/mel >= 0.8"])
+
+    def two_epochs(flops: float, *epochs: tuple[float, float]) -> None:
+        context = TrialContext(desk.task())
+        context.known_cost({"efficiency/flops": flops})
+        for number, (accuracy, recall) in enumerate(epochs, 1):
+            context.epoch(number, 6, {"val/accuracy": accuracy, "val/recall/mel": recall})
+
+    two_epochs(10.0, (0.5, 0.9), (0.6, 0.1))  # once it found the melanomas, but its best epoch does not
+    two_epochs(30.0, (0.5, 0.8), (0.4, 0.0))
+    two_epochs(20.0, (0.4, 0.9), (0.4, 0.9))
+    with pytest.raises(Pruned, match="place 3 of 4"):
+        two_epochs(1.0, (0.9, 0.7), (0.9, 0.7))  # the best of all, but for the limit
+    found = [trial.user_attrs["rung_limits:2"] for trial in desk.study.trials]
+    assert found == [{"best/val/recall/mel": recall} for recall in (0.1, 0.8, 0.9, 0.7)]
+
+
 def test_the_last_epoch_is_never_a_rung(tmp_path: Path) -> None:
     spec = {"_target_": "src.sweep.rungs.Rungs", "min_epochs": 2, "reduction_factor": 2, "max_epochs": 6}
     desk = Desk(tmp_path, pruner=spec)

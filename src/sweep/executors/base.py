@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from src.errors import ConfigError
 from src.sweep.task import Ended, Slot, Task
@@ -67,6 +68,17 @@ class Executor(ABC):
         except (OSError, EOFError) as error:
             self._not_started.append(Ended(task, None, f"could not be started: {error or type(error).__name__}"))
         return task
+
+    def job(self, task: Task) -> dict[str, Any] | None:
+        """How a trial that was submitted can be cancelled after its owner was killed, see `executors.left`.
+
+        Args:
+            task: As `submit` returned it.
+
+        Returns:
+            None where the trial ends with its owner, or could not be started.
+        """
+        return None
 
     def wait(self, timeout: float) -> list[Ended]:
         """Wait until a trial's process is gone.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from src.errors import DependencyError, UserError
-from src.sweep.executors import process
+from src.sweep.executors import left, process
 from src.sweep.executors.base import ENTRY, Executor, plain_slots
 from src.sweep.task import Ended, Task
 
@@ -89,13 +89,20 @@ class SlurmExecutor(Executor):
     def _start(self, task: Task) -> None:
         import submitit
 
-        folder = Path(self._folder) if self._folder else Path(task.folder) / "submitit"
-        submitter = submitit.AutoExecutor(folder=folder, cluster=self._cluster)
+        submitter = submitit.AutoExecutor(folder=self._files(task), cluster=self._cluster)
         submitter.update_parameters(name=f"trial-{task.number}", **self._parameters)
         try:
             self._jobs[task.slot.number] = submitter.submit(process.launcher(task, self._entry))
         except submitit.core.utils.FailedSubmissionError as error:
             raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
+
+    def _files(self, task: Task) -> Path:
+        return Path(self._folder) if self._folder else Path(task.folder) / "submitit"
+
+    def job(self, task: Task) -> dict[str, Any] | None:
+        """The job's id, with what else is needed to cancel it."""
+        job = self._jobs.get(task.slot.number)
+        return left.note(self._cluster, str(job.job_id), self._files(task)) if job is not None else None
 
     def _gone(self) -> list[Ended]:
         ended = []

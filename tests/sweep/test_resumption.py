@@ -1,0 +1,186 @@
+"""What a trial that was broken off leaves behind, from its state to the outcome of the one that goes on from it."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from src import training
+from src.classifier import Classifier
+from src.sweep.resumption import STATE, discard, inherit, seed_folder
+from src.sweep.storage import open_storage
+from src.sweep.task import Outcome, Task
+from src.sweep.trial import TERMINATED, Pruned, TrialContext, main
+from src.tracking.store import Store
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def left(folder: Path, text: str) -> Path:
+    state = folder / STATE
+    state.parent.mkdir(parents=True)
+    state.write_text(text)
+    return folder
+
+
+def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path) -> None:
+    newest, middle, oldest = tmp_path / "0003", left(tmp_path / "0002", "new"), left(tmp_path / "0001", "old")
+    (newest / "checkpoint").mkdir(parents=True)  # broken off before it had a state
+    own = tmp_path / "0004"
+    inherit([newest, middle, oldest], own)
+    assert (own / STATE).read_text() == "new"
+    (own / STATE).write_text("gone on")
+    assert [(folder / STATE).read_text() for folder in (middle, oldest)] == ["new", "old"]
+    assert [file.name for file in (own / "checkpoint").iterdir()] == ["last.ckpt"]
+
+
+def test_without_an_earlier_state_there_is_none(tmp_path: Path) -> None:
+    inherit([], tmp_path / "own")
+    inherit([tmp_path / "nowhere"], tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_every_state_of_a_trial_is_discarded_and_nothing_else(tmp_path: Path) -> None:
+    trial, other = left(tmp_path / "0001", "own"), left(tmp_path / "0002", "another trial's")
+    for seed in (0, 11):
+        left(seed_folder(trial, seed), "a seed's")
+    (trial / "checkpoint" / "last.part").write_text("killed while writing")
+    (trial / "checkpoint" / "best.ckpt").write_text("best")
+    discard([trial, tmp_path / "nowhere"])
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert set(files) == {trial / "checkpoint" / "best.ckpt", other / STATE}
+
+
+EPOCHS = 3
+CELL = [
+    "experiment=smoke",
+    f"trainer.max_epochs={EPOCHS}",
+    "trainer.accelerator=cpu",
+    "threads=1",
+    "efficiency=fast",
+    "data.source.lesions=120",
+    "data.batch_size=16",
+    "model.image_size=32",
+    "model.net.width=4",
+]
+
+
+class Desk:
+    """A real study with real trials, run in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder}/optuna.db"
+        self.study = optuna.create_study(storage=open_storage(self.url), study_name="s", direction="maximize")
+        store = Store(folder=folder / "mlruns")
+        store.open()
+        self.folder = folder
+        self.payload = {
+            "overrides": [*CELL, f"data.cache_dir={folder / 'cache'}"],
+            "cell": [],
+            "objectives": [{"metric": "val/balanced_accuracy"}],
+            "limits": [],
+            "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
+            "study_run": None,
+            "git": ["0", False],
+            "drop_p": 0.1,
+            "keep_state_s": 0,
+        }
+
+    def task(self, repeats: int, *continues: Path) -> Task:
+        asked = self.study.ask()
+        folder = self.folder / f"{asked.number:04d}"
+        folder.mkdir()
+        payload = self.payload | {"repeats": repeats, "continues": [str(each) for each in continues]}
+        return Task(self.url, "s", asked._trial_id, asked.number, str(folder), "src.jobs:run_trial", payload)
+
+    def attributes(self, task: Task) -> dict[str, Any]:
+        return self.study.trials[task.number].user_attrs
+
+    def outcome(self, task: Task) -> Outcome:
+        return Outcome(**self.attributes(task)["outcome"])
+
+    def states(self) -> list[str]:
+        return sorted(str(file.relative_to(self.folder)) for file in self.folder.rglob("last.*"))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture(scope="module")
+def whole(desk: Desk) -> dict[str, float]:
+    """What a trial comes to that nobody disturbs."""
+    task = desk.task(1)
+    main(task)
+    assert desk.states() == []
+    assert desk.outcome(task).epoch == EPOCHS
+    return of_the_net(desk.outcome(task).metrics)
+
+
+def of_the_net(metrics: dict[str, float]) -> dict[str, float]:
+    """Those that no clock measures."""
+    clocks = ("time/", "efficiency/latency", "efficiency/throughput", "efficiency/peak")
+    return {name: value for name, value in metrics.items() if not name.startswith(clocks)}
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each batch that is trained."""
+    done: list[int] = []
+    train = Classifier.training_step
+
+    def counted(classifier: Classifier, *batch: Any) -> Any:
+        done.append(len(done))
+        return train(classifier, *batch)
+
+    monkeypatch.setattr(Classifier, "training_step", counted)
+    return done
+
+
+@pytest.mark.parametrize(("repeats", "step"), [(1, "measure"), (2, "evaluate")])
+def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_again(
+    desk: Desk,
+    whole: dict[str, float],
+    steps: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    repeats: int,
+    step: str,
+) -> None:
+    def terminated(*_: Any, **__: Any) -> Any:
+        raise SystemExit(TERMINATED)
+
+    first = desk.task(repeats)
+    with monkeypatch.context() as killed:
+        killed.setattr(training, step, terminated)
+        with pytest.raises(SystemExit):
+            main(first)
+    trained = len(steps)
+    assert trained > 0
+    assert "outcome" not in desk.attributes(first)
+    assert desk.states() == [f"{first.number:04d}/" + ("seed-0/" if repeats > 1 else "") + STATE]
+    second = desk.task(repeats, Path(first.folder))
+    main(second)
+    assert len(steps) == repeats * trained  # the other seed's, if there is one, and no more
+    outcome = desk.outcome(second)
+    assert (outcome.state, outcome.epoch) == ("complete", EPOCHS)
+    assert of_the_net(outcome.metrics if repeats == 1 else desk.attributes(second)["repeat:0"]) == whole
+    assert outcome.metrics["time/images_per_s"] > 0
+    assert desk.states() == []
+
+
+def test_a_pruned_trial_leaves_no_state(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def behind(context: TrialContext, epoch: int, *_: Any) -> None:
+        seen.append(desk.states())
+        if epoch == 2:
+            raise Pruned("behind")
+
+    monkeypatch.setattr(TrialContext, "_note", behind)
+    task = desk.task(1)
+    main(task)
+    assert len(seen[1]) == 1  # there was one
+    assert desk.outcome(task).state == "pruned"
+    assert desk.states() == []
