@@ -42,10 +42,10 @@ def summarise_study(
         The comparison, a row a trial.
     """
     table = compare(read.children(store, study_run.id), objectives, limits)
-    if test_front and _test_front(store, table):
+    if test_front and test_once(store, table[table["front"]], "as a member of the front"):
         table = compare(read.children(store, study_run.id), objectives, limits)
-    for run_id, now, before in zip(table["run_id"], table["front"], table["was_front"], strict=True):
-        if str(bool(now)).lower() != before:
+    for run_id, now, before in zip(table["run_id"], table["front"], table["was_front"] == "true", strict=True):
+        if now != before:
             Run.attach(store, run_id).tag(front=str(bool(now)).lower())
     study_run.table(table.drop(columns="was_front"), "comparison.csv")
     study_run.log(aggregates(table, objectives))
@@ -101,23 +101,32 @@ def test_run(store: Store, run_id: str) -> dict[str, float]:
     return figures
 
 
-def _test_front(store: Store, table: pd.DataFrame) -> bool:
-    members = table[table["front"]]
-    if "test/accuracy" in members:
-        members = members[members["test/accuracy"].isna()]
-    for run_id, repeated in zip(members["run_id"], members["kind"] == "trial", strict=True):
-        log.info("front member %s: evaluated on the test split, once", run_id)
+def test_once(store: Store, chosen: pd.DataFrame, why: str) -> bool:
+    """Evaluate finished trials on their test split, those that are not yet; a trial of several seeds by each of them.
+
+    Args:
+        store: Where the runs are.
+        chosen: Rows of a comparison.
+        why: For the tag `tested`, such as "as a member of the front".
+
+    Returns:
+        Whether any was evaluated, or tried to be. One that could not be gets the tag `test_failure`.
+    """
+    if "test/accuracy" in chosen:
+        chosen = chosen[chosen["test/accuracy"].isna()]
+    for run_id, repeated in zip(chosen["run_id"], chosen["kind"] == "trial", strict=True):
+        log.info("run %s, %s: evaluated on the test split, once", run_id, why)
         try:
             if repeated:
                 _test_repeats(store, run_id)
             else:
                 test_run(store, run_id)
-            Run.attach(store, run_id).tag(tested="as a member of the front")
+            Run.attach(store, run_id).tag(tested=why)
         except Exception as error:  # the comparison of the others is not lost for it
             reason = one_line(error) or format_bug(error)
             Run.attach(store, run_id).tag(test_failure=reason)
-            log.error("front member %s could not be evaluated on the test split: %s", run_id, reason)
-    return len(members) > 0
+            log.error("run %s could not be evaluated on the test split: %s", run_id, reason)
+    return len(chosen) > 0
 
 
 def _test_repeats(store: Store, run_id: str) -> None:

@@ -2,18 +2,20 @@
 
 import posixpath
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pandas as pd
 
+from src.tracking.run import UPDATED
 from src.tracking.store import Store, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-_COLUMNS = ("run_id", "parent_id", "status", "name", "start_time", "end_time")
+COLUMNS = ("run_id", "parent_id", "status", "name", "start_time", "end_time")
 
 
 def runs(store: Store, filter: str = "") -> pd.DataFrame:
@@ -26,12 +28,13 @@ def runs(store: Store, filter: str = "") -> pd.DataFrame:
     Returns:
         A row per run, the newest first: run_id, parent_id (missing without one), status (RUNNING, FINISHED, FAILED,
         KILLED), name, start_time and end_time (UTC; NaT while it runs), then `tags.<tag>`, `params.<key>` (text) and
-        `metrics.<name>` (the last value; NaN if absent), each group in alphabetical order.
+        `metrics.<name>` (the last value; NaN if absent), each group in alphabetical order. The date of later changes
+        (`src.tracking.run.UPDATED`) is left out.
 
     Raises:
         TrackingError: The filter is not in MLflow's search language.
     """
-    return _table([_row(run) for run in store.search(filter)])
+    return _table([row(run) for run in store.search(filter)])
 
 
 def children(store: Store, parent_id: str) -> pd.DataFrame:
@@ -68,9 +71,10 @@ def artifact(store: Store, run_id: str, name: str) -> Path:
     raise TrackingError(f"run {run_id} has no artifact {name!r}; it has: {known}")
 
 
-def _row(run: "MlflowRun") -> dict[str, Any]:
+def row(run: "MlflowRun") -> dict[str, Any]:
+    """One run as `runs` names its values, those that it has; times in ms since the epoch."""
     info, data = run.info, run.data
-    row = {
+    found = {
         "run_id": info.run_id,
         "parent_id": data.tags.get("mlflow.parentRunId"),
         "status": info.status,
@@ -78,21 +82,29 @@ def _row(run: "MlflowRun") -> dict[str, Any]:
         "start_time": info.start_time,
         "end_time": info.end_time,
     }
-    row |= {f"tags.{key}": value for key, value in data.tags.items()}
-    row |= {f"params.{key}": value for key, value in data.params.items()}
-    return row | {f"metrics.{key}": _number(value) for key, value in data.metrics.items()}
+    found |= {f"tags.{key}": value for key, value in data.tags.items()}
+    found |= {f"params.{key}": value for key, value in data.params.items()}
+    return found | {f"metrics.{key}": number(value) for key, value in data.metrics.items() if key != UPDATED}
 
 
-def _number(value: float) -> float:
-    """SQL stores hold infinity as the largest float."""
+def number(value: float) -> float:
+    """A metric's value as it was logged: SQL stores hold infinity as the largest float."""
     return value if abs(value) < sys.float_info.max else float("inf") * value
 
 
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    found = {column for row in rows for column in row} - set(_COLUMNS)
+def ordered(found: Iterable[str]) -> list[str]:
+    """The columns of a table of runs, in their order."""
     groups = ("tags.", "params.", "metrics.")
-    order = [column for group in groups for column in sorted(found) if column.startswith(group)]
-    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *order])
+    names = sorted(set(found) - set(COLUMNS))
+    return [*COLUMNS, *(name for group in groups for name in names if name.startswith(group))]
+
+
+def timed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame, its times from ms since the epoch to UTC."""
     for column in ("start_time", "end_time"):
         frame[column] = pd.to_datetime(frame[column].astype("float64"), unit="ms", utc=True)
     return frame
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return timed(pd.DataFrame(rows, columns=ordered({column for row in rows for column in row})))

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,11 @@ from src.tracking.store import Store, TrackingError, brief_http
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Metric, Param, RunTag
+
+# seconds since the epoch of the last write to a run that had ended: MLflow itself keeps no time of change, and of what
+# its search can compare by size only metrics can be added later
+UPDATED = "record/updated"
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ class Run:
         self._newest: dict[str, int] = {}  # recorded name -> its last timestamp
         self.latest: dict[str, float] = {}
         self._final_tags = {"trial_state": "complete"}  # of a run that ends without an exception
+        self._had_ended = False
 
     @classmethod
     def start(
@@ -102,7 +108,8 @@ class Run:
         """A run that is there already, to add to its record.
 
         Its status stays as it is, unless the context is entered and left. Metrics that are logged outside a context
-        need a `flush` at the end.
+        need a `flush` at the end. Writes to a run that has ended are dated by the metric `record/updated`: by that
+        `src.tracking.cache` finds them.
 
         Raises:
             TrackingError: The store has no such run.
@@ -110,9 +117,12 @@ class Run:
         from mlflow.exceptions import MlflowException
 
         try:
-            return cls(store, run_id, store.client.get_run(run_id).info.run_name)
+            info = store.client.get_run(run_id).info
         except MlflowException as error:
             raise TrackingError(f"run {run_id}: {' '.join(str(error).split())}") from error
+        run = cls(store, run_id, info.run_name)
+        run._had_ended = info.status not in ("RUNNING", "SCHEDULED")
+        return run
 
     @classmethod
     def reopen(cls, store: Store, run_id: str) -> "Run":
@@ -123,6 +133,7 @@ class Run:
         """
         run = cls.attach(store, run_id)
         store.client.update_run(run_id, status="RUNNING")
+        run._had_ended = False
         run.tag(**owner_tags())
         for tag in ("failure", "failure_log"):
             if tag in store.client.get_run(run_id).data.tags:
@@ -133,7 +144,7 @@ class Run:
         """Show this run below another one; the tags that say what it was fed go up, where that one lacks them."""
         tags = self.store.client.get_run(self.id).data.tags
         if tags.get("mlflow.parentRunId") != parent.id:
-            self.store.client.set_tag(self.id, "mlflow.parentRunId", parent.id)
+            self.tag(**{"mlflow.parentRunId": parent.id})
         parent.tag(**{name: tags[name] for name in _INPUT_TAGS if name in tags})
 
     def ends_early(self, state: str, reason: str) -> None:
@@ -152,7 +163,7 @@ class Run:
         flat = [Param(key, value) for key, value in flatten(params).items()]
         with self._clock():
             for batch in batches(flat, PARAMS_PER_BATCH):
-                self.store.client.log_batch(self.id, params=batch)
+                self._write(params=batch)
 
     def log(self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
         """Record metrics; they show in the store within about a hundred times what writing them costs, or at the end.
@@ -190,8 +201,8 @@ class Run:
         try:
             with self._clock():
                 while self._buffer:
-                    batch = self._buffer[:METRICS_PER_BATCH]
-                    self.store.client.log_batch(self.id, metrics=[Metric(*entry) for entry in batch])
+                    batch = self._buffer[: METRICS_PER_BATCH - 1]  # one more may come: UPDATED
+                    self._write(metrics=[Metric(*entry) for entry in batch])
                     del self._buffer[: len(batch)]
         finally:
             self._metric_seconds += time.perf_counter() - began
@@ -203,7 +214,7 @@ class Run:
         entries = [RunTag(key, cut(text(value), TAG_LENGTH)) for key, value in tags.items()]
         with self._clock():
             for batch in batches(entries, PARAMS_PER_BATCH):
-                self.store.client.log_batch(self.id, tags=batch)
+                self._write(tags=batch)
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Copy a file, or all that is in a folder, to the run.
@@ -264,6 +275,7 @@ class Run:
             with brief_http() if problems else contextlib.nullcontext():
                 try:
                     self.store.client.set_terminated(self.id, status)
+                    self._had_ended = True
                 except Exception as problem:
                     problems.append(problem)
         if problems:
@@ -289,6 +301,15 @@ class Run:
             raise TrackingError(f"{message}: see whether {self.store.uri} can be written") from problems[0]
         error.add_note(message)
         _logger.warning(message)
+
+    def _write(
+        self, metrics: "Sequence[Metric]" = (), params: "Sequence[Param]" = (), tags: "Sequence[RunTag]" = ()
+    ) -> None:
+        from mlflow.entities import Metric
+
+        now = time.time()
+        date = [Metric(UPDATED, now, int(now * 1000), 0)] if self._had_ended else []
+        self.store.client.log_batch(self.id, [*metrics, *date], params, tags)
 
     def _recorded_name(self, given: str) -> str:
         name = recordable(given)

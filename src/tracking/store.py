@@ -93,19 +93,25 @@ class Store:
             self.open()
         return self._experiment_id
 
-    def open(self) -> "Store":
+    def open(self, create: bool = True) -> "Store":
         """Make sure that the database and the experiment are there, and connect to them.
 
         Safe in several processes at once. The first opening of a new store takes seconds and says so.
+
+        Args:
+            create: Make what is not there. False, for those who only read, refuses instead.
 
         Returns:
             The store itself.
 
         Raises:
-            TrackingError: The server does not answer, or the database cannot be created or read.
+            TrackingError: The server does not answer, the database cannot be created or read, or `create` is False and
+                there is no such database or experiment.
         """
         if self._client is not None:
             return self
+        if not create and self.database is not None and not self.database.exists():
+            raise TrackingError(f"{self.uri}: no run store is there: train something first, or set tracking.uri")
         _import_mlflow()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -120,24 +126,26 @@ class Store:
                 _check_database_file(self.database)
             with brief_http(), _quiet():
                 client = MlflowClient(tracking_uri=self.uri)
-                self._experiment_id = self._find_or_create_experiment(client)
+                self._experiment_id = self._find_or_create_experiment(client, create)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             raise self._unusable(error) from error
         self._client = client
         return self
 
-    def search(self, filter: str) -> "Iterator[MlflowRun]":
-        """The experiment's runs that MLflow's search language finds, the newest first; read in pages.
+    def search(self, filter: str = "", deleted: bool = False) -> "Iterator[MlflowRun]":
+        """The experiment's runs, or its deleted ones, that MLflow's search language finds; the newest first, in pages.
 
         Raises:
             TrackingError: The filter is not in that language.
         """
         client, token = self.client, None
+        from mlflow.entities import ViewType
         from mlflow.exceptions import MlflowException
 
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         while token != "":
             try:
-                page = client.search_runs([self.experiment_id], filter, max_results=_PAGE, page_token=token)
+                page = client.search_runs([self.experiment_id], filter, view, max_results=_PAGE, page_token=token)
             except MlflowException as error:
                 raise TrackingError(f"cannot search the runs for {filter!r}: {' '.join(str(error).split())}") from error
             yield from page
@@ -151,10 +159,16 @@ class Store:
         """A store travels to other processes closed: connections do not survive the journey."""
         return {**self.__dict__, "_client": None, "_experiment_id": ""}
 
-    def _find_or_create_experiment(self, client: "MlflowClient") -> str:
+    def _find_or_create_experiment(self, client: "MlflowClient", create: bool) -> str:
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(self.experiment)
+        if found is None and not create:
+            names = [each.name for each in client.search_experiments() if each.name != "Default"]
+            raise TrackingError(
+                f"experiment {self.experiment!r}: not in {self.uri}; there {'are' if len(names) > 1 else 'is'} "
+                f"{', '.join(names) or 'none'}"
+            )
         if found is None:
             with self._lock() if not self.is_server else contextlib.nullcontext():
                 found = client.get_experiment_by_name(self.experiment)  # somebody else may have been first
