@@ -31,6 +31,15 @@ STEPS, CURVES = 20, 500
 ROUNDS = 5
 LONG_AGO = 1_600_000_000_000  # ms
 WANTED_S = 3.0
+# tables of MLflow 3 with their columns
+RUNS = (
+    "runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time,"
+    " source_version, lifecycle_stage, artifact_uri, experiment_id)"
+)
+PARAMETERS = "params (run_uuid, key, value)"
+TAGGED = "tags (run_uuid, key, value)"
+LATEST = "latest_metrics (run_uuid, key, value, timestamp, step, is_nan)"
+HISTORY = "metrics (run_uuid, key, value, timestamp, step, is_nan)"
 
 
 def main() -> None:
@@ -82,46 +91,39 @@ def fill(store: Store, count: int) -> list[str]:
     runs = [(uuid.UUID(int=draw.getrandbits(128)).hex, LONG_AGO + 60_000 * number) for number in range(count)]
     experiment = store.experiment_id
     rows: dict[str, Iterable[tuple[object, ...]]] = {
-        "runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time,"
-        " source_version, lifecycle_stage, artifact_uri, experiment_id)": (
-            (
-                run,
-                "custom",
-                "LOCAL",
-                "",
-                "",
-                "user",
-                "FINISHED",
-                at,
-                at + 50_000,
-                "",
-                "active",
-                f"/none/{run}",
-                experiment,
-            )
-            for run, at in runs
-        ),
-        "params (run_uuid, key, value)": (
+        RUNS: (run_row(run, at, at + 50_000, f"/none/{run}", experiment) for run, at in runs),
+        PARAMETERS: (
             (run, f"model.net.parameter_{number}", str(draw.choice((16, 32, 64, 0.1, "relu"))))
             for run, _ in runs
             for number in range(PARAMS)
         ),
-        "tags (run_uuid, key, value)": (
-            (run, f"tag_{number}", f"value {draw.randrange(20)}") for run, _ in runs for number in range(TAGS)
-        ),
-        "latest_metrics (run_uuid, key, value, timestamp, step, is_nan)": (
-            (run, name(number), draw.random(), at, STEPS, 0) for run, at in runs for number in range(METRICS)
-        ),
-        "metrics (run_uuid, key, value, timestamp, step, is_nan)": (
+        TAGGED: ((run, f"tag_{number}", f"value {draw.randrange(20)}") for run, _ in runs for number in range(TAGS)),
+        LATEST: ((run, name(number), draw.random(), at, STEPS, 0) for run, at in runs for number in range(METRICS)),
+        HISTORY: (
             (run, name(0), draw.random(), at + step, step, 0) for run, at in runs[:CURVES] for step in range(STEPS)
         ),
     }
+    insert(store, rows)
+    return [run for run, _ in runs]
+
+
+def run_row(run: str, start: int, end: int, artifacts: str, experiment: str) -> tuple[object, ...]:
+    """A finished run as a row of `RUNS`; times in ms."""
+    return (run, "custom", "LOCAL", "", "", "user", "FINISHED", start, end, "", "active", artifacts, experiment)
+
+
+def insert(store: Store, rows: dict[str, Iterable[tuple[object, ...]]]) -> None:
+    """Write rows into the tables of a SQLite store.
+
+    Args:
+        store: Opened.
+        rows: By table with its columns, such as "tags (run_uuid, key, value)".
+    """
     assert store.database is not None
     with contextlib.closing(sqlite3.connect(store.database, timeout=60)) as connection, connection:
         for table, values in rows.items():
             marks = ", ".join("?" * (table.count(",") + 1))
             connection.executemany(f"INSERT INTO {table} VALUES ({marks})", values)
-    return [run for run, _ in runs]
 
 
 if __name__ == "__main__":

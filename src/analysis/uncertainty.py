@@ -162,7 +162,7 @@ def say_pairs(pairs: pd.DataFrame, level: float = 0.95) -> list[str]:
         if len(tested):
             tied = tested[tested["tied"].astype(bool)]
             sentences.append(f"{_verdict(len(tied), len(tested), what)}, {_method(len(tested), level)}.")
-            sentences += [_swap(row, level) for _, row in tied.iterrows()]
+            sentences += _swaps(tied, level)
             worse = tested[~tested["tied"].astype(bool) & (tested["difference"] < 0)]
             sentences += [_worse(row) for _, row in worse.iterrows()]
         left = table[table["p_adjusted"].isna()]
@@ -225,11 +225,28 @@ def _method(tested: int, level: float) -> str:
     return f"at the {100 * (1 - level):g}% level (paired bootstrap by lesion or patient{correction})"
 
 
-def _swap(row: pd.Series, level: float) -> str:
-    return (
-        f"{row['label_a']} and {row['label_b']} could swap places: they differ by {row['difference']:+.3f}, "
-        f"{100 * level:g}% interval {row['low']:+.3f} to {row['high']:+.3f}, p {row['p_adjusted']:.2g}."
+def _swaps(tied: pd.DataFrame, level: float) -> list[str]:
+    """A sentence for each group that is linked by ties."""
+    labels = dict(zip(tied["run_a"], tied["label_a"], strict=True)) | dict(
+        zip(tied["run_b"], tied["label_b"], strict=True)
     )
+    found = []
+    for group in tied_groups(tied):
+        rows = tied[tied["run_a"].isin(group)]
+        names = _listed([labels[run] for run in group])
+        if len(rows) == 1:
+            row = rows.iloc[0]
+            found.append(
+                f"{row['label_a']} and {row['label_b']} could swap places: they differ by {row['difference']:+.3f}, "
+                f"{100 * level:g}% interval {row['low']:+.3f} to {row['high']:+.3f}, p {row['p_adjusted']:.2g}."
+            )
+        else:
+            closest = f"{rows['difference'].abs().min():.3f} to {rows['difference'].abs().max():.3f}"
+            found.append(
+                f"{names}, from the cheapest on, could each swap places with the next: they differ by {closest}, the "
+                f"smallest p is {rows['p_adjusted'].min():.2g}."
+            )
+    return found
 
 
 def _worse(row: pd.Series) -> str:

@@ -1,0 +1,168 @@
+"""A report from end to end: read, test what is chosen, compute, write, publish, and tell the terminal."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+
+from src.analysis.comparison import recorded_name
+from src.config import check, instantiate, resolve
+from src.errors import UserError
+from src.objectives import Limit, Objective
+from src.reporting import collect, front, page, static, tables
+from src.reporting.build import build, decide_on
+from src.reporting.collect import Study
+from src.reporting.publish import publish
+from src.reporting.reader import Reader
+from src.reporting.record import Report
+from src.reporting.settings import Settings
+from src.tracking import cache, read
+from src.tracking.store import Store
+
+log = logging.getLogger(__name__)
+console = Console(width=100)
+PAGE = "report.html"
+CHOSEN = "as the answer to a question of a report"
+
+
+def make(config: DictConfig) -> Report:
+    """Make the report that a config asks for.
+
+    Args:
+        config: A composed `conf/report.yaml`.
+
+    Returns:
+        The report, after it was written and published.
+
+    Raises:
+        UserError: Bad input, or nothing to report on; the message names the culprit.
+    """
+    settings, store = _settings(config)
+    studies, title = _studies(config, settings, store, settings.refresh)
+    objectives, limits, notes = collect.purpose(studies, settings.objectives, settings.limits)
+    _refuse_empty(studies, objectives, limits)
+    if settings.test and _test_chosen(studies, objectives, limits, settings, store):
+        studies, title = _studies(config, settings, store, False)
+    moment = settings.moment()
+    earlier = studies[0].before(moment) if moment is not None else None
+    log.info("computing the report on %s: %d trials", title, sum(len(each.trials) for each in studies))
+    report = build(studies, objectives, limits, Reader(store, studies), settings, title, earlier)
+    report.warnings[:0] = notes
+    folder = Path(settings.folder) / _folder_name(title)
+    write(report, folder)
+    if settings.publish:
+        for study in studies:
+            if study.run_id:
+                publish(report, study, folder, store)
+            else:
+                log.warning("%s has no run of its own in MLflow: the report is in %s only", study.name, folder)
+    if settings.register:
+        from src.reporting.register import register  # torch takes seconds to import, most reports need none
+
+        register(report, Reader(store, studies), settings)
+    show(report, folder)
+    return report
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write the page, the pictures and the tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables.write(report, folder)
+    static.write(report, folder / "figures")
+    page.write(report, folder / PAGE)
+
+
+def show(report: Report, folder: Path) -> None:
+    """Tell the findings on the terminal, 100 columns wide."""
+    console.rule(f"{report.title}: the Pareto report", align="left")
+    for answer in report.answers:
+        console.print(f"[bold]{escape(answer.question)}[/bold]")
+        console.print(f"  {answer.text}", markup=False, highlight=False)
+    console.print()
+    for paragraph in report.paragraphs:
+        console.print(f"- {paragraph}", markup=False, highlight=False)
+    for warning in report.warnings:
+        console.print(f"! {warning}", markup=False, highlight=False)
+    console.print(f"look: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _settings(config: DictConfig) -> tuple[Settings, Store]:
+    plain = resolve(config)
+    own = {key: value for key, value in plain.items() if key not in ("tracking", "experiment")}
+    check({"_target_": "src.reporting.settings.Settings", **own})
+    settings = Settings(**own)
+    settings.check()
+    if not settings.studies and not settings.filter and not plain["experiment"]:
+        raise UserError(
+            "study: name one, as in study=dense_size (or take experiment=..., or filter=...)" + _hint(config)
+        )
+    if plain["experiment"]:
+        config = OmegaConf.merge(config, {"tracking": {"experiment": plain["experiment"]}})  # type: ignore[assignment]
+    check(plain["tracking"], "tracking")
+    store: Store = instantiate(config.tracking, "tracking")
+    store.open(create=False)
+    return settings, store
+
+
+def _hint(config: DictConfig) -> str:
+    """The studies there are, if the store can be read."""
+    try:
+        store: Store = instantiate(config.tracking, "tracking")
+        names = collect.known_studies(cache.cached_runs(store.open(create=False)))
+    except UserError:
+        return ""
+    return f"; there are {', '.join(names[: collect.SHOWN_NAMES])}" if names else ""
+
+
+def _studies(config: DictConfig, settings: Settings, store: Store, refresh: bool) -> tuple[list[Study], str]:
+    if settings.filter:
+        found = read.runs(store, settings.filter)
+        return [collect.selection(found, settings.filter, store)], settings.filter
+    runs = cache.cached_runs(store, refresh=refresh)
+    if not settings.studies:
+        name = f"experiment {store.experiment}"
+        return [collect.selection(runs, name, store)], name
+    return [collect.study(runs, name, store) for name in settings.studies], " and ".join(settings.studies)
+
+
+def _refuse_empty(studies: Sequence[Study], objectives: list[Objective], limits: list[Limit]) -> None:
+    for study in studies:
+        table = front.compared(study, objectives, limits)
+        finished = int((table["status"] == "FINISHED").sum())
+        if finished:
+            continue
+        ends = ", ".join(f"{number} {str(status).lower()}" for status, number in table["status"].value_counts().items())
+        raise UserError(f"{study.name}: has no finished trial yet ({ends}); nothing can be compared")
+
+
+def _test_chosen(
+    studies: Sequence[Study], objectives: list[Objective], limits: list[Limit], settings: Settings, store: Store
+) -> bool:
+    """Evaluate the answers and the members of the fronts on the test split, those that were not; whether any was."""
+    to_test = []
+    for number, study in enumerate(studies):
+        table = front.compared(study, objectives, limits)
+        wanted = table["front"]
+        if number == 0:
+            answers = decide_on(table, objectives, limits, settings)
+            wanted = wanted | table["run_id"].isin([answer.run_id for answer in answers])
+        failed = study.trials.set_index("run_id").get("tags.test_failure", pd.Series(dtype=object))
+        wanted = wanted & failed.reindex(table["run_id"]).isna().to_numpy()
+        trained = table.get(recorded_name("val/accuracy"), pd.Series(index=table.index)).notna()
+        untested = table.get("test/accuracy", pd.Series(index=table.index)).isna()
+        to_test.append(table[wanted & trained & untested])
+    if not any(map(len, to_test)):
+        return False
+    from src import summary  # torch takes seconds to import, most reports need none
+
+    tested = [summary.test_once(store, rows, CHOSEN) for rows in to_test]  # all of them, not only up to the first
+    return any(tested)
+
+
+def _folder_name(title: str) -> str:
+    return re.sub(r"[^\w.=,+-]+", "_", title).strip("_.")[:100] or "report"

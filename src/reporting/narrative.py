@@ -1,0 +1,167 @@
+"""What a report says in words; every clause follows from a figure."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from src.analysis.comparison import notes, recorded_name
+from src.analysis.decision import Answer
+from src.analysis.wording import count, figure
+from src.objectives import Limit, Objective, describe
+
+ENDS = {
+    "front": "on the front",
+    "dominated": "dominated",
+    "over limit": "trained but over a limit",
+    "no value": "without a value in an objective",
+    "pruned": "stopped early",
+    "over_limit": "not trained, over a limit",
+    "failed": "failed",
+    "killed": "killed",
+    "running": "still running",
+}
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    """How many trials ended how, in the order of `ENDS`; ends that did not occur are left out."""
+    found = table["state"].value_counts()
+    return {state: int(found[state]) for state in [*ENDS, *found.index.difference(list(ENDS))] if state in found}
+
+
+def opening(table: pd.DataFrame, objectives: Sequence[Objective], limits: Sequence[Limit], volume: float) -> str:
+    """What was tried, how it ended, and how large the front is."""
+    ends = counts(table)
+    told = ", ".join(f"{number} {ENDS.get(state, state)}" for state, number in ends.items())
+    wanted = " and ".join(
+        f"{'more' if each.direction == 'maximize' else 'less'} {describe(each.metric).label}" for each in objectives
+    )
+    kept = f", keeping {' and '.join(map(str, limits))}" if limits else ""
+    drawn = f"The front is drawn over {wanted}{kept}; its hypervolume is {volume:.3f} of 1."
+    return f"{count(len(table), 'trial')}: {told}. {drawn}"
+
+
+def at_the_knee(table: pd.DataFrame, objectives: Sequence[Objective], how: str) -> str:
+    """Where the front bends, and what the next dearer and cheaper members would bring."""
+    rows = table[table["knee"]]
+    if rows.empty:
+        return how
+    row = rows.iloc[0]
+    figures = ", ".join(figure(recorded_name(each.metric), row[recorded_name(each.metric)]) for each in objectives)
+    return f"The knee of the front is {row['label']} (run {row['run_id'][:8]}): {figures}. {how}"
+
+
+def on_test(
+    answers: Sequence[Answer], table: pd.DataFrame, intervals: pd.DataFrame, floors: Sequence[Limit], metric: str
+) -> list[str]:
+    """What the chosen models reach on test, and whether they keep there what they were chosen for.
+
+    Args:
+        answers: Of the report.
+        table: Of the report.
+        intervals: Columns of `Report.intervals`.
+        floors: Of the answers, such as val/recall/mel >= 0.8.
+        metric: The quality's name without its prefix.
+    """
+    label = dict(zip(table["run_id"], table["label"], strict=True))
+    rows = {(row["run_id"], row["metric"]): row for _, row in intervals[intervals["split"] == "test"].iterrows()}
+    told = []
+    for run_id in dict.fromkeys(answer.run_id for answer in answers if answer.run_id):
+        if (run_id, metric) not in rows:
+            continue
+        parts = [_with_interval(metric, rows[run_id, metric])]
+        for floor in floors:
+            name = floor.metric.removeprefix("val/")
+            row = rows.get((run_id, name))
+            if row is not None:
+                parts.append(f"{_with_interval(name, row)}, {_kept(floor, row)}")
+        told.append(f"{label[run_id]} on test: {'; '.join(parts)}.")
+    return told
+
+
+def _with_interval(metric: str, row: pd.Series) -> str:
+    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if pd.notna(row["low"]) else ""
+    return f"{describe(f'test/{metric}').label.partition(' (')[0]} {row['estimate']:.3f}{interval}"
+
+
+def _kept(floor: Limit, row: pd.Series) -> str:
+    """Whether a bound holds: surely, surely not, or as far as this many images can tell."""
+    wanted = f"{floor.operator} {floor.value:g}"
+    seen = f"{int(row['images'])} images"
+    if pd.notna(row["low"]) and floor.holds(row["low"]) and floor.holds(row["high"]):
+        return f"{wanted} is kept with its whole interval ({seen})"
+    if pd.notna(row["low"]) and not floor.holds(row["low"]) and not floor.holds(row["high"]):
+        return f"{wanted} is not kept ({seen})"
+    verdict = "kept" if floor.holds(row["estimate"]) else "not kept"
+    return f"{wanted} is {verdict} by the estimate, but the interval allows both ({seen})"
+
+
+def most_important(importance: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
+    """Which parameter each of these objectives depends on most, by PED-ANOVA."""
+    found = []
+    for objective in objectives:
+        rows = importance[importance["objective"] == objective.metric].sort_values("importance", ascending=False)
+        if len(rows) > 1:
+            one, two = rows.iloc[0], rows.iloc[1]
+            found.append(
+                f"Whether a trial is among the best in {describe(objective.metric).label} depends most on "
+                f"{one['parameter']} ({one['importance']:.0%} of PED-ANOVA's importance), then on {two['parameter']} "
+                f"({two['importance']:.0%})."
+            )
+    return found
+
+
+def compared(comparison: pd.DataFrame, new: Sequence[str]) -> list[str]:
+    """What several studies, or a study at two times, have over each other."""
+    if len(comparison) < 2:
+        return []
+    rows = comparison.sort_values("hypervolume", ascending=False, kind="stable")
+    told = "; ".join(
+        f"{row['study']} {row['hypervolume']:.3f} ({row['front']} on its front, {row['new_points']} that no other has)"
+        for _, row in rows.iterrows()
+    )
+    first = comparison["study"].iloc[0]
+    fresh = f"New in {first}: {', '.join(new)}." if new else f"Nothing on the front of {first} is new."
+    return [f"Hypervolume, on one scale for all: {told}. {fresh}"]
+
+
+def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.DataFrame) -> list[str]:
+    """What a reader must know before believing the figures.
+
+    Args:
+        table: Of the report.
+        objectives: Of the front.
+        trials: The same runs as the store gave them.
+    """
+    found = [note for note in notes(table) if not note.startswith("FLOPs:")]
+    for objective in objectives:
+        name = recorded_name(objective.metric)
+        lacking = table[(table["state"] == "no value") & table[name].isna()] if name in table else table.iloc[:0]
+        if len(lacking):
+            found.append(f"{len(lacking)} finished trials have no {name}; they cannot be on the front.")
+    pruned = int((table["state"] == "pruned").sum())
+    if pruned:
+        finished = int((table["status"] == "FINISHED").sum())
+        found.append(
+            f"Effects and importance are of the {count(finished, 'finished trial')}; {pruned} that were stopped early, "
+            "the worse ones, are not in them."
+        )
+    former = table[(table["tested"] != "") & ~table["front"] & (table["chosen"] == "")]
+    if len(former):
+        found.append(f"{len(former)} trials were tested as members of an earlier front and have left it since.")
+    devices = [name for name in trials.get("tags.device", pd.Series(dtype=object)).dropna().unique() if name]
+    if len(devices) > 1:
+        found.append(f"Latency was measured on different devices ({', '.join(devices)}): milliseconds do not compare.")
+    commits = [name for name in trials.get("tags.git_commit", pd.Series(dtype=object)).dropna().unique() if name]
+    if len(commits) > 1:
+        found.append(f"The trials ran on {len(commits)} different commits.")
+    if (trials.get("tags.git_dirty", pd.Series(dtype=object)) == "true").any():
+        found.append("Some trials ran with changes that were not committed.")
+    untested = table[table["front"] & table.get("test/accuracy", pd.Series(float("nan"), index=table.index)).isna()]
+    if len(untested):
+        found.append(f"{len(untested)} members of the front have no figures on test: {', '.join(untested['label'])}.")
+    if "synthetic" in set(trials.get("tags.data", pd.Series(dtype=object)).dropna()):
+        found.append("The images are drawn, not photographed: the figures say nothing about skin.")
+    found.append("FLOPs: a multiply-add counts as one; operators that are not counted stand in each run's record.")
+    found.append("Everything was chosen on validation images; test images were used once, for the figures called test.")
+    found.append("Research software, no medical device: none of these models is fit for use on people.")
+    return found

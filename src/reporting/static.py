@@ -1,0 +1,286 @@
+"""The pictures of a report for papers: PNG and SVG, readable at column width. Never through pyplot's global state."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from src.reporting import layout, static_profiles
+from src.reporting.palette import CHOSEN, DASHES, KNEE, PALE, SHAPES, Mark, cycle, mark
+from src.reporting.record import Report
+
+DPI = 160
+WIDTH = 7.2  # inches: a page with two columns
+MOST_CURVES = 200
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "text.parse_math": False,  # a dollar in a run's name is a dollar
+    "svg.hashsalt": "paretoderm",  # the same report, the same file
+}
+_STATES = ("over_limit", "pruned", "no value", "over limit", "dominated")
+_MOST_PANELS = 3
+_RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Writes each picture that there is something to draw for, as PNG (160 dpi) and as SVG.
+
+    Args:
+        report: What is drawn.
+        folder: Made if need be.
+
+    Returns:
+        The files, PNG before SVG.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, make in PICTURES.items():
+        with mpl.rc_context(STYLE):
+            figure = make(report)
+            if figure is None:
+                continue
+            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                path = folder / f"{name}.{kind}"
+                figure.savefig(path, dpi=DPI, metadata=metadata)
+                files.append(path)
+    return files
+
+
+def front(report: Report) -> Figure | None:
+    """A panel a cost; named runs carry numbers that the key below explains."""
+    costs = _panels(report)
+    if not costs:
+        return None
+    figure = Figure(figsize=(max(3.5, WIDTH * len(costs) / _MOST_PANELS), 3.7), layout="constrained")
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    named = layout.named(report)
+    named = named[named["quality"].notna()]
+    for axes, cost in zip(panels, costs, strict=True):
+        _front_panel(report, axes, cost, named)
+    panels[0].set_ylabel(layout.wrapped(layout.axis_title(report, report.quality), 30))
+    handles, labels = panels[0].get_legend_handles_labels()
+    keys = [f"{number}: {row['label']} ({row['name']})" for number, row in enumerate(named.to_dict("records"), 1)]
+    blank = mpl.lines.Line2D([], [], linestyle="none")
+    text = [*labels, *(layout.wrapped(key, 52 if len(costs) > 1 else 60) for key in keys)]
+    columns = 2 if len(costs) > 1 else 1
+    figure.legend([*handles, *[blank] * len(keys)], text, loc="outside lower center", ncols=columns, frameon=False)
+    rows = -(-len(text) // columns)
+    figure.set_figheight(2.8 + 0.17 * rows + 0.12 * sum(entry.count("\n") for entry in text) / columns)
+    figure.draw_without_rendering()  # fixes the layout, so that the numbers can be put where there is room
+    for axes, cost in zip(panels, costs, strict=True):
+        _put_numbers(report, axes, named, cost)
+    return figure
+
+
+def curves(report: Report) -> Figure | None:
+    """The first validation objective by epoch; pruned trials end where they ended, the front is bold."""
+    frame = report.curves
+    if frame.empty:
+        return None
+    runs = layout.thin(layout.curve_order(report), layout.important(report), MOST_CURVES)
+    shown = frame[frame["run_id"].isin(runs)].sort_values("epoch")
+    names = layout.named(report).set_index("run_id")["name"].to_dict()
+    figure, axes = _single(3.2)
+    rest = shown[~shown["run_id"].isin(names)].groupby("run_id")
+    for _, curve in sorted(rest, key=lambda pair: pair[1]["state"].iloc[0] == "front"):
+        _curve(axes, curve)
+    for position, run in enumerate(run for run in names if run in set(shown["run_id"])):
+        curve = shown[shown["run_id"] == run]
+        style: dict[str, Any] = {"color": cycle(position + 1), "linestyle": DASHES[position % len(DASHES)][1]}
+        label = layout.wrapped(f"{curve['label'].iloc[0]} ({names[run]})", 52)
+        axes.plot(curve["epoch"], curve["value"], label=label, zorder=4, linewidth=2, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(layout.wrapped(layout.axis_title(report, layout.curve_metric(report)), 28))
+    _legend_below(figure, axes)
+    return figure
+
+
+def progress(report: Report) -> Figure | None:
+    """Hypervolume of the front by trials ended."""
+    if report.progress.empty:
+        return None
+    figure, axes = _single(2.4)
+    for position, (study, rows) in enumerate(report.progress.groupby("study", sort=False)):
+        steps = layout.steps(rows)
+        style: dict[str, Any] = {"color": cycle(position), "linestyle": DASHES[position % len(DASHES)][1]}
+        axes.step(steps["trials"], steps["hypervolume"], where="post", label=str(study), **style)
+    axes.set_xlabel("trials ended")
+    axes.set_ylabel("hypervolume of the front,\nhigher is better")
+    if report.progress["study"].nunique() > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Report], Figure | None]] = {
+    "front": front,
+    "recalls": static_profiles.recalls,
+    "effects": static_profiles.effects,
+    "importance": static_profiles.importance,
+    "parallel": static_profiles.parallel,
+    "curves": curves,
+    "progress": progress,
+}
+
+
+def _single(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _panels(report: Report) -> list[str]:
+    """Costs with points, objectives before others; one latency is enough, for all look alike."""
+    objectives = [objective.metric for objective in report.objectives]
+    ordered = sorted(
+        (cost for cost in report.costs if len(layout.drawn(report, cost))), key=lambda c: c not in objectives
+    )
+    chosen: list[str] = []
+    for cost in ordered:
+        if "latency" not in cost or not any("latency" in other for other in chosen):
+            chosen.append(cost)
+    return sorted(chosen[:_MOST_PANELS], key=report.costs.index)
+
+
+def _front_panel(report: Report, axes: Axes, cost: str, named: pd.DataFrame) -> None:
+    known = layout.drawn(report, cost)
+    for state in _STATES:
+        rows = known[known["state"] == state]
+        if len(rows):
+            points = _points(axes, rows, cost, mark(state), state.replace("_", " "))
+            if len(rows) > _RASTER_FROM:
+                points.set(rasterized=True, alpha=0.5, linewidths=0.3)
+    members = layout.members(report)
+    descending = layout.direction(report, report.quality).startswith("lower")
+    several = len(report.studies) > 1
+    for position, study in enumerate(report.studies):
+        rows = members[members["study"] == study] if several else members
+        look = mark("front")
+        if several:
+            look = Mark(cycle(position), "", SHAPES[position % len(SHAPES)][1], look.size)
+        x, y = layout.staircase(rows, cost, descending)
+        axes.step(x, y, where="post", color=look.colour, linestyle=DASHES[position % len(DASHES)][1], zorder=2)
+        _errors(axes, rows, cost, look.colour)
+        _points(axes, rows, cost, look, f"front of {study}" if several else "front")
+    knees = named[named["knee"].astype(bool)]
+    _points(axes, knees, cost, KNEE, "knee", zorder=5)
+    _points(axes, named.drop(knees.index), cost, CHOSEN, "chosen", zorder=5)
+    if layout.logarithmic(cost, known[cost]):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: layout.tick(value)))
+    axes.margins(x=0.09, y=0.09)
+    axes.set_xlabel(layout.wrapped(layout.axis_title(report, cost), 34))
+
+
+def _points(axes: Axes, rows: pd.DataFrame, cost: str, look: Mark, label: str, zorder: float = 3) -> Any:
+    size = (look.size / 2) ** 2 * (1.0 if look.hollow else 1.3)
+    faces: dict[str, Any] = {"facecolors": "none", "edgecolors": look.colour, "linewidths": 0.8}
+    if not look.hollow:
+        faces = {"facecolors": look.colour, "edgecolors": "white", "linewidths": 0.4}
+    if look.marker in ("x", "+"):
+        faces = {"color": look.colour, "linewidths": 0.8}
+    handle = label if len(rows) else "_nothing"
+    return axes.scatter(rows[cost], rows["quality"], size, marker=look.marker, label=handle, zorder=zorder, **faces)
+
+
+def _errors(axes: Axes, rows: pd.DataFrame, cost: str, colour: str) -> None:
+    known = rows[rows[[cost, "quality_low", "quality_high"]].notna().all(axis=1)]
+    spans = np.abs([known["quality"] - known["quality_low"], known["quality_high"] - known["quality"]])
+    if len(known):
+        axes.errorbar(
+            known[cost], known["quality"], spans, fmt="none", ecolor=colour, elinewidth=0.6, capsize=1.5, alpha=0.7
+        )
+
+
+def _put_numbers(report: Report, axes: Axes, named: pd.DataFrame, cost: str) -> None:
+    """Each number beside its point, where it covers no other number and as few points as can be."""
+    known = named.assign(number=np.arange(1, len(named) + 1))
+    known = known[known[cost].notna()]
+    drawn = layout.drawn(report, cost)
+    points = axes.transData.transform(drawn[[cost, "quality"]].to_numpy(dtype=float))
+    marked = axes.transData.transform(known[[cost, "quality"]].to_numpy(dtype=float).reshape(-1, 2))
+    pixels = axes.figure.dpi / 72  # a point is 1/72 inch
+    taken: list[Bbox] = []
+    for at, (_, row) in zip(marked, known.iterrows(), strict=True):
+        half = np.array([2.8 * len(str(row["number"])), 4.0]) * pixels
+        offsets = [
+            reach * np.array([np.cos(a), np.sin(a)]) for reach in (11, 17, 25) for a in np.arange(0.8, 7, np.pi / 8)
+        ]
+        boxes = [Bbox([at + offset * pixels - half, at + offset * pixels + half]) for offset in offsets]
+        costs = [_crowd(box, taken, points, marked, axes.bbox) for box in boxes]
+        best = int(np.argmin(np.array(costs) + [np.hypot(*offset) / 5 for offset in offsets]))
+        taken.append(boxes[best])
+        axes.annotate(
+            str(row["number"]),
+            (row[cost], row["quality"]),
+            tuple(offsets[best]),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontweight="bold",
+            fontsize=7.5,
+            zorder=6,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4},
+        )
+
+
+def _crowd(box: Bbox, taken: list[Bbox], points: np.ndarray, marked: np.ndarray, frame: Bbox) -> float:
+    """How bad a place is: other numbers and the frame weigh most, then named points, then others."""
+    outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+    numbers = sum(box.overlaps(other) for other in taken)
+    return (
+        1000.0 * (numbers + outside)
+        + 100.0 * _inside(marked, box.padded(8))
+        + 10.0 * min(_inside(points, box.padded(4)), 9)
+    )
+
+
+def _inside(points: np.ndarray, box: Bbox) -> int:
+    return int(((points > box.min) & (points < box.max)).all(axis=1).sum())
+
+
+def _curve(axes: Axes, curve: pd.DataFrame) -> None:
+    state = str(curve["state"].iloc[0])
+    bold, pruned = state == "front", state == "pruned"
+    colour = mark(state).colour if bold or pruned else PALE
+    known = set(axes.get_legend_handles_labels()[1])
+    label = state if bold or pruned else "other trials"
+    axes.plot(
+        curve["epoch"],
+        curve["value"],
+        label=f"_{label}" if label in known else label,
+        color=colour,
+        linewidth=1.2 if bold else 0.6,
+        alpha=1.0 if bold else 0.8,
+        zorder=3 if bold else 2,
+        marker="v" if pruned else "o",
+        markersize=3,
+        markevery=[len(curve) - 1],
+        markerfacecolor=colour if bold else "none",
+    )
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 30 else 3, frameon=False
+        )
+        figure.set_figheight(figure.get_figheight() + 0.14 * len(labels))

@@ -1,0 +1,114 @@
+"""MLflow's model registry: a trained net under a name, with its signature, where others look for models.
+
+The net is stored as an exported program (torch.export's .pt2): a graph and its weights. Unlike MLflow's default, a
+pickle, loading it executes nothing that came with the file.
+"""
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from src.errors import ConfigError
+from src.tracking.limits import text
+from src.tracking.store import Store, TrackingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = r"[^/:%\"']+"  # what MLflow takes as a model's name
+EXAMPLES = 2  # images in the example: with one, torch.export would take the batch for a constant
+
+
+def check_name(name: str, key: str) -> None:
+    """Refuse a name that MLflow would refuse, before anything is computed.
+
+    Raises:
+        ConfigError: The name has a character that it must not have.
+    """
+    if not re.fullmatch(NAME, name) or not name.strip():
+        raise ConfigError(key, f"must be a model's name without / : % and quotes, but got {name!r}")
+
+
+def register(
+    store: Store,
+    run_id: str,
+    name: str,
+    alias: str,
+    net: "nn.Module",
+    image_size: int,
+    classes: Sequence[str],
+    tags: Mapping[str, Any],
+    description: str,
+) -> int:
+    """Make a trained net a version of a registered model.
+
+    Args:
+        store: Opened if it is not yet.
+        run_id: The run that trained it.
+        name: Of the registered model; made if it is not there.
+        alias: That points to the new version from now on, such as "champion".
+        net: float32 images (N, 3, S, S) in [0, 1] -> probabilities (N, K).
+        image_size: S, px.
+        classes: K names in label order; kept as the version's tag `classes`.
+        tags: More tags of the version.
+        description: For people, Markdown.
+
+    Returns:
+        The version's number.
+
+    Raises:
+        TrackingError: The store has no registry, or refuses.
+    """
+    client = store.client
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = TensorSpec(np.dtype("float32"), (-1, 3, image_size, image_size))
+    answer = TensorSpec(np.dtype("float32"), (-1, len(classes)))  # no names: pyfunc would ask for a dict
+    example = np.zeros((EXAMPLES, 3, image_size, image_size), dtype=np.float32)
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+    try:
+        with _quiet():
+            logged = Model.log(
+                None,
+                mlflow.pytorch,
+                name="model",
+                run_id=run_id,
+                pytorch_model=net.eval(),
+                signature=ModelSignature(Schema([images]), Schema([answer])),
+                input_example=example,
+                serialization_format="pt2",
+                pip_requirements=["torch"],
+            )
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description="Chosen by a Pareto report of Paretoderm.")
+        recorded = {key: text(value) for key, value in {**tags, "classes": list(classes)}.items()}
+        version = client.create_model_version(name, logged.model_uri, run_id, tags=recorded, description=description)
+        client.set_registered_model_alias(name, alias, version.version)
+    except MlflowException as error:
+        raise TrackingError(f"register={name}: {' '.join(str(error).split())}") from error
+    return int(version.version)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without MLflow's and torch.export's notes on their own progress."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "torch.export", "torch.onnx")]
+    before = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)

@@ -1,0 +1,292 @@
+"""Realistic made-up reports, from a study with one finished run to one of 10,000 trials."""
+
+from dataclasses import replace
+
+import moocore
+import numpy as np
+import pandas as pd
+
+from src.analysis.decision import Answer
+from src.objectives import Limit, Objective
+from src.reporting.record import Report
+
+QUALITY = "best/val/balanced_accuracy"
+COSTS = ["efficiency/flops", "efficiency/params", "efficiency/latency_ms/b1/p50", "efficiency/latency_ratio"]
+OBJECTIVES = [
+    Objective("val/balanced_accuracy", "maximize"),
+    Objective("efficiency/flops", "minimize"),
+    Objective("efficiency/latency_ratio", "minimize"),
+]
+CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+PARAMETERS = ("model.net.width", "model.net.dense", "model.net.dropout", "loss")
+
+
+def make_report(trials: int = 80, seed: int = 0, studies: tuple[str, ...] = ("dense_size",), seeds: int = 3) -> Report:
+    """A study as it could have been: width and dense size buy quality with FLOPs, and a tenth of the trials failed."""
+    rng = np.random.default_rng(seed)
+    table = pd.concat([_study(name, trials, rng) for name in studies], ignore_index=True)
+    table = table.sort_values(QUALITY, ascending=False, na_position="last", ignore_index=True)
+    answers = _answers(table)
+    table["chosen"] = [", ".join(a.name for a in answers if a.run_id == run) for run in table["run_id"]]
+    named = table[(table["state"] == "front") | (table["chosen"] != "")]
+    table["command"] = np.where(
+        table["run_id"].isin(named["run_id"]), "python -m src.train model=custom " + table["overrides"], ""
+    )
+    finished = table[table["status"] == "FINISHED"]
+    parameters = finished.set_index("run_id")[list(PARAMETERS)]
+    table = table.drop(columns=list(PARAMETERS))
+    return Report(
+        title=", ".join(studies),
+        studies=list(studies),
+        objectives=OBJECTIVES,
+        limits=[Limit("efficiency/params", "<=", 692e3)],
+        written="2026-11-21T10:00:00+00:00",
+        source="sqlite:///mlruns/mlflow.db",
+        table=table,
+        quality=QUALITY,
+        costs=COSTS,
+        parameters=parameters,
+        answers=answers,
+        intervals=_intervals(named, rng, seeds),
+        pairs=_pairs(named, rng),
+        drops=_drops(named, rng),
+        effects=_effects(finished, parameters),
+        importance=_importance(rng),
+        curves=_curves(table, rng),
+        progress=_progress(table, rng),
+        recalls=_recalls(named, rng),
+        reference=[
+            "balanced accuracy: from 0 to 1, worst 0",
+            "FLOPs: logarithmic, from 1 M to 1 G, worst 1 G",
+            "latency ratio: logarithmic, worst 10",
+        ],
+        hypervolume={name: round(float(rng.uniform(0.5, 0.8)), 4) for name in studies},
+        counts=table["state"].value_counts().to_dict(),
+        paragraphs=[answer.text for answer in answers] + ["Two pairs of neighbours on the front are tied."],
+        warnings=["Only one seed a trial: the spread over repeats is not known."],
+        comparison=_comparison(table, studies) if len(studies) > 1 else pd.DataFrame(),
+        tables={
+            "Losses": pd.DataFrame({"loss": ["focal", "cross_entropy"], "mean": [0.71, 0.70], "low": [0.69, 0.68]})
+        },
+    )
+
+
+def one_run() -> Report:
+    """One finished run without latency, swept parameters, repeats, predictions or test figures."""
+    report = make_report(12)
+    finished = report.table[report.table["status"] == "FINISHED"].head(1)
+    table = finished.assign(state="front", rank=0, knee=False, chosen="", quality_low=np.nan, quality_high=np.nan)
+    table = table.drop(columns=[name for name in table if "latency" in name or name.startswith("test/")])
+    gone = ("intervals", "pairs", "drops", "effects", "importance", "curves", "progress", "recalls")
+    empty = {name: pd.DataFrame() for name in gone}
+    return replace(
+        report,
+        table=table,
+        costs=COSTS[:2],
+        parameters=report.parameters.loc[table["run_id"], []],
+        answers=[Answer("best under a budget", "Which is best under 1k parameters?", "", "No run qualifies.")],
+        hypervolume={"dense_size": 0.1},
+        counts={"front": 1},
+        tables={},
+        **empty,
+    )
+
+
+def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
+    width = rng.choice([8, 12, 16, 24, 32, 48, 64], trials)
+    dense = rng.choice([16, 32, 64, 128, 256], trials)
+    dropout = np.round(rng.uniform(0, 0.7, trials), 3)
+    loss = rng.choice(["cross_entropy", "focal"], trials)
+    flops = 9.2e3 * width**2 + 4.6e4 * width + 3600 * width**0.5 * dense
+    params = 270 * width + 90 * width**1.4 + 36 * width * dense / 2
+    latency = 0.4 + 2.1 * (width / 32) ** 1.3 * rng.uniform(0.9, 1.2, trials)
+    quality = 0.45 + 0.33 * (1 - np.exp(-width / 20)) * (1 - np.exp(-dense / 40)) - 0.25 * (dropout - 0.3) ** 2
+    quality = np.round(quality + rng.normal(0, 0.015, trials), 3)  # three places: there are ties
+    status = rng.choice(["FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"], trials, p=[0.6, 0.2, 0.1, 0.1])
+    status[: min(5, trials)] = "FINISHED"
+    done = status == "FINISHED"
+    table = pd.DataFrame(
+        {
+            "run_id": [rng.bytes(16).hex() for _ in range(trials)],
+            "model": "custom",
+            "trial": [str(number) for number in range(trials)],
+            "overrides": [
+                f"model.net.width={w} model.net.dense={d} model.net.dropout={p} loss={o}"
+                for w, d, p, o in zip(width, dense, dropout, loss, strict=True)
+            ],
+            "status": status,
+            "failure": np.where(status == "FAILED", "OutOfMemoryError: <script>alert(1)</script> 2 GiB", ""),
+            "feasible": done & (params <= 692e3),
+            QUALITY: np.where(done | (status == "PRUNED"), quality - 0.05 * (status == "PRUNED"), np.nan),
+            "best/val/recall/mel": np.where(done, np.clip(quality + rng.normal(0, 0.05, trials), 0, 1), np.nan),
+            COSTS[0]: np.where(status == "FAILED", np.nan, np.round(flops)),
+            COSTS[1]: np.where(status == "FAILED", np.nan, np.round(params)),
+            COSTS[2]: np.where(done & (rng.random(trials) > 0.05), latency, np.nan),
+            "study": study,
+            "label": [f"{study} #{number}" for number in range(trials)],
+            "model.net.width": width,
+            "model.net.dense": dense,
+            "model.net.dropout": np.where(dense == 16, np.nan, dropout),  # belongs to some trials only
+            "loss": loss,
+        }
+    )
+    table[COSTS[3]] = table[COSTS[2]] / 2.5
+    table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + pd.to_timedelta(np.arange(trials) * 47, unit="s")
+    return _standing(table, rng)
+
+
+def _standing(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    losses = np.column_stack([-table[QUALITY], table[COSTS[0]], table[COSTS[3]]])
+    known = table["feasible"].to_numpy() & ~np.isnan(losses).any(axis=1)
+    table["front"] = False
+    table.loc[known, "front"] = moocore.is_nondominated(losses[known], keep_weakly=True)
+    state = table["status"].str.lower().mask(table["status"] == "FINISHED", "dominated")
+    state = state.mask((table["status"] == "FINISHED") & ~table["feasible"], "over limit")
+    state = state.mask(table["feasible"] & ~known, "no value").mask(table["front"], "front")
+    table["state"] = state
+    table["rank"] = np.where(table["front"], 0.0, np.where(known, 1.0, np.nan))
+    table["crowding"] = np.where(table["front"], rng.uniform(0, 2, len(table)), np.nan)
+    table["contribution"] = np.where(table["front"], rng.uniform(0, 0.05, len(table)), np.nan)
+    table["knee"] = False
+    members = table[table["front"]].sort_values(COSTS[0])
+    if len(members):
+        table.loc[members.index[len(members) // 2], "knee"] = True
+    table["quality"] = table[QUALITY]
+    width = np.where(table["front"], rng.uniform(0.01, 0.03, len(table)), np.nan)
+    table["quality_low"], table["quality_high"] = table["quality"] - width, table["quality"] + width
+    return table
+
+
+def _answers(table: pd.DataFrame) -> list[Answer]:
+    members = table[table["front"]].sort_values(COSTS[0])
+    cheap, good = members.iloc[len(members) // 3], members.loc[members[QUALITY].idxmax()]
+    return [
+        Answer(
+            "cheapest within 0.02",
+            "Which is the cheapest model within 0.02 of the best?",
+            cheap["run_id"],
+            f"{cheap['label']} reaches {cheap[QUALITY]:.3f} with {cheap[COSTS[0]] / 1e6:.1f}M multiply-adds, a third "
+            f"of what the best, {good['label']}, needs for {good[QUALITY]:.3f}.",
+        ),
+        Answer(
+            "best with params <= 692k",
+            "Which is the best model with at most 692k parameters?",
+            good["run_id"],
+            f"{good['label']} is the best of those within the budget.",
+        ),
+        Answer(
+            "melanoma recall >= 0.8",
+            "Which is the best that finds 80% of the melanomas?",
+            "",
+            "No run qualifies: 0.79 is the most.",
+        ),
+    ]
+
+
+def _intervals(named: pd.DataFrame, rng: np.random.Generator, seeds: int) -> pd.DataFrame:
+    rows = []
+    for _, run in named.iterrows():
+        for split, metric in (("val", "balanced_accuracy"), ("test", "balanced_accuracy"), ("test", "recall/mel")):
+            middle, half = run[QUALITY] - 0.02 * (split == "test"), rng.uniform(0.01, 0.04)
+            rows.append(
+                (run["run_id"], run["label"], split, metric, middle, middle - half, middle + half, 2003, 1494, seeds)
+            )
+    return pd.DataFrame(
+        rows, columns=["run_id", "label", "split", "metric", "estimate", "low", "high", "images", "groups", "seeds"]
+    )
+
+
+def _pairs(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    members = named[named["state"] == "front"].sort_values(COSTS[0])
+    rows = []
+    for (_, a), (_, b) in zip(members[:-1].iterrows(), members[1:].iterrows(), strict=True):
+        gap, p = a[QUALITY] - b[QUALITY], float(rng.uniform(0, 0.5))
+        rows.append((a["run_id"], b["run_id"], a["label"], b["label"], "balanced_accuracy", "test", gap, gap - 0.02))
+        rows[-1] += (gap + 0.02, p, min(1.0, p * 1.1), min(1.0, p * 2), p > 0.05)
+    names = "run_a run_b label_a label_b metric split difference low high p_bootstrap p_mcnemar p_adjusted tied"
+    return pd.DataFrame(rows, columns=names.split())
+
+
+def _drops(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    chosen = named[named["chosen"] != ""]
+    drop = rng.uniform(0, 0.04, len(chosen))
+    return pd.DataFrame(
+        {
+            "run_id": chosen["run_id"],
+            "label": chosen["label"],
+            "metric": "balanced_accuracy",
+            "val": chosen[QUALITY],
+            "test": chosen[QUALITY] - drop,
+            "drop": drop,
+            "low": drop - 0.02,
+            "high": drop + 0.02,
+        }
+    ).reset_index(drop=True)
+
+
+def _effects(finished: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for parameter in parameters:
+        column = parameters[parameter]
+        if column.nunique() > 8:
+            column = column.round(1)
+        for objective in (QUALITY, COSTS[0], COSTS[3]):
+            values = finished.set_index("run_id")[objective]
+            for position, (value, group) in enumerate(values.groupby(column.reindex(values.index))):
+                at = value if isinstance(value, int | float | np.number) else position
+                half = 1.96 * group.std() / max(len(group), 1) ** 0.5
+                best = group.max() if objective == QUALITY else group.min()
+                mean = group.mean()
+                rows.append((parameter, str(value), at, objective, mean, mean - half, mean + half, len(group), best))
+                rows[-1] += (group.index[0],)
+    names = ["parameter", "value", "position", "objective", "mean", "low", "high", "n", "best", "best_run"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _importance(rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for objective in (QUALITY, COSTS[0], COSTS[3]):
+        shares = rng.dirichlet([8, 5, 2, 1])
+        rows += [(name, objective, share) for name, share in zip(PARAMETERS, shares, strict=True)]
+    return pd.DataFrame(rows, columns=["parameter", "objective", "importance"])
+
+
+def _curves(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    runs = table.loc[table["quality"].notna(), ["run_id", "label", "state", "quality"]]
+    lengths = np.where(runs["state"] == "pruned", rng.integers(2, 9, len(runs)), 20)
+    frame = runs.loc[runs.index.repeat(lengths)].reset_index(drop=True)
+    frame["epoch"] = frame.groupby("run_id", sort=False).cumcount() + 1
+    frame["value"] = frame.pop("quality") * (1 - 0.6 * np.exp(-frame["epoch"] / 3)) + rng.normal(0, 0.01, len(frame))
+    return frame
+
+
+def _progress(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    frames = []
+    for study, rows in table.groupby("study"):
+        ended = rows["ended"].sort_values()
+        count = np.arange(1, len(rows) + 1)
+        steps = np.maximum.accumulate(0.75 * (1 - np.exp(-count / (len(rows) / 4))) + rng.normal(0, 0.02, len(rows)))
+        frames.append(
+            pd.DataFrame({"study": study, "trials": count, "ended": ended.to_numpy(), "hypervolume": steps.clip(0)})
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for _, run in named.iterrows():
+        for split in ("val", "test"):
+            for position, name in enumerate(CLASSES):
+                recall = float(np.clip(run[QUALITY] + rng.normal(0, 0.12), 0, 1))
+                low, high = max(recall - 0.08, 0), min(recall + 0.08, 1)
+                rows.append((run["run_id"], run["label"], split, name, recall, low, high, 20 + 130 * position))
+    return pd.DataFrame(rows, columns=["run_id", "label", "split", "class", "recall", "low", "high", "images"])
+
+
+def _comparison(table: pd.DataFrame, studies: tuple[str, ...]) -> pd.DataFrame:
+    rows = []
+    for study in studies:
+        own = table[table["study"] == study]
+        rows.append((study, len(own), int(own["front"].sum()), 0.6, 3, own[QUALITY].max(), own[COSTS[0]].min()))
+    names = ["study", "trials", "front", "hypervolume", "new_points", QUALITY, COSTS[0]]
+    return pd.DataFrame(rows, columns=names)

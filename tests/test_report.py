@@ -1,0 +1,173 @@
+"""`python -m src.report` as a user types it, on a real small study: files, MLflow, bad input."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.entry import ROOT
+from src.tracking import read
+from src.tracking.store import Store
+
+BUDGET = "budgets=['params<=692e3']"
+STUDY = ["-m", "sweeps=smoke", "hydra.sweeper.n_trials=6", "repeats=2", "trainer.max_epochs=3"]
+
+
+def typed(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PARETODERM_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of six trials under two seeds."""
+    folder = tmp_path_factory.mktemp("report")
+    done = typed(folder, "src.train", *STUDY)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(place: Path) -> subprocess.CompletedProcess[str]:
+    done = typed(place, "src.report", "study=smoke", "register=derm", BUDGET)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def store(place: Path) -> Store:
+    return Store(folder=place / "mlruns")
+
+
+def study_run(store: Store) -> pd.Series:
+    return read.runs(store, "tags.study = 'smoke' and tags.kind = 'study'").iloc[0]
+
+
+def test_the_terminal_tells_answers_and_where_to_look(reported) -> None:
+    assert "Which model has the best balanced accuracy" in reported.stdout
+    assert "look: reports/smoke/report.html" in reported.stdout
+    assert "The images are drawn, not photographed" in reported.stdout
+    told = [line for line in reported.stdout.splitlines() if not line.startswith("look:")]
+    assert max(map(len, told)) <= 100
+
+
+def test_files_are_there_and_hold_every_trial(place: Path, reported) -> None:
+    folder = place / "reports" / "smoke"
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == 6
+    assert set(table["state"]) <= {"front", "dominated", "over limit", "pruned", "over_limit", "failed", "no value"}
+    assert (folder / "report.html").stat().st_size < 6_000_000
+    for name in ("front.png", "front.svg"):
+        assert (folder / "figures" / name).stat().st_size > 1000
+    assert list(folder.glob("*.tex"))
+
+
+def test_mlflow_has_the_files_the_figures_the_tags_and_a_description(place: Path, store: Store, reported) -> None:
+    run = study_run(store)
+    assert read.artifact(store, run["run_id"], "report/report.html").exists()
+    table = pd.read_csv(place / "reports" / "smoke" / "table.csv")
+    assert run["metrics.report/front"] == (table["state"] == "front").sum()
+    assert 0 < run["metrics.report/hypervolume"] <= 1
+    tagged = read.runs(store, "tags.front = 'true'")
+    assert set(tagged["run_id"]) == set(table.loc[table["state"] == "front", "run_id"])
+    assert set(read.runs(store, "tags.knee = 'true'")["run_id"]) == set(table.loc[table["knee"], "run_id"])
+    assert "balanced accuracy" in run["tags.mlflow.note.content"]
+
+
+def test_every_member_of_the_front_was_tested_and_no_other_but_the_chosen(place: Path, store: Store, reported) -> None:
+    table = pd.read_csv(place / "reports" / "smoke" / "table.csv", keep_default_na=False, na_values=[""])
+    tested = table["test/accuracy"].notna()
+    assert tested[table["state"] == "front"].all()
+    assert not tested[(table["state"] != "front") & table["chosen"].isna()].any()
+
+
+def test_the_command_trains_the_same_configuration_again(place: Path, store: Store, reported) -> None:
+    table = pd.read_csv(place / "reports" / "smoke" / "table.csv")
+    row = table[table["state"] == "front"].iloc[0]
+    arguments = shlex.split(row["command"])
+    assert arguments[:3] == ["python", "-m", "src.train"]
+    assert "sweeps=smoke" in arguments
+    done = typed(place, "src.train", *arguments[3:])
+    assert done.returncode == 0, done.stderr
+    again = read.runs(store).iloc[0]
+    first_seed = read.children(store, row["run_id"]).set_index("tags.seed").loc["0"]
+    assert again["tags.config_hash"] == first_seed["tags.config_hash"]
+    assert again["metrics.best/val/balanced_accuracy"] == first_seed["metrics.best/val/balanced_accuracy"]
+    assert again["tags.study"] == ""
+
+
+def test_the_registered_model_predicts_what_the_run_recorded(place: Path, store: Store, reported) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+    model = mlflow.pyfunc.load_model("models:/derm@champion")
+    assert json.loads(store.client.get_model_version_by_alias("derm", "champion").tags["classes"])[0]
+    side = model.metadata.signature.inputs.inputs[0].shape[-1]
+    for number in (1, 5):
+        answer = model.predict(np.random.default_rng(0).random((number, 3, side, side), dtype=np.float32))
+        assert answer.shape[0] == number
+        np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
+    files = [path.name for path in (place / "mlruns" / "artifacts").rglob("*") if path.is_file()]
+    assert "model.pt2" in files
+    assert not [name for name in files if name.endswith((".pkl", ".pth"))]
+
+
+def test_a_second_report_reads_the_cache_and_says_the_same(place: Path, reported) -> None:
+    before = pd.read_csv(place / "reports" / "smoke" / "table.csv")
+    done = typed(place, "src.report", "study=smoke", BUDGET)
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(pd.read_csv(place / "reports" / "smoke" / "table.csv"), before)
+    assert "reading all runs" not in done.stderr
+
+
+def test_a_study_beside_what_it_was_and_a_filter(place: Path, reported) -> None:
+    table = pd.read_csv(place / "reports" / "smoke" / "table.csv")
+    middle = sorted(table["ended"])[2]
+    done = typed(
+        place, "src.report", "study=smoke", f"before={middle.replace(' ', 'T')}", "publish=false", "folder=then"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Hypervolume, on one scale for all: " in " ".join(done.stdout.split())
+    done = typed(place, "src.report", "filter=\"tags.model = 'custom' and tags.kind = 'trial'\"", "folder=found")
+    assert done.returncode == 0, done.stderr
+    assert "has no run of its own" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "study: name one, as in study=dense_size"),
+        (["study=nosuch"], "study=nosuch: no such study in sqlite"),
+        (["study=smoke", "objectives=[val/recall/xyz,efficiency/flops]"], "objectives[0]: no run has val/recall/xyz"),
+        (["study=smoke", "budgets=[params]"], "budgets[0]: must be like"),
+        (["study=smoke", "margin=2"], "margin: must be"),
+        (["study=smoke", "studi=x"], "studi: unknown key"),
+        (["study=smoke", "before=yesterdayish"], "before: must be a time"),
+        (["study=smoke", "register=a/b"], "register: must be a model's name"),
+        (["experiment=nosuch"], "experiment 'nosuch': not in"),
+        (["study=smoke", "tracking.folder=elsewhere"], "no run store is there"),
+        (["study=smoke", "tracking.uri=http://127.0.0.1:9"], "the run store cannot be used"),
+        (["filter=tags.model ~ 3"], "filter"),
+    ],
+)
+def test_bad_input_is_one_line(place: Path, arguments: list[str], message: str) -> None:
+    done = typed(place, "src.report", *arguments)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert message in lines[-1], done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place / "elsewhere").exists()
