@@ -16,6 +16,7 @@ from src.reporting.record import Report
 
 NOTHING = "–"
 _LOGARITHMIC = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params")
+_RANGE = " to "  # between the ends of a group of values
 _SPREAD = 8.0  # a logarithmic axis is for values whose largest is at least this many times the smallest
 
 
@@ -226,12 +227,15 @@ def steps(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def numeric(rows: pd.DataFrame) -> bool:
-    """Whether all values of a parameter (rows of `Report.effects`) are numbers."""
-    return bool(pd.to_numeric(rows["value"], errors="coerce").notna().all())
+    """Whether all values of a parameter (rows of `Report.effects`) are numbers, or ranges such as "0.1 to 0.3"."""
+    first = rows["value"].astype(str).str.partition(_RANGE)[0]
+    return bool(pd.to_numeric(first, errors="coerce").notna().all())
 
 
 def apart(rows: pd.DataFrame, least: float = 0.08) -> bool:
     """Whether a parameter's values (rows of `Report.effects`) lie so far apart that each can have its tick."""
+    if numeric(rows) and rows["value"].astype(str).str.contains(_RANGE, regex=False).any():
+        return False  # a range is too long for a tick
     places = np.sort(rows["position"].to_numpy(dtype=float))
     if numeric(rows) and logarithmic("", rows["position"]):
         places = np.log(places)

@@ -46,14 +46,8 @@ def measure(table: pd.DataFrame, cost: str, quality: str, reader: Reader, settin
         settings: samples, level, seed.
     """
     wanted, notes = _interesting(table)
-    found = []
-    for run_id, label in zip(wanted["run_id"], wanted["label"], strict=True):
-        for split in SPLITS:
-            frames = reader.predictions(run_id, split)
-            if frames:
-                rows = intervals(frames, None, settings.samples, settings.seed, settings.level)
-                found.append(rows.assign(run_id=run_id, label=label, split=split))
-    every = pd.concat(found, ignore_index=True)[list(COLUMNS)] if found else pd.DataFrame(columns=list(COLUMNS))
+    every, problems = _intervals(wanted, reader, settings)
+    notes += problems
     silent = [
         label
         for run_id, label in zip(wanted["run_id"], wanted["label"], strict=True)
@@ -66,6 +60,22 @@ def measure(table: pd.DataFrame, cost: str, quality: str, reader: Reader, settin
     pairs, note = _pairs(members, quality, reader, settings)
     drops = _drops(wanted, quality, reader, settings)
     return Measured(every, pairs, drops, _recalls(every, wanted), [*notes, *note])
+
+
+def _intervals(wanted: pd.DataFrame, reader: Reader, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
+    """All metrics of these trials on both splits."""
+    found, problems = [], []
+    for run_id, label in zip(wanted["run_id"], wanted["label"], strict=True):
+        for split in SPLITS:
+            frames = reader.predictions(run_id, split)
+            try:
+                if frames:
+                    rows = intervals(frames, None, settings.samples, settings.seed, settings.level)
+                    found.append(rows.assign(run_id=run_id, label=label, split=split))
+            except UserError as error:
+                problems.append(f"No intervals of {label} on {split}: {error}")
+    every = pd.concat(found, ignore_index=True)[list(COLUMNS)] if found else pd.DataFrame(columns=list(COLUMNS))
+    return every, problems
 
 
 def _interesting(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
