@@ -102,7 +102,7 @@ def _check_call(config: Mapping[str, Any], path: str) -> None:
     for key, value in config.items():
         if key in _HYDRA_KEYS or key in getattr(target, "config_only", ()):
             continue
-        where = f"{path}.{key}"
+        where = f"{path}.{key}".lstrip(".")
         if key not in parameters:
             if open_ended:
                 continue

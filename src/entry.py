@@ -35,7 +35,7 @@ def run(job: Callable[[DictConfig], None], config_name: str, examples: str) -> N
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         group = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
-        print(choices_help(group) if group else general_help(examples))
+        print(choices_help(group) if group else general_help(examples, config_name))
         return
     flags = {argument.partition("=")[0] for argument in sys.argv[1:]}
     if {"-m", "--multirun"} & flags and {"--cfg", "-c"} & flags:
@@ -80,8 +80,11 @@ def one_line_errors(full_error: bool = False) -> Iterator[None]:
         fail(message)
 
 
-def general_help(examples: str) -> str:
-    """What can be typed: examples, then each config group with its choices."""
+def general_help(examples: str, config_name: str = "train") -> str:
+    """What can be typed: examples, then each config group with its choices; of other programs their config itself."""
+    if config_name != "train":
+        body = (ROOT / "conf" / f"{config_name}.yaml").read_text().partition("\n\n")[2].partition("\nhydra:")[0]
+        return "\n".join([examples.strip("\n"), "", "Every value can be set by key=value:", "", body.strip("\n")])
     groups = [folder for folder in sorted((ROOT / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
     lines = [
         examples.strip("\n"),

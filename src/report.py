@@ -4,6 +4,8 @@ python -m src.report study=dense_size
 python -m src.report 'study=[width,dense_size]'
 """
 
+import sys
+
 from omegaconf import DictConfig
 
 from src import entry
@@ -24,13 +26,27 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.reporting import (
-            make,
-        )  # pandas, MLflow and plotly take seconds to import: not before --help is answered
+        from src.reporting import make  # pandas, MLflow and plotly take seconds to import: not before --help
 
         make.make(config)
 
+    sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
     entry.run(job, "report", EXAMPLES)
+
+
+def as_hydra_reads(argument: str) -> str:
+    """An argument as it is typed, as Hydra's grammar wants it.
+
+    To Hydra `experiment` is the folder conf/experiment, whose presets a report has no use for; and a filter in MLflow's
+    language, with its spaces and quotes, has to stand in quotes of its own.
+    """
+    key, sign, value = argument.partition("=")
+    if key == "experiment" and sign:
+        return f"from_experiment={value}"
+    if key == "filter" and value[:1] not in ("", "'", '"') and value != "null":
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'filter="{escaped}"'
+    return argument
 
 
 if __name__ == "__main__":

@@ -93,16 +93,16 @@ def show(report: Report, folder: Path) -> None:
 
 def _settings(config: DictConfig) -> tuple[Settings, Store]:
     plain = resolve(config)
-    own = {key: value for key, value in plain.items() if key not in ("tracking", "experiment")}
+    own = {key: value for key, value in plain.items() if key not in ("tracking", "from_experiment")}
     check({"_target_": "src.reporting.settings.Settings", **own})
     settings = Settings(**own)
     settings.check()
-    if not settings.studies and not settings.filter and not plain["experiment"]:
+    if not settings.studies and not settings.filter and not plain["from_experiment"]:
         raise UserError(
             "study: name one, as in study=dense_size (or take experiment=..., or filter=...)" + _hint(config)
         )
-    if plain["experiment"]:
-        config = OmegaConf.merge(config, {"tracking": {"experiment": plain["experiment"]}})  # type: ignore[assignment]
+    if plain["from_experiment"]:
+        config = OmegaConf.merge(config, {"tracking": {"experiment": plain["from_experiment"]}})  # type: ignore[assignment]
     check(plain["tracking"], "tracking")
     store: Store = instantiate(config.tracking, "tracking")
     store.open(create=False)

@@ -137,17 +137,22 @@ def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.Data
         name = recorded_name(objective.metric)
         lacking = table[(table["state"] == "no value") & table[name].isna()] if name in table else table.iloc[:0]
         if len(lacking):
-            found.append(f"{len(lacking)} finished trials have no {name}; they cannot be on the front.")
+            found.append(f"{count(len(lacking), 'finished trial')} without {name} cannot be on the front.")
     pruned = int((table["state"] == "pruned").sum())
     if pruned:
         finished = int((table["status"] == "FINISHED").sum())
         found.append(
             f"Effects and importance are of the {count(finished, 'finished trial')}; {pruned} that were stopped early, "
-            "the worse ones, are not in them."
+            "because they were behind, are not in them."
         )
     former = table[(table["tested"] != "") & ~table["front"] & (table["chosen"] == "")]
     if len(former):
-        found.append(f"{len(former)} trials were tested as members of an earlier front and have left it since.")
+        were = (
+            "trial that was tested as a member of an earlier front has"
+            if len(former) == 1
+            else "trials that were tested as members of an earlier front have"
+        )
+        found.append(f"{len(former)} {were} left it since.")
     devices = [name for name in trials.get("tags.device", pd.Series(dtype=object)).dropna().unique() if name]
     if len(devices) > 1:
         found.append(f"Latency was measured on different devices ({', '.join(devices)}): milliseconds do not compare.")
@@ -158,7 +163,9 @@ def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.Data
         found.append("Some trials ran with changes that were not committed.")
     untested = table[table["front"] & table.get("test/accuracy", pd.Series(float("nan"), index=table.index)).isna()]
     if len(untested):
-        found.append(f"{len(untested)} members of the front have no figures on test: {', '.join(untested['label'])}.")
+        found.append(
+            f"No figures on test for {count(len(untested), 'member')} of the front: {', '.join(untested['label'])}."
+        )
     if "synthetic" in set(trials.get("tags.data", pd.Series(dtype=object)).dropna()):
         found.append("The images are drawn, not photographed: the figures say nothing about skin.")
     found.append("FLOPs: a multiply-add counts as one; operators that are not counted stand in each run's record.")
