@@ -135,9 +135,9 @@ def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.Data
     found = [note for note in notes(table) if not note.startswith("FLOPs:")]
     for objective in objectives:
         name = recorded_name(objective.metric)
-        lacking = table[(table["state"] == "no value") & table[name].isna()] if name in table else table.iloc[:0]
-        if len(lacking):
-            found.append(f"{count(len(lacking), 'finished trial')} without {name} cannot be on the front.")
+        silent = table[(table["state"] == "no value") & table[name].isna()] if name in table else table.iloc[:0]
+        if len(silent):
+            found.append(f"{count(len(silent), 'finished trial')} without {name} cannot be on the front.")
     pruned = int((table["state"] == "pruned").sum())
     if pruned:
         finished = int((table["status"] == "FINISHED").sum())

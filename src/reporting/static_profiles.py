@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from src.reporting import layout
 from src.reporting.palette import SEQUENTIAL, cycle
@@ -33,6 +33,8 @@ def effects(report: Report) -> Figure | None:
             rows = frame[(frame["parameter"] == parameter) & (frame["objective"] == objective)]
             if len(rows):
                 _effect(axes, rows.sort_values("position"))
+        if (frame.loc[frame["objective"] == objective, ["mean", "best"]].min() >= 0).all():
+            line[0].set_ylim(bottom=max(0.0, line[0].get_ylim()[0]))  # an interval may reach below what can be measured
         line[0].set_ylabel(layout.wrapped(layout.axis_title(report, objective), 26))
         line[0].yaxis.set_major_locator(MaxNLocator(5))
         line[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: layout.tick(value)))
@@ -165,7 +167,8 @@ def _parameter_axis(axes: Axes, rows: pd.DataFrame) -> None:
     """The values as they are where there is room for each, else round numbers."""
     numeric = layout.numeric(rows)
     x = rows["position"].to_numpy(dtype=float)
-    if numeric and layout.logarithmic("", rows["position"]):
+    log = numeric and layout.logarithmic("", rows["position"])
+    if log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
     if not numeric:
@@ -178,7 +181,8 @@ def _parameter_axis(axes: Axes, rows: pd.DataFrame) -> None:
             axes.set_xticks(x, texts, fontsize=6.5, rotation=35, ha="right", rotation_mode="anchor")
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        # evenly between the ends on either scale: few enough to stand side by side
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=5) if log else MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: layout.tick(value)))
 
 
