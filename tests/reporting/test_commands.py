@@ -1,0 +1,43 @@
+"""The command that trains a trial again, as a shell reads it."""
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+
+from src.reporting.collect import Study
+from src.reporting.commands import retrain
+
+
+def study(sweeps: str = "pareto", fixed: str | None = "", run_id: str = "parent") -> Study:
+    return Study("s", run_id, pd.DataFrame(), pd.DataFrame(), sweeps=sweeps, fixed_overrides=fixed)
+
+
+def trial(overrides: str, parent: str | None = "parent") -> pd.Series:
+    return pd.Series({"tags.overrides": overrides, "tags.seed": "3", "parent_id": parent})
+
+
+def test_a_trial_of_a_sweeps_file_is_its_file_what_all_shared_and_its_cell() -> None:
+    fixed = shlex.join(["data=ham10000", "repeats=3", "model.net.dense=[8, 4]", "seed=1"])
+    command = retrain(study(fixed=fixed), trial("model.net.dense=[128, 64] loss=focal"), None)
+    assert shlex.split(command) == [
+        *["python", "-m", "src.train", "sweeps=pareto", "hydra.mode=RUN", "data=ham10000"],
+        *["model.net.dense=[8, 4]", "model.net.dense=[128, 64]", "loss=focal", "repeats=1", "seed=3"],
+    ]
+
+
+def test_a_cell_of_a_grid_needs_no_file() -> None:
+    command = retrain(study(sweeps="", fixed="data=ham10000"), trial("model=custom"), None)
+    assert command == "python -m src.train data=ham10000 model=custom seed=3"
+
+
+def test_a_run_of_its_own_is_its_overrides() -> None:
+    command = retrain(study(sweeps="", fixed=None, run_id=""), trial("model=custom data.root='a b'", parent=None), None)
+    assert shlex.split(command)[3:] == ["model=custom", "data.root='a b'", "seed=3"]
+
+
+def test_a_study_that_was_recorded_without_its_command_points_to_the_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    command = retrain(study(fixed=None), trial("model=custom"), tmp_path)
+    assert f"--config-path {tmp_path} --config-name config study=null" in command
+    assert retrain(study(fixed=None), trial("model=custom"), None) == ""
