@@ -1,12 +1,36 @@
+import contextlib
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import src  # noqa: F401  first: it lets a CUDA torchvision be imported beside a CPU torch
+from src.tracking.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PARETODERM_SHARED", ROOT.parent / "shared"))
+# WebGL without a graphics card, for parallel coordinates and for thousands of points; nothing is asked of the network
+BROWSER_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--enable-unsafe-swiftshader",
+    "--use-angle=swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +44,70 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run store's database with all its tables: creating one takes seconds, copying it does not."""
+    folder = tmp_path_factory.mktemp("database")
+    Store(experiment="template", folder=folder, uri=f"sqlite:///{folder}/mlflow.db").open()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A browser, for pages that run scripts."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no browser: the program chromium is not on the path")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on."""
+    return _port()
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], AbstractContextManager[str]]:
+    """`with serve(database) as address`: MLflow's user interface on a SQLite database, as `make ui` starts it."""
+
+    @contextlib.contextmanager
+    def start(database: Path) -> Iterator[str]:
+        port = _port()
+        address = f"http://127.0.0.1:{port}"
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        command = [sys.executable, "-m", "src.tracking.ui", f"port={port}", f"uri=sqlite:///{database}"]
+        with log.open("w") as output:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait_for(f"{address}/health", process, log)
+            assert f"{address}/#/experiments/" in log.read_text()
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+    return start
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(480):
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except (urllib.error.URLError, TimeoutError):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.25)
+    raise AssertionError(f"{address} does not answer:\n{log.read_text()}")

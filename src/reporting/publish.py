@@ -50,7 +50,8 @@ def headline(report: Report, own: pd.DataFrame) -> dict[str, float]:
     for what, rows in chosen.items():
         for metric in named:
             if len(rows) and metric in rows and pd.notna(rows[metric].iloc[0]):
-                found[recordable(f"report/{_short(what)}/{metric}")] = float(rows[metric].iloc[0])
+                called = recordable(f"report/{_short(what)}/{metric.removeprefix('best/')}")
+                found[called] = float(rows[metric].iloc[0])
     return found
 
 
@@ -73,5 +74,5 @@ def tag_front(own: pd.DataFrame, trials: pd.DataFrame, store: Store) -> None:
 
 def _short(name: str) -> str:
     """An answer's name as a part of a metric's name: no spaces, no signs that MLflow refuses."""
-    words = name.replace("<=", "at most").replace(">=", "at least").split()
+    words = name.replace("<=", "at most").replace(">=", "at least").replace("/", "_").split()
     return "_".join("".join(sign for sign in word if sign.isalnum() or sign in "._-") for word in words)

@@ -1,6 +1,5 @@
 import math
 import re
-import shutil
 import subprocess
 import sys
 
@@ -11,16 +10,6 @@ from src.tracking.read import artifact, children
 from src.tracking.run import Run
 from src.tracking.store import Store
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 CHILDREN = {"custom": (30037824, 0.4321), "resnet50": (4087136256, 0.5678)}
 
 
@@ -35,18 +24,6 @@ def write_study(store: Store, name: str) -> Run:
                 run.text(f"model: {child}\n", "config/config.yaml")
         parent.table(pd.DataFrame(CHILDREN), "comparison.csv")
     return parent
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no browser: the program chromium is not on the path")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.mark.slow
@@ -108,8 +85,8 @@ def test_runs_written_and_read_through_the_server_are_the_same(server, served_st
 
 
 @pytest.mark.slow
-def test_a_busy_port_is_one_line(server, free_port, root):
-    assert "is not free" in refused(root, f"port={free_port}")
+def test_a_busy_port_is_one_line(server, root):
+    assert "is not free" in refused(root, f"port={server.rpartition(':')[2]}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,269 @@
+"""What a report leaves in MLflow: in the store, and as a browser shows it to a person."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from src.reporting.make import make
+from src.reporting.record import Report
+from src.tracking import read
+from src.tracking.run import Run
+from src.tracking.store import Store
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+pytestmark = pytest.mark.slow
+
+STUDY = "widths"
+CLASSES = ("bcc", "mel", "nv")
+IMAGES = 20  # of each class
+EPOCHS = 3
+TAGS = {
+    "study": STUDY,
+    "kind": "study",
+    "objectives": "maximize val/balanced_accuracy; minimize efficiency/flops",
+    "limits": "efficiency/params <= 692000.0",
+    "sweeps": "",
+    "fixed_overrides": "model=custom data=synthetic",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained net: how many images of each class it gets right, and what it costs."""
+
+    number: int
+    right: int
+    flops: float
+    params: float = 100e3
+
+
+FRONT = [Trial(0, 10, 1e6), Trial(1, 17, 2e6), Trial(2, 18, 64e6)]
+KNEE = FRONT[1]  # the other two are the ends of the chord
+BEHIND = [Trial(3, 12, 4e6), Trial(4, 16, 32e6)]
+OVER_LIMIT = Trial(5, 19, 1e6, params=1e6)
+BETTER = Trial(6, 18, 32e6)  # than the last member of the front
+
+
+def predictions(right: int) -> pd.DataFrame:
+    """Of every class that many images right, the others taken for the next class; two images a lesion."""
+    label = np.repeat(np.arange(len(CLASSES)), IMAGES)
+    number = np.tile(np.arange(IMAGES), len(CLASSES))
+    said = np.where(number < right, label, (label + 1) % len(CLASSES))
+    sure = np.where(said[:, None] == np.arange(len(CLASSES)), 0.8, 0.1)
+    return pd.DataFrame(
+        {
+            "image_id": [f"image_{at:03d}" for at in range(len(label))],
+            "group": [f"lesion_{at // 2:03d}" for at in range(len(label))],
+            "label": [CLASSES[at] for at in label],
+            **{f"p/{name}": sure[:, at] for at, name in enumerate(CLASSES)},
+        }
+    )
+
+
+def write_trial(store: Store, parent_id: str, trial: Trial, tested: bool) -> str:
+    tags = {
+        "study": STUDY,
+        "kind": "run",
+        "trial": trial.number,
+        "model": "custom",
+        "overrides": f"model.net.width={4 * (trial.number + 1)}",
+        "seed": 0,
+        "split": "grouped",
+        "grouped_by": "lesion",
+        "data_fingerprint": "d",
+        "split_fingerprint": "s",
+    }
+    share = trial.right / IMAGES
+    with Run.start(store, f"trial {trial.number}", tags, parent_id=parent_id) as run:
+        for epoch in range(EPOCHS):
+            run.log({"val/balanced_accuracy": share * (epoch + 1) / EPOCHS}, epoch)
+        run.log({f"best/val/{name}": share for name in ("balanced_accuracy", "accuracy", "recall/mel")})
+        run.log({"efficiency/flops": trial.flops, "efficiency/params": trial.params})
+        run.table(predictions(trial.right), "predictions/val.csv")
+        if tested:
+            run.log({f"test/{name}": share - 1 / IMAGES for name in ("balanced_accuracy", "accuracy")})
+            run.table(predictions(trial.right - 1), "predictions/test.csv")
+    return run.id
+
+
+def reported(store: Store, *overrides: str) -> Report:
+    """The report as `python -m src.report study=widths ...` makes it, its files beside the store's."""
+    GlobalHydra.instance().clear()
+    typed = [f"study={STUDY}", "test=false", "samples=200", f"folder={store.folder.parent / 'reports'}", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("report", overrides=[f"tracking.folder={store.folder}", *typed])
+    return make(config)
+
+
+def tagged(store: Store, tag: str, value: str = "true") -> set[str]:
+    """Which trials have a tag, by their numbers."""
+    found = read.runs(store, f"tags.{tag} = '{value}'")
+    return set(found["tags.trial"]) if len(found) else set()
+
+
+def numbers(*trials: Trial) -> set[str]:
+    return {str(trial.number) for trial in trials}
+
+
+def write_study(empty_database: Path, folder: Path) -> Store:
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    store = Store(folder=folder)
+    with Run.start(store, STUDY, TAGS) as parent:
+        for trial in (*FRONT, *BEHIND, OVER_LIMIT):
+            write_trial(store, parent.id, trial, tested=trial in FRONT)
+    return store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_store() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def published(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the study and its report, to look at."""
+    store = write_study(empty_database, tmp_path_factory.mktemp("published") / "mlruns")
+    reported(store)
+    return store
+
+
+@pytest.fixture
+def store(empty_database: Path, tmp_path: Path) -> Store:
+    """A store with the study, not yet reported."""
+    return write_study(empty_database, tmp_path / "mlruns")
+
+
+def study_run(store: Store) -> pd.Series:
+    return read.runs(store, "tags.kind = 'study'").iloc[0]
+
+
+def test_the_front_and_the_knee_are_tagged(published: Store) -> None:
+    assert tagged(published, "front") == numbers(*FRONT)
+    assert tagged(published, "knee") == numbers(KNEE)
+
+
+def test_a_trial_that_dominates_moves_the_tags(store: Store) -> None:
+    reported(store)
+    before = study_run(store)
+    write_trial(store, before["run_id"], BETTER, tested=True)
+    reported(store)
+    assert tagged(store, "front") == numbers(*FRONT[:-1], BETTER)
+    assert tagged(store, "front", "false") == numbers(FRONT[-1])
+    assert tagged(store, "knee") == numbers(KNEE)
+    after = study_run(store)
+    assert before["metrics.report/best/efficiency/flops"] == FRONT[-1].flops
+    assert after["metrics.report/best/efficiency/flops"] == BETTER.flops
+    assert "7 trials: 3 front, 3 dominated" in after["tags.mlflow.note.content"]
+    assert len(pd.read_csv(read.artifact(store, after["run_id"], "report/table.csv"))) == 7
+
+
+def test_a_front_over_something_else_than_the_study_s_own_leaves_the_tags(store: Store) -> None:
+    reported(store)
+    others = {"limits=[]": OVER_LIMIT, "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1]}
+    for typed, only in others.items():
+        report = reported(store, typed)
+        assert set(report.table.loc[report.table["front"], "trial"]) == numbers(only)
+        assert study_run(store)["metrics.report/front"] == 1
+        assert tagged(store, "front") == numbers(*FRONT)
+        assert tagged(store, "knee") == numbers(KNEE)
+        assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
+
+
+@pytest.fixture(scope="module")
+def address(serve: Any, published: Store) -> Iterator[str]:
+    with serve(published.database) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A page that asks nothing of others than the server."""
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(60_000)
+    outside: list[str] = []
+    page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url))
+    yield page
+    page.close()
+    assert outside == []
+
+
+@pytest.fixture(scope="module")
+def runs(address: str, published: Store) -> str:
+    """The address of the list of runs."""
+    return f"{address}/#/experiments/{published.experiment_id}/runs"
+
+
+@pytest.fixture
+def frame(page: Any, runs: str, published: Store) -> Any:
+    """The report's page within MLflow's viewer, opened by hand: a frame that may run scripts and nothing else."""
+    page.goto(f"{runs}/{study_run(published)['run_id']}")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("report", exact=True).click()
+    page.get_by_text("report.html", exact=True).click()
+    found = page.frame_locator("iframe[sandbox=allow-scripts]")
+    found.locator("body[data-drawn]").wait_for()
+    return found
+
+
+def test_a_browser_shows_the_description_and_the_headline_figures(page: Any, runs: str, published: Store) -> None:
+    run = study_run(published)
+    page.goto(f"{runs}/{run['run_id']}")
+    page.get_by_role("tab", name="Overview").click()
+    # as a heading, not as text that begins with a hash
+    page.get_by_role("heading", name=f"{STUDY}: which model to take").wait_for()
+    page.get_by_text("6 trials: 3 front, 2 dominated, 1 over limit").wait_for()
+    page.get_by_role("link", name="report/hypervolume", exact=True).wait_for()
+    page.get_by_text(str(run["metrics.report/hypervolume"]), exact=True).wait_for()
+    page.get_by_text("Show more", exact=True).click()
+    page.get_by_text("Which model has the best balanced accuracy, whatever it costs?").wait_for()
+    page.get_by_role("cell", name="custom #1", exact=False).first.wait_for()  # the front is a table
+
+
+def test_the_page_opens_and_draws_in_mlflow_s_viewer(page: Any, frame: Any) -> None:
+    assert frame.get_by_role("heading", name=f"{STUDY}: which model to take").is_visible()
+    front = frame.locator("#front .picture")
+    front.scroll_into_view_if_needed()
+    assert front.locator(".main-svg").first.is_visible()
+    # of the study's front, of those behind it, over a limit: as they were written
+    legend = " ".join(front.locator(".legendtext").all_text_contents())
+    for part in ("front (3)", "dominated (2)", "over limit (1)"):
+        assert part in legend
+    for section in ("recalls", "effects", "parallel", "curves", "progress"):
+        assert frame.locator(f"#{section} .picture .main-svg").count() > 0
+    frame.get_by_role("button", name="parameters", exact=True).click()
+    front.locator(".xtitle", has_text=re.compile("^parameters")).wait_for()
+
+
+def test_links_within_the_page_work_in_mlflow_s_viewer(page: Any, frame: Any) -> None:
+    frame.get_by_role("navigation").get_by_role("link", name="How it was measured").click()
+    page.wait_for_timeout(500)  # a jump or none: nothing else tells
+    top = frame.locator("#method").evaluate("one => [one.getBoundingClientRect().top, innerHeight]")
+    assert 0 <= top[0] < top[1]
+
+
+def test_the_list_of_runs_can_be_filtered_by_the_tags(page: Any, runs: str) -> None:
+    page.goto(f"{runs}?workflowType=machine_learning")
+    row = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=STUDY, exact=True))
+    row.get_by_role("button").first.click()  # the trials hide behind their study's expander
+    shown = page.get_by_role("gridcell").get_by_role("link", name=re.compile(r"^trial \d"))
+    shown.nth(5).wait_for()
+    for tag, trials in {"front": FRONT, "knee": [KNEE]}.items():
+        search = page.get_by_placeholder("metrics.rmse")
+        search.fill(f"tags.{tag} = 'true'")
+        search.press("Enter")
+        page.get_by_text(f"{len(trials) + 1} matching runs").wait_for()  # the study's own is shown above them
+        shown.first.wait_for()
+        assert sorted(shown.all_text_contents()) == [f"trial {trial.number}" for trial in trials]
