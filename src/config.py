@@ -23,6 +23,7 @@ ROOT_VALUES: dict[str, Any] = {
     "repeats": Annotated[int, Ge(1)],
     "dry_run": bool,
 }
+_OWN_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
@@ -57,6 +58,26 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
     for key, value in config.items():
         if isinstance(value, Mapping):
             check(value, f"{path}.{key}" if path else key)
+
+
+def check_targets(config: Any, path: str = "") -> None:
+    """Refuse a config from a run's record that names anything but this project's and its libraries' parts.
+
+    Whoever can write to a store could else have any function of this machine called.
+
+    Raises:
+        ConfigError: A `_target_` elsewhere; the message names its key.
+    """
+    plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    if isinstance(plain, Mapping):
+        target = plain.get("_target_")
+        if target is not None and not str(target).startswith(_OWN_TARGETS):
+            raise ConfigError(f"{path}._target_".lstrip("."), f"must be a part of {', '.join(_OWN_TARGETS)}: {target}")
+        for key, value in plain.items():
+            check_targets(value, f"{path}.{key!s}".lstrip("."))
+    elif isinstance(plain, list):
+        for number, value in enumerate(plain):
+            check_targets(value, f"{path}[{number}]")
 
 
 def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **given: Any) -> Any:

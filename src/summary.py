@@ -11,6 +11,7 @@ from rich.console import Console
 
 from src import training
 from src.analysis.comparison import compare, notes, recorded_name, render, row_name
+from src.config import check_targets
 from src.entry import format_bug, one_line
 from src.errors import UserError
 from src.objectives import Limit, Objective
@@ -90,6 +91,7 @@ def test_run(store: Store, run_id: str) -> dict[str, float]:
     """
     config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
     assert isinstance(config, DictConfig)
+    check_targets(config)
     parts = training.build(config, pretrained=False)
     training.load_weights(parts.classifier, read.artifact(store, run_id, "checkpoint/best.ckpt"))
     if not parts.data.has("test"):
@@ -121,7 +123,9 @@ def test_once(store: Store, chosen: pd.DataFrame, why: str) -> bool:
                 _test_repeats(store, run_id)
             else:
                 test_run(store, run_id)
-            Run.attach(store, run_id).tag(tested=why)
+            run = Run.attach(store, run_id)
+            run.tag(tested=why)
+            run.untag("test_failure")  # of an earlier try, on a machine without the data perhaps
         except Exception as error:  # the comparison of the others is not lost for it
             reason = one_line(error) or format_bug(error)
             Run.attach(store, run_id).tag(test_failure=reason)

@@ -6,7 +6,7 @@ import torch
 from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from src.config import check, instantiate, resolve
+from src.config import check, check_targets, instantiate, resolve
 from src.errors import ConfigError, DataError
 
 
@@ -110,3 +110,14 @@ def test_broken_interpolation_and_missing_value_are_named() -> None:
         resolve(OmegaConf.create({"a": "${nowhere}"}))
     with pytest.raises(ConfigError, match="a"):
         resolve(OmegaConf.create({"a": "???"}))
+
+
+def test_a_recorded_config_may_name_only_our_own_and_our_libraries_parts() -> None:
+    fine = {
+        "model": {"_target_": "src.models.custom.Custom"},
+        "augment": [{"_target_": "kornia.augmentation.RandomPerspective"}],
+    }
+    check_targets(OmegaConf.create(fine))
+    for target in ("os.system", "subprocess.run", "builtins.eval", "torch.load", "srcs.thing"):
+        with pytest.raises(ConfigError, match=r"augment\[0\]\._target_: must be a part of"):
+            check_targets(OmegaConf.create({"augment": [{"_target_": target}]}))

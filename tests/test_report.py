@@ -134,6 +134,17 @@ def test_a_second_report_reads_the_cache_and_says_the_same(place: Path, reported
     assert "reading all runs" not in done.stderr
 
 
+def test_a_report_replaces_the_whole_folder_and_leaves_nothing_of_an_earlier_one(place: Path, reported) -> None:
+    folder = place / "again" / "smoke"
+    folder.mkdir(parents=True)
+    (folder / "pairs_of_another_front.csv").write_text("old")
+    done = typed(place, "src.report", "study=smoke", "publish=false", "folder=again")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (place / "again").iterdir()] == ["smoke"]
+    assert not (folder / "pairs_of_another_front.csv").exists()
+    assert (folder / "report.html").exists()
+
+
 def test_a_study_beside_what_it_was_and_a_filter(place: Path, reported) -> None:
     table = pd.read_csv(place / "reports" / "smoke" / "table.csv")
     middle = sorted(table["ended"])[2]
@@ -157,6 +168,8 @@ def test_a_study_beside_what_it_was_and_a_filter(place: Path, reported) -> None:
         (["study=smoke", "margin=2"], "margin: must be"),
         (["study=smoke", "studi=x"], "studi: unknown key"),
         (["study=smoke", "before=yesterdayish"], "before: must be a time"),
+        (["study=smoke", "before=2001-01-01"], "before=2001-01-01: no trial of smoke had ended by then"),
+        (["study=smoke", "folder=/proc/reports"], "folder=/proc/reports: the report cannot be written there"),
         (["study=smoke", "register=a/b"], "register: must be a model's name"),
         (["experiment=nosuch"], "experiment 'nosuch': not in"),
         (["study=smoke", "tracking.folder=elsewhere"], "no run store is there"),

@@ -88,7 +88,11 @@ def test_the_front_is_tested_once_and_a_former_member_is_mentioned(
     assert table["front"].to_dict() == {good: False, bad: False, better: True}
     assert "1 runs were tested as members of an earlier front and have left it since" in said.export_text()
     tags = [store.client.get_run(run_id).data.tags.get("front") for run_id in (good, bad, better)]
-    assert tags == ["false", "false", "true"]
+    assert tags == [
+        "false",
+        None,
+        "true",
+    ]  # written where it changes only: a tag a trial would cost a large study minutes
 
 
 def test_a_member_that_cannot_be_tested_does_not_cost_the_others_theirs(
@@ -150,3 +154,27 @@ def test_trials_ended_by_decision_are_no_failures_and_not_on_the_front(store: St
     text = said.export_text()
     assert "ValueError: no" in text
     assert text.count("\n") == 1
+
+
+def test_a_run_that_could_not_be_tested_is_tried_again_and_its_reason_goes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = recorded(store, None, {ACCURACY: 0.5, "efficiency/flops": 1.0})
+    chosen = compare(read.runs(store), OBJECTIVES)
+    answers: list[UserError | dict[str, float]] = [UserError("the images are not on this machine"), {}]
+
+    def test_run(store: Store, run_id: str) -> dict[str, float]:
+        answer = answers.pop(0)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(summary, "test_run", test_run)
+    assert summary.test_once(store, chosen, "for a report")
+    tags = store.client.get_run(run_id).data.tags
+    assert tags["test_failure"] == "the images are not on this machine"
+    assert "tested" not in tags
+    assert summary.test_once(store, chosen, "for a report")
+    tags = store.client.get_run(run_id).data.tags
+    assert tags["tested"] == "for a report"
+    assert "test_failure" not in tags

@@ -67,8 +67,10 @@ def build(
     table = with_intervals(table, measured.intervals, quality)
     table["command"] = _commands(table, reader)
     parameters = swept.parameters(table[table["state"].isin(["front", "dominated", "over limit"])])
-    effects = ablation.effects(table, swept.parameters(table), objectives)
-    weights, reasons = importance.importance(table, swept.parameters(table), objectives)
+    first = table[table["study"] == own["study"].iloc[0]]  # over several studies data and protocol would be mixed in
+    effects = ablation.effects(first, swept.parameters(first), objectives)
+    weights, reasons = importance.importance(first, swept.parameters(first), objectives)
+    learned = _curves(table, objectives, reader)
     compared, fresh = front.comparison([*tables, *past], objectives, scale) if len(every) > 1 else (pd.DataFrame(), [])
     trials = pd.concat([each.trials for each in studies], ignore_index=True)
     volumes = {each["study"].iloc[0]: hypervolume(scale.transform(_front(each, objectives))) for each in tables}
@@ -89,7 +91,7 @@ def build(
         drops=measured.drops,
         effects=effects,
         importance=weights,
-        curves=_curves(table, objectives, reader),
+        curves=learned,
         progress=pd.concat([front.progress(each, objectives, scale) for each in tables], ignore_index=True),
         recalls=measured.recalls,
         reference=scale.describe(),
@@ -107,7 +109,13 @@ def build(
             *_knees(effects, objectives),
             *narrative.compared(compared, fresh),
         ],
-        warnings=[*measured.notes, *reasons, *narrative.warned(table, objectives, trials)],
+        warnings=[
+            *measured.notes,
+            *narrative.same_nets(own, objectives),
+            *narrative.stopped_above(table, learned, quality),
+            *reasons,
+            *narrative.warned(table, objectives, trials),
+        ],
         comparison=compared,
         tables=_ablations(effects, objectives),
     )

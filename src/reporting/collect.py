@@ -1,5 +1,6 @@
 """Which runs a report is about: those of a study, of an MLflow experiment, or of a filter."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from src.analysis.comparison import recorded_name
+from src.analysis.wording import is_cost
 from src.errors import ConfigError, UserError
 from src.objectives import Limit, Objective, describe, parse_limits, parse_objectives
 from src.tracking.limits import masked
@@ -121,7 +123,7 @@ def purpose(
         Objectives, limits, and what a reader has to know about them.
 
     Raises:
-        ConfigError: An objective that is no metric, or that no run has.
+        ConfigError: An objective or a limit that is none, or of a metric that no run has; or costs alone.
     """
     notes = []
     if objectives:
@@ -138,15 +140,23 @@ def purpose(
     given = (
         list(studies[0].own_limits) if limits is None else _under("limits", lambda: parse_limits({"limits": limits}))
     )
+    if all(is_cost(each.metric) for each in chosen):
+        raise ConfigError("objectives", "must have one that is no cost, for without a quality none is best")
     recorded = {str(name) for each in studies for name in each.trials.columns if str(name).startswith("metrics.")}
-    for number, objective in enumerate(chosen):
-        if f"metrics.{recorded_name(objective.metric)}" not in recorded:
-            names = sorted(name.removeprefix("metrics.best/").removeprefix("metrics.") for name in recorded)
-            useful = [name for name in names if name.startswith(("val/", "efficiency/"))]
-            raise ConfigError(
-                f"objectives[{number}]", f"no run has {objective.metric}; there {_listed(useful or names)}"
-            )
+    wanted = {f"objectives[{number}]": each.metric for number, each in enumerate(chosen)}
+    wanted |= {f"limits[{number}]": each.metric for number, each in enumerate(given)}
+    for key, metric in wanted.items():
+        if f"metrics.{recorded_name(metric)}" not in recorded:
+            raise ConfigError(key, f"no run has {metric}; there {_listed(_like(metric, recorded))}")
     return chosen, given, notes
+
+
+def _like(metric: str, recorded: set[str]) -> list[str]:
+    """Metrics that somebody may have meant: close ones, else those of the same kind, else all."""
+    names = sorted(name.removeprefix("metrics.best/").removeprefix("metrics.") for name in recorded)
+    useful = [name for name in dict.fromkeys(names) if name.startswith(("val/", "efficiency/"))]
+    same = [name for name in useful if name.split("/")[0] == metric.split("/")[0]]
+    return difflib.get_close_matches(metric, useful, n=5, cutoff=0.75) or same or useful or names
 
 
 def known_studies(runs: pd.DataFrame) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.comparison import compare, recorded_name
+from src.analysis.decision import quality_objective
 from src.analysis.dominance import crowding, front, ranks
 from src.analysis.hypervolume import contributions, hypervolume, over_time
 from src.analysis.knee import knee
@@ -14,7 +15,6 @@ from src.analysis.wording import is_cost
 from src.objectives import Limit, Objective
 from src.reporting.collect import Study
 
-QUALITY = "best/val/balanced_accuracy"
 COSTS = (
     "efficiency/flops",
     "efficiency/params",
@@ -155,9 +155,8 @@ def _states(table: pd.DataFrame, known: np.ndarray) -> pd.Series:
 
 
 def quality_of(objectives: Sequence[Objective]) -> str:
-    """Which metric pictures show as quality: the first objective that is better when it is more."""
-    more = [recorded_name(each.metric) for each in objectives if each.direction == "maximize"]
-    return more[0] if more else QUALITY
+    """Which metric is the quality, by its recorded name: the one that the answers are about."""
+    return recorded_name(quality_objective(objectives).metric)
 
 
 def costs_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:

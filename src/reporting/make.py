@@ -1,7 +1,10 @@
 """A report from end to end: read, test what is chosen, compute, write, publish, and tell the terminal."""
 
 import logging
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,37 +47,52 @@ def make(config: DictConfig) -> Report:
     """
     settings, store = _settings(config)
     studies, title = _studies(config, settings, store, settings.refresh)
+    folder = Path(settings.folder) / _folder_name(title)
+    _refuse_unwritable(folder)
+    for study in studies:
+        _refuse_empty(study)
     objectives, limits, notes = collect.purpose(studies, settings.objectives, settings.limits)
-    _refuse_empty(studies, objectives, limits)
     if settings.test and _test_chosen(studies, objectives, limits, settings, store):
         studies, title = _studies(config, settings, store, False)
-    moment = settings.moment()
-    earlier = studies[0].before(moment) if moment is not None else None
+    earlier = _earlier(studies[0], settings)
     log.info("computing the report on %s: %d trials", title, sum(len(each.trials) for each in studies))
-    report = build(studies, objectives, limits, Reader(store, studies), settings, title, earlier)
+    reader = Reader(store, studies, settings.refresh)
+    report = build(studies, objectives, limits, reader, settings, title, earlier)
     report.warnings[:0] = notes
-    folder = Path(settings.folder) / _folder_name(title)
     write(report, folder)
     if settings.publish:
+        # another question than the study's own must not stand in its record as if it were
+        own = settings.objectives is None and settings.limits is None and len(studies) == 1
         for study in studies:
             if study.run_id:
-                publish(report, study, folder, store)
+                publish(report, study, folder, store, None if own else folder.name)
             else:
                 log.warning("%s has no run of its own in MLflow: the report is in %s only", study.name, folder)
     if settings.register:
         from src.reporting.register import register  # torch takes seconds to import, most reports need none
 
-        register(report, Reader(store, studies), settings)
+        register(report, reader, settings)
     show(report, folder)
     return report
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write the page, the pictures and the tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tables.write(report, folder)
-    static.write(report, folder / "figures")
-    page.write(report, folder / PAGE)
+    """Write the page, the pictures and the tables: the whole folder or, if that fails, nothing; what was there goes."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
+    try:
+        draft.mkdir(parents=True)
+        tables.write(report, draft)
+        static.write(report, draft / "figures")
+        page.write(report, draft / PAGE)
+        if folder.exists():
+            folder.replace(former)
+        draft.replace(folder)
+    except OSError as error:
+        raise UserError(f"folder={folder.parent}: the report cannot be written there ({error})") from error
+    finally:
+        for leftover in (draft, former):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def show(report: Report, folder: Path) -> None:
@@ -130,14 +148,40 @@ def _studies(config: DictConfig, settings: Settings, store: Store, refresh: bool
     return [collect.study(runs, name, store) for name in settings.studies], " and ".join(settings.studies)
 
 
-def _refuse_empty(studies: Sequence[Study], objectives: list[Objective], limits: list[Limit]) -> None:
-    for study in studies:
-        table = front.compared(study, objectives, limits)
-        finished = int((table["status"] == "FINISHED").sum())
-        if finished:
-            continue
-        ends = ", ".join(f"{number} {str(status).lower()}" for status, number in table["status"].value_counts().items())
-        raise UserError(f"{study.name}: has no finished trial yet ({ends}); nothing can be compared")
+def _refuse_unwritable(folder: Path) -> None:
+    """Before anything is tested or computed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file")
+    except OSError as error:
+        raise UserError(f"folder={folder.parent}: the report cannot be written there ({error})") from error
+
+
+def _refuse_empty(study: Study) -> None:
+    ends = _column(study.trials, "tags.trial_state").where(study.trials["status"] == "FINISHED", study.trials["status"])
+    ends = ends.replace("", "complete").str.lower().str.replace("_", " ")
+    if not (ends == "complete").any():
+        told = ", ".join(f"{number} {end}" for end, number in ends.value_counts().items())
+        raise UserError(f"{study.name}: has no finished trial yet ({told}); nothing can be compared")
+
+
+def _earlier(study: Study, settings: Settings) -> Study | None:
+    moment = settings.moment()
+    if moment is None:
+        return None
+    earlier = study.before(moment)
+    if earlier.trials.empty:
+        first = study.trials["end_time"].min()
+        ended = f"the first did {first:%Y-%m-%dT%H:%M} UTC"
+        raise UserError(f"before={settings.before}: no trial of {study.name} had ended by then, {ended}")
+    return earlier
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    return frame[name].fillna("") if name in frame else pd.Series("", index=frame.index)
 
 
 def _test_chosen(
@@ -151,10 +195,8 @@ def _test_chosen(
         if number == 0:
             answers = decide_on(table, objectives, limits, settings)
             wanted = wanted | table["run_id"].isin([answer.run_id for answer in answers])
-        failed = study.trials.set_index("run_id").get("tags.test_failure", pd.Series(dtype=object))
-        wanted = wanted & failed.reindex(table["run_id"]).isna().to_numpy()
         trained = table.get(recorded_name("val/accuracy"), pd.Series(index=table.index)).notna()
-        untested = table.get("test/accuracy", pd.Series(index=table.index)).isna()
+        untested = table.get("test/accuracy", pd.Series(index=table.index)).isna() & (table["tested"] == "")
         to_test.append(table[wanted & trained & untested])
     if not any(map(len, to_test)):
         return False

@@ -56,10 +56,15 @@ def measure(table: pd.DataFrame, cost: str, quality: str, reader: Reader, settin
     if silent:
         notes.append(f"No predictions were recorded for {', '.join(silent)}: no intervals, no tests.")
     first = wanted["study"] == table["study"].iloc[0]
-    members = wanted[wanted["front"] & first].sort_values(cost, kind="stable")
+    others = [name for name in ("efficiency/flops", "efficiency/params") if name in wanted and name != cost]
+    members = wanted[wanted["front"] & first].sort_values([cost, *others, "run_id"], kind="stable")
+    if len(every) and quality not in set(every["metric"]):
+        notes.append(f"Predictions do not tell {quality}: no tests between neighbours, no drop to test.")
+        nothing = pd.DataFrame(columns=uncertainty.PAIRS), pd.DataFrame(columns=uncertainty.DROPS)
+        return Measured(every, *nothing, _recalls(every), notes)
     pairs, note = _pairs(members, quality, reader, settings)
     drops = _drops(wanted, quality, reader, settings)
-    return Measured(every, pairs, drops, _recalls(every, wanted), [*notes, *note])
+    return Measured(every, pairs, drops, _recalls(every), [*notes, *note])
 
 
 def _intervals(wanted: pd.DataFrame, reader: Reader, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
@@ -126,7 +131,7 @@ def _drops(wanted: pd.DataFrame, metric: str, reader: Reader, settings: Settings
     return uncertainty.drops(before, after, named, metric, settings.samples, settings.seed, settings.level)
 
 
-def _recalls(every: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
+def _recalls(every: pd.DataFrame) -> pd.DataFrame:
     rows = every[every["metric"].str.startswith("recall/")].copy()
     rows["class"] = rows["metric"].str.removeprefix("recall/")
     return rows.rename(columns={"estimate": "recall"})[

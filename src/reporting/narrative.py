@@ -142,17 +142,13 @@ def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.Data
     if pruned:
         finished = int((table["status"] == "FINISHED").sum())
         found.append(
-            f"Effects and importance are of the {count(finished, 'finished trial')}; {pruned} that were stopped early, "
-            "because they were behind, are not in them."
+            f"Effects and importance are of the {count(finished, 'finished trial')}; {pruned} that the pruner stopped "
+            "are not in them."
         )
     former = table[(table["tested"] != "") & ~table["front"] & (table["chosen"] == "")]
     if len(former):
-        were = (
-            "trial that was tested as a member of an earlier front has"
-            if len(former) == 1
-            else "trials that were tested as members of an earlier front have"
-        )
-        found.append(f"{len(former)} {were} left it since.")
+        names = ", ".join(former["label"])
+        found.append(f"Tested for an earlier front or another report, and not on this front: {names}.")
     devices = [name for name in trials.get("tags.device", pd.Series(dtype=object)).dropna().unique() if name]
     if len(devices) > 1:
         found.append(f"Latency was measured on different devices ({', '.join(devices)}): milliseconds do not compare.")
@@ -161,14 +157,66 @@ def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.Data
         found.append(f"The trials ran on {len(commits)} different commits.")
     if (trials.get("tags.git_dirty", pd.Series(dtype=object)) == "true").any():
         found.append("Some trials ran with changes that were not committed.")
-    untested = table[table["front"] & table.get("test/accuracy", pd.Series(float("nan"), index=table.index)).isna()]
-    if len(untested):
-        found.append(
-            f"No figures on test for {count(len(untested), 'member')} of the front: {', '.join(untested['label'])}."
-        )
-    if "synthetic" in set(trials.get("tags.data", pd.Series(dtype=object)).dropna()):
-        found.append("The images are drawn, not photographed: the figures say nothing about skin.")
+    found += _of_test(table, trials)
+    data = trials.get("tags.data", pd.Series("", index=trials.index))
+    if (data == "synthetic").any():
+        which = "The images" if (data == "synthetic").all() else "The images of some of these trials"
+        found.append(f"{which} are drawn, not photographed: their figures say nothing about skin.")
     found.append("FLOPs: a multiply-add counts as one; operators that are not counted stand in each run's record.")
-    found.append("Everything was chosen on validation images; test images were used once, for the figures called test.")
     found.append("Research software, no medical device: none of these models is fit for use on people.")
+    return found
+
+
+def _of_test(table: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
+    """What the test images were used for, and for whom they were not."""
+    tested = table.get("test/accuracy", pd.Series(float("nan"), index=table.index)).notna()
+    found = [
+        "Everything was chosen on validation images"
+        + ("; the figures called test chose nothing." if tested.any() else ".")
+    ]
+    lacking = table[table["front"] & ~tested]
+    if len(lacking):
+        reasons = trials.set_index("run_id").get("tags.test_failure", pd.Series(dtype=object))
+        why = reasons.reindex(lacking["run_id"]).dropna().unique()
+        told = f" ({str(why[0])[:200]})" if len(why) else ""
+        members = count(len(lacking), "member")
+        found.append(f"No figures on test for {members} of the front: {', '.join(lacking['label'])}{told}.")
+    return found
+
+
+def stopped_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> list[str]:
+    """Stopped trials that stood above the best finished one: with several objectives cost decides, too.
+
+    Args:
+        table: Of the report.
+        curves: Columns of `Report.curves`.
+        quality: Recorded name of the quality; nothing is said of one that is better when it is less.
+    """
+    best = table.loc[table["status"] == "FINISHED", "quality"].max()
+    if curves.empty or pd.isna(best) or describe(quality).direction != "maximize":
+        return []
+    highest = curves[curves["state"] == "pruned"].groupby("label")["value"].max()
+    above = highest[highest > best].sort_values(ascending=False)
+    if above.empty:
+        return []
+    names = ", ".join(f"{label} ({value:.3f})" for label, value in above.items())
+    return [
+        f"{count(len(above), 'trial')} stood above the best finished one's {best:.3f} in some epoch before the pruner "
+        f"stopped {'it' if len(above) == 1 else 'them'}: {names}. The pruner weighs costs too, and a stopped trial has "
+        "fewer seeds behind its figure."
+    ]
+
+
+def same_nets(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
+    """Members of the front of the same size, which differ in measured latency only: it is never the same twice."""
+    sizes = [name for name in ("efficiency/flops", "efficiency/params") if name in table]
+    if not any("latency" in each.metric or "throughput" in each.metric for each in objectives) or not sizes:
+        return []
+    found = []
+    for _, rows in table[table["front"]].groupby(sizes):
+        if len(rows) > 1:
+            found.append(
+                f"{' and '.join(rows['label'])} have the same FLOPs and parameters: what keeps all of them on the "
+                "front may be the noise of the latency measurement."
+            )
     return found

@@ -16,7 +16,7 @@ FOLDER = "report"  # within the artifacts of the study's run
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's UI shows as a run's description
 
 
-def publish(report: Report, study: Study, folder: Path, store: Store) -> None:
+def publish(report: Report, study: Study, folder: Path, store: Store, beside: str | None = None) -> None:
     """Write a study's report to its run: files, headline figures and description; tag the members of its front.
 
     Args:
@@ -24,15 +24,19 @@ def publish(report: Report, study: Study, folder: Path, store: Store) -> None:
         study: Must have a run of its own.
         folder: That holds the report's files.
         store: Opened if it is not yet.
+        beside: Of a report on another question than the study's own, or on several studies: where its files go below
+            `report/`. Its figures and its front are not the study's: nothing else is written.
     """
-    own = report.table[report.table["study"] == study.name]
     run = Run.attach(store, study.run_id)
+    if beside is not None:
+        run.artifact(folder, f"{FOLDER}/{beside}")
+        return
+    own = report.table[report.table["study"] == study.name]
     run.artifact(folder, FOLDER)
     run.log(headline(report, own))
     run.flush()
     run.tag(**{DESCRIPTION: markdown(report), "report": report.written})
-    if report.objectives == list(study.own_objectives) and report.limits == list(study.own_limits):
-        tag_front(own, study.trials, store)
+    tag_front(own, study.trials, store)
 
 
 def headline(report: Report, own: pd.DataFrame) -> dict[str, float]:

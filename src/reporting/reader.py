@@ -20,10 +20,12 @@ class Reader:
     Args:
         store: Opened if it is not yet.
         studies: That are reported on.
+        refresh: Read histories from the store again.
     """
 
-    def __init__(self, store: Store, studies: Sequence[Study]) -> None:
+    def __init__(self, store: Store, studies: Sequence[Study], refresh: bool = False) -> None:
         self.store = store
+        self._refresh = refresh
         self._study = {run_id: study for study in studies for run_id in study.trials["run_id"]}
         self._predictions: dict[tuple[str, str], list[pd.DataFrame]] = {}
 
@@ -50,7 +52,7 @@ class Reader:
             Columns run_id (of the net), step, value; and the trial of each net.
         """
         trial_of = {net: run_id for run_id in run_ids for net in self._nets(run_id)}
-        return history.history(self.store, list(trial_of), metric), trial_of
+        return history.history(self.store, list(trial_of), metric, self._refresh), trial_of
 
     def _nets(self, run_id: str) -> list[str]:
         study = self._study[run_id]

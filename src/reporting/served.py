@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from src.config import instantiate
+from src.config import check_targets, instantiate
 from src.errors import UserError
 from src.metrics.classification import probabilities
 
@@ -47,6 +47,7 @@ def served(config_file: Path, checkpoint: Path, classes: int) -> tuple[Served, i
     """
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
+    check_targets(config.model)
     if "weights" in config.model.net:
         config.model.net.weights = "random"  # the checkpoint's follow
     net: nn.Module = instantiate(config.model.net, "model.net", outputs=1 if classes == 2 else classes)

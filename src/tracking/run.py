@@ -216,6 +216,13 @@ class Run:
             for batch in batches(entries, PARAMS_PER_BATCH):
                 self._write(tags=batch)
 
+    def untag(self, name: str) -> None:
+        """Take a tag away, if the run has it."""
+        with self._clock():
+            if name in self.store.client.get_run(self.id).data.tags:
+                self.store.client.delete_tag(self.id, name)
+                self._write()
+
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Copy a file, or all that is in a folder, to the run.
 

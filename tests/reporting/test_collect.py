@@ -101,9 +101,11 @@ def test_a_single_objective_gets_a_second_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("objectives", "limits", "message"),
     [
-        (["val/f1/mel"], None, r"objectives\[0\]: no run has val/f1/mel; there are .*val/balanced_accuracy"),
+        (["val/f1/mel"], None, r"objectives\[0\]: no run has val/f1/mel; there is val/balanced_accuracy"),
         (["val/acuracy"], None, r"objectives\[0\].*unknown metric"),
         (["test/accuracy"], None, r"objectives\[0\].*must not be read on the split that is reported"),
+        (["efficiency/flops", "efficiency/params"], None, "objectives: must have one that is no cost"),
+        (None, ["val/recall/xyz >= 0.5"], r"limits\[0\]: no run has val/recall/xyz"),
         (None, ["params < 3"], r"limits\[0\]: must be like"),
     ],
 )

@@ -108,4 +108,5 @@ def test_costs_are_those_that_any_trial_has() -> None:
     table = ranked(study(*TRIALS))
     assert front.costs_of(table, OBJECTIVES) == ["efficiency/params"]
     assert front.quality_of(OBJECTIVES) == "best/val/accuracy"
-    assert front.quality_of([COST]) == "best/val/balanced_accuracy"
+    throughput = Objective("efficiency/throughput", "maximize")
+    assert front.quality_of([throughput, Objective("val/loss", "minimize")]) == "best/val/loss"

@@ -176,7 +176,11 @@ def test_a_front_over_something_else_than_the_study_s_own_leaves_the_tags(store:
     for typed, only in others.items():
         report = reported(store, typed)
         assert set(report.table.loc[report.table["front"], "trial"]) == numbers(only)
-        assert study_run(store)["metrics.report/front"] == 1
+        assert study_run(store)["metrics.report/front"] == len(FRONT)
+        kept = pd.read_csv(read.artifact(store, study_run(store)["run_id"], "report/table.csv"))
+        assert (kept["state"] == "front").sum() == len(FRONT)
+        beside = read.artifact(store, study_run(store)["run_id"], f"report/{STUDY}/table.csv")
+        assert (pd.read_csv(beside)["state"] == "front").sum() == 1
         assert tagged(store, "front") == numbers(*FRONT)
         assert tagged(store, "knee") == numbers(KNEE)
         assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
