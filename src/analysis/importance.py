@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["parameter", "objective", "importance"]
 MIN_TRIALS = 10
+FEW_TRIALS = 50  # with fewer, the five best are more than a tenth
 MAX_TRIALS = 2000  # more cost seconds and change the second decimal at most
 BEST = 0.1  # share of the trials that is called the best ...
 MIN_BEST = 5  # ... but at least so many; Optuna advises five
@@ -34,6 +35,7 @@ def importance(
     by rank. A parameter that some trials do not have is compared among those that have it, weighted by their shares of
     all and of the best trials. Text is categorical; numbers count on a logarithmic scale where they span a factor of
     ten. What a sampler had soon stopped trying counts for little, as both densities are those of the trials drawn.
+    With fewer than 50 trials the shares hang on a handful and on what the sampler drew: they come with a caveat.
 
     Source: Watanabe, Bansal and Hutter, PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
     Subspaces, IJCAI 2023, and for parameters that some trials lack Conditional PED-ANOVA, arXiv 2601.20800, both by
@@ -46,7 +48,8 @@ def importance(
 
     Returns:
         Columns parameter, objective (the metric), importance, in [0, 1], summing to one for an objective, the most
-        important first; and a sentence for each objective that has no rows, which says why.
+        important first; and at most a sentence for each objective, for the reader: why it has no rows, or of fewer than
+        50 trials on how few of them its shares rest.
     """
     finished = table[table["status"] == "FINISHED"].set_index("run_id")
     rows: list[dict[str, Any]] = []
@@ -63,6 +66,8 @@ def importance(
         if reason:
             reasons.append(f"No parameter importance for {describe(objective.metric).label}: {reason}.")
             continue
+        if len(losses) < FEW_TRIALS:
+            reasons.append(_caveat(losses, describe(objective.metric).label))
         found = _ped_anova(losses, swept)
         rows += [{"parameter": name, "objective": objective.metric, "importance": share} for name, share in found]
     return pd.DataFrame(rows, columns=COLUMNS), reasons
@@ -88,6 +93,12 @@ def _unfit(losses: pd.Series, swept: pd.DataFrame) -> str:
     if (losses <= losses.iloc[_n_best(len(losses)) - 1]).all():
         return "too many of its trials share the worst value"
     return ""
+
+
+def _caveat(losses: pd.Series, label: str) -> str:
+    best = int((losses <= losses.iloc[_n_best(len(losses)) - 1]).sum())  # and those that tie with the last of them
+    rests = f"Parameter importance for {label} rests on the best {best} of {len(losses)} trials"
+    return f"{rests}; the others' settings were drawn by the sampler."
 
 
 def _ped_anova(losses: pd.Series, swept: pd.DataFrame) -> list[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """How sure a front is: which neighbours could swap places, and what is lost from validation to test."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -59,16 +60,18 @@ def compare_neighbours(
     """Is the dearer of two neighbours on the front really better? Paired tests, corrected for their number.
 
     All pairs are judged together by Holm-Bonferroni on the p-values of the paired bootstrap; McNemar's stand beside
-    them uncorrected. The smallest adjusted p-value is 2 N / (samples + 1) for N pairs: 2,000 samples do for 50 pairs.
+    them uncorrected. The smallest adjusted p-value is 2 N / (samples + 1) for N pairs. So that this floor ties nothing,
+    at least 20 N / (1 - level) samples are drawn, however few are asked for (400 a pair at 0.95): it is then below a
+    tenth of 1 - level. The intervals are of the same samples.
 
     Args:
         predictions: By run id, a frame a seed, of one split, see `src.analysis.bootstrap.gather`.
         members: (run id, label) in order of cost, the cheapest first.
         metric: Name without the split, such as balanced_accuracy.
         split: val or test; for the record.
-        samples: Bootstrap samples.
+        samples: Bootstrap samples, at least; see above.
         seed: Of the random numbers.
-        level: Coverage of the intervals; neighbours are tied if the adjusted p-value is above 1 - level.
+        level: Coverage of the intervals, in (0, 1); neighbours are tied if the adjusted p-value is above 1 - level.
 
     Returns:
         `Report.pairs`, the cheapest pair first; a is the dearer. A pair without predictions of the same images, or in
@@ -78,7 +81,9 @@ def compare_neighbours(
         UserError: As `src.analysis.paired.paired_difference`, but for images that differ.
     """
     rows = []
-    for a, b in _adjacent([Member(*member) for member in members]):
+    pairs = _adjacent([Member(*member) for member in members])
+    samples = _enough(samples, len(pairs), level)
+    for a, b in pairs:
         difference, p_mcnemar = Difference(np.nan, np.nan, np.nan, np.nan), np.nan
         of_a, of_b = predictions.get(a.run_id, []), predictions.get(b.run_id, [])
         try:
@@ -119,7 +124,7 @@ def drops(
     seed: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """What a chosen model loses from the split that it was chosen on to the one that it was not: winner's curse.
+    """What a model loses from the split that it was chosen on to the one that it was not: winner's curse.
 
     The lesions or patients of the two splits are resampled independently. The nets are the same on both, so a sample
     takes the same seeds on both, if both have as many. The interval holds the spread of images and seeds; it does not
@@ -189,6 +194,12 @@ def _adjacent(members: Sequence[Member]) -> list[tuple[Member, Member]]:
     return list(zip(members[1:], members[:-1], strict=True))
 
 
+def _enough(samples: int, pairs: int, level: float) -> int:
+    """As many samples as the correction for so many pairs needs; what is out of range stays, to be refused later."""
+    least = 20 * pairs / (1 - level) if samples > 0 and 0 < level < 1 else samples
+    return max(samples, math.ceil(round(least, 6)))  # 1 - 0.9 is a little less than 0.1
+
+
 def _gathered(frames: Sequence[pd.DataFrame], name: str) -> Predictions | None:
     return gather(frames, [f"{name}, seed {number}" for number in range(1, len(frames) + 1)]) if frames else None
 
@@ -250,19 +261,17 @@ def _swaps(tied: pd.DataFrame, level: float) -> list[str]:
 
 
 def _worse(row: pd.Series) -> str:
-    return (
-        f"{row['label_a']} costs more than {row['label_b']} and is worse by {-row['difference']:.3f} "
-        f"(p {row['p_adjusted']:.2g}): there is no reason left to take it."
-    )
+    than = f"{row['label_b']} in the cost that orders the front and is worse by {-row['difference']:.3f}"
+    return f"{row['label_a']} costs more than {than} (p {row['p_adjusted']:.2g}): only another objective speaks for it."
 
 
 def _curse(what: str, rows: pd.DataFrame, level: float) -> str:
     worst = rows.sort_values("drop", ascending=False, kind="stable").iloc[0]
     if len(rows) == 1:
-        return (
-            f"From validation to test {worst['label']} {_change(worst['drop'], 1)} in {what} ({_range(worst, level)})."
-        )
-    opening = f"From validation to test the {len(rows)} chosen models {_change(rows['drop'].mean(), 2)} in {what}"
+        lost = _change(worst["drop"], 1)
+        return f"From validation to test {worst['label']} {lost} in {what} ({_range(worst, level)})."
+    lost = _change(rows["drop"].mean(), 2)
+    opening = f"From validation to test the {len(rows)} models that were tested {lost} in {what}"
     if worst["drop"] <= 0:
         return f"{opening} on average; none of them loses."
     clear = int(((rows["low"] > 0) | (rows["high"] < 0)).sum())

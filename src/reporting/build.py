@@ -105,7 +105,7 @@ def build(
             *say_drops(measured.drops, settings.level),
             *narrative.most_important(weights, [each for each in objectives if not is_cost(each.metric)]),
             # of costs a net's own figures say more than averages over trials that were not drawn evenly
-            *ablation.say_effects(effects, [each for each in objectives if not is_cost(each.metric)])[:EFFECTS_TOLD],
+            *_told(ablation.say_effects(effects, [each for each in objectives if not is_cost(each.metric)])),
             *_knees(effects, objectives),
             *narrative.compared(compared, fresh),
         ],
@@ -113,7 +113,7 @@ def build(
             *measured.notes,
             *narrative.same_nets(own, objectives),
             *narrative.stopped_above(table, learned, quality),
-            *reasons,
+            *reasons[:1],  # the first objective's; those of the others say the same of the same trials
             *narrative.warned(table, objectives, trials),
         ],
         comparison=compared,
@@ -198,6 +198,11 @@ def _curves(table: pd.DataFrame, objectives: Sequence[Objective], reader: Reader
     shown = table[always | table.index.isin(table.index[picked])]
     history, trial_of = reader.history(list(shown["run_id"]), metric)
     return curves.curves(history, shown, trial_of)
+
+
+def _told(findings: list[str]) -> list[str]:
+    """The strongest findings, and the last sentence, which says how many were looked at."""
+    return findings if len(findings) <= EFFECTS_TOLD else [*findings[: EFFECTS_TOLD - 1], findings[-1]]
 
 
 def _knees(effects: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:

@@ -125,7 +125,7 @@ def test_adjusted_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_what_the_trials_cannot_tell_apart_has_no_adjusted_mean() -> None:
-    together = study([("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.2, 1), ("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.3, 1)])
+    together = study(4 * [("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.2, 1), ("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.3, 1)])
     assert of(together)["adjusted"].isna().all()
     assert at(of(together), "a", "2")["mean"] == pytest.approx(0.25)
 
@@ -133,8 +133,8 @@ def test_what_the_trials_cannot_tell_apart_has_no_adjusted_mean() -> None:
 def test_a_conditional_parameter_is_averaged_over_the_trials_that_have_it() -> None:
     rows = [("head=gap width=4", 0.3, 1), ("head=gap width=8", 0.4, 1)]
     rows += [(f"head=flat units={u} width={w}", 0.5 + u / 100 + w / 40 - 0.1, 1) for u in (1, 2) for w in (4, 8)]
-    found = of(study(rows), [ACCURACY])
-    assert at(found, "units", "2")["n"] == 2
+    found = of(study(3 * rows), [ACCURACY])
+    assert at(found, "units", "2")["n"] == 6
     assert at(found, "units", "2")["adjusted"] == pytest.approx(0.5 + 0.02 + 0.15 - 0.1)
     assert at(found, "width", "8")["adjusted"] - at(found, "width", "4")["adjusted"] == pytest.approx(0.1)
     assert math.isnan(at(found, "head", "gap")["adjusted"])  # a flat head without units was never tried
@@ -168,7 +168,9 @@ def test_seeds_are_pooled_where_each_value_has_one_trial() -> None:
     low, high = stats.t.interval(0.95, 4, loc=0.7, scale=math.sqrt((0.03**2 + 0.05**2) / 2 / 3))
     best = at(found, "dense", "[128]")
     assert (best["adjusted_low"], best["adjusted_high"]) == pytest.approx((low, high))
-    assert "dense changes balanced accuracy (validation) by 0.200: 0.500 [0.4" in say_effects(found, [ACCURACY])[0]
+    (said,) = say_effects(found, [ACCURACY])  # one parameter: no others, and nothing to correct for
+    assert said.startswith("dense goes with a difference of 0.200 in balanced accuracy (validation): 0.500 [0.4")
+    assert said.endswith("(n=1) at [128].")
 
 
 def test_what_is_never_a_number_does_not_count() -> None:
@@ -179,7 +181,10 @@ def test_what_is_never_a_number_does_not_count() -> None:
 
 def test_a_cost_that_a_parameter_does_not_touch() -> None:
     said = say_effects(of(noisy()), [FLOPS])
-    assert said[1:] == ["No effect on FLOPs: loss, dropout."]
+    assert said[1:] == [
+        "No difference in FLOPs: loss, dropout.",
+        "3 parameters were looked at; no correction for that was made.",
+    ]
 
 
 def test_a_continuous_parameter_is_shown_by_its_quantiles() -> None:
@@ -265,20 +270,36 @@ def noisy() -> pd.DataFrame:
 
 def test_findings_are_told_strongest_first_and_the_rest_is_said_to_tell_nothing() -> None:
     said = say_effects(of(noisy()), [ACCURACY])
-    assert len(said) == 3
+    assert len(said) == 4
     assert said[0].startswith(
-        "loss changes balanced accuracy (validation) by 0.198: 0.425 [0.409, 0.442] (n=6) at plain,"
+        "loss goes with a difference of 0.198 in balanced accuracy (validation): 0.425 [0.409, 0.442] (n=6) at plain,"
     )
-    assert "0.623 [0.606, 0.639] (n=6) at focal, other parameters held equal." in said[0]
-    assert said[1].startswith("width changes")
+    assert "0.623 [0.606, 0.639] (n=6) at focal, others averaged out." in said[0]
+    assert said[1].startswith("width goes with")
     assert said[2].startswith("Nothing can be told of the effect on balanced accuracy (validation) of dropout (0.5")
     assert said[2].endswith("the intervals of all values overlap.")
-    assert say_effects(of(noisy()), BOTH)[3].startswith("width changes FLOPs by 8.000: 8.000")
+    assert said[3] == "3 parameters were looked at; no correction for that was made."
+    both = say_effects(of(noisy()), BOTH)
+    assert both[3].startswith("width goes with a factor of 2 in FLOPs: 8.000")
+    assert both[:3] == said[:3]
+    assert [text for text in both if "looked at" in text] == both[-1:]
+
+
+def test_raw_means_of_uneven_trials_say_that_others_differ() -> None:
+    found = of(unbalanced(12, noise=0.01), [ACCURACY])  # four fitted parameters leave 8 degrees of freedom
+    assert found["adjusted"].isna().all()
+    said = say_effects(found, [ACCURACY])
+    assert said[0].startswith("width goes with a difference of 0.")
+    assert said[0].endswith("; other parameters differ too.")
+    assert said[-1] == "2 parameters were looked at; no correction for that was made."
+    assert "; other parameters differ too)." in knee_of(found, "width", ACCURACY)[1]
+    assert "held equal" not in " ".join(said)
+    assert "averaged out" not in " ".join(said)
 
 
 def test_findings_warn_where_raw_means_mislead() -> None:
     said = "\n".join(say_effects(of(unbalanced(200, noise=0.01)), [ACCURACY]))
-    assert "The raw means differ by 0.5" in said
+    assert "at good, other parameters held equal. The raw means differ by 0.5" in said
     assert "for the other parameters were not drawn evenly" in said
     assert "not drawn evenly" not in "\n".join(say_effects(of(noisy()), [ACCURACY]))
 
@@ -289,22 +310,76 @@ def test_a_clear_pair_is_found_beside_a_value_that_is_hardly_known() -> None:
     table = of(study([*rows, ("x=c", 0.6, 1.0)]), [ACCURACY])
     table[["adjusted", "adjusted_low", "adjusted_high"]] = math.nan
     table.loc[2, ["low", "high"]] = [0.0, 1.2]
-    assert say_effects(table, [ACCURACY])[0].startswith("x changes balanced accuracy (validation) by 0.400: 0.100")
+    assert say_effects(table, [ACCURACY])[0].startswith("x goes with a difference of 0.400 in balanced")
 
 
 def test_costs_grow_by_factors() -> None:
     cells = itertools.product([4, 8, 16], [32, 64])
     rows = [(f"width={w} size={s}", 0.5 + 0.01 * (w == 8), 1000.0 * w**2 * s**2) for w, s in cells]
-    table = study(rows).drop(index=5)  # not a balanced grid: the dearest cell is missing
-    found = of(table)
+    found = of(study(3 * rows[:5]))  # not a balanced grid: the dearest cell is missing
     assert found[found["objective"] == FLOPS.metric]["log"].all()
     assert not found[found["objective"] == ACCURACY.metric]["log"].any()
     adjusted = [at(found, "width", value, FLOPS)["adjusted"] for value in ("4", "8", "16")]
-    # three trials of 32 px, two of 64 px
+    # three settings of 32 px, two of 64 px
     assert adjusted == pytest.approx([1000 * w**2 * (32**3 * 64**2) ** (2 / 5) for w in (4, 8, 16)])
     said = say_effects(found, [FLOPS])
-    assert said[0].startswith("width changes FLOPs by a factor of 16: ")
-    assert said[1].startswith("size changes FLOPs by a factor of 4: ")
+    assert said[0].startswith("width goes with a factor of 16 in FLOPs: ")
+    assert said[1].startswith("size goes with a factor of 4 in FLOPs: ")
+
+
+def test_intervals_of_costs_stay_above_zero() -> None:
+    found = of(study([("a=1", 0.1, 1e6), ("a=1", 0.9, 9e6), ("a=2", 0.5, 4e6)]))
+    row = at(found, "a", "1", FLOPS)
+    # the logarithms lie ln 3 to either side of ln 3M, their standard error is ln 3; t as in the grid above
+    reach = 3 ** math.tan(0.475 * math.pi)
+    assert row[["mean", "low", "high"]].tolist() == pytest.approx([3e6, 3e6 / reach, 3e6 * reach])
+    assert at(found, "a", "1")["mean"] == pytest.approx(0.5)  # quality is averaged as it is
+    assert at(found, "a", "1")["low"] < 0
+    zero = of(study([("a=1", 0.1, 0.0), ("a=1", 0.9, 2.0), ("a=2", 0.5, 4.0)]))
+    assert at(zero, "a", "1", FLOPS)["mean"] == 1.0
+    assert not zero["log"].any()
+
+
+def test_a_cost_of_a_single_trial_over_its_seeds() -> None:
+    spread = {"spread/efficiency/flops": [10.0, 10.0], "repeats": 2}
+    row = at(of(study([("a=1", 0.1, 100.0), ("a=2", 0.2, 300.0)], **spread)), "a", "1", FLOPS)
+    reach = math.exp(math.tan(0.475 * math.pi) * 0.1 / math.sqrt(2))
+    assert row[["low", "mean", "high"]].tolist() == pytest.approx([100 / reach, 100, 100 * reach])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(1, 1e10), min_size=6, max_size=6))
+def test_positive_costs_have_positive_intervals(flops: list[float]) -> None:
+    cells = itertools.product(["focal", "plain"], [0.0, 0.25, 0.5])
+    found = of(study([(f"loss={a} dropout={b}", 0.5, y) for (a, b), y in zip(cells, flops, strict=True)]), [FLOPS])
+    for low, mean, high in (["low", "mean", "high"], ["adjusted_low", "adjusted", "adjusted_high"]):
+        assert found[low].gt(0).all()
+        assert found[low].le(found[mean] * (1 + 1e-9)).all()
+        assert found[mean].le(found[high] * (1 + 1e-9)).all()
+    assert found["adjusted"].tolist() == pytest.approx(found["mean"].tolist())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "trials", "known"),
+    [
+        (2, 3, 14, True),  # 4 fitted parameters, 10 degrees of freedom
+        (2, 3, 13, False),
+        (2, 3, 12, True),  # each of 6 combinations twice
+        (2, 3, 6, True),
+        (2, 3, 5, False),  # a combination is missing
+        (6, 7, 24, True),  # 12 fitted parameters, 12 degrees of freedom
+        (6, 7, 23, False),
+        (9, 10, 19, False),  # 18 fitted parameters, 1 degree of freedom
+        (1, 3, 4, True),  # one parameter
+    ],
+)
+def test_adjusted_means_need_degrees_of_freedom(first: int, second: int, trials: int, known: bool) -> None:
+    generator = np.random.default_rng(0)
+    rows = [(f"a=x{n % first} b=x{n % second}", generator.normal(), 1.0) for n in range(trials)]
+    found = of(study(rows), [ACCURACY])
+    assert found["adjusted"].notna().eq(known).all()
+    assert found["adjusted_low"].notna().eq(known).all()
+    assert ("held equal" in " ".join(say_effects(found, [ACCURACY]))) <= known
 
 
 def test_fractions_never_multiply() -> None:
@@ -351,3 +426,8 @@ def test_a_parameter_that_only_failed_trials_had_is_left_out() -> None:
     found = of(table.assign(status=["FINISHED", "FINISHED", "FAILED", "FAILED"]))
     assert found["parameter"].unique().tolist() == ["a"]
     assert found["mean"].tolist() == [0.1, 0.2, 1.0, 1.0]
+
+
+def test_a_cost_just_below_a_million_reads_as_one() -> None:
+    found = of(study([("a=1", 0.1, 999_999.9), ("a=2", 0.2, 2e6)]), [FLOPS])
+    assert ablation_table(found, [FLOPS]).iloc[:, 2].tolist() == ["1M (n=1)", "2M (n=1)"]

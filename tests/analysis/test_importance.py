@@ -36,7 +36,7 @@ def drawn(n: int) -> pd.DataFrame:
 
 def ranking(values: np.ndarray, direction: Direction = "maximize") -> pd.DataFrame:
     found, reasons = importance(*study(values), [Objective(ACCURACY, direction)])
-    assert reasons == []
+    assert len(reasons) == (len(values) < 50)
     return found
 
 
@@ -139,6 +139,22 @@ def test_no_such_objective_and_no_parameter() -> None:
 def test_ten_trials_are_enough_to_try() -> None:
     found = ranking(np.arange(10.0))
     assert found["importance"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.arange(12.0), "the best 5 of 12 trials"),
+        (np.arange(49.0), "the best 5 of 49 trials"),
+        (np.r_[np.full(7, 50.0), np.arange(33.0)], "the best 7 of 40 trials"),  # seven tie
+        (np.arange(50.0), None),
+    ],
+)
+def test_below_fifty_trials_there_is_a_caveat(values: np.ndarray, said: str | None) -> None:
+    found, reasons = importance(*study(values), [Objective(ACCURACY, "maximize")])
+    assert found["importance"].sum() == pytest.approx(1)
+    sentence = f"Parameter importance for balanced accuracy (validation) rests on {said}; the others' settings were"
+    assert reasons == ([f"{sentence} drawn by the sampler."] if said else [])
 
 
 def test_optuna_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:

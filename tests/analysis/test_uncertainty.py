@@ -78,15 +78,31 @@ def test_the_correction_can_tie_what_one_test_would_tell_apart() -> None:
     wrong = [100 + 5 * number for number in range(9)]
     members = [(f"r{number}", f"m{number}") for number in range(9)]
     told = {f"r{number}": answers(number_wrong) for number, number_wrong in enumerate(wrong)}
-    many = compare_neighbours(told, members, "accuracy", "val")
-    one = compare_neighbours(told, members[:2], "accuracy", "val")
+    many = compare_neighbours(told, members, "accuracy", "val", samples=4000)
+    one = compare_neighbours(told, members[:2], "accuracy", "val", samples=4000)
     assert many["p_bootstrap"].tolist() == pytest.approx([2 * np.exp(-5)] * 8, rel=0.5)
     assert not one["tied"].any()
     assert one["p_adjusted"][0] == one["p_bootstrap"][0]
-    loose = compare_neighbours(told, members, "accuracy", "val", level=0.5)
+    loose = compare_neighbours(told, members, "accuracy", "val", samples=4000, level=0.5)
     assert not loose["tied"].any()
     assert (loose["p_adjusted"] == many["p_adjusted"]).all()
     assert many["tied"].all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "level", "drawn"),
+    [(10, 0.95, 1200), (10, 0.99, 6000), (10, 0.9, 600), (10, 0.5, 120), (1500, 0.95, 1500)],
+)
+def test_few_samples_tie_nothing_by_themselves(
+    predictions: dict[str, list[pd.DataFrame]], asked: int, level: float, drawn: int
+) -> None:
+    # 20 * 3 pairs / (1 - level); tiny is worse in 97 of 400 images, so no sample says otherwise: p is the smallest one
+    pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test", asked, level=level)
+    assert pairs["p_bootstrap"][0] == pytest.approx(2 / (drawn + 1))
+    assert pairs["p_adjusted"][0] == pytest.approx(6 / (drawn + 1))
+    assert not pairs["tied"][0]
+    same = paired_difference(predictions["r2"], predictions["r1"], "accuracy", drawn, level=level)
+    assert (pairs["low"][0], pairs["high"][0]) == (same.low, same.high)
 
 
 def test_pairs_that_cannot_be_compared_stay_as_rows(predictions: dict[str, list[pd.DataFrame]]) -> None:
@@ -116,6 +132,10 @@ def test_bad_input_is_named(predictions: dict[str, list[pd.DataFrame]]) -> None:
         compare_neighbours(predictions, MEMBERS, "acuracy", "test")
     with pytest.raises(ConfigError, match="level"):
         compare_neighbours(predictions, MEMBERS, "accuracy", "test", level=2)
+    with pytest.raises(ConfigError, match="level"):
+        compare_neighbours(predictions, MEMBERS, "accuracy", "test", level=1.0)
+    with pytest.raises(ConfigError, match="samples.*got -1"):
+        compare_neighbours(predictions, MEMBERS, "accuracy", "test", samples=-1)
     with pytest.raises(ConfigError, match="samples"):
         drops(predictions, predictions, MEMBERS, "accuracy", samples=0)
 
@@ -201,7 +221,10 @@ def test_pairs_in_words() -> None:
     assert say_pairs(pd.DataFrame([tie, tie]))[0].startswith("None of the 2 pairs of neighbours on the front can be")
     assert say_pairs(pd.DataFrame([clear, clear]))[0].startswith("All 2 pairs of neighbours on the front can be told")
     worse = say_pairs(pd.DataFrame([clear, pair("D", "C", -0.03, 0.012, False)]))
-    assert worse[1] == "D costs more than C and is worse by 0.030 (p 0.012): there is no reason left to take it."
+    assert worse[1] == (
+        "D costs more than C in the cost that orders the front and is worse by 0.030 (p 0.012): only another objective "
+        "speaks for it."
+    )
 
 
 def drop(label: str, lost: float, half: float) -> dict[str, object]:
@@ -216,13 +239,15 @@ def test_drops_in_words() -> None:
         "which includes zero)."
     ]
     assert say_drops(pd.DataFrame([small, big])) == [
-        "From validation to test the 2 chosen models lose 0.030 in balanced accuracy on average; B loses most, 0.050 "
-        "(95% interval of the drop +0.030 to +0.070, which excludes zero). 1 of the 2 intervals excludes zero."
+        "From validation to test the 2 models that were tested lose 0.030 in balanced accuracy on average; B loses "
+        "most, 0.050 (95% interval of the drop +0.030 to +0.070, which excludes zero). 1 of the 2 intervals excludes "
+        "zero."
     ]
     assert say_drops(pd.DataFrame([big, big, small]))[0].endswith("2 of the 3 intervals exclude zero.")
     assert say_drops(pd.DataFrame([small, small]))[0].endswith("None of the 2 intervals excludes zero.")
     assert say_drops(pd.DataFrame([gain, gain])) == [
-        "From validation to test the 2 chosen models gain 0.030 in balanced accuracy on average; none of them loses."
+        "From validation to test the 2 models that were tested gain 0.030 in balanced accuracy on average; none of "
+        "them loses."
     ]
     assert "A neither loses nor gains in" in say_drops(pd.DataFrame([drop("A", 0.0, 0.02)]))[0]
     assert "too few lesions or patients" in say_drops(pd.DataFrame([drop("A", 0.01, np.nan)]))[0]
