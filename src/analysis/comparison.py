@@ -28,6 +28,8 @@ def recorded_name(metric: str) -> str:
 def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequence[Limit] = ()) -> pd.DataFrame:
     """One row a run, failed ones too.
 
+    An infinite value of an objective is no result: it counts, and stands in the table, as missing.
+
     Args:
         runs: As `src.tracking.read` gives them: `run_id`, `status`, `tags.*`, `metrics.*`.
         objectives: What the front is drawn over, read at the chosen epoch.
@@ -56,6 +58,8 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
     metrics = [name for name in runs.columns if name.startswith("metrics.")]
     table = pd.concat([table, runs[metrics].rename(columns=lambda name: name.removeprefix("metrics."))], axis=1)
     names = [recorded_name(objective.metric) for objective in objectives]
+    for name in set(names) & set(table):
+        table[name] = table[name].astype(float).replace([math.inf, -math.inf], math.nan)
     values = np.column_stack([_column(table, name, math.nan).to_numpy(dtype=float) for name in names])
     feasible = (table["status"] == "FINISHED").to_numpy()
     for limit in limits:

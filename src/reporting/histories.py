@@ -39,7 +39,10 @@ def curves(report: Report) -> Section | None:
     total = frame["run_id"].nunique()
     note = f"{len(set(shown['run_id']))} of {total} curves are drawn, in even steps of quality, the front's all."
     views = [View("all", note=note if len(set(shown["run_id"])) < total else "")]
-    text = "The end of each curve is marked: pruned trials (triangles) end where they were stopped. The front is bold."
+    text = (
+        "The end of each curve is marked: pruned trials (triangles) end where they were stopped. The front is bold. "
+        f"{layout.CURVES_OF_SEEDS}"
+    )
     return Section("curves", "Learning curves", text, [Picture(figure, views, 520)])
 
 

@@ -17,6 +17,7 @@ from src.reporting.record import Report
 NOTHING = "–"
 _LOGARITHMIC = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params")
 _RANGE = " to "  # between the ends of a group of values
+CURVES_OF_SEEDS = "Curves of several seeds are their mean as far as all go; a stopped trial's is of the seeds it had."
 _SPREAD = 8.0  # a logarithmic axis is for values whose largest is at least this many times the smallest
 
 
@@ -111,7 +112,7 @@ def drawn(report: Report, cost: str) -> pd.DataFrame:
     """The trials that have both figures, so that they can be a point."""
     if cost not in report.table or "quality" not in report.table:
         return report.table.iloc[:0]
-    return report.table[report.table[["quality", cost]].notna().all(axis=1)]
+    return report.table[_known(report.table["quality"]) & _known(report.table[cost])]
 
 
 def staircase(members: pd.DataFrame, cost: str, descending: bool) -> tuple[list[float], list[float]]:
@@ -182,11 +183,11 @@ def parallel(report: Report, limit: int) -> tuple[list[Axis], pd.DataFrame]:
     axes = []
     for name in report.parameters:
         values = report.parameters[name].reindex(known.index)
-        if values.notna().any():
+        if _known(values).any():
             axes.append(_axis(str(name), str(name), values))
     for objective in report.objectives:
         name = recorded_name(objective.metric)
-        if name in known and known[name].notna().any():
+        if name in known and _known(known[name]).any():
             axes.append(_axis(name, axis_title(report, name), known[name]))
     return axes, known
 
@@ -252,9 +253,19 @@ def at_dots(text: str, width: int) -> str:
     return wrapped(text.replace(".", ". "), width).replace(". ", ".")
 
 
+def at_underscores(text: str, width: int) -> str:
+    """Like `wrapped`, but names such as weighted_cross_entropy may also break behind an underscore."""
+    return wrapped(text.replace("_", "_ "), width).replace("_ ", "_")
+
+
 def _swept(report: Report) -> pd.DataFrame:
     table = report.table.set_index("run_id", drop=False)
-    return table[table["quality"].notna() & table.index.isin(report.parameters.index)]
+    return table[_known(table["quality"]) & table.index.isin(report.parameters.index)]
+
+
+def _known(values: pd.Series) -> pd.Series:
+    """Which values can be put on an axis: infinite ones cannot."""
+    return values.notna() & ~values.isin([math.inf, -math.inf])
 
 
 def _axis(name: str, label: str, values: pd.Series) -> Axis:

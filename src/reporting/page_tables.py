@@ -12,6 +12,11 @@ from src.reporting.record import Report
 _FAILED = ("failed", "killed", "no value", "running")
 _MOST_FAILURES = 100
 _LONGEST_FAILURE = 300
+_PAIRS = (
+    "Tied goes by p adjusted: the p-value of the paired bootstrap, which draws lesions or patients where they are "
+    "known, corrected for the number of pairs. McNemar's p is of accuracy (each image right or wrong by the mean of "
+    "the seeds' probabilities), uncorrected and by image, so that it is too sure where lesions have several images."
+)
 _SHORT = 34  # characters that need not be broken; a run id has 32
 
 
@@ -37,11 +42,12 @@ class HtmlTable:
 
 def tables(report: Report) -> list[HtmlTable]:
     """Those that have rows, in the order of the page."""
+    pairs = report.pairs.drop(columns=["run_a", "run_b"], errors="ignore")
     found = [
         _front(report),
         _of("table-comparison", "Studies side by side", _metrics_in_head(report, report.comparison)),
         _of("table-intervals", "Intervals", report.intervals.drop(columns="run_id", errors="ignore")),
-        _of("table-pairs", "Neighbours on the front", report.pairs.drop(columns=["run_a", "run_b"], errors="ignore")),
+        _of("table-pairs", "Neighbours on the front", pairs, _PAIRS),
         _of("table-drops", "From validation to test", report.drops.drop(columns="run_id", errors="ignore")),
         *(_of(f"table-more-{place}", name, frame) for place, (name, frame) in enumerate(report.tables.items(), 1)),
         _of("table-effects", "Effects of parameters", report.effects.drop(columns="position", errors="ignore")),

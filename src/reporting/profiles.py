@@ -11,6 +11,9 @@ from src.reporting.palette import SEQUENTIAL, SHAPES, cycle
 from src.reporting.record import Report
 
 MOST_LINES = 1500  # more is a grey wall, and slow
+AXIS_WIDTH = 95  # pixels; twelve axes of parallel coordinates fit the page, more are scrolled
+_LONGEST = 14  # characters of a value on such an axis
+_ROOM = 44  # characters below a small picture
 _PATTERNS = ("", "/", "x", "-", ".", "+")
 _MEAN, _BEST = 0, 1
 
@@ -20,31 +23,24 @@ def parallel(report: Report) -> Section | None:
     axes, rows = layout.parallel(report, MOST_LINES)
     if len(rows) < 2 or len(axes) < 2:
         return None
-    dimensions = [
-        {
-            "label": plain(layout.at_dots(one.label, 18)).replace("\n", "<br>"),
-            "values": rounded(one.positions),
-            "range": [one.low, one.high],
-            "tickvals": [place for place, _ in one.ticks],
-            "ticktext": [plain(text) for _, text in one.ticks],
-        }
-        for one in axes
-    ]
+    dimensions = [_dimension(one, 18 if len(axes) <= 8 else 13) for one in axes]
+    below = 30 + 15 * max(one["label"].count("<br>") + 1 for one in dimensions)
+    quality = _wrapped(layout.axis_title(report, report.quality), 44)
     lines = {
         "color": rounded(rows["quality"]),
         "colorscale": SEQUENTIAL,
         "showscale": True,
-        "colorbar": {"title": {"text": _wrapped(layout.axis_title(report, report.quality), 44), "side": "right"}},
+        "colorbar": {"title": {"text": quality, "side": "right", "font": {"size": 12}}},
     }
     figure = go.Figure(
         go.Parcoords(
             dimensions=dimensions,
             line=lines,
             labelside="bottom",  # long names have room to grow there
-            labelfont={"size": 12},
-            tickfont={"size": 11},
+            labelfont={"size": 11},
+            tickfont={"size": 10},
         ),
-        base_layout(margin={"l": 80, "r": 40, "t": 20, "b": 100}),
+        base_layout(margin={"l": 85, "r": 30, "t": 20, "b": below}),
     )
     total = layout.swept(report)
     note = f"{len(rows)} of {total} trials are drawn, in even steps of quality, the front's all."
@@ -52,13 +48,28 @@ def parallel(report: Report) -> Section | None:
         "A line is a trial; its colour is its quality. Drag along an axis to keep only the trials that pass there, "
         "click on the axis to let go; drag an axis by its name to move it."
     )
+    if any(tick.endswith("…") for one in dimensions for tick in one["ticktext"]):
+        text += " Long values are cut short (…)."
     views = [View("all", note=note if len(rows) < total else "")]
     return Section(
         "parallel",
         "Parameters and objectives, trial by trial",
         text,
-        [Picture(figure, views, 460, 150 + 130 * len(axes))],
+        [Picture(figure, views, 360 + below, AXIS_WIDTH * len(axes))],
     )
+
+
+def _dimension(one: layout.Axis, width: int) -> dict[str, Any]:
+    """Values of a trial's parameter in one line each: Plotly breaks the name of an axis, but not its ticks."""
+    texts = [text for _, text in one.ticks]
+    short = [f"{text[: _LONGEST - 1]}…" if len(text) > _LONGEST else text for text in texts]
+    return {
+        "label": plain(layout.at_dots(one.label, width)).replace("\n", "<br>"),
+        "values": rounded(one.positions),
+        "range": [one.low, one.high],
+        "tickvals": [place for place, _ in one.ticks],
+        "ticktext": [plain(text) for text in (short if len(set(short)) == len(texts) else texts)],
+    }
 
 
 def effects(report: Report) -> Section | None:
@@ -71,7 +82,7 @@ def effects(report: Report) -> Section | None:
     for parameter, rows in frame.groupby("parameter", sort=False):
         views = [_effect(report, str(parameter), rows[rows["objective"] == name], name) for name in objectives]
         figure = go.Figure(_effect_traces(), base_layout(showlegend=True, margin={"l": 70, "r": 15, "t": 15, "b": 60}))
-        figure.layout.legend.update(y=1.02, yanchor="bottom")  # below, slanted names would run into it
+        figure.layout.legend.update(y=1.02, yanchor="bottom")  # below, names in lines would run into it
         for position, change in views[0].traces.items():
             figure.data[position].update(change)
         figure.layout.update(views[0].layout)
@@ -116,7 +127,12 @@ def importance(report: Report) -> Section | None:
         ),
     )
     figure.layout.legend.traceorder = "normal"
-    text = "How much of what sets good trials apart each parameter explains; the shares of an objective sum to one."
+    text = (
+        "PED-ANOVA's share: how much of what sets the best trials apart from all each parameter explains; the shares "
+        "of an objective sum to one. It describes which settings the best trials had, not what a change would do: with "
+        "trials that a sampler drew, or that were stopped early, parameters that went along with others look "
+        "important too."
+    )
     height = 190 + 24 * len(wide) * max(len(bars), 1)
     return Section("importance", "Which parameters matter", text, [Picture(figure, [], height)])
 
@@ -184,14 +200,33 @@ def _parameter_axis(parameter: str, rows: pd.DataFrame) -> dict[str, Any]:
     """Values as they are where there are few, else numbers; logarithmic where they span much."""
     numeric = layout.numeric(rows)
     log = numeric and layout.logarithmic("", rows["position"])
-    scale = axis(plain(parameter), log, **({"tickangle": 0} if numeric else {}))  # names are slanted if they must
-    if not numeric and len(rows):
-        scale |= {"autorange": False, "range": [rows["position"].min() - 0.5, rows["position"].max() + 0.5]}
+    scale = axis(plain(parameter), log, tickangle=0)
+    if not numeric:
+        return scale | _names(rows)
     if layout.apart(rows):
         texts = [plain(value) for value in rows["value"]]
         scale |= {"tickmode": "array", "tickvals": rounded(rows["position"]), "ticktext": texts}
         scale.pop("dtick", None)
     return scale
+
+
+def _names(rows: pd.DataFrame) -> dict[str, Any]:
+    """A tick for each text, in lines below each other, or upright where they are too many for that."""
+    room = _ROOM // max(len(rows), 1)
+    texts = [layout.at_underscores(str(value), max(room, 1)) for value in rows["value"]]
+    level = max((len(line) for text in texts for line in text.split("\n")), default=0) <= room
+    lines = texts if level else [str(value) for value in rows["value"]]
+    found = {
+        "tickmode": "array",
+        "tickvals": rounded(rows["position"]),
+        "ticktext": [plain(text).replace("\n", "<br>") for text in lines],
+        "tickangle": 0 if level else -90,
+        "tickfont": {"size": 11},
+        "ticklabeloverflow": "allow",  # else one that reaches over the edge is left out
+    }
+    if len(rows):
+        found |= {"autorange": False, "range": [rows["position"].min() - 0.5, rows["position"].max() + 0.5]}
+    return found
 
 
 def _wrapped(text: str, width: int = 22) -> str:

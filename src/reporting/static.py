@@ -107,7 +107,8 @@ def curves(report: Report) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(layout.wrapped(layout.axis_title(report, layout.curve_metric(report)), 28))
-    _legend_below(figure, axes)
+    several = pd.to_numeric(report.table.get("repeats", pd.Series(dtype=float)), errors="coerce").gt(1).any()
+    _legend_below(figure, axes, layout.wrapped(layout.CURVES_OF_SEEDS, 64) if several else "")
     return figure
 
 
@@ -277,10 +278,11 @@ def _curve(axes: Axes, curve: pd.DataFrame) -> None:
     )
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def _legend_below(figure: Figure, axes: Axes, note: str = "") -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = 1 if max(map(len, labels)) > 30 else 3
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 30 else 3, frameon=False
+            handles, labels, title=note, title_fontsize=7, loc="outside lower center", ncols=columns, frameon=False
         )
-        figure.set_figheight(figure.get_figheight() + 0.14 * len(labels))
+        figure.set_figheight(figure.get_figheight() + 0.14 * (len(labels) + len(note.splitlines())))

@@ -173,10 +173,10 @@ def _parameter_axis(axes: Axes, rows: pd.DataFrame) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     if not numeric:
         axes.set_xlim(x.min() - 0.5, x.max() + 0.5)
-    if layout.apart(rows, 0.1):
+    if not numeric or layout.apart(rows, 0.1):
         texts = [str(value) for value in rows["value"]]
         if numeric or len(rows) <= 3:
-            axes.set_xticks(x, [_narrow(text) for text in texts], fontsize=6.5)
+            axes.set_xticks(x, [layout.at_underscores(text, 9) for text in texts], fontsize=6.5)
         else:
             axes.set_xticks(x, texts, fontsize=6.5, rotation=35, ha="right", rotation_mode="anchor")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -184,11 +184,6 @@ def _parameter_axis(axes: Axes, rows: pd.DataFrame) -> None:
         # evenly between the ends on either scale: few enough to stand side by side
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=5) if log else MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: layout.tick(value)))
-
-
-def _narrow(text: str) -> str:
-    """Broken behind underscores, so that names of losses fit below their points."""
-    return layout.wrapped(text.replace("_", "_ "), 9).replace("_ ", "_")
 
 
 def _percent(value: float) -> str:

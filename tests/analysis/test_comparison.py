@@ -1,4 +1,7 @@
+import math
+
 import pandas as pd
+import pytest
 from rich.console import Console
 
 from src.analysis.comparison import compare, melanoma_class, notes, recorded_name, render
@@ -83,3 +86,16 @@ def test_table_fits_100_columns_and_shows_every_run() -> None:
     assert "FAILED" in text
     assert text.count("yes") == 2
     assert "nan" not in text.lower().replace("finan", "")
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["best/val/balanced_accuracy", "efficiency/flops"])
+def test_an_infinite_objective_is_a_missing_one(name: str, infinite: float) -> None:
+    with_infinity, without = runs(), runs()
+    with_infinity.loc[2, f"metrics.{name}"] = infinite
+    without.loc[2, f"metrics.{name}"] = math.nan
+    found = compare(with_infinity, OBJECTIVES)
+    pd.testing.assert_frame_equal(found, compare(without, OBJECTIVES))
+    table = found.set_index("run_id")
+    assert table.index[table["front"]].tolist() == ["big", "small"]  # as if the third run had not been there
+    assert math.isnan(table.at["worse", name])

@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
@@ -179,6 +180,56 @@ def test_parallel_axes_are_the_swept_parameters_then_the_objectives_with_categor
     assert dimensions[2].ticktext[0] == "not set"  # dropout belongs to some trials only
     values = np.array([one.values for one in dimensions], dtype=float)
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", ["quality", QUALITY, "efficiency/flops"])
+def test_infinite_figures_do_not_stop_parallel_coordinates(report, name):
+    table = report.table.copy()
+    known = table.index[table["quality"].notna() & table[name].notna()]
+    table.loc[known[0], name], table.loc[known[1], name] = math.inf, -math.inf
+    trace = profiles.parallel(replace(report, table=table)).pictures[0].figure.data[0]
+    assert np.isfinite(np.array([one["values"] for one in trace.dimensions], dtype=float)).all()
+    assert np.isfinite(np.array(trace.line.color, dtype=float)).all()
+    # a trial without a finite quality has no colour, so no line; one without a finite cost crosses below the others
+    before = len(profiles.parallel(report).pictures[0].figure.data[0].line.color)
+    assert len(trace.line.color) == before - (2 if name == "quality" else 0)
+    nothing = replace(report, table=table.assign(**{name: math.inf}))
+    section = profiles.parallel(nothing)
+    assert section is None if name == "quality" else len(section.pictures[0].figure.data[0].dimensions) == 6
+
+
+def losses(report, names):
+    rows = report.effects[report.effects["parameter"] == "loss"]
+    first = rows.drop_duplicates("objective")
+    every = pd.concat([first.assign(value=name, position=float(place)) for place, name in enumerate(names)])
+    return profiles.effects(replace(report, effects=every)).pictures[0].views[0].layout["xaxis"]
+
+
+def test_every_text_of_a_parameter_has_its_tick_in_lines_or_upright(report):
+    scale = losses(report, ["cross_entropy", "weighted_cross_entropy", "weighted_focal"])
+    assert scale["tickvals"] == [0, 1, 2]
+    assert scale["ticktext"] == ["cross_entropy", "weighted_<br>cross_entropy", "weighted_<br>focal"]
+    assert scale["tickangle"] == 0
+    many = [f"very_long_name_{number:02}" for number in range(20)]
+    scale = losses(report, many)
+    assert scale["ticktext"] == many
+    assert scale["tickangle"] == -90
+    assert losses(report, ["<b>", "a&b"])["ticktext"] == ["&lt;b&gt;", "a&amp;b"]
+
+
+def test_twelve_parallel_axes_fit_the_page_and_long_values_are_cut_unless_they_would_be_the_same(report):
+    parameters = report.parameters.assign(**{f"p{number}": range(len(report.parameters)) for number in range(5)})
+    assert len(parameters.columns) + len(report.objectives) == 12
+    assert profiles.parallel(replace(report, parameters=parameters)).pictures[0].width <= 1141  # see page.html.j2
+    names = {"cross_entropy": "cross_entropy", "focal": "weighted_cross_entropy"}
+    section = profiles.parallel(replace(report, parameters=report.parameters.replace({"loss": names})))
+    ticks = section.pictures[0].figure.data[0].dimensions[3].ticktext
+    assert list(ticks) == ["cross_entropy", "weighted_cros…"]
+    assert "cut short" in section.text
+    twins = {"cross_entropy": "weighted_cross_a", "focal": "weighted_cross_b"}
+    section = profiles.parallel(replace(report, parameters=report.parameters.replace({"loss": twins})))
+    assert list(section.pictures[0].figure.data[0].dimensions[3].ticktext) == list(twins.values())
+    assert "cut short" not in section.text
 
 
 def test_effects_have_a_picture_a_parameter_and_a_view_an_objective(report):

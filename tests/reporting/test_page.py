@@ -157,6 +157,33 @@ def test_buttons_switch_the_x_axis(opened):
 
 
 @pytest.mark.slow
+def test_neighbours_are_told_how_to_read_the_two_p_values(opened):
+    note = opened.page.locator("#table-pairs .note").text_content()
+    for part in ("Tied goes by p adjusted", "McNemar's p is of accuracy", "by image"):
+        assert part in note
+
+
+def test_texts_say_what_a_curve_of_seeds_is_and_what_importance_is_not(opened):
+    assert "a stopped trial's is of the seeds it had" in opened.page.locator("#curves > .soft").first.text_content()
+    text = opened.page.locator("#importance > .soft").first.text_content()
+    for part in ("PED-ANOVA", "not what a change would do", "stopped early"):
+        assert part in text
+
+
+def test_what_is_wider_than_the_window_says_so_and_can_be_scrolled(opened):
+    hint, pictures = opened.page.locator("#parallel .wide"), opened.page.locator("#parallel .pictures")
+    assert hint.is_hidden()  # seven axes
+    try:
+        opened.page.set_viewport_size({"width": 500, "height": 800})
+        hint.wait_for()
+        assert pictures.get_attribute("tabindex") == "0"
+        assert pictures.evaluate("div => { div.scrollLeft = 1e6; return div.scrollLeft; }") > 0
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= 500
+    finally:
+        opened.page.set_viewport_size({"width": 1366, "height": 800})
+    hint.wait_for(state="hidden")
+
+
 def test_no_button_sends_the_figures_anywhere(opened):
     buttons = opened.page.locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
     assert "Reset axes" in buttons

@@ -1,3 +1,4 @@
+import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from made_up import make_report
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from src.reporting import static
+from src.reporting import layout, static
 
 NAMES = ["front", "recalls", "effects", "importance", "parallel", "curves", "progress"]
 
@@ -97,6 +98,22 @@ def test_pruned_curves_end_where_they_ended(report):
     axes = drawn(static.curves, report).axes[0]
     lengths = sorted(len(line.get_xdata()) for line in axes.lines)
     assert lengths == sorted(report.curves.groupby("run_id").size())
+
+
+def test_curves_say_that_they_are_means_where_trials_had_several_seeds(report):
+    said = []
+    for repeats in (1, 3):
+        several = replace(report, table=report.table.assign(repeats=repeats))
+        said.append(drawn(static.curves, several).legends[0].get_title().get_text().replace("\n", " "))
+    assert said == ["", layout.CURVES_OF_SEEDS]
+
+
+def test_infinite_figures_stop_no_picture(report):
+    table = report.table.copy()
+    table.loc[table.index[table["state"] == "dominated"][0], "quality"] = math.inf
+    table.loc[table.index[table["state"] == "dominated"][1], list(report.costs)] = math.inf
+    for make in (static.front, static.PICTURES["parallel"]):
+        assert drawn(make, replace(report, table=table)) is not None
 
 
 def test_a_dollar_in_a_name_is_a_dollar(small):
