@@ -88,7 +88,7 @@ def effects(report: Report) -> Section | None:
         figure.layout.update(views[0].layout)
         pictures.append(Picture(figure, views, 360))
     text = (
-        "Filled points: the mean of all finished trials with that value, the other parameters averaged out, with its "
+        "Filled points: the mean of all finished trials with that value, whatever else they had, with its "
         "interval. Hollow points: at the best setting of all other parameters. A difference within intervals may be "
         "chance, and where the sampler preferred some settings the mean is over what it preferred."
     )
