@@ -61,8 +61,8 @@ def compare_neighbours(
 
     All pairs are judged together by Holm-Bonferroni on the p-values of the paired bootstrap; McNemar's stand beside
     them uncorrected. The smallest adjusted p-value is 2 N / (samples + 1) for N pairs. So that this floor ties nothing,
-    at least 20 N / (1 - level) samples are drawn, however few are asked for (400 a pair at 0.95): it is then below a
-    tenth of 1 - level. The intervals are of the same samples.
+    at least 8 N / (1 - level) samples are drawn, however few are asked for (160 a pair at 0.95): it is then below a
+    quarter of 1 - level. The intervals are of the same samples.
 
     Args:
         predictions: By run id, a frame a seed, of one split, see `src.analysis.bootstrap.gather`.
@@ -196,7 +196,7 @@ def _adjacent(members: Sequence[Member]) -> list[tuple[Member, Member]]:
 
 def _enough(samples: int, pairs: int, level: float) -> int:
     """As many samples as the correction for so many pairs needs; what is out of range stays, to be refused later."""
-    least = 20 * pairs / (1 - level) if samples > 0 and 0 < level < 1 else samples
+    least = 8 * pairs / (1 - level) if samples > 0 and 0 < level < 1 else samples
     return max(samples, math.ceil(round(least, 6)))  # 1 - 0.9 is a little less than 0.1
 
 

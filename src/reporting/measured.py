@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis import uncertainty
-from src.analysis.bootstrap import intervals
+from src.analysis.bootstrap import OVERALL, PER_CLASS, intervals
 from src.errors import UserError
 from src.reporting.reader import Reader
 from src.reporting.settings import Settings
@@ -68,19 +68,29 @@ def measure(table: pd.DataFrame, cost: str, quality: str, reader: Reader, settin
 
 
 def _intervals(wanted: pd.DataFrame, reader: Reader, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
-    """All metrics of these trials on both splits."""
+    """All metrics of the chosen ones on both splits; areas, which take as long as all others, of them alone."""
     found, problems = [], []
-    for run_id, label in zip(wanted["run_id"], wanted["label"], strict=True):
+    asked = (wanted["chosen"] != "") | wanted["knee"]
+    for run_id, label, all_metrics in zip(wanted["run_id"], wanted["label"], asked, strict=True):
         for split in SPLITS:
             frames = reader.predictions(run_id, split)
             try:
                 if frames:
-                    rows = intervals(frames, None, settings.samples, settings.seed, settings.level)
+                    names = None if all_metrics else _quick(frames[0])
+                    rows = intervals(frames, names, settings.samples, settings.seed, settings.level)
                     found.append(rows.assign(run_id=run_id, label=label, split=split))
             except UserError as error:
                 problems.append(f"No intervals of {label} on {split}: {error}")
     every = pd.concat(found, ignore_index=True)[list(COLUMNS)] if found else pd.DataFrame(columns=list(COLUMNS))
     return every, problems
+
+
+def _quick(frame: pd.DataFrame) -> list[str]:
+    classes = [str(name).removeprefix("p/") for name in frame.columns if str(name).startswith("p/")]
+    return [
+        *(name for name in OVERALL if name != "auroc"),
+        *(f"{each}/{name}" for each in PER_CLASS for name in classes),
+    ]
 
 
 def _interesting(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
