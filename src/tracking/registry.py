@@ -6,6 +6,7 @@ pickle, loading it executes nothing that came with the file.
 
 import contextlib
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -73,10 +74,8 @@ def register(
     images = TensorSpec(np.dtype("float32"), (-1, 3, image_size, image_size))
     answer = TensorSpec(np.dtype("float32"), (-1, len(classes)))  # no names: pyfunc would ask for a dict
     example = np.zeros((EXAMPLES, 3, image_size, image_size), dtype=np.float32)
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
     try:
-        with _quiet():
+        with _pointed_to(store), _quiet():
             logged = Model.log(
                 None,
                 mlflow.pytorch,
@@ -88,14 +87,39 @@ def register(
                 serialization_format="pt2",
                 pip_requirements=["torch"],
             )
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description="Chosen by a Pareto report of Paretoderm.")
-        recorded = {key: text(value) for key, value in {**tags, "classes": list(classes)}.items()}
-        version = client.create_model_version(name, logged.model_uri, run_id, tags=recorded, description=description)
-        client.set_registered_model_alias(name, alias, version.version)
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name, description="Chosen by a Pareto report of Paretoderm.")
+            recorded = {key: text(value) for key, value in {**tags, "classes": list(classes)}.items()}
+            version = client.create_model_version(
+                name, logged.model_uri, run_id, tags=recorded, description=description
+            )
+            client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
         raise TrackingError(f"register={name}: {' '.join(str(error).split())}") from error
     return int(version.version)
+
+
+@contextlib.contextmanager
+def _pointed_to(store: Store) -> Any:
+    """MLflow's own functions at this store, and afterwards where they were: they tell the environment, too."""
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID")
+    before = {name: os.environ.get(name) for name in names}
+    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    try:
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_registry_uri(store.uri)
+        os.environ["MLFLOW_EXPERIMENT_ID"] = store.experiment_id
+        yield
+    finally:
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
