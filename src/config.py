@@ -18,6 +18,7 @@ from src.errors import ConfigError, UserError
 ROOT_VALUES: dict[str, Any] = {
     "seed": Annotated[int, Ge(0)],
     "study": str | None,
+    "preset": str | None,
     "test": bool | Literal["auto"],
     "threads": Annotated[int, Ge(1)] | None,
     "repeats": Annotated[int, Ge(1)],

@@ -275,6 +275,7 @@ def _tags(config: DictConfig, plain: dict[str, Any], place: Place) -> dict[str, 
     return {
         "kind": "run",
         "study": place.study,
+        "preset": config.preset or "",
         "trial": place.trial,
         "repeat": place.repeat,
         "seed": config.seed,

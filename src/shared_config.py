@@ -11,7 +11,7 @@ from src.entry import ROOT
 from src.errors import UserError
 from src.reproducibility import config_hash
 
-WITHOUT_EFFECT = ("tracking", "study", "objective", "test", "data.cache_dir", "threads", "repeats", "dry_run")
+WITHOUT_EFFECT = ("tracking", "study", "preset", "objective", "test", "data.cache_dir", "threads", "repeats", "dry_run")
 
 
 def shared_config_digest(config: DictConfig) -> str:

@@ -26,6 +26,9 @@ _HIDDEN_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
+_AFTER_BLOCKS = ("conv_head", "bn2", "norm_head", "act2")  # what EfficientNets and MobileNets have behind their blocks
+
+
 class Backbone(nn.Module):
     """A timm network without its classifier, frozen or not, and a dense head.
 
@@ -45,6 +48,8 @@ class Backbone(nn.Module):
         dense: Widths of the dense layers, first to last; a number is one layer, an empty list none.
         dropout: Probability after each dense layer (before the output if there is none), in [0, 1).
         pool: "avg" is timm's own pooling (global average in most), "flatten" keeps every value of the last map.
+        blocks: How many of the inverted residual blocks are kept, counted from the input; the later ones, and the
+            layers behind them, are cut off. None keeps the whole network. Only for EfficientNet and MobileNetV3.
 
     Raises:
         ConfigError: An unknown name, an image too small for it, or a weight file that does not fit.
@@ -61,12 +66,15 @@ class Backbone(nn.Module):
         dense: DenseWidths = [],  # noqa: B006 never changed; a list, as a config gives it
         dropout: Dropout = 0.0,
         pool: Literal["avg", "flatten"] = "avg",
+        blocks: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__()
         _check_name(name)
         self.frozen = frozen
         self.pool = pool
         self.backbone, self.loaded_weights = _load(name, image_size, weights)
+        if blocks is not None:
+            _keep_blocks(self.backbone, name, blocks)
         if frozen:
             self.backbone.requires_grad_(False)
             self.backbone.eval()
@@ -165,6 +173,25 @@ def _build(create: Callable[..., nn.Module], name: str, image_size: int) -> nn.M
             for layer in layers:
                 setattr(model, layer, nn.Identity())
     return model
+
+
+def _keep_blocks(model: nn.Module, name: str, kept: int) -> None:
+    """Cut off what comes after so many residual blocks; pooling stays."""
+    if not isinstance(model, timm.models.EfficientNet | timm.models.MobileNetV3):
+        raise ConfigError("blocks", f"must be null, because {name} is no EfficientNet or MobileNetV3, but got {kept}")
+    stages: nn.Sequential = model.blocks
+    total = sum(len(stage) for stage in stages)
+    if kept > total:
+        raise ConfigError("blocks", f"must be at most {total}, the blocks of {name}, but got {kept}")
+    left: list[nn.Module] = []
+    for stage in stages:
+        if kept > 0:
+            left.append(stage[:kept])
+        kept -= len(stage)
+    model.blocks = nn.Sequential(*left)
+    for layer in _AFTER_BLOCKS:
+        if hasattr(model, layer):
+            setattr(model, layer, nn.Identity())
 
 
 def _features(backbone: nn.Module, pool: str, images: Tensor) -> Tensor:
