@@ -1,6 +1,8 @@
 import contextlib
+import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 import src  # noqa: F401  first: it lets a CUDA torchvision be imported beside a CPU torch
+from src import entry
 from src.tracking.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +68,35 @@ def browser() -> Iterator[Any]:
         running = driver.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
         yield running
         running.close()
+
+
+@pytest.fixture
+def run_entry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """`run_entry(train.main, *arguments)`: `python -m src.train <arguments>` in this process: status and output.
+
+    So the imports are paid once. Logging and the signal's handler are left as they were.
+    """
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(main: Callable[[], None], *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        entry.failures.clear()
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    yield run
+    entry.failures.clear()
+    signal.signal(signal.SIGTERM, handler)
+    root.handlers, root.level = handlers, level  # Hydra's write to streams that end with the test
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """`python -m src.report` as a user types it, on a real small study: files, MLflow, bad input."""
 
+import functools
 import json
-import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,26 +45,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """`python -m src.report <arguments>` in this process, so that the imports are paid once: status and output."""
+def here(place: Path, monkeypatch: pytest.MonkeyPatch, run_entry):
+    """`python -m src.report <arguments>` in this process: status and output."""
     monkeypatch.chdir(place)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["report", *arguments])
-        status = 0
-        try:
-            report.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out + said.err
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-    root.handlers, root.level = handlers, level  # Hydra's write to streams that end with the test
+    return functools.partial(run_entry, report.main)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Studies as a user runs them, on real (synthetic) data: what is typed, what stands in Optuna and MLflow afterwards."""
 
-import logging
+import functools
 import os
 import re
 import signal
@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from src import entry, train
+from src import train
 from src.entry import ROOT
 from src.tracking import read
 from src.tracking.store import Store
@@ -44,29 +44,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.fixture
-def typed(place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """`python -m src.train <arguments>` in this process, so that the imports are paid once: status and output."""
+def typed(place: Workplace, monkeypatch: pytest.MonkeyPatch, run_entry):
+    """`python -m src.train <arguments>` in this process: status and output."""
     monkeypatch.chdir(place.folder)
     monkeypatch.setenv("PARETODERM_CACHE", str(place.folder / "cache"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        entry.failures.clear()
-        status = 0
-        try:
-            train.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out + said.err
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-    root.handlers, root.level = handlers, level  # Hydra's write to streams that end with the test
+    return functools.partial(run_entry, train.main)
 
 
 def process(place: Workplace, *arguments: str) -> subprocess.Popen[str]:

@@ -1,8 +1,7 @@
-"""Learning curves of a study's trials, epoch by epoch, and a choice of them that can be looked at."""
+"""Learning curves of a study's trials, epoch by epoch."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 COLUMNS = ["run_id", "label", "state", "epoch", "value"]
@@ -37,23 +36,3 @@ def curves(history: pd.DataFrame, table: pd.DataFrame, trial_of: Mapping[str, st
     found = found.assign(**{name: found["run_id"].map(known[name]) for name in ("label", "state")})
     place = {run: number for number, run in enumerate(known.index)}
     return found.sort_values("run_id", key=lambda runs: runs.map(place), kind="stable")[COLUMNS].reset_index(drop=True)
-
-
-def thin(curves: pd.DataFrame, keep: Collection[str], at_most: int) -> pd.DataFrame:
-    """Few enough curves for a picture.
-
-    Args:
-        curves: From `curves`.
-        keep: Run ids of the trials that are shown in any case: the front's members, chosen ones.
-        at_most: How many others are shown at most, evenly by rank of their last value, the best and the worst included.
-
-    Returns:
-        The rows of these trials, in the same order.
-    """
-    last = curves.groupby("run_id", sort=False)["value"].last()
-    others = last[~last.index.isin(list(keep))].sort_values(kind="stable").index
-    if len(others) > at_most:
-        # one alone stands in the middle
-        ranks = np.linspace(0, len(others) - 1, at_most) if at_most > 1 else np.array([(len(others) - 1) / 2][:at_most])
-        others = others[ranks.round().astype(int)]
-    return curves[curves["run_id"].isin([*keep, *others])].reset_index(drop=True)

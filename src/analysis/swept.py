@@ -63,16 +63,6 @@ def parameters(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=_index(table))
 
 
-def fixed(table: pd.DataFrame) -> dict[str, Any]:
-    """The parameters that have one value only, in all the trials that have them.
-
-    Args:
-        table: As for `parameters`.
-    """
-    columns = {name: column.dropna() for name, column in _columns(table).items()}
-    return {name: column.tolist()[0] for name, column in columns.items() if column.nunique() == 1}
-
-
 def is_numeric(column: pd.Series) -> bool:
     """Whether a column of `parameters` holds numbers."""
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)

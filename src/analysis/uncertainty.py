@@ -34,20 +34,6 @@ class Member(NamedTuple):
     label: str
 
 
-def neighbour_pairs(table: pd.DataFrame, order: str) -> list[tuple[Member, Member]]:
-    """Each member of the front with the next one cheaper.
-
-    Args:
-        table: Members of the front: run_id, label and the cost.
-        order: Column of the cost; equal costs go by run id, a missing one last.
-
-    Returns:
-        (dearer, cheaper), the cheapest pair first; none for fewer than two members.
-    """
-    ordered = table.sort_values([order, "run_id"], na_position="last")
-    return _adjacent([Member(*row) for row in ordered[["run_id", "label"]].itertuples(index=False)])
-
-
 def compare_neighbours(
     predictions: Mapping[str, Sequence[pd.DataFrame]],
     members: Sequence[tuple[str, str]],

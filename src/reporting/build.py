@@ -1,6 +1,7 @@
 """From runs to a report: everything is computed here, nothing drawn."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,11 +11,10 @@ from src.analysis import ablation, curves, importance, swept
 from src.analysis.decision import Answer, decide
 from src.analysis.hypervolume import hypervolume
 from src.analysis.scale import Scale
-from src.analysis.uncertainty import say_drops, say_pairs
 from src.analysis.wording import is_cost
 from src.errors import ConfigError
 from src.objectives import Limit, Objective, parse_limits
-from src.reporting import front, narrative
+from src.reporting import findings, front, narrative
 from src.reporting.collect import Study
 from src.reporting.commands import retrain
 from src.reporting.measured import measure, with_intervals
@@ -24,8 +24,6 @@ from src.reporting.settings import Settings
 from src.tracking.limits import masked
 
 CURVES = 120  # trials whose learning curves are read and drawn
-EFFECTS_TOLD = 8
-FEW = 3  # parameters
 
 
 def build(
@@ -48,11 +46,9 @@ def build(
         title: Of the report.
         earlier: The first study as it was, to compare it with.
     """
-    tables = [front.compared(each, objectives, limits) for each in studies]
-    past = [front.compared(earlier, objectives, limits)] if earlier else []
-    every = [*tables, *past]
-    scale = Scale.fit(np.vstack([front.values_of(each, objectives) for each in every]), objectives)
-    ranked = [front.rank(each, objectives, scale) for each in tables]
+    compared = [front.compared(each, objectives, limits) for each in [*studies, *([earlier] if earlier else [])]]
+    scale = Scale.fit(np.vstack([front.values_of(each, objectives) for each in compared]), objectives)
+    ranked = [front.rank(each, objectives, scale) for each in compared[: len(studies)]]
     tables = [each for each, _ in ranked]
     if len(tables) > 1:
         tables = [each.assign(label=each["study"] + " " + each["label"]) for each in tables]
@@ -70,11 +66,10 @@ def build(
     first = table[table["study"] == own["study"].iloc[0]]  # over several studies data and protocol would be mixed in
     effects = ablation.effects(first, swept.parameters(first), objectives)
     weights, reasons = importance.importance(first, swept.parameters(first), objectives)
-    learned = _curves(table, objectives, reader)
-    compared, fresh = front.comparison([*tables, *past], objectives, scale) if len(every) > 1 else (pd.DataFrame(), [])
+    beside, fresh = front.comparison([*tables, *compared[len(studies) :]], objectives, scale)
     trials = pd.concat([each.trials for each in studies], ignore_index=True)
     volumes = {each["study"].iloc[0]: hypervolume(scale.transform(_front(each, objectives))) for each in tables}
-    return Report(
+    report = Report(
         title=title,
         studies=[each.name for each in studies],
         objectives=objectives,
@@ -91,33 +86,24 @@ def build(
         drops=measured.drops,
         effects=effects,
         importance=weights,
-        curves=learned,
+        curves=_curves(table, quality, reader),
         progress=pd.concat([front.progress(each, objectives, scale) for each in tables], ignore_index=True),
         recalls=measured.recalls,
         reference=scale.describe(),
         hypervolume=volumes,
         counts=narrative.counts(table),
-        paragraphs=[
-            narrative.opening(own, objectives, limits, volumes[own["study"].iloc[0]]),
-            narrative.at_the_knee(own, objectives, ranked[0][1]),
-            *narrative.on_test(answers, table, measured.intervals, bounds_of(settings)["floors"], metric),
-            *say_pairs(measured.pairs, settings.level),
-            *say_drops(measured.drops, settings.level),
-            *narrative.most_important(weights, [each for each in objectives if not is_cost(each.metric)]),
-            # of costs a net's own figures say more than averages over trials that were not drawn evenly
-            *_told(ablation.say_effects(effects, [each for each in objectives if not is_cost(each.metric)])),
-            *_knees(effects, objectives),
-            *narrative.compared(compared, fresh),
-        ],
-        warnings=[
-            *measured.notes,
-            *narrative.same_nets(own, objectives),
-            *narrative.stopped_above(table, learned, quality),
-            *reasons[:1],  # the first objective's; those of the others say the same of the same trials
-            *narrative.warned(table, objectives, trials),
-        ],
-        comparison=compared,
+        paragraphs=[],
+        warnings=[],
+        comparison=beside if len(compared) > 1 else pd.DataFrame(),
         tables=_ablations(effects, objectives),
+    )
+    floors = bounds_of(settings)["floors"]
+    # the reasons of one objective: those of the others say the same of the same trials
+    notes = [*measured.notes, *reasons[:1]]
+    return replace(
+        report,
+        paragraphs=findings.paragraphs(report, ranked[0][1], floors, settings.level, fresh),
+        warnings=findings.warnings(report, notes, trials),
     )
 
 
@@ -189,29 +175,14 @@ def _commands(table: pd.DataFrame, reader: Reader) -> pd.Series:
     return found
 
 
-def _curves(table: pd.DataFrame, objectives: Sequence[Objective], reader: Reader) -> pd.DataFrame:
-    """Of the interesting trials, and of others evenly from the best to the worst."""
-    metric = next((each.metric for each in objectives if each.metric.startswith("val/")), "val/balanced_accuracy")
+def _curves(table: pd.DataFrame, quality: str, reader: Reader) -> pd.DataFrame:
+    """Of the quality, for the interesting trials and for others evenly from the best to the worst."""
     always = table["front"] | (table["chosen"] != "")
     others = np.flatnonzero(~always & ~table["state"].isin(["over_limit"]))
     picked = others[np.unique(np.linspace(0, len(others) - 1, min(CURVES, len(others))).round().astype(int))]
     shown = table[always | table.index.isin(table.index[picked])]
-    history, trial_of = reader.history(list(shown["run_id"]), metric)
+    history, trial_of = reader.history(list(shown["run_id"]), quality.removeprefix("best/"))
     return curves.curves(history, shown, trial_of)
-
-
-def _told(findings: list[str]) -> list[str]:
-    """The strongest findings, and the last sentence, which says how many were looked at."""
-    return findings if len(findings) <= EFFECTS_TOLD else [*findings[: EFFECTS_TOLD - 1], findings[-1]]
-
-
-def _knees(effects: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
-    """Down to where a parameter may be lowered, in studies of few parameters, where the others don't hide it."""
-    quality = next((each for each in objectives if not is_cost(each.metric)), None)
-    if quality is None or effects.empty or effects["parameter"].nunique() > FEW:
-        return []
-    told = effects[effects["ordered"] & (effects["objective"] == quality.metric)]
-    return [ablation.knee_of(effects, str(name), quality)[1] for name in told["parameter"].unique()]
 
 
 def _ablations(effects: pd.DataFrame, objectives: Sequence[Objective]) -> dict[str, pd.DataFrame]:

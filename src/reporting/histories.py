@@ -16,7 +16,7 @@ MOST_ROWS = 40
 
 
 def curves(report: Report) -> Section | None:
-    """The first validation objective by epoch; pruned trials end where they ended."""
+    """The quality by epoch; pruned trials end where they ended."""
     frame = report.curves
     if frame.empty:
         return None

@@ -50,11 +50,9 @@ def metric(name: str) -> Metric:
 
 def direction(report: Report, name: str) -> str:
     """Which way is better, as the report's objective says it, else as the metric's table does; empty if unknown."""
-    for objective in report.objectives:
-        if recorded_name(objective.metric) == recorded_name(name):
-            return "higher is better" if objective.direction == "maximize" else "lower is better"
+    own = [one.direction for one in report.objectives if recorded_name(one.metric) == recorded_name(name)]
     try:
-        return "higher is better" if describe(name).direction == "maximize" else "lower is better"
+        return "higher is better" if (own or [describe(name).direction])[0] == "maximize" else "lower is better"
     except ConfigError:
         return ""
 
@@ -208,10 +206,17 @@ def recalls(report: Report, split: str) -> pd.DataFrame:
     return frame.pivot_table(index="run_id", columns="class", values="recall").reindex(index=order, columns=classes)
 
 
+def importance(report: Report) -> pd.DataFrame | None:
+    """A row a parameter, the least important first, a column an objective; None where nothing is known."""
+    if report.importance.empty:
+        return None
+    wide = report.importance.pivot_table(index="parameter", columns="objective", values="importance", sort=False)
+    return wide.sort_values(wide.columns[0])
+
+
 def curve_metric(report: Report) -> str:
-    """What the learning curves show: the first validation objective."""
-    names = [objective.metric for objective in report.objectives if objective.metric.startswith("val/")]
-    return names[0] if names else report.quality.removeprefix("best/")
+    """What the learning curves show: the quality, epoch by epoch."""
+    return report.quality.removeprefix("best/")
 
 
 def curve_order(report: Report) -> list[str]:
@@ -248,14 +253,9 @@ def wrapped(text: str, width: int, split: str = "\n") -> str:
     return split.join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
-def at_dots(text: str, width: int) -> str:
-    """Like `wrapped`, but names such as model.net.dropout may also break behind a dot."""
-    return wrapped(text.replace(".", ". "), width).replace(". ", ".")
-
-
-def at_underscores(text: str, width: int) -> str:
-    """Like `wrapped`, but names such as weighted_cross_entropy may also break behind an underscore."""
-    return wrapped(text.replace("_", "_ "), width).replace("_ ", "_")
+def wrapped_at(mark: str, text: str, width: int) -> str:
+    """Like `wrapped`, but names such as model.net.dropout or weighted_focal may also break behind their dots or "_"."""
+    return wrapped(text.replace(mark, f"{mark} "), width).replace(f"{mark} ", mark)
 
 
 def _swept(report: Report) -> pd.DataFrame:

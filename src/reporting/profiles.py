@@ -64,7 +64,7 @@ def _dimension(one: layout.Axis, width: int) -> dict[str, Any]:
     texts = [text for _, text in one.ticks]
     short = [f"{text[: _LONGEST - 1]}…" if len(text) > _LONGEST else text for text in texts]
     return {
-        "label": plain(layout.at_dots(one.label, width)).replace("\n", "<br>"),
+        "label": plain(layout.wrapped_at(".", one.label, width)).replace("\n", "<br>"),
         "values": rounded(one.positions),
         "range": [one.low, one.high],
         "tickvals": [place for place, _ in one.ticks],
@@ -97,11 +97,9 @@ def effects(report: Report) -> Section | None:
 
 def importance(report: Report) -> Section | None:
     """Which parameters matter, for each objective."""
-    frame = report.importance
-    if frame.empty:
+    wide = layout.importance(report)
+    if wide is None:
         return None
-    wide = frame.pivot_table(index="parameter", columns="objective", values="importance", sort=False)
-    wide = wide.sort_values(wide.columns[0])
     bars = [
         go.Bar(
             name=plain(layout.metric(str(name)).label),
@@ -213,7 +211,7 @@ def _parameter_axis(parameter: str, rows: pd.DataFrame) -> dict[str, Any]:
 def _names(rows: pd.DataFrame) -> dict[str, Any]:
     """A tick for each text, in lines below each other, or upright where they are too many for that."""
     room = _ROOM // max(len(rows), 1)
-    texts = [layout.at_underscores(str(value), max(room, 1)) for value in rows["value"]]
+    texts = [layout.wrapped_at("_", str(value), max(room, 1)) for value in rows["value"]]
     level = max((len(line) for text in texts for line in text.split("\n")), default=0) <= room
     lines = texts if level else [str(value) for value in rows["value"]]
     found = {

@@ -88,7 +88,7 @@ def front(report: Report) -> Figure | None:
 
 
 def curves(report: Report) -> Figure | None:
-    """The first validation objective by epoch; pruned trials end where they ended, the front is bold."""
+    """The quality by epoch; pruned trials end where they ended, the front is bold."""
     frame = report.curves
     if frame.empty:
         return None

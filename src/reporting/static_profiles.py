@@ -41,7 +41,7 @@ def effects(report: Report) -> Figure | None:
     for axes, parameter in zip(grid[-1], parameters, strict=True):
         rows = frame[frame["parameter"] == parameter].drop_duplicates("position")
         _parameter_axis(axes, rows.sort_values("position"))
-        axes.set_xlabel(layout.at_dots(str(parameter), 24))
+        axes.set_xlabel(layout.wrapped_at(".", str(parameter), 24))
     handles, labels = next(filter(all, (axes.get_legend_handles_labels() for axes in grid.flat)))
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -49,11 +49,9 @@ def effects(report: Report) -> Figure | None:
 
 def importance(report: Report) -> Figure | None:
     """Which parameters matter, for each objective."""
-    frame = report.importance
-    if frame.empty:
+    wide = layout.importance(report)
+    if wide is None:
         return None
-    wide = frame.pivot_table(index="parameter", columns="objective", values="importance", sort=False)
-    wide = wide.sort_values(wide.columns[0])
     figure = Figure(
         figsize=(4.6, 0.9 + 0.2 * len(wide) * len(wide.columns) + 0.15 * len(wide.columns)), layout="constrained"
     )
@@ -95,7 +93,7 @@ def parallel(report: Report) -> Figure | None:
             spot = (place + 0.03, (value - one.low) / (one.high - one.low))
             box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4}
             axes.annotate(text, spot, fontsize=6, va="center", bbox=box)
-    axes.set_xticks(range(len(found)), [layout.at_dots(one.label, 19) for one in found], fontsize=6.5)
+    axes.set_xticks(range(len(found)), [layout.wrapped_at(".", one.label, 19) for one in found], fontsize=6.5)
     axes.set(xlim=(-0.2, len(found) - 0.6), ylim=(-0.04, 1.04))
     axes.yaxis.set_major_locator(NullLocator())
     axes.grid(visible=False)
@@ -176,7 +174,7 @@ def _parameter_axis(axes: Axes, rows: pd.DataFrame) -> None:
     if not numeric or layout.apart(rows, 0.1):
         texts = [str(value) for value in rows["value"]]
         if numeric or len(rows) <= 3:
-            axes.set_xticks(x, [layout.at_underscores(text, 9) for text in texts], fontsize=6.5)
+            axes.set_xticks(x, [layout.wrapped_at("_", text, 9) for text in texts], fontsize=6.5)
         else:
             axes.set_xticks(x, texts, fontsize=6.5, rotation=35, ha="right", rotation_mode="anchor")
         axes.xaxis.set_minor_locator(NullLocator())

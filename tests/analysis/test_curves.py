@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.analysis.curves import COLUMNS, curves, thin
+from src.analysis.curves import COLUMNS, curves
 
 TABLE = pd.DataFrame(
     {
@@ -67,35 +67,3 @@ def test_no_history_is_no_curve() -> None:
     found = curves(history(), TABLE)
     assert found.empty
     assert list(found) == COLUMNS
-    assert thin(found, ["good"], 3).empty
-
-
-def many(n: int) -> pd.DataFrame:
-    table = pd.DataFrame({"run_id": [f"r{k}" for k in range(n)], "label": "net", "state": "dominated"})
-    return curves(history(**{f"r{k}": [0.0, k / 100] for k in range(n)}), table)
-
-
-def test_few_curves_are_all_shown() -> None:
-    pd.testing.assert_frame_equal(thin(many(5), ["r2"], 4), many(5))
-
-
-@pytest.mark.parametrize(
-    ("at_most", "shown"),
-    [(0, {"r50"}), (1, {"r50", "r51"}), (2, {"r50", "r0", "r100"}), (5, {"r50", "r0", "r25", "r51", "r75", "r100"})],
-)
-def test_the_others_are_drawn_evenly_by_rank(at_most: int, shown: set[str]) -> None:
-    # without r50 the ranks 0 to 99 are r0 to r49 and r51 to r100; the middle, 49.5, goes to 50
-    found = thin(many(101), ["r50", "elsewhere"], at_most)
-    assert set(found["run_id"]) == shown
-    assert found.groupby("run_id").size().eq(2).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 40), st.integers(0, 30), st.integers(0, 6))
-def test_no_more_than_asked_for_and_none_twice(n: int, at_most: int, kept: int) -> None:
-    keep = [f"r{number}" for number in range(kept)]
-    found = thin(many(n), keep, at_most)
-    shown = set(found["run_id"])
-    assert set(keep[:n]) <= shown
-    assert len(shown - set(keep)) == min(at_most, max(n - kept, 0))
-    assert len(found) == 2 * len(shown)

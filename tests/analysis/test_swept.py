@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis.swept import fixed, has_order, in_order, is_log, is_numeric, levels, parameters, scan
+from src.analysis.swept import has_order, in_order, is_log, is_numeric, levels, parameters, scan
 from src.sweep.grammar import text_of
 
 TYPED = "model.net.width=4 model.net.dense=[128, 64] model.net.dropout=0.38 loss=weighted_focal optimizer.lr=0.001"
@@ -81,7 +81,6 @@ def test_only_what_differs_is_a_parameter() -> None:
     assert found["width"].tolist() == [4, 8, 8]
     assert found["width"].dtype.kind == "i"
     assert found["loss"].tolist() == ["focal", "cross_entropy", None]
-    assert fixed(table) == {"model": "custom"}
 
 
 def test_a_conditional_parameter_is_missing_where_a_trial_has_none() -> None:
@@ -92,11 +91,12 @@ def test_a_conditional_parameter_is_missing_where_a_trial_has_none() -> None:
 
 
 def test_two_spellings_are_one_value() -> None:
-    assert fixed(trials("dense=[128,64] lr=1e-3 loss='focal'", "dense=[ 128, 64 ] lr=0.001 loss=focal")) == {
-        "dense": "[128, 64]",
-        "lr": 0.001,
-        "loss": "focal",
-    }
+    twice = ["dense=[128,64] lr=1e-3 loss='focal'", "dense=[ 128, 64 ] lr=0.001 loss=focal"]
+    assert list(parameters(trials(*twice))) == []
+    found = parameters(trials(*twice, "dense=[] lr=1 loss=ce"))
+    assert found["dense"].tolist() == ["[128, 64]", "[128, 64]", "[]"]
+    assert found["lr"].tolist() == [0.001, 0.001, 1]
+    assert found["loss"].tolist() == ["focal", "focal", "ce"]
     assert parameters(trials("x='1, 2'", 'x="1"', "x=1"))["x"].tolist() == ["1, 2", '"1"', "1"]
 
 
@@ -105,8 +105,7 @@ def test_numbers_beside_null_stay_text() -> None:
 
 
 def test_no_trial_has_no_parameter() -> None:
-    assert parameters(trials()).empty
-    assert fixed(trials()) == {}
+    assert parameters(trials()).shape == (0, 0)
 
 
 def test_a_factor_of_ten_asks_for_a_logarithmic_axis() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from src.analysis.bootstrap import intervals
 from src.analysis.paired import mcnemar, paired_difference
-from src.analysis.uncertainty import compare_neighbours, drops, neighbour_pairs, say_drops, say_pairs, tied_groups
+from src.analysis.uncertainty import compare_neighbours, drops, say_drops, say_pairs, tied_groups
 from src.errors import ConfigError
 
 PAIRS = [
@@ -40,18 +40,6 @@ def answers(wrong: int, images: int = 400, prefix: str = "i") -> list[pd.DataFra
 def predictions() -> dict[str, list[pd.DataFrame]]:
     # tiny is far worse; small, middle and large get all but a few images the same
     return {"r1": answers(200), "r2": answers(103), "r3": answers(102), "r4": answers(100)}
-
-
-def test_neighbours_go_by_cost() -> None:
-    table = pd.DataFrame(
-        {"run_id": ["c", "a", "d", "b"], "label": ["C", "A", "D", "B"], "efficiency/flops": [5.0, 9.0, np.nan, 5.0]}
-    )
-    assert neighbour_pairs(table, "efficiency/flops") == [
-        (("c", "C"), ("b", "B")),
-        (("a", "A"), ("c", "C")),
-        (("d", "D"), ("a", "A")),
-    ]
-    assert neighbour_pairs(table.iloc[:1], "efficiency/flops") == []
 
 
 def test_pairs_hold_the_tests_and_their_correction(predictions: dict[str, list[pd.DataFrame]]) -> None:
