@@ -79,8 +79,8 @@ class Limit:
         return f"{self.metric} {self.operator} {self.value:g}"
 
 
-# Quality, for a prefix of a split: name behind the prefix -> label, direction. All are fractions in [0, 1], but for
-# the loss.
+# Quality, for a prefix of a split: name behind the prefix -> label, direction. All are fractions in [0, 1], but for the
+# loss and the negative log-likelihood (nats) and the temperature, of which neither way is better.
 _QUALITY: dict[str, tuple[str, Direction]] = {
     "loss": ("loss", "minimize"),
     "accuracy": ("accuracy", "maximize"),
@@ -91,6 +91,26 @@ _QUALITY: dict[str, tuple[str, Direction]] = {
     r"precision/(?P<class_name>.+)": ("precision of {class_name}", "maximize"),
     r"f1/(?P<class_name>.+)": ("F1 of {class_name}", "maximize"),
     r"specificity/(?P<class_name>.+)": ("specificity of {class_name}", "maximize"),
+    r"auroc/(?P<class_name>.+)": ("AUROC of {class_name}", "maximize"),
+    r"average_precision/(?P<class_name>.+)": ("average precision of {class_name}", "maximize"),
+    r"auroc_above_80_sensitivity/(?P<class_name>.+)": ("AUC above 80% sensitivity of {class_name}", "maximize"),
+    r"pauc_80/(?P<class_name>.+)": ("pAUC above 80% TPR (ISIC 2024, at most 0.2) of {class_name}", "maximize"),
+    r"sensitivity_at_spec(?P<per_cent>[\d.]+)/(?P<class_name>.+)": (
+        "sensitivity at {per_cent}% specificity of {class_name}",
+        "maximize",
+    ),
+    r"specificity_at_sens(?P<per_cent>[\d.]+)/(?P<class_name>.+)": (
+        "specificity at {per_cent}% sensitivity of {class_name}",
+        "maximize",
+    ),
+    r"chosen/(?P<measure>sensitivity|specificity|ppv|npv)/(?P<class_name>.+)": (
+        "{measure} of {class_name} at the threshold chosen on validation",
+        "maximize",
+    ),
+    "isic_balanced_accuracy": ("balanced accuracy, ties undecided (ISIC)", "maximize"),
+    r"(?P<measure>ece|adaptive_ece|brier|nll)": ("calibration error {measure}", "minimize"),
+    r"(?P<measure>ece|adaptive_ece|brier|nll)_scaled": ("{measure} after temperature scaling", "minimize"),
+    "temperature": ("temperature fitted on validation", "minimize"),
 }
 _SPLITS = {"val": "validation", "test": "test", "best/val": "validation, chosen epoch"}
 

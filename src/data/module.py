@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
-from src.data import cache, sampling, splits
+from src.data import cache, leakage, sampling, splits
 from src.data.source import SPLITS, Source
 from src.errors import ConfigError, DataError
 
@@ -132,6 +132,8 @@ class DataModule(LightningDataModule):
         on_unreadable: What to do about pictures that cannot be read.
         batch_size: Images a batch (per process).
         cache_dir: Folder of the decoded pictures.
+        siblings: What becomes of the other photographs of test lesions, of which one is tested, see `src.data.leakage`:
+            "out" of use, "in" train (leaks: this is measured), or None: they are tested too. Grouped splits only.
         augment: Module for float images (B, 3, S, S) in [0, 1]; applied to training batches on the training device.
         seed: Seed of shuffling and oversampling.
     """
@@ -151,6 +153,7 @@ class DataModule(LightningDataModule):
         on_unreadable: Literal["error", "skip"],
         batch_size: Annotated[int, Ge(1)],
         cache_dir: str,
+        siblings: leakage.Siblings | None = None,
         augment: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
@@ -161,13 +164,15 @@ class DataModule(LightningDataModule):
         self.source = source
         self.image_size = image_size
         self.geometry = geometry
-        self.split_mode = split
+        self._split = split
+        self.split_mode = leakage.LABELS[siblings] if siblings else split
         self.fractions = (fractions[0], fractions[1], fractions[2])
         self.split_seed = split_seed
         self.oversample = oversample
         self.on_unreadable = on_unreadable
         self.batch_size = batch_size
         self.cache_dir = Path(cache_dir)
+        self.siblings = siblings
         self.augment = augment
         self.seed = seed
         self._ready = False
@@ -189,14 +194,20 @@ class DataModule(LightningDataModule):
         self.grouped_by = manifest.grouped_by
         self.frame: pd.DataFrame = self.cache.frame
         self.labels: np.ndarray = self.frame["label"].to_numpy(dtype=np.int64, copy=True)
-        self.side = splits.load(
-            self.frame, self.split_mode, self.fractions, self.split_seed, self.cache_dir, self.classes
-        )
+        self.side = self._sides()
         self._rows = {name: np.flatnonzero((self.side == name).to_numpy()) for name in SPLITS}
         if len(self._rows["train"]) == 0:
             raise DataError(f"{self.name}: no image is left to train on")
         self._ready = True
         return self
+
+    def _sides(self) -> pd.Series:
+        sides = splits.load(self.frame, self._split, self.fractions, self.split_seed, self.cache_dir, self.classes)
+        if self.siblings is None:
+            return sides
+        leakage.check(self._split, self.grouped_by)
+        self._has_sibling = leakage.has_sibling(self.frame, sides)
+        return leakage.arrange(self.frame, sides, self.siblings, self.split_seed, self.classes)
 
     @property
     def outputs(self) -> int:
@@ -225,6 +236,9 @@ class DataModule(LightningDataModule):
     def record(self) -> dict[str, Any]:
         """What the run record says about the data."""
         counts = {f"data/images/{name}": len(self._rows[name]) for name in SPLITS}
+        if self.siblings is not None:
+            counts["data/images/unused"] = int((self.side == leakage.UNUSED).sum())
+            counts["data/images/test_with_sibling"] = int(self._has_sibling.iloc[self._rows["test"]].sum())
         return {
             **counts,
             "data/unreadable": len(self.cache.unreadable),
@@ -234,6 +248,8 @@ class DataModule(LightningDataModule):
     def predictions(self, rows: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
         """One line an image: its id, group, true label and the probability of each class.
 
+        With `siblings`, of test images also whether their lesion has another photograph (`leakage.HAS_SIBLING`).
+
         Args:
             rows: Row numbers in the cache, (N,).
             probability: (N, K).
@@ -241,6 +257,8 @@ class DataModule(LightningDataModule):
         frame = self.frame.iloc[rows]
         table = pd.DataFrame({"image_id": frame["image_id"].to_numpy(), "group": frame["group"].to_numpy()})
         table["label"] = [self.classes[label] for label in frame["label"]]
+        if self.siblings is not None and (self.side.iloc[rows] == "test").all():
+            table[leakage.HAS_SIBLING] = self._has_sibling.iloc[rows].to_numpy()
         for number, name in enumerate(self.classes):
             table[f"p/{name}"] = probability[:, number]
         return table

@@ -100,9 +100,11 @@ def load(
 def groups_on_two_sides(frame: pd.DataFrame, sides: pd.Series) -> int:
     """How many groups have images on more than one side: over 0, the split leaks.
 
-    Where the groups are not known (`grouped_by` is "image"), 0 means nothing.
+    Images that are used nowhere (on none of `SPLITS`) do not count. Where the groups are not known (`grouped_by` is
+    "image"), 0 means nothing.
     """
-    return int((sides.groupby(frame["group"]).nunique() > 1).sum())
+    used = sides.isin(SPLITS)
+    return int((sides[used].groupby(frame["group"][used]).nunique() > 1).sum())
 
 
 def check_fractions(fractions: Fractions) -> dict[str, float]:

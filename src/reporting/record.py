@@ -42,7 +42,7 @@ class Report:
             mean (over all finished trials with that value), low, high, n, best (value of the objective at the best
             setting of all other parameters), best_run.
         importance: Columns parameter, objective, importance (fractions that sum to one an objective).
-        curves: Columns run_id, label, state, epoch (from 1), value: the first validation objective by epoch; only
+        curves: Columns run_id, label, state, epoch (from 1), value: the quality by epoch; only
             epochs that were trained.
         progress: Hypervolume over time: columns study, trials (ended so far), ended (UTC), hypervolume.
         recalls: Columns run_id, label, split, class, recall, low, high, images.

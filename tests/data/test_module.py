@@ -140,3 +140,32 @@ def test_augmentation_sees_floats_and_only_training_batches(tmp_path: Path) -> N
 def test_fractions_must_be_three(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="fractions: must be three numbers"):
         module(tmp_path, fractions=[0.8, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("siblings", "label", "leaking"),
+    [("out", "grouped, siblings of test left out", 0), ("in", "grouped, siblings of test in training", 8)],
+)
+def test_an_arm_says_what_it_is(tmp_path: Path, siblings: str, label: str, leaking: int) -> None:
+    whole, data = module(tmp_path), module(tmp_path, siblings=siblings)
+    assert data.split_mode == label
+    assert data.class_counts == whole.class_counts == [36, 12]
+    assert data.rows("val").tolist() == whole.rows("val").tolist()
+    # 80 images, two of each group: of 16 to be tested, every second one is
+    assert data.record() == {
+        "data/images/train": 48,
+        "data/images/val": 16,
+        "data/images/test": 8,
+        "data/images/unused": 8,
+        "data/images/test_with_sibling": 8,
+        "data/unreadable": 0,
+        "data/groups_on_two_sides": leaking,
+    }
+    tested = data.predictions(data.rows("test"), np.full((8, 2), 0.5))
+    assert tested["has_sibling"].all()
+    assert "has_sibling" not in data.predictions(data.rows("val"), np.full((16, 2), 0.5))
+    assert "has_sibling" not in whole.predictions(whole.rows("test"), np.full((16, 2), 0.5))
+
+
+def test_the_arms_have_fingerprints_of_their_own(tmp_path: Path) -> None:
+    assert len({module(tmp_path, siblings=arm).split_fingerprint for arm in (None, "out", "in")}) == 3
