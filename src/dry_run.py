@@ -18,6 +18,7 @@ from src.config import check, resolve
 from src.efficiency.profile import static_cost
 from src.entry import one_line
 from src.objectives import Limit
+from src.radiomics.once import FittedOnce
 from src.sweep.space import Space
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ class Estimate:
     Attributes:
         cell: Its overrides.
         cost: By names in the run record.
-        seconds: Of training, all epochs; validation, measuring and recording come on top.
+        seconds: Of training, all epochs; validation, measuring and recording come on top. Of a net that is fitted once:
+            of one pass over the training images, the fit itself on top too.
         memory_mb: Weights, gradients, optimizer and the activations that one batch keeps for its backward pass.
         over: The limits that it breaks before it is trained: it would not be.
         problem: Why it cannot run; empty if it can.
@@ -125,6 +127,8 @@ def _estimate(
             return Estimate(cell, cost, 0.0, 0.0, over)
         if own.threads:
             torch.set_num_threads(own.threads)
+        if isinstance(parts.classifier.net, FittedOnce):
+            return Estimate(cell, cost, _one_pass(parts), 0.0)
         per_batch, activations = _one_batch(own, parts)
         batches = len(parts.data.loader("train", train=True)) * own.trainer.max_epochs
         weights = OPTIMIZER_COPIES * cost["efficiency/size_mb"]
@@ -134,6 +138,16 @@ def _estimate(
         if line is None and not isinstance(error, (RuntimeError, MemoryError)):
             raise
         return Estimate(cell, {}, 0.0, 0.0, problem=line or str(error).splitlines()[0])
+
+
+def _one_pass(parts: training.Parts) -> float:
+    """Seconds in which a net looks at every training image once."""
+    loader = parts.data.loader("train")
+    batch = next(iter(loader))["image"]
+    began = time.perf_counter()
+    with torch.inference_mode():
+        parts.classifier.eval()(batch)
+    return (time.perf_counter() - began) * loader.sampler.size / len(batch)
 
 
 def _one_batch(config: DictConfig, parts: training.Parts) -> tuple[float, float]:
@@ -177,10 +191,14 @@ def _table(title: str, estimates: list[Estimate]) -> Table:
         if each.problem:
             drawn.add_row(cell.replace("[", "\\["), "-", "-", "-", "-")
             continue
-        cost = [f"{each.cost['efficiency/flops'] / 1e6:,.1f}", f"{each.cost['efficiency/params'] / 1e3:,.1f}"]
+        cost = [_scaled(each.cost, "efficiency/flops", 1e6), _scaled(each.cost, "efficiency/params", 1e3)]
         taken = ["-", "-"] if each.over else [f"{each.seconds:,.0f}", f"{each.memory_mb:,.0f}"]
         drawn.add_row(cell.replace("[", "\\["), *cost, *taken)
     return drawn
+
+
+def _scaled(cost: dict[str, float], name: str, unit: float) -> str:
+    return f"{cost[name] / unit:,.1f}" if name in cost else "-"
 
 
 def _totals(estimates: list[Estimate], total: int, repeats: int, n_jobs: int) -> list[str]:

@@ -31,6 +31,7 @@ from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
 PER_EPOCH = ("val/", "train/", "data/")  # of these the study needs no copy
+NOT_FOR_ALL = ("efficiency/flops",)  # what some models have none of, see src.efficiency.profile
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _repeated(config: DictConfig, store: Store, place: Place, context: TrialCont
         means, spreads = aggregate(done)
         trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
         trial.flush()
-        context.commit(means)
+        _commit(context, means)
     return means
 
 
@@ -181,8 +182,19 @@ def _trial_run(
         metrics = {name: value for name, value in run.latest.items() if not name.startswith(PER_EPOCH)}
         if alone:
             run.flush()
-            context.commit(metrics)
+            _commit(context, metrics)
     return run.id, metrics
+
+
+def _commit(context: TrialContext, metrics: dict[str, float]) -> None:
+    """Tell the study; a trial without one of its measures has a row like any other, but no place in the search."""
+    wanted = {each.metric for each in context.objectives} | {each.metric for each in context.limits}
+    lacking = sorted(wanted.intersection(NOT_FOR_ALL) - metrics.keys())
+    if lacking:
+        reason = f"this model has no {lacking[0]}; its row is in the comparison, off the front"
+        context.give_up("pruned", "", reason)
+    else:
+        context.commit(metrics)
 
 
 def _record(

@@ -17,6 +17,7 @@ from pytorch_lightning import __version__ as lightning_version
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from src import teachers
 from src.allocator import keep_freed_memory
 from src.analysis import figures
 from src.checkpoint import BestEpoch, load_weights
@@ -27,9 +28,11 @@ from src.data.module import DataModule
 from src.errors import ConfigError
 from src.last_state import LastState, fits
 from src.progress import AfterEpoch, EpochProgress, quiet_lightning
+from src.radiomics import once
 from src.reproducibility import config_hash, environment, seed_everything
 from src.tracking.logger import RunLogger
 from src.tracking.run import Run
+from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
 SHEET_IMAGES = 6  # pictures a class on the contact sheet
@@ -67,7 +70,11 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
         config.model.net.weights = "random"
     seed_everything(config.seed)
     net: nn.Module = instantiate(config.model.net, "model.net", outputs=data.outputs)
-    loss = instantiate(config.loss, "loss", class_counts=data.class_counts)
+    if isinstance(net, once.FittedOnce):
+        data.augment = None  # it sees each image once, as it is
+    loss = instantiate(
+        config.loss, "loss", ("teacher",), class_counts=data.class_counts, **_taught(config, data, pretrained)
+    )
     classifier = instantiate(
         config.model,
         "model",
@@ -80,6 +87,14 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
         scheduler=instantiate(config.scheduler, "scheduler"),
     )
     return Parts(data, classifier)
+
+
+def _taught(config: DictConfig, data: DataModule, pretrained: bool) -> dict[str, Any]:
+    """The teachers that the loss asks for; none where nothing is trained."""
+    if "teacher" not in config.loss or not pretrained:
+        return {}
+    store: Store = instantiate(config.tracking, "tracking")
+    return {"teachers": teachers.load(store, config.loss.teacher, data)}
 
 
 def _optimizer(config: DictConfig) -> Any:
@@ -104,8 +119,7 @@ def prepare_fit(
         folder: The run's own folder; the checkpoint goes there.
         after: Further callbacks, behind all others.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    _set_threads(config)
     if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
         raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {config.trainer.max_epochs}")
     has_validation = parts.data.has("val")
@@ -122,6 +136,11 @@ def prepare_fit(
     return trainer, progress, best
 
 
+def _set_threads(config: DictConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
 def train(
     config: DictConfig,
     parts: Parts,
@@ -133,7 +152,7 @@ def train(
     on_resume: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
     keep_state_s: float | None = None,
 ) -> Path:
-    """Fit, and bring the classifier back to its chosen epoch.
+    """Fit, and bring the classifier back to its chosen epoch; a net that is fitted once has none, see `once.train`.
 
     Args:
         config: A composed `conf/train.yaml`.
@@ -151,6 +170,9 @@ def train(
     Returns:
         The path of the chosen epoch's checkpoint.
     """
+    if isinstance(net := parts.classifier.net, once.FittedOnce):
+        _set_threads(config)
+        return once.train(parts.classifier, net, parts.data, config.seed, run, folder)
     identity = _identity(config, parts.data)
     last = LastState(folder / "checkpoint", identity, keep_state_s, on_resume)
     hook = AfterEpoch(on_epoch)
@@ -202,7 +224,8 @@ def evaluate(config: DictConfig, parts: Parts, split: str, run: Run, folder: Pat
     Returns:
         The metrics by their recorded names.
     """
-    trainer = _trainer(config, None, folder, [], devices=1, strategy="auto")
+    on_cpu = {"accelerator": "cpu", "precision": "32-true"} if isinstance(parts.classifier.net, once.FittedOnce) else {}
+    trainer = _trainer(config, None, folder, [], devices=1, strategy="auto", **on_cpu)
     with quiet_lightning():
         trainer.test(parts.classifier, parts.data.loader(split), verbose=False)
     prefix = "best/val" if split == "val" else split

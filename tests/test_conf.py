@@ -23,12 +23,17 @@ from src.sweep.samplers import make_sampler
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
+ELSEWHERE = ("paper", "labels")  # parts of other entries' configs, tested with those
 CHOICES = [
-    (str(file.parent.relative_to(CONF)), file.stem)
+    (group, str(file.relative_to(CONF / group).with_suffix("")))
     for file in FILES
     if file.parent != CONF and file.parent.name != "hydra" and not file.stem.startswith("_")
+    for folder in [file.parent.relative_to(CONF)]
+    for group in ["experiment" if folder.parts[0] == "experiment" else str(folder)]  # its folders are papers
+    if group not in ELSEWHERE
 ]
 FILLED = {  # what a choice leaves to the user
+    "distillation": ["loss.teacher=0123abcd"],
     "timm": ["model.net.name=mobilenetv3_small_050"],
     "threshold": ["hydra.sweeper.pruner.lower=0.1"],
     "workers": ["hydra.sweeper.storage=sqlite:///studies.db"],
@@ -71,7 +76,7 @@ def build_model(config: DictConfig) -> None:
 
 
 def build_loss(config: DictConfig) -> None:
-    loss = instantiate(config.loss, "loss", class_counts=[5, 4, 3])
+    loss = instantiate(config.loss, "loss", ("teacher",), class_counts=[5, 4, 3])
     assert loss(torch.zeros(2, 3), torch.tensor([0, 2])).isfinite()
 
 

@@ -44,6 +44,7 @@ DOORS = {
     "optuna": ("src/sweep/", "src/analysis/", "src/launch.py", "src/dry_run.py"),
     "fvcore": ("src/efficiency/flops.py",),
     "timm": ("src/models/backbone.py",),
+    "mahotas": ("src/radiomics/features.py",),
     "hydra": (
         "src/train.py",
         "src/jobs.py",

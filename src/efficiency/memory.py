@@ -1,5 +1,6 @@
 """Peak memory of inference."""
 
+import tracemalloc
 import weakref
 from typing import Any
 
@@ -15,7 +16,8 @@ def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: tor
     On CUDA it is the allocator's peak: blocks rounded up as it does, cuDNN's workspaces included, but not the CUDA
     context and not what else the process keeps on the GPU. On the CPU it is the bytes of the tensors that are alive
     at once, which is the same each time; what a library allocates for itself (oneDNN's reordered weights and scratch
-    space, temporaries within one fused operator) is not seen.
+    space, temporaries within one fused operator) is not seen. Of a net that works outside torch it is the peak of what
+    Python and numpy allocate, beside weights and input.
 
     Args:
         net: Images (B, 3, S, S) -> anything, on `device`, in eval mode. Let it run once before: CUDA's libraries load
@@ -45,8 +47,25 @@ def _tensor_peak(net: nn.Module, images: Tensor) -> int:
     with _LiveStorages() as live:
         for tensor in (*net.parameters(), *net.buffers(), images):
             live.see(tensor)
+        if getattr(net, "outside_torch", False):
+            return live.peak + _python_peak(net, images)
         net(images)
     return live.peak
+
+
+def _python_peak(net: nn.Module, images: Tensor) -> int:
+    """Most bytes that Python and numpy, which reports its arrays to it, have allocated at once during a call."""
+    running = tracemalloc.is_tracing()
+    if not running:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        net(images)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not running:
+            tracemalloc.stop()
 
 
 def _weight_bytes(net: nn.Module) -> int:

@@ -40,9 +40,10 @@ def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
         image_size: S, px.
 
     Returns:
-        By their names in the run record.
+        By their names in the run record; empty for a net that has an attribute `fitted` and is not: what it will hold
+        depends on the data.
     """
-    return _static(net, flops.count_flops(net, image_size).total)
+    return _static(net, _counted(net, image_size)) if getattr(net, "fitted", True) else {}
 
 
 class Profiler:
@@ -99,17 +100,19 @@ class Profiler:
         """Measure everything. The net itself, its device and mode and torch's random numbers are left as they are.
 
         Args:
-            net: Images (B, 3, S, S) -> anything.
+            net: Images (B, 3, S, S) -> anything. One with a true attribute `outside_torch` works on the CPU whatever
+                it is given; it is timed there, beside the reference net on the CPU, and has no multiply-adds: the
+                counter sees only torch's operators.
             image_size: S, px.
             device: Where to run; "cpu" or a CUDA device.
         """
-        device = torch.device(device)
+        device = torch.device("cpu" if _outside_torch(net) else device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            counted = flops.count_flops(net, image_size)
+            counted = _counted(net, image_size)
             copies = [self._ready(module, device) for module in (net, self.reference)]
             timed, details = self._timed(copies[0], image_size, copies[1], device)
             memory = peak_memory_mb(copies[0], image_size, 1, device)
-        metrics = _static(net, counted.total) | timed | {"efficiency/peak_memory_mb": memory}
+        metrics = _static(net, counted) | timed | {"efficiency/peak_memory_mb": memory}
         return Profile(metrics, self._conditions(counted, device) | details)
 
     def _ready(self, net: nn.Module, device: torch.device) -> nn.Module:
@@ -145,15 +148,17 @@ class Profiler:
         }
         return metrics, details
 
-    def _conditions(self, counted: flops.Flops, device: torch.device) -> dict[str, Any]:
+    def _conditions(self, counted: flops.Flops | None, device: torch.device) -> dict[str, Any]:
         return {
             "device": device_name(device),
             "device_type": device.type,
             "torch": torch.__version__,
             "threads": self.threads,
             "channels_last": self.layout is torch.channels_last,
-            "flop_convention": flops.CONVENTION,
-            "uncounted_operators": counted.uncounted,
+            "flop_convention": flops.CONVENTION
+            if counted
+            else "not counted: the work is not done by torch's operators",
+            "uncounted_operators": counted.uncounted if counted else {},
             "latency_clock": "wall",
             "reference": type(self.reference).__name__,
             "reference_params": count_parameters(self.reference),
@@ -167,9 +172,17 @@ class Profiler:
         return images.to(device).contiguous(memory_format=self.layout)
 
 
-def _static(net: nn.Module, flops_total: int) -> dict[str, float]:
+def _outside_torch(net: nn.Module) -> bool:
+    return bool(getattr(net, "outside_torch", False))
+
+
+def _counted(net: nn.Module, image_size: int) -> flops.Flops | None:
+    return None if _outside_torch(net) else flops.count_flops(net, image_size)
+
+
+def _static(net: nn.Module, counted: flops.Flops | None) -> dict[str, float]:
     return {
-        "efficiency/flops": float(flops_total),
+        **({"efficiency/flops": float(counted.total)} if counted else {}),
         "efficiency/params": float(count_parameters(net)),
         "efficiency/trainable_params": float(count_trainable(net)),
         "efficiency/size_mb": size_mb(net),

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -114,3 +115,43 @@ def test_on_a_gpu() -> None:
     # weights, input, and the widest two maps at the least
     floats = profile.metrics["efficiency/params"] + 3 * 100 + 2 * 6 * 64
     assert profile.metrics["efficiency/peak_memory_mb"] > floats * 4 / 1e6
+
+
+class Numpy(nn.Module):
+    """Leaves torch: an array of 8 MB on the way."""
+
+    outside_torch = True
+
+    def __init__(self, fitted: bool = True) -> None:
+        super().__init__()
+        self.fitted = fitted
+        self.weight = nn.Parameter(torch.zeros(250, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.new_full((len(images), 1), float(np.ones(1_000_000).sum()))
+
+
+def test_net_outside_torch_has_no_flops_and_all_other_costs() -> None:
+    profile = profiler(batch_sizes=[1, 4]).profile(Numpy(), 10, "cpu")
+    assert "efficiency/flops" not in profile.metrics
+    assert profile.metrics["efficiency/params"] == 250
+    assert profile.metrics["efficiency/trainable_params"] == 0
+    assert profile.metrics["efficiency/size_mb"] == 250 * 8 / 1e6
+    assert profile.metrics["efficiency/latency_ms/b4/p50"] > 0
+    assert profile.metrics["efficiency/latency_ratio"] > 0
+    assert profile.metrics["efficiency/peak_memory_mb"] == pytest.approx((250 * 8 + 300 * 4 + 8e6) / 1e6, rel=0.01)
+    assert "not counted" in profile.details["flop_convention"]
+    assert json.dumps(profile.details)
+
+
+def test_net_outside_torch_is_timed_on_the_cpu_whatever_is_asked() -> None:
+    assert profiler(batch_sizes=[1]).profile(Numpy(), 10, "cuda").details["device_type"] == "cpu"
+
+
+def test_what_a_fit_decides_is_not_known_before_it() -> None:
+    assert static_cost(Numpy(fitted=False), 10) == {}
+    assert static_cost(Numpy(), 10) == {
+        "efficiency/params": 250,
+        "efficiency/trainable_params": 0,
+        "efficiency/size_mb": 0.002,
+    }
