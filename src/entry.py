@@ -23,6 +23,7 @@ from src.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
+OTHERS = ("hydra", "paper", "labels")  # folders of conf/ that are no part of a run: Hydra's and other entries'
 failures: list[str] = []  # what did not end well in this process, though nothing was raised: its status becomes 1
 
 
@@ -85,7 +86,7 @@ def general_help(examples: str, config_name: str = "train") -> str:
     if config_name != "train":
         body = (ROOT / "conf" / f"{config_name}.yaml").read_text().partition("\n\n")[2].partition("\nhydra:")[0]
         return "\n".join([examples.strip("\n"), "", "Every value can be set by key=value:", "", body.strip("\n")])
-    groups = [folder for folder in sorted((ROOT / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    groups = [folder for folder in sorted((ROOT / "conf").iterdir()) if folder.is_dir()]
     lines = [
         examples.strip("\n"),
         "",
@@ -94,7 +95,7 @@ def general_help(examples: str, config_name: str = "train") -> str:
     ]
     for folder in groups:
         names = ", ".join(_choices(folder))
-        if names:
+        if names and folder.name not in OTHERS:
             wrapped = textwrap.wrap(names, width=82, subsequent_indent=" " * 14, break_on_hyphens=False)
             lines.append(f"  {folder.name + ':':<11} " + "\n".join(wrapped))
     lines += ["", "A study sweeps over some of them; each file of sweeps/ is one:", ""]
@@ -149,8 +150,9 @@ def _folder(group: str) -> Path:
 
 
 def _choices(folder: Path) -> list[str]:
-    """Names that can be chosen; files with a leading underscore are shared pieces of others."""
-    return sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
+    """Names that can be chosen, in folders too; files with a leading underscore are shared pieces of others."""
+    files = [file for pattern in ("*.yaml", "*/*.yaml") for file in sorted(folder.glob(pattern))]
+    return [str(file.relative_to(folder).with_suffix("")) for file in files if not file.stem.startswith("_")]
 
 
 def fail(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from src.objectives import Limit, Objective, describe, parse_limits, parse_objec
 from src.tracking.limits import masked
 from src.tracking.store import Store
 
+NO_TRIALS = ("study", "audit", "evaluation")  # kinds of runs that trained nothing
 STUDY, TRIAL = "study", "trial"  # the tag `kind` of a study's own run, and of a run above several seeds
 COST = "efficiency/flops"  # the second objective of a study that has one only
 DEFAULT = (Objective("val/balanced_accuracy", "maximize"), Objective(COST, "minimize"))
@@ -172,10 +173,10 @@ def _own_columns(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tops(runs: pd.DataFrame) -> pd.DataFrame:
-    """Trials and runs of their own: not the seeds below a trial that is there too, and not a study's own run."""
+    """Trials and runs of their own: not the seeds below a trial that is there too, and nothing that trained nothing."""
     kinds = _text(runs, "tags.kind")
     above = set(runs.loc[kinds == TRIAL, "run_id"])
-    return runs[(kinds != STUDY) & ~runs["parent_id"].isin(above)]
+    return runs[~kinds.isin(NO_TRIALS) & ~runs["parent_id"].isin(above)]
 
 
 def _purpose(own: pd.Series, trials: pd.DataFrame) -> tuple[tuple[Objective, ...], tuple[Limit, ...]]:

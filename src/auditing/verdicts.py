@@ -1,0 +1,89 @@
+"""What a claim comes to, from what its readings lead to."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from src.auditing.figures import Found
+from src.auditing.printed import Printed
+
+REPRODUCED = "reproduced"
+OTHER_READING = "reproduced under another reading"
+CONTRADICTED = "contradicted by its own numbers"
+NOT_REPRODUCED = "not reproduced"
+NOT_TESTABLE = "not testable"
+VERDICTS = (REPRODUCED, OTHER_READING, CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE)
+
+Relation = Literal["equal", "below", "above"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a reading leads to.
+
+    Attributes:
+        reading: Its name.
+        found: Its figure.
+        beside: It decides nothing.
+        agrees: With what is printed; None where there is no figure to compare.
+        unit: Of the figure, where it is not the printed one's.
+    """
+
+    reading: str
+    found: Found
+    beside: bool
+    agrees: bool | None
+    unit: str | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether it speaks for or against the claim."""
+        return not self.beside and not self.found.problem and self.agrees is not None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of `VERDICTS`, and the outcome it rests on (None: on none)."""
+
+    name: str
+    outcome: Outcome | None = None
+
+
+def agrees(found: Found, number: Printed, relation: Relation) -> bool | None:
+    """Whether a figure is as the claim says; None without a figure.
+
+    Equal: some value in its range would be printed so. Below and above: of the value itself, for a limit is not kept
+    by an interval that reaches beyond it.
+    """
+    if math.isnan(found.value):
+        return None
+    if relation == "below":
+        return found.value < number.value
+    if relation == "above":
+        return found.value > number.value
+    low, high = (found.value, found.value) if math.isnan(found.low) else (found.low, found.high)
+    return number.admits(low, high)
+
+
+def decide(outcomes: Sequence[Outcome]) -> Verdict:
+    """The verdict on a claim that can be tested.
+
+    The first reading, in the paper's order, that agrees reproduces the claim. Where none does, arithmetic on nothing
+    but printed figures contradicts it; else it is not reproduced if its first reading could be tested, and not testable
+    if that one could not.
+
+    Args:
+        outcomes: One a reading, the paper's own first.
+    """
+    own = [outcome for outcome in outcomes if not outcome.beside]
+    deciding = [outcome for outcome in own if outcome.decides]
+    for outcome in deciding:
+        if outcome.agrees:
+            return Verdict(REPRODUCED if outcome is own[0] else OTHER_READING, outcome)
+    for outcome in deciding:
+        if outcome.found.origins == {"printed"}:
+            return Verdict(CONTRADICTED, outcome)
+    if deciding and deciding[0] is own[0]:
+        return Verdict(NOT_REPRODUCED, own[0])
+    return Verdict(NOT_TESTABLE, own[0] if own else None)
