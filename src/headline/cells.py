@@ -1,0 +1,178 @@
+"""Runs that differ in nothing but their seed, put together: the cells that a headline figure is a mean over."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from src.analysis.bootstrap import DifferentImages, gather
+from src.analysis.swept import scan
+from src.analysis.wording import count
+from src.errors import UserError
+from src.shared_config import WITHOUT_EFFECT
+from src.tracking import history, read
+from src.tracking.store import Store
+
+SPLIT = "test"  # what is reported
+RANDOM = "RANDOM, not pretrained"  # weights of a backbone
+IMAGE_SIZE = "data.image_size"
+_ASIDE = ("seed", "data.root", "data.source.root", *WITHOUT_EFFECT)  # of the parameters: what makes no other cell
+_TOLD_ELSEWHERE = ("experiment", "data", "data.split", "model", "model.image_size")  # of the overrides
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a study, under all its seeds.
+
+    Attributes:
+        study: Its study's name.
+        preset: Which system of a paper it is; empty if none.
+        name: For people, such as "custom, 64 px".
+        settings: The parameters that make it another cell than others, by key.
+        split: As the runs are tagged, such as "image (leaking)".
+        runs: Its finished runs in order of their seeds, as `src.tracking.read.runs` gives them; one a seed.
+        frames: What each of them predicted on the test split; empty unless all did.
+        problem: Why it is no headline figure; empty if it is one.
+        notes: What a reader must know of it.
+    """
+
+    study: str
+    preset: str
+    name: str
+    settings: dict[str, str]
+    split: str
+    runs: pd.DataFrame
+    frames: list[pd.DataFrame]
+    problem: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the finished runs."""
+        return [int(float(seed)) for seed in self.runs["tags.seed"]]
+
+    @property
+    def weights(self) -> str:
+        """What the networks began with; said loudly where pretrained weights could have been meant."""
+        names = sorted(set(texts(self.runs, "tags.weights")) - {""})
+        backbone = texts(self.runs, "params.model.net.weights").ne("").any()
+        return " and ".join(RANDOM if name == "random" and backbone else name for name in names)
+
+    @property
+    def split_mode(self) -> str:
+        """The split without what is said of it: "image", "grouped"."""
+        return self.split.split(" ")[0].rstrip(",")
+
+    def mean(self, metric: str) -> float:
+        """Mean of a recorded metric over the seeds; NaN where one lacks it."""
+        name = f"metrics.{metric}"
+        return float(self.runs[name].mean(skipna=False)) if name in self.runs and len(self.runs) else float("nan")
+
+
+def cells(store: Store, studies: Sequence[str], needed: int) -> list[Cell]:
+    """The configurations of studies, in order of their first run's start.
+
+    Args:
+        store: To read from.
+        studies: Their names; one that does not exist has no cells.
+        needed: Seeds that make a headline figure.
+    """
+    return [cell for study in studies for cell in _of_study(store, study, needed)]
+
+
+def texts(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column as text, empty where it is missing."""
+    return frame[column].fillna("").astype(str) if column in frame else pd.Series("", index=frame.index, dtype=str)
+
+
+def _of_study(store: Store, study: str, needed: int) -> Iterator[Cell]:
+    found = read.runs(store, f"tags.study = '{study}' and tags.kind = 'run'").sort_values("start_time", kind="stable")
+    if found.empty:
+        return
+    recorded = [str(name).removeprefix("params.") for name in found if str(name).startswith("params.")]
+    keys = [key for key in recorded if not any(_is_below(key, aside) for aside in _ASIDE)]
+    columns = ["tags.preset", *(f"params.{key}" for key in keys)]
+    # null as if it were not there: a key that is newer than some of the runs makes no other cell
+    alike = pd.concat([texts(found, name).replace("null", "") for name in columns], axis=1)
+    for _, members in found.groupby(alike.agg("\x1f".join, axis=1), sort=False):
+        yield _cell(store, study, members, keys, needed)
+
+
+def _cell(store: Store, study: str, members: pd.DataFrame, keys: Sequence[str], needed: int) -> Cell:
+    done = members[members["status"] == "FINISHED"]
+    tested = done[done["metrics.test/accuracy"].notna()] if "metrics.test/accuracy" in done else done[:0]
+    kept = tested[~tested["tags.seed"].duplicated(keep="last")]
+    kept = kept.loc[pd.to_numeric(kept["tags.seed"]).sort_values().index] if len(kept) else kept
+    problem = _too_few(members, done, kept, needed) or _not_alike(kept)
+    frames: list[pd.DataFrame] = []
+    if not problem:
+        frames, problem = _predictions(store, kept)
+    preset = texts(members, "tags.preset").iloc[0]
+    settings = {key: texts(members, f"params.{key}").iloc[0] for key in keys}
+    split = texts(kept if len(kept) else members, "tags.split").iloc[0]
+    name = _name(members, preset)
+    return Cell(study, preset, name, settings, split, kept, frames, problem, _notes(tested, kept))
+
+
+def _notes(tested: pd.DataFrame, kept: pd.DataFrame) -> tuple[str, ...]:
+    notes = []
+    if len(kept) < len(tested):
+        notes.append(f"{count(len(tested) - len(kept), 'run')} of a seed that was trained again left out")
+    if texts(kept, "tags.data_fingerprint").nunique() > 1:
+        notes.append("its seeds read copies of the data that differ in date, size or geometry; the images are the same")
+    return tuple(notes)
+
+
+def _too_few(members: pd.DataFrame, done: pd.DataFrame, kept: pd.DataFrame, needed: int) -> str:
+    if len(kept) >= needed:
+        return ""
+    others = members.loc[members["status"] != "FINISHED", "status"].str.lower().value_counts()
+    told = [f"{number} {status}" for status, number in others.items()]
+    untested = done["tags.seed"].nunique() - len(kept)
+    told += [f"{untested} not evaluated on the test split"] if untested > 0 else []
+    return f"{len(kept)} of {needed} seeds" + (f" ({', '.join(told)})" if told else "")
+
+
+def _not_alike(kept: pd.DataFrame) -> str:
+    if texts(kept, "tags.split_fingerprint").nunique() > 1:
+        return "its seeds saw different images or splits (tag split_fingerprint): they are not pooled"
+    if texts(kept, "tags.weights").nunique() > 1:
+        return "its seeds began with different weights (tag weights): they are not pooled"
+    return ""
+
+
+def _predictions(store: Store, kept: pd.DataFrame) -> tuple[list[pd.DataFrame], str]:
+    """What the runs predicted, and why they cannot be used together."""
+    try:
+        frames = [history.predictions(store, run_id, SPLIT) for run_id in kept["run_id"]]
+        gather(frames, [f"seed {seed}" for seed in kept["tags.seed"]])
+    except DifferentImages as error:
+        return [], f"its seeds are not pooled: {error}"
+    except UserError as error:
+        return [], f"its test predictions cannot be read: {error}"
+    return frames, ""
+
+
+def _name(members: pd.DataFrame, preset: str) -> str:
+    """The preset's or the model's name, image size, and what else was set for this configuration."""
+    first = members.iloc[0]
+    parts = [preset.rpartition("/")[2] or str(first.get("tags.model", "") or "run")]
+    size = texts(members, f"params.{IMAGE_SIZE}").iloc[0]
+    parts += [f"{size} px"] if size else []
+    for key, value in scan(texts(members, "tags.overrides").iloc[0]).items():
+        if key not in _TOLD_ELSEWHERE and not any(_is_below(key, aside) for aside in _ASIDE):
+            parts.append(f"{key.rpartition('.')[2]}={_rounded(value)}")
+    return ", ".join(parts)
+
+
+def _rounded(value: str) -> str:
+    """A number drawn from a range with three figures."""
+    try:
+        short = f"{float(value):.3g}"
+    except ValueError:
+        return value
+    return short if len(short) < len(value) else value
+
+
+def _is_below(key: str, whole: str) -> bool:
+    return key == whole or key.startswith(f"{whole}.")

@@ -1,0 +1,176 @@
+"""What trainings gain from other photographs of the tested lesions: arm "in" less arm "out", image by image.
+
+Two separate splits, one by image and one by lesion, have other test images and other training images; the difference
+of their scores holds all that as well and says nothing of leakage. Here both arms predict the same test images and had
+equally many training images of each class (see `src.data.leakage`), so that the differences are paired by image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from src.analysis.paired import Difference
+from src.errors import UserError
+from src.headline import figures, systems
+from src.headline.cells import Cell, cells
+from src.headline.figures import Bootstrap, Estimate, head
+from src.headline.origin import origin
+from src.headline.part import Grid, Lines, Missing, Part
+from src.headline.settings import Leakage
+from src.tracking.store import Store
+
+ARM, SIBLING = "data.siblings", "has_sibling"  # the parameter and the column that src.data.leakage has recorded
+SUBSETS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "all test images": lambda frame: pd.Series(True, index=frame.index),
+    "those with siblings": lambda frame: frame[SIBLING],
+    "those without": lambda frame: ~frame[SIBLING],
+}
+_TRAINED = "data/images/train"
+
+
+class Arms(NamedTuple):
+    """The two trainings of one configuration."""
+
+    out: Cell
+    into: Cell
+
+
+class Comparison(NamedTuple):
+    """Both arms in one metric on some of the test images, and in minus out; so many images and lesions."""
+
+    subset: str
+    metric: str
+    images: int
+    lesions: int
+    out: Estimate
+    into: Estimate
+    difference: Difference
+
+
+def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
+    """The section.
+
+    Args:
+        store: To read from.
+        section: What is asked for.
+        needed: Seeds that make a headline figure.
+        how: Of the intervals.
+    """
+    found = [cell for cell in cells(store, section.studies, needed) if cell.settings.get(ARM) in ("out", "in")]
+    pairs, missing = _pairs(found, section, needed)
+    grids, findings, used = [], [], []
+    for pair in pairs:
+        try:
+            _check(pair)
+            rows = compare(pair, section.metrics, how)
+        except UserError as error:
+            missing.append(Missing(_configuration(pair.out), str(error), section.command))
+            continue
+        grids.append(_grid(pair, rows))
+        findings.append(_finding(pair, rows))
+        used += list(pair)
+    notes = [f"{_configuration(pair.out)}: {systems.describing(pair.out)[2][0]} weights." for pair in pairs]
+    if grids:
+        notes.append(
+            "Siblings of a test image are the other photographs of its lesion, on which arm in trained. Images without "
+            "are the control: neither training knew their lesions. Intervals are not corrected for their number."
+        )
+    return Part(section.title, section.about, grids, findings, notes, missing, origin(store, used))
+
+
+def compare(pair: Arms, metrics: Sequence[str], how: Bootstrap) -> list[Comparison]:
+    """Both arms and their difference, by subset of the test images and metric.
+
+    Args:
+        pair: The arms.
+        metrics: Names, see `src.headline.figures.recorded`.
+        how: Of the intervals.
+
+    Raises:
+        UserError: The arms did not predict the same images.
+    """
+    found = []
+    for name, chosen in SUBSETS.items():
+        out, into = ([frame[chosen(frame)] for frame in cell.frames] for cell in pair)
+        if out[0].empty:
+            continue
+        images, lesions = len(out[0]), out[0]["group"].nunique()
+        own, other = (figures.measured(frames, metrics, how) for frames in (out, into))
+        for metric in metrics:
+            difference = figures.difference(into, out, metric, how, ("arm in", "arm out"))
+            found.append(Comparison(name, metric, images, lesions, own[metric], other[metric], difference))
+    return found
+
+
+def _check(pair: Arms) -> None:
+    """Refuse arms that differ in more than the siblings.
+
+    Raises:
+        UserError: The message says in what.
+    """
+    if any(SIBLING not in frame for cell in pair for frame in cell.frames):
+        raise UserError(f"the predictions have no column {SIBLING}: train both arms again")
+    trained = [cell.mean(_TRAINED) for cell in pair]
+    if trained[0] != trained[1]:
+        raise UserError(f"the arms were trained on {trained[0]:.0f} and {trained[1]:.0f} images: they do not compare")
+
+
+def _pairs(found: Sequence[Cell], section: Leakage, needed: int) -> tuple[list[Arms], list[Missing]]:
+    missing = systems.unsuited(found, section.command)
+    configurations: dict[tuple[str, ...], dict[str, Cell]] = {}
+    for cell in found:
+        shared = [f"{key}={value}" for key, value in cell.settings.items() if key != ARM]
+        configurations.setdefault((cell.study, cell.preset, *shared), {})[cell.settings[ARM]] = cell
+    pairs = []
+    for arms in configurations.values():
+        name = _configuration(next(iter(arms.values())))
+        missing += [
+            Missing(f"{name}, arm {arm}", f"0 of {needed} seeds", section.command)
+            for arm in ("out", "in")
+            if arm not in arms
+        ]
+        if len(arms) == 2 and not any(cell.problem for cell in arms.values()):
+            pairs.append(Arms(arms["out"], arms["in"]))
+    if not found:
+        missing.append(Missing(", ".join(section.studies), "no run of it", section.command))
+    return pairs, missing
+
+
+def _configuration(cell: Cell) -> str:
+    """What both arms share."""
+    return ", ".join(piece for piece in cell.name.split(", ") if not piece.startswith("siblings="))
+
+
+def _grid(pair: Arms, rows: Sequence[Comparison]) -> Grid:
+    columns = (_configuration(pair.out), "images (lesions)", "seeds", "metric", "out", "in", "in - out", "in is")
+    return Grid(columns, [_row(pair, each) for each in rows])
+
+
+def _row(pair: Arms, found: Comparison) -> tuple[Lines, ...]:
+    return (
+        (found.subset,),
+        (f"{found.images:,} ({found.lesions:,})",),
+        (f"{len(pair.out.seeds)} and {len(pair.into.seeds)}",),
+        (head(found.metric),),
+        figures.figure(found.out),
+        figures.figure(found.into),
+        figures.change(found.difference),
+        (figures.verdict(found.difference),),
+    )
+
+
+def _finding(pair: Arms, rows: Sequence[Comparison]) -> str:
+    """The first metric, in words."""
+    own = [row for row in rows if row.metric == rows[0].metric]
+    told = [
+        f"on {row.subset} ({row.images:,}) {' '.join(figures.change(row.difference))}, {_said(row.difference)}"
+        for row in own
+    ]
+    metric = head(rows[0].metric)
+    return f"{_configuration(pair.out)}: what siblings in training add to {metric}: {'; '.join(told)}."
+
+
+def _said(found: Difference) -> str:
+    said = figures.verdict(found)
+    return {"better": "a gain", "worse": "a loss"}.get(said, said)

@@ -1,0 +1,187 @@
+"""The values of conf/results.yaml, which says what each means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import pydantic
+from annotated_types import Ge, Gt, Le, MinLen
+
+from src.errors import ConfigError
+from src.objectives import Limit, parse_limits
+
+WHOLE = "docs/results.md"
+_STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
+Names = Annotated[list[str], MinLen(1)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class System:
+    """A system of a paper.
+
+    Attributes:
+        preset: The tag `preset` of its runs.
+        printed: What the paper prints of it: metric -> value, by the names of `Systems.metrics`; also
+            efficiency/params and efficiency/flops.
+        px: Image size at which it is the paper's system: at another one it is shown, and still missing. None: any.
+        command: Records its missing seeds; None: the section's.
+    """
+
+    preset: str
+    printed: dict[str, float] = field(default_factory=dict)
+    px: int | None = None
+    command: str | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class Systems:
+    """A table of systems, each with every split that it is asked for under.
+
+    Attributes:
+        title: Of the section.
+        studies: Names of the studies whose runs it shows.
+        command: Records what is missing.
+        metrics: Columns, by the run record's names without the split; `<measure>/melanoma` is that of the class that is
+            looked for, whatever the data set calls it.
+        systems: Those that should be there; others of the studies are shown below them.
+        splits: Under each of which every system should be there: "image", "grouped".
+        paper_split: Beside which of them the paper's values stand.
+        about: A paragraph below the title.
+    """
+
+    kind: Literal["systems"]
+    title: str
+    studies: Names
+    command: str
+    metrics: Names
+    systems: list[System] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    paper_split: str = "image"
+    about: str = ""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class Leakage:
+    """A table of differences between the arms of `data.siblings`.
+
+    Attributes:
+        title: Of the section.
+        studies: Names of the studies that hold both arms.
+        command: Records what is missing.
+        metrics: What is compared, see `Systems.metrics`.
+        about: A paragraph below the title.
+    """
+
+    kind: Literal["leakage"]
+    title: str
+    studies: Names
+    command: str
+    metrics: Names
+    about: str = ""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class Reference:
+    """What a candidate has to beat.
+
+    Attributes:
+        name: For people.
+        studies: Where its runs are.
+        preset: The tag `preset` of its runs.
+        command: Records it.
+    """
+
+    name: str
+    studies: Names
+    preset: str
+    command: str
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class Better:
+    """A table of candidates less references.
+
+    Attributes:
+        title: Of the section.
+        studies: Names of the studies that hold the candidates.
+        command: Records what is missing.
+        metric: What has to be better.
+        references: To be beaten, all of them.
+        limits: What a candidate has to keep, such as "efficiency/params <= 691911".
+        split: Of all of them.
+        metrics: Columns of the candidates' own table.
+        at_most: Candidates that are compared: the best on the validation split.
+        about: A paragraph below the title.
+    """
+
+    kind: Literal["better"]
+    title: str
+    studies: Names
+    command: str
+    metric: str
+    references: Annotated[list[Reference], MinLen(1)]
+    metrics: Names
+    limits: list[str] = field(default_factory=list)
+    split: str = "grouped"
+    at_most: Annotated[int, Ge(1)] = 3
+    about: str = ""
+
+    def parsed_limits(self) -> list[Limit]:
+        """The limits, parsed.
+
+        Raises:
+            ConfigError: One that is no limit.
+        """
+        return parse_limits({"limits": self.limits})
+
+
+Section = Systems | Leakage | Better
+_SECTION: pydantic.TypeAdapter[Section] = pydantic.TypeAdapter(
+    Annotated[Systems | Leakage | Better, pydantic.Field(discriminator="kind")]
+)
+
+
+@dataclass
+class Settings:
+    """What the page holds, and how."""
+
+    file: str = WHOLE
+    seeds: Annotated[int, Ge(2)] = 3
+    samples: Annotated[int, Ge(200)] = 2000
+    level: Annotated[float, Gt(0.5), Le(0.999)] = 0.95
+    seed: Annotated[int, Ge(0)] = 0
+    only: list[str] | None = None
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    def chosen(self) -> dict[str, Section]:
+        """The sections that are asked for, by name.
+
+        Raises:
+            ConfigError: There is none of that name, some would take the place of the whole page, or a section is not as
+                it should be; the message names the key.
+        """
+        unknown = sorted(set(self.only or ()) - set(self.sections))
+        if unknown:
+            raise ConfigError("only", f"must name sections ({', '.join(self.sections)}), but got {unknown[0]}")
+        names = self.only or list(self.sections)
+        if self.only and self.file == WHOLE:
+            raise ConfigError("file", f"must be another than {WHOLE}, which holds all sections, where only= is given")
+        if not names:
+            raise ConfigError("sections", "must hold at least one section, but is empty")
+        return {name: _parsed(name, self.sections[name]) for name in names}
+
+
+def _parsed(name: str, entry: Mapping[str, Any]) -> Section:
+    try:
+        section = _SECTION.validate_python(entry)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        kinds = [kind for kind in first["loc"][:1] if kind in ("systems", "leakage", "better")]
+        place = ".".join(["sections", name, *map(str, first["loc"][len(kinds) :])])
+        raise ConfigError(place, first["msg"]) from None
+    if isinstance(section, Better):
+        try:
+            section.parsed_limits()
+        except ConfigError as error:
+            raise ConfigError(f"sections.{name}.limits", error.problem) from None
+    return section
