@@ -1,0 +1,47 @@
+"""Made-up predictions for the tests of the clinical audit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from hypothesis import strategies as st
+
+
+def frame(
+    probability: np.ndarray, target: np.ndarray, names: Sequence[str], group: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Recorded predictions; without `group` every image is a lesion of its own."""
+    number = np.arange(len(target))
+    table = pd.DataFrame({"image_id": [f"i{each:04d}" for each in number]})
+    table["group"] = [f"g{each}" for each in (number if group is None else group)]
+    table["label"] = [names[label] for label in target]
+    for column, name in enumerate(names):
+        table[f"p/{name}"] = probability[:, column].astype(np.float32)
+    return table
+
+
+def made_up(
+    seed: int, images: int = 240, names: Sequence[str] = ("bkl", "mel", "nv"), skill: float = 1.5, nets: int = 2
+) -> list[pd.DataFrame]:
+    """The same images by several nets, two images a lesion; the labels of each lesion are alike."""
+    rng = np.random.default_rng(seed)
+    group = np.arange(images) // 2
+    target = rng.integers(len(names), size=images // 2 + 1)[group]
+    tables = []
+    for _ in range(nets):
+        logits = rng.normal(size=(images, len(names))) + skill * np.eye(len(names))[target]
+        odds = np.exp(logits)
+        tables.append(frame(odds / odds.sum(axis=1, keepdims=True), target, names, group))
+    return tables
+
+
+@st.composite
+def scored(draw: st.DrawFn, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and whether an image is of the class; few different scores, so that there are ties."""
+    images = draw(st.integers(2, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    score = rng.integers(draw(st.integers(1, 30)), size=images) / 32
+    own = rng.random(images) < draw(st.sampled_from([0.1, 0.5, 0.9]))
+    if both:
+        own[:2] = [True, False]
+    return score, own
