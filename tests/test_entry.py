@@ -1,12 +1,14 @@
-"""The command line as a user meets it, in processes of its own."""
+"""The command line as a user meets it: in processes of its own, and where only what is typed differs, in this one."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from src import train
 from src.entry import ROOT
 
 
@@ -15,6 +17,18 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PARETODERM_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "src.train", *arguments]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, run_entry) -> Callable[..., tuple[int, str]]:
+    """`typed(folder, *arguments)`: the same in this process, so that the imports are paid once: status and output."""
+
+    def run_in(folder: Path, *arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PARETODERM_CACHE", str(folder / "cache"))
+        return run_entry(train.main, *arguments)
+
+    return run_in
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +45,13 @@ def test_help_names_groups_and_examples_without_loading_torch(tmp_path: Path) ->
     assert result.stdout.count("python -m src.train") >= 3
     assert "efficientnet_lite0" in result.stdout
     assert "_base" not in result.stdout
+
+
+def test_a_mistake_is_one_line_on_stderr_and_status_2(tmp_path: Path) -> None:
+    result = run(tmp_path, "model.net.width=0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: model.net.width: ")
+    assert result.stderr.count("\n") == 1, result.stderr
 
 
 @pytest.mark.parametrize("module", ["src", "src.train"])
@@ -60,11 +81,13 @@ def test_importing_is_light(module: str) -> None:
         (["nonsense"], "nonsense"),
     ],
 )
-def test_bad_override_ends_with_one_line_that_names_it(tmp_path: Path, arguments: list[str], culprit: str) -> None:
-    result = run(tmp_path, *arguments)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert culprit in result.stderr
+def test_bad_override_ends_with_one_line_that_names_it(
+    tmp_path: Path, typed, arguments: list[str], culprit: str
+) -> None:
+    status, said = typed(tmp_path, *arguments)
+    assert status == 2
+    assert said.count("\n") == 1, said
+    assert culprit in said
     assert not (tmp_path / "mlruns").exists()
 
 
@@ -80,11 +103,11 @@ def test_bad_override_ends_with_one_line_that_names_it(tmp_path: Path, arguments
     ],
 )
 def test_bad_value_found_later_is_one_line_too_and_a_failed_run(
-    shared_folder: Path, arguments: list[str], culprit: str
+    shared_folder: Path, typed, arguments: list[str], culprit: str
 ) -> None:
-    result = run(shared_folder, *arguments)
-    assert result.returncode == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    status, said = typed(shared_folder, *arguments)
+    assert status == 2
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert culprit in errors[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in said

@@ -1,7 +1,5 @@
 """From a command line to a plan: names, settings, refusals before anything is opened; and how a study is reopened."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -12,7 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from src import launch, shared_config
+from src import launch, shared_config, train
 from src.entry import ROOT
 from src.errors import ConfigError, UserError
 from src.plan import Plan, make_plan, probe
@@ -163,10 +161,9 @@ def test_probing_tells_what_is_wrong_with_every_cell_and_lets_a_good_one_pass() 
 
 
 @pytest.mark.parametrize("flags", [["-m", "--cfg", "job"], ["--multirun", "-c", "job"], ["-m", "--cfg=job"]])
-def test_showing_the_config_of_a_sweep_is_refused_in_one_line(tmp_path: Path, flags: list[str]) -> None:
-    command = [sys.executable, "-m", "src.train", *flags, "model.net.width=8,16"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --cfg: ")
-    assert done.stderr.count("\n") == 1
-    assert "-m" in done.stderr
+def test_showing_the_config_of_a_sweep_is_refused_in_one_line(run_entry, flags: list[str]) -> None:
+    status, said = run_entry(train.main, *flags, "model.net.width=8,16")
+    assert status == 2
+    assert said.startswith("error: --cfg: ")
+    assert said.count("\n") == 1
+    assert "-m" in said

@@ -18,6 +18,7 @@ from src.entry import ROOT
 from src.tracking import read
 from src.tracking.store import Store
 
+FEW_SAMPLES = "samples=200"  # where intervals are not the point
 BUDGET = "budgets=['params<=692e3']"
 STUDY = ["-m", "sweeps=smoke", "hydra.sweeper.n_trials=6", "repeats=2", "trainer.max_epochs=3"]
 
@@ -135,36 +136,35 @@ def test_the_registered_model_predicts_what_the_run_recorded(place: Path, store:
     assert not [name for name in files if name.endswith((".pkl", ".pth"))]
 
 
-def test_a_second_report_reads_the_cache_and_says_the_same(place: Path, reported) -> None:
+def test_a_second_report_reads_the_cache_and_says_the_same(place: Path, reported, here) -> None:
     before = pd.read_csv(place / "reports" / "smoke" / "table.csv")
-    done = typed(place, "src.report", "study=smoke", BUDGET)
-    assert done.returncode == 0, done.stderr
+    status, said = here("study=smoke", BUDGET)
+    assert status == 0, said
     pd.testing.assert_frame_equal(pd.read_csv(place / "reports" / "smoke" / "table.csv"), before)
-    assert "reading all runs" not in done.stderr
+    assert "reading all runs" not in said
 
 
-def test_a_report_replaces_the_whole_folder_and_leaves_nothing_of_an_earlier_one(place: Path, reported) -> None:
+def test_a_report_replaces_the_whole_folder_and_leaves_nothing_of_an_earlier_one(place: Path, reported, here) -> None:
     folder = place / "again" / "smoke"
     folder.mkdir(parents=True)
     (folder / "pairs_of_another_front.csv").write_text("old")
-    done = typed(place, "src.report", "study=smoke", "publish=false", "folder=again")
-    assert done.returncode == 0, done.stderr
+    status, said = here("study=smoke", "publish=false", "folder=again", FEW_SAMPLES)
+    assert status == 0, said
     assert [path.name for path in (place / "again").iterdir()] == ["smoke"]
     assert not (folder / "pairs_of_another_front.csv").exists()
     assert (folder / "report.html").exists()
 
 
-def test_a_study_beside_what_it_was_and_a_filter(place: Path, reported) -> None:
+def test_a_study_beside_what_it_was_and_a_filter(place: Path, reported, here) -> None:
     table = pd.read_csv(place / "reports" / "smoke" / "table.csv")
     middle = sorted(table["ended"])[2]
-    done = typed(
-        place, "src.report", "study=smoke", f"before={middle.replace(' ', 'T')}", "publish=false", "folder=then"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Hypervolume, on one scale for all: " in " ".join(done.stdout.split())
-    done = typed(place, "src.report", "filter=\"tags.model = 'custom' and tags.kind = 'trial'\"", "folder=found")
-    assert done.returncode == 0, done.stderr
-    assert "has no run of its own" in done.stderr
+    before = f"before={middle.replace(' ', 'T')}"
+    status, said = here("study=smoke", before, "publish=false", "folder=then", FEW_SAMPLES)
+    assert status == 0, said
+    assert "Hypervolume, on one scale for all: " in " ".join(said.split())
+    status, said = here("filter=\"tags.model = 'custom' and tags.kind = 'trial'\"", "folder=found", FEW_SAMPLES)
+    assert status == 0, said
+    assert "has no run of its own" in said
 
 
 @pytest.mark.parametrize(

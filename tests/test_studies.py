@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,17 @@ def typed(place: Workplace, monkeypatch: pytest.MonkeyPatch, run_entry):
     monkeypatch.chdir(place.folder)
     monkeypatch.setenv("PARETODERM_CACHE", str(place.folder / "cache"))
     return functools.partial(run_entry, train.main)
+
+
+@pytest.fixture
+def owners() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that a test starts: one that fails leaves none behind."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for owner in started:
+        for each in (*psutil.Process(owner.pid).children(recursive=True), owner) if owner.poll() is None else ():
+            each.kill()
+        owner.communicate()
 
 
 def process(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
@@ -242,25 +254,25 @@ def test_what_belongs_to_a_study_is_refused_in_a_single_run(place: Workplace, ty
     assert "repeats: belongs to a study: add -m" in said
 
 
-LONG = ["-m", *TINY, "data.source.lesions=240", "trainer.max_epochs=40", "hydra.sweeper.keep_state_s=0"]
+EPOCHS = 12
+LONG = ["-m", *TINY, "data.source.lesions=240", f"trainer.max_epochs={EPOCHS}", "hydra.sweeper.keep_state_s=0"]
 
 
-def test_an_owner_killed_in_the_middle_goes_on_from_the_epoch_it_had_reached(place: Workplace) -> None:
+def test_an_owner_killed_in_the_middle_goes_on_from_the_epoch_it_had_reached(
+    place: Workplace, typed, owners: list[subprocess.Popen[str]]
+) -> None:
     arguments = [*LONG, "hydra.sweeper.study_name=murdered"]
     owner = process(place, *arguments)
+    owners.append(owner)
     state = place.folder / "logs" / "studies" / "murdered" / "0000" / "checkpoint" / "last.ckpt"
     wait_for(state.exists)
-    second = process(place, *arguments)
-    assert "is being run by" in second.communicate(timeout=90)[0]
-    assert second.returncode == 2
     family = psutil.Process(owner.pid).children(recursive=True)
     owner.kill()
     owner.wait()
     wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in family), 30)
     log = (state.parent.parent / "trial.log").read_text()
-    again = process(place, *arguments)
-    said = again.communicate(timeout=200)[0]
-    assert again.returncode == 0, said
+    status, said = typed(*arguments)
+    assert status == 0, said
     assert (state.parent.parent / "trial.log").read_text() == log, "a folder was written twice"
     old, new = (row for _, row in place.runs("murdered").iterrows())
     assert old["status"] in ("FAILED", "KILLED")
@@ -269,13 +281,19 @@ def test_an_owner_killed_in_the_middle_goes_on_from_the_epoch_it_had_reached(pla
     resumed = (place.folder / "logs" / "studies" / "murdered" / "0001" / "trial.log").read_text()
     assert "training goes on after epoch" in resumed
     history = place.store.client.get_metric_history(new["run_id"], "val/loss")
-    assert len(history) == 40, "the curve has a gap, or an epoch twice"
+    assert len(history) == EPOCHS, "the curve has a gap, or an epoch twice"
 
 
-def test_ctrl_c_marks_the_trials_and_says_how_to_go_on(place: Workplace) -> None:
+def test_another_owner_is_refused_and_ctrl_c_marks_the_trials_and_says_how_to_go_on(
+    place: Workplace, typed, owners: list[subprocess.Popen[str]]
+) -> None:
     arguments = [*LONG, "trainer.max_epochs=100000", "hydra.sweeper.study_name=interrupted"]
     owner = process(place, *arguments)
+    owners.append(owner)
     wait_for((place.folder / "logs" / "studies" / "interrupted" / "0000" / "checkpoint" / "last.ckpt").exists)
+    status, said = typed(*arguments)
+    assert "is being run by" in said
+    assert status == 2
     owner.send_signal(signal.SIGINT)
     said = owner.communicate(timeout=90)[0]
     assert owner.returncode != 0

@@ -1,11 +1,12 @@
-"""The main job on real (synthetic) input, in processes of its own, read back from the store."""
+"""The main job on real (synthetic) input, most of it in processes of its own, read back from the store."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from src import train
 from src.entry import ROOT
 from src.tracking import read
 from src.tracking.store import Store
@@ -28,6 +30,14 @@ def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     environment = {**os.environ, "PARETODERM_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     return [sys.executable, "-m", "src.train", *arguments], environment
+
+
+@pytest.fixture
+def typed(multirun: Finished, monkeypatch: pytest.MonkeyPatch, run_entry) -> Callable[..., tuple[int, str]]:
+    """`python -m src.train <arguments>` in this process, so that the imports are paid once: status and output."""
+    monkeypatch.chdir(multirun.folder)
+    monkeypatch.setenv("PARETODERM_CACHE", str(multirun.folder / "cache"))
+    return functools.partial(run_entry, train.main)
 
 
 @pytest.fixture(scope="module")
@@ -167,22 +177,21 @@ def test_comparison_stands_on_the_parent_and_on_the_terminal(multirun: Finished,
     assert parent["metrics.runs/all"] == 3
 
 
-def test_cost_is_of_the_size_that_the_net_is_built_for(multirun: Finished) -> None:
+def test_cost_is_of_the_size_that_the_net_is_built_for(multirun: Finished, typed) -> None:
     size = ["model=custom_gap", "model.image_size=32", "data.image_size=40", "trainer.max_epochs=1", "study=size"]
-    line, environment = command(multirun.folder, "experiment=smoke", *size)
-    subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, check=True, timeout=200)
+    status, said = typed("experiment=smoke", *size)
+    assert status == 0, said
     (run,) = (row for _, row in read.runs(multirun.store, "tags.study = 'size'").iterrows())
     convolutions = 40 * 40 * 27 * 32 + 20 * 20 * 9 * 32 * 64 + 10 * 10 * 9 * 64 * 128  # padded, pooled to 40, 20, 10
     # global average pooling is counted once a value of its 5 x 5 map
     assert run["metrics.efficiency/flops"] - convolutions - 128 * 256 - 256 * 7 in (0, 5 * 5 * 128)
 
 
-def test_runs_that_never_reach_the_store_are_no_success(multirun: Finished) -> None:
-    line, environment = command(multirun.folder, "-m", "tracking.uri=file:///nowhere", "model=custom,custom_gap")
-    process = subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, text=True, timeout=100)
-    assert process.returncode == 2  # told once, before any trial is started
-    assert "Traceback" not in process.stderr
-    assert process.stderr.count("must be sqlite:///") == 1
+def test_runs_that_never_reach_the_store_are_no_success(typed) -> None:
+    status, said = typed("-m", "tracking.uri=file:///nowhere", "model=custom,custom_gap")
+    assert status == 2  # told once, before any trial is started
+    assert "Traceback" not in said
+    assert said.count("must be sqlite:///") == 1
 
 
 def test_two_processes_train_one_run(multirun: Finished) -> None:
@@ -196,7 +205,7 @@ def test_two_processes_train_one_run(multirun: Finished) -> None:
         assert len(table) == table["image_id"].nunique() == run[f"metrics.data/images/{split}"]
 
 
-def test_two_classes_of_real_images(multirun: Finished, shared_data: Path) -> None:
+def test_two_classes_of_real_images(multirun: Finished, shared_data: Path, typed) -> None:
     data = ["data=siim2020", f"data.root={shared_data / 'siim2020'}", "data.source.limit=150", "data.oversample=0.5"]
     small = [
         "model.image_size=32",
@@ -205,9 +214,8 @@ def test_two_classes_of_real_images(multirun: Finished, shared_data: Path) -> No
         "data.batch_size=16",
         "loss=weighted_focal",
     ]
-    line, environment = command(multirun.folder, *data, *small, "augment=sun2023", "study=siim")
-    process = subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, text=True, timeout=200)
-    assert process.returncode == 0, process.stderr
+    status, said = typed(*data, *small, "augment=sun2023", "study=siim")
+    assert status == 0, said
     (run,) = (row for _, row in read.runs(multirun.store, "tags.study = 'siim'").iterrows())
     assert run["tags.grouped_by"] == "patient"
     assert run["tags.split"] == "grouped"
@@ -218,44 +226,54 @@ def test_two_classes_of_real_images(multirun: Finished, shared_data: Path) -> No
     assert run["metrics.test/recall/malignant"] == pytest.approx(found, abs=1e-6)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_killed_with_its_reason_and_never_left_running(
-    multirun: Finished, sent: signal.Signals
-) -> None:
-    line, environment = command(multirun.folder, "experiment=smoke", "trainer.max_epochs=100000", f"study={sent.name}")
-    process = subprocess.Popen(
-        line,
-        cwd=multirun.folder,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a test run in the background of a shell has SIGINT ignored, and its children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+@pytest.fixture(scope="module")
+def under_way(multirun: Finished) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Three trainings without an end, started at once, by the signal that each is to get: a study is named after it."""
+    started = {}
+    for name in ("SIGINT", "SIGTERM", "SIGKILL"):
+        line, environment = command(multirun.folder, "experiment=smoke", "trainer.max_epochs=100000", f"study={name}")
+        started[name] = subprocess.Popen(
+            line,
+            cwd=multirun.folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a test run in the background of a shell has SIGINT ignored, and its children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+def end(process: subprocess.Popen[str], sent: signal.Signals) -> int:
+    """Send the signal in the third epoch; the status that the process ends with."""
     assert process.stderr is not None
     for text in process.stderr:
         if "epoch 2/" in text:
             break
     process.send_signal(sent)
     process.communicate(timeout=120)
-    assert process.wait(timeout=60) != 0
-    (run,) = (row for _, row in read.runs(multirun.store, f"tags.study = '{sent.name}'").iterrows())
+    return process.returncode
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_is_killed_with_its_reason_and_never_left_running(
+    multirun: Finished, under_way: dict[str, subprocess.Popen[str]], name: str
+) -> None:
+    assert end(under_way[name], signal.Signals[name]) != 0
+    (run,) = (row for _, row in read.runs(multirun.store, f"tags.study = '{name}'").iterrows())
     assert run["status"] == "KILLED"
     assert run["tags.failure"]
 
 
-def test_a_killed_run_is_marked_by_the_next_one(multirun: Finished) -> None:
-    line, environment = command(multirun.folder, "experiment=smoke", "trainer.max_epochs=100000", "study=murdered")
-    process = subprocess.Popen(line, cwd=multirun.folder, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for text in process.stderr:
-        if "epoch 1/" in text:
-            break
-    process.kill()
-    process.wait()
-    time.sleep(0.1)
-    assert read.runs(multirun.store, "tags.study = 'murdered'")["status"].tolist() == ["RUNNING"]
-    line, environment = command(multirun.folder, "experiment=smoke", "trainer.max_epochs=1", "study=next")
-    subprocess.run(line, cwd=multirun.folder, env=environment, capture_output=True, check=True, timeout=200)
-    assert read.runs(multirun.store, "tags.study = 'murdered'")["status"].tolist() == ["FAILED"]
+def test_a_killed_run_is_marked_by_the_next_one(
+    multirun: Finished, under_way: dict[str, subprocess.Popen[str]], typed
+) -> None:
+    end(under_way["SIGKILL"], signal.SIGKILL)
+    assert read.runs(multirun.store, "tags.study = 'SIGKILL'")["status"].tolist() == ["RUNNING"]
+    status, said = typed("experiment=smoke", "trainer.max_epochs=1", "study=next")
+    assert status == 0, said
+    assert read.runs(multirun.store, "tags.study = 'SIGKILL'")["status"].tolist() == ["FAILED"]
     assert read.runs(multirun.store, "tags.study = 'next'")["status"].tolist() == ["FINISHED"]

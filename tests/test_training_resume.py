@@ -90,6 +90,14 @@ def interrupted(config: DictConfig, folder: Path, epoch: int, **options: Any) ->
     return state, seen
 
 
+@pytest.fixture(scope="module")
+def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, dict[str, torch.Tensor]]:
+    """Figures and weights of the standard training without a break."""
+    figures: Figures = {}
+    parts, _ = train(compose_config(cache), tmp_path_factory.mktemp("whole") / "run", on_epoch=stop_after(99, figures))
+    return figures, weights(parts)
+
+
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     """Every learning curve of a run as (step, value)."""
     run.flush()
@@ -132,16 +140,16 @@ def test_resumed_training_gives_what_an_unbroken_one_gives(
     assert final[0] == final[1]
 
 
-def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(tmp_path: Path, cache: Path) -> None:
+def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(
+    tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]]
+) -> None:
     config = compose_config(cache)
-    whole: Figures = {}
-    train(config, tmp_path / "whole", on_epoch=stop_after(99, whole))
     state, first = interrupted(config, tmp_path / "trial", 1)
     state, second = interrupted(config, tmp_path / "trial", 2, resume=state)
     third: Figures = {}
     _, best = train(config, tmp_path / "trial", resume=state, on_epoch=stop_after(99, third), keep_state_s=0)
     assert (list(first), list(second), list(third)) == ([1, 2], [2, 3], [3, 4])
-    assert first | second | third == whole
+    assert first | second | third == unbroken[0]
     assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
@@ -223,7 +231,9 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["between epochs", "state written, not yet in place", "within an epoch"])
-def test_killed_process_goes_on_after_its_last_whole_state(tmp_path: Path, cache: Path, moment: str) -> None:
+def test_killed_process_goes_on_after_its_last_whole_state(
+    tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]], moment: str
+) -> None:
     config = compose_config(cache)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["src.training"])
@@ -231,13 +241,11 @@ def test_killed_process_goes_on_after_its_last_whole_state(tmp_path: Path, cache
     trial.start()
     trial.join(120)
     assert trial.exitcode == -signal.SIGKILL
-    whole: Figures = {}
-    unbroken, _ = train(config, tmp_path / "whole", on_epoch=stop_after(99, whole))
     late: Figures = {}
     state = tmp_path / "first" / "checkpoint" / "last.ckpt"
     resumed, _ = train(config, tmp_path / "second", resume=state, on_epoch=stop_after(99, late))
-    assert late == {epoch: whole[epoch] for epoch in (3, 4)}
-    torch.testing.assert_close(weights(resumed), weights(unbroken), rtol=0, atol=0)
+    assert late == {epoch: unbroken[0][epoch] for epoch in (3, 4)}
+    torch.testing.assert_close(weights(resumed), unbroken[1], rtol=0, atol=0)
 
 
 def flip_a_byte(state: Path) -> None:

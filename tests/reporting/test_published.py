@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,8 @@ def address(serve: Any, published: Store) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def page(browser: Any, address: str) -> Iterator[Any]:
+@contextmanager
+def watched_page(browser: Any, address: str) -> Iterator[Any]:
     """A page that asks nothing of others than the server."""
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(60_000)
@@ -214,21 +215,28 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def page(browser: Any, address: str) -> Iterator[Any]:
+    with watched_page(browser, address) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
 def runs(address: str, published: Store) -> str:
     """The address of the list of runs."""
     return f"{address}/#/experiments/{published.experiment_id}/runs"
 
 
-@pytest.fixture
-def frame(page: Any, runs: str, published: Store) -> Any:
+@pytest.fixture(scope="module")
+def frame(browser: Any, address: str, runs: str, published: Store) -> Iterator[Any]:
     """The report's page within MLflow's viewer, opened by hand: a frame that may run scripts and nothing else."""
-    page.goto(f"{runs}/{study_run(published)['run_id']}")
-    page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_text("report", exact=True).click()
-    page.get_by_text("report.html", exact=True).click()
-    found = page.frame_locator("iframe[sandbox=allow-scripts]")
-    found.locator("body[data-drawn]").wait_for()
-    return found
+    with watched_page(browser, address) as page:
+        page.goto(f"{runs}/{study_run(published)['run_id']}")
+        page.get_by_role("tab", name="Artifacts").click()
+        page.get_by_text("report", exact=True).click()
+        page.get_by_text("report.html", exact=True).click()
+        found = page.frame_locator("iframe[sandbox=allow-scripts]")
+        found.locator("body[data-drawn]").wait_for()
+        yield found
 
 
 def test_a_browser_shows_the_description_and_the_headline_figures(page: Any, runs: str, published: Store) -> None:
@@ -247,7 +255,7 @@ def test_a_browser_shows_the_description_and_the_headline_figures(page: Any, run
     assert cells == [f"custom #{trial.number}{' (knee)' if trial is KNEE else ''}" for trial in FRONT]
 
 
-def test_the_page_opens_and_draws_in_mlflow_s_viewer(page: Any, frame: Any) -> None:
+def test_the_page_opens_and_draws_in_mlflow_s_viewer(frame: Any) -> None:
     assert frame.get_by_role("heading", name=f"{STUDY}: which model to take").is_visible()
     front = frame.locator("#front .picture")
     front.scroll_into_view_if_needed()
@@ -262,10 +270,11 @@ def test_the_page_opens_and_draws_in_mlflow_s_viewer(page: Any, frame: Any) -> N
     front.locator(".xtitle", has_text=re.compile("^parameters")).wait_for()
 
 
-def test_links_within_the_page_work_in_mlflow_s_viewer(page: Any, frame: Any) -> None:
+def test_links_within_the_page_work_in_mlflow_s_viewer(frame: Any) -> None:
     frame.get_by_role("navigation").get_by_role("link", name="How it was measured").click()
-    page.wait_for_timeout(500)  # a jump or none: nothing else tells
-    top = frame.locator("#method").evaluate("one => [one.getBoundingClientRect().top, innerHeight]")
+    method = frame.locator("#method")
+    method.page.wait_for_timeout(500)  # a jump or none: nothing else tells
+    top = method.evaluate("one => [one.getBoundingClientRect().top, innerHeight]")
     assert 0 <= top[0] < top[1]
 
 
