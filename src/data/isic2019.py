@@ -1,5 +1,6 @@
 """ISIC 2019: dermatoscopic images of three collections (HAM10000, BCN_20000, MSK) in eight classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +50,8 @@ class ISIC2019(Source):
         folder = subfolder(root, "ISIC_2019_Training_Input")
         path = root / "ISIC_2019_Training_GroundTruth.csv"
         table = read_csv(path, ["image", *(name.upper() for name in CLASSES)])
-        names = _names(table, path)
+        # "UNK" is no class to learn: it is let through here, and reported as unknown label
+        names = one_hot(table, [*CLASSES, *(["UNK"] if "UNK" in table else [])], path)
         as_ham = self.classes == "ham10000"
         classes = HAM_CLASSES if as_ham else CLASSES
         frame = pd.DataFrame(
@@ -66,19 +68,28 @@ class ISIC2019(Source):
         return assemble(self.name, classes, frame, grouped_by, path, limit=self.limit)
 
 
-def _names(table: pd.DataFrame, path: Path) -> pd.Series:
-    """Class of each row, "UNK" included: that one is no class to learn, and is reported as unknown label."""
-    columns = [name.upper() for name in CLASSES] + [name for name in ["UNK"] if name in table]
-    marks = table[columns].apply(pd.to_numeric, errors="coerce")
+def one_hot(table: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.Series:
+    """Class of each row of an ISIC challenge's ground truth: one column a class, its name in capitals.
+
+    Args:
+        table: With a column `image` and those of the classes.
+        classes: Names to give; the column of each is its name in capitals.
+        path: The file, for the message.
+
+    Raises:
+        DataError: A row that has not 1 in one of the columns and 0 in the others.
+    """
+    names = {name.upper(): name for name in classes}
+    marks = table[list(names)].apply(pd.to_numeric, errors="coerce")
     wrong = table.index[~(marks.isin([0, 1]).all(axis=1) & (marks.sum(axis=1) == 1))]
     if len(wrong):
         image = str(table.at[wrong[0], "image"])
         raise DataError(
-            f"image {image} in line {wrong[0] + 2} must have 1 in one of the columns {', '.join(columns)} "
+            f"image {image} in line {wrong[0] + 2} must have 1 in one of the columns {', '.join(names)} "
             f"and 0 in the others; mend or take out the row ({len(wrong)} such rows)",
             path,
         )
-    return marks.idxmax(axis=1).replace({name.upper(): name for name in CLASSES})
+    return marks.idxmax(axis=1).replace(names)
 
 
 def _metadata(path: Path) -> pd.DataFrame:

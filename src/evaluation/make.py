@@ -1,0 +1,230 @@
+"""An evaluation from end to end: find the run, predict or read, audit, write, publish, and tell the terminal."""
+
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+from rich.console import Console
+
+from src import summary
+from src.clinical.audit import ClinicalAudit, audit
+from src.clinical.settings import Settings as Clinical
+from src.config import check, instantiate, resolve
+from src.errors import ConfigError, UserError
+from src.evaluation import drop, external, labels, own, pages, publish, runs
+from src.evaluation.external import External
+from src.evaluation.record import Evaluation
+from src.evaluation.runs import Evaluated
+from src.evaluation.settings import Settings, clinical
+from src.tracking.store import Store
+
+console = Console(width=100)
+LOOKED_AT = "for a clinical audit"
+
+
+def make(config: DictConfig) -> Evaluation:
+    """Make the evaluation that a config asks for.
+
+    Args:
+        config: A composed `conf/evaluate.yaml`.
+
+    Returns:
+        The evaluation, after it was written and published.
+
+    Raises:
+        UserError: Bad input; the message names the culprit.
+    """
+    settings, asked, store = _settings(config)
+    evaluated = runs.find(store, settings.wanted)
+    _refuse_unwritable(Path(settings.folder))
+    if "_target_" in config.data:
+        found = other_data(config.data, evaluated, settings, asked, store)
+    else:
+        found = own_splits(evaluated, settings, asked, store)
+    folder = Path(settings.folder) / found.folder
+    pages.write(found, folder)
+    if settings.publish:
+        publish.publish(found, folder, store, config)
+    for part in pages.render(found):
+        console.print(part)
+    console.print(f"look: {folder / pages.PAGE}", markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def _settings(config: DictConfig) -> tuple[Settings, Clinical, Store]:
+    parts = ("data", "clinical", "tracking")
+    plain = {str(key): config[key] for key in config if key not in parts}
+    check({"_target_": "src.evaluation.settings.Settings", **plain})
+    values = resolve(config.clinical)
+    check({"_target_": "src.clinical.settings.Settings", **values}, "clinical")
+    settings = Settings(**plain)
+    settings.wanted  # noqa: B018  it is refused here, before the store is opened
+    check(resolve(config.tracking), "tracking")
+    store: Store = instantiate(config.tracking, "tracking")
+    return settings, clinical(values), store.open(create=False)
+
+
+def own_splits(evaluated: Evaluated, settings: Settings, asked: Clinical, store: Store) -> Evaluation:
+    """Audit a run on its own val and test, from what was recorded; nothing is predicted, but for `settings.test`.
+
+    Args:
+        evaluated: The run.
+        settings: Whether a test split that nobody has looked at is looked at, and where the run's own data are.
+        asked: Of the clinical audit.
+        store: That holds the run.
+    """
+    val = evaluated.predictions(store, "val")
+    test = evaluated.predictions(store, "test")
+    if not test and settings.test:
+        test = _look_at_test(evaluated, store)
+    if not val and not test:
+        raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
+    metadata, absent = own.metadata(evaluated, settings.own_root)
+    notes = [absent] if absent else []
+    audits = {}
+    if test:
+        audits["test"] = _audit(test, val, metadata, asked, "test")
+        if not val:
+            notes.append("The run has no validation split: no threshold was chosen, and no temperature fitted.")
+    else:
+        notes.append(
+            "The test split has not been looked at yet, so this is validation alone, which chose the epoch: too good. "
+            "test=true looks at it, once."
+        )
+    if val:
+        audits["val"] = _audit(val, [], metadata, asked, "val")
+    notes += _leaking(evaluated)
+    return Evaluation(evaluated, "", audits, tuple(notes))
+
+
+def other_data(
+    config: DictConfig, evaluated: Evaluated, settings: Settings, asked: Clinical, store: Store
+) -> Evaluation:
+    """Predict other data with a run's nets, audit that, and compare it with the run's own test.
+
+    Args:
+        config: The `data` part of a composed `conf/evaluate.yaml`.
+        evaluated: The run.
+        settings: Mapping, part, overlap.
+        asked: Of the clinical audit.
+        store: That holds the run.
+    """
+    val, test = evaluated.predictions(store, "val"), evaluated.predictions(store, "test")
+    if not val and not test:
+        raise UserError(f"run={evaluated.run_id}: has no recorded predictions, which tell its classes; train it again")
+    classes = [str(name).removeprefix("p/") for name in (val or test)[0] if str(name).startswith("p/")]
+    data = external.open_data(config, evaluated, classes, settings)
+    mine, on_overlap = external.own_pictures(data, evaluated, settings)
+    frames, met = external.whole_frames(data), pd.DataFrame()
+    notes = external.images_told(data, evaluated, settings, frames, mine)
+    examples = {}
+    if mine is not None:
+        met, on_overlap = external.met_before(data, frames, mine, settings)
+        examples = external.examples(data, frames, mine, classes)
+    if len(met) and settings.overlap == "exclude":
+        data = external.without(data, met)
+    predictions = external.predictions(data, evaluated, classes, store)
+    name = re.sub(r"[^\w.+-]+", "_", str(data.data.name)).strip("_.") or "data"  # it names files and metrics
+    told_val, told_own = ([data.labels.told(frame) for frame in side] for side in (val, test or val))
+    asked = _looked_for(asked, data)
+    found = _audit(predictions, told_val, data.frame.drop(columns=["label", "original_label"]), asked, name)
+    notes += [on_overlap, *_on_labels(data), *_leaking(evaluated)]
+    if not test:
+        notes.append("The own test split has not been looked at: the drop is from validation, which is too good.")
+    return Evaluation(
+        evaluated,
+        name,
+        {name: found},
+        tuple(notes),
+        drop.compared(told_own, predictions, told_val, found.positive, asked),
+        "test" if test else "val",
+        drop.by_original_label(predictions, asked),
+        met,
+        _mapping(data),
+        {net.seed: frame for net, frame in zip(evaluated.nets, predictions, strict=True)},
+        {
+            "kind": runs.EVALUATION,
+            "evaluated_run": evaluated.run_id,
+            "model": evaluated.model,
+            "data": name,
+            "part": settings.part,
+            "data_fingerprint": data.cache.fingerprint,
+            "labels": data.labels.name,
+            "overlap": settings.overlap,
+            "image_size": str(data.data.image_size),
+            "geometry": data.data.geometry,
+        },
+        examples,
+    )
+
+
+def _look_at_test(evaluated: Evaluated, store: Store) -> list[pd.DataFrame]:
+    """Evaluate the nets on their test split, for the first time; it is tagged."""
+    kind = "trial" if evaluated.repeated else "run"
+    summary.test_once(store, pd.DataFrame({"run_id": [evaluated.run_id], "kind": [kind]}), LOOKED_AT)
+    found = evaluated.predictions(store, "test")
+    if not found:
+        raise UserError(f"run={evaluated.run_id}: could not be evaluated on a test split; leave out test=true")
+    return found
+
+
+def _audit(
+    predictions: list[pd.DataFrame],
+    val: list[pd.DataFrame],
+    metadata: pd.DataFrame | None,
+    asked: Clinical,
+    split: str,
+) -> ClinicalAudit:
+    """The clinical audit; of a value that it refuses, the key is told as it is typed."""
+    try:
+        return audit(predictions, val, metadata, asked, split)
+    except ConfigError as error:
+        raise error.under("clinical") from error
+
+
+def _looked_for(asked: Clinical, data: External) -> Clinical:
+    """Where one class is held against the rest, it is the one that is looked for."""
+    classes = data.labels.classes
+    one = labels.REST in classes and len(classes) == 2
+    return replace(asked, positive=classes[1]) if one and asked.positive is None else asked
+
+
+def _on_labels(data: External) -> list[str]:
+    frame = data.frame
+    left_out = frame.loc[frame["label"].isna(), "original_label"].value_counts()
+    lines = [f"Labels: {data.labels.name}."]
+    if labels.REST in data.labels.classes:
+        asked = " or ".join(name for name in data.labels.classes if name != labels.REST)
+        lines.append(
+            f"The question is {asked} or not. The rest's probability is the sum of the other classes', so that {asked} "
+            "must outweigh all of them to be the most probable class."
+        )
+    if len(left_out):
+        listed = ", ".join(f"{name} ({number:,})" for name, number in left_out.items())
+        lines.append(f"Left out, of classes that the mapping does not know: {listed}.")
+    return lines
+
+
+def _mapping(data: External) -> pd.DataFrame:
+    frame = data.frame[["original_label", "label"]].fillna({"label": ""})
+    table = frame.value_counts(sort=False).rename("images").reset_index()
+    return table.rename(columns={"label": "counts_as"})
+
+
+def _leaking(evaluated: Evaluated) -> list[str]:
+    if "leaking" not in evaluated.split:
+        return []
+    return ["LEAKS: images of one lesion or patient are on both sides of the run's own split: its figures flatter."]
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"folder={folder}: the evaluation cannot be written there ({error})") from error

@@ -1,0 +1,45 @@
+"""The values of conf/evaluate.yaml, which says what each means."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from src.clinical.settings import Settings as Clinical
+from src.errors import ConfigError
+
+
+@dataclass
+class Settings:
+    """What is evaluated, and how; `clinical` says what is asked of it."""
+
+    run: str | None = None
+    test: bool = False
+    own_root: str | None = None
+    part: Literal["all", "train", "val", "test"] = "all"
+    mapping: str = "auto"
+    unknown: Literal["refuse", "list"] = "refuse"
+    overlap: Literal["exclude", "keep"] = "exclude"
+    folder: str = "reports"
+    publish: bool = True
+
+    @property
+    def wanted(self) -> str:
+        """The run's id, or the start of it.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.run is None or not self.run.strip():
+            raise ConfigError("run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids")
+        return self.run.strip()
+
+
+def clinical(values: dict[str, object]) -> Clinical:
+    """The `clinical` part.
+
+    Raises:
+        ConfigError: A value out of its range; the message names the key.
+    """
+    try:
+        return Clinical(**values)  # type: ignore[arg-type]  # checked against its signature before
+    except ConfigError as error:
+        raise error.under("clinical") from error
