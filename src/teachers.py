@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
@@ -55,8 +56,9 @@ def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[T
         data: Of the student, prepared.
 
     Raises:
-        ConfigError: No such run, one without a checkpoint, one of other classes, or one that was trained on another
-            split: it may have learned from the student's test images, and would pass them on.
+        ConfigError: No such run, one that is not finished or has no checkpoint, one of other classes, one that was
+            trained on another split (it may have learned from the student's test images, and would pass them on), or
+            one that started from a file of weights, which may have.
     """
     ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
     if not ids:
@@ -65,17 +67,23 @@ def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[T
 
 
 def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
+    found = read.runs(store, f"attributes.run_id = '{run_id}'") if run_id.isalnum() else pd.DataFrame()
+    if found.empty or found.at[0, "status"] != "FINISHED":
+        state = "there is no such run" if found.empty else f"it is {found.at[0, 'status']}"
+        raise ConfigError(KEY, f"must be the id of a finished run in {store.uri}, but got {run_id}: {state}")
     try:
-        found = store.client.get_run(run_id)
         config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
         checkpoint = read.artifact(store, run_id, "checkpoint/best.ckpt")
     except TrackingError as error:
-        raise ConfigError(KEY, f"must be the id of a finished run with a checkpoint: {error}") from error
-    except Exception as error:  # MLflow's own, of several kinds
-        raise ConfigError(KEY, f"no run {run_id} in {store.uri}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(KEY, f"must be the id of a run with a checkpoint: {error}") from error
     assert isinstance(config, DictConfig)
     check_targets(config)
-    split = found.data.tags.get("split_fingerprint")
+    split, started = found.at[0, "tags.split_fingerprint"], str(found.at[0, "tags.weights"])
+    if started.startswith("file:"):
+        raise ConfigError(
+            KEY,
+            f"run {run_id} started from a file of weights, of which nobody knows what images it has seen; take another",
+        )
     if split != data.split_fingerprint:
         raise ConfigError(
             KEY,

@@ -73,7 +73,7 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     if isinstance(net, once.FittedOnce):
         data.augment = None  # it sees each image once, as it is
     loss = instantiate(
-        config.loss, "loss", ("teacher",), class_counts=data.class_counts, **_taught(config, data, pretrained)
+        config.loss, "loss", ("teacher",), class_counts=data.seen_counts, **_taught(config, data, pretrained)
     )
     classifier = instantiate(
         config.model,

@@ -11,6 +11,7 @@ from src import train
 from src.models.custom import CustomCNN
 from src.teachers import Teacher
 from src.tracking import read
+from src.tracking.run import Run
 from src.tracking.store import Store
 
 Typed = Callable[..., tuple[int, str]]
@@ -60,6 +61,14 @@ def test_a_student_learns_from_a_run_of_the_same_split_only(
     status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}", "data.split_seed=1")
     assert status == 2
     assert f"loss.teacher: run {teacher} was trained on another split" in said
+    Run.attach(store, teacher).tag(weights="file:other.pt")
+    status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}")
+    assert status == 2
+    assert f"loss.teacher: run {teacher} started from a file of weights" in said
+    store.client.set_terminated(teacher, "FAILED")
+    status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}")
+    assert status == 2
+    assert "it is FAILED" in said
     status, said = run_entry(train.main, *taught, "loss.teacher=0123abcd")
     assert status == 2
     assert "loss.teacher" in said

@@ -123,7 +123,3 @@ def spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
         return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "@", "-", "\t", "\r")) else value
 
     return table.map(harmless)
-
-
-# names that src.evaluation.pages uses until it takes the public ones
-_table, _markdown_table, _plain, _spreadsheet = as_table, as_markdown, plain, spreadsheet

@@ -220,6 +220,13 @@ class DataModule(LightningDataModule):
         return [int(count) for count in sampling.class_counts(self.labels[self._rows["train"]], len(self.classes))]
 
     @property
+    def seen_counts(self) -> list[int]:
+        """Images of each class that an epoch of training visits, oversampled ones as often as they are."""
+        visited = self.labels[self._rows["train"]]
+        indices = sampling.epoch_indices(visited, self.oversample, np.random.default_rng(self.seed))
+        return [int(count) for count in sampling.class_counts(visited[indices], len(self.classes))]
+
+    @property
     def split_fingerprint(self) -> str:
         """The same for two runs whose images stand on the same sides with the same labels, at whatever size."""
         sides = self.frame.assign(side=self.side)[["image_id", "label", "side"]].sort_values("image_id")

@@ -96,6 +96,14 @@ def test_oversampling_is_for_training_only(tmp_path: Path) -> None:
     assert data.class_counts == [36, 12]
 
 
+def test_seen_counts_are_those_of_an_epoch(tmp_path: Path) -> None:
+    plain, oversampled = module(tmp_path).prepare(), module(tmp_path, oversample=0.5, batch_size=1).prepare()
+    assert plain.seen_counts == plain.class_counts
+    seen = np.bincount(oversampled.labels[rows_of(oversampled.loader("train", train=True))])
+    assert oversampled.seen_counts == list(seen)
+    assert min(seen) == round(0.5 * max(plain.class_counts))
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
     images = np.zeros((50, 4, 4, 3), dtype=np.uint8)
