@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 from src.errors import ConfigError, DivergedError, UserError
-from src.objectives import describe
+from src.objectives import describe, recorded_in_training
 
 
 class BestEpoch(ModelCheckpoint):
@@ -108,7 +108,7 @@ def _mode(metric: str) -> str:
 
 
 def _check_chooses(metric: str) -> None:
-    if not describe(metric).name.startswith("val/"):
+    if not recorded_in_training(metric).name.startswith("val/"):
         raise ConfigError("metric", f"must be of the validation split, val/..., but got {metric}")
 
 

@@ -24,12 +24,14 @@ class Metric:
         label: For people: axis titles, table heads; without the unit.
         unit: "ms", "MB", "multiply-adds" ...; empty for fractions in [0, 1] and other bare numbers.
         direction: Which way is better.
+        audited: Whether only the clinical audit (src.evaluate) computes it, so that no training can choose by it.
     """
 
     name: str
     label: str
     unit: str
     direction: Direction
+    audited: bool = False
 
     @property
     def axis(self) -> str:
@@ -91,6 +93,9 @@ _QUALITY: dict[str, tuple[str, Direction]] = {
     r"precision/(?P<class_name>.+)": ("precision of {class_name}", "maximize"),
     r"f1/(?P<class_name>.+)": ("F1 of {class_name}", "maximize"),
     r"specificity/(?P<class_name>.+)": ("specificity of {class_name}", "maximize"),
+}
+# What only the clinical audit computes, likewise.
+_AUDITED: dict[str, tuple[str, Direction]] = {
     r"auroc/(?P<class_name>.+)": ("AUROC of {class_name}", "maximize"),
     r"average_precision/(?P<class_name>.+)": ("average precision of {class_name}", "maximize"),
     r"auroc_above_80_sensitivity/(?P<class_name>.+)": ("AUC above 80% sensitivity of {class_name}", "maximize"),
@@ -108,7 +113,7 @@ _QUALITY: dict[str, tuple[str, Direction]] = {
         "maximize",
     ),
     "isic_balanced_accuracy": ("balanced accuracy, ties undecided (ISIC)", "maximize"),
-    r"(?P<measure>ece|adaptive_ece|brier|nll)": ("calibration error {measure}", "minimize"),
+    r"(?P<measure>ece|adaptive_ece|brier|nll)": ("{measure} of the probabilities", "minimize"),
     r"(?P<measure>ece|adaptive_ece|brier|nll)_scaled": ("{measure} after temperature scaling", "minimize"),
     "temperature": ("temperature fitted on validation", "minimize"),
 }
@@ -120,7 +125,7 @@ _TABLE: dict[str, tuple[str, str, Direction]] = {
     **{
         f"{prefix}/{name}": (f"{label} ({split})", "", direction)
         for prefix, split in _SPLITS.items()
-        for name, (label, direction) in _QUALITY.items()
+        for name, (label, direction) in {**_QUALITY, **_AUDITED}.items()
     },
     "efficiency/flops": ("FLOPs", "multiply-adds", "minimize"),
     "efficiency/params": ("parameters", "", "minimize"),
@@ -149,8 +154,21 @@ def describe(name: str) -> Metric:
     for pattern, (label, unit, direction) in _TABLE.items():
         match = re.fullmatch(pattern, name)
         if match:
-            return Metric(name, label.format(**match.groupdict()), unit, direction)
+            audited = any(pattern.endswith(f"/{other}") for other in _AUDITED)
+            return Metric(name, label.format(**match.groupdict()), unit, direction, audited)
     raise ConfigError("metric", f"unknown metric {name!r}{_suggestion(name)}")
+
+
+def recorded_in_training(name: str) -> Metric:
+    """As `describe`, of a metric by which a run, a study or an epoch may be chosen.
+
+    Raises:
+        ConfigError: As `describe`, or only the clinical audit computes it.
+    """
+    metric = describe(name)
+    if metric.audited:
+        raise ConfigError("metric", f"must be one that training records, but {name} is computed by src.evaluate alone")
+    return metric
 
 
 def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
@@ -210,7 +228,7 @@ def _described(name: str, key: str) -> Metric:
     if name.startswith("test/"):
         raise ConfigError(key, f"must not be read on the split that is reported, but got {name}; take val/...")
     try:
-        return describe(name)
+        return recorded_in_training(name)
     except ConfigError as error:
         raise error.under(key) from None
 

@@ -25,6 +25,9 @@ console = Console(width=100)
 SHOWN = 20  # rows of a table for people; the CSV holds all
 SHOWN_FAILURES = 5
 TESTED = "metrics.test/"
+# why a run was tested, as its tag `tested` says
+FRONT_MEMBER = "as a member of the front"
+ANSWER = "as the answer to a question of a report"
 
 
 def summarise_study(
@@ -43,7 +46,7 @@ def summarise_study(
         The comparison, a row a trial.
     """
     table = compare(read.children(store, study_run.id), objectives, limits)
-    if test_front and test_once(store, table[table["front"]], "as a member of the front"):
+    if test_front and test_once(store, table[table["front"]], FRONT_MEMBER):
         table = compare(read.children(store, study_run.id), objectives, limits)
     for run_id, now, before in zip(table["run_id"], table["front"], table["was_front"] == "true", strict=True):
         if now != before:
@@ -158,7 +161,7 @@ def show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, s
     tested = shown[shown["test/accuracy"].notna()] if "test/accuracy" in shown else shown.iloc[:0]
     if len(tested):
         console.print(render(tested, f"{title}: test, never used for choosing", "test"))
-    former = table[(table["tested"] != "") & ~table["front"]]
+    former = table[(table["tested"] == FRONT_MEMBER) & ~table["front"]]
     if len(former):
         _say(
             f"{len(former)} runs were tested as members of an earlier front and have left it since: the study went on "

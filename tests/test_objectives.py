@@ -86,6 +86,17 @@ def test_names_outside_the_vocabulary_are_refused(name: str) -> None:
         describe(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["val/auroc/mel", "val/pauc_80/mel", "val/temperature", "val/chosen/ppv/mel", "val/ece"]
+)
+def test_what_only_the_audit_computes_has_a_label_and_chooses_nothing(name: str) -> None:
+    assert describe(name).audited
+    with pytest.raises(ConfigError, match=f"{name} is computed by src.evaluate alone"):
+        parse_objectives({"objectives": [{"metric": name}]})
+    with pytest.raises(ConfigError, match="is computed by src.evaluate alone"):
+        parse_limits({"limits": [f"{name} >= 0.5"]})
+
+
 def test_objectives_from_a_config() -> None:
     config = OmegaConf.create(
         {

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from src.errors import ConfigError
 from src.reproducibility import device_name
 
 PERCENTILES = (50, 90, 99)
+COARSE = 8  # cells a side of the smooth pictures that nets outside torch are timed on
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,17 @@ class Profiler:
         repeats: dict[str, int] = {}
         with latency.alone(latency.shared_lock()), latency.timing_conditions(self.threads):
             for batch_size in self.batch_sizes:
-                images = self._images(batch_size, image_size, device)
+                images = self._images(batch_size, image_size, device, picture_like=_outside_torch(net))
                 latency.warm_up(net, images, self.warm_up_seconds)
                 at_least = self.min_repeats if batch_size == 1 else self.min_batch_repeats
                 times = latency.latencies_ms(net, images, self.seconds, at_least)
                 repeats[f"b{batch_size}"] = len(times)
                 for percentile, value in zip(PERCENTILES, np.percentile(times, PERCENTILES), strict=True):
                     metrics[f"efficiency/latency_ms/b{batch_size}/p{percentile}"] = float(value)
-            inputs = self._images(1, image_size, device), self._images(1, self.reference_size, device)
+            inputs = (
+                self._images(1, image_size, device, _outside_torch(net)),
+                self._images(1, self.reference_size, device),
+            )
             latency.warm_up(reference, inputs[1], self.warm_up_seconds)
             ratio = latency.latency_ratio(net, inputs[0], reference, inputs[1], self.ratio_seconds, self.min_repeats)
         largest = self.batch_sizes[-1]
@@ -160,15 +165,21 @@ class Profiler:
             else "not counted: the work is not done by torch's operators",
             "uncounted_operators": counted.uncounted if counted else {},
             "latency_clock": "wall",
+            "timed_on": "noise" if counted else "smooth pictures in [0, 1]",
             "reference": type(self.reference).__name__,
             "reference_params": count_parameters(self.reference),
             "reference_size": self.reference_size,
         }
 
-    def _images(self, batch_size: int, image_size: int, device: torch.device) -> Tensor:
+    def _images(self, batch_size: int, image_size: int, device: torch.device, picture_like: bool = False) -> Tensor:
+        """What is timed: noise, or smooth pictures in [0, 1] for nets whose time depends on what they see."""
         # random, not zeros: denormal and zero inputs can take other times
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
+        if picture_like:
+            coarse = torch.rand(batch_size, 3, COARSE, COARSE, generator=generator)
+            images = F.interpolate(coarse, size=(image_size, image_size), mode="bilinear")
+        else:
+            images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
         return images.to(device).contiguous(memory_format=self.layout)
 
 

@@ -30,7 +30,6 @@ from src.tracking.store import Store
 log = logging.getLogger(__name__)
 console = Console(width=100)
 PAGE = "report.html"
-CHOSEN = "as the answer to a question of a report"
 
 
 def make(config: DictConfig) -> Report:
@@ -202,7 +201,9 @@ def _test_chosen(
         return False
     from src import summary  # torch takes seconds to import, most reports need none
 
-    tested = [summary.test_once(store, rows, CHOSEN) for rows in to_test]  # all of them, not only up to the first
+    tested = [
+        summary.test_once(store, rows, summary.ANSWER) for rows in to_test
+    ]  # all of them, not only up to the first
     return any(tested)
 
 

@@ -8,6 +8,7 @@ from src.analysis.comparison import notes, recorded_name
 from src.analysis.decision import Answer
 from src.analysis.wording import count, figure
 from src.objectives import Limit, Objective, describe
+from src.summary import ANSWER, FRONT_MEMBER
 
 ENDS = {
     "front": "on the front",
@@ -145,7 +146,7 @@ def warned(table: pd.DataFrame, objectives: Sequence[Objective], trials: pd.Data
             f"Effects and importance are of the {count(finished, 'finished trial')}; {pruned} that the pruner stopped "
             "are not in them."
         )
-    former = table[(table["tested"] != "") & ~table["front"] & (table["chosen"] == "")]
+    former = table[table["tested"].isin([FRONT_MEMBER, ANSWER]) & ~table["front"] & (table["chosen"] == "")]
     if len(former):
         names = ", ".join(former["label"])
         found.append(f"Tested for an earlier front or another report, and not on this front: {names}.")

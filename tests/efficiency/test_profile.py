@@ -148,6 +148,22 @@ def test_net_outside_torch_is_timed_on_the_cpu_whatever_is_asked() -> None:
     assert profiler(batch_sizes=[1]).profile(Numpy(), 10, "cuda").details["device_type"] == "cpu"
 
 
+def test_net_outside_torch_is_timed_on_pictures() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Recording(Numpy):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    profile = profiler(batch_sizes=[1]).profile(Recording(), 64, "cpu")
+    timed = seen[:-1]  # the last call is that of the memory measurement, whose input is zeros or noise
+    assert profile.details["timed_on"].startswith("smooth pictures")
+    assert all(0 <= float(images.min()) < float(images.max()) <= 1 for images in timed)
+    steps = torch.stack([(images[..., 1:] - images[..., :-1]).abs().max() for images in timed])
+    assert float(steps.max()) < 0.2  # no pixel jumps far from its neighbour: 8 cells over 64 px
+
+
 def test_what_a_fit_decides_is_not_known_before_it() -> None:
     assert static_cost(Numpy(fitted=False), 10) == {}
     assert static_cost(Numpy(), 10) == {
