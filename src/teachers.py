@@ -68,8 +68,9 @@ def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[T
 
 def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
     found = read.runs(store, f"attributes.run_id = '{run_id}'") if run_id.isalnum() else pd.DataFrame()
-    if found.empty or found.at[0, "status"] != "FINISHED":
-        state = "there is no such run" if found.empty else f"it is {found.at[0, 'status']}"
+    row = {} if found.empty else {str(name): str(value) for name, value in found.iloc[0].items()}
+    if row.get("status") != "FINISHED":
+        state = f"it is {row['status']}" if row else "there is no such run"
         raise ConfigError(KEY, f"must be the id of a finished run in {store.uri}, but got {run_id}: {state}")
     try:
         config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
@@ -78,8 +79,8 @@ def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
         raise ConfigError(KEY, f"must be the id of a run with a checkpoint: {error}") from error
     assert isinstance(config, DictConfig)
     check_targets(config)
-    split, started = found.at[0, "tags.split_fingerprint"], str(found.at[0, "tags.weights"])
-    if started.startswith("file:"):
+    split = row["tags.split_fingerprint"]
+    if row["tags.weights"].startswith("file:"):
         raise ConfigError(
             KEY,
             f"run {run_id} started from a file of weights, of which nobody knows what images it has seen; take another",

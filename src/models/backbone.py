@@ -49,7 +49,8 @@ class Backbone(nn.Module):
         dropout: Probability after each dense layer (before the output if there is none), in [0, 1).
         pool: "avg" is timm's own pooling (global average in most), "flatten" keeps every value of the last map.
         blocks: How many of the inverted residual blocks are kept, counted from the input; the later ones, and the
-            layers behind them, are cut off. None keeps the whole network. Only for EfficientNet and MobileNetV3.
+            layers behind them, are cut off. None keeps the whole network. Only for EfficientNet and MobileNetV3
+            (whose last convolution timm counts as a block).
 
     Raises:
         ConfigError: An unknown name, an image too small for it, or a weight file that does not fit.
@@ -179,7 +180,7 @@ def _keep_blocks(model: nn.Module, name: str, kept: int) -> None:
     """Cut off what comes after so many residual blocks; pooling stays."""
     if not isinstance(model, timm.models.EfficientNet | timm.models.MobileNetV3):
         raise ConfigError("blocks", f"must be null, because {name} is no EfficientNet or MobileNetV3, but got {kept}")
-    stages: nn.Sequential = model.blocks
+    stages: list[nn.Sequential] = list(model.blocks)  # type: ignore[arg-type]  # timm's stub knows only modules
     total = sum(len(stage) for stage in stages)
     if kept > total:
         raise ConfigError("blocks", f"must be at most {total}, the blocks of {name}, but got {kept}")

@@ -185,3 +185,38 @@ def test_auto_says_loudly_that_there_were_no_weights(
         net = Backbone(TINY, image_size=32, outputs=2, weights="auto")
     assert net.loaded_weights == "random"
     assert "RANDOM WEIGHTS" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "stage", "last"), [("tf_efficientnet_lite0", 10, 4, 1), ("mobilenetv3_small_050", 4, 2, 0)]
+)
+def test_blocks_cuts_off_all_that_comes_after(name: str, kept: int, stage: int, last: int) -> None:
+    torch.manual_seed(0)
+    whole = Backbone(name, 64, 7, weights="random").eval()
+    torch.manual_seed(0)
+    cut = Backbone(name, 64, 7, weights="random", blocks=kept).eval()
+    at_the_cut: list[torch.Tensor] = []
+    whole.backbone.blocks[stage][last].register_forward_hook(lambda *call: at_the_cut.append(call[2]))
+    images = torch.randn(2, 3, 64, 64)
+    whole(images)
+    torch.testing.assert_close(cut.backbone(images), at_the_cut[0].mean(dim=(2, 3)))
+    assert cut.head[-1].in_features == at_the_cut[0].shape[1]
+    assert set(cut.backbone.state_dict()) < set(whole.backbone.state_dict())
+
+
+def test_the_cut_net_of_the_study_better_keeps_the_limits_of_the_692k_network() -> None:
+    # stem 32 * 27 + 2 * 32; then timm's published shapes, block by block: 1, 2, 2, 3 and 2 of 3 blocks
+    blocks = [896, 5136, 8832, 13472, 26240, 32080, 83200, 83200, 106304, 170240]
+    net = Backbone("tf_efficientnet_lite0", 80, 7, weights="random", blocks=10)
+    assert (
+        sum(p.numel() for p in net.parameters()) == 32 * 27 + 2 * 32 + sum(blocks) + 112 * 7 + 7 == 531_319 <= 691_911
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "said"),
+    [("resnet50", 3, "no EfficientNet or MobileNetV3"), ("mobilenetv3_small_050", 40, "must be at most 12")],
+)
+def test_blocks_that_are_not_there_are_refused(name: str, kept: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Backbone(name, 64, 7, weights="random", blocks=kept)
