@@ -1,9 +1,7 @@
 """A report from end to end: read, test what is chosen, compute, write, publish, and tell the terminal."""
 
 import logging
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from src.reporting.record import Report
 from src.reporting.settings import Settings
 from src.tracking import cache, read
 from src.tracking.store import Store
+from src.whole import whole_folder
 
 log = logging.getLogger(__name__)
 console = Console(width=100)
@@ -77,21 +76,10 @@ def make(config: DictConfig) -> Report:
 
 def write(report: Report, folder: Path) -> None:
     """Write the page, the pictures and the tables: the whole folder or, if that fails, nothing; what was there goes."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
-    try:
-        draft.mkdir(parents=True)
+    with whole_folder(folder, "the report") as draft:
         tables.write(report, draft)
         static.write(report, draft / "figures")
         page.write(report, draft / PAGE)
-        if folder.exists():
-            folder.replace(former)
-        draft.replace(folder)
-    except OSError as error:
-        raise UserError(f"folder={folder.parent}: the report cannot be written there ({error})") from error
-    finally:
-        for leftover in (draft, former):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def show(report: Report, folder: Path) -> None:
