@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ from src.auditing.verdicts import (
     CONTRADICTED,
     NOT_REPRODUCED,
     NOT_TESTABLE,
+    UNDECIDED,
     VERDICTS,
     Outcome,
     Verdict,
@@ -140,7 +141,11 @@ def _audited(claim: Claim, figures: Figures, place: int, command: str) -> Audite
     for index, reading in enumerate(claim.readings):
         found = figures.work_out(reading, f"{key}.readings[{index}]")
         other_unit = reading.beside and reading.unit is not None
-        agreed = None if number is None or other_unit else agrees(found, number, claim.relation)
+        agreed = None
+        if number is not None and not other_unit:
+            agreed = agrees(found, number, claim.relation)
+            if agreed is None and not math.isnan(found.value) and not found.problem:
+                found = replace(found, problem=UNDECIDED)
         outcomes.append(Outcome(reading.name, found, reading.beside, agreed, reading.unit))
     verdict = Verdict(NOT_TESTABLE, None) if claim.untestable else decide(outcomes)
     lacks = any(outcome.found.unrecorded and not outcome.beside for outcome in outcomes)

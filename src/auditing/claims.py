@@ -46,13 +46,24 @@ class System(_Strict):
         preset: Choice of conf/experiment that its runs come from; their tag `preset`.
         data: The data set's name; their tag `data`.
         split: How the images were split; their tag `split`, such as "image (leaking)" or "grouped".
-        requires: Else the runs are shown beside the claim, but decide nothing.
+        fixed: What makes it the paper's system: columns of the table of runs, such as params.model.net.width or
+            metrics.efficiency/params, and their values; the tag `preset` outlives every override.
+        requires: And what else its runs must have. Others are shown beside the claim, but decide nothing.
     """
 
     preset: str
     data: str
     split: str
+    fixed: dict[str, Any] = {}
     requires: list[Requirement] = []
+
+    @pydantic.field_validator("fixed")
+    @classmethod
+    def _columns(cls, fixed: dict[str, Any]) -> dict[str, Any]:
+        for column in fixed:
+            if not column.startswith(("params.", "metrics.", "tags.")):
+                raise ValueError(f"{column} must start with params., metrics. or tags.")
+        return fixed
 
 
 class Measured(_Strict):
@@ -62,10 +73,28 @@ class Measured(_Strict):
         system: Its name in the paper's `systems`.
         metric: On the test split, by the run record's names without the split, such as accuracy or recall/mel; or a
             cost, such as efficiency/latency_ms/b1/p50.
+        less: Another system, whose value on the same images is taken off; of metrics on the test split only.
     """
 
     system: str
     metric: str
+    less: str = ""
+
+    @property
+    def systems(self) -> list[str]:
+        """Both, or the one."""
+        return [self.system, self.less] if self.less else [self.system]
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether it is of the run rather than of its predictions."""
+        return self.metric.startswith(("efficiency/", "time/"))
+
+    @pydantic.model_validator(mode="after")
+    def _pairs(self) -> "Measured":
+        if self.less and self.is_cost:
+            raise ValueError(f"less takes a metric on the test split, but got {self.metric}: take operation: ratio")
+        return self
 
 
 class Figure(_Strict):
@@ -222,7 +251,7 @@ def _check_names(paper: Paper) -> None:
         _known([figure.operation or "sum"], OPERATIONS, f"{where}.operation")
         _known(figure.references, known, f"{where}.{'of' if figure.of else 'figure'}")
         _known([figure.net] if figure.net else [], paper.nets, f"{where}.net")
-        _known([figure.measured.system] if figure.measured else [], paper.systems, f"{where}.measured.system")
+        _known(figure.measured.systems if figure.measured else [], paper.systems, f"{where}.measured")
 
 
 def _all_figures(paper: Paper) -> Iterator[tuple[str, Figure]]:

@@ -126,6 +126,8 @@ class Figures:
             lacks = any(each.unrecorded for each in operands)
             return Found(math.nan, math.nan, math.nan, "-", origins, "", "; ".join(problems), lacks)
         arithmetic = OPERATIONS[name].show(name, [each.text for each in operands])
+        measured = [each.how for each in operands if each.origins == {"measured"}]
+        arithmetic += f" ({'; '.join(measured)})" if measured else ""
         value, low, high = apply(name, [each.range for each in operands], f"{key}.operation")
         return Found(value, low, high, _short(value), origins, arithmetic, "; ".join(problems))
 

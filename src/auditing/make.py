@@ -13,7 +13,7 @@ from rich.console import Console
 
 from src.auditing import claims, tables
 from src.auditing.audit import Audit, audit
-from src.auditing.recorded import Runs
+from src.auditing.recorded import Bootstrap, Runs
 from src.auditing.settings import Settings
 from src.config import check, instantiate, resolve
 from src.entry import ROOT
@@ -47,7 +47,8 @@ def make(config: DictConfig) -> Audit:
     settings, paper = Settings(**own), claims.parse(plain["paper"])
     store: Store = instantiate(config.tracking, "tracking")
     runs = _runs(store)
-    reader = Runs(runs, store, paper, settings.studies, settings.samples, settings.seed, settings.level)
+    bootstrap = Bootstrap(settings.samples, settings.seed, settings.level)
+    reader = Runs(runs, store, paper, settings.studies, settings.seeds, bootstrap)
     done = audit(paper, reader)
     folder = Path(settings.folder) / recordable(f"audit_{paper.name}").replace("/", "_")
     commit, dirty = git_state(ROOT)

@@ -124,6 +124,10 @@ def _rank_from_lowest(operands: Sequence[Range]) -> Range:
     return rank, rank, rank
 
 
+def _rank_from_highest(operands: Sequence[Range]) -> Range:
+    return _rank_from_lowest([(-value, -high, -low) for value, low, high in operands])
+
+
 def _false_positives(precision: float, recall: float, positives: float) -> float:
     return recall * positives * (1 / precision - 1)
 
@@ -162,4 +166,5 @@ OPERATIONS = {
     "z_of_areas": Operation(_at_corners(z_of_areas), 4, "({0} - {1}) in standard errors, {2} malignant, {3} benign"),
     "common_denominator": Operation(common_denominator, None),
     "rank_from_lowest": Operation(_rank_from_lowest, None),
+    "rank_from_highest": Operation(_rank_from_highest, None),
 }

@@ -11,6 +11,7 @@ class Settings:
     """Which runs an audit looks at, and how it writes."""
 
     study: str | list[str] | None = None
+    seeds: Annotated[int, Ge(1)] = 3
     samples: Annotated[int, Ge(200)] = 2000
     level: Annotated[float, Gt(0.5), Le(0.999)] = 0.95
     seed: Annotated[int, Ge(0)] = 0

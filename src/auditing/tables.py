@@ -113,7 +113,9 @@ def markdown(audit: Audit, made: str) -> str:
     lines = [f"# Audit: {paper.title}", "", f"{paper.citation} {paper.source}", "", f"Read: {paper.read}", "", made]
     lines += ["", f"**{len(audit.claims)} claims: {counts}.**", ""]
     lines += [
-        "A printed number agrees with a figure here if the figure, or any value in its range, would be printed so."
+        "A printed number agrees with a figure here if the figure, or any value in its range, would be printed so; a "
+        "printed limit is kept or broken by the whole range, else undecided. Measured figures of too few seeds, or of "
+        "runs that are not the paper's system, are shown and decide nothing."
     ]
     lines += ["", "## Protocol", "", *(f"- {note}" for note in paper.protocol), ""]
     lines += ["## Verdicts", "", "| claim | where | printed | here | verdict |", "|---|---|---|---|---|"]
@@ -135,7 +137,7 @@ def _section(each: Audited) -> list[str]:
         for outcome in each.outcomes:
             told = "; ".join(part for part in (outcome.found.how, outcome.found.problem) if part)
             agreed = "" if outcome.agrees is None else "yes" if outcome.agrees else "no"
-            agreed += " (beside)" if outcome.beside else ""
+            agreed += " (beside)" if outcome.beside else " (decides nothing)" if agreed and not outcome.decides else ""
             cells = (outcome.reading, shown(outcome, each.number), agreed.strip(), told)
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
         lines.append("")

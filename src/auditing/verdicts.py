@@ -15,6 +15,8 @@ NOT_REPRODUCED = "not reproduced"
 NOT_TESTABLE = "not testable"
 VERDICTS = (REPRODUCED, OTHER_READING, CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE)
 
+UNDECIDED = "undecided: the interval contains the limit"
+
 Relation = Literal["equal", "below", "above"]
 
 
@@ -26,7 +28,7 @@ class Outcome:
         reading: Its name.
         found: Its figure.
         beside: It decides nothing.
-        agrees: With what is printed; None where there is no figure to compare.
+        agrees: With what is printed; None where there is no figure to compare, or it leaves the limit undecided.
         unit: Of the figure, where it is not the printed one's.
     """
 
@@ -51,19 +53,21 @@ class Verdict:
 
 
 def agrees(found: Found, number: Printed, relation: Relation) -> bool | None:
-    """Whether a figure is as the claim says; None without a figure.
+    """Whether a figure is as the claim says; None without a figure, and where it cannot be said.
 
-    Equal: some value in its range would be printed so. Below and above: of the value itself, for a limit is not kept
-    by an interval that reaches beyond it.
+    Equal: some value in its range would be printed so. Below and above: the whole range keeps the limit, or none of it
+    does; of a range with the limit in it, and of a figure without a range, None (`UNDECIDED`).
     """
     if math.isnan(found.value):
         return None
+    if relation == "equal":
+        low, high = (found.value, found.value) if math.isnan(found.low) else (found.low, found.high)
+        return number.admits(low, high)
     if relation == "below":
-        return found.value < number.value
-    if relation == "above":
-        return found.value > number.value
-    low, high = (found.value, found.value) if math.isnan(found.low) else (found.low, found.high)
-    return number.admits(low, high)
+        kept, broken = found.high < number.value, found.low >= number.value
+    else:
+        kept, broken = found.low > number.value, found.high <= number.value
+    return kept if kept or broken else None
 
 
 def decide(outcomes: Sequence[Outcome]) -> Verdict:

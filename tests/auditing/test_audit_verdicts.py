@@ -75,8 +75,17 @@ def test_measured_against_its_interval() -> None:
     assert agrees(found(0.8705, math.nan, math.nan), number, "equal") is True  # one group: no interval
 
 
-def test_a_limit_is_kept_by_the_value_and_not_by_its_interval() -> None:
+def test_a_limit_is_kept_by_the_whole_interval_and_broken_by_the_whole_interval() -> None:
     number = parse("80%")
-    assert agrees(found(0.79, 0.7, 0.9), number, "above") is False
-    assert agrees(found(0.81, 0.7, 0.9), number, "above") is True
-    assert agrees(found(0.79, 0.7, 0.9), number, "below") is True
+    assert agrees(found(0.85, 0.81, 0.9), number, "above") is True
+    assert agrees(found(0.75, 0.7, 0.8), number, "above") is False
+    assert agrees(found(0.75, 0.7, 0.79), number, "below") is True
+    assert agrees(found(0.85, 0.8, 0.9), number, "below") is False
+    assert agrees(found(0.85, math.nan, math.nan), number, "above") is None
+
+
+@given(st.floats(0.01, 0.3), st.floats(0.01, 0.3), st.floats(0.01, 0.99), st.sampled_from(["above", "below"]))
+def test_an_interval_with_the_limit_in_it_decides_nothing(down: float, up: float, where: float, side: str) -> None:
+    low, high = 0.8 - down, 0.8 + up
+    middle = low + where * (high - low)
+    assert agrees(found(middle, low, high), parse("80%"), side) is None  # type: ignore[arg-type]

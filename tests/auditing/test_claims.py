@@ -69,7 +69,7 @@ READING = ("claims", 0, "readings", 0)
         (READING, {"name": "x", "figure": "aa"}, "figure: does not know 'aa'; did you mean a"),
         (READING, {"name": "x", "count": "weights", "net": "n"}, "count: does not know 'weights'"),
         (READING, {"name": "x", "count": "flops", "net": "n"}, "net: does not know 'n'; there is none"),
-        (READING, {"name": "x", "measured": {"system": "nett", "metric": "auroc"}}, "system: does not know 'nett'"),
+        (READING, {"name": "x", "measured": {"system": "nett", "metric": "auroc"}}, "measured: does not know 'nett'"),
         (("figures", "a"), {"figure": "q"}, "paper.figures.a.figure: does not know 'q'"),
         (("systems", "net", "requires"), [{"column": "c", "otherwise": "o"}], "must have either equals or at_least"),
     ],

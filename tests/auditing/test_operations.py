@@ -38,6 +38,7 @@ def value(name: str, *operands: float) -> float:
         ("milliseconds_each", (69.737, 6626), 69737 / 6626),
         ("common_denominator", (50, 200, 54 / 117, 32 / 117), 117),
         ("rank_from_lowest", (2, 1, 2, 3), 2),
+        ("rank_from_highest", (0.8, 0.9, 0.7, 0.8), 2),
     ],
 )
 def test_by_hand(name: str, operands: tuple[float, ...], expected: float) -> None:

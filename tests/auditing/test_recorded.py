@@ -1,5 +1,6 @@
 """What recorded runs say, on runs that are written and read as training does."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pandas as pd
 import pytest
 
 from src.analysis.bootstrap import intervals
+from src.analysis.paired import paired_difference
 from src.auditing.claims import Measured, Paper, Requirement, System
-from src.auditing.recorded import Runs
+from src.auditing.recorded import Bootstrap, Runs
+from src.auditing.selection import choose
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -20,6 +23,8 @@ SYSTEMS = {
     "pretrained": System(preset="x/net", data="ham10000", split="grouped", requires=[PRETRAINED]),
     "long": System(preset="x/net", data="ham10000", split="grouped", requires=[LONG]),
     "image": System(preset="x/net", data="ham10000", split="image (leaking)"),
+    "wide": System(preset="x/net", data="ham10000", split="grouped", fixed={"params.width": 32}),
+    "half": System(preset="x/half", data="ham10000", split="grouped"),
 }
 PAPER = Paper(name="p", title="t", citation="c", source="s", read="r", command="x", systems=SYSTEMS, claims=[])
 
@@ -68,11 +73,19 @@ def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Sto
     record(store, 3, preset="x/other")
     record(store, 8, split="image (leaking)", frame=predictions(8, 40))
     record(store, 9, split="image (leaking)")
+    record(store, 4, preset="x/half", frame=predictions(11), git_commit="0123456789", git_dirty="true")
     return store
 
 
-def reader(store: Store, *studies: str) -> Runs:
-    return Runs(read.runs(store), store, PAPER, studies, samples=200, seed=3, level=0.9)
+def reader(store: Store, *studies: str, seeds: int = 1) -> Runs:
+    return Runs(read.runs(store), store, PAPER, studies, seeds, Bootstrap(200, 3, 0.9))
+
+
+def table(*rows: Mapping[str, object]) -> pd.DataFrame:
+    tags = {"kind": "run", "preset": "x/net", "data": "ham10000", "split": "grouped"}
+    common = {f"tags.{key}": value for key, value in tags.items()}
+    common |= {"status": "FINISHED", "metrics.test/accuracy": "0.5"}
+    return pd.DataFrame([{**common, "run_id": f"r{place}", **row} for place, row in enumerate(rows)])
 
 
 def test_a_metric_is_the_mean_over_the_seeds_of_one_setting(store: Store) -> None:
@@ -133,3 +146,84 @@ def test_without_a_store_nothing_is_recorded() -> None:
     )
     assert found.unrecorded
     assert found.problem == "no tested runs of x/net (split grouped) are recorded"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "wanted", "same"),
+    [
+        ("8", 32, False),
+        ("32", 32, True),
+        ("1.0", 1, True),
+        ("[128, 64]", [128, 64], True),
+        ("[128]", [128, 64], False),
+        ("true", True, True),
+        ("1", True, False),
+        ("null", None, True),
+        ("0.5", None, False),
+        ("flatten", "flatten", True),
+        ("gap", "flatten", False),
+        (691_911.0, 691_911, True),
+        (np.nan, 691_911, False),
+    ],
+)
+def test_a_run_is_the_papers_system_by_its_parameters_and_not_by_its_tag(
+    recorded: object, wanted: object, same: bool
+) -> None:
+    system = System(preset="x/net", data="ham10000", split="grouped", fixed={"params.model.net.width": wanted})
+    chosen = choose(table({"tags.seed": "0", "params.model.net.width": recorded}), system)
+    assert len(chosen.runs) == 1  # it may stand beside the claim
+    assert bool(chosen.problems) is not same
+    if not same:
+        assert "model.net.width" in chosen.problems[0]
+
+
+def test_the_difference_is_named_and_decides_nothing(store: Store) -> None:
+    found = reader(store).measure(Measured(system="wide", metric="accuracy"))
+    assert 0 < found.value < 1
+    assert found.problem == "these runs have no width"
+
+
+def test_of_several_runs_those_nearest_to_the_paper_are_taken() -> None:
+    fixed = {"params.width": 32, "params.dense": [128, 64], "params.loss": "focal"}
+    system = System(preset="x/net", data="ham10000", split="grouped", fixed=fixed)
+    far = {"params.width": "8", "params.dense": "[]", "params.loss": "focal"}
+    near = far | {"params.width": "32"}
+    rows = [{"tags.seed": "0"} | far, {"tags.seed": "1"} | far, {"tags.seed": "0"} | near]
+    chosen = choose(table(*rows), system)
+    assert chosen.runs["run_id"].tolist() == ["r2"]
+    assert chosen.problems == ["these runs have dense [] instead of [128, 64]"]
+    assert "runs with other settings left out: 2" in chosen.described
+
+
+def test_seeds_from_other_weights_are_not_pooled() -> None:
+    rows = [{"tags.seed": "0", "tags.weights": "imagenet"}, {"tags.seed": "1", "tags.weights": "random"}]
+    assert len(choose(table(*rows), SYSTEMS["any"]).runs) == 1
+
+
+def test_fewer_seeds_than_wanted_decide_nothing(store: Store) -> None:
+    wanted = Measured(system="any", metric="accuracy")
+    few = reader(store, seeds=3).measure(wanted)
+    assert few.problem == "2 of 3 seeds"
+    assert few.value == reader(store, seeds=2).measure(wanted).value
+    assert not reader(store, seeds=2).measure(wanted).problem
+    assert reader(store, seeds=3).measure(Measured(system="any", metric="efficiency/latency_ratio")).problem
+
+
+def test_a_changed_tree_and_a_seed_trained_twice_are_said(store: Store) -> None:
+    assert "commit 0123456 with changes" in reader(store).measure(Measured(system="half", metric="accuracy")).how
+    found = reader(store).measure(Measured(system="any", metric="accuracy"))
+    assert "seed 0 trained more than once, the newest taken" in found.how
+    assert "with changes" not in found.how
+
+
+def test_two_systems_are_compared_on_the_same_images(store: Store) -> None:
+    found = reader(store).measure(Measured(system="half", metric="accuracy", less="any"))
+    expected = paired_difference([predictions(11)], [predictions(7), predictions(1)], "accuracy", 200, 3, 0.9)
+    assert found.range == pytest.approx(expected[:3])
+    assert "1 seed of x/half" in found.how
+    assert "2 seeds of x/net" in found.how
+    few = reader(store, seeds=2).measure(Measured(system="half", metric="accuracy", less="any"))
+    assert few.problem == "1 of 2 seeds"
+    other = reader(store).measure(Measured(system="half", metric="accuracy", less="image"))
+    assert np.isnan(other.value)
+    assert "the two systems or their seeds were tested on different images" in other.problem
