@@ -46,6 +46,7 @@ DOORS = {
     "timm": ("src/models/backbone.py",),
     "mahotas": ("src/radiomics/features.py",),
     "hydra": (
+        "src/headline/presets.py",
         "src/train.py",
         "src/jobs.py",
         "src/launch.py",

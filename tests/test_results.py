@@ -82,6 +82,29 @@ def test_what_the_sections_name_is_there(root: Path, sections: dict) -> None:
         assert (root / "conf" / "experiment" / f"{preset}.yaml").exists(), preset
 
 
+def test_corrected_specificities_follow_from_the_printed_counts(sections: dict) -> None:
+    malignant, every = 117, 6626  # recalls of Table 2 are 54, 32, 63 and 62 of 117
+    networks = [system for system in sections["sun2023"]["systems"] if "corrected" in system]
+    assert len(networks) == 4
+    for system in networks:
+        printed = system["printed"]
+        hits = round(printed["recall/melanoma"] * malignant)
+        false_alarms = round(hits / printed["precision/melanoma"]) - hits
+        right = every - malignant - false_alarms
+        assert right / every == pytest.approx(printed["specificity/melanoma"], abs=1e-4)
+        assert right / (every - malignant) == pytest.approx(system["corrected"]["specificity/melanoma"], abs=1e-4)
+
+
+def test_what_a_paper_pretrained_is_its_system_with_those_weights_alone(sections: dict) -> None:
+    resnets = [
+        each for name in ("mamun2025", "sun2023") for each in sections[name]["systems"] if "resnet" in each["preset"]
+    ]
+    references = [each for each in sections["better"]["references"] if each["name"] == "ResNet50"]
+    assert [each.get("weights") for each in (*resnets, *references)] == ["imagenet"] * 4
+    assert references[0]["px"] == 224
+    assert "sweeps=mamun2025 " in references[0]["command"]
+
+
 def test_a_section_that_is_not_asked_for_is_not_read(sections: dict) -> None:
     assert list(Settings(sections=sections | {"mamun2025": {}}, only=["leakage"], file="x.md").chosen()) == ["leakage"]
     with pytest.raises(ConfigError, match="sections"):

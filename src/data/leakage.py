@@ -13,6 +13,10 @@ others, its siblings, leave it. Then there are two arms:
 Validation and test images, the number of training images of each class, and so class weights, oversampling and steps an
 epoch are the same in both. Test images whose lesion has no other photograph are the control: they gain nothing from the
 siblings of others but what other lesions bring.
+
+The arms have equally many training images, not lesions: displaced images are drawn one by one, and their lesions may
+keep other photographs, while each tested lesion with siblings adds one. Of HAM10000, arm "in" trains on 4,607 lesions,
+"out" on 4,481.
 """
 
 from collections.abc import Sequence

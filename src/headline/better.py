@@ -1,6 +1,6 @@
 """Candidates less references: who is better in quality, and at what share of the parameters and multiply-adds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,22 +9,35 @@ from src.analysis.paired import Difference
 from src.analysis.wording import count, joined, short_bound
 from src.errors import UserError
 from src.headline import figures, systems
-from src.headline.cells import RANDOM, Cell, cells
+from src.headline.cells import Cell, cells
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
 from src.headline.part import Grid, Lines, Missing, Part
-from src.headline.settings import Better, Systems
+from src.headline.settings import Better, Reference, Systems
 from src.tracking.store import Store
 
 COSTS = ("efficiency/params", "efficiency/flops")
 
 
+class Rival(NamedTuple):
+    """Runs of a reference; `unlike` says in what they are only a stand-in for it."""
+
+    reference: Reference
+    cell: Cell
+    unlike: list[str]
+
+    @property
+    def name(self) -> str:
+        """As what it is: "ResNet50 from random weights, 64 px"."""
+        began = " from" if self.unlike and self.unlike[0].endswith("weights") else ","
+        return f"{self.reference.name}{began} {', '.join(self.unlike)}" if self.unlike else self.reference.name
+
+
 class Duel(NamedTuple):
-    """A candidate beside a reference; `problem` says why they do not compare."""
+    """A candidate beside a rival; `problem` says why they do not compare."""
 
     candidate: Cell
-    name: str
-    reference: Cell
+    rival: Rival
     difference: Difference
     problem: str
 
@@ -38,19 +51,23 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    found = [cell for cell in cells(store, section.studies, needed) if cell.split_mode == section.split]
+    studies = dict.fromkeys([*section.studies, *(name for each in section.references for name in each.studies)])
+    read = {name: _eligible(store, name, section, needed) for name in studies}
+    presets = {reference.preset for reference in section.references}
+    found = [cell for name in dict.fromkeys(section.studies) for cell in read[name] if cell.preset not in presets]
     complete = [cell for cell in found if not cell.problem]
     chosen = _chosen(complete, section)
-    references, missing = _references(store, section, needed)
-    duels = [_duel(cell, name, other, section.metric, how) for cell in chosen for name, other in references]
+    rivals, missing = _rivals(read, section, needed)
+    duels = [_duel(cell, rival, section.metric, how) for cell in chosen for rival in rivals]
     missing += [
-        Missing(f"{each.candidate.name} less {each.name}", each.problem, section.command)
+        Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.command)
         for each in duels
         if each.problem
     ]
     if not chosen:
         missing.append(_no_candidate(section, found, complete, needed))
-    shown = [*chosen, *(cell for _, cell in references)]
+    rows = {id(cell): cell for cell in (*chosen, *(rival.cell for rival in rivals))}  # each once
+    shown = list(rows.values())
     drawn = [each for each in duels if not each.problem]
     own = Systems("systems", section.title, section.studies, section.command, section.metrics)
     return Part(
@@ -58,10 +75,19 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
         section.about,
         [systems.grid(shown, own, how)] * bool(shown) + [_grid(drawn, section)] * bool(drawn),
         _findings(chosen, drawn, section),
-        [*_notes(section, found, complete, chosen), *systems.different_tests(shown)],
+        [
+            *_notes(section, found, complete, chosen),
+            *_multiplicity(drawn),
+            *systems.told(shown),
+            *systems.different_tests(shown),
+        ],
         missing,
         origin(store, shown),
     )
+
+
+def _eligible(store: Store, study: str, section: Better, needed: int) -> list[Cell]:
+    return [cell for cell in cells(store, [study], needed) if cell.split_mode == section.split and not cell.arm]
 
 
 def _chosen(complete: Sequence[Cell], section: Better) -> list[Cell]:
@@ -73,27 +99,38 @@ def _chosen(complete: Sequence[Cell], section: Better) -> list[Cell]:
     return sorted(ranked, key=lambda cell: -cell.mean(metric))[: section.at_most]
 
 
-def _references(store: Store, section: Better, needed: int) -> tuple[list[tuple[str, Cell]], list[Missing]]:
+def _rivals(read: Mapping[str, Sequence[Cell]], section: Better, needed: int) -> tuple[list[Rival], list[Missing]]:
+    """Of each reference its runs or, where there are none, what stands in for it; and what is missing."""
     found, missing = [], []
     for reference in section.references:
         own = [
-            cell
-            for cell in cells(store, reference.studies, needed)
-            if cell.preset == reference.preset and cell.split_mode == section.split
+            Rival(reference, cell, cell.unmet(reference.px, reference.weights) or list(cell.changed))
+            for study in dict.fromkeys(reference.studies)
+            for cell in read[study]
+            if cell.preset == reference.preset
         ]
-        found += [(reference.name, cell) for cell in own if not cell.problem]
-        missing += systems.unsuited(own, reference.command)
-        if not own:
-            missing.append(Missing(f"{reference.name}, {section.split}", f"0 of {needed} seeds", reference.command))
+        meant = [rival for rival in own if not rival.unlike]
+        ready = [rival for rival in own if not rival.cell.problem]
+        found += [rival for rival in ready if not rival.unlike] or ready
+        missing += systems.unsuited([rival.cell for rival in meant], reference.command)
+        if not meant:
+            missing.append(
+                Missing(f"{_in_full(reference)}, {section.split}", f"0 of {needed} seeds", reference.command)
+            )
     return found, missing
 
 
-def _duel(candidate: Cell, name: str, reference: Cell, metric: str, how: Bootstrap) -> Duel:
+def _in_full(reference: Reference) -> str:
+    return ", ".join([reference.name, *systems.wanted(reference.px, reference.weights)])
+
+
+def _duel(candidate: Cell, rival: Rival, metric: str, how: Bootstrap) -> Duel:
+    names = (candidate.name, rival.name)
     try:
-        found = figures.difference(candidate.frames, reference.frames, metric, how, (candidate.name, name))
+        found = figures.difference(candidate.frames, rival.cell.frames, metric, how, names)
     except UserError as error:
-        return Duel(candidate, name, reference, Difference(*[np.nan] * 4), f"they do not compare: {error}")
-    return Duel(candidate, name, reference, found, "")
+        return Duel(candidate, rival, Difference(*[np.nan] * 4), f"they do not compare: {error}")
+    return Duel(candidate, rival, found, "")
 
 
 def _grid(duels: Sequence[Duel], section: Better) -> Grid:
@@ -105,41 +142,61 @@ def _row(duel: Duel) -> tuple[Lines, ...]:
     shares = [figures.times(_share(duel, cost)) for cost in COSTS]
     return (
         (duel.candidate.name,),
-        (f"{duel.name}: {duel.reference.name}", f"weights: {duel.reference.weights}"),
+        (f"{duel.rival.name}: {duel.rival.cell.name}", f"weights: {duel.rival.cell.weights}"),
         figures.change(duel.difference),
         (figures.verdict(duel.difference),),
         *((f"x {share[0]}",) for share in shares),
-        (f"{len(duel.candidate.seeds)} and {len(duel.reference.seeds)}",),
+        (f"{len(duel.candidate.seeds)} and {len(duel.rival.cell.seeds)}",),
     )
 
 
 def _share(duel: Duel, cost: str) -> float:
-    other = duel.reference.mean(cost)
+    other = duel.rival.cell.mean(cost)
     return duel.candidate.mean(cost) / other if other > 0 else float("nan")
 
 
 def _findings(chosen: Sequence[Cell], duels: Sequence[Duel], section: Better) -> list[str]:
-    """The verdict on each candidate that was set beside every reference."""
+    """The verdict on each candidate that was set beside every reference, or beside what stands in for it."""
     found = []
     for candidate in chosen:
         own = [duel for duel in duels if duel.candidate is candidate]
-        if {duel.name for duel in own} >= {reference.name for reference in section.references}:
+        if {duel.rival.reference.name for duel in own} >= {reference.name for reference in section.references}:
             found.append(_finding(candidate, own, section))
+    if found:
+        rivals = {duel.rival.name: duel.rival for duel in duels if duel.rival.unlike}
+        found += [_stand_in(rival) for rival in rivals.values()]
     return found
 
 
 def _finding(candidate: Cell, duels: Sequence[Duel], section: Better) -> str:
-    verdicts = [figures.verdict(duel.difference) for duel in duels]
+    beaten = all(figures.verdict(duel.difference) == "better" for duel in duels)
     gaps = [f"{_against(duel)} ({' '.join(figures.change(duel.difference))})" for duel in duels]
     limits = joined([short_bound(limit) for limit in section.parsed_limits()])
-    first = f"{candidate.name} {'beats' if set(verdicts) == {'better'} else 'does not beat'} all of them"
+    everyone = "all that it was compared with" if any(duel.rival.unlike for duel in duels) else "all of them"
+    first = f"{candidate.name} {'beats' if beaten else 'does not beat'} {everyone}"
     return f"{first} in {head(section.metric)}" + (f", within {limits}" if limits else "") + f": {joined(gaps)}."
+
+
+def _stand_in(rival: Rival) -> str:
+    reference = rival.reference
+    asked = systems.wanted(reference.px, reference.weights)
+    meant = f"{reference.name} ({', '.join(asked)})" if asked else f"{reference.name} as its preset has it"
+    began = "pretrained " if reference.weights else ""
+    return f"What was compared with is {rival.name}, not the {began}{meant}: of that one this says nothing."
 
 
 def _against(duel: Duel) -> str:
     said = figures.verdict(duel.difference)
-    began = f", weights {duel.reference.weights}" if RANDOM in duel.reference.weights else ""
-    return f"{said} {'than' if said in ('better', 'worse') else 'beside'} {duel.name}{began}"
+    return f"{said} {'than' if said in ('better', 'worse') else 'beside'} {duel.rival.name}"
+
+
+def _multiplicity(duels: Sequence[Duel]) -> list[str]:
+    if len(duels) < 2:
+        return []
+    return [
+        f"{count(len(duels), 'comparison')} were made and no interval is corrected for that: the more there are, the "
+        "sooner one leaves out zero by chance."
+    ]
 
 
 def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], chosen: Sequence[Cell]) -> list[str]:

@@ -1,7 +1,7 @@
 """Runs that differ in nothing but their seed, put together: the cells that a headline figure is a mean over."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -9,14 +9,15 @@ from src.analysis.bootstrap import DifferentImages, gather
 from src.analysis.swept import scan
 from src.analysis.wording import count
 from src.errors import UserError
-from src.shared_config import WITHOUT_EFFECT
+from src.headline.presets import ASIDE, deviations, is_below, other_system, rounded, said
 from src.tracking import history, read
 from src.tracking.store import Store
 
 SPLIT = "test"  # what is reported
 RANDOM = "RANDOM, not pretrained"  # weights of a backbone
 IMAGE_SIZE = "data.image_size"
-_ASIDE = ("seed", "data.root", "data.source.root", *WITHOUT_EFFECT)  # of the parameters: what makes no other cell
+ARM = "data.siblings"  # the parameter of src.data.leakage
+_AT_MOST = 3  # settings that a name tells beside the overrides
 _TOLD_ELSEWHERE = ("experiment", "data", "data.split", "model", "model.image_size")  # of the overrides
 
 
@@ -33,6 +34,7 @@ class Cell:
         runs: Its finished runs in order of their seeds, as `src.tracking.read.runs` gives them; one a seed.
         frames: What each of them predicted on the test split; empty unless all did.
         problem: Why it is no headline figure; empty if it is one.
+        changed: What it has set otherwise than its preset, beyond epochs and precision: it is another system.
         notes: What a reader must know of it.
     """
 
@@ -44,6 +46,7 @@ class Cell:
     runs: pd.DataFrame
     frames: list[pd.DataFrame]
     problem: str
+    changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -62,6 +65,23 @@ class Cell:
     def split_mode(self) -> str:
         """The split without what is said of it: "image", "grouped"."""
         return self.split.split(" ")[0].rstrip(",")
+
+    @property
+    def arm(self) -> str:
+        """Which arm of a measurement of leakage it is, "in" or "out"; empty for what is no such training."""
+        value = self.settings.get(ARM, "")
+        return "" if value == "null" else value
+
+    def unmet(self, px: int | None, weights: str | None) -> list[str]:
+        """What it is instead where another image size or pretrained weights were asked for, such as "64 px".
+
+        Args:
+            px: Image size; None: any.
+            weights: "imagenet"; None: any.
+        """
+        size = self.settings.get(IMAGE_SIZE, "")
+        began = ["random weights"] if weights and "random" in self.weights.lower() else []
+        return began + ([f"{size or 'unknown'} px"] if px is not None and size != str(px) else [])
 
     def mean(self, metric: str) -> float:
         """Mean of a recorded metric over the seeds; NaN where one lacks it."""
@@ -90,12 +110,32 @@ def _of_study(store: Store, study: str, needed: int) -> Iterator[Cell]:
     if found.empty:
         return
     recorded = [str(name).removeprefix("params.") for name in found if str(name).startswith("params.")]
-    keys = [key for key in recorded if not any(_is_below(key, aside) for aside in _ASIDE)]
+    keys = [key for key in recorded if not any(is_below(key, aside) for aside in ASIDE)]
     columns = ["tags.preset", *(f"params.{key}" for key in keys)]
     # null as if it were not there: a key that is newer than some of the runs makes no other cell
     alike = pd.concat([texts(found, name).replace("null", "") for name in columns], axis=1)
-    for _, members in found.groupby(alike.agg("\x1f".join, axis=1), sort=False):
-        yield _cell(store, study, members, keys, needed)
+    groups = found.groupby(alike.agg("\x1f".join, axis=1), sort=False)
+    yield from _told_apart([_cell(store, study, members, keys, needed) for _, members in groups])
+
+
+def _told_apart(found: Sequence[Cell]) -> Iterator[Cell]:
+    """The cells of a study; those of one name and split get the settings in which they differ added to it."""
+    for cell in found:
+        others = [each for each in found if (each.name, each.split) == (cell.name, cell.split) and each is not cell]
+        keys = [key for key in cell.settings if any(_value(each, key) != _value(cell, key) for each in others)]
+        own = {key: cell.settings[key] or "not recorded" for key in keys}
+        yield replace(cell, name=", ".join([cell.name, *_few(own)]))
+
+
+def _value(cell: Cell, key: str) -> str:
+    value = cell.settings[key]
+    return "" if value == "null" else value
+
+
+def _few(settings: dict[str, str]) -> list[str]:
+    told = [said(key, value) for key, value in settings.items()]
+    more = len(told) - _AT_MOST
+    return [*told[:_AT_MOST], *([f"{count(more, 'setting')} more"] if more > 0 else [])]
 
 
 def _cell(store: Store, study: str, members: pd.DataFrame, keys: Sequence[str], needed: int) -> Cell:
@@ -103,19 +143,27 @@ def _cell(store: Store, study: str, members: pd.DataFrame, keys: Sequence[str], 
     tested = done[done["metrics.test/accuracy"].notna()] if "metrics.test/accuracy" in done else done[:0]
     kept = tested[~tested["tags.seed"].duplicated(keep="last")]
     kept = kept.loc[pd.to_numeric(kept["tags.seed"]).sort_values().index] if len(kept) else kept
-    problem = _too_few(members, done, kept, needed) or _not_alike(kept)
+    problem = _too_few(members, kept, needed) or _not_alike(kept)
     frames: list[pd.DataFrame] = []
     if not problem:
         frames, problem = _predictions(store, kept)
     preset = texts(members, "tags.preset").iloc[0]
     settings = {key: texts(members, f"params.{key}").iloc[0] for key in keys}
     split = texts(kept if len(kept) else members, "tags.split").iloc[0]
-    name = _name(members, preset)
-    return Cell(study, preset, name, settings, split, kept, frames, problem, _notes(tested, kept))
+    departing = deviations(preset, settings)
+    changed = tuple(said(key, value) for key, value in departing.items() if other_system(key))
+    name = _name(members, preset, departing)
+    notes = _notes(members, tested, kept) if not problem else ()
+    return Cell(study, preset, name, settings, split, kept, frames, problem, changed, notes)
 
 
-def _notes(tested: pd.DataFrame, kept: pd.DataFrame) -> tuple[str, ...]:
+def _notes(members: pd.DataFrame, tested: pd.DataFrame, kept: pd.DataFrame) -> tuple[str, ...]:
+    lacking = _lacking(members, kept)
+    further = sum(lacking.values())
     notes = []
+    if further:
+        have = "has" if further == 1 else "have"
+        notes.append(f"{count(further, 'further seed')} {have} no test figure ({_listed(lacking)})")
     if len(kept) < len(tested):
         notes.append(f"{count(len(tested) - len(kept), 'run')} of a seed that was trained again left out")
     if texts(kept, "tags.data_fingerprint").nunique() > 1:
@@ -123,14 +171,22 @@ def _notes(tested: pd.DataFrame, kept: pd.DataFrame) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _too_few(members: pd.DataFrame, done: pd.DataFrame, kept: pd.DataFrame, needed: int) -> str:
+def _lacking(members: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
+    """How many seeds have no test figure, by what became of their last run."""
+    last = members[~members["tags.seed"].duplicated(keep="last") & ~members["tags.seed"].isin(kept["tags.seed"])]
+    states = last["status"].str.lower().replace("finished", "not evaluated on the test split")
+    return {str(state): int(number) for state, number in states.value_counts().sort_index().items()}
+
+
+def _listed(lacking: dict[str, int]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in lacking.items())
+
+
+def _too_few(members: pd.DataFrame, kept: pd.DataFrame, needed: int) -> str:
     if len(kept) >= needed:
         return ""
-    others = members.loc[members["status"] != "FINISHED", "status"].str.lower().value_counts()
-    told = [f"{number} {status}" for status, number in others.items()]
-    untested = done["tags.seed"].nunique() - len(kept)
-    told += [f"{untested} not evaluated on the test split"] if untested > 0 else []
-    return f"{len(kept)} of {needed} seeds" + (f" ({', '.join(told)})" if told else "")
+    lacking = _lacking(members, kept)
+    return f"{len(kept)} of {needed} seeds" + (f" ({_listed(lacking)})" if lacking else "")
 
 
 def _not_alike(kept: pd.DataFrame) -> str:
@@ -153,26 +209,18 @@ def _predictions(store: Store, kept: pd.DataFrame) -> tuple[list[pd.DataFrame], 
     return frames, ""
 
 
-def _name(members: pd.DataFrame, preset: str) -> str:
+def _name(members: pd.DataFrame, preset: str, departing: dict[str, str]) -> str:
     """The preset's or the model's name, image size, and what else was set for this configuration."""
     first = members.iloc[0]
     parts = [preset.rpartition("/")[2] or str(first.get("tags.model", "") or "run")]
     size = texts(members, f"params.{IMAGE_SIZE}").iloc[0]
     parts += [f"{size} px"] if size else []
-    for key, value in scan(texts(members, "tags.overrides").iloc[0]).items():
-        if key not in _TOLD_ELSEWHERE and not any(_is_below(key, aside) for aside in _ASIDE):
-            parts.append(f"{key.rpartition('.')[2]}={_rounded(value)}")
+    typed = {
+        key: value
+        for key, value in scan(texts(members, "tags.overrides").iloc[0]).items()
+        if key not in _TOLD_ELSEWHERE and not any(is_below(key, aside) for aside in ASIDE)
+    }
+    parts += [f"{key.rpartition('.')[2]}={rounded(value)}" for key, value in typed.items()]
+    # what the whole study shares stands in no run's overrides
+    parts += _few({key: value for key, value in departing.items() if not any(is_below(key, each) for each in typed)})
     return ", ".join(parts)
-
-
-def _rounded(value: str) -> str:
-    """A number drawn from a range with three figures."""
-    try:
-        short = f"{float(value):.3g}"
-    except ValueError:
-        return value
-    return short if len(short) < len(value) else value
-
-
-def _is_below(key: str, whole: str) -> bool:
-    return key == whole or key.startswith(f"{whole}.")

@@ -106,8 +106,9 @@ def _missing(part: Part) -> list[str]:
 def _origin(origin: Origin) -> list[str]:
     if not origin.runs:
         return []
-    told = [f"Command: `{command}`" for command in origin.commands]
+    told = [f"Command, less hydra.* options, which are not recorded: `{command}`" for command in origin.commands]
     told += [f"Hardware: {_plain(machine)}" for machine in origin.hardware]
+    told += [f"Chosen by: {_plain('; '.join(origin.chosen_by))}"]
     told += [f"Commit: {', '.join(origin.commits)}", f"Recorded: {origin.dates}, {origin.runs} trained runs"]
     return _bullets(told, plain=False)
 

@@ -13,14 +13,14 @@ import pandas as pd
 from src.analysis.paired import Difference
 from src.errors import UserError
 from src.headline import figures, systems
-from src.headline.cells import Cell, cells
+from src.headline.cells import ARM, Cell, cells
 from src.headline.figures import Bootstrap, Estimate, head
 from src.headline.origin import origin
 from src.headline.part import Grid, Lines, Missing, Part
 from src.headline.settings import Leakage
 from src.tracking.store import Store
 
-ARM, SIBLING = "data.siblings", "has_sibling"  # the parameter and the column that src.data.leakage has recorded
+SIBLING = "has_sibling"  # the column that src.data.leakage has recorded
 SUBSETS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "all test images": lambda frame: pd.Series(True, index=frame.index),
     "those with siblings": lambda frame: frame[SIBLING],
@@ -57,7 +57,7 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    found = [cell for cell in cells(store, section.studies, needed) if cell.settings.get(ARM) in ("out", "in")]
+    found = [cell for cell in cells(store, section.studies, needed) if cell.arm]
     pairs, missing = _pairs(found, section, needed)
     grids, findings, used = [], [], []
     for pair in pairs:
@@ -71,6 +71,7 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
         findings.append(_finding(pair, rows))
         used += list(pair)
     notes = [f"{_configuration(pair.out)}: {systems.describing(pair.out)[2][0]} weights." for pair in pairs]
+    notes += systems.told(used)
     if grids:
         notes.append(
             "Siblings of a test image are the other photographs of its lesion, on which arm in trained. Images without "
@@ -121,7 +122,7 @@ def _pairs(found: Sequence[Cell], section: Leakage, needed: int) -> tuple[list[A
     configurations: dict[tuple[str, ...], dict[str, Cell]] = {}
     for cell in found:
         shared = [f"{key}={value}" for key, value in cell.settings.items() if key != ARM]
-        configurations.setdefault((cell.study, cell.preset, *shared), {})[cell.settings[ARM]] = cell
+        configurations.setdefault((cell.study, cell.preset, *shared), {})[cell.arm] = cell
     pairs = []
     for arms in configurations.values():
         name = _configuration(next(iter(arms.values())))

@@ -55,7 +55,7 @@ def reading(settings: Settings) -> list[str]:
     """What a reader must know of all figures."""
     return [
         f"A figure is the mean over at least {settings.seeds} seeds on the test split, which chose nothing; the split "
-        "is the same for all seeds, the epoch is chosen on the validation split.",
+        "is the same for all seeds. What chose the epoch, or the settings, stands under each section (chosen by).",
         f"[low, high]: {settings.level:.0%} interval from {settings.samples} bootstrap samples that draw whole lesions "
         "or patients, and seeds as a second factor (`src/analysis/bootstrap.py`). With few seeds it is too narrow "
         "where the seeds differ much.",

@@ -35,6 +35,7 @@ def origin(store: Store, cells: Sequence[Cell]) -> Origin:
         tuple(dict.fromkeys(command for study in studies for command in _commands(store, study, runs))),
         _hardware(store, runs),
         _commits(runs),
+        _tallied(texts(runs, "tags.chosen_by").replace("", "not recorded")),
         f"{runs['start_time'].min():%Y-%m-%d %H:%M} to {runs['end_time'].max():%Y-%m-%d %H:%M} UTC",
         len(runs),
     )
@@ -102,5 +103,10 @@ def _commits(runs: pd.DataFrame) -> tuple[str, ...]:
     names = texts(runs, "tags.git_commit").replace("", "unknown").str.slice(0, SHORT)
     dirty = texts(runs, "tags.git_dirty").str.lower()
     said = names + dirty.map({"true": " with uncommitted changes", "false": ""}).fillna(" (changes not known)")
+    return _tallied(said)
+
+
+def _tallied(said: pd.Series) -> tuple[str, ...]:
+    """Each text once, with its number of runs."""
     counts = said.value_counts(sort=False)
-    return tuple(f"{name} ({count(int(number), 'run')})" for name, number in zip(counts.index, counts, strict=True))
+    return tuple(f"{text} ({count(int(number), 'run')})" for text, number in zip(counts.index, counts, strict=True))

@@ -43,9 +43,11 @@ class Origin:
     """Where a section's figures come from.
 
     Attributes:
-        commands: As they were typed, without machine paths.
+        commands: As they were typed, without machine paths and without Hydra's own options (hydra.*), which are not
+            recorded; a study's name, where it is not that of its file, is put back.
         hardware: One line a kind of machine.
         commits: Abbreviated, with what is to be said of them.
+        chosen_by: What chose the epoch or the settings of a run, with how many runs.
         dates: First start and last end, UTC; empty without runs.
         runs: How many trained runs.
     """
@@ -53,6 +55,7 @@ class Origin:
     commands: tuple[str, ...] = ()
     hardware: tuple[str, ...] = ()
     commits: tuple[str, ...] = ()
+    chosen_by: tuple[str, ...] = ()
     dates: str = ""
     runs: int = 0
 

@@ -13,6 +13,7 @@ from src.objectives import Limit, parse_limits
 WHOLE = "docs/results.md"
 _STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 Names = Annotated[list[str], MinLen(1)]
+Weights = Literal["imagenet"] | None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
@@ -23,13 +24,18 @@ class System:
         preset: The tag `preset` of its runs.
         printed: What the paper prints of it: metric -> value, by the names of `Systems.metrics`; also
             efficiency/params and efficiency/flops.
-        px: Image size at which it is the paper's system: at another one it is shown, and still missing. None: any.
+        px: Image size at which it is the paper's system: at another one it is shown without what the paper prints, and
+            is still missing. None: any.
+        weights: With which it is the paper's system, as for `px`: what began with random ones is not.
+        corrected: What the paper should have printed by its own counts, as `printed`; shown beside it, marked.
         command: Records its missing seeds; None: the section's.
     """
 
     preset: str
     printed: dict[str, float] = field(default_factory=dict)
     px: int | None = None
+    weights: Weights = None
+    corrected: dict[str, float] = field(default_factory=dict)
     command: str | None = None
 
 
@@ -89,12 +95,17 @@ class Reference:
         studies: Where its runs are.
         preset: The tag `preset` of its runs.
         command: Records it.
+        px: Image size at which it is what it is called: another is compared with as a stand-in, named as what it is,
+            and it is still missing. None: any.
+        weights: With which it is what it is called, likewise.
     """
 
     name: str
     studies: Names
     preset: str
     command: str
+    px: int | None = None
+    weights: Weights = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)

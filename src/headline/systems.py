@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from src.analysis.wording import joined
 from src.headline import figures
-from src.headline.cells import IMAGE_SIZE, Cell, cells
+from src.headline.cells import Cell, cells
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
 from src.headline.part import Grid, Lines, Missing, Part
@@ -23,14 +23,14 @@ def part(store: Store, section: Systems, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    found = cells(store, section.studies, needed)
+    found = [cell for cell in cells(store, section.studies, needed) if not cell.arm]
     ordered = sorted(found, key=lambda cell: _place(section, cell))
     shown = [cell for cell in ordered if not cell.problem]
     return Part(
         section.title,
         section.about,
         [grid(shown, section, how)] if shown else [],
-        notes=[*_told(shown), *different_tests(shown)],
+        notes=[*told(shown), *_not_beside(section, shown), *different_tests(shown)],
         missing=_missing(section, found, needed),
         origin=origin(store, shown),
     )
@@ -44,16 +44,21 @@ def grid(shown: Sequence[Cell], section: Systems, how: Bootstrap) -> Grid:
 
 def row(cell: Cell, section: Systems, how: Bootstrap) -> tuple[Lines, ...]:
     """A cell's line in the table."""
-    printed = next((system.printed for system in section.systems if system.preset == cell.preset), {})
-    beside = cell.split_mode == section.paper_split
+    system = _system(section, cell)
+    beside = system is not None and cell.split_mode == section.paper_split and not _departures(cell, system)
+    printed, corrected = (system.printed, system.corrected) if system and beside else ({}, {})
     found = figures.measured(cell.frames, section.metrics, how)
-    values = [figures.figure(value, printed.get(metric) if beside else None) for metric, value in found.items()]
-    return (*describing(cell), *costs(cell, printed if beside else {}), *values)
+    values = [figures.figure(value, printed.get(name), corrected.get(name)) for name, value in found.items()]
+    return (*describing(cell), *costs(cell, printed), *values)
 
 
 def describing(cell: Cell) -> tuple[Lines, ...]:
     """Who a cell is: system, split, weights."""
-    return (cell.name,), (cell.split or "not recorded",), (cell.weights or "not recorded",)
+    return (
+        (cell.name, *["other settings"] * bool(cell.changed)),
+        (cell.split or "not recorded",),
+        (cell.weights or "not recorded",),
+    )
 
 
 def costs(cell: Cell, printed: dict[str, float]) -> tuple[Lines, ...]:
@@ -80,6 +85,11 @@ def different_tests(shown: Sequence[Cell]) -> list[str]:
     return [f"{len(sets)} different test sets, whose rows do not compare with each other: {listed}."]
 
 
+def wanted(px: int | None, weights: str | None) -> list[str]:
+    """What is asked for, in words."""
+    return ([f"{px} px"] if px else []) + (["ImageNet weights"] if weights else [])
+
+
 def unsuited(found: Sequence[Cell], command: str) -> list[Missing]:
     """The cells that are no headline figures, with why."""
     return [
@@ -89,8 +99,32 @@ def unsuited(found: Sequence[Cell], command: str) -> list[Missing]:
     ]
 
 
-def _told(shown: Sequence[Cell]) -> list[str]:
+def told(shown: Sequence[Cell]) -> list[str]:
+    """What is to be said of each of them."""
     return [f"{cell.name} ({cell.split}): {note}." for cell in shown for note in cell.notes]
+
+
+def _system(section: Systems, cell: Cell) -> System | None:
+    return next((system for system in section.systems if system.preset == cell.preset), None)
+
+
+def _departures(cell: Cell, system: System) -> list[str]:
+    """What makes a cell with a system's preset another system."""
+    return [*cell.unmet(system.px, system.weights), *cell.changed]
+
+
+def _not_beside(section: Systems, shown: Sequence[Cell]) -> list[str]:
+    """Says where the paper's values are left out though the split is the paper's."""
+    found = []
+    for cell in shown:
+        system = _system(section, cell)
+        departures = _departures(cell, system) if system and system.printed else []
+        if departures and cell.split_mode == section.paper_split:
+            found.append(
+                f"{cell.name} ({cell.split}): not the printed system ({', '.join(departures)}); the printed values are "
+                "not beside it."
+            )
+    return found
 
 
 def _place(section: Systems, cell: Cell) -> tuple[int, int]:
@@ -104,7 +138,7 @@ def _place(section: Systems, cell: Cell) -> tuple[int, int]:
 
 def _missing(section: Systems, found: Sequence[Cell], needed: int) -> list[Missing]:
     commands = {system.preset: system.command or section.command for system in section.systems}
-    partial = [missing for cell in found for missing in unsuited([cell], commands.get(cell.preset, section.command))]
+    partial = [missing for cell in found for missing in unsuited([cell], _recording(cell, section, commands))]
     absent = [
         Missing(_wanted(system, split), f"0 of {needed} seeds", commands[system.preset])
         for system in section.systems
@@ -115,11 +149,16 @@ def _missing(section: Systems, found: Sequence[Cell], needed: int) -> list[Missi
     return partial + absent if found or absent else nothing
 
 
+def _recording(cell: Cell, section: Systems, commands: dict[str, str]) -> str:
+    """What records a cell's missing seeds: the command of its own study rather than that of its preset."""
+    every = [section.command, *commands.values()]
+    own = [command for command in every if f"sweeps={cell.study}" in command.split()]
+    return own[0] if own else commands.get(cell.preset, section.command)
+
+
 def _is(cell: Cell, system: System, split: str) -> bool:
-    own = cell.preset == system.preset and cell.split_mode == split
-    return own and (system.px is None or cell.settings.get(IMAGE_SIZE) == str(system.px))
+    return cell.preset == system.preset and cell.split_mode == split and not _departures(cell, system)
 
 
 def _wanted(system: System, split: str) -> str:
-    size = f", {system.px} px" if system.px else ""
-    return f"{system.preset.rpartition('/')[2]}{size}, {split}"
+    return ", ".join([system.preset.rpartition("/")[2], *wanted(system.px, system.weights), split])

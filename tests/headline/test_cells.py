@@ -1,7 +1,11 @@
 import pytest
 from recorded import predictions, record
 
+from src.config import resolve
 from src.headline.cells import RANDOM, Cell, cells
+from src.headline.presets import deviations
+from src.shared_config import compose_trial
+from src.tracking.limits import flatten
 from src.tracking.store import Store
 
 
@@ -38,6 +42,58 @@ def test_too_few_seeds_are_told_with_what_became_of_the_others(made: Store) -> N
     made.client.set_terminated(failed, "FAILED")
     assert only(made).problem == "1 of 3 seeds (1 failed, 1 not evaluated on the test split)"
     assert only(made).frames == []
+
+
+def test_further_seeds_without_a_test_figure_are_told(made: Store) -> None:
+    for seed in range(3):
+        record(made, "s", predictions(0.8, seed), seed)
+    record(made, "s", None, 3)
+    made.client.set_terminated(record(made, "s", None, 4), "FAILED")
+    made.client.set_terminated(record(made, "s", None, 0), "FAILED")  # a seed that has a figure lacks none
+    found = only(made)
+    assert (found.seeds, found.problem) == ([0, 1, 2], "")
+    assert found.notes == ("2 further seeds have no test figure (1 failed, 1 not evaluated on the test split)",)
+
+
+def test_settings_that_no_override_tells_tell_cells_apart(made: Store) -> None:
+    for width in (8, 16):
+        record(made, "s", predictions(0.8, width), 0, {"model": {"net": {"width": width}}})
+    assert [cell.name for cell in cells(made, ["s"], 1)] == [
+        "custom, 64 px, net.width=8",
+        "custom, 64 px, net.width=16",
+    ]
+
+
+def test_a_preset_with_other_settings_is_another_system(made: Store) -> None:
+    preset = "mamun2025/custom"
+    as_composed = resolve(compose_trial({"overrides": [f"experiment={preset}"]}))
+    for rate, epochs in ((as_composed["optimizer"]["lr"], 3), (0.5, as_composed["trainer"]["max_epochs"])):
+        optimizer = {**as_composed["optimizer"], "lr": rate}
+        trainer = {**as_composed["trainer"], "max_epochs": epochs, "precision": "bf16-mixed"}
+        config = {
+            **as_composed,
+            "optimizer": optimizer,
+            "trainer": trainer,
+            "data": {**as_composed["data"], "root": "/x"},
+        }
+        record(made, "s", predictions(0.8, 0), 0, config, preset=preset)
+    same, other = cells(made, ["s"], 1)
+    assert (same.name, same.changed) == ("custom, 64 px, trainer.max_epochs=3, trainer.precision=bf16-mixed", ())
+    assert (other.name, other.changed) == (
+        "custom, 64 px, optimizer.lr=0.5, trainer.precision=bf16-mixed",
+        ("optimizer.lr=0.5",),
+    )
+
+
+def test_a_part_that_is_absent_deviates_and_a_newer_key_does_not() -> None:
+    recorded = flatten(resolve(compose_trial({"overrides": ["experiment=mamun2025/custom"]})))
+    assert deviations("mamun2025/custom", recorded) == {}
+    newer = {key: value for key, value in recorded.items() if key != "loss._target_" and key != "optimizer.lr"}
+    assert deviations("mamun2025/custom", newer) == {"loss._target_": "none"}
+    assert (
+        deviations("mamun2025/custom", recorded | {"augment.blur._target_": ""}) == {}
+    )  # another run of the study has it
+    assert deviations("../train", recorded) == deviations("no/such", recorded) == {}
 
 
 def test_a_seed_that_was_trained_again_counts_once_as_the_newest(made: Store) -> None:

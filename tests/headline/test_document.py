@@ -19,7 +19,7 @@ PART = Part(
     ["It is <b>so</b>."],
     ["[bold]Note[/bold]."],
     [Missing("a", "0 of 3 seeds", "train x"), Missing("b", "1 of 3 seeds", "train x")],
-    Origin(("train x",), ("Abacus",), ("aaaaaaa (3 runs)",), "then to now", 3),
+    Origin(("train x",), ("Abacus",), ("aaaaaaa (3 runs)",), ("val/auroc (3 runs)",), "then to now", 3),
 )
 
 
@@ -34,6 +34,8 @@ def test_the_page_holds_every_figure_as_a_markdown_table() -> None:
     assert "Folded text." in lines
     assert "- It is &lt;b&gt;so&lt;/b&gt;." in lines
     assert "- `train x`<br>a: 0 of 3 seeds; b: 1 of 3 seeds" in lines
+    assert "- Command, less hydra.* options, which are not recorded: `train x`" in lines
+    assert "- Chosen by: val/auroc (3 runs)" in lines
     assert "- Recorded: then to now, 3 trained runs" in lines
 
 

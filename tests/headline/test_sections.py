@@ -1,11 +1,14 @@
 """Each kind of section on a made-up store, against arithmetic and scikit-learn."""
 
+from dataclasses import replace
+
 import pytest
 from recorded import mean_score, predictions, record, scores, study_run
 
-from src.headline import better, leakage, systems
+from src.analysis.paired import Difference
+from src.headline import figures, leakage, systems
 from src.headline.figures import Bootstrap
-from src.headline.settings import Better, Leakage, Reference, System, Systems
+from src.headline.settings import Leakage, System, Systems
 from src.tracking.store import Store
 
 HOW = Bootstrap(200, 0.95, 0)
@@ -116,84 +119,85 @@ def test_systems_stand_beside_what_the_paper_prints_under_its_split(made: Store)
     }
 
 
+@pytest.mark.parametrize(
+    ("size", "weights", "why"),
+    [
+        (224, "imagenet", ""),
+        (64, "imagenet", "64 px"),
+        (224, "random", "random weights"),
+        (64, "random", "random weights, 64 px"),
+    ],
+)
+def test_printed_values_stand_beside_the_printed_system_alone(made: Store, size: int, weights: str, why: str) -> None:
+    for seed in SEEDS:
+        data = {"data": {"image_size": size}}
+        record(
+            made, "paper", predictions(0.8, seed), seed, data, preset="p/big", weights=weights, split="image (leaking)"
+        )
+    printed = {"accuracy": 0.8908, "efficiency/params": 23.9e6}
+    asked = System("p/big", printed, px=224, weights="imagenet", corrected={"accuracy": 0.8})
+    part = systems.part(made, replace(PAPER, systems=[asked], splits=["image"]), 3, HOW)
+    lines = [line for cell in part.grids[0].rows[0] for line in cell]
+    beside = ["printed 23,900,000", "printed 0.8908", "corrected 0.8"]
+    assert [line for line in lines if line.startswith(("printed", "corrected"))] == ([] if why else beside)
+    assert [note.partition("(image")[0] for note in part.notes] == ([] if not why else [f"big, {size} px "])
+    assert all(f"not the printed system ({why})" in note for note in part.notes)
+    assert [each.what for each in part.missing] == (["big, 224 px, ImageNet weights, image"] if why else [])
+
+
+def test_a_preset_with_other_settings_is_shown_and_still_missing(made: Store) -> None:
+    for seed in SEEDS:
+        optimizer = {"optimizer": {"lr": 0.5}, "data": {"image_size": 64}}
+        record(
+            made, "paper", predictions(0.8, seed), seed, optimizer, preset="mamun2025/custom", split="image (leaking)"
+        )
+    asked = System("mamun2025/custom", {"accuracy": 0.8705}, px=64)
+    part = systems.part(made, replace(PAPER, systems=[asked], splits=["image"]), 3, HOW)
+    (row,) = part.grids[0].rows
+    assert row[0][1] == "other settings"
+    assert "optimizer.lr=0.5" in part.notes[0]
+    assert not any("printed" in line for cell in row for line in cell)
+    assert [each.what for each in part.missing] == ["custom, 64 px, image"]
+
+
+def test_missing_seeds_are_recorded_by_the_command_of_their_own_study(made: Store) -> None:
+    record(made, "paper", predictions(0.8, 0), 0, preset="p/big", split="grouped")
+    commands = [
+        System("p/big", px=224, command="train sweeps=whole"),
+        System("p/small", command="train sweeps=paper x=1"),
+    ]
+    part = systems.part(made, replace(PAPER, systems=commands, splits=[]), 3, HOW)
+    assert [(each.what, each.command) for each in part.missing] == [("big, 64 px, grouped", "train sweeps=paper x=1")]
+
+
 def test_the_origin_names_commits_hardware_and_command_but_no_folder(made: Store) -> None:
     study_run(made, "paper", "paper", "sweeps=paper data.root=/home/somebody/ham tracking.uri=sqlite:////x threads=1")
     for seed in SEEDS:
-        commit = {"git_commit": "b" * 40, "git_dirty": True} if seed == 2 else {}
+        commit = (
+            {"git_commit": "b" * 40, "git_dirty": True, "chosen_by": "train: cross-validation"} if seed == 2 else {}
+        )
         record(made, "paper", predictions(0.8, seed), seed, preset="p/small", **commit)
     told = systems.part(made, PAPER, 3, HOW).origin
     assert told.commands == ("python -m src.train -m sweeps=paper data.root=... threads=1",)
     assert told.hardware == ("Abacus 9, 2 cores; 8.0 GB; no GPU; Python 3.11; torch 2.13",)
     assert set(told.commits) == {"aaaaaaa (2 runs)", "bbbbbbb with uncommitted changes (1 run)"}
+    assert told.chosen_by == ("not recorded (2 runs)", "train: cross-validation (1 run)")
     assert told.runs == 3
 
 
-BETTER = Better(
-    "better",
-    "Better",
-    ["search"],
-    "search it",
-    "balanced_accuracy",
-    [Reference("the big one", ["paper"], "p/big", "train big")],
-    METRICS,
-    ["efficiency/params <= 691911"],
-    at_most=1,
+@pytest.mark.parametrize(
+    ("found", "said", "verdict"),
+    [
+        ((0.0004, 0.0001, 0.0006), ("+0.0004", "[+0.0001, +0.0006]"), "better"),
+        ((0.12345, 0.00001, 0.2), ("+0.12345", "[+0.00001, +0.20000]"), "better"),
+        ((0.0, 0.0, 0.0), ("0", "[0, 0]"), "within chance"),
+        ((1e-17, 1e-17, 1e-17), ("0", "[0, 0]"), "within chance"),
+        ((-0.1, -0.2, -0.05), ("-0.100", "[-0.200, -0.050]"), "worse"),
+    ],
 )
-
-
-def candidate(store: Store, name: str, right: float, params: float = 1000, val: float | None = None) -> list:
-    frames = [predictions(right, seed) for seed in SEEDS]
-    for seed, frame in zip(SEEDS, frames, strict=True):
-        measured = {"efficiency/params": params}
-        measured |= {"best/val/balanced_accuracy": val} if val is not None else {}
-        record(store, "search", frame, seed, {"name": name}, measured, overrides=f"name={name}")
-    return frames
-
-
-def reference(store: Store, right: float) -> list:
-    frames = [predictions(right, 100 + seed) for seed in SEEDS]
-    for seed, frame in zip(SEEDS, frames, strict=True):
-        record(store, "paper", frame, seed, metrics={"efficiency/params": 2e6}, preset="p/big")
-    return frames
-
-
-def test_the_candidate_is_chosen_on_validation_within_the_limits(made: Store) -> None:
-    candidate(made, "tested_well", 1.0, val=0.5)
-    chosen = candidate(made, "validated_well", 0.95, val=0.9)
-    candidate(made, "too_big", 1.0, params=692_000, val=1.0)
-    record(made, "search", None, 0, {"name": "tried"})
-    other = reference(made, 0.4)
-    part = better.part(made, BETTER, 3, HOW)
-    figures, duel = part.grids
-    gap = mean_score(chosen, "balanced_accuracy") - mean_score(other, "balanced_accuracy")
-    (row,) = duel.rows
-    assert [line[0][0] for line in figures.rows] == ["custom, 64 px, name=validated_well", "big, 64 px"]
-    assert (row[2][0], row[3], row[4]) == (f"{gap:+.3f}", ("better",), ("x 0.0005",))
-    assert part.findings[0].startswith("custom, 64 px, name=validated_well beats all of them in balanced accuracy")
-    assert "1 configuration more of the search" in part.notes[0]
-    assert part.missing == []
-
-
-@pytest.mark.parametrize(("right", "verdict"), [(0.1, "worse"), (0.8, "within chance")])
-def test_a_candidate_that_is_no_better_is_told_so(made: Store, right: float, verdict: str) -> None:
-    candidate(made, "c", right)
-    reference(made, 0.8)
-    part = better.part(made, BETTER, 3, HOW)
-    assert part.grids[1].rows[0][3] == (verdict,)
-    assert "does not beat all of them" in part.findings[0]
-
-
-def test_what_cannot_be_compared_is_missing(made: Store) -> None:
-    candidate(made, "c", 0.9)
-    part = better.part(made, BETTER, 3, HOW)
-    assert (len(part.grids), part.findings) == (1, [])
-    assert [(each.what, each.command) for each in part.missing] == [("the big one, grouped", "train big")]
-    for seed in SEEDS:
-        record(made, "paper", predictions(0.8, seed, images=40), seed, preset="p/big")
-    part = better.part(made, BETTER, 3, HOW)
-    assert "they do not compare" in part.missing[0].why
-    assert "different test sets" in part.notes[-1]
-    assert part.findings == []
+def test_a_difference_that_is_called_better_does_not_read_as_zero(found, said, verdict: str) -> None:
+    difference = Difference(*found, 0.5)
+    assert (figures.change(difference), figures.verdict(difference)) == (said, verdict)
 
 
 def test_accuracy_by_hand_is_that_of_the_record() -> None:
