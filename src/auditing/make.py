@@ -1,7 +1,5 @@
 """An audit from end to end: read the claims and the runs, compute, write, publish, and tell the terminal."""
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,12 +15,12 @@ from src.auditing.recorded import Bootstrap, Runs
 from src.auditing.settings import Settings
 from src.config import check, instantiate, resolve
 from src.entry import ROOT
-from src.errors import UserError
 from src.reproducibility import git_state
 from src.tracking import cache
 from src.tracking.limits import masked, recordable
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.whole import whole_folder
 
 console = Console(width=100)
 KIND = "audit"  # the tag `kind` of its run, and the folder of its artifacts
@@ -69,18 +67,8 @@ def write(done: Audit, folder: Path, made: str) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
-    try:
+    with whole_folder(folder, "the audit") as draft:
         tables.write(done, draft, made)
-        if folder.exists():
-            folder.replace(former)
-        draft.replace(folder)
-    except OSError as error:
-        raise UserError(f"folder={folder.parent}: the audit cannot be written there ({error})") from error
-    finally:
-        for leftover in (draft, former):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def publish(
