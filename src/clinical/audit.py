@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.analysis.bootstrap import OVERALL, Predictions, gather, intervals
+from src.analysis.bootstrap import OVERALL, PER_CLASS, Predictions, gather, intervals
 from src.clinical import calibration, curves, headline, isic, operating, ranks, subgroups
 from src.clinical.record import ClinicalAudit
-from src.clinical.resampling import COLUMNS, estimates, exact
+from src.clinical.resampling import COLUMNS, Statistics, estimates, rarest, settled
 from src.clinical.settings import Settings
 from src.clinical.verdicts import verdicts
 from src.errors import UserError
@@ -24,6 +24,7 @@ def audit(
     metadata: pd.DataFrame | None = None,
     settings: Settings | None = None,
     split: str = "test",
+    notes: Sequence[str] = (),
 ) -> ClinicalAudit:
     """Everything that recorded predictions say about clinical use.
 
@@ -33,7 +34,10 @@ def audit(
             them; without them there are none.
         metadata: A column image_id and what is known of the images, see `subgroups.SOURCES`.
         settings: What is asked; the defaults by default.
-        split: Prefix of the metric names, such as "test" or the name of external data.
+        split: Prefix of the metric names, such as "test" or the name of external data; "val": the images that
+            thresholds are chosen on.
+        notes: What the caller knows against these predictions, in sentences, such as that the split leaks: shown before
+            all else and beside the verdicts.
 
     Raises:
         ConfigError: No class that could be the one looked for.
@@ -43,12 +47,15 @@ def audit(
     given = gather(test, [f"{split} predictions {number}" for number in range(1, len(test) + 1)])
     chosen_on = _validation(val, given)
     name = settings.looked_for(given.classes)
+    informed = None if metadata is None else subgroups.informed(test[0], metadata)
     parts: dict[str, Any] = {
         **_intervals(test, given, name, settings),
         "operating": operating.points(given, chosen_on, name, settings),
         "isic": isic.scores(given),
         **_calibration(given, chosen_on),
-        "subgroups": pd.DataFrame() if metadata is None else subgroups.table(test, metadata, name, settings),
+        "subgroups": subgroups.table(test, metadata, name, settings, operating.usable(chosen_on, name, settings))
+        if metadata is not None and informed
+        else pd.DataFrame(),
         "roc": curves.roc(given),
         "precision_recall": curves.precision_recall(given),
     }
@@ -62,12 +69,14 @@ def audit(
         lesions=given.groups,
         positives=own,
         seeds=len(given.probability),
-        verdicts=verdicts(parts["operating"], name, settings.goal),
+        verdicts=verdicts(parts["operating"], name, settings.goal, notes),
         notes=(),
+        warnings=tuple(notes),
+        informed=informed,
         metrics={},
         **parts,
     )
-    return replace(found, notes=headline.notes(found, given), metrics=headline.metrics(found))
+    return replace(found, notes=(*notes, *headline.notes(found, given)), metrics=headline.metrics(found))
 
 
 def _validation(val: Sequence[pd.DataFrame], test: Predictions) -> Predictions | None:
@@ -89,34 +98,46 @@ def _intervals(
     frames: Sequence[pd.DataFrame], given: Predictions, name: str, settings: Settings
 ) -> dict[str, pd.DataFrame]:
     """The tables of figures with intervals that are not of decisions by a threshold."""
-    known = intervals(frames, samples=settings.samples, seed=settings.seed, level=settings.level)
-    known["interval"] = np.where(known["low"].isna(), "", "bootstrap")
-    known = _exact_where_flat(known, settings.level)[["metric", *COLUMNS]]
     wanted = [isic.balanced_accuracy(given), *(ranks.statistics(given, each, ranks.CURVES) for each in given.classes)]
-    wanted.append(ranks.statistics(given, name, ranks.fixed(settings.fixed)))
-    found = estimates(given, wanted, settings).reset_index()
-    at = len(wanted[-1].names)
-    ranking = found.iloc[1:-at] if at else found.iloc[1:]
-    overall = known[known["metric"].isin(OVERALL)]
-    per_class = _by_class(known[~known["metric"].isin(OVERALL)], "measure")
-    per_class["order"] = per_class["class"].map(given.classes.index)
+    wanted += [_rates(given, each) for each in given.classes]
+    fixed = ranks.fixed(settings.fixed)
+    if fixed:
+        wanted.append(ranks.statistics(given, name, fixed))
+    known = _known(frames, given, settings)
+    found = pd.concat([known, estimates(given, wanted, settings).reset_index()], ignore_index=True)
+    measure = found["metric"].str.partition("/")[0].where(found["metric"].str.contains("/"), "")
+    per_class = _by_class(found[measure.isin(PER_CLASS)], "measure")
+    order = [(given.classes.index(row["class"]), PER_CLASS.index(row["measure"])) for _, row in per_class.iterrows()]
     return {
-        "overall": pd.concat([overall, found.iloc[:1]], ignore_index=True),
-        "per_class": per_class.sort_values("order", kind="stable", ignore_index=True).drop(columns="order"),
-        "ranking": _by_class(ranking, "metric"),
-        "fixed": found.iloc[len(found) - at :].reset_index(drop=True),
+        "overall": found[measure == ""].reset_index(drop=True),
+        "per_class": per_class.loc[sorted(per_class.index, key=order.__getitem__)].reset_index(drop=True),
+        "ranking": _by_class(found[measure.isin(ranks.CURVES)], "metric"),
+        "fixed": found[measure.isin(fixed)].reset_index(drop=True),
     }
 
 
-def _exact_where_flat(known: pd.DataFrame, level: float) -> pd.DataFrame:
-    """Recalls and specificities of 0 or 1 get an exact interval: resampling can show no spread of them."""
-    flat = known["metric"].str.match("(recall|specificity)/") & known["estimate"].isin([0.0, 1.0])
-    rows = known[flat]
-    spans = [exact(estimate, groups, level) for estimate, groups in zip(rows["estimate"], rows["groups"], strict=True)]
-    known.loc[flat, "low"] = [low for low, _ in spans]
-    known.loc[flat, "high"] = [high for _, high in spans]
-    known.loc[flat, "interval"] = "exact"
-    return known
+def _rates(given: Predictions, name: str) -> Statistics:
+    """Recall, specificity and precision of one class, by the most probable class."""
+    rates = operating.rates(given, name, operating.decide(given, name, None))
+    return replace(rates, names=tuple(f"{each}/{name}" for each in ("recall", "specificity", "precision", "npv")))
+
+
+def _known(frames: Sequence[pd.DataFrame], given: Predictions, settings: Settings) -> pd.DataFrame:
+    """What the analysis computes: figures over all classes, and F1. A mean over classes rests on the rarest of them."""
+    metrics = [*OVERALL, *(f"f1/{each}" for each in given.classes)]
+    known = intervals(frames, metrics, settings.samples, settings.seed, settings.level)
+    own = [given.target == label for label in range(len(given.classes))]
+    fewest = rarest(given, [images for images in own if images.any()])
+    rows = []
+    for row in known.to_dict("records"):
+        measure, _, name = str(row["metric"]).partition("/")
+        basis = given.group if measure == "accuracy" else given.basis(f"recall/{name}") if name else fewest
+        low, high, kind = settled(
+            row["low"], row["high"], row["estimate"], basis, settings.level, measure == "accuracy"
+        )
+        sizes = {"images": len(basis), "groups": len(np.unique(basis))}
+        rows.append(row | {"low": low, "high": high, "interval": kind} | sizes)
+    return pd.DataFrame(rows)[["metric", *COLUMNS]]
 
 
 def _by_class(found: pd.DataFrame, measure: str) -> pd.DataFrame:

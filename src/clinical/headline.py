@@ -35,9 +35,11 @@ def notes(found: ClinicalAudit, given: Predictions) -> tuple[str, ...]:
     share = found.positives / found.images
     several = f"Figures are means over {found.seeds} nets (seeds). " if found.seeds > 1 else ""
     told = [
-        f"{several}Intervals: {found.settings.level:.0%}, {found.settings.samples} resamplings of whole lesions or "
-        f"patients{' and of seeds' if found.seeds > 1 else ''}; exact (Clopper-Pearson, a lesion counted once) for a "
-        "rate of 0 or 1.",
+        f"{several}Intervals: {100 * found.settings.level:g}%, {found.settings.samples} resamplings of whole lesions "
+        f"or patients{' and of seeds' if found.seeds > 1 else ''}. Shares (recall, specificity, precision, predictive "
+        "values, accuracy) get the wider of that and the exact one (Clopper-Pearson, a lesion counted once), end by "
+        "end; * where an end is exact. A figure without an interval rests on fewer than two lesions of a kind, or no "
+        "resampling changes it.",
         f"{share:.1%} of these images are {found.positive}. PPV and NPV hold for that share only; where it is rarer, "
         "PPV is lower.",
     ]
@@ -48,6 +50,8 @@ def notes(found: ClinicalAudit, given: Predictions) -> tuple[str, ...]:
         told.append(f"No images of {', '.join(missing)}: nothing is said of them, and means leave them out.")
     if found.temperatures:
         told += _on_temperatures(found)
+    elif found.split == "val":
+        told.append("Thresholds and temperatures are chosen on these very images: here they are not applied.")
     else:
         told.append("No validation predictions: no threshold was chosen and no temperature fitted.")
     told.append(
@@ -70,9 +74,13 @@ def _on_temperatures(found: ClinicalAudit) -> list[str]:
 
 
 def _on_subgroups(found: ClinicalAudit) -> list[str]:
-    if found.subgroups.empty:
+    if found.informed is None:
         return ["No metadata: no subgroups."]
+    if not found.informed:
+        return [f"No metadata: those given name none of the {found.images} images. No subgroups."]
     told = []
+    if found.informed < found.images:
+        told.append(f"The metadata know {found.informed} of the {found.images} images; the others are unknown.")
     if "skin type" not in set(found.subgroups["by"]):
         told.append("The metadata do not tell skin type: how it fares on darker skin is not known.")
     return told

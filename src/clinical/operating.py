@@ -89,6 +89,12 @@ def chosen(val: Predictions, name: str, wish: Wish) -> list[Threshold]:
     return [choose(score[:, label].astype(float), val.target == label, wish) for score in val.probability]
 
 
+def usable(val: Predictions | None, name: str, settings: Settings) -> list[Threshold] | None:
+    """The thresholds chosen for sensitivity; None without validation, or where one of them has a problem."""
+    found = [] if val is None else chosen(val, name, Wish("sensitivity", settings.sensitivity))
+    return found if found and not any(each.problem for each in found) else None
+
+
 def decide(given: Predictions, name: str, thresholds: Sequence[Threshold] | None) -> np.ndarray:
     """Who counts as positive: from the threshold on, or where the class is the most probable one; bool (S, N)."""
     label = given.classes.index(name)

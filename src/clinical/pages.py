@@ -1,8 +1,6 @@
 """A clinical audit for people: on a terminal of 100 columns, and as a folder with a page, pictures and tables."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +12,17 @@ from rich.text import Text
 from src.clinical import pictures, sheets, words
 from src.clinical.record import ClinicalAudit
 from src.clinical.sheets import Sheet
-from src.errors import UserError
+from src.whole import whole_folder
 
 PAGE = "clinical.md"
-_STYLES = {"PASS": "bold green", "FAIL": "bold red", "UNDECIDED": "bold yellow"}
+_STYLES = {"PASS": "bold green", "FAIL": "bold red", "UNDECIDED": "bold yellow", "Beware": "bold red"}
 
 
 def render(found: ClinicalAudit) -> list[RenderableType]:
-    """What to print, one after the other: the summary, then the tables, then what to beware of."""
+    """What to print, one after the other: the summary (warnings first), the tables, then how they are to be read."""
     summary = Group(*(_outcome(sentence) for sentence in words.summary(found)), Text())
     tables = [Group(as_table(sheet), Text(sheet.caption), Text()) for sheet in sheets.sheets(found)]
-    return [summary, *tables, Group(*(Text(f"! {note}") for note in found.notes))]
+    return [summary, *tables, Group(*(Text(f"! {note}") for note in _notes(found)))]
 
 
 def markdown(found: ClinicalAudit, linked: bool = True) -> str:
@@ -37,7 +35,7 @@ def markdown(found: ClinicalAudit, linked: bool = True) -> str:
     parts = [
         f"# Clinical audit: {plain(found.split)}",
         "\n".join(f"- {plain(sentence)}" for sentence in words.summary(found)),
-        "\n".join(f"> {plain(note)}  " for note in found.notes),
+        "\n".join(f"> {plain(note)}  " for note in _notes(found)),
     ]
     for sheet in sheets.sheets(found):
         parts += [f"## {plain(sheet.title)}", as_markdown(sheet), plain(sheet.caption)]
@@ -59,23 +57,17 @@ def write(found: ClinicalAudit, folder: Path) -> list[Path]:
     Raises:
         UserError: The folder cannot be written.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
-    try:
-        draft.mkdir(parents=True)
+    with whole_folder(folder, "the clinical audit") as draft:
         (draft / PAGE).write_text(markdown(found), encoding="utf-8")
         for name, table in found.tables.items():
             spreadsheet(table).to_csv(draft / f"{name}.csv", index=False)
         pictures.write(found, draft)
-        if folder.exists():
-            folder.replace(former)
-        draft.replace(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: the clinical audit cannot be written there ({error})") from error
-    finally:
-        for leftover in (draft, former):
-            shutil.rmtree(leftover, ignore_errors=True)
     return sorted(folder.iterdir())
+
+
+def _notes(found: ClinicalAudit) -> tuple[str, ...]:
+    """Those that do not stand in the summary already."""
+    return found.notes[len(found.warnings) :]
 
 
 def _outcome(sentence: str) -> Text:

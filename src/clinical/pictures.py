@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from src.clinical import calibration, operating
+from src.clinical import calibration, operating, words
 from src.clinical.record import ClinicalAudit
 
 DPI = 150
@@ -37,7 +38,7 @@ def titles(found: ClinicalAudit) -> dict[str, str]:
     shown = {
         "roc": "ROC curves, a class a panel",
         "precision_recall": "Precision-recall curves, a class a panel",
-        "reliability": "Reliability before and after temperature scaling",
+        "reliability": f"Reliability{' before and after temperature scaling' if found.temperatures else ''}",
         "subgroups": "Subgroups with intervals and sizes",
     }
     if found.roc.empty:
@@ -116,12 +117,12 @@ def subgroups(found: ClinicalAudit) -> Figure:
     """A forest plot: a line a subgroup, a panel a measure; the dashed line is the figure for all images."""
     order = found.subgroups.drop_duplicates(["by", "subgroup"]).reset_index(drop=True)
     places = {(row["by"], row["subgroup"]): len(order) - number for number, row in enumerate(order.to_dict("records"))}
-    figure = Figure(figsize=(7.6, 1.3 + 0.19 * len(order)), layout="constrained")
     heads = {
-        "balanced_accuracy": "balanced accuracy\n(number of classes)",
-        "recall": f"recall of {found.positive}",
+        **{measure: f"recall of {found.positive} by\n{fill(rule, 23)}" for measure, rule in words.rules(found).items()},
         "auroc": f"AUROC of {found.positive}\nagainst the rest",
+        "balanced_accuracy": "balanced accuracy\n(number of classes)",
     }
+    figure = Figure(figsize=(2.8 + 1.8 * len(heads), 1.3 + 0.19 * len(order)), layout="constrained")
     panels = figure.subplots(1, len(heads), sharey=True)
     first_of_kind = [places[row["by"], row["subgroup"]] for row in order.drop_duplicates("by").to_dict("records")]
     for axes, (measure, head) in zip(panels, heads.items(), strict=True):
@@ -130,16 +131,16 @@ def subgroups(found: ClinicalAudit) -> Figure:
         axes.set_xlabel(f"{head}\n(higher is better)")
         for place in first_of_kind[1:]:
             axes.axhline(place + 0.5, color="black", linewidth=0.6)
-        if measure == "recall":
+        if measure in words.rules(found):
             axes.axvline(found.settings.goal, color=ORANGE, linewidth=1)
-            axes.set_title(f"solid line: the goal, {found.settings.goal:.2f}", color=ORANGE)
+            axes.set_title(f"solid line: goal, {found.settings.goal:g}", color=ORANGE)
     labels = [
         f"{row['subgroup'] if row['by'] in ('all', row['subgroup']) else row['by'] + ': ' + row['subgroup']}"
-        f"  ({row['images']} images, {row['positives']} {found.positive})"
+        f"  ({row['images']} images; {found.positive}: {row['positives']} of {row['positive_lesions']} lesions)"
         for _, row in order.iterrows()
     ]
     panels[0].set_yticks(list(places.values()), labels)
-    panels[0].set_title("dashed line: all images", color=GREY)
+    panels[-1].set_title("dashed line: all images", color=GREY)
     panels[0].set_ylim(0.3, len(order) + 0.7)
     return figure
 
@@ -248,11 +249,18 @@ def _forest(axes: Axes, rows: pd.DataFrame, places: dict[tuple[str, str], int]) 
         everything = row["by"] == "all"
         if everything:
             axes.axvline(row["estimate"], color=GREY, linestyle="--", linewidth=1)
-        reach = [[row["estimate"] - row["low"]], [row["high"] - row["estimate"]]]
+        # a mean over nets may lie outside its interval, and there may be none
+        ends = (row["estimate"] - row["low"], row["high"] - row["estimate"])
+        reach = [[max(0.0, float(np.nan_to_num(end)))] for end in ends]
         marker = "D" if everything else "o"
         axes.errorbar(row["estimate"], at, xerr=reach, fmt=marker, color=BLUE, markersize=4, elinewidth=1, capsize=2)
         if row["measure"] == "balanced_accuracy":
             axes.annotate(
-                f"{row['classes']}", (row["high"], at), (4, 0), textcoords="offset points", fontsize=6.5, va="center"
+                f"{row['classes']}",
+                (row["estimate"] + reach[1][0], at),
+                (4, 0),
+                textcoords="offset points",
+                fontsize=6.5,
+                va="center",
             )
     axes.set_xlim(0, 1.03)

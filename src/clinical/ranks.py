@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from src.analysis.bootstrap import Predictions
-from src.clinical.resampling import Statistics, share
+from src.clinical.resampling import Statistics, rarest, share
 
 SENSITIVITY = 0.80  # from which on the ISIC challenges' partial areas count
 _SLACK = 1e-9  # 0.07 * 100 is more than 7 for a computer
@@ -141,7 +141,8 @@ def statistics(given: Predictions, name: str, curves: dict[str, Curve]) -> Stati
             found.append(np.stack([curve(hits, alarms) for curve in curves.values()], axis=1))
         return np.stack(found, axis=1)
 
-    return Statistics(tuple(f"{each}/{name}" for each in curves), (given.group,) * len(curves), measure)
+    # of two kinds: however many there are of the one, the other decides how sure an order of them is
+    return Statistics(tuple(f"{each}/{name}" for each in curves), (rarest(given, (own, ~own)),) * len(curves), measure)
 
 
 def fixed(values: Sequence[float]) -> dict[str, Curve]:

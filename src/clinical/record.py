@@ -22,21 +22,24 @@ class ClinicalAudit:
         positives: Images of the class that is looked for.
         seeds: Nets.
         verdicts: Recall against the goal, a rule each.
-        per_class: class, measure (recall, precision, f1, specificity), estimate, low, high, interval, images, groups.
-        overall: metric, then as `per_class`.
+        per_class: class, measure (recall, precision, f1, specificity), then as `resampling.estimates` has it.
+        overall: metric, then as `per_class`; images and groups of a mean over classes are the rarest class's.
         operating: See `operating.points`.
         fixed: metric, then as `per_class`: sensitivity at fixed specificities and the reverse, read off the ROC curve
             of these images themselves.
-        ranking: class, metric (auroc, average_precision, auroc_above_80_sensitivity, pauc_80), then as `per_class`.
+        ranking: class, metric (auroc, average_precision, auroc_above_80_sensitivity, pauc_80), then as `per_class`;
+            images and groups are those of the rarer kind: the class, or the rest.
         isic: See `isic.scores`.
         calibration: See `calibration.compared`.
         bins: See `calibration.bins`.
-        subgroups: See `subgroups.table`; empty without metadata.
+        subgroups: See `subgroups.table`; empty without metadata of these images.
         roc: See `curves.roc`.
         precision_recall: See `curves.precision_recall`.
         temperatures: Fitted on validation, one a net; none without validation.
-        notes: What a reader must know.
+        notes: What a reader must know; `warnings` first.
         metrics: Headline figures by record names, finite ones.
+        warnings: What the caller knows against these predictions.
+        informed: How many of the images the metadata name; None without metadata.
     """
 
     split: str
@@ -62,6 +65,8 @@ class ClinicalAudit:
     temperatures: tuple[float, ...]
     notes: tuple[str, ...]
     metrics: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    informed: int | None = None
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:

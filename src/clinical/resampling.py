@@ -2,19 +2,23 @@
 
 A statistic is a function of how often each lesion was drawn. All statistics see the same draws, and with one seed they
 are those of `src.analysis.bootstrap.intervals`: figures side by side differ by what they are, not by chance.
+
+Of a share, such as recall, resampling few lesions gives too narrow an interval, and none at all where all or none are
+right: it gets the wider of that and the exact one. Of other figures an interval without width is none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import beta
 
 from src.analysis.bootstrap import CELLS, Predictions, over_seeds, percentile_interval, streams
 from src.clinical.settings import Settings
 
 COLUMNS = ["estimate", "low", "high", "interval", "images", "groups", "seeds"]
+_SLACK = 1e-9  # what a mean over seeds may be off by
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,10 @@ class Statistics:
 
     Attributes:
         names: M names.
-        bases: For each of them the groups of the images that it rests on, int (up to N,).
+        bases: For each of them the groups of the images that it rests on, int (up to N,); where several kinds of images
+            are averaged or compared, those of the rarest kind (see `rarest`).
         measure: Weights of the groups (G, B), whole numbers -> values (B, S, M); what is undefined is NaN.
-        shares: Whether each is a share of its basis, such as sensitivity: those have an exact interval where all or
-            none are right, for which resampling can show no spread.
+        shares: Whether each is a share of its basis, such as sensitivity: those have an exact interval too.
     """
 
     names: tuple[str, ...]
@@ -45,7 +49,8 @@ def estimates(given: Predictions, wanted: Sequence[Statistics], settings: Settin
 
     Returns:
         A row a statistic, indexed by its name: estimate (NaN unless every seed defines it), low, high, interval
-        ("bootstrap", "exact" or "" for none), images and groups that it rests on, seeds.
+        ("bootstrap"; "exact" where an end is Clopper and Pearson's; "" for none), images and groups that it rests on,
+        seeds.
     """
     group_rng, seed_rng = streams(settings.seed, 2)
     weights = _draws(given, settings.samples, group_rng)
@@ -76,21 +81,49 @@ def interval(
 ) -> tuple[float, float, float, str, int, int]:
     """One row of `estimates` but for the seeds, from the values on the samples."""
     low, high = percentile_interval(values, estimate, basis, level)
+    return float(estimate), *settled(low, high, estimate, basis, level, share), len(basis), len(np.unique(basis))
+
+
+def settled(
+    low: float, high: float, estimate: float, basis: np.ndarray, level: float, share: bool
+) -> tuple[float, float, str]:
+    """What resampling found, held against what it cannot see: low, high and the kind of interval, as in `estimates`.
+
+    A share gets the wider of this interval and the exact one, end by end; another figure gets none from fewer than two
+    groups, and none without width.
+    """
     groups = len(np.unique(basis))
-    kind = "" if np.isnan(low) else "bootstrap"
-    if share and groups and estimate in (0.0, 1.0):
-        low, high = exact(estimate, groups, level)
-        kind = "exact"
-    return float(estimate), low, high, kind, len(basis), groups
+    if share and groups and not np.isnan(estimate):
+        least, most = exact(estimate, groups, level)
+        kind = "bootstrap" if low <= least and high >= most else "exact"
+        return float(np.fmin(low, least)), float(np.fmax(high, most)), kind
+    if groups < 2 or not high - low > _SLACK:
+        return np.nan, np.nan, ""
+    return low, high, "bootstrap"
 
 
 def exact(estimate: float, groups: int, level: float) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share that is 0 or 1, each lesion counted once however many images it has.
+    """Clopper-Pearson interval of a share, each lesion counted once however many images it has.
 
-    Source: Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 26, 1934.
+    Images of a lesion may be found in part: the number of lesions found is then no whole one.
+
+    Source: Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 26, 1934, by quantiles of beta
+    distributions, which are defined between whole numbers too.
     """
-    found = binomtest(round(estimate * groups), groups).proportion_ci(confidence_level=level, method="exact")
-    return float(found.low), float(found.high)
+    found, tail = estimate * groups, (1 - level) / 2
+    low = beta.ppf(tail, found, groups - found + 1) if found > _SLACK else 0.0
+    high = beta.ppf(1 - tail, found + 1, groups - found) if found < groups - _SLACK else 1.0
+    return float(low), float(high)
+
+
+def rarest(given: Predictions, kinds: Iterable[np.ndarray]) -> np.ndarray:
+    """Groups of the images of the kind with the fewest of them: a figure over several kinds is no surer than that one.
+
+    Args:
+        given: The images.
+        kinds: Which images are of each kind, bool (N,).
+    """
+    return min((given.group[kind] for kind in kinds), key=lambda groups: len(np.unique(groups)))
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -125,7 +158,7 @@ def mean_recall(given: Predictions, right: np.ndarray, labels: Sequence[int], na
         defined = ~np.isnan(recalls)
         return share(np.nan_to_num(recalls).sum(axis=2), defined.sum(axis=2))[..., None]
 
-    return Statistics((name,), (given.group[own.any(axis=1)],), measure)
+    return Statistics((name,), (rarest(given, own.T[own.any(axis=0)]),), measure)
 
 
 def _draws(given: Predictions, samples: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from src.analysis.comparison import MELANOMA
 from src.errors import ConfigError
 
+SAMPLES = 100  # fewest of the bootstrap
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -16,11 +18,13 @@ class Settings:
         goal: Recall that the class must reach, in (0, 1).
         sensitivity: Wanted when a threshold is chosen on validation, in (0, 1).
         specificity: Wanted when the other threshold is chosen on validation, in (0, 1).
-        fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse; each in (0, 1).
-        samples: Bootstrap samples.
-        seed: Of the random numbers.
+        fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse; each in (0, 1). None: it
+            is left out.
+        samples: Bootstrap samples, at least 100: fewer have no 2.5% at an end.
+        seed: Of the random numbers, at least 0.
         level: Coverage of the intervals, in (0, 1).
-        smallest: A subgroup with fewer images of a class gets no figure for it.
+        smallest: A subgroup with fewer lesions of a class gets no figure for it; lesions, for more images of the same
+            ones tell little more.
 
     Raises:
         ConfigError: A value out of its range; the key is the attribute.
@@ -44,9 +48,9 @@ class Settings:
         for value in self.fixed:
             if not 0 < value < 1:
                 raise ConfigError("fixed", f"must be between 0 and 1 each, but got {value:g}")
-        for key in ("samples", "smallest"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"must be at least 1, but got {getattr(self, key)}")
+        for key, least in (("samples", SAMPLES), ("smallest", 1), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(key, f"must be at least {least}, but got {getattr(self, key)}")
 
     def looked_for(self, classes: Sequence[str]) -> str:
         """The name of the class that is looked for, among those that were predicted.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from src.clinical import operating, words
 from src.clinical.record import ClinicalAudit
 
 NOTHING = "-"
@@ -31,12 +32,12 @@ class Sheet:
 def sheets(found: ClinicalAudit) -> list[Sheet]:
     """All tables that there is something for, the most important first."""
     made = [_operating(found), _per_class(found), _ranking(found), _overall(found), _fixed(found), _isic(found)]
-    made += [_calibration(found), _subgroups(found)]
+    made += [_calibration(found), _subgroup_recall(found), _subgroup_ranking(found)]
     return [sheet for sheet in made if sheet.rows]
 
 
 def span(row: Mapping[Any, Any]) -> str:
-    """A figure with its interval, such as "0.59 [0.50-0.68]"; an asterisk marks an exact one."""
+    """A figure with its interval, such as "0.59 [0.50-0.68]"; an asterisk marks one with an exact end."""
     if not np.isfinite(row["estimate"]):
         return NOTHING
     if not np.isfinite(row["low"]):
@@ -57,11 +58,13 @@ def _operating(found: ClinicalAudit) -> Sheet:
             rows.append((str(rule), "val", *(_figure(by[name]["val"], 2) for name in names)))
         rows.append((str(rule), found.split, *(span(by[name]) for name in names)))
     problems = [f" {rule}: {text}." for rule, text in _problems(found).items()]
+    alone = set(found.operating["rule"]) == {operating.ARGMAX}
     return Sheet(
-        f"Finding {found.positive}: the most probable class, and thresholds chosen on validation",
+        f"Finding {found.positive}: the most probable class{'' if alone else ', and thresholds chosen on validation'}",
         ("rule", "on", "sensitivity", "specificity", "PPV", "NPV"),
         tuple(rows),
-        f"Each in [0, 1], higher is better. val: reached where the threshold was chosen.{''.join(problems)}",
+        f"Each in [0, 1], higher is better. *: an exact end."
+        f"{'' if alone else ' val: reached where the threshold was chosen.'}{''.join(problems)}",
     )
 
 
@@ -81,7 +84,7 @@ def _per_class(found: ClinicalAudit) -> Sheet:
         "Each class, by the most probable class",
         ("class", "images", "lesions", "recall", "precision", "F1", "specificity"),
         tuple(rows),
-        "Each in [0, 1], higher is better; intervals by lesion. *: exact.",
+        "Each in [0, 1], higher is better; intervals by lesion. *: an exact end.",
     )
 
 
@@ -148,28 +151,42 @@ def _calibration(found: ClinicalAudit) -> Sheet:
         for row in found.calibration.to_dict("records")
     ]
     heat = ", ".join(f"{each:.3f}" for each in found.temperatures)
-    fitted = f" T, one a net, fitted on validation: {heat}." if heat else " No validation predictions: not scaled."
+    lacks = "Temperatures are fitted on these images" if found.split == "val" else "No validation predictions"
+    fitted = f" T, one a net, fitted on validation: {heat}." if heat else f" {lacks}: not scaled."
     return Sheet("Calibration", ("measure", "as it is", "scaled"), tuple(rows), f"Lower is better.{fitted}")
 
 
-def _subgroups(found: ClinicalAudit) -> Sheet:
-    title = f"Subgroups; recall and AUROC of {found.positive}"
-    head = ("subgroup", "images", "lesions", "pos.", "balanced accuracy", "recall", "AUROC")
+def _subgroups(found: ClinicalAudit, measures: Mapping[str, str], title: str, caption: str) -> Sheet:
+    """A line a subgroup: its size, and the measures, by their heads."""
+    head = ("subgroup", "images", "lesions", f"{found.positive}: images", "lesions", *measures.values())
     if found.subgroups.empty:
         return Sheet(title, head, ())
     rows = []
     for (by, subgroup), table in found.subgroups.groupby(["by", "subgroup"], sort=False):
+        of = {row["measure"]: row for row in table.to_dict("records")}
         first = table.iloc[0]
-        sizes = tuple(str(first[key]) for key in ("images", "groups", "positives"))
+        sizes = tuple(str(first[key]) for key in ("images", "groups", "positives", "positive_lesions"))
         name = str(subgroup) if by == subgroup else f"{by}: {subgroup}"
-        rows.append((name, *sizes, *(_withheld(row) for row in table.to_dict("records"))))
-    return Sheet(
-        title,
-        head,
-        tuple(rows),
-        f"In [0, 1], higher is better. pos.: images of {found.positive}. too few: under {found.settings.smallest} "
-        "images. Balanced accuracy is over the classes (number behind it) with at least so many: it does not compare "
-        "between unlike numbers of classes.",
+        rows.append((name, *sizes, *(_withheld(of[measure]) for measure in measures)))
+    few = f"In [0, 1], higher is better. too few: under {found.settings.smallest} lesions."
+    return Sheet(title, head, tuple(rows), f"{few} {caption}")
+
+
+def _subgroup_recall(found: ClinicalAudit) -> Sheet:
+    there = words.rules(found)
+    heads = {"recall": "recall, argmax", "recall_at_threshold": "recall, threshold"}
+    told = " ".join(f"{heads[measure]}: by {rule}." for measure, rule in there.items())
+    title = f"Subgroups: recall of {found.positive}"
+    return _subgroups(found, {measure: heads[measure] for measure in there}, title, told)
+
+
+def _subgroup_ranking(found: ClinicalAudit) -> Sheet:
+    return _subgroups(
+        found,
+        {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"},
+        f"Subgroups: balanced accuracy, and AUROC of {found.positive} against the rest",
+        "Balanced accuracy is by the most probable class, over the classes (number behind it) with at least so many: "
+        "it does not compare between unlike numbers of classes.",
     )
 
 

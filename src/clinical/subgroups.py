@@ -22,38 +22,52 @@ SOURCES = {
     "site": ("localization", "anatom_site_general", "anatom_site_general_challenge", "anatom_site_special"),
     "skin type": ("fitzpatrick", "fitzpatrick_skin_type", "fitzpatrick_scale", "skin_type", "skin_tone"),
 }
-MEASURES = ("balanced_accuracy", "recall", "auroc")
+AT_THRESHOLD = "recall_at_threshold"
+MEASURES = ("balanced_accuracy", "recall", AT_THRESHOLD, "auroc")
 UNKNOWN = "unknown"
 AGES = (30, 40, 50, 60, 70, 80)
 BANDS = (f"<{AGES[0]}", *(f"{start}-{start + 9}" for start in AGES[:-1]), f"{AGES[-1]}+")
 _NO_VALUE = ("", "nan", "none", "n/a", "na")
-_FRAME = ["by", "subgroup", "measure", "positives", *COLUMNS, "classes", "note"]
+_FRAME = ["by", "subgroup", "measure", "positives", "positive_lesions", *COLUMNS, "classes", "note"]
 
 
-def table(frames: Sequence[pd.DataFrame], metadata: pd.DataFrame, name: str, settings: Settings) -> pd.DataFrame:
+def table(
+    frames: Sequence[pd.DataFrame],
+    metadata: pd.DataFrame,
+    name: str,
+    settings: Settings,
+    thresholds: Sequence[operating.Threshold] | None = None,
+) -> pd.DataFrame:
     """Figures of every subgroup.
 
     Args:
         frames: Recorded predictions, one a seed.
         metadata: A column image_id and some of those in `SOURCES`; images that it lacks are unknown.
         name: The class that is looked for.
-        settings: Intervals, and the smallest number of images.
+        settings: Intervals, and the smallest number of lesions.
+        thresholds: Chosen on validation, one a net, for a recall by them; None: there is none.
 
     Returns:
         A row a subgroup and measure: by ("all", "age", ...), subgroup, measure ("balanced_accuracy", over the classes
-        with enough images; "recall" and "auroc" of the class looked for, against the rest), positives (images of that
-        class), then what `estimates` gives, classes (that balanced accuracy is over), and a note where a figure is
-        withheld. Images and groups are those of the subgroup.
+        with enough lesions; "recall" of the class looked for by the most probable class, "recall_at_threshold" by
+        `thresholds`; "auroc" against the rest), positives and positive_lesions (images and lesions of that class), then
+        what `estimates` gives, classes (that balanced accuracy is over), and a note where a figure is withheld. Images
+        and groups are those of the subgroup.
 
     Raises:
         UserError: As `gather`; no column image_id, an image twice, or an age that is no number.
     """
     known = metadata_of(frames[0]["image_id"].astype(str), metadata)
-    rows = _rows("all", "all", gather(frames), name, settings)
+    rows = _rows("all", "all", gather(frames), name, settings, thresholds)
     for by, subgroup, images in _parts(known):
         part = [frame[frame["image_id"].astype(str).isin(images)] for frame in frames]
-        rows += _rows(by, subgroup, gather(part), name, settings)
+        rows += _rows(by, subgroup, gather(part), name, settings, thresholds)
     return pd.DataFrame(rows, columns=_FRAME)
+
+
+def informed(frame: pd.DataFrame, metadata: pd.DataFrame) -> int:
+    """How many of the predicted images the metadata name."""
+    return int(frame["image_id"].astype(str).isin(_named(metadata)).sum())
 
 
 def metadata_of(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
@@ -61,9 +75,7 @@ def metadata_of(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
 
     Ages are in bands of ten years; what is not told is "unknown".
     """
-    if "image_id" not in metadata:
-        raise UserError(f"the metadata have no column image_id, but {', '.join(map(str, metadata.columns))}")
-    own = metadata.assign(image_id=metadata["image_id"].astype(str))
+    own = metadata.assign(image_id=_named(metadata))
     own = own[own["image_id"].isin(images)]
     twice = own["image_id"][own["image_id"].duplicated()]
     if len(twice):
@@ -78,49 +90,81 @@ def metadata_of(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def _rows(by: str, subgroup: str, given: Predictions, name: str, settings: Settings) -> list[tuple[object, ...]]:
+def _named(metadata: pd.DataFrame) -> pd.Series:
+    if "image_id" not in metadata:
+        raise UserError(f"the metadata have no column image_id, but {', '.join(map(str, metadata.columns))}")
+    return metadata["image_id"].astype(str)
+
+
+def _rows(
+    by: str,
+    subgroup: str,
+    given: Predictions,
+    name: str,
+    settings: Settings,
+    thresholds: Sequence[operating.Threshold] | None,
+) -> list[tuple[object, ...]]:
     label = given.classes.index(name)
-    counts = np.bincount(given.target, minlength=len(given.classes))
-    wanted, notes = _statistics(given, label, counts, settings.smallest)
+    own = given.target == label
+    lesions = np.array([_lesions(given, given.target == each) for each in range(len(given.classes))])
+    notes = _too_few(given, label, lesions, settings.smallest)
+    wanted = {
+        measure: statistics
+        for measure, statistics in _statistics(given, label, lesions >= settings.smallest, thresholds).items()
+        if not notes[measure]
+    }
     found = estimates(given, list(wanted.values()), settings) if wanted else pd.DataFrame(columns=COLUMNS)
     rows: list[tuple[object, ...]] = []
     for measure in MEASURES:
+        if measure == AT_THRESHOLD and thresholds is None:
+            continue
         # by position: a statistic keeps the name that it has in the whole audit
         figures = found.iloc[list(wanted).index(measure)].to_dict() if measure in wanted else {}
         values = {"estimate": np.nan, "low": np.nan, "high": np.nan, "interval": "", **figures}
         values |= {"images": len(given.target), "groups": given.groups, "seeds": len(given.probability)}
-        enough = int((counts >= settings.smallest).sum())
-        rows.append(
-            (by, subgroup, measure, int(counts[label]), *(values[key] for key in COLUMNS), enough, notes[measure])
-        )
+        sizes = (int(own.sum()), int(lesions[label]))
+        enough = int((lesions >= settings.smallest).sum())
+        rows.append((by, subgroup, measure, *sizes, *(values[key] for key in COLUMNS), enough, notes[measure]))
     return rows
 
 
 def _statistics(
-    given: Predictions, label: int, counts: np.ndarray, smallest: int
-) -> tuple[dict[str, Statistics], dict[str, str]]:
-    """What there are images enough for, and why not where there are too few."""
-    name, others = given.classes[label], int(counts.sum() - counts[label])
-    notes = dict.fromkeys(MEASURES, "")
-    labels = [each for each, count in enumerate(counts) if count >= smallest]
-    wanted: dict[str, Statistics] = {}
+    given: Predictions, label: int, enough: np.ndarray, thresholds: Sequence[operating.Threshold] | None
+) -> dict[str, Statistics]:
+    """All that could be asked; `enough` tells which classes have the lesions to count in balanced accuracy."""
+    name = given.classes[label]
     predicted = given.probability.argmax(axis=2)
-    if len(labels) > 1:
-        wanted["balanced_accuracy"] = mean_recall(given, predicted == given.target, labels, "balanced_accuracy")
-    else:
-        notes["balanced_accuracy"] = f"too few: fewer than two classes with {smallest} images"
-    if counts[label] >= smallest:
-        rates = operating.rates(given, name, predicted == label)
-        wanted["recall"] = Statistics(
-            rates.names[:1], rates.bases[:1], lambda weights: rates.measure(weights)[..., :1], shares=True
-        )
-    else:
-        notes["recall"] = notes["auroc"] = f"too few: {counts[label]} of {name}"
-    if counts[label] >= smallest and others >= smallest:
-        wanted["auroc"] = ranks.statistics(given, name, {"auroc": ranks.area})
-    elif not notes["auroc"]:
-        notes["auroc"] = f"too few: {others} of other classes"
-    return wanted, notes
+    wanted = {"auroc": ranks.statistics(given, name, {"auroc": ranks.area})}
+    if enough.any():
+        right = predicted == given.target
+        wanted["balanced_accuracy"] = mean_recall(given, right, np.flatnonzero(enough).tolist(), "balanced_accuracy")
+    wanted["recall"] = _recall(given, name, predicted == label)
+    if thresholds is not None:
+        wanted[AT_THRESHOLD] = _recall(given, name, operating.decide(given, name, thresholds))
+    return wanted
+
+
+def _recall(given: Predictions, name: str, positive: np.ndarray) -> Statistics:
+    rates = operating.rates(given, name, positive)
+    return Statistics(rates.names[:1], rates.bases[:1], lambda weights: rates.measure(weights)[..., :1], shares=True)
+
+
+def _too_few(given: Predictions, label: int, lesions: np.ndarray, smallest: int) -> dict[str, str]:
+    """Why a measure is withheld, or empty."""
+    notes = dict.fromkeys(MEASURES, "")
+    others = _lesions(given, given.target != label)
+    if (lesions >= smallest).sum() < 2:
+        notes["balanced_accuracy"] = f"too few: fewer than two classes with {smallest} lesions"
+    if others < smallest:
+        notes["auroc"] = f"too few: {others} lesions of other classes"
+    if lesions[label] < smallest:
+        few = f"too few: {lesions[label]} lesions of {given.classes[label]}"
+        notes |= dict.fromkeys(("recall", AT_THRESHOLD, "auroc"), few)
+    return notes
+
+
+def _lesions(given: Predictions, images: np.ndarray) -> int:
+    return len(np.unique(given.group[images]))
 
 
 def _parts(known: pd.DataFrame) -> Iterator[tuple[str, str, pd.Index]]:

@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 from clinical_cases import made_up
 from rich.console import Console
+from scipy.optimize import brentq
+from scipy.special import betainc
 
 from src.analysis.bootstrap import intervals
 from src.clinical import pages
 from src.clinical.audit import ClinicalAudit, Settings, audit
 from src.errors import ConfigError, UserError
 
-SETTINGS = Settings(samples=60)
+SETTINGS = Settings(samples=100)
 
 
 def people(table: pd.DataFrame) -> pd.DataFrame:
@@ -28,6 +30,14 @@ def people(table: pd.DataFrame) -> pd.DataFrame:
             "localization": np.where(number % 5, "back", "a | b <i>"),
         }
     )
+
+
+def proportion(estimate: float, groups: int) -> tuple[float, float]:
+    """Clopper and Pearson's limits, as the rates at which so many, or so few, have a chance of 2.5%."""
+    hits = estimate * groups
+    low = brentq(lambda p: betainc(hits, groups - hits + 1, p) - 0.025, 0, 1) if hits else 0.0
+    high = brentq(lambda p: betainc(hits + 1, groups - hits, p) - 0.975, 0, 1) if hits < groups else 1.0
+    return low, high
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +60,21 @@ def test_the_headline_figures_go_by_their_record_names(found: ClinicalAudit) -> 
 
 
 def test_tables_agree_with_the_analysis_and_with_each_other(found: ClinicalAudit) -> None:
-    there = intervals(made_up(11), samples=60).set_index("metric")
+    there = intervals(made_up(11), samples=100).set_index("metric")
     for row in found.per_class.to_dict("records"):
-        expected = there.loc[f"{row['measure']}/{row['class']}", ["estimate", "low", "high"]].to_list()
-        assert [row["estimate"], row["low"], row["high"]] == pytest.approx(expected)
+        estimate, low, high = there.loc[f"{row['measure']}/{row['class']}", ["estimate", "low", "high"]]
+        if row["measure"] != "f1":  # a share: the wider one, end by end
+            exact = proportion(row["estimate"], row["groups"])
+            low, high = min(low, exact[0]), max(high, exact[1])
+        assert [row["estimate"], row["low"], row["high"]] == pytest.approx([estimate, low, high])
     argmax = found.operating.set_index(["rule", "measure"]).loc[("argmax", "sensitivity")]
     assert argmax["estimate"] == pytest.approx(there.loc["recall/mel", "estimate"])
-    assert found.verdicts[0].low == pytest.approx(there.loc["recall/mel", "low"])
+    assert (found.verdicts[0].low, found.verdicts[0].high) == (argmax["low"], argmax["high"])
+    argmax = found.operating[found.operating["rule"] == "argmax"].set_index("measure")
+    mine = found.per_class[found.per_class["class"] == "mel"].set_index("measure")
+    columns = ["estimate", "low", "high", "interval", "images", "groups"]
+    for one, other in (("sensitivity", "recall"), ("specificity", "specificity"), ("ppv", "precision")):
+        assert argmax.loc[one, columns].to_list() == mine.loc[other, columns].to_list()  # one figure, one interval
     assert found.subgroups.iloc[0]["estimate"] == pytest.approx(there.loc["balanced_accuracy", "estimate"])
     assert found.metrics["test/auroc/mel"] == pytest.approx(found.isic.set_index("class").loc["mel", "auc"])
     assert (found.images, found.lesions, found.seeds) == (240, 120, 2)
@@ -107,7 +125,16 @@ def test_the_class_looked_for_is_named_or_found() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("goal", 0.0), ("sensitivity", 1.0), ("specificity", 1.5), ("level", 0), ("fixed", [0.9, 1.0]), ("samples", 0)],
+    [
+        ("goal", 0.0),
+        ("sensitivity", 1.0),
+        ("specificity", 1.5),
+        ("level", 0),
+        ("fixed", [0.9, 1.0]),
+        ("samples", 99),
+        ("smallest", 0),
+        ("seed", -1),
+    ],
 )
 def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: must be"):

@@ -91,18 +91,20 @@ def test_rates_are_those_of_the_confusion_matrix(seed: int) -> None:
 
 def test_the_most_probable_class_has_the_recorded_recall_and_its_interval() -> None:
     test = made_up(1)
-    found = points(gather(test), None, "mel", Settings(samples=80, seed=4)).set_index("measure")
-    there = intervals(test, samples=80, seed=4).set_index("metric")
+    found = points(gather(test), None, "mel", Settings(samples=100, seed=4)).set_index("measure")
+    there = intervals(test, samples=100, seed=4).set_index("metric")
     assert set(found["rule"]) == {ARGMAX}
     assert found["val"].isna().all()
     for here, name in (("sensitivity", "recall/mel"), ("specificity", "specificity/mel"), ("ppv", "precision/mel")):
-        columns = ["estimate", "low", "high"]
-        assert found.loc[here, columns].to_list() == pytest.approx(there.loc[name, columns].to_list())
+        row, other = found.loc[here], there.loc[name]
+        assert row["estimate"] == pytest.approx(other["estimate"])
+        assert row["low"] <= other["low"] + 1e-9  # or wider, by the exact interval
+        assert row["high"] >= other["high"] - 1e-9
 
 
 def test_val_chooses_and_test_reports() -> None:
     val, test = made_up(5), made_up(6)
-    settings_ = Settings(samples=30, sensitivity=0.7, specificity=0.85)
+    settings_ = Settings(samples=100, sensitivity=0.7, specificity=0.85)
     table = points(gather(test), gather(val), "mel", settings_).set_index(["rule", "measure"])
     rule = "sensitivity >= 0.7"
     chosen = [choose(*scores_of(each), Wish("sensitivity", 0.7)).value for each in val]
@@ -123,7 +125,7 @@ def scores_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def test_without_the_class_on_validation_the_rule_says_so() -> None:
     test = made_up(6, nets=1)
     val = [table[table["label"] != "mel"] for table in made_up(5, nets=1)]
-    table = points(gather(test), gather(val), "mel", Settings(samples=10))
+    table = points(gather(test), gather(val), "mel", Settings(samples=100))
     chosen = table[table["rule"] != ARGMAX]
     assert chosen[["val", "estimate", "low", "high"]].isna().all(axis=None)
     assert set(chosen["problem"]) == {"validation has no images of the class"}
@@ -132,6 +134,6 @@ def test_without_the_class_on_validation_the_rule_says_so() -> None:
 def test_a_perfect_rate_has_an_exact_interval_over_lesions() -> None:
     target = np.array([0, 0, 1, 1, 1, 1, 1, 1])
     right = frame(np.eye(2)[target], target, ("nv", "mel"), np.array([0, 1, 2, 2, 3, 3, 4, 4]))
-    row = points(gather([right]), None, "mel", Settings(samples=10)).set_index("measure").loc["sensitivity"]
+    row = points(gather([right]), None, "mel", Settings(samples=100)).set_index("measure").loc["sensitivity"]
     assert (row["estimate"], row["high"], row["interval"], row["groups"]) == (1, 1, "exact", 3)
     assert row["low"] == pytest.approx(0.025 ** (1 / 3))  # all of three right is that likely at this rate

@@ -47,7 +47,7 @@ def test_skin_types_are_in_order_and_whole_numbers() -> None:
     tables = made_up(8, images=60, nets=1)
     types = [3.0, None, 1.0, 3.0, 3.0, 2.0] * 10
     metadata = pd.DataFrame({"image_id": tables[0]["image_id"], "fitzpatrick": types})
-    found = table(tables, metadata, "mel", Settings(samples=5))
+    found = table(tables, metadata, "mel", Settings(samples=100))
     assert list(found["subgroup"].unique()) == ["all", "1", "2", "3", "unknown"]
 
 
@@ -55,7 +55,7 @@ def test_figures_are_those_of_the_groups_own_images() -> None:
     tables = made_up(8, nets=2)
     sex = np.where(np.arange(len(tables[0])) % 3 == 0, "male", "female")
     metadata = pd.DataFrame({"image_id": tables[0]["image_id"], "sex": sex})
-    found = table(tables, metadata, "mel", Settings(samples=40)).set_index(["subgroup", "measure"])
+    found = table(tables, metadata, "mel", Settings(samples=100)).set_index(["subgroup", "measure"])
     for subgroup in ("male", "female"):
         parts = [each[sex == subgroup] for each in tables]
         names = [column for column in parts[0] if column.startswith("p/")]
@@ -80,12 +80,12 @@ def test_too_small_a_group_gets_words_instead_of_figures() -> None:
     right = frame(np.eye(3)[target], target, ("nv", "mel", "df"))
     sex = ["male"] * 30 + ["male"] * 3 + ["female"] * 9 + ["unknown"] * 3
     metadata = pd.DataFrame({"image_id": right["image_id"], "sex": sex})
-    found = table([right], metadata, "mel", Settings(samples=10)).set_index(["subgroup", "measure"])
+    found = table([right], metadata, "mel", Settings(samples=100)).set_index(["subgroup", "measure"])
     assert found.loc[("all", "recall"), "estimate"] == 1
     assert found.loc[("all", "balanced_accuracy"), "classes"] == 2  # three of df are too few to count
-    assert found.loc[("male", "recall"), "note"] == "too few: 3 of mel"
-    assert found.loc[("female", "auroc"), "note"] == "too few: 9 of mel"
-    assert found.loc[("female", "balanced_accuracy"), "note"] == "too few: fewer than two classes with 10 images"
+    assert found.loc[("male", "recall"), "note"] == "too few: 3 lesions of mel"
+    assert found.loc[("female", "auroc"), "note"] == "too few: 9 lesions of mel"
+    assert found.loc[("female", "balanced_accuracy"), "note"] == "too few: fewer than two classes with 10 lesions"
     assert found.loc[["male", "female", "unknown"], "estimate"].isna().all()
     assert list(found.index.get_level_values(0).unique()) == ["all", "male", "female", "unknown"]  # unknown is last
 
@@ -94,6 +94,6 @@ def test_all_of_the_class_and_few_others_has_a_recall_but_no_area() -> None:
     target = np.array([1] * 12 + [0] * 2)
     given = frame(np.eye(2)[target], target, ("nv", "mel"))
     metadata = pd.DataFrame({"image_id": given["image_id"]})
-    found = table([given], metadata, "mel", Settings(samples=10)).set_index("measure")
+    found = table([given], metadata, "mel", Settings(samples=100)).set_index("measure")
     assert found.loc["recall", "estimate"] == 1
-    assert found.loc["auroc", "note"] == "too few: 2 of other classes"
+    assert found.loc["auroc", "note"] == "too few: 2 lesions of other classes"

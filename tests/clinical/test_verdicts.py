@@ -46,7 +46,7 @@ def test_a_verdict_in_words() -> None:
     failed = Verdict("argmax", "mel", 0.8, 0.59, 0.5, 0.68, 222, 122, "FAIL")
     assert failed.text == (
         "FAIL: recall of mel by the most probable class is 0.590 [0.500, 0.680] on 222 images of 122 lesions; "
-        "the whole interval is below the goal of 0.80."
+        "the whole interval is below the goal of 0.8."
     )
     unknown = Verdict("argmax", "mel", 0.8, np.nan, np.nan, np.nan, 0, 0, "UNDECIDED")
     assert "is not known (0 images of 0 lesions)" in unknown.text
@@ -54,4 +54,4 @@ def test_a_verdict_in_words() -> None:
         "argmax", "mel", 0.8, 0.5, np.nan, np.nan, 2, 1, "UNDECIDED", "only a threshold that no image passes"
     )
     assert "no interval" in alone.text
-    assert alone.text.endswith("But: only a threshold that no image passes.")
+    assert "only a threshold that no image passes fulfils it on validation" in alone.text
