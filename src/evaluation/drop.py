@@ -1,18 +1,21 @@
 """From the run's own test to external data: how much each figure changes, with an interval.
 
 The two sets of images are independent: each is resampled by its own lesions or patients, and the difference is taken
-sample by sample. The nets (seeds) are the same on both, so a drawn seed counts on both sides.
+sample by sample. The nets (seeds) are the same on both, so a drawn seed counts on both sides. Where the interval of
+a share is exact on either side, resampling shows too little spread, and that of the difference is made from the two
+(`apart`); another figure that has none on one side has none of the difference.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from src.analysis.bootstrap import gather, intervals, measured, over_seeds, percentile_interval, resampled, streams
+from src.analysis.bootstrap import gather, intervals, measured, over_seeds, resampled, streams
 from src.clinical.operating import Wish, chosen
-from src.clinical.resampling import exact, interval
+from src.clinical.resampling import interval, settled
 from src.clinical.settings import Settings
 
 REST = "not it"  # every class but the one that is looked for
@@ -78,6 +81,24 @@ def compared(
     return _rows(names, _joined(sides["own"]), _joined(sides["external"]), settings)
 
 
+def apart(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float]:
+    """Interval of first - second, two independent shares, from the interval of each.
+
+    Source: Newcombe, Interval estimation for the difference between independent proportions, Statistics in Medicine 17,
+    1998, method 10, there with Wilson's intervals.
+
+    Args:
+        first: The share, low and high, in [0, 1].
+        second: Likewise.
+
+    Returns:
+        Low and high, in [-1, 1].
+    """
+    (one, one_low, one_high), (two, two_low, two_high) = first, second
+    low = one - two - math.hypot(one - one_low, two_high - two)
+    return low, one - two + math.hypot(one_high - one, two - two_low)
+
+
 def by_original_label(external: Sequence[pd.DataFrame], settings: Settings) -> pd.DataFrame:
     """Recall of each class of the data set itself, such as AK and SCC apart.
 
@@ -95,8 +116,7 @@ def by_original_label(external: Sequence[pd.DataFrame], settings: Settings) -> p
         found = intervals(frames, [f"recall/{counts_as}"], settings.samples, settings.seed, settings.level).iloc[0]
         recall, low, high = (float(found[key]) for key in ("estimate", "low", "high"))
         images, groups = int(found["images"]), int(found["groups"])
-        if recall in (0, 1):
-            low, high = exact(recall, groups, settings.level)
+        low, high, _ = settled(low, high, recall, frames[0]["group"].to_numpy(), settings.level, share=True)
         rows.append((name, counts_as, images, groups, recall, low, high))
     return pd.DataFrame(rows, columns=["original_label", "counts_as", "images", "groups", "recall", "low", "high"])
 
@@ -150,15 +170,19 @@ def _rows(names: Sequence[str], own: Side, external: Side, settings: Settings) -
     for at, name in enumerate(names):
         bases = own.bases[at], external.bases[at]
         points = own.values[:, at].mean(), external.values[:, at].mean()
-        is_share = name.startswith(("recall/", "chosen/"))  # exact where all or none are right
-        ours, theirs = (
-            interval(values[:, at], point, basis, settings.level, is_share)[1:3]
+        is_share = name.startswith(("accuracy", "recall/", "chosen/"))
+        (*ours, of_ours), (*theirs, of_theirs) = (
+            interval(values[:, at], point, basis, settings.level, is_share)[1:4]
             for values, point, basis in zip((of_own, of_external), points, bases, strict=True)
         )
         gap = points[1] - points[0]
-        both = percentile_interval(
-            of_both[:, at], gap, min(bases, key=lambda basis: len(np.unique(basis))), settings.level
-        )
+        fewest = min(bases, key=lambda basis: len(np.unique(basis)))
+        low, high, kind = interval(of_both[:, at], gap, fewest, settings.level, share=False)[1:4]
+        both = low, high
+        if is_share and ("exact" in (of_ours, of_theirs) or not kind):
+            both = apart((points[1], *theirs), (points[0], *ours))
+        elif not (of_ours and of_theirs):
+            both = np.nan, np.nan
         sizes = [size for basis in bases for size in (len(basis), len(np.unique(basis)))]
         rows.append((name, points[0], *ours, points[1], *theirs, gap, *both, *sizes))
     return pd.DataFrame(rows, columns=[*COLUMNS, *DIFFERENCE])

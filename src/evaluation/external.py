@@ -1,6 +1,6 @@
 """A run's nets on data that they were not trained on: which images, their labels in the nets' words, predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +84,26 @@ def open_data(config: DictConfig, evaluated: Evaluated, classes: Sequence[str], 
     return External(data, manifest, pixels, rows, chosen)
 
 
-def own_pictures(external: External, evaluated: Evaluated, settings: Settings) -> tuple[OwnPictures | None, str]:
-    """The run's own images, or None and why they are not to be had.
+def own_pictures(external: External, evaluated: Evaluated, settings: Settings) -> tuple[OwnPictures | None, list[str]]:
+    """The run's own images, or None; and what is amiss with them.
 
     Raises:
-        UserError: They are not here, and overlapping images shall be left out.
+        UserError: They are not here, or are not those, and overlapping images shall be left out.
     """
     try:
-        return own.pictures(evaluated, settings.own_root, str(external.data.cache_dir)), ""
+        mine = own.pictures(evaluated, settings.own_root, str(external.data.cache_dir))
     except UserError as error:
         if settings.overlap == "keep":
-            return None, f"Overlap with the training images: not checked, they are not here ({error})."
+            return None, [f"Overlap with the training images: not checked ({error})."]
         raise UserError(
             f"overlap=exclude: needs the run's own data ({error}); say own_root=<folder>, or overlap=keep"
         ) from error
+    if mine.same_split:
+        return mine, []
+    if settings.overlap == "exclude":
+        given = settings.own_root or evaluated.config.data.get("root") or evaluated.data
+        raise UserError(f"own_root={given}: is not what the run was trained on; give the right one, or overlap=keep")
+    return mine, ["Overlap with the training images: the own data here are not what the run was trained on."]
 
 
 def whole_frames(external: External) -> npt.NDArray[np.uint8]:
@@ -110,19 +116,49 @@ def whole_frames(external: External) -> npt.NDArray[np.uint8]:
 
 
 def met_before(
-    external: External, frames: npt.NDArray[np.uint8], mine: OwnPictures, settings: Settings
-) -> tuple[pd.DataFrame, str]:
-    """The external images that the run has had, as `overlap.find` gives them, and what to know about it.
+    external: External,
+    frames: npt.NDArray[np.uint8],
+    mine: OwnPictures | None,
+    recorded: Mapping[str, Sequence[pd.DataFrame]],
+) -> pd.DataFrame:
+    """The external images that the run has had, as `overlap.find` gives them.
 
     Args:
         external: The data.
         frames: From `whole_frames`.
-        mine: The run's own.
-        settings: Whether they will be left out.
+        mine: The run's own, where they are here.
+        recorded: By split what the nets predicted of it: those images they have had, whatever is here.
     """
-    found = overlap.find(external.cache.frame.iloc[external.rows], mine.frame, frames, mine.images)
-    differ = "" if mine.same_split else " The own data here are not quite those of the run's record."
-    return found, _overlap_text(found, len(external.rows), settings) + differ
+    listed = [nets[0][["image_id", "group"]].assign(split=split) for split, nets in recorded.items() if nets]
+    known = pd.concat(listed, ignore_index=True)
+    own_frame, own_images = (mine.frame, mine.images) if mine is not None else (known.iloc[:0], frames[:0])
+    return overlap.find(external.cache.frame.iloc[external.rows], own_frame, frames, own_images, known)
+
+
+def overlap_told(
+    found: pd.DataFrame, images: int, mine: OwnPictures | None, settings: Settings
+) -> tuple[str, list[str]]:
+    """How many external images the run has had, and what of it speaks against the figures.
+
+    Args:
+        found: From `met_before`.
+        images: That were looked at.
+        mine: The run's own; without all of them it is not known of which split the others were.
+        settings: Whether they are left out.
+    """
+    if found.empty:
+        how = "by id, by picture (hash) and by lesion" if mine is not None else "by id and lesion of its val and test"
+        return f"Overlap with the run's own images: none of {images:,}, {how}.", []
+    reasons = ", ".join(f"{number:,} {why}" for why, number in found["why"].value_counts().items())
+    sides = ""
+    if mine is not None and mine.same_split:
+        sides = "; " + ", ".join(f"{number:,} of {side}" for side, number in found["own_split"].value_counts().items())
+    told = f"Overlap with the run's own images: {len(found):,} of {images:,} ({reasons}{sides})"
+    if settings.overlap == "exclude":
+        return f"{told}, left out.", []
+    apart = "The intervals of the differences take the own and these images for independent, which they are not."
+    kept = f"{len(found):,} of these {images:,} images the run has had, and they were KEPT: the figures are too good."
+    return f"{told}, kept. {apart}", [kept]
 
 
 def without(external: External, found: pd.DataFrame) -> External:
@@ -226,12 +262,3 @@ def _filled(config: DictConfig, evaluated: Evaluated) -> DictConfig:
 
 def _load(data: DataModule, manifest: Manifest, size: int, geometry: Geometry) -> cache.Cache:
     return cache.load(data.source, manifest, size, geometry, Path(data.cache_dir), data.on_unreadable)
-
-
-def _overlap_text(found: pd.DataFrame, images: int, settings: Settings) -> str:
-    if found.empty:
-        return f"Overlap with the run's own images: none of {images:,}, by id, by picture (hash) and by lesion."
-    reasons = ", ".join(f"{number:,} {why}" for why, number in found["why"].value_counts().items())
-    sides = ", ".join(f"{number:,} of {side}" for side, number in found["own_split"].value_counts().items())
-    done = "left out" if settings.overlap == "exclude" else "KEPT: the figures are too good"
-    return f"Overlap with the run's own images: {len(found):,} of {images:,} ({reasons}; {sides}), {done}."

@@ -130,4 +130,13 @@ def _read(name: str, folder: Path) -> dict[str, str]:
         raise ConfigError("labels", f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise ConfigError("labels", f"{path} must have lines like `ak: akiec`: the data's class and the net's")
+    strange = [each for each in (*content, *content.values()) if not _is_name(each)]
+    if strange:
+        listed = ", ".join(dict.fromkeys(map(repr, strange)))
+        raise ConfigError("labels", f"{path} has {listed} where a class is named; put names like yes and no in quotes")
     return {str(given): str(own) for given, own in content.items()}
+
+
+def _is_name(value: object) -> bool:
+    """Text or a number; to YAML a bare yes or no is neither."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)

@@ -14,7 +14,7 @@ from src.clinical.audit import ClinicalAudit, audit
 from src.clinical.settings import Settings as Clinical
 from src.config import check, instantiate, resolve
 from src.errors import ConfigError, UserError
-from src.evaluation import drop, external, labels, own, pages, publish, runs
+from src.evaluation import drop, external, labels, own, pages, predict, publish, runs
 from src.evaluation.external import External
 from src.evaluation.record import Evaluation
 from src.evaluation.runs import Evaluated
@@ -23,6 +23,7 @@ from src.tracking.store import Store
 
 console = Console(width=100)
 LOOKED_AT = "for a clinical audit"
+CHOSE_EPOCH = "Validation chose the epoch: its figures are too good."
 
 
 def make(config: DictConfig) -> Evaluation:
@@ -39,6 +40,7 @@ def make(config: DictConfig) -> Evaluation:
     """
     settings, asked, store = _settings(config)
     evaluated = runs.find(store, settings.wanted)
+    own.refuse_root(evaluated, settings.own_root)
     _refuse_unwritable(Path(settings.folder))
     if "_target_" in config.data:
         found = other_data(config.data, evaluated, settings, asked, store)
@@ -83,20 +85,15 @@ def own_splits(evaluated: Evaluated, settings: Settings, asked: Clinical, store:
     if not val and not test:
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
     metadata, absent = own.metadata(evaluated, settings.own_root)
-    notes = [absent] if absent else []
-    audits = {}
+    notes, beware, audits = [absent] if absent else [], _leaking(evaluated), {}
     if test:
-        audits["test"] = _audit(test, val, metadata, asked, "test")
-        if not val:
-            notes.append("The run has no validation split: no threshold was chosen, and no temperature fitted.")
+        audits["test"] = _audit(test, val, metadata, asked, "test", beware)
     else:
-        notes.append(
-            "The test split has not been looked at yet, so this is validation alone, which chose the epoch: too good. "
-            "test=true looks at it, once."
-        )
+        notes.append(f"{_untested(evaluated, store)}: this is validation alone. test=true looks at it, once.")
     if val:
-        audits["val"] = _audit(val, [], metadata, asked, "val")
-    notes += _leaking(evaluated)
+        audits["val"] = _audit(val, [], metadata, asked, "val", [CHOSE_EPOCH, *beware])
+    else:
+        notes.append(_without_validation(evaluated, store))
     return Evaluation(evaluated, "", audits, tuple(notes))
 
 
@@ -117,23 +114,24 @@ def other_data(
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions, which tell its classes; train it again")
     classes = [str(name).removeprefix("p/") for name in (val or test)[0] if str(name).startswith("p/")]
     data = external.open_data(config, evaluated, classes, settings)
-    mine, on_overlap = external.own_pictures(data, evaluated, settings)
-    frames, met = external.whole_frames(data), pd.DataFrame()
+    geometry = data.data.geometry
+    mine, unsure = external.own_pictures(data, evaluated, settings)
+    frames = external.whole_frames(data)
     notes = external.images_told(data, evaluated, settings, frames, mine)
-    examples = {}
-    if mine is not None:
-        met, on_overlap = external.met_before(data, frames, mine, settings)
-        examples = external.examples(data, frames, mine, classes)
+    met = external.met_before(data, frames, mine, {"val": val, "test": test})
+    told, beware = external.overlap_told(met, len(data.rows), mine, settings)
+    examples = {} if mine is None else external.examples(data, frames, mine, classes)
     if len(met) and settings.overlap == "exclude":
         data = external.without(data, met)
     predictions = external.predictions(data, evaluated, classes, store)
     name = re.sub(r"[^\w.+-]+", "_", str(data.data.name)).strip("_.") or "data"  # it names files and metrics
     told_val, told_own = ([data.labels.told(frame) for frame in side] for side in (val, test or val))
     asked = _looked_for(asked, data)
-    found = _audit(predictions, told_val, data.frame.drop(columns=["label", "original_label"]), asked, name)
-    notes += [on_overlap, *_on_labels(data), *_leaking(evaluated)]
+    beware = [*unsure, *beware, *_leaking(evaluated)]
+    found = _audit(predictions, told_val, data.frame.drop(columns=["label", "original_label"]), asked, name, beware)
+    notes += [told, *_on_labels(data), *predict.precision_told(evaluated.config)]
     if not test:
-        notes.append("The own test split has not been looked at: the drop is from validation, which is too good.")
+        notes.append(f"{_untested(evaluated, store)}; the drop is from validation, whose figures are too good.")
     return Evaluation(
         evaluated,
         name,
@@ -145,20 +143,25 @@ def other_data(
         met,
         _mapping(data),
         {net.seed: frame for net, frame in zip(evaluated.nets, predictions, strict=True)},
-        {
-            "kind": runs.EVALUATION,
-            "evaluated_run": evaluated.run_id,
-            "model": evaluated.model,
-            "data": name,
-            "part": settings.part,
-            "data_fingerprint": data.cache.fingerprint,
-            "labels": data.labels.name,
-            "overlap": settings.overlap,
-            "image_size": str(data.data.image_size),
-            "geometry": data.data.geometry,
-        },
+        _tags(evaluated, data, name, settings),
         examples,
+        settings.choices + ((f"geometry={geometry}",) if geometry != evaluated.config.data.geometry else ()),
     )
+
+
+def _tags(evaluated: Evaluated, data: External, name: str, settings: Settings) -> dict[str, str]:
+    return {
+        "kind": runs.EVALUATION,
+        "evaluated_run": evaluated.run_id,
+        "model": evaluated.model,
+        "data": name,
+        "part": settings.part,
+        "data_fingerprint": data.cache.fingerprint,
+        "labels": data.labels.name,
+        "overlap": settings.overlap,
+        "image_size": str(data.data.image_size),
+        "geometry": data.data.geometry,
+    }
 
 
 def _look_at_test(evaluated: Evaluated, store: Store) -> list[pd.DataFrame]:
@@ -177,10 +180,11 @@ def _audit(
     metadata: pd.DataFrame | None,
     asked: Clinical,
     split: str,
+    beware: list[str],
 ) -> ClinicalAudit:
     """The clinical audit; of a value that it refuses, the key is told as it is typed."""
     try:
-        return audit(predictions, val, metadata, asked, split)
+        return audit(predictions, val, metadata, asked, split, beware)
     except ConfigError as error:
         raise error.under("clinical") from error
 
@@ -217,7 +221,20 @@ def _mapping(data: External) -> pd.DataFrame:
 def _leaking(evaluated: Evaluated) -> list[str]:
     if "leaking" not in evaluated.split:
         return []
-    return ["LEAKS: images of one lesion or patient are on both sides of the run's own split: its figures flatter."]
+    return ["LEAKS: images of one lesion or patient are on both sides of the run's own split: figures on it flatter."]
+
+
+def _untested(evaluated: Evaluated, store: Store) -> str:
+    seeds = evaluated.predicted(store, "test")
+    if seeds:
+        return f"Only {seeds} of {len(evaluated.nets)} seeds have been evaluated on the own test split"
+    return "The own test split has not been looked at yet"
+
+
+def _without_validation(evaluated: Evaluated, store: Store) -> str:
+    seeds = evaluated.predicted(store, "val")
+    some = f"Only {seeds} of {len(evaluated.nets)} seeds have predictions for validation" if seeds else ""
+    return f"{some or 'The run has no validation split'}: no threshold was chosen, and no temperature fitted."
 
 
 def _refuse_unwritable(folder: Path) -> None:

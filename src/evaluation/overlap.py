@@ -1,5 +1,7 @@
 """Images of another data set that a net has met before: the same id, the same picture, the same lesion or patient.
 
+Other images of the lesion or patient that such an image shows, by the other set's own groups, are found with it.
+
 A picture is the same if its perceptual hash (pHash of the package ImageHash: the signs of the 8x8 lowest frequencies of
 the grey picture; Zauner, Implementation and benchmarking of perceptual image hash functions, 2010) differs in few bits
 and its pixels correlate. Measured on HAM10000 at 64 px: 400 images made smaller (32 to 128 px), squashed, compressed
@@ -26,11 +28,15 @@ CHUNK = 1000  # hashes that are compared with all others at once
 # ids that mean the same wherever they stand: images, lesions and patients of the ISIC archive
 ARCHIVE = re.compile(r"((?:ISIC|HAM|BCN|MSK\d*|IP|IL)_\d+)(?:_downsampled)?")
 COLUMNS = ["image_id", "why", "own_image_id", "own_split", "hash_bits", "correlation"]
-REASONS = ("same image id", "same picture", "same lesion or patient")
+REASONS = ("same image id", "same picture", "same lesion or patient", "lesion or patient of such an image")
 
 
 def find(
-    external: pd.DataFrame, own: pd.DataFrame, external_images: npt.NDArray[np.uint8], own_images: npt.NDArray[np.uint8]
+    external: pd.DataFrame,
+    own: pd.DataFrame,
+    external_images: npt.NDArray[np.uint8],
+    own_images: npt.NDArray[np.uint8],
+    listed: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Images of a set that are also in another one, each once, by the first of `REASONS` that holds.
 
@@ -39,18 +45,33 @@ def find(
         own: The other set's, with their `split` beside it; M images.
         external_images: uint8 (N, S, S, 3), whole frames squashed.
         own_images: uint8 (M, T, T, 3), likewise.
+        listed: More of the other set's images, of which there are no pictures: image_id, group and split.
 
     Returns:
         Columns image_id, why, own_image_id, own_split, hash_bits (of 64 that differ) and correlation, the last two
         missing unless the picture gave it away. Sorted by image id.
     """
-    found = [
-        _shared(external, own, "image_id", REASONS[0]),
-        _same_pictures(external, own, external_images, own_images),
-        _shared(external, own, "group", REASONS[2]),
-    ]
-    table = pd.concat([each for each in found if len(each)] or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)
-    return table.drop_duplicates("image_id").sort_values("image_id", ignore_index=True)[COLUMNS]
+    known = own if listed is None else pd.concat([listed, own], ignore_index=True)
+    table = _together(
+        _shared(external, known, "image_id", REASONS[0]),
+        _same_pictures(external, own, external_images, own_images) if len(own) else own.iloc[:0],
+        _shared(external, known, "group", REASONS[2]),
+    )
+    table = _together(table, _beside(external, table))
+    return table.sort_values("image_id", ignore_index=True)
+
+
+def _together(*found: pd.DataFrame) -> pd.DataFrame:
+    """Each image once, by the first table that has it."""
+    some = [each for each in found if len(each)] or [pd.DataFrame(columns=COLUMNS)]
+    return pd.concat(some, ignore_index=True).drop_duplicates("image_id")[COLUMNS]
+
+
+def _beside(external: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """All images of the external groups that an image that was found is of."""
+    groups = external[["image_id", "group"]]
+    met = found.merge(groups, on="image_id").drop_duplicates("group")[["group", "own_image_id", "own_split"]]
+    return groups.merge(met, on="group").assign(why=REASONS[3], hash_bits=np.nan, correlation=np.nan)
 
 
 def _shared(external: pd.DataFrame, own: pd.DataFrame, column: str, why: str) -> pd.DataFrame:

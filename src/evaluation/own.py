@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from src.config import instantiate
 from src.data.module import DataModule
 from src.data.source import Manifest, Source
-from src.errors import UserError
+from src.errors import ConfigError, UserError
 from src.evaluation.runs import Evaluated
 
 HASHED_SIZE = 64  # px, of pictures that are compared, where the net's own are cropped, padded or smaller
@@ -21,7 +21,7 @@ class OwnPictures:
     """A run's own images.
 
     Attributes:
-        frame: Manifest rows with their `split` (train, val, test).
+        frame: Manifest rows with their `split` (train, val, test); empty where it is not that of the run's record.
         images: Whole frames squashed, uint8 (N, S, S, 3).
         same_split: Whether images, labels and split are those of the run's record.
     """
@@ -62,7 +62,17 @@ def pictures(evaluated: Evaluated, root: str | None, cache_dir: str) -> OwnPictu
     data: DataModule = instantiate(config, "data", ("root",))
     data.prepare()
     same = data.split_fingerprint == evaluated.split_fingerprint
-    return OwnPictures(data.frame.assign(split=data.side), data.cache.images, same)
+    return OwnPictures(data.frame.assign(split=data.side if same else ""), data.cache.images, same)
+
+
+def refuse_root(evaluated: Evaluated, root: str | None) -> None:
+    """Raise if a folder is named for data that lie in none, such as synthetic ones.
+
+    Raises:
+        ConfigError: It is named for nothing.
+    """
+    if root is not None and "root" not in evaluated.config.data.source:
+        raise ConfigError("own_root", f"the run's own data ({evaluated.data}) lie in no folder; leave it out")
 
 
 def hashed_size(image_size: int, geometry: str) -> int:

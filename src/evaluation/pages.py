@@ -1,7 +1,5 @@
 """An evaluation for people: on a terminal of 100 columns, and as a folder with a page, pictures and tables."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,9 @@ from rich.text import Text
 from src.clinical import pages as clinical
 from src.clinical import words
 from src.clinical.sheets import Sheet
-from src.errors import UserError
 from src.evaluation import figures
 from src.evaluation.record import Evaluation
+from src.whole import whole_folder
 
 PAGE = "evaluation.md"
 SHOWN = 2  # tables of a clinical audit that the terminal is given: operating points, and each class
@@ -54,10 +52,8 @@ def write(found: Evaluation, folder: Path) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
-    try:
-        (draft / CLINICAL).mkdir(parents=True)
+    with whole_folder(folder, "the evaluation") as draft:
+        (draft / CLINICAL).mkdir()
         for name, audit in found.audits.items():
             clinical.write(audit, draft / CLINICAL / name)
         (draft / PAGE).write_text(markdown(found), encoding="utf-8")
@@ -67,14 +63,6 @@ def write(found: Evaluation, folder: Path) -> None:
             (draft / "predictions").mkdir(exist_ok=True)
             frame.to_csv(draft / "predictions" / f"seed_{seed}.csv", index=False)
         _draw(found, draft)
-        if folder.exists():
-            folder.replace(former)
-        draft.replace(folder)
-    except OSError as error:
-        raise UserError(f"folder={folder.parent}: the evaluation cannot be written there ({error})") from error
-    finally:
-        for leftover in (draft, former):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _draw(found: Evaluation, folder: Path) -> None:

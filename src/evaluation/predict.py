@@ -18,6 +18,8 @@ from src.config import instantiate
 from src.errors import UserError
 from src.metrics.classification import probabilities
 
+SINGLE = ("32", "32-true")  # Lightning's names of float32
+
 
 def load(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classifier:
     """A run's trained net, without the data that it was trained on.
@@ -54,6 +56,21 @@ def load(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classi
 def _bar(images: int, title: str) -> "tqdm[Any]":
     """On a terminal only: a log of its thousand states helps nobody."""
     return tqdm(total=images, desc=title, unit="image", file=sys.stderr, leave=False, disable=None)
+
+
+def precision_told(config: DictConfig) -> list[str]:
+    """What to know where a run's own predictions were made in another precision than `predict` has.
+
+    Args:
+        config: Of the run.
+    """
+    precision = str(config.trainer.get("precision", SINGLE[0]))
+    if precision in SINGLE:
+        return []
+    return [
+        f"The run's own figures and thresholds come from a trainer in {precision} precision, these predictions are in "
+        "single precision (float32): scores next to a threshold may fall to its other side."
+    ]
 
 
 def predict(

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.clinical.record import ClinicalAudit
 from src.config import resolve
-from src.evaluation.pages import CLINICAL, markdown
+from src.evaluation.pages import CLINICAL, PAGE, markdown
 from src.evaluation.record import Evaluation
 from src.tracking.limits import recordable
 from src.tracking.run import Run
@@ -34,11 +34,12 @@ def publish(found: Evaluation, folder: Path, store: Store, config: DictConfig) -
     if not found.data:
         run = Run.attach(store, found.evaluated.run_id)
         run.artifact(folder / CLINICAL, CLINICAL)
+        run.artifact(folder / PAGE)
         for split, audit in found.audits.items():
             run.log(_renamed(audit, RECORDED.get(split, split)))
         run.flush()
         return run.id
-    name = f"{found.evaluated.model} on {found.data}"
+    name = " ".join([found.evaluated.model, "on", found.data, *found.choices])
     params = {"evaluation": {key: value for key, value in resolve(config).items() if key != "tracking"}}
     with Run.start(store, name, dict(found.tags) | {DESCRIPTION: markdown(found)}, params) as run:
         run.log(_headline(found))

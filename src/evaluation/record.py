@@ -21,7 +21,8 @@ class Evaluation:
         evaluated: The run.
         data: Name of the external data; empty: it is of the run's own splits.
         audits: Clinical audits by what was predicted, the most important first.
-        notes: Plain sentences that a reader needs: data, overlap, geometry, what is absent.
+        notes: Plain sentences that a reader needs: data, overlap, geometry, what is absent. What speaks against a
+            verdict is among the warnings of its audit.
         drop: From the own test (or, where there is none, validation) to the external data, see `drop.compared`.
         compared_with: Which own split that is.
         by_original_label: See `drop.by_original_label`.
@@ -30,6 +31,7 @@ class Evaluation:
         predictions: Of the external images, a frame a net, by its seed.
         tags: Of the external evaluation's run.
         examples: By class, some own and some external images, uint8 (n, S, S, 3).
+        choices: What is not as by default, such as "part=val".
     """
 
     evaluated: Evaluated
@@ -44,16 +46,19 @@ class Evaluation:
     predictions: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     examples: Mapping[str, tuple[Images, Images]] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """One line for people."""
-        return f"{self.evaluated.title} on {self.data or 'its own ' + self.evaluated.data}"
+        chosen = f" ({', '.join(self.choices)})" if self.choices else ""
+        return f"{self.evaluated.title} on {self.data or 'its own ' + self.evaluated.data}{chosen}"
 
     @property
     def folder(self) -> str:
-        """Name of its folder."""
-        return f"evaluation_{self.evaluated.run_id[:8]}_{self.data or 'own'}"
+        """Name of its folder: other choices, another folder."""
+        chosen = (each.replace("=", "-") for each in self.choices)
+        return "_".join(["evaluation", self.evaluated.run_id[:8], self.data or "own", *chosen])
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:

@@ -11,6 +11,7 @@ from src.tracking import cache, history, read
 from src.tracking.store import Store
 
 SHOWN = 5  # runs that are named where several are meant
+FOLDER = "predictions"  # of a run's artifacts, a file a split
 EVALUATION = "evaluation"  # the tag `kind` of a run that evaluates another one
 
 
@@ -53,14 +54,19 @@ class Evaluated:
         return f"{self.model} ({self.run_id[:8]}{seeds})"
 
     def predictions(self, store: Store, split: str) -> list[pd.DataFrame]:
-        """What each net predicted of a split; empty where not all of them have been evaluated on it."""
-        found = []
-        for net in self.nets:
-            try:
-                found.append(history.predictions(store, net.run_id, split))
-            except UserError:
-                return []
-        return found
+        """What each net predicted of a split; empty where not all of them have been evaluated on it.
+
+        Raises:
+            TrackingError: What is recorded cannot be read.
+        """
+        if self.predicted(store, split) < len(self.nets):
+            return []
+        return [history.predictions(store, net.run_id, split) for net in self.nets]
+
+    def predicted(self, store: Store, split: str) -> int:
+        """How many of the nets have been evaluated on a split."""
+        recorded = ([item.path for item in store.client.list_artifacts(net.run_id, FOLDER)] for net in self.nets)
+        return sum(f"{FOLDER}/{split}.csv" in paths for paths in recorded)
 
 
 def find(store: Store, wanted: str) -> Evaluated:

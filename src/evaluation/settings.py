@@ -1,6 +1,7 @@
 """The values of conf/evaluate.yaml, which says what each means."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from src.clinical.settings import Settings as Clinical
@@ -31,6 +32,16 @@ class Settings:
         if self.run is None or not self.run.strip():
             raise ConfigError("run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids")
         return self.run.strip()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What of other data is evaluated in another way than by default, such as "part=val": for names."""
+        keys = {"part": "part", "labels": "mapping", "unknown": "unknown", "overlap": "overlap"}
+        default = Settings()
+        changed = {
+            key: getattr(self, each) for key, each in keys.items() if getattr(self, each) != getattr(default, each)
+        }
+        return tuple(f"{key}={Path(value).stem}" for key, value in changed.items())  # labels may be a path
 
 
 def clinical(values: dict[str, object]) -> Clinical:

@@ -17,9 +17,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from mlflow.tracking._tracking_service import utils as mlflow_utils
+from omegaconf import DictConfig
 from small_world import OnIsic, Place, write_isic2019, write_own, write_siim2020
 
 from src import evaluate, train
+from src.clinical import pictures as clinical_pictures
 from src.clinical.settings import Settings as Clinical
 from src.entry import ROOT
 from src.evaluation import make, runs
@@ -95,7 +97,7 @@ def command(place: Place, trained: Place, patch: pytest.MonkeyPatch) -> Callable
     patch.setenv("PARETODERM_CACHE", str(trained.folder / "cache"))
 
     def run(*arguments: str) -> tuple[int, str]:
-        patch.setattr(sys, "argv", ["evaluate", "clinical.samples=50", *arguments])
+        patch.setattr(sys, "argv", ["evaluate", "clinical.samples=100", *arguments])
         status, said = 0, io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), untouched_process():
             try:
@@ -118,16 +120,26 @@ def evaluated(place: Place, trained: Place, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def on_other_data(place: Place, trained: Place) -> Callable[..., Evaluation]:
+def composed(trained: Place) -> Callable[..., DictConfig]:
+    """The `data` part of conf/evaluate.yaml with overrides."""
+
+    def compose_one(*overrides: str) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            data: DictConfig = compose("evaluate", [*overrides, f"data.cache_dir={trained.folder / 'cache'}"]).data
+        return data
+
+    return compose_one
+
+
+@pytest.fixture
+def on_other_data(place: Place, composed: Callable[..., DictConfig]) -> Callable[..., Evaluation]:
     """The run `single` on the data that overrides name, without pages, pictures and a record."""
 
     def make_one(*overrides: str, **settings: Any) -> Evaluation:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("evaluate", [*overrides, f"data.cache_dir={trained.folder / 'cache'}"])
         store = place.store.open()
         found = runs.find(store, place.single)
-        return make.other_data(config.data, found, Settings(**settings), Clinical(samples=20), store)
+        return make.other_data(composed(*overrides), found, Settings(**settings), Clinical(samples=100), store)
 
     return make_one
 
@@ -136,6 +148,7 @@ def on_other_data(place: Place, trained: Place) -> Callable[..., Evaluation]:
 def isic(trained: Place, tmp_path_factory: pytest.TempPathFactory) -> OnIsic:
     with pytest.MonkeyPatch.context() as patch:
         place = copy_of(trained, tmp_path_factory.mktemp("isic"), patch)
+        patch.setattr(clinical_pictures, "write", lambda found, folder: [])  # seconds; the own splits' are drawn
         status, said = command(place, trained, patch)(
             f"run={place.trial}", "data=isic2019", f"data.root={trained.folder / 'isic'}"
         )

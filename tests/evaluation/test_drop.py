@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from src.clinical.settings import Settings
@@ -43,14 +44,35 @@ def test_figures_and_differences_by_hand() -> None:
     assert found.loc["recall/mel", sizes].tolist() == [8, 8, 10, 10]
 
 
-def test_an_own_test_without_errors_leaves_the_spread_of_the_external_data() -> None:
+def test_an_own_test_without_errors_has_a_spread_all_the_same() -> None:
     row = rows([OWN], [EXTERNAL]).loc["recall/mel"]
-    assert row["low"] < -0.6 < row["high"] <= 0
-    # percentiles of Binomial(10, 0.4) / 10 - 1
-    assert row["low"] == pytest.approx(-0.9, abs=0.101)
-    assert row["high"] == pytest.approx(-0.3, abs=0.101)
     assert row["own_low"] == pytest.approx(0.6306, abs=1e-4)  # Clopper-Pearson, 8 of 8: 0.025 ** (1 / 8)
     assert row["own_high"] == 1
+    low, high = binomtest(4, 10).proportion_ci(method="exact")
+    assert row["external_low"] <= low + 1e-9  # the wider of this and resampling's
+    assert row["external_high"] >= high - 1e-9
+    # Newcombe: external - own = 0.4 - 1; own has no room above 1, and 1 - 0.6306 below
+    assert row["low"] == pytest.approx(-0.6 - (0.4 - row["external_low"]))
+    assert row["high"] == pytest.approx(-0.6 + np.hypot(row["external_high"] - 0.4, 1 - 0.025 ** (1 / 8)))
+
+
+def test_no_errors_on_either_side_leave_both_in_doubt() -> None:
+    perfect = rows([OWN], [OWN]).loc["recall/mel"]
+    doubt = 1 - 0.025 ** (1 / 8)
+    assert perfect[["difference", "low", "high"]].tolist() == pytest.approx([0.0, -doubt, doubt])
+
+
+def test_the_published_example() -> None:
+    """Newcombe 1998, table II: 56/70 - 48/80 by method 10 is 0.0524 to 0.3339, with Wilson's intervals of each."""
+    first, second = (binomtest(k, n).proportion_ci(method="wilson") for k, n in ((56, 70), (48, 80)))
+    found = drop.apart((56 / 70, *first), (48 / 80, *second))
+    assert found == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_a_mean_without_an_interval_on_one_side_has_none_of_the_difference() -> None:
+    row = rows([OWN], [EXTERNAL]).loc["balanced_accuracy"]
+    assert row[["own", "external"]].tolist() == pytest.approx([1.0, 0.65])
+    assert row[["own_low", "low", "high"]].isna().all()
 
 
 def test_the_threshold_is_the_one_of_own_validation() -> None:
@@ -85,12 +107,16 @@ def test_classes_that_only_one_side_has_are_left_out_of_the_means() -> None:
 def test_seeds_that_differ_alike_on_both_sides_cancel_out() -> None:
     """A net that is worse on both sides by as much adds nothing to the spread of the difference."""
     good, bad = (
-        predictions([("mel", f"g{n}", p) for n in range(6)] + [("nv", f"h{n}", 0.1) for n in range(6)])
-        for p in (0.9, 0.1)
+        predictions([("mel", f"g{n}", 0.9 if n < found else 0.1) for n in range(100)] + [("nv", "h", 0.1)])
+        for found in (95, 5)
     )
     row = rows([good, bad], [good, bad]).loc["recall/mel"]
-    assert (row["own_low"], row["own_high"]) == (0.0, 1.0)
-    assert (row["difference"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
+    assert row["own_low"] < 0.1  # both drawn nets may be the bad one, or the good one
+    assert row["own_high"] > 0.9
+    assert row["difference"] == 0
+    assert (
+        row["high"] - row["low"] < 0.2
+    )  # of 100 melanomas, 5 or 95 found: standard deviation sqrt(2 * 0.05 * 0.95) / 10
 
 
 def test_without_the_class_that_is_looked_for() -> None:

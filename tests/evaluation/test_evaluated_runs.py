@@ -21,6 +21,14 @@ def test_a_trial_is_its_finished_seeds(trained: Place) -> None:
     assert [net.run_id for net in found.nets] == [trained.single, trained.untested]
     assert [len(frames) for frames in (found.predictions(trained.store, "val"), found.nets)] == [2, 2]
     assert found.predictions(trained.store, "test") == []  # only the first has been looked at
+    assert [found.predicted(trained.store, split) for split in ("val", "test")] == [2, 1]
+
+
+def test_predictions_that_cannot_be_read_are_not_taken_for_none(place: Place) -> None:
+    found = runs.find(place.store, place.single)
+    (place.folder / "mlruns" / "artifacts" / place.single / "artifacts" / "predictions" / "test.csv").write_text("")
+    with pytest.raises(UserError, match=r"artifact 'predictions/test.csv' of run .* is no table"):
+        found.predictions(place.store, "test")
 
 
 def test_no_such_run(trained: Place) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data.ham10000 import CLASSES as HAM
@@ -54,6 +54,7 @@ def test_the_rest_gets_the_sum_of_what_is_not_asked_for() -> None:
     assert told["p/mel"].tolist() == [0.6, 0.3]
 
 
+@settings(max_examples=30)
 @given(
     asked=st.sets(st.sampled_from(HAM), min_size=1, max_size=6),
     weights=st.lists(st.lists(st.floats(0.01, 1), min_size=7, max_size=7), min_size=1, max_size=5),
@@ -99,12 +100,20 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("a: rest\n", "must name a class of the net beside rest"),
         ("- a\n", "must have lines like"),
         ("a: [\n", "cannot be read"),
+        ("yes: mel\nno: rest\n", "has True, False where a class is named; put names like yes and no in quotes"),
+        ("a: no\n", "has False where a class is named"),
+        ("a:\n", "has None where a class is named"),
     ],
 )
 def test_a_file_that_cannot_be_is_told(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         choose(str(tmp_path / "bad.yaml"), ("a",), HAM, FOLDER)
+
+
+def test_quoted_names_and_numbers_are_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("'yes': mel\n0: rest\n")
+    assert choose(str(tmp_path / "mine.yaml"), ("yes", "0"), HAM, FOLDER).to == {"yes": "mel", "0": "rest"}
 
 
 def test_a_mapping_that_is_not_there_is_told_with_those_that_are() -> None:

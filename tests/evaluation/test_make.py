@@ -3,19 +3,22 @@
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from small_world import OnIsic, Place
+from small_world import HAM, PER_CLASS, OnIsic, Place
 
 from src.analysis.comparison import compare
 from src.clinical.settings import Settings as Clinical
+from src.entry import ROOT
 from src.errors import UserError
-from src.evaluation import make, runs
+from src.evaluation import external, make, runs
 from src.evaluation.settings import Settings
 from src.objectives import parse_objectives
 from src.tracking import read
+from src.tracking.run import Run
 
-FEW = Clinical(samples=20)
+FEW = Clinical(samples=100)
 PICTURES = ("roc", "precision_recall", "reliability", "subgroups")
 
 
@@ -24,20 +27,26 @@ def run_of(place: Place, run_id: str) -> pd.Series:
 
 
 def test_own_splits_of_a_run(place: Place, evaluated) -> None:
+    Run.attach(place.store.open(), place.untested).tag(split="image (leaking)")
     before = run_of(place, place.untested)
     status, said = evaluated(f"run={place.untested[:9]}")
     assert status == 0, said
     lines = said[said.index("custom (") :].splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0] == f"custom ({place.untested[:8]}) on its own ham10000"
-    assert any(line.startswith(("PASS: recall of mel", "FAIL: recall of mel", "UNDECIDED: ")) for line in lines[1:5])
-    assert "The test split has not been looked at yet" in " ".join(said.split())
+    assert any(line.startswith(("PASS: recall of mel", "FAIL: recall of mel", "UNDECIDED: ")) for line in lines[1:9])
+    assert "The own test split has not been looked at yet" in " ".join(said.split())
     folder = place.folder / "reports" / f"evaluation_{place.untested[:8]}_own"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no drafts
     assert [path.name for path in (folder / "clinical").iterdir()] == ["val"]
     for name in PICTURES:
         assert Image.open(folder / "clinical" / "val" / f"{name}.png").size[0] > 300
-    assert "clinical/val/clinical.md" in (folder / "evaluation.md").read_text()
+    page = read.artifact(place.store, place.untested, "evaluation.md").read_text()
+    assert page == (folder / "evaluation.md").read_text()
+    assert "clinical/val/clinical.md" in page
+    for written in (page, (folder / "clinical" / "val" / "clinical.md").read_text()):  # where the verdict stands
+        assert "Beware: Validation chose the epoch: its figures are too good." in written
+        assert "Beware: LEAKS: images of one lesion or patient are on both sides" in written
     run = run_of(place, place.untested)
     recorded = read.artifact(place.store, place.untested, "clinical/val")
     assert {path.name for path in recorded.iterdir()} == {path.name for path in (folder / "clinical/val").iterdir()}
@@ -54,11 +63,11 @@ def test_a_test_split_is_looked_at_once_and_only_when_asked(place: Place, evalua
     first = run_of(place, place.single)["metrics.test/accuracy"]
     found = make.own_splits(runs.find(store, place.trial), Settings(), FEW, store)
     assert list(found.audits) == ["val"]
-    assert found.notes[0].startswith("The test split has not been looked at yet")
+    assert found.notes[0].startswith("Only 1 of 2 seeds have been evaluated on the own test split")
     assert "metrics.test/accuracy" not in run_of(place, place.untested).dropna()
     found = make.own_splits(runs.find(store, place.trial), Settings(test=True), FEW, store)
     assert list(found.audits) == ["test", "val"]
-    assert found.notes == ()
+    assert found.notes == found.audits["test"].warnings == ()
     trial, child = run_of(place, place.trial), run_of(place, place.untested)
     assert trial["tags.tested"] == "for a clinical audit"
     assert trial["metrics.test/accuracy"] == pytest.approx((first + child["metrics.test/accuracy"]) / 2)
@@ -71,7 +80,7 @@ def test_other_data(isic: OnIsic) -> None:
     assert "Overlap with the run's own images: 3 of 32" in words
     assert "Trained at 32 px, geometry squash, on pictures 80x60 px (all of 84)." in words
     assert "pictures 64x64 px" not in words  # one of them is 48x48
-    assert "The own test split has not been looked at: the drop is from validation" in words
+    assert "Only 1 of 2 seeds have been evaluated on the own test split; the drop is from validation" in words
 
     met = pd.read_csv(folder / "overlap.csv").set_index("image_id")
     assert met["why"].to_dict() == {
@@ -126,8 +135,9 @@ def test_melanoma_or_not_without_the_own_data(place: Place, trained: Place, on_o
     with pytest.raises(UserError, match=r"overlap=exclude: needs the run's own data \(/nosuch: the folder of HAM10000"):
         on_other_data(*data, own_root="/nosuch")
     found = on_other_data(*data, "data.name='../my set'", own_root="/nosuch", overlap="keep")
-    assert found.folder == f"evaluation_{place.single[:8]}_my_set"
-    assert any(note.startswith("Overlap with the training images: not checked") for note in found.notes)
+    assert found.folder == f"evaluation_{place.single[:8]}_my_set_overlap-keep"
+    assert found.audits["my_set"].warnings[0].startswith("Overlap with the training images: not checked")
+    assert "none of 12, by id and lesion of its val and test." in " ".join(found.notes)
     assert any(note.startswith("The question is mel or not") for note in found.notes)
     table = found.predictions["0"]
     assert table["label"].value_counts().to_dict() == {"rest": 8, "mel": 4}
@@ -138,6 +148,50 @@ def test_melanoma_or_not_without_the_own_data(place: Place, trained: Place, on_o
     [recorded] = runs.find(place.store, place.single).predictions(place.store, "test")
     expected = roc_auc_score(recorded["label"] == "mel", recorded["p/mel"])
     assert found.drop.set_index("metric").loc["auroc/mel", "own"] == pytest.approx(expected)
+
+
+def test_own_data_that_are_not_the_runs_tell_no_overlap(place: Place, trained: Place, on_other_data) -> None:
+    """A lesion of each class is missing from them; val and test are known from the record all the same."""
+    own, part = trained.folder / "ham", place.folder / "part"
+    part.mkdir()
+    for folder in own.glob("HAM10000_images_*"):
+        (part / folder.name).symlink_to(folder)
+    table = pd.read_csv(own / "HAM10000_metadata.csv")
+    kept = table[table.index % PER_CLASS < PER_CLASS - 2]
+    kept.to_csv(part / "HAM10000_metadata.csv", index=False)
+    data = ["data=ham10000", f"data.root={own}"]
+    with pytest.raises(UserError, match=f"own_root={part}: is not what the run was trained on; give the right one, or"):
+        on_other_data(*data, own_root=str(part))
+    found = on_other_data(*data, own_root=str(part), overlap="keep")
+    recorded = [read.artifact(place.store, place.single, f"predictions/{split}.csv") for split in ("val", "test")]
+    seen = {name for path in recorded for name in pd.read_csv(path)["image_id"]}
+    known = seen | set(kept["image_id"])
+    assert set(found.overlap["image_id"]) == known
+    assert len(known) > len(kept)
+    [told] = (note for note in found.notes if note.startswith("Overlap with the run's own images"))
+    assert f"{len(known)} of 84 ({len(known)} same image id), kept. The intervals of the differences" in told
+    assert found.audits["ham10000"].warnings == (
+        "Overlap with the training images: the own data here are not what the run was trained on.",
+        f"{len(known)} of these 84 images the run has had, and they were KEPT: the figures are too good.",
+    )
+    assert found.audits["ham10000"].verdicts[0].beware == found.audits["ham10000"].warnings
+
+
+def test_a_folder_for_data_that_lie_in_none(place: Place, evaluated) -> None:
+    path = place.folder / "mlruns" / "artifacts" / place.single / "artifacts" / "config.yaml"
+    config = OmegaConf.load(path)
+    config.data.source = OmegaConf.load(ROOT / "conf" / "data" / "synthetic.yaml").source
+    OmegaConf.save(config, path)
+    for data in ([], ["data=isic2019"]):
+        status, said = evaluated(f"run={place.single}", *data, "own_root=/nosuch")
+        assert status == 2, said
+        assert said.endswith("error: own_root: the run's own data (ham10000) lie in no folder; leave it out\n")
+
+
+def test_what_is_not_as_by_default_is_in_the_name() -> None:
+    assert Settings(test=True, own_root="/own", folder="x").choices == ()
+    chosen = Settings(part="val", mapping="/some/mine.yaml", unknown="list", overlap="keep").choices
+    assert chosen == ("part=val", "labels=mine", "unknown=list", "overlap=keep")
 
 
 @pytest.mark.parametrize(
@@ -189,15 +243,15 @@ def test_unknown_classes_are_left_out_and_counted_when_asked(place: Place, train
         note for note in found.notes if note.startswith("Left out, of classes that the mapping does not know")
     )
     assert "scc (4)" in left_out
+    assert found.folder == f"evaluation_{place.single[:8]}_isic2019_labels-mine_unknown-list"
 
 
-def test_a_part_of_the_other_data(trained: Place, on_other_data) -> None:
-    root = trained.folder / "isic"
+def test_a_part_of_the_other_data(trained: Place, composed) -> None:
+    run, data = runs.find(trained.store, trained.single), ["data=isic2019", f"data.root={trained.folder / 'isic'}"]
     parts = [
-        on_other_data(
-            "data=isic2019", f"data.root={root}", "data.split=image", f"data.fractions={fractions}", part="val"
+        external.open_data(
+            composed(*data, "data.split=image", f"data.fractions={each}"), run, HAM, Settings(part="val")
         )
-        for fractions in ("[0.5,0.5,0]", "[0.75,0.25,0]")
+        for each in ("[0.5,0.5,0]", "[0.75,0.25,0]")
     ]
-    sizes = [len(found.predictions["0"]) + len(found.overlap) for found in parts]
-    assert sizes == [16, 8]
+    assert [len(found.rows) for found in parts] == [len(found.frame) for found in parts] == [16, 8]

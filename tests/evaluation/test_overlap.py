@@ -77,6 +77,28 @@ def test_an_image_counts_once_by_the_first_reason() -> None:
     assert found[["why", "own_image_id"]].to_numpy().tolist() == [["same image id", "ISIC_0000001"]]
 
 
+def test_what_lies_beside_a_known_image_goes_with_it() -> None:
+    """E1 is own picture 2; the patient's other image e2, of its own, tells the net nothing new."""
+    external = rows(["e1", "e2", "e3"], ["IP_0000009", "IP_0000009", "IP_0000010"])
+    found = overlap.find(external, rows(["o2"]), squares([encoded_anew(OWN[2]), *OTHERS[:2]]), squares([OWN[2]]))
+    assert found[["image_id", "why", "own_image_id", "own_split"]].to_numpy().tolist() == [
+        ["e1", "same picture", "o2", "train"],
+        ["e2", "lesion or patient of such an image", "o2", "train"],
+    ]
+    assert found["hash_bits"].isna().tolist() == [False, True]
+
+
+def test_images_that_are_only_listed_are_known_by_id_and_group() -> None:
+    external = rows(["ISIC_0000001", "ISIC_0000002", "ISIC_0000003"], ["x1", "HAM_0000007", "x3"])
+    recorded = rows(["ISIC_0000001", "ISIC_0000009"], ["HAM_0000005", "HAM_0000007"]).assign(split="test")
+    none = rows([])
+    found = overlap.find(external, none, squares(OTHERS[:3]), squares(OTHERS[:1])[:0], recorded)
+    assert found[["image_id", "why", "own_split"]].to_numpy().tolist() == [
+        ["ISIC_0000001", "same image id", "test"],
+        ["ISIC_0000002", "same lesion or patient", "test"],
+    ]
+
+
 def test_plain_pictures_are_no_error() -> None:
     plain = np.zeros((3, 64, 64, 3), dtype=np.uint8)
     found = overlap.find(rows(["a", "b", "c"]), rows(["d"]), plain, squares(OWN[:1]))

@@ -30,6 +30,14 @@ def test_recorded_predictions_come_out_again(trained: Place) -> None:
     np.testing.assert_allclose(probability, expected[[f"p/{name}" for name in HAM]], atol=1e-5)
 
 
+def test_another_precision_than_the_runs_is_told(trained: Place) -> None:
+    config = runs.find(trained.store, trained.single).config
+    assert predict.precision_told(config) == []
+    config.trainer.precision = "bf16-mixed"
+    [told] = predict.precision_told(config)
+    assert told.startswith("The run's own figures and thresholds come from a trainer in bf16-mixed precision")
+
+
 def test_another_nets_checkpoint_is_told(trained: Place, tmp_path: Path) -> None:
     found = runs.find(trained.store, trained.single)
     with pytest.raises(UserError, match="not a checkpoint of this network"):
