@@ -14,7 +14,7 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def step():
     return torch.ones(40_000_000 // 4).sum()  # over glibc's limit of 32 MB for what it may keep by itself
-for _ in range(3):
+for _ in range(25):  # the heap grows for up to five places, seen as late as the twelfth step, and then no more
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -29,6 +29,6 @@ def test_repeated_large_blocks_are_faulted_in_once() -> None:
         line = [sys.executable, "-c", CODE, how]
         return int(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
-    block = 40_000_000 / 4096  # pages; the heap may have to grow for a second or third place, but not for every step
+    block = 40_000_000 / 4096  # pages
     assert page_faults("default") > 19 * block
-    assert page_faults("kept") < 4 * block
+    assert page_faults("kept") < 2 * block

@@ -15,13 +15,19 @@ import optuna
 import pandas as pd
 import psutil
 import pytest
+from hydra import compose, initialize_config_dir
 
 from src import train
+from src.config import check, resolve
 from src.entry import ROOT
 from src.tracking import read
 from src.tracking.store import Store
 
-SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml"))
+ON_REAL_IMAGES = {  # studies about a data set: what their cells hold is trained in tests/test_presets.py
+    **dict.fromkeys(("better", "better_final", "leakage", "mamun2025", "mamun2025_64px"), "ham10000"),
+    "sun2023": "siim2020",
+}
+SWEEPS = sorted({file.stem for file in (ROOT / "sweeps").glob("*.yaml")} - ON_REAL_IMAGES.keys())
 TINY = ["efficiency=fast", "data.source.lesions=120", "data.batch_size=16", "model.image_size=32"]
 
 
@@ -86,12 +92,28 @@ def wait_for(condition, seconds: float = 90.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", SWEEPS)
-def test_every_file_in_sweeps_has_its_header_and_runs(place: Workplace, typed, name: str) -> None:
+def header(name: str) -> str:
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
     assert text.startswith(f"# @package _global_\n# {name}: ")
     for word in ("command:", "hardware:", "time:", "expected:"):
         assert f"\n# {word} " in text, f"{name} has no {word}"
+    return text
+
+
+@pytest.mark.parametrize("name", ON_REAL_IMAGES)
+def test_every_file_about_a_data_set_has_its_header_and_composes_to_its_cells(name: str) -> None:
+    presets = re.findall(r"\b(?:mamun2025|sun2023|better)/\w+", header(name).rpartition("hydra:")[2])
+    for cell in [f"experiment={preset}" for preset in sorted(set(presets))] or ["seed=0"]:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("train", [f"sweeps={name}", cell])
+        check(resolve(config))
+        assert config.data.name == ON_REAL_IMAGES[name]
+        assert config.preset == (cell.partition("=")[2] if presets else None)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_file_in_sweeps_has_its_header_and_runs(place: Workplace, typed, name: str) -> None:
+    header(name)
     small = ["trainer.max_epochs=3", "repeats=1", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
     status, said = typed("-m", f"sweeps={name}", *TINY, *small)
     assert status == 0, said
