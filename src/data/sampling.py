@@ -29,9 +29,8 @@ def epoch_indices(labels: npt.ArrayLike, ratio: float | None, random: np.random.
     """Which training images an epoch visits: each once, or the small classes more often. Not shuffled.
 
     Oversampling repeats the images of every class that has fewer than `ratio` times those of the largest, up to that
-    many: in a binary set a ratio of 0.5 makes the malignant images half of the benign ones, a third of all (Sun & Sun
-        2023,
-    section 3.3). Every image of a class is repeated equally often, but for a remainder that is drawn at random. See
+    many: in a binary set a ratio of 0.5 makes the malignant images half of the benign ones, a third of all (Sun &
+    Sun 2023, section 3.3). Every image of a class is repeated equally often, but for a remainder that is drawn at random. See
     Buda, Maki & Mazurowski, "A systematic study of the class imbalance problem in convolutional neural networks",
     Neural Networks 106, 2018, who find oversampling the best of the simple remedies.
 
