@@ -1,0 +1,76 @@
+"""ONNX: written by torch's exporter, run by ONNX Runtime."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from src.deployment.camera import CameraNet
+from src.deployment.description import KEY, Description
+from src.deployment.extras import needs
+from src.deployment.runtime import Pictures, Probabilities
+from src.errors import UserError
+
+INPUT, OUTPUT = "pictures", "probabilities"
+
+
+def write(camera: CameraNet, description: Description, path: Path) -> None:
+    """Write a model of any batch size, its description in the file's metadata.
+
+    Args:
+        camera: On the CPU.
+        description: Of the model.
+        path: Ends in .onnx.
+
+    Raises:
+        UserError: The extra is not installed.
+    """
+    with needs("onnx"):
+        import onnxscript  # noqa: F401  torch's exporter asks for it late, and with a traceback
+    size = description.image_size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    program = torch.onnx.export(
+        camera,
+        (example,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={"pictures": {0: torch.export.Dim("N")}},
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[KEY] = description.to_json()
+    program.save(str(path))
+
+
+class OnnxRuntime:
+    """A model in ONNX Runtime, on the CPU.
+
+    Args:
+        path: Written by `write`, or quantised from such a file.
+        threads: Of one call.
+
+    Raises:
+        UserError: The extra is not installed, or the file is no such model.
+    """
+
+    name = "onnx"
+    batch = None
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        with needs("onnx"):
+            import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own classes differ from version to version
+            raise UserError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        held = self._session.get_modelmeta().custom_metadata_map
+        self.description = Description.from_json(held.get(KEY, ""), str(path))
+
+    def __call__(self, pictures: Pictures) -> Probabilities:
+        """Probabilities of the classes, (N, K)."""
+        found: Probabilities = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pictures)})[0]
+        return found
