@@ -1,5 +1,6 @@
 """A trained net as a device uses it: the camera's picture in, probabilities out."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -25,12 +26,20 @@ class CameraNet(nn.Module):
         # in units of the camera's 0 to 255, so that the picture is not divided first
         self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1))
         self.register_buffer("scale", 1 / (255 * torch.tensor(list(std)).view(1, 3, 1, 1)))
-        self.requires_grad_(False).eval()
+        self.eval()  # gradients stay as they are: the net is shared, and may be trained on
 
     @classmethod
     def of(cls, classifier: Classifier) -> "CameraNet":
         """The classifier's net with its normalisation; the net itself is shared, not copied."""
         return cls(classifier.net, classifier.mean.flatten().tolist(), (1 / classifier.inverse_std).flatten().tolist())
+
+    def portable(self) -> "CameraNet":
+        """A copy for exporters, its weights in plain memory order; the net itself is shared, and stays as it is.
+
+        Of weights in channels-last order litert-torch 0.10 mixes some up, and ExecuTorch's XNNPACK refuses them.
+        """
+        copied: CameraNet = copy.deepcopy(self)
+        return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub
 
     def forward(self, pictures: Tensor) -> Tensor:
         """RGB pictures, uint8 (N, S, S, 3) -> probabilities (N, K), K = 2 for nets of one logit."""

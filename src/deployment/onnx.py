@@ -1,20 +1,25 @@
 """ONNX: written by torch's exporter, run by ONNX Runtime."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from src.deployment.camera import CameraNet
 from src.deployment.description import KEY, Description
 from src.deployment.extras import needs
-from src.deployment.runtime import Pictures, Probabilities
+from src.deployment.quiet import quiet
+from src.deployment.runtime import Name, Pictures, Probabilities
+from src.deployment.unsupported import naming_operators
 from src.errors import UserError
 
+if TYPE_CHECKING:  # torch: a process that only runs a model does without
+    from src.deployment.camera import CameraNet
+
+FORMAT = "ONNX"
 INPUT, OUTPUT = "pictures", "probabilities"
 
 
-def write(camera: CameraNet, description: Description, path: Path) -> None:
+def write(camera: "CameraNet", description: Description, path: Path) -> None:
     """Write a model of any batch size, its description in the file's metadata.
 
     Args:
@@ -23,24 +28,29 @@ def write(camera: CameraNet, description: Description, path: Path) -> None:
         path: Ends in .onnx.
 
     Raises:
-        UserError: The extra is not installed.
+        UserError: The extra is not installed, or the format has no such operator.
+        OSError: The file cannot be written.
     """
-    with needs("onnx"):
-        import onnxscript  # noqa: F401  torch's exporter asks for it late, and with a traceback
+    with quiet(), needs("onnx"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401  torch's exporter asks for them late, and with a traceback
+    import torch
+
     size = description.image_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    program = torch.onnx.export(
-        camera,
-        (example,),
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes={"pictures": {0: torch.export.Dim("N")}},
-        verbose=False,
-    )
+    with naming_operators(FORMAT), quiet():
+        program = torch.onnx.export(
+            camera.portable(),
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"pictures": {0: torch.export.Dim("N")}},
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props[KEY] = description.to_json()
-    program.save(str(path))
+    path.write_bytes(program.model_proto.SerializeToString())
 
 
 class OnnxRuntime:
@@ -54,8 +64,8 @@ class OnnxRuntime:
         UserError: The extra is not installed, or the file is no such model.
     """
 
-    name = "onnx"
-    batch = None
+    name: Name = "onnx"
+    batch: int | None = None
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         with needs("onnx"):

@@ -1,9 +1,11 @@
 """What every runtime offers, whichever library runs the model."""
 
-from typing import Literal, Protocol
+import sys
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from src.deployment.description import Description
 
@@ -30,7 +32,7 @@ class Runtime(Protocol):
         ...
 
 
-def in_batches(runtime: Runtime, pictures: Pictures, size: int = 64) -> Probabilities:
+def in_batches(runtime: Runtime, pictures: Pictures, size: int = 64, title: str | None = None) -> Probabilities:
     """Probabilities of any number of pictures.
 
     Args:
@@ -38,12 +40,21 @@ def in_batches(runtime: Runtime, pictures: Pictures, size: int = 64) -> Probabil
         pictures: (N, S, S, 3), N at least 1.
         size: Pictures a call, where the runtime takes any number; where it takes one number only, the last call is
             filled up with copies of the last picture.
+        title: Of a progress bar; None: there is none.
     """
     step = runtime.batch or size
     found = []
-    for start in range(0, len(pictures), step):
-        batch = pictures[start : start + step]
-        missing = step - len(batch) if runtime.batch else 0
-        filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
-        found.append(runtime(filled)[: len(batch)])
+    with _bar(len(pictures), title) as bar:
+        for start in range(0, len(pictures), step):
+            batch = pictures[start : start + step]
+            missing = step - len(batch) if runtime.batch else 0
+            filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
+            found.append(runtime(filled)[: len(batch)])
+            bar.update(len(batch))
     return np.concatenate(found)
+
+
+def _bar(pictures: int, title: str | None) -> "tqdm[Any]":
+    """On a terminal only: a log of its thousand states helps nobody."""
+    disable = True if title is None else None
+    return tqdm(total=pictures, desc=title, unit="image", file=sys.stderr, leave=False, disable=disable)

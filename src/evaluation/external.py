@@ -16,13 +16,14 @@ from src.data.module import DataModule
 from src.data.source import Manifest
 from src.entry import ROOT
 from src.errors import ConfigError, UserError
-from src.evaluation import labels, overlap, own, pictures, predict
+from src.evaluation import labels, overlap, own, pictures
 from src.evaluation.labels import Labels
 from src.evaluation.own import OwnPictures
-from src.evaluation.runs import Evaluated
 from src.evaluation.settings import Settings
-from src.tracking import read
 from src.tracking.store import Store
+from src.trained import inference
+from src.trained.restore import restore
+from src.trained.runs import Evaluated
 
 EXAMPLES = 8  # images a class and set that are shown
 MAPPINGS = ROOT / "conf" / "labels"
@@ -190,10 +191,9 @@ def predictions(external: External, evaluated: Evaluated, classes: Sequence[str]
         raise UserError(f"data={external.data.name}: no image is left whose class the mapping knows")
     found = []
     for number, net in enumerate(evaluated.nets, 1):
-        checkpoint = read.artifact(store, net.run_id, "checkpoint/best.ckpt")
-        classifier = predict.load(evaluated.config, classes, checkpoint)
+        classifier = restore(inference.build(evaluated.config, classes), store, net.run_id)
         title = f"{external.data.name}, net {number} of {len(evaluated.nets)}"
-        probability = predict.predict(classifier, external.cache.images, rows, external.data.batch_size, title)
+        probability = inference.predict(classifier, external.cache.images, rows, external.data.batch_size, title)
         table = frame[["image_id", "group", "label", "original_label"]].reset_index(drop=True)
         for label, name in enumerate(classes):
             table[f"p/{name}"] = probability[:, label]

@@ -14,12 +14,13 @@ from src.clinical.audit import ClinicalAudit, audit
 from src.clinical.settings import Settings as Clinical
 from src.config import check, instantiate, resolve
 from src.errors import ConfigError, UserError
-from src.evaluation import drop, external, labels, own, pages, predict, publish, runs
+from src.evaluation import drop, external, labels, own, pages, publish
 from src.evaluation.external import External
 from src.evaluation.record import Evaluation
-from src.evaluation.runs import Evaluated
 from src.evaluation.settings import Settings, clinical
 from src.tracking.store import Store
+from src.trained import inference, runs
+from src.trained.runs import Evaluated
 
 console = Console(width=100)
 LOOKED_AT = "for a clinical audit"
@@ -129,7 +130,7 @@ def other_data(
     asked = _looked_for(asked, data)
     beware = [*unsure, *beware, *_leaking(evaluated)]
     found = _audit(predictions, told_val, data.frame.drop(columns=["label", "original_label"]), asked, name, beware)
-    notes += [told, *_on_labels(data), *predict.precision_told(evaluated.config)]
+    notes += [told, *_on_labels(data), *inference.precision_told(evaluated.config)]
     if not test:
         notes.append(f"{_untested(evaluated, store)}; the drop is from validation, whose figures are too good.")
     return Evaluation(

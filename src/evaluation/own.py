@@ -11,7 +11,7 @@ from src.config import instantiate
 from src.data.module import DataModule
 from src.data.source import Manifest, Source
 from src.errors import ConfigError, UserError
-from src.evaluation.runs import Evaluated
+from src.trained.runs import Evaluated
 
 HASHED_SIZE = 64  # px, of pictures that are compared, where the net's own are cropped, padded or smaller
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from src.clinical.record import ClinicalAudit
-from src.evaluation.runs import Evaluated
+from src.trained.runs import Evaluated
 
 Images = npt.NDArray[np.uint8]
 

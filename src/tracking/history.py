@@ -62,6 +62,11 @@ def history(store: Store, run_ids: Iterable[str], metric: str, refresh: bool = F
     return frame.drop(columns="place").reset_index(drop=True)
 
 
+def has_predictions(store: Store, run_id: str, split: str) -> bool:
+    """Whether a run has been evaluated on a split."""
+    return any(item.path == f"predictions/{split}.csv" for item in store.client.list_artifacts(run_id, "predictions"))
+
+
 def predictions(store: Store, run_id: str, split: str) -> pd.DataFrame:
     """What a run predicted for the images of a split: its artifact predictions/<split>.csv.
 

@@ -24,12 +24,13 @@ from src import evaluate, train
 from src.clinical import pictures as clinical_pictures
 from src.clinical.settings import Settings as Clinical
 from src.entry import ROOT
-from src.evaluation import make, runs
+from src.evaluation import make
 from src.evaluation.record import Evaluation
 from src.evaluation.settings import Settings
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.trained import runs
 
 
 @pytest.fixture(scope="session")

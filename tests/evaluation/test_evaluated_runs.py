@@ -2,8 +2,8 @@ import pytest
 from small_world import Place
 
 from src.errors import UserError
-from src.evaluation import runs
 from src.tracking.run import Run
+from src.trained import runs
 
 
 def test_the_start_of_an_id_is_enough(trained: Place) -> None:

@@ -12,11 +12,12 @@ from src.analysis.comparison import compare
 from src.clinical.settings import Settings as Clinical
 from src.entry import ROOT
 from src.errors import UserError
-from src.evaluation import external, make, runs
+from src.evaluation import external, make
 from src.evaluation.settings import Settings
 from src.objectives import parse_objectives
 from src.tracking import read
 from src.tracking.run import Run
+from src.trained import runs
 
 FEW = Clinical(samples=100)
 PICTURES = ("roc", "precision_recall", "reliability", "subgroups")

@@ -11,7 +11,6 @@ from src.tracking import cache, history, read
 from src.tracking.store import Store
 
 SHOWN = 5  # runs that are named where several are meant
-FOLDER = "predictions"  # of a run's artifacts, a file a split
 EVALUATION = "evaluation"  # the tag `kind` of a run that evaluates another one
 
 
@@ -65,8 +64,7 @@ class Evaluated:
 
     def predicted(self, store: Store, split: str) -> int:
         """How many of the nets have been evaluated on a split."""
-        recorded = ([item.path for item in store.client.list_artifacts(net.run_id, FOLDER)] for net in self.nets)
-        return sum(f"{FOLDER}/{split}.csv" in paths for paths in recorded)
+        return sum(history.has_predictions(store, net.run_id, split) for net in self.nets)
 
 
 def find(store: Store, wanted: str) -> Evaluated:
@@ -94,7 +92,8 @@ def find(store: Store, wanted: str) -> Evaluated:
     trained.sort(key=lambda each: int(_text(each, "tags.seed") or 0))
     nets = tuple(Net(str(each["run_id"]), _text(each, "tags.seed")) for each in trained)
     for net in nets:
-        read.artifact(store, net.run_id, "checkpoint")
+        if not store.client.list_artifacts(net.run_id, "deployed"):  # a compressed net may be a file
+            read.artifact(store, net.run_id, "checkpoint")
     config = OmegaConf.load(read.artifact(store, nets[0].run_id, "config.yaml"))
     assert isinstance(config, DictConfig)
     check_targets(config)

@@ -17,8 +17,40 @@ from src.classifier import Classifier
 from src.config import instantiate
 from src.errors import UserError
 from src.metrics.classification import probabilities
+from src.models.bfloat16 import cast_as_recorded
 
 SINGLE = ("32", "32-true")  # Lightning's names of float32
+
+
+def build(config: DictConfig, classes: Sequence[str]) -> Classifier:
+    """A run's net as it is before its weights are put in, without the data that it was trained on.
+
+    Args:
+        config: Of the run, its targets checked.
+        classes: Of the run, in label order.
+
+    Raises:
+        UserError: The run is no net.
+    """
+    if config.model.get("_target_") != "src.classifier.Classifier":
+        raise UserError(f"{config.model.get('name')}: is no network; it cannot be evaluated on other data")
+    config = config.copy()
+    if "weights" in config.model.net:
+        config.model.net.weights = "random"  # the checkpoint's follow
+    net: nn.Module = instantiate(config.model.net, "model.net", outputs=1 if len(classes) == 2 else len(classes))
+    cast_as_recorded(net, config)
+    classifier: Classifier = instantiate(
+        config.model,
+        "model",
+        ("net", "image_size"),
+        net=net,
+        image_size=config.data.image_size,
+        loss=nn.Identity(),
+        classes=tuple(classes),
+        optimizer=None,
+        scheduler=None,
+    )
+    return classifier.eval()
 
 
 def load(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classifier:
@@ -32,25 +64,9 @@ def load(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classi
     Raises:
         UserError: The run is no net, or the checkpoint is not its own.
     """
-    if config.model.get("_target_") != "src.classifier.Classifier":
-        raise UserError(f"{config.model.get('name')}: is no network; it cannot be evaluated on other data")
-    config = config.copy()
-    if "weights" in config.model.net:
-        config.model.net.weights = "random"  # the checkpoint's follow
-    net: nn.Module = instantiate(config.model.net, "model.net", outputs=1 if len(classes) == 2 else len(classes))
-    classifier: Classifier = instantiate(
-        config.model,
-        "model",
-        ("net", "image_size"),
-        net=net,
-        image_size=config.data.image_size,
-        loss=nn.Identity(),
-        classes=tuple(classes),
-        optimizer=None,
-        scheduler=None,
-    )
+    classifier = build(config, classes)
     load_weights(classifier, checkpoint)
-    return classifier.eval()
+    return classifier
 
 
 def _bar(images: int, title: str) -> "tqdm[Any]":

@@ -11,8 +11,8 @@ from src.config import instantiate
 from src.data.geometry import square
 from src.data.ham10000 import HAM10000
 from src.errors import UserError
-from src.evaluation import predict, runs
 from src.tracking import read
+from src.trained import inference, runs
 
 
 def test_recorded_predictions_come_out_again(trained: Place) -> None:
@@ -23,8 +23,8 @@ def test_recorded_predictions_come_out_again(trained: Place) -> None:
     manifest = source.manifest()
     images = np.stack([square(source.picture(manifest, row), 32, "squash") for row in range(len(manifest.frame))])
     rows = manifest.frame.index[manifest.frame["image_id"].isin(recorded["image_id"])].to_numpy()
-    classifier = predict.load(found.config, HAM, read.artifact(store, trained.single, "checkpoint/best.ckpt"))
-    probability = predict.predict(classifier, images, rows, 5, "test")
+    classifier = inference.load(found.config, HAM, read.artifact(store, trained.single, "checkpoint/best.ckpt"))
+    probability = inference.predict(classifier, images, rows, 5, "test")
     expected = recorded.set_index("image_id").loc[manifest.frame["image_id"][rows]]
     assert probability.shape == (len(recorded), 7)
     np.testing.assert_allclose(probability, expected[[f"p/{name}" for name in HAM]], atol=1e-5)
@@ -32,18 +32,18 @@ def test_recorded_predictions_come_out_again(trained: Place) -> None:
 
 def test_another_precision_than_the_runs_is_told(trained: Place) -> None:
     config = runs.find(trained.store, trained.single).config
-    assert predict.precision_told(config) == []
+    assert inference.precision_told(config) == []
     config.trainer.precision = "bf16-mixed"
-    [told] = predict.precision_told(config)
+    [told] = inference.precision_told(config)
     assert told.startswith("The run's own figures and thresholds come from a trainer in bf16-mixed precision")
 
 
 def test_another_nets_checkpoint_is_told(trained: Place, tmp_path: Path) -> None:
     found = runs.find(trained.store, trained.single)
     with pytest.raises(UserError, match="not a checkpoint of this network"):
-        predict.load(found.config, HAM[:5], read.artifact(trained.store, trained.single, "checkpoint/best.ckpt"))
+        inference.load(found.config, HAM[:5], read.artifact(trained.store, trained.single, "checkpoint/best.ckpt"))
     with pytest.raises(UserError, match="no such checkpoint"):
-        predict.load(found.config, HAM, tmp_path / "best.ckpt")
+        inference.load(found.config, HAM, tmp_path / "best.ckpt")
 
 
 def test_two_classes_come_from_one_logit(trained: Place, tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_two_classes_come_from_one_logit(trained: Place, tmp_path: Path) -> None
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "best.ckpt")
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    classifier = predict.load(config, ("benign", "malignant"), tmp_path / "best.ckpt")
-    probability = predict.predict(classifier, images, np.array([4, 1]), 8, "test")
+    classifier = inference.load(config, ("benign", "malignant"), tmp_path / "best.ckpt")
+    probability = inference.predict(classifier, images, np.array([4, 1]), 8, "test")
     mean, std = (np.array(config.model[name], dtype=np.float32) for name in ("mean", "std"))
     normal = torch.from_numpy((images[[4, 1]] / np.float32(255) - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():

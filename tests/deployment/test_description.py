@@ -1,0 +1,29 @@
+import json
+
+import pytest
+
+from src.deployment.description import RESEARCH, Decision, Description
+from src.errors import UserError
+
+WHOLE = Description(
+    "3f2a", "custom", ("nv", "mel"), 64, "pad", "ham10000", "grouped", "free", "int8", Decision("mel", 0.25, "s", 1.5)
+)
+
+
+def test_it_survives_its_file() -> None:
+    assert Description.from_json(WHOLE.to_json(), "x") == WHOLE
+
+
+def test_other_programs_can_read_it() -> None:
+    said = json.loads(WHOLE.to_json())
+    assert said["classes"] == ["nv", "mel"]
+    assert said["decision"] == {"positive": "mel", "threshold": 0.25, "aim": "s", "temperature": 1.5}
+    assert said["notice"] == RESEARCH
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "null", '{"run_id": 1}', "no json", '{"decision": 3, "classes": 4}']
+)
+def test_what_is_none_is_refused(content: str) -> None:
+    with pytest.raises(UserError, match=r"^model\.onnx: holds no description"):
+        Description.from_json(content, "model.onnx")
