@@ -3,6 +3,8 @@
 Both choices are made by the validation split, never by the one that is reported.
 """
 
+import contextlib
+import io
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,10 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 from src.errors import ConfigError, DivergedError, UserError
+from src.models import structure
 from src.objectives import describe, recorded_in_training
+
+PRUNED = "pruned"  # key of a checkpoint's file, beside its state_dict
 
 
 class BestEpoch(ModelCheckpoint):
@@ -115,13 +120,41 @@ def _check_chooses(metric: str) -> None:
 def load_weights(module: LightningModule | nn.Module, path: Path | str) -> None:
     """Put the weights of a checkpoint into `module`. Nothing in the file is executed.
 
+    If the checkpoint says that it is of a pruned net (see `save_weights`), the layers are first made as small as its
+    tensors; of any other the tensors must fit as they are.
+
     Raises:
         UserError: The file is absent, damaged, or of another network.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content.get(PRUNED) is True:
+            structure.fit(module, content["state_dict"])
         module.load_state_dict(content["state_dict"])
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:
         raise UserError(f"{path}: not a checkpoint of this network: {str(error).splitlines()[0]}") from error
+
+
+def save_weights(module: LightningModule | nn.Module, path: Path | str) -> None:
+    """Write a checkpoint that `load_weights` can read, whole or not at all, in place of one that is there.
+
+    Of a net that is pruned (`src.models.structure.is_pruned`) the checkpoint says so.
+
+    Raises:
+        UserError: It cannot be written: no such folder, no right to, a full disk.
+    """
+    content = {"state_dict": module.state_dict()} | ({PRUNED: True} if structure.is_pruned(module) else {})
+    packed = io.BytesIO()  # torch's own writer has no plain error for a full disk
+    torch.save(content, packed)
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(packed.getbuffer())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"{path}: the checkpoint cannot be written there ({error})") from error

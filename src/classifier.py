@@ -123,6 +123,10 @@ class Classifier(LightningModule):
         rows, probability = zip(*self._seen, strict=True)
         return torch.cat(rows).cpu(), torch.cat(probability).float().cpu()
 
+    def train_with(self, optimizer: Callable[..., Optimizer], scheduler: Callable[..., LRScheduler]) -> None:
+        """Take another optimizer and schedule for the next training."""
+        self._optimizer, self._scheduler = optimizer, scheduler
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over what is trained, its backbone apart, and the schedule stepped every step."""
         optimizer = self._optimizer(self._parameter_groups())

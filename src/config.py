@@ -23,6 +23,7 @@ ROOT_VALUES: dict[str, Any] = {
     "threads": Annotated[int, Ge(1)] | None,
     "repeats": Annotated[int, Ge(1)],
     "dry_run": bool,
+    "origin": str | None,
 }
 _OWN_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src import training
+from src.compression import origin
 from src.config import check, resolve
 from src.efficiency.profile import static_cost
 from src.entry import one_line
@@ -75,6 +76,7 @@ def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str])
     found = loader.load_sweep_config(config, overrides)
     found = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
     check(resolve(found))
+    origin.wanted(found)
     return found
 
 

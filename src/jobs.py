@@ -1,7 +1,6 @@
 """The main job: one config trained, measured and recorded, alone or as a trial of a study."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 
-from src import summary, training
+from src import recording, summary, training
+from src.compression import job as compression
+from src.compression import origin
 from src.config import check, instantiate, resolve
-from src.data.module import DataModule
-from src.efficiency.profile import static_cost
 from src.entry import ROOT
 from src.errors import ConfigError, UserError
 from src.objectives import parse_limits, parse_objectives
@@ -22,7 +21,7 @@ from src.reproducibility import config_hash, git_state, package_versions
 from src.shared_config import WITHOUT_EFFECT, compose_trial
 from src.sweep.failures import EndedEarly
 from src.sweep.repeats import aggregate
-from src.sweep.resumption import STATE, discard, inherit, seed_folder
+from src.sweep.resumption import discard, inherit, seed_folder
 from src.sweep.trial import TrialContext
 from src.tracking.limits import masked
 from src.tracking.orphans import reap
@@ -67,15 +66,21 @@ def single_run(config: DictConfig) -> None:
     plain = resolve(config)
     check(plain)
     objectives, limits = parse_objectives(plain["objective"]), parse_limits(plain["objective"])
+    compressed = origin.wanted(config)
     if not training.writes_record():
+        if compressed:
+            raise ConfigError("trainer.devices", "a compression runs in one process: start it without torchrun")
         training.train(config, training.build(config), None, folder)
         return
     store: Store = instantiate(config.tracking, "tracking")
     store.open()
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
-    with _start(store, config, plain, overrides, Place(config.study or "")) as run:
-        _record(config, folder, overrides, run)
+    if compressed:
+        config = origin.adopt(config, overrides, store)
+        check(plain := resolve(config))
+    with _start(store, config, plain, overrides, Place(config.study or "", parent=config.get("origin"))) as run:
+        recording.record(config, folder, overrides, run)
     discard([folder])
     summary.show_single(store, run.id, objectives, limits)
 
@@ -121,10 +126,13 @@ def run_trial(context: TrialContext) -> dict[str, float]:
 
 def _repeated(config: DictConfig, store: Store, place: Place, context: TrialContext) -> dict[str, float]:
     """The same configuration under several seeds; what an interrupted trial had finished is not trained again."""
-    plain, problem = _checked(config)
-    tags = _tags(config, plain, place) | {"kind": "trial", "overrides": " ".join(context.payload["cell"])}
+    own, plain, problem = _checked(config, context, store)
+    tags = _tags(own, plain, place) | {"kind": "trial", "overrides": " ".join(context.payload["cell"])}
+    if problem is None and origin.wanted(config):
+        tags["origin"] = origin.trial(store, config)
     done: list[dict[str, float]] = []
-    with Run.start(store, str(config.model.get("name", "trial")), tags, _public(plain), place.parent) as trial:
+    pairs: list[tuple[str, str]] = []  # of a compression: origin and compressed run of each seed
+    with Run.start(store, str(own.model.get("name", "trial")), tags, recording.public(plain), place.parent) as trial:
         context.started(trial.id)
         if problem is not None:
             raise problem
@@ -134,6 +142,8 @@ def _repeated(config: DictConfig, store: Store, place: Place, context: TrialCont
                 below = replace(place, parent=trial.id, repeat=repeat)
                 run_id, metrics = context.repeat_done(seed) or _one_seed(config, store, below, seed, context)
                 Run.attach(store, run_id).move_below(trial)
+                if origin.wanted(config):
+                    pairs.append((origin.of(store, run_id), run_id))
                 done.append(metrics)
                 context.repeat_ended(seed, run_id, metrics)
                 discard([seed_folder(each, seed) for each in (context.folder, *context.resume)])
@@ -143,6 +153,8 @@ def _repeated(config: DictConfig, store: Store, place: Place, context: TrialCont
             return {}
         means, spreads = aggregate(done)
         trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
+        if pairs:
+            compression.record_lost(store, trial, pairs)
         trial.flush()
         _commit(context, means)
     return means
@@ -163,7 +175,7 @@ def _trial_run(
     """One run of a trial: its id and its final metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     alone = context.payload["repeats"] == 1
-    plain, problem = _checked(config)
+    config, plain, problem = _checked(config, context, store)
     with _start(store, config, plain, context.payload["cell"], place) as run:
         if alone:
             context.started(run.id)
@@ -171,7 +183,7 @@ def _trial_run(
             raise problem
         _refuse_several_devices(config)
         try:
-            _record(config, folder, context.payload["cell"], run, context)
+            recording.record(config, folder, context.payload["cell"], run, context)
         except EndedEarly as early:
             run.ends_early(early.state, str(early))
             if not alone:
@@ -197,54 +209,19 @@ def _commit(context: TrialContext, metrics: dict[str, float]) -> None:
         context.commit(metrics)
 
 
-def _record(
-    config: DictConfig,
-    folder: Path,
-    overrides: list[str],
-    run: Run,
-    context: TrialContext | None = None,
-) -> None:
-    """Train, measure and evaluate one config into its run."""
-    parts = training.build(config)
-    cost = static_cost(parts.classifier.net, parts.classifier.image_size)
-    if context is not None:
-        context.known_cost(cost)
-    public = OmegaConf.merge(config, {"tracking": _public({"tracking": config.tracking})["tracking"]})
-    assert isinstance(public, DictConfig)
-    training.describe_inputs(public, [*map(masked, overrides)], parts, cost, run, folder)
-    run.tag(split=_split_label(parts.data))
-    checkpoint = training.train(
-        config,
-        parts,
-        run,
-        folder,
-        resume=state if (state := folder / STATE).exists() else None,
-        on_epoch=_teller(config, context),
-        on_resume=context.resumed if context else None,
-        keep_state_s=context.payload.get("keep_state_s") if context else None,
-    )
-    run.artifact(checkpoint, "checkpoint")
-    training.measure(config, parts.classifier, run)
-    for split in _evaluated_splits(config, parts.data, context is not None):
-        training.evaluate(config, parts, split, run, folder)
-    run.log({"time/tracking_s": run.seconds})
-
-
-def _teller(config: DictConfig, context: TrialContext | None) -> Any:
-    if context is None:
-        return None
-    return lambda epoch, metrics: context.epoch(epoch, config.trainer.max_epochs, metrics)
-
-
-def _checked(config: DictConfig) -> tuple[dict[str, Any], UserError | None]:
-    """The plain values, and what is wrong with them."""
+def _checked(
+    config: DictConfig, context: TrialContext, store: Store
+) -> tuple[DictConfig, dict[str, Any], UserError | None]:
+    """The run's own config (of a compression mostly its origin's), its plain values, and what is wrong with them."""
     plain: dict[str, Any] = {}
     try:
-        plain = resolve(config)
-        check(plain)
+        check(plain := resolve(config))
+        if origin.wanted(config):
+            config = origin.adopt(config, context.payload["overrides"], store)
+            check(plain := resolve(config))
     except UserError as error:
-        return plain, error
-    return plain, None
+        return config, plain, error
+    return config, plain, None
 
 
 def _refuse_several_devices(config: DictConfig) -> None:
@@ -262,24 +239,7 @@ def _refuse_several_devices(config: DictConfig) -> None:
 
 def _start(store: Store, config: DictConfig, plain: dict[str, Any], overrides: list[str], place: Place) -> Run:
     tags = _tags(config, plain, place) | {"overrides": masked(" ".join(overrides))}
-    return Run.start(store, str(config.model.get("name", "run")), tags, _public(plain), place.parent)
-
-
-def _public(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be recorded: without the password of a tracking server."""
-    if not plain:
-        return {}
-    tracking = dict(plain["tracking"])
-    if tracking.get("uri"):
-        tracking["uri"] = masked(str(tracking["uri"]))
-    return {**plain, "tracking": tracking}
-
-
-def _evaluated_splits(config: DictConfig, data: DataModule, in_study: bool) -> list[str]:
-    """Validation always; test if the config says so, or where no choice between runs can come after it."""
-    chosen_later = in_study and data.has("val")
-    tested = config.test is True or (config.test == "auto" and not chosen_later)
-    return [name for name, wanted in (("val", True), ("test", tested)) if wanted and data.has(name)]
+    return Run.start(store, str(config.model.get("name", "run")), tags, recording.public(plain), place.parent)
 
 
 def _tags(config: DictConfig, plain: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -297,9 +257,9 @@ def _tags(config: DictConfig, plain: dict[str, Any], place: Place) -> dict[str, 
         "git_commit": commit or "unknown",
         "git_dirty": dirty,
         "config_hash": config_hash(plain, WITHOUT_EFFECT),
+        **_origin_tags(config),
     }
 
 
-def _split_label(data: DataModule) -> str:
-    leaks = data.record()["data/groups_on_two_sides"] > 0
-    return f"{data.split_mode} (leaking)" if leaks else data.split_mode
+def _origin_tags(config: DictConfig) -> dict[str, str]:
+    return {"origin": config.origin, "compression": config.compression.name} if origin.wanted(config) else {}

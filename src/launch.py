@@ -11,6 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 from src import dry_run, summary
+from src.compression import origin
 from src.config import check, instantiate
 from src.entry import ROOT
 from src.errors import ConfigError
@@ -54,6 +55,8 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     plan = make_plan(config, settings, arguments)
     own = plan.settings
     probe(plan, loader)
+    if config.dry_run and config.origin is not None:
+        raise ConfigError("dry_run", "estimates trainings, and a compression is none: leave it out")
     if config.dry_run:
         seen = dry_run.show(
             plan.name, plan.space, loader, config, plan.overrides, plan.limits, own.n_trials, own.n_jobs or 1
@@ -63,6 +66,8 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     store.open()
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
+    if config.origin is not None:
+        origin.check(config, plan.overrides, store)
     url = resolve_url(plan.settings.storage or default_url(store.database.parent if store.database else store.folder))
     with Ownership(url, plan.name) as ownership:
         return _run(plan, store, url, ownership)

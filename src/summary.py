@@ -11,6 +11,8 @@ from rich.console import Console
 
 from src import training
 from src.analysis.comparison import compare, notes, recorded_name, render, row_name
+from src.compression import job as compression
+from src.compression import origin
 from src.config import check_targets
 from src.entry import format_bug, one_line
 from src.errors import UserError
@@ -19,6 +21,7 @@ from src.sweep.repeats import aggregate
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.trained.restore import restore
 
 log = logging.getLogger(__name__)
 console = Console(width=100)
@@ -96,12 +99,14 @@ def test_run(store: Store, run_id: str) -> dict[str, float]:
     assert isinstance(config, DictConfig)
     check_targets(config)
     parts = training.build(config, pretrained=False)
-    training.load_weights(parts.classifier, read.artifact(store, run_id, "checkpoint/best.ckpt"))
+    parts.classifier = restore(parts.classifier, store, run_id)
     if not parts.data.has("test"):
         return {}
     run = Run.attach(store, run_id)
     with tempfile.TemporaryDirectory() as folder:
         figures = training.evaluate(config, parts, "test", run, Path(folder))
+    if config.get("origin"):
+        compression.record_lost(store, run, [(config.origin, run_id)])
     run.flush()
     return figures
 
@@ -149,6 +154,9 @@ def _test_repeats(store: Store, run_id: str) -> None:
         raise UserError(f"run {run_id} has no finished seeds: nothing to test")
     means, spreads = aggregate(figures)
     trial = Run.attach(store, run_id)
+    if "tags.origin" in children and children["tags.origin"].notna().any():
+        finished = children.loc[children["status"] == "FINISHED", "run_id"]
+        compression.record_lost(store, trial, [(origin.of(store, each), each) for each in finished])
     trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
     trial.flush()
 

@@ -27,6 +27,7 @@ from src.data import contact_sheet
 from src.data.module import DataModule
 from src.errors import ConfigError
 from src.last_state import LastState, fits
+from src.models.bfloat16 import cast_as_recorded
 from src.progress import AfterEpoch, EpochProgress, quiet_lightning
 from src.radiomics import once
 from src.reproducibility import config_hash, environment, seed_everything
@@ -70,6 +71,7 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
         config.model.net.weights = "random"
     seed_everything(config.seed)
     net: nn.Module = instantiate(config.model.net, "model.net", outputs=data.outputs)
+    cast_as_recorded(net, config)
     if isinstance(net, once.FittedOnce):
         data.augment = None  # it sees each image once, as it is
     loss = instantiate(
@@ -244,12 +246,22 @@ def evaluate(config: DictConfig, parts: Parts, split: str, run: Run, folder: Pat
     return values
 
 
-def measure(config: DictConfig, classifier: Classifier, run: Run) -> None:
-    """Measure what the net costs, beside the reference net, and record it."""
+def measure(
+    config: DictConfig, classifier: Classifier, run: Run, known: Mapping[str, float | None] | None = None
+) -> None:
+    """Measure what the net costs, beside the reference net, and record it.
+
+    Args:
+        config: A composed `conf/train.yaml`.
+        classifier: Trained.
+        run: Where to write.
+        known: What is known otherwise, by its name in the record; None: cannot be measured so, and is left out.
+    """
     profiler = instantiate(config.efficiency, "efficiency")
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     profile = profiler.profile(classifier.net, classifier.image_size, device)
-    run.log(profile.metrics, step=0)
+    figures = {**profile.metrics, **(known or {})}
+    run.log({name: value for name, value in figures.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
     uncounted = profile.details["uncounted_operators"]
     run.tag(

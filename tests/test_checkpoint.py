@@ -9,9 +9,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.checkpoint import BestEpoch, StopEarly, load_weights
+from src.checkpoint import BestEpoch, StopEarly, load_weights, save_weights
 from src.errors import ConfigError, UserError
 from src.last_state import LastState
+from src.models import structure
 
 
 class Counter(LightningModule):
@@ -152,3 +153,110 @@ def test_metric_that_is_undefined_in_an_epoch_has_no_figure_there(tmp_path: Path
 
     best = fit(tmp_path, [0.5, 0.6], "val/auroc", kind=Sometimes)
     assert ["val/precision/mel" in figures for figures in best.history] == [True, False]
+
+
+class Whole(nn.Module):
+    """A net of every kind of layer that can be made smaller."""
+
+    def __init__(self, width: int = 6, inner: int = 8, outputs: int = 3, kernel: int = 3, groups: int = 2) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, width, kernel, padding=kernel // 2),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 3, groups=width, bias=False),
+            nn.Conv2d(width, inner, 3, groups=groups),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(inner, inner),
+            nn.BatchNorm1d(inner, affine=False),
+            nn.Linear(inner, outputs),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+def written(folder: Path, module: nn.Module, pruned: bool) -> Path:
+    if pruned:
+        structure.mark(module.net)  # type: ignore[arg-type]  # torch's stub
+    save_weights(module, folder / "made" / "best.ckpt")
+    assert [file.name for file in (folder / "made").iterdir()] == ["best.ckpt"]
+    return folder / "made" / "best.ckpt"
+
+
+def test_smaller_net_is_opened_by_its_checkpoint(tmp_path: Path) -> None:
+    smaller, images = Whole(4, 6).eval(), torch.rand(2, 3, 8, 8)
+    path = written(tmp_path, smaller, pruned=True)
+    opened = Whole().eval()
+    opened.net[0].requires_grad_(False)
+    load_weights(opened, path)
+    assert torch.equal(opened(images), smaller(images))
+    for one, other in zip(opened.modules(), smaller.modules(), strict=True):
+        assert one.extra_repr() == other.extra_repr()  # channels, features and groups
+    assert [parameter.requires_grad for parameter in opened.parameters()] == [False] * 2 + [True] * 9
+    save_weights(opened, path)  # after fine-tuning, say: it is still a pruned one
+    load_weights(Whole(), path)
+
+
+def test_narrower_net_that_is_not_pruned_is_another_network(tmp_path: Path) -> None:
+    path = written(tmp_path, Whole(4, 6), pruned=False)
+    load_weights(Whole(4, 6), path)
+    with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint of this network"):
+        load_weights(Whole(), path)
+
+
+class Scaled(Whole):
+    """A net with a weight that no layer of a known kind has."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.ones(width))
+
+
+@pytest.mark.parametrize(
+    ("smaller", "whole", "why"),
+    [
+        (Whole(8), Whole(), r"net\.0\.weight is \(8, 3, 3, 3\), which is no part of \(6, 3, 3, 3\)"),
+        (Whole(4, kernel=1), Whole(), r"no part of \(6, 3, 3, 3\)"),
+        (Whole(4, outputs=2), Whole(), r"inputs and outputs must be \(3, 3\) .* but are \(3, 2\)"),
+        (Whole(3, 9, groups=3), Whole(6, 12), r"net\.3: 9 channels cannot be in 2 groups"),
+        (Whole(4).net, Whole(), r"Error\(s\) in loading"),
+        (Scaled(4), Scaled(), r"Error\(s\) in loading"),
+        (Counter([0.0]), Whole(), r"Error\(s\) in loading"),
+    ],
+)
+def test_what_is_no_part_of_the_net_is_refused_though_it_says_so(
+    smaller: nn.Module, whole: nn.Module, why: str, tmp_path: Path
+) -> None:
+    structure.mark(getattr(smaller, "net", smaller))
+    save_weights(smaller, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=rf"best\.ckpt: not a checkpoint of this network: .*{why}") as caught:
+        load_weights(whole, tmp_path / "best.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_of_one_layer_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    state = Whole(4).state_dict() | {"net.1.bias": torch.zeros(3)}
+    torch.save({"state_dict": state, "pruned": True}, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=r"net\.1: its tensors have different numbers of channels, \[3, 4\]"):
+        load_weights(Whole(), tmp_path / "best.ckpt")
+
+
+def test_checkpoint_that_cannot_be_written_leaves_nothing_and_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, Counter([0.0]), pruned=False)
+    content = path.read_bytes()
+
+    def full(part: Path, packed: memoryview) -> None:
+        with part.open("wb") as file:
+            file.write(packed[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"best\.ckpt: the checkpoint cannot be written there .*No space left"):
+        save_weights(Counter([0.0]), path)
+    assert [file.name for file in path.parent.iterdir()] == ["best.ckpt"]
+    assert path.read_bytes() == content
+    with pytest.raises(UserError, match="cannot be written there"):
+        save_weights(Counter([0.0]), path / "below" / "best.ckpt")

@@ -26,6 +26,7 @@ from src.tracking.store import Store
 ON_REAL_IMAGES = {  # studies about a data set: what their cells hold is trained in tests/test_presets.py
     **dict.fromkeys(("better", "better_final", "leakage", "mamun2025", "mamun2025_64px"), "ham10000"),
     "sun2023": "siim2020",
+    **dict.fromkeys(("compression", "pruning"), "synthetic"),  # they start from a run, see tests/compression
 }
 SWEEPS = sorted({file.stem for file in (ROOT / "sweeps").glob("*.yaml")} - ON_REAL_IMAGES.keys())
 TINY = ["efficiency=fast", "data.source.lesions=120", "data.batch_size=16", "model.image_size=32"]

@@ -43,6 +43,7 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
     names: tuple[str, str] = ("model a", "model b"),
+    made_from: bool = False,
 ) -> Difference:
     """By how much a is better than b, with a percentile interval and a test of no difference.
 
@@ -60,8 +61,11 @@ def paired_difference(
         seed: Of the random numbers.
         level: Coverage of the interval, in (0, 1).
         names: What to call the models in errors.
+        made_from: Each net of one model was made from the net in the same place of the other (compressed, say): then
+            the seeds are drawn in pairs too, and what both owe to their seed cancels out.
 
     Raises:
+        ValueError: `made_from` with different numbers of nets.
         ConfigError: An unknown metric, `samples` below 1 or `level` outside (0, 1).
         DifferentImages: The images, labels, groups or classes differ; the message names one.
         UserError: As `src.analysis.bootstrap.gather`.
@@ -69,9 +73,13 @@ def paired_difference(
     both = _gathered(a, b, names)
     of_a, of_b = np.split(measured(both, [metric])[:, 0], [len(a)])
     difference = float(of_a.mean() - of_b.mean())
+    if made_from and len(a) != len(b):
+        raise ValueError(f"{len(a)} nets cannot have been made from {len(b)}")
     group_rng, a_rng, b_rng = streams(seed, 3)
     values = resampled(both, [metric], samples, group_rng)
-    column = (over_seeds(values[:, : len(a)], a_rng) - over_seeds(values[:, len(a) :], b_rng))[:, 0]
+    first, second = values[:, : len(a)], values[:, len(a) :]
+    column = over_seeds(first - second, a_rng) if made_from else over_seeds(first, a_rng) - over_seeds(second, b_rng)
+    column = column[:, 0]
     low, high = percentile_interval(column, difference, both.basis(metric), level)
     return Difference(difference, low, high, _p_value(column) if not np.isnan(low) else np.nan)
 

@@ -188,3 +188,21 @@ def test_the_seed_decides() -> None:
     a, b = ([answers(rng.random(50) < 0.7) for _ in range(2)] for _ in range(2))
     assert paired_difference(a, b, "macro_f1", seed=3) == paired_difference(a, b, "macro_f1", seed=3)
     assert paired_difference(a, b, "macro_f1", seed=3) != paired_difference(a, b, "macro_f1", seed=4)
+
+
+def test_nets_made_from_one_another_are_drawn_by_their_seed() -> None:
+    # three seeds of very different skill, each made worse by the same 6 of 300 images: every sample loses about 0.02
+    rng = np.random.default_rng(4)
+    before = [rng.random(300) < skill for skill in (0.5, 0.7, 0.9)]
+    lost = [right & ~np.isin(np.arange(300), np.flatnonzero(right)[:6]) for right in before]
+    frames = [[answers(right) for right in side] for side in (before, lost)]
+    paired = paired_difference(*frames, "accuracy", made_from=True)
+    assert paired.difference == pytest.approx(6 / 300)
+    # of each seed 6 of 300 images differ: the standard error is at most that of one such share
+    assert paired.high - paired.low < 2 * 1.96 * math.sqrt(0.02 * 0.98 / 300) * 1.1
+    apart = paired_difference(*frames, "accuracy")
+    assert apart.high - apart.low > 0.2  # seeds that differ by 0.2 each, drawn apart
+    same = paired_difference(frames[0], frames[0], "accuracy", made_from=True)
+    assert (same.difference, same.low, same.high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="3 nets cannot have been made from 2"):
+        paired_difference(frames[0], frames[1][:2], "accuracy", made_from=True)
