@@ -1,0 +1,133 @@
+"""What exports and int8 gain: `custom` in every runtime beside eager PyTorch, ResNet50 beside it, in one run.
+
+    python -m benchmarks.deployment [seconds a model] [run ids]
+
+One thread, batch 1, each model in a process of its own, all in turns (see `src.benchmarking`). Without ids the nets
+have random weights and int8 is calibrated on drawn lesions: time depends on neither. With ids those runs are measured
+in every runtime, a compressed one in its own. Takes some minutes on two quiet cores, half of it for exports.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from omegaconf import DictConfig
+
+from benchmarks.composing import composed
+from src import training
+from src.benchmarking.measure import measure
+from src.benchmarking.photograph import encoded
+from src.benchmarking.record import Row
+from src.benchmarking.settings import SECONDS, Settings
+from src.benchmarking.subjects import Subject, of_file, of_net, of_runs
+from src.checkpoint import save_weights
+from src.compression.onnx_quantise import FILE, OnnxStaticInt8
+from src.deployment.camera import CameraNet
+from src.deployment.description import Description
+from src.deployment.runtime import Name
+from src.errors import UserError
+from src.tracking.store import Store
+from src.trained.load import FORMATS
+
+FASTER, INT8_FASTER, INT8_SIZE = 2.0, 1.5, 0.30
+BESIDE = ("eager", "onnx")  # runtimes of ResNet50
+
+
+def made(folder: Path) -> Iterator[Subject]:
+    """`custom` with random weights in every runtime and in int8, ResNet50 in two."""
+    for model in ("custom", "resnet50"):
+        config = composed([f"model={model}", "model.net.weights=random"] if model == "resnet50" else [f"model={model}"])
+        parts = training.build(config, pretrained=False)
+        own = folder / model
+        save_weights(parts.classifier, own / "best.ckpt")
+        runtimes = get_args(Name) if model == "custom" else BESIDE
+        yield from (_in_runtime(runtime, config, parts, own) for runtime in runtimes)
+        if model == "custom":
+            int8 = OnnxStaticInt8().compress(parts.classifier, parts.data, _describe(config, parts), _no_tuning, own)
+            yield of_file(int8.file or own / FILE, f"{model} int8")
+
+
+def _in_runtime(runtime: Name, config: DictConfig, parts: training.Parts, folder: Path) -> Subject:
+    description, label = _describe(config, parts), str(config.model.name)
+    if runtime not in FORMATS:
+        found = of_net(config, description, folder / "best.ckpt", folder / "net", runtime)
+        return replace(found, label=label)
+    path = folder / f"{label}{FORMATS[runtime].suffix}"
+    try:
+        FORMATS[runtime].write(CameraNet.of(parts.classifier), description, path)
+    except UserError as error:
+        return Subject(label, runtime, reason=str(error))
+    return of_file(path, label)
+
+
+def _describe(config: DictConfig, parts: training.Parts) -> Description:
+    data, classes = config.data, tuple(parts.data.classes)
+    return Description(
+        "", config.model.name, classes, data.image_size, data.geometry, "synthetic", "grouped", "none applies"
+    )
+
+
+def _no_tuning(*_: object) -> None:
+    raise AssertionError("nothing is fine-tuned here")
+
+
+def tell(rows: Sequence[Row]) -> None:
+    """A line a row: its speed beside the reference's, and what else a device feels."""
+    for row in rows:
+        if row.reason or "ratio_low" not in row.figures:
+            print(f"{row.label:16} {row.runtime:10} not measured: {row.reason or 'too few turns'}")
+            continue
+        figures = row.figures
+        low, high = 1 / figures["ratio_high"], 1 / figures["ratio_low"]
+        print(
+            f"{row.label:16} {row.runtime:10} p50 {figures['p50_ms']:.3f} ms, {1 / figures['ratio']:.3f} times as fast "
+            f"[{low:.3f}, {high:.3f}], {figures['size_mb']:.2f} MB, peak {figures['peak_memory_mb']:.0f} MB, "
+            f"cold start {figures['cold_start_s']:.2f} s, from a JPEG {figures['jpeg_p50_ms']:.2f} ms",
+            flush=True,
+        )
+
+
+def tell_fastest(rows: Sequence[Row]) -> None:
+    """The fastest export of the first row's net, its weights as they were."""
+    same = [row for row in rows if not row.reason and (row.model, row.precision) == (rows[0].model, rows[0].precision)]
+    exports = [row for row in same if row.runtime in FORMATS]
+    if exports and not rows[0].reason:
+        best = min(exports, key=lambda row: row.figures["ratio"])
+        faster = 1 / best.figures["ratio"]
+        print(f"fastest export: {best.label} in {best.runtime}, {faster:.2f} times (wanted: at least {FASTER})")
+
+
+def tell_int8(rows: Sequence[Row], found: Sequence[Subject], settings: Settings) -> None:
+    """Int8 beside float32 in ONNX Runtime, the two measured anew side by side."""
+    measured = [place for place, row in enumerate(rows) if row.runtime == "onnx" and not row.reason]
+    plain = [place for place in measured if rows[place].precision == "float32"][:1]
+    small = [place for place in measured if rows[place].precision == "int8"]
+    if not (plain and small):
+        return
+    print(f"int8 beside float32 in ONNX Runtime (wanted: {INT8_FASTER} times as fast, {INT8_SIZE:.0%} of the size)")
+    again, _ = measure([found[place] for place in (*plain, *small)], settings, encoded(None)[0])
+    tell(again)
+    for row in again[1:]:
+        share = row.figures["size_mb"] / again[0].figures["size_mb"]
+        print(f"{row.label}: {1 / row.figures['ratio']:.2f} times as fast, {share:.0%} of the size")
+
+
+def main() -> None:
+    """Print all, then the ratios that are wanted."""
+    seconds, ids = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS, sys.argv[2:]
+    settings = Settings(run=ids, runtime=list(get_args(Name)), seconds=seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder)
+        found = of_runs(Store().open(create=False), settings, own) if ids else list(made(own))
+        rows, measured_against = measure(found, settings, encoded(None)[0])
+        print(f"beside {measured_against}, at least {settings.queries} calls and {seconds:g} s of each:")
+        tell(rows)
+        tell_fastest(rows)
+        tell_int8(rows, found, settings)
+
+
+if __name__ == "__main__":
+    main()

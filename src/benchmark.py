@@ -1,0 +1,62 @@
+"""ENTRY: deployed models, timed side by side as a small device would feel them.
+
+python -m src.benchmark run=<ids or study> runtime=eager,onnx threads=1
+python -m src.benchmark file=model.onnx out=result.json
+python -m src.benchmark join=result.json
+"""
+
+import re
+import sys
+
+from omegaconf import DictConfig
+
+from src import entry
+
+EXAMPLES = """
+Paretoderm: latency, memory, cold start and, where a counter can be read, energy of trained and exported models.
+
+  python -m src.benchmark run=3f2a9c runtime=onnx             a run, exported for it
+  python -m src.benchmark run=[3f2a9c,77e1b0] runtime=[eager,onnx]    each in each, in turns; ratios to the first
+  python -m src.benchmark run=dense_size runtime=onnx         the members of a study's front
+  python -m src.benchmark file=model.onnx out=result.json     an exported file: no run store is needed
+  python -m src.benchmark join=result.json                    what another device has measured, into the record
+  python -m src.benchmark run=3f2a9c runtime=onnx cores=1 memory_mb=512    emulating a small device
+  python -m src.benchmark run=3f2a9c runtime=[eager,onnx] reference=onnx threads=2
+
+  On a device: copy the project and the exported file, install hydra-core, numpy, pillow, pydantic, rich, tqdm and the
+  runtime (such as onnxruntime), measure with file=, bring result.json back.
+"""
+_TEXTS = ("run", "file", "join", "reference", "device", "image", "out", "folder")  # may look like numbers, or odd
+
+
+def main() -> None:
+    """Run the command line."""
+
+    def job(config: DictConfig) -> None:
+        from src.benchmarking import make  # the libraries take seconds to import: not before --help
+
+        make.make(config)
+
+    sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
+    entry.run(job, "benchmark", EXAMPLES)
+
+
+def as_hydra_reads(argument: str) -> str:
+    """An argument as it is typed, as Hydra's grammar wants it: ids such as 12e4 and paths stay texts, in lists too."""
+    key, sign, value = argument.partition("=")
+    if key not in _TEXTS or not sign or value in ("", "null") or value[0] in "'\"":
+        return argument
+    if value.startswith("[") and value.endswith("]"):
+        items = [item.strip() for item in value[1:-1].split(",") if item.strip()]
+        return f"{key}=[{','.join(_quoted(item) for item in items)}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    if text[0] in "'\"":
+        return text
+    return "'" + re.sub(r"(['\\])", r"\\\1", text) + "'"
+
+
+if __name__ == "__main__":
+    main()

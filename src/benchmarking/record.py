@@ -1,0 +1,195 @@
+"""What a benchmark found: as JSON for other machines and for MLflow, as CSV for people."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from src.deployment.runtime import Name
+from src.errors import UserError
+
+_CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic reads these classes from a file
+KIND: Literal["paretoderm benchmark"] = "paretoderm benchmark"
+VERSION: Literal[1] = 1
+# The figures of a row, by name: what each is, and its unit. Those that could not be measured are absent.
+FIGURES = {
+    "p50_ms": "latency of a call, percentile 50, ms",
+    "p90_ms": "percentile 90, ms",
+    "p99_ms": "percentile 99, ms",
+    "mean_ms": "mean, ms",
+    "ratio": "p50 over the reference's: 2 is twice as slow",
+    "ratio_low": "lower end of its interval",
+    "ratio_high": "upper end of its interval",
+    "jpeg_p50_ms": "from a JPEG in memory to the answer, percentile 50, ms",
+    "jpeg_p90_ms": "percentile 90, ms",
+    "jpeg_p99_ms": "percentile 99, ms",
+    "cold_start_s": "from starting an interpreter to the first answer, s (median)",
+    "load_s": "of that, loading the model after the imports, s (median)",
+    "peak_memory_mb": "most resident memory of a fresh process up to its first answer, MB (median)",
+    "imported_memory_mb": "of that, what the imports of the runtime alone take, MB (median)",
+    "model_memory_mb": "the difference of the two, MB",
+    "size_mb": "size of the model's file, MB",
+    "energy_mj": "energy of a call by the processor's counter, everything else on it included, mJ",
+    "queries": "timed calls",
+    "seconds": "their time together, s",
+    "cpu_ms": "CPU time of a call, of all its threads, mean, ms",
+}
+
+
+@dataclass
+class Device:
+    """A machine.
+
+    Attributes:
+        name: For metrics' names; an emulation is a part of it.
+        cpu: Model of the processor or board.
+        cores: That the process may use.
+        memory_gb: 10^9 bytes.
+        system: Operating system.
+        machine: Architecture, such as aarch64.
+        python: Version.
+        emulation: What of a smaller device was put on; empty: nothing.
+    """
+
+    name: str
+    cpu: str
+    cores: int
+    memory_gb: float | None
+    system: str
+    machine: str
+    python: str
+    emulation: str = ""
+
+    __pydantic_config__ = _CLOSED
+
+
+@dataclass
+class Row:
+    """A model in a runtime.
+
+    Attributes:
+        label: For people.
+        runtime: Of the model.
+        run_id: Of the run that it comes from; empty where it could not even be loaded.
+        model: Name of the architecture.
+        precision: Of its weights.
+        version: Of the runtime.
+        reason: Why it was not measured, in one line; empty: it was.
+        energy_absent: Why its energy is not known; empty: it is.
+        figures: By the names of `FIGURES`.
+    """
+
+    label: str
+    runtime: Name
+    run_id: str = ""
+    model: str = ""
+    precision: str = ""
+    version: str = ""
+    reason: str = ""
+    energy_absent: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+    __pydantic_config__ = _CLOSED
+
+
+@dataclass
+class Result:
+    """One benchmark.
+
+    Attributes:
+        device: On which.
+        written: When, ISO 8601, UTC.
+        threads: Of a call.
+        batch: Pictures a call.
+        reference: Label of the row whose time is 1.
+        conditions: Whatever else there is to know: what was asked for, on which photograph.
+        notes: For people, a line each.
+        rows: In the order in which they were asked for.
+        kind: That it is such a file.
+        version: Of its layout.
+    """
+
+    device: Device
+    written: str
+    threads: int
+    batch: int
+    reference: str
+    conditions: dict[str, str | int | float | None]
+    notes: list[str]
+    rows: list[Row]
+    kind: Literal["paretoderm benchmark"] = KIND
+    version: Literal[1] = VERSION
+
+    __pydantic_config__ = _CLOSED
+
+    @property
+    def name(self) -> str:
+        """Of its files: device, threads, batch and when."""
+        when = "".join(sign for sign in self.written[:19] if sign.isdigit() or sign == "T")
+        return f"benchmark_{self.device.name}_t{self.threads}_b{self.batch}_{when}"
+
+    def metrics(self, row: Row) -> dict[str, float]:
+        """A row's figures under their names in the run record."""
+        prefix = f"benchmark/{self.device.name}/{row.runtime}/t{self.threads}/b{self.batch}"
+        return {f"{prefix}/{name}": value for name, value in row.figures.items()}
+
+    def to_json(self) -> str:
+        """As text; what is not known is absent, never NaN."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """A line a row, a column a figure."""
+        names = ["label", "runtime", "run_id", "model", "precision", "version", "reason", "energy_absent"]
+        told = {"device": self.device.name, "threads": self.threads, "batch": self.batch, "reference": self.reference}
+        file = io.StringIO()
+        table = csv.DictWriter(file, [*names, *told, *FIGURES], lineterminator="\n")
+        table.writeheader()
+        for row in self.rows:
+            table.writerow({name: getattr(row, name) for name in names} | told | row.figures)
+        return file.getvalue()
+
+
+def known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that were measured."""
+    return {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+
+
+def read(path: Path) -> Result:
+    """A result that another machine, or this one, has written.
+
+    Raises:
+        UserError: No such file, none of ours, of another version, or damaged; the message says what is wrong with it.
+    """
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"join={path}: cannot be read as JSON ({error})") from error
+    if not isinstance(given, dict) or given.get("kind") != KIND:
+        raise UserError(f"join={path}: no result of src.benchmark")
+    if given.get("version") != VERSION:
+        raise UserError(f"join={path}: has version {given.get('version')!r}, and {VERSION} is read; measure it again")
+    return _checked(given, path)
+
+
+def _checked(given: dict[str, Any], path: Path) -> Result:
+    import pydantic
+
+    try:
+        found = pydantic.TypeAdapter(Result).validate_json(json.dumps(given), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"join={path}: damaged, {where}: {first['msg'].lower()}, but got {first['input']!r}") from None
+    if not re.fullmatch(r"[\w.-]+", found.device.name):
+        raise UserError(f"join={path}: damaged, device.name: {found.device.name!r} cannot be a part of a metric's name")
+    for row in found.rows:
+        wrong = [name for name, value in row.figures.items() if name not in FIGURES or value < 0]
+        if wrong:
+            raise UserError(f"join={path}: damaged, {row.label}: {wrong[0]} = {row.figures[wrong[0]]:g} cannot be")
+    return found
