@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = r"[^/:%\"']+"  # what MLflow takes as a model's name
+_SHOWN = 5  # registered models that are named where another one was meant
 EXAMPLES = 2  # images in the example: with one, torch.export would take the batch for a constant
 
 
@@ -97,6 +99,50 @@ def register(
     except MlflowException as error:
         raise TrackingError(f"register={name}: {' '.join(str(error).split())}") from error
     return int(version.version)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model, and the run that trained its net."""
+
+    name: str
+    version: int
+    run_id: str
+
+
+def resolve(store: Store, wanted: str) -> Registered:
+    """The version that is meant.
+
+    Args:
+        store: Opened if it is not yet.
+        wanted: A model's name, then its newest version is meant; name@alias; or name/number.
+
+    Raises:
+        TrackingError: No such model, alias or version, or one that no run is known of.
+    """
+    client = store.client
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = wanted.partition("@")
+    name, slash, number = (name, "", "") if at else wanted.partition("/")
+    if not re.fullmatch(NAME, name):
+        raise TrackingError(f"{wanted}: no registered model can be called so; say name, name@alias or name/3")
+    try:
+        if at:
+            found = client.get_model_version_by_alias(name, alias)
+        elif slash:
+            found = client.get_model_version(name, number)
+        else:
+            versions = client.search_model_versions(f"name = '{name}'")
+            if not versions:
+                names = [each.name for each in client.search_registered_models(max_results=_SHOWN)]
+                raise TrackingError(f"{wanted}: no such registered model; there are {', '.join(names) or 'none'}")
+            found = max(versions, key=lambda each: int(each.version))
+    except MlflowException as error:
+        raise TrackingError(f"{wanted}: {' '.join(str(error).split())}") from error
+    if not found.run_id:
+        raise TrackingError(f"{wanted}: version {found.version} says nothing of the run that trained it")
+    return Registered(name, int(found.version), found.run_id)
 
 
 @contextlib.contextmanager

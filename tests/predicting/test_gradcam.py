@@ -1,0 +1,117 @@
+"""Grad-CAM against its formula by hand, and on nets whose evidence comes from a known place."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.classifier import Classifier
+from src.errors import UserError
+from src.models.custom import CustomCNN
+from src.predicting.gradcam import GradCam, draw, relative, upsampled
+
+SIZE = 16
+
+
+def classifier(net: nn.Module, classes: tuple[str, ...]) -> Classifier:
+    made = Classifier("made", net, nn.Identity(), classes, None, None, SIZE, [0.0] * 3, [1.0] * 3)  # type: ignore[arg-type]
+    return made.eval()
+
+
+class RedOrBlue(nn.Module):
+    """Class 0 is red and class 1 is blue, wherever it is; with one logit, that of class 1 over class 0."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.look = nn.Conv2d(3, 2, 1, bias=False)
+        self.act = nn.ReLU(inplace=True)
+        with torch.no_grad():
+            self.look.weight.zero_()
+            self.look.weight[0, 0] = self.look.weight[1, 2] = 1  # channel 0 sees red, channel 1 blue
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.act(self.look(images)).mean((2, 3))
+        return scores if self.outputs == 2 else scores[:, 1:] - scores[:, :1]
+
+
+def corners() -> np.ndarray:
+    """Red in the upper left corner, blue in the lower right one, black elsewhere."""
+    found = np.zeros((SIZE, SIZE, 3), np.uint8)
+    found[:4, :4, 0] = found[12:, 12:, 2] = 255
+    return found
+
+
+def test_it_is_the_papers_formula() -> None:
+    torch.manual_seed(0)
+    net = CustomCNN(image_size=SIZE, outputs=3, width=4, depth=1, dense=[8])
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    method = GradCam(classifier(net, ("a", "b", "c")))
+    found = method.maps(pixels, [2, 0])
+    convolution, rest = net.features[0][0], net.features[0][1:]  # type: ignore[index]
+    activation = convolution(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    scores = net.head(rest(activation).flatten(1))
+    slopes = torch.autograd.grad(scores[0, 2] + scores[1, 0], activation)[0].mean((2, 3), keepdim=True)
+    expected = torch.relu((slopes * activation).sum(1)).detach().numpy()
+    assert found.shape == (2, *method.places) == (2, 14, 14)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_corner_that_speaks_for_a_class_lights_up(outputs: int, frozen: bool) -> None:
+    method = GradCam(classifier(RedOrBlue(outputs).requires_grad_(not frozen), ("red", "blue")))
+    for label, corner in ((0, slice(0, 4)), (1, slice(12, 16))):
+        [found] = method.maps(corners()[None], [label])
+        assert (found[corner, corner] > 0).all()
+        found[corner, corner] = 0
+        assert not found.any()
+
+
+def test_the_net_that_is_looked_at_stays_as_it_is() -> None:
+    given = classifier(RedOrBlue(2), ("red", "blue"))
+    GradCam(given).maps(corners()[None], [0])
+    assert given.net.act.inplace  # type: ignore[union-attr]
+    assert given.net.look.weight.grad is None  # type: ignore[union-attr]
+
+
+def test_the_last_map_is_taken_and_not_the_gate_behind_it() -> None:
+    class Gated(RedOrBlue):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.gate = nn.Conv2d(2, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen = self.act(self.look(images))
+            return (seen * torch.sigmoid(self.gate(seen.mean((2, 3), keepdim=True)))).mean((2, 3))
+
+    assert GradCam(classifier(Gated(), ("red", "blue"))).maps(corners()[None], [0]).shape == (1, SIZE, SIZE)
+
+
+def test_a_net_without_a_convolution_is_refused() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 2))
+    with pytest.raises(UserError, match="gradcam: this net has no convolution"):
+        GradCam(classifier(net, ("a", "b")))
+
+
+def test_shares_are_of_the_largest_and_nothing_stays_nothing() -> None:
+    maps = np.array([[[0, 2], [1, 4]], [[0, 0], [0, 0]]], np.float32)
+    assert relative(maps).tolist() == [[[0, 0.5], [0.25, 1]], [[0, 0], [0, 0]]]
+
+
+def test_upsampling_keeps_each_place() -> None:
+    found = upsampled(np.array([[[0, 0], [0, 1]]], np.float32), 8)
+    assert found.shape == (1, 8, 8)
+    assert (found[0, 6:, 6:] == 1).all()
+    assert (found[0, :2] == 0).all()
+
+
+def test_a_drawing_says_what_its_colours_are() -> None:
+    figure = draw(corners(), np.eye(SIZE, dtype=np.float32), (3, 4), "lesion.jpg: mel, p = 0.812", "evidence for mel")
+    left, right, bar = figure.axes
+    assert figure.get_suptitle() == "lesion.jpg: mel, p = 0.812"
+    assert bar.get_ylabel() == "evidence for mel"
+    assert right.get_images()[1].get_clim() == (0, 1)
+    np.testing.assert_array_equal(left.get_images()[0].get_array(), corners())
+    none = draw(corners(), np.zeros((SIZE, SIZE), np.float32), (3, 4), "t", "l")
+    assert none.axes[1].get_title() == "Grad-CAM of 3 x 4 places: nothing speaks for this class"
