@@ -29,6 +29,10 @@ def main() -> None:
         from src.reporting import make  # pandas, MLflow and plotly take seconds to import: not before --help
 
         make.make(config)
+        if config.register:
+            from src.carding.make import attach
+
+            attach(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
     entry.run(job, "report", EXAMPLES)

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -11,6 +11,7 @@ from src.analysis.comparison import recorded_name
 from src.analysis.wording import is_cost
 from src.errors import ConfigError, UserError
 from src.objectives import Limit, Objective, describe, parse_limits, parse_objectives
+from src.tracking import cache
 from src.tracking.limits import masked
 from src.tracking.store import Store
 
@@ -34,6 +35,7 @@ class Study:
         own_limits: What it had to keep.
         sweeps: The file of sweeps/ that it came from; empty if none.
         fixed_overrides: What all its trials were given on the command line, quoted for a shell; None if not recorded.
+        origins: The runs that compressed trials were made from, wherever they stand.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Study:
     own_limits: tuple[Limit, ...] = ()
     sweeps: str = ""
     fixed_overrides: str | None = None
+    origins: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def runs_of(self, run_id: str) -> list[str]:
         """The trained runs of a trial: its finished seeds, or itself."""
@@ -83,11 +86,12 @@ def study(runs: pd.DataFrame, name: str, store: Store) -> Study:
         name,
         str(own.get("run_id", "")),
         _own_columns(trials),
-        _own_columns(tagged[tagged["parent_id"].isin(trials["run_id"])]),
+        _own_columns(tagged[tagged["parent_id"].isin(trials["run_id"]) & ~_made_from_parent(tagged)]),
         objectives,
         limits,
         str(own.get("tags.sweeps", "") or "") if isinstance(own.get("tags.sweeps"), str) else "",
         given if isinstance(given, str) else None,
+        _origins(runs, trials),
     )
 
 
@@ -105,9 +109,12 @@ def selection(runs: pd.DataFrame, name: str, store: Store) -> Study:
     trials = _tops(runs)
     if trials.empty:
         raise UserError(f"{name}: finds no runs in {_where(store)}")
-    seeds = runs[runs["parent_id"].isin(trials["run_id"])]
+    seeds = runs[runs["parent_id"].isin(trials["run_id"]) & ~_made_from_parent(runs)]
+    if _text(trials, "tags.origin").ne("").any():
+        runs = cache.cached_runs(store)  # what was asked for need not hold the origins
     objectives, limits = _purpose(pd.Series(dtype=object), trials)
-    return Study(name, "", _own_columns(trials), _own_columns(seeds), objectives, limits)
+    origins = _origins(runs, trials)
+    return Study(name, "", _own_columns(trials), _own_columns(seeds), objectives, limits, origins=origins)
 
 
 def purpose(
@@ -177,6 +184,17 @@ def _tops(runs: pd.DataFrame) -> pd.DataFrame:
     kinds = _text(runs, "tags.kind")
     above = set(runs.loc[kinds == TRIAL, "run_id"])
     return runs[~kinds.isin(NO_TRIALS) & ~runs["parent_id"].isin(above)]
+
+
+def _made_from_parent(runs: pd.DataFrame) -> pd.Series:
+    """Which runs stand below another one because they are that one compressed, and are no seed of it."""
+    return (_text(runs, "tags.origin") != "") & (_text(runs, "tags.origin") == runs["parent_id"])
+
+
+def _origins(runs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """The runs that some trials were made from."""
+    wanted = _text(trials, "tags.origin")
+    return _own_columns(runs[runs["run_id"].isin(wanted[wanted != ""])])
 
 
 def _purpose(own: pd.Series, trials: pd.DataFrame) -> tuple[tuple[Objective, ...], tuple[Limit, ...]]:

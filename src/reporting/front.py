@@ -14,6 +14,7 @@ from src.analysis.scale import Scale
 from src.analysis.wording import is_cost
 from src.objectives import Limit, Objective
 from src.reporting.collect import Study
+from src.reporting.origins import SIZE, compressed, with_origins
 
 COSTS = (
     "efficiency/flops",
@@ -40,7 +41,11 @@ def compared(study: Study, objectives: Sequence[Objective], limits: Sequence[Lim
     repeats = study.trials.set_index("run_id").get("params.repeats", pd.Series(dtype=object))
     table["repeats"] = pd.to_numeric(repeats.reindex(table["run_id"]), errors="coerce").to_numpy()
     table["ended"] = ended.reindex(table["run_id"]).to_numpy()
+    metrics = dict.fromkeys([*map(recorded_name, (each.metric for each in objectives)), *COSTS, SIZE])
+    table = with_origins(table, study.trials, study.origins, list(metrics))
     model = table["model"].where(table["model"] != "", "trial")
+    if "compression" in table:
+        model = (model + " " + table["compression"]).str.strip()
     number = table["trial"].where(table["trial"] != "", table["run_id"].str[:8]).astype(str)
     label = model + " #" + number
     twins = label.duplicated(keep=False)
@@ -162,5 +167,7 @@ def quality_of(objectives: Sequence[Objective]) -> str:
 def costs_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
     """Which costs pictures can show, those that any trial has: FLOPs, parameters, latency, then other objectives."""
     others = [each.metric for each in objectives if is_cost(each.metric)]
-    names = list(dict.fromkeys([*COSTS, *others]))
+    # what is stored in fewer bits has the same FLOPs and parameters: size and latency tell it apart
+    known = (COSTS[0], SIZE, COSTS[2], COSTS[1], *COSTS[3:]) if len(compressed(table)) else COSTS
+    names = list(dict.fromkeys([*known, *others]))
     return [name for name in names if name in table and table[name].notna().any()]

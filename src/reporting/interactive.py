@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from src.analysis.comparison import recorded_name
-from src.reporting import layout
+from src.reporting import interactive_origins, layout, origins
 from src.reporting.palette import CHOSEN, DASHES, GRID, KNEE, SHAPES, Mark, cycle, mark
 from src.reporting.record import Report
 
@@ -124,8 +124,11 @@ def hover(report: Report, rows: pd.DataFrame) -> list[str]:
     labels = {name: plain(layout.metric(name).label) for name in figures}
     texts = []
     told = ["label", "run_id", "state", "knee", "chosen", "quality_low", "quality_high", "overrides"]
+    told += ["compression", "origin_label"]
     for row in rows[[name for name in dict.fromkeys([*told, *figures]) if name in rows]].to_dict("records"):
         lines = [f"<b>{plain(row['label'])}</b> ({plain(_standing(row))})", f"run {plain(row['run_id'])}"]
+        if row.get("compression"):
+            lines.append(f"compressed ({plain(row['compression'])}) from {plain(row['origin_label'])}")
         for name in figures:
             interval = _interval(row) if name == report.quality else ""
             lines.append(f"{labels[name]}: {plain(layout.figure(name, row[name]))}{interval}")
@@ -139,7 +142,7 @@ def front(report: Report) -> Section | None:
     costs = [name for name in report.costs if len(layout.drawn(report, name))]
     if not costs:
         return None
-    traces = [*_rest(report), *_fronts(report), *_names(report), _targets(report)]
+    traces = [*interactive_origins.traces(report), *_rest(report), *_fronts(report), *_names(report), _targets(report)]
     views = [_view(report, traces, cost) for cost in costs]
     quality = report.table["quality"]
     # WebGL is drawn above SVG, so that it is all or nothing
@@ -158,7 +161,7 @@ def front(report: Report) -> Section | None:
         "Each point is a trial. Those on the front are in colour and joined by the best quality up to each cost; a "
         "member below the line is there for another objective. Point at one to see which run it is; drag to zoom, "
         "double-click to zoom out; click in the legend to hide."
-    )
+    ) + (f" {interactive_origins.TEXT}" if len(origins.compressed(report.table)) else "")
     return Section("front", "The front", text, [Picture(figure, views, 620)])
 
 
@@ -272,7 +275,9 @@ def _view(report: Report, traces: list[Drawn], cost: str) -> View:
     descending = layout.direction(report, report.quality).startswith("lower")
     known = layout.drawn(report, cost)
     for position, (trace, rows) in enumerate(traces):
-        if trace["mode"] == "lines":
+        if kind := trace.get("meta", {}).get(interactive_origins.KIND):
+            changes[position] = interactive_origins.view(report, kind, cost)
+        elif trace["mode"] == "lines":
             study = trace["meta"]["study"]
             own = members[members["study"] == study] if study else members
             x, y = layout.staircase(own, cost, descending) if cost in own else ([], [])
@@ -280,7 +285,8 @@ def _view(report: Report, traces: list[Drawn], cost: str) -> View:
         else:
             changes[position] = {"x": rounded(rows[cost])}
         if trace["mode"] == "markers+text":  # towards the middle, so that no name is cut off
-            side = "left" if (known[cost] < rows[cost].iloc[0]).mean() > 0.5 else "right"
+            at = rows[cost].iloc[0]  # of several at the edge none leans over it
+            side = "left" if (known[cost] < at).mean() + (known[cost] <= at).mean() > 1 else "right"
             changes[position]["textposition"] = f"{('top', 'bottom')[position % 2]} {side}"
     hidden = int(report.table["quality"].notna().sum()) - len(known)
     note = f"{hidden} trials with a result are not shown here: they have no {layout.metric(cost).label}."

@@ -211,6 +211,7 @@ def stopped_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> li
 def same_nets(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
     """Members of the front of the same size, which differ in measured latency only: it is never the same twice."""
     sizes = [name for name in ("efficiency/flops", "efficiency/params") if name in table]
+    sizes += ["compression"] if sizes and "compression" in table else []
     if not any("latency" in each.metric or "throughput" in each.metric for each in objectives) or not sizes:
         return []
     found = []

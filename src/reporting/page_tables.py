@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.comparison import recorded_name
-from src.reporting import layout
+from src.reporting import layout, origins
 from src.reporting.record import Report
 
 _FAILED = ("failed", "killed", "no value", "running")
@@ -16,6 +16,10 @@ _PAIRS = (
     "Tied goes by p adjusted: the p-value of the paired bootstrap, which draws lesions or patients where they are "
     "known, corrected for the number of pairs. McNemar's p is of accuracy (each image right or wrong by the mean of "
     "the seeds' probabilities), uncorrected and by image, so that it is too sure where lesions have several images."
+)
+_LOST = (
+    "Size, latency, FLOPs: as shares of the origin's. Lost: percentage points, above 0 the compressed model is worse; "
+    "low and high: the 95% interval of that difference, both models resampled together on the same images."
 )
 _SHORT = 34  # characters that need not be broken; a run id has 32
 
@@ -46,6 +50,7 @@ def tables(report: Report) -> list[HtmlTable]:
     found = [
         _front(report),
         _of("table-comparison", "Studies side by side", _metrics_in_head(report, report.comparison)),
+        _of("table-lost", "What compression cost", origins.lost(report), _LOST),
         _of("table-intervals", "Intervals", report.intervals.drop(columns="run_id", errors="ignore")),
         _of("table-pairs", "Neighbours on the front", pairs, _PAIRS),
         _of("table-drops", "From validation to test", report.drops.drop(columns="run_id", errors="ignore")),
@@ -86,6 +91,8 @@ def _front(report: Report) -> HtmlTable:
     )
     columns = {name: layout.heading(report, name) for name in metrics if name in rows}
     frame = rows[["label"]].copy()
+    if len(origins.compressed(rows)):
+        frame["compression"], frame["made from"] = rows["compression"], rows["origin_label"]
     for name, title in columns.items():
         frame[title] = rows[name]
         if name == report.quality and rows.get("quality_low", pd.Series(dtype=float)).notna().any():

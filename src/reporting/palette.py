@@ -51,6 +51,7 @@ STATES = {
     "no value": Mark("#7A7F87", "x-thin", "x", 6, hollow=True),
 }
 KNEE = Mark(VERMILLION, "star", "*", 19)
+ORIGIN = Mark("#3B3F45", "circle", "o", 9, hollow=True)
 CHOSEN = Mark(BLACK, "diamond", "D", 17, hollow=True)
 # Shapes for studies, parameters or chosen runs side by side: Plotly's names and matplotlib's.
 SHAPES = (

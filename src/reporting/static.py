@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from src.reporting import layout, static_profiles
-from src.reporting.palette import CHOSEN, DASHES, KNEE, PALE, SHAPES, Mark, cycle, mark
+from src.reporting import layout, origins, static_profiles
+from src.reporting.palette import CHOSEN, DASHES, KNEE, ORIGIN, PALE, SHAPES, Mark, cycle, mark
 from src.reporting.record import Report
 
 DPI = 160
@@ -177,10 +177,12 @@ def _front_panel(report: Report, axes: Axes, cost: str, named: pd.DataFrame) -> 
         axes.step(x, y, where="post", color=look.colour, linestyle=DASHES[position % len(DASHES)][1], zorder=2)
         _errors(axes, rows, cost, look.colour)
         _points(axes, rows, cost, look, f"front of {study}" if several else "front")
+    joined = origins.joins(report, cost)
+    _origins(axes, joined)
     knees = named[named["knee"].astype(bool)]
     _points(axes, knees, cost, KNEE, "knee", zorder=5)
     _points(axes, named.drop(knees.index), cost, CHOSEN, "chosen", zorder=5)
-    if layout.logarithmic(cost, known[cost]):
+    if layout.logarithmic(cost, pd.concat([known[cost], joined["from_x"]])):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -188,6 +190,16 @@ def _front_panel(report: Report, axes: Axes, cost: str, named: pd.DataFrame) -> 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: layout.tick(value)))
     axes.margins(x=0.09, y=0.09)
     axes.set_xlabel(layout.wrapped(layout.axis_title(report, cost), 34))
+
+
+def _origins(axes: Axes, joined: pd.DataFrame) -> None:
+    """A thin line from each origin to what it was compressed to; origins without a point of their own are hollow."""
+    x, y = (joined[[f"from_{axis}", f"to_{axis}"]].to_numpy(dtype=float).T for axis in "xy")
+    lines = axes.plot(x, y, color=ORIGIN.colour, linewidth=0.8, zorder=2.6)
+    for line in lines[:1]:
+        line.set_label(layout.wrapped(f"{origins.LEGEND} ({', '.join(joined['compression'].unique())})", 40))
+    outside = joined[joined["outside"]].drop_duplicates("origin").rename(columns={"from_y": "quality"})
+    _points(axes, outside, "from_x", ORIGIN, origins.OUTSIDE)
 
 
 def _points(axes: Axes, rows: pd.DataFrame, cost: str, look: Mark, label: str, zorder: float = 3) -> Any:

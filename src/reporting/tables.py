@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from src.analysis.comparison import recorded_name
-from src.reporting import layout
+from src.reporting import layout, origins
 from src.reporting.record import Report
 
 FRAMES = (
@@ -56,7 +56,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames = {name: getattr(report, name) for name in FRAMES}
-    frames |= {_file_name(name): frame for name, frame in report.tables.items()}
+    frames |= {_file_name(name): frame for name, frame in report.tables.items()} | {"lost": origins.lost(report)}
     files = []
     for name, frame in frames.items():
         if len(frame):
@@ -74,10 +74,12 @@ def write(report: Report, folder: Path) -> list[Path]:
 def latex(report: Report) -> str:
     """The front as a table environment with booktabs' rules; the preamble needs booktabs and T1 fonts."""
     columns = _columns(report)
-    head = " & ".join(["Model", *(_latex_head(report, name) for name in columns)])
+    kinds = _compressions(report)
+    head = " & ".join(["Model", *(["Compression"] if kinds else []), *(_latex_head(report, name) for name in columns)])
     rows = []
     for _, row in layout.members(report).iterrows():
         cells = [_escape(str(row["label"])) + (r" (knee)" if row.get("knee") else "")]
+        cells += [_escape(kinds[row["run_id"]])] if kinds else []
         cells += [_latex_cell(report, row, name) for name in columns]
         rows.append(" & ".join(cells) + r" \\")
     caption = f"Pareto front of {report.title}: {len(rows)} of {len(report.table)} trials"
@@ -89,7 +91,7 @@ def latex(report: Report) -> str:
             r"  \centering",
             f"  \\caption{{{_escape(caption + intervals)}. A multiply-add counts as one FLOP.}}",
             f"  \\label{{tab:{_file_name(report.title)}-front}}",
-            f"  \\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            f"  \\begin{{tabular}}{{l{'l' if kinds else ''}{'r' * len(columns)}}}",
             r"    \toprule",
             f"    {head} \\\\",
             r"    \midrule",
@@ -143,6 +145,13 @@ def _columns(report: Report) -> list[str]:
     return [name for name in dict.fromkeys(wanted) if name in rows and rows[name].notna().any()]
 
 
+def _compressions(report: Report) -> dict[str, str]:
+    """How each member of the front was compressed, by its run id; empty where none was."""
+    rows = layout.members(report)
+    found = rows.set_index("run_id")["compression"] if len(origins.compressed(rows)) else pd.Series(dtype=object)
+    return {str(run_id): str(kind) or layout.NOTHING for run_id, kind in found.items()}
+
+
 def _latex_head(report: Report, name: str) -> str:
     lines = layout.wrapped(layout.heading(report, name), 18).split("\n")
     if len(lines) == 1:
@@ -178,10 +187,17 @@ def _markdown_front(report: Report) -> list[str]:
     columns = _columns(report)
     if rows.empty:
         return []
-    head = ["model", *(_markdown(layout.heading(report, name), 80) for name in columns), "run"]
+    kinds = _compressions(report)
+    head = [
+        "model",
+        *(["compression"] if kinds else []),
+        *(_markdown(layout.heading(report, name), 80) for name in columns),
+        "run",
+    ]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for _, row in rows.head(_MOST_ROWS).iterrows():
         cells = [_markdown(str(row["label"]), 60) + (" (knee)" if row.get("knee") else "")]
+        cells += [_markdown(kinds[row["run_id"]], 40)] if kinds else []
         for name in columns:
             reach = _interval(report, row, name)
             span = f" [{row['quality_low']:.3f}, {row['quality_high']:.3f}]" if reach else ""

@@ -8,6 +8,7 @@ import pandas as pd
 
 from src.analysis.decision import Answer
 from src.objectives import Limit, Objective
+from src.reporting import origins
 from src.reporting.record import Report
 
 QUALITY = "best/val/balanced_accuracy"
@@ -90,6 +91,53 @@ def one_run() -> Report:
         tables={},
         **empty,
     )
+
+
+def with_compressed() -> Report:
+    """Two members of the front as int8 and one pruned from a run that is no trial of the report."""
+    report = make_report(40, seed=5)
+    table = report.table.assign(**{"efficiency/size_mb": report.table[COSTS[1]] * 4e-6})
+    first, second = table[table["state"] == "front"].sort_values(COSTS[0]).iloc[[1, -1]].to_dict("records")
+    alien = second | {"run_id": "f" * 32, QUALITY: second[QUALITY] + 0.03, COSTS[0]: second[COSTS[0]] * 3}
+    made = [_compressed(first, "onnx_int8_static", 0.01), _compressed(second, "onnx_int8_static", -0.002)]
+    made.append(_compressed(alien, "prune_half", 0.04) | {COSTS[0]: second[COSTS[0]] * 1.5})
+    every = pd.concat([table, pd.DataFrame(made)], ignore_index=True)
+    tags = {"tags.origin": every.pop("origin"), "tags.compression": every.pop("compression"), "tags.lost_on": "test"}
+    store = {"run_id": every["run_id"], **tags}
+    named = {f"metrics.{name}": [each[name] for each in (first, second, alien)] for name in (QUALITY, *COSTS)}
+    sizes = [each["efficiency/size_mb"] for each in (first, second, alien)]
+    ids = [each["run_id"] for each in (first, second, alien)]
+    before = pd.DataFrame({"run_id": ids, "tags.model": "custom", **named, "metrics.efficiency/size_mb": sizes})
+    metrics = [QUALITY, *COSTS, "efficiency/size_mb"]
+    found = origins.with_origins(every, pd.DataFrame(store), before, metrics)
+    costs = [COSTS[0], "efficiency/size_mb", *COSTS[1:]]
+    return replace(report, table=found, costs=costs, counts=found["state"].value_counts().to_dict())
+
+
+def _compressed(origin: dict, kind: str, lost: float) -> dict:
+    """A trial made from another one: a quarter of its size, half of its latency, worse by `lost`."""
+    quality = origin[QUALITY] - lost
+    return origin | {
+        "run_id": f"{kind[:4]}{origin['run_id'][4:]}",
+        "label": f"custom {kind} {origin['run_id'][:4]}",
+        "origin": origin["run_id"],
+        "compression": kind,
+        QUALITY: quality,
+        "quality": quality,
+        "quality_low": quality - 0.02,
+        "quality_high": quality + 0.02,
+        "knee": False,
+        "chosen": "",
+        "efficiency/size_mb": origin["efficiency/size_mb"] / 4,
+        COSTS[2]: origin[COSTS[2]] / 2,
+        COSTS[3]: origin[COSTS[3]] / 2,
+        "compression/lost/balanced_accuracy": lost,
+        "compression/lost/balanced_accuracy/low": lost - 0.01,
+        "compression/lost/balanced_accuracy/high": lost + 0.01,
+        "compression/lost/recall/mel": 2 * lost,
+        "compression/lost/recall/mel/low": 2 * lost - 0.03,
+        "compression/lost/recall/mel/high": 2 * lost + 0.03,
+    }
 
 
 def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -1,0 +1,99 @@
+"""From a run's record to its card: everything is found here, nothing written."""
+
+from src.carding import costs, describing, external, limits, quality
+from src.carding.find import Subject
+from src.carding.front import front
+from src.carding.licences import licence
+from src.carding.record import ABSENT, Card
+from src.carding.recorded import Recorded
+from src.clinical.record import ClinicalAudit
+from src.clinical.settings import Settings as Clinical
+from src.deployment.description import Description
+from src.evaluation import make as evaluation
+from src.evaluation.settings import Settings as Evaluation
+from src.tracking.store import Store
+from src.trained.load import describe, single
+
+SPLITS = ("val", "test")
+NO_METADATA = "Age, sex and site are not told: the run's own data were not at hand when this card was made."
+
+
+def build(store: Store, subject: Subject, clinical: Clinical, own_root: str | None = None) -> Card:
+    """Everything that a card says.
+
+    Args:
+        store: That holds the model's runs.
+        subject: The model.
+        clinical: What is asked of its predictions.
+        own_root: Where its own data lie, if not where it was trained.
+
+    Raises:
+        UserError: A record that cannot be read, or no class that could be the one looked for.
+    """
+    recorded = Recorded(store, subject)
+    evaluated = subject.evaluated
+    description = subject.description or describe(store, single(store, evaluated.nets[0].run_id))
+    audits, notes = _audited(store, subject, clinical, own_root)
+    return Card(
+        title=f"{evaluated.model} on {evaluated.data}{_compressed(recorded)}",
+        front=front(recorded, description, audits),
+        beware=tuple(limits.beware(recorded)),
+        short=_short(recorded, description, audits),
+        model=describing.model(recorded, description),
+        compression=describing.compression(recorded),
+        data=describing.data(recorded, audits),
+        training=describing.training(recorded),
+        quality=quality.quality(audits, notes),
+        subgroups=quality.subgroups(audits),
+        external=external.external(recorded),
+        cost=costs.cost(recorded),
+        limits=limits.limits(recorded, audits),
+        commands=_commands(subject, exported=not describing.fitted_once(recorded)),
+        licence=licence(description),
+    )
+
+
+def _audited(
+    store: Store, subject: Subject, clinical: Clinical, own_root: str | None
+) -> tuple[dict[str, ClinicalAudit], tuple[str, ...]]:
+    """The clinical audits of val and test, and what is to be said of what is absent; none without predictions."""
+    evaluated = subject.evaluated
+    if not any(evaluated.predictions(store, split) for split in SPLITS):
+        return {}, ()
+    found = evaluation.own_splits(evaluated, Evaluation(own_root=own_root), clinical, store)
+    return dict(found.audits), tuple(NO_METADATA if note.startswith("No metadata") else note for note in found.notes)
+
+
+def _compressed(recorded: Recorded) -> str:
+    return f", compressed ({recorded.tag('compression')})" if recorded.own_tag("origin") != ABSENT else ""
+
+
+def _short(recorded: Recorded, description: Description, audits: dict[str, ClinicalAudit]) -> tuple[str, ...]:
+    """The model in a few sentences: what it answers, what it weighs, how good it is."""
+    evaluated = recorded.subject.evaluated
+    first = audits.get("test") or audits.get("val")
+    told = [
+        f"It gives a picture of a skin lesion one of {len(description.classes)} classes "
+        f"({', '.join(description.classes)}), with a probability for each.",
+        f"Trained on {evaluated.data}, split {evaluated.split or 'not recorded'}.",
+    ]
+    if first is not None:
+        row = first.overall.set_index("metric").loc["balanced_accuracy"]
+        told.append(
+            f"Balanced accuracy on {first.split}: {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}], "
+            f"{first.images:,} images of {first.lesions:,} lesions or patients."
+        )
+        told.append(first.verdicts[0].text)
+    return tuple(told)
+
+
+def _commands(subject: Subject, exported: bool) -> tuple[str, ...]:
+    """What to type; of a trial its first seed's net is the example. No export of what is no network."""
+    run_id = subject.evaluated.nets[0].run_id
+    named = subject.versions[0] if subject.versions else None
+    model = subject.file.name if subject.file else f"{named.name}/{named.number}" if named else run_id
+    return (
+        f"python -m src.predict model={model} input=<picture, folder or CSV>",
+        *([f"python -m src.export run={run_id} format=onnx"] if exported else []),
+        f"python -m src.evaluate run={subject.evaluated.run_id}",
+    )

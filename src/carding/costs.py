@@ -1,0 +1,109 @@
+"""What a model costs where it was measured: latency with its conditions, memory, exports, benchmarks."""
+
+from collections.abc import Mapping, Sequence
+
+from src.carding.record import ABSENT, Fact, Part, facts, number
+from src.carding.recorded import Recorded
+from src.clinical.sheets import NOTHING, Sheet
+from src.efficiency.profile import PERCENTILES
+
+EXPORT, BENCHMARK = "export/", "benchmark/"
+# of a benchmark's figures those that a card shows; src.benchmarking.record says what each is
+MEASURED = (
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "ratio",
+    "jpeg_p50_ms",
+    "cold_start_s",
+    "peak_memory_mb",
+    "size_mb",
+    "energy_mj",
+)
+_SEVERAL = "Of several nets the mean."
+
+
+def cost(recorded: Recorded) -> Part:
+    """Latency, throughput, memory, and what exports and benchmarks recorded."""
+    found = facts(
+        _beside(recorded),
+        ("Throughput", number(recorded.values("efficiency/throughput"), 0, f"images/s{_of_largest(recorded)}")),
+        ("Peak memory of inference", number(recorded.values("efficiency/peak_memory_mb"), 1, "MB")),
+        ("Measured on", _conditions(recorded)),
+    )
+    made = [
+        listed(recorded.metrics(EXPORT), "Exports, beside the run's own answers to the same images"),
+        listed(recorded.metrics(BENCHMARK), "Benchmarks", MEASURED),
+    ]
+    told = [
+        *(() if made[0].rows else ("No export is recorded: python -m src.export makes one and compares it.",)),
+        *(() if made[1].rows else ("No benchmark is recorded: python -m src.benchmark makes one.",)),
+    ]
+    return Part(found, tuple(told), tuple(sheet for sheet in (_latency(recorded), *made) if sheet.rows))
+
+
+def _latency(recorded: Recorded) -> Sheet:
+    rows = tuple(
+        (
+            f"{batch}",
+            *(
+                number(recorded.values(f"efficiency/latency_ms/b{batch}/p{percentile}"), 2)
+                for percentile in PERCENTILES
+            ),
+        )
+        for batch in _batches(recorded)
+    )
+    head = ("images a call", *("median" if each == 50 else f"{each}%" for each in PERCENTILES))
+    return Sheet("Latency of a call, ms", head, rows, "Lower is better. 90%: nine of ten calls take no longer.")
+
+
+def _beside(recorded: Recorded) -> Fact:
+    details = recorded.json("efficiency.json")
+    name = f"{details['reference']} of {details['reference_params']:,} parameters" if details else "the reference net"
+    return f"Latency beside {name}, in turn with it", number(recorded.values("efficiency/latency_ratio"), 2, "times")
+
+
+def _batches(recorded: Recorded) -> list[int]:
+    names = recorded.metrics("efficiency/latency_ms/b")
+    return sorted({int(name.partition("/")[0]) for name in names})
+
+
+def _of_largest(recorded: Recorded) -> str:
+    batches = _batches(recorded)
+    return f" in batches of {max(batches)}" if batches else ""
+
+
+def _conditions(recorded: Recorded) -> str:
+    details = recorded.json("efficiency.json")
+    if not details:
+        return ABSENT
+    threads = details.get("threads", ABSENT)
+    return (
+        f"{details.get('device', ABSENT)}, {threads} thread{'' if threads == 1 else 's'}, torch "
+        f"{details.get('torch', ABSENT)}, without decoding a picture; milliseconds move with what else the machine "
+        "does, the ratio hardly does"
+    )
+
+
+def listed(found: Mapping[str, Sequence[float]], title: str, wanted: Sequence[str] = ()) -> Sheet:
+    """What is recorded under names such as "onnx/largest_difference": a line an export or benchmark, a column a figure.
+
+    Args:
+        found: A figure a net, by the names without their prefix.
+        title: Of the table.
+        wanted: Figures that are shown; all by default.
+    """
+    lines = dict.fromkeys(name.rpartition("/")[0] for name in sorted(found))
+    names = wanted or list(dict.fromkeys(name.rpartition("/")[2] for name in found))
+    shown = [name for name in names if any(f"{line}/{name}" in found for line in lines)]
+    rows = tuple(
+        (line.replace("/", ", "), *(_figure(found.get(f"{line}/{name}", ())) for name in shown)) for line in lines
+    )
+    return Sheet(title, ("of", *(name.replace("_", " ") for name in shown)), rows, _SEVERAL)
+
+
+def _figure(values: Sequence[float]) -> str:
+    if not values:
+        return NOTHING
+    shown = f"{sum(values) / len(values):.4g}"
+    return shown if len(values) == 1 else f"{shown} ({len(values)} nets)"
