@@ -10,7 +10,7 @@ import yaml
 
 from src import results
 from src.errors import ConfigError
-from src.headline.settings import Better, Leakage, Settings, Systems
+from src.headline.settings import Better, Compressed, Leakage, Settings, Systems
 from src.tracking.store import Store
 
 
@@ -46,7 +46,7 @@ def test_an_empty_store_gives_a_page_of_what_is_missing(here, tmp_path: Path, se
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("only=[leek]",), "only: must name sections (mamun2025, sun2023, leakage, better), but got leek"),
+        (("only=[leek]",), "only: must name sections (mamun2025, sun2023, leakage, better, compressed), but got leek"),
         (("only=[leakage]",), "file: must be another than docs/results.md"),
         (("seeds=1",), "seeds"),
         (("sections.leakage.metrics=[]",), "sections.leakage.metrics"),
@@ -74,7 +74,7 @@ def test_help_tells_commands_and_values(here) -> None:
 
 def test_what_the_sections_name_is_there(root: Path, sections: dict) -> None:
     parsed = Settings(sections=sections).chosen()
-    assert [type(section) for section in parsed.values()] == [Systems, Systems, Leakage, Better]
+    assert [type(section) for section in parsed.values()] == [Systems, Systems, Leakage, Better, Compressed]
     text = (root / "conf" / "results.yaml").read_text()
     for sweep in set(re.findall(r"sweeps=(\w+)", text)):
         assert (root / "sweeps" / f"{sweep}.yaml").exists(), sweep

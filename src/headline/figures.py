@@ -56,7 +56,12 @@ def measured(frames: Sequence[pd.DataFrame], metrics: Sequence[str], how: Bootst
 
 
 def difference(
-    a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame], metric: str, how: Bootstrap, names: tuple[str, str]
+    a: Sequence[pd.DataFrame],
+    b: Sequence[pd.DataFrame],
+    metric: str,
+    how: Bootstrap,
+    names: tuple[str, str],
+    made_from: bool = False,
 ) -> Difference:
     """By how much a is better than b, paired by image; missing where the predictions do not give the metric.
 
@@ -66,6 +71,7 @@ def difference(
         metric: As for `measured`.
         how: Of the interval.
         names: What to call them in errors.
+        made_from: See `paired_difference`.
 
     Raises:
         UserError: They are not of the same images; the message names one.
@@ -73,7 +79,7 @@ def difference(
     own = recorded(metric, a[0])
     if not own:
         return Difference(np.nan, np.nan, np.nan, np.nan)
-    return paired_difference(a, b, own, how.samples, how.seed, how.level, names)
+    return paired_difference(a, b, own, how.samples, how.seed, how.level, names, made_from)
 
 
 def recorded(metric: str, frame: pd.DataFrame) -> str:

@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from src.config import check, instantiate, resolve
-from src.headline import better, leakage, systems
+from src.headline import better, compressed, leakage, systems
 from src.headline.document import WIDTH, markdown, show, write
 from src.headline.figures import Bootstrap
 from src.headline.part import Part
-from src.headline.settings import Better, Leakage, Section, Settings
+from src.headline.settings import Better, Compressed, Leakage, Section, Settings
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -72,4 +72,6 @@ def _part(store: Store, section: Section, needed: int, how: Bootstrap) -> Part:
         return leakage.part(store, section, needed, how)
     if isinstance(section, Better):
         return better.part(store, section, needed, how)
+    if isinstance(section, Compressed):
+        return compressed.part(store, section, needed, how)
     return systems.part(store, section, needed, how)

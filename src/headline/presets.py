@@ -12,7 +12,8 @@ from src.entry import ROOT
 from src.shared_config import WITHOUT_EFFECT
 from src.tracking.limits import flatten
 
-ASIDE = ("seed", "data.root", "data.source.root", *WITHOUT_EFFECT)  # of the parameters: what makes no other cell
+# of the parameters: what makes no other cell
+ASIDE = ("seed", "origin", "data.root", "data.source.root", *WITHOUT_EFFECT)
 _TOLD_ELSEWHERE = (  # as split, image size, weights; or of the measurement alone
     "data.split",
     "data.siblings",

@@ -146,9 +146,29 @@ class Better:
         return parse_limits({"limits": self.limits})
 
 
-Section = Systems | Leakage | Better
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class Compressed:
+    """A table of compressed nets beside those that they were made from.
+
+    Attributes:
+        title: Of the section.
+        studies: Names of the studies that hold the compressed runs.
+        command: Records what is missing.
+        metrics: What is compared, see `Systems.metrics`; the first one decides what is said.
+        about: A paragraph below the title.
+    """
+
+    kind: Literal["compressed"]
+    title: str
+    studies: Names
+    command: str
+    metrics: Names
+    about: str = ""
+
+
+Section = Systems | Leakage | Better | Compressed
 _SECTION: pydantic.TypeAdapter[Section] = pydantic.TypeAdapter(
-    Annotated[Systems | Leakage | Better, pydantic.Field(discriminator="kind")]
+    Annotated[Systems | Leakage | Better | Compressed, pydantic.Field(discriminator="kind")]
 )
 
 
@@ -187,7 +207,7 @@ def _parsed(name: str, entry: Mapping[str, Any]) -> Section:
         section = _SECTION.validate_python(entry)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        kinds = [kind for kind in first["loc"][:1] if kind in ("systems", "leakage", "better")]
+        kinds = [kind for kind in first["loc"][:1] if kind in ("systems", "leakage", "better", "compressed")]
         place = ".".join(["sections", name, *map(str, first["loc"][len(kinds) :])])
         raise ConfigError(place, first["msg"]) from None
     if isinstance(section, Better):

@@ -1,0 +1,150 @@
+"""What compression costs in quality and saves in size and time: compressed nets beside those they were made from.
+
+Each compressed net is compared with the very net that it was made from, seed by seed, on the same test images.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from src.analysis.paired import Difference
+from src.analysis.wording import joined
+from src.errors import UserError
+from src.headline import figures, systems
+from src.headline.cells import SPLIT, Cell, cells, texts
+from src.headline.figures import Bootstrap, head
+from src.headline.origin import origin
+from src.headline.part import Grid, Lines, Missing, Part
+from src.headline.settings import Compressed
+from src.tracking import history, read
+from src.tracking.store import Store
+
+POINT = 0.01
+COSTS = {"efficiency/size_mb": "size (MB)", "efficiency/flops": "FLOPs", "efficiency/latency_ratio": "x latency"}
+
+
+class Pair(NamedTuple):
+    """A compressed cell, the runs that it was made from in the same order, and what those predicted."""
+
+    cell: Cell
+    origins: pd.DataFrame
+    frames: list[pd.DataFrame]
+
+    @property
+    def name(self) -> str:
+        """Of the net that was compressed."""
+        return f"{texts(self.origins, 'tags.preset').iloc[0] or texts(self.origins, 'tags.model').iloc[0]}"
+
+    def share(self, metric: str) -> float:
+        """Of a cost, as a part of the origin's."""
+        before = float(self.origins.get(f"metrics.{metric}", pd.Series(dtype=float)).mean())
+        return self.cell.mean(metric) / before if before > 0 else float("nan")
+
+
+def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part:
+    """The section.
+
+    Args:
+        store: To read from.
+        section: What is asked for.
+        needed: Seeds that make a headline figure.
+        how: Of the intervals.
+    """
+    found = cells(store, section.studies, needed)
+    missing = systems.unsuited(found, section.command)
+    pairs = []
+    for cell in found:
+        if cell.problem:
+            continue
+        try:
+            pairs.append(_pair(store, cell))
+        except UserError as error:
+            missing.append(Missing(cell.name, f"cannot be held against its origin: {error}", section.command))
+    if not found:
+        missing.append(Missing(", ".join(section.studies), "no run of it", section.command))
+    grids, findings = [], []
+    for name in dict.fromkeys(pair.name for pair in pairs):
+        own = sorted((pair for pair in pairs if pair.name == name), key=lambda pair: -pair.share("efficiency/size_mb"))
+        lost = [{metric: _less(pair, metric, how) for metric in section.metrics} for pair in own]
+        grids.append(Grid(*_rows(name, own, lost, section, how), stacks=(2, len(COSTS) + 1)))
+        findings += _findings(name, own, lost, section)
+    return Part(
+        section.title,
+        section.about,
+        grids,
+        findings,
+        systems.told([pair.cell for pair in pairs]),
+        missing,
+        origin(store, [pair.cell for pair in pairs]),
+    )
+
+
+def _pair(store: Store, cell: Cell) -> Pair:
+    """The cell with its origins.
+
+    Raises:
+        UserError: They are not recorded, were not tested, or on other images.
+    """
+    ids = list(texts(cell.runs, "tags.origin"))
+    if not all(ids):
+        raise UserError("it was not made from a recorded run")
+    origins = pd.concat([read.runs(store, f"attributes.run_id = '{each}'") for each in ids], ignore_index=True)
+    if len(origins) < len(ids):
+        raise UserError("its origin is not in the store")
+    return Pair(cell, origins, [history.predictions(store, each, SPLIT) for each in ids])
+
+
+def _less(pair: Pair, metric: str, how: Bootstrap) -> Difference:
+    return figures.difference(pair.cell.frames, pair.frames, metric, how, (pair.cell.name, pair.name), made_from=True)
+
+
+def _rows(
+    name: str, pairs: Sequence[Pair], lost: Sequence[dict[str, Difference]], section: Compressed, how: Bootstrap
+) -> tuple[tuple[str, ...], list[tuple[Lines, ...]]]:
+    """Columns and rows: first the origin, then what was made of it, the largest first."""
+    columns = (name, "precision", *COSTS.values(), "seeds", *(f"{head(each)}" for each in section.metrics))
+    first = pairs[0]
+    own = figures.measured(first.frames, section.metrics, how)
+    values = {metric: float(first.origins[f"metrics.{metric}"].mean()) for metric in COSTS}
+    rows: list[tuple[Lines, ...]] = [
+        (
+            ("as trained",),
+            ("float32",),
+            *((_cost(metric, value),) for metric, value in values.items()),
+            (str(len(first.origins)),),
+            *(figures.figure(own[metric]) for metric in section.metrics),
+        )
+    ]
+    for pair, differences in zip(pairs, lost, strict=True):
+        precision = joined(sorted(set(texts(pair.cell.runs, "tags.precision")))) or "-"
+        costs = [
+            (_cost(metric, pair.cell.mean(metric)), f"x {figures.times(pair.share(metric))[0]}") for metric in COSTS
+        ]
+        changes = [figures.change(differences[metric]) for metric in section.metrics]
+        rows.append(((pair.cell.name,), (precision,), *costs, (str(len(pair.cell.seeds)),), *changes))
+    return columns, rows
+
+
+def _cost(metric: str, value: float) -> str:
+    if metric == "efficiency/flops":
+        return figures.operations(value)[0]
+    return f"{value:.3f}" if metric.endswith("size_mb") else figures.times(value)[0]
+
+
+def _findings(
+    name: str, pairs: Sequence[Pair], lost: Sequence[dict[str, Difference]], section: Compressed
+) -> list[str]:
+    """For the first metric: who surely stays within a point, who surely does not, of whom it is not known."""
+    said: dict[str, list[str]] = {"surely within a point": [], "not settled": [], "surely more than a point lost": []}
+    for pair, differences in zip(pairs, lost, strict=True):
+        found = differences[section.metrics[0]]
+        if found.low >= -POINT:
+            key = "surely within a point"
+        elif found.high < -POINT:
+            key = "surely more than a point lost"
+        else:
+            key = "not settled"
+        said[key].append(f"{pair.cell.name} ({' '.join(figures.change(found))})")
+    metric = head(section.metrics[0])
+    return [f"{name}, {metric}, {key}: {joined(names)}." for key, names in said.items() if names]

@@ -1,0 +1,65 @@
+"""The section on compressed nets, on a made-up store: differences from the very nets they were made from."""
+
+import pytest
+from recorded import mean_score, predictions, record
+
+from src.headline import compressed
+from src.headline.figures import Bootstrap
+from src.headline.settings import Compressed
+from src.tracking.store import Store
+
+SECTION = Compressed(
+    "compressed", "Compressed", ["compression"], "compress it", ["balanced_accuracy", "accuracy", "recall/melanoma"]
+)
+HOW = Bootstrap(200, 0.95, 0)
+
+
+def world(store: Store, right: float, tested: bool = True) -> tuple[list, list]:
+    """Three seeds of one net, and the same at a quarter of the size, with half the time."""
+    before = [predictions(0.95, seed) for seed in range(3)]
+    after = [predictions(right, 10 + seed) if right < 0.95 else before[seed] for seed in range(3)]
+    for seed in range(3):
+        costs = {"efficiency/size_mb": 2.8}
+        run = record(store, "trained", before[seed] if tested else None, seed, metrics=costs, preset="better/custom")
+        record(
+            store,
+            "compression",
+            after[seed],
+            seed,
+            {"compression": {"name": "onnx_int8_static"}, "origin": run},
+            {"efficiency/size_mb": 0.7, "efficiency/latency_ratio": 0.5},
+            origin=run,
+            precision="int8",
+            overrides="compression=onnx_int8_static",
+        )
+    return before, after
+
+
+@pytest.mark.parametrize(("right", "said"), [(0.95, "surely within a point"), (0.2, "surely more than a point lost")])
+def test_each_seed_is_held_against_its_own_origin(made: Store, right: float, said: str) -> None:
+    before, after = world(made, right)
+    part = compressed.part(made, SECTION, 3, HOW)
+    assert part.missing == []
+    (grid,) = part.grids
+    first, row = grid.rows
+    assert grid.columns[0] == "better/custom"
+    assert (first[0], first[5]) == (("as trained",), ("3",))
+    assert first[2:5] == (("2.800",), ("30.04M",), ("1.00",))
+    assert row[1] == ("int8",)
+    assert row[2:5] == (("0.700", "x 0.25"), ("30.04M", "x 1.00"), ("0.50", "x 0.50"))
+    expected = mean_score(after, "balanced_accuracy") - mean_score(before, "balanced_accuracy")
+    assert row[6][0] == (f"{expected:+.3f}" if expected else "0")
+    assert said in part.findings[0]
+    assert part.origin.runs == 3
+
+
+def test_an_origin_that_was_not_tested_is_told(made: Store) -> None:
+    world(made, 0.5, tested=False)
+    part = compressed.part(made, SECTION, 3, HOW)
+    assert part.grids == []
+    assert "cannot be held against its origin" in part.missing[0].why
+
+
+def test_without_runs_the_command_is_told(made: Store) -> None:
+    part = compressed.part(made, SECTION, 3, HOW)
+    assert [(each.what, each.command) for each in part.missing] == [("compression", "compress it")]
