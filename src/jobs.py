@@ -1,6 +1,7 @@
 """The main job: one config trained, measured and recorded, alone or as a trial of a study."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def run_trial(context: TrialContext) -> dict[str, float]:
 
 def _repeated(config: DictConfig, store: Store, place: Place, context: TrialContext) -> dict[str, float]:
     """The same configuration under several seeds; what an interrupted trial had finished is not trained again."""
-    own, plain, problem = _checked(config, context, store)
+    own, plain, problem = _checked(config, context.payload["overrides"], store)
     tags = _tags(own, plain, place) | {"kind": "trial", "overrides": " ".join(context.payload["cell"])}
     if problem is None and origin.wanted(config):
         tags["origin"] = origin.trial(store, config)
@@ -175,7 +176,7 @@ def _trial_run(
     """One run of a trial: its id and its final metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     alone = context.payload["repeats"] == 1
-    config, plain, problem = _checked(config, context, store)
+    config, plain, problem = _checked(config, context.payload["overrides"], store)
     with _start(store, config, plain, context.payload["cell"], place) as run:
         if alone:
             context.started(run.id)
@@ -210,14 +211,14 @@ def _commit(context: TrialContext, metrics: dict[str, float]) -> None:
 
 
 def _checked(
-    config: DictConfig, context: TrialContext, store: Store
+    config: DictConfig, overrides: Sequence[str], store: Store
 ) -> tuple[DictConfig, dict[str, Any], UserError | None]:
     """The run's own config (of a compression mostly its origin's), its plain values, and what is wrong with them."""
     plain: dict[str, Any] = {}
     try:
         check(plain := resolve(config))
         if origin.wanted(config):
-            config = origin.adopt(config, context.payload["overrides"], store)
+            config = origin.adopt(config, overrides, store)
             check(plain := resolve(config))
     except UserError as error:
         return config, plain, error

@@ -120,6 +120,11 @@ def build_executor(config: DictConfig) -> None:
     assert issubclass(get_object(config.hydra.sweeper.executor._target_), Executor)
 
 
+def build_compression(config: DictConfig) -> None:
+    if config.compression.name is not None:
+        assert callable(instantiate(config.compression, "compression", ("name",)).compress)
+
+
 BUILDERS: dict[str, Callable[[DictConfig], object]] = {
     "model": build_model,
     "loss": build_loss,
@@ -130,6 +135,7 @@ BUILDERS: dict[str, Callable[[DictConfig], object]] = {
     "data": build_data,
     "callbacks": build_callbacks,
     "tracking": lambda config: instantiate(config.tracking, "tracking"),
+    "compression": build_compression,
     "efficiency": lambda config: instantiate(config.efficiency, "efficiency"),
     "hydra/sweeper": lambda config: config.hydra.sweeper._target_ == "hydra_plugins.paretoderm.StudySweeper",
     "hydra/sweeper/sampler": build_sampler,
@@ -142,6 +148,8 @@ BUILDERS: dict[str, Callable[[DictConfig], object]] = {
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_choice_builds(composer: None, group: str, choice: str) -> None:
     config = compose_choice(group, choice)
+    if group == "compression":
+        assert config.compression.name == (None if choice == "none" else choice)
     if group == "experiment":  # a whole run's config: every part of it
         for part, build in BUILDERS.items():
             if not part.startswith("hydra"):

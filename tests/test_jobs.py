@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src import jobs, training
+from src import jobs, recording, training
 from src.entry import ROOT
 from src.errors import ConfigError
 from src.reproducibility import config_hash
@@ -73,12 +73,12 @@ def test_every_trainer_for_one_device_may_be_a_trials(name: str, monkeypatch: py
 )
 def test_a_password_is_masked_and_all_else_stays(uri: str | None, shown: str | None) -> None:
     plain = {"tracking": {"uri": uri, "experiment": "e"}, "seed": 3}
-    assert jobs._public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
+    assert recording.public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
     assert plain["tracking"] == {"uri": uri, "experiment": "e"}
 
 
 def test_a_config_that_could_not_be_resolved_has_nothing_to_record() -> None:
-    assert jobs._public({}) == {}
+    assert recording.public({}) == {}
 
 
 def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytes
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     net = SimpleNamespace(net=None, image_size=32)
     monkeypatch.setattr(training, "build", lambda config: SimpleNamespace(classifier=net, data=None))
-    monkeypatch.setattr(jobs, "static_cost", lambda net, size: {})
+    monkeypatch.setattr(recording, "static_cost", lambda net, size: {})
     written: dict[str, Any] = {}
 
     class EnoughError(Exception):
@@ -97,10 +97,10 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytes
         raise EnoughError
 
     monkeypatch.setattr(training, "describe_inputs", describe)
-    plain, problem = jobs._checked(config)
+    _, plain, problem = jobs._checked(config, [], store)
     assert problem is None
     with pytest.raises(EnoughError), jobs._start(store, config, plain, ["seed=0"], jobs.Place()) as run:
-        jobs._record(config, tmp_path, ["seed=0"], run)
+        recording.record(config, tmp_path, ["seed=0"], run)
     assert "postgresql://me:***@db.example.org" in written["config.yaml"]
     assert "s3cret" not in written["config.yaml"]
     assert config.tracking.uri == URI  # the job itself still needs it
@@ -113,7 +113,7 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytes
 def test_a_password_that_was_typed_is_not_recorded_with_the_command(tmp_path: Path) -> None:
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     config = composed(f"tracking.uri={URI}")
-    plain, _ = jobs._checked(config)
+    _, plain, _ = jobs._checked(config, [], store)
     with jobs._start(store, config, plain, [f"tracking.uri={URI}", "seed=0"], jobs.Place()) as run:
         pass
     tags = store.client.get_run(run.id).data.tags

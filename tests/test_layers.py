@@ -62,6 +62,7 @@ DOORS = {
     "torchao": ("src/deployment/", "src/compression/"),
     "litert_torch": ("src/deployment/", "src/compression/"),
     "ai_edge_litert": ("src/deployment/", "src/compression/"),
+    "ai_edge_quantizer": ("src/compression/",),
     "torch_pruning": ("src/compression/prune.py",),
     "captum": ("src/predicting/gradcam.py",),
     "mahotas": ("src/radiomics/features.py",),
