@@ -15,8 +15,8 @@ setup-test: $(VENV)/.setup-test
 sweep: setup  ## the main job on the embedded data set: custom and ResNet50, compared
 	$(BIN)/python -m src.train -m model=custom,resnet50
 
-test: setup-test  ## the tests
-	$(BIN)/python -m pytest
+test: setup-test  ## the tests, a file a process, as many as there are cores, four at most
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 lint: setup-test  ## linter, formatter, type checker
 	$(BIN)/ruff check .

@@ -91,10 +91,9 @@ def tell(rows: Sequence[Row]) -> None:
 
 
 def tell_fastest(rows: Sequence[Row]) -> None:
-    """The fastest export of the first row's net, its weights as they were."""
-    same = [row for row in rows if not row.reason and (row.model, row.precision) == (rows[0].model, rows[0].precision)]
-    exports = [row for row in same if row.runtime in FORMATS]
-    if exports and not rows[0].reason:
+    """The fastest export of the first row's own net, its weights as they were, beside eager PyTorch."""
+    exports = [row for row in rows if row.label == rows[0].label and row.runtime in FORMATS and not row.reason]
+    if exports and rows[0].runtime == "eager" and not rows[0].reason:
         best = min(exports, key=lambda row: row.figures["ratio"])
         faster = 1 / best.figures["ratio"]
         print(f"fastest export: {best.label} in {best.runtime}, {faster:.2f} times (wanted: at least {FASTER})")
@@ -104,13 +103,14 @@ def tell_int8(rows: Sequence[Row], found: Sequence[Subject], settings: Settings)
     """Int8 beside float32 in ONNX Runtime, the two measured anew side by side."""
     measured = [place for place, row in enumerate(rows) if row.runtime == "onnx" and not row.reason]
     plain = [place for place in measured if rows[place].precision == "float32"][:1]
-    small = [place for place in measured if rows[place].precision == "int8"]
-    if not (plain and small):
+    models = {rows[place].model for place in plain}
+    small = [place for place in measured if rows[place].precision == "int8" and rows[place].model in models]
+    if not small:
         return
     print(f"int8 beside float32 in ONNX Runtime (wanted: {INT8_FASTER} times as fast, {INT8_SIZE:.0%} of the size)")
     again, _ = measure([found[place] for place in (*plain, *small)], settings, encoded(None)[0])
     tell(again)
-    for row in again[1:]:
+    for row in [] if again[0].reason else [row for row in again[1:] if not row.reason]:
         share = row.figures["size_mb"] / again[0].figures["size_mb"]
         print(f"{row.label}: {1 / row.figures['ratio']:.2f} times as fast, {share:.0%} of the size")
 

@@ -27,10 +27,12 @@ Paretoderm: latency, memory, cold start and, where a counter can be read, energy
   runtime (such as onnxruntime), measure with file=, bring result.json back.
 """
 _TEXTS = ("run", "file", "join", "reference", "device", "image", "out", "folder")  # may look like numbers, or odd
+_SEVERAL = ("run", "runtime")
+QUOTES = ("'", '"')
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Status 1 if no model could be measured."""
 
     def job(config: DictConfig) -> None:
         from src.benchmarking import make  # the libraries take seconds to import: not before --help
@@ -39,23 +41,31 @@ def main() -> None:
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
     entry.run(job, "benchmark", EXAMPLES)
+    if entry.failures:
+        sys.exit(1)
 
 
 def as_hydra_reads(argument: str) -> str:
-    """An argument as it is typed, as Hydra's grammar wants it: ids such as 12e4 and paths stay texts, in lists too."""
+    """An argument as it is typed, as Hydra's grammar wants it.
+
+    Ids such as 12e4 and paths stay texts, in lists too; several runs or runtimes are a list, not a sweep.
+    """
     key, sign, value = argument.partition("=")
-    if key not in _TEXTS or not sign or value in ("", "null") or value[0] in "'\"":
+    if key in _SEVERAL and "," in value and value[0] not in ("[", *QUOTES):
+        value = f"[{value}]"
+    if key == "runtime":
+        return f"{key}{sign}{value}"
+    if key not in _TEXTS or not sign or value in ("", "null") or value[0] in QUOTES:
         return argument
     if value.startswith("[") and value.endswith("]"):
         items = [item.strip() for item in value[1:-1].split(",") if item.strip()]
-        return f"{key}=[{','.join(_quoted(item) for item in items)}]"
-    return f"{key}={_quoted(value)}"
+        return f"{key}=[{','.join(item if item[0] in QUOTES else quoted(item) for item in items)}]"
+    return f"{key}={quoted(value)}"
 
 
-def _quoted(text: str) -> str:
-    if text[0] in "'\"":
-        return text
-    return "'" + re.sub(r"(['\\])", r"\\\1", text) + "'"
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar reads it back: backslashes are escaped before a quote and at the end alone."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     """
     plan = make_plan(config, settings, arguments)
     own = plan.settings
-    probe(plan, loader)
+    probed = probe(plan, loader)
     if config.dry_run and config.origin is not None:
         raise ConfigError("dry_run", "estimates trainings, and a compression is none: leave it out")
     if config.dry_run:
@@ -66,8 +66,9 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     store.open()
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
-    if config.origin is not None:
-        origin.check(config, plan.overrides, store)
+    if probed is not None and origin.wanted(cell := probed[0]):
+        default = dry_run.compose_cell(loader, config, origin.typed_beside(plan.overrides))
+        origin.check_study(cell, default, probed[1], store)
     url = resolve_url(plan.settings.storage or default_url(store.database.parent if store.database else store.folder))
     with Ownership(url, plan.name) as ownership:
         return _run(plan, store, url, ownership)

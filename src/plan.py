@@ -114,22 +114,25 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
     )
 
 
-def probe(plan: Plan, loader: ConfigLoader) -> None:
+def probe(plan: Plan, loader: ConfigLoader) -> tuple[DictConfig, list[str]] | None:
     """Compose and check some cells: a mistake that they all share is told at once, not trial by trial.
+
+    Returns:
+        The first that is as it should be, with its overrides; None where they have mistakes of their own.
 
     Raises:
         UserError: What is wrong with every one of them.
     """
     problems: dict[str, Exception] = {}
     for overrides in dry_run.sample(plan.space, PROBED, seed=0):
+        every = [*plan.overrides, *overrides]
         try:
-            dry_run.compose_cell(loader, plan.config, [*plan.overrides, *overrides])
+            return dry_run.compose_cell(loader, plan.config, every), every
         except (UserError, HydraException, OmegaConfBaseException) as error:
             problems[str(one_line(error))] = error
-        else:
-            return
     if len(problems) == 1:
         raise next(iter(problems.values()))
+    return None
 
 
 def _made_name(arguments: list[str], fixed: list[str]) -> str:

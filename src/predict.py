@@ -8,6 +8,7 @@ import sys
 from omegaconf import DictConfig
 
 from src import entry
+from src.benchmark import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: what a trained model says about pictures. This is research and no medical device.
@@ -21,7 +22,6 @@ Paretoderm: what a trained model says about pictures. This is research and no me
 Status 0: all pictures were read; 1: some could not be, and are listed; 2: nothing could be done.
 """
 TEXTS = ("input", "out")  # values that are paths, in which Hydra's grammar would see commas, brackets and signs
-QUOTES = ("'", '"')
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def as_hydra_reads(argument: str) -> str:
     if not sign or key not in ("model", *TEXTS):
         return argument
     plain = value in ("", "null") or value.startswith(QUOTES)
-    text = value if plain else "'" + value.replace("'", "\\'") + "'"
+    text = value if plain else quoted(value)
     return f"{'named' if key == 'model' else key}={text}"
 
 

@@ -12,6 +12,7 @@ from src.checkpoint import load_weights
 from src.config import check_targets, instantiate
 from src.data.module import DataModule
 from src.errors import ConfigError
+from src.models.bfloat16 import cast_as_recorded
 from src.tracking import read
 from src.tracking.store import Store, TrackingError
 
@@ -94,6 +95,7 @@ def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
     if "weights" in config.model.net:
         config.model.net.weights = "random"
     net = instantiate(config.model.net, "model.net", outputs=data.outputs)
+    cast_as_recorded(net, config)
     teacher = Teacher(net, int(config.data.image_size), list(config.model.mean), list(config.model.std))
     load_weights(_Shell(net), checkpoint)
     return teacher

@@ -74,9 +74,7 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     cast_as_recorded(net, config)
     if isinstance(net, once.FittedOnce):
         data.augment = None  # it sees each image once, as it is
-    loss = instantiate(
-        config.loss, "loss", ("teacher",), class_counts=data.seen_counts, **_taught(config, data, pretrained)
-    )
+    loss = build_loss(config, data, taught=pretrained)
     classifier = instantiate(
         config.model,
         "model",
@@ -91,12 +89,23 @@ def build(config: DictConfig, pretrained: bool = True) -> Parts:
     return Parts(data, classifier)
 
 
-def _taught(config: DictConfig, data: DataModule, pretrained: bool) -> dict[str, Any]:
-    """The teachers that the loss asks for; none where nothing is trained."""
-    if "teacher" not in config.loss or not pretrained:
-        return {}
-    store: Store = instantiate(config.tracking, "tracking")
-    return {"teachers": teachers.load(store, config.loss.teacher, data)}
+def build_loss(config: DictConfig, data: DataModule, taught: bool = True) -> nn.Module:
+    """The loss, with the teachers that it asks for.
+
+    Args:
+        config: A composed `conf/train.yaml`.
+        data: Ready.
+        taught: False where nothing is trained, so that no teachers are looked for.
+
+    Raises:
+        UserError: A value is not as it should be, or a teacher cannot be had.
+    """
+    given: dict[str, Any] = {}
+    if "teacher" in config.loss and taught:
+        store: Store = instantiate(config.tracking, "tracking")
+        given["teachers"] = teachers.load(store, config.loss.teacher, data)
+    loss: nn.Module = instantiate(config.loss, "loss", ("teacher",), class_counts=data.seen_counts, **given)
+    return loss
 
 
 def _optimizer(config: DictConfig) -> Any:

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: more threads than one only get in the way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import src  # noqa: F401  first: it lets a CUDA torchvision be imported beside a CPU torch
 from src import entry
 from src.tracking.store import Store

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import benchmark
 from src.entry import ROOT
@@ -30,11 +31,18 @@ QUICK = ("queries=30", "seconds=0", "warm_up_s=0", "turn_ms=1", "cold_starts=1",
         ("run=null", "run=null"),
         ("threads=2", "threads=2"),
         ("runtime=[eager,onnx]", "runtime=[eager,onnx]"),
+        ("runtime=eager,onnx", "runtime=[eager,onnx]"),
+        ("run=12e4,0012", "run=['12e4','0012']"),
         ("--help", "--help"),
     ],
 )
 def test_ids_and_paths_stay_texts(typed: str, read: str) -> None:
     assert benchmark.as_hydra_reads(typed) == read
+
+
+@pytest.mark.parametrize("text", ["a\\b", "it's", "a\\'b", "end\\", "a, b (c)=[d]"])
+def test_what_is_quoted_is_read_back_as_it_was(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"file={benchmark.quoted(text)}").value() == text
 
 
 def test_help_shows_examples_and_every_key(run_entry: Entry) -> None:
@@ -55,6 +63,10 @@ def test_help_shows_examples_and_every_key(run_entry: Entry) -> None:
         (("file=a.onnx", "runtime=tensorrt"), "error: runtime: "),
         (("file=a.onnx", "image=none.jpg"), "error: image=none.jpg: cannot be read as a picture"),
         (("join=none.json",), "none.json"),
+        (("file=a.onnx", "out=result.csv"), "error: out: result.csv would be the CSV"),
+        (("file=a.onnx", "out=."), "error: out: . is no file"),
+        (("file=a.onnx", "out=/dev/null"), "error: out: /dev/null is no file"),
+        (("file=a.onnx", "cores=9999"), "error: cores: must be at most"),
     ],
 )
 def test_bad_input_ends_in_one_line(
@@ -65,6 +77,23 @@ def test_bad_input_ends_in_one_line(
     assert status == 2
     assert said in output
     assert "Traceback" not in output
+
+
+def test_the_status_tells_that_nothing_could_be_measured(
+    run_entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    Path("broken.onnx").write_bytes(b"not a model")
+    status, said = run_entry(benchmark.main, "file=broken.onnx", "out=broken.onnx", *QUICK)
+    assert status == 2
+    assert "error: out: broken.onnx is a model, which would be lost" in said
+    status, said = run_entry(benchmark.main, "file=broken.onnx", "out=result.json", *QUICK)
+    assert status == 1
+    assert "broken.onnx: ONNX Runtime cannot load it" in said
+    assert "join=" not in said
+    [row] = json.loads(Path("result.json").read_text())["rows"]
+    assert "ONNX Runtime cannot load it" in row["reason"]
 
 
 def test_a_file_is_measured_without_a_store_and_joins_one_later(

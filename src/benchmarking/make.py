@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from src import entry
 from src.benchmarking import subjects, tables
 from src.benchmarking.device import this_device
 from src.benchmarking.measure import measure, reference
 from src.benchmarking.photograph import encoded
 from src.benchmarking.publish import publish
 from src.benchmarking.record import Result, Row, read
-from src.benchmarking.settings import BELOW, Settings
+from src.benchmarking.settings import BELOW, Settings, expanded
 from src.benchmarking.subjects import Subject
 from src.config import check, instantiate, resolve
 from src.errors import UserError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 console = Console(width=100)
 IMPORTS = {  # by runtimes: what their start and memory have to be read with
     ("eager", "compile"): "eager, compile: loaded as the project does it; the imports are training's, Lightning too.",
+    (
+        "compile",
+    ): "compile: compiled at its first start ever, later taken from a cache on disk, as in most of 3 starts.",
     ("executorch",): "executorch: its Python package imports torch, which is its start and memory; in C++ it is small.",
 }
 MOST, LEAST = 1.1, 0.8  # cores that a model keeps busy, beyond which something is to be said
@@ -37,16 +41,17 @@ def make(config: DictConfig) -> Result:
         config: A composed `conf/benchmark.yaml`.
 
     Returns:
-        The benchmark, after it was written and published.
+        The benchmark, after it was written and published. If nothing could be measured, that is noted in
+        `src.entry.failures` too.
 
     Raises:
         UserError: Bad input; the message names the culprit.
     """
     settings = _settings(config)
     if settings.join:
-        return _join(Path(settings.join), config)
+        return _join(expanded(settings.join), config)
     photograph, told = encoded(settings.image)
-    _refuse_unwritable(_file(settings, "benchmark").parent)
+    _refuse_unwritable(settings)
     store = _store(config) if settings.runs else None
     with tempfile.TemporaryDirectory() as folder:
         found = [*subjects.of_runs(store, settings, Path(folder))] if store else []
@@ -54,13 +59,16 @@ def make(config: DictConfig) -> Result:
         _refuse_reference(found, settings)
         rows, measured_against = measure(found, settings, photograph)
     result = _result(rows, measured_against, settings, told)
+    _show(result)  # before it is written: it took minutes
     file = _write(result, settings)
-    _show(result, file)
+    _say(f"look: {file}")
     own = {each.run_id for each in found} - {""}  # of files the run is not asked for: they join later, if they shall
     if store and settings.publish:
         publish(result, file, store, own)
-    elif not own:
+    elif not own and any(row.run_id for row in rows):
         _say(f"to add it to the record of its runs: python -m src.benchmark join={file}")
+    if all(row.reason for row in rows):
+        entry.failures.append("no model could be measured")
     return result
 
 
@@ -84,7 +92,8 @@ def _store(config: DictConfig) -> "Store":
 def _join(file: Path, config: DictConfig) -> Result:
     result = read(file)
     runs = publish(result, file, _store(config))
-    _show(result, file)
+    _show(result)
+    _say(f"look: {file}")
     _say(f"joined the record of {', '.join(runs)}")
     return result
 
@@ -146,13 +155,9 @@ def _notes(rows: list[Row], settings: Settings, photograph: str) -> list[str]:
     return notes
 
 
-def _file(settings: Settings, name: str) -> Path:
-    return Path(settings.out) if settings.out else Path(settings.folder) / f"{name}.json"
-
-
 def _write(result: Result, settings: Settings) -> Path:
     """JSON, and CSV beside it; each whole or not at all."""
-    file = _file(settings, result.name)
+    file = settings.json or Path(settings.folder) / f"{result.name}.json"
     for path, content in ((file, result.to_json()), (file.with_suffix(".csv"), result.to_csv())):
         part = path.with_name(f"{path.name}.part")
         try:
@@ -164,8 +169,9 @@ def _write(result: Result, settings: Settings) -> Path:
     return file
 
 
-def _refuse_unwritable(folder: Path) -> None:
+def _refuse_unwritable(settings: Settings) -> None:
     """Before anything is measured."""
+    folder = settings.json.parent if settings.json else Path(settings.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -174,9 +180,9 @@ def _refuse_unwritable(folder: Path) -> None:
         raise UserError(f"{folder}: the benchmark cannot be written there ({error})") from error
 
 
-def _show(result: Result, file: Path) -> None:
+def _show(result: Result) -> None:
     console.print(tables.table(result))
-    for line in [*tables.lines(result), f"look: {file}"]:
+    for line in tables.lines(result):
         _say(line)
 
 

@@ -47,6 +47,8 @@ def measure(subjects: Sequence[Subject], settings: Settings, photograph: bytes) 
             rows[place].figures |= _figures(stream)
             rows[place].energy_absent = energy.absent
         _end_to_end({place: workers[place] for place in going}, rows, settings, photograph, stack)
+    for row in rows:
+        row.figures = {} if row.reason else row.figures  # of one that ended half way some would be left
     return rows, _ratios(rows, dict(zip(going, streams, strict=True)), settings)
 
 
@@ -162,7 +164,8 @@ def _still(rows: Sequence[Row], going: list[int], streams: list[Stream]) -> tupl
 def _ratios(rows: Sequence[Row], streams: dict[int, Stream], settings: Settings) -> str:
     """Add the ratios; which row's time is 1."""
     wanted = reference(rows, settings.reference)
-    if wanted not in streams or rows[wanted].reason:
+    streams = {place: stream for place, stream in streams.items() if not rows[place].reason}
+    if wanted not in streams:
         if settings.reference or not streams:
             return ""
         wanted = next(iter(streams))

@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
-        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by `end`
+        self._complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed by `end`
         pools = dict.fromkeys(POOLS, str(spec["threads"]))
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         began = time.perf_counter()

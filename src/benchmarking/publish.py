@@ -40,6 +40,7 @@ def publish(result: Result, file: Path, store: "Store", only: Collection[str] | 
         for row in rows:
             if row.run_id == run_id and not row.reason:
                 run.log(result.metrics(row))
+                run.tag(**{f"{result.place(row)}/reference": result.reference})  # or nobody knows whose ratio it is
         run.flush()
         run.artifact(file, FOLDER)
     return list(runs)

@@ -136,8 +136,11 @@ class Result:
 
     def metrics(self, row: Row) -> dict[str, float]:
         """A row's figures under their names in the run record."""
-        prefix = f"benchmark/{self.device.name}/{row.runtime}/t{self.threads}/b{self.batch}"
-        return {f"{prefix}/{name}": value for name, value in row.figures.items()}
+        return {f"{self.place(row)}/{name}": value for name, value in row.figures.items()}
+
+    def place(self, row: Row) -> str:
+        """What the names of a row's figures begin with in the run record."""
+        return f"benchmark/{self.device.name}/{row.runtime}/t{self.threads}/b{self.batch}"
 
     def to_json(self) -> str:
         """As text; what is not known is absent, never NaN."""
@@ -151,8 +154,14 @@ class Result:
         table = csv.DictWriter(file, [*names, *told, *FIGURES], lineterminator="\n")
         table.writeheader()
         for row in self.rows:
-            table.writerow({name: getattr(row, name) for name in names} | told | row.figures)
+            texts = {name: getattr(row, name) for name in names} | told
+            table.writerow({name: _harmless(value) for name, value in texts.items()} | row.figures)
         return file.getvalue()
+
+
+def _harmless(value: object) -> object:
+    """Text that a spreadsheet would run as a formula is put behind an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "@", "-", "\t", "\r")) else value
 
 
 def known(figures: Mapping[str, float | None]) -> dict[str, float]:

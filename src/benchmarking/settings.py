@@ -1,5 +1,6 @@
 """The values of conf/benchmark.yaml, which says what each means."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +50,27 @@ class Settings:
     @property
     def files(self) -> list[Path]:
         """Exported models."""
-        return [Path(name) for name in _listed(self.file)]
+        return [expanded(name) for name in _listed(self.file)]
+
+    @property
+    def json(self) -> Path | None:
+        """The file that is asked for; None: a new one in the folder.
+
+        Raises:
+            ConfigError: It cannot be one of JSON, with a CSV beside it.
+        """
+        if not self.out:
+            return None
+        file = expanded(self.out)
+        if file.suffix.lower() == ".csv":
+            raise ConfigError(
+                "out", f"{self.out} would be the CSV, which goes beside the JSON: name that, {file.stem}.json"
+            )
+        if not file.name or any(each.exists() and not each.is_file() for each in (file, file.with_suffix(".csv"))):
+            raise ConfigError("out", f"{self.out} is no file that can be written anew; name one such as result.json")
+        if any(each.exists() and file.exists() and file.samefile(each) for each in self.files):
+            raise ConfigError("out", f"{self.out} is a model, which would be lost; name another file")
+        return file
 
     @property
     def runtimes(self) -> list[Name]:
@@ -72,12 +93,23 @@ class Settings:
         """Raise where nothing, or too much at once, is asked for.
 
         Raises:
-            ConfigError: Nothing to measure, or a file to join beside something to measure.
+            ConfigError: Nothing to measure, a file to join beside something to measure, or cores that are not there.
         """
         if self.join and (self.runs or self.files):
             raise ConfigError("join", "brings in a file and measures nothing: leave out run= and file=")
         if not (self.join or self.runs or self.files):
             raise ConfigError("run", "name runs or a study, as in run=3f2a9c, or an exported model, as in file=m.onnx")
+        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else self.cores
+        if self.cores and there and self.cores > there:
+            raise ConfigError("cores", f"must be at most {there}, which are here to emulate with, but got {self.cores}")
+
+
+def expanded(name: str) -> Path:
+    """A path with `~` expanded, where there is such a user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Which models a benchmark is about: those of runs, of a study's front, or of exported files."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,8 +46,10 @@ class Subject:
 
 
 def of_files(settings: Settings) -> list[Subject]:
-    """The exported models that are asked for, see `of_file`."""
-    return [of_file(path, path.name) for path in settings.files]
+    """The exported models that are asked for, each once, see `of_file`; those of one name are told by their paths."""
+    paths = list(dict.fromkeys(settings.files))
+    names = Counter(path.name for path in paths)
+    return [of_file(path, path.name if names[path.name] == 1 else str(path)) for path in paths]
 
 
 def of_runs(store: "Store", settings: Settings, folder: Path) -> list[Subject]:
@@ -116,14 +119,20 @@ def of_net(config: "DictConfig", description: Description, checkpoint: Path, fol
         checkpoint: Its weights.
         folder: New, or laid out for another runtime already.
         runtime: eager or compile.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
     from omegaconf import OmegaConf
 
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        OmegaConf.save(config, folder / "config.yaml")
-        (folder / "description.json").write_text(description.to_json())
-        shutil.copy(checkpoint, folder / "best.ckpt")
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            OmegaConf.save(config, folder / "config.yaml")
+            (folder / "description.json").write_text(description.to_json())
+            shutil.copy(checkpoint, folder / "best.ckpt")
+    except OSError as error:
+        raise UserError(f"{folder}: the model cannot be laid out there ({error})") from error
     spec = {"runtime": runtime, "net": str(folder)}
     size_mb = checkpoint.stat().st_size / 1e6
     return Subject(f"{description.model} {description.run_id[:8]}", runtime, spec=spec, size_mb=size_mb)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from src.benchmarking.record import Result, Row
 
@@ -14,7 +15,7 @@ def table(result: Result) -> Table:
     """A row a model in a runtime; of one that was not measured, the notes say why."""
     title = f"{result.device.cpu}, {_count(result.threads, 'thread')}, batch {result.batch}"
     found = Table(
-        title=title + (f", EMULATION: {result.device.emulation}" if result.device.emulation else ""),
+        title=Text(title + (f", EMULATION: {result.device.emulation}" if result.device.emulation else "")),
         box=SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
@@ -24,7 +25,7 @@ def table(result: Result) -> Table:
     for name in COLUMNS:
         found.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
-        found.add_row(row.label, row.runtime, *_cells(row))
+        found.add_row(Text(row.label), row.runtime, *map(Text, _cells(row)))
     return found
 
 

@@ -1,5 +1,9 @@
 """From a run's record to its card: everything is found here, nothing written."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from src.carding import costs, describing, external, limits, quality
 from src.carding.find import Subject
 from src.carding.front import front
@@ -9,10 +13,12 @@ from src.carding.recorded import Recorded
 from src.clinical.record import ClinicalAudit
 from src.clinical.settings import Settings as Clinical
 from src.deployment.description import Description
+from src.deployment.files import FORMATS, format_of
 from src.evaluation import make as evaluation
 from src.evaluation.settings import Settings as Evaluation
 from src.tracking.store import Store
-from src.trained.load import describe, single
+from src.trained.load import deployed, describe, single
+from src.trained.runs import Evaluated
 
 SPLITS = ("val", "test")
 NO_METADATA = "Age, sex and site are not told: the run's own data were not at hand when this card was made."
@@ -32,7 +38,8 @@ def build(store: Store, subject: Subject, clinical: Clinical, own_root: str | No
     """
     recorded = Recorded(store, subject)
     evaluated = subject.evaluated
-    description = subject.description or describe(store, single(store, evaluated.nets[0].run_id))
+    net = single(store, evaluated.nets[0].run_id)
+    description = subject.description or describe(store, net)
     audits, notes = _audited(store, subject, clinical, own_root)
     return Card(
         title=f"{evaluated.model} on {evaluated.data}{_compressed(recorded)}",
@@ -48,7 +55,7 @@ def build(store: Store, subject: Subject, clinical: Clinical, own_root: str | No
         external=external.external(recorded),
         cost=costs.cost(recorded),
         limits=limits.limits(recorded, audits),
-        commands=_commands(subject, exported=not describing.fitted_once(recorded)),
+        commands=_commands(subject, [] if describing.fitted_once(recorded) else [_format(store, net)]),
         licence=licence(description),
     )
 
@@ -79,21 +86,30 @@ def _short(recorded: Recorded, description: Description, audits: dict[str, Clini
     ]
     if first is not None:
         row = first.overall.set_index("metric").loc["balanced_accuracy"]
+        span = (
+            f"[{row['low']:.3f}, {row['high']:.3f}]" if np.isfinite(row["low"]) else "(too few images for an interval)"
+        )
         told.append(
-            f"Balanced accuracy on {first.split}: {row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}], "
-            f"{first.images:,} images of {first.lesions:,} lesions or patients."
+            f"Balanced accuracy on {first.split}: {row['estimate']:.3f} {span}, {first.images:,} images of "
+            f"{first.lesions:,} lesions or patients."
         )
         told.append(first.verdicts[0].text)
     return tuple(told)
 
 
-def _commands(subject: Subject, exported: bool) -> tuple[str, ...]:
+def _format(store: Store, net: Evaluated) -> str:
+    """In which a net can be exported: any of torch's, so an example; a file only as it is."""
+    file = deployed(store, net)
+    return FORMATS["onnx"].name if file is None else format_of(file).name
+
+
+def _commands(subject: Subject, formats: Sequence[str]) -> tuple[str, ...]:
     """What to type; of a trial its first seed's net is the example. No export of what is no network."""
     run_id = subject.evaluated.nets[0].run_id
     named = subject.versions[0] if subject.versions else None
     model = subject.file.name if subject.file else f"{named.name}/{named.number}" if named else run_id
     return (
         f"python -m src.predict model={model} input=<picture, folder or CSV>",
-        *([f"python -m src.export run={run_id} format=onnx"] if exported else []),
+        *(f"python -m src.export run={run_id} format={each}" for each in formats),
         f"python -m src.evaluate run={subject.evaluated.run_id}",
     )

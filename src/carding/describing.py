@@ -36,7 +36,7 @@ def model(recorded: Recorded, description: Description) -> Part:
             ("Run", f"{evaluated.run_id}{several}"),
             *(("Net of seed " + net.seed, net.run_id) for net in evaluated.nets if evaluated.repeated),
             ("Registered as", "; ".join(each.title for each in recorded.subject.versions) or "not registered"),
-            ("Architecture", f"{evaluated.model}: {part(model_config['net'])}"),
+            (_architecture(recorded), f"{evaluated.model}: {part(model_config['net'])}"),
             ("Started from", _weights(recorded)),
             ("Parameters", number(recorded.values("efficiency/params"))),
             ("of them trained by gradients", number(recorded.values("efficiency/trainable_params"))),
@@ -52,6 +52,12 @@ def model(recorded: Recorded, description: Description) -> Part:
     )
 
 
+def _architecture(recorded: Recorded) -> str:
+    """What a config says of a net is not so any more where channels were taken out."""
+    pruned = recorded.tag("compression.channels") != ABSENT
+    return "Architecture, before channels were taken out" if pruned else "Architecture"
+
+
 def compression(recorded: Recorded) -> Part:
     """What a compressed net was made from, and what that cost; nothing of any other net."""
     if recorded.own_tag("origin") == ABSENT:
@@ -63,6 +69,9 @@ def compression(recorded: Recorded) -> Part:
         f"Recorded of it: {name.replace('_', ' ')}": ", ".join(f"{value:.4g}" for value in values)
         for name, values in own.items()
         if not name.startswith("lost/")
+    } | {
+        f"Recorded of it: {name.replace('_', ' ')}": recorded.tag(f"compression.{name}")
+        for name in recorded.tags("compression.")
     }
     return Part(
         facts(

@@ -62,6 +62,12 @@ class Recorded:
         values: Iterable[object] = self.nets[column].dropna().unique() if column in self.nets else ()
         return joined([str(value) for value in values if str(value)]) or self.own_tag(name)
 
+    def tags(self, prefix: str) -> list[str]:
+        """Names of the nets' tags that start so, by the rest of their names."""
+        start = f"tags.{prefix}"
+        names = [str(column) for column in self.nets.dropna(axis="columns", how="all")]
+        return sorted(name.removeprefix(start) for name in names if name.startswith(start))
+
     def own_tag(self, name: str) -> str:
         """A tag of the subject's own run; `ABSENT` without it."""
         return str(self.own.get(f"tags.{name}") or ABSENT)

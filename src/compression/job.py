@@ -12,9 +12,11 @@ from src.classifier import Classifier
 from src.compression import lost
 from src.compression.record import Compressed, Compression, Tune
 from src.config import instantiate
+from src.data.module import DataModule
 from src.deployment.description import Description
 from src.deployment.module import as_classifier
 from src.efficiency.profile import static_cost
+from src.errors import ConfigError
 from src.tracking import history
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -31,12 +33,27 @@ def origin_parts(config: DictConfig, store: Store) -> training.Parts:
     Args:
         config: From `src.compression.origin.adopt`.
         store: That holds the origin.
+
+    Raises:
+        UserError: The data are not those that the origin was trained on: its test images could come into training.
     """
     as_the_origin = config.copy()
     as_the_origin.compression = None
     parts = training.build(as_the_origin, pretrained=False)
+    _same_split(parts.data, store, config.origin)
     parts.classifier = restore(parts.classifier, store, config.origin).eval()
     return parts
+
+
+def _same_split(data: DataModule, store: Store, origin: str) -> None:
+    recorded = store.client.get_run(origin).data.tags.get("split_fingerprint", data.split_fingerprint)
+    if recorded != data.split_fingerprint:
+        raise ConfigError(
+            "origin",
+            f"images, labels or split of {data.name} are not those that run {origin} was trained on (split "
+            f"{data.split_fingerprint}, there {recorded}): its test images could be trained on; give the right folder "
+            "as data.root=",
+        )
 
 
 def compress(config: DictConfig, parts: training.Parts, store: Store, run: Run, folder: Path) -> Compressed:
@@ -64,7 +81,8 @@ def compress(config: DictConfig, parts: training.Parts, store: Store, run: Run, 
         parts.classifier = found.classifier
     else:
         run.artifact(found.file, DEPLOYED)
-        parts.classifier = as_classifier(open_file(found.file), found.classifier)
+        threads = int(config.efficiency.get("threads", 1))  # as the reference net is timed
+        parts.classifier = as_classifier(open_file(found.file, threads), found.classifier)
     return found
 
 
@@ -110,6 +128,8 @@ def _tuner(config: DictConfig, parts: training.Parts, run: Run, folder: Path) ->
     def tune(classifier: Classifier, epochs: int, lr: float) -> None:
         own = config.copy()
         own.trainer.max_epochs, own.optimizer.lr = epochs, lr
+        if "teacher" in own.loss:  # none was needed so far
+            classifier.loss = training.build_loss(own, parts.data)
         classifier.train_with(instantiate(own.optimizer, "optimizer"), instantiate(own.scheduler, "scheduler"))
         classifier.train()  # Lightning leaves modules in the mode that it finds
         training.train(own, training.Parts(parts.data, classifier), run, folder / "tuning")

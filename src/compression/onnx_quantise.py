@@ -131,6 +131,9 @@ class OnnxStaticInt8:
 class OnnxDynamicInt8:
     """Weights in 8 bits; activations are quantised at each call, by the range that they have there.
 
+    That range is one for the whole batch: so that a picture's answer does not depend on its neighbours, the file asks
+    to be given one at a time.
+
     Args:
         convolutions: Convolutions too, not only dense layers.
     """
@@ -207,7 +210,9 @@ def _rewrite(
 
             rewrite(plain, path)
         model = onnx.load(path)
-        onnx.helper.set_model_props(model, {KEY: replace(description, precision=precision).to_json()})
+        ranges_at_call = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
+        alone = {deployed.ALONE: "true"} if ranges_at_call else {}
+        onnx.helper.set_model_props(model, {KEY: replace(description, precision=precision).to_json(), **alone})
         path.write_bytes(model.SerializeToString())
         return _held(model, precision)
 

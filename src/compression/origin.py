@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.config import check_targets
+from src.config import check_targets, resolve
 from src.errors import ConfigError, UserError
 from src.models.bfloat16 import KIND
 from src.tracking import read
@@ -49,7 +49,8 @@ def adopt(config: DictConfig, overrides: Sequence[str], store: Store) -> DictCon
     Raises:
         UserError: No such origin, or one without a trained net; an override of what is the origin's to say.
     """
-    run_id = check(config, overrides, store)
+    check(overrides)
+    run_id = _run_id(config, config.seed, store)
     typed = [_key(override) for override in overrides]
     found = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
     assert isinstance(found, DictConfig)
@@ -70,21 +71,44 @@ def adopt(config: DictConfig, overrides: Sequence[str], store: Store) -> DictCon
     return found
 
 
-def check(config: DictConfig, overrides: Sequence[str], store: Store) -> str:
-    """Id of the run to compress.
+def check(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what is the origin's to say.
 
     Args:
-        config: As for `adopt`.
-        overrides: As for `adopt`.
-        store: That holds the origin.
+        overrides: Of a compression, swept ones too.
 
     Raises:
-        UserError: As `adopt`.
+        ConfigError: The first of them.
     """
     for key in map(_key, overrides):
         if key.partition(".")[0] not in (*OWN, *PASSED) and not key.startswith(ALSO):
             raise ConfigError(key, f"is the origin's: leave it out beside origin= ({', '.join(ALSO)} can be set)")
-    return _run_id(config, store)
+
+
+def typed_beside(overrides: Sequence[str]) -> list[str]:
+    """Those of a compression's overrides that are neither the origin's to say nor of the compression itself."""
+    return [each for each in overrides if _key(each).startswith(ALSO)]
+
+
+def check_study(config: DictConfig, default: DictConfig, overrides: Sequence[str], store: Store) -> None:
+    """Refuse at once what every trial of a study would be refused for, and what each would pass over.
+
+    Args:
+        config: Of one of its trials.
+        default: Composed with nothing but `typed_beside(overrides)`.
+        overrides: Of that trial.
+        store: That holds the origin.
+
+    Raises:
+        UserError: As `adopt`, for any of the seeds; or the study's file sets what is the origin's.
+    """
+    check(overrides)
+    own, plain = resolve(config), resolve(default)
+    for key in sorted(plain.keys() - {*OWN, *PASSED}):
+        if own[key] != plain[key]:
+            raise ConfigError("sweeps", f"the study's file sets {key}, which is the origin's; take one that compresses")
+    for seed in range(config.seed, config.seed + config.repeats):
+        _run_id(config, seed, store)
 
 
 def of(store: Store, run_id: str) -> str:
@@ -102,7 +126,8 @@ def trial(store: Store, config: DictConfig) -> str:
     return runs.find(store, str(config.origin)).run_id
 
 
-def _run_id(config: DictConfig, store: Store) -> str:
+def _run_id(config: DictConfig, seed: int, store: Store) -> str:
+    """Of the run to compress: the origin, or that of its seeds which is asked for."""
     given = str(config.origin)
     try:
         evaluated = runs.find(store, given)
@@ -115,13 +140,12 @@ def _run_id(config: DictConfig, store: Store) -> str:
         return evaluated.nets[0].run_id
     if config.repeats == 1:
         ids = ", ".join(by_seed.values())
-        problem = f"{given} has several seeds: name one of {ids}, or all by -m and repeats={len(by_seed)}"
+        all_of_them = f", or all by -m and repeats={len(by_seed)}" if len(by_seed) > 1 else ""
+        raise ConfigError("origin", f"{given} is a trial of several seeds: name one of {ids}{all_of_them}")
+    if str(seed) not in by_seed:
+        problem = f"{given} has no finished run of seed {seed}, only of {', '.join(by_seed)}: set seed and repeats"
         raise ConfigError("origin", problem)
-    if str(config.seed) not in by_seed:
-        raise ConfigError(
-            "origin", f"{given} has no seed {config.seed}, only {', '.join(by_seed)}: set seed and repeats"
-        )
-    return by_seed[str(config.seed)]
+    return by_seed[str(seed)]
 
 
 def _refuse_compressed(config: DictConfig, run_id: str, store: Store) -> None:

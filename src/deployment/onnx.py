@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch: a process that only runs a model does without
     from src.deployment.camera import CameraNet
 
 FORMAT = "ONNX"
+ALONE = f"{KEY}.alone"  # in the metadata of a model whose answer depends on what else is in the batch
 INPUT, OUTPUT = "pictures", "probabilities"
 
 
@@ -79,6 +80,7 @@ class OnnxRuntime:
             raise UserError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
         held = self._session.get_modelmeta().custom_metadata_map
         self.description = Description.from_json(held.get(KEY, ""), str(path))
+        self.batch = 1 if held.get(ALONE) else None
 
     def __call__(self, pictures: Pictures) -> Probabilities:
         """Probabilities of the classes, (N, K)."""

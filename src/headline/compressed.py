@@ -21,7 +21,8 @@ from src.tracking import history, read
 from src.tracking.store import Store
 
 POINT = 0.01
-COSTS = {"efficiency/size_mb": "size (MB)", "efficiency/flops": "FLOPs", "efficiency/latency_ratio": "x latency"}
+SIZE = "efficiency/size_mb"
+COSTS = {SIZE: "size (MB)", "efficiency/flops": "FLOPs", "efficiency/latency_ratio": "x latency"}
 
 
 class Pair(NamedTuple):
@@ -35,6 +36,12 @@ class Pair(NamedTuple):
     def name(self) -> str:
         """Of the net that was compressed."""
         return f"{texts(self.origins, 'tags.preset').iloc[0] or texts(self.origins, 'tags.model').iloc[0]}"
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """What tells the net that was compressed from others of its name: seeds of one trial have it in common."""
+        tags = ("tags.study", "tags.trial", "parent_id", "metrics.efficiency/params")
+        return (self.name, *(" ".join(sorted(set(texts(self.origins, tag)))) for tag in tags))
 
     def share(self, metric: str) -> float:
         """Of a cost, as a part of the origin's."""
@@ -64,8 +71,9 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
     if not found:
         missing.append(Missing(", ".join(section.studies), "no run of it", section.command))
     grids, findings = [], []
-    for name in dict.fromkeys(pair.name for pair in pairs):
-        own = sorted((pair for pair in pairs if pair.name == name), key=lambda pair: -pair.share("efficiency/size_mb"))
+    for source in dict.fromkeys(pair.source for pair in pairs):
+        own = sorted((pair for pair in pairs if pair.source == source), key=lambda pair: -pair.share(SIZE))
+        name = _told_apart(own[0], pairs)
         lost = [{metric: _less(pair, metric, how) for metric in section.metrics} for pair in own]
         grids.append(Grid(*_rows(name, own, lost, section, how), stacks=(2, len(COSTS) + 1)))
         findings += _findings(name, own, lost, section)
@@ -93,6 +101,12 @@ def _pair(store: Store, cell: Cell) -> Pair:
     if len(origins) < len(ids):
         raise UserError("its origin is not in the store")
     return Pair(cell, origins, [history.predictions(store, each, SPLIT) for each in ids])
+
+
+def _told_apart(pair: Pair, pairs: Sequence[Pair]) -> str:
+    """The compressed net's name, with a run of it where others are called so, too."""
+    alone = len({other.source for other in pairs if other.name == pair.name}) == 1
+    return pair.name if alone else f"{pair.name} ({pair.origins['run_id'].iloc[0][:8]})"
 
 
 def _less(pair: Pair, metric: str, how: Bootstrap) -> Difference:

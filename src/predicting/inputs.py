@@ -1,6 +1,8 @@
 """The pictures that a prediction is asked for: a file, a folder with its subfolders, or those that a CSV lists."""
 
 import os
+import stat
+import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
+from src.benchmarking.settings import expanded
 from src.data.decoding import decode
 from src.data.geometry import Geometry
 from src.data.listing import IMAGE_SUFFIXES, image_names, read_csv
 from src.data.source import Manifest, Source
 from src.errors import ConfigError, DataError
 
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's: controls, halves of pairs, separators of lines
 COLUMNS = ("path", "image")  # of a CSV, the first that it has
 
 
@@ -72,10 +77,16 @@ class Pictures(Source):
                 suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise ConfigError("input", f"{self.given} has no picture in it or below it ({suffixes})")
         else:
-            named = [(text, self.given.parent / Path(text).expanduser()) for text in _listed(self.given)]
+            named = [(text, self.given.parent / expanded(text)) for text in _listed(self.given)]
         rows = [(_printable(name), str(path)) for name, path in named]
         frame = pd.DataFrame(rows, columns=["image_id", "path"], dtype=object)  # a path may hold what is no text
         return Manifest(self.name, (), frame, "image")
+
+    def picture(self, manifest: Manifest, row: int) -> Image.Image:
+        """Decode one, see `src.data.source.Source`; a pipe or device is refused: reading it might never end."""
+        if not stat.S_ISREG(Path(str(manifest.frame.at[row, "path"])).stat().st_mode):
+            raise OSError("not a file")
+        return super().picture(manifest, row)
 
     def batches(
         self, manifest: Manifest, size: int, image_size: int, geometry: Geometry, workers: int
@@ -136,5 +147,7 @@ def _listed(csv: Path) -> list[str]:
 
 
 def _printable(name: str) -> str:
-    """A file's name may hold bytes that are no text; they are shown as numbers."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A file's name may hold bytes that are no text, or commands to a terminal; they are shown as numbers."""
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in UNPRINTABLE else each for each in name
+    )

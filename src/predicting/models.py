@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from src.benchmarking.settings import expanded
 from src.classifier import Classifier
 from src.deployment.camera import CameraNet
 from src.deployment.description import Description
 from src.deployment.runtime import Name, Pictures, Probabilities, Runtime, in_batches
 from src.deployment.torch import EagerRuntime
 from src.errors import ConfigError, UserError
+from src.predicting.settings import is_there
 from src.radiomics.once import FittedOnce
 from src.tracking import cache, registry
 from src.tracking.store import Store
@@ -98,17 +100,21 @@ def find(wanted: str, store: Callable[[], Store], threads: int) -> Model:
     Raises:
         UserError: There is none, or it has no trained net; the message says why.
     """
-    path = Path(wanted).expanduser()
-    if path.suffix in SUFFIXES or path.is_file():
+    path = expanded(wanted)
+    if path.suffix in SUFFIXES or (is_there(path) and path.is_file()):
         return _file(path, threads)
     opened = store()
-    known = cache.cached_runs(opened)["run_id"]
-    if known.str.startswith(wanted).any():
-        return _run(opened, wanted, threads)
+    is_run = bool(cache.cached_runs(opened)["run_id"].str.startswith(wanted).any())
     try:
         registered = registry.resolve(opened, wanted)
     except UserError as error:
+        if is_run:
+            return _run(opened, wanted, threads)
         raise ConfigError("model", f"{error}; nor does a run's id start so, nor is it an exported file") from error
+    if is_run:
+        raise ConfigError(
+            "model", f"{wanted} is a registered model, and a run's id starts so too; say {wanted}/<version>"
+        )
     found = _run(opened, registered.run_id, threads)
     return replace(found, title=f"{registered.name} version {registered.version}, {found.title}")
 
@@ -153,6 +159,8 @@ def _net(store: Store, run: Evaluated, description: Description, threads: int) -
     if file is not None:
         return load.open_file(file, threads), None
     classifier = load.classifier(store, run)
+    tags = store.client.get_run(run.run_id).data.tags  # a trial's own do not tell the precision
+    description = replace(description, precision=tags.get("precision", description.precision))
     if torch.cuda.is_available() and not isinstance(classifier.net, FittedOnce):  # features by NumPy gain nothing
         return GpuRuntime(classifier, description), classifier
     return EagerRuntime(classifier, description, threads), classifier

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from src.clinical.pages import spreadsheet
 from src.errors import UserError
 
 DIGITS = "%.9g"  # single precision comes back from it as it was
@@ -31,14 +32,15 @@ class Rows:
         """Write rows.
 
         Args:
-            frame: Has the columns, in any order; what is missing becomes an empty cell.
+            frame: Has the columns, in any order; what is missing becomes an empty cell, and what a spreadsheet would
+                run as a formula stands behind an apostrophe.
             header: Begin the file with the columns' names.
 
         Raises:
             UserError: The file cannot be written.
         """
         with writing(self._path):
-            frame.reindex(columns=self._columns).to_csv(
+            spreadsheet(frame.reindex(columns=self._columns)).to_csv(
                 self._draft, mode="w" if header else "a", header=header, index=False, float_format=DIGITS
             )
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from src.benchmarking.settings import expanded
+from src.data.listing import IMAGE_SUFFIXES
 from src.errors import ConfigError
 
 
@@ -39,8 +41,8 @@ class Settings:
             ConfigError: None is named, or it is not there.
         """
         given = _given(self.input, "input", "name a picture, a folder or a CSV, as in input=pictures/")
-        path = Path(given).expanduser()
-        if not path.exists():
+        path = expanded(given)
+        if not is_there(path):
             raise ConfigError("input", f"{given} is not there; name a picture, a folder or a CSV")
         return path
 
@@ -49,15 +51,21 @@ class Settings:
         """Where the CSV goes, `~` expanded; None: nowhere.
 
         Raises:
-            ConfigError: It is a folder, or the very input.
+            ConfigError: It is a folder or a device, a picture, the very input, or the model.
         """
         if self.out is None:
             return None
-        path = Path(_given(self.out, "out", "name a CSV to write, or null for none")).expanduser()
-        if path.is_dir():
-            raise ConfigError("out", f"{self.out} is a folder; name a CSV in it")
-        if path.exists() and path.samefile(self.pictures):
-            raise ConfigError("out", f"{self.out} is the input, which would be lost; name another file")
+        path = expanded(_given(self.out, "out", "name a CSV to write, or null for none"))
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise ConfigError("out", f"{self.out} is a picture's name; name a CSV")
+        if not is_there(path):
+            return path
+        if not path.is_file():
+            what = "a folder; name a CSV in it" if path.is_dir() else "no file that can be written anew; name a CSV"
+            raise ConfigError("out", f"{self.out} is {what}")
+        for key, read in (("input", self.pictures), ("model", expanded(self.model))):
+            if is_there(read) and path.samefile(read):
+                raise ConfigError("out", f"{self.out} is the {key}, which would be lost; name another file")
         return path
 
     @property
@@ -66,6 +74,14 @@ class Settings:
         return self.threads or (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; of no name that a system refuses there is."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _given(value: str | None, key: str, wanted: str) -> str:

@@ -94,7 +94,7 @@ def _listed(tally: Tally, decision: Decision | None, unsure_below: float | None)
     calibrated = decision is not None and decision.temperature is not None
     table = _table("image", "most probable", "calibrated" if calibrated else "its p")
     if decision is not None:
-        table.add_column(f"p({decision.positive})", justify="right")
+        table.add_column(Text(f"p({decision.positive})"), justify="right")
         table.add_column("decision")
     if unsure_below is not None:
         table.add_column(f"unsure (< {unsure_below:g})")
@@ -139,13 +139,13 @@ def _problems(tally: Tally) -> RenderableType:
     for name, reason in tally.problems:
         table.add_row(Text(_short(name)), Text(reason))
     more = tally.unreadable - len(tally.problems)
-    return Group(table, Text(f"and {more:,} more: see the column problem.")) if more else table
+    return Group(table, Text(f"and {more:,} more: the column problem of out= has them all.")) if more else table
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name)
+        table.add_column(Text(name))
     return table
 
 

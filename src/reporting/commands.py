@@ -25,8 +25,9 @@ def retrain(study: Study, trial: pd.Series, artifacts: Path | None) -> str:
     """
     cell = [f"{key}={value}" for key, value in scan(_text(trial.get("tags.overrides"))).items()]
     seed = _text(trial.get("tags.seed"))
-    # a run of its own, unlike a trial, has all its overrides in its tag
-    fixed = "" if not study.run_id and not _text(trial.get("parent_id")) else study.fixed_overrides
+    # a run of its own, unlike a trial, has all its overrides in its tag; a compressed one stands below its origin
+    above, origin = (_text(trial.get(name)) for name in ("parent_id", "tags.origin"))
+    fixed = "" if not study.run_id and above in ("", origin) else study.fixed_overrides
     if fixed is None:
         return _from_config(artifacts)
     shared = shlex.split(fixed)
@@ -34,9 +35,18 @@ def retrain(study: Study, trial: pd.Series, artifacts: Path | None) -> str:
     # the file of sweeps/ says MULTIRUN, which the command line overrules
     file = [f"sweeps={study.sweeps}", "hydra.mode=RUN"] if study.sweeps else []
     kept = [each for each in kept if not each.startswith("sweeps=")]
+    if origin:
+        kept = [f"origin={_origin(study, trial)}" if each.startswith("origin=") else each for each in kept]
     one_of_several = ["repeats=1"] if study.sweeps else []
     seeded = [f"seed={int(float(seed))}"] if seed else []
     return shlex.join(["python", "-m", "src.train", *file, *kept, *one_of_several, *seeded])
+
+
+def _origin(study: Study, trial: pd.Series) -> str:
+    """The run that a trial's first seed was made from: the trial's own origin is a trial, too."""
+    first = study.runs_of(str(trial.get("run_id")))[0]
+    own = study.seeds[study.seeds["run_id"] == first] if len(study.seeds) else study.seeds
+    return _text((own.iloc[0] if len(own) else trial).get("tags.origin"))
 
 
 def _from_config(artifacts: Path | None) -> str:

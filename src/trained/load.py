@@ -144,12 +144,18 @@ def write(store: Store, run: Evaluated, name: str, folder: Path) -> Path:
 
 
 def describe(store: Store, run: Evaluated) -> Description:
-    """What a deployed model of a run shall say about itself.
+    """What a deployed model of a run says about itself: where its model is a file already, what that file says.
 
     Args:
         store: That holds the run.
         run: A single one.
+
+    Raises:
+        UserError: The file's runtime is not installed, or what is recorded cannot be read.
     """
+    file = deployed(store, run)
+    if file is not None:
+        return open_file(file).description
     return Description(
         run_id=run.run_id,
         model=run.model,

@@ -32,5 +32,6 @@ def write_onnx(path: Path, run_id: str) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(model, {KEY: describe(run_id).to_json()})
+    path.parent.mkdir(exist_ok=True)
     onnx.save(model, str(path))
     return path

@@ -36,6 +36,7 @@ def test_figures_and_file_stand_on_the_run(store: Store, tmp_path: Path) -> None
     metrics = store.client.get_run(run.id).data.metrics
     assert metrics["benchmark/Pi_4/onnx/t1/b1/p50_ms"] == 0.5
     assert metrics["benchmark/Pi_4/onnx/t1/b1/ratio"] == 1.0
+    assert store.client.get_run(run.id).data.tags["benchmark/Pi_4/onnx/t1/b1/reference"] == "tiny.onnx in onnx"
     kept = read.artifact(store, run.id, f"benchmark/{file.name}")
     assert json.loads(kept.read_text()) == json.loads(file.read_text())
     assert store.client.get_run(run.id).info.status == "FINISHED"

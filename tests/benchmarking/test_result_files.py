@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from src.benchmarking import tables
 from src.benchmarking.record import FIGURES, Device, Result, Row, known, read
@@ -54,6 +55,18 @@ def test_csv_has_a_line_a_row_and_a_column_a_figure() -> None:
     assert rows[1]["p99_ms"] == ""
     assert rows[1]["reason"] == "out of memory"
     assert set(FIGURES) <= set(rows[0])
+
+
+def test_names_are_no_formulas_of_a_spreadsheet_and_no_markup_of_the_terminal() -> None:
+    result = made_up()
+    result.rows[0].label, result.device.cpu = "=1+[/b].onnx", "[red]Pi"
+    [row, _] = csv.DictReader(io.StringIO(result.to_csv()))
+    assert row["label"] == "'=1+[/b].onnx"
+    console = Console(width=100, file=io.StringIO())
+    console.print(tables.table(result))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "=1+[/b].onnx" in said
+    assert "[red]Pi" in said
 
 
 def test_what_is_not_known_is_absent() -> None:

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from card_records import Runs, record_evaluation
 
-from src.carding import find, page
+from src.carding import build, find, page
 from src.carding.external import external
 from src.carding.limits import limits
 from src.carding.record import ABSENT, Card, number
 from src.carding.recorded import Recorded
+from src.clinical.settings import Settings as Clinical
 
 CardOf = Callable[[str], Card]
 
@@ -110,6 +111,19 @@ def test_a_compressed_net_names_its_origin_and_what_was_lost(runs: Runs, card_of
     assert "Its compression cost +5.0 points [+1.0, +9.0] of recall of mel." in card.limits
     assert not any("of balanced accuracy" in each for each in card.limits)  # its interval holds 0
     assert not card_of(runs.seeds[0]).compression.facts
+
+
+def test_a_pruned_net_is_not_said_to_have_the_channels_that_it_lost(place: Runs) -> None:
+    place.store.client.set_tag(place.compressed, "compression.channels", "features.0.0 11/32")
+    card = build.build(place.store, find.of_run(place.store, place.compressed), Clinical(samples=100, fixed=()))
+    assert "Architecture, before channels were taken out" in facts(card.model)
+    assert facts(card.compression)["Recorded of it: channels"] == "features.0.0 11/32"
+
+
+def test_a_model_that_is_a_file_is_exported_as_that_file(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "deployed", lambda store, net: Path("model.tflite"))
+    card = build.build(runs.store, find.of_run(runs.store, runs.compressed), Clinical(samples=100, fixed=()))
+    assert f"python -m src.export run={runs.compressed} format=litert" in card.commands
 
 
 def test_what_is_not_recorded_is_said_to_be_so(runs: Runs, card_of: CardOf) -> None:

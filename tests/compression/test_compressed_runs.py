@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from src import train
+from src import teachers, train
 from src.compression.lost import lost
+from src.compression.origin import check_study
+from src.data.module import DataModule
 from src.entry import ROOT
+from src.errors import ConfigError
 from src.tracking import history, read
 from src.tracking.store import Store
+from src.trained.load import describe, open_file, single
 
 CHOICES = sorted(file.stem for file in (ROOT / "conf" / "compression").glob("*.yaml") if file.stem != "none")
 FILES = {"onnx": ".onnx", "executorch": ".pte", "litert": ".tflite"}
@@ -54,20 +58,40 @@ def store(place: Path) -> Store:
 
 
 @pytest.fixture
-def origin(entry: Entry, store: Store) -> pd.Series:
-    """A trained run, made by the first test that asks."""
-    found = _runs(store, "tags.compression IS NULL")
+def trial(entry: Entry, store: Store) -> pd.Series:
+    """A trained trial of two seeds, made by the first test that asks."""
+    wanted = "tags.study = 'trained' and tags.kind = 'trial'"
+    found = read.runs(store, wanted)
     if found.empty:
-        assert entry(*TRAINED)[0] == 0
-        found = _runs(store, "tags.compression IS NULL")
+        status, said = entry("-m", *TRAINED, "repeats=2", "hydra.sweeper.study_name=trained")
+        assert status == 0, said
+        found = read.runs(store, wanted)
     return found.iloc[0]
 
 
-def _runs(store: Store, filter: str = "") -> pd.DataFrame:
-    found = read.runs(store)
-    if "tags.compression" not in found:
-        found["tags.compression"] = None
-    return found[found["tags.compression"].isna()] if filter else found
+@pytest.fixture
+def origin(trial: pd.Series, store: Store) -> pd.Series:
+    """Its first seed's run."""
+    return _seeds(store, trial).iloc[0]
+
+
+@pytest.fixture
+def in_a_file(entry: Entry, store: Store, origin: pd.Series) -> str:
+    """Id of a run whose model is a file."""
+    choice = "onnx_int8_dynamic"
+    wanted = f"tags.compression = '{choice}' and tags.origin = '{origin['run_id']}'"
+    if read.runs(store, wanted).empty:
+        assert entry(f"compression={choice}", f"origin={origin['run_id']}")[0] == 0
+    return str(read.runs(store, wanted)["run_id"].iloc[0])
+
+
+def _seeds(store: Store, trial: pd.Series) -> pd.DataFrame:
+    return read.children(store, trial["run_id"]).sort_values("tags.seed")
+
+
+def _accuracy(store: Store, run_id: str) -> float:
+    frame = history.predictions(store, run_id, "test")
+    return float((frame.filter(like="p/").idxmax(axis=1).str[2:] == frame["label"]).mean())
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -95,9 +119,8 @@ def test_every_compression_is_a_measured_child(choice: str, entry: Entry, origin
         assert read.artifact(store, made["run_id"], "checkpoint/best.ckpt").exists()
     before, after = (history.predictions(store, run, "test") for run in (origin["run_id"], made["run_id"]))
     assert set(before["image_id"]) == set(after["image_id"])
-    right = [(frame.set_index("image_id").filter(like="p/").idxmax(axis=1).str[2:], frame) for frame in (before, after)]
-    accuracy = [(top == frame.set_index("image_id")["label"]).mean() for top, frame in right]
-    assert made["metrics.compression/lost/accuracy"] == pytest.approx(accuracy[0] - accuracy[1])
+    lost = _accuracy(store, origin["run_id"]) - _accuracy(store, made["run_id"])
+    assert made["metrics.compression/lost/accuracy"] == pytest.approx(lost)
     assert made["metrics.compression/lost/accuracy/low"] <= made["metrics.compression/lost/accuracy/high"]
     config = OmegaConf.load(read.artifact(store, made["run_id"], "config.yaml"))
     assert config.compression.name == choice
@@ -113,13 +136,99 @@ def test_every_compression_is_a_measured_child(choice: str, entry: Entry, origin
         (["compression=prune", "origin=ORIGIN", "trainer.max_epochs=3"], "trainer.max_epochs: is the origin's"),
         (["compression=prune", "origin=nosuchrun"], "origin: nosuchrun: no such run"),
         (["compression=prune", "origin=ORIGIN", "repeats=3", "-m"], "origin=ORIGIN is a run of one seed, 0"),
+        (["compression=prune", "origin=TRIAL"], "or all by -m and repeats=2"),
+        (["compression=prune", "origin=TRIAL", "repeats=3", "-m"], "TRIAL has no finished run of seed 2, only of 0, 1"),
+        (["compression=prune", "origin=ORIGIN", "model.net.width=4,8", "-m"], "model.net.width: is the origin's"),
+        (["sweeps=sun2023", "compression=prune", "origin=ORIGIN", "repeats=1"], "experiment: is the origin's"),
+        (["sweeps=smoke", "compression=prune", "origin=TRIAL", "repeats=2"], "is the origin's"),
+        (["compression=prune", "origin=FILED"], "FILED is compressed already (onnx_int8_dynamic); take its origin, OR"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: list[str], told: str, entry: Entry, origin: pd.Series) -> None:
-    status, said = entry(*(each.replace("ORIGIN", origin["run_id"]) for each in arguments))
+def test_what_cannot_be_is_refused(
+    arguments: list[str], told: str, entry: Entry, trial: pd.Series, origin: pd.Series, in_a_file: str, store: Store
+) -> None:
+    def named(text: str) -> str:
+        return text.replace("TRIAL", trial["run_id"]).replace("ORIGIN", origin["run_id"]).replace("FILED", in_a_file)
+
+    before = len(read.runs(store))
+    status, said = entry(*map(named, arguments))
     assert status != 0
-    assert told.replace("ORIGIN", origin["run_id"]) in " ".join(said.split())
+    assert named(told).removesuffix("OR") in " ".join(said.split())
     assert "Traceback" not in said
+    assert len(read.runs(store)) == before  # no trial was begun
+
+
+def test_a_studys_file_of_another_data_set_is_refused(store: Store) -> None:
+    """Its data would be passed over in silence: they are the origin's."""
+    default = OmegaConf.create({"seed": 0, "repeats": 1, "origin": None, "data": {"name": "synthetic"}})
+    other = OmegaConf.merge(default, {"origin": "abc", "data": {"name": "ham10000"}})
+    assert isinstance(default, DictConfig)
+    assert isinstance(other, DictConfig)
+    with pytest.raises(ConfigError, match="sets data, which is the origin's"):
+        check_study(other, default, ["sweeps=mine", "origin=abc"], store)
+
+
+def test_each_seed_of_a_trial_is_compressed_and_compared_with_itself(
+    entry: Entry, trial: pd.Series, store: Store
+) -> None:
+    small = ["compression=prune", "compression.epochs=1", "repeats=2", "hydra.sweeper.study_name=smaller"]
+    status, said = entry("-m", f"origin={trial['run_id']}", *small)
+    assert status == 0, said
+    (made,) = (row for _, row in read.runs(store, "tags.study = 'smaller' and tags.kind = 'trial'").iterrows())
+    assert made["tags.origin"] == trial["run_id"]
+    before, after = _seeds(store, trial), _seeds(store, made)
+    assert list(after["tags.origin"]) == list(before["run_id"])
+    assert list(after["tags.seed"]) == list(before["tags.seed"]) == ["0", "1"]
+    assert {made["tags.lost_on"], *after["tags.lost_on"]} == {"test"}  # as a member of the front
+    lost = [
+        _accuracy(store, origin) - _accuracy(store, compressed)
+        for origin, compressed in zip(before["run_id"], after["run_id"], strict=True)
+    ]
+    assert list(after["metrics.compression/lost/accuracy"]) == pytest.approx(lost)
+    assert made["metrics.compression/lost/accuracy"] == pytest.approx(sum(lost) / 2)
+    assert (
+        made["metrics.compression/lost/accuracy/low"] <= sum(lost) / 2 <= made["metrics.compression/lost/accuracy/high"]
+    )
+    assert (after["metrics.efficiency/params"] < before["metrics.efficiency/params"].to_numpy()).all()
+
+
+def test_data_that_the_origin_did_not_see_are_not_trained_on(entry: Entry, origin: pd.Series, store: Store) -> None:
+    """Its test images could be among them."""
+    run_id, recorded = origin["run_id"], origin["tags.split_fingerprint"]
+    store.client.set_tag(run_id, "split_fingerprint", "another")
+    try:
+        status, said = entry("compression=bfloat16", f"origin={run_id}")
+    finally:
+        store.client.set_tag(run_id, "split_fingerprint", recorded)
+    assert status != 0
+    assert f"are not those that run {run_id} was trained on" in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+def test_a_distilled_net_is_fine_tuned_by_its_teacher(
+    entry: Entry, origin: pd.Series, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert entry(*TRAINED, "trainer.max_epochs=1", "loss=distillation", f"loss.teacher={origin['run_id']}")[0] == 0
+    student = read.runs(store)["run_id"].iloc[0]
+    asked: list[object] = []
+    load = teachers.load
+
+    def noted(store: Store, run_ids: str, data: DataModule) -> list[teachers.Teacher]:
+        asked.append(run_ids)
+        return load(store, run_ids, data)
+
+    monkeypatch.setattr(teachers, "load", noted)
+    status, said = entry("compression=prune", "compression.epochs=1", f"origin={student}")
+    assert status == 0, said
+    assert asked == [origin["run_id"]]
+
+
+def test_a_run_whose_model_is_a_file_says_what_the_file_says(store: Store, in_a_file: str) -> None:
+    said = describe(store, single(store, in_a_file))
+    assert said == open_file(read.artifact(store, in_a_file, "deployed/model.onnx")).description
+    assert (said.run_id, said.precision) == (in_a_file, "int8")
+    assert said.decision is not None
+    assert said.decision.aim.endswith("for the net that this one was made from")
 
 
 def test_what_was_lost_is_a_difference_on_the_same_images() -> None:

@@ -167,6 +167,17 @@ def test_dynamic_leaves_convolutions_alone_unless_told(made: Callable[[str], Com
     assert "Conv" in OnnxDynamicInt8(convolutions=True).operators
 
 
+def test_dynamic_answers_do_not_depend_on_their_neighbours(
+    made: Callable[[str], Compressed], pictures: npt.NDArray[np.uint8]
+) -> None:
+    runtime = OnnxRuntime(made("dynamic").file)
+    assert runtime.batch == 1
+    found = in_batches(runtime, pictures)
+    np.testing.assert_array_equal(in_batches(runtime, pictures[::-1])[::-1], found)
+    assert np.abs(runtime(pictures) - found).max() > 0  # as one batch they would
+    assert OnnxRuntime(made("static").file).batch is None
+
+
 def test_a_net_with_nothing_left_between_its_ends_is_refused(data: DataModule, tmp_path: Path) -> None:
     whole = OnnxStaticInt8(images=8, float_first=2, float_last=2)
     with pytest.raises(ConfigError, match=r"float_first: of 4 layers, 2 \+ 2 in float32 leave none"):

@@ -53,6 +53,21 @@ def test_each_seed_is_held_against_its_own_origin(made: Store, right: float, sai
     assert part.origin.runs == 3
 
 
+def test_nets_of_one_name_are_each_beside_their_own_origin(made: Store) -> None:
+    for width, params in ((16, 1000.0), (32, 4000.0)):
+        before, after = ([predictions(right, width + seed) for seed in range(3)] for right in (0.9, 0.8))
+        for seed in range(3):
+            costs = {"efficiency/size_mb": params / 1000, "efficiency/params": params}
+            run = record(store=made, study="trained", frame=before[seed], seed=seed, metrics=costs)
+            settings = {"compression": {"name": "bfloat16"}, "origin": run, "model": {"net": {"width": width}}}
+            half = {"efficiency/size_mb": params / 2000}
+            record(made, "compression", after[seed], seed, settings, half, origin=run, precision="bfloat16")
+    grids = compressed.part(made, SECTION, 3, HOW).grids
+    assert [grid.rows[0][2] for grid in grids] == [("1.000",), ("4.000",)]
+    assert [grid.rows[1][2] for grid in grids] == [("0.500", "x 0.50"), ("2.000", "x 0.50")]
+    assert len({grid.columns[0] for grid in grids}) == 2
+
+
 def test_an_origin_that_was_not_tested_is_told(made: Store) -> None:
     world(made, 0.5, tested=False)
     part = compressed.part(made, SECTION, 3, HOW)

@@ -4,18 +4,26 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tiny_models import CLASSES, MEAN, SIZE, STD, Exported, Place, Typed
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from scipy.special import softmax
+from tiny_models import CLASSES, CODES, MEAN, SIZE, STD, Exported, Place, Typed
 
-from src import predict, train
+from src import predict
+from src.checkpoint import save_weights
 from src.deployment import onnx
 from src.deployment.camera import CameraNet
 from src.deployment.description import Decision, Description
+from src.entry import ROOT
 from src.models.custom import CustomCNN
-from src.tracking import history, read
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.trained import inference
 
 
 @pytest.fixture(scope="session")
@@ -33,43 +41,37 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kept")
+def place(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Made once; a test that adds a run takes it away again."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
+    store = Store(folder=folder / "mlruns")
+    tiny = [f"model.image_size={SIZE}", "model.net.width=4", "model.net.depth=1", "model.net.dense=[8]"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", ["model=custom", "data=synthetic", *tiny])
+    with Run.start(store, "custom", {"kind": "trial", "model": "custom", "data": "synthetic"}) as trial:
+        pass
+    first, second = (one_seed(store, config, seed, trial, folder) for seed in (0, 1))
+    return Place(folder, (first, second), trial.id)
 
 
-@pytest.fixture
-def place(kept: Path, run_entry: Typed, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Made for the first test that asks."""
-    monkeypatch.chdir(kept)
-    monkeypatch.setenv("PARETODERM_CACHE", str(kept / "cache"))
-    store = Store(folder=kept / "mlruns")
-    if not (kept / "mlruns").exists():
-        (kept / "mlruns").mkdir()
-        shutil.copy(empty_database, kept / "mlruns" / "mlflow.db")
-        tiny = [f"model.image_size={SIZE}", "model.net.width=4", "model.net.depth=1", "model.net.dense=[8]"]
-        data = ["data=synthetic", "data.source.lesions=100", "trainer=cpu", "trainer.max_epochs=1", "efficiency=fast"]
-        status, said = run_entry(train.main, "model=custom", *tiny, *data, "threads=1", "test=false")
-        assert status == 0, said
-        [first] = read.runs(store)["run_id"]
-        with Run.start(store, "custom", {"kind": "trial", "model": "custom", "data": "synthetic"}) as trial:
-            pass
-        for run_id in (first, another_seed(store, first, kept)):
-            Run.attach(store, run_id).move_below(trial)
-    ids = read.runs(store).set_index("tags.seed")["run_id"]
-    [above] = read.runs(store, "tags.kind = 'trial'")["run_id"]
-    return Place(kept, (ids["0"], ids["1"]), above)
-
-
-def another_seed(store: Store, run_id: str, folder: Path) -> str:
-    """A run as a second training would leave it: other weights, other predictions of the same images."""
-    tags = {key: value for key, value in store.client.get_run(run_id).data.tags.items() if "mlflow" not in key}
-    state = torch.load(read.artifact(store, run_id, "checkpoint/best.ckpt"), weights_only=True)["state_dict"]
-    torch.save({"state_dict": {name: 2 * values for name, values in state.items()}}, folder / "best.ckpt")
-    val = history.predictions(store, run_id, "val")
-    columns = [name for name in val if name.startswith("p/")]
-    val[columns] = val[columns].sample(frac=1, random_state=0).to_numpy()
-    with Run.start(store, "custom", tags | {"seed": "1"}) as run:
-        run.artifact(read.artifact(store, run_id, "config.yaml"))
+def one_seed(store: Store, config: DictConfig, seed: int, trial: Run, folder: Path) -> str:
+    """A run as a training leaves it, its weights and predictions drawn."""
+    torch.manual_seed(seed)
+    net = inference.build(config, CODES)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1 + seed)  # other weights in each
+    save_weights(net, folder / "best.ckpt")
+    label = np.arange(70) % len(CODES)
+    probability = softmax(2 * np.eye(len(CODES))[label] + np.random.default_rng(seed).normal(size=(70, len(CODES))), 1)
+    val = pd.DataFrame({"image_id": [f"{row:02d}" for row in range(70)], "label": np.array(CODES)[label]})
+    val = val.assign(group=val["image_id"], **{f"p/{name}": probability[:, at] for at, name in enumerate(CODES)})
+    tags = {"kind": "run", "model": "custom", "data": "synthetic", "split": "grouped", "seed": str(seed)}
+    with Run.start(store, "custom", tags, parent_id=trial.id) as run:
+        run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
         run.artifact(folder / "best.ckpt", "checkpoint")
         run.table(val, "predictions/val.csv")
     return run.id

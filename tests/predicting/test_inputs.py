@@ -1,5 +1,6 @@
 """Which pictures are meant, in which order, and what becomes of those that cannot be read."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +101,18 @@ def test_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
     except (OSError, UnicodeError):
         pytest.skip("this file system takes texts only")
     assert names(tmp_path) == ["x\\udce9.png"]
+
+
+def test_a_name_gives_no_commands_to_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31m\nb\u202f\u00e9.png").touch()
+    assert names(tmp_path) == ["a\\x1b[31m\\nb\u202f\u00e9.png"]
+
+
+def test_what_is_no_file_and_what_no_system_takes_is_a_reason(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opened, it would be waited for
+    csv = tmp_path / "list.csv"
+    csv.write_text(f"path\npipe.png\n~no such user/a.png\n{'a' * 300}.png\n{tmp_path}\n/dev/zero\n")
+    given = Pictures(csv)
+    [batch] = given.batches(given.manifest(), 8, 8, "pad", 1)
+    assert [batch.problems[at] for at in (0, 1, 3, 4)] == ["not a file", "absent", "not a file", "not a file"]
+    assert "too long" in batch.problems[2]

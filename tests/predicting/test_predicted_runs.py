@@ -13,7 +13,9 @@ from scipy.special import softmax
 from tiny_models import SIZE, Exported, Place, Typed, written
 
 from src.data.geometry import square
+from src.errors import ConfigError
 from src.models.custom import CustomCNN
+from src.predicting import models
 from src.tracking import history, read, registry
 from src.tracking.run import Run
 from src.tracking.store import TrackingError
@@ -94,6 +96,25 @@ def test_a_registered_model(place: Place, predicted: Typed, pictures: Path, tmp_
     for wanted in ("skin@nosuch", "skin/7", "skin/seven", "a:b"):
         with pytest.raises(TrackingError, match=wanted):
             registry.resolve(place.store, wanted)
+
+
+def test_a_name_that_is_an_id_too_is_refused(place: Place) -> None:
+    short = place.seeds[0][:6]
+    place.store.client.create_registered_model(short)
+    place.store.client.create_model_version(short, f"runs:/{place.seeds[1]}/model", place.seeds[1])
+    with pytest.raises(ConfigError, match=f"{short} is a registered model, and a run's id starts so too"):
+        models.find(short, lambda: place.store, 1)
+    assert models.find(f"{short}/1", lambda: place.store, 1).nets[0].description.run_id == place.seeds[1]
+    assert models.find(place.seeds[0], lambda: place.store, 1).description.run_id == place.seeds[0]
+    place.store.client.delete_registered_model(short)
+
+
+def test_the_precision_of_a_trial_is_that_of_its_nets(place: Place) -> None:
+    for run_id in place.seeds:
+        place.store.client.set_tag(run_id, "precision", "bfloat16")
+    assert models.find(place.trial, lambda: place.store, 1).description.precision == "bfloat16"
+    for run_id in place.seeds:
+        place.store.client.delete_tag(run_id, "precision")
 
 
 def test_a_compressed_run_that_is_a_file(

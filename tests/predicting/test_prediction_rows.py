@@ -30,6 +30,13 @@ def test_rows_come_in_batches_and_the_file_appears_at_the_end(tmp_path: Path) ->
     assert [each.name for each in path.parent.iterdir()] == ["said.csv"]
 
 
+def test_a_name_is_no_formula_of_a_spreadsheet(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image": ["=1+1.png", "a=1.png"], "p/mel": [-1.0, 0.5], "problem": ["", "@absent"]})
+    with whole_csv(tmp_path / "said.csv", COLUMNS) as rows:
+        rows.add(frame)
+    assert (tmp_path / "said.csv").read_text() == "image,p/mel,problem\n'=1+1.png,-1,\na=1.png,0.5,'@absent\n"
+
+
 def test_single_precision_is_written_without_loss(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random(200).astype(np.float32)
     with whole_csv(tmp_path / "said.csv", COLUMNS) as rows:

@@ -12,6 +12,7 @@ from src.models.custom import CustomCNN
 from src.tracking.store import Store
 
 CLASSES = ("bkl", "mel", "nv")
+CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")  # of the recorded runs
 SIZE = 16
 MEAN, STD = (0.7, 0.5, 0.4), (0.2, 0.25, 0.3)
 Typed = Callable[..., tuple[int, str]]
