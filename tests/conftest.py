@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: more threads than one only get in the way
@@ -22,6 +23,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: mo
 import src  # noqa: F401  first: it lets a CUDA torchvision be imported beside a CPU torch
 from src import entry
 from src.tracking.store import Store
+
+# a busy machine takes as long as it takes
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PARETODERM_SHARED", ROOT.parent / "shared"))
