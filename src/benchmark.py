@@ -5,12 +5,12 @@ python -m src.benchmark file=model.onnx out=result.json
 python -m src.benchmark join=result.json
 """
 
-import re
 import sys
 
 from omegaconf import DictConfig
 
 from src import entry
+from src.entry import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: latency, memory, cold start and, where a counter can be read, energy of trained and exported models.
@@ -28,7 +28,6 @@ Paretoderm: latency, memory, cold start and, where a counter can be read, energy
 """
 _TEXTS = ("run", "file", "join", "reference", "device", "image", "out", "folder")  # may look like numbers, or odd
 _SEVERAL = ("run", "runtime")
-QUOTES = ("'", '"')
 
 
 def main() -> None:
@@ -61,11 +60,6 @@ def as_hydra_reads(argument: str) -> str:
         items = [item.strip() for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(item if item[0] in QUOTES else quoted(item) for item in items)}]"
     return f"{key}={quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    """A text as Hydra's grammar reads it back: backslashes are escaped before a quote and at the end alone."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
 
 
 if __name__ == "__main__":

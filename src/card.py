@@ -9,6 +9,7 @@ import sys
 from omegaconf import DictConfig
 
 from src import entry
+from src.entry import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: a model's card, filled from its record alone, as Markdown and in MLflow.
@@ -42,10 +43,8 @@ def as_hydra_reads(argument: str) -> str:
     key, sign, value = argument.partition("=")
     if key != "model" or not sign:
         return argument
-    if value == "null" or value[:1] in ("'", '"'):
-        return f"subject={value}"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"subject='{escaped}'"
+    plain = value == "null" or value.startswith(QUOTES)
+    return f"subject={value if plain else quoted(value)}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from src.errors import ConfigError, UserError
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
 OTHERS = ("hydra", "paper", "labels")  # folders of conf/ that are no part of a run: Hydra's and other entries'
+QUOTES = ("'", '"')  # that a value may stand in on the command line
 failures: list[str] = []  # what did not end well in this process, though nothing was raised: its status becomes 1
 
 
@@ -79,6 +80,11 @@ def one_line_errors(full_error: bool = False) -> Iterator[None]:
         if full_error or message is None:
             raise
         fail(message)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar reads it back: backslashes are escaped before a quote and at the end alone."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
 
 
 def general_help(examples: str, config_name: str = "train") -> str:

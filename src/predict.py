@@ -8,7 +8,7 @@ import sys
 from omegaconf import DictConfig
 
 from src import entry
-from src.benchmark import QUOTES, quoted
+from src.entry import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: what a trained model says about pictures. This is research and no medical device.

@@ -18,6 +18,7 @@ Entry = Callable[..., tuple[int, str]]
         ("model=12e4", "subject='12e4'"),
         ("model=derm@champion", "subject='derm@champion'"),
         ("model=it's", "subject='it\\'s'"),
+        ("model=a\\b.onnx", "subject='a\\b.onnx'"),
         ("model=null", "subject=null"),
         ("folder=x", "folder=x"),
     ],

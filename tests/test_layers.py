@@ -49,7 +49,7 @@ LAYERS = [
     },
     {"classifier", "data", "sweep", "tracking", "analysis", "clinical"},
     {"models", "losses", "metrics", "efficiency", "objectives", "reproducibility", "schedules", "config"},
-    {"allocator", "errors", "torchvision_operators", "whole"},
+    {"allocator", "errors", "paths", "spreadsheets", "torchvision_operators", "whole"},
 ]
 DOORS = {
     "mlflow": ("src/tracking/",),

@@ -15,10 +15,11 @@ from src.benchmarking.measure import measure, reference
 from src.benchmarking.photograph import encoded
 from src.benchmarking.publish import publish
 from src.benchmarking.record import Result, Row, read
-from src.benchmarking.settings import BELOW, Settings, expanded
+from src.benchmarking.settings import BELOW, Settings
 from src.benchmarking.subjects import Subject
 from src.config import check, instantiate, resolve
 from src.errors import UserError
+from src.paths import expanded
 
 if TYPE_CHECKING:
     from src.tracking.store import Store

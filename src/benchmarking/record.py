@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from src.deployment.runtime import Name
 from src.errors import UserError
+from src.spreadsheets import harmless
 
 _CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic reads these classes from a file
 KIND: Literal["paretoderm benchmark"] = "paretoderm benchmark"
@@ -155,13 +156,8 @@ class Result:
         table.writeheader()
         for row in self.rows:
             texts = {name: getattr(row, name) for name in names} | told
-            table.writerow({name: _harmless(value) for name, value in texts.items()} | row.figures)
+            table.writerow({name: harmless(value) for name, value in texts.items()} | row.figures)
         return file.getvalue()
-
-
-def _harmless(value: object) -> object:
-    """Text that a spreadsheet would run as a formula is put behind an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "@", "-", "\t", "\r")) else value
 
 
 def known(figures: Mapping[str, float | None]) -> dict[str, float]:

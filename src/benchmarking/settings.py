@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Lt
 
 from src.deployment.runtime import Name
 from src.errors import ConfigError
+from src.paths import expanded
 
 QUERIES, SECONDS = 1024, 10.0  # of each model at the least; a run of fewer is labelled
 BELOW = "Below the 1,024 queries and 10 s a model that this benchmark asks for (MLPerf Inference Mobile: 60 s)"
@@ -102,14 +103,6 @@ class Settings:
         there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else self.cores
         if self.cores and there and self.cores > there:
             raise ConfigError("cores", f"must be at most {there}, which are here to emulate with, but got {self.cores}")
-
-
-def expanded(name: str) -> Path:
-    """A path with `~` expanded, where there is such a user."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

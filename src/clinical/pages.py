@@ -12,6 +12,7 @@ from rich.text import Text
 from src.clinical import pictures, sheets, words
 from src.clinical.record import ClinicalAudit
 from src.clinical.sheets import Sheet
+from src.spreadsheets import harmless
 from src.whole import whole_folder
 
 PAGE = "clinical.md"
@@ -110,8 +111,4 @@ def plain(text: str) -> str:
 
 def spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
     """Text that a spreadsheet would run as a formula is put behind an apostrophe."""
-
-    def harmless(value: object) -> object:
-        return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "@", "-", "\t", "\r")) else value
-
     return table.map(harmless)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from src.clinical.settings import Settings as Clinical
 from src.errors import ConfigError
+from src.trained.runs import named
 
 
 @dataclass
@@ -29,9 +30,7 @@ class Settings:
         Raises:
             ConfigError: There is none.
         """
-        if self.run is None or not self.run.strip():
-            raise ConfigError("run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids")
-        return self.run.strip()
+        return named(self.run)
 
     @property
     def choices(self) -> tuple[str, ...]:

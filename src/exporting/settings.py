@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from src.errors import ConfigError
+from src.trained.runs import named
 
 Kind = Literal["onnx", "executorch", "litert"]
 LEAST = 256  # images, of which a difference is looked for
@@ -33,9 +34,7 @@ class Settings:
         Raises:
             ConfigError: There is none.
         """
-        if self.run is None or not self.run.strip():
-            raise ConfigError("run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids")
-        return self.run.strip()
+        return named(self.run)
 
     @property
     def formats(self) -> list[Kind]:

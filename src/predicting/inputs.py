@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from src.benchmarking.settings import expanded
 from src.data.decoding import decode
 from src.data.geometry import Geometry
 from src.data.listing import IMAGE_SUFFIXES, image_names, read_csv
 from src.data.source import Manifest, Source
 from src.errors import ConfigError, DataError
+from src.paths import expanded
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's: controls, halves of pairs, separators of lines
 COLUMNS = ("path", "image")  # of a CSV, the first that it has

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from src.benchmarking.settings import expanded
 from src.classifier import Classifier
 from src.deployment.camera import CameraNet
 from src.deployment.description import Description
 from src.deployment.runtime import Name, Pictures, Probabilities, Runtime, in_batches
 from src.deployment.torch import EagerRuntime
 from src.errors import ConfigError, UserError
-from src.predicting.settings import is_there
+from src.paths import expanded, is_there
 from src.radiomics.once import FittedOnce
 from src.tracking import cache, registry
 from src.tracking.store import Store

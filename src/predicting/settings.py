@@ -7,9 +7,9 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from src.benchmarking.settings import expanded
 from src.data.listing import IMAGE_SUFFIXES
 from src.errors import ConfigError
+from src.paths import expanded, is_there
 
 
 @dataclass
@@ -74,14 +74,6 @@ class Settings:
         return self.threads or (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder; of no name that a system refuses there is."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def _given(value: str | None, key: str, wanted: str) -> str:

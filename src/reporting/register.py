@@ -41,7 +41,7 @@ def register(report: Report, reader: Reader, settings: Settings) -> None:
     net, image_size = served(
         read.artifact(reader.store, net_run, "config.yaml"),
         read.artifact(reader.store, net_run, "checkpoint/best.ckpt"),
-        len(classes),
+        classes,
     )
     version = registry.register(
         reader.store,

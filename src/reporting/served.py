@@ -1,15 +1,15 @@
 """A trained run's net as others use it: images in, probabilities out, without the data it was trained on."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from src.config import check_targets, instantiate
-from src.errors import UserError
+from src.config import check_targets
 from src.metrics.classification import probabilities
+from src.trained import inference
 
 
 class Served(nn.Module):
@@ -34,13 +34,13 @@ class Served(nn.Module):
         return probabilities(self.net((images - self.mean) / self.std))
 
 
-def served(config_file: Path, checkpoint: Path, classes: int) -> tuple[Served, int]:
+def served(config_file: Path, checkpoint: Path, classes: Sequence[str]) -> tuple[Served, int]:
     """The net of a run and the side of its input in px.
 
     Args:
         config_file: The run's recorded config.
-        checkpoint: Its weights; nothing in the file is executed.
-        classes: K.
+        checkpoint: Its weights, of a pruned net too; nothing in the file is executed.
+        classes: In label order.
 
     Raises:
         UserError: The checkpoint is damaged, or of another net.
@@ -48,13 +48,5 @@ def served(config_file: Path, checkpoint: Path, classes: int) -> tuple[Served, i
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     check_targets(config.model)
-    if "weights" in config.model.net:
-        config.model.net.weights = "random"  # the checkpoint's follow
-    net: nn.Module = instantiate(config.model.net, "model.net", outputs=1 if classes == 2 else classes)
-    try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        own = {name.removeprefix("net."): value for name, value in content.items() if name.startswith("net.")}
-        net.load_state_dict(own)
-    except Exception as error:
-        raise UserError(f"{checkpoint}: not a checkpoint of this net: {str(error).splitlines()[0]}") from error
-    return Served(net, list(config.model.mean), list(config.model.std)).eval(), int(config.model.image_size)
+    classifier = inference.load(config, classes, checkpoint)
+    return Served(classifier.net, list(config.model.mean), list(config.model.std)).eval(), classifier.image_size

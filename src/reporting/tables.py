@@ -8,6 +8,7 @@ import pandas as pd
 from src.analysis.comparison import recorded_name
 from src.reporting import layout, origins
 from src.reporting.record import Report
+from src.spreadsheets import harmless
 
 FRAMES = (
     "table",
@@ -236,9 +237,5 @@ def _spreadsheet(frame: pd.DataFrame) -> pd.DataFrame:
     texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
     safe = frame.copy()
     for name in texts:
-        safe[name] = safe[name].map(_harmless)
+        safe[name] = safe[name].map(harmless)
     return safe
-
-
-def _harmless(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "@", "-", "\t", "\r")) else value

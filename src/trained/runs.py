@@ -6,7 +6,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import check_targets
-from src.errors import UserError
+from src.errors import ConfigError, UserError
 from src.tracking import cache, history, read
 from src.tracking.store import Store
 
@@ -65,6 +65,17 @@ class Evaluated:
     def predicted(self, store: Store, split: str) -> int:
         """How many of the nets have been evaluated on a split."""
         return sum(history.has_predictions(store, net.run_id, split) for net in self.nets)
+
+
+def named(run: str | None) -> str:
+    """The run that a config names, by its id or the start of it.
+
+    Raises:
+        ConfigError: None is named.
+    """
+    if run is None or not run.strip():
+        raise ConfigError("run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids")
+    return run.strip()
 
 
 def find(store: Store, wanted: str) -> Evaluated:

@@ -1,16 +1,16 @@
 """Pruning takes whole channels out; what is expected is counted by hand, or by another library."""
 
-import functools
 import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import around
 import pytest
 import torch
+from around import CLASSES
 from torch import Tensor, nn
 
-from src import schedules
 from src.checkpoint import load_weights, save_weights
 from src.classifier import Classifier
 from src.compression.channels import Coupled, Rules, choose
@@ -22,12 +22,10 @@ from src.deployment.description import Description
 from src.efficiency.flops import count_flops
 from src.efficiency.parameters import count_parameters
 from src.errors import ConfigError, UserError
-from src.losses.cross_entropy import CrossEntropy
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
 
 SIZE = 32
-CLASSES = tuple("abcdefg")
 GROUPED = (nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 12, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "flatten": lambda: CustomCNN(SIZE, 7, width=8, depth=2, dense=[16, 8]),
@@ -65,17 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataModule:
 
 
 def classifier(net: nn.Module) -> Classifier:
-    return Classifier(
-        name="net",
-        net=net,
-        loss=CrossEntropy(class_counts=[10] * 7),
-        classes=CLASSES,
-        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
-        scheduler=schedules.constant,
-        image_size=SIZE,
-        mean=[0.5, 0.4, 0.3],
-        std=[0.2, 0.3, 0.4],
-    ).eval()
+    return around.classifier(net, SIZE, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 
 
 def built(family: str, seed: int = 0) -> Classifier:

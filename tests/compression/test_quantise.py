@@ -4,15 +4,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import around
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from around import CLASSES
 from onnx import TensorProto
 from torch import nn
 
-from src import schedules
 from src.checkpoint import load_weights, save_weights
 from src.classifier import Classifier
 from src.compression import calibration, onnx_quantise
@@ -32,12 +33,10 @@ from src.deployment.litert import LitertRuntime
 from src.deployment.onnx import OnnxRuntime
 from src.deployment.runtime import in_batches
 from src.errors import ConfigError, UserError
-from src.losses.cross_entropy import CrossEntropy
 from src.models.custom import CustomCNN
 from src.radiomics.svm import RadiomicsSVM
 
 SIZE = 16
-CLASSES = tuple("abcdefg")
 DESCRIPTION = Description("run", "net", CLASSES, SIZE, "squash", "synthetic", "grouped", "none")
 # Each rounding to 8 bits moves a value by at most 1/510 of its range; a few layers on, logits of a range of about 10
 # move by a tenth, and a probability by at most a quarter of that (softmax's steepest slope). On average it is far less.
@@ -50,17 +49,7 @@ def no_tuning(classifier: Classifier, epochs: int, lr: float) -> None:
 
 
 def wrapped(net: nn.Module) -> Classifier:
-    return Classifier(
-        name="net",
-        net=net,
-        loss=CrossEntropy(class_counts=[10] * 7),
-        classes=CLASSES,
-        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
-        scheduler=schedules.constant,
-        image_size=SIZE,
-        mean=[0.5, 0.5, 0.5],
-        std=[0.2, 0.2, 0.2],
-    ).eval()
+    return around.classifier(net, SIZE, [0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
 
 
 def confident() -> Classifier:

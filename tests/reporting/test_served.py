@@ -1,0 +1,46 @@
+"""A trained run's net as it is registered."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from src.checkpoint import save_weights
+from src.entry import ROOT
+from src.errors import UserError
+from src.models import structure
+from src.reporting.served import served
+from src.trained import inference
+
+CLASSES = tuple("abc")
+
+
+def config(width: int) -> DictConfig:
+    net = ["model.image_size=16", f"model.net.width={width}", "model.net.depth=1", "model.net.dense=[8]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", net)
+
+
+@pytest.mark.parametrize("left", [4, 2])
+def test_a_net_is_served_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Path) -> None:
+    OmegaConf.save(config(4), tmp_path / "config.yaml")
+    trained = inference.build(config(left), CLASSES)
+    if left < 4:
+        structure.mark(trained.net)
+    save_weights(trained, tmp_path / "best.ckpt")
+    found, size = served(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        wanted = trained.net((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)).softmax(dim=1)
+        torch.testing.assert_close(found(images), wanted)
+    assert size == 16
+
+
+def test_another_nets_checkpoint_is_refused(tmp_path: Path) -> None:
+    OmegaConf.save(config(4), tmp_path / "config.yaml")
+    save_weights(inference.build(config(2), CLASSES), tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of this network"):
+        served(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
