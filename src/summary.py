@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src import training
-from src.analysis.comparison import compare, notes, recorded_name, render, row_name
+from src.analysis.comparison import compare, notes, recorded_name, render, render_lost, row_name
 from src.compression import job as compression
 from src.compression import origin
 from src.config import check_targets
@@ -169,6 +169,8 @@ def show(table: pd.DataFrame, drawn_over: list[Objective | Limit], title: str, s
     tested = shown[shown["test/accuracy"].notna()] if "test/accuracy" in shown else shown.iloc[:0]
     if len(tested):
         console.print(render(tested, f"{title}: test, never used for choosing", "test"))
+    if (lost := render_lost(shown)) is not None:
+        console.print(lost)
     former = table[(table["tested"] == FRONT_MEMBER) & ~table["front"]]
     if len(former):
         _say(

@@ -11,7 +11,9 @@ from rich.table import Table
 from src.analysis.dominance import front
 from src.objectives import Limit, Objective
 
+LOST = "compression/lost"  # before the name of a metric: the origin's less the compressed net's
 MELANOMA = ("mel", "melanoma", "malignant")  # what the class whose missed cases cost lives is called, by data set
+COMPRESSION = ("compression", "origin", "lost_on")  # tags: how, of which run, and on which split that was judged
 FORMATS = {
     "efficiency/flops": lambda value: engineering(value),
     "efficiency/params": lambda value: engineering(value),
@@ -37,8 +39,9 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
 
     Returns:
         Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, tested (as what), was_front
-        (the tag as it stands), status (FINISHED, PRUNED, OVER_LIMIT, FAILED, KILLED, RUNNING), failure, feasible,
-        front, and the run's metrics by recorded names. Best first by the first objective; runs without a result last.
+        (the tag as it stands), compression, origin, lost_on, status (FINISHED, PRUNED, OVER_LIMIT, FAILED, KILLED,
+        RUNNING), failure, feasible, front, and the run's metrics by recorded names. Best first by the first objective;
+        runs without a result last.
     """
     table = pd.DataFrame(
         {
@@ -51,6 +54,7 @@ def compare(runs: pd.DataFrame, objectives: Sequence[Objective], limits: Sequenc
             "kind": _column(runs, "tags.kind", "run"),
             "tested": _column(runs, "tags.tested", ""),
             "was_front": _column(runs, "tags.front", ""),
+            **{tag: _column(runs, f"tags.{tag}", "") for tag in COMPRESSION},
             "status": _status(runs),
             "failure": _column(runs, "tags.failure", ""),
         }
@@ -104,6 +108,50 @@ def render(table: pd.DataFrame, title: str, split: str) -> Table:
         mark = "yes" if row["front"] else _why_not(row)
         drawn.add_row(row_name(table, row), *cells, mark, style="bold" if row["front"] else None)
     return drawn
+
+
+def render_lost(table: pd.DataFrame) -> Table | None:
+    """What compression cost, for a terminal of 100 columns; None where no run is a compressed one.
+
+    Args:
+        table: From `compare`.
+    """
+    names = {
+        "bal. acc.": f"{LOST}/balanced_accuracy",
+        "accuracy": f"{LOST}/accuracy",
+        "mel recall": f"{LOST}/recall/{melanoma_class(table, LOST)}",
+    }
+    rows = table.reindex(columns=[*table, *(name for name in names.values() if name not in table)])
+    rows = rows[(rows["origin"] != "") & rows[list(names.values())].notna().any(axis="columns")]
+    if rows.empty:
+        return None
+    drawn = Table(
+        title="lost by compression, points [95% interval]: the origin's figure less its own, above 0 is worse",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    drawn.add_column("model", overflow="fold")
+    drawn.add_column("compression", overflow="fold")
+    for label in names:
+        drawn.add_column(label, justify="right", no_wrap=True)
+    drawn.add_column("on")
+    drawn.add_column("origin", no_wrap=True)
+    for _, row in rows.iterrows():
+        cells = [
+            points(*(row.get(f"{name}{end}", math.nan) for end in ("", "/low", "/high"))) for name in names.values()
+        ]
+        drawn.add_row(row_name(table, row), row["compression"], *cells, row["lost_on"], str(row["origin"])[:8])
+    return drawn
+
+
+def points(value: float, low: float, high: float) -> str:
+    """A difference of shares in percentage points with its interval, such as "0.3 [-0.1, 0.9]"."""
+    if math.isnan(value):
+        return "-"
+    spans = "" if math.isnan(low) or math.isnan(high) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f}{spans}"
 
 
 def notes(table: pd.DataFrame) -> list[str]:

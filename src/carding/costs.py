@@ -1,7 +1,10 @@
 """What a model costs where it was measured: latency with its conditions, memory, exports, benchmarks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 
+from src.analysis.wording import joined
 from src.carding.record import ABSENT, Fact, Part, facts, number
 from src.carding.recorded import Recorded
 from src.clinical.sheets import NOTHING, Sheet
@@ -33,7 +36,7 @@ def cost(recorded: Recorded) -> Part:
     )
     made = [
         listed(recorded.metrics(EXPORT), "Exports, beside the run's own answers to the same images"),
-        listed(recorded.metrics(BENCHMARK), "Benchmarks", MEASURED),
+        _benchmarks(recorded),
     ]
     told = [
         *(() if made[0].rows else ("No export is recorded: python -m src.export makes one and compares it.",)),
@@ -55,6 +58,34 @@ def _latency(recorded: Recorded) -> Sheet:
     )
     head = ("images a call", *("median" if each == 50 else f"{each}%" for each in PERCENTILES))
     return Sheet("Latency of a call, ms", head, rows, "Lower is better. 90%: nine of ten calls take no longer.")
+
+
+def _benchmarks(recorded: Recorded) -> Sheet:
+    sheet = listed(recorded.metrics(BENCHMARK), "Benchmarks", MEASURED)
+    lines = [name.removesuffix("/reference") for name in recorded.tags(BENCHMARK) if name.endswith("/reference")]
+    return with_references(sheet, {line: recorded.tag(f"{BENCHMARK}{line}/reference") for line in lines})
+
+
+def with_references(sheet: Sheet, references: Mapping[str, str]) -> Sheet:
+    """Say in the caption whose time is 1 in the column of ratios.
+
+    Args:
+        sheet: From `listed`.
+        references: Label of the model that was the reference, by line.
+    """
+    several = len(set(references.values())) > 1
+    beside = [
+        f"the median of {label}" + (f" ({'; '.join(shown(line) for line in lines)})" if several else "")
+        for label, lines in groupby(sorted(references, key=references.__getitem__), references.__getitem__)
+    ]
+    if "ratio" not in sheet.head or not beside:
+        return sheet
+    return replace(sheet, caption=f"{sheet.caption} Ratio: the median over {joined(beside)}; below 1 is faster.")
+
+
+def shown(line: str) -> str:
+    """A line's name for people."""
+    return line.replace("/", ", ")
 
 
 def _beside(recorded: Recorded) -> Fact:
@@ -95,15 +126,13 @@ def listed(found: Mapping[str, Sequence[float]], title: str, wanted: Sequence[st
     """
     lines = dict.fromkeys(name.rpartition("/")[0] for name in sorted(found))
     names = wanted or list(dict.fromkeys(name.rpartition("/")[2] for name in found))
-    shown = [name for name in names if any(f"{line}/{name}" in found for line in lines)]
-    rows = tuple(
-        (line.replace("/", ", "), *(_figure(found.get(f"{line}/{name}", ())) for name in shown)) for line in lines
-    )
-    return Sheet(title, ("of", *(name.replace("_", " ") for name in shown)), rows, _SEVERAL)
+    columns = [name for name in names if any(f"{line}/{name}" in found for line in lines)]
+    rows = tuple((shown(line), *(_figure(found.get(f"{line}/{name}", ())) for name in columns)) for line in lines)
+    return Sheet(title, ("of", *(name.replace("_", " ") for name in columns)), rows, _SEVERAL)
 
 
 def _figure(values: Sequence[float]) -> str:
     if not values:
         return NOTHING
-    shown = f"{sum(values) / len(values):.4g}"
-    return shown if len(values) == 1 else f"{shown} ({len(values)} nets)"
+    mean = f"{sum(values) / len(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ({len(values)} nets)"

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from src.analysis.comparison import LOST
 from src.analysis.wording import count, joined
 from src.carding.record import ABSENT, Fact, Part, facts, number
 from src.carding.recorded import Recorded
 from src.clinical.record import ClinicalAudit
 from src.clinical.sheets import NOTHING, Sheet
-from src.compression.lost import PREFIX as LOST
 from src.deployment.description import Description
 from src.headline.cells import Cell
 from src.headline.origin import origin

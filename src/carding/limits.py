@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from src.analysis.comparison import LOST
 from src.carding import describing
 from src.carding.external import NONE, evaluations, nets_of
 from src.carding.record import ABSENT
 from src.carding.recorded import Recorded
 from src.clinical.record import ClinicalAudit
-from src.compression.lost import PREFIX as LOST
 
 WIDE = 0.10  # an interval of this width says little
 FEW_SEEDS = 5

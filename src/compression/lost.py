@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from src.analysis.comparison import MELANOMA
+from src.analysis.comparison import LOST, MELANOMA
 from src.analysis.paired import paired_difference
-
-PREFIX = "compression/lost"
 
 
 def lost(origin: Sequence[pd.DataFrame], compressed: Sequence[pd.DataFrame]) -> dict[str, float]:
@@ -28,5 +26,5 @@ def lost(origin: Sequence[pd.DataFrame], compressed: Sequence[pd.DataFrame]) -> 
     for metric in metrics:
         names = ("the origin", "the compressed net")
         value, low, high, _ = paired_difference(origin, compressed, metric, names=names, made_from=True)
-        found |= {f"{PREFIX}/{metric}": value, f"{PREFIX}/{metric}/low": low, f"{PREFIX}/{metric}/high": high}
+        found |= {f"{LOST}/{metric}": value, f"{LOST}/{metric}/low": low, f"{LOST}/{metric}/high": high}
     return found

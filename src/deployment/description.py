@@ -1,14 +1,17 @@
 """What a deployed model says about itself, in its own file or beside it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, MinLen
 
 from src.data.geometry import Geometry
 from src.errors import UserError
 
 KEY = "paretoderm"  # under which a model's file holds its description
+VERSION = 1
+_CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic reads these classes from a file
 RESEARCH = "Research software, no medical device: its answers are no diagnosis and replace no examination."
 
 
@@ -24,9 +27,11 @@ class Decision:
     """
 
     positive: str
-    threshold: float
+    threshold: Annotated[float, Ge(0), Le(1)]
     aim: str
-    temperature: float | None = None
+    temperature: Annotated[float, Gt(0)] | None = None
+
+    __pydantic_config__ = _CLOSED
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class Description:
 
     run_id: str
     model: str
-    classes: tuple[str, ...]
-    image_size: int
+    classes: Annotated[tuple[str, ...], MinLen(2)]
+    image_size: Annotated[int, Ge(1)]
     geometry: Geometry
     data: str
     split: str
@@ -57,9 +62,11 @@ class Description:
     precision: str = "float32"
     decision: Decision | None = None
 
+    __pydantic_config__ = _CLOSED
+
     def to_json(self) -> str:
         """As text for a model's file."""
-        return json.dumps({"version": 1, "notice": RESEARCH, **asdict(self)}, sort_keys=True)
+        return json.dumps({"version": VERSION, "notice": RESEARCH, **asdict(self)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, content: str, where: str) -> "Description":
@@ -72,15 +79,25 @@ class Description:
         Raises:
             UserError: It is no such description.
         """
+        import pydantic  # a third of a second that building a description does not take
+
+        adapter = pydantic.TypeAdapter(cls)
         try:
-            given: Mapping[str, Any] = json.loads(content)
-            decision = given["decision"]
-            return cls(
-                **{name: given[name] for name in cls.__dataclass_fields__ if name not in ("classes", "decision")},
-                classes=tuple(map(str, given["classes"])),
-                decision=None if decision is None else Decision(**decision),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{where}: holds no description of a Paretoderm model ({error!r}); export it again"
-            ) from error
+            given = json.loads(content)
+            if not isinstance(given, dict) or given.pop("version", None) != VERSION:
+                raise ValueError(f"none of version {VERSION}")
+            given.pop("notice", None)
+            found = adapter.validate_json(json.dumps(given), strict=True)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            raise UserError(_foreign(where, reason)) from None
+        except ValueError as error:
+            raise UserError(_foreign(where, str(error))) from None
+        if found.decision and found.decision.positive not in found.classes:
+            raise UserError(_foreign(where, f"decision.positive: {found.decision.positive} is none of its classes"))
+        return found
+
+
+def _foreign(where: str, reason: str) -> str:
+    return f"{where}: holds no description of a Paretoderm model ({reason}); export it again"

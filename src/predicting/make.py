@@ -52,7 +52,7 @@ def make(config: DictConfig) -> Tally:
 
     manifest = given.manifest()
     model = models.find(wanted, store, settings.processors)
-    console.print(told.opening(model.title, model.description), highlight=False)
+    console.print(told.opening(model.title, model.description, model.told), highlight=False)
     began = time.perf_counter()
     tally = _all(model, given, manifest, settings, out)
     seconds = time.perf_counter() - began

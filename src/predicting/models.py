@@ -18,7 +18,7 @@ from src.paths import expanded, is_there
 from src.radiomics.once import FittedOnce
 from src.tracking import cache, registry
 from src.tracking.store import Store
-from src.trained import load, runs
+from src.trained import inference, load, runs
 from src.trained.runs import Evaluated
 
 SUFFIXES = tuple(each.suffix for each in load.FORMATS.values())
@@ -33,12 +33,14 @@ class Model:
         description: Of it; of several nets the decision is chosen for their mean.
         nets: By seed.
         classifiers: Gives torch's nets, for Grad-CAM; raises ConfigError where there are none.
+        told: What else to know of it, a sentence each.
     """
 
     title: str
     description: Description
     nets: tuple[Runtime, ...]
     classifiers: Callable[[], list[Classifier]]
+    told: tuple[str, ...] = ()
 
     def __call__(self, pictures: Pictures) -> Probabilities:
         """Probabilities of the classes, (N, K), for any number of pictures from one on."""
@@ -149,7 +151,8 @@ def _run(store: Store, wanted: str, threads: int) -> Model:
 
     title = found.title + (", mean of their probabilities" if len(nets) > 1 else "")
     precision = runtimes[0].description.precision
-    return Model(title, replace(description, precision=precision), tuple(runtimes), given)
+    told = () if None in classifiers else tuple(inference.precision_told(found.config))
+    return Model(title, replace(description, precision=precision), tuple(runtimes), given, told)
 
 
 def _net(store: Store, run: Evaluated, description: Description, threads: int) -> tuple[Runtime, Classifier | None]:

@@ -1,6 +1,7 @@
 """What the terminal says about a prediction: the model, its rule, the pictures one by one or counted."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -50,14 +51,15 @@ class Tally:
         self.unsure += int(frame["unsure"].eq(True).sum())
 
 
-def opening(title: str, description: Description) -> RenderableType:
-    """The notice, the model, and how it decides."""
+def opening(title: str, description: Description, told: Sequence[str] = ()) -> RenderableType:
+    """The notice, the model, how it decides, and what else is told of it."""
     size = f"{description.image_size} x {description.image_size} px, {description.geometry}"
     lines = [
         RESEARCH,
         f"Model: {title}; trained on {description.data}, split {description.split}; {description.precision}, {size}.",
         f"Licence: {description.licence}",
         rule(description.decision),
+        *told,
     ]
     return Group(*(Text(line) for line in lines))
 

@@ -9,7 +9,7 @@ from src.analysis.decision import quality_objective
 from src.analysis.uncertainty import say_drops, say_pairs
 from src.analysis.wording import is_cost
 from src.objectives import Limit, Objective
-from src.reporting import narrative
+from src.reporting import narrative, origins
 from src.reporting.record import Report
 
 EFFECTS_TOLD = 8
@@ -39,6 +39,7 @@ def paragraphs(report: Report, knee: str, floors: Sequence[Limit], level: float,
         *narrative.most_important(report.importance, qualities),
         *_told(ablation.say_effects(report.effects, qualities)),
         *_knees(report.effects, report.objectives),
+        *origins.said(report),
         *narrative.compared(report.comparison, fresh),
     ]
 

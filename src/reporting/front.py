@@ -42,7 +42,7 @@ def compared(study: Study, objectives: Sequence[Objective], limits: Sequence[Lim
     table["repeats"] = pd.to_numeric(repeats.reindex(table["run_id"]), errors="coerce").to_numpy()
     table["ended"] = ended.reindex(table["run_id"]).to_numpy()
     metrics = dict.fromkeys([*map(recorded_name, (each.metric for each in objectives)), *COSTS, SIZE])
-    table = with_origins(table, study.trials, study.origins, list(metrics))
+    table = with_origins(table, study.origins, list(metrics))
     model = table["model"].where(table["model"] != "", "trial")
     if "compression" in table:
         model = (model + " " + table["compression"]).str.strip()

@@ -10,17 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from src.analysis.comparison import COMPRESSION, LOST
+from src.analysis.wording import joined
+from src.objectives import describe
 from src.reporting import layout
 from src.reporting.record import Report
 
-LOST = "compression/lost"  # before the name of a metric in the run record: what src.compression measured
 FIGURE = "origin/"  # before the name of a metric: that of the origin
 SIZE = "efficiency/size_mb"
+FEW = 3  # compressed models that a sentence names
+POINT = 1.0  # percentage points that a compression may cost
 LEGEND = "from a model to its compression"
 OUTSIDE = "origin, no trial of this report"
 _SHARES = {"size": SIZE, "latency": "efficiency/latency_ratio", "FLOPs": "efficiency/flops"}
 _ENDS = ("/low", "/high")  # of a metric's interval
-_TAGS = ("compression", "origin", "lost_on")
 
 
 def compressed(table: pd.DataFrame) -> pd.DataFrame:
@@ -28,22 +31,16 @@ def compressed(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["compression"] != ""] if "compression" in table else table.iloc[:0]
 
 
-def with_origins(
-    table: pd.DataFrame, trials: pd.DataFrame, origins: pd.DataFrame, metrics: Sequence[str]
-) -> pd.DataFrame:
-    """Add columns compression, origin, lost_on (texts), origin_label, and `origin/<metric>`; none without an origin.
+def with_origins(table: pd.DataFrame, origins: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Add columns origin_label and `origin/<metric>`; without an origin those of the compression go too.
 
     Args:
-        table: A row a trial, with its run_id.
-        trials: The same runs as the store gave them.
+        table: A row a trial, from `src.analysis.comparison.compare`.
         origins: The runs that they were made from, those that the store has, likewise.
         metrics: Recorded names.
     """
-    if "tags.origin" not in trials or trials["tags.origin"].isna().all():
-        return table
-    tags = trials.set_index("run_id").reindex(columns=[f"tags.{name}" for name in _TAGS]).fillna("")
-    tags.columns = pd.Index(_TAGS)
-    table = table.join(tags, on="run_id")
+    if not (table["origin"] != "").any():
+        return table.drop(columns=list(COMPRESSION))
     known = origins.set_index("run_id").reindex(table["origin"])
     model = known["tags.model"].fillna("run") if "tags.model" in known else pd.Series("run", index=known.index)
     label = (model + " " + table["origin"].str[:6].to_numpy()).to_numpy()
@@ -92,3 +89,28 @@ def lost(report: Report) -> pd.DataFrame:
         return pd.DataFrame()
     found = pd.concat(tables).sort_index(kind="stable")
     return found[found["lost"].notna()].dropna(axis="columns", how="all").reset_index(drop=True)
+
+
+def said(report: Report) -> list[str]:
+    """What compression cost, in a sentence a metric and split: who surely loses less than a point, and who loses more.
+
+    "Surely": the whole interval is on that side.
+    """
+    found = lost(report)
+    if found.empty:
+        return []
+
+    def named(rows: pd.DataFrame) -> str:
+        verb = "lose" if len(rows) > 1 else "loses"
+        return f"{joined(rows['label'].tolist())} {verb}" if len(rows) <= FEW else f"{len(rows)} {verb}"
+
+    sentences = []
+    for (metric, split), rows in found.groupby(["metric", "split"], sort=False):
+        small, large = rows[rows["high"] < POINT], rows[rows["low"] > POINT]
+        label = describe(f"{split}/{metric}").label
+        told = [f"{named(small)} surely less than a point of {label}"] if len(small) else []
+        told += [f"{named(large)} surely more than a point{'' if told else f' of {label}'}"] if len(large) else []
+        unsure = len(rows) - len(small) - len(large)
+        told += [f"of {unsure} the interval{'' if told else f' of {label}'} holds both"] if unsure else []
+        sentences.append(f"Of {len(rows)} compressed models beside their origins: {'; '.join(told)}.")
+    return sentences

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from src.analysis.comparison import compare, melanoma_class, notes, recorded_name, render
+from src.analysis.comparison import compare, melanoma_class, notes, recorded_name, render, render_lost
 from src.objectives import Limit, Objective
 
 OBJECTIVES = [Objective("val/balanced_accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
@@ -99,3 +99,36 @@ def test_an_infinite_objective_is_a_missing_one(name: str, infinite: float) -> N
     table = found.set_index("run_id")
     assert table.index[table["front"]].tolist() == ["big", "small"]  # as if the third run had not been there
     assert math.isnan(table.at["worse", name])
+
+
+def test_what_a_compression_cost_is_shown_in_points() -> None:
+    name = "metrics.compression/lost"
+    made = runs().assign(
+        **{
+            "tags.compression": [None, None, "onnx_int8_static", None],
+            "tags.origin": [None, None, "0123456789abcdef", None],
+            "tags.lost_on": [None, None, "test", None],
+            f"{name}/balanced_accuracy": [math.nan, math.nan, 0.0123, math.nan],
+            f"{name}/balanced_accuracy/low": [math.nan, math.nan, -0.004, math.nan],
+            f"{name}/balanced_accuracy/high": [math.nan, math.nan, 0.03, math.nan],
+            f"{name}/recall/mel": [math.nan, math.nan, -0.02, math.nan],
+        }
+    )
+    drawn = render_lost(compare(made, OBJECTIVES))
+    assert drawn is not None
+    console = Console(width=100, record=True)
+    console.print(drawn)
+    (line,) = [line for line in console.export_text().splitlines() if "onnx_int8_static" in line]
+    assert line.split() == [
+        "custom",
+        "#2",
+        "onnx_int8_static",
+        "1.2",
+        "[-0.4,",
+        "3.0]",
+        "-",
+        "-2.0",
+        "test",
+        "01234567",
+    ]
+    assert render_lost(compare(runs(), OBJECTIVES)) is None

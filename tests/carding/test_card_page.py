@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.carding.costs import listed
+from src.carding.costs import listed, with_references
 from src.carding.page import WIDTH, item, paragraph, table
 from src.carding.publish import MOST_CHARACTERS, shortened
 from src.clinical.sheets import Sheet
@@ -50,6 +50,15 @@ def test_exports_are_a_line_each_and_benchmarks_show_what_is_wanted() -> None:
     assert {cell for row in sheet.rows for cell in row} >= {"1e-07", "1", "0.75 (2 nets)", "-"}
     benchmark = {"vm/onnx/t1/b1/p50_ms": [0.37], "vm/onnx/t1/b1/queries": [2000.0]}
     assert listed(benchmark, "Benchmarks", ("p50_ms", "p90_ms")).rows == (("vm, onnx, t1, b1", "0.37"),)
+
+
+def test_a_ratio_says_beside_what() -> None:
+    sheet = listed({"vm/onnx/t1/b1/ratio": [0.3], "vm/litert/t1/b1/ratio": [0.4]}, "Benchmarks")
+    same = with_references(sheet, {"vm/onnx/t1/b1": "a in eager", "vm/litert/t1/b1": "a in eager"})
+    assert same.caption.endswith("Ratio: the median over the median of a in eager; below 1 is faster.")
+    two = with_references(sheet, {"vm/onnx/t1/b1": "a in eager", "vm/litert/t1/b1": "b in onnx"})
+    assert "over the median of a in eager (vm, onnx, t1, b1) and the median of b in onnx (vm, litert" in two.caption
+    assert with_references(sheet, {}) == sheet
 
 
 def test_a_version_s_description_keeps_what_stood_before_and_ends_in_time() -> None:

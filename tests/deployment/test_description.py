@@ -27,3 +27,27 @@ def test_other_programs_can_read_it() -> None:
 def test_what_is_none_is_refused(content: str) -> None:
     with pytest.raises(UserError, match=r"^model\.onnx: holds no description"):
         Description.from_json(content, "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_size", "64"),
+        ("image_size", 0),
+        ("classes", "nvmel"),
+        ("classes", ["nv"]),
+        ("classes", ["nv", 3]),
+        ("geometry", "stretch"),
+        ("licence", None),
+        ("version", 2),
+        ("surprise", 1),
+        ("decision", {"positive": "mel", "threshold": 1.5, "aim": "s", "temperature": None}),
+        ("decision", {"positive": "mel", "threshold": float("nan"), "aim": "s", "temperature": None}),
+        ("decision", {"positive": "mel", "threshold": 0.5, "aim": "s", "temperature": 0.0}),
+        ("decision", {"positive": "bcc", "threshold": 0.5, "aim": "s", "temperature": 1.0}),
+    ],
+)
+def test_what_a_description_cannot_hold_is_named(name: str, value: object) -> None:
+    content = json.dumps(json.loads(WHOLE.to_json()) | {name: value})
+    with pytest.raises(UserError, match=rf"^model\.onnx: holds no description .*{name}"):
+        Description.from_json(content, "model.onnx")

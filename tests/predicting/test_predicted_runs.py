@@ -146,6 +146,20 @@ def test_a_compressed_run_that_is_a_file(
     place.store.client.delete_run(run.id)
 
 
+def test_a_training_in_half_precision_is_told(place: Place, predicted: Typed, pictures: Path) -> None:
+    run_id, note = place.seeds[0], "come from a trainer in bf16-mixed precision"
+    config = OmegaConf.load(read.artifact(place.store, run_id, "config.yaml"))
+    assert note not in " ".join(predicted(*asked(place, run_id))[1].split())
+    with Run.start(place.store, "half", {"kind": "run", "model": "custom", "data": "synthetic"}) as run:
+        run.text(OmegaConf.to_yaml(OmegaConf.merge(config, {"trainer": {"precision": "bf16-mixed"}})), "config.yaml")
+        run.artifact(read.artifact(place.store, run_id, "checkpoint/best.ckpt"), "checkpoint")
+        run.table(history.predictions(place.store, run_id, "val"), "predictions/val.csv")
+    status, said = predicted(*asked(place, run.id))
+    assert status == 0, said
+    assert note in " ".join(said.split())
+    place.store.client.delete_run(run.id)
+
+
 def test_what_is_named_nowhere_is_one_line(place: Place, predicted: Typed, pictures: Path) -> None:
     status, said = predicted(*asked(place, "nosuch"))
     assert status == 2

@@ -102,14 +102,13 @@ def with_compressed() -> Report:
     made = [_compressed(first, "onnx_int8_static", 0.01), _compressed(second, "onnx_int8_static", -0.002)]
     made.append(_compressed(alien, "prune_half", 0.04) | {COSTS[0]: second[COSTS[0]] * 1.5})
     every = pd.concat([table, pd.DataFrame(made)], ignore_index=True)
-    tags = {"tags.origin": every.pop("origin"), "tags.compression": every.pop("compression"), "tags.lost_on": "test"}
-    store = {"run_id": every["run_id"], **tags}
+    every = every.fillna({"origin": "", "compression": ""}).assign(lost_on="test")
     named = {f"metrics.{name}": [each[name] for each in (first, second, alien)] for name in (QUALITY, *COSTS)}
     sizes = [each["efficiency/size_mb"] for each in (first, second, alien)]
     ids = [each["run_id"] for each in (first, second, alien)]
     before = pd.DataFrame({"run_id": ids, "tags.model": "custom", **named, "metrics.efficiency/size_mb": sizes})
     metrics = [QUALITY, *COSTS, "efficiency/size_mb"]
-    found = origins.with_origins(every, pd.DataFrame(store), before, metrics)
+    found = origins.with_origins(every, before, metrics)
     costs = [COSTS[0], "efficiency/size_mb", *COSTS[1:]]
     return replace(report, table=found, costs=costs, counts=found["state"].value_counts().to_dict())
 

@@ -114,6 +114,21 @@ def joined(figure: Figure, panel: int = 0) -> list[list[float]]:
     return [line.get_xydata().ravel().tolist() for line in lines if same_color(line.get_color(), ORIGIN.colour)]
 
 
+def test_the_findings_say_who_surely_loses_less_than_a_point(compressed: Report) -> None:
+    # balanced accuracy: intervals of 1 point each side around 1, -0.2 and 4; melanoma recall: 3 around 2, -0.4 and 8
+    accuracy, recall = origins.said(compressed)
+    labels = compressed.table.set_index("run_id")["label"]
+    small, large = (next(label for label in labels if kind in label) for kind in ("static", "half"))
+    assert accuracy.startswith("Of 3 compressed models beside their origins: custom onnx_int8_static")
+    assert "loses surely less than a point of balanced accuracy (test); " in accuracy
+    assert accuracy.endswith(f"{large} loses surely more than a point; of 1 the interval holds both.")
+    assert small.split()[1] in accuracy
+    assert recall.endswith(
+        f"{large} loses surely more than a point of recall of mel (test); of 2 the interval holds both."
+    )
+    assert origins.said(make_report(10)) == []
+
+
 def test_the_static_front_joins_each_with_its_origin(compressed: Report) -> None:
     figure = static.front(compressed)
     assert figure is not None
