@@ -58,8 +58,8 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    found = cells(store, section.studies, needed)
-    missing = systems.unsuited(found, section.command)
+    found = cells(store, list(section.studies), needed)
+    missing = [each for cell in found for each in systems.unsuited([cell], section.studies[cell.study])]
     pairs = []
     for cell in found:
         if cell.problem:
@@ -67,9 +67,13 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
         try:
             pairs.append(_pair(store, cell))
         except UserError as error:
-            missing.append(Missing(cell.name, f"cannot be held against its origin: {error}", section.command))
-    if not found:
-        missing.append(Missing(", ".join(section.studies), "no run of it", section.command))
+            missing.append(
+                Missing(cell.name, f"cannot be held against its origin: {error}", section.studies[cell.study])
+            )
+    begun = {cell.study for cell in found}
+    missing += [
+        Missing(study, "no run of it", how_to) for study, how_to in section.studies.items() if study not in begun
+    ]
     grids, findings = [], []
     for source in dict.fromkeys(pair.source for pair in pairs):
         own = sorted((pair for pair in pairs if pair.source == source), key=lambda pair: -pair.share(SIZE))

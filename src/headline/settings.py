@@ -13,6 +13,7 @@ from src.objectives import Limit, parse_limits
 WHOLE = "docs/results.md"
 _STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 Names = Annotated[list[str], MinLen(1)]
+Commands = Annotated[dict[str, str], MinLen(1)]
 Weights = Literal["imagenet"] | None
 
 
@@ -152,16 +153,14 @@ class Compressed:
 
     Attributes:
         title: Of the section.
-        studies: Names of the studies that hold the compressed runs.
-        command: Records what is missing.
+        studies: That hold the compressed runs, each with the command that records what is missing of it.
         metrics: What is compared, see `Systems.metrics`; the first one decides what is said.
         about: A paragraph below the title.
     """
 
     kind: Literal["compressed"]
     title: str
-    studies: Names
-    command: str
+    studies: Commands
     metrics: Names
     about: str = ""
 

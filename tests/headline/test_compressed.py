@@ -1,5 +1,7 @@
 """The section on compressed nets, on a made-up store: differences from the very nets they were made from."""
 
+import dataclasses
+
 import pytest
 from recorded import mean_score, predictions, record
 
@@ -9,7 +11,7 @@ from src.headline.settings import Compressed
 from src.tracking.store import Store
 
 SECTION = Compressed(
-    "compressed", "Compressed", ["compression"], "compress it", ["balanced_accuracy", "accuracy", "recall/melanoma"]
+    "compressed", "Compressed", {"compression": "compress it"}, ["balanced_accuracy", "accuracy", "recall/melanoma"]
 )
 HOW = Bootstrap(200, 0.95, 0)
 
@@ -78,3 +80,12 @@ def test_an_origin_that_was_not_tested_is_told(made: Store) -> None:
 def test_without_runs_the_command_is_told(made: Store) -> None:
     part = compressed.part(made, SECTION, 3, HOW)
     assert [(each.what, each.command) for each in part.missing] == [("compression", "compress it")]
+
+
+def test_each_study_has_a_command_of_its_own(made: Store) -> None:
+    world(made, 0.5)
+    section = dataclasses.replace(SECTION, studies={"compression": "compress it", "pruning": "prune it"})
+    part = compressed.part(made, section, 3, HOW)
+    assert [(each.what, each.command) for each in part.missing] == [("pruning", "prune it")]
+    fewer = compressed.part(made, section, 4, HOW).missing
+    assert [each.command for each in fewer] == ["compress it", "prune it"]
