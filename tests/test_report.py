@@ -136,6 +136,14 @@ def test_the_registered_model_predicts_what_the_run_recorded(place: Path, store:
     assert not [name for name in files if name.endswith((".pkl", ".pth"))]
 
 
+def test_the_registered_model_has_a_card_in_its_own_store(place: Path, store: Store, reported) -> None:
+    version = store.client.get_model_version_by_alias("derm", "champion")
+    assert "has no model card" not in reported.stderr
+    assert "# Model card" in version.description
+    assert "derm" in read.artifact(store, version.run_id, "card/card.md").read_text(encoding="utf-8")
+    assert not list(place.glob("*.db"))  # MLflow's own default, which a registry URI of the process would fill
+
+
 def test_a_second_report_reads_the_cache_and_says_the_same(place: Path, reported, here) -> None:
     before = pd.read_csv(place / "reports" / "smoke" / "table.csv")
     status, said = here("study=smoke", BUDGET)

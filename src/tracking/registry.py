@@ -150,17 +150,15 @@ def _pointed_to(store: Store) -> Any:
     """MLflow's own functions at this store, and afterwards where they were: they tell the environment, too."""
     import mlflow
 
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID")
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
     before = {name: os.environ.get(name) for name in names}
-    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    tracking = mlflow.get_tracking_uri()
     try:
         mlflow.set_tracking_uri(store.uri)
-        mlflow.set_registry_uri(store.uri)
         os.environ["MLFLOW_EXPERIMENT_ID"] = store.experiment_id
         yield
     finally:
         mlflow.set_tracking_uri(tracking)
-        mlflow.set_registry_uri(registry)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

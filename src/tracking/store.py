@@ -125,7 +125,7 @@ class Store:
                         self._create_database(self.database)
                 _check_database_file(self.database)
             with brief_http(), _quiet():
-                client = MlflowClient(tracking_uri=self.uri)
+                client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 self._experiment_id = self._find_or_create_experiment(client, create)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             raise self._unusable(error) from error
