@@ -1,5 +1,6 @@
 """From the command line to a study: what is swept, by which sampler, in which processes, and what came of it."""
 
+import copy
 import logging
 import shlex
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 import optuna
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from src import dry_run, summary
 from src.compression import origin
@@ -67,11 +68,19 @@ def sweep(config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any],
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
     if probed is not None and origin.wanted(cell := probed[0]):
-        default = dry_run.compose_cell(loader, config, origin.typed_beside(plan.overrides))
+        default = dry_run.compose_cell(loader, _without_hydras(config), origin.typed_beside(plan.overrides))
         origin.check_study(cell, default, probed[1], store)
     url = resolve_url(plan.settings.storage or default_url(store.database.parent if store.database else store.folder))
     with Ownership(url, plan.name) as ownership:
         return _run(plan, store, url, ownership)
+
+
+def _without_hydras(config: DictConfig) -> DictConfig:
+    """The config without the overrides of Hydra's own keys, which may be of what a study's file alone has."""
+    plain = copy.deepcopy(config)
+    with flag_override(plain, ["struct", "readonly"], False):
+        plain.hydra.overrides.hydra = []
+    return plain
 
 
 def _run(plan: Plan, store: Store, url: str, ownership: Ownership) -> bool:

@@ -192,6 +192,18 @@ def test_each_seed_of_a_trial_is_compressed_and_compared_with_itself(
     assert (after["metrics.efficiency/params"] < before["metrics.efficiency/params"].to_numpy()).all()
 
 
+def test_a_studys_file_can_be_narrowed_and_its_table_says_what_was_lost(
+    entry: Entry, origin: pd.Series, store: Store
+) -> None:
+    narrow = ["hydra.sweeper.params.compression='choice(onnx_float32)'", "hydra.sweeper.study_name=narrow"]
+    status, said = entry("sweeps=compression", f"origin={origin['run_id']}", *narrow)
+    assert status == 0, said
+    (made,) = (row for _, row in read.runs(store, "tags.study = 'narrow' and tags.kind = 'run'").iterrows())
+    assert made["tags.compression"] == "onnx_float32"
+    table = said[said.index("lost by compression, points") :]
+    assert f"onnx_float32 {100 * made['metrics.compression/lost/balanced_accuracy']:.1f}" in " ".join(table.split())
+
+
 def test_data_that_the_origin_did_not_see_are_not_trained_on(entry: Entry, origin: pd.Series, store: Store) -> None:
     """Its test images could be among them."""
     run_id, recorded = origin["run_id"], origin["tags.split_fingerprint"]
