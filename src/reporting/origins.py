@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from src.analysis.comparison import COMPRESSION, LOST
-from src.analysis.wording import joined
+from src.analysis.wording import count, joined
 from src.objectives import describe
 from src.reporting import layout
 from src.reporting.record import Report
@@ -92,7 +92,7 @@ def lost(report: Report) -> pd.DataFrame:
 
 
 def said(report: Report) -> list[str]:
-    """What compression cost, in a sentence a metric and split: who surely loses less than a point, and who loses more.
+    """What compression cost, in a sentence a metric and split: who surely loses less than a point, who surely more.
 
     "Surely": the whole interval is on that side.
     """
@@ -111,6 +111,9 @@ def said(report: Report) -> list[str]:
         told = [f"{named(small)} surely less than a point of {label}"] if len(small) else []
         told += [f"{named(large)} surely more than a point{'' if told else f' of {label}'}"] if len(large) else []
         unsure = len(rows) - len(small) - len(large)
-        told += [f"of {unsure} the interval{'' if told else f' of {label}'} holds both"] if unsure else []
-        sentences.append(f"Of {len(rows)} compressed models beside their origins: {'; '.join(told)}.")
+        if not told:
+            told = [f"whether any loses more or less than a point of {label} is not settled"]
+        elif unsure:
+            told.append(f"of {unsure} it is not settled")
+        sentences.append(f"Of {count(len(rows), 'compressed model')} beside their origins: {'; '.join(told)}.")
     return sentences
