@@ -21,22 +21,20 @@ from src import teachers
 from src.allocator import keep_freed_memory
 from src.analysis import figures
 from src.checkpoint import BestEpoch, load_weights
-from src.classifier import Classifier, as_float
+from src.classifier import Classifier
 from src.config import instantiate
-from src.data import contact_sheet
 from src.data.module import DataModule
 from src.errors import ConfigError
 from src.last_state import LastState, fits
 from src.models.bfloat16 import cast_as_recorded
 from src.progress import AfterEpoch, EpochProgress, quiet_lightning
 from src.radiomics import once
-from src.reproducibility import config_hash, environment, seed_everything
+from src.reproducibility import config_hash, seed_everything
 from src.tracking.logger import RunLogger
 from src.tracking.run import Run
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
-SHEET_IMAGES = 6  # pictures a class on the contact sheet
 NEVER = 10**9  # steps; the metrics are logged once an epoch
 
 
@@ -277,44 +275,6 @@ def measure(
         device=profile.details["device"],
         flops_uncounted=", ".join(f"{operator} x{times}" for operator, times in uncounted.items()),
     )
-
-
-def describe_inputs(
-    config: DictConfig, overrides: list[str], parts: Parts, cost: Mapping[str, float], run: Run, folder: Path
-) -> None:
-    """Record what goes in, before anything is trained: config, environment, data, static cost, contact sheet."""
-    run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
-    run.text("\n".join(overrides) + "\n", "overrides.txt")
-    run.text(json.dumps(environment(), indent=2), "environment.json")
-    data = parts.data
-    run.log({key: float(value) for key, value in data.record().items()}, step=0)
-    run.log(cost, step=0)
-    run.tag(
-        data_fingerprint=data.cache.fingerprint,
-        split_fingerprint=data.split_fingerprint,
-        grouped_by=data.grouped_by,
-        weights=getattr(parts.classifier.net, "loaded_weights", "random"),
-    )
-    sheet = folder / "contact_sheet.png"
-    draw_contact_sheet(data).save(sheet, compress_level=1)  # packing it tightly costs a trial 40 ms
-    run.artifact(sheet, "figures")
-    if data.cache.unreadable:
-        run.table(pd.DataFrame(data.cache.unreadable, columns=["path", "reason"]), "unreadable.csv")
-
-
-def draw_contact_sheet(data: DataModule) -> Any:
-    """A picture of what the net is fed: some training images of each class, before and after augmentation."""
-    before, after = {}, {}
-    rows = data.rows("train")
-    for label, name in enumerate(data.classes):
-        chosen = rows[data.labels[rows] == label][:SHEET_IMAGES]
-        images = torch.from_numpy(data.cache.images[chosen])
-        fed = as_float(images.permute(0, 3, 1, 2))
-        if data.augment is not None:
-            fed = data.augment(fed)
-        before[f"{name} ({data.class_counts[label]})"] = images.numpy()
-        after[f"{name} ({data.class_counts[label]})"] = fed.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    return contact_sheet.draw(before, after)
 
 
 def writes_record() -> bool:

@@ -96,7 +96,7 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytes
         written["config.yaml"] = OmegaConf.to_yaml(config, resolve=True)
         raise EnoughError
 
-    monkeypatch.setattr(training, "describe_inputs", describe)
+    monkeypatch.setattr(recording, "describe_inputs", describe)
     _, plain, problem = jobs._checked(config, [], store)
     assert problem is None
     with pytest.raises(EnoughError), jobs._start(store, config, plain, ["seed=0"], jobs.Place()) as run:
