@@ -34,8 +34,14 @@ class Pair(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the net that was compressed."""
-        return f"{texts(self.origins, 'tags.preset').iloc[0] or texts(self.origins, 'tags.model').iloc[0]}"
+        """Of the net that was compressed; of one that was a compressed one itself with how."""
+        named = [texts(self.origins, f"tags.{tag}").iloc[0] for tag in ("preset", "model")]
+        return f"{named[0] or named[1]}{f' after {self.before}' if self.before else ''}"
+
+    @property
+    def before(self) -> str:
+        """The compression that the origin had been through; empty if none."""
+        return str(texts(self.origins, "tags.compression").iloc[0])
 
     @property
     def source(self) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ def _rows(
     values = {metric: float(first.origins[f"metrics.{metric}"].mean()) for metric in COSTS}
     rows: list[tuple[Lines, ...]] = [
         (
-            ("as trained",),
+            (f"as left by {first.before}" if first.before else "as trained",),
             ("float32",),
             *((_cost(metric, value),) for metric, value in values.items()),
             (str(len(first.origins)),),
@@ -165,4 +171,19 @@ def _findings(
             key = "not settled"
         said[key].append(f"{pair.cell.name} ({' '.join(figures.change(found))})")
     metric = head(section.metrics[0])
-    return [f"{name}, {metric}, {key}: {joined(names)}." for key, names in said.items() if names]
+    told = [f"{name}, {metric}, {key}: {joined(names)}." for key, names in said.items() if names]
+    return [*told, *_how_far(name, pairs, [each[section.metrics[0]] for each in lost], metric)]
+
+
+def _how_far(name: str, pairs: Sequence[Pair], lost: Sequence[Difference], metric: str) -> list[str]:
+    """The smallest, by each cost that is counted, of those that lose a point or less on average."""
+    kept = [(pair, found) for pair, found in zip(pairs, lost, strict=True) if found.difference >= -POINT]
+    parts = []
+    for cost in (SIZE, "efficiency/flops"):
+        pair, found = min(kept, key=lambda each: each[0].share(cost), default=(None, None))
+        if pair is not None and found is not None and pair.share(cost) < 1:
+            change = " ".join(figures.change(found))
+            parts.append(f"{COSTS[cost]} x {figures.times(pair.share(cost))[0]} ({pair.cell.name}: {change})")
+    if not parts:
+        return []
+    return [f"{name}: the smallest that lose a point of {metric} or less on average: {joined(parts)}."]

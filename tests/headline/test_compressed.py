@@ -1,6 +1,7 @@
 """The section on compressed nets, on a made-up store: differences from the very nets they were made from."""
 
 import dataclasses
+import re
 
 import pytest
 from recorded import mean_score, predictions, record
@@ -68,6 +69,37 @@ def test_nets_of_one_name_are_each_beside_their_own_origin(made: Store) -> None:
     assert [grid.rows[0][2] for grid in grids] == [("1.000",), ("4.000",)]
     assert [grid.rows[1][2] for grid in grids] == [("0.500", "x 0.50"), ("2.000", "x 0.50")]
     assert len({grid.columns[0] for grid in grids}) == 2
+
+
+def test_a_chain_is_told_by_its_first_link(made: Store) -> None:
+    frames = [predictions(0.9, seed) for seed in range(3)]
+    for seed in range(3):
+        tags = {"origin": "gone", "compression": "prune_flops", "precision": "float32"}
+        pruned = record(made, "pruning", frames[seed], seed, {}, {"efficiency/size_mb": 1.0}, **tags)
+        tags = {"origin": pruned, "compression": "onnx_int8_static", "precision": "int8"}
+        record(made, "compression", frames[seed], seed, {}, {"efficiency/size_mb": 0.25}, **tags)
+    (grid,) = compressed.part(made, SECTION, 3, HOW).grids
+    assert grid.columns[0].endswith(" after prune_flops")
+    assert grid.rows[0][0] == ("as left by prune_flops",)
+    assert grid.rows[1][2] == ("0.250", "x 0.25")
+
+
+def test_how_far_down_it_goes_is_told_by_each_cost(made: Store) -> None:
+    before = [predictions(0.9, seed) for seed in range(3)]
+    worse = [predictions(0.4, 10 + seed) for seed in range(3)]
+    kinds = [("pruned", before, 0.5, 20.0), ("int8", before, 0.25, 100.0), ("too far", worse, 0.1, 10.0)]
+    for seed in range(3):
+        costs = {"efficiency/size_mb": 1.0, "efficiency/flops": 100.0}
+        run = record(made, "trained", before[seed], seed, metrics=costs, preset="better/custom")
+        for kind, frames, size, flops in kinds:
+            costs = {"efficiency/size_mb": size, "efficiency/flops": flops}
+            settings = {"compression": {"name": kind}, "origin": run}
+            record(made, "compression", frames[seed], seed, settings, costs, origin=run, precision="int8")
+    told = compressed.part(made, SECTION, 3, HOW).findings[-1]
+    assert told.startswith(
+        "better/custom: the smallest that lose a point of balanced accuracy or less on average: size"
+    )
+    assert re.search(r"size \(MB\) x 0\.25 \([^)]*int8[^)]*\)? and FLOPs x 0\.20 \([^)]*pruned", told)
 
 
 def test_an_origin_that_was_not_tested_is_told(made: Store) -> None:
