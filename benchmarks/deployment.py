@@ -4,7 +4,7 @@
 
 One thread, batch 1, each model in a process of its own, all in turns (see `src.benchmarking`). Without ids the nets
 have random weights and int8 is calibrated on drawn lesions: time depends on neither. With ids those runs are measured
-in every runtime, a compressed one in its own. Takes about TIME minutes on two quiet cores, most of it ResNet50's.
+in every runtime, a compressed one in its own. Takes about eight minutes on two quiet cores.
 """
 
 import sys
