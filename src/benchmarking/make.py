@@ -17,7 +17,7 @@ from src.benchmarking.publish import publish
 from src.benchmarking.record import Result, Row, read
 from src.benchmarking.settings import BELOW, Settings
 from src.benchmarking.subjects import Subject
-from src.config import check, instantiate, resolve
+from src.config import check
 from src.errors import UserError
 from src.paths import expanded
 
@@ -85,9 +85,9 @@ def _settings(config: DictConfig) -> Settings:
 
 def _store(config: DictConfig) -> "Store":
     """Opened; MLflow is imported here and not before: exported files are measured without it."""
-    check(resolve(config.tracking), "tracking")
-    store: Store = instantiate(config.tracking, "tracking")
-    return store.open(create=False)
+    from src.tracking.existing import existing
+
+    return existing(config)
 
 
 def _join(file: Path, config: DictConfig) -> Result:

@@ -12,10 +12,11 @@ from src.carding.publish import publish
 from src.carding.record import Card
 from src.carding.settings import Settings
 from src.clinical.settings import Settings as Clinical
-from src.config import check, instantiate, resolve
+from src.config import check, resolve
 from src.errors import UserError
 from src.evaluation import own
 from src.evaluation.settings import clinical
+from src.tracking.existing import existing
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,10 @@ def attach(config: DictConfig) -> None:
     Args:
         config: A composed `conf/report.yaml`, with the model's name as `register`.
     """
-    store: Store = instantiate(config.tracking, "tracking")
-    if config.from_experiment:
-        store.experiment = str(config.from_experiment)
     name = f"{config.register}@{config.alias}"
     try:
-        subject = find.find(store.open(create=False), name)
+        store = existing(config, config.from_experiment)
+        subject = find.find(store, name)
         places = publish(build(store, subject, Clinical(fixed=())), subject, store)
     except UserError as error:
         log.warning("%s has no model card: %s", name, error)
@@ -86,6 +85,4 @@ def _settings(config: DictConfig) -> tuple[Settings, Clinical, Store]:
     check({"_target_": "src.clinical.settings.Settings", **values}, "clinical")
     settings = Settings(**plain)
     settings.wanted  # noqa: B018  it is refused here, before the store is opened
-    check(resolve(config.tracking), "tracking")
-    store: Store = instantiate(config.tracking, "tracking")
-    return settings, clinical(values), store.open(create=False)
+    return settings, clinical(values), existing(config)

@@ -12,12 +12,13 @@ from rich.console import Console
 from src import summary
 from src.clinical.audit import ClinicalAudit, audit
 from src.clinical.settings import Settings as Clinical
-from src.config import check, instantiate, resolve
+from src.config import check, resolve
 from src.errors import ConfigError, UserError
 from src.evaluation import drop, external, labels, own, pages, publish
 from src.evaluation.external import External
 from src.evaluation.record import Evaluation
 from src.evaluation.settings import Settings, clinical
+from src.tracking.existing import existing
 from src.tracking.store import Store
 from src.trained import inference, runs
 from src.trained.runs import Evaluated
@@ -65,9 +66,7 @@ def _settings(config: DictConfig) -> tuple[Settings, Clinical, Store]:
     check({"_target_": "src.clinical.settings.Settings", **values}, "clinical")
     settings = Settings(**plain)
     settings.wanted  # noqa: B018  it is refused here, before the store is opened
-    check(resolve(config.tracking), "tracking")
-    store: Store = instantiate(config.tracking, "tracking")
-    return settings, clinical(values), store.open(create=False)
+    return settings, clinical(values), existing(config)
 
 
 def own_splits(evaluated: Evaluated, settings: Settings, asked: Clinical, store: Store) -> Evaluation:

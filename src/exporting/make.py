@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from src.config import check, instantiate, resolve
+from src.config import check, resolve
 from src.deployment.description import Description
 from src.deployment.files import FORMATS, format_of
 from src.errors import ConfigError, UserError
 from src.exporting import images
 from src.exporting.check import Exported, Origin, export, of_file, of_net
 from src.exporting.settings import Kind, Settings
+from src.tracking.existing import existing
 from src.tracking.run import Run
 from src.tracking.store import Store
 from src.trained import load
@@ -62,9 +63,7 @@ def _settings(config: DictConfig) -> tuple[Settings, Store]:
     check({"_target_": "src.exporting.settings.Settings", **plain})
     settings = Settings(**plain)
     settings.wanted, settings.formats  # noqa: B018  they are refused here, before the store is opened
-    check(resolve(config.tracking), "tracking")
-    store: Store = instantiate(config.tracking, "tracking")
-    return settings, store.open(create=False)
+    return settings, existing(config)
 
 
 def _refuse_other_formats(run: Evaluated, file: Path | None, formats: list[Kind]) -> None:

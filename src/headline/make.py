@@ -7,12 +7,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src.config import check, instantiate, resolve
+from src.config import check, resolve
 from src.headline import better, compressed, leakage, systems
 from src.headline.document import WIDTH, markdown, show, write
 from src.headline.figures import Bootstrap
 from src.headline.part import Part
 from src.headline.settings import Better, Compressed, Leakage, Section, Settings
+from src.tracking.existing import existing
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,11 @@ def make(config: DictConfig) -> list[Part]:
     check({"_target_": "src.headline.settings.Settings", **own})
     settings = Settings(**own)
     sections = settings.chosen()
-    check(plain["tracking"], "tracking")
-    store: Store = instantiate(config.tracking, "tracking")
-    store.open(create=False)
+    store = existing(config)
     how = Bootstrap(settings.samples, settings.level, settings.seed)
     parts = []
     for name, section in sections.items():
-        log.info("%s: reading %s, computing intervals", name, ", ".join(section.studies))
+        log.info("%s: reading %s, computing intervals", name, _counted(section))
         parts.append(_part(store, section, settings.seeds, how))
     file = Path(settings.file)
     write(markdown(parts, reading(settings), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"), file)
@@ -65,6 +64,11 @@ def reading(settings: Settings) -> list[str]:
         "An image split is marked as leaking where lesions or patients are on several sides. Research only, no "
         "medical device.",
     ]
+
+
+def _counted(section: Section) -> str:
+    number = len(section.studies)
+    return f"{number} studies" if number > 1 else f"study {next(iter(section.studies))}"
 
 
 def _part(store: Store, section: Section, needed: int, how: Bootstrap) -> Part:

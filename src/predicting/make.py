@@ -12,7 +12,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from src import entry
-from src.config import check, instantiate, resolve
+from src.config import check
 from src.data.source import Manifest
 from src.errors import DataError
 from src.predicting import answers, models, told
@@ -21,6 +21,7 @@ from src.predicting.models import Model
 from src.predicting.rows import whole_csv
 from src.predicting.settings import Settings
 from src.predicting.told import Tally
+from src.tracking.existing import existing
 from src.tracking.store import Store
 from src.whole import whole_folder
 
@@ -46,9 +47,7 @@ def make(config: DictConfig) -> Tally:
     wanted, given, out = settings.model, Pictures(settings.pictures), settings.table
 
     def store() -> Store:
-        check(resolve(config.tracking), "tracking")
-        opened: Store = instantiate(config.tracking, "tracking")
-        return opened.open(create=False)
+        return existing(config)
 
     manifest = given.manifest()
     model = models.find(wanted, store, settings.processors)

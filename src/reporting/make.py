@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
 from src.analysis.comparison import recorded_name
-from src.config import check, instantiate, resolve
+from src.config import check, resolve
 from src.errors import UserError
 from src.objectives import Limit, Objective
 from src.reporting import collect, front, page, static, tables
@@ -23,6 +23,7 @@ from src.reporting.reader import Reader
 from src.reporting.record import Report
 from src.reporting.settings import Settings
 from src.tracking import cache, read
+from src.tracking.existing import existing
 from src.tracking.store import Store
 from src.whole import whole_folder
 
@@ -106,19 +107,13 @@ def _settings(config: DictConfig) -> tuple[Settings, Store]:
         raise UserError(
             "study: name one, as in study=dense_size (or take experiment=..., or filter=...)" + _hint(config)
         )
-    if plain["from_experiment"]:
-        config = OmegaConf.merge(config, {"tracking": {"experiment": plain["from_experiment"]}})  # type: ignore[assignment]
-    check(plain["tracking"], "tracking")
-    store: Store = instantiate(config.tracking, "tracking")
-    store.open(create=False)
-    return settings, store
+    return settings, existing(config, plain["from_experiment"])
 
 
 def _hint(config: DictConfig) -> str:
     """The studies there are, if the store can be read."""
     try:
-        store: Store = instantiate(config.tracking, "tracking")
-        names = collect.known_studies(cache.cached_runs(store.open(create=False)))
+        names = collect.known_studies(cache.cached_runs(existing(config)))
     except UserError:
         return ""
     return f"; there are {', '.join(names[: collect.SHOWN_NAMES])}" if names else ""
