@@ -140,13 +140,13 @@ def render_lost(table: pd.DataFrame) -> Table | None:
     drawn.add_column("origin", no_wrap=True)
     for _, row in rows.iterrows():
         cells = [
-            points(*(row.get(f"{name}{end}", math.nan) for end in ("", "/low", "/high"))) for name in names.values()
+            _points(*(row.get(f"{name}{end}", math.nan) for end in ("", "/low", "/high"))) for name in names.values()
         ]
         drawn.add_row(row_name(table, row), row["compression"], *cells, row["lost_on"], str(row["origin"])[:8])
     return drawn
 
 
-def points(value: float, low: float, high: float) -> str:
+def _points(value: float, low: float, high: float) -> str:
     """A difference of shares in percentage points with its interval, such as "0.3 [-0.1, 0.9]"."""
     if math.isnan(value):
         return "-"

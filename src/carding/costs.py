@@ -75,7 +75,7 @@ def with_references(sheet: Sheet, references: Mapping[str, str]) -> Sheet:
     """
     several = len(set(references.values())) > 1
     beside = [
-        f"the median of {label}" + (f" ({'; '.join(shown(line) for line in lines)})" if several else "")
+        f"the median of {label}" + (f" ({'; '.join(_shown(line) for line in lines)})" if several else "")
         for label, lines in groupby(sorted(references, key=references.__getitem__), references.__getitem__)
     ]
     if "ratio" not in sheet.head or not beside:
@@ -83,7 +83,7 @@ def with_references(sheet: Sheet, references: Mapping[str, str]) -> Sheet:
     return replace(sheet, caption=f"{sheet.caption} Ratio: the median over {joined(beside)}; below 1 is faster.")
 
 
-def shown(line: str) -> str:
+def _shown(line: str) -> str:
     """A line's name for people."""
     return line.replace("/", ", ")
 
@@ -127,7 +127,7 @@ def listed(found: Mapping[str, Sequence[float]], title: str, wanted: Sequence[st
     lines = dict.fromkeys(name.rpartition("/")[0] for name in sorted(found))
     names = wanted or list(dict.fromkeys(name.rpartition("/")[2] for name in found))
     columns = [name for name in names if any(f"{line}/{name}" in found for line in lines)]
-    rows = tuple((shown(line), *(_figure(found.get(f"{line}/{name}", ())) for name in columns)) for line in lines)
+    rows = tuple((_shown(line), *(_figure(found.get(f"{line}/{name}", ())) for name in columns)) for line in lines)
     return Sheet(title, ("of", *(name.replace("_", " ") for name in columns)), rows, _SEVERAL)
 
 
