@@ -87,13 +87,18 @@ class Snapshot:
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until the study is over, as far as recent trials tell; None before the first has ended."""
+        """Seconds until the study is over, as far as recent trials tell.
+
+        None before the first has ended, and where all that is left runs longer than they did: nobody knows then.
+        """
         recent = self.finished_seconds[-RECENT:]
         if self.total is None or not recent:
             return None
         mean = sum(recent) / len(recent)
         waiting = max(0, self.total - self.finished - len(self.running))
         work = waiting * mean + sum(max(0.0, mean - row.seconds) for row in self.running)
+        if self.running and not work:
+            return None
         return work / (len(self.running) or self.n_jobs)
 
 

@@ -154,6 +154,8 @@ def test_middle_keeps_both_ends(text: str, width: int) -> None:
         # the last 20 of them count: (10 x 40 + 10 x 80) / 20 = 60
         ({"running": [], "finished_seconds": [1e6] * 5 + [40.0] * 10 + [80.0] * 10}, 91 * 60 / 3),
         ({"running": [], "counted": 90}, 10 * 60 / 3),
+        ({"running": [row(1, "", seconds=99)], "total": 10}, None),  # the last one is slower than all before it
+        ({"running": [row(1, "", seconds=50), row(2, "", seconds=99)], "total": 11}, 10 / 2),
     ],
 )
 def test_time_left_by_arithmetic(changes: dict[str, Any], seconds: float | None) -> None:
