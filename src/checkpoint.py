@@ -15,6 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
+from src.averaging import averaged
 from src.errors import ConfigError, DivergedError, UserError
 from src.models import structure
 from src.objectives import describe, recorded_in_training
@@ -69,7 +70,8 @@ class BestEpoch(ModelCheckpoint):
             )
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+        with averaged(trainer):
+            super()._save_checkpoint(trainer, filepath)
         self.epoch = trainer.current_epoch
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import nn
 from src import teachers
 from src.allocator import keep_freed_memory
 from src.analysis import figures
-from src.checkpoint import BestEpoch, load_weights
+from src.checkpoint import BestEpoch, StopEarly, load_weights
 from src.classifier import Classifier
 from src.config import instantiate
 from src.data.module import DataModule
@@ -135,11 +135,9 @@ def prepare_fit(
     best: BestEpoch = instantiate(
         config.callbacks.best, "callbacks.best", folder=folder / "checkpoint", has_validation=has_validation
     )
-    others = [
-        instantiate(node, f"callbacks.{name}")
-        for name, node in config.callbacks.items()
-        if name != "best" and has_validation  # they watch validation metrics
-    ]
+    others = [instantiate(node, f"callbacks.{name}") for name, node in config.callbacks.items() if name != "best"]
+    if not has_validation:
+        others = [callback for callback in others if not isinstance(callback, StopEarly)]  # it has nothing to watch
     progress = EpochProgress(config.model.name)
     trainer = _trainer(config, run, folder, [best, *others, progress, *after])
     return trainer, progress, best

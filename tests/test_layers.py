@@ -45,6 +45,7 @@ LAYERS = [
         "entry",
         "progress",
         "checkpoint",
+        "averaging",
         "last_state",
     },
     {"classifier", "data", "sweep", "tracking", "analysis", "clinical"},

@@ -20,8 +20,9 @@ SIZE = 32  # px; what is trained here is the path, not the net
 
 
 def composed(preset: str, *overrides: str) -> DictConfig:
+    taught = ["loss.teacher=[]"] if preset.endswith("_distilled") else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", [f"experiment={preset}", *overrides])
+        return compose("train", [f"experiment={preset}", *taught, *overrides])
 
 
 def test_every_system_of_both_papers_is_there() -> None:
@@ -68,7 +69,7 @@ def test_preset_trains_some_steps_on_real_images(preset: str, shared_data: Path,
         "++trainer.limit_train_batches=2",
         "++trainer.limit_val_batches=1",
     )
-    parts = training.build(config)
+    parts = training.build(config, pretrained="teacher" not in config.loss)  # teachers: tests/test_teachers.py
     before = {name: value.clone() for name, value in parts.classifier.net.named_parameters() if value.requires_grad}
     checkpoint = training.train(config, parts, None, tmp_path / "run")
     moved = [

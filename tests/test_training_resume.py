@@ -111,7 +111,12 @@ def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize(
-    "changes", [(), ("callbacks=early_stopping", "optimizer=sgd", "scheduler=cosine", "augment=sun2023")]
+    "changes",
+    [
+        (),
+        ("callbacks=early_stopping", "optimizer=sgd", "scheduler=cosine", "augment=sun2023"),
+        ("callbacks=averaging", "callbacks.averaging.decay=0.9"),
+    ],
 )
 def test_resumed_training_gives_what_an_unbroken_one_gives(
     tmp_path: Path, cache: Path, store: Store, changes: tuple[str, ...]

@@ -1,0 +1,97 @@
+"""The average of the weights is what is validated and kept; the training itself goes on from the weights."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from src.averaging import AveragedWeights
+from src.checkpoint import BestEpoch, load_weights
+from src.config import check
+from src.errors import ConfigError
+
+STEPS = 4
+
+
+class Climber(LightningModule):
+    """Its one weight is the number of the step; a buffer is twice, a counter is as much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.twice: Tensor
+        self.counter: Tensor
+        self.register_buffer("twice", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("counter", torch.zeros(1, dtype=torch.int64))
+        self.trained: list[float] = []
+        self.validated: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.trained.append(self.weight.item())
+        self.twice += 2
+        self.counter += 1
+        self.log("train/loss", 1.0, on_step=False, on_epoch=True)
+        return -self.weight.sum()
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.validated.append(self.weight.item())
+        self.log("val/auroc", self.current_epoch / STEPS)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fitted(folder: Path, decay: float, has_validation: bool) -> Climber:
+    module = Climber()
+    loader = DataLoader(TensorDataset(torch.zeros(1, 1)))
+    best = BestEpoch("val/auroc", folder, has_validation)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=STEPS,
+        callbacks=[best, AveragedWeights(decay)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, loader, loader if has_validation else None)
+    load_weights(module, best.best_model_path)
+    return module
+
+
+def expected(decay: Fraction) -> list[Fraction]:
+    """The average after each step of a weight that is 1, 2, 3 ..., by the formula of the class's docstring."""
+    averages = [Fraction(1)]
+    for step in range(1, STEPS):
+        kept = min(decay, Fraction(1 + step, 10 + step))
+        averages.append(kept * averages[-1] + (1 - kept) * (step + 1))
+    return averages
+
+
+@pytest.mark.parametrize("decay", [Fraction(0), Fraction(1, 5), Fraction(9, 10)])
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_average_is_validated_and_kept_and_training_goes_on_from_the_weights(
+    tmp_path: Path, decay: Fraction, has_validation: bool
+) -> None:
+    module = fitted(tmp_path, float(decay), has_validation)
+    averages = [float(average) for average in expected(decay)]
+    assert module.trained == [0, 1, 2, 3]
+    assert module.validated == pytest.approx(averages if has_validation else [])
+    assert module.weight.item() == pytest.approx(averages[-1])
+    assert module.twice.item() == pytest.approx(2 * averages[-1])
+    assert module.counter.item() == STEPS
+
+
+def test_warm_up_is_below_the_decay_at_first_by_hand() -> None:
+    assert expected(Fraction(9, 10))[1] == Fraction(2, 11) + 2 * Fraction(9, 11)
+
+
+@pytest.mark.parametrize("decay", [1, 1.5, -0.1])
+def test_decay_that_is_none_is_refused_by_its_key(decay: float) -> None:
+    node = {"_target_": "src.averaging.AveragedWeights", "decay": decay}
+    with pytest.raises(ConfigError, match=r"callbacks\.averaging\.decay"):
+        check({"callbacks": {"averaging": node}})
