@@ -8,7 +8,7 @@ import numpy as np
 from src.analysis.paired import Difference
 from src.analysis.wording import count, joined, short_bound
 from src.errors import UserError
-from src.headline import figures, systems
+from src.headline import figures, pairs, systems
 from src.headline.cells import Cell, cells
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
@@ -59,9 +59,10 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
     chosen = _chosen(complete, section)
     rivals, missing = _rivals(read, section, needed)
     duels = [_duel(cell, rival, section.metric, how) for cell in chosen for rival in rivals]
+    among = _among(chosen, section, how)
     missing += [
         Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.command)
-        for each in duels
+        for each in (*duels, *among)
         if each.problem
     ]
     if not chosen:
@@ -69,15 +70,16 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
     rows = {id(cell): cell for cell in (*chosen, *(rival.cell for rival in rivals))}  # each once
     shown = list(rows.values())
     drawn = [each for each in duels if not each.problem]
+    table = drawn + [each for each in among if not each.problem]
     own = Systems("systems", section.title, section.studies, section.command, section.metrics)
     return Part(
         section.title,
         section.about,
-        [systems.grid(shown, own, how)] * bool(shown) + [_grid(drawn, section)] * bool(drawn),
+        [systems.grid(shown, own, how)] * bool(shown) + [_grid(table, section)] * bool(table),
         _findings(chosen, drawn, section),
         [
             *_notes(section, found, complete, chosen),
-            *_multiplicity(drawn),
+            *[pairs.multiplicity(len(table))] * (len(table) > 1),
             *systems.told(shown),
             *systems.different_tests(shown),
         ],
@@ -133,6 +135,15 @@ def _duel(candidate: Cell, rival: Rival, metric: str, how: Bootstrap) -> Duel:
     return Duel(candidate, rival, found, "")
 
 
+def _among(chosen: Sequence[Cell], section: Better, how: Bootstrap) -> list[Duel]:
+    """The other candidates beside the one that the validation split puts first."""
+    if not chosen:
+        return []
+    first = chosen[0]
+    reference = Reference("the best on the validation split", section.studies, first.preset, section.command)
+    return [_duel(cell, Rival(reference, first, []), section.metric, how) for cell in chosen[1:]]
+
+
 def _grid(duels: Sequence[Duel], section: Better) -> Grid:
     columns = ("candidate", "less", f"{head(section.metric)}: difference", "it is", "parameters", "FLOPs", "seeds")
     return Grid(columns, [_row(duel) for duel in duels], stacks=(2,))
@@ -142,7 +153,7 @@ def _row(duel: Duel) -> tuple[Lines, ...]:
     shares = [figures.times(_share(duel, cost)) for cost in COSTS]
     return (
         (duel.candidate.name,),
-        (f"{duel.rival.name}: {duel.rival.cell.name}", f"weights: {duel.rival.cell.weights}"),
+        (f"{duel.rival.name}: {duel.rival.cell.name}", pairs.weights(duel.rival.cell)),
         figures.change(duel.difference),
         (figures.verdict(duel.difference),),
         *((f"x {share[0]}",) for share in shares),
@@ -188,15 +199,6 @@ def _stand_in(rival: Rival) -> str:
 def _against(duel: Duel) -> str:
     said = figures.verdict(duel.difference)
     return f"{said} {'than' if said in ('better', 'worse') else 'beside'} {duel.rival.name}"
-
-
-def _multiplicity(duels: Sequence[Duel]) -> list[str]:
-    if len(duels) < 2:
-        return []
-    return [
-        f"{count(len(duels), 'comparison')} were made and no interval is corrected for that: the more there are, the "
-        "sooner one leaves out zero by chance."
-    ]
 
 
 def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], chosen: Sequence[Cell]) -> list[str]:

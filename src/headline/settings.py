@@ -41,6 +41,19 @@ class System:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
+class Against:
+    """A system that is held against another one, image by image.
+
+    Attributes:
+        system: Its preset.
+        less: The other's preset.
+    """
+
+    system: str
+    less: str
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
 class Systems:
     """A table of systems, each with every split that it is asked for under.
 
@@ -53,6 +66,7 @@ class Systems:
         systems: Those that should be there; others of the studies are shown below them.
         splits: Under each of which every system should be there: "image", "grouped".
         paper_split: Beside which of them the paper's values stand.
+        differences: Of which of the systems the difference is told, with an interval, under each split.
         about: A paragraph below the title.
     """
 
@@ -64,6 +78,7 @@ class Systems:
     systems: list[System] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     paper_split: str = "image"
+    differences: list[Against] = field(default_factory=list)
     about: str = ""
 
 

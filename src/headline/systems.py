@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from src.analysis.wording import joined
-from src.headline import figures
+from src.headline import figures, pairs
 from src.headline.cells import Cell, cells
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
@@ -26,11 +26,17 @@ def part(store: Store, section: Systems, needed: int, how: Bootstrap) -> Part:
     found = [cell for cell in cells(store, section.studies, needed) if not cell.arm]
     ordered = sorted(found, key=lambda cell: _place(section, cell))
     shown = [cell for cell in ordered if not cell.problem]
+    differences, said = pairs.told(shown, section.differences, section.metrics, how)
     return Part(
         section.title,
         section.about,
-        [grid(shown, section, how)] if shown else [],
-        notes=[*told(shown), *_not_beside(section, shown), *different_tests(shown)],
+        [*([grid(shown, section, how)] if shown else []), *differences],
+        notes=[
+            *told(shown),
+            *_not_beside(section, shown),
+            *different_tests(shown),
+            *said,
+        ],
         missing=_missing(section, found, needed),
         origin=origin(store, shown),
     )

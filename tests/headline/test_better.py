@@ -105,6 +105,24 @@ def test_a_reference_of_the_search_is_no_candidate_and_stands_there_once(made: S
     assert [note for note in part.notes if note.startswith("2 comparisons were made")]
 
 
+def test_candidates_are_set_beside_the_one_that_validation_puts_first(made: Store) -> None:
+    tested_well = candidate(made, "tested_well", 1.0, val=0.5)
+    validated_well = candidate(made, "validated_well", 0.6, val=0.9)
+    reference(made, 0.4)
+    part = better.part(made, replace(BETTER, at_most=2), 3, HOW)
+    rows = part.grids[1].rows
+    gap = mean_score(tested_well, "balanced_accuracy") - mean_score(validated_well, "balanced_accuracy")
+    assert [(row[0][0], row[1][0]) for row in rows] == [
+        ("custom, 64 px, name=validated_well", "the big one: big, 64 px"),
+        ("custom, 64 px, name=tested_well", "the big one: big, 64 px"),
+        ("custom, 64 px, name=tested_well", "the best on the validation split: custom, 64 px, name=validated_well"),
+    ]
+    assert (rows[2][2][0], rows[2][3]) == (f"{gap:+.3f}", ("better",))
+    assert [note for note in part.notes if note.startswith("3 comparisons were made")]
+    assert len(part.findings) == 2
+    assert not any("validation split" in finding for finding in part.findings)  # they are about the references
+
+
 def test_what_stands_in_for_a_reference_is_called_what_it_is(made: Store) -> None:
     candidate(made, "c", 0.95)
     reference(made, 0.4)

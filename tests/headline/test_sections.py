@@ -8,7 +8,7 @@ from recorded import mean_score, predictions, record, scores, study_run
 from src.analysis.paired import Difference
 from src.headline import figures, leakage, systems
 from src.headline.figures import Bootstrap
-from src.headline.settings import Leakage, System, Systems
+from src.headline.settings import Against, Leakage, System, Systems
 from src.tracking.store import Store
 
 HOW = Bootstrap(200, 0.95, 0)
@@ -89,6 +89,40 @@ PAPER = Systems(
     ],
     ["image", "grouped"],
 )
+
+
+def test_systems_are_held_against_each_other_under_each_split(made: Store) -> None:
+    right = {"p/small": 0.95, "p/big": 0.4}
+    frames: dict[tuple[str, str], list] = {}
+    for split, images in (("image (leaking)", 60), ("grouped", 54)):
+        for preset, share in right.items():
+            own = [predictions(share, seed, images) for seed in SEEDS]
+            for seed, frame in zip(SEEDS, own, strict=True):
+                record(made, "paper", frame, seed, {"p": split + preset}, preset=preset, split=split)
+            frames[split, preset] = own
+    wanted = replace(PAPER, differences=[Against("p/big", "p/small"), Against("p/small", "p/absent")])
+    part = systems.part(made, wanted, 3, HOW)
+    grid = part.grids[1]
+    assert [row[2] for row in grid.rows] == [("image (leaking)",), ("grouped",)]
+    for (split,), row in zip((row[2] for row in grid.rows), grid.rows, strict=True):
+        gap = mean_score(frames[split, "p/big"], "accuracy") - mean_score(frames[split, "p/small"], "accuracy")
+        told = dict(zip(grid.columns, row, strict=True))
+        assert told["system"][0] == "big, 64 px"
+        assert told["less"][0] == "small, 64 px"
+        assert (told["accuracy: difference"][0], told["accuracy: difference"][2]) == (f"{gap:+.3f}", "worse")
+        assert told["seeds"] == ("3 and 3",)
+    assert any(note.startswith("6 comparisons were made") for note in part.notes)
+    assert len(systems.part(made, PAPER, 3, HOW).grids) == 1  # none is asked for
+
+
+def test_systems_that_were_tested_on_other_images_do_not_compare(made: Store) -> None:
+    for preset, images in (("p/small", 60), ("p/big", 40)):
+        for seed in SEEDS:
+            record(made, "paper", predictions(0.8, seed, images), seed, {"p": preset}, preset=preset, split="grouped")
+    part = systems.part(made, replace(PAPER, differences=[Against("p/big", "p/small")]), 3, HOW)
+    assert len(part.grids) == 1
+    (said,) = [note for note in part.notes if "do not compare: " in note]
+    assert said.startswith("big, 64 px less small, 64 px (grouped): they do not compare: ")
 
 
 def test_systems_stand_beside_what_the_paper_prints_under_its_split(made: Store) -> None:
