@@ -156,7 +156,7 @@ def _own(
     table = summary.summarise_study(store, rows.parent, plan.objectives, plan.limits, test)
     left = owner.total - standing.counted
     finished = bool((table["status"] == "FINISHED").any())
-    return finished and left <= 0 and standing.failed_for_good == 0
+    return finished and left <= 0 and standing.counts["fail"] == 0
 
 
 def _open_study(plan: Plan, storage: optuna.storages.BaseStorage, url: str) -> tuple[studies.OwnedStudy, SamplerChoice]:

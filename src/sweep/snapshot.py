@@ -54,7 +54,8 @@ class Snapshot:
         done: Trials trained to their end.
         pruned: Trials stopped early, as they were behind.
         over_limit: Trials not trained, as their cost is over a limit.
-        failed: Trials that failed; also those that were tried again.
+        failed: Trials that failed for good, in this sitting or an earlier one.
+        put_back: Trials in whose place another one is made: they were stopped, or failed and are tried again.
         counted: Trials that count towards the total; None: all that are over.
         total: Trials that the study shall come to; None if nobody knows.
         running: Trials under way.
@@ -71,6 +72,7 @@ class Snapshot:
     pruned: int = 0
     over_limit: int = 0
     failed: int = 0
+    put_back: int = 0
     counted: int | None = None
     total: int | None = None
     running: Sequence[RunningRow] = ()
@@ -120,6 +122,7 @@ def snapshot(study: str, standing: "Standing", events: Sequence[str], elapsed: f
         pruned=standing.counts["pruned"],
         over_limit=standing.counts["over_limit"],
         failed=standing.counts["fail"],
+        put_back=standing.put_back,
         counted=standing.counted,
         total=standing.total,
         running=[_row(running, names[0]) for running in standing.running],

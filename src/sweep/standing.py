@@ -50,13 +50,13 @@ class Standing:
 
     Attributes:
         counted: Trials that count towards the total.
-        counts: Trials by how they ended; tries that were repeated are failures here, too.
+        counts: Trials by how they ended, but for `put_back`.
+        put_back: Trials that were stopped, or failed and are tried again: another one takes their place.
         front: The members' numbers and values.
         running: What is under way.
         events: Ends since they were last taken with `take_events`.
         durations: Seconds of the trials that this sitting ran and that did not fail.
         n_seen: Trials that ended by themselves in this sitting.
-        failed_for_good: Trials that failed and are not tried again; of this sitting and of earlier ones.
     """
 
     def __init__(self, objectives: list[Objective], limits: list[Limit], total: int, slots: int) -> None:
@@ -72,7 +72,7 @@ class Standing:
         self.events: list[Event] = []
         self.durations: list[float] = []
         self.n_seen = 0
-        self.failed_for_good = 0
+        self.put_back = 0
         self._reasons: set[str] = set()
 
     def add(
@@ -98,9 +98,10 @@ class Standing:
             outcome = Outcome(**stored) if stored else Outcome("fail", "killed", "left without an outcome")
         if "same_as" in trial.user_attrs:
             return
-        self.counts[outcome.state] += 1
-        if outcome.state == "fail" and not again and outcome.kind != "stopped":
-            self.failed_for_good += 1
+        if outcome.state == "fail" and (again or outcome.kind == "stopped"):
+            self.put_back += 1
+        else:
+            self.counts[outcome.state] += 1
         cell = list(trial.user_attrs.get("cell", []))
         values = self._values(outcome)
         if values and self._keeps_limits(outcome):

@@ -109,6 +109,7 @@ def _counts(snapshot: Snapshot) -> Text:
         (snapshot.pruned, "pruned", "yellow"),
         (snapshot.over_limit, "over a limit", "yellow"),
         (snapshot.failed, "failed", "red"),
+        (snapshot.put_back, "put back in the queue", "dim"),
     ]
     line = Text()
     for count, name, style in counts:

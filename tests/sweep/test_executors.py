@@ -161,7 +161,7 @@ class TestEveryExecutor:
     def test_stopped(self, executor: Executor, task: TaskMaker) -> None:
         hanging = executor.submit(task(note="started", hang=600))
         number = pid(hanging)
-        executor.stop(hanging, grace=LONG)
+        executor.stop(hanging, grace=LONG / 2)  # Ray may lose its request on a starved machine: then it is killed
         [end] = wait(executor)
         assert end.task == hanging
         assert end.exitcode != 0

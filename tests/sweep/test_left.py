@@ -65,7 +65,7 @@ def test_the_next_owner_cancels_the_jobs_of_one_that_was_killed(tmp_path: Path) 
     with opened(setup, lambda storage: ScriptedExecutor(storage, complete)) as owner:
         standing = owner.run()
     wait_until(lambda: not any(is_alive(number) for number in numbers))
-    assert (standing.counted, standing.failed_for_good) == (4, 0)
+    assert (standing.counted, standing.counts["fail"]) == (4, 0)
     storage = open_storage(setup.url)
     trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
     assert [trial.state for trial in trials[:2]] == [TrialState.FAIL] * 2

@@ -42,6 +42,7 @@ def busy(**changes: Any) -> Snapshot:
         "pruned": 2,
         "over_limit": 1,
         "failed": 1,
+        "put_back": 3,
         "total": 100,
         "running": rows,
         "front": 4,
@@ -81,7 +82,7 @@ def test_table_names_counts_front_best_and_what_failed_and_why() -> None:
     text = "\n".join(drawn(busy()))
     assert "maximize balanced accuracy, minimize FLOPs" in text
     assert "9/100 trials" in text
-    assert "5 done, 2 pruned, 1 over a limit, 1 failed" in text
+    assert "5 done, 2 pruned, 1 over a limit, 1 failed, 3 put back in the queue" in text
     assert "front  4 trials" in text
     assert "trial 3: balanced accuracy 0.612, FLOPs 30M" in text
     assert "trial 7 failed: OutOfMemoryError: no room" in text

@@ -202,7 +202,7 @@ def test_failures_are_rows_with_kind_and_reason_and_count(setup: Setup) -> None:
 
     standing, _ = run(setup, answer)
     assert standing.counted == 6
-    assert standing.failed_for_good == 3
+    assert standing.counts["fail"] == 3
     assert states(setup) == {TrialState.COMPLETE: 3, TrialState.FAIL: 3}
     runs = runs_of(setup)
     assert sorted(runs) == [1, 3, 5]  # the scripted trials that are complete have no runs
@@ -226,7 +226,7 @@ def test_retries_of_the_kinds_that_another_try_may_cure(setup: Setup, retries: i
 
     standing, started = run(replace(setup, retries=retries), answer)
     assert Counter(started) == {**dict.fromkeys(CELLS, 1), ("a=2", "b=4"): tries}
-    assert (standing.counted, standing.failed_for_good) == (6, 2)
+    assert (standing.counted, standing.counts["fail"]) == (6, 2)
     killed = [trial for trial in trials_of(setup) if cell_of(trial) == ("a=2", "b=4")]
     assert [trial.user_attrs.get("attempt", 0) for trial in killed] == list(range(tries))
     assert [trial.user_attrs.get("retry_of") for trial in killed] == [None, *(each.number for each in killed[:-1])]
@@ -240,8 +240,8 @@ def test_a_cured_retry_makes_the_cell_complete(setup: Setup) -> None:
 
     standing, started = run(replace(setup, retries=1), answer)
     assert started == [CELLS[0], *CELLS[:1], *CELLS[1:]]
-    assert (standing.counted, standing.failed_for_good) == (6, 0)
-    assert standing.counts == {"complete": 6, "pruned": 0, "over_limit": 0, "fail": 1}
+    assert (standing.counted, standing.put_back) == (6, 1)
+    assert standing.counts == {"complete": 6, "pruned": 0, "over_limit": 0, "fail": 0}
 
 
 def test_a_state_is_kept_as_long_as_another_try_may_go_on_from_it(setup: Setup) -> None:
@@ -266,7 +266,7 @@ def test_a_state_is_kept_as_long_as_another_try_may_go_on_from_it(setup: Setup) 
     assert found[1] == ["0000"]
     assert found[2] == ["0000", "0001"]
     assert found[3] == []  # the third try of the first cell was complete
-    assert standing.failed_for_good == 2
+    assert standing.counts["fail"] == 2
     left = {file.parent.parent.name for file in setup.folder.rglob("last.ckpt")}
     assert left == {"0003", "0004", "0005"}  # killed for good: retry_failed=true may go on from there
     run(replace(setup, retry_failed=True), answer)
@@ -282,7 +282,7 @@ def test_trials_that_all_fail_alike_end_the_sweep_and_say_why(setup: Setup) -> N
     assert states(setup) == {TrialState.FAIL: 3}
     standing, started = run(replace(setup, retry_failed=True))
     assert Counter(started) == dict.fromkeys(CELLS, 1)
-    assert (standing.counted, standing.failed_for_good) == (6, 0)
+    assert (standing.counted, standing.counts["fail"]) == (6, 0)
 
 
 def test_trials_that_fail_in_different_ways_do_not_end_the_sweep(setup: Setup) -> None:
@@ -319,7 +319,7 @@ def test_after_ctrl_c_the_running_trials_are_marked_and_run_later(setup: Setup) 
         **{cell: [str(setup.folder / "trials" / f"{number:04d}")] for number, cell in enumerate(CELLS[2:5], start=2)},
         CELLS[5]: [],
     }
-    assert (standing.counted, standing.failed_for_good) == (6, 0)
+    assert (standing.counted, standing.counts["fail"]) == (6, 0)
     complete_cells = [cell_of(trial) for trial in trials_of(setup) if trial.state is TrialState.COMPLETE]
     assert Counter(complete_cells) == dict.fromkeys(CELLS, 1)
 
@@ -348,7 +348,7 @@ def test_orphans_with_an_outcome_count_and_the_others_run_again(setup: Setup, wi
     abandoned(setup, 4, with_outcome)
     standing, started = run(setup, n_jobs=2)
     assert Counter(started) == {cell: 1 for number, cell in enumerate(CELLS) if number not in with_outcome}
-    assert (standing.counted, standing.failed_for_good) == (6, 0)
+    assert (standing.counted, standing.counts["fail"]) == (6, 0)
     assert states(setup)[TrialState.COMPLETE] == 6
     assert states(setup)[TrialState.RUNNING] == states(setup)[TrialState.WAITING] == 0
 
@@ -374,7 +374,7 @@ def test_an_owner_killed_while_it_puts_a_trial_back_does_not_put_it_back_twice(
     assert states(setup) == {TrialState.RUNNING: 1, TrialState.WAITING: 1}
     standing, started = run(setup)
     assert Counter(started) == {cell: 1 for cell in CELLS if late != "complete" or cell != CELLS[0]}
-    assert (standing.counted, standing.failed_for_good) == (6, 0)
+    assert (standing.counted, standing.counts["fail"]) == (6, 0)
     trials = trials_of(setup)
     assert studies.counted(trials) == 6
     own = [trial for trial in trials if trial.state is TrialState.COMPLETE and "same_as" not in trial.user_attrs]

@@ -57,7 +57,7 @@ def test_failures_are_alike_if_only_their_numbers_differ() -> None:
         reason = f"RuntimeError: at 0x7f{number}a, trial {number}"
         stands.add(ended(number), Outcome("fail", "error", reason), seconds=1.0)
     assert stands.all_failed_alike() == "error: RuntimeError: at #, trial #"
-    assert (stands.n_seen, stands.failed_for_good, stands.durations) == (3, 3, [])
+    assert (stands.n_seen, stands.counts["fail"], stands.durations) == (3, 3, [])
     stands.add(ended(3), complete(0.5, 1.0), seconds=2.0)
     assert stands.all_failed_alike() == ""
     assert stands.durations == [2.0]
@@ -67,8 +67,8 @@ def test_failures_are_alike_if_only_their_numbers_differ() -> None:
 def test_what_is_tried_again_or_was_stopped_says_nothing_yet(kind: str, again: bool) -> None:
     stands = standing()
     stands.add(ended(0), Outcome("fail", kind, "no"), again=again)  # type: ignore[arg-type]
-    assert (stands.n_seen, stands.failed_for_good, stands.all_failed_alike()) == (0, 0, "")
-    assert stands.counts["fail"] == 1
+    assert (stands.n_seen, stands.counts["fail"], stands.all_failed_alike()) == (0, 0, "")
+    assert stands.put_back == 1
 
 
 def test_a_success_of_an_earlier_sitting_keeps_failures_from_being_a_common_one() -> None:
