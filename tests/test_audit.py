@@ -58,6 +58,21 @@ def test_an_audit_is_told_written_and_recorded(run_entry: Typed, place: Path, em
     assert not (place / "nosuch").exists()
 
 
+def test_what_cannot_be_tested_is_told_by_name_and_reason(run_entry: Typed, place: Path) -> None:
+    why = {"speed": "no time is printed", "heat": "nothing is measured", "noise": "no time is printed"}
+    claim = "claim: So., where: here, printed: so"
+    untested = [f"{{id: {name}, {claim}, untestable: {text}}}" for name, text in why.items()]
+    claims = f"[{', '.join(untested)}, {ONE[1:]}"
+    status, said = run_entry(audit.main, "paper=mamun2025", *NO_NETS, f"paper.claims={claims}", "publish=false")
+    assert status == 0, said
+    assert "1 reproduced" in said
+    lines = [line for line in said.splitlines() if line.startswith("- not testable")]
+    assert lines == [
+        "- not testable: speed and noise: no time is printed",
+        "- not testable: heat: nothing is measured",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

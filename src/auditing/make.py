@@ -1,6 +1,5 @@
 """An audit from end to end: read the claims and the runs, compute, write, publish, and tell the terminal."""
 
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
+from src.analysis.wording import joined
 from src.auditing import claims, tables
 from src.auditing.audit import Audit, audit
 from src.auditing.recorded import Bootstrap, Runs
@@ -88,8 +88,12 @@ def show(done: Audit, folder: Path) -> None:
     for each in done.claims:
         if each.verdict.name == tables.CONTRADICTED:
             console.print(f"! {each.claim.id}: {each.reason}", markup=False, highlight=False)
-    for reason, number in Counter(reason for each in done.claims for reason in each.problems).items():
-        console.print(f"- {number} not testable: {reason}", markup=False, highlight=False)
+    untested: dict[str, list[str]] = {}
+    for each in done.claims:
+        for reason in each.problems:
+            untested.setdefault(reason, []).append(each.claim.id)
+    for reason, ids in untested.items():
+        console.print(f"- not testable: {joined(ids)}: {reason}", markup=False, highlight=False)
     if any(each.command for each in done.claims):
         console.print(f"record the missing runs: {done.paper.command}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"look: {folder / 'audit.md'}", markup=False, highlight=False, soft_wrap=True)
