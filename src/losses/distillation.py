@@ -5,11 +5,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from src.losses.class_weights import balanced
-from src.losses.cross_entropy import cross_entropy
+from src.losses.focal import focal
 from src.losses.logits import one_per_class
 
 
@@ -29,11 +29,11 @@ def divergence(logits: Tensor, answers: Tensor, temperature: float = 1.0) -> Ten
 
 
 class Distillation(nn.Module):
-    """`divergence` from the mean of the teachers' softened answers beside cross-entropy with the labels.
+    """`divergence` from the mean of the teachers' softened answers beside a loss with the labels.
 
     The teachers see the very images that the student is fed, augmented as they are: a consistent teacher (Beyer et
     al., Knowledge distillation: a good teacher is patient and consistent, CVPR 2022). On images that are evaluated
-    there is no teaching: the loss is then the cross-entropy alone.
+    there is no teaching: the loss is then that with the labels alone, cross-entropy or focal loss.
 
     Args:
         class_counts: Training images of each class, in label order.
@@ -41,8 +41,9 @@ class Distillation(nn.Module):
             no part of this module's state.
         teacher: In a config: the id of their run, or a list of ids; for the training code.
         temperature: That softens both sides' answers.
-        share: Of the divergence in the whole; the rest is the cross-entropy's.
-        weighted: Whether the cross-entropy's classes are weighted inversely to their counts.
+        share: Of the divergence in the whole; the rest is that of the loss with the labels.
+        weighted: Whether that one's classes are weighted inversely to their counts.
+        gamma: How much it plays down well-classified images, see `focal`; 0 is cross-entropy.
 
     Raises:
         ConfigError: `weighted`, and a class without training images.
@@ -58,16 +59,18 @@ class Distillation(nn.Module):
         temperature: Annotated[float, Gt(0)] = 2.0,
         share: Annotated[float, Interval(ge=0, le=1)] = 0.5,
         weighted: bool = False,
+        gamma: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__()
         self._teachers = tuple(teachers)  # a tuple: as submodules they would be in every checkpoint of the student
         self.temperature = temperature
         self.share = share
+        self.gamma = gamma
         self.register_buffer("weight", balanced(class_counts) if weighted else None, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, images: Tensor | None = None) -> Tensor:
         """Logits (N, K) or (N, 1), labels (N,) and, while training, what the student was fed (N, 3, S, S) -> scalar."""
-        hard = cross_entropy(logits, target, self.weight)
+        hard = focal(logits, target, self.gamma, self.weight)
         if images is None or not self._teachers:
             return hard
         return (1 - self.share) * hard + self.share * divergence(logits, self._answers(images), self.temperature)

@@ -57,6 +57,13 @@ def test_several_teachers_answer_by_their_mean_and_share_weighs_both_parts() -> 
     assert all(teacher.shown[0] is images for teacher in teachers)
 
 
+def test_labels_part_may_be_focal_loss_by_hand() -> None:
+    # logits 0 and log(3): the target has 3/4, the factor is (1/4)^2
+    logits, target = torch.tensor([[0.0, math.log(3)]]), torch.tensor([1])
+    loss = Distillation([1, 1], gamma=2.0)
+    assert float(loss(logits, target)) == pytest.approx(-math.log(0.75) / 16, abs=1e-6)
+
+
 def test_what_is_evaluated_is_not_taught_and_teachers_are_no_part_of_the_state() -> None:
     teacher = Fixed([9.0, 0.0])
     loss = Distillation([1, 1], [teacher])
