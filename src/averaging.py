@@ -6,9 +6,11 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Lt
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
+
+from src.errors import ConfigError
 
 
 class AveragedWeights(WeightAveraging):
@@ -25,10 +27,27 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: Annotated[float, Ge(0), Lt(1)] = 0.995) -> None:
-        def average(averages: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
-            _average(averages, current, min(decay, (1 + int(steps)) / (10 + int(steps))))
+        def average(averages: Sequence[Tensor], current: Sequence[Tensor], _: Tensor | int) -> None:
+            steps = self._latest_update_step  # torch's count is on the device: to read it is to wait for that
+            _average(averages, current, min(decay, (1 + steps) / (10 + steps)))
 
         super().__init__(multi_avg_fn=average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin the average.
+
+        Raises:
+            ConfigError: The weights are not float32; in fewer digits an average would stand still.
+        """
+        if trainer.precision.endswith("-true") and trainer.precision != "32-true":
+            problem = f"must keep weights in float32 with callbacks=averaging, but is {trainer.precision}"
+            raise ConfigError("trainer.precision", problem)
+        super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the average to where the weights are by now; Lightning made it before it moved them."""
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
 
     @contextmanager
     def in_place(self, trainer: Trainer) -> Iterator[None]:

@@ -45,13 +45,14 @@ class Climber(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fitted(folder: Path, decay: float, has_validation: bool) -> Climber:
+def fitted(folder: Path, decay: float, has_validation: bool, precision: str = "32-true") -> Climber:
     module = Climber()
     loader = DataLoader(TensorDataset(torch.zeros(1, 1)))
     best = BestEpoch("val/auroc", folder, has_validation)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=STEPS,
+        precision=precision,  # type: ignore[arg-type]  # Lightning's literal
         callbacks=[best, AveragedWeights(decay)],
         logger=False,
         enable_progress_bar=False,
@@ -95,3 +96,14 @@ def test_decay_that_is_none_is_refused_by_its_key(decay: float) -> None:
     node = {"_target_": "src.averaging.AveragedWeights", "decay": decay}
     with pytest.raises(ConfigError, match=r"callbacks\.averaging\.decay"):
         check({"callbacks": {"averaging": node}})
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_that_are_not_float32_are_refused(tmp_path: Path, precision: str) -> None:
+    with pytest.raises(ConfigError, match="trainer.precision: must keep weights in float32"):
+        fitted(tmp_path, 0.9, has_validation=True, precision=precision)
+
+
+def test_mixed_precision_is_averaged_as_any_other(tmp_path: Path) -> None:
+    module = fitted(tmp_path, 0.2, has_validation=True, precision="bf16-mixed")
+    assert module.weight.item() == pytest.approx(float(expected(Fraction(1, 5))[-1]))
