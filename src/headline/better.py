@@ -34,11 +34,11 @@ class Rival(NamedTuple):
 
 
 class Duel(NamedTuple):
-    """A candidate beside a rival; `problem` says why they do not compare."""
+    """A candidate beside a rival, by metric; `problem` says why they do not compare."""
 
     candidate: Cell
     rival: Rival
-    difference: Difference
+    differences: Mapping[str, Difference]
     problem: str
 
 
@@ -51,27 +51,32 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    studies = dict.fromkeys([*section.studies, *(name for each in section.references for name in each.studies)])
+    candidates = dict.fromkeys([*section.search, *section.studies])
+    studies = dict.fromkeys([*candidates, *(name for each in section.references for name in each.studies)])
     read = {name: _eligible(store, name, section, needed) for name in studies}
     presets = {reference.preset for reference in section.references}
-    found = [cell for name in dict.fromkeys(section.studies) for cell in read[name] if cell.preset not in presets]
+    found = [cell for name in candidates for cell in read[name] if cell.preset not in presets]
     complete = [cell for cell in found if not cell.problem]
     chosen = _chosen(complete, section)
     rivals, missing = _rivals(read, section, needed)
-    duels = [_duel(cell, rival, section.metric, how) for cell in chosen for rival in rivals]
+    duels = [_duel(cell, rival, section, how) for cell in chosen for rival in rivals]
     among = _among(chosen, section, how)
     missing += [
-        Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.command)
+        Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.command(each.candidate.study))
         for each in (*duels, *among)
         if each.problem
     ]
-    if not chosen:
-        missing.append(_no_candidate(section, found, complete, needed))
+    for cell in found:
+        if cell.study in section.studies and cell.study not in section.search:
+            missing += systems.unsuited([cell], section.studies[cell.study])
+    missing += systems.not_begun([cell for name in section.studies for cell in read[name]], section.studies)
+    if complete and not chosen:
+        missing.append(_no_candidate(section, complete))
     rows = {id(cell): cell for cell in (*chosen, *(rival.cell for rival in rivals))}  # each once
     shown = list(rows.values())
     drawn = [each for each in duels if not each.problem]
     table = drawn + [each for each in among if not each.problem]
-    own = Systems("systems", section.title, section.studies, section.command, section.metrics)
+    own = Systems("systems", section.title, list(section.studies), "", section.metrics)
     return Part(
         section.title,
         section.about,
@@ -79,8 +84,9 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
         _findings(chosen, drawn, section),
         [
             *_notes(section, found, complete, chosen),
-            *[pairs.multiplicity(len(table))] * (len(table) > 1),
+            *[pairs.multiplicity(len(table) * len(section.metrics))] * bool(table),
             *systems.told(shown),
+            *systems.tested(shown),
             *systems.different_tests(shown),
         ],
         missing,
@@ -126,12 +132,15 @@ def _in_full(reference: Reference) -> str:
     return ", ".join([reference.name, *systems.wanted(reference.px, reference.weights)])
 
 
-def _duel(candidate: Cell, rival: Rival, metric: str, how: Bootstrap) -> Duel:
+def _duel(candidate: Cell, rival: Rival, section: Better, how: Bootstrap) -> Duel:
     names = (candidate.name, rival.name)
     try:
-        found = figures.difference(candidate.frames, rival.cell.frames, metric, how, names)
+        found = {
+            metric: figures.difference(candidate.frames, rival.cell.frames, metric, how, names)
+            for metric in section.metrics
+        }
     except UserError as error:
-        return Duel(candidate, rival, Difference(*[np.nan] * 4), f"they do not compare: {error}")
+        return Duel(candidate, rival, {}, f"they do not compare: {error}")
     return Duel(candidate, rival, found, "")
 
 
@@ -140,12 +149,13 @@ def _among(chosen: Sequence[Cell], section: Better, how: Bootstrap) -> list[Duel
     if not chosen:
         return []
     first = chosen[0]
-    reference = Reference("the best on the validation split", section.studies, first.preset, section.command)
-    return [_duel(cell, Rival(reference, first, []), section.metric, how) for cell in chosen[1:]]
+    reference = Reference("the best on the validation split", [first.study], first.preset, section.command(first.study))
+    return [_duel(cell, Rival(reference, first, []), section, how) for cell in chosen[1:]]
 
 
 def _grid(duels: Sequence[Duel], section: Better) -> Grid:
-    columns = ("candidate", "less", f"{head(section.metric)}: difference", "it is", "parameters", "FLOPs", "seeds")
+    differences = [f"{head(metric)}: difference" for metric in section.metrics]
+    columns = ("candidate", "less", *differences, "parameters", "FLOPs", "seeds")
     return Grid(columns, [_row(duel) for duel in duels], stacks=(2,))
 
 
@@ -154,8 +164,7 @@ def _row(duel: Duel) -> tuple[Lines, ...]:
     return (
         (duel.candidate.name,),
         (f"{duel.rival.name}: {duel.rival.cell.name}", pairs.weights(duel.rival.cell)),
-        figures.change(duel.difference),
-        (figures.verdict(duel.difference),),
+        *((*figures.change(found), figures.verdict(found)) for found in duel.differences.values()),
         *((f"x {share[0]}",) for share in shares),
         (f"{len(duel.candidate.seeds)} and {len(duel.rival.cell.seeds)}",),
     )
@@ -169,23 +178,36 @@ def _share(duel: Duel, cost: str) -> float:
 def _findings(chosen: Sequence[Cell], duels: Sequence[Duel], section: Better) -> list[str]:
     """The verdict on each candidate that was set beside every reference, or beside what stands in for it."""
     found = []
+    judging = [duel for duel in duels if not duel.rival.reference.control]
+    wanted = {reference.name for reference in section.references if not reference.control}
     for candidate in chosen:
-        own = [duel for duel in duels if duel.candidate is candidate]
-        if {duel.rival.reference.name for duel in own} >= {reference.name for reference in section.references}:
+        own = [duel for duel in judging if duel.candidate is candidate]
+        if {duel.rival.reference.name for duel in own} >= wanted:
             found.append(_finding(candidate, own, section))
     if found:
-        rivals = {duel.rival.name: duel.rival for duel in duels if duel.rival.unlike}
+        rivals = {duel.rival.name: duel.rival for duel in judging if duel.rival.unlike}
         found += [_stand_in(rival) for rival in rivals.values()]
     return found
 
 
 def _finding(candidate: Cell, duels: Sequence[Duel], section: Better) -> str:
-    beaten = all(figures.verdict(duel.difference) == "better" for duel in duels)
-    gaps = [f"{_against(duel)} ({' '.join(figures.change(duel.difference))})" for duel in duels]
+    first = section.metric
+    beaten = all(figures.verdict(duel.differences[first]) == "better" for duel in duels)
+    gaps = [f"{_against(duel, first)} ({' '.join(figures.change(duel.differences[first]))})" for duel in duels]
     limits = joined([short_bound(limit) for limit in section.parsed_limits()])
     everyone = "all that it was compared with" if any(duel.rival.unlike for duel in duels) else "all of them"
-    first = f"{candidate.name} {'beats' if beaten else 'does not beat'} {everyone}"
-    return f"{first} in {head(section.metric)}" + (f", within {limits}" if limits else "") + f": {joined(gaps)}."
+    said = f"{candidate.name} {'beats' if beaten else 'does not beat'} {everyone} in {head(first)}"
+    said += f", within {limits}" if limits else ""
+    others = [_elsewhere(duels, metric) for metric in section.metrics[1:]]
+    return f"{said}: {joined(gaps)}." + (f" Besides: {'; '.join(others)}." if others else "")
+
+
+def _elsewhere(duels: Sequence[Duel], metric: str) -> str:
+    """In how many of the comparisons another metric is better or worse: no verdict rests on it, but it may be lost."""
+    verdicts = [figures.verdict(duel.differences[metric]) for duel in duels]
+    kinds = ("better", "worse", "within chance", "not defined")
+    told = [f"{kind} {verdicts.count(kind)} of {len(verdicts)} times" for kind in kinds if kind in verdicts]
+    return f"{head(metric)} {', '.join(told)}"
 
 
 def _stand_in(rival: Rival) -> str:
@@ -196,13 +218,13 @@ def _stand_in(rival: Rival) -> str:
     return f"What was compared with is {rival.name}, not the {began}{meant}: of that one this says nothing."
 
 
-def _against(duel: Duel) -> str:
-    said = figures.verdict(duel.difference)
+def _against(duel: Duel, metric: str) -> str:
+    said = figures.verdict(duel.differences[metric])
     return f"{said} {'than' if said in ('better', 'worse') else 'beside'} {duel.rival.name}"
 
 
 def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], chosen: Sequence[Cell]) -> list[str]:
-    searched = len(found) - len(complete)
+    searched = sum(cell.study in section.search and bool(cell.problem) for cell in found)
     notes = []
     if searched:
         notes.append(f"{count(searched, 'configuration')} more of the search have too few seeds or no test figures.")
@@ -214,11 +236,6 @@ def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], cho
     return notes
 
 
-def _no_candidate(section: Better, found: Sequence[Cell], complete: Sequence[Cell], needed: int) -> Missing:
-    if complete:
-        why = f"none of {count(len(complete), 'configuration')} with enough seeds keeps the limits"
-    elif found:
-        why = f"none of {count(len(found), 'configuration')} has {needed} seeds and test figures"
-    else:
-        why = "no run of it"
-    return Missing(f"a candidate of {', '.join(section.studies)}", why, section.command)
+def _no_candidate(section: Better, complete: Sequence[Cell]) -> Missing:
+    why = f"none of {count(len(complete), 'configuration')} with enough seeds keeps the limits"
+    return Missing(f"a candidate of {', '.join(section.studies)}", why, section.command(complete[0].study))

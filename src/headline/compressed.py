@@ -15,12 +15,14 @@ from src.headline import figures, systems
 from src.headline.cells import SPLIT, Cell, cells, texts
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
+from src.headline.pairs import multiplicity
 from src.headline.part import Grid, Lines, Missing, Part
 from src.headline.settings import Compressed
 from src.tracking import history, read
 from src.tracking.store import Store
 
 POINT = 0.01
+KEPT, UNSETTLED, LOST = "a loss of more than a point is outside the interval", "not settled", "more than a point lost"
 SIZE = "efficiency/size_mb"
 COSTS = {SIZE: "size (MB)", "efficiency/flops": "FLOPs", "efficiency/latency_ratio": "x latency"}
 
@@ -76,10 +78,7 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
             missing.append(
                 Missing(cell.name, f"cannot be held against its origin: {error}", section.studies[cell.study])
             )
-    begun = {cell.study for cell in found}
-    missing += [
-        Missing(study, "no run of it", how_to) for study, how_to in section.studies.items() if study not in begun
-    ]
+    missing += systems.not_begun(found, section.studies)
     grids, findings = [], []
     for source in dict.fromkeys(pair.source for pair in pairs):
         own = sorted((pair for pair in pairs if pair.source == source), key=lambda pair: -pair.share(SIZE))
@@ -87,12 +86,13 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
         lost = [{metric: _less(pair, metric, how) for metric in section.metrics} for pair in own]
         grids.append(Grid(*_rows(name, own, lost, section, how), stacks=(2, len(COSTS) + 1)))
         findings += _findings(name, own, lost, section)
+    intervals = len(pairs) * len(section.metrics)
     return Part(
         section.title,
         section.about,
         grids,
         findings,
-        systems.told([pair.cell for pair in pairs]),
+        [*systems.told([pair.cell for pair in pairs]), *[multiplicity(intervals)] * (intervals > 1)],
         missing,
         origin(store, [pair.cell for pair in pairs]),
     )
@@ -159,16 +159,16 @@ def _cost(metric: str, value: float) -> str:
 def _findings(
     name: str, pairs: Sequence[Pair], lost: Sequence[dict[str, Difference]], section: Compressed
 ) -> list[str]:
-    """For the first metric: who surely stays within a point, who surely does not, of whom it is not known."""
-    said: dict[str, list[str]] = {"surely within a point": [], "not settled": [], "surely more than a point lost": []}
+    """For the first metric: whose interval leaves out a loss of more than a point, or of less, or neither."""
+    said: dict[str, list[str]] = {KEPT: [], UNSETTLED: [], LOST: []}
     for pair, differences in zip(pairs, lost, strict=True):
         found = differences[section.metrics[0]]
         if found.low >= -POINT:
-            key = "surely within a point"
+            key = KEPT
         elif found.high < -POINT:
-            key = "surely more than a point lost"
+            key = LOST
         else:
-            key = "not settled"
+            key = UNSETTLED
         said[key].append(f"{pair.cell.name} ({' '.join(figures.change(found))})")
     metric = head(section.metrics[0])
     told = [f"{name}, {metric}, {key}: {joined(names)}." for key, names in said.items() if names]
@@ -186,4 +186,5 @@ def _how_far(name: str, pairs: Sequence[Pair], lost: Sequence[Difference], metri
             parts.append(f"{COSTS[cost]} x {figures.times(pair.share(cost))[0]} ({pair.cell.name}: {change})")
     if not parts:
         return []
-    return [f"{name}: the smallest that lose a point of {metric} or less on average: {joined(parts)}."]
+    begun = f"{name}: the smallest that lose a point of {metric} or less on average"
+    return [f"{begun}, picked by these test figures and so rather lucky: {joined(parts)}."]

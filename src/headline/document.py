@@ -109,6 +109,10 @@ def _origin(origin: Origin) -> list[str]:
     told = [f"Command, less hydra.* options, which are not recorded: `{command}`" for command in origin.commands]
     told += [f"Hardware: {_plain(machine)}" for machine in origin.hardware]
     told += [f"Chosen by: {_plain('; '.join(origin.chosen_by))}"]
+    if origin.minutes:
+        told += [
+            f"Minutes a training, beside whatever else ran, median (least to most): {_plain('; '.join(origin.minutes))}"
+        ]
     told += [f"Commit: {', '.join(origin.commits)}", f"Recorded: {origin.dates}, {origin.runs} trained runs"]
     return _bullets(told, plain=False)
 

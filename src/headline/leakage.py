@@ -16,6 +16,7 @@ from src.headline import figures, systems
 from src.headline.cells import ARM, Cell, cells
 from src.headline.figures import Bootstrap, Estimate, head
 from src.headline.origin import origin
+from src.headline.pairs import multiplicity
 from src.headline.part import Grid, Lines, Missing, Part
 from src.headline.settings import Leakage
 from src.tracking.store import Store
@@ -57,7 +58,7 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    found = [cell for cell in cells(store, section.studies, needed) if cell.arm]
+    found = [cell for cell in cells(store, list(section.studies), needed) if cell.arm]
     pairs, missing = _pairs(found, section, needed)
     grids, findings, used = [], [], []
     for pair in pairs:
@@ -65,7 +66,7 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
             _check(pair)
             rows = compare(pair, section.metrics, how)
         except UserError as error:
-            missing.append(Missing(_configuration(pair.out), str(error), section.command))
+            missing.append(Missing(_configuration(pair.out), str(error), section.studies[pair.out.study]))
             continue
         grids.append(_grid(pair, rows))
         findings.append(_finding(pair, rows))
@@ -75,8 +76,9 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
     if grids:
         notes.append(
             "Siblings of a test image are the other photographs of its lesion, on which arm in trained. Images without "
-            "are the control: neither training knew their lesions. Intervals are not corrected for their number."
+            "are the control: neither training knew their lesions."
         )
+        notes.append(multiplicity(sum(len(grid.rows) for grid in grids)))
     return Part(section.title, section.about, grids, findings, notes, missing, origin(store, used))
 
 
@@ -118,24 +120,22 @@ def _check(pair: Arms) -> None:
 
 
 def _pairs(found: Sequence[Cell], section: Leakage, needed: int) -> tuple[list[Arms], list[Missing]]:
-    missing = systems.unsuited(found, section.command)
+    missing = [each for cell in found for each in systems.unsuited([cell], section.studies[cell.study])]
     configurations: dict[tuple[str, ...], dict[str, Cell]] = {}
     for cell in found:
         shared = [f"{key}={value}" for key, value in cell.settings.items() if key != ARM]
         configurations.setdefault((cell.study, cell.preset, *shared), {})[cell.arm] = cell
     pairs = []
     for arms in configurations.values():
-        name = _configuration(next(iter(arms.values())))
+        first = next(iter(arms.values()))
         missing += [
-            Missing(f"{name}, arm {arm}", f"0 of {needed} seeds", section.command)
+            Missing(f"{_configuration(first)}, arm {arm}", f"0 of {needed} seeds", section.studies[first.study])
             for arm in ("out", "in")
             if arm not in arms
         ]
         if len(arms) == 2 and not any(cell.problem for cell in arms.values()):
             pairs.append(Arms(arms["out"], arms["in"]))
-    if not found:
-        missing.append(Missing(", ".join(section.studies), "no run of it", section.command))
-    return pairs, missing
+    return pairs, [*missing, *systems.not_begun(found, section.studies)]
 
 
 def _configuration(cell: Cell) -> str:

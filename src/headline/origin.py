@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +16,7 @@ from src.headline.part import Origin
 from src.tracking import read
 from src.tracking.store import Store
 
+_FIT = "metrics.time/fit_s"
 SHORT = 7  # digits of a commit
 _LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=")  # overrides that say where the record went
 
@@ -38,6 +40,7 @@ def origin(store: Store, cells: Sequence[Cell]) -> Origin:
         _tallied(texts(runs, "tags.chosen_by").replace("", "not recorded")),
         f"{runs['start_time'].min():%Y-%m-%d %H:%M} to {runs['end_time'].max():%Y-%m-%d %H:%M} UTC",
         len(runs),
+        _minutes(used),
     )
 
 
@@ -104,6 +107,23 @@ def _commits(runs: pd.DataFrame) -> tuple[str, ...]:
     dirty = texts(runs, "tags.git_dirty").str.lower()
     said = names + dirty.map({"true": " with uncommitted changes", "false": ""}).fillna(" (changes not known)")
     return _tallied(said)
+
+
+def _minutes(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """How long a training took, by cell: its seeds' median, least and most; nothing of what was not recorded."""
+    told: dict[str, list[float]] = {}
+    for cell in cells:
+        if _FIT in cell.runs:
+            told.setdefault(cell.name, []).extend(cell.runs[_FIT].dropna() / 60)
+    return tuple(
+        f"{name} {_short(statistics.median(own))} ({_short(min(own))} to {_short(max(own))})"
+        for name, own in told.items()
+        if own
+    )
+
+
+def _short(minutes: float) -> str:
+    return f"{minutes:.0f}" if minutes >= 9.5 else f"{minutes:.1f}"
 
 
 def _tallied(said: pd.Series) -> tuple[str, ...]:

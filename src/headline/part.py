@@ -50,6 +50,7 @@ class Origin:
         chosen_by: What chose the epoch or the settings of a run, with how many runs.
         dates: First start and last end, UTC; empty without runs.
         runs: How many trained runs.
+        minutes: How long a training took, by configuration.
     """
 
     commands: tuple[str, ...] = ()
@@ -58,6 +59,7 @@ class Origin:
     chosen_by: tuple[str, ...] = ()
     dates: str = ""
     runs: int = 0
+    minutes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -88,16 +88,14 @@ class Leakage:
 
     Attributes:
         title: Of the section.
-        studies: Names of the studies that hold both arms.
-        command: Records what is missing.
+        studies: That hold both arms, each with the command that records what is missing of it.
         metrics: What is compared, see `Systems.metrics`.
         about: A paragraph below the title.
     """
 
     kind: Literal["leakage"]
     title: str
-    studies: Names
-    command: str
+    studies: Commands
     metrics: Names
     about: str = ""
 
@@ -114,6 +112,7 @@ class Reference:
         px: Image size at which it is what it is called: another is compared with as a stand-in, named as what it is,
             and it is still missing. None: any.
         weights: With which it is what it is called, likewise.
+        control: It is shown, and what is said of it is no part of the verdict.
     """
 
     name: str
@@ -122,6 +121,7 @@ class Reference:
     command: str
     px: int | None = None
     weights: Weights = None
+    control: bool = False
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
@@ -130,28 +130,35 @@ class Better:
 
     Attributes:
         title: Of the section.
-        studies: Names of the studies that hold the candidates.
-        command: Records what is missing.
-        metric: What has to be better.
+        studies: That hold the candidates, each with the command that records what is missing of it.
+        search: Names of the studies in which they were looked for; what there has too few seeds is not missing.
         references: To be beaten, all of them.
         limits: What a candidate has to keep, such as "efficiency/params <= 691911".
         split: Of all of them.
-        metrics: Columns of the candidates' own table.
+        metrics: Columns of the candidates' own table, and of the differences; the first has to be better.
         at_most: Candidates that are compared: the best on the validation split.
         about: A paragraph below the title.
     """
 
     kind: Literal["better"]
     title: str
-    studies: Names
-    command: str
-    metric: str
+    studies: Commands
     references: Annotated[list[Reference], MinLen(1)]
     metrics: Names
+    search: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
     split: str = "grouped"
     at_most: Annotated[int, Ge(1)] = 3
     about: str = ""
+
+    @property
+    def metric(self) -> str:
+        """What has to be better."""
+        return self.metrics[0]
+
+    def command(self, study: str) -> str:
+        """Records what is missing of a study; of one of the search, the first command of all."""
+        return self.studies.get(study) or next(iter(self.studies.values()))
 
     def parsed_limits(self) -> list[Limit]:
         """The limits, parsed.

@@ -1,7 +1,8 @@
 """A table of systems: what each reaches on test under each split, beside what its paper prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from src.analysis.comparison import MELANOMA
 from src.analysis.wording import joined
 from src.headline import figures, pairs
 from src.headline.cells import Cell, cells
@@ -35,6 +36,7 @@ def part(store: Store, section: Systems, needed: int, how: Bootstrap) -> Part:
             *told(shown),
             *_not_beside(section, shown),
             *different_tests(shown),
+            *tested(shown),
             *said,
         ],
         missing=_missing(section, found, needed),
@@ -91,6 +93,18 @@ def different_tests(shown: Sequence[Cell]) -> list[str]:
     return [f"{len(sets)} different test sets, whose rows do not compare with each other: {listed}."]
 
 
+def tested(shown: Sequence[Cell]) -> list[str]:
+    """How many images each split's test set has, and how many of them are melanomas: precision depends on that."""
+    sets: dict[str, str] = {}
+    for cell in shown:
+        label = cell.frames[0]["label"].astype(str)
+        melanomas = int(label.str.lower().isin(MELANOMA).sum())
+        sets.setdefault(
+            cell.split, f"{len(label):,} images, of which {melanomas:,} ({melanomas / len(label):.1%}) melanomas"
+        )
+    return [f"Tested on ({split or 'split not recorded'}): {text}." for split, text in sets.items()]
+
+
 def wanted(px: int | None, weights: str | None) -> list[str]:
     """What is asked for, in words."""
     return ([f"{px} px"] if px else []) + (["ImageNet weights"] if weights else [])
@@ -103,6 +117,12 @@ def unsuited(found: Sequence[Cell], command: str) -> list[Missing]:
         for cell in found
         if cell.problem
     ]
+
+
+def not_begun(found: Sequence[Cell], studies: Mapping[str, str]) -> list[Missing]:
+    """The studies without a run, by the command that records each."""
+    begun = {cell.study for cell in found}
+    return [Missing(study, "no run of it", command) for study, command in studies.items() if study not in begun]
 
 
 def told(shown: Sequence[Cell]) -> list[str]:

@@ -18,11 +18,10 @@ SEEDS = (0, 1, 2)
 BETTER = Better(
     "better",
     "Better",
-    ["search"],
-    "search it",
-    "balanced_accuracy",
+    {"search": "search it"},
     [Reference("the big one", ["paper"], "p/big", "train big")],
-    METRICS,
+    ["balanced_accuracy", "accuracy", "recall/melanoma"],
+    ["search"],
     ["efficiency/params <= 691911"],
     at_most=1,
 )
@@ -55,7 +54,9 @@ def test_the_candidate_is_chosen_on_validation_within_the_limits(made: Store) ->
     gap = mean_score(chosen, "balanced_accuracy") - mean_score(other, "balanced_accuracy")
     (row,) = duel.rows
     assert [line[0][0] for line in figures.rows] == ["custom, 64 px, name=validated_well", "big, 64 px"]
-    assert (row[2][0], row[3], row[4]) == (f"{gap:+.3f}", ("better",), ("x 0.0005",))
+    assert (row[2][0], row[2][2], row[5]) == (f"{gap:+.3f}", "better", ("x 0.0005",))
+    accuracy = mean_score(chosen, "accuracy") - mean_score(other, "accuracy")
+    assert (duel.columns[3], row[3][0]) == ("accuracy: difference", f"{accuracy:+.3f}")
     assert part.findings[0].startswith("custom, 64 px, name=validated_well beats all of them in balanced accuracy")
     assert "1 configuration more of the search" in part.notes[0]
     assert part.missing == []
@@ -66,7 +67,7 @@ def test_a_candidate_that_is_no_better_is_told_so(made: Store, right: float, ver
     candidate(made, "c", right)
     reference(made, 0.8)
     part = better.part(made, BETTER, 3, HOW)
-    assert part.grids[1].rows[0][3] == (verdict,)
+    assert part.grids[1].rows[0][2][2] == verdict
     assert "does not beat all of them" in part.findings[0]
 
 
@@ -102,7 +103,7 @@ def test_a_reference_of_the_search_is_no_candidate_and_stands_there_once(made: S
         ("custom, 64 px, name=c", "the big one: big, 64 px"),
         ("custom, 64 px, name=c", "it again: big, 64 px"),
     ]
-    assert [note for note in part.notes if note.startswith("2 comparisons were made")]
+    assert [note for note in part.notes if note.startswith("6 comparisons were made")]
 
 
 def test_candidates_are_set_beside_the_one_that_validation_puts_first(made: Store) -> None:
@@ -117,10 +118,39 @@ def test_candidates_are_set_beside_the_one_that_validation_puts_first(made: Stor
         ("custom, 64 px, name=tested_well", "the big one: big, 64 px"),
         ("custom, 64 px, name=tested_well", "the best on the validation split: custom, 64 px, name=validated_well"),
     ]
-    assert (rows[2][2][0], rows[2][3]) == (f"{gap:+.3f}", ("better",))
-    assert [note for note in part.notes if note.startswith("3 comparisons were made")]
+    assert (rows[2][2][0], rows[2][2][2]) == (f"{gap:+.3f}", "better")
+    assert [note for note in part.notes if note.startswith("9 comparisons were made")]
     assert len(part.findings) == 2
     assert not any("validation split" in finding for finding in part.findings)  # they are about the references
+
+
+def test_a_control_is_shown_and_has_no_part_in_the_verdict(made: Store) -> None:
+    candidate(made, "c", 0.8)
+    reference(made, 0.4)
+    for seed in SEEDS:
+        record(made, "paper", predictions(1.0, 200 + seed), seed, {"net": "whole"}, preset="p/whole")
+    whole = Reference("the whole one", ["paper"], "p/whole", "x", control=True)
+    absent = Reference("a control that is not there", ["paper"], "p/absent", "x", control=True)
+    part = better.part(made, replace(BETTER, references=[*BETTER.references, whole, absent]), 3, HOW)
+    rows = part.grids[1].rows
+    assert [row[2][2] for row in rows] == ["better", "worse"]
+    (finding,) = part.findings
+    assert finding.startswith("custom, 64 px, name=c beats all of them in balanced accuracy")
+    assert "whole" not in finding
+    assert "Besides: accuracy better 1 of 1 times; melanoma recall " in finding
+    assert [each.what for each in part.missing] == ["a control that is not there, grouped"]
+
+
+def test_a_study_of_candidates_that_is_not_there_or_not_whole_is_missing(made: Store) -> None:
+    candidate(made, "c", 0.9)
+    reference(made, 0.4)
+    record(made, "added", predictions(0.9, 7), 0, {"name": "added"})
+    own = replace(BETTER, studies={"search": "search it", "added": "add it", "more": "add more"})
+    part = better.part(made, own, 3, HOW)
+    assert [(each.what, each.why, each.command) for each in part.missing] == [
+        ("custom, 64 px, grouped", "1 of 3 seeds", "add it"),
+        ("more", "no run of it", "add more"),
+    ]
 
 
 def test_what_stands_in_for_a_reference_is_called_what_it_is(made: Store) -> None:
