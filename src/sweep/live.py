@@ -144,5 +144,6 @@ def event_line(event: "Event", objectives: Sequence[Objective]) -> str:
     names = [objective.metric for objective in objectives]
     what = figures(dict(zip(names, event.values, strict=True))) if event.values else event.outcome.reason
     took = f" ({clock(event.seconds)})" if event.seconds is not None else ""
-    again = ", tried again" if event.again else ""
-    return f"trial {event.number} {words[event.outcome.state]}: {' '.join(what.split())}{took}{again}"
+    word = "stopped" if event.outcome.kind == "stopped" else words[event.outcome.state]
+    again = ", put back in the queue" if event.again else ""
+    return f"trial {event.number} {word}: {' '.join(what.split())}{took}{again}"

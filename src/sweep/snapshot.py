@@ -91,16 +91,17 @@ class Snapshot:
     def time_left(self) -> float | None:
         """Seconds until the study is over, as far as recent trials tell.
 
-        None before the first has ended, and where all that is left runs longer than they did: nobody knows then.
+        None before the first has ended, and where one of the last that run is longer at it than they were: nobody
+        knows then.
         """
         recent = self.finished_seconds[-RECENT:]
         if self.total is None or not recent:
             return None
         mean = sum(recent) / len(recent)
         waiting = max(0, self.total - self.finished - len(self.running))
-        work = waiting * mean + sum(max(0.0, mean - row.seconds) for row in self.running)
-        if self.running and not work:
+        if not waiting and any(row.seconds >= mean for row in self.running):
             return None
+        work = waiting * mean + sum(max(0.0, mean - row.seconds) for row in self.running)
         return work / (len(self.running) or self.n_jobs)
 
 

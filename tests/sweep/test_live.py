@@ -156,7 +156,8 @@ def test_middle_keeps_both_ends(text: str, width: int) -> None:
         ({"running": [], "finished_seconds": [1e6] * 5 + [40.0] * 10 + [80.0] * 10}, 91 * 60 / 3),
         ({"running": [], "counted": 90}, 10 * 60 / 3),
         ({"running": [row(1, "", seconds=99)], "total": 10}, None),  # the last one is slower than all before it
-        ({"running": [row(1, "", seconds=50), row(2, "", seconds=99)], "total": 11}, 10 / 2),
+        ({"running": [row(1, "", seconds=50), row(2, "", seconds=99)], "total": 11}, None),
+        ({"running": [row(1, "", seconds=50), row(2, "", seconds=20)], "total": 11}, 50 / 2),
     ],
 )
 def test_time_left_by_arithmetic(changes: dict[str, Any], seconds: float | None) -> None:
@@ -250,8 +251,13 @@ def test_owners_standing_is_shown_with_its_events(tmp_path: Path) -> None:
         view.show(standing)
         view.say("stopped")
     lines = console.file.getvalue().splitlines()
-    assert lines[:4] == ["trial 4 failed: no room at all (1:20), tried again", "    first", "    last", "stopped"]
+    assert lines[:4] == ["trial 4 failed: no room at all (1:20), put back in the queue", "    first", "    last", "stopped"]
     assert lines[4].startswith("pareto: 0/10 trials over (0 done, 1 failed); 0 running")
+
+
+def test_a_trial_that_was_stopped_is_not_said_to_have_failed() -> None:
+    event = Event(3, ["a=1"], Outcome("fail", "stopped", "asked to end"), [], 5.0, "", again=True)
+    assert event_line(event, OBJECTIVES) == "trial 3 stopped: asked to end (0:05), put back in the queue"
 
 
 def test_finished_trial_is_told_with_its_values() -> None:
