@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from src.config import resolve
 from src.entry import ROOT
@@ -25,6 +26,7 @@ _TOLD_ELSEWHERE = (  # as split, image size, weights; or of the measurement alon
 )
 _SAME_SYSTEM = ("trainer.max_epochs", "trainer.precision", "trainer.accelerator", "trainer.devices")
 _TARGET = "._target_"
+_OPEN = "(to be given)"  # a value that a preset leaves to whoever uses it, such as a teacher: none is a deviation
 
 
 def deviations(preset: str, settings: Mapping[str, str]) -> dict[str, str]:
@@ -41,7 +43,7 @@ def deviations(preset: str, settings: Mapping[str, str]) -> dict[str, str]:
     expected = _composed(preset)
     found: dict[str, str] = {}
     for key in dict.fromkeys([*settings, *expected]) if expected else ():
-        if any(is_below(key, aside) for aside in (*ASIDE, *_TOLD_ELSEWHERE)):
+        if any(is_below(key, aside) for aside in (*ASIDE, *_TOLD_ELSEWHERE)) or expected.get(key) == _OPEN:
             continue
         recorded = settings.get(key, "")
         if recorded and recorded != expected.get(key, "null"):
@@ -91,4 +93,7 @@ def _composed(preset: str) -> dict[str, str]:
     # an entry has Hydra at work on the same folder; a second one beside it is refused
     begun = GlobalHydra.instance().is_initialized()
     with nullcontext() if begun else initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return flatten(resolve(compose("train", [f"experiment={preset}"])))
+        config = compose("train", [f"experiment={preset}"])
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, _OPEN)
+    return flatten(resolve(config))

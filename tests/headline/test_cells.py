@@ -96,6 +96,14 @@ def test_a_part_that_is_absent_deviates_and_a_newer_key_does_not() -> None:
     assert deviations("../train", recorded) == deviations("no/such", recorded) == {}
 
 
+def test_a_value_that_a_preset_leaves_open_is_no_deviation() -> None:
+    preset = "better/lite0_blocks10_distilled"
+    recorded = flatten(resolve(compose_trial({"overrides": [f"experiment={preset}", "loss.teacher=0123abcd"]})))
+    assert recorded["loss.teacher"] == "0123abcd"
+    assert deviations(preset, recorded) == {}
+    assert deviations(preset, recorded | {"loss.share": "0.9"}) == {"loss.share": "0.9"}
+
+
 def test_a_seed_that_was_trained_again_counts_once_as_the_newest(made: Store) -> None:
     for seed in (0, 1, 2):
         record(made, "s", predictions(0.1, seed), seed)
