@@ -251,7 +251,8 @@ def test_owners_standing_is_shown_with_its_events(tmp_path: Path) -> None:
         view.show(standing)
         view.say("stopped")
     lines = console.file.getvalue().splitlines()
-    assert lines[:4] == ["trial 4 failed: no room at all (1:20), put back in the queue", "    first", "    last", "stopped"]
+    told = "trial 4 failed: no room at all (1:20), put back in the queue"
+    assert lines[:4] == [told, "    first", "    last", "stopped"]
     assert lines[4].startswith("pareto: 0/10 trials over (0 done, 1 failed); 0 running")
 
 
