@@ -11,7 +11,7 @@ import pydantic
 from annotated_types import Ge
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import ConfigError, UserError
 
@@ -37,6 +37,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or "config"
+        raise ConfigError(key, f"has no default: give it one, {key}=... (--help {key.partition('.')[0]})") from error
     except OmegaConfBaseException as error:
         raise ConfigError(getattr(error, "full_key", None) or "config", str(error).splitlines()[0]) from error
     return typing.cast("dict[str, Any]", plain)

@@ -121,3 +121,9 @@ def test_a_recorded_config_may_name_only_our_own_and_our_libraries_parts() -> No
     for target in ("os.system", "subprocess.run", "builtins.eval", "torch.load", "srcs.thing"):
         with pytest.raises(ConfigError, match=r"augment\[0\]\._target_: must be a part of"):
             check_targets(OmegaConf.create({"augment": [{"_target_": target}]}))
+
+
+def test_value_without_a_default_is_asked_for_by_its_key() -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve(OmegaConf.create({"loss": {"teacher": "???"}}))
+    assert str(refused.value) == "loss.teacher: has no default: give it one, loss.teacher=... (--help loss)"
