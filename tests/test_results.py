@@ -54,6 +54,7 @@ def test_an_empty_store_gives_a_page_of_what_is_missing(here, tmp_path: Path, se
         (("+sections.sun2023.colour=red",), "sections.sun2023.colour"),
         (("sections.better.limits=[params]",), "sections.better.limits"),
         (("sections.better.kind=best",), "sections.better"),
+        (("sections.better.search=[elsewhere]",), "sections.better.search"),
         (("sampels=3",), "sampels: unknown key"),
         (("tracking.folder=elsewhere",), "no run store is there"),
     ],

@@ -51,23 +51,22 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    candidates = dict.fromkeys([*section.search, *section.studies])
-    studies = dict.fromkeys([*candidates, *(name for each in section.references for name in each.studies)])
+    studies = dict.fromkeys([*section.studies, *(name for each in section.references for name in each.studies)])
     read = {name: _eligible(store, name, section, needed) for name in studies}
     presets = {reference.preset for reference in section.references}
-    found = [cell for name in candidates for cell in read[name] if cell.preset not in presets]
+    found = [cell for name in section.studies for cell in read[name] if cell.preset not in presets]
     complete = [cell for cell in found if not cell.problem]
     chosen = _chosen(complete, section)
     rivals, missing = _rivals(read, section, needed)
     duels = [_duel(cell, rival, section, how) for cell in chosen for rival in rivals]
     among = _among(chosen, section, how)
     missing += [
-        Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.command(each.candidate.study))
+        Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.studies[each.candidate.study])
         for each in (*duels, *among)
         if each.problem
     ]
     for cell in found:
-        if cell.study in section.studies and cell.study not in section.search:
+        if cell.study not in section.search:
             missing += systems.unsuited([cell], section.studies[cell.study])
     missing += systems.not_begun([cell for name in section.studies for cell in read[name]], section.studies)
     if complete and not chosen:
@@ -149,7 +148,7 @@ def _among(chosen: Sequence[Cell], section: Better, how: Bootstrap) -> list[Duel
     if not chosen:
         return []
     first = chosen[0]
-    reference = Reference("the best on the validation split", [first.study], first.preset, section.command(first.study))
+    reference = Reference("the best on the validation split", [first.study], first.preset, section.studies[first.study])
     return [_duel(cell, Rival(reference, first, []), section, how) for cell in chosen[1:]]
 
 
@@ -238,4 +237,4 @@ def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], cho
 
 def _no_candidate(section: Better, complete: Sequence[Cell]) -> Missing:
     why = f"none of {count(len(complete), 'configuration')} with enough seeds keeps the limits"
-    return Missing(f"a candidate of {', '.join(section.studies)}", why, section.command(complete[0].study))
+    return Missing(f"a candidate of {', '.join(section.studies)}", why, section.studies[complete[0].study])

@@ -131,7 +131,7 @@ class Better:
     Attributes:
         title: Of the section.
         studies: That hold the candidates, each with the command that records what is missing of it.
-        search: Names of the studies in which they were looked for; what there has too few seeds is not missing.
+        search: Those of the studies in which they were looked for: what has too few seeds there is not missing.
         references: To be beaten, all of them.
         limits: What a candidate has to keep, such as "efficiency/params <= 691911".
         split: Of all of them.
@@ -155,10 +155,6 @@ class Better:
     def metric(self) -> str:
         """What has to be better."""
         return self.metrics[0]
-
-    def command(self, study: str) -> str:
-        """Records what is missing of a study; of one of the search, the first command of all."""
-        return self.studies.get(study) or next(iter(self.studies.values()))
 
     def parsed_limits(self) -> list[Limit]:
         """The limits, parsed.
@@ -232,6 +228,8 @@ def _parsed(name: str, entry: Mapping[str, Any]) -> Section:
         place = ".".join(["sections", name, *map(str, first["loc"][len(kinds) :])])
         raise ConfigError(place, first["msg"]) from None
     if isinstance(section, Better):
+        if unknown := sorted(set(section.search) - set(section.studies)):
+            raise ConfigError(f"sections.{name}.search", f"must name some of its studies, but got {unknown[0]}")
         try:
             section.parsed_limits()
         except ConfigError as error:

@@ -76,6 +76,7 @@ def test_the_next_owner_cancels_the_jobs_of_one_that_was_killed(tmp_path: Path) 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "submitit"])
+    wait_until(psutil.Process(process.pid).cmdline)  # empty for a moment after Popen has returned
     yield process.pid
     process.kill()
     process.wait()
