@@ -50,7 +50,7 @@ LAYERS = [
     },
     {"classifier", "data", "sweep", "tracking", "analysis", "clinical"},
     {"models", "losses", "metrics", "efficiency", "objectives", "reproducibility", "schedules", "config"},
-    {"allocator", "errors", "paths", "spreadsheets", "torchvision_operators", "whole"},
+    {"allocator", "errors", "garbage", "paths", "spreadsheets", "torchvision_operators", "whole"},
 ]
 DOORS = {
     "mlflow": ("src/tracking/",),

@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> None:
     page = f"http://{_HOST}:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     print(f"MLflow's user interface, up in some seconds (Ctrl+C ends it): {page}", flush=True)
     os.environ["PYTHONWARNINGS"] = "ignore"
+    # MLflow would start eight more processes for jobs on prompts and traces, which there are none of here
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     server = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
     server += ["--backend-store-uri", store.uri, "--artifacts-destination", str(store.artifacts)]
     server += ["--registry-store-uri", store.uri, "--uvicorn-opts", "--log-level warning"]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pandas as pd
+import psutil
 import pytest
 
 from src.tracking.read import artifact, children
@@ -82,6 +83,13 @@ def test_runs_written_and_read_through_the_server_are_the_same(server, served_st
         raise ValueError("why")
     assert remote.client.get_run(run.id).data.tags["failure"] == "ValueError: why"
     assert "Traceback" in artifact(remote, run.id, "traceback.txt").read_text()
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_jobs_that_never_come(server):
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("mlflow server" in command and server.rpartition(":")[2] in command for command in commands)
+    assert not [command for command in commands if "mlflow.server.jobs" in command]
 
 
 @pytest.mark.slow

@@ -1,0 +1,39 @@
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from src.garbage import YOUNG, collect_less_often
+
+
+@pytest.fixture(autouse=True)
+def thresholds() -> Iterator[tuple[int, int, int]]:
+    before = gc.get_threshold()
+    yield before
+    gc.set_threshold(*before)
+
+
+def test_every_process_of_ours_collects_seldom() -> None:
+    assert gc.get_threshold()[0] >= YOUNG  # importing src has set it
+
+
+@pytest.mark.parametrize(
+    ("young", "left"), [(700, YOUNG), (0, 0), (YOUNG + 1, YOUNG + 1)], ids=["default", "off", "more"]
+)
+def test_what_somebody_chose_is_left_alone(young: int, left: int, thresholds: tuple[int, int, int]) -> None:
+    gc.set_threshold(young, 11, 13)
+    collect_less_often()
+    assert gc.get_threshold()[:2] == (left, 11)
+
+
+def test_cycles_are_still_collected() -> None:
+    class Node:
+        pass
+
+    seen = gc.get_stats()[0]["collections"]
+    kept = []
+    for _ in range(2 * YOUNG):
+        node = Node()
+        node.itself = node  # type: ignore[attr-defined]
+        kept.append([node])
+    assert gc.get_stats()[0]["collections"] > seen
