@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,15 @@ def run_entry(
     entry.failures.clear()
     signal.signal(signal.SIGTERM, handler)
     root.handlers, root.level = handlers, level  # Hydra's write to streams that end with the test
+
+
+@pytest.fixture(scope="module")
+def own_fork_server() -> Iterator[None]:
+    """The fork server that a module starts ends with it: what it has not imported, later trials would, each."""
+    others = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    yield
+    if others is None:
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

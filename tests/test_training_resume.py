@@ -235,6 +235,7 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
     training.train(config, parts, None, folder, on_epoch=on_epoch, keep_state_s=0)
 
 
+@pytest.mark.usefixtures("own_fork_server")
 @pytest.mark.parametrize("moment", ["between epochs", "state written, not yet in place", "within an epoch"])
 def test_killed_process_goes_on_after_its_last_whole_state(
     tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]], moment: str

@@ -17,6 +17,7 @@ from src.sweep.storage import Ownership, attach, default_url, open_storage, reso
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["src.sweep.storage"])
+pytestmark = pytest.mark.usefixtures("own_fork_server")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
