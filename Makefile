@@ -15,8 +15,8 @@ setup-test: $(VENV)/.setup-test
 sweep: setup  ## the main job on the embedded data set: custom and ResNet50, compared
 	$(BIN)/python -m src.train -m model=custom,resnet50
 
-# one more process than cores: tests wait for processes, servers and a browser for two fifths of their time; files in their own
-# order: by number of tests, those with few but slow ones (studies on engines) come last and one process ends alone
+# one more process than cores, for the pauses in which tests wait for processes, servers and a browser; files in their own order:
+# by number of tests, those with few but slow ones (studies on engines) come last and one process ends alone
 WORKERS ?= $(shell $(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
 test: setup-test  ## the tests, a file a process, one process more than there are cores, four at most

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 
+from benchmarks.sweep.faults import is_alive
 from src import train
 from src.config import check, resolve
 from src.entry import ROOT
@@ -292,7 +293,7 @@ def test_an_owner_killed_in_the_middle_goes_on_from_the_epoch_it_had_reached(
     family = psutil.Process(owner.pid).children(recursive=True)
     owner.kill()
     owner.wait()
-    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in family), 30)
+    wait_for(lambda: not any(is_alive(child.pid) for child in family), 30)
     log = (state.parent.parent / "trial.log").read_text()
     status, said = typed(*arguments)
     assert status == 0, said

@@ -204,6 +204,13 @@ def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
     return found
 
 
+def is_alive(number: int) -> bool:
+    """Whether a process runs: it is there, and not merely waits to be collected by its parent."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def left_over(folder: Path) -> list[psutil.Process]:
     """Processes of the study that are still there after a while."""
     until = time.monotonic() + LEFT_S

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from benchmarks.sweep.faults import is_alive
 from src.errors import ConfigError, DependencyError, UserError
 from src.sweep.executors.agent import WorkerAgent
 from src.sweep.executors.base import Executor
@@ -104,10 +104,6 @@ def started(task: Task) -> Path:
 
 def pid(task: Task) -> int:
     return int(started(task).read_text().split()[0])
-
-
-def is_alive(number: int) -> bool:
-    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
 class TestEveryExecutor:

@@ -14,6 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from benchmarks.sweep import stubs
+from benchmarks.sweep.faults import is_alive
 from benchmarks.sweep.harness import STUDY, ScriptedExecutor, Setup, opened
 from src.sweep.executors import left
 from src.sweep.executors.slurm import SlurmExecutor
@@ -29,10 +30,6 @@ def wait_until(true: Callable[[], object]) -> None:
     while not true():
         assert time.monotonic() < until, "it does not happen"
         time.sleep(0.02)
-
-
-def is_alive(number: int) -> bool:
-    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
 def pid(folder: str | Path) -> int:
