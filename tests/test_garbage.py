@@ -1,4 +1,5 @@
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -28,12 +29,15 @@ def test_what_somebody_chose_is_left_alone(young: int, left: int, thresholds: tu
 
 def test_cycles_are_still_collected() -> None:
     class Node:
-        pass
+        itself: "Node"
 
-    seen = gc.get_stats()[0]["collections"]
-    kept = []
-    for _ in range(2 * YOUNG):
+    def cycle() -> Node:
         node = Node()
-        node.itself = node  # type: ignore[attr-defined]
-        kept.append([node])
-    assert gc.get_stats()[0]["collections"] > seen
+        node.itself = node
+        return node
+
+    gc.collect()  # so that the collector does not look just while the cycle is made
+    first = weakref.ref(cycle())
+    kept = [[each] for each in range(2 * YOUNG)]  # new objects, which make the collector look
+    assert first() is None
+    del kept
