@@ -3,7 +3,7 @@
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.entry import ROOT
+from src.core.cli import ROOT
 
 
 def composed(overrides: list[str]) -> DictConfig:

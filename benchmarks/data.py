@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.composing import composed
-from src import training
-from src.classifier import as_float
-from src.config import instantiate
+from src.core.config import instantiate
+from src.training import loop
+from src.training.classifier import as_float
 
 BATCH = 64
 SIZE = 64
@@ -50,17 +50,26 @@ def images_per_s(batches: Callable[[], int]) -> float:
     return batches() / (time.perf_counter() - began)
 
 
-def reading(parts: training.Parts) -> None:
+def reading(parts: loop.RunParts) -> None:
     """Print the speed of both readers, in turn, and its ratio."""
     rows = parts.data.rows("train")
-    rival = DataLoader(Jpegs(parts.data.frame["path"].iloc[rows].tolist()), BATCH, shuffle=True, num_workers=2)
+    rival = DataLoader(
+        Jpegs(parts.data.frame["path"].iloc[rows].tolist()), BATCH, shuffle=True, num_workers=2
+    )
     ratios = []
     for _ in range(ROUNDS):
         slow = images_per_s(lambda: sum(len(batch) for batch, _ in rival))
-        fast = images_per_s(lambda: sum(len(b["row"]) for b in parts.data.loader("train", train=True)))
+        fast = images_per_s(
+            lambda: sum(len(b["row"]) for b in parts.data.loader("train", train=True))
+        )
         ratios.append(fast / slow)
-        print(f"cache {fast:,.0f} images/s, Pillow in 2 workers {slow:,.0f}, ratio {ratios[-1]:.1f}", flush=True)
-    print(f"cache / Pillow: median {statistics.median(ratios):.1f} of {ROUNDS} (wanted: at least {WANTED_CACHE})")
+        print(
+            f"cache {fast:,.0f} images/s, Pillow in 2 workers {slow:,.0f}, ratio {ratios[-1]:.1f}",
+            flush=True,
+        )
+    print(
+        f"cache / Pillow: median {statistics.median(ratios):.1f} of {ROUNDS} (wanted: at least {WANTED_CACHE})"
+    )
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -75,7 +84,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> f
     return statistics.median(times)
 
 
-def augmenting(parts: training.Parts, name: str, device: torch.device) -> None:
+def augmenting(parts: loop.RunParts, name: str, device: torch.device) -> None:
     """Print what float conversion, augmentation and normalisation take of a training step that contains them."""
     module = parts.classifier.to(device).train()
     augment = instantiate(composed([f"augment={name}"]).augment, "augment").to(device)
@@ -95,7 +104,9 @@ def augmenting(parts: training.Parts, name: str, device: torch.device) -> None:
         seconds(work, device, 5)
     shares = [seconds(prepare, device, 20) / seconds(step, device, 20) for _ in range(ROUNDS)]
     wanted = WANTED_SHARE[device.type][name]
-    print(f"{name} on {device.type}: {statistics.median(shares):.1%} of a training step (wanted: under {wanted:.0%})")
+    print(
+        f"{name} on {device.type}: {statistics.median(shares):.1%} of a training step (wanted: under {wanted:.0%})"
+    )
 
 
 def main() -> None:
@@ -103,7 +114,7 @@ def main() -> None:
     root = sys.argv[1] if len(sys.argv) > 1 else "../shared/data/ham10000"
     if not Path(root).is_dir():
         sys.exit(f"{root}: no such folder; give the folder of HAM10000")
-    parts = training.build(composed(["data=ham10000", f"data.root={root}", f"data.batch_size={BATCH}"]))
+    parts = loop.build(composed(["data=ham10000", f"data.root={root}", f"data.batch_size={BATCH}"]))
     reading(parts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("flips", "sun2023"):

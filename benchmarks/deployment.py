@@ -2,9 +2,10 @@
 
     python -m benchmarks.deployment [seconds a model] [run ids]
 
-One thread, batch 1, each model in a process of its own, all in turns (see `src.benchmarking`). Without ids the nets
-have random weights and int8 is calibrated on drawn lesions: time depends on neither. With ids those runs are measured
-in every runtime, a compressed one in its own. Takes about eight minutes on two quiet cores.
+One thread, batch 1, each model in a process of its own, all in turns (see `src.benchmarking`).
+Without ids the nets have random weights and int8 is calibrated on drawn lesions: time depends on
+neither. With ids those runs are measured in every runtime, a compressed one in its own. Takes about
+eight minutes on two quiet cores.
 """
 
 import sys
@@ -17,40 +18,54 @@ from typing import get_args
 from omegaconf import DictConfig
 
 from benchmarks.composing import composed
-from src import training
-from src.benchmarking.measure import measure
-from src.benchmarking.photograph import encoded
-from src.benchmarking.record import Row
-from src.benchmarking.settings import SECONDS, Settings
-from src.benchmarking.subjects import Subject, of_file, of_net, of_runs
-from src.checkpoint import save_weights
-from src.compression.onnx_quantise import FILE, OnnxStaticInt8
-from src.deployment.camera import CameraNet
+from src.core.errors import UserError
+from src.deployment.benchmark.measure import measure
+from src.deployment.benchmark.models import (
+    SECONDS,
+    BenchmarkModel,
+    BenchmarkSettings,
+    of_file,
+    of_net,
+    of_runs,
+)
+from src.deployment.benchmark.result import BenchmarkRow
+from src.deployment.benchmark.worker import encoded
+from src.deployment.compression.onnx import FILE, OnnxStaticInt8
 from src.deployment.description import Description
-from src.deployment.runtime import Name
-from src.errors import UserError
+from src.deployment.runtimes.base import Name
+from src.deployment.runtimes.eager import CameraNet
+from src.deployment.runtimes.files import FORMATS
 from src.tracking.store import Store
-from src.trained.load import FORMATS
+from src.training import loop
+from src.training.checkpoint import save_weights
 
 FASTER, INT8_FASTER, INT8_SIZE = 2.0, 1.5, 0.30
 BESIDE = ("eager", "onnx")  # runtimes of ResNet50
 
 
-def made(folder: Path) -> Iterator[Subject]:
+def made(folder: Path) -> Iterator[BenchmarkModel]:
     """`custom` with random weights in every runtime and in int8, ResNet50 in two."""
     for model in ("custom", "resnet50"):
-        config = composed([f"model={model}", "model.net.weights=random"] if model == "resnet50" else [f"model={model}"])
-        parts = training.build(config, pretrained=False)
+        config = composed(
+            [f"model={model}", "model.net.weights=random"]
+            if model == "resnet50"
+            else [f"model={model}"]
+        )
+        parts = loop.build(config, pretrained=False)
         own = folder / model
         save_weights(parts.classifier, own / "best.ckpt")
         runtimes = get_args(Name) if model == "custom" else BESIDE
         yield from (_in_runtime(runtime, config, parts, own) for runtime in runtimes)
         if model == "custom":
-            int8 = OnnxStaticInt8().compress(parts.classifier, parts.data, _describe(config, parts), _no_tuning, own)
+            int8 = OnnxStaticInt8().compress(
+                parts.classifier, parts.data, _describe(config, parts), _no_tuning, own
+            )
             yield of_file(int8.file or own / FILE, f"{model} int8")
 
 
-def _in_runtime(runtime: Name, config: DictConfig, parts: training.Parts, folder: Path) -> Subject:
+def _in_runtime(
+    runtime: Name, config: DictConfig, parts: loop.RunParts, folder: Path
+) -> BenchmarkModel:
     description, label = _describe(config, parts), str(config.model.name)
     if runtime not in FORMATS:
         found = of_net(config, description, folder / "best.ckpt", folder / "net", runtime)
@@ -59,14 +74,21 @@ def _in_runtime(runtime: Name, config: DictConfig, parts: training.Parts, folder
     try:
         FORMATS[runtime].write(CameraNet.of(parts.classifier), description, path)
     except UserError as error:
-        return Subject(label, runtime, reason=str(error))
+        return BenchmarkModel(label, runtime, reason=str(error))
     return of_file(path, label)
 
 
-def _describe(config: DictConfig, parts: training.Parts) -> Description:
+def _describe(config: DictConfig, parts: loop.RunParts) -> Description:
     data, classes = config.data, tuple(parts.data.classes)
     return Description(
-        "", config.model.name, classes, data.image_size, data.geometry, "synthetic", "grouped", "none applies"
+        "",
+        config.model.name,
+        classes,
+        data.image_size,
+        data.geometry,
+        "synthetic",
+        "grouped",
+        "none applies",
     )
 
 
@@ -74,7 +96,7 @@ def _no_tuning(*_: object) -> None:
     raise AssertionError("nothing is fine-tuned here")
 
 
-def tell(rows: Sequence[Row]) -> None:
+def tell(rows: Sequence[BenchmarkRow]) -> None:
     """A line a row: its speed beside the reference's, and what else a device feels."""
     for row in rows:
         if row.reason or "ratio_low" not in row.figures:
@@ -94,24 +116,38 @@ def _from_jpeg(figures: Mapping[str, float]) -> str:
     return f", from a JPEG {figures['jpeg_p50_ms']:.2f} ms" if "jpeg_p50_ms" in figures else ""
 
 
-def tell_fastest(rows: Sequence[Row]) -> None:
+def tell_fastest(rows: Sequence[BenchmarkRow]) -> None:
     """The fastest export of the first row's own net, its weights as they were, beside eager PyTorch."""
-    exports = [row for row in rows if row.label == rows[0].label and row.runtime in FORMATS and not row.reason]
+    exports = [
+        row
+        for row in rows
+        if row.label == rows[0].label and row.runtime in FORMATS and not row.reason
+    ]
     if exports and rows[0].runtime == "eager" and not rows[0].reason:
         best = min(exports, key=lambda row: row.figures["ratio"])
         faster = 1 / best.figures["ratio"]
-        print(f"fastest export: {best.label} in {best.runtime}, {faster:.2f} times (wanted: at least {FASTER})")
+        print(
+            f"fastest export: {best.label} in {best.runtime}, {faster:.2f} times (wanted: at least {FASTER})"
+        )
 
 
-def tell_int8(rows: Sequence[Row], found: Sequence[Subject], settings: Settings) -> None:
+def tell_int8(
+    rows: Sequence[BenchmarkRow], found: Sequence[BenchmarkModel], settings: BenchmarkSettings
+) -> None:
     """Int8 beside float32 in ONNX Runtime, the two measured anew side by side."""
     measured = [place for place, row in enumerate(rows) if row.runtime == "onnx" and not row.reason]
     plain = [place for place in measured if rows[place].precision == "float32"][:1]
     models = {rows[place].model for place in plain}
-    small = [place for place in measured if rows[place].precision == "int8" and rows[place].model in models]
+    small = [
+        place
+        for place in measured
+        if rows[place].precision == "int8" and rows[place].model in models
+    ]
     if not small:
         return
-    print(f"int8 beside float32 in ONNX Runtime (wanted: {INT8_FASTER} times as fast, {INT8_SIZE:.0%} of the size)")
+    print(
+        f"int8 beside float32 in ONNX Runtime (wanted: {INT8_FASTER} times as fast, {INT8_SIZE:.0%} of the size)"
+    )
     once = replace(settings, cold_starts=1, jpeg_queries=0)  # those two were measured above
     again, _ = measure([found[place] for place in (*plain, *small)], once, encoded(None)[0])
     tell(again)
@@ -123,14 +159,20 @@ def tell_int8(rows: Sequence[Row], found: Sequence[Subject], settings: Settings)
 def main() -> None:
     """Print all, then the ratios that are wanted."""
     seconds, ids = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS, sys.argv[2:]
-    settings = Settings(run=ids, runtime=list(get_args(Name)), seconds=seconds)
+    settings = BenchmarkSettings(run=ids, runtime=list(get_args(Name)), seconds=seconds)
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder)
         print("exporting", file=sys.stderr, flush=True)
         found = of_runs(Store().open(create=False), settings, own) if ids else list(made(own))
-        print(f"measuring {len(found)} in turns, {settings.cold_starts} cold starts each", file=sys.stderr, flush=True)
+        print(
+            f"measuring {len(found)} in turns, {settings.cold_starts} cold starts each",
+            file=sys.stderr,
+            flush=True,
+        )
         rows, measured_against = measure(found, settings, encoded(None)[0])
-        print(f"beside {measured_against}, at least {settings.queries} calls and {seconds:g} s of each:")
+        print(
+            f"beside {measured_against}, at least {settings.queries} calls and {seconds:g} s of each:"
+        )
         tell(rows)
         tell_fastest(rows)
         tell_int8(rows, found, settings)

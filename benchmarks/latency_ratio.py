@@ -2,9 +2,9 @@
 
     python -m benchmarks.latency_ratio [processes] [busy loops] [nets]
 
-Trains small nets in the background (two loops if not said otherwise, each with two threads) and profiles each of
-three nets in ten processes, one after the other: the reference net's twin, one that is narrower by four, and a
-ResNet50.
+Trains small nets in the background (two loops if not said otherwise, each with two threads) and
+profiles each of three nets in ten processes, one after the other: the reference net's twin, one
+that is narrower by four, and a ResNet50.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.composing import composed
-from src.config import instantiate
+from src.core.config import instantiate
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
 
@@ -95,7 +95,9 @@ def main() -> None:
     processes = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     loops = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     names = sys.argv[3:] or list(NETS)
-    print(f"{processes} processes a net, {loops} training loops beside them; wanted of the ratio: max/min <= {WANTED}")
+    print(
+        f"{processes} processes a net, {loops} training loops beside them; wanted of the ratio: max/min <= {WANTED}"
+    )
     with busy_machine(loops):
         for name in names:
             measured = [_measure_in_a_process(name) for _ in range(processes)]

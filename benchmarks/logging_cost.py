@@ -1,9 +1,9 @@
 """What recording a run costs: `python -m benchmarks.logging_cost`.
 
-A run of 60 parameters, 40 epochs of 40 metrics and 4 artifacts is recorded three ways into one SQLite store, in turns:
-as `src.tracking.run.Run` does for a short run (metrics in batches at the end), as it does at its most frequent (a batch
-an epoch), and with one MLflow call for each parameter and metric. Each figure is the median of the rounds; the store
-exists before.
+A run of 60 parameters, 40 epochs of 40 metrics and 4 artifacts is recorded three ways into one
+SQLite store, in turns: as `src.tracking.run.Run` does for a short run (metrics in batches at the
+end), as it does at its most frequent (a batch an epoch), and with one MLflow call for each
+parameter and metric. Each figure is the median of the rounds; the store exists before.
 
 Must hold: a run costs less than 1 s in all.
 """
@@ -37,10 +37,14 @@ def main() -> None:
                 way()
                 seconds[name].append(time.perf_counter() - began)
     slowest = statistics.median(seconds["a call a value"])
-    print(f"{PARAMS} parameters, {EPOCHS} epochs x {METRICS} metrics, 4 artifacts (median of {ROUNDS})")
+    print(
+        f"{PARAMS} parameters, {EPOCHS} epochs x {METRICS} metrics, 4 artifacts (median of {ROUNDS})"
+    )
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"{name:20s} {median:7.3f} s   {slowest / median:6.1f} times as fast as a call a value")
+        print(
+            f"{name:20s} {median:7.3f} s   {slowest / median:6.1f} times as fast as a call a value"
+        )
 
 
 def buffered(store: Store, artifact: Path, live: bool) -> None:

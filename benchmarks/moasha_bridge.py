@@ -1,8 +1,9 @@
 """Syne Tune's MOASHA, asked over stdin and stdout by `benchmarks.pruning_replay`; runs under a Python that has it.
 
-A line in: {"new": {arguments of MOASHA, "priority": ...}}, {"add": trial} or {"report": trial, "epoch": ..., "values":
-[losses]}; a line out: {"goes_on": bool}. `priority: shipped` is MOASHA's default. In syne-tune 0.16.0 that returns the
-sorted rows where its caller expects each row's place; `priority: places` puts the place in.
+A line in: {"new": {arguments of MOASHA, "priority": ...}}, {"add": trial} or {"report": trial,
+"epoch": ..., "values": [losses]}; a line out: {"goes_on": bool}. `priority: shipped` is MOASHA's
+default. In syne-tune 0.16.0 that returns the sorted rows where its caller expects each row's place;
+`priority: places` puts the place in.
 """
 
 import json
@@ -15,7 +16,10 @@ from syne_tune.backend.trial_status import Trial
 from syne_tune.config_space import choice
 from syne_tune.optimizer.scheduler import SchedulerDecision
 from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
-from syne_tune.optimizer.schedulers.multiobjective.multiobjective_priority import MOPriority, NonDominatedPriority
+from syne_tune.optimizer.schedulers.multiobjective.multiobjective_priority import (
+    MOPriority,
+    NonDominatedPriority,
+)
 from syne_tune.optimizer.schedulers.multiobjective.non_dominated_priority import pareto_efficient
 
 METRICS = ["loss_0", "loss_1"]
@@ -51,7 +55,11 @@ def answer(scheduler: Any, trials: dict[int, Any], message: dict[str, Any]) -> t
         priority = {"shipped": NonDominatedPriority, "places": Places}[options.pop("priority")]()
         trials.clear()
         scheduler = MOASHA(
-            {"run": choice([0, 1])}, metrics=METRICS, time_attr="epoch", multiobjective_priority=priority, **options
+            {"run": choice([0, 1])},
+            metrics=METRICS,
+            time_attr="epoch",
+            multiobjective_priority=priority,
+            **options,
         )
         return scheduler, True
     if "add" in message:

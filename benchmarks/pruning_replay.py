@@ -1,24 +1,32 @@
 """What pruning with several objectives keeps and saves, replayed on recorded learning curves of real runs.
 
-    python -m benchmarks.pruning_replay [curves=benchmarks/curves/ham10000_64.csv] [rival=/path/to/python]
+    python -m benchmarks.pruning_replay [curves=benchmarks/curves/ham10000_64.csv]
+    [rival=/path/to/python]
 
-The table (`benchmarks.record_curves`) holds HAM10000 runs at 64 px drawn at random from one space. Four simulated
-workers take them in a random order, one after the other, at the recorded seconds an epoch; nothing is trained.
-Objectives: best validation balanced accuracy so far, up; FLOPs, down. What is reported, as a fraction of the study that
-trains all to the end: the hypervolume of the runs trained to the end (beside it: pruned runs too, with what they had
-reached); and the epochs. The reference point is chance (1/7) and the most FLOPs of the runs, FLOPs by their logarithm.
+The table (`benchmarks.record_curves`) holds HAM10000 runs at 64 px drawn at random from one space.
+Four simulated workers take them in a random order, one after the other, at the recorded seconds an
+epoch; nothing is trained.
+Objectives: best validation balanced accuracy so far, up; FLOPs, down. What is reported, as a
+    fraction of the study that
+trains all to the end: the hypervolume of the runs trained to the end (beside it: pruned runs too,
+with what they had reached); and the epochs. The reference point is chance (1/7) and the most FLOPs
+of the runs, FLOPs by their logarithm.
 
 - paretoderm: `goes_on` of src/sweep/rungs.py.
 - random: no pruning, the same order, cut off at the epochs that paretoderm took with the same seed.
-- MOASHA: Syne Tune's, with the same rungs, through `benchmarks.moasha_bridge`, if `rival` names a Python that has it
-  (syne-tune 0.16.0); it gets log10 FLOPs, since its distances are not normalised. As shipped its priority gives the
-  sorted rows where each row's place is expected; "in order" is MOASHA with that put right.
+- MOASHA: Syne Tune's, with the same rungs, through `benchmarks.moasha_bridge`, if `rival` names a
+Python that has it
+  (syne-tune 0.16.0); it gets log10 FLOPs, since its distances are not normalised. As shipped its
+  priority gives the sorted rows where each row's place is expected; "in order" is MOASHA with that
+  put right.
 
-`choose=1` prints the grid over the even runs below 60, from which the defaults were taken. The rule itself (how many of
-n go on) was settled with all 68 runs in view that were recorded by then: the even ones below 60 and the odd ones below
-77. So the first table gives the later runs alone, which chose nothing; the second gives all.
+`choose=1` prints the grid over the even runs below 60, from which the defaults were taken. The rule
+itself (how many of n go on) was settled with all 68 runs in view that were recorded by then: the
+even ones below 60 and the odd ones below 77. So the first table gives the later runs alone, which
+chose nothing; the second gives all.
 
-Must hold, all runs, median over the seeds: at least 95% of the hypervolume with at most 1/3 of the epochs.
+Must hold, all runs, median over the seeds: at least 95% of the hypervolume with at most 1/3 of the
+epochs.
 Hardware: any; one core, seconds.
 """
 
@@ -39,8 +47,8 @@ import moocore
 import numpy as np
 import pandas as pd
 
-from src.objectives import Objective
-from src.sweep.rungs import Rungs, goes_on
+from src.metrics.registry import Objective
+from src.sweep.pruners import Rungs, goes_on
 
 CURVES = Path(__file__).parent / "curves" / "ham10000_64.csv"
 METRIC, COST = "val/balanced_accuracy", "flops"
@@ -81,7 +89,9 @@ class Ours:
 
     def __init__(self, rungs: Rungs) -> None:
         self.rungs = rungs
-        self.records: dict[int, dict[int, tuple[float, float]]] = {epoch: {} for epoch in rungs.epochs}
+        self.records: dict[int, dict[int, tuple[float, float]]] = {
+            epoch: {} for epoch in rungs.epochs
+        }
 
     def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:  # noqa: D102
         if epoch not in self.records:
@@ -96,11 +106,15 @@ class Ours:
 class Moasha:
     """Syne Tune's scheduler in another interpreter."""
 
-    def __init__(self, bridge: "subprocess.Popen[str]", rungs: Rungs, priority: str, seed: int) -> None:
+    def __init__(
+        self, bridge: "subprocess.Popen[str]", rungs: Rungs, priority: str, seed: int
+    ) -> None:
         self.bridge = bridge
         self.known: set[int] = set()
         options = {"max_t": rungs.max_epochs, "grace_period": rungs.min_epochs, "random_seed": seed}
-        self._ask({"new": {**options, "reduction_factor": rungs.reduction_factor, "priority": priority}})
+        self._ask(
+            {"new": {**options, "reduction_factor": rungs.reduction_factor, "priority": priority}}
+        )
 
     def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:  # noqa: D102
         if number not in self.known:
@@ -156,7 +170,11 @@ def replay(order: Sequence[Curve], stopper: Stopper, budget: float = math.inf) -
         curve = order[number]
         trained[number] += 1
         ended = trained[number] == len(curve.best)
-        following = number if not ended and stopper.goes_on(number, trained[number], curve) else next(waiting, None)
+        following = (
+            number
+            if not ended and stopper.goes_on(number, trained[number], curve)
+            else next(waiting, None)
+        )
         if following is not None:
             heapq.heappush(events, (now + order[following].seconds, following))
     return trained
@@ -165,14 +183,20 @@ def replay(order: Sequence[Curve], stopper: Stopper, budget: float = math.inf) -
 def hypervolume(points: Sequence[tuple[float, float]], most_flops: float) -> float:
     """Of (balanced accuracy, FLOPs), by an independent library."""
     losses = [(-accuracy, math.log10(flops)) for accuracy, flops in points]
-    return float(moocore.hypervolume(np.array(losses), ref=[-CHANCE, math.log10(most_flops)])) if losses else 0.0
+    return (
+        float(moocore.hypervolume(np.array(losses), ref=[-CHANCE, math.log10(most_flops)]))
+        if losses
+        else 0.0
+    )
 
 
 def share(order: Sequence[Curve], trained: Sequence[int]) -> Share:
     most_flops = max(curve.flops for curve in order)
     full = hypervolume([(curve.best[-1], curve.flops) for curve in order], most_flops)
     pairs = list(zip(order, trained, strict=True))
-    completed = [(curve.best[-1], curve.flops) for curve, epochs in pairs if epochs == len(curve.best)]
+    completed = [
+        (curve.best[-1], curve.flops) for curve, epochs in pairs if epochs == len(curve.best)
+    ]
     partial = [(curve.best[epochs - 1], curve.flops) for curve, epochs in pairs if epochs]
     return Share(
         completed=hypervolume(completed, most_flops) / full,
@@ -204,7 +228,9 @@ def contend(
 
 
 def summary(values: Sequence[float]) -> str:
-    middle, low, high = (100 * value for value in (statistics.median(values), min(values), max(values)))
+    middle, low, high = (
+        100 * value for value in (statistics.median(values), min(values), max(values))
+    )
     return f"{middle:5.1f}% ({low:4.1f}..{high:5.1f})"
 
 
@@ -212,14 +238,21 @@ def show(title: str, found: Mapping[str, Sequence[Share]]) -> None:
     print(f"\n{title}; median (least..most) of {len(SEEDS)} seeds")
     print(f"{'':21}{'hypervolume':>22}{'with pruned runs':>22}{'epochs':>22}{'ended':>8}")
     for name, shares in found.items():
-        columns = [[getattr(one, column) for one in shares] for column in ("completed", "partial", "epochs")]
+        columns = [
+            [getattr(one, column) for one in shares]
+            for column in ("completed", "partial", "epochs")
+        ]
         runs = statistics.median(one.runs for one in shares)
-        print(f"{name:21}" + "".join(f"{summary(column):>22}" for column in columns) + f"{runs:8.0f}")
+        print(
+            f"{name:21}" + "".join(f"{summary(column):>22}" for column in columns) + f"{runs:8.0f}"
+        )
 
 
 def choose(curves: Mapping[int, Curve]) -> None:
     """The grid over the first even runs."""
-    half = {number: curve for number, curve in curves.items() if number % 2 == 0 and _was_seen(number)}
+    half = {
+        number: curve for number, curve in curves.items() if number % 2 == 0 and _was_seen(number)
+    }
     orders = [shuffled(half, seed) for seed in range(CHOOSING_SEEDS)]
     longest = len(orders[0][0].best)
     print(f"\n{len(half)} even runs, to choose by; median (least..most) of {CHOOSING_SEEDS} seeds")
@@ -228,9 +261,14 @@ def choose(curves: Mapping[int, Curve]) -> None:
         for factor in (2, 2.5, 3, 4):
             rungs = Rungs(longest, min_epochs, factor)
             shares = [share(order, replay(order, Ours(rungs))) for order in orders]
-            columns = [[getattr(one, column) for one in shares] for column in ("completed", "epochs")]
+            columns = [
+                [getattr(one, column) for one in shares] for column in ("completed", "epochs")
+            ]
             names = ",".join(map(str, rungs.epochs))
-            print(f"{min_epochs:10}{factor:8}  {names:12}" + "".join(f"{summary(column):>22}" for column in columns))
+            print(
+                f"{min_epochs:10}{factor:8}  {names:12}"
+                + "".join(f"{summary(column):>22}" for column in columns)
+            )
 
 
 def _was_seen(number: int) -> bool:
@@ -263,7 +301,9 @@ def main() -> None:
     curves = read(table)
     print("command: python -m benchmarks.pruning_replay " + " ".join(sys.argv[1:]))
     longest = len(next(iter(curves.values())).best)
-    print(f"{len(curves)} runs of {longest} epochs, HAM10000 at 64 px; {WORKERS} workers; replayed, nothing trained")
+    print(
+        f"{len(curves)} runs of {longest} epochs, HAM10000 at 64 px; {WORKERS} workers; replayed, nothing trained"
+    )
     if options.get("choose"):
         choose(curves)
         return
@@ -275,9 +315,14 @@ def main() -> None:
             show(f"{len(later)} later runs, which chose nothing", contend(later, rungs, bridge))
         found = contend(curves, rungs, bridge)
         show(f"all {len(curves)} runs", found)
-    reached = [statistics.median(getattr(one, name) for one in found["paretoderm"]) for name in ("completed", "epochs")]
+    reached = [
+        statistics.median(getattr(one, name) for one in found["paretoderm"])
+        for name in ("completed", "epochs")
+    ]
     held = reached[0] >= WANTED_HYPERVOLUME and reached[1] <= WANTED_EPOCHS
-    print(f"\nwanted: hypervolume at least 95.0%, epochs at most 33.3%: {'held' if held else 'NOT HELD'}")
+    print(
+        f"\nwanted: hypervolume at least 95.0%, epochs at most 33.3%: {'held' if held else 'NOT HELD'}"
+    )
 
 
 if __name__ == "__main__":

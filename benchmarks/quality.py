@@ -2,7 +2,8 @@
 
     python -m benchmarks.quality [HAM10000 folder]
 
-Takes about 15 minutes on two quiet cores. The runs are recorded like any others, their figures read from the record.
+Takes about 15 minutes on two quiet cores. The runs are recorded like any others, their figures read
+from the record.
 """
 
 import subprocess

@@ -1,12 +1,15 @@
 """Learning curves of real runs, recorded so that sweeps can be replayed without training: HAM10000 at 64 px, by lesion.
 
-Each line of the table is one epoch of one run: what was drawn, what it costs, what validation said. Runs are drawn at
-random from a fixed space, so any number of processes can record side by side (`shard=0/2`, `shard=1/2`), and a run
-that stands in the table already is not made again.
+Each line of the table is one epoch of one run: what was drawn, what it costs, what validation said.
+Runs are drawn at random from a fixed space, so any number of processes can record side by side
+(`shard=0/2`, `shard=1/2`), and a run that stands in the table already is not made again.
 
-command:  python -m benchmarks.record_curves root=/path/to/HAM10000 runs=120 shard=0/2 out=curves-0.csv
-hardware: one CPU core a process; the 102 runs in benchmarks/curves/ took 85 min on 2 cores that did other work, so
-          their seconds an epoch are of a busy machine, and their order of magnitude is all that they are good for
+command:  python -m benchmarks.record_curves root=/path/to/HAM10000 runs=120 shard=0/2
+    out=curves-0.csv
+hardware: one CPU core a process; the 102 runs in benchmarks/curves/ took 85 min on 2 cores that did
+    other work, so
+          their seconds an epoch are of a busy machine, and their order of magnitude is all that
+          they are good for
 """
 
 import random
@@ -20,8 +23,9 @@ import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 
-from src import training
 from src.efficiency.profile import static_cost
+from src.training import loop
+from src.training.progress import quiet_lightning
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EPOCHS = 18
@@ -37,7 +41,9 @@ def draw(number: int) -> dict[str, Any]:
         "head": chance.choice(["flatten", "gap"]),
         "dense": chance.choice([16, 32, 64, 128]),
         "dropout": round(chance.uniform(0, 0.5), 2),
-        "loss": chance.choice(["cross_entropy", "weighted_cross_entropy", "focal", "label_smoothing"]),
+        "loss": chance.choice(
+            ["cross_entropy", "weighted_cross_entropy", "focal", "label_smoothing"]
+        ),
         "lr": float(f"{10 ** chance.uniform(-3.3, -1.7):.2e}"),
     }
 
@@ -57,22 +63,28 @@ def record(number: int, root: str) -> pd.DataFrame:
         "model.net.padding=1",
         f"loss={place['loss']}",
         f"optimizer.lr={place['lr']}",
-        "scheduler=cosine",  # full speed from the start: early epochs tell more than under a warm-up
+        # full speed from the start: early epochs tell more than under a warm-up
+        "scheduler=cosine",
         "threads=1",
         "trainer.accelerator=cpu",
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides)
-    parts = training.build(config)
+    parts = loop.build(config)
     cost = static_cost(parts.classifier.net, parts.classifier.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _, best = training.prepare_fit(config, parts, None, Path(folder))
+        trainer, _, best = loop.prepare_fit(config, parts, None, Path(folder))
         began = time.perf_counter()
-        with training.quiet_lightning():
+        with quiet_lightning():
             trainer.fit(parts.classifier, datamodule=parts.data)
     seconds = (time.perf_counter() - began) / EPOCHS
     rows = [
-        {"run": number, **place, "flops": int(cost["efficiency/flops"]), "params": int(cost["efficiency/params"])}
+        {
+            "run": number,
+            **place,
+            "flops": int(cost["efficiency/flops"]),
+            "params": int(cost["efficiency/params"]),
+        }
         | {"epoch": epoch + 1, "seconds_per_epoch": round(seconds, 2)}
         | {name: round(figures[name], 4) for name in RECORDED}
         for epoch, figures in enumerate(best.history)
@@ -92,7 +104,10 @@ def main() -> None:
         frame = record(number, options["root"])
         frame.to_csv(out, mode="a", header=not out.exists(), index=False)
         last = frame.iloc[-1]
-        print(f"run {number}: {last['val/balanced_accuracy']:.3f}, {last['seconds_per_epoch']} s an epoch", flush=True)
+        print(
+            f"run {number}: {last['val/balanced_accuracy']:.3f}, {last['seconds_per_epoch']} s an epoch",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

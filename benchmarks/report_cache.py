@@ -1,11 +1,12 @@
 """What the local cache of runs saves: `python -m benchmarks.report_cache [runs=10000] [new=10]`.
 
-A SQLite store is filled through its tables with runs of 60 parameters, 60 metrics and 15 tags that ended long ago. All
-are read from it (cold), then from the cache with nothing new (warm, median of the rounds), then after a few runs were
-added. The histories of one metric, 20 steps of 500 runs, are read from the store and from the cache.
+A SQLite store is filled through its tables with runs of 60 parameters, 60 metrics and 15 tags that
+ended long ago. All are read from it (cold), then from the cache with nothing new (warm, median of
+the rounds), then after a few runs were added. The histories of one metric, 20 steps of 500 runs,
+are read from the store and from the cache.
 
-Must hold: with 10,000 runs a warm read takes less than 3 s, as does one after 10 new runs. Takes a few minutes, nearly
-all for the cold read.
+Must hold: with 10,000 runs a warm read takes less than 3 s, as does one after 10 new runs. Takes a
+few minutes, nearly all for the cold read.
 """
 
 import contextlib
@@ -20,8 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from src.tracking.cache import cached_runs
-from src.tracking.history import history
+from src.tracking.read import cached_runs, history
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -43,13 +43,16 @@ HISTORY = "metrics (run_uuid, key, value, timestamp, step, is_nan)"
 
 
 def main() -> None:
-    options = {name: int(value) for name, value in (argument.split("=", 1) for argument in sys.argv[1:])}
+    options = {
+        name: int(value) for name, value in (argument.split("=", 1) for argument in sys.argv[1:])
+    }
     count, new = options.get("runs", 10_000), options.get("new", 10)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"sqlite:///{folder}/mlflow.db", folder=folder).open()
         ids, filling = timed(lambda: fill(store, count))
         print(
-            f"{count} runs, {PARAMS} parameters, {METRICS} metrics, {TAGS} tags; filled in {filling:.1f} s", flush=True
+            f"{count} runs, {PARAMS} parameters, {METRICS} metrics, {TAGS} tags; filled in {filling:.1f} s",
+            flush=True,
         )
         frame, cold = timed(lambda: cached_runs(store))
         assert len(frame) == count
@@ -57,18 +60,26 @@ def main() -> None:
         warm = statistics.median(timed(lambda: cached_runs(store))[1] for _ in range(ROUNDS))
         show("warm", warm, cold)
         for number in range(new):
-            with Run.start(store, f"new {number}", params=dict.fromkeys(map(str, range(PARAMS)), number)) as run:
+            with Run.start(
+                store, f"new {number}", params=dict.fromkeys(map(str, range(PARAMS)), number)
+            ) as run:
                 run.log({name(metric): 0.5 for metric in range(METRICS)})
         frame, after = timed(lambda: cached_runs(store))
         assert len(frame) == count + new
         show(f"{new} new", after, cold)
         size = sum(path.stat().st_size for path in Path(folder, "cache").iterdir())
-        print(f"on disk {size / 1e6:.1f} MB, in memory {frame.memory_usage(deep=True).sum() / 1e6:.0f} MB")
+        print(
+            f"on disk {size / 1e6:.1f} MB, in memory {frame.memory_usage(deep=True).sum() / 1e6:.0f} MB"
+        )
         curves, first = timed(lambda: history(store, ids[:CURVES], name(0)))
         assert len(curves) == STEPS * min(CURVES, count)
         _, again = timed(lambda: history(store, ids[:CURVES], name(0)))
-        print(f"histories of {min(CURVES, count)} runs: {first:.2f} s from the store, {again:.2f} s from the cache")
-        print(f"wanted: warm and {new} new under {WANTED_S} s: {'held' if max(warm, after) < WANTED_S else 'NOT HELD'}")
+        print(
+            f"histories of {min(CURVES, count)} runs: {first:.2f} s from the store, {again:.2f} s from the cache"
+        )
+        print(
+            f"wanted: warm and {new} new under {WANTED_S} s: {'held' if max(warm, after) < WANTED_S else 'NOT HELD'}"
+        )
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -88,7 +99,10 @@ def name(metric: int) -> str:
 def fill(store: Store, count: int) -> list[str]:
     """Write runs straight into the tables of MLflow 3: through its client it would take an hour; gives their ids."""
     draw = random.Random(0)
-    runs = [(uuid.UUID(int=draw.getrandbits(128)).hex, LONG_AGO + 60_000 * number) for number in range(count)]
+    runs = [
+        (uuid.UUID(int=draw.getrandbits(128)).hex, LONG_AGO + 60_000 * number)
+        for number in range(count)
+    ]
     experiment = store.experiment_id
     rows: dict[str, Iterable[tuple[object, ...]]] = {
         RUNS: (run_row(run, at, at + 50_000, f"/none/{run}", experiment) for run, at in runs),
@@ -97,10 +111,20 @@ def fill(store: Store, count: int) -> list[str]:
             for run, _ in runs
             for number in range(PARAMS)
         ),
-        TAGGED: ((run, f"tag_{number}", f"value {draw.randrange(20)}") for run, _ in runs for number in range(TAGS)),
-        LATEST: ((run, name(number), draw.random(), at, STEPS, 0) for run, at in runs for number in range(METRICS)),
+        TAGGED: (
+            (run, f"tag_{number}", f"value {draw.randrange(20)}")
+            for run, _ in runs
+            for number in range(TAGS)
+        ),
+        LATEST: (
+            (run, name(number), draw.random(), at, STEPS, 0)
+            for run, at in runs
+            for number in range(METRICS)
+        ),
         HISTORY: (
-            (run, name(0), draw.random(), at + step, step, 0) for run, at in runs[:CURVES] for step in range(STEPS)
+            (run, name(0), draw.random(), at + step, step, 0)
+            for run, at in runs[:CURVES]
+            for step in range(STEPS)
         ),
     }
     insert(store, rows)
@@ -109,7 +133,21 @@ def fill(store: Store, count: int) -> list[str]:
 
 def run_row(run: str, start: int, end: int, artifacts: str, experiment: str) -> tuple[object, ...]:
     """A finished run as a row of `RUNS`; times in ms."""
-    return (run, "custom", "LOCAL", "", "", "user", "FINISHED", start, end, "", "active", artifacts, experiment)
+    return (
+        run,
+        "custom",
+        "LOCAL",
+        "",
+        "",
+        "user",
+        "FINISHED",
+        start,
+        end,
+        "",
+        "active",
+        artifacts,
+        experiment,
+    )
 
 
 def insert(store: Store, rows: dict[str, Iterable[tuple[object, ...]]]) -> None:

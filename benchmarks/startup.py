@@ -33,7 +33,9 @@ def main() -> None:
     rival = statistics.median(times["import hydra"])
     for name, measured in times.items():
         median = statistics.median(measured)
-        print(f"{name}: {median:.2f} s, {median / rival:.2f} x import hydra (wanted: under {WANTED_S:.0f} s)")
+        print(
+            f"{name}: {median:.2f} s, {median / rival:.2f} x import hydra (wanted: under {WANTED_S:.0f} s)"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class StudiesSearchPath(SearchPathPlugin):
 
 
 class StudySweeper(Sweeper):
-    """Hydra's way to `src.launch`.
+    """Hydra's way to `src.study`.
 
     Args:
         **settings: The config node `hydra.sweeper`; checked there.
@@ -31,14 +31,17 @@ class StudySweeper(Sweeper):
     def __init__(self, **settings: Any) -> None:
         self._settings = settings
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Hydra calls this before `sweep`."""
         self._context = hydra_context
         self._config = config
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study that the command line asks for."""
-        from src import entry, launch
+        from src import study as launch
+        from src.core import cli as entry
 
         if not launch.sweep(self._config, self._context.config_loader, self._settings, arguments):
             entry.failures.append("study")  # Hydra passes no result on

@@ -1,8 +1,8 @@
 """Paretoderm: find the smallest, fastest skin-lesion classifier that is accurate enough."""
 
-from src import garbage, torchvision_operators
+from src.core import environment
 
 __version__ = "0.1.0"
 
-torchvision_operators.install()
-garbage.collect_less_often()
+environment.install()
+environment.collect_less_often()

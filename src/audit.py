@@ -5,7 +5,7 @@ python -m src.audit paper=mamun2025
 
 from omegaconf import DictConfig
 
-from src import entry
+from src.core import cli
 
 EXAMPLES = """
 Paretoderm: what a paper claims, and what is counted, computed and measured here. Nothing is trained.
@@ -22,11 +22,13 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.auditing import make  # torch, pandas and MLflow take seconds to import: not before --help
+        from src.auditing import (
+            make,  # torch, pandas and MLflow take seconds to import: not before --help
+        )
 
         make.make(config)
 
-    entry.run(job, "audit", EXAMPLES)
+    cli.run_command(job, "audit", EXAMPLES)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
-from src.entry import QUOTES, quoted
+from src.core import cli
+from src.core.cli import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: latency, memory, cold start and, where a counter can be read, energy of trained and exported models.
@@ -26,7 +26,16 @@ Paretoderm: latency, memory, cold start and, where a counter can be read, energy
   On a device: copy the project and the exported file, install hydra-core, numpy, pillow, pydantic, rich, tqdm and the
   runtime (such as onnxruntime), measure with file=, bring result.json back.
 """
-_TEXTS = ("run", "file", "join", "reference", "device", "image", "out", "folder")  # may look like numbers, or odd
+_TEXTS = (
+    "run",
+    "file",
+    "join",
+    "reference",
+    "device",
+    "image",
+    "out",
+    "folder",
+)  # may look like numbers, or odd
 _SEVERAL = ("run", "runtime")
 
 
@@ -34,20 +43,23 @@ def main() -> None:
     """Run the command line. Status 1 if no model could be measured."""
 
     def job(config: DictConfig) -> None:
-        from src.benchmarking import make  # the libraries take seconds to import: not before --help
+        from src.deployment.benchmark import (
+            benchmark as make,  # the libraries take seconds to import: not before --help
+        )
 
         make.make(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    entry.run(job, "benchmark", EXAMPLES)
-    if entry.failures:
+    cli.run_command(job, "benchmark", EXAMPLES)
+    if cli.failures:
         sys.exit(1)
 
 
 def as_hydra_reads(argument: str) -> str:
     """An argument as it is typed, as Hydra's grammar wants it.
 
-    Ids such as 12e4 and paths stay texts, in lists too; several runs or runtimes are a list, not a sweep.
+    Ids such as 12e4 and paths stay texts, in lists too; several runs or runtimes are a list, not a
+    sweep.
     """
     key, sign, value = argument.partition("=")
     if key in _SEVERAL and "," in value and value[0] not in ("[", *QUOTES):

@@ -8,8 +8,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
-from src.entry import QUOTES, quoted
+from src.core import cli
+from src.core.cli import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: a model's card, filled from its record alone, as Markdown and in MLflow.
@@ -31,14 +31,14 @@ def main() -> None:
         make.make(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    entry.run(job, "card", EXAMPLES)
+    cli.run_command(job, "card", EXAMPLES)
 
 
 def as_hydra_reads(argument: str) -> str:
     """An argument as it is typed, as Hydra's grammar wants it.
 
-    To Hydra `model` is the folder conf/model, whose architectures are no trained models; 12e4 is a number and no start
-    of an id, and an @ needs quotes.
+    To Hydra `model` is the folder conf/model, whose architectures are no trained models; 12e4 is a
+    number and no start of an id, and an @ needs quotes.
     """
     key, sign, value = argument.partition("=")
     if key != "model" or not sign:

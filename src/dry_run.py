@@ -13,14 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from src import training
-from src.compression import origin
-from src.config import check, resolve
+from src.core.cli import one_line
+from src.core.config import check, resolve
+from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
-from src.entry import one_line
-from src.objectives import Limit
-from src.radiomics.once import FittedOnce
+from src.metrics.registry import Limit
+from src.models.fit_once import FitOnceModel
 from src.sweep.space import Space
+from src.training import loop
 
 log = logging.getLogger(__name__)
 SAMPLED = 24  # cells that are looked at, of a space with more
@@ -35,9 +35,10 @@ class Estimate:
     Attributes:
         cell: Its overrides.
         cost: By names in the run record.
-        seconds: Of training, all epochs; validation, measuring and recording come on top. Of a net that is fitted once:
-            of one pass over the training images, the fit itself on top too.
-        memory_mb: Weights, gradients, optimizer and the activations that one batch keeps for its backward pass.
+        seconds: Of training, all epochs; validation, measuring and recording come on top. Of a net
+            that is fitted once: of one pass over the training images, the fit itself on top too.
+        memory_mb: Weights, gradients, optimizer and the activations that one batch keeps for its
+            backward pass.
         over: The limits that it breaks before it is trained: it would not be.
         problem: Why it cannot run; empty if it can.
     """
@@ -118,18 +119,26 @@ def show(
 
 
 def _estimate(
-    cell: tuple[str, ...], loader: ConfigLoader, config: DictConfig, overrides: list[str], limits: list[Limit]
+    cell: tuple[str, ...],
+    loader: ConfigLoader,
+    config: DictConfig,
+    overrides: list[str],
+    limits: list[Limit],
 ) -> Estimate:
     try:
         own = compose_cell(loader, config, [*overrides, *cell])
-        parts = training.build(own)
+        parts = loop.build(own)
         cost = static_cost(parts.classifier.net, parts.classifier.image_size)
-        over = tuple(str(limit) for limit in limits if limit.metric in cost and not limit.holds(cost[limit.metric]))
+        over = tuple(
+            str(limit)
+            for limit in limits
+            if limit.metric in cost and not limit.holds(cost[limit.metric])
+        )
         if over:
             return Estimate(cell, cost, 0.0, 0.0, over)
         if own.threads:
             torch.set_num_threads(own.threads)
-        if isinstance(parts.classifier.net, FittedOnce):
+        if isinstance(parts.classifier.net, FitOnceModel):
             return Estimate(cell, cost, _one_pass(parts), 0.0)
         per_batch, activations = _one_batch(own, parts)
         batches = len(parts.data.loader("train", train=True)) * own.trainer.max_epochs
@@ -142,7 +151,7 @@ def _estimate(
         return Estimate(cell, {}, 0.0, 0.0, problem=line or str(error).splitlines()[0])
 
 
-def _one_pass(parts: training.Parts) -> float:
+def _one_pass(parts: loop.RunParts) -> float:
     """Seconds in which a net looks at every training image once."""
     loader = parts.data.loader("train")
     batch = next(iter(loader))["image"]
@@ -152,9 +161,11 @@ def _one_pass(parts: training.Parts) -> float:
     return (time.perf_counter() - began) * loader.sampler.size / len(batch)
 
 
-def _one_batch(config: DictConfig, parts: training.Parts) -> tuple[float, float]:
+def _one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, float]:
     """Seconds of a training step without the optimizer's, and MB that it keeps for its backward pass."""
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
+    )
     classifier = parts.classifier.to(device).train()
     batch = next(iter(parts.data.loader("train", train=True)))
     images, labels = batch["image"].to(device), batch["label"].to(device)
@@ -167,7 +178,11 @@ def _one_batch(config: DictConfig, parts: training.Parts) -> tuple[float, float]
     seconds = []
     for number in range(TIMED + 1):
         began = time.perf_counter()
-        fed = parts.data.augment(images.float().div_(255)) if parts.data.augment is not None else images
+        fed = (
+            parts.data.augment(images.float().div_(255))
+            if parts.data.augment is not None
+            else images
+        )
         with torch.autograd.graph.saved_tensors_hooks(keep if number == 0 else _same, _same):
             loss = classifier.loss(classifier(fed), labels)
         loss.backward()
@@ -183,7 +198,9 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _table(title: str, estimates: list[Estimate]) -> Table:
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    drawn = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
+    )
     drawn.add_column("cell", overflow="fold")
     for label in ("FLOPs (M)", "params (k)", "train (s)", "memory (MB)"):
         drawn.add_column(label, justify="right", no_wrap=True)
@@ -193,7 +210,10 @@ def _table(title: str, estimates: list[Estimate]) -> Table:
         if each.problem:
             drawn.add_row(cell.replace("[", "\\["), "-", "-", "-", "-")
             continue
-        cost = [_scaled(each.cost, "efficiency/flops", 1e6), _scaled(each.cost, "efficiency/params", 1e3)]
+        cost = [
+            _scaled(each.cost, "efficiency/flops", 1e6),
+            _scaled(each.cost, "efficiency/params", 1e3),
+        ]
         taken = ["-", "-"] if each.over else [f"{each.seconds:,.0f}", f"{each.memory_mb:,.0f}"]
         drawn.add_row(cell.replace("[", "\\["), *cost, *taken)
     return drawn

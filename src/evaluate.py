@@ -8,7 +8,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
+from src.core import cli
 
 EXAMPLES = """
 Paretoderm: how a trained run would fare in a clinic, on what it was held back from and on other data.
@@ -29,19 +29,21 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.evaluation import make  # torch and MLflow take seconds to import: not before --help
+        from src.reporting.clinical import (
+            evaluate as make,  # torch and MLflow take seconds to import: not before --help
+        )
 
         make.make(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    entry.run(job, "evaluate", EXAMPLES)
+    cli.run_command(job, "evaluate", EXAMPLES)
 
 
 def as_hydra_reads(argument: str) -> str:
     """An argument as it is typed, as Hydra's grammar wants it.
 
-    To Hydra 12e4 is a number and no start of an id, and `labels` is the folder conf/labels, whose mappings are no parts
-    of a config.
+    To Hydra 12e4 is a number and no start of an id, and `labels` is the folder conf/labels, whose
+    mappings are no parts of a config.
     """
     key, sign, value = argument.partition("=")
     if key == "run" and value.isalnum() and value != "null":

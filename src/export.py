@@ -8,7 +8,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
+from src.core import cli
 from src.evaluate import as_hydra_reads as id_as_text
 
 EXAMPLES = """
@@ -31,12 +31,14 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.exporting import make  # torch and MLflow take seconds to import: not before --help
+        from src.deployment import (
+            export as make,  # torch and MLflow take seconds to import: not before --help
+        )
 
         make.make(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    entry.run(job, "export", EXAMPLES)
+    cli.run_command(job, "export", EXAMPLES)
 
 
 def as_hydra_reads(argument: str) -> str:

@@ -7,8 +7,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
-from src.entry import QUOTES, quoted
+from src.core import cli
+from src.core.cli import QUOTES, quoted
 
 EXAMPLES = """
 Paretoderm: what a trained model says about pictures. This is research and no medical device.
@@ -21,28 +21,33 @@ Paretoderm: what a trained model says about pictures. This is research and no me
 
 Status 0: all pictures were read; 1: some could not be, and are listed; 2: nothing could be done.
 """
-TEXTS = ("input", "out")  # values that are paths, in which Hydra's grammar would see commas, brackets and signs
+TEXTS = (
+    "input",
+    "out",
+)  # values that are paths, in which Hydra's grammar would see commas, brackets and signs
 
 
 def main() -> None:
     """Run the command line. Status 1 if some pictures could not be read."""
 
     def job(config: DictConfig) -> None:
-        from src.predicting import make  # torch and MLflow take seconds to import: not before --help
+        from src.deployment import (
+            predict as make,  # torch and MLflow take seconds to import: not before --help
+        )
 
         make.make(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    entry.run(job, "predict", EXAMPLES)
-    if entry.failures:
+    cli.run_command(job, "predict", EXAMPLES)
+    if cli.failures:
         sys.exit(1)
 
 
 def as_hydra_reads(argument: str) -> str:
     """An argument as it is typed, as Hydra's grammar wants it.
 
-    To Hydra 12e4 is a number and no start of an id, a path with blanks or commas is no value, and `model` is the folder
-    conf/model, whose architectures are not what is named here.
+    To Hydra 12e4 is a number and no start of an id, a path with blanks or commas is no value, and
+    `model` is the folder conf/model, whose architectures are not what is named here.
     """
     key, sign, value = argument.partition("=")
     if not sign or key not in ("model", *TEXTS):

@@ -8,7 +8,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
+from src.core import cli
 
 EXAMPLES = """
 Paretoderm: which model to take, and how sure that is, from what MLflow recorded.
@@ -26,7 +26,9 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.reporting import make  # pandas, MLflow and plotly take seconds to import: not before --help
+        from src.reporting import (
+            report as make,  # pandas, MLflow and plotly take seconds to import: not before --help
+        )
 
         make.make(config)
         if config.register:
@@ -35,14 +37,14 @@ def main() -> None:
             attach(config)
 
     sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    entry.run(job, "report", EXAMPLES)
+    cli.run_command(job, "report", EXAMPLES)
 
 
 def as_hydra_reads(argument: str) -> str:
     """An argument as it is typed, as Hydra's grammar wants it.
 
-    To Hydra `experiment` is the folder conf/experiment, whose presets a report has no use for; and a filter in MLflow's
-    language, with its spaces and quotes, has to stand in quotes of its own.
+    To Hydra `experiment` is the folder conf/experiment, whose presets a report has no use for; and
+    a filter in MLflow's language, with its spaces and quotes, has to stand in quotes of its own.
     """
     key, sign, value = argument.partition("=")
     if key == "experiment" and sign:

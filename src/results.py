@@ -5,7 +5,7 @@ python -m src.results
 
 from omegaconf import DictConfig
 
-from src import entry
+from src.core import cli
 
 EXAMPLES = """
 Paretoderm: every headline figure over several seeds, with its interval, from what MLflow recorded. Trains nothing.
@@ -24,7 +24,7 @@ def main() -> None:
 
         make.make(config)
 
-    entry.run(job, "results", EXAMPLES)
+    cli.run_command(job, "results", EXAMPLES)
 
 
 if __name__ == "__main__":

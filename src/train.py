@@ -9,7 +9,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from src import entry
+from src.core import cli
 
 EXAMPLES = """
 Paretoderm: train skin-lesion classifiers, measure what each costs, record it in MLflow, compare.
@@ -25,12 +25,14 @@ def main() -> None:
     """Run the command line. Status 0 only if every run ended well."""
 
     def job(config: DictConfig) -> None:
-        from src import jobs  # torch and MLflow take seconds to import: not before --help is answered
+        from src import (
+            run as jobs,  # torch and MLflow take seconds to import: not before --help is answered
+        )
 
         jobs.single_run(config)
 
-    entry.run(job, "train", EXAMPLES)
-    if entry.failures:
+    cli.run_command(job, "train", EXAMPLES)
+    if cli.failures:
         sys.exit(1)
 
 

@@ -9,8 +9,8 @@ import sys
 import threading
 from types import FrameType
 
-from src.entry import one_line_errors
-from src.errors import ConfigError, UserError
+from src.core.cli import one_line_errors
+from src.core.errors import ConfigError, UserError
 
 USAGE = """
 Runs trials of studies kept in a database, until it is ended (Ctrl+C) or has been idle for long enough.
@@ -52,10 +52,14 @@ def main(arguments: list[str]) -> None:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in options or not value:
-            raise UserError(f"{argument}: not an argument of a worker; see python -m src.worker --help")
+            raise UserError(
+                f"{argument}: not an argument of a worker; see python -m src.worker --help"
+            )
         options[key] = value
     if not options["storage"]:
-        raise ConfigError("storage", "must be the URL of the study's database; see python -m src.worker --help")
+        raise ConfigError(
+            "storage", "must be the URL of the study's database; see python -m src.worker --help"
+        )
     _work(options)
 
 
@@ -69,10 +73,14 @@ def _work(options: dict[str, str]) -> None:
     devices = options["devices"]
     executor = LocalExecutor(
         n_jobs=_number(options, "n_jobs"),
-        devices="auto" if devices == "auto" else None if devices == "null" else list(devices.split(",")),
+        devices="auto"
+        if devices == "auto"
+        else None
+        if devices == "null"
+        else list(devices.split(",")),
         trials_per_device=_number(options, "trials_per_device") or 1,
         threads="auto" if options["threads"] == "auto" else _number(options, "threads"),
-        preload=["src.jobs"],
+        preload=["src.run"],
         entry=options["entry"],
     )
     table = TasksTable(options["storage"])

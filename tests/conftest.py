@@ -18,11 +18,13 @@ from typing import Any
 import hypothesis
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: more threads than one only get in the way
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several processes share the cores: more threads than one only get in the way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import src  # noqa: F401  first: it lets a CUDA torchvision be imported beside a CPU torch
-from src import entry
+from src.core import cli
 from src.tracking.store import Store
 
 # a busy machine takes as long as it takes
@@ -31,7 +33,8 @@ hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PARETODERM_SHARED", ROOT.parent / "shared"))
-# WebGL without a graphics card, for parallel coordinates and for thousands of points; nothing is asked of the network
+# WebGL without a graphics card, for parallel coordinates and for thousands of points; nothing is
+# asked of the network
 BROWSER_FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -69,7 +72,9 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A browser, for pages that run scripts."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the package playwright is not installed"
+    )
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("no browser: the program chromium is not on the path")
@@ -93,7 +98,7 @@ def run_entry(
 
     def run(main: Callable[[], None], *arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
-        entry.failures.clear()
+        cli.failures.clear()
         status = 0
         try:
             main()
@@ -103,7 +108,7 @@ def run_entry(
         return status, said.out + said.err
 
     yield run
-    entry.failures.clear()
+    cli.failures.clear()
     signal.signal(signal.SIGTERM, handler)
     root.handlers, root.level = handlers, level  # Hydra's write to streams that end with the test
 
@@ -124,7 +129,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], AbstractContextManager[str]]:
+def serve(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Path], AbstractContextManager[str]]:
     """`with serve(database) as address`: MLflow's user interface on a SQLite database, as `make ui` starts it."""
 
     @contextlib.contextmanager
@@ -132,7 +139,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Abstract
         port = _port()
         address = f"http://127.0.0.1:{port}"
         log = tmp_path_factory.mktemp("server") / "log.txt"
-        command = [sys.executable, "-m", "src.tracking.ui", f"port={port}", f"uri=sqlite:///{database}"]
+        command = [
+            sys.executable,
+            "-m",
+            "src.tracking.ui",
+            f"port={port}",
+            f"uri=sqlite:///{database}",
+        ]
         with log.open("w") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from src.entry import ROOT
+from src.core.cli import ROOT
 
 CODE = """
 import resource, sys
 import torch
-from src.allocator import keep_freed_memory
+from src.core.environment import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def step():
@@ -27,7 +27,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_repeated_large_blocks_are_faulted_in_once() -> None:
     def page_faults(how: str) -> int:
         line = [sys.executable, "-c", CODE, how]
-        return int(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        )
 
     block = 40_000_000 / 4096  # pages
     assert page_faults("default") > 19 * block

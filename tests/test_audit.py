@@ -30,12 +30,18 @@ def test_help_names_the_papers_and_the_keys(run_entry: Typed) -> None:
     assert "mamun2025" in run_entry(audit.main, "--help", "paper")[1]
 
 
-def test_an_audit_is_told_written_and_recorded(run_entry: Typed, place: Path, empty_database: Path) -> None:
+def test_an_audit_is_told_written_and_recorded(
+    run_entry: Typed, place: Path, empty_database: Path
+) -> None:
     (place / "mlruns").mkdir()
     (place / "mlruns" / "mlflow.db").write_bytes(empty_database.read_bytes())
     store = Store(folder=place / "mlruns", experiment="template")
     status, said = run_entry(
-        audit.main, "paper=mamun2025", *NO_NETS, f"paper.claims={ONE}", "tracking.experiment=template"
+        audit.main,
+        "paper=mamun2025",
+        *NO_NETS,
+        f"paper.claims={ONE}",
+        "tracking.experiment=template",
     )
     assert status == 0, said
     assert "1 reproduced, 0 reproduced under another reading" in said
@@ -48,10 +54,19 @@ def test_an_audit_is_told_written_and_recorded(run_entry: Typed, place: Path, em
     assert (run["status"], run["tags.paper"]) == ("FINISHED", "mamun2025")
     assert run["metrics.audit/reproduced"] == 1
     assert run["metrics.audit/contradicted_by_its_own_numbers"] == 0
-    assert read.artifact(store, run["run_id"], "audit/audit.md").read_text() == (folder / "audit.md").read_text()
+    assert (
+        read.artifact(store, run["run_id"], "audit/audit.md").read_text()
+        == (folder / "audit.md").read_text()
+    )
 
     (folder / "left.txt").write_text("of an earlier audit")
-    arguments = ["paper=mamun2025", *NO_NETS, f"paper.claims={ONE}", "publish=false", "tracking.folder=nosuch"]
+    arguments = [
+        "paper=mamun2025",
+        *NO_NETS,
+        f"paper.claims={ONE}",
+        "publish=false",
+        "tracking.folder=nosuch",
+    ]
     status, said = run_entry(audit.main, *arguments)
     assert status == 0, said
     assert not (folder / "left.txt").exists()
@@ -59,11 +74,17 @@ def test_an_audit_is_told_written_and_recorded(run_entry: Typed, place: Path, em
 
 
 def test_what_cannot_be_tested_is_told_by_name_and_reason(run_entry: Typed, place: Path) -> None:
-    why = {"speed": "no time is printed", "heat": "nothing is measured", "noise": "no time is printed"}
+    why = {
+        "speed": "no time is printed",
+        "heat": "nothing is measured",
+        "noise": "no time is printed",
+    }
     claim = "claim: So., where: here, printed: so"
     untested = [f"{{id: {name}, {claim}, untestable: {text}}}" for name, text in why.items()]
     claims = f"[{', '.join(untested)}, {ONE[1:]}"
-    status, said = run_entry(audit.main, "paper=mamun2025", *NO_NETS, f"paper.claims={claims}", "publish=false")
+    status, said = run_entry(
+        audit.main, "paper=mamun2025", *NO_NETS, f"paper.claims={claims}", "publish=false"
+    )
     assert status == 0, said
     assert "1 reproduced" in said
     lines = [line for line in said.splitlines() if line.startswith("- not testable")]
@@ -90,7 +111,11 @@ def test_what_cannot_be_tested_is_told_by_name_and_reason(run_entry: Typed, plac
             "paper.claims[0].readings[0].operation: sum takes two or more figures, but got 1",
         ),
         (
-            ["paper=mamun2025", f"paper.claims={ONE.replace(chr(39) + '12' + chr(39), 'twelve')}", *NO_NETS],
+            [
+                "paper=mamun2025",
+                f"paper.claims={ONE.replace(chr(39) + '12' + chr(39), 'twelve')}",
+                *NO_NETS,
+            ],
             "paper.claims[0].printed: must be a number as printed",
         ),
         (
@@ -100,7 +125,9 @@ def test_what_cannot_be_tested_is_told_by_name_and_reason(run_entry: Typed, plac
         (["paper=mamun2025", "tracking.uri=http://127.0.0.1:9"], "the run store cannot be used"),
     ],
 )
-def test_bad_input_is_one_line(run_entry: Typed, place: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_line(
+    run_entry: Typed, place: Path, arguments: list[str], message: str
+) -> None:
     status, said = run_entry(audit.main, *arguments, "publish=false")
     assert status == 2, said
     assert message in said.strip().splitlines()[-1], said

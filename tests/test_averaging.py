@@ -9,10 +9,10 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.averaging import AveragedWeights
-from src.checkpoint import BestEpoch, load_weights
-from src.config import check
-from src.errors import ConfigError
+from src.core.config import check
+from src.core.errors import ConfigError
+from src.training.averaging import AveragedWeights
+from src.training.checkpoint import BestEpoch, load_weights
 
 STEPS = 4
 
@@ -93,7 +93,7 @@ def test_warm_up_is_below_the_decay_at_first_by_hand() -> None:
 
 @pytest.mark.parametrize("decay", [1, 1.5, -0.1])
 def test_decay_that_is_none_is_refused_by_its_key(decay: float) -> None:
-    node = {"_target_": "src.averaging.AveragedWeights", "decay": decay}
+    node = {"_target_": "src.training.averaging.AveragedWeights", "decay": decay}
     with pytest.raises(ConfigError, match=r"callbacks\.averaging\.decay"):
         check({"callbacks": {"averaging": node}})
 

@@ -12,7 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import benchmark
-from src.entry import ROOT
+from src.core.cli import ROOT, quoted
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -42,13 +42,22 @@ def test_ids_and_paths_stay_texts(typed: str, read: str) -> None:
 
 @pytest.mark.parametrize("text", ["a\\b", "it's", "a\\'b", "end\\", "a, b (c)=[d]"])
 def test_what_is_quoted_is_read_back_as_it_was(text: str) -> None:
-    assert OverridesParser.create().parse_override(f"file={benchmark.quoted(text)}").value() == text
+    assert OverridesParser.create().parse_override(f"file={quoted(text)}").value() == text
 
 
 def test_help_shows_examples_and_every_key(run_entry: Entry) -> None:
     _, said = run_entry(benchmark.main, "--help")
     assert "python -m src.benchmark join=result.json" in said
-    for key in ("run:", "file:", "join:", "runtime:", "threads:", "reference:", "memory_mb:", "publish:"):
+    for key in (
+        "run:",
+        "file:",
+        "join:",
+        "runtime:",
+        "threads:",
+        "reference:",
+        "memory_mb:",
+        "publish:",
+    ):
         assert f"\n{key}" in said
 
 
@@ -70,7 +79,11 @@ def test_help_shows_examples_and_every_key(run_entry: Entry) -> None:
     ],
 )
 def test_bad_input_ends_in_one_line(
-    run_entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    run_entry: Entry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     status, output = run_entry(benchmark.main, *arguments)
@@ -112,7 +125,13 @@ def test_a_file_is_measured_without_a_store_and_joins_one_later(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     status, said = run_entry(
-        benchmark.main, "file=../tiny.onnx", "out=result.json", "device=Pi 4", "cores=1", "memory_mb=2000", *QUICK
+        benchmark.main,
+        "file=../tiny.onnx",
+        "out=result.json",
+        "device=Pi 4",
+        "cores=1",
+        "memory_mb=2000",
+        *QUICK,
     )
     assert status == 0, said
     assert "EMULATION: 1 core, 2000 MB" in said
@@ -134,13 +153,26 @@ def test_a_file_is_measured_without_a_store_and_joins_one_later(
 def test_a_device_needs_neither_torch_nor_mlflow(tmp_path: Path) -> None:
     models = pytest.importorskip("benchmarking.made_up_models", reason="needs onnx")
     file = models.write_onnx(tmp_path / "tiny.onnx", "0123abcd")
-    absent = ["torch", "pytorch_lightning", "mlflow", "pandas", "scipy", "sklearn", "psutil", "filelock"]
+    absent = [
+        "torch",
+        "pytorch_lightning",
+        "mlflow",
+        "pandas",
+        "scipy",
+        "sklearn",
+        "psutil",
+        "filelock",
+    ]
     arguments = [f"file={file}", "out=result.json", *QUICK]
     program = f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.argv = ['benchmark', *{arguments}]"
     program += "; from src import benchmark; benchmark.main()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     told = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert told.returncode == 0, told.stderr
     [row] = json.loads((tmp_path / "result.json").read_text())["rows"]

@@ -43,7 +43,12 @@ def test_what_is_typed_as_model_is_a_text(typed: str, read: str) -> None:
     ],
 )
 def test_mistakes_end_in_one_line(
-    run_entry: Entry, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], said: str
+    run_entry: Entry,
+    empty_database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path / "mlflow.db")

@@ -9,10 +9,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.checkpoint import BestEpoch, StopEarly, load_weights, save_weights
-from src.errors import ConfigError, UserError
-from src.last_state import LastState
-from src.models import structure
+from src.core.errors import ConfigError, UserError
+from src.models import pruned_layers
+from src.training.checkpoint import BestEpoch, LastState, StopEarly, load_weights, save_weights
 
 
 class Counter(LightningModule):
@@ -29,7 +28,12 @@ class Counter(LightningModule):
         return -self.weight.sum()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log_dict({"val/auroc": self.values[self.current_epoch], "val/loss": -self.values[self.current_epoch]})
+        self.log_dict(
+            {
+                "val/auroc": self.values[self.current_epoch],
+                "val/loss": -self.values[self.current_epoch],
+            }
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -139,7 +143,9 @@ def test_state_is_written_as_often_as_asked_and_after_the_last_epoch(
 
 def test_state_that_early_stopping_makes_the_last_one_is_written(tmp_path: Path) -> None:
     last = LastState(tmp_path, "any", 1e9)
-    best = fit(tmp_path, [0.9, 0.5, 0.4, 0.3], "val/auroc", more=[last, StopEarly("val/auroc", patience=1)])
+    best = fit(
+        tmp_path, [0.9, 0.5, 0.4, 0.3], "val/auroc", more=[last, StopEarly("val/auroc", patience=1)]
+    )
     assert len(best.history) == 2
     assert torch.load(last.path, weights_only=True)["state_dict"]["weight"].item() == 2
 
@@ -158,7 +164,9 @@ def test_metric_that_is_undefined_in_an_epoch_has_no_figure_there(tmp_path: Path
 class Whole(nn.Module):
     """A net of every kind of layer that can be made smaller."""
 
-    def __init__(self, width: int = 6, inner: int = 8, outputs: int = 3, kernel: int = 3, groups: int = 2) -> None:
+    def __init__(
+        self, width: int = 6, inner: int = 8, outputs: int = 3, kernel: int = 3, groups: int = 2
+    ) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Conv2d(3, width, kernel, padding=kernel // 2),
@@ -178,7 +186,7 @@ class Whole(nn.Module):
 
 def written(folder: Path, module: nn.Module, pruned: bool) -> Path:
     if pruned:
-        structure.mark(module.net)  # type: ignore[arg-type]  # torch's stub
+        pruned_layers.mark(module.net)  # type: ignore[arg-type]  # torch's stub
     save_weights(module, folder / "made" / "best.ckpt")
     assert [file.name for file in (folder / "made").iterdir()] == ["best.ckpt"]
     return folder / "made" / "best.ckpt"
@@ -193,7 +201,9 @@ def test_smaller_net_is_opened_by_its_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(opened(images), smaller(images))
     for one, other in zip(opened.modules(), smaller.modules(), strict=True):
         assert one.extra_repr() == other.extra_repr()  # channels, features and groups
-    assert [parameter.requires_grad for parameter in opened.parameters()] == [False] * 2 + [True] * 9
+    assert [parameter.requires_grad for parameter in opened.parameters()] == [False] * 2 + [
+        True
+    ] * 9
     save_weights(opened, path)  # after fine-tuning, say: it is still a pruned one
     load_weights(Whole(), path)
 
@@ -216,7 +226,11 @@ class Scaled(Whole):
 @pytest.mark.parametrize(
     ("smaller", "whole", "why"),
     [
-        (Whole(8), Whole(), r"net\.0\.weight is \(8, 3, 3, 3\), which is no part of \(6, 3, 3, 3\)"),
+        (
+            Whole(8),
+            Whole(),
+            r"net\.0\.weight is \(8, 3, 3, 3\), which is no part of \(6, 3, 3, 3\)",
+        ),
         (Whole(4, kernel=1), Whole(), r"no part of \(6, 3, 3, 3\)"),
         (Whole(4, outputs=2), Whole(), r"inputs and outputs must be \(3, 3\) .* but are \(3, 2\)"),
         (Whole(3, 9, groups=3), Whole(6, 12), r"net\.3: 9 channels cannot be in 2 groups"),
@@ -228,9 +242,11 @@ class Scaled(Whole):
 def test_what_is_no_part_of_the_net_is_refused_though_it_says_so(
     smaller: nn.Module, whole: nn.Module, why: str, tmp_path: Path
 ) -> None:
-    structure.mark(getattr(smaller, "net", smaller))
+    pruned_layers.mark(getattr(smaller, "net", smaller))
     save_weights(smaller, tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=rf"best\.ckpt: not a checkpoint of this network: .*{why}") as caught:
+    with pytest.raises(
+        UserError, match=rf"best\.ckpt: not a checkpoint of this network: .*{why}"
+    ) as caught:
         load_weights(whole, tmp_path / "best.ckpt")
     assert "\n" not in str(caught.value)
 
@@ -238,7 +254,9 @@ def test_what_is_no_part_of_the_net_is_refused_though_it_says_so(
 def test_tensors_of_one_layer_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     state = Whole(4).state_dict() | {"net.1.bias": torch.zeros(3)}
     torch.save({"state_dict": state, "pruned": True}, tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=r"net\.1: its tensors have different numbers of channels, \[3, 4\]"):
+    with pytest.raises(
+        UserError, match=r"net\.1: its tensors have different numbers of channels, \[3, 4\]"
+    ):
         load_weights(Whole(), tmp_path / "best.ckpt")
 
 
@@ -254,7 +272,9 @@ def test_checkpoint_that_cannot_be_written_leaves_nothing_and_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match=r"best\.ckpt: the checkpoint cannot be written there .*No space left"):
+    with pytest.raises(
+        UserError, match=r"best\.ckpt: the checkpoint cannot be written there .*No space left"
+    ):
         save_weights(Counter([0.0]), path)
     assert [file.name for file in path.parent.iterdir()] == ["best.ckpt"]
     assert path.read_bytes() == content

@@ -8,10 +8,10 @@ from pytorch_lightning import Trainer
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
-from src import schedules
-from src.classifier import Classifier, as_float
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.losses.cross_entropy import CrossEntropy
+from src.training import schedules
+from src.training.classifier import Classifier, as_float
 
 
 class Net(nn.Module):
@@ -26,7 +26,9 @@ class Net(nn.Module):
         return self.head(self.backbone(images).mean(dim=(2, 3)))
 
 
-def classifier(outputs: int = 3, classes: tuple[str, ...] = ("a", "b", "c"), **changes: object) -> Classifier:
+def classifier(
+    outputs: int = 3, classes: tuple[str, ...] = ("a", "b", "c"), **changes: object
+) -> Classifier:
     torch.manual_seed(0)
     settings: dict[str, object] = {
         "name": "net",
@@ -94,7 +96,9 @@ def test_as_float_keeps_the_memory_format() -> None:
     assert as_float(image).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("outputs", "classes"), [(3, ("a", "b", "c")), (1, ("benign", "malignant"))])
+@pytest.mark.parametrize(
+    ("outputs", "classes"), [(3, ("a", "b", "c")), (1, ("benign", "malignant"))]
+)
 def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, ...]) -> None:
     module, data = classifier(outputs, classes), batches(len(classes))
     logged = trainer().validate(module, Loader(data), verbose=False)[0]
@@ -105,7 +109,9 @@ def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, .
     np.testing.assert_allclose(probability.sum(dim=1), 1, rtol=1e-5)
     wanted = balanced_accuracy_score(label, probability.argmax(dim=1))
     assert logged["val/balanced_accuracy"] == pytest.approx(wanted, abs=1e-6)
-    assert logged["val/loss"] == pytest.approx(log_loss(label, probability, labels=range(len(classes))), abs=1e-5)
+    assert logged["val/loss"] == pytest.approx(
+        log_loss(label, probability, labels=range(len(classes))), abs=1e-5
+    )
 
 
 def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_it() -> None:
@@ -113,7 +119,10 @@ def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_i
     fitter = trainer()
     fitter.fit(module, Loader(data), Loader(data))
     with torch.no_grad():
-        losses = [module.loss(module(batch["image"]), batch["label"]) * len(batch["label"]) for batch in data]
+        losses = [
+            module.loss(module(batch["image"]), batch["label"]) * len(batch["label"])
+            for batch in data
+        ]
     wanted = float(sum(losses)) / 16
     assert float(fitter.callback_metrics["train/loss"]) == pytest.approx(wanted, rel=1e-5)
     assert float(fitter.callback_metrics["val/loss"]) == pytest.approx(wanted, rel=1e-5)

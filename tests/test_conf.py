@@ -13,12 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner
 from pytorch_lightning import Callback
 
-from src.config import check, instantiate, resolve
+from src.core.config import check, instantiate, resolve
 from src.data.module import DataModule
-from src.objectives import parse_limits, parse_objectives
+from src.metrics.registry import parse_limits, parse_objectives
 from src.sweep.executors.base import Executor
-from src.sweep.pruners import make_pruner
-from src.sweep.rungs import Rungs
+from src.sweep.pruners import Rungs, make_pruner
 from src.sweep.samplers import make_sampler
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -29,7 +28,9 @@ CHOICES = [
     for file in FILES
     if file.parent != CONF and file.parent.name != "hydra" and not file.stem.startswith("_")
     for folder in [file.parent.relative_to(CONF)]
-    for group in ["experiment" if folder.parts[0] == "experiment" else str(folder)]  # its folders are papers
+    for group in [
+        "experiment" if folder.parts[0] == "experiment" else str(folder)
+    ]  # its folders are papers
     if group not in ELSEWHERE
 ]
 FILLED = {  # what a choice leaves to the user
@@ -50,13 +51,17 @@ def composer() -> Iterator[None]:
 
 def compose_choice(group: str, choice: str) -> DictConfig:
     return compose(
-        "train", overrides=[f"{group}={choice}", *FILLED.get(choice, [])], return_hydra_config=group.startswith("hydra")
+        "train",
+        overrides=[f"{group}={choice}", *FILLED.get(choice, [])],
+        return_hydra_config=group.startswith("hydra"),
     )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
 def test_header_says_what_it_is(file: Path) -> None:
-    first = next(line for line in file.read_text().splitlines() if not line.startswith("# @package"))
+    first = next(
+        line for line in file.read_text().splitlines() if not line.startswith("# @package")
+    )
     assert re.match(r"# \S.{10,}", first), f"{file} has no header line"
 
 
@@ -73,7 +78,10 @@ def build_model(config: DictConfig) -> None:
         config.model.net.weights = "random"
     net = instantiate(config.model.net, "model.net", outputs=7).eval()
     with torch.no_grad():
-        assert net(torch.zeros(1, 3, config.data.image_size, config.data.image_size)).shape == (1, 7)
+        assert net(torch.zeros(1, 3, config.data.image_size, config.data.image_size)).shape == (
+            1,
+            7,
+        )
 
 
 def build_loss(config: DictConfig) -> None:
@@ -95,7 +103,9 @@ def build_augment(config: DictConfig) -> None:
 def build_trainer(config: DictConfig) -> None:
     config.trainer.accelerator = "cpu"  # this machine may have no GPU
     config.trainer.devices = 1
-    assert instantiate(config.trainer, "trainer", logger=False).max_epochs == config.trainer.max_epochs
+    assert (
+        instantiate(config.trainer, "trainer", logger=False).max_epochs == config.trainer.max_epochs
+    )
 
 
 def build_data(config: DictConfig) -> None:
@@ -108,7 +118,10 @@ def build_callbacks(config: DictConfig) -> None:
 
 
 def build_sampler(config: DictConfig) -> None:
-    assert make_sampler(config.hydra.sweeper.sampler, 0, 1, 0).name == config.hydra.sweeper.sampler.name
+    assert (
+        make_sampler(config.hydra.sweeper.sampler, 0, 1, 0).name
+        == config.hydra.sweeper.sampler.name
+    )
 
 
 def build_pruner(config: DictConfig) -> None:
@@ -117,7 +130,10 @@ def build_pruner(config: DictConfig) -> None:
 
 
 def build_executor(config: DictConfig) -> None:
-    check(OmegaConf.to_container(config.hydra.sweeper.executor, resolve=True), "hydra.sweeper.executor")
+    check(
+        OmegaConf.to_container(config.hydra.sweeper.executor, resolve=True),
+        "hydra.sweeper.executor",
+    )
     assert issubclass(get_object(config.hydra.sweeper.executor._target_), Executor)
 
 
@@ -138,11 +154,16 @@ BUILDERS: dict[str, Callable[[DictConfig], object]] = {
     "tracking": lambda config: instantiate(config.tracking, "tracking"),
     "compression": build_compression,
     "efficiency": lambda config: instantiate(config.efficiency, "efficiency"),
-    "hydra/sweeper": lambda config: config.hydra.sweeper._target_ == "hydra_plugins.paretoderm.StudySweeper",
+    "hydra/sweeper": lambda config: (
+        config.hydra.sweeper._target_ == "hydra_plugins.paretoderm.StudySweeper"
+    ),
     "hydra/sweeper/sampler": build_sampler,
     "hydra/sweeper/pruner": build_pruner,
     "hydra/sweeper/executor": build_executor,
-    "objective": lambda config: [*parse_objectives(config.objective), *parse_limits(config.objective)],
+    "objective": lambda config: [
+        *parse_objectives(config.objective),
+        *parse_limits(config.objective),
+    ],
 }
 
 

@@ -6,15 +6,19 @@ import torch
 from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from src.config import check, check_targets, instantiate, resolve
-from src.errors import ConfigError, DataError
+from src.core.config import check, check_targets, instantiate, resolve
+from src.core.errors import ConfigError, DataError
 
 
 class Part:
     config_only = ("note",)
 
     def __init__(
-        self, width: Annotated[int, Ge(1)], kind: Literal["a", "b"] = "a", rate: float = 0.5, norm: bool = False
+        self,
+        width: Annotated[int, Ge(1)],
+        kind: Literal["a", "b"] = "a",
+        rate: float = 0.5,
+        norm: bool = False,
     ) -> None:
         if rate > 1:
             raise ConfigError("rate", f"must be at most 1, but got {rate}")
@@ -100,7 +104,9 @@ def test_user_errors_pass_as_they_are_and_bugs_keep_their_traceback() -> None:
 
 
 def test_interpolations_reach_outside_the_node_and_objects_are_passed() -> None:
-    config = OmegaConf.create({"size": 7, "net": {"_target_": TARGET, "width": "${size}", "drop": 1}})
+    config = OmegaConf.create(
+        {"size": 7, "net": {"_target_": TARGET, "width": "${size}", "drop": 1}}
+    )
     assert instantiate(config.net, "net", without=("drop",)).width == 7
     assert instantiate(config.net, "net", without=("drop", "width"), width=9).width == 9
 
@@ -126,4 +132,7 @@ def test_a_recorded_config_may_name_only_our_own_and_our_libraries_parts() -> No
 def test_value_without_a_default_is_asked_for_by_its_key() -> None:
     with pytest.raises(ConfigError) as refused:
         resolve(OmegaConf.create({"loss": {"teacher": "???"}}))
-    assert str(refused.value) == "loss.teacher: has no default: give it one, loss.teacher=... (--help loss)"
+    assert (
+        str(refused.value)
+        == "loss.teacher: has no default: give it one, loss.teacher=... (--help loss)"
+    )

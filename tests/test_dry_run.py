@@ -11,13 +11,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from src import dry_run
+from src.core.cli import ROOT
 from src.dry_run import Estimate
-from src.entry import ROOT
-from src.objectives import Limit, parse_limits
+from src.metrics.registry import Limit, parse_limits
 from src.sweep import space as spaces
 
 Plugins.instance()
-TINY = ("data.source.lesions=100", "data.batch_size=16", "model.image_size=32", "trainer.max_epochs=3")
+TINY = (
+    "data.source.lesions=100",
+    "data.batch_size=16",
+    "model.image_size=32",
+    "trainer.max_epochs=3",
+)
 
 
 def space_of(*sweep: str, exclude: tuple[str, ...] = ()) -> spaces.Space:
@@ -26,10 +31,14 @@ def space_of(*sweep: str, exclude: tuple[str, ...] = ()) -> spaces.Space:
 
 def test_a_small_space_is_looked_at_whole_and_in_order() -> None:
     space = space_of("a=1,2,3", "b=4,5", exclude=("a=2",))
-    assert list(dry_run.sample(space, 4, seed=0)) == [(f"a={a}", f"b={b}") for a in (1, 3) for b in (4, 5)]
+    assert list(dry_run.sample(space, 4, seed=0)) == [
+        (f"a={a}", f"b={b}") for a in (1, 3) for b in (4, 5)
+    ]
 
 
-@pytest.mark.parametrize("sweep", [("a=range(25)",), ("a=range(5)", "b=range(6)"), ("a=1,2", "b=interval(0.0,1.0)")])
+@pytest.mark.parametrize(
+    "sweep", [("a=range(25)",), ("a=range(5)", "b=range(6)"), ("a=1,2", "b=interval(0.0,1.0)")]
+)
 def test_of_a_larger_space_so_many_different_cells_are_drawn(sweep: tuple[str, ...]) -> None:
     space = space_of(*sweep)
     drawn = list(dry_run.sample(space, 24, seed=0))
@@ -89,7 +98,9 @@ def test_a_cell_over_a_limit_is_counted_but_not_timed(
         raise AssertionError("timed")
 
     monkeypatch.setattr(dry_run, "_one_batch", never)
-    found = estimate("model.net.width=4", limits=("efficiency/params <= 1e3", "efficiency/params <= 1e6"))
+    found = estimate(
+        "model.net.width=4", limits=("efficiency/params <= 1e3", "efficiency/params <= 1e6")
+    )
     assert found.over == ("efficiency/params <= 1000",)
     assert (found.seconds, found.memory_mb, found.problem) == (0.0, 0.0, "")
     assert found.cost["efficiency/params"] == 18607
@@ -97,9 +108,15 @@ def test_a_cell_over_a_limit_is_counted_but_not_timed(
 
 @pytest.mark.parametrize(
     ("cell", "said"),
-    [("model.net.width=0", "model.net.width"), ("model=nosuch", "model=nosuch"), ("model.net.widht=4", "widht")],
+    [
+        ("model.net.width=0", "model.net.width"),
+        ("model=nosuch", "model=nosuch"),
+        ("model.net.widht=4", "widht"),
+    ],
 )
-def test_a_cell_that_cannot_run_says_why(estimate: Callable[..., Estimate], cell: str, said: str) -> None:
+def test_a_cell_that_cannot_run_says_why(
+    estimate: Callable[..., Estimate], cell: str, said: str
+) -> None:
     found = estimate(cell)
     assert said in found.problem
     assert "\n" not in found.problem
@@ -107,12 +124,16 @@ def test_a_cell_that_cannot_run_says_why(estimate: Callable[..., Estimate], cell
 
 
 def made(seconds: float, memory: float = 1.0, **rest: object) -> Estimate:
-    return Estimate(("a=1",), {"efficiency/flops": 2e6, "efficiency/params": 3e3}, seconds, memory, **rest)  # type: ignore[arg-type]
+    return Estimate(
+        ("a=1",), {"efficiency/flops": 2e6, "efficiency/params": 3e3}, seconds, memory, **rest
+    )  # type: ignore[arg-type]
 
 
 def test_the_sum_is_the_mean_times_trials_and_seeds_over_slots() -> None:
     lines = dry_run._totals([made(100.0, 5.0), made(260.0, 9.0)], total=40, repeats=3, n_jobs=2)
-    assert lines[0].startswith("training: about 3 h for 40 trials x 3 seeds, 2 at once (180 s a run")  # 180*40*3/2/3600
+    assert lines[0].startswith(
+        "training: about 3 h for 40 trials x 3 seeds, 2 at once (180 s a run"
+    )  # 180*40*3/2/3600
     assert lines[1].startswith("memory: at most 9 MB")
 
 

@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 
 from src import train
-from src.entry import ROOT
+from src.core.cli import ROOT
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m src.train` with all its folders below `tmp_path`."""
-    environment = {**os.environ, "PARETODERM_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PARETODERM_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "src.train", *arguments]
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
 
 
 @pytest.fixture
@@ -40,7 +46,17 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_groups_and_examples_without_loading_torch(tmp_path: Path) -> None:
     result = run(tmp_path, "--help")
     assert result.returncode == 0
-    for group in ("model", "data", "augment", "loss", "optimizer", "scheduler", "trainer", "callbacks", "experiment"):
+    for group in (
+        "model",
+        "data",
+        "augment",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "experiment",
+    ):
         assert f"\n  {group}: " in result.stdout or f"\n{group}: " in result.stdout, group
     assert result.stdout.count("python -m src.train") >= 3
     assert "efficientnet_lite0" in result.stdout
@@ -56,10 +72,10 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["src", "src.train"])
 def test_importing_is_light(module: str) -> None:
-    code = (
-        f"import {module}, sys; print([name for name in ('torch', 'mlflow', 'optuna', 'timm') if name in sys.modules])"
+    code = f"import {module}, sys; print([name for name in ('torch', 'mlflow', 'optuna', 'timm') if name in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 

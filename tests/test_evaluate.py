@@ -25,7 +25,9 @@ def test_an_id_stays_a_text(typed: str, read: str) -> None:
     assert evaluate.as_hydra_reads(typed) == read
 
 
-def test_help_shows_examples_and_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_examples_and_every_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", "--help"])
     evaluate.main()
     said = capsys.readouterr().out
@@ -34,7 +36,12 @@ def test_help_shows_examples_and_every_key(monkeypatch: pytest.MonkeyPatch, caps
         assert f"\n{key}" in said
 
 
-def test_help_lists_the_mappings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_mappings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", "--help", "labels"])
     evaluate.main()
-    assert "isic2019_to_ham10000  ISIC 2019's eight classes as HAM10000's seven" in capsys.readouterr().out
+    assert (
+        "isic2019_to_ham10000  ISIC 2019's eight classes as HAM10000's seven"
+        in capsys.readouterr().out
+    )

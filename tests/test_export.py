@@ -22,7 +22,9 @@ def test_arguments_are_read_as_they_are_meant(typed: str, read: str) -> None:
     assert export.as_hydra_reads(typed) == read
 
 
-def test_help_shows_examples_and_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_examples_and_every_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["export", "--help"])
     export.main()
     said = capsys.readouterr().out

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from src.garbage import YOUNG, collect_less_often
+from src.core.environment import YOUNG, collect_less_often
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +19,13 @@ def test_every_process_of_ours_collects_seldom() -> None:
 
 
 @pytest.mark.parametrize(
-    ("young", "left"), [(700, YOUNG), (0, 0), (YOUNG + 1, YOUNG + 1)], ids=["default", "off", "more"]
+    ("young", "left"),
+    [(700, YOUNG), (0, 0), (YOUNG + 1, YOUNG + 1)],
+    ids=["default", "off", "more"],
 )
-def test_what_somebody_chose_is_left_alone(young: int, left: int, thresholds: tuple[int, int, int]) -> None:
+def test_what_somebody_chose_is_left_alone(
+    young: int, left: int, thresholds: tuple[int, int, int]
+) -> None:
     gc.set_threshold(young, 11, 13)
     collect_less_often()
     assert gc.get_threshold()[:2] == (left, 11)

@@ -9,12 +9,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src import jobs, recording, training
-from src.entry import ROOT
-from src.errors import ConfigError
-from src.reproducibility import config_hash
-from src.shared_config import WITHOUT_EFFECT
+from src import run as jobs
+from src import run as recording
+from src.core.cli import ROOT
+from src.core.config import WITHOUT_EFFECT
+from src.core.environment import config_hash
+from src.core.errors import ConfigError
 from src.tracking.store import Store
+from src.training import loop
 
 URI = "postgresql://me:s3cret@db.example.org:5432/runs"
 
@@ -35,14 +37,25 @@ def refused(config: DictConfig) -> bool:
 
 @pytest.mark.parametrize(
     "override",
-    ["devices=2", "devices=[0,1]", "devices='2'", "strategy=ddp", "strategy=ddp_spawn", "num_nodes=2"],
+    [
+        "devices=2",
+        "devices=[0,1]",
+        "devices='2'",
+        "strategy=ddp",
+        "strategy=ddp_spawn",
+        "num_nodes=2",
+    ],
 )
 def test_a_trial_on_several_devices_is_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match="trainer.devices: a trial of a study trains on one device"):
+    with pytest.raises(
+        ConfigError, match="trainer.devices: a trial of a study trains on one device"
+    ):
         jobs._refuse_several_devices(composed(f"++trainer.{override}"))
 
 
-@pytest.mark.parametrize("override", ["devices=1", "devices=[0]", "devices=[1]", "devices=auto", "devices=-1"])
+@pytest.mark.parametrize(
+    "override", ["devices=1", "devices=[0]", "devices=[1]", "devices=auto", "devices=-1"]
+)
 def test_one_device_is_accepted(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     accelerator = "cpu" if override in ("devices=auto", "devices=-1") else "gpu"
@@ -60,7 +73,9 @@ def test_all_gpus_are_several_where_there_are_several(
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "gpu"])
-def test_every_trainer_for_one_device_may_be_a_trials(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_trainer_for_one_device_may_be_a_trials(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert not refused(composed(f"trainer={name}"))
 
@@ -86,11 +101,13 @@ def test_a_config_that_could_not_be_resolved_has_nothing_to_record() -> None:
     assert recording.public({}) == {}
 
 
-def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_neither_parameters_nor_config_yaml_hold_the_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     config = composed(f"tracking.uri={URI}")
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     net = SimpleNamespace(net=None, image_size=32)
-    monkeypatch.setattr(training, "build", lambda config: SimpleNamespace(classifier=net, data=None))
+    monkeypatch.setattr(loop, "build", lambda config: SimpleNamespace(classifier=net, data=None))
     monkeypatch.setattr(recording, "static_cost", lambda net, size: {})
     written: dict[str, Any] = {}
 
@@ -104,7 +121,10 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(monkeypatch: pytes
     monkeypatch.setattr(recording, "describe_inputs", describe)
     _, plain, problem = jobs._checked(config, [], store)
     assert problem is None
-    with pytest.raises(EnoughError), jobs._start(store, config, plain, ["seed=0"], jobs.Place()) as run:
+    with (
+        pytest.raises(EnoughError),
+        jobs._start(store, config, plain, ["seed=0"], jobs.RunContext()) as run,
+    ):
         recording.record(config, tmp_path, ["seed=0"], run)
     assert "postgresql://me:***@db.example.org" in written["config.yaml"]
     assert "s3cret" not in written["config.yaml"]
@@ -119,7 +139,9 @@ def test_a_password_that_was_typed_is_not_recorded_with_the_command(tmp_path: Pa
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     config = composed(f"tracking.uri={URI}")
     _, plain, _ = jobs._checked(config, [], store)
-    with jobs._start(store, config, plain, [f"tracking.uri={URI}", "seed=0"], jobs.Place()) as run:
+    with jobs._start(
+        store, config, plain, [f"tracking.uri={URI}", "seed=0"], jobs.RunContext()
+    ) as run:
         pass
     tags = store.client.get_run(run.id).data.tags
     assert "s3cret" not in str(tags)

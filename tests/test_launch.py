@@ -10,10 +10,12 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from src import launch, shared_config, train
-from src.entry import ROOT
-from src.errors import ConfigError, UserError
-from src.plan import Plan, make_plan, probe
+from src import study as launch
+from src import train
+from src.core import config as shared_config
+from src.core.cli import ROOT
+from src.core.errors import ConfigError, UserError
+from src.study import StudyPlan, make_plan, probe
 from src.sweep.storage import default_url, open_storage
 
 Plugins.instance()
@@ -25,14 +27,18 @@ def multirun_config(*arguments: str) -> DictConfig:
     return loader.load_configuration("train", list(arguments), RunMode.MULTIRUN)
 
 
-def planned(*arguments: str) -> Plan:
+def planned(*arguments: str) -> StudyPlan:
     config = multirun_config(*arguments)
     own = [argument for argument in arguments if not argument.startswith("hydra")]
     return make_plan(config, config.hydra.sweeper, own)
 
 
 def test_a_study_without_a_name_gets_one_that_tells_what_is_swept() -> None:
-    plan = planned("model.net.width=8,16", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=3")
+    plan = planned(
+        "model.net.width=8,16",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))",
+        "hydra.sweeper.n_trials=3",
+    )
     readable, _, digest = plan.name.rpartition("-")
     assert readable == "width-8,16-lr-tag_log,interval_1e-4,1e-2"
     assert len(digest) == 6
@@ -56,29 +62,55 @@ def test_a_name_of_the_users_wins_and_makes_a_folder_of_its_own() -> None:
     assert planned("model.net.width=8,16", "hydra.sweeper.study_name=mine").name == "mine"
     assert planned("model.net.width=8,16", "study=mine").name == "mine"
     assert planned("sweeps=smoke").name == "smoke"
-    assert planned("model.net.width=8,16", "hydra.sweeper.study_name='a/../b'").folder.name == "a_.._b"
+    assert (
+        planned("model.net.width=8,16", "hydra.sweeper.study_name='a/../b'").folder.name == "a_.._b"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "key", "said"),
     [
         (
-            ["optimizer.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=3"],
+            [
+                "optimizer.lr=interval(0.1,0.2)",
+                "hydra/sweeper/sampler=grid",
+                "hydra.sweeper.n_trials=3",
+            ],
             "sampler",
             "tpe",
         ),
-        (["optimizer.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid"], "optimizer.lr", "n_trials"),
+        (
+            ["optimizer.lr=interval(0.1,0.2)", "hydra/sweeper/sampler=grid"],
+            "optimizer.lr",
+            "n_trials",
+        ),
         (["optimizer.lr=interval(0.1,0.2)"], "optimizer.lr", "hydra.sweeper.n_trials"),
         (["seed=1,2,3", "repeats=2"], "repeats", "seed"),
         (["seed=1,2", "repeats=0"], "repeats", "greater than or equal to 1"),
-        (["model.net.width=8,16", "hydra.sweeper.retried=[nonsense]"], "hydra.sweeper.retried", "nonsense"),
+        (
+            ["model.net.width=8,16", "hydra.sweeper.retried=[nonsense]"],
+            "hydra.sweeper.retried",
+            "nonsense",
+        ),
         (["model.net.width=8,16", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials", "greater"),
         (["model.net.width=8,16", "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials", "many"),
         (["model.net.width=8,16", "hydra.sweeper.retries=-1"], "hydra.sweeper.retries", "greater"),
-        (["model.net.width=8,16", "hydra.sweeper.time_limit_s=0"], "hydra.sweeper.time_limit_s", "greater"),
+        (
+            ["model.net.width=8,16", "hydra.sweeper.time_limit_s=0"],
+            "hydra.sweeper.time_limit_s",
+            "greater",
+        ),
         (["model.net.width=8,16", "hydra.sweeper.drop_p=0.6"], "hydra.sweeper.drop_p", "less"),
-        (["model.net.width=8,16", "hydra.sweeper.retry_failed=maybe"], "hydra.sweeper.retry_failed", "maybe"),
-        (["model.net.width=8,16", "+hydra.sweeper.n_trails=2"], "hydra.sweeper.n_trails", "n_trials"),
+        (
+            ["model.net.width=8,16", "hydra.sweeper.retry_failed=maybe"],
+            "hydra.sweeper.retry_failed",
+            "maybe",
+        ),
+        (
+            ["model.net.width=8,16", "+hydra.sweeper.n_trails=2"],
+            "hydra.sweeper.n_trails",
+            "n_trials",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_key(arguments: list[str], key: str, said: str) -> None:
@@ -106,7 +138,9 @@ def test_a_refused_command_opens_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         ["experiment=smoke", "optimizer.lr=0.1,0.2"],
     ],
 )
-def test_owner_and_trial_see_the_same_shared_config(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_owner_and_trial_see_the_same_shared_config(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else every trial would be refused the moment any file in conf/ is touched."""
     plan = planned(*arguments)
     payload = {
@@ -137,10 +171,14 @@ def test_only_what_has_an_effect_tells_shared_configs_apart() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsgaii"])
-def test_a_study_reopened_after_all_its_trials_were_broken_off_draws_others(tmp_path: Path, sampler: str) -> None:
+def test_a_study_reopened_after_all_its_trials_were_broken_off_draws_others(
+    tmp_path: Path, sampler: str
+) -> None:
     """Trials that were stopped do not count, yet what was drawn for them must not be drawn again as something new."""
     plan = planned(
-        "optimizer.lr=tag(log,interval(1e-4,1e-2))", f"hydra/sweeper/sampler={sampler}", "hydra.sweeper.n_trials=3"
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))",
+        f"hydra/sweeper/sampler={sampler}",
+        "hydra.sweeper.n_trials=3",
     )
     url = default_url(tmp_path)
     drawn = []
@@ -160,7 +198,9 @@ def test_probing_tells_what_is_wrong_with_every_cell_and_lets_a_good_one_pass() 
     probe(planned("model.net.width=0,8"), loader)
 
 
-@pytest.mark.parametrize("flags", [["-m", "--cfg", "job"], ["--multirun", "-c", "job"], ["-m", "--cfg=job"]])
+@pytest.mark.parametrize(
+    "flags", [["-m", "--cfg", "job"], ["--multirun", "-c", "job"], ["-m", "--cfg=job"]]
+)
 def test_showing_the_config_of_a_sweep_is_refused_in_one_line(run_entry, flags: list[str]) -> None:
     status, said = run_entry(train.main, *flags, "model.net.width=8,16")
     assert status == 2

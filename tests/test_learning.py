@@ -6,19 +6,24 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from src import training
-from src.entry import ROOT
+from src.core.cli import ROOT
 from src.metrics.classification import ClassificationMetrics
+from src.training import loop
+from src.training.progress import quiet_lightning
 
 
 def balanced_accuracy(tmp_path: Path, width: int) -> float:
     """On validation and test together: neither has chosen anything, for the last epoch is taken."""
-    overrides = [f"model.net.width={width}", f"data.cache_dir={tmp_path}", "trainer.accelerator=cpu"]
+    overrides = [
+        f"model.net.width={width}",
+        f"data.cache_dir={tmp_path}",
+        "trainer.accelerator=cpu",
+    ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides=overrides)
-    parts = training.build(config)
-    trainer, _, _ = training.prepare_fit(config, parts, None, tmp_path / str(width))
-    with training.quiet_lightning():
+    parts = loop.build(config)
+    trainer, _, _ = loop.prepare_fit(config, parts, None, tmp_path / str(width))
+    with quiet_lightning():
         trainer.fit(parts.classifier, datamodule=parts.data)
     metrics = ClassificationMetrics(parts.data.classes)
     for split in ("val", "test"):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from src.errors import ConfigError
-from src.objectives import Limit, Objective, describe, parse_limits, parse_objectives
+from src.core.errors import ConfigError
+from src.metrics.registry import Limit, Objective, describe, parse_limits, parse_objectives
 
 QUALITY = [
     "accuracy",
@@ -49,9 +49,14 @@ def test_the_whole_vocabulary_is_known(name: str) -> None:
 
 def test_labels_say_unit_split_and_class() -> None:
     assert describe("efficiency/flops").axis == "FLOPs (multiply-adds)"
-    assert describe("efficiency/latency_ms/b64/p99").axis == "latency of a batch of 64, percentile 99 (ms)"
+    assert (
+        describe("efficiency/latency_ms/b64/p99").axis
+        == "latency of a batch of 64, percentile 99 (ms)"
+    )
     assert describe("test/recall/mel").axis == "recall of mel (test)"
-    assert describe("val/recall/basal cell/other").label == "recall of basal cell/other (validation)"
+    assert (
+        describe("val/recall/basal cell/other").label == "recall of basal cell/other (validation)"
+    )
     assert describe("best/val/auroc").label != describe("val/auroc").label
 
 
@@ -79,7 +84,15 @@ def test_unknown_name_lists_close_ones(wrong: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "val", "train/accuracy", "val/recall/", "efficiency/latency_ms/b0/p50", "efficiency/flops2", "best/test/loss"],
+    [
+        "",
+        "val",
+        "train/accuracy",
+        "val/recall/",
+        "efficiency/latency_ms/b0/p50",
+        "efficiency/flops2",
+        "best/test/loss",
+    ],
 )
 def test_names_outside_the_vocabulary_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown metric"):
@@ -124,8 +137,14 @@ FLOPS = {"metric": "efficiency/flops"}
     ("entries", "message"),
     [
         ([], r"^objective\.objectives: must list at least one"),
-        ([FLOPS, {"metric": "val/acc"}], r"^objective\.objectives\[1\]\.metric: unknown metric 'val/acc'"),
-        ([{**FLOPS, "direction": "down"}], r"^objective\.objectives\[0\]\.direction: must be .* but got 'down'"),
+        (
+            [FLOPS, {"metric": "val/acc"}],
+            r"^objective\.objectives\[1\]\.metric: unknown metric 'val/acc'",
+        ),
+        (
+            [{**FLOPS, "direction": "down"}],
+            r"^objective\.objectives\[0\]\.direction: must be .* but got 'down'",
+        ),
         ([{"direction": "minimize"}], r"^objective\.objectives\[0\]: must be {metric: "),
         ([{**FLOPS, "weight": 2}], r"^objective\.objectives\[0\]: must be {metric: "),
         (["efficiency/flops"], r"^objective\.objectives\[0\]: must be {metric: "),
@@ -139,7 +158,10 @@ def test_bad_objectives_are_named(entries: list[Any], message: str) -> None:
 
 def test_limits_from_a_config() -> None:
     config = OmegaConf.create({"limits": ["efficiency/params <= 692e3", "  val/recall/mel>=0.8 "]})
-    assert parse_limits(config) == [Limit("efficiency/params", "<=", 692_000.0), Limit("val/recall/mel", ">=", 0.8)]
+    assert parse_limits(config) == [
+        Limit("efficiency/params", "<=", 692_000.0),
+        Limit("val/recall/mel", ">=", 0.8),
+    ]
     assert parse_limits({}) == parse_limits({"limits": []}) == parse_limits({"limits": None}) == []
 
 
@@ -156,13 +178,16 @@ def test_limits_from_a_config() -> None:
 )
 def test_what_is_no_limit_is_named(text: Any) -> None:
     with pytest.raises(
-        ConfigError, match=r'^objective\.limits\[0\]: must be like "efficiency/params <= 692e3", but got '
+        ConfigError,
+        match=r'^objective\.limits\[0\]: must be like "efficiency/params <= 692e3", but got ',
     ):
         parse_limits({"limits": [text]})
 
 
 def test_limit_on_an_unknown_metric_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^objective\.limits\[1\]\.metric: unknown metric 'efficiency/parms'"):
+    with pytest.raises(
+        ConfigError, match=r"^objective\.limits\[1\]\.metric: unknown metric 'efficiency/parms'"
+    ):
         parse_limits({"limits": ["efficiency/params <= 3", "efficiency/parms <= 3"]})
 
 

@@ -28,7 +28,9 @@ def test_ids_names_and_paths_stay_texts(typed: str, read: str) -> None:
     assert predict.as_hydra_reads(typed) == read
 
 
-def test_help_shows_examples_and_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_examples_and_every_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["predict", "--help"])
     predict.main()
     said = capsys.readouterr().out

@@ -13,12 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.errors import ConfigError
-from src.reproducibility import config_hash, environment, git_state, seed_everything
+from src.core.environment import config_hash, environment, git_state, seed_everything
+from src.core.errors import ConfigError
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 CONFIGS = st.dictionaries(st.text(max_size=4), PLAIN, max_size=4)
@@ -41,7 +43,9 @@ def test_seed_reaches_every_generator() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_out_of_range_is_refused(seed: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^seed: must be within 0 and 4294967295, but got {seed}$"):
+    with pytest.raises(
+        ConfigError, match=rf"^seed: must be within 0 and 4294967295, but got {seed}$"
+    ):
         seed_everything(seed)
     seed_everything(2**32 - 1)
 
@@ -61,7 +65,9 @@ def test_environment_is_json_and_true() -> None:
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -120,5 +126,5 @@ def test_hash_is_stable_between_versions() -> None:
 
 
 def test_importing_needs_no_lightning() -> None:
-    code = "import sys, src.reproducibility; sys.exit('pytorch_lightning' in sys.modules)"
+    code = "import sys, src.core.environment; sys.exit('pytorch_lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

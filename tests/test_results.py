@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from src import results
-from src.errors import ConfigError
-from src.headline.settings import Better, Compressed, Leakage, Settings, Systems
+from src.core.errors import ConfigError
+from src.headline.settings import Better, Compressed, Leakage, ResultsSettings, Systems
 from src.tracking.store import Store
 
 
@@ -29,13 +29,21 @@ def sections(root: Path) -> dict:
     return yaml.safe_load((root / "conf" / "results.yaml").read_text())["sections"]
 
 
-def test_an_empty_store_gives_a_page_of_what_is_missing(here, tmp_path: Path, sections: dict) -> None:
+def test_an_empty_store_gives_a_page_of_what_is_missing(
+    here, tmp_path: Path, sections: dict
+) -> None:
     status, said = here()
     assert status == 0
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert re.findall(r"^## (.*)$", page, re.M) == [section["title"] for section in sections.values()]
+    assert re.findall(r"^## (.*)$", page, re.M) == [
+        section["title"] for section in sections.values()
+    ]
     for section in sections.values():
-        commands = section["studies"].values() if isinstance(section["studies"], dict) else [section["command"]]
+        commands = (
+            section["studies"].values()
+            if isinstance(section["studies"], dict)
+            else [section["command"]]
+        )
         assert all(command in page for command in commands)
         for system in section.get("systems", []):
             assert system["preset"].partition("/")[2] in page
@@ -47,7 +55,10 @@ def test_an_empty_store_gives_a_page_of_what_is_missing(here, tmp_path: Path, se
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("only=[leek]",), "only: must name sections (mamun2025, sun2023, leakage, better, compressed), but got leek"),
+        (
+            ("only=[leek]",),
+            "only: must name sections (mamun2025, sun2023, leakage, better, compressed), but got leek",
+        ),
         (("only=[leakage]",), "file: must be another than docs/results.md"),
         (("seeds=1",), "seeds"),
         (("sections.leakage.metrics=[]",), "sections.leakage.metrics"),
@@ -59,7 +70,9 @@ def test_an_empty_store_gives_a_page_of_what_is_missing(here, tmp_path: Path, se
         (("tracking.folder=elsewhere",), "no run store is there"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(here, tmp_path: Path, arguments, problem: str) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(
+    here, tmp_path: Path, arguments, problem: str
+) -> None:
     status, said = here(*arguments)
     assert status == 2
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
@@ -75,8 +88,14 @@ def test_help_tells_commands_and_values(here) -> None:
 
 
 def test_what_the_sections_name_is_there(root: Path, sections: dict) -> None:
-    parsed = Settings(sections=sections).chosen()
-    assert [type(section) for section in parsed.values()] == [Systems, Systems, Leakage, Better, Compressed]
+    parsed = ResultsSettings(sections=sections).chosen()
+    assert [type(section) for section in parsed.values()] == [
+        Systems,
+        Systems,
+        Leakage,
+        Better,
+        Compressed,
+    ]
     text = (root / "conf" / "results.yaml").read_text()
     for sweep in set(re.findall(r"sweeps=(\w+)", text)):
         assert (root / "sweeps" / f"{sweep}.yaml").exists(), sweep
@@ -94,12 +113,17 @@ def test_corrected_specificities_follow_from_the_printed_counts(sections: dict) 
         false_alarms = round(hits / printed["precision/melanoma"]) - hits
         right = every - malignant - false_alarms
         assert right / every == pytest.approx(printed["specificity/melanoma"], abs=1e-4)
-        assert right / (every - malignant) == pytest.approx(system["corrected"]["specificity/melanoma"], abs=1e-4)
+        assert right / (every - malignant) == pytest.approx(
+            system["corrected"]["specificity/melanoma"], abs=1e-4
+        )
 
 
 def test_what_a_paper_pretrained_is_its_system_with_those_weights_alone(sections: dict) -> None:
     resnets = [
-        each for name in ("mamun2025", "sun2023") for each in sections[name]["systems"] if "resnet" in each["preset"]
+        each
+        for name in ("mamun2025", "sun2023")
+        for each in sections[name]["systems"]
+        if "resnet" in each["preset"]
     ]
     references = [each for each in sections["better"]["references"] if each["name"] == "ResNet50"]
     assert [each.get("weights") for each in (*resnets, *references)] == ["imagenet"] * 4
@@ -108,6 +132,10 @@ def test_what_a_paper_pretrained_is_its_system_with_those_weights_alone(sections
 
 
 def test_a_section_that_is_not_asked_for_is_not_read(sections: dict) -> None:
-    assert list(Settings(sections=sections | {"mamun2025": {}}, only=["leakage"], file="x.md").chosen()) == ["leakage"]
+    assert list(
+        ResultsSettings(
+            sections=sections | {"mamun2025": {}}, only=["leakage"], file="x.md"
+        ).chosen()
+    ) == ["leakage"]
     with pytest.raises(ConfigError, match="sections"):
-        Settings(sections={}).chosen()
+        ResultsSettings(sections={}).chosen()

@@ -3,13 +3,15 @@ import pytest
 import torch
 from torch import nn
 
-from src import schedules
+from src.training import schedules
 
 
 @pytest.mark.parametrize("schedule", [schedules.onecycle, schedules.cosine])
 def test_schedules_rise_to_each_groups_rate_and_fall_to_nearly_nothing(schedule: object) -> None:
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 0.1}])
+    optimizer = torch.optim.SGD(
+        [{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 0.1}]
+    )
     scheduler = schedule(optimizer, 100)  # type: ignore[operator]
     rates = []
     for _ in range(100):

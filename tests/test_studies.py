@@ -19,15 +19,20 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.sweep.faults import is_alive
 from src import train
-from src.config import check, resolve
-from src.entry import ROOT
+from src.core.cli import ROOT
+from src.core.config import check, resolve
 from src.tracking import read
 from src.tracking.store import Store
 
-ON_REAL_IMAGES = {  # studies about a data set: what their cells hold is trained in tests/test_presets.py
-    **dict.fromkeys(("better", "better_final", "leakage", "mamun2025", "mamun2025_64px"), "ham10000"),
+# studies about a data set: what their cells hold is trained in tests/test_presets.py
+ON_REAL_IMAGES = {
+    **dict.fromkeys(
+        ("better", "better_final", "leakage", "mamun2025", "mamun2025_64px"), "ham10000"
+    ),
     "sun2023": "siim2020",
-    **dict.fromkeys(("compression", "pruning"), "synthetic"),  # they start from a run, see tests/compression
+    **dict.fromkeys(
+        ("compression", "pruning"), "synthetic"
+    ),  # they start from a run, see tests/compression
 }
 SWEEPS = sorted({file.stem for file in (ROOT / "sweeps").glob("*.yaml")} - ON_REAL_IMAGES.keys())
 TINY = ["efficiency=fast", "data.source.lesions=120", "data.batch_size=16", "model.image_size=32"]
@@ -38,7 +43,9 @@ class Workplace(NamedTuple):
     store: Store
 
     def trials(self, study: str) -> list[optuna.trial.FrozenTrial]:
-        return optuna.load_study(study_name=study, storage=f"sqlite:///{self.folder}/mlruns/optuna.db").trials
+        return optuna.load_study(
+            study_name=study, storage=f"sqlite:///{self.folder}/mlruns/optuna.db"
+        ).trials
 
     def runs(self, study: str, kind: str = "run") -> pd.DataFrame:
         """The study's runs of a kind, in the order of their trials."""
@@ -66,14 +73,22 @@ def owners() -> Iterator[list[subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
     yield started
     for owner in started:
-        for each in (*psutil.Process(owner.pid).children(recursive=True), owner) if owner.poll() is None else ():
+        for each in (
+            (*psutil.Process(owner.pid).children(recursive=True), owner)
+            if owner.poll() is None
+            else ()
+        ):
             each.kill()
         owner.communicate()
 
 
 def process(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
     """The same in a process of its own, to be killed."""
-    environment = {**os.environ, "PARETODERM_CACHE": str(place.folder / "cache"), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PARETODERM_CACHE": str(place.folder / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
     for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR"):
         environment.pop(name, None)
     return subprocess.Popen(
@@ -104,7 +119,9 @@ def header(name: str) -> str:
 
 @pytest.mark.parametrize("name", ON_REAL_IMAGES)
 def test_every_file_about_a_data_set_has_its_header_and_composes_to_its_cells(name: str) -> None:
-    presets = re.findall(r"\b(?:mamun2025|sun2023|better)/\w+", header(name).rpartition("hydra:")[2])
+    presets = re.findall(
+        r"\b(?:mamun2025|sun2023|better)/\w+", header(name).rpartition("hydra:")[2]
+    )
     for cell in [f"experiment={preset}" for preset in sorted(set(presets))] or ["seed=0"]:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("train", [f"sweeps={name}", cell])
@@ -116,7 +133,12 @@ def test_every_file_about_a_data_set_has_its_header_and_composes_to_its_cells(na
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_file_in_sweeps_has_its_header_and_runs(place: Workplace, typed, name: str) -> None:
     header(name)
-    small = ["trainer.max_epochs=3", "repeats=1", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
+    small = [
+        "trainer.max_epochs=3",
+        "repeats=1",
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.n_jobs=2",
+    ]
     status, said = typed("-m", f"sweeps={name}", *TINY, *small)
     assert status == 0, said
     first, second = (trial.state.name for trial in place.trials(name))
@@ -129,8 +151,16 @@ def test_every_file_in_sweeps_has_its_header_and_runs(place: Workplace, typed, n
     assert set(runs["parent_id"]) == {parent}
 
 
-def test_a_grid_without_a_file_is_named_after_its_command_and_is_complete(place: Workplace, typed) -> None:
-    arguments = ["-m", "model.net.width=4,8", "loss=focal,cross_entropy", *TINY, "trainer.max_epochs=1"]
+def test_a_grid_without_a_file_is_named_after_its_command_and_is_complete(
+    place: Workplace, typed
+) -> None:
+    arguments = [
+        "-m",
+        "model.net.width=4,8",
+        "loss=focal,cross_entropy",
+        *TINY,
+        "trainer.max_epochs=1",
+    ]
     status, said = typed(*arguments)
     assert status == 0, said
     (name,) = {
@@ -139,7 +169,9 @@ def test_a_grid_without_a_file_is_named_after_its_command_and_is_complete(place:
         if tag.startswith("width-4,8-loss-focal,cross_entropy-")
     }
     overrides = place.runs(name)["tags.overrides"].tolist()
-    assert overrides == [f"model.net.width={w} loss={x}" for w in (4, 8) for x in ("focal", "cross_entropy")]
+    assert overrides == [
+        f"model.net.width={w} loss={x}" for w in (4, 8) for x in ("focal", "cross_entropy")
+    ]
     status, said = typed(*arguments)  # again: everything is there
     assert status == 0
     assert "4 trials already" in said
@@ -171,13 +203,18 @@ def test_values_in_optuna_are_those_in_mlflow_and_test_is_touched_by_the_front_a
             assert run["tags.trial_state"] == "pruned"
             assert pd.isna(run["metrics.best/val/balanced_accuracy"])
             continue
-        assert trial.values == [run["metrics.best/val/balanced_accuracy"], run["metrics.efficiency/flops"]]
+        assert trial.values == [
+            run["metrics.best/val/balanced_accuracy"],
+            run["metrics.efficiency/flops"],
+        ]
         assert trial.user_attrs["run_id"] == run["run_id"]
         assert (run["tags.front"] == "true") == (not pd.isna(run["metrics.test/accuracy"]))
 
 
 def test_repeats_are_seeds_with_their_mean_and_spread_above_them(place: Workplace, typed) -> None:
-    status, said = typed("-m", *TINY, "trainer.max_epochs=2", "repeats=2", "hydra.sweeper.study_name=seeds")
+    status, said = typed(
+        "-m", *TINY, "trainer.max_epochs=2", "repeats=2", "hydra.sweeper.study_name=seeds"
+    )
     assert status == 0, said
     (trial,) = place.trials("seeds")
     (above,) = (row for _, row in place.runs("seeds", "trial").iterrows())
@@ -193,7 +230,9 @@ def test_repeats_are_seeds_with_their_mean_and_spread_above_them(place: Workplac
 
 def test_a_trial_over_a_known_limit_is_not_trained(place: Workplace, typed) -> None:
     limit = "objective.limits=['efficiency/params <= 20e3']"
-    status, said = typed("-m", "model.net.width=4,16", *TINY, limit, "hydra.sweeper.study_name=small")
+    status, said = typed(
+        "-m", "model.net.width=4,16", *TINY, limit, "hydra.sweeper.study_name=small"
+    )
     assert status == 0, said
     trained, over = (row for _, row in place.runs("small").iterrows())
     assert trained["tags.trial_state"] == "complete"
@@ -212,32 +251,49 @@ def test_a_larger_total_goes_on_and_a_changed_space_is_refused(place: Workplace,
     assert typed(*study, *space, "hydra.sweeper.n_trials=3")[0] == 0
     drawn = [trial.params["optimizer.lr"] for trial in place.trials("grown")]
     assert len(set(drawn)) == 3
-    assert sorted(file.name for file in (place.folder / "logs" / "studies" / "grown").iterdir()) == [
+    assert sorted(
+        file.name for file in (place.folder / "logs" / "studies" / "grown").iterdir()
+    ) == [
         "0000",
         "0001",
         "0002",
     ]
-    status, said = typed(*study, "optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.n_trials=4")
+    status, said = typed(
+        *study, "optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.n_trials=4"
+    )
     assert status == 2
     assert "optimizer.lr" in said
     assert "hydra.sweeper.warm_start=grown" in said
-    warm = ["hydra.sweeper.study_name=warm", "hydra.sweeper.warm_start=grown", "hydra.sweeper.n_trials=1"]
+    warm = [
+        "hydra.sweeper.study_name=warm",
+        "hydra.sweeper.warm_start=grown",
+        "hydra.sweeper.n_trials=1",
+    ]
     status, said = typed(*study[:-1], "optimizer.lr=tag(log,interval(1e-4,1e-1))", *warm)
     assert status == 0, said
-    taken = [trial.params["optimizer.lr"] for trial in place.trials("warm") if "warm_from" in trial.user_attrs]
+    taken = [
+        trial.params["optimizer.lr"]
+        for trial in place.trials("warm")
+        if "warm_from" in trial.user_attrs
+    ]
     assert taken == drawn
     assert len(place.trials("warm")) == 4
 
 
 def test_a_dry_run_says_what_it_takes_and_trains_nothing(place: Workplace, typed) -> None:
-    status, said = typed("-m", "model.net.width=4,8", *TINY, "dry_run=true", "hydra.sweeper.study_name=dry")
+    status, said = typed(
+        "-m", "model.net.width=4,8", *TINY, "dry_run=true", "hydra.sweeper.study_name=dry"
+    )
     assert status == 0, said
-    assert "18.6" in said  # thousand parameters, from 4-8-16 channels, 2x2 pixels, 128 and 64 units: 18,607
+    assert (
+        "18.6" in said
+    )  # thousand parameters, from 4-8-16 channels, 2x2 pixels, 128 and 64 units: 18,607
     assert re.search(r"training: about \S+ h for 2 trials", said)
     assert "memory: at most" in said
     assert read.runs(place.store, "tags.study = 'dry'").empty
     assert "dry" not in {
-        study.study_name for study in optuna.get_all_study_summaries(f"sqlite:///{place.folder}/mlruns/optuna.db")
+        study.study_name
+        for study in optuna.get_all_study_summaries(f"sqlite:///{place.folder}/mlruns/optuna.db")
     }
 
 
@@ -253,9 +309,15 @@ def test_a_dry_run_says_what_it_takes_and_trains_nothing(place: Workplace, typed
         (["tracking.experiment=a,b"], "tracking.experiment"),
         (["model.net.width=4,8", "hydra.sweeper.n_trails=2"], "hydra.sweeper.n_trails"),
         (["model.net.width=4,8", "hydra/sweeper/pruner=median"], "hydra/sweeper/pruner=rungs"),
-        (["model.net.width=4,8", "hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=2"], "cmaes"),
+        (
+            ["model.net.width=4,8", "hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=2"],
+            "cmaes",
+        ),
         (["model.net.width=4,8", "hydra/sweeper/sampler=nosuch"], "hydra/sweeper/sampler=nosuch"),
-        (["model.net.width=4,8", "hydra.sweeper.executor.threads=0"], "hydra.sweeper.executor.threads"),
+        (
+            ["model.net.width=4,8", "hydra.sweeper.executor.threads=0"],
+            "hydra.sweeper.executor.threads",
+        ),
         (["model.net.width=4,8", "hydra.sweeper.storage=mysql://x"], "hydra.sweeper.storage"),
         (["model.net.width=4,8", "hydra.sweeper.warm_start=nobody"], "nobody"),
         (["repeats=0"], "repeats"),
@@ -279,7 +341,13 @@ def test_what_belongs_to_a_study_is_refused_in_a_single_run(place: Workplace, ty
 
 
 EPOCHS = 12
-LONG = ["-m", *TINY, "data.source.lesions=240", f"trainer.max_epochs={EPOCHS}", "hydra.sweeper.keep_state_s=0"]
+LONG = [
+    "-m",
+    *TINY,
+    "data.source.lesions=240",
+    f"trainer.max_epochs={EPOCHS}",
+    "hydra.sweeper.keep_state_s=0",
+]
 
 
 def test_an_owner_killed_in_the_middle_goes_on_from_the_epoch_it_had_reached(
@@ -314,7 +382,11 @@ def test_another_owner_is_refused_and_ctrl_c_marks_the_trials_and_says_how_to_go
     arguments = [*LONG, "trainer.max_epochs=100000", "hydra.sweeper.study_name=interrupted"]
     owner = process(place, *arguments)
     owners.append(owner)
-    wait_for((place.folder / "logs" / "studies" / "interrupted" / "0000" / "checkpoint" / "last.ckpt").exists)
+    wait_for(
+        (
+            place.folder / "logs" / "studies" / "interrupted" / "0000" / "checkpoint" / "last.ckpt"
+        ).exists
+    )
     status, said = typed(*arguments)
     assert "is being run by" in said
     assert status == 2

@@ -8,16 +8,18 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from src import summary
-from src.analysis.comparison import compare, render
-from src.errors import UserError
-from src.objectives import parse_objectives
+from src.core.errors import UserError
+from src.metrics.registry import parse_objectives
+from src.reporting import comparison
+from src.reporting.comparison import compare, render
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
 
 ACCURACY = "best/val/balanced_accuracy"
-OBJECTIVES = parse_objectives({"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": "efficiency/flops"}]})
+OBJECTIVES = parse_objectives(
+    {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": "efficiency/flops"}]}
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,13 @@ def store(empty_database: Path, tmp_path: Path) -> Store:
     return Store(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", experiment="summary", folder=tmp_path)
 
 
-def recorded(store: Store, parent: str | None, metrics: dict[str, float], status: str = "FINISHED", **tags: Any) -> str:
+def recorded(
+    store: Store,
+    parent: str | None,
+    metrics: dict[str, float],
+    status: str = "FINISHED",
+    **tags: Any,
+) -> str:
     run = Run.start(store, "net", {"kind": "run", "model": "net", **tags}, parent_id=parent)
     run.log(metrics)
     run.flush()
@@ -54,19 +62,19 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         run.flush()
         return figures
 
-    monkeypatch.setattr(summary, "test_run", test_run)
+    monkeypatch.setattr(comparison, "test_run", test_run)
     return asked
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(width=400, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    monkeypatch.setattr(summary, "console", console)
+    monkeypatch.setattr(comparison, "console", console)
     return console
 
 
 def summarised(store: Store, study_run: Run) -> pd.DataFrame:
-    return summary.summarise_study(store, study_run, OBJECTIVES, [], True).set_index("run_id")
+    return comparison.summarise_study(store, study_run, OBJECTIVES, [], True).set_index("run_id")
 
 
 def test_the_front_is_tested_once_and_a_former_member_is_mentioned(
@@ -86,7 +94,10 @@ def test_the_front_is_tested_once_and_a_former_member_is_mentioned(
     table = summarised(store, parent)
     assert tested == [good, better]
     assert table["front"].to_dict() == {good: False, bad: False, better: True}
-    assert "1 runs were tested as members of an earlier front and have left it since" in said.export_text()
+    assert (
+        "1 runs were tested as members of an earlier front and have left it since"
+        in said.export_text()
+    )
     tags = [store.client.get_run(run_id).data.tags.get("front") for run_id in (good, bad, better)]
     assert tags == [
         "false",
@@ -101,14 +112,14 @@ def test_a_member_that_cannot_be_tested_does_not_cost_the_others_theirs(
     parent = Run.start(store, "study", {"kind": "study"})
     broken = recorded(store, parent.id, {ACCURACY: 0.8, "efficiency/flops": 5.0}, trial=0)
     fine = recorded(store, parent.id, {ACCURACY: 0.7, "efficiency/flops": 4.0}, trial=1)
-    test_run = summary.test_run
+    test_run = comparison.test_run
 
     def unsteady(store: Store, run_id: str) -> dict[str, float]:
         if run_id == broken:
             raise UserError("the checkpoint is gone")
         return test_run(store, run_id)
 
-    monkeypatch.setattr(summary, "test_run", unsteady)
+    monkeypatch.setattr(comparison, "test_run", unsteady)
     summarised(store, parent)
     assert tested == [fine]
     assert store.client.get_run(broken).data.tags["test_failure"] == "the checkpoint is gone"
@@ -119,38 +130,54 @@ def test_a_seed_that_was_tested_is_not_tested_again(store: Store, tested: list[s
     known = recorded(store, trial, {"test/accuracy": 0.5}, repeat=0)
     new = recorded(store, trial, {}, repeat=1)
     recorded(store, trial, {}, "FAILED", repeat=2)
-    summary._test_repeats(store, trial)
+    comparison._test_repeats(store, trial)
     assert tested == [new]
     metrics = read.runs(store, f"attributes.run_id = '{trial}'").iloc[0]
     assert metrics["metrics.test/accuracy"] == pytest.approx((0.5 + 0.1) / 2)
-    assert metrics["metrics.spread/test/accuracy"] == pytest.approx(0.4 / 2**0.5)  # of two values, n - 1
-    summary._test_repeats(store, trial)
+    assert metrics["metrics.spread/test/accuracy"] == pytest.approx(
+        0.4 / 2**0.5
+    )  # of two values, n - 1
+    comparison._test_repeats(store, trial)
     assert tested == [new]
     assert known not in tested
 
 
-def test_a_trial_without_finished_seeds_has_nothing_to_test(store: Store, tested: list[str]) -> None:
+def test_a_trial_without_finished_seeds_has_nothing_to_test(
+    store: Store, tested: list[str]
+) -> None:
     trial = recorded(store, None, {}, kind="trial")
     recorded(store, trial, {}, "FAILED")
     with pytest.raises(UserError, match="no finished seeds"):
-        summary._test_repeats(store, trial)
+        comparison._test_repeats(store, trial)
     assert tested == []
 
 
-def test_trials_ended_by_decision_are_no_failures_and_not_on_the_front(store: Store, said: Console) -> None:
+def test_trials_ended_by_decision_are_no_failures_and_not_on_the_front(
+    store: Store, said: Console
+) -> None:
     parent = Run.start(store, "study", {"kind": "study"})
     ids = {
-        "FINISHED": recorded(store, parent.id, {ACCURACY: 0.5, "efficiency/flops": 5.0}, trial_state="complete"),
-        "PRUNED": recorded(store, parent.id, {ACCURACY: 0.9, "efficiency/flops": 1.0}, trial_state="pruned"),
-        "OVER_LIMIT": recorded(store, parent.id, {"efficiency/flops": 0.1}, trial_state="over_limit"),
-        "FAILED": recorded(store, parent.id, {}, "FAILED", trial_state="fail", failure="ValueError: no"),
+        "FINISHED": recorded(
+            store, parent.id, {ACCURACY: 0.5, "efficiency/flops": 5.0}, trial_state="complete"
+        ),
+        "PRUNED": recorded(
+            store, parent.id, {ACCURACY: 0.9, "efficiency/flops": 1.0}, trial_state="pruned"
+        ),
+        "OVER_LIMIT": recorded(
+            store, parent.id, {"efficiency/flops": 0.1}, trial_state="over_limit"
+        ),
+        "FAILED": recorded(
+            store, parent.id, {}, "FAILED", trial_state="fail", failure="ValueError: no"
+        ),
     }
     table = compare(read.children(store, parent.id), OBJECTIVES).set_index("run_id")
-    assert {table.at[run_id, "status"]: status for status, run_id in ids.items()} == {each: each for each in ids}
+    assert {table.at[run_id, "status"]: status for status, run_id in ids.items()} == {
+        each: each for each in ids
+    }
     assert table.index[table["front"]].tolist() == [ids["FINISHED"]]
     marks = list(render(table.reset_index(), "title", "val").columns[-1].cells)
     assert sorted(marks) == ["FAILED", "over limit", "pruned", "yes"]
-    summary._say_failures(table.reset_index())
+    comparison._say_failures(table.reset_index())
     text = said.export_text()
     assert "ValueError: no" in text
     assert text.count("\n") == 1
@@ -161,7 +188,10 @@ def test_a_run_that_could_not_be_tested_is_tried_again_and_its_reason_goes(
 ) -> None:
     run_id = recorded(store, None, {ACCURACY: 0.5, "efficiency/flops": 1.0})
     chosen = compare(read.runs(store), OBJECTIVES)
-    answers: list[UserError | dict[str, float]] = [UserError("the images are not on this machine"), {}]
+    answers: list[UserError | dict[str, float]] = [
+        UserError("the images are not on this machine"),
+        {},
+    ]
 
     def test_run(store: Store, run_id: str) -> dict[str, float]:
         answer = answers.pop(0)
@@ -169,12 +199,12 @@ def test_a_run_that_could_not_be_tested_is_tried_again_and_its_reason_goes(
             raise answer
         return answer
 
-    monkeypatch.setattr(summary, "test_run", test_run)
-    assert summary.test_once(store, chosen, "for a report")
+    monkeypatch.setattr(comparison, "test_run", test_run)
+    assert comparison.test_once(store, chosen, "for a report")
     tags = store.client.get_run(run_id).data.tags
     assert tags["test_failure"] == "the images are not on this machine"
     assert "tested" not in tags
-    assert summary.test_once(store, chosen, "for a report")
+    assert comparison.test_once(store, chosen, "for a report")
     tags = store.client.get_run(run_id).data.tags
     assert tags["tested"] == "for a report"
     assert "test_failure" not in tags

@@ -9,10 +9,10 @@ from torch import nn
 
 from src import train
 from src.models.custom import CustomCNN
-from src.teachers import Teacher
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.training.teachers import Teacher
 
 Typed = Callable[..., tuple[int, str]]
 
@@ -21,9 +21,9 @@ def test_a_teacher_normalises_resizes_and_is_left_alone() -> None:
     net = CustomCNN(image_size=32, outputs=3, width=4, norm="batch")
     teacher = Teacher(net, 32, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    by_hand = (images / 255 - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(
-        1, 3, 1, 1
-    )
+    by_hand = (images / 255 - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor(
+        [0.2, 0.3, 0.4]
+    ).view(1, 3, 1, 1)
     torch.testing.assert_close(teacher(images), net(by_hand))
     torch.testing.assert_close(teacher(images), teacher(images / 255))
     flat = torch.full((1, 3, 48, 48), 0.7)
@@ -55,7 +55,9 @@ def test_a_student_learns_from_a_run_of_the_same_split_only(
     assert status == 0, said
     student = read.runs(store).iloc[0]
     assert student["params.loss.teacher"] == teacher
-    weights = torch.load(read.artifact(store, student["run_id"], "checkpoint/best.ckpt"), weights_only=True)
+    weights = torch.load(
+        read.artifact(store, student["run_id"], "checkpoint/best.ckpt"), weights_only=True
+    )
     assert all(name.startswith("net.") for name in weights["state_dict"])
 
     status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}", "data.split_seed=1")
@@ -77,11 +79,18 @@ def test_a_student_learns_from_a_run_of_the_same_split_only(
 
 
 @pytest.mark.parametrize("given", ["loss.teacher=[]"])
-def test_no_teacher_at_all_is_refused(run_entry: Typed, empty_database: Path, tmp_path: Path, given: str) -> None:
+def test_no_teacher_at_all_is_refused(
+    run_entry: Typed, empty_database: Path, tmp_path: Path, given: str
+) -> None:
     (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
     status, said = run_entry(
-        train.main, "experiment=smoke", "loss=distillation", given, uri, "tracking.experiment=template"
+        train.main,
+        "experiment=smoke",
+        "loss=distillation",
+        given,
+        uri,
+        "tracking.experiment=template",
     )
     assert status == 2
     assert "loss.teacher: must be the id of a finished run" in said

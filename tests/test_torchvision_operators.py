@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from src.entry import ROOT
+from src.core.cli import ROOT
 
 
 def output(code: str) -> str:
@@ -11,7 +11,10 @@ def output(code: str) -> str:
 
 
 def test_torchvision_and_what_builds_on_it_can_be_imported() -> None:
-    assert output("import src, torchvision, timm, torchmetrics, pytorch_lightning; print('imported')") == "imported"
+    assert (
+        output("import src, torchvision, timm, torchmetrics, pytorch_lightning; print('imported')")
+        == "imported"
+    )
 
 
 def test_operators_exist_once_torchvision_is_imported_and_the_hook_is_gone() -> None:

@@ -13,10 +13,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src import training
-from src.entry import ROOT
+from src.core.cli import ROOT
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.training import loop
 
 EPOCHS = 4
 Figures = dict[int, dict[str, float]]
@@ -70,17 +70,21 @@ def stop_after(
     return on_epoch
 
 
-def train(config: DictConfig, folder: Path, run: Run | None = None, **options: Any) -> tuple[training.Parts, Path]:
+def train(
+    config: DictConfig, folder: Path, run: Run | None = None, **options: Any
+) -> tuple[loop.RunParts, Path]:
     folder.mkdir(exist_ok=True)
-    parts = training.build(config)
-    return parts, training.train(config, parts, run, folder, **options)
+    parts = loop.build(config)
+    return parts, loop.train(config, parts, run, folder, **options)
 
 
-def weights(parts: training.Parts) -> dict[str, torch.Tensor]:
+def weights(parts: loop.RunParts) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in parts.classifier.state_dict().items()}
 
 
-def interrupted(config: DictConfig, folder: Path, epoch: int, **options: Any) -> tuple[Path, Figures]:
+def interrupted(
+    config: DictConfig, folder: Path, epoch: int, **options: Any
+) -> tuple[Path, Figures]:
     """Train, break off after writing the state of `epoch`: the call of the epoch behind it raises."""
     seen: Figures = {}
     with pytest.raises(EnoughError):
@@ -91,10 +95,16 @@ def interrupted(config: DictConfig, folder: Path, epoch: int, **options: Any) ->
 
 
 @pytest.fixture(scope="module")
-def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, dict[str, torch.Tensor]]:
+def unbroken(
+    cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Figures, dict[str, torch.Tensor]]:
     """Figures and weights of the standard training without a break."""
     figures: Figures = {}
-    parts, _ = train(compose_config(cache), tmp_path_factory.mktemp("whole") / "run", on_epoch=stop_after(99, figures))
+    parts, _ = train(
+        compose_config(cache),
+        tmp_path_factory.mktemp("whole") / "run",
+        on_epoch=stop_after(99, figures),
+    )
     return figures, weights(parts)
 
 
@@ -124,12 +134,19 @@ def test_resumed_training_gives_what_an_unbroken_one_gives(
     config = compose_config(cache, *changes)
     whole: Figures = {}
     with Run.start(store, "whole") as unbroken_run:
-        unbroken, _ = train(config, tmp_path / "whole", unbroken_run, on_epoch=stop_after(99, whole))
+        unbroken, _ = train(
+            config, tmp_path / "whole", unbroken_run, on_epoch=stop_after(99, whole)
+        )
     state, early = interrupted(config, tmp_path / "first", 2)
     late: Figures = {}
     with Run.start(store, "resumed") as resumed_run:
         resumed, best = train(
-            config, tmp_path / "second", resumed_run, resume=state, on_epoch=stop_after(99, late), keep_state_s=0
+            config,
+            tmp_path / "second",
+            resumed_run,
+            resume=state,
+            on_epoch=stop_after(99, late),
+            keep_state_s=0,
         )
     assert list(whole) == [1, 2, 3, 4]
     assert list(late) == [3, 4]
@@ -139,9 +156,14 @@ def test_resumed_training_gives_what_an_unbroken_one_gives(
     assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
     torch.testing.assert_close(weights(resumed), weights(unbroken), rtol=0, atol=0)
     steps = unbroken.data.loader("train", train=True).__len__()
-    assert [step for step, _ in curves(unbroken_run)["train/loss"]] == [steps * (epoch + 1) - 1 for epoch in range(4)]
+    assert [step for step, _ in curves(unbroken_run)["train/loss"]] == [
+        steps * (epoch + 1) - 1 for epoch in range(4)
+    ]
     assert curves(resumed_run) == curves(unbroken_run)
-    final = [run.store.client.get_run(run.id).data.metrics["best/epoch"] for run in (unbroken_run, resumed_run)]
+    final = [
+        run.store.client.get_run(run.id).data.metrics["best/epoch"]
+        for run in (unbroken_run, resumed_run)
+    ]
     assert final[0] == final[1]
 
 
@@ -152,7 +174,9 @@ def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(
     state, first = interrupted(config, tmp_path / "trial", 1)
     state, second = interrupted(config, tmp_path / "trial", 2, resume=state)
     third: Figures = {}
-    _, best = train(config, tmp_path / "trial", resume=state, on_epoch=stop_after(99, third), keep_state_s=0)
+    _, best = train(
+        config, tmp_path / "trial", resume=state, on_epoch=stop_after(99, third), keep_state_s=0
+    )
     assert (list(first), list(second), list(third)) == ([1, 2], [2, 3], [3, 4])
     assert first | second | third == unbroken[0]
     assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -162,14 +186,26 @@ def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(
     ("changes", "epochs"),
     [
         ((), EPOCHS),
-        (("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.best.metric=val/accuracy"), 0),
+        (
+            (
+                "callbacks=early_stopping",
+                "callbacks.early_stopping.patience=1",
+                "callbacks.best.metric=val/accuracy",
+            ),
+            0,
+        ),
         (("data.fractions=[0.8,0.0,0.2]",), EPOCHS),
     ],
     ids=["to the end", "stopped early", "without validation"],
 )
 @pytest.mark.parametrize("keep_state_s", [0, 1e9])
 def test_a_training_that_had_ended_has_no_epoch_left_and_brings_back_its_best_one(
-    tmp_path: Path, cache: Path, store: Store, changes: tuple[str, ...], epochs: int, keep_state_s: float
+    tmp_path: Path,
+    cache: Path,
+    store: Store,
+    changes: tuple[str, ...],
+    epochs: int,
+    keep_state_s: float,
 ) -> None:
     config = compose_config(cache, *changes)
     if not epochs:  # in the second epoch nothing has improved
@@ -177,7 +213,11 @@ def test_a_training_that_had_ended_has_no_epoch_left_and_brings_back_its_best_on
     done: Figures = {}
     with Run.start(store, "whole") as whole_run:
         unbroken, best = train(
-            config, tmp_path / "whole", whole_run, on_epoch=stop_after(99, done), keep_state_s=keep_state_s
+            config,
+            tmp_path / "whole",
+            whole_run,
+            on_epoch=stop_after(99, done),
+            keep_state_s=keep_state_s,
         )
     assert list(done) == list(range(1, (epochs or 2) + 1))
     state = tmp_path / "whole" / "checkpoint" / "last.ckpt"
@@ -231,18 +271,20 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
         if epoch == 2 and moment == "within an epoch":
             parts.classifier.loss.register_forward_hook(die)
 
-    parts = training.build(config)
-    training.train(config, parts, None, folder, on_epoch=on_epoch, keep_state_s=0)
+    parts = loop.build(config)
+    loop.train(config, parts, None, folder, on_epoch=on_epoch, keep_state_s=0)
 
 
 @pytest.mark.usefixtures("own_fork_server")
-@pytest.mark.parametrize("moment", ["between epochs", "state written, not yet in place", "within an epoch"])
+@pytest.mark.parametrize(
+    "moment", ["between epochs", "state written, not yet in place", "within an epoch"]
+)
 def test_killed_process_goes_on_after_its_last_whole_state(
     tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]], moment: str
 ) -> None:
     config = compose_config(cache)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["src.training"])
+    processes.set_forkserver_preload(["src.training.loop"])
     trial = processes.Process(target=body_that_dies, args=(config, tmp_path / "first", moment))
     trial.start()
     trial.join(120)
@@ -287,9 +329,16 @@ def test_what_does_not_fit_is_said_and_training_starts_from_scratch(
     spoil(state)
     seen: Figures = {}
     with pytest.raises(EnoughError):
-        train(compose_config(cache, *changes), tmp_path / "second", resume=state, on_epoch=stop_after(1, seen))
+        train(
+            compose_config(cache, *changes),
+            tmp_path / "second",
+            resume=state,
+            on_epoch=stop_after(1, seen),
+        )
     assert list(seen) == [1]
-    (line,) = [record.getMessage() for record in caplog.records if "NOT RESUMED" in record.getMessage()]
+    (line,) = [
+        record.getMessage() for record in caplog.records if "NOT RESUMED" in record.getMessage()
+    ]
     assert str(state) in line
     assert reason in line
 
@@ -301,9 +350,13 @@ def state_of_two(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return state
 
 
-def test_where_it_runs_does_not_make_it_another_training(tmp_path: Path, cache: Path, state_of_two: Path) -> None:
+def test_where_it_runs_does_not_make_it_another_training(
+    tmp_path: Path, cache: Path, state_of_two: Path
+) -> None:
     seen: Figures = {}
-    elsewhere = compose_config(cache, "trainer.accelerator=auto", "tracking.folder=elsewhere", "study=other")
+    elsewhere = compose_config(
+        cache, "trainer.accelerator=auto", "tracking.folder=elsewhere", "study=other"
+    )
     with pytest.raises(EnoughError):
         train(elsewhere, tmp_path / "second", resume=state_of_two, on_epoch=stop_after(3, seen))
     assert list(seen) == [3]
@@ -315,10 +368,10 @@ def test_what_the_call_raises_comes_out_unchanged_and_quietly(
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     config = compose_config(cache)
-    parts = training.build(config)
+    parts = loop.build(config)
     capfd.readouterr()
     with pytest.raises(type(raised)) as caught:
-        training.train(config, parts, None, tmp_path, on_epoch=stop_after(1, {}, raised))
+        loop.train(config, parts, None, tmp_path, on_epoch=stop_after(1, {}, raised))
     assert caught.value is raised
     assert signal.getsignal(signal.SIGINT) == handler
     shown = "".join(capfd.readouterr())

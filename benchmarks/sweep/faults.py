@@ -1,12 +1,14 @@
 """Processes killed at random, and what the stores say afterwards: `python -m benchmarks.sweep.faults`.
 
-A grid of 1,000 stub trials on 8 workers. 5% of the trials' processes are killed (signal 9) at random moments, and so
-is the owner, three times; the same command starts it again each time.
+A grid of 1,000 stub trials on 8 workers. 5% of the trials' processes are killed (signal 9) at
+random moments, and so is the owner, three times; the same command starts it again each time.
 
-    python -m benchmarks.sweep.faults [n_jobs=8] [share=0.05] [owner_kills=3] [seconds=0.2] [seed=0] [a=range(10) ...]
+    python -m benchmarks.sweep.faults [n_jobs=8] [share=0.05] [owner_kills=3] [seconds=0.2] [seed=0]
+    [a=range(10) ...]
 
-Must hold: one complete trial for each cell, none lost, none double, all counted; nothing runs or waits any more; Optuna
-and MLflow agree on each trial's state and value, and arithmetic on each value; no process is left.
+Must hold: one complete trial for each cell, none lost, none double, all counted; nothing runs or
+waits any more; Optuna and MLflow agree on each trial's state and value, and arithmetic on each
+value; no process is left.
 """
 
 import contextlib
@@ -95,8 +97,12 @@ class Killer:
         self.killed = self.owners = 0
         self._doomed: dict[psutil.Process, float] = {}  # process -> when it is to be killed
         n, rounds = chaos.n_cells, chaos.owner_kills
-        # one moment in each part of the study, not in its last bit: there has to be something left to do
-        self._moments = [int(n * (part + self.random.uniform(0.2, 0.9)) / (rounds + 0.5)) for part in range(rounds)]
+        # one moment in each part of the study, not in its last bit: there has to be something left
+        # to do
+        self._moments = [
+            int(n * (part + self.random.uniform(0.2, 0.9)) / (rounds + 0.5))
+            for part in range(rounds)
+        ]
 
     def watch(self, owner: "subprocess.Popen[bytes]") -> None:
         """Kill what is to be killed, until the owner has ended or was killed."""
@@ -152,7 +158,9 @@ def torment(chaos: Chaos) -> Killer:
         if status == 0:
             return killer
         if killer.owners == before:
-            raise RuntimeError(f"the owner ended with status {status}:\n{(chaos.folder / 'owner.log').read_text()}")
+            raise RuntimeError(
+                f"the owner ended with status {status}:\n{(chaos.folder / 'owner.log').read_text()}"
+            )
 
 
 def problems(chaos: Chaos) -> list[str]:
@@ -164,22 +172,39 @@ def problems(chaos: Chaos) -> list[str]:
     parents: list[Run] = []
     for run in setup.store.search("attributes.status != ''"):
         (recorded[run.data.tags["trial"]] if "trial" in run.data.tags else parents).append(run)
-    found = [f"MLflow: the study's own run is {run.info.status}" for run in parents if run.info.status != "FINISHED"]
+    found = [
+        f"MLflow: the study's own run is {run.info.status}"
+        for run in parents
+        if run.info.status != "FINISHED"
+    ]
     found += [f"MLflow: {len(parents)} runs of the study itself"] * (len(parents) != 1)
     found += _cells_problems(chaos, trials)
     for trial in trials:
-        found += [f"trial {trial.number}: {text}" for text in _disagreement(trial, recorded.pop(str(trial.number), []))]
+        found += [
+            f"trial {trial.number}: {text}"
+            for text in _disagreement(trial, recorded.pop(str(trial.number), []))
+        ]
     found += [f"MLflow: runs of trial {number}, which Optuna does not know" for number in recorded]
     return found + [f"process {process.pid} is left" for process in left_over(chaos.folder)]
 
 
 def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
-    cells = [cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], []).space.cells()]
-    complete = Counter(tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE)
+    cells = [
+        cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], []).space.cells()
+    ]
+    complete = Counter(
+        tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE
+    )
     counted = studies.counted(trials)
     found = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
-    found += [f"{' '.join(cell)}: complete {complete[cell]} times" for cell in cells if complete[cell] != 1]
-    return found + [f"{' '.join(cell)}: no cell of the grid" for cell in complete if cell not in set(cells)]
+    found += [
+        f"{' '.join(cell)}: complete {complete[cell]} times"
+        for cell in cells
+        if complete[cell] != 1
+    ]
+    return found + [
+        f"{' '.join(cell)}: no cell of the grid" for cell in complete if cell not in set(cells)
+    ]
 
 
 def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
@@ -223,7 +248,10 @@ def _marked(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get(MARK) == str(folder)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
     return found
 
@@ -231,7 +259,9 @@ def _marked(folder: Path) -> list[psutil.Process]:
 def main(arguments: Sequence[str]) -> None:
     names = ("n_jobs", "share", "owner_kills", "seconds", "seed")
     pairs = dict(argument.split("=", 1) for argument in arguments)
-    given: dict[str, Any] = {name: yaml.safe_load(pairs.pop(name)) for name in names if name in pairs}
+    given: dict[str, Any] = {
+        name: yaml.safe_load(pairs.pop(name)) for name in names if name in pairs
+    }
     if pairs:
         given["sweep"] = [f"{name}={value}" for name, value in pairs.items()]
     with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +274,10 @@ def main(arguments: Sequence[str]) -> None:
             f"{killer.owners} owners killed, {seconds:.0f} s in all on {os.cpu_count()} cores"
         )
         found = problems(chaos)
-    print("\n".join(found[:50]) or "nothing lost, nothing double, Optuna and MLflow agree on every trial")
+    print(
+        "\n".join(found[:50])
+        or "nothing lost, nothing double, Optuna and MLflow agree on every trial"
+    )
     sys.exit(bool(found))
 
 

@@ -1,9 +1,10 @@
 """A study of stub trials with the real owner, database and run store, in this process or as one.
 
-    python -m benchmarks.sweep.harness folder=<a folder> n_jobs=8 retries=50 'a=range(10)' 'b=range(10)' seconds=0.1
+    python -m benchmarks.sweep.harness folder=<a folder> n_jobs=8 retries=50 'a=range(10)'
+    'b=range(10)' seconds=0.1
 
-What is no setting of the harness (`Setup`) is the sweep's: swept if it is a sweep by Hydra's grammar, else shared by
-all trials. The same command again goes on with the study.
+What is no setting of the harness (`Setup`) is the sweep's: swept if it is a sweep by Hydra's
+grammar, else shared by all trials. The same command again goes on with the study.
 """
 
 import contextlib
@@ -19,20 +20,18 @@ import optuna
 import yaml
 
 from benchmarks.sweep import stubs
-from src.objectives import parse_limits, parse_objectives
+from src.metrics.registry import parse_limits, parse_objectives
 from src.sweep import space as spaces
 from src.sweep import study as studies
-from src.sweep.executors import process
+from src.sweep.executors import base
 from src.sweep.executors.base import Executor, plain_slots
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.owner import Owner, Policy
-from src.sweep.rows import Rows
-from src.sweep.standing import Standing
+from src.sweep.records import EndedTask, Kind, Task, TrialOutcome
+from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
+from src.sweep.status import StudyStatus
 from src.sweep.storage import Ownership, default_url, open_storage
-from src.sweep.task import Ended, Kind, Outcome, Task
 from src.sweep.trial import TERMINATED
-from src.tracking.orphans import reap
-from src.tracking.store import Store
+from src.tracking.store import Store, reap
 
 STUDY = "stubs"
 BODY = "benchmarks.sweep.stubs:run"
@@ -45,11 +44,11 @@ STUB_MODULES = (
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.artifact.local_artifact_repo",
-    "src.sweep.executors.process",
+    "src.sweep.executors.base",
     "src.sweep.trial",
     "benchmarks.sweep.stubs",
 )
-Answer = Callable[[Task], tuple[Outcome | None, int] | None]
+Answer = Callable[[Task], tuple[TrialOutcome | None, int] | None]
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,17 @@ class Setup:
     @property
     def store(self) -> Store:
         """The runs of the study."""
-        return Store(uri=f"sqlite:///{self.folder / 'mlflow.db'}", experiment="stubs", folder=self.folder)
+        return Store(
+            uri=f"sqlite:///{self.folder / 'mlflow.db'}", experiment="stubs", folder=self.folder
+        )
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> RunPolicy:
         """The owner's."""
-        shared = {item.name for item in fields(Policy)} & {item.name for item in fields(self)}
-        return Policy(is_grid=self.n_trials is None, **{name: getattr(self, name) for name in shared})
+        shared = {item.name for item in fields(RunPolicy)} & {item.name for item in fields(self)}
+        return RunPolicy(
+            is_grid=self.n_trials is None, **{name: getattr(self, name) for name in shared}
+        )
 
 
 class ScriptedExecutor(Executor):
@@ -109,12 +112,14 @@ class ScriptedExecutor(Executor):
 
     Args:
         storage: Where the outcomes are written, as the trials' processes would.
-        answer: What comes of a task, and its exit code; None while it goes on. Without an outcome none is written, as
-            by a process that was killed. What it raises comes out of `wait`.
+        answer: What comes of a task, and its exit code; None while it goes on. Without an outcome
+            none is written, as by a process that was killed. What it raises comes out of `wait`.
         n_jobs: Slots.
     """
 
-    def __init__(self, storage: optuna.storages.BaseStorage, answer: Answer, n_jobs: int = 1) -> None:
+    def __init__(
+        self, storage: optuna.storages.BaseStorage, answer: Answer, n_jobs: int = 1
+    ) -> None:
         super().__init__(plain_slots(n_jobs))
         self.storage = storage
         self.answer = answer
@@ -125,17 +130,17 @@ class ScriptedExecutor(Executor):
     def _start(self, task: Task) -> None:
         self.submitted.append(task)
 
-    def _gone(self) -> list[Ended]:
+    def _gone(self) -> list[EndedTask]:
         for task in self.running():
             if task in self._asked_to_end:
-                return [Ended(task, TERMINATED, "ended with exit code 143")]
+                return [EndedTask(task, TERMINATED, "ended with exit code 143")]
             if found := self.answer(task):
                 outcome, exitcode = found
                 if outcome is not None:
                     began = time.perf_counter()
                     self.storage.set_trial_user_attr(task.trial_id, "outcome", asdict(outcome))
                     self.seconds += time.perf_counter() - began
-                return [Ended(task, exitcode, process.ending(exitcode))]
+                return [EndedTask(task, exitcode, base.ending(exitcode))]
         return []
 
     def _pause(self, seconds: float) -> None:
@@ -160,9 +165,9 @@ class StubExecutor(LocalExecutor):
 def opened(
     setup: Setup,
     make_executor: Callable[[optuna.storages.BaseStorage], Executor] | None = None,
-    show: Callable[[Standing], None] = lambda standing: None,
-) -> Iterator[Owner]:
-    """The owner of the study, opened as `src.launch` opens it.
+    show: Callable[[StudyStatus], None] = lambda standing: None,
+) -> Iterator[Scheduler]:
+    """The owner of the study, opened as `src.study` opens it.
 
     Args:
         setup: The study.
@@ -175,7 +180,9 @@ def opened(
     parsed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
     objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     limits = parse_limits({"limits": list(setup.limits)})
-    definition = studies.Definition(STUDY, objectives, limits, parsed.space.describe(), parsed.fixed)
+    definition = studies.Definition(
+        STUDY, objectives, limits, parsed.space.describe(), parsed.fixed
+    )
     store = setup.store.open()
     with Ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
         reap(store)
@@ -185,19 +192,23 @@ def opened(
         executor.warm_up()
         sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
         study = studies.open_study(storage, definition, sampler, None, spaces.Space.differences)
-        rows = Rows(store, STUDY, study.user_attrs.get("study_run"))
+        rows = StudyRecorder(store, STUDY, study.user_attrs.get("study_run"))
         study.set_user_attr("study_run", rows.parent.id)
         payload = {
             "overrides": parsed.fixed,
             "objectives": stubs.objectives(setup.n_objectives),
             "limits": [str(limit) for limit in limits],
-            "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
+            "tracking": {
+                "uri": store.uri,
+                "experiment": store.experiment,
+                "folder": str(store.folder),
+            },
             "study_run": rows.parent.id,
             "repeats": 1,
             "git": ["unknown", None],
         }
         with rows.parent:
-            yield Owner(
+            yield Scheduler(
                 study,
                 setup.url,
                 parsed.space,

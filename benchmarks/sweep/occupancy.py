@@ -1,10 +1,11 @@
 """Busy workers: `python -m benchmarks.sweep.occupancy [n_trials=160] [n_jobs=4] [shortest=2] [seed=0]`.
 
-Stub trials that sleep, the longest ten times as long as the shortest, in random order, with the real owner, local
-executor and stores. The wall time, from the first start to the last end, is set beside the best schedule of the bare
-sleeps that anybody could make who knows them all beforehand: no schedule is shorter than the sum over the workers or
-than the longest trial, and longest-first comes close to that. Beside it: the same order started greedily with nothing
-lost in between (all that can be had without knowing the sleeps), and in batches that wait for their slowest. The fork
+Stub trials that sleep, the longest ten times as long as the shortest, in random order, with the
+real owner, local executor and stores. The wall time, from the first start to the last end, is set
+beside the best schedule of the bare sleeps that anybody could make who knows them all beforehand:
+no schedule is shorter than the sum over the workers or than the longest trial, and longest-first
+comes close to that. Beside it: the same order started greedily with nothing lost in between (all
+that can be had without knowing the sleeps), and in batches that wait for their slowest. The fork
 server is started, and one trial run, before.
 
 Must hold: at most 1.05 times the best schedule.
@@ -23,7 +24,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from benchmarks.sweep.harness import Setup, StubExecutor, opened
-from src.sweep.task import Ended, Task
+from src.sweep.records import EndedTask, Task
 
 WANTED = 1.05
 DEFAULTS = {"n_trials": 160, "n_jobs": 4, "shortest": 2.0, "seed": 0}
@@ -41,7 +42,7 @@ class TimedExecutor(StubExecutor):
         self.began[task.number] = time.perf_counter()
         return super().submit(task)
 
-    def wait(self, timeout: float) -> list[Ended]:  # noqa: D102
+    def wait(self, timeout: float) -> list[EndedTask]:  # noqa: D102
         found = super().wait(timeout)
         self.ended |= dict.fromkeys((end.task.number for end in found), time.perf_counter())
         return found
@@ -75,11 +76,16 @@ def measured(sweep: Sequence[str], n_jobs: int) -> tuple[float, list[float]]:
         made.append(TimedExecutor(n_jobs))
         return made[-1]
 
-    with tempfile.TemporaryDirectory() as folder, opened(Setup(Path(folder), sweep), executor) as owner:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        opened(Setup(Path(folder), sweep), executor) as owner,
+    ):
         owner.run()
         assert owner.standing.counts["complete"] == owner.total, owner.standing.counts
     began, ended = made[-1].began, made[-1].ended
-    return max(ended.values()) - min(began.values()), [ended[number] - began[number] for number in sorted(began)]
+    return max(ended.values()) - min(began.values()), [
+        ended[number] - began[number] for number in sorted(began)
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -90,7 +96,9 @@ def main(arguments: Sequence[str]) -> None:
     wall, lasted = measured([f"seconds={','.join(map(str, seconds))}"], n_jobs)
     bound = max(sum(seconds) / n_jobs, max(seconds))
     best = greedy(sorted(seconds, reverse=True), n_jobs)
-    print(f"{n_trials} trials of {min(seconds):g} to {max(seconds):g} s, {n_jobs} workers, {os.cpu_count()} cores")
+    print(
+        f"{n_trials} trials of {min(seconds):g} to {max(seconds):g} s, {n_jobs} workers, {os.cpu_count()} cores"
+    )
     for name, value in {
         "lower bound of any schedule": bound,
         "best schedule (longest first)": best,
@@ -101,7 +109,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{name:30s} {value:7.2f} s   {value / best:.3f} times the best")
     own = statistics.fmean(lasted) - statistics.fmean(seconds)
     print(f"of a trial {own:.2f} s are no sleep: its process starts, records, ends (mean)")
-    print(f"workers had a process {sum(lasted) / n_jobs / wall:.1%} of the time; the rest is the owner and the tail")
+    print(
+        f"workers had a process {sum(lasted) / n_jobs / wall:.1%} of the time; the rest is the owner and the tail"
+    )
     print(f"wanted: at most {WANTED}: {'holds' if wall / best <= WANTED else 'does not hold'}")
 
 

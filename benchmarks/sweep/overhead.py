@@ -1,10 +1,12 @@
 """The sweeper's own time a trial as a study grows: `python -m benchmarks.sweep.overhead [n_jobs=4]`.
 
-Two objectives, nine parameters, TPE, SQLite. The study is filled with finished trials up to each size, then some more
-are run through the real owner by an executor that runs nothing: what is left is asking, telling, noting and showing.
-The sampler's own time is taken apart by a clock around its calls.
+Two objectives, nine parameters, TPE, SQLite. The study is filled with finished trials up to each
+size, then some more are run through the real owner by an executor that runs nothing: what is left
+is asking, telling, noting and showing. The sampler's own time is taken apart by a clock around its
+calls.
 
-Must hold: at most 0.1 s a trial at 1,000 trials; without the sampler at most twice what it is at 100.
+Must hold: at most 0.1 s a trial at 1,000 trials; without the sampler at most twice what it is at
+100.
 """
 
 import io
@@ -26,12 +28,12 @@ from rich.console import Console
 
 from benchmarks.sweep import stubs
 from benchmarks.sweep.harness import ScriptedExecutor, Setup, opened
-from src.entry import ROOT
-from src.objectives import parse_objectives
-from src.sweep.live import LiveView
-from src.sweep.owner import Owner
+from src.core.cli import ROOT
+from src.metrics.registry import parse_objectives
+from src.sweep.display import LiveView
+from src.sweep.records import Task, TrialOutcome
 from src.sweep.samplers import make_sampler
-from src.sweep.task import Outcome, Task
+from src.sweep.scheduler import Scheduler
 
 SIZES = (100, 300, 1000)
 RUN = 50  # trials a size, half before it and half behind
@@ -90,13 +92,15 @@ class TimedSampler(BaseSampler):
         self._timed(self.sampler.after_trial, *arguments)
 
 
-def answer(task: Task) -> tuple[Outcome, int]:
+def answer(task: Task) -> tuple[TrialOutcome, int]:
     """A trial that is complete at once, with as many metrics as a real one has."""
-    metrics = stubs.expected(task.payload["cell"]) | {f"best/val/other_{number}": number / 7 for number in range(30)}
-    return Outcome("complete", metrics=metrics, run_id="0" * 32, epoch=40), 0
+    metrics = stubs.expected(task.payload["cell"]) | {
+        f"best/val/other_{number}": number / 7 for number in range(30)
+    }
+    return TrialOutcome("complete", metrics=metrics, run_id="0" * 32, epoch=40), 0
 
 
-def fill(owner: Owner, sampler: BaseSampler, n_trials: int) -> None:
+def fill(owner: Scheduler, sampler: BaseSampler, n_trials: int) -> None:
     """Add finished trials as the owner leaves them, of parameters drawn at random."""
     drawn = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
     for _ in range(n_trials):
@@ -108,7 +112,7 @@ def fill(owner: Owner, sampler: BaseSampler, n_trials: int) -> None:
             "folder": str(owner.folder / "filled"),
             "run_id": "0" * 32,
             "progress": {"epoch": 40, "epochs": 40, "metrics": {}, "time": 0.0},
-            "outcome": asdict(Outcome("complete", metrics=metrics, run_id="0" * 32, epoch=40)),
+            "outcome": asdict(TrialOutcome("complete", metrics=metrics, run_id="0" * 32, epoch=40)),
         }
         values = [metrics[stubs.ACCURACY], metrics[stubs.FLOPS]]
         frozen = drawn.tell(trial, values)
@@ -135,7 +139,10 @@ def measure(setup: Setup, size: int) -> tuple[float, float]:
         there = len(owner.study.get_trials(deepcopy=False))
         fill(owner, optuna.samplers.RandomSampler(seed=size), size - RUN // 2 - there)
     shown = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
-    with LiveView("stubs", shown, Console(file=io.StringIO())) as view, opened(setup, executor, view.show) as owner:
+    with (
+        LiveView("stubs", shown, Console(file=io.StringIO())) as view,
+        opened(setup, executor, view.show) as owner,
+    ):
         sampler.seconds = 0.0
         owner.run()
         assert owner.standing.n_seen == RUN, owner.standing.counts
@@ -147,15 +154,23 @@ def main(arguments: Sequence[str]) -> None:
     rest = {}
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(Path(folder), SPACE, n_objectives=2, n_jobs=int(given.get("n_jobs", 4)))
-        print(f"{len(SPACE)} parameters, 2 objectives, TPE, {setup.n_jobs} workers, {os.cpu_count()} cores; ms a trial")
+        print(
+            f"{len(SPACE)} parameters, 2 objectives, TPE, {setup.n_jobs} workers, {os.cpu_count()} cores; ms a trial"
+        )
         for size in SIZES:
             total, sampler = measure(setup, size)
             rest[size] = total - sampler
-            print(f"{size:5d} trials: {total:6.1f} in all, {sampler:6.1f} the sampler, {rest[size]:6.1f} the rest")
+            print(
+                f"{size:5d} trials: {total:6.1f} in all, {sampler:6.1f} the sampler, {rest[size]:6.1f} the rest"
+            )
     growth = rest[SIZES[-1]] / rest[SIZES[0]]
     holds = total <= 1000 * WANTED_S and growth <= WANTED_GROWTH
-    print(f"without the sampler {growth:.2f} times from {SIZES[0]} to {SIZES[-1]} trials (wanted: {WANTED_GROWTH:g} at")
-    print(f"most, and {1000 * WANTED_S:.0f} ms in all at {SIZES[-1]}): {'holds' if holds else 'does not hold'}")
+    print(
+        f"without the sampler {growth:.2f} times from {SIZES[0]} to {SIZES[-1]} trials (wanted: {WANTED_GROWTH:g} at"
+    )
+    print(
+        f"most, and {1000 * WANTED_S:.0f} ms in all at {SIZES[-1]}): {'holds' if holds else 'does not hold'}"
+    )
 
 
 if __name__ == "__main__":

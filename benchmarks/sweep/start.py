@@ -1,9 +1,10 @@
 """How soon a trial trains: `python -m benchmarks.sweep.start [rounds=10]`.
 
-From the moment a real trial (`src.jobs`: composed, built, recorded, its inputs described) is handed to the local
-executor until its first batch is on the way into the net, and until that batch is done; beside it the same config by
-itself in a fresh interpreter (`python -m src.train`), in turn. Small synthetic pictures, decoded before; one trial at a
-time; the fork server runs, and one trial of each kind is run before.
+From the moment a real trial (`src.run`: composed, built, recorded, its inputs described) is handed
+to the local executor until its first batch is on the way into the net, and until that batch is
+done; beside it the same config by itself in a fresh interpreter (`python -m src.train`), in turn.
+Small synthetic pictures, decoded before; one trial at a time; the fork server runs, and one trial
+of each kind is run before.
 
 Must hold: at most 0.5 s to the first batch (median).
 """
@@ -24,9 +25,9 @@ from optuna.storages import BaseStorage
 from pytorch_lightning import Callback
 
 from benchmarks.sweep.harness import Setup, opened
-from src.entry import ROOT
+from src.core.cli import ROOT
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.task import Task
+from src.sweep.records import Task
 
 WANTED_S = 0.5
 TINY = (
@@ -51,7 +52,9 @@ class FirstBatch(Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:  # noqa: D102
         self.began = self.began or time.time()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # noqa: D102
         if batch_idx == 0:
             with self.file.open("a") as file:
                 file.write(f"{self.began} {time.time()}\n")
@@ -61,7 +64,7 @@ class NotingExecutor(LocalExecutor):
     """The local executor as a sweep has it, with a note of when each trial was handed over."""
 
     def __init__(self) -> None:
-        super().__init__(1, devices=None, preload=["src.jobs:prepare_process", __spec__.name])
+        super().__init__(1, devices=None, preload=["src.run:prepare_process", __spec__.name])
         self.asked: list[float] = []
 
     def submit(self, task: Task) -> Task:  # noqa: D102
@@ -79,7 +82,7 @@ def forked(folder: Path, rounds: int) -> list[tuple[float, float]]:
 
     seeds = f"seed={','.join(map(str, range(rounds + 1)))}"
     sweep = (*TINY, f"+callbacks.clock.file={folder / 'forked'}", seeds)
-    with opened(Setup(folder, sweep, body="src.jobs:run_trial"), executor) as owner:
+    with opened(Setup(folder, sweep, body="src.run:run_trial"), executor) as owner:
         standing = owner.run()
     assert standing.counts["complete"] == rounds + 1, standing.take_events()
     return since(made[-1].asked, folder / "forked")[1:]
@@ -92,7 +95,12 @@ def fresh(folder: Path, rounds: int) -> list[tuple[float, float]]:
         outside = (f"tracking.folder={folder}", f"hydra.run.dir={folder / 'single' / str(seed)}")
         arguments = [*TINY, f"+callbacks.clock.file={folder / 'fresh'}", f"seed={seed}", *outside]
         asked.append(time.time())
-        subprocess.run([sys.executable, "-m", "src.train", *arguments], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "src.train", *arguments],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
     return since(asked, folder / "fresh")[1:]
 
 
@@ -106,9 +114,17 @@ def main(arguments: Sequence[str]) -> None:
     given = dict(argument.split("=", 1) for argument in arguments)
     rounds = int(given.get("rounds", 10))
     with tempfile.TemporaryDirectory() as folder:
-        times = {"a fresh interpreter": fresh(Path(folder), rounds), "the local executor": forked(Path(folder), rounds)}
-    print(f"median of {rounds} trials on {os.cpu_count()} cores; asked to first batch, and to its end")
-    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
+        times = {
+            "a fresh interpreter": fresh(Path(folder), rounds),
+            "the local executor": forked(Path(folder), rounds),
+        }
+    print(
+        f"median of {rounds} trials on {os.cpu_count()} cores; asked to first batch, and to its end"
+    )
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)]
+        for name, rows in times.items()
+    }
     rival = medians["a fresh interpreter"][0]
     for name, (began, ended) in medians.items():
         print(f"{name:20s} {began:6.2f} s {ended:6.2f} s   {rival / began:5.1f} times as fast")

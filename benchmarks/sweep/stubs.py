@@ -1,7 +1,7 @@
 """Trials without a net: they record, report and commit as real ones do, and sleep where those would train.
 
-What a stub does is said by its overrides, fixed or swept: `seconds=0.5 epochs=2 way=nan`; all else is a parameter that
-only decides its values.
+What a stub does is said by its overrides, fixed or swept: `seconds=0.5 epochs=2 way=nan`; all else
+is a parameter that only decides its values.
 """
 
 import os
@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from src.objectives import parse_objectives
-from src.sweep.trial import EndedEarly, TrialContext
+from src.metrics.registry import parse_objectives
+from src.sweep.records import EndedEarly
+from src.sweep.trial import TrialContext
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -23,7 +24,7 @@ MANNERS = ("seconds", "epochs", "way", "flops")
 
 
 def run(context: TrialContext) -> Any:
-    """One run into the stores, in the order in which `src.jobs` does it.
+    """One run into the stores, in the order in which `src.run` does it.
 
     Args:
         context: Of the trial.
@@ -35,7 +36,14 @@ def run(context: TrialContext) -> Any:
     seconds, epochs = float(values.get("seconds", 0)), int(values.get("epochs", 1))
     metrics = expected(context.payload["overrides"])
     task, cell = context.task, " ".join(context.payload["cell"])
-    tags = {"kind": "run", "study": task.study, "trial": task.number, "repeat": 0, "seed": 0, "overrides": cell}
+    tags = {
+        "kind": "run",
+        "study": task.study,
+        "trial": task.number,
+        "repeat": 0,
+        "seed": 0,
+        "overrides": cell,
+    }
     store = Store(**context.payload["tracking"])
     with Run.start(store, "stub", tags, values, context.payload["study_run"]) as run:
         context.started(run.id)
@@ -44,7 +52,9 @@ def run(context: TrialContext) -> Any:
             context.known_cost({FLOPS: metrics[FLOPS]})
             for epoch in range(1, epochs + 1):
                 time.sleep(seconds / epochs)
-                context.epoch(epoch, epochs, {"val/balanced_accuracy": metrics[ACCURACY] * epoch / epochs})
+                context.epoch(
+                    epoch, epochs, {"val/balanced_accuracy": metrics[ACCURACY] * epoch / epochs}
+                )
         except EndedEarly as early:
             run.ends_early(early.state, str(early))
             run.flush()
@@ -68,23 +78,31 @@ def overridden(overrides: Sequence[str]) -> dict[str, Any]:
 def expected(overrides: Sequence[str]) -> dict[str, float]:
     """What a stub with these overrides records: by arithmetic, so that whoever checks can say it, too.
 
-    The parameters' numbers are read as digits, the first the most significant: a=1 b=2 c=3 gives 123.
+    The parameters' numbers are read as digits, the first the most significant: a=1 b=2 c=3 gives
+    123.
 
     Returns:
-        Balanced accuracy 0.123 and FLOPs that seem to have nothing to do with it, unless `flops` is overridden.
+        Balanced accuracy 0.123 and FLOPs that seem to have nothing to do with it, unless `flops` is
+        overridden.
     """
     values = overridden(overrides)
     number = 0.0
     for name, value in values.items():
         if name not in MANNERS and isinstance(value, int | float):
             number = 10 * number + value
-    return {ACCURACY: number / 1000, FLOPS: float(values.get("flops", (37 * number % 101 + 1) * 1e6))}
+    return {
+        ACCURACY: number / 1000,
+        FLOPS: float(values.get("flops", (37 * number % 101 + 1) * 1e6)),
+    }
 
 
 def objectives(count: int) -> list[dict[str, str]]:
     """The first so many objectives of a stub, as a config lists them."""
     entries = [{"metric": "val/balanced_accuracy"}, {"metric": "efficiency/flops"}][:count]
-    return [{"metric": each.metric, "direction": each.direction} for each in parse_objectives({"objectives": entries})]
+    return [
+        {"metric": each.metric, "direction": each.direction}
+        for each in parse_objectives({"objectives": entries})
+    ]
 
 
 def _raise(context: TrialContext) -> Mapping[str, float]:

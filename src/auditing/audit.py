@@ -17,12 +17,12 @@ from src.auditing.verdicts import (
     NOT_TESTABLE,
     UNDECIDED,
     VERDICTS,
-    Outcome,
-    Verdict,
+    ClaimOutcome,
+    ClaimVerdict,
     agrees,
     decide,
 )
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Audited:
 
     claim: Claim
     number: Printed | None
-    outcomes: list[Outcome]
-    verdict: Verdict
+    outcomes: list[ClaimOutcome]
+    verdict: ClaimVerdict
     command: str = ""
 
     @property
@@ -79,7 +79,9 @@ class Audited:
         return list(dict.fromkeys(problem for problem in own if problem))
 
     def _why_not_testable(self) -> str:
-        told = "; ".join([*self.problems, *([f"record them: {self.command}"] if self.command else [])])
+        told = "; ".join(
+            [*self.problems, *([f"record them: {self.command}"] if self.command else [])]
+        )
         beside = [
             f"{outcome.reading} {shown(outcome, self.number)}"
             for outcome in self.outcomes
@@ -118,11 +120,15 @@ def audit(paper: Paper, recorded: Recorded) -> Audit:
         ConfigError: A claim that cannot be worked out; the message names its key.
     """
     figures = Figures(paper, recorded)
-    bar = tqdm(paper.claims, desc=paper.name, unit="claim", leave=False, disable=not sys.stderr.isatty())
-    return Audit(paper, [_audited(claim, figures, place, paper.command) for place, claim in enumerate(bar)])
+    bar = tqdm(
+        paper.claims, desc=paper.name, unit="claim", leave=False, disable=not sys.stderr.isatty()
+    )
+    return Audit(
+        paper, [_audited(claim, figures, place, paper.command) for place, claim in enumerate(bar)]
+    )
 
 
-def shown(outcome: Outcome, number: Printed | None) -> str:
+def shown(outcome: ClaimOutcome, number: Printed | None) -> str:
     """A reading's figure, in its own unit or that of the printed one, with its range if it has one."""
     found = outcome.found
     if math.isnan(found.value):
@@ -146,8 +152,8 @@ def _audited(claim: Claim, figures: Figures, place: int, command: str) -> Audite
             agreed = agrees(found, number, claim.relation)
             if agreed is None and not math.isnan(found.value) and not found.problem:
                 found = replace(found, problem=UNDECIDED)
-        outcomes.append(Outcome(reading.name, found, reading.beside, agreed, reading.unit))
-    verdict = Verdict(NOT_TESTABLE, None) if claim.untestable else decide(outcomes)
+        outcomes.append(ClaimOutcome(reading.name, found, reading.beside, agreed, reading.unit))
+    verdict = ClaimVerdict(NOT_TESTABLE, None) if claim.untestable else decide(outcomes)
     lacks = any(outcome.found.unrecorded and not outcome.beside for outcome in outcomes)
     return Audited(claim, number, outcomes, verdict, command if lacks else "")
 

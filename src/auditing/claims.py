@@ -8,7 +8,7 @@ import pydantic
 
 from src.auditing.counts import COUNTS
 from src.auditing.operations import OPERATIONS
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 KINDS = ("printed", "count", "operation", "figure", "measured", "published")
 
@@ -39,16 +39,18 @@ class Requirement(_Strict):
         return self
 
 
-class System(_Strict):
+class PaperSystem(_Strict):
     """A system of the paper, as it is trained here.
 
     Attributes:
         preset: Choice of conf/experiment that its runs come from; their tag `preset`.
         data: The data set's name; their tag `data`.
         split: How the images were split; their tag `split`, such as "image (leaking)" or "grouped".
-        fixed: What makes it the paper's system: columns of the table of runs, such as params.model.net.width or
-            metrics.efficiency/params, and their values; the tag `preset` outlives every override.
-        requires: And what else its runs must have. Others are shown beside the claim, but decide nothing.
+        fixed: What makes it the paper's system: columns of the table of runs, such as
+            params.model.net.width or metrics.efficiency/params, and their values; the tag `preset`
+            outlives every override.
+        requires: And what else its runs must have. Others are shown beside the claim, but decide
+            nothing.
     """
 
     preset: str
@@ -66,14 +68,15 @@ class System(_Strict):
         return fixed
 
 
-class Measured(_Strict):
+class MeasuredClaim(_Strict):
     """A metric of a system's recorded runs.
 
     Attributes:
         system: Its name in the paper's `systems`.
-        metric: On the test split, by the run record's names without the split, such as accuracy or recall/mel; or a
-            cost, such as efficiency/latency_ms/b1/p50.
-        less: Another system, whose value on the same images is taken off; of metrics on the test split only.
+        metric: On the test split, by the run record's names without the split, such as accuracy or
+            recall/mel; or a cost, such as efficiency/latency_ms/b1/p50.
+        less: Another system, whose value on the same images is taken off; of metrics on the test
+            split only.
     """
 
     system: str
@@ -91,9 +94,11 @@ class Measured(_Strict):
         return self.metric.startswith(("efficiency/", "time/"))
 
     @pydantic.model_validator(mode="after")
-    def _pairs(self) -> "Measured":
+    def _pairs(self) -> "MeasuredClaim":
         if self.less and self.is_cost:
-            raise ValueError(f"less takes a metric on the test split, but got {self.metric}: take operation: ratio")
+            raise ValueError(
+                f"less takes a metric on the test split, but got {self.metric}: take operation: ratio"
+            )
         return self
 
 
@@ -101,9 +106,12 @@ class Figure(_Strict):
     """A number by one of `KINDS`.
 
     Attributes:
-        printed: As the paper prints it; `step`: the worth of its last digit, where that is not the last one printed.
-        count: What is counted of a net (one of `COUNTS`, several are added up); `net`: its name in the paper's `nets`.
-        operation: One of `OPERATIONS`; `of`: numbers, names of figures, and ids of claims (their printed values).
+        printed: As the paper prints it; `step`: the worth of its last digit, where that is not the
+            last one printed.
+        count: What is counted of a net (one of `COUNTS`, several are added up); `net`: its name in
+            the paper's `nets`.
+        operation: One of `OPERATIONS`; `of`: numbers, names of figures, and ids of claims (their
+            printed values).
         figure: Another figure or a claim's printed value, as it is.
         measured: From recorded runs.
         published: By others; `source`: where.
@@ -116,7 +124,7 @@ class Figure(_Strict):
     operation: str | None = None
     of: list[float | str] = []
     figure: str | None = None
-    measured: Measured | None = None
+    measured: MeasuredClaim | None = None
     published: float | None = None
     source: str = ""
 
@@ -139,7 +147,9 @@ class Figure(_Strict):
     def _one_kind(self) -> "Figure":
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"must have one of {', '.join(KINDS)}, but has {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"must have one of {', '.join(KINDS)}, but has {' and '.join(given) or 'none'}"
+            )
         partners = {"count": "net", "operation": "of", "published": "source"}
         partner = partners.get(self.kind)
         if partner and not getattr(self, partner):
@@ -196,9 +206,11 @@ class Paper(_Strict):
         name: As it is typed.
         title, citation, source: Of the paper.
         read: What of it was at hand.
-        protocol: What its reader must know: where it is silent or says two things, and what was taken here.
+        protocol: What its reader must know: where it is silent or says two things, and what was
+            taken here.
         command: Records the runs that its claims are measured by.
-        nets: Composed configs of `conf/model`, by name, each with its image size and number of outputs.
+        nets: Composed configs of `conf/model`, by name, each with its image size and number of
+            outputs.
         systems: By name.
         figures: That several claims use, by name.
         claims: In the paper's order.
@@ -212,7 +224,7 @@ class Paper(_Strict):
     protocol: list[str] = []
     command: str
     nets: dict[str, dict[str, Any]] = {}
-    systems: dict[str, System] = {}
+    systems: dict[str, PaperSystem] = {}
     figures: dict[str, Figure] = {}
     claims: list[Claim]
 
@@ -230,9 +242,15 @@ def parse(plain: Mapping[str, Any]) -> Paper:
         paper = Paper.model_validate(dict(plain))
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
-        given = "" if isinstance(problem["input"], Mapping | list) else f", but got {problem['input']!r}"
+        given = (
+            ""
+            if isinstance(problem["input"], Mapping | list)
+            else f", but got {problem['input']!r}"
+        )
         told = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(_key(("paper", *problem["loc"])), f"{told[:1].lower()}{told[1:]}{given}") from None
+        raise ConfigError(
+            _key(("paper", *problem["loc"])), f"{told[:1].lower()}{told[1:]}{given}"
+        ) from None
     _check_names(paper)
     return paper
 
@@ -242,7 +260,9 @@ def _check_names(paper: Paper) -> None:
     for number, claim in enumerate(paper.claims):
         where = f"paper.claims[{number}]"
         if claim.id in known:
-            raise ConfigError(f"{where}.id", f"{claim.id} is taken: each claim and figure needs a name of its own")
+            raise ConfigError(
+                f"{where}.id", f"{claim.id} is taken: each claim and figure needs a name of its own"
+            )
         known.add(claim.id)
         if not claim.readings and not claim.untestable:
             raise ConfigError(where, f"{claim.id} needs readings, or a reason why it is untestable")
@@ -251,7 +271,9 @@ def _check_names(paper: Paper) -> None:
         _known([figure.operation or "sum"], OPERATIONS, f"{where}.operation")
         _known(figure.references, known, f"{where}.{'of' if figure.of else 'figure'}")
         _known([figure.net] if figure.net else [], paper.nets, f"{where}.net")
-        _known(figure.measured.systems if figure.measured else [], paper.systems, f"{where}.measured")
+        _known(
+            figure.measured.systems if figure.measured else [], paper.systems, f"{where}.measured"
+        )
 
 
 def _all_figures(paper: Paper) -> Iterator[tuple[str, Figure]]:
@@ -276,4 +298,6 @@ def _are(choices: list[str]) -> str:
 
 
 def _key(location: Iterable[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
+    ).lstrip(".")

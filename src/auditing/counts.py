@@ -9,20 +9,27 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from src.config import check, instantiate
-from src.efficiency.flops import count_flops
-from src.efficiency.parameters import count_parameters, size_mb
+from src.core.config import check, instantiate
+from src.efficiency.flops import count_flops, count_parameters, size_mb
 
 
 def running_statistics(net: nn.Module, image_size: int = 0) -> int:
     """Running means and variances of batch normalisation: buffers in torch, (untrainable) parameters in Keras."""
-    means = [module.running_mean for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    means = [
+        module.running_mean
+        for module in net.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     return sum(2 * mean.numel() for mean in means if mean is not None)
 
 
 def convolution_biases(net: nn.Module, image_size: int = 0) -> int:
     """Biases that convolutions here do without, a value an output channel; Keras's ResNet50 has them."""
-    return sum(module.out_channels for module in net.modules() if isinstance(module, nn.Conv2d) and module.bias is None)
+    return sum(
+        module.out_channels
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d) and module.bias is None
+    )
 
 
 COUNTS = {
@@ -64,7 +71,9 @@ class Nets:
         where = f"{self._key}.{name}.net"
         config = dict(self._configs[name].get("net", {}))
         if "weights" in config:
-            config["weights"] = "random"  # what is counted does not depend on them: nothing is downloaded
+            config["weights"] = (
+                "random"  # what is counted does not depend on them: nothing is downloaded
+            )
         check(config, where)
         with torch.device("meta"):  # nor is anything drawn, which takes longer than all counting
             net = instantiate(OmegaConf.create(config), where)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from src.auditing import printed
-from src.auditing.claims import Figure, Measured, Paper
+from src.auditing.claims import Figure, MeasuredClaim, Paper
 from src.auditing.counts import Nets
 from src.auditing.operations import OPERATIONS, Range, apply
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Found:
 
     Attributes:
         value: NaN where there is none.
-        low, high: Its range: of rounding for printed figures and what is computed from them, of chance for measured
+        low, high: Its range: of rounding for printed figures and what is computed from them, of
+        chance for measured
             ones.
         text: As it stands in arithmetic.
-        origins: Of what it is made: printed, counted, published, measured; none if of plain numbers only.
+        origins: Of what it is made: printed, counted, published, measured; none if of plain numbers
+            only.
         how: How it was found, in words.
         problem: Why it decides nothing; empty if it does.
         unrecorded: It has no value because no run that would give it is recorded.
@@ -45,7 +47,7 @@ class Found:
 class Recorded(Protocol):
     """Who knows what recorded runs say."""
 
-    def measure(self, wanted: Measured) -> Found:
+    def measure(self, wanted: MeasuredClaim) -> Found:
         """A metric of a system, or why there is none."""
 
 
@@ -78,7 +80,9 @@ class Figures:
         if name not in self._named:
             raise ConfigError(key, f"the claim {name} prints no number: give it a value")
         if name in self._open:
-            raise ConfigError(f"paper.figures.{name}", f"depends on itself: {' -> '.join([*self._open, name])}")
+            raise ConfigError(
+                f"paper.figures.{name}", f"depends on itself: {' -> '.join([*self._open, name])}"
+            )
         if name not in self._done:
             self._open.append(name)
             self._done[name] = self.work_out(self._named[name], f"paper.figures.{name}")
@@ -101,13 +105,17 @@ class Figures:
             "operation": self._computed,
             "figure": lambda figure, key: self.of(str(figure.figure), key),
             "measured": self._measured,
-            "published": lambda figure, key: _exact(figure.published or 0.0, "published", figure.source),
+            "published": lambda figure, key: _exact(
+                figure.published or 0.0, "published", figure.source
+            ),
         }
         return work[figure.kind](figure, key)
 
     def _printed(self, figure: Figure, key: str) -> Found:
         number = printed.parse(str(figure.printed), f"{key}.printed", figure.step)
-        return Found(number.value, number.low, number.high, number.text, frozenset({"printed"}), "as printed")
+        return Found(
+            number.value, number.low, number.high, number.text, frozenset({"printed"}), "as printed"
+        )
 
     def _measured(self, figure: Figure, key: str) -> Found:
         assert figure.measured is not None
@@ -115,11 +123,16 @@ class Figures:
 
     def _counted(self, figure: Figure, key: str) -> Found:
         parts = {what: self._nets.count(str(figure.net), [what]) for what in figure.counts}
-        what = " + ".join(f"{_thousands(value)} {what.replace('_', ' ')}" for what, value in parts.items())
+        what = " + ".join(
+            f"{_thousands(value)} {what.replace('_', ' ')}" for what, value in parts.items()
+        )
         return _exact(sum(parts.values()), "counted", f"{what} of the net {figure.net}")
 
     def _computed(self, figure: Figure, key: str) -> Found:
-        name, operands = str(figure.operation), [self._operand(each, f"{key}.of") for each in figure.of]
+        name, operands = (
+            str(figure.operation),
+            [self._operand(each, f"{key}.of") for each in figure.of],
+        )
         origins: frozenset[str] = frozenset().union(*(each.origins for each in operands))
         problems = list(dict.fromkeys(each.problem for each in operands if each.problem))
         if any(math.isnan(each.value) for each in operands):

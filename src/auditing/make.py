@@ -8,19 +8,19 @@ import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src.analysis.wording import joined
 from src.auditing import claims, tables
 from src.auditing.audit import Audit, audit
-from src.auditing.recorded import Bootstrap, Runs
-from src.auditing.settings import Settings
-from src.config import check, instantiate, resolve
-from src.entry import ROOT
-from src.reproducibility import git_state
-from src.tracking import cache
-from src.tracking.limits import masked, recordable
-from src.tracking.run import Run
+from src.auditing.recorded import ClaimBootstrap, Runs
+from src.auditing.settings import ClaimsSettings
+from src.auditing.verdicts import CONTRADICTED
+from src.core.cli import ROOT
+from src.core.config import check, instantiate, resolve
+from src.core.environment import git_state
+from src.core.files import atomic_folder
+from src.metrics.formatting import joined
+from src.tracking import read
+from src.tracking.run import Run, masked, recordable
 from src.tracking.store import Store
-from src.whole import whole_folder
 
 console = Console(width=100)
 KIND = "audit"  # the tag `kind` of its run, and the folder of its artifacts
@@ -40,12 +40,12 @@ def make(config: DictConfig) -> Audit:
     """
     plain = resolve(config)
     own = {key: value for key, value in plain.items() if key not in ("tracking", "paper")}
-    check({"_target_": "src.auditing.settings.Settings", **own})
+    check({"_target_": "src.auditing.settings.ClaimsSettings", **own})
     check(plain["tracking"], "tracking")
-    settings, paper = Settings(**own), claims.parse(plain["paper"])
+    settings, paper = ClaimsSettings(**own), claims.parse(plain["paper"])
     store: Store = instantiate(config.tracking, "tracking")
     runs = _runs(store)
-    bootstrap = Bootstrap(settings.samples, settings.seed, settings.level)
+    bootstrap = ClaimBootstrap(settings.samples, settings.seed, settings.level)
     reader = Runs(runs, store, paper, settings.studies, settings.seeds, bootstrap)
     done = audit(paper, reader)
     folder = Path(settings.folder) / recordable(f"audit_{paper.name}").replace("/", "_")
@@ -55,7 +55,12 @@ def make(config: DictConfig) -> Audit:
     made = f"Made {now} UTC at commit {commit or 'unknown'}{with_changes}; runs from {masked(store.uri)}."
     write(done, folder, made)
     if settings.publish:
-        tags = {"kind": KIND, "paper": paper.name, "git_commit": commit or "unknown", "git_dirty": dirty}
+        tags = {
+            "kind": KIND,
+            "paper": paper.name,
+            "git_commit": commit or "unknown",
+            "git_dirty": dirty,
+        }
         publish(done, folder, store, tags, own)
     show(done, folder)
     return done
@@ -67,26 +72,37 @@ def write(done: Audit, folder: Path, made: str) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    with whole_folder(folder, "the audit") as draft:
+    with atomic_folder(folder, "the audit") as draft:
         tables.write(done, draft, made)
 
 
 def publish(
-    done: Audit, folder: Path, store: Store, tags: Mapping[str, object], settings: Mapping[str, object]
+    done: Audit,
+    folder: Path,
+    store: Store,
+    tags: Mapping[str, object],
+    settings: Mapping[str, object],
 ) -> None:
     """Record the audit as a run of its own: its files, and how many claims came to each verdict."""
     with Run.start(store, f"audit {done.paper.name}", tags, {KIND: settings}) as run:
         run.artifact(folder, KIND)
-        run.log({f"audit/{name.replace(' ', '_')}": float(number) for name, number in done.counts.items()})
+        run.log(
+            {
+                f"audit/{name.replace(' ', '_')}": float(number)
+                for name, number in done.counts.items()
+            }
+        )
 
 
 def show(done: Audit, folder: Path) -> None:
     """Tell the verdicts on the terminal, 100 columns wide."""
     console.rule(f"{done.paper.name}: what it claims, and what is found here", align="left")
     console.print(tables.terminal(done))
-    console.print(", ".join(f"{number} {name}" for name, number in done.counts.items()), highlight=False)
+    console.print(
+        ", ".join(f"{number} {name}" for name, number in done.counts.items()), highlight=False
+    )
     for each in done.claims:
-        if each.verdict.name == tables.CONTRADICTED:
+        if each.verdict.name == CONTRADICTED:
             console.print(f"! {each.claim.id}: {each.reason}", markup=False, highlight=False)
     untested: dict[str, list[str]] = {}
     for each in done.claims:
@@ -95,7 +111,12 @@ def show(done: Audit, folder: Path) -> None:
     for reason, ids in untested.items():
         console.print(f"- not testable: {joined(ids)}: {reason}", markup=False, highlight=False)
     if any(each.command for each in done.claims):
-        console.print(f"record the missing runs: {done.paper.command}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"record the missing runs: {done.paper.command}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"look: {folder / 'audit.md'}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -103,4 +124,4 @@ def _runs(store: Store) -> pd.DataFrame:
     """All runs of the store's experiment; none where there is no store yet."""
     if store.database is not None and not store.database.exists():
         return pd.DataFrame(columns=["run_id", "status"])
-    return cache.cached_runs(store.open(create=False))
+    return read.cached_runs(store.open(create=False))

@@ -1,7 +1,7 @@
 """The arithmetic that claims are held against: named operations on figures that are known to within their rounding.
 
-Each result has a range: the operation at every corner of its operands' ranges. The operations are monotone in each
-operand, so no rounded operand can lead out of it.
+Each result has a range: the operation at every corner of its operands' ranges. The operations are
+monotone in each operand, so no rounded operand can lead out of it.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 Range = tuple[float, float, float]  # value, least, largest
 
@@ -21,7 +21,8 @@ class Operation:
     Attributes:
         function: Of the operands' ranges.
         operands: How many it takes; None: two or more.
-        shown: The arithmetic, the operands as {0}, {1} ...; empty: the operation's name and its operands.
+        shown: The arithmetic, the operands as {0}, {1} ...; empty: the operation's name and its
+            operands.
     """
 
     function: Callable[[Sequence[Range]], Range]
@@ -30,7 +31,11 @@ class Operation:
 
     def show(self, name: str, texts: Sequence[str]) -> str:
         """The arithmetic with its operands as texts."""
-        return self.shown.format(*texts) if self.shown else f"{name.replace('_', ' ')} of {', '.join(texts)}"
+        return (
+            self.shown.format(*texts)
+            if self.shown
+            else f"{name.replace('_', ' ')} of {', '.join(texts)}"
+        )
 
 
 def apply(name: str, operands: Sequence[Range], key: str = "operation") -> Range:
@@ -86,7 +91,8 @@ def true_negative_share(precision: float, recall: float, positives: float, image
 def z_of_shares(first: float, second: float, number: float) -> float:
     """Difference of two shares of `number` cases each in standard errors, taken as independent.
 
-    Of two classifiers on the same cases that is too few rather than too many: their answers agree more often.
+    Of two classifiers on the same cases that is too few rather than too many: their answers agree
+    more often.
     """
     pooled = (first + second) / 2
     return (first - second) / math.sqrt(2 * pooled * (1 - pooled) / number)
@@ -100,7 +106,11 @@ def z_of_areas(first: float, second: float, positives: float, negatives: float) 
 
     def variance(area: float) -> float:
         one, two = area / (2 - area), 2 * area**2 / (1 + area)
-        spread = area * (1 - area) + (positives - 1) * (one - area**2) + (negatives - 1) * (two - area**2)
+        spread = (
+            area * (1 - area)
+            + (positives - 1) * (one - area**2)
+            + (negatives - 1) * (two - area**2)
+        )
         return spread / (positives * negatives)
 
     return (first - second) / math.sqrt(variance(first) + variance(second))
@@ -114,7 +124,10 @@ def common_denominator(operands: Sequence[Range]) -> Range:
     """
     (least, *_), (most, *_), *shares = operands
     for number in range(math.ceil(least), math.floor(most) + 1):
-        if all(math.ceil(low * number - 1e-9) <= math.floor(high * number + 1e-9) for _, low, high in shares):
+        if all(
+            math.ceil(low * number - 1e-9) <= math.floor(high * number + 1e-9)
+            for _, low, high in shares
+        ):
             return float(number), float(number), float(number)
     raise ValueError(f"no number from {least:g} to {most:g} has them all as whole parts")
 
@@ -143,27 +156,45 @@ OPERATIONS = {
     "ratio": Operation(_at_corners(lambda a, b: a / b), 2, "{0} / {1}"),
     "complement": Operation(_at_corners(lambda a: 1 - a), 1, "1 - {0}"),
     "square_root": Operation(_at_corners(math.sqrt), 1, "square root of {0}"),
-    "reduction": Operation(_at_corners(lambda before, after: 1 - after / before), 2, "1 - {1} / {0}"),
-    "increase": Operation(_at_corners(lambda before, after: after / before - 1), 2, "{1} / {0} - 1"),
-    "share_after_oversampling": Operation(_at_corners(lambda ratio: ratio / (1 + ratio)), 1, "{0} / (1 + {0})"),
+    "reduction": Operation(
+        _at_corners(lambda before, after: 1 - after / before), 2, "1 - {1} / {0}"
+    ),
+    "increase": Operation(
+        _at_corners(lambda before, after: after / before - 1), 2, "{1} / {0} - 1"
+    ),
+    "share_after_oversampling": Operation(
+        _at_corners(lambda ratio: ratio / (1 + ratio)), 1, "{0} / (1 + {0})"
+    ),
     "share_rounded_up": Operation(_at_corners(_rounded_up), 2, "{1} of {0}, rounded up"),
-    "milliseconds_each": Operation(_at_corners(lambda seconds, number: 1000 * seconds / number), 2, "1000 {0} / {1}"),
+    "milliseconds_each": Operation(
+        _at_corners(lambda seconds, number: 1000 * seconds / number), 2, "1000 {0} / {1}"
+    ),
     "precision": Operation(
-        _at_corners(precision), 3, "recall {0}, specificity {1} and prevalence {2} give by Bayes the precision"
+        _at_corners(precision),
+        3,
+        "recall {0}, specificity {1} and prevalence {2} give by Bayes the precision",
     ),
     "prevalence": Operation(
-        _at_corners(prevalence), 3, "precision {0}, recall {1} and specificity {2} give by Bayes the prevalence"
+        _at_corners(prevalence),
+        3,
+        "precision {0}, recall {1} and specificity {2} give by Bayes the prevalence",
     ),
     "specificity": Operation(
-        _at_corners(specificity), 4, "precision {0} and recall {1} with {2} malignant of {3} give the specificity"
+        _at_corners(specificity),
+        4,
+        "precision {0} and recall {1} with {2} malignant of {3} give the specificity",
     ),
     "true_negative_share": Operation(
         _at_corners(true_negative_share),
         4,
         "precision {0} and recall {1} with {2} malignant of {3} give true negatives over all images",
     ),
-    "z_of_shares": Operation(_at_corners(z_of_shares), 3, "({0} - {1}) in standard errors of {2} cases each"),
-    "z_of_areas": Operation(_at_corners(z_of_areas), 4, "({0} - {1}) in standard errors, {2} malignant, {3} benign"),
+    "z_of_shares": Operation(
+        _at_corners(z_of_shares), 3, "({0} - {1}) in standard errors of {2} cases each"
+    ),
+    "z_of_areas": Operation(
+        _at_corners(z_of_areas), 4, "({0} - {1}) in standard errors, {2} malignant, {3} benign"
+    ),
     "common_denominator": Operation(common_denominator, None),
     "rank_from_lowest": Operation(_rank_from_lowest, None),
     "rank_from_highest": Operation(_rank_from_highest, None),

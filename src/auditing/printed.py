@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 SCALES = {"%": 1e-2, "K": 1e3, "thousand": 1e3, "M": 1e6, "million": 1e6, "B": 1e9, "billion": 1e9}
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?\s*(%|[A-Za-z][A-Za-z ]*)?")
@@ -22,7 +22,8 @@ class Printed:
     Attributes:
         text: As it is printed: "692K", "13,216.76%", "0.8284", "14.4 seconds".
         value: What it means; a percentage as a fraction, "692K" as 692,000.
-        step: Worth of the last printed digit; the true value lies within half of it. 0: it is exact.
+        step: Worth of the last printed digit; the true value lies within half of it. 0: it is
+            exact.
         unit: What follows the digits, such as "%", "K" or "seconds"; may be empty.
         digits: Printed behind the decimal point.
     """
@@ -72,17 +73,26 @@ def parse(text: str, key: str = "printed", step: float | None = None) -> Printed
     """A printed number.
 
     Args:
-        text: Digits, with thousands' commas or not, and a unit: %, K, M, B, thousand, million, billion, or any word.
+        text: Digits, with thousands' commas or not, and a unit: %, K, M, B, thousand, million,
+            billion, or any word.
         key: Where it stands, for the error.
-        step: Worth of the last digit that counts, in the unit's terms, where it is not the last one printed; 0: exact.
+        step: Worth of the last digit that counts, in the unit's terms, where it is not the last one
+            printed; 0: exact.
 
     Raises:
         ConfigError: It is no number.
     """
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(key, f"must be a number as printed, such as 692K, 96.7% or 0.8284, but got {text!r}")
-    sign, whole, decimals, unit = match[1], match[2].replace(",", ""), match[3] or "", match[4] or ""
+        raise ConfigError(
+            key, f"must be a number as printed, such as 692K, 96.7% or 0.8284, but got {text!r}"
+        )
+    sign, whole, decimals, unit = (
+        match[1],
+        match[2].replace(",", ""),
+        match[3] or "",
+        match[4] or "",
+    )
     scale = SCALES.get(unit, 1.0)
     digits = max(0, len(decimals) - 1)
     last = 10.0**-digits if step is None else step

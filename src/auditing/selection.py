@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.auditing.claims import Requirement, System
-from src.tracking.limits import text
+from src.auditing.claims import PaperSystem, Requirement
+from src.tracking.run import text
 
 SPLIT = "test"
 # parameters of a run that two seeds of one system may differ in; by the start of their names
@@ -20,7 +20,13 @@ _FREE: tuple[str, ...] = (
     "params.threads",
     "params.objective.",
 )
-_FREE += ("params.test", "params.dry_run", "params.data.root", "params.data.cache_dir", "params.data.source.root")
+_FREE += (
+    "params.test",
+    "params.dry_run",
+    "params.data.root",
+    "params.data.cache_dir",
+    "params.data.source.root",
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,13 @@ class Chosen:
     described: str
 
 
-def choose(runs: pd.DataFrame, system: System, studies: Sequence[str] = (), seeds: int = 1) -> Chosen:
+def choose(
+    runs: pd.DataFrame, system: PaperSystem, studies: Sequence[str] = (), seeds: int = 1
+) -> Chosen:
     """The finished and tested runs of a system under one setting, one a seed.
 
-    Those that differ from the paper's system in as little as any do. Of several settings the one with most seeds, then
-    the newest; of several runs of a seed the newest.
+    Those that differ from the paper's system in as little as any do. Of several settings the one
+    with most seeds, then the newest; of several runs of a seed the newest.
 
     Args:
         runs: As `src.tracking.read.runs` gives them, the newest first.
@@ -53,13 +61,25 @@ def choose(runs: pd.DataFrame, system: System, studies: Sequence[str] = (), seed
     tested = _tested(runs, system, studies)
     if tested.empty:
         among = f" in {' and '.join(studies)}" if studies else ""
-        return Chosen(tested, [f"no tested runs of {system.preset} (split {system.split}) are recorded{among}"], "")
+        return Chosen(
+            tested,
+            [f"no tested runs of {system.preset} (split {system.split}) are recorded{among}"],
+            "",
+        )
     near, differences = _nearest(tested, system)
-    settings = [name for name in near if str(name).startswith("params.") and not str(name).startswith(_FREE)]
-    number = near[settings].fillna("").assign(weights=texts(near, "tags.weights")).apply(tuple, axis=1)
-    chosen = near.loc[number == texts(near, "tags.seed").groupby(number, sort=False).nunique().idxmax()]
+    settings = [
+        name for name in near if str(name).startswith("params.") and not str(name).startswith(_FREE)
+    ]
+    number = (
+        near[settings].fillna("").assign(weights=texts(near, "tags.weights")).apply(tuple, axis=1)
+    )
+    chosen = near.loc[
+        number == texts(near, "tags.seed").groupby(number, sort=False).nunique().idxmax()
+    ]
     twice = texts(chosen, "tags.seed").duplicated()
-    newest = chosen.loc[~twice].sort_values("tags.seed", kind="stable")  # so that the same runs draw the same samples
+    newest = chosen.loc[~twice].sort_values(
+        "tags.seed", kind="stable"
+    )  # so that the same runs draw the same samples
     problems = differences.loc[newest.index[0]]
     if len(newest) < seeds:
         problems = [*problems, f"{len(newest)} of {seeds} seeds"]
@@ -79,7 +99,7 @@ def texts(frame: pd.DataFrame, column: str) -> pd.Series:
     return frame[column].astype(object).where(frame[column].notna(), "").astype(str)
 
 
-def _tested(runs: pd.DataFrame, system: System, studies: Sequence[str]) -> pd.DataFrame:
+def _tested(runs: pd.DataFrame, system: PaperSystem, studies: Sequence[str]) -> pd.DataFrame:
     tags = {"kind": "run", "preset": system.preset, "data": system.data, "split": system.split}
     found = runs[runs["status"] == "FINISHED"] if len(runs) else runs
     for tag, value in tags.items():
@@ -89,7 +109,7 @@ def _tested(runs: pd.DataFrame, system: System, studies: Sequence[str]) -> pd.Da
     return found[texts(found, f"metrics.{SPLIT}/accuracy") != ""]
 
 
-def _nearest(runs: pd.DataFrame, system: System) -> tuple[pd.DataFrame, pd.Series]:
+def _nearest(runs: pd.DataFrame, system: PaperSystem) -> tuple[pd.DataFrame, pd.Series]:
     """The runs with the fewest differences from the paper's system, and the differences of all, in words."""
     others: dict[Any, list[str]] = {index: [] for index in runs.index}
     unmet: dict[Any, list[str]] = {index: [] for index in runs.index}
@@ -97,13 +117,20 @@ def _nearest(runs: pd.DataFrame, system: System) -> tuple[pd.DataFrame, pd.Serie
         name = column.partition(".")[2]
         for index, value in texts(runs, column).items():
             if not _same(value, wanted):
-                others[index].append(f"{name} {value} instead of {text(wanted)}" if value else f"no {name}")
+                others[index].append(
+                    f"{name} {value} instead of {text(wanted)}" if value else f"no {name}"
+                )
     for each in system.requires:
         for index in runs.index[~_meets(runs, each)]:
             unmet[index].append(each.otherwise)
     number = pd.Series({index: len(others[index]) + len(unmet[index]) for index in runs.index})
-    told = {index: [f"these runs have {', '.join(each)}"] if each else [] for index, each in others.items()}
-    differences = pd.Series({index: told[index] + unmet[index] for index in runs.index}, dtype=object)
+    told = {
+        index: [f"these runs have {', '.join(each)}"] if each else []
+        for index, each in others.items()
+    }
+    differences = pd.Series(
+        {index: told[index] + unmet[index] for index in runs.index}, dtype=object
+    )
     return runs[number == number.min()], differences
 
 
@@ -113,7 +140,11 @@ def _same(recorded: str, wanted: object) -> bool:
         value = json.loads(recorded or "null")
     except json.JSONDecodeError:
         value = recorded
-    return type(value) is type(wanted) and value == wanted if isinstance(wanted, bool) else bool(value == wanted)
+    return (
+        type(value) is type(wanted) and value == wanted
+        if isinstance(wanted, bool)
+        else bool(value == wanted)
+    )
 
 
 def _meets(runs: pd.DataFrame, wanted: Requirement) -> pd.Series:
@@ -122,11 +153,17 @@ def _meets(runs: pd.DataFrame, wanted: Requirement) -> pd.Series:
     return pd.to_numeric(texts(runs, wanted.column), errors="coerce") >= wanted.at_least
 
 
-def _described(runs: pd.DataFrame, system: System) -> str:
-    told = [f"{len(runs)} seed{'s' if len(runs) > 1 else ''} of {system.preset}, split {system.split}"]
+def _described(runs: pd.DataFrame, system: PaperSystem) -> str:
+    told = [
+        f"{len(runs)} seed{'s' if len(runs) > 1 else ''} of {system.preset}, split {system.split}"
+    ]
     dirty = texts(runs, "tags.git_dirty").str.lower() == "true"
     commits = texts(runs, "tags.git_commit").str[:7] + dirty.map({True: " with changes", False: ""})
-    values = {"weights": texts(runs, "tags.weights"), "commit": commits, "study": texts(runs, "tags.study")}
+    values = {
+        "weights": texts(runs, "tags.weights"),
+        "commit": commits,
+        "study": texts(runs, "tags.study"),
+    }
     for name, column in values.items():
         named = [value for value in column.unique() if value]
         told += [f"{name} {' and '.join(named)}"] if named else []

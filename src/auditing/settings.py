@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Le
 
 
 @dataclass
-class Settings:
+class ClaimsSettings:
     """Which runs an audit looks at, and how it writes."""
 
     study: str | list[str] | None = None

@@ -8,7 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from src.auditing.audit import Audit, Audited, shown
-from src.auditing.verdicts import CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE, OTHER_READING, REPRODUCED
+from src.auditing.verdicts import (
+    CONTRADICTED,
+    NOT_REPRODUCED,
+    NOT_TESTABLE,
+    OTHER_READING,
+    REPRODUCED,
+)
 
 STYLES = {
     REPRODUCED: "green",
@@ -18,7 +24,11 @@ STYLES = {
     NOT_TESTABLE: "yellow",
 }
 _SIGNS = {"equal": "", "below": "< ", "above": "> "}
-_WITH_REASON = (OTHER_READING, CONTRADICTED, NOT_REPRODUCED)  # on the terminal; of the others the files have it
+_WITH_REASON = (
+    OTHER_READING,
+    CONTRADICTED,
+    NOT_REPRODUCED,
+)  # on the terminal; of the others the files have it
 
 
 def write(audit: Audit, folder: Path, made: str) -> None:
@@ -38,8 +48,9 @@ def write(audit: Audit, folder: Path, made: str) -> None:
 def claims(audit: Audit) -> pd.DataFrame:
     """A row a claim: what is printed, what was found and its range, the verdict and what it rests on.
 
-    Columns id, claim, where, printed, relation, value (of the print), found, low, high, verdict, reading, reason.
-    Percentages are fractions. Without a figure `found`, `low` and `high` are missing.
+    Columns id, claim, where, printed, relation, value (of the print), found, low, high, verdict,
+    reading, reason. Percentages are fractions. Without a figure `found`, `low` and `high` are
+    missing.
     """
     rows = []
     for each in audit.claims:
@@ -83,7 +94,18 @@ def readings(audit: Audit) -> pd.DataFrame:
                     "problem": found.problem,
                 }
             )
-    columns = ["id", "reading", "found", "low", "high", "agrees", "beside", "from", "how", "problem"]
+    columns = [
+        "id",
+        "reading",
+        "found",
+        "low",
+        "high",
+        "agrees",
+        "beside",
+        "from",
+        "how",
+        "problem",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -110,7 +132,15 @@ def markdown(audit: Audit, made: str) -> str:
     """
     paper = audit.paper
     counts = ", ".join(f"{number} {name}" for name, number in audit.counts.items())
-    lines = [f"# Audit: {paper.title}", "", f"{paper.citation} {paper.source}", "", f"Read: {paper.read}", "", made]
+    lines = [
+        f"# Audit: {paper.title}",
+        "",
+        f"{paper.citation} {paper.source}",
+        "",
+        f"Read: {paper.read}",
+        "",
+        made,
+    ]
     lines += ["", f"**{len(audit.claims)} claims: {counts}.**", ""]
     lines += [
         "A printed number agrees with a figure here if the figure, or any value in its range, would be printed so; a "
@@ -118,7 +148,12 @@ def markdown(audit: Audit, made: str) -> str:
         "runs that are not the paper's system, are shown and decide nothing."
     ]
     lines += ["", "## Protocol", "", *(f"- {note}" for note in paper.protocol), ""]
-    lines += ["## Verdicts", "", "| claim | where | printed | here | verdict |", "|---|---|---|---|---|"]
+    lines += [
+        "## Verdicts",
+        "",
+        "| claim | where | printed | here | verdict |",
+        "|---|---|---|---|---|",
+    ]
     for each in audit.claims:
         cells = (each.claim.claim, each.claim.where, _printed(each), each.found, each.verdict.name)
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
@@ -137,7 +172,13 @@ def _section(each: Audited) -> list[str]:
         for outcome in each.outcomes:
             told = "; ".join(part for part in (outcome.found.how, outcome.found.problem) if part)
             agreed = "" if outcome.agrees is None else "yes" if outcome.agrees else "no"
-            agreed += " (beside)" if outcome.beside else " (decides nothing)" if agreed and not outcome.decides else ""
+            agreed += (
+                " (beside)"
+                if outcome.beside
+                else " (decides nothing)"
+                if agreed and not outcome.decides
+                else ""
+            )
             cells = (outcome.reading, shown(outcome, each.number), agreed.strip(), told)
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
         lines.append("")

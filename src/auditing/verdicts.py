@@ -14,21 +14,20 @@ CONTRADICTED = "contradicted by its own numbers"
 NOT_REPRODUCED = "not reproduced"
 NOT_TESTABLE = "not testable"
 VERDICTS = (REPRODUCED, OTHER_READING, CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE)
-
 UNDECIDED = "undecided: the interval contains the limit"
-
 Relation = Literal["equal", "below", "above"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClaimOutcome:
     """What a reading leads to.
 
     Attributes:
         reading: Its name.
         found: Its figure.
         beside: It decides nothing.
-        agrees: With what is printed; None where there is no figure to compare, or it leaves the limit undecided.
+        agrees: With what is printed; None where there is no figure to compare, or it leaves the
+            limit undecided.
         unit: Of the figure, where it is not the printed one's.
     """
 
@@ -45,17 +44,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """One of `VERDICTS`, and the outcome it rests on (None: on none)."""
 
     name: str
-    outcome: Outcome | None = None
+    outcome: ClaimOutcome | None = None
 
 
 def agrees(found: Found, number: Printed, relation: Relation) -> bool | None:
     """Whether a figure is as the claim says; None without a figure, and where it cannot be said.
 
-    Equal: some value in its range would be printed so. Below and above: the whole range keeps the limit, or none of it
+    Equal: some value in its range would be printed so. Below and above: the whole range keeps the
+        limit, or none of it
     does; of a range with the limit in it, and of a figure without a range, None (`UNDECIDED`).
     """
     if math.isnan(found.value):
@@ -70,12 +70,12 @@ def agrees(found: Found, number: Printed, relation: Relation) -> bool | None:
     return kept if kept or broken else None
 
 
-def decide(outcomes: Sequence[Outcome]) -> Verdict:
+def decide(outcomes: Sequence[ClaimOutcome]) -> ClaimVerdict:
     """The verdict on a claim that can be tested.
 
-    The first reading, in the paper's order, that agrees reproduces the claim. Where none does, arithmetic on nothing
-    but printed figures contradicts it; else it is not reproduced if its first reading could be tested, and not testable
-    if that one could not.
+    The first reading, in the paper's order, that agrees reproduces the claim. Where none does,
+    arithmetic on nothing but printed figures contradicts it; else it is not reproduced if its first
+    reading could be tested, and not testable if that one could not.
 
     Args:
         outcomes: One a reading, the paper's own first.
@@ -84,10 +84,10 @@ def decide(outcomes: Sequence[Outcome]) -> Verdict:
     deciding = [outcome for outcome in own if outcome.decides]
     for outcome in deciding:
         if outcome.agrees:
-            return Verdict(REPRODUCED if outcome is own[0] else OTHER_READING, outcome)
+            return ClaimVerdict(REPRODUCED if outcome is own[0] else OTHER_READING, outcome)
     for outcome in deciding:
         if outcome.found.origins == {"printed"}:
-            return Verdict(CONTRADICTED, outcome)
+            return ClaimVerdict(CONTRADICTED, outcome)
     if deciding and deciding[0] is own[0]:
-        return Verdict(NOT_REPRODUCED, own[0])
-    return Verdict(NOT_TESTABLE, own[0] if own else None)
+        return ClaimVerdict(NOT_REPRODUCED, own[0])
+    return ClaimVerdict(NOT_TESTABLE, own[0] if own else None)

@@ -5,26 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from src.carding import costs, describing, external, limits, quality
-from src.carding.find import Subject
+from src.carding.find import CardSubject
 from src.carding.front import front
 from src.carding.licences import licence
 from src.carding.record import ABSENT, Card
-from src.carding.recorded import Recorded
-from src.clinical.record import ClinicalAudit
-from src.clinical.settings import Settings as Clinical
+from src.carding.recorded import RunRecord
 from src.deployment.description import Description
-from src.deployment.files import FORMATS, format_of
-from src.evaluation import make as evaluation
-from src.evaluation.settings import Settings as Evaluation
+from src.deployment.runtimes.files import FORMATS, format_of
+from src.deployment.trained import RecordedModel, deployed, describe, single
+from src.metrics.settings import AuditSettings as Clinical
+from src.reporting.clinical import evaluate
+from src.reporting.clinical.record import ClinicalAudit
+from src.reporting.clinical.record import EvaluateSettings as Evaluation
 from src.tracking.store import Store
-from src.trained.load import deployed, describe, single
-from src.trained.runs import Evaluated
 
 SPLITS = ("val", "test")
-NO_METADATA = "Age, sex and site are not told: the run's own data were not at hand when this card was made."
+NO_METADATA = (
+    "Age, sex and site are not told: the run's own data were not at hand when this card was made."
+)
 
 
-def build(store: Store, subject: Subject, clinical: Clinical, own_root: str | None = None) -> Card:
+def build(
+    store: Store, subject: CardSubject, clinical: Clinical, own_root: str | None = None
+) -> Card:
     """Everything that a card says.
 
     Args:
@@ -36,7 +39,7 @@ def build(store: Store, subject: Subject, clinical: Clinical, own_root: str | No
     Raises:
         UserError: A record that cannot be read, or no class that could be the one looked for.
     """
-    recorded = Recorded(store, subject)
+    recorded = RunRecord(store, subject)
     evaluated = subject.evaluated
     net = single(store, evaluated.nets[0].run_id)
     description = subject.description or describe(store, net)
@@ -55,27 +58,37 @@ def build(store: Store, subject: Subject, clinical: Clinical, own_root: str | No
         external=external.external(recorded),
         cost=costs.cost(recorded),
         limits=limits.limits(recorded, audits),
-        commands=_commands(subject, [] if describing.fitted_once(recorded) else [_format(store, net)]),
+        commands=_commands(
+            subject, [] if describing.fitted_once(recorded) else [_format(store, net)]
+        ),
         licence=licence(description),
     )
 
 
 def _audited(
-    store: Store, subject: Subject, clinical: Clinical, own_root: str | None
+    store: Store, subject: CardSubject, clinical: Clinical, own_root: str | None
 ) -> tuple[dict[str, ClinicalAudit], tuple[str, ...]]:
     """The clinical audits of val and test, and what is to be said of what is absent; none without predictions."""
     evaluated = subject.evaluated
     if not any(evaluated.predictions(store, split) for split in SPLITS):
         return {}, ()
-    found = evaluation.own_splits(evaluated, Evaluation(own_root=own_root), clinical, store)
-    return dict(found.audits), tuple(NO_METADATA if note.startswith("No metadata") else note for note in found.notes)
+    found = evaluate.own_splits(evaluated, Evaluation(own_root=own_root), clinical, store)
+    return dict(found.audits), tuple(
+        NO_METADATA if note.startswith("No metadata") else note for note in found.notes
+    )
 
 
-def _compressed(recorded: Recorded) -> str:
-    return f", compressed ({recorded.tag('compression')})" if recorded.own_tag("origin") != ABSENT else ""
+def _compressed(recorded: RunRecord) -> str:
+    return (
+        f", compressed ({recorded.tag('compression')})"
+        if recorded.own_tag("origin") != ABSENT
+        else ""
+    )
 
 
-def _short(recorded: Recorded, description: Description, audits: dict[str, ClinicalAudit]) -> tuple[str, ...]:
+def _short(
+    recorded: RunRecord, description: Description, audits: dict[str, ClinicalAudit]
+) -> tuple[str, ...]:
     """The model in a few sentences: what it answers, what it weighs, how good it is."""
     evaluated = recorded.subject.evaluated
     first = audits.get("test") or audits.get("val")
@@ -87,7 +100,9 @@ def _short(recorded: Recorded, description: Description, audits: dict[str, Clini
     if first is not None:
         row = first.overall.set_index("metric").loc["balanced_accuracy"]
         span = (
-            f"[{row['low']:.3f}, {row['high']:.3f}]" if np.isfinite(row["low"]) else "(too few images for an interval)"
+            f"[{row['low']:.3f}, {row['high']:.3f}]"
+            if np.isfinite(row["low"])
+            else "(too few images for an interval)"
         )
         told.append(
             f"Balanced accuracy on {first.split}: {row['estimate']:.3f} {span}, {first.images:,} images of "
@@ -97,17 +112,19 @@ def _short(recorded: Recorded, description: Description, audits: dict[str, Clini
     return tuple(told)
 
 
-def _format(store: Store, net: Evaluated) -> str:
+def _format(store: Store, net: RecordedModel) -> str:
     """In which a net can be exported: any of torch's, so an example; a file only as it is."""
     file = deployed(store, net)
     return FORMATS["onnx"].name if file is None else format_of(file).name
 
 
-def _commands(subject: Subject, formats: Sequence[str]) -> tuple[str, ...]:
+def _commands(subject: CardSubject, formats: Sequence[str]) -> tuple[str, ...]:
     """What to type; of a trial its first seed's net is the example. No export of what is no network."""
     run_id = subject.evaluated.nets[0].run_id
     named = subject.versions[0] if subject.versions else None
-    model = subject.file.name if subject.file else f"{named.name}/{named.number}" if named else run_id
+    model = (
+        subject.file.name if subject.file else f"{named.name}/{named.number}" if named else run_id
+    )
     return (
         f"python -m src.predict model={model} input=<picture, folder or CSV>",
         *(f"python -m src.export run={run_id} format={each}" for each in formats),

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from src.analysis.comparison import LOST
-from src.analysis.wording import count, joined
-from src.carding.record import ABSENT, Fact, Part, facts, number
-from src.carding.recorded import Recorded
-from src.clinical.record import ClinicalAudit
-from src.clinical.sheets import NOTHING, Sheet
+from src.carding.record import ABSENT, CardPart, Fact, facts, number
+from src.carding.recorded import RunRecord
 from src.deployment.description import Description
-from src.headline.cells import Cell
+from src.headline.cells import ResultCell
 from src.headline.origin import origin
+from src.metrics.formatting import count, joined
+from src.metrics.registry import LOST
+from src.reporting.clinical.page import NOTHING, AuditTable
+from src.reporting.clinical.record import ClinicalAudit
 
 GEOMETRIES = {
     "squash": "squashed to the square, whatever its shape",
@@ -21,29 +21,54 @@ GEOMETRIES = {
     "pad": "padded to a square and scaled",
 }
 SPLITS = ("train", "val", "test")
-_HIDDEN = ("_target_", "_partial_", "weights", "image_size")  # of a config's part: told elsewhere, or Hydra's own
+_HIDDEN = (
+    "_target_",
+    "_partial_",
+    "weights",
+    "image_size",
+)  # of a config's part: told elsewhere, or Hydra's own
 
 
-def model(recorded: Recorded, description: Description) -> Part:
+def model(recorded: RunRecord, description: Description) -> CardPart:
     """Architecture, size, precision, input, labels, output."""
     evaluated = recorded.subject.evaluated
     size, classes = description.image_size, description.classes
     seeds = [net.seed for net in evaluated.nets]
-    several = f", a trial of {len(seeds)} seeds ({', '.join(seeds)})" if evaluated.repeated else f", seed {seeds[0]}"
+    several = (
+        f", a trial of {len(seeds)} seeds ({', '.join(seeds)})"
+        if evaluated.repeated
+        else f", seed {seeds[0]}"
+    )
     model_config = recorded.config["model"]
-    return Part(
+    return CardPart(
         facts(
             ("Run", f"{evaluated.run_id}{several}"),
-            *(("Net of seed " + net.seed, net.run_id) for net in evaluated.nets if evaluated.repeated),
-            ("Registered as", "; ".join(each.title for each in recorded.subject.versions) or "not registered"),
+            *(
+                ("Net of seed " + net.seed, net.run_id)
+                for net in evaluated.nets
+                if evaluated.repeated
+            ),
+            (
+                "Registered as",
+                "; ".join(each.title for each in recorded.subject.versions) or "not registered",
+            ),
             (_architecture(recorded), f"{evaluated.model}: {part(model_config['net'])}"),
             ("Started from", _weights(recorded)),
             ("Parameters", number(recorded.values("efficiency/params"))),
-            ("of them trained by gradients", number(recorded.values("efficiency/trainable_params"))),
+            (
+                "of them trained by gradients",
+                number(recorded.values("efficiency/trainable_params")),
+            ),
             ("Multiply-adds an image", _operations(recorded)),
             ("Size", number(recorded.values("efficiency/size_mb"), 2, "MB")),
-            ("Precision of the weights", ABSENT if fitted_once(recorded) else description.precision),
-            ("Input", f"RGB pictures, {size} x {size} px; a frame is {GEOMETRIES.get(description.geometry, ABSENT)}"),
+            (
+                "Precision of the weights",
+                ABSENT if fitted_once(recorded) else description.precision,
+            ),
+            (
+                "Input",
+                f"RGB pictures, {size} x {size} px; a frame is {GEOMETRIES.get(description.geometry, ABSENT)}",
+            ),
             ("Normalisation", _normalisation(model_config)),
             ("Labels, in the order of the output", ", ".join(classes)),
             ("Output", f"a probability for each of the {len(classes)} classes; they add up to 1"),
@@ -52,16 +77,16 @@ def model(recorded: Recorded, description: Description) -> Part:
     )
 
 
-def _architecture(recorded: Recorded) -> str:
+def _architecture(recorded: RunRecord) -> str:
     """What a config says of a net is not so any more where channels were taken out."""
     pruned = recorded.tag("compression.channels") != ABSENT
     return "Architecture, before channels were taken out" if pruned else "Architecture"
 
 
-def compression(recorded: Recorded) -> Part:
+def compression(recorded: RunRecord) -> CardPart:
     """What a compressed net was made from, and what that cost; nothing of any other net."""
     if recorded.own_tag("origin") == ABSENT:
-        return Part()
+        return CardPart()
     lost, own = recorded.own_metrics(f"{LOST}/"), recorded.metrics("compression/")
     names = [name for name in lost if not name.endswith(("/low", "/high"))]
     split = recorded.own_tag("lost_on")
@@ -73,9 +98,12 @@ def compression(recorded: Recorded) -> Part:
         f"Recorded of it: {name.replace('_', ' ')}": recorded.tag(f"compression.{name}")
         for name in recorded.tags("compression.")
     }
-    return Part(
+    return CardPart(
         facts(
-            ("Compression", f"{recorded.tag('compression')}: {part(recorded.config.get('compression') or {})}"),
+            (
+                "Compression",
+                f"{recorded.tag('compression')}: {part(recorded.config.get('compression') or {})}",
+            ),
             ("Made from run", recorded.own_tag("origin")),
             *((f"Lost of {measure(name)}, on {split}", points(lost, name)) for name in names),
             *([] if names else [("Lost", ABSENT)]),
@@ -89,11 +117,15 @@ def compression(recorded: Recorded) -> Part:
 def points(lost: Mapping[str, float], name: str) -> str:
     """What was lost of a metric, in points with its paired interval; positive: the compressed net is worse."""
     interval = [lost.get(f"{name}{end}", float("nan")) for end in ("/low", "/high")]
-    told = f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if np.isfinite(interval).all() else ""
+    told = (
+        f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+        if np.isfinite(interval).all()
+        else ""
+    )
     return f"{100 * lost[name]:+.1f} points{told}"
 
 
-def data(recorded: Recorded, audits: Mapping[str, ClinicalAudit]) -> Part:
+def data(recorded: RunRecord, audits: Mapping[str, ClinicalAudit]) -> CardPart:
     """Which images, how they were split, how many, and of which classes."""
     evaluated, source = recorded.subject.evaluated, recorded.config["data"]
     counts = {split: recorded.values(f"data/images/{split}") for split in SPLITS}
@@ -107,24 +139,40 @@ def data(recorded: Recorded, audits: Mapping[str, ClinicalAudit]) -> Part:
         ("Unreadable images left out", number(recorded.values("data/unreadable"))),
     ]
     if source.get("oversample"):
-        told.append(("Oversampling in training", f"every class at least {source['oversample']} of the largest"))
+        told.append(
+            (
+                "Oversampling in training",
+                f"every class at least {source['oversample']} of the largest",
+            )
+        )
     sheets = (_classes(audits),) if audits else ()
-    return Part(facts(*told), ("How the training images fall into the classes is not recorded.",), sheets)
+    return CardPart(
+        facts(*told), ("How the training images fall into the classes is not recorded.",), sheets
+    )
 
 
-def training(subject: Recorded) -> Part:
+def training(subject: RunRecord) -> CardPart:
     """Settings, epochs, what chose, seeds, commit, hardware; of a compressed net those of its origin."""
     recorded = subject.trained
     if recorded is None:
-        return Part(
-            told=("The origin that it was made from is not in the run store: how it was trained is not known.",)
+        return CardPart(
+            told=(
+                "The origin that it was made from is not in the run store: how it was trained is not known.",
+            )
         )
     evaluated, config = recorded.subject.evaluated, recorded.config
     study = recorded.tag("study")
-    made = origin(recorded.store, [Cell("" if study == ABSENT else study, "", "", {}, "", recorded.nets, [], "")])
-    return Part(
+    made = origin(
+        recorded.store,
+        [ResultCell("" if study == ABSENT else study, "", "", {}, "", recorded.nets, [], "")],
+    )
+    return CardPart(
         facts(
-            *([("Run", f"{evaluated.run_id}, from which this model was made")] if recorded is not subject else []),
+            *(
+                [("Run", f"{evaluated.run_id}, from which this model was made")]
+                if recorded is not subject
+                else []
+            ),
             ("Preset", str(config.get("preset") or "none")),
             *((("Study", f"{study}, trial {recorded.tag('trial')}"),) if study != ABSENT else ()),
             ("Its overrides", recorded.tag("overrides").replace(ABSENT, "none")),
@@ -139,25 +187,28 @@ def training(subject: Recorded) -> Part:
     )
 
 
-def _commit(recorded: Recorded) -> str:
+def _commit(recorded: RunRecord) -> str:
     changes = {"true": " WITH UNCOMMITTED CHANGES", "false": ", without uncommitted changes"}
     return recorded.tag("git_commit") + changes.get(
         recorded.tag("git_dirty").lower(), ", uncommitted changes not known"
     )
 
 
-def _classes(audits: Mapping[str, ClinicalAudit]) -> Sheet:
+def _classes(audits: Mapping[str, ClinicalAudit]) -> AuditTable:
     """How many images and lesions of each class were predicted of each split."""
     shown = [split for split in SPLITS if split in audits]
     counted = {}
     for split in shown:
         table = audits[split].per_class
         recall = table[table["measure"] == "recall"].set_index("class")
-        counted[split] = recall["images"].map("{:,}".format) + " / " + recall["groups"].map("{:,}".format)
+        counted[split] = (
+            recall["images"].map("{:,}".format) + " / " + recall["groups"].map("{:,}".format)
+        )
     found = tuple(
-        (name, *(str(counted[split].get(name, NOTHING)) for split in shown)) for name in audits[shown[0]].classes
+        (name, *(str(counted[split].get(name, NOTHING)) for split in shown))
+        for name in audits[shown[0]].classes
     )
-    return Sheet("Images / lesions or patients of each class", ("class", *shown), found)
+    return AuditTable("Images / lesions or patients of each class", ("class", *shown), found)
 
 
 def part(config: Mapping[str, Any]) -> str:
@@ -168,12 +219,16 @@ def part(config: Mapping[str, Any]) -> str:
         for key, value in config.items()
         if key not in (*_HIDDEN, "name") or _inner(key, config)
     ]
-    inside = [part(value) for value in config.values() if isinstance(value, Mapping) and "_target_" in value]
+    inside = [
+        part(value)
+        for value in config.values()
+        if isinstance(value, Mapping) and "_target_" in value
+    ]
     shown = ", ".join(each for each in settings if each)
     return "; ".join(filter(None, [f"{name} ({shown})" if shown else name, *inside])) or ABSENT
 
 
-def fitted_once(recorded: Recorded) -> bool:
+def fitted_once(recorded: RunRecord) -> bool:
     """Whether the model was fitted at once, so that it has no epochs, no loss, no augmentation: it is no network."""
     return bool(recorded.values("data/images/fitted"))
 
@@ -188,16 +243,25 @@ def _value(value: Any) -> str:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _learning(recorded: Recorded, config: Mapping[str, Any]) -> list[Fact]:
+def _learning(recorded: RunRecord, config: Mapping[str, Any]) -> list[Fact]:
     if fitted_once(recorded):
         fitted = number(recorded.values("data/images/fitted"))
         return [
-            ("Fitted", f"once, on {fitted} training images; without epochs, loss, optimizer or augmentation"),
+            (
+                "Fitted",
+                f"once, on {fitted} training images; without epochs, loss, optimizer or augmentation",
+            ),
             ("Settings chosen by", recorded.tag("chosen_by")),
-            *((("Settings that were chosen", recorded.tag("svm")),) if recorded.tag("svm") != ABSENT else ()),
+            *(
+                (("Settings that were chosen", recorded.tag("svm")),)
+                if recorded.tag("svm") != ABSENT
+                else ()
+            ),
         ]
     trainer = config["trainer"]
-    augment = [part(value) for key, value in config["augment"].items() if isinstance(value, Mapping)]
+    augment = [
+        part(value) for key, value in config["augment"].items() if isinstance(value, Mapping)
+    ]
     return [
         ("Loss", part(config["loss"])),
         ("Augmentation", "; ".join(augment) or "none"),
@@ -209,13 +273,17 @@ def _learning(recorded: Recorded, config: Mapping[str, Any]) -> list[Fact]:
     ]
 
 
-def not_pretrained(recorded: Recorded) -> bool:
+def not_pretrained(recorded: RunRecord) -> bool:
     """Whether it is a backbone, of which pretrained weights could have been meant, that began with random ones."""
     first = recorded.trained
-    return first is not None and first.tag("weights") == "random" and "weights" in first.config["model"]["net"]
+    return (
+        first is not None
+        and first.tag("weights") == "random"
+        and "weights" in first.config["model"]["net"]
+    )
 
 
-def _weights(recorded: Recorded) -> str:
+def _weights(recorded: RunRecord) -> str:
     given = recorded.trained.tag("weights") if recorded.trained else ABSENT
     if not_pretrained(recorded):
         return "RANDOM weights: this backbone was not pretrained"
@@ -227,7 +295,7 @@ def _weights(recorded: Recorded) -> str:
     return told.get(given, given)
 
 
-def _epochs(recorded: Recorded) -> str:
+def _epochs(recorded: RunRecord) -> str:
     kept = joined([f"{epoch:.0f}" for epoch in recorded.values("best/epoch")]) or ABSENT
     return f"kept: number {kept}{' (one a net)' if len(recorded.nets) > 1 else ''}, by {recorded.tag('chosen_by')}"
 
@@ -241,7 +309,7 @@ def _decision(description: Description) -> str:
     return f"{found.positive} from a probability of {found.threshold:.4f} ({found.aim}); {heat}"
 
 
-def _operations(recorded: Recorded) -> str:
+def _operations(recorded: RunRecord) -> str:
     values = recorded.values("efficiency/flops")
     details = recorded.json("efficiency.json")
     if not values:
@@ -254,13 +322,15 @@ def _operations(recorded: Recorded) -> str:
 
 
 def _normalisation(config: Mapping[str, Any]) -> str:
-    mean, std = (joined([f"{value:g}" for value in config.get(key) or []]) for key in ("mean", "std"))
+    mean, std = (
+        joined([f"{value:g}" for value in config.get(key) or []]) for key in ("mean", "std")
+    )
     if not mean or not std:
         return ABSENT
     return f"of values in [0, 1], red, green and blue: minus {mean}, divided by {std}"
 
 
-def _split(recorded: Recorded) -> str:
+def _split(recorded: RunRecord) -> str:
     evaluated, source = recorded.subject.evaluated, recorded.config["data"]
     sides = recorded.values("data/groups_on_two_sides")
     grouped_by = recorded.tag("grouped_by")

@@ -4,20 +4,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.carding import registered
-from src.carding.registered import Version
+from src.core.errors import UserError
+from src.deployment import trained
 from src.deployment.description import Description
-from src.errors import UserError
+from src.deployment.trained import RecordedModel
 from src.tracking import registry
+from src.tracking import registry as registered
+from src.tracking.registry import Version
 from src.tracking.store import Store, TrackingError
-from src.trained import runs
-from src.trained.runs import Evaluated
 
 FILES = (".onnx", ".pte", ".tflite")
 
 
 @dataclass(frozen=True)
-class Subject:
+class CardSubject:
     """What a card is of.
 
     Attributes:
@@ -27,7 +27,7 @@ class Subject:
         description: In that file.
     """
 
-    evaluated: Evaluated
+    evaluated: RecordedModel
     versions: tuple[Version, ...] = ()
     file: Path | None = None
     description: Description | None = None
@@ -38,7 +38,7 @@ class Subject:
         return f"card_{self.evaluated.run_id[:8]}"
 
 
-def find(store: Store, wanted: str) -> Subject:
+def find(store: Store, wanted: str) -> CardSubject:
     """What `wanted` names: a file, else a registered model, else a run.
 
     Args:
@@ -53,11 +53,13 @@ def find(store: Store, wanted: str) -> Subject:
     if "@" in wanted or "/" in wanted or _is_registered(store, wanted):
         return _of_version(store, wanted)
     if not re.fullmatch(r"[0-9a-f]+", wanted):
-        raise UserError(f"model={wanted}: no run, no registered model and no file is called so{_known(store)}")
+        raise UserError(
+            f"model={wanted}: no run, no registered model and no file is called so{_known(store)}"
+        )
     return of_run(store, wanted)
 
 
-def of_run(store: Store, run_id: str, wanted: str = "") -> Subject:
+def of_run(store: Store, run_id: str, wanted: str = "") -> CardSubject:
     """A run or trial.
 
     Args:
@@ -66,35 +68,40 @@ def of_run(store: Store, run_id: str, wanted: str = "") -> Subject:
         wanted: What to call it in messages; the id by default.
     """
     try:
-        evaluated = runs.find(store, run_id)
+        evaluated = trained.find(store, run_id)
     except UserError as error:
         problem = str(error).removeprefix(f"run={run_id}: ")
         raise UserError(f"model={wanted or run_id}: {problem}") from error
-    return Subject(evaluated, tuple(registered.of_run(store, evaluated.run_id)))
+    return CardSubject(evaluated, tuple(registered.of_run(store, evaluated.run_id)))
 
 
-def _of_file(store: Store, path: Path) -> Subject:
+def _of_file(store: Store, path: Path) -> CardSubject:
     if not path.is_file():
         raise UserError(f"model={path}: no such file")
-    from src.trained.load import open_file  # the runtimes' libraries: only here
+    from src.deployment.runtimes.files import open_file  # the runtimes' libraries: only here
 
     description = open_file(path).description
     found = of_run(store, description.run_id, f"{path} (of run {description.run_id})")
-    return Subject(found.evaluated, found.versions, path, description)
+    return CardSubject(found.evaluated, found.versions, path, description)
 
 
-def _of_version(store: Store, wanted: str) -> Subject:
+def _of_version(store: Store, wanted: str) -> CardSubject:
     try:
         named = registry.resolve(store, wanted)
     except TrackingError as error:
         raise UserError(f"model={error}") from error
     found = of_run(store, named.run_id, wanted)
-    first = sorted(found.versions, key=lambda each: (each.name, each.number) != (named.name, named.version))
-    return Subject(found.evaluated, tuple(first))
+    first = sorted(
+        found.versions, key=lambda each: (each.name, each.number) != (named.name, named.version)
+    )
+    return CardSubject(found.evaluated, tuple(first))
 
 
 def _is_registered(store: Store, name: str) -> bool:
-    return bool(re.fullmatch(registry.NAME, name) and store.client.search_registered_models(f"name = '{name}'"))
+    return bool(
+        re.fullmatch(registry.NAME, name)
+        and store.client.search_registered_models(f"name = '{name}'")
+    )
 
 
 def _known(store: Store) -> str:

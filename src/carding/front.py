@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from src.carding.record import ABSENT
-from src.carding.recorded import Recorded
-from src.clinical.record import ClinicalAudit
+from src.carding.recorded import RunRecord
 from src.deployment.description import Description
+from src.reporting.clinical.record import ClinicalAudit
 
 NAMES = {  # of the run record's metrics, as Hugging Face's library of metrics calls them
     "balanced_accuracy": "balanced_accuracy",
@@ -16,10 +16,18 @@ NAMES = {  # of the run record's metrics, as Hugging Face's library of metrics c
     "macro_f1": "f1",
     "auroc": "roc_auc",
 }
-TAGS = ("image-classification", "dermatology", "skin-lesions", "research-only", "not-a-medical-device")
+TAGS = (
+    "image-classification",
+    "dermatology",
+    "skin-lesions",
+    "research-only",
+    "not-a-medical-device",
+)
 
 
-def front(recorded: Recorded, description: Description, audits: Mapping[str, ClinicalAudit]) -> dict[str, Any]:
+def front(
+    recorded: RunRecord, description: Description, audits: Mapping[str, ClinicalAudit]
+) -> dict[str, Any]:
     """What search engines of models ask for.
 
     Args:
@@ -29,7 +37,12 @@ def front(recorded: Recorded, description: Description, audits: Mapping[str, Cli
     """
     evaluated = recorded.subject.evaluated
     compressed = recorded.tag("compression")
-    tags = [*TAGS, evaluated.model, *([compressed] if compressed != ABSENT else []), description.precision]
+    tags = [
+        *TAGS,
+        evaluated.model,
+        *([compressed] if compressed != ABSENT else []),
+        description.precision,
+    ]
     found: dict[str, Any] = {
         "license": "other",
         "license_name": "no-licence-stated",

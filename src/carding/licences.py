@@ -2,19 +2,22 @@
 
 from importlib import metadata
 
-from src.carding.record import ABSENT, Part, facts
+from src.carding.record import ABSENT, CardPart, facts
 from src.deployment.description import Description
 
-OWNERS = " (training data: "  # behind the terms, in the note that src.deployment.licence makes
+OWNERS = " (training data: "  # behind the terms, in the note that src.deployment.description makes
 
 
-def licence(description: Description) -> Part:
+def licence(description: Description) -> CardPart:
     """Of the data, the model and the code; and the citation of the data set."""
     terms, _, owners = description.licence.partition(OWNERS)
-    return Part(
+    return CardPart(
         facts(
             ("Of the data", terms),
-            ("Of this model", f"{ABSENT}; what the licence of the data forbids may hold for what was learnt from them"),
+            (
+                "Of this model",
+                f"{ABSENT}; what the licence of the data forbids may hold for what was learnt from them",
+            ),
             ("Of the code", _of_code()),
             ("To be cited for the data", owners.removesuffix(")")),
         )

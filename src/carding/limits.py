@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from src.analysis.comparison import LOST
 from src.carding import describing
 from src.carding.external import NONE, evaluations, nets_of
 from src.carding.record import ABSENT
-from src.carding.recorded import Recorded
-from src.clinical.record import ClinicalAudit
+from src.carding.recorded import RunRecord
+from src.metrics.registry import LOST
+from src.reporting.clinical.record import ClinicalAudit
 
 WIDE = 0.10  # an interval of this width says little
 FEW_SEEDS = 5
@@ -17,7 +17,7 @@ NET_SIZE = 128  # px; below, structures that dermatologists look for are gone
 DRAWN = ("synthetic",)
 
 
-def limits(recorded: Recorded, audits: Mapping[str, ClinicalAudit]) -> tuple[str, ...]:
+def limits(recorded: RunRecord, audits: Mapping[str, ClinicalAudit]) -> tuple[str, ...]:
     """All that hold, the gravest first.
 
     Args:
@@ -35,7 +35,7 @@ def limits(recorded: Recorded, audits: Mapping[str, ClinicalAudit]) -> tuple[str
     )
 
 
-def beware(recorded: Recorded) -> Iterator[str]:
+def beware(recorded: RunRecord) -> Iterator[str]:
     """What makes the figures themselves wrong."""
     evaluated = recorded.subject.evaluated
     if "leaking" in evaluated.split:
@@ -93,7 +93,9 @@ def _of_subgroups(audits: Mapping[str, ClinicalAudit]) -> Iterator[str]:
     if found.subgroups.empty:
         yield "Nothing is known of age, sex, site and skin type: how it fares on parts of the people is not known."
         return
-    recall = found.subgroups[(found.subgroups["measure"] == "recall") & (found.subgroups["by"] != "all")]
+    recall = found.subgroups[
+        (found.subgroups["measure"] == "recall") & (found.subgroups["by"] != "all")
+    ]
     silent = int(recall["estimate"].isna().sum())
     if silent:
         yield (
@@ -104,7 +106,7 @@ def _of_subgroups(audits: Mapping[str, ClinicalAudit]) -> Iterator[str]:
         yield "The data do not tell skin type: how it fares on darker skin is not known."
 
 
-def _of_data(recorded: Recorded) -> Iterator[str]:
+def _of_data(recorded: RunRecord) -> Iterator[str]:
     elsewhere = evaluations(recorded)
     if elsewhere.empty:
         yield NONE
@@ -119,7 +121,7 @@ def _of_data(recorded: Recorded) -> Iterator[str]:
     yield "It knows the classes that it was trained on, and gives one of them to any picture, of whatever it is."
 
 
-def _of_training(recorded: Recorded) -> Iterator[str]:
+def _of_training(recorded: RunRecord) -> Iterator[str]:
     if describing.not_pretrained(recorded):
         yield "Its backbone began with RANDOM weights: it does not show what that architecture reaches when pretrained."
     records = [each for each in (recorded, recorded.trained) if each is not None]
@@ -130,17 +132,19 @@ def _of_training(recorded: Recorded) -> Iterator[str]:
     yield from _of_compression(recorded)
 
 
-def _of_compression(recorded: Recorded) -> Iterator[str]:
+def _of_compression(recorded: RunRecord) -> Iterator[str]:
     if recorded.own_tag("origin") == ABSENT:
         return
     lost = recorded.own_metrics(f"{LOST}/")
     if not lost:
         yield "What its compression cost is not recorded."
-    for name in (each for each in lost if lost.get(f"{each}/low", 0.0) > 0):  # the whole interval is a loss
+    for name in (
+        each for each in lost if lost.get(f"{each}/low", 0.0) > 0
+    ):  # the whole interval is a loss
         yield f"Its compression cost {describing.points(lost, name)} of {describing.measure(name)}."
 
 
-def _of_cost(recorded: Recorded) -> Iterator[str]:
+def _of_cost(recorded: RunRecord) -> Iterator[str]:
     if recorded.values("efficiency/latency_ratio"):
         yield "Latency was measured on one machine, beside other work: on another device it is another."
     else:

@@ -10,14 +10,13 @@ from src.carding import find, page
 from src.carding.build import build
 from src.carding.publish import publish
 from src.carding.record import Card
-from src.carding.settings import Settings
-from src.clinical.settings import Settings as Clinical
-from src.config import check, resolve
-from src.errors import UserError
-from src.evaluation import own
-from src.evaluation.settings import clinical
-from src.tracking.existing import existing
-from src.tracking.store import Store
+from src.carding.settings import CardSettings
+from src.core.config import check, resolve
+from src.core.errors import UserError
+from src.metrics.settings import AuditSettings as Clinical
+from src.reporting.clinical import external
+from src.reporting.clinical.record import clinical
+from src.tracking.store import Store, existing
 
 log = logging.getLogger(__name__)
 console = Console(width=100)
@@ -37,7 +36,7 @@ def make(config: DictConfig) -> Card:
     """
     settings, asked, store = _settings(config)
     subject = find.find(store, settings.wanted)
-    own.refuse_root(subject.evaluated, settings.own_root)
+    external.refuse_root(subject.evaluated, settings.own_root)
     card = build(store, subject, asked, settings.own_root)
     path = page.write(card, Path(settings.folder) / subject.folder)
     places = publish(card, subject, store) if settings.publish else []
@@ -78,11 +77,11 @@ def show(card: Card, places: list[str]) -> None:
         console.print(f"look: {place}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _settings(config: DictConfig) -> tuple[Settings, Clinical, Store]:
+def _settings(config: DictConfig) -> tuple[CardSettings, Clinical, Store]:
     plain = {str(key): config[key] for key in config if key not in ("clinical", "tracking")}
-    check({"_target_": "src.carding.settings.Settings", **plain})
+    check({"_target_": "src.carding.settings.CardSettings", **plain})
     values = resolve(config.clinical)
-    check({"_target_": "src.clinical.settings.Settings", **values}, "clinical")
-    settings = Settings(**plain)
+    check({"_target_": "src.metrics.settings.AuditSettings", **values}, "clinical")
+    settings = CardSettings(**plain)
     settings.wanted  # noqa: B018  it is refused here, before the store is opened
     return settings, clinical(values), existing(config)

@@ -8,8 +8,8 @@ import jinja2
 import yaml
 
 from src.carding.record import Card
-from src.clinical.sheets import Sheet
-from src.whole import whole_folder
+from src.core.files import atomic_folder
+from src.reporting.clinical.page import AuditTable
 
 NAME = "card.md"
 WIDTH = 120  # characters a line, but for tables and commands
@@ -19,7 +19,10 @@ _TEMPLATE = Path(__file__).with_name("card.md.j2")
 def render(card: Card) -> str:
     """The card as a page of Markdown with its head in YAML."""
     environment = jinja2.Environment(  # noqa: S701  Markdown, whose own signs `plain` takes care of
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"item": item, "paragraph": paragraph, "table": table, "code": code}
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -36,7 +39,7 @@ def write(card: Card, folder: Path) -> Path:
     Raises:
         UserError: The folder cannot be written.
     """
-    with whole_folder(folder, "the model card") as draft:
+    with atomic_folder(folder, "the model card") as draft:
         (draft / NAME).write_text(render(card), encoding="utf-8")
     return folder / NAME
 
@@ -44,8 +47,8 @@ def write(card: Card, folder: Path) -> Path:
 def plain(text: str) -> str:
     """Text from outside as words of one line: no tags, code, emphasis, links or cells, and else as it was.
 
-    Unlike that of `src.clinical.pages` it leaves brackets and the underscores of names alone, so that the file can be
-    read as it is.
+    Unlike that of `src.reporting.clinical.page` it leaves brackets and the underscores of names
+    alone, so that the file can be read as it is.
     """
     text = re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)
@@ -63,7 +66,7 @@ def item(text: str, name: str = "") -> str:
     return _wrapped(f"- {head}{plain(text)}", "  ")
 
 
-def table(sheet: Sheet) -> str:
+def table(sheet: AuditTable) -> str:
     """A table whose columns stand below each other in the text, too: the first to the left, the others to the right."""
     lines = [[plain(cell) for cell in line] for line in (sheet.head, *sheet.rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(sheet.head))]
@@ -74,7 +77,10 @@ def table(sheet: Sheet) -> str:
         ]
         for line in lines
     ]
-    rule = ["-" * width if number == 0 else "-" * (width - 1) + ":" for number, width in enumerate(widths)]
+    rule = [
+        "-" * width if number == 0 else "-" * (width - 1) + ":"
+        for number, width in enumerate(widths)
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (drawn[0], rule, *drawn[1:]))
 
 
@@ -84,7 +90,9 @@ def code(command: str) -> str:
 
 
 def _wrapped(text: str, indent: str = "") -> str:
-    lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
     return "\n".join([*lines[:1], *map(_mid_sentence, lines[1:])])
 
 

@@ -1,8 +1,9 @@
 """A card into MLflow: a file on its run, and the description of the run's registered versions."""
 
-from src.carding import page, registered
-from src.carding.find import Subject
+from src.carding import page
+from src.carding.find import CardSubject
 from src.carding.record import Card
+from src.tracking import registry
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -12,7 +13,7 @@ HEADING = "# Model card: "
 LIMITS = "Limits"
 
 
-def publish(card: Card, subject: Subject, store: Store) -> list[str]:
+def publish(card: Card, subject: CardSubject, store: Store) -> list[str]:
     """Write `card/card.md` on the run, and what fits of it as the description of each of its registered versions.
 
     Args:
@@ -28,8 +29,11 @@ def publish(card: Card, subject: Subject, store: Store) -> list[str]:
     Run.attach(store, run_id).text(text, f"{FOLDER}/{page.NAME}")
     for version in subject.versions:
         before = version.description.partition(HEADING)[0].strip()
-        registered.describe(store, version, shortened(text, before, run_id))
-    return [f"{FOLDER}/{page.NAME} of run {run_id}", *(f"the description of {each.title}" for each in subject.versions)]
+        registry.describe(store, version, shortened(text, before, run_id))
+    return [
+        f"{FOLDER}/{page.NAME} of run {run_id}",
+        *(f"the description of {each.title}" for each in subject.versions),
+    ]
 
 
 def shortened(text: str, before: str, run_id: str) -> str:

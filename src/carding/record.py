@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from src.clinical.sheets import Sheet
+from src.reporting.clinical.page import AuditTable
 
 ABSENT = "not recorded"
 Fact = tuple[str, str]  # what it is of, and what is known of it
 
 
 @dataclass(frozen=True)
-class Part:
+class CardPart:
     """A section of a card.
 
     Attributes:
@@ -24,7 +24,7 @@ class Part:
 
     facts: tuple[Fact, ...] = ()
     told: tuple[str, ...] = ()
-    sheets: tuple[Sheet, ...] = ()
+    sheets: tuple[AuditTable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Card:
 
     Attributes:
         title: One line.
-        front: The head in YAML, as Hugging Face reads it: license, tags, datasets, metrics, results.
+        front: The head in YAML, as Hugging Face reads it: license, tags, datasets, metrics,
+            results.
         beware: What speaks against the figures, in sentences; said before all else.
         short: The model in a few sentences.
         model: Architecture, size, precision, input, labels, output.
-        compression: What it was made from, and what that cost; nothing of a net that was not compressed.
+        compression: What it was made from, and what that cost; nothing of a net that was not
+            compressed.
         data: Sets, splits, counts.
         training: Settings, seeds, commit, hardware.
         quality: On val and test.
@@ -53,17 +55,17 @@ class Card:
     front: dict[str, Any]
     beware: tuple[str, ...]
     short: tuple[str, ...]
-    model: Part
-    compression: Part
-    data: Part
-    training: Part
-    quality: Part
-    subgroups: Part
-    external: Part
-    cost: Part
+    model: CardPart
+    compression: CardPart
+    data: CardPart
+    training: CardPart
+    quality: CardPart
+    subgroups: CardPart
+    external: CardPart
+    cost: CardPart
     limits: tuple[str, ...]
     commands: tuple[str, ...]
-    licence: Part
+    licence: CardPart
 
 
 def number(values: Sequence[float], digits: int = 0, unit: str = "") -> str:
@@ -74,7 +76,10 @@ def number(values: Sequence[float], digits: int = 0, unit: str = "") -> str:
     if len(set(known)) == 1:
         return f"{known[0]} {unit}".rstrip()
     low, high = min(values), max(values)
-    return f"{np.mean(values):,.{digits}f} {unit}".rstrip() + f" ({low:,.{digits}f} to {high:,.{digits}f})"
+    return (
+        f"{np.mean(values):,.{digits}f} {unit}".rstrip()
+        + f" ({low:,.{digits}f} to {high:,.{digits}f})"
+    )
 
 
 def facts(*given: Fact) -> tuple[Fact, ...]:

@@ -8,16 +8,17 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from src.analysis.wording import joined
 from src.carding import find
-from src.carding.find import Subject
+from src.carding.find import CardSubject
 from src.carding.record import ABSENT
-from src.errors import UserError
-from src.tracking import cache, read
+from src.core.errors import UserError
+from src.metrics.formatting import joined
+from src.tracking import read
+from src.tracking import read as cache
 from src.tracking.store import Store, TrackingError
 
 
-class Recorded:
+class RunRecord:
     """The runs of a card's subject: its own, and those of its nets, a net a seed.
 
     Args:
@@ -25,7 +26,7 @@ class Recorded:
         subject: Of the card.
     """
 
-    def __init__(self, store: Store, subject: Subject) -> None:
+    def __init__(self, store: Store, subject: CardSubject) -> None:
         self.store = store
         self.subject = subject
         self.config: Any = OmegaConf.to_container(subject.evaluated.config, resolve=True)
@@ -46,20 +47,22 @@ class Recorded:
         return dict(self.all.loc[[self.subject.evaluated.run_id]].iloc[0].dropna())
 
     @cached_property
-    def trained(self) -> "Recorded | None":
+    def trained(self) -> "RunRecord | None":
         """What was trained: of a compressed net its origin's record, of any other its own; None where that is gone."""
         origin = self.own_tag("origin")
         if origin == ABSENT:
             return self
         try:
-            return Recorded(self.store, find.of_run(self.store, origin)).trained
+            return RunRecord(self.store, find.of_run(self.store, origin)).trained
         except UserError:
             return None
 
     def tag(self, name: str) -> str:
         """A tag of the nets' runs, else of the trial's; where they differ, all values; `ABSENT` without any."""
         column = f"tags.{name}"
-        values: Iterable[object] = self.nets[column].dropna().unique() if column in self.nets else ()
+        values: Iterable[object] = (
+            self.nets[column].dropna().unique() if column in self.nets else ()
+        )
         return joined([str(value) for value in values if str(value)]) or self.own_tag(name)
 
     def tags(self, prefix: str) -> list[str]:
@@ -75,18 +78,32 @@ class Recorded:
     def own_metrics(self, prefix: str) -> dict[str, float]:
         """Metrics of the subject's own run whose names start so, by the rest of their names."""
         start = f"metrics.{prefix}"
-        return {name.removeprefix(start): float(value) for name, value in self.own.items() if name.startswith(start)}
+        return {
+            name.removeprefix(start): float(value)
+            for name, value in self.own.items()
+            if name.startswith(start)
+        }
 
     def values(self, name: str) -> list[float]:
         """A metric of each net that has it, in the nets' order, else the trial's own; empty without any."""
         column = f"metrics.{name}"
-        found = [float(value) for value in self.nets[column].dropna()] if column in self.nets else []
+        found = (
+            [float(value) for value in self.nets[column].dropna()] if column in self.nets else []
+        )
         return found or [float(self.own[each]) for each in (column,) if each in self.own]
 
     def metrics(self, prefix: str) -> dict[str, list[float]]:
         """Metrics whose names start so, by the rest of their names, as `values` gives them."""
-        names = [str(column).removeprefix("metrics.") for column in self.all if str(column).startswith("metrics.")]
-        found = {name.removeprefix(prefix): self.values(name) for name in names if name.startswith(prefix)}
+        names = [
+            str(column).removeprefix("metrics.")
+            for column in self.all
+            if str(column).startswith("metrics.")
+        ]
+        found = {
+            name.removeprefix(prefix): self.values(name)
+            for name in names
+            if name.startswith(prefix)
+        }
         return {name: values for name, values in found.items() if values}
 
     def json(self, name: str) -> dict[str, Any]:

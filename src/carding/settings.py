@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 @dataclass
-class Settings:
+class CardSettings:
     """Which model a card is of, and where it goes; `clinical` says what is asked of its predictions."""
 
     subject: str | None = None
@@ -22,5 +22,8 @@ class Settings:
             ConfigError: There is nothing.
         """
         if self.subject is None or not self.subject.strip():
-            raise ConfigError("model", "name one: a run id, a registered model (derm, derm@champion, derm/3) or a file")
+            raise ConfigError(
+                "model",
+                "name one: a run id, a registered model (derm, derm@champion, derm/3) or a file",
+            )
         return self.subject.strip()

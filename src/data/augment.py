@@ -1,12 +1,11 @@
 """Augmentation of whole batches on the device that trains, by kornia's transforms, drawn anew for each image."""
-
+from annotated_types import Ge
+from annotated_types import Le
+from src.core.errors import ConfigError
+from torch import Tensor
+from torch import nn
 from typing import Annotated
-
 import torch
-from annotated_types import Ge, Le
-from torch import Tensor, nn
-
-from src.errors import ConfigError
 
 
 class Augment(nn.Module):
@@ -15,8 +14,9 @@ class Augment(nn.Module):
     Random numbers come from torch's global generator: `torch.manual_seed` fixes them.
 
     Args:
-        **transforms: Modules that take and give float images (N, 3, S, S), such as those of `kornia.augmentation`,
-            applied in this order. The names are the reader's: keys for overrides.
+        **transforms: Modules that take and give float images (N, 3, S, S), such as those of
+            `kornia.augmentation`, applied in this order. The names are the reader's: keys for
+            overrides.
 
     Raises:
         ConfigError: One of them is no module, or its probability is out of range.
@@ -27,7 +27,8 @@ class Augment(nn.Module):
         for name, transform in transforms.items():
             if not isinstance(transform, nn.Module):
                 raise ConfigError(name, f"must be a transform with a _target_, but got {transform!r}")
-            if not 0 <= (probability := getattr(transform, "p", 1.0)) <= 1:  # kornia takes any number
+            # kornia takes any number
+            if not 0 <= (probability := getattr(transform, "p", 1.0)) <= 1:
                 raise ConfigError(f"{name}.p", f"must be a probability, 0 to 1, but got {probability}")
         self.transforms = nn.Sequential(*transforms.values())
 
@@ -39,7 +40,8 @@ class Augment(nn.Module):
             images: Float (N, 3, S, S) in [0, 1].
 
         Returns:
-            The same shape, type, device and range; channels last in memory, which convolutions prefer.
+            The same shape, type, device and range; channels last in memory, which convolutions
+            prefer.
         """
         if not len(self.transforms):
             return images

@@ -1,44 +1,179 @@
-"""Pictures decoded and resized once, kept as one memory-mapped array that all trials share."""
-
+"""Decoded, resized, memory-mapped pictures."""
+from PIL import Image
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from filelock import FileLock
+from filelock import Timeout
+from pathlib import Path
+from src.core.errors import DataError
+from src.core.errors import UserError
+from src.data.source import Manifest
+from src.data.source import Source
+from tqdm import tqdm
+from typing import BinaryIO
+from typing import Literal
 import copy
+import errno
 import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 import numpy as np
+import numpy.typing as npt
+import os
 import pandas as pd
-from filelock import FileLock, Timeout
+import shutil
+import struct
+import sys
 
-from src.data.decoding import decode, write_squares
-from src.data.geometry import Geometry
-from src.data.source import Manifest, Source
-from src.errors import DataError, UserError
+
+Geometry = Literal["squash", "center_crop", "pad"]
+PAD_COLOUR = (0, 0, 0)
+
+
+def square(image: Image.Image, size: int, geometry: Geometry) -> npt.NDArray[np.uint8]:
+    """Resize to a square, with Pillow's bilinear filter, which averages over all covered pixels when it shrinks.
+
+    Args:
+        image: Upright RGB picture.
+        size: Side of the square, px.
+        geometry: "squash" shrinks each side by its own factor, so that nothing is lost and shapes
+            are distorted; "center_crop" takes the largest square in the middle; "pad" keeps all and
+            the shapes, with black bars.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    width, height = image.size
+    if geometry == "squash":
+        resized = image.resize((size, size), Image.Resampling.BILINEAR)
+    elif geometry == "center_crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        # Cut first: resize(box=...) would let pixels beyond the box into the rim.
+        middle = image.crop((left, top, left + side, top + side))
+        resized = middle.resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        scale = size / max(width, height)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        resized = Image.new("RGB", (size, size), PAD_COLOUR)
+        corner = ((size - inner[0]) // 2, (size - inner[1]) // 2)
+        resized.paste(image.resize(inner, Image.Resampling.BILINEAR), corner)
+    return np.asarray(resized)
+
+
+_Square = npt.NDArray[np.uint8] | str  # or why there is none
+# What Pillow raises for files that are absent, truncated, no image, or too large to be one.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def decode(source: Source, manifest: Manifest, row: int, image_size: int, geometry: Geometry) -> _Square:
+    """The square of one row, uint8 (S, S, 3), or the reason why there is none."""
+    try:
+        return square(source.picture(manifest, row), image_size, geometry)
+    except FileNotFoundError:
+        return "absent"
+    except Image.UnidentifiedImageError:
+        return "not an image"
+    except _DECODING_ERRORS as error:
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_squares(
+    source: Source, manifest: Manifest, image_size: int, geometry: Geometry, path: Path, workers: int
+) -> tuple[str, list[tuple[int, str]]]:
+    """Decode all pictures in threads, with a progress bar; write the squares to a file, in order and without gaps.
+
+    Args:
+        source: Makes the pictures.
+        manifest: Which pictures.
+        image_size: Side of the square S, px.
+        geometry: How a picture becomes a square.
+        path: The file, raw uint8 (N, S, S, 3).
+        workers: Threads.
+
+    Returns:
+        SHA-256 of the file, and row and reason of the pictures that cannot be read: those are left
+        out.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+
+    def work(row: int) -> _Square:
+        return decode(source, manifest, row, image_size, geometry)
+
+    n_images = len(manifest.frame)
+    label = f"decoding {manifest.source} to {image_size} px"
+    digest = hashlib.sha256()
+    unreadable: list[tuple[int, str]] = []
+    with (
+        path.open("wb") as file,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=n_images, desc=label, unit="image", file=sys.stderr, mininterval=0.5) as bar,
+    ):
+        _reserve(file, n_images * image_size**2 * 3)
+        for row, result in enumerate(_in_order(pool, work, range(n_images), ahead=16 * workers)):
+            if isinstance(result, str):
+                unreadable.append((row, result))
+            else:
+                pixels = result.tobytes()
+                file.write(pixels)
+                digest.update(pixels)
+            bar.update()
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest(), unreadable
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Have a full disk fail at once instead of after minutes of decoding, where the system can tell."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[int], _Square], rows: Iterable[int], ahead: int
+) -> Iterator[_Square]:
+    """Results of parallel work in the order of the rows, with at most `ahead` of them in memory."""
+    pending: deque[Future[_Square]] = deque()
+    for row in rows:
+        pending.append(pool.submit(work, row))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
 
 log = logging.getLogger(__name__)
-
 FORMAT_VERSION = 1  # raise it when the same files shall give other pixels
-
 _PIXELS = "pixels.bin"
 _RECORD = "cache.json"
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Cache:
+class ImageCache:
     """The pictures of a data set as squares.
 
     Attributes:
         images: uint8 (N, S, S, 3), RGB, read-only, memory-mapped (pickling it copies it).
-        frame: Rows of the manifest whose pictures could be read, in the order of `images`, with a RangeIndex.
+        frame: Rows of the manifest whose pictures could be read, in the order of `images`, with a
+            RangeIndex.
         unreadable: Path and reason of the others.
-        fingerprint: SHA-256 over image ids, class names, groups and pixels of `frame`: the same wherever these are.
+        fingerprint: SHA-256 over image ids, class names, groups and pixels of `frame`: the same
+            wherever these are.
     """
 
     images: np.memmap
@@ -64,11 +199,12 @@ def load(
     folder: Path,
     on_unreadable: Literal["error", "skip"] = "error",
     workers: int | None = None,
-) -> Cache:
+) -> ImageCache:
     """Open the cache of these pictures, building it first if there is none.
 
-    It is kept under a key of data set, image ids, sizes and times of the files, image size and geometry. One process
-    builds while others wait; a builder that is killed leaves nothing that is taken for a cache.
+    It is kept under a key of data set, image ids, sizes and times of the files, image size and
+    geometry. One process builds while others wait; a builder that is killed leaves nothing that is
+    taken for a cache.
 
     Args:
         source: Makes the pictures.
@@ -95,7 +231,7 @@ def load(
         _check_unreadable(manifest, frame, unreadable, listing, on_unreadable)
         shape = (len(frame), image_size, image_size, 3)
         images = np.memmap(place / _PIXELS, dtype=np.uint8, mode="r", shape=shape)
-    return Cache(images, frame, unreadable, _fingerprint(manifest.classes, frame, record.pixel_digest))
+    return ImageCache(images, frame, unreadable, _fingerprint(manifest.classes, frame, record.pixel_digest))
 
 
 def _key(source: Source, manifest: Manifest, image_size: int, geometry: Geometry) -> str:

@@ -1,23 +1,27 @@
 """Any data set that is kept as a folder per class."""
-
 from pathlib import Path
-
+from src.core.errors import DataError
+from src.data.source import Limit
+from src.data.source import Manifest
+from src.data.source import Source
+from src.data.source import assemble
+from src.data.source import class_order
+from src.data.source import image_names
+from src.data.source import root_folder
 import pandas as pd
 
-from src.data.listing import Limit, assemble, class_order, image_names, root_folder
-from src.data.source import Manifest, Source
-from src.errors import DataError
 
-
-class Folder(Source):
+class ClassFolders(Source):
     """Images in a folder per class, whose name is the class: `<root>/<class>/<image>`.
 
-    Which images show one lesion or patient is not known, so each is a group of its own: use `Table` where it is known.
-    Hidden folders, hidden files and files without an image's suffix are left out.
+    Which images show one lesion or patient is not known, so each is a group of its own: use `Table`
+    where it is known. Hidden folders, hidden files and files without an image's suffix are left
+    out.
 
     Args:
         root: The folder that holds the class folders.
-        positive: The class that is looked for where there are two, which becomes label 1; None: the last one by name.
+        positive: The class that is looked for where there are two, which becomes label 1; None: the
+            last one by name.
         limit: Take about so many images only.
     """
 

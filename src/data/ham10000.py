@@ -1,20 +1,25 @@
 """HAM10000: 10,015 dermatoscopic images of 7,470 pigmented lesions in seven classes."""
-
 from pathlib import Path
+from src.data.source import Limit
+from src.data.source import Manifest
+from src.data.source import Source
+from src.data.source import assemble
+from src.data.source import encode
+from src.data.source import image_paths
+from src.data.source import read_csv
+from src.data.source import root_folder
+from src.data.source import subfolder
 
-from src.data.listing import Limit, assemble, encode, image_paths, read_csv, root_folder, subfolder
-from src.data.source import Manifest, Source
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-
 _PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 
 
 class HAM10000(Source):
     """HAM10000 in its official layout: `HAM10000_metadata.csv` and `HAM10000_images_part_1/`, `_2/`.
 
-    Images of one lesion are a group. Tschandl, Rosendahl & Kittler, Scientific Data 5:180161, 2018. Licence: CC BY-NC
-    4.0.
+    Images of one lesion are a group. Tschandl, Rosendahl & Kittler, Scientific Data 5:180161, 2018.
+    Licence: CC BY-NC 4.0.
 
     Args:
         root: The folder that holds these.

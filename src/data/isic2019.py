@@ -1,33 +1,40 @@
 """ISIC 2019: dermatoscopic images of three collections (HAM10000, BCN_20000, MSK) in eight classes."""
-
 from collections.abc import Sequence
 from pathlib import Path
+from src.core.errors import DataError
+from src.data.ham10000 import CLASSES as HAM_CLASSES
+from src.data.source import Limit
+from src.data.source import Manifest
+from src.data.source import Source
+from src.data.source import assemble
+from src.data.source import encode
+from src.data.source import image_paths
+from src.data.source import read_csv
+from src.data.source import root_folder
+from src.data.source import subfolder
 from typing import Literal
-
 import pandas as pd
 
-from src.data.ham10000 import CLASSES as HAM_CLASSES
-from src.data.listing import Limit, assemble, encode, image_paths, read_csv, root_folder, subfolder
-from src.data.source import Manifest, Source
-from src.errors import DataError
 
 CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
-# Actinic keratosis is HAM10000's akiec; squamous cell carcinoma is no clean fit, but the usual choice.
+# Actinic keratosis is HAM10000's akiec; squamous cell carcinoma is no clean fit, but the usual
+# choice.
 AS_HAM10000 = {"ak": "akiec", "scc": "akiec"}
 
 
 class ISIC2019(Source):
     """The training set of ISIC 2019 in its official layout.
 
-    That is `ISIC_2019_Training_Input/`, `ISIC_2019_Training_GroundTruth.csv` (one column a class, one of them 1.0) and,
-    if it is there, `ISIC_2019_Training_Metadata.csv` with `lesion_id`. Images of one lesion are a group; an image
-    without a lesion_id is a group of its own. It contains HAM10000: do not train on one and test on the other without
-    taking those out. Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019. Licence: CC BY-NC 4.0.
+    That is `ISIC_2019_Training_Input/`, `ISIC_2019_Training_GroundTruth.csv` (one column a class,
+    one of them 1.0) and, if it is there, `ISIC_2019_Training_Metadata.csv` with `lesion_id`. Images
+    of one lesion are a group; an image without a lesion_id is a group of its own. It contains
+    HAM10000: do not train on one and test on the other without taking those out. Tschandl et al.
+    2018, Codella et al. 2018, Combalia et al. 2019. Licence: CC BY-NC 4.0.
 
     Args:
         root: The folder that holds these.
-        classes: "native" keeps the eight classes; "ham10000" gives HAM10000's seven, with AK and SCC as akiec. Either
-            way the column `original_label` keeps the class of the eight.
+        classes: "native" keeps the eight classes; "ham10000" gives HAM10000's seven, with AK and
+            SCC as akiec. Either way the column `original_label` keeps the class of the eight.
         limit: Take about so many images only.
     """
 

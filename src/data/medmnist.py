@@ -1,20 +1,23 @@
 """MedMNIST's files, such as DermaMNIST at 28, 64, 128 and 224 px."""
-
-import threading
-import zipfile
-import zlib
+from PIL import Image
 from pathlib import Path
+from src.core.errors import DataError
+from src.data.ham10000 import CLASSES as HAM_CLASSES
+from src.data.source import Limit
+from src.data.source import Manifest
+from src.data.source import SPLITS
+from src.data.source import Source
+from src.data.source import absolute
+from src.data.source import assemble
+from src.data.source import root_folder
 from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
+import threading
+import zipfile
+import zlib
 
-from src.data.ham10000 import CLASSES as HAM_CLASSES
-from src.data.listing import Limit, absolute, assemble, root_folder
-from src.data.source import SPLITS, Manifest, Source
-from src.errors import DataError
 
 _KNOWN_CLASSES = {"dermamnist": HAM_CLASSES}
 
@@ -22,14 +25,15 @@ _KNOWN_CLASSES = {"dermamnist": HAM_CLASSES}
 class MedMNIST(Source):
     """One of MedMNIST's two-dimensional sets with one label an image, or an `.npz` file that is made like them.
 
-    The file holds `train_images`, `train_labels`, `val_images` and so on: uint8 (N, S, S) or (N, S, S, 3), and whole
-    numbers from 0, (N,) or (N, 1). The owners' split is the column `split`. Which images show one lesion is not known
-    (DermaMNIST is HAM10000, so its official split has lesions on two sides). Yang et al., Scientific Data 10:41, 2023.
-    Licence of
+    The file holds `train_images`, `train_labels`, `val_images` and so on: uint8 (N, S, S) or (N, S,
+    S, 3), and whole numbers from 0, (N,) or (N, 1). The owners' split is the column `split`. Which
+    images show one lesion is not known (DermaMNIST is HAM10000, so its official split has lesions
+    on two sides). Yang et al., Scientific Data 10:41, 2023. Licence of
     DermaMNIST: CC BY-NC 4.0.
 
     Args:
-        root: The folder that holds `<flag>.npz` (28 px) or `<flag>_<size>.npz`; or an `.npz` file itself.
+        root: The folder that holds `<flag>.npz` (28 px) or `<flag>_<size>.npz`; or an `.npz` file
+            itself.
         flag: MedMNIST's name of the set.
         size: Side of the stored images, px.
         limit: Take about so many images only.
@@ -55,7 +59,8 @@ class MedMNIST(Source):
         """Read the labels; `position` is an image's place in its split's array.
 
         Raises:
-            DataError: The folder, the file or an array is missing, or an array is not as it should be.
+            DataError: The folder, the file or an array is missing, or an array is not as it should
+                be.
         """
         path = self._file()
         labels = {side: _labels(path, side) for side in SPLITS}

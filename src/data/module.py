@@ -1,21 +1,29 @@
 """The data of a run: cached pictures, split, sampled and augmented, given to Lightning batch by batch."""
-
-import hashlib
-import logging
+from annotated_types import Ge
+from annotated_types import Gt
+from annotated_types import Le
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
+from pytorch_lightning import LightningDataModule
+from src.core.errors import ConfigError
+from src.core.errors import DataError
+from src.data import cache
+from src.data import sampling
+from src.data import splits
+from src.data import splits as leakage
+from src.data.source import SPLITS
+from src.data.source import Source
+from torch import Tensor
+from torch import nn
+from typing import Annotated
+from typing import Any
+from typing import Literal
+import hashlib
+import logging
 import numpy as np
 import pandas as pd
 import torch
-from annotated_types import Ge, Gt, Le
-from pytorch_lightning import LightningDataModule
-from torch import Tensor, nn
 
-from src.data import cache, leakage, sampling, splits
-from src.data.source import SPLITS, Source
-from src.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +68,9 @@ class EpochOrder:
 class BatchLoader:
     """Batches straight from the memory-mapped cache: one gather a batch, no worker processes.
 
-    Yields dicts of `image` (uint8, (B, 3, S, S), channels last in memory), `label` (int64, (B,)) and `row` (int64,
-    (B,)). Under distributed training each rank takes every world-size-th batch; all ranks take the same number.
+    Yields dicts of `image` (uint8, (B, 3, S, S), channels last in memory), `label` (int64, (B,))
+    and `row` (int64, (B,)). Under distributed training each rank takes every world-size-th batch;
+    all ranks take the same number.
 
     Args:
         images: Cache, uint8 (N, S, S, 3).
@@ -124,17 +133,20 @@ class DataModule(LightningDataModule):
         source: Where the pictures come from.
         image_size: Side of the square that the network sees, px.
         geometry: How a frame becomes a square.
-        split: "grouped" keeps a lesion or patient on one side; "image" is the papers' protocol and leaks; "official" is
-            the owners' own.
+        split: "grouped" keeps a lesion or patient on one side; "image" is the papers' protocol and
+            leaks; "official" is the owners' own.
         fractions: Parts of train, val and test; they add up to 1. Val or test may be 0.
         split_seed: Seed of the split, apart from the run's seed so that repeats share one split.
-        oversample: Wanted size of every minority class as part of the majority's (0.5: half), or None. Train only.
+        oversample: Wanted size of every minority class as part of the majority's (0.5: half), or
+            None. Train only.
         on_unreadable: What to do about pictures that cannot be read.
         batch_size: Images a batch (per process).
         cache_dir: Folder of the decoded pictures.
-        siblings: What becomes of the other photographs of test lesions, of which one is tested, see `src.data.leakage`:
-            "out" of use, "in" train (leaks: this is measured), or None: they are tested too. Grouped splits only.
-        augment: Module for float images (B, 3, S, S) in [0, 1]; applied to training batches on the training device.
+        siblings: What becomes of the other photographs of test lesions, of which one is tested, see
+            `src.data.splits`: "out" of use, "in" train (leaks: this is measured), or None: they are
+            tested too. Grouped splits only.
+        augment: Module for float images (B, 3, S, S) in [0, 1]; applied to training batches on the
+            training device.
         seed: Seed of shuffling and oversampling.
     """
 
@@ -181,7 +193,8 @@ class DataModule(LightningDataModule):
         """Read the list, build or open the cache, split. Fills the attributes that a net and a loss are built from.
 
         Raises:
-            DataError: The data are not as they should be; the message names the file and the way out.
+            DataError: The data are not as they should be; the message names the file and the way
+                out.
         """
         if self._ready:
             return self
@@ -255,7 +268,8 @@ class DataModule(LightningDataModule):
     def predictions(self, rows: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
         """One line an image: its id, group, true label and the probability of each class.
 
-        With `siblings`, of test images also whether their lesion has another photograph (`leakage.HAS_SIBLING`).
+        With `siblings`, of test images also whether their lesion has another photograph
+        (`leakage.HAS_SIBLING`).
 
         Args:
             rows: Row numbers in the cache, (N,).

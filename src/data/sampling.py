@@ -1,12 +1,8 @@
 """Which images an epoch visits, and which a smaller trial set keeps."""
-
-import hashlib
-
+from src.core.errors import ConfigError
 import numpy as np
 import numpy.typing as npt
 
-from src.data.source import Manifest
-from src.errors import ConfigError
 
 # A subset keeps so many groups of every class (where there are as many): enough for five folds.
 _GROUPS_KEPT = 5
@@ -28,15 +24,19 @@ def class_counts(labels: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.int64]
 def epoch_indices(labels: npt.ArrayLike, ratio: float | None, random: np.random.Generator) -> npt.NDArray[np.int64]:
     """Which training images an epoch visits: each once, or the small classes more often. Not shuffled.
 
-    Oversampling repeats the images of every class that has fewer than `ratio` times those of the largest, up to that
-    many: in a binary set a ratio of 0.5 makes the malignant images half of the benign ones, a third of all (Sun &
-    Sun 2023, section 3.3). Every image of a class is repeated equally often, but for a remainder that is drawn at random. See
-    Buda, Maki & Mazurowski, "A systematic study of the class imbalance problem in convolutional neural networks",
-    Neural Networks 106, 2018, who find oversampling the best of the simple remedies.
+    Oversampling repeats the images of every class that has fewer than `ratio` times those of the
+    largest, up to that
+    many: in a binary set a ratio of 0.5 makes the malignant images half of the benign ones, a third
+        of all (Sun &
+    Sun 2023, section 3.3). Every image of a class is repeated equally often, but for a remainder
+    that is drawn at random. See Buda, Maki & Mazurowski, "A systematic study of the class imbalance
+    problem in convolutional neural networks", Neural Networks 106, 2018, who find oversampling the
+    best of the simple remedies.
 
     Args:
         labels: Labels of the training images, shape (N,).
-        ratio: Wanted size of a small class as part of the largest, in (0, 1]; None leaves the classes as they are.
+        ratio: Wanted size of a small class as part of the largest, in (0, 1]; None leaves the
+            classes as they are.
         random: Draws the remainder.
 
     Returns:
@@ -58,32 +58,3 @@ def epoch_indices(labels: npt.ArrayLike, ratio: float | None, random: np.random.
         repeats[members], remainder = divmod(wanted, len(members))
         repeats[random.choice(members, remainder, replace=False)] += 1
     return np.repeat(np.arange(len(labels)), repeats)
-
-
-def subset(manifest: Manifest, limit: int) -> Manifest:
-    """About `limit` images of a data set, by whole groups, every class with its share; always the same ones.
-
-    Every class keeps at least five groups (or all it has), so a small limit may be exceeded.
-
-    Args:
-        manifest: The images to choose from.
-        limit: Wanted number of images.
-    """
-    frame = manifest.frame
-    if limit >= len(frame):
-        return manifest
-    seed = int.from_bytes(hashlib.sha256(manifest.source.encode()).digest()[:8], "big")
-    random = np.random.default_rng(seed)
-    images = frame.groupby(["group", "label"]).size().unstack(fill_value=0)  # groups x classes
-    images = images.iloc[random.permutation(len(images))]
-    wanted = images.sum() * limit / len(frame)
-    kept = np.zeros(len(images), dtype=bool)
-    # Rare classes first: what their groups bring of other classes is counted before those choose.
-    for label in images.sum().sort_values(kind="stable").index:
-        for position in np.flatnonzero((images[label] > 0).to_numpy() & ~kept):
-            chosen = images[label].to_numpy()[kept]
-            if chosen.sum() >= wanted[label] and (chosen > 0).sum() >= _GROUPS_KEPT:
-                break
-            kept[position] = True
-    frame = frame[frame["group"].isin(images.index[kept])].reset_index(drop=True)
-    return Manifest(manifest.source, manifest.classes, frame, manifest.grouped_by, manifest.positive)

@@ -1,9 +1,15 @@
 """SIIM-ISIC 2020: dermatoscopic images of patients, melanoma or not."""
-
 from pathlib import Path
+from src.data.source import Limit
+from src.data.source import Manifest
+from src.data.source import Source
+from src.data.source import assemble
+from src.data.source import encode
+from src.data.source import image_paths
+from src.data.source import read_csv
+from src.data.source import root_folder
+from src.data.source import subfolder
 
-from src.data.listing import Limit, assemble, encode, image_paths, read_csv, root_folder, subfolder
-from src.data.source import Manifest, Source
 
 CLASSES = ("benign", "malignant")
 
@@ -11,8 +17,9 @@ CLASSES = ("benign", "malignant")
 class SIIM2020(Source):
     """The training set of the SIIM-ISIC 2020 competition in its layout: `train.csv` and `jpeg/train/`.
 
-    Images of one patient are a group. Whole, it has 33,126 images, 584 of them (1.8%) malignant, of 2,056 patients: a
-    part with another share of melanomas must be stated with every figure. Rotemberg et al., Scientific Data 8:34, 2021.
+    Images of one patient are a group. Whole, it has 33,126 images, 584 of them (1.8%) malignant, of
+    2,056 patients: a part with another share of melanomas must be stated with every figure.
+    Rotemberg et al., Scientific Data 8:34, 2021.
     Licence: CC BY-NC 4.0.
 
     Args:

@@ -1,23 +1,21 @@
-"""Which images train, which choose (val) and which are reported (test)."""
-
-import hashlib
-import json
-import os
-import warnings
+"""Grouped, image, official splits; siblings of test lesions (leakage arms)."""
 from collections.abc import Sequence
 from pathlib import Path
+from src.core.errors import ConfigError
+from src.core.errors import DataError
+from src.data.source import SPLITS
 from typing import Literal
-
+import hashlib
+import json
 import numpy as np
 import numpy.typing as npt
+import os
 import pandas as pd
+import warnings
 
-from src.data.source import SPLITS
-from src.errors import ConfigError, DataError
 
 Mode = Literal["grouped", "image", "official"]
 Fractions = tuple[float, float, float]
-
 MAX_FOLDS = 20
 _SUM_TOLERANCE = 1e-6
 _FOLD_TOLERANCE = 1e-3  # lets 0.334, 0.333, 0.333 mean thirds
@@ -32,10 +30,12 @@ def split(
 
     Args:
         frame: A manifest's frame.
-        mode: "grouped" keeps the images of a group on one side, stratified (scikit-learn's StratifiedGroupKFold, whose
-            folds are dealt out as `fractions` say); "image" is stratified by image, so that images of one lesion come
-            to train and test (the protocol of many papers: it leaks); "official" is the frame's own column.
-        fractions: Parts of train, val and test; they add up to 1. Val and test may be 0. Not used by "official".
+        mode: "grouped" keeps the images of a group on one side, stratified (scikit-learn's
+            StratifiedGroupKFold, whose folds are dealt out as `fractions` say); "image" is
+            stratified by image, so that images of one lesion come to train and test (the protocol
+            of many papers: it leaks); "official" is the frame's own column.
+        fractions: Parts of train, val and test; they add up to 1. Val and test may be 0. Not used
+            by "official".
         seed: The same seed gives the same split.
         classes: Class names, for messages.
 
@@ -100,8 +100,8 @@ def load(
 def groups_on_two_sides(frame: pd.DataFrame, sides: pd.Series) -> int:
     """How many groups have images on more than one side: over 0, the split leaks.
 
-    Images that are used nowhere (on none of `SPLITS`) do not count. Where the groups are not known (`grouped_by` is
-    "image"), 0 means nothing.
+    Images that are used nowhere (on none of `SPLITS`) do not count. Where the groups are not known
+    (`grouped_by` is "image"), 0 means nothing.
     """
     used = sides.isin(SPLITS)
     return int((sides[used].groupby(frame["group"][used]).nunique() > 1).sum())
@@ -222,3 +222,84 @@ def _check_rare(frame: pd.DataFrame, parts: dict[str, float], unit: str, classes
 
 def _name(label: int, classes: Sequence[str] | None) -> str:
     return classes[label] if classes else str(label)
+
+
+Siblings = Literal["out", "in"]
+UNUSED = "unused"  # the side of images that neither train nor choose nor test
+HAS_SIBLING = "has_sibling"  # column of the recorded test predictions
+LABELS = {"out": "grouped, siblings of test left out", "in": "grouped, siblings of test in training"}
+
+
+def check(mode: str, grouped_by: str) -> None:
+    """Refuse a split that cannot be an arm.
+
+    Args:
+        mode: Of the split.
+        grouped_by: What a group is, see `src.data.source.Manifest`.
+
+    Raises:
+        ConfigError: The split is not grouped, or the data do not say which images show one lesion.
+    """
+    if mode != "grouped":
+        raise ConfigError("siblings", f"needs data.split=grouped, which it changes, but got data.split={mode}")
+    if grouped_by == "image":
+        raise ConfigError("siblings", "must be null: these data do not say which images show one lesion")
+
+
+def has_sibling(frame: pd.DataFrame, sides: pd.Series) -> pd.Series:
+    """Whether an image is a test image whose group has another one; bool with the index of `frame`.
+
+    Args:
+        frame: A manifest's frame.
+        sides: Of a grouped split: "train", "val" or "test".
+    """
+    return (sides == "test") & frame.groupby("group")["group"].transform("size").gt(1)
+
+
+def arrange(frame: pd.DataFrame, sides: pd.Series, siblings: Siblings, seed: int, classes: Sequence[str]) -> pd.Series:
+    """The sides of one arm.
+
+    Args:
+        frame: A manifest's frame.
+        sides: Of a grouped split: "train", "val" or "test".
+        siblings: The arm.
+        seed: Of the drawing; the same gives the same test images in both arms.
+        classes: Class names, for messages.
+
+    Returns:
+        "train", "val", "test" or `UNUSED` with the index of `frame`.
+
+    Raises:
+        DataError: No test lesion has several images, a class has fewer training images than
+            siblings, or one has no test image without them; the arms would not compare.
+    """
+    random = np.random.default_rng(seed)
+    tested = random.permutation(np.flatnonzero((sides == "test").to_numpy()))
+    moved = np.sort(tested[frame["group"].iloc[tested].duplicated().to_numpy()])
+    if not len(moved):
+        raise DataError("no lesion of the test split has several images: there is nothing that could leak")
+    arranged = sides.to_numpy(dtype=object).copy()
+    arranged[moved] = UNUSED
+    labels = frame["label"].to_numpy()
+    displaced = [_displaced(labels, arranged, moved, label, classes[label], random) for label in np.unique(labels)]
+    if siblings == "in":
+        arranged[moved] = "train"
+        arranged[np.concatenate(displaced)] = UNUSED
+    return pd.Series(arranged, index=frame.index, name="split")
+
+
+def _displaced(
+    labels: np.ndarray, sides: np.ndarray, moved: np.ndarray, label: int, name: str, random: np.random.Generator
+) -> np.ndarray:
+    """Rows of the training images of a class that make room for its siblings."""
+    needed = int((labels[moved] == label).sum())
+    own = labels == label
+    trained = np.flatnonzero(own & (sides == "train"))
+    if needed > len(trained):
+        raise DataError(
+            f"class {name} has {needed} other photographs of test lesions, but only {len(trained)} training images "
+            "that could make room for them; take more for train in data.fractions"
+        )
+    if needed and not (own & (sides == "test")).any():
+        raise DataError(f"class {name} has no test image left but siblings; set another data.split_seed")
+    return random.choice(trained, needed, replace=False)

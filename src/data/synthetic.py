@@ -1,41 +1,48 @@
 """The embedded data set: procedural skin lesions of seven kinds, drawn with numpy and Pillow, no files and no download.
 
-A lesion is a map of pigments (melanin, blood, deep melanin seen blue, white keratin or scar) over skin; its colour
-follows from how much light they absorb. What sets the kinds apart is what a dermatoscope shows (Argenziano et al., J
-Am Acad Dermatol 48:679, 2003), coarser: the pictures are made to be learnt from, not to be mistaken for patients.
+A lesion is a map of pigments (melanin, blood, deep melanin seen blue, white keratin or scar) over
+skin; its colour follows from how much light they absorb. What sets the kinds apart is what a
+dermatoscope shows (Argenziano et al., J Am Acad Dermatol 48:679, 2003), coarser: the pictures are
+made to be learnt from, not to be mistaken for patients.
 """
-
-from collections.abc import Mapping, Sequence
+from PIL import Image
+from PIL import ImageDraw
+from annotated_types import Ge
+from annotated_types import Le
+from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, NamedTuple
-
+from src.data.source import Manifest
+from src.data.source import Source
+from typing import Annotated
+from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from annotated_types import Ge, Le
-from PIL import Image, ImageDraw
 
-from src.data.source import Manifest, Source
 
 VERSION = 1  # raise it with every change that moves a pixel: caches depend on it
-
 Plane = npt.NDArray[np.floating]  # (size, size)
 FloatArray = npt.NDArray[np.floating]
 Range = tuple[float, float]
-
-MARGIN = 2.0  # the lesion's canvas reaches this far, in half-widths of a picture: turned and shifted views stay inside
-MELANIN, BLOOD = (0.85, 1.55, 2.05), (0.18, 1.35, 0.85)  # absorption in red, green, blue at concentration 1
-BLUE, WHITE = (0.40, 0.43, 0.55), (0.95, 0.88, 0.80)  # colours of the blue-white veil, and of keratin and scar
+# the lesion's canvas reaches this far, in half-widths of a picture: turned and shifted views stay
+# inside
+MARGIN = 2.0
+# absorption in red, green, blue at concentration 1
+MELANIN, BLOOD = (0.85, 1.55, 2.05), (0.18, 1.35, 0.85)
+# colours of the blue-white veil, and of keratin and scar
+BLUE, WHITE = (0.40, 0.43, 0.55), (0.95, 0.88, 0.80)
 SKINS = ((0.93, 0.76, 0.70), (0.86, 0.64, 0.55), (0.74, 0.53, 0.42))  # fair to brown
 
 
-class Kind(NamedTuple):
+class LesionKind(NamedTuple):
     """How the lesions of one class look.
 
     Attributes:
         share: Part of all lesions.
         mimics: The kinds that its atypical lesions resemble.
-        traits: From-to of each trait, uniformly drawn a lesion; a trait that is not named is absent.
+        traits: From-to of each trait, uniformly drawn a lesion; a trait that is not named is
+            absent.
     """
 
     share: float
@@ -43,34 +50,35 @@ class Kind(NamedTuple):
     traits: Mapping[str, Range]
 
 
-# radius: in half-widths of the picture. border: amplitude of its waves. soft: width of its edge. ring: pigment at the
-# rim, not in the middle. mottle: patchiness. asymmetry: pigment to one side. Others: strength of colours, structures.
-KINDS: dict[str, Kind] = {
-    "akiec": Kind(0.07, ("bcc", "bkl"), {
+# radius: in half-widths of the picture. border: amplitude of its waves. soft: width of its edge.
+# ring: pigment at the rim, not in the middle. mottle: patchiness. asymmetry: pigment to one side.
+# Others: strength of colours, structures.
+KINDS: dict[str, LesionKind] = {
+    "akiec": LesionKind(0.07, ("bcc", "bkl"), {
         "radius": (0.45, 0.75), "elongation": (0.0, 0.4), "border": (0.15, 0.35), "soft": (0.2, 0.4),
         "melanin": (0.0, 0.25), "blood": (0.3, 0.6), "mottle": (0.3, 0.8), "asymmetry": (0.1, 0.5), "scale": (0.4, 1.0),
         "vessels": (0.0, 0.2)}),
-    "bcc": Kind(0.09, ("akiec", "mel"), {
+    "bcc": LesionKind(0.09, ("akiec", "mel"), {
         "radius": (0.35, 0.65), "elongation": (0.0, 0.3), "border": (0.05, 0.25), "soft": (0.15, 0.35),
         "melanin": (0.0, 0.15), "blood": (0.15, 0.4), "white": (0.0, 0.35), "mottle": (0.1, 0.5), "nests": (0.2, 1.0),
         "asymmetry": (0.1, 0.6), "vessels": (0.5, 1.0)}),
-    "bkl": Kind(0.13, ("mel", "nv", "akiec"), {
+    "bkl": LesionKind(0.13, ("mel", "nv", "akiec"), {
         "radius": (0.4, 0.75), "elongation": (0.0, 0.5), "border": (0.1, 0.35), "soft": (0.04, 0.12),
         "melanin": (0.25, 0.6), "blood": (0.0, 0.15), "blue": (0.0, 0.35), "mottle": (0.2, 0.7),
         "asymmetry": (0.0, 0.4), "cysts": (0.4, 1.0), "globules": (0.0, 0.4)}),
-    "df": Kind(0.045, ("nv", "bcc"), {
+    "df": LesionKind(0.045, ("nv", "bcc"), {
         "radius": (0.35, 0.6), "elongation": (0.0, 0.2), "border": (0.03, 0.12), "soft": (0.3, 0.5),
         "melanin": (0.2, 0.45), "blood": (0.1, 0.35), "mottle": (0.05, 0.2), "asymmetry": (0.0, 0.2),
         "ring": (0.4, 1.0), "scar": (0.4, 1.0), "network": (0.1, 0.5)}),
-    "mel": Kind(0.145, ("nv", "bkl"), {
+    "mel": LesionKind(0.145, ("nv", "bkl"), {
         "radius": (0.45, 0.85), "elongation": (0.1, 0.5), "border": (0.2, 0.5), "soft": (0.06, 0.2),
         "melanin": (0.5, 1.1), "blood": (0.05, 0.35), "blue": (0.2, 0.8), "mottle": (0.5, 1.0), "asymmetry": (0.5, 1.0),
         "network": (0.2, 0.8), "globules": (0.1, 0.6), "white": (0.0, 0.2)}),
-    "nv": Kind(0.465, ("mel", "bkl", "df"), {
+    "nv": LesionKind(0.465, ("mel", "bkl", "df"), {
         "radius": (0.25, 0.65), "elongation": (0.0, 0.4), "border": (0.02, 0.15), "soft": (0.08, 0.25),
         "melanin": (0.3, 0.8), "blood": (0.0, 0.25), "mottle": (0.0, 0.35), "asymmetry": (0.0, 0.3),
         "network": (0.0, 0.9), "globules": (0.0, 0.7)}),
-    "vasc": Kind(0.055, ("mel", "df"), {
+    "vasc": LesionKind(0.055, ("mel", "df"), {
         "radius": (0.2, 0.5), "elongation": (0.0, 0.3), "border": (0.05, 0.2), "soft": (0.04, 0.15),
         "melanin": (0.0, 0.2), "blood": (0.5, 1.1), "blue": (0.0, 0.3), "mottle": (0.0, 0.4), "asymmetry": (0.0, 0.3),
         "lacunae": (0.4, 1.0)}),
@@ -85,7 +93,8 @@ class Synthetic(Source):
         lesions: Number of lesions; the first ones stay as they are when there are more.
         max_views: Pictures a lesion, 1 to this many, uniformly drawn.
         native_size: Side of the square pictures in px.
-        ambiguity: How far an atypical lesion may look like another kind: 0 is never, at 1 some look wholly like it.
+        ambiguity: How far an atypical lesion may look like another kind: 0 is never, at 1 some look
+            wholly like it.
         seed: Seed of everything.
     """
 
@@ -148,7 +157,7 @@ class Synthetic(Source):
         )
 
 
-def _draw_traits(rng: np.random.Generator, kind: Kind) -> dict[str, float]:
+def _draw_traits(rng: np.random.Generator, kind: LesionKind) -> dict[str, float]:
     values = rng.random(len(TRAITS))
     ranges = [kind.traits.get(name, (0.0, 0.0)) for name in TRAITS]
     return {name: low + (high - low) * value for name, (low, high), value in zip(TRAITS, ranges, values, strict=True)}

@@ -1,32 +1,39 @@
 """Any data set that a CSV file describes: path, label, and optionally group and split."""
-
 from pathlib import Path
-
+from src.core.errors import ConfigError
+from src.data.source import Limit
+from src.data.source import Manifest
+from src.data.source import Source
+from src.data.source import assemble
+from src.data.source import check_splits
+from src.data.source import class_order
+from src.data.source import encode
+from src.data.source import read_csv
+from src.data.source import root_folder
 import pandas as pd
 
-from src.data.listing import Limit, assemble, check_splits, class_order, encode, read_csv, root_folder
-from src.data.source import Manifest, Source
-from src.errors import ConfigError
 
 _OURS = ("image_id", "label", "group", "path", "split")
 
 
-class Table(Source):
+class CsvTable(Source):
     """Images that a CSV file lists, a row each.
 
-    The path as written is the image's id. Further columns are kept as metadata; one that is called like a column of the
-    manifest (image_id, label, group, path, split) but was not chosen for it gets the suffix `_given`.
+    The path as written is the image's id. Further columns are kept as metadata; one that is called
+    like a column of the manifest (image_id, label, group, path, split) but was not chosen for it
+    gets the suffix `_given`.
 
     Args:
         csv: The file; a relative path starts at `root`.
         root: The folder where relative image paths start.
         path_column: Column with the path of the image.
         label_column: Column with the class name.
-        group_column: Column with the lesion or patient, whose images stay on one side of a split; an empty cell means a
-            group of its own. None: every image is one.
+        group_column: Column with the lesion or patient, whose images stay on one side of a split;
+            an empty cell means a group of its own. None: every image is one.
         split_column: Column that says train, val or test, or None.
         classes: Class names in label order; None: those found, sorted.
-        positive: The class that is looked for where there are two, which becomes label 1; None: the last one.
+        positive: The class that is looked for where there are two, which becomes label 1; None: the
+            last one.
         limit: Take about so many images only.
     """
 

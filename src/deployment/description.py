@@ -1,18 +1,25 @@
-"""What a deployed model says about itself, in its own file or beside it."""
+"""What a model file says of itself: labels, geometry, licence, decision."""
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
+from omegaconf import DictConfig
 
-from src.data.geometry import Geometry
-from src.errors import UserError
+from src.core.errors import UserError
+from src.data.cache import Geometry
+from src.data.fetch import COLLECTIONS
 
 KEY = "paretoderm"  # under which a model's file holds its description
 VERSION = 1
-_CLOSED = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic reads these classes from a file
-RESEARCH = "Research software, no medical device: its answers are no diagnosis and replace no examination."
+_CLOSED = {
+    "extra": "forbid",
+    "allow_inf_nan": False,
+}  # how pydantic reads these classes from a file
+RESEARCH = (
+    "Research software, no medical device: its answers are no diagnosis and replace no examination."
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +28,11 @@ class Decision:
 
     Attributes:
         positive: The class that is looked for.
-        threshold: Its probability, as the model gives it, from which an image counts as positive; in [0, 1].
+        threshold: Its probability, as the model gives it, from which an image counts as positive;
+            in [0, 1].
         aim: What the threshold was chosen for, such as "sensitivity 0.80 on val".
-        temperature: By which log-probabilities are divided for calibrated ones; None where none was fitted.
+        temperature: By which log-probabilities are divided for calibrated ones; None where none was
+            fitted.
     """
 
     positive: str
@@ -95,9 +104,38 @@ class Description:
         except ValueError as error:
             raise UserError(_foreign(where, str(error))) from None
         if found.decision and found.decision.positive not in found.classes:
-            raise UserError(_foreign(where, f"decision.positive: {found.decision.positive} is none of its classes"))
+            raise UserError(
+                _foreign(
+                    where, f"decision.positive: {found.decision.positive} is none of its classes"
+                )
+            )
         return found
 
 
 def _foreign(where: str, reason: str) -> str:
     return f"{where}: holds no description of a Paretoderm model ({reason}); export it again"
+
+
+DRAWN = "none applies: drawn pictures"
+# sets that are taken from a collection of the archive, and come under its licence
+_TAKEN_FROM = {"isic2018": "ham10000", "dermamnist": "ham10000"}
+
+
+def note(data: DictConfig) -> str:
+    """The licence, and whether it forbids commercial use.
+
+    Args:
+        data: The part `data` of a run's config.
+    """
+    source = str(data.source.get("_target_", "")).split(".")[
+        -2
+    ]  # by module, for a name can be chosen freely
+    source = str(data.source.get("flag", source))  # of MedMNIST's sets
+    if source == "synthetic":
+        return DRAWN
+    collection = COLLECTIONS.get(_TAKEN_FROM.get(source, source))
+    if collection is None:
+        return f"unknown: ask the owners of {data.get('name', source)}"
+    terms, _, cite = collection.licence.removeprefix("Licence: ").partition(". Cite: ")
+    use = ": no commercial use" if "NC" in terms else ""
+    return f"{terms}{use} (training data: {cite})"

@@ -1,22 +1,27 @@
 """How long inference takes: on the clock, and relative to a reference net.
 
-A machine that has other things to do stretches every time on the clock, so figures in milliseconds from two runs
-cannot be compared. The ratio to a reference net can, if both nets meet the same disturbance. Tried on two cores,
-quiet and under two to five training loops, some 90 processes in all (benchmarks/latency_ratio.py repeats the final
+A machine that has other things to do stretches every time on the clock, so figures in milliseconds
+from two runs cannot be compared. The ratio to a reference net can, if both nets meet the same
+disturbance. Tried on two cores, quiet and under two to five training loops, some 90 processes in
+all (benchmarks/latency_ratio.py repeats the final
 choice):
 
-- The clock of one CPU thread counts the time that the thread ran. A call of ResNet50 is longer than a time slice, so
-  each one is interrupted, and on the wall clock its ratio differed between runs by a factor of three; on the thread's
-  clock by 6%.
-- The nets alternate call by call: each finds the caches as the other left them, whatever else runs. In blocks of some
-  milliseconds the larger net suffers more from neighbours than the smaller one, and the median ratio of a net that is
-  four times narrower leant from 0.44 to 0.39 with the load.
-- The fastest calls of each net are those that nobody disturbed. The ratio of their means stays at 0.44 quiet or busy;
-  the median ratio of neighbouring calls sinks to 0.42, ratios of medians and quartiles to 0.41, and a ratio of two
-  single minima depends on luck.
+- The clock of one CPU thread counts the time that the thread ran. A call of ResNet50 is longer than
+a time slice, so
+  each one is interrupted, and on the wall clock its ratio differed between runs by a factor of
+  three; on the thread's clock by 6%.
+- The nets alternate call by call: each finds the caches as the other left them, whatever else runs.
+In blocks of some
+  milliseconds the larger net suffers more from neighbours than the smaller one, and the median
+  ratio of a net that is four times narrower leant from 0.44 to 0.39 with the load.
+- The fastest calls of each net are those that nobody disturbed. The ratio of their means stays at
+0.44 quiet or busy;
+  the median ratio of neighbouring calls sinks to 0.42, ratios of medians and quartiles to 0.41, and
+  a ratio of two single minima depends on luck.
 
-The price: it is the ratio of nets that find cold caches. A net of 94 MB takes 14.6 times as long as the reference
-then, and 20 times if each is called again and again, since the reference stays in the cache.
+The price: it is the ratio of nets that find cold caches. A net of 94 MB takes 14.6 times as long as
+the reference then, and 20 times if each is called again and again, since the reference stays in the
+cache.
 """
 
 import gc
@@ -35,9 +40,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
-
 FASTEST = 20  # calls of each net that make the ratio
-ESTIMATOR = f"mean of the {FASTEST} fastest calls over the reference's, the nets alternating call by call"
+ESTIMATOR = (
+    f"mean of the {FASTEST} fastest calls over the reference's, the nets alternating call by call"
+)
 _REMINDER_S = 60.0
 _FINE_NS = 10_000  # a coarser thread clock (Windows: 15.6 ms) cannot time a call
 
@@ -65,7 +71,9 @@ def shared_lock() -> Path:
     """The file by which all measurements on a machine, whoever runs them, wait for each other."""
     # not TMPDIR if it can be helped: that is often one folder a user or a job
     common = Path("/tmp")
-    folder = common if common.is_dir() and os.access(common, os.W_OK) else Path(tempfile.gettempdir())
+    folder = (
+        common if common.is_dir() and os.access(common, os.W_OK) else Path(tempfile.gettempdir())
+    )
     return folder / "paretoderm-latency.lock"
 
 
@@ -73,8 +81,8 @@ def shared_lock() -> Path:
 def alone(lock: Path) -> Iterator[None]:
     """Hold a lock file while timing; wait for as long as another holds it, and say so every minute.
 
-    The system frees the lock of a process that dies. Other work on the machine is not kept away, and neither are
-    measurements in a container that has a temporary folder of its own.
+    The system frees the lock of a process that dies. Other work on the machine is not kept away,
+    and neither are measurements in a container that has a temporary folder of its own.
 
     Args:
         lock: Such as `shared_lock()`. Every user may use it (mode 0666).
@@ -139,12 +147,18 @@ def latencies_ms(net: nn.Module, images: Tensor, seconds: float, min_repeats: in
 
 
 def latency_ratio(
-    net: nn.Module, images: Tensor, reference: nn.Module, reference_images: Tensor, seconds: float, min_pairs: int
+    net: nn.Module,
+    images: Tensor,
+    reference: nn.Module,
+    reference_images: Tensor,
+    seconds: float,
+    min_pairs: int,
 ) -> Ratio:
     """Time a net and a reference net in turns: net, reference, net, reference ...
 
-    With one torch thread on a CPU the clock is the thread's CPU time; with more threads or on a GPU, where that is not
-    the duration, it is the wall clock, and the ratio is less sure on a busy machine.
+    With one torch thread on a CPU the clock is the thread's CPU time; with more threads or on a
+    GPU, where that is not the duration, it is the wall clock, and the ratio is less sure on a busy
+    machine.
 
     Args:
         net: In eval mode, warm, on the device of `images`.
@@ -161,7 +175,9 @@ def latency_ratio(
         times.append((_time(net, images, now), _time(reference, reference_images, now)))
         spent += sum(times[-1])
     net_ms, reference_ms = np.sort(np.array(times), axis=0)[:FASTEST].mean(axis=0) / 1e6
-    return Ratio(float(net_ms / reference_ms), len(times), clock, float(net_ms), float(reference_ms))
+    return Ratio(
+        float(net_ms / reference_ms), len(times), clock, float(net_ms), float(reference_ms)
+    )
 
 
 def _time(net: nn.Module, images: Tensor, now: Callable[[], int]) -> int:

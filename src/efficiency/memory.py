@@ -13,15 +13,16 @@ from torch.utils._pytree import tree_leaves
 def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: torch.device) -> float:
     """Most memory in use at one moment of a forward pass: weights, buffers, input, activations. MB of 10^6 bytes.
 
-    On CUDA it is the allocator's peak: blocks rounded up as it does, cuDNN's workspaces included, but not the CUDA
-    context and not what else the process keeps on the GPU. On the CPU it is the bytes of the tensors that are alive
-    at once, which is the same each time; what a library allocates for itself (oneDNN's reordered weights and scratch
-    space, temporaries within one fused operator) is not seen. Of a net that works outside torch it is the peak of what
-    Python and numpy allocate, beside weights and input.
+    On CUDA it is the allocator's peak: blocks rounded up as it does, cuDNN's workspaces included,
+    but not the CUDA context and not what else the process keeps on the GPU. On the CPU it is the
+    bytes of the tensors that are alive at once, which is the same each time; what a library
+    allocates for itself (oneDNN's reordered weights and scratch space, temporaries within one fused
+    operator) is not seen. Of a net that works outside torch it is the peak of what Python and numpy
+    allocate, beside weights and input.
 
     Args:
-        net: Images (B, 3, S, S) -> anything, on `device`, in eval mode. Let it run once before: CUDA's libraries load
-            then.
+        net: Images (B, 3, S, S) -> anything, on `device`, in eval mode. Let it run once before:
+            CUDA's libraries load then.
         image_size: S, px.
         batch_size: B.
         device: Where the net is.
@@ -30,11 +31,15 @@ def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: tor
     with torch.inference_mode():
         if device.type == "cuda":
             return _cuda_peak(net, (batch_size, 3, image_size, image_size), device, layout) / 1e6
-        images = torch.zeros(batch_size, 3, image_size, image_size, device=device).to(memory_format=layout)
+        images = torch.zeros(batch_size, 3, image_size, image_size, device=device).to(
+            memory_format=layout
+        )
         return _tensor_peak(net, images) / 1e6
 
 
-def _cuda_peak(net: nn.Module, shape: tuple[int, ...], device: torch.device, layout: torch.memory_format) -> int:
+def _cuda_peak(
+    net: nn.Module, shape: tuple[int, ...], device: torch.device, layout: torch.memory_format
+) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -69,7 +74,9 @@ def _python_peak(net: nn.Module, images: Tensor) -> int:
 
 
 def _weight_bytes(net: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*net.parameters(), *net.buffers()))
+    return sum(
+        tensor.numel() * tensor.element_size() for tensor in (*net.parameters(), *net.buffers())
+    )
 
 
 def _is_channels_last(net: nn.Module) -> bool:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from src.core.environment import device_name
+from src.core.errors import ConfigError
 from src.efficiency import flops, latency
+from src.efficiency.flops import count_parameters, count_trainable, size_mb
 from src.efficiency.memory import peak_memory_mb
-from src.efficiency.parameters import count_parameters, count_trainable, size_mb
-from src.errors import ConfigError
-from src.reproducibility import device_name
 
 PERCENTILES = (50, 90, 99)
 COARSE = 8  # cells a side of the smooth pictures that nets outside torch are timed on
@@ -26,8 +26,10 @@ class Profile:
     """What a net costs.
 
     Attributes:
-        metrics: By their names in the run record, `efficiency/...`; units in `src.objectives`.
-        details: How they were measured, ready for JSON: `device`, `uncounted_operators`, `threads`, `repeats` ...
+        metrics: By their names in the run record, `efficiency/...`; units in
+            `src.metrics.registry`.
+        details: How they were measured, ready for JSON: `device`, `uncounted_operators`, `threads`,
+            `repeats` ...
     """
 
     metrics: dict[str, float]
@@ -42,8 +44,8 @@ def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
         image_size: S, px.
 
     Returns:
-        By their names in the run record; empty for a net that has an attribute `fitted` and is not: what it will hold
-        depends on the data.
+        By their names in the run record; empty for a net that has an attribute `fitted` and is not:
+        what it will hold depends on the data.
     """
     return _static(net, _counted(net, image_size)) if getattr(net, "fitted", True) else {}
 
@@ -51,20 +53,22 @@ def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
 class Profiler:
     """Measures nets beside a reference net.
 
-    Latency is that of calls that follow each other, on the wall clock, in milliseconds a batch; throughput is that of
-    the largest batch. `efficiency/latency_ratio` comes from a measurement of its own at batch 1, see
-    `src.efficiency.latency`. Two measurements on one machine wait for each other.
+    Latency is that of calls that follow each other, on the wall clock, in milliseconds a batch;
+    throughput is that of the largest batch. `efficiency/latency_ratio` comes from a measurement of
+    its own at batch 1, see `src.efficiency.latency`. Two measurements on one machine wait for each
+    other.
 
     Args:
         reference: The net whose time is 1; always the same one, or ratios cannot be compared.
         reference_size: Side of its input, px.
         threads: CPU threads that torch may use while timing.
         batch_sizes: Images a call; must contain 1.
-        warm_up_seconds: Untimed calls of each net at each batch size before its timed ones; one call at least.
+        warm_up_seconds: Untimed calls of each net at each batch size before its timed ones; one
+            call at least.
         seconds: Timed work at each batch size.
         min_repeats: Timed calls at batch 1 at the least, in the alternation with the reference too.
-        min_batch_repeats: Timed calls of larger batches at the least. The tails of few calls say little: see
-            `details["repeats"]`.
+        min_batch_repeats: Timed calls of larger batches at the least. The tails of few calls say
+            little: see `details["repeats"]`.
         ratio_seconds: Timed work in the alternation with the reference, both nets together.
         channels_last: Memory layout of both nets and their inputs; False is torch's default layout.
 
@@ -98,13 +102,15 @@ class Profiler:
         self.ratio_seconds = ratio_seconds
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def profile(self, net: nn.Module, image_size: int, device: torch.device | str = "cpu") -> Profile:
+    def profile(
+        self, net: nn.Module, image_size: int, device: torch.device | str = "cpu"
+    ) -> Profile:
         """Measure everything. The net itself, its device and mode and torch's random numbers are left as they are.
 
         Args:
-            net: Images (B, 3, S, S) -> anything. One with a true attribute `outside_torch` works on the CPU whatever
-                it is given; it is timed there, beside the reference net on the CPU, and has no multiply-adds: the
-                counter sees only torch's operators.
+            net: Images (B, 3, S, S) -> anything. One with a true attribute `outside_torch` works on
+                the CPU whatever it is given; it is timed there, beside the reference net on the
+                CPU, and has no multiply-adds: the counter sees only torch's operators.
             image_size: S, px.
             device: Where to run; "cpu" or a CUDA device.
         """
@@ -128,21 +134,29 @@ class Profiler:
         repeats: dict[str, int] = {}
         with latency.alone(latency.shared_lock()), latency.timing_conditions(self.threads):
             for batch_size in self.batch_sizes:
-                images = self._images(batch_size, image_size, device, picture_like=_outside_torch(net))
+                images = self._images(
+                    batch_size, image_size, device, picture_like=_outside_torch(net)
+                )
                 latency.warm_up(net, images, self.warm_up_seconds)
                 at_least = self.min_repeats if batch_size == 1 else self.min_batch_repeats
                 times = latency.latencies_ms(net, images, self.seconds, at_least)
                 repeats[f"b{batch_size}"] = len(times)
-                for percentile, value in zip(PERCENTILES, np.percentile(times, PERCENTILES), strict=True):
+                for percentile, value in zip(
+                    PERCENTILES, np.percentile(times, PERCENTILES), strict=True
+                ):
                     metrics[f"efficiency/latency_ms/b{batch_size}/p{percentile}"] = float(value)
             inputs = (
                 self._images(1, image_size, device, _outside_torch(net)),
                 self._images(1, self.reference_size, device),
             )
             latency.warm_up(reference, inputs[1], self.warm_up_seconds)
-            ratio = latency.latency_ratio(net, inputs[0], reference, inputs[1], self.ratio_seconds, self.min_repeats)
+            ratio = latency.latency_ratio(
+                net, inputs[0], reference, inputs[1], self.ratio_seconds, self.min_repeats
+            )
         largest = self.batch_sizes[-1]
-        metrics["efficiency/throughput"] = 1e3 * largest / metrics[f"efficiency/latency_ms/b{largest}/p50"]
+        metrics["efficiency/throughput"] = (
+            1e3 * largest / metrics[f"efficiency/latency_ms/b{largest}/p50"]
+        )
         metrics["efficiency/latency_ratio"] = ratio.value
         details = {
             "repeats": repeats | {"ratio": ratio.pairs},
@@ -171,7 +185,9 @@ class Profiler:
             "reference_size": self.reference_size,
         }
 
-    def _images(self, batch_size: int, image_size: int, device: torch.device, picture_like: bool = False) -> Tensor:
+    def _images(
+        self, batch_size: int, image_size: int, device: torch.device, picture_like: bool = False
+    ) -> Tensor:
         """What is timed: noise, or smooth pictures in [0, 1] for nets whose time depends on what they see."""
         # random, not zeros: denormal and zero inputs can take other times
         generator = torch.Generator().manual_seed(0)

@@ -5,40 +5,44 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.analysis.paired import Difference
-from src.analysis.wording import count, joined, short_bound
-from src.errors import UserError
+from src.core.errors import UserError
 from src.headline import figures, pairs, systems
-from src.headline.cells import Cell, cells
+from src.headline.cells import ResultCell, cells
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
 from src.headline.part import Grid, Lines, Missing, Part
 from src.headline.settings import Better, Reference, Systems
+from src.metrics.formatting import count, joined, short_bound
+from src.metrics.paired import PairedDifference
 from src.tracking.store import Store
 
 COSTS = ("efficiency/params", "efficiency/flops")
 
 
-class Rival(NamedTuple):
+class Baseline(NamedTuple):
     """Runs of a reference; `unlike` says in what they are only a stand-in for it."""
 
     reference: Reference
-    cell: Cell
+    cell: ResultCell
     unlike: list[str]
 
     @property
     def name(self) -> str:
         """As what it is: "ResNet50 from random weights, 64 px"."""
         began = " from" if self.unlike and self.unlike[0].endswith("weights") else ","
-        return f"{self.reference.name}{began} {', '.join(self.unlike)}" if self.unlike else self.reference.name
+        return (
+            f"{self.reference.name}{began} {', '.join(self.unlike)}"
+            if self.unlike
+            else self.reference.name
+        )
 
 
-class Duel(NamedTuple):
+class Comparison(NamedTuple):
     """A candidate beside a rival, by metric; `problem` says why they do not compare."""
 
-    candidate: Cell
-    rival: Rival
-    differences: Mapping[str, Difference]
+    candidate: ResultCell
+    rival: Baseline
+    differences: Mapping[str, PairedDifference]
     problem: str
 
 
@@ -51,7 +55,9 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
         needed: Seeds that make a headline figure.
         how: Of the intervals.
     """
-    studies = dict.fromkeys([*section.studies, *(name for each in section.references for name in each.studies)])
+    studies = dict.fromkeys(
+        [*section.studies, *(name for each in section.references for name in each.studies)]
+    )
     read = {name: _eligible(store, name, section, needed) for name in studies}
     presets = {reference.preset for reference in section.references}
     found = [cell for name in section.studies for cell in read[name] if cell.preset not in presets]
@@ -61,14 +67,20 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
     duels = [_duel(cell, rival, section, how) for cell in chosen for rival in rivals]
     among = _among(chosen, section, how)
     missing += [
-        Missing(f"{each.candidate.name} less {each.rival.name}", each.problem, section.studies[each.candidate.study])
+        Missing(
+            f"{each.candidate.name} less {each.rival.name}",
+            each.problem,
+            section.studies[each.candidate.study],
+        )
         for each in (*duels, *among)
         if each.problem
     ]
     for cell in found:
         if cell.study not in section.search:
             missing += systems.unsuited([cell], section.studies[cell.study])
-    missing += systems.not_begun([cell for name in section.studies for cell in read[name]], section.studies)
+    missing += systems.not_begun(
+        [cell for name in section.studies for cell in read[name]], section.studies
+    )
     if complete and not chosen:
         missing.append(_no_candidate(section, complete))
     rows = {id(cell): cell for cell in (*chosen, *(rival.cell for rival in rivals))}  # each once
@@ -93,25 +105,35 @@ def part(store: Store, section: Better, needed: int, how: Bootstrap) -> Part:
     )
 
 
-def _eligible(store: Store, study: str, section: Better, needed: int) -> list[Cell]:
-    return [cell for cell in cells(store, [study], needed) if cell.split_mode == section.split and not cell.arm]
+def _eligible(store: Store, study: str, section: Better, needed: int) -> list[ResultCell]:
+    return [
+        cell
+        for cell in cells(store, [study], needed)
+        if cell.split_mode == section.split and not cell.arm
+    ]
 
 
-def _chosen(complete: Sequence[Cell], section: Better) -> list[Cell]:
+def _chosen(complete: Sequence[ResultCell], section: Better) -> list[ResultCell]:
     """The best on the validation split of those that keep the limits; test has no say in it."""
     limits = section.parsed_limits()
-    kept = [cell for cell in complete if all(limit.holds(cell.mean(limit.metric)) for limit in limits)]
+    kept = [
+        cell for cell in complete if all(limit.holds(cell.mean(limit.metric)) for limit in limits)
+    ]
     metric = f"best/val/{section.metric}"
     ranked = [cell for cell in kept if not np.isnan(cell.mean(metric))]
     return sorted(ranked, key=lambda cell: -cell.mean(metric))[: section.at_most]
 
 
-def _rivals(read: Mapping[str, Sequence[Cell]], section: Better, needed: int) -> tuple[list[Rival], list[Missing]]:
+def _rivals(
+    read: Mapping[str, Sequence[ResultCell]], section: Better, needed: int
+) -> tuple[list[Baseline], list[Missing]]:
     """Of each reference its runs or, where there are none, what stands in for it; and what is missing."""
     found, missing = [], []
     for reference in section.references:
         own = [
-            Rival(reference, cell, cell.unmet(reference.px, reference.weights) or list(cell.changed))
+            Baseline(
+                reference, cell, cell.unmet(reference.px, reference.weights) or list(cell.changed)
+            )
             for study in dict.fromkeys(reference.studies)
             for cell in read[study]
             if cell.preset == reference.preset
@@ -122,7 +144,11 @@ def _rivals(read: Mapping[str, Sequence[Cell]], section: Better, needed: int) ->
         missing += systems.unsuited([rival.cell for rival in meant], reference.command)
         if not meant:
             missing.append(
-                Missing(f"{_in_full(reference)}, {section.split}", f"0 of {needed} seeds", reference.command)
+                Missing(
+                    f"{_in_full(reference)}, {section.split}",
+                    f"0 of {needed} seeds",
+                    reference.command,
+                )
             )
     return found, missing
 
@@ -131,7 +157,7 @@ def _in_full(reference: Reference) -> str:
     return ", ".join([reference.name, *systems.wanted(reference.px, reference.weights)])
 
 
-def _duel(candidate: Cell, rival: Rival, section: Better, how: Bootstrap) -> Duel:
+def _duel(candidate: ResultCell, rival: Baseline, section: Better, how: Bootstrap) -> Comparison:
     names = (candidate.name, rival.name)
     try:
         found = {
@@ -139,26 +165,31 @@ def _duel(candidate: Cell, rival: Rival, section: Better, how: Bootstrap) -> Due
             for metric in section.metrics
         }
     except UserError as error:
-        return Duel(candidate, rival, {}, f"they do not compare: {error}")
-    return Duel(candidate, rival, found, "")
+        return Comparison(candidate, rival, {}, f"they do not compare: {error}")
+    return Comparison(candidate, rival, found, "")
 
 
-def _among(chosen: Sequence[Cell], section: Better, how: Bootstrap) -> list[Duel]:
+def _among(chosen: Sequence[ResultCell], section: Better, how: Bootstrap) -> list[Comparison]:
     """The other candidates beside the one that the validation split puts first."""
     if not chosen:
         return []
     first = chosen[0]
-    reference = Reference("the best on the validation split", [first.study], first.preset, section.studies[first.study])
-    return [_duel(cell, Rival(reference, first, []), section, how) for cell in chosen[1:]]
+    reference = Reference(
+        "the best on the validation split",
+        [first.study],
+        first.preset,
+        section.studies[first.study],
+    )
+    return [_duel(cell, Baseline(reference, first, []), section, how) for cell in chosen[1:]]
 
 
-def _grid(duels: Sequence[Duel], section: Better) -> Grid:
+def _grid(duels: Sequence[Comparison], section: Better) -> Grid:
     differences = [f"{head(metric)}: difference" for metric in section.metrics]
     columns = ("candidate", "less", *differences, "parameters", "FLOPs", "seeds")
     return Grid(columns, [_row(duel) for duel in duels], stacks=(2,))
 
 
-def _row(duel: Duel) -> tuple[Lines, ...]:
+def _row(duel: Comparison) -> tuple[Lines, ...]:
     shares = [figures.times(_share(duel, cost)) for cost in COSTS]
     return (
         (duel.candidate.name,),
@@ -169,12 +200,14 @@ def _row(duel: Duel) -> tuple[Lines, ...]:
     )
 
 
-def _share(duel: Duel, cost: str) -> float:
+def _share(duel: Comparison, cost: str) -> float:
     other = duel.rival.cell.mean(cost)
     return duel.candidate.mean(cost) / other if other > 0 else float("nan")
 
 
-def _findings(chosen: Sequence[Cell], duels: Sequence[Duel], section: Better) -> list[str]:
+def _findings(
+    chosen: Sequence[ResultCell], duels: Sequence[Comparison], section: Better
+) -> list[str]:
     """The verdict on each candidate that was set beside every reference, or beside what stands in for it."""
     found = []
     judging = [duel for duel in duels if not duel.rival.reference.control]
@@ -189,44 +222,66 @@ def _findings(chosen: Sequence[Cell], duels: Sequence[Duel], section: Better) ->
     return found
 
 
-def _finding(candidate: Cell, duels: Sequence[Duel], section: Better) -> str:
+def _finding(candidate: ResultCell, duels: Sequence[Comparison], section: Better) -> str:
     first = section.metric
     beaten = all(figures.verdict(duel.differences[first]) == "better" for duel in duels)
-    gaps = [f"{_against(duel, first)} ({' '.join(figures.change(duel.differences[first]))})" for duel in duels]
+    gaps = [
+        f"{_against(duel, first)} ({' '.join(figures.change(duel.differences[first]))})"
+        for duel in duels
+    ]
     limits = joined([short_bound(limit) for limit in section.parsed_limits()])
-    everyone = "all that it was compared with" if any(duel.rival.unlike for duel in duels) else "all of them"
+    everyone = (
+        "all that it was compared with"
+        if any(duel.rival.unlike for duel in duels)
+        else "all of them"
+    )
     said = f"{candidate.name} {'beats' if beaten else 'does not beat'} {everyone} in {head(first)}"
     said += f", within {limits}" if limits else ""
     others = [_elsewhere(duels, metric) for metric in section.metrics[1:]]
     return f"{said}: {joined(gaps)}." + (f" Besides: {'; '.join(others)}." if others else "")
 
 
-def _elsewhere(duels: Sequence[Duel], metric: str) -> str:
+def _elsewhere(duels: Sequence[Comparison], metric: str) -> str:
     """In how many of the comparisons another metric is better or worse: no verdict rests on it, but it may be lost."""
     verdicts = [figures.verdict(duel.differences[metric]) for duel in duels]
     kinds = ("better", "worse", "within chance", "not defined")
-    told = [f"{kind} {verdicts.count(kind)} of {len(verdicts)} times" for kind in kinds if kind in verdicts]
+    told = [
+        f"{kind} {verdicts.count(kind)} of {len(verdicts)} times"
+        for kind in kinds
+        if kind in verdicts
+    ]
     return f"{head(metric)} {', '.join(told)}"
 
 
-def _stand_in(rival: Rival) -> str:
+def _stand_in(rival: Baseline) -> str:
     reference = rival.reference
     asked = systems.wanted(reference.px, reference.weights)
-    meant = f"{reference.name} ({', '.join(asked)})" if asked else f"{reference.name} as its preset has it"
+    meant = (
+        f"{reference.name} ({', '.join(asked)})"
+        if asked
+        else f"{reference.name} as its preset has it"
+    )
     began = "pretrained " if reference.weights else ""
     return f"What was compared with is {rival.name}, not the {began}{meant}: of that one this says nothing."
 
 
-def _against(duel: Duel, metric: str) -> str:
+def _against(duel: Comparison, metric: str) -> str:
     said = figures.verdict(duel.differences[metric])
     return f"{said} {'than' if said in ('better', 'worse') else 'beside'} {duel.rival.name}"
 
 
-def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], chosen: Sequence[Cell]) -> list[str]:
+def _notes(
+    section: Better,
+    found: Sequence[ResultCell],
+    complete: Sequence[ResultCell],
+    chosen: Sequence[ResultCell],
+) -> list[str]:
     searched = sum(cell.study in section.search and bool(cell.problem) for cell in found)
     notes = []
     if searched:
-        notes.append(f"{count(searched, 'configuration')} more of the search have too few seeds or no test figures.")
+        notes.append(
+            f"{count(searched, 'configuration')} more of the search have too few seeds or no test figures."
+        )
     if len(complete) > len(chosen):
         limits = joined([short_bound(limit) for limit in section.parsed_limits()])
         keeping = f"of those that keep {limits}, " if limits else ""
@@ -235,6 +290,8 @@ def _notes(section: Better, found: Sequence[Cell], complete: Sequence[Cell], cho
     return notes
 
 
-def _no_candidate(section: Better, complete: Sequence[Cell]) -> Missing:
+def _no_candidate(section: Better, complete: Sequence[ResultCell]) -> Missing:
     why = f"none of {count(len(complete), 'configuration')} with enough seeds keeps the limits"
-    return Missing(f"a candidate of {', '.join(section.studies)}", why, section.studies[complete[0].study])
+    return Missing(
+        f"a candidate of {', '.join(section.studies)}", why, section.studies[complete[0].study]
+    )

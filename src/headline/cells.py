@@ -5,24 +5,31 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from src.analysis.bootstrap import DifferentImages, gather
-from src.analysis.swept import scan
-from src.analysis.wording import count
-from src.errors import UserError
+from src.core.errors import UserError
 from src.headline.presets import ASIDE, deviations, is_below, other_system, rounded, said
-from src.tracking import history, read
+from src.metrics.bootstrap import DifferentImagesError, gather
+from src.metrics.formatting import count
+from src.sweep.overrides import scan
+from src.tracking import read
+from src.tracking import read as history
 from src.tracking.store import Store
 
 SPLIT = "test"  # what is reported
 RANDOM = "RANDOM, not pretrained"  # weights of a backbone
 IMAGE_SIZE = "data.image_size"
-ARM = "data.siblings"  # the parameter of src.data.leakage
+ARM = "data.siblings"  # the parameter of src.data.splits
 _AT_MOST = 3  # settings that a name tells beside the overrides
-_TOLD_ELSEWHERE = ("experiment", "data", "data.split", "model", "model.image_size")  # of the overrides
+_TOLD_ELSEWHERE = (
+    "experiment",
+    "data",
+    "data.split",
+    "model",
+    "model.image_size",
+)  # of the overrides
 
 
 @dataclass(frozen=True)
-class Cell:
+class ResultCell:
     """One configuration of a study, under all its seeds.
 
     Attributes:
@@ -31,10 +38,12 @@ class Cell:
         name: For people, such as "custom, 64 px".
         settings: The parameters that make it another cell than others, by key.
         split: As the runs are tagged, such as "image (leaking)".
-        runs: Its finished runs in order of their seeds, as `src.tracking.read.runs` gives them; one a seed.
+        runs: Its finished runs in order of their seeds, as `src.tracking.read.runs` gives them; one
+            a seed.
         frames: What each of them predicted on the test split; empty unless all did.
         problem: Why it is no headline figure; empty if it is one.
-        changed: What it has set otherwise than its preset, beyond epochs and precision: it is another system.
+        changed: What it has set otherwise than its preset, beyond epochs and precision: it is
+            another system.
         notes: What a reader must know of it.
     """
 
@@ -86,10 +95,14 @@ class Cell:
     def mean(self, metric: str) -> float:
         """Mean of a recorded metric over the seeds; NaN where one lacks it."""
         name = f"metrics.{metric}"
-        return float(self.runs[name].mean(skipna=False)) if name in self.runs and len(self.runs) else float("nan")
+        return (
+            float(self.runs[name].mean(skipna=False))
+            if name in self.runs and len(self.runs)
+            else float("nan")
+        )
 
 
-def cells(store: Store, studies: Sequence[str], needed: int) -> list[Cell]:
+def cells(store: Store, studies: Sequence[str], needed: int) -> list[ResultCell]:
     """The configurations of studies, in order of their first run's start.
 
     Args:
@@ -102,14 +115,22 @@ def cells(store: Store, studies: Sequence[str], needed: int) -> list[Cell]:
 
 def texts(frame: pd.DataFrame, column: str) -> pd.Series:
     """A column as text, empty where it is missing."""
-    return frame[column].fillna("").astype(str) if column in frame else pd.Series("", index=frame.index, dtype=str)
+    return (
+        frame[column].fillna("").astype(str)
+        if column in frame
+        else pd.Series("", index=frame.index, dtype=str)
+    )
 
 
-def _of_study(store: Store, study: str, needed: int) -> Iterator[Cell]:
-    found = read.runs(store, f"tags.study = '{study}' and tags.kind = 'run'").sort_values("start_time", kind="stable")
+def _of_study(store: Store, study: str, needed: int) -> Iterator[ResultCell]:
+    found = read.runs(store, f"tags.study = '{study}' and tags.kind = 'run'").sort_values(
+        "start_time", kind="stable"
+    )
     if found.empty:
         return
-    recorded = [str(name).removeprefix("params.") for name in found if str(name).startswith("params.")]
+    recorded = [
+        str(name).removeprefix("params.") for name in found if str(name).startswith("params.")
+    ]
     keys = [key for key in recorded if not any(is_below(key, aside) for aside in ASIDE)]
     columns = ["tags.preset", *(f"params.{key}" for key in keys)]
     # null as if it were not there: a key that is newer than some of the runs makes no other cell
@@ -118,16 +139,24 @@ def _of_study(store: Store, study: str, needed: int) -> Iterator[Cell]:
     yield from _told_apart([_cell(store, study, members, keys, needed) for _, members in groups])
 
 
-def _told_apart(found: Sequence[Cell]) -> Iterator[Cell]:
+def _told_apart(found: Sequence[ResultCell]) -> Iterator[ResultCell]:
     """The cells of a study; those of one name and split get the settings in which they differ added to it."""
     for cell in found:
-        others = [each for each in found if (each.name, each.split) == (cell.name, cell.split) and each is not cell]
-        keys = [key for key in cell.settings if any(_value(each, key) != _value(cell, key) for each in others)]
+        others = [
+            each
+            for each in found
+            if (each.name, each.split) == (cell.name, cell.split) and each is not cell
+        ]
+        keys = [
+            key
+            for key in cell.settings
+            if any(_value(each, key) != _value(cell, key) for each in others)
+        ]
         own = {key: cell.settings[key] or "not recorded" for key in keys}
         yield replace(cell, name=", ".join([cell.name, *_few(own)]))
 
 
-def _value(cell: Cell, key: str) -> str:
+def _value(cell: ResultCell, key: str) -> str:
     value = cell.settings[key]
     return "" if value == "null" else value
 
@@ -138,9 +167,13 @@ def _few(settings: dict[str, str]) -> list[str]:
     return [*told[:_AT_MOST], *([f"{count(more, 'setting')} more"] if more > 0 else [])]
 
 
-def _cell(store: Store, study: str, members: pd.DataFrame, keys: Sequence[str], needed: int) -> Cell:
+def _cell(
+    store: Store, study: str, members: pd.DataFrame, keys: Sequence[str], needed: int
+) -> ResultCell:
     done = members[members["status"] == "FINISHED"]
-    tested = done[done["metrics.test/accuracy"].notna()] if "metrics.test/accuracy" in done else done[:0]
+    tested = (
+        done[done["metrics.test/accuracy"].notna()] if "metrics.test/accuracy" in done else done[:0]
+    )
     kept = tested[~tested["tags.seed"].duplicated(keep="last")]
     kept = kept.loc[pd.to_numeric(kept["tags.seed"]).sort_values().index] if len(kept) else kept
     problem = _too_few(members, kept, needed) or _not_alike(kept)
@@ -154,7 +187,7 @@ def _cell(store: Store, study: str, members: pd.DataFrame, keys: Sequence[str], 
     changed = tuple(said(key, value) for key, value in departing.items() if other_system(key))
     name = _name(members, preset, departing)
     notes = _notes(members, tested, kept) if not problem else ()
-    return Cell(study, preset, name, settings, split, kept, frames, problem, changed, notes)
+    return ResultCell(study, preset, name, settings, split, kept, frames, problem, changed, notes)
 
 
 def _notes(members: pd.DataFrame, tested: pd.DataFrame, kept: pd.DataFrame) -> tuple[str, ...]:
@@ -165,15 +198,22 @@ def _notes(members: pd.DataFrame, tested: pd.DataFrame, kept: pd.DataFrame) -> t
         have = "has" if further == 1 else "have"
         notes.append(f"{count(further, 'further seed')} {have} no test figure ({_listed(lacking)})")
     if len(kept) < len(tested):
-        notes.append(f"{count(len(tested) - len(kept), 'run')} of a seed that was trained again left out")
+        notes.append(
+            f"{count(len(tested) - len(kept), 'run')} of a seed that was trained again left out"
+        )
     if texts(kept, "tags.data_fingerprint").nunique() > 1:
-        notes.append("its seeds read copies of the data that differ in date, size or geometry; the images are the same")
+        notes.append(
+            "its seeds read copies of the data that differ in date, size or geometry; the images are the same"
+        )
     return tuple(notes)
 
 
 def _lacking(members: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
     """How many seeds have no test figure, by what became of their last run."""
-    last = members[~members["tags.seed"].duplicated(keep="last") & ~members["tags.seed"].isin(kept["tags.seed"])]
+    last = members[
+        ~members["tags.seed"].duplicated(keep="last")
+        & ~members["tags.seed"].isin(kept["tags.seed"])
+    ]
     states = last["status"].str.lower().replace("finished", "not evaluated on the test split")
     return {str(state): int(number) for state, number in states.value_counts().sort_index().items()}
 
@@ -191,7 +231,9 @@ def _too_few(members: pd.DataFrame, kept: pd.DataFrame, needed: int) -> str:
 
 def _not_alike(kept: pd.DataFrame) -> str:
     if texts(kept, "tags.split_fingerprint").nunique() > 1:
-        return "its seeds saw different images or splits (tag split_fingerprint): they are not pooled"
+        return (
+            "its seeds saw different images or splits (tag split_fingerprint): they are not pooled"
+        )
     if texts(kept, "tags.weights").nunique() > 1:
         return "its seeds began with different weights (tag weights): they are not pooled"
     return ""
@@ -202,7 +244,7 @@ def _predictions(store: Store, kept: pd.DataFrame) -> tuple[list[pd.DataFrame], 
     try:
         frames = [history.predictions(store, run_id, SPLIT) for run_id in kept["run_id"]]
         gather(frames, [f"seed {seed}" for seed in kept["tags.seed"]])
-    except DifferentImages as error:
+    except DifferentImagesError as error:
         return [], f"its seeds are not pooled: {error}"
     except UserError as error:
         return [], f"its test predictions cannot be read: {error}"
@@ -222,5 +264,11 @@ def _name(members: pd.DataFrame, preset: str, departing: dict[str, str]) -> str:
     }
     parts += [f"{key.rpartition('.')[2]}={rounded(value)}" for key, value in typed.items()]
     # what the whole study shares stands in no run's overrides
-    parts += _few({key: value for key, value in departing.items() if not any(is_below(key, each) for each in typed)})
+    parts += _few(
+        {
+            key: value
+            for key, value in departing.items()
+            if not any(is_below(key, each) for each in typed)
+        }
+    )
     return ", ".join(parts)

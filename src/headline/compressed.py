@@ -1,6 +1,7 @@
 """What compression costs in quality and saves in size and time: compressed nets beside those they were made from.
 
-Each compressed net is compared with the very net that it was made from, seed by seed, on the same test images.
+Each compressed net is compared with the very net that it was made from, seed by seed, on the same
+test images.
 """
 
 from collections.abc import Sequence
@@ -8,21 +9,26 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from src.analysis.paired import Difference
-from src.analysis.wording import joined
-from src.errors import UserError
+from src.core.errors import UserError
 from src.headline import figures, systems
-from src.headline.cells import SPLIT, Cell, cells, texts
+from src.headline.cells import SPLIT, ResultCell, cells, texts
 from src.headline.figures import Bootstrap, head
 from src.headline.origin import origin
 from src.headline.pairs import multiplicity
 from src.headline.part import Grid, Lines, Missing, Part
 from src.headline.settings import Compressed
-from src.tracking import history, read
+from src.metrics.formatting import joined
+from src.metrics.paired import PairedDifference
+from src.tracking import read
+from src.tracking import read as history
 from src.tracking.store import Store
 
 POINT = 0.01
-KEPT, UNSETTLED, LOST = "a loss of more than a point is outside the interval", "not settled", "more than a point lost"
+KEPT, UNSETTLED, LOST = (
+    "a loss of more than a point is outside the interval",
+    "not settled",
+    "more than a point lost",
+)
 SIZE = "efficiency/size_mb"
 COSTS = {SIZE: "size (MB)", "efficiency/flops": "FLOPs", "efficiency/latency_ratio": "x latency"}
 
@@ -30,7 +36,7 @@ COSTS = {SIZE: "size (MB)", "efficiency/flops": "FLOPs", "efficiency/latency_rat
 class Pair(NamedTuple):
     """A compressed cell, the runs that it was made from in the same order, and what those predicted."""
 
-    cell: Cell
+    cell: ResultCell
     origins: pd.DataFrame
     frames: list[pd.DataFrame]
 
@@ -67,7 +73,9 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
         how: Of the intervals.
     """
     found = cells(store, list(section.studies), needed)
-    missing = [each for cell in found for each in systems.unsuited([cell], section.studies[cell.study])]
+    missing = [
+        each for cell in found for each in systems.unsuited([cell], section.studies[cell.study])
+    ]
     pairs = []
     for cell in found:
         if cell.problem:
@@ -76,12 +84,18 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
             pairs.append(_pair(store, cell))
         except UserError as error:
             missing.append(
-                Missing(cell.name, f"cannot be held against its origin: {error}", section.studies[cell.study])
+                Missing(
+                    cell.name,
+                    f"cannot be held against its origin: {error}",
+                    section.studies[cell.study],
+                )
             )
     missing += systems.not_begun(found, section.studies)
     grids, findings = [], []
     for source in dict.fromkeys(pair.source for pair in pairs):
-        own = sorted((pair for pair in pairs if pair.source == source), key=lambda pair: -pair.share(SIZE))
+        own = sorted(
+            (pair for pair in pairs if pair.source == source), key=lambda pair: -pair.share(SIZE)
+        )
         name = _told_apart(own[0], pairs)
         lost = [{metric: _less(pair, metric, how) for metric in section.metrics} for pair in own]
         grids.append(Grid(*_rows(name, own, lost, section, how), stacks=(2, len(COSTS) + 1)))
@@ -92,13 +106,16 @@ def part(store: Store, section: Compressed, needed: int, how: Bootstrap) -> Part
         section.about,
         grids,
         findings,
-        [*systems.told([pair.cell for pair in pairs]), *[multiplicity(intervals)] * (intervals > 1)],
+        [
+            *systems.told([pair.cell for pair in pairs]),
+            *[multiplicity(intervals)] * (intervals > 1),
+        ],
         missing,
         origin(store, [pair.cell for pair in pairs]),
     )
 
 
-def _pair(store: Store, cell: Cell) -> Pair:
+def _pair(store: Store, cell: ResultCell) -> Pair:
     """The cell with its origins.
 
     Raises:
@@ -107,7 +124,9 @@ def _pair(store: Store, cell: Cell) -> Pair:
     ids = list(texts(cell.runs, "tags.origin"))
     if not all(ids):
         raise UserError("it was not made from a recorded run")
-    origins = pd.concat([read.runs(store, f"attributes.run_id = '{each}'") for each in ids], ignore_index=True)
+    origins = pd.concat(
+        [read.runs(store, f"attributes.run_id = '{each}'") for each in ids], ignore_index=True
+    )
     if len(origins) < len(ids):
         raise UserError("its origin is not in the store")
     return Pair(cell, origins, [history.predictions(store, each, SPLIT) for each in ids])
@@ -119,15 +138,27 @@ def _told_apart(pair: Pair, pairs: Sequence[Pair]) -> str:
     return pair.name if alone else f"{pair.name} ({pair.origins['run_id'].iloc[0][:8]})"
 
 
-def _less(pair: Pair, metric: str, how: Bootstrap) -> Difference:
-    return figures.difference(pair.cell.frames, pair.frames, metric, how, (pair.cell.name, pair.name), made_from=True)
+def _less(pair: Pair, metric: str, how: Bootstrap) -> PairedDifference:
+    return figures.difference(
+        pair.cell.frames, pair.frames, metric, how, (pair.cell.name, pair.name), made_from=True
+    )
 
 
 def _rows(
-    name: str, pairs: Sequence[Pair], lost: Sequence[dict[str, Difference]], section: Compressed, how: Bootstrap
+    name: str,
+    pairs: Sequence[Pair],
+    lost: Sequence[dict[str, PairedDifference]],
+    section: Compressed,
+    how: Bootstrap,
 ) -> tuple[tuple[str, ...], list[tuple[Lines, ...]]]:
     """Columns and rows: first the origin, then what was made of it, the largest first."""
-    columns = (name, "precision", *COSTS.values(), "seeds", *(f"{head(each)}" for each in section.metrics))
+    columns = (
+        name,
+        "precision",
+        *COSTS.values(),
+        "seeds",
+        *(f"{head(each)}" for each in section.metrics),
+    )
     first = pairs[0]
     own = figures.measured(first.frames, section.metrics, how)
     values = {metric: float(first.origins[f"metrics.{metric}"].mean()) for metric in COSTS}
@@ -143,10 +174,13 @@ def _rows(
     for pair, differences in zip(pairs, lost, strict=True):
         precision = joined(sorted(set(texts(pair.cell.runs, "tags.precision")))) or "-"
         costs = [
-            (_cost(metric, pair.cell.mean(metric)), f"x {figures.times(pair.share(metric))[0]}") for metric in COSTS
+            (_cost(metric, pair.cell.mean(metric)), f"x {figures.times(pair.share(metric))[0]}")
+            for metric in COSTS
         ]
         changes = [figures.change(differences[metric]) for metric in section.metrics]
-        rows.append(((pair.cell.name,), (precision,), *costs, (str(len(pair.cell.seeds)),), *changes))
+        rows.append(
+            ((pair.cell.name,), (precision,), *costs, (str(len(pair.cell.seeds)),), *changes)
+        )
     return columns, rows
 
 
@@ -157,7 +191,10 @@ def _cost(metric: str, value: float) -> str:
 
 
 def _findings(
-    name: str, pairs: Sequence[Pair], lost: Sequence[dict[str, Difference]], section: Compressed
+    name: str,
+    pairs: Sequence[Pair],
+    lost: Sequence[dict[str, PairedDifference]],
+    section: Compressed,
 ) -> list[str]:
     """For the first metric: whose interval leaves out a loss of more than a point, or of less, or neither."""
     said: dict[str, list[str]] = {KEPT: [], UNSETTLED: [], LOST: []}
@@ -175,15 +212,21 @@ def _findings(
     return [*told, *_how_far(name, pairs, [each[section.metrics[0]] for each in lost], metric)]
 
 
-def _how_far(name: str, pairs: Sequence[Pair], lost: Sequence[Difference], metric: str) -> list[str]:
+def _how_far(
+    name: str, pairs: Sequence[Pair], lost: Sequence[PairedDifference], metric: str
+) -> list[str]:
     """The smallest, by each cost that is counted, of those that lose a point or less on average."""
-    kept = [(pair, found) for pair, found in zip(pairs, lost, strict=True) if found.difference >= -POINT]
+    kept = [
+        (pair, found) for pair, found in zip(pairs, lost, strict=True) if found.difference >= -POINT
+    ]
     parts = []
     for cost in (SIZE, "efficiency/flops"):
         pair, found = min(kept, key=lambda each: each[0].share(cost), default=(None, None))
         if pair is not None and found is not None and pair.share(cost) < 1:
             change = " ".join(figures.change(found))
-            parts.append(f"{COSTS[cost]} x {figures.times(pair.share(cost))[0]} ({pair.cell.name}: {change})")
+            parts.append(
+                f"{COSTS[cost]} x {figures.times(pair.share(cost))[0]} ({pair.cell.name}: {change})"
+            )
     if not parts:
         return []
     begun = f"{name}: the smallest that lose a point of {metric} or less on average"

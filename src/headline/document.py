@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from src.errors import UserError
+from src.core.errors import UserError
 from src.headline.part import Grid, Lines, Origin, Part
 
 WIDTH = 100  # columns of a terminal
@@ -26,7 +26,12 @@ def markdown(parts: Sequence[Part], how: Sequence[str], when: str) -> str:
         how: What a reader must know of all figures, a sentence each.
         when: Date and time at which it was made.
     """
-    lines = ["# Results", "", f"Written by `{COMMAND}` on {when} from the run record; not by hand.", ""]
+    lines = [
+        "# Results",
+        "",
+        f"Written by `{COMMAND}` on {when} from the run record; not by hand.",
+        "",
+    ]
     lines += [f"- {sentence}" for sentence in how]
     for part in parts:
         lines += ["", f"## {part.title}", *_paragraph(part.about)]
@@ -34,7 +39,11 @@ def markdown(parts: Sequence[Part], how: Sequence[str], when: str) -> str:
             lines += ["", *_table(grid)]
         lines += _bullets([*part.findings, *part.notes])
         if part.missing:
-            lines += ["", "Missing, with the command that records it:", *_bullets(_missing(part), plain=False)]
+            lines += [
+                "",
+                "Missing, with the command that records it:",
+                *_bullets(_missing(part), plain=False),
+            ]
         lines += _origin(part.origin)
     return "\n".join(lines) + "\n"
 
@@ -74,7 +83,10 @@ def show(parts: Sequence[Part], console: Console) -> None:
 def _table(grid: Grid) -> list[str]:
     rows = [[_cell(lines) for lines in row] for row in grid.rows]
     ruler = ["---" if number < grid.stacks[0] else "---:" for number in range(len(grid.columns))]
-    return [f"| {' | '.join(cells)} |" for cells in ([_plain(name) for name in grid.columns], ruler, *rows)]
+    return [
+        f"| {' | '.join(cells)} |"
+        for cells in ([_plain(name) for name in grid.columns], ruler, *rows)
+    ]
 
 
 def _cell(lines: Lines) -> str:
@@ -106,14 +118,20 @@ def _missing(part: Part) -> list[str]:
 def _origin(origin: Origin) -> list[str]:
     if not origin.runs:
         return []
-    told = [f"Command, less hydra.* options, which are not recorded: `{command}`" for command in origin.commands]
+    told = [
+        f"Command, less hydra.* options, which are not recorded: `{command}`"
+        for command in origin.commands
+    ]
     told += [f"Hardware: {_plain(machine)}" for machine in origin.hardware]
     told += [f"Chosen by: {_plain('; '.join(origin.chosen_by))}"]
     if origin.minutes:
         told += [
             f"Minutes a training, beside whatever else ran, median (least to most): {_plain('; '.join(origin.minutes))}"
         ]
-    told += [f"Commit: {', '.join(origin.commits)}", f"Recorded: {origin.dates}, {origin.runs} trained runs"]
+    told += [
+        f"Commit: {', '.join(origin.commits)}",
+        f"Recorded: {origin.dates}, {origin.runs} trained runs",
+    ]
     return _bullets(told, plain=False)
 
 
@@ -121,10 +139,15 @@ def _drawn(grid: Grid) -> Table:
     """Stacks below each other; each as wide as its longest word, the first takes what is left."""
     heads = _stacked(grid, tuple((name,) for name in grid.columns))
     rows = [_stacked(grid, row) for row in grid.rows]
-    words = [[word for row in (heads, *rows) for line in row[at] for word in line.split()] for at in range(len(heads))]
+    words = [
+        [word for row in (heads, *rows) for line in row[at] for word in line.split()]
+        for at in range(len(heads))
+    ]
     widths = [max(map(len, own)) for own in words[1:]]
     drawn = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_lines=True)
-    frame = 2 * len(heads) + 1  # a blank behind each column, the edges, and what stands between columns
+    frame = (
+        2 * len(heads) + 1
+    )  # a blank behind each column, the edges, and what stands between columns
     first = max(_FIRST, WIDTH - frame - sum(widths))
     drawn.add_column(escape("\n".join(heads[0])), overflow="fold", width=first)
     for lines, width in zip(heads[1:], widths, strict=True):

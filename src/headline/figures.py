@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from src.analysis.bootstrap import intervals
-from src.analysis.comparison import MELANOMA
-from src.analysis.paired import Difference, paired_difference
-from src.analysis.wording import label, significant
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.headline.part import NOTHING, Lines
+from src.metrics.bootstrap import intervals
+from src.metrics.formatting import label, significant
+from src.metrics.paired import PairedDifference, paired_difference
+from src.metrics.registry import MELANOMA
 
 _HEADS = {"auroc": "AUC", "balanced_accuracy": "balanced accuracy"}
 _DIGITS = 7  # of a difference, at most
@@ -21,14 +21,14 @@ _NOISE = 1e-7  # of adding up; one image more in 10,000 right moves any measure 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: see `src.analysis.bootstrap`."""
+    """How intervals are made: see `src.metrics.bootstrap`."""
 
     samples: int
     level: float
     seed: int
 
 
-class Estimate(NamedTuple):
+class ResultEstimate(NamedTuple):
     """A figure and its interval; NaN where undefined."""
 
     value: float
@@ -36,10 +36,12 @@ class Estimate(NamedTuple):
     high: float
 
 
-UNDEFINED = Estimate(np.nan, np.nan, np.nan)
+UNDEFINED = ResultEstimate(np.nan, np.nan, np.nan)
 
 
-def measured(frames: Sequence[pd.DataFrame], metrics: Sequence[str], how: Bootstrap) -> dict[str, Estimate]:
+def measured(
+    frames: Sequence[pd.DataFrame], metrics: Sequence[str], how: Bootstrap
+) -> dict[str, ResultEstimate]:
     """Means over the seeds with their intervals, by metric as it was asked for.
 
     Args:
@@ -48,10 +50,12 @@ def measured(frames: Sequence[pd.DataFrame], metrics: Sequence[str], how: Bootst
         how: Of the intervals.
     """
     own = {metric: recorded(metric, frames[0]) for metric in metrics}
-    rows = intervals(frames, [name for name in own.values() if name], how.samples, how.seed, how.level).to_dict(
-        "records"
-    )
-    found = {row["metric"]: Estimate(row["estimate"], row["low"], row["high"]) for row in rows}
+    rows = intervals(
+        frames, [name for name in own.values() if name], how.samples, how.seed, how.level
+    ).to_dict("records")
+    found = {
+        row["metric"]: ResultEstimate(row["estimate"], row["low"], row["high"]) for row in rows
+    }
     return {metric: found.get(name, UNDEFINED) for metric, name in own.items()}
 
 
@@ -62,7 +66,7 @@ def difference(
     how: Bootstrap,
     names: tuple[str, str],
     made_from: bool = False,
-) -> Difference:
+) -> PairedDifference:
     """By how much a is better than b, paired by image; missing where the predictions do not give the metric.
 
     Args:
@@ -78,7 +82,7 @@ def difference(
     """
     own = recorded(metric, a[0])
     if not own:
-        return Difference(np.nan, np.nan, np.nan, np.nan)
+        return PairedDifference(np.nan, np.nan, np.nan, np.nan)
     return paired_difference(a, b, own, how.samples, how.seed, how.level, names, made_from)
 
 
@@ -103,27 +107,34 @@ def head(metric: str) -> str:
         return metric
 
 
-def figure(found: Estimate, printed: float | None = None, corrected: float | None = None) -> Lines:
+def figure(
+    found: ResultEstimate, printed: float | None = None, corrected: float | None = None
+) -> Lines:
     """A fraction with its interval, what a paper printed, and what it should have printed."""
     told = {"printed": printed, "corrected": corrected}
-    beside = tuple(f"{word} {value:.4f}".rstrip("0") for word, value in told.items() if value is not None)
+    beside = tuple(
+        f"{word} {value:.4f}".rstrip("0") for word, value in told.items() if value is not None
+    )
     if np.isnan(found.value):
         return (*NOTHING, *beside)
     interval = () if np.isnan(found.low) else (f"[{found.low:.3f}, {found.high:.3f}]",)
     return (f"{found.value:.3f}", *interval, *beside)
 
 
-def change(found: Difference) -> Lines:
+def change(found: PairedDifference) -> Lines:
     """A difference of fractions, signed, with its interval: with so many digits that none but zero reads as zero."""
     if np.isnan(found.difference):
         return NOTHING
     values = [0.0 if abs(value) < _NOISE else value for value in found[:3]]
-    digits = next((n for n in range(3, _DIGITS) if all(value == 0 or round(value, n) for value in values)), _DIGITS)
+    digits = next(
+        (n for n in range(3, _DIGITS) if all(value == 0 or round(value, n) for value in values)),
+        _DIGITS,
+    )
     value, low, high = (f"{value:+.{digits}f}" if value else "0" for value in values)
     return (value, *(() if np.isnan(found.low) else (f"[{low}, {high}]",)))
 
 
-def verdict(found: Difference) -> str:
+def verdict(found: PairedDifference) -> str:
     """Whether an interval of a difference, in a metric where more is better, leaves out zero."""
     if np.isnan(found.low):
         return "not defined"

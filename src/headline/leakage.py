@@ -1,8 +1,9 @@
 """What trainings gain from other photographs of the tested lesions: arm "in" less arm "out", image by image.
 
-Two separate splits, one by image and one by lesion, have other test images and other training images; the difference
-of their scores holds all that as well and says nothing of leakage. Here both arms predict the same test images and had
-equally many training images of each class (see `src.data.leakage`), so that the differences are paired by image.
+Two separate splits, one by image and one by lesion, have other test images and other training
+images; the difference of their scores holds all that as well and says nothing of leakage. Here both
+arms predict the same test images and had equally many training images of each class (see
+`src.data.splits`), so that the differences are paired by image.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +11,18 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from src.analysis.paired import Difference
-from src.errors import UserError
+from src.core.errors import UserError
 from src.headline import figures, systems
-from src.headline.cells import ARM, Cell, cells
-from src.headline.figures import Bootstrap, Estimate, head
+from src.headline.cells import ARM, ResultCell, cells
+from src.headline.figures import Bootstrap, ResultEstimate, head
 from src.headline.origin import origin
 from src.headline.pairs import multiplicity
 from src.headline.part import Grid, Lines, Missing, Part
 from src.headline.settings import Leakage
+from src.metrics.paired import PairedDifference
 from src.tracking.store import Store
 
-SIBLING = "has_sibling"  # the column that src.data.leakage has recorded
+SIBLING = "has_sibling"  # the column that src.data.splits has recorded
 SUBSETS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "all test images": lambda frame: pd.Series(True, index=frame.index),
     "those with siblings": lambda frame: frame[SIBLING],
@@ -30,23 +31,23 @@ SUBSETS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 _TRAINED = "data/images/train"
 
 
-class Arms(NamedTuple):
+class LeakageArms(NamedTuple):
     """The two trainings of one configuration."""
 
-    out: Cell
-    into: Cell
+    out: ResultCell
+    into: ResultCell
 
 
-class Comparison(NamedTuple):
+class LeakageComparison(NamedTuple):
     """Both arms in one metric on some of the test images, and in minus out; so many images and lesions."""
 
     subset: str
     metric: str
     images: int
     lesions: int
-    out: Estimate
-    into: Estimate
-    difference: Difference
+    out: ResultEstimate
+    into: ResultEstimate
+    difference: PairedDifference
 
 
 def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
@@ -66,12 +67,17 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
             _check(pair)
             rows = compare(pair, section.metrics, how)
         except UserError as error:
-            missing.append(Missing(_configuration(pair.out), str(error), section.studies[pair.out.study]))
+            missing.append(
+                Missing(_configuration(pair.out), str(error), section.studies[pair.out.study])
+            )
             continue
         grids.append(_grid(pair, rows))
         findings.append(_finding(pair, rows))
         used += list(pair)
-    notes = [f"{_configuration(pair.out)}: {systems.describing(pair.out)[2][0]} weights." for pair in pairs]
+    notes = [
+        f"{_configuration(pair.out)}: {systems.describing(pair.out)[2][0]} weights."
+        for pair in pairs
+    ]
     notes += systems.told(used)
     if grids:
         notes.append(
@@ -82,7 +88,7 @@ def part(store: Store, section: Leakage, needed: int, how: Bootstrap) -> Part:
     return Part(section.title, section.about, grids, findings, notes, missing, origin(store, used))
 
 
-def compare(pair: Arms, metrics: Sequence[str], how: Bootstrap) -> list[Comparison]:
+def compare(pair: LeakageArms, metrics: Sequence[str], how: Bootstrap) -> list[LeakageComparison]:
     """Both arms and their difference, by subset of the test images and metric.
 
     Args:
@@ -102,11 +108,15 @@ def compare(pair: Arms, metrics: Sequence[str], how: Bootstrap) -> list[Comparis
         own, other = (figures.measured(frames, metrics, how) for frames in (out, into))
         for metric in metrics:
             difference = figures.difference(into, out, metric, how, ("arm in", "arm out"))
-            found.append(Comparison(name, metric, images, lesions, own[metric], other[metric], difference))
+            found.append(
+                LeakageComparison(
+                    name, metric, images, lesions, own[metric], other[metric], difference
+                )
+            )
     return found
 
 
-def _check(pair: Arms) -> None:
+def _check(pair: LeakageArms) -> None:
     """Refuse arms that differ in more than the siblings.
 
     Raises:
@@ -116,12 +126,18 @@ def _check(pair: Arms) -> None:
         raise UserError(f"the predictions have no column {SIBLING}: train both arms again")
     trained = [cell.mean(_TRAINED) for cell in pair]
     if trained[0] != trained[1]:
-        raise UserError(f"the arms were trained on {trained[0]:.0f} and {trained[1]:.0f} images: they do not compare")
+        raise UserError(
+            f"the arms were trained on {trained[0]:.0f} and {trained[1]:.0f} images: they do not compare"
+        )
 
 
-def _pairs(found: Sequence[Cell], section: Leakage, needed: int) -> tuple[list[Arms], list[Missing]]:
-    missing = [each for cell in found for each in systems.unsuited([cell], section.studies[cell.study])]
-    configurations: dict[tuple[str, ...], dict[str, Cell]] = {}
+def _pairs(
+    found: Sequence[ResultCell], section: Leakage, needed: int
+) -> tuple[list[LeakageArms], list[Missing]]:
+    missing = [
+        each for cell in found for each in systems.unsuited([cell], section.studies[cell.study])
+    ]
+    configurations: dict[tuple[str, ...], dict[str, ResultCell]] = {}
     for cell in found:
         shared = [f"{key}={value}" for key, value in cell.settings.items() if key != ARM]
         configurations.setdefault((cell.study, cell.preset, *shared), {})[cell.arm] = cell
@@ -129,26 +145,39 @@ def _pairs(found: Sequence[Cell], section: Leakage, needed: int) -> tuple[list[A
     for arms in configurations.values():
         first = next(iter(arms.values()))
         missing += [
-            Missing(f"{_configuration(first)}, arm {arm}", f"0 of {needed} seeds", section.studies[first.study])
+            Missing(
+                f"{_configuration(first)}, arm {arm}",
+                f"0 of {needed} seeds",
+                section.studies[first.study],
+            )
             for arm in ("out", "in")
             if arm not in arms
         ]
         if len(arms) == 2 and not any(cell.problem for cell in arms.values()):
-            pairs.append(Arms(arms["out"], arms["in"]))
+            pairs.append(LeakageArms(arms["out"], arms["in"]))
     return pairs, [*missing, *systems.not_begun(found, section.studies)]
 
 
-def _configuration(cell: Cell) -> str:
+def _configuration(cell: ResultCell) -> str:
     """What both arms share."""
     return ", ".join(piece for piece in cell.name.split(", ") if not piece.startswith("siblings="))
 
 
-def _grid(pair: Arms, rows: Sequence[Comparison]) -> Grid:
-    columns = (_configuration(pair.out), "images (lesions)", "seeds", "metric", "out", "in", "in - out", "in is")
+def _grid(pair: LeakageArms, rows: Sequence[LeakageComparison]) -> Grid:
+    columns = (
+        _configuration(pair.out),
+        "images (lesions)",
+        "seeds",
+        "metric",
+        "out",
+        "in",
+        "in - out",
+        "in is",
+    )
     return Grid(columns, [_row(pair, each) for each in rows])
 
 
-def _row(pair: Arms, found: Comparison) -> tuple[Lines, ...]:
+def _row(pair: LeakageArms, found: LeakageComparison) -> tuple[Lines, ...]:
     return (
         (found.subset,),
         (f"{found.images:,} ({found.lesions:,})",),
@@ -161,7 +190,7 @@ def _row(pair: Arms, found: Comparison) -> tuple[Lines, ...]:
     )
 
 
-def _finding(pair: Arms, rows: Sequence[Comparison]) -> str:
+def _finding(pair: LeakageArms, rows: Sequence[LeakageComparison]) -> str:
     """The first metric, in words."""
     own = [row for row in rows if row.metric == rows[0].metric]
     told = [
@@ -169,9 +198,11 @@ def _finding(pair: Arms, rows: Sequence[Comparison]) -> str:
         for row in own
     ]
     metric = head(rows[0].metric)
-    return f"{_configuration(pair.out)}: what siblings in training add to {metric}: {'; '.join(told)}."
+    return (
+        f"{_configuration(pair.out)}: what siblings in training add to {metric}: {'; '.join(told)}."
+    )
 
 
-def _said(found: Difference) -> str:
+def _said(found: PairedDifference) -> str:
     said = figures.verdict(found)
     return {"better": "a gain", "worse": "a loss"}.get(said, said)

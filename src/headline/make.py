@@ -7,14 +7,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src.config import check, resolve
+from src.core.config import check, resolve
 from src.headline import better, compressed, leakage, systems
 from src.headline.document import WIDTH, markdown, show, write
 from src.headline.figures import Bootstrap
 from src.headline.part import Part
-from src.headline.settings import Better, Compressed, Leakage, Section, Settings
-from src.tracking.existing import existing
-from src.tracking.store import Store
+from src.headline.settings import Better, Compressed, Leakage, ResultsSettings, Section
+from src.tracking.store import Store, existing
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +32,8 @@ def make(config: DictConfig) -> list[Part]:
     """
     plain = resolve(config)
     own = {key: value for key, value in plain.items() if key != "tracking"}
-    check({"_target_": "src.headline.settings.Settings", **own})
-    settings = Settings(**own)
+    check({"_target_": "src.headline.settings.ResultsSettings", **own})
+    settings = ResultsSettings(**own)
     sections = settings.chosen()
     store = existing(config)
     how = Bootstrap(settings.samples, settings.level, settings.seed)
@@ -50,7 +49,7 @@ def make(config: DictConfig) -> list[Part]:
     return parts
 
 
-def reading(settings: Settings) -> list[str]:
+def reading(settings: ResultsSettings) -> list[str]:
     """What a reader must know of all figures."""
     return [
         f"A figure is the mean over at least {settings.seeds} seeds on the test split, which chose nothing; the split "

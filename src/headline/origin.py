@@ -9,19 +9,24 @@ from typing import Any
 
 import pandas as pd
 
-from src.analysis.wording import count, joined
-from src.errors import UserError
-from src.headline.cells import Cell, texts
+from src.core.errors import UserError
+from src.headline.cells import ResultCell, texts
 from src.headline.part import Origin
+from src.metrics.formatting import count, joined
 from src.tracking import read
 from src.tracking.store import Store
 
 _FIT = "metrics.time/fit_s"
 SHORT = 7  # digits of a commit
-_LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=")  # overrides that say where the record went
+_LOCAL = (
+    "tracking.",
+    "hydra.run",
+    "hydra.sweep.",
+    "study=",
+)  # overrides that say where the record went
 
 
-def origin(store: Store, cells: Sequence[Cell]) -> Origin:
+def origin(store: Store, cells: Sequence[ResultCell]) -> Origin:
     """Commands, hardware, commits and dates of all runs of some cells, each kind once.
 
     Args:
@@ -34,7 +39,9 @@ def origin(store: Store, cells: Sequence[Cell]) -> Origin:
     runs = pd.concat([cell.runs for cell in used], ignore_index=True).drop_duplicates("run_id")
     studies = list(dict.fromkeys(cell.study for cell in used))
     return Origin(
-        tuple(dict.fromkeys(command for study in studies for command in _commands(store, study, runs))),
+        tuple(
+            dict.fromkeys(command for study in studies for command in _commands(store, study, runs))
+        ),
         _hardware(store, runs),
         _commits(runs),
         _tallied(texts(runs, "tags.chosen_by").replace("", "not recorded")),
@@ -75,7 +82,10 @@ def _without_path(override: str) -> str:
 
 def _hardware(store: Store, runs: pd.DataFrame) -> tuple[str, ...]:
     devices = texts(runs, "tags.device")
-    lines = [_machine(store, run_id, device) for run_id, device in zip(runs["run_id"], devices, strict=True)]
+    lines = [
+        _machine(store, run_id, device)
+        for run_id, device in zip(runs["run_id"], devices, strict=True)
+    ]
     counts = pd.Series(lines).value_counts(sort=False)
     return tuple(
         line if len(counts) == 1 else f"{line} ({count(int(n), 'run')})"
@@ -85,11 +95,17 @@ def _hardware(store: Store, runs: pd.DataFrame) -> tuple[str, ...]:
 
 def _machine(store: Store, run_id: str, device: str) -> str:
     try:
-        found: dict[str, Any] = json.loads(read.artifact(store, run_id, "environment.json").read_text())
+        found: dict[str, Any] = json.loads(
+            read.artifact(store, run_id, "environment.json").read_text()
+        )
     except (UserError, OSError, ValueError):
         return f"{device or 'hardware not recorded'} (no environment recorded)"
     packages = found.get("packages") or {}
-    versions = [f"{name} {packages[name]}" for name in ("torch", "pytorch-lightning", "timm") if packages.get(name)]
+    versions = [
+        f"{name} {packages[name]}"
+        for name in ("torch", "pytorch-lightning", "timm")
+        if packages.get(name)
+    ]
     gpus = found.get("gpus") or []
     parts = [
         f"{found.get('cpu', 'unknown processor')}, {count(int(found.get('cores') or 0), 'core')}",
@@ -105,11 +121,13 @@ def _commits(runs: pd.DataFrame) -> tuple[str, ...]:
     """Each commit once, with its number of runs, and whether files differed from it."""
     names = texts(runs, "tags.git_commit").replace("", "unknown").str.slice(0, SHORT)
     dirty = texts(runs, "tags.git_dirty").str.lower()
-    said = names + dirty.map({"true": " with uncommitted changes", "false": ""}).fillna(" (changes not known)")
+    said = names + dirty.map({"true": " with uncommitted changes", "false": ""}).fillna(
+        " (changes not known)"
+    )
     return _tallied(said)
 
 
-def _minutes(cells: Sequence[Cell]) -> tuple[str, ...]:
+def _minutes(cells: Sequence[ResultCell]) -> tuple[str, ...]:
     """How long a training took, by cell: its seeds' median, least and most; nothing of what was not recorded."""
     told: dict[str, list[float]] = {}
     for cell in cells:
@@ -129,4 +147,7 @@ def _short(minutes: float) -> str:
 def _tallied(said: pd.Series) -> tuple[str, ...]:
     """Each text once, with its number of runs."""
     counts = said.value_counts(sort=False)
-    return tuple(f"{text} ({count(int(number), 'run')})" for text, number in zip(counts.index, counts, strict=True))
+    return tuple(
+        f"{text} ({count(int(number), 'run')})"
+        for text, number in zip(counts.index, counts, strict=True)
+    )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 Lines = tuple[str, ...]  # of a table's cell, below each other
-
 NOTHING: Lines = ("-",)
 
 
@@ -14,8 +13,8 @@ class Grid:
     Attributes:
         columns: Heads.
         rows: As many cells each.
-        stacks: So many columns each, from the first, are put below each other where there is little room; the first
-            stack says what a row is, and the columns behind all stacks stand alone.
+        stacks: So many columns each, from the first, are put below each other where there is little
+            room; the first stack says what a row is, and the columns behind all stacks stand alone.
     """
 
     columns: tuple[str, ...]
@@ -43,8 +42,9 @@ class Origin:
     """Where a section's figures come from.
 
     Attributes:
-        commands: As they were typed, without machine paths and without Hydra's own options (hydra.*), which are not
-            recorded; a study's name, where it is not that of its file, is put back.
+        commands: As they were typed, without machine paths and without Hydra's own options
+            (hydra.*), which are not recorded; a study's name, where it is not that of its file, is
+            put back.
         hardware: One line a kind of machine.
         commits: Abbreviated, with what is to be said of them.
         chosen_by: What chose the epoch or the settings of a run, with how many runs.

@@ -8,10 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from src.config import resolve
-from src.entry import ROOT
-from src.shared_config import WITHOUT_EFFECT
-from src.tracking.limits import flatten
+from src.core.cli import ROOT
+from src.core.config import WITHOUT_EFFECT, resolve
+from src.tracking.run import flatten
 
 # of the parameters: what makes no other cell
 ASIDE = ("seed", "origin", "data.root", "data.source.root", *WITHOUT_EFFECT)
@@ -26,7 +25,8 @@ _TOLD_ELSEWHERE = (  # as split, image size, weights; or of the measurement alon
 )
 _SAME_SYSTEM = ("trainer.max_epochs", "trainer.precision", "trainer.accelerator", "trainer.devices")
 _TARGET = "._target_"
-_OPEN = "(to be given)"  # a value that a preset leaves to whoever uses it, such as a teacher: none is a deviation
+# a value that a preset leaves to whoever uses it, such as a teacher: none is a deviation
+_OPEN = "(to be given)"
 
 
 def deviations(preset: str, settings: Mapping[str, str]) -> dict[str, str]:
@@ -37,13 +37,17 @@ def deviations(preset: str, settings: Mapping[str, str]) -> dict[str, str]:
         settings: Recorded parameters; an empty text is one that was not recorded.
 
     Returns:
-        Key -> recorded value; empty too where there is no such preset. A key that was not recorded may be newer than
-        the run and is no deviation, unless a whole part is absent, which is "none".
+        Key -> recorded value; empty too where there is no such preset. A key that was not recorded
+        may be newer than the run and is no deviation, unless a whole part is absent, which is
+        "none".
     """
     expected = _composed(preset)
     found: dict[str, str] = {}
     for key in dict.fromkeys([*settings, *expected]) if expected else ():
-        if any(is_below(key, aside) for aside in (*ASIDE, *_TOLD_ELSEWHERE)) or expected.get(key) == _OPEN:
+        if (
+            any(is_below(key, aside) for aside in (*ASIDE, *_TOLD_ELSEWHERE))
+            or expected.get(key) == _OPEN
+        ):
             continue
         recorded = settings.get(key, "")
         if recorded and recorded != expected.get(key, "null"):

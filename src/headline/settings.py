@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Ge, Gt, Le, MinLen
 
-from src.errors import ConfigError
-from src.objectives import Limit, parse_limits
+from src.core.errors import ConfigError
+from src.metrics.registry import Limit, parse_limits
 
 WHOLE = "docs/results.md"
 _STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
@@ -18,17 +18,19 @@ Weights = Literal["imagenet"] | None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT_KEYS)
-class System:
+class SystemRows:
     """A system of a paper.
 
     Attributes:
         preset: The tag `preset` of its runs.
-        printed: What the paper prints of it: metric -> value, by the names of `Systems.metrics`; also
-            efficiency/params and efficiency/flops.
-        px: Image size at which it is the paper's system: at another one it is shown without what the paper prints, and
-            is still missing. None: any.
-        weights: With which it is the paper's system, as for `px`: what began with random ones is not.
-        corrected: What the paper should have printed by its own counts, as `printed`; shown beside it, marked.
+        printed: What the paper prints of it: metric -> value, by the names of `Systems.metrics`;
+            also efficiency/params and efficiency/flops.
+        px: Image size at which it is the paper's system: at another one it is shown without what
+            the paper prints, and is still missing. None: any.
+        weights: With which it is the paper's system, as for `px`: what began with random ones is
+            not.
+        corrected: What the paper should have printed by its own counts, as `printed`; shown beside
+            it, marked.
         command: Records its missing seeds; None: the section's.
     """
 
@@ -61,12 +63,13 @@ class Systems:
         title: Of the section.
         studies: Names of the studies whose runs it shows.
         command: Records what is missing.
-        metrics: Columns, by the run record's names without the split; `<measure>/melanoma` is that of the class that is
-            looked for, whatever the data set calls it.
+        metrics: Columns, by the run record's names without the split; `<measure>/melanoma` is that
+            of the class that is looked for, whatever the data set calls it.
         systems: Those that should be there; others of the studies are shown below them.
         splits: Under each of which every system should be there: "image", "grouped".
         paper_split: Beside which of them the paper's values stand.
-        differences: Of which of the systems the difference is told, with an interval, under each split.
+        differences: Of which of the systems the difference is told, with an interval, under each
+            split.
         about: A paragraph below the title.
     """
 
@@ -75,7 +78,7 @@ class Systems:
     studies: Names
     command: str
     metrics: Names
-    systems: list[System] = field(default_factory=list)
+    systems: list[SystemRows] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     paper_split: str = "image"
     differences: list[Against] = field(default_factory=list)
@@ -109,8 +112,8 @@ class Reference:
         studies: Where its runs are.
         preset: The tag `preset` of its runs.
         command: Records it.
-        px: Image size at which it is what it is called: another is compared with as a stand-in, named as what it is,
-            and it is still missing. None: any.
+        px: Image size at which it is what it is called: another is compared with as a stand-in,
+            named as what it is, and it is still missing. None: any.
         weights: With which it is what it is called, likewise.
         control: It is shown, and what is said of it is no part of the verdict.
     """
@@ -131,11 +134,13 @@ class Better:
     Attributes:
         title: Of the section.
         studies: That hold the candidates, each with the command that records what is missing of it.
-        search: Those of the studies in which they were looked for: what has too few seeds there is not missing.
+        search: Those of the studies in which they were looked for: what has too few seeds there is
+            not missing.
         references: To be beaten, all of them.
         limits: What a candidate has to keep, such as "efficiency/params <= 691911".
         split: Of all of them.
-        metrics: Columns of the candidates' own table, and of the differences; the first has to be better.
+        metrics: Columns of the candidates' own table, and of the differences; the first has to be
+            better.
         at_most: Candidates that are compared: the best on the validation split.
         about: A paragraph below the title.
     """
@@ -171,7 +176,8 @@ class Compressed:
 
     Attributes:
         title: Of the section.
-        studies: That hold the compressed runs, each with the command that records what is missing of it.
+        studies: That hold the compressed runs, each with the command that records what is missing
+            of it.
         metrics: What is compared, see `Systems.metrics`; the first one decides what is said.
         about: A paragraph below the title.
     """
@@ -190,7 +196,7 @@ _SECTION: pydantic.TypeAdapter[Section] = pydantic.TypeAdapter(
 
 
 @dataclass
-class Settings:
+class ResultsSettings:
     """What the page holds, and how."""
 
     file: str = WHOLE
@@ -205,15 +211,20 @@ class Settings:
         """The sections that are asked for, by name.
 
         Raises:
-            ConfigError: There is none of that name, some would take the place of the whole page, or a section is not as
-                it should be; the message names the key.
+            ConfigError: There is none of that name, some would take the place of the whole page, or
+                a section is not as it should be; the message names the key.
         """
         unknown = sorted(set(self.only or ()) - set(self.sections))
         if unknown:
-            raise ConfigError("only", f"must name sections ({', '.join(self.sections)}), but got {unknown[0]}")
+            raise ConfigError(
+                "only", f"must name sections ({', '.join(self.sections)}), but got {unknown[0]}"
+            )
         names = self.only or list(self.sections)
         if self.only and self.file == WHOLE:
-            raise ConfigError("file", f"must be another than {WHOLE}, which holds all sections, where only= is given")
+            raise ConfigError(
+                "file",
+                f"must be another than {WHOLE}, which holds all sections, where only= is given",
+            )
         if not names:
             raise ConfigError("sections", "must hold at least one section, but is empty")
         return {name: _parsed(name, self.sections[name]) for name in names}
@@ -224,12 +235,18 @@ def _parsed(name: str, entry: Mapping[str, Any]) -> Section:
         section = _SECTION.validate_python(entry)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        kinds = [kind for kind in first["loc"][:1] if kind in ("systems", "leakage", "better", "compressed")]
+        kinds = [
+            kind
+            for kind in first["loc"][:1]
+            if kind in ("systems", "leakage", "better", "compressed")
+        ]
         place = ".".join(["sections", name, *map(str, first["loc"][len(kinds) :])])
         raise ConfigError(place, first["msg"]) from None
     if isinstance(section, Better):
         if unknown := sorted(set(section.search) - set(section.studies)):
-            raise ConfigError(f"sections.{name}.search", f"must name some of its studies, but got {unknown[0]}")
+            raise ConfigError(
+                f"sections.{name}.search", f"must name some of its studies, but got {unknown[0]}"
+            )
         try:
             section.parsed_limits()
         except ConfigError as error:

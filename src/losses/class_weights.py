@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 def balanced(class_counts: Sequence[int]) -> Tensor:

@@ -8,20 +8,25 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from src.losses.class_weights import balanced
-from src.losses.logits import one_per_class
+from src.metrics.classification import one_per_class
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy, in nats, as torch defines it, for two classes in one column as well.
 
     Args:
         logits: (N, K), or (N, 1) for two classes.
         target: Labels, int64 (N,).
-        weight: A weight a class, (K,), K = 2 for logits (N, 1); the mean is then divided by the sum of the targets'
-            weights.
-        label_smoothing: Share of the target's mass that is spread evenly over all classes, in [0, 1).
+        weight: A weight a class, (K,), K = 2 for logits (N, 1); the mean is then divided by the sum
+            of the targets' weights.
+        label_smoothing: Share of the target's mass that is spread evenly over all classes, in [0,
+            1).
     """
-    return F.cross_entropy(one_per_class(logits), target, weight=weight, label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        one_per_class(logits), target, weight=weight, label_smoothing=label_smoothing
+    )
 
 
 class CrossEntropy(nn.Module):
@@ -30,7 +35,8 @@ class CrossEntropy(nn.Module):
     Args:
         class_counts: Training images of each class, in label order.
         weighted: Whether classes are weighted inversely to their counts.
-        label_smoothing: Share of the target's mass that is spread evenly over all classes, in [0, 1).
+        label_smoothing: Share of the target's mass that is spread evenly over all classes, in [0,
+            1).
 
     Raises:
         ConfigError: `weighted`, and a class without training images.
@@ -46,7 +52,9 @@ class CrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        self.register_buffer("weight", balanced(class_counts) if weighted else None, persistent=False)
+        self.register_buffer(
+            "weight", balanced(class_counts) if weighted else None, persistent=False
+        )
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits (N, K) or (N, 1) and labels (N,) -> scalar."""

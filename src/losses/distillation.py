@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from src.losses.class_weights import balanced
 from src.losses.focal import focal
-from src.losses.logits import one_per_class
+from src.metrics.classification import one_per_class
 
 
 def divergence(logits: Tensor, answers: Tensor, temperature: float = 1.0) -> Tensor:
     """Mean divergence of a student from soft answers, times the temperature squared, in nats.
 
-    The factor keeps the gradients of the same size at every temperature (Hinton, Vinyals & Dean, Distilling the
-    knowledge in a neural network, 2015, section 2).
+    The factor keeps the gradients of the same size at every temperature (Hinton, Vinyals & Dean,
+    Distilling the knowledge in a neural network, 2015, section 2).
 
     Args:
         logits: The student's, (N, K), or (N, 1) for two classes.
@@ -31,14 +31,15 @@ def divergence(logits: Tensor, answers: Tensor, temperature: float = 1.0) -> Ten
 class Distillation(nn.Module):
     """`divergence` from the mean of the teachers' softened answers beside a loss with the labels.
 
-    The teachers see the very images that the student is fed, augmented as they are: a consistent teacher (Beyer et
-    al., Knowledge distillation: a good teacher is patient and consistent, CVPR 2022). On images that are evaluated
-    there is no teaching: the loss is then that with the labels alone, cross-entropy or focal loss.
+    The teachers see the very images that the student is fed, augmented as they are: a consistent
+    teacher (Beyer et al., Knowledge distillation: a good teacher is patient and consistent, CVPR
+    2022). On images that are evaluated there is no teaching: the loss is then that with the labels
+    alone, cross-entropy or focal loss.
 
     Args:
         class_counts: Training images of each class, in label order.
-        teachers: Batches of images (N, 3, S, S), uint8 or in [0, 1] -> logits; given by the training code. They are
-            no part of this module's state.
+        teachers: Batches of images (N, 3, S, S), uint8 or in [0, 1] -> logits; given by the
+            training code. They are no part of this module's state.
         teacher: In a config: the id of their run, or a list of ids; for the training code.
         temperature: That softens both sides' answers.
         share: Of the divergence in the whole; the rest is that of the loss with the labels.
@@ -62,23 +63,31 @@ class Distillation(nn.Module):
         gamma: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         super().__init__()
-        self._teachers = tuple(teachers)  # a tuple: as submodules they would be in every checkpoint of the student
+        self._teachers = tuple(
+            teachers
+        )  # a tuple: as submodules they would be in every checkpoint of the student
         self.temperature = temperature
         self.share = share
         self.gamma = gamma
-        self.register_buffer("weight", balanced(class_counts) if weighted else None, persistent=False)
+        self.register_buffer(
+            "weight", balanced(class_counts) if weighted else None, persistent=False
+        )
 
     def forward(self, logits: Tensor, target: Tensor, images: Tensor | None = None) -> Tensor:
         """Logits (N, K) or (N, 1), labels (N,) and, while training, what the student was fed (N, 3, S, S) -> scalar."""
         hard = focal(logits, target, self.gamma, self.weight)
         if images is None or not self._teachers:
             return hard
-        return (1 - self.share) * hard + self.share * divergence(logits, self._answers(images), self.temperature)
+        return (1 - self.share) * hard + self.share * divergence(
+            logits, self._answers(images), self.temperature
+        )
 
     @torch.no_grad()
     def _answers(self, images: Tensor) -> Tensor:
         softened = [
-            torch.softmax(one_per_class(teacher.to(images.device)(images)).float() / self.temperature, dim=1)
+            torch.softmax(
+                one_per_class(teacher.to(images.device)(images)).float() / self.temperature, dim=1
+            )
             for teacher in self._teachers
         ]
         return torch.stack(softened).mean(dim=0)

@@ -12,21 +12,24 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from src.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError
 from src.models import weights as sources
 from src.models.head import DenseWidths, Dropout, Width, dense_head
 
 log = logging.getLogger(__name__)
 _LARGEST_TRIED_PX = 512
-# Layers that these families have between pooling and classifier. They belong to the classifier (Keras leaves them out
-# without "top" as well): VGG's are 119.5 of its 134.3 million parameters.
+# Layers that these families have between pooling and classifier. They belong to the classifier
+# (Keras leaves them out without "top" as well): VGG's are 119.5 of its 134.3 million parameters.
 _HIDDEN_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     timm.models.VGG: ("pre_logits",),
     timm.models.MobileNetV3: ("conv_head", "norm_head", "act2"),
 }
-
-
-_AFTER_BLOCKS = ("conv_head", "bn2", "norm_head", "act2")  # what EfficientNets and MobileNets have behind their blocks
+_AFTER_BLOCKS = (
+    "conv_head",
+    "bn2",
+    "norm_head",
+    "act2",
+)  # what EfficientNets and MobileNets have behind their blocks
 
 
 class Backbone(nn.Module):
@@ -41,16 +44,18 @@ class Backbone(nn.Module):
         name: Any name that timm knows, with or without a tag: "resnet50", "convnext_atto.d2_in1k".
         image_size: Side of the square input, px.
         outputs: Number of logits.
-        weights: "imagenet", timm's weights of that name (from an installed package, the hub's cache or the hub);
-            "random", torch's generator decides; "auto", imagenet if it is to be had, else random with a warning; else
-            the path of a file.
-        frozen: Keep the backbone as it is: no gradients, and batch normalisation in evaluation mode throughout.
+        weights: "imagenet", timm's weights of that name (from an installed package, the hub's cache
+            or the hub); "random", torch's generator decides; "auto", imagenet if it is to be had,
+            else random with a warning; else the path of a file.
+        frozen: Keep the backbone as it is: no gradients, and batch normalisation in evaluation mode
+            throughout.
         dense: Widths of the dense layers, first to last; a number is one layer, an empty list none.
         dropout: Probability after each dense layer (before the output if there is none), in [0, 1).
-        pool: "avg" is timm's own pooling (global average in most), "flatten" keeps every value of the last map.
-        blocks: How many of the inverted residual blocks are kept, counted from the input; the later ones, and the
-            layers behind them, are cut off. None keeps the whole network. Only for EfficientNet and MobileNetV3
-            (whose last convolution timm counts as a block).
+        pool: "avg" is timm's own pooling (global average in most), "flatten" keeps every value of
+            the last map.
+        blocks: How many of the inverted residual blocks are kept, counted from the input; the later
+            ones, and the layers behind them, are cut off. None keeps the whole network. Only for
+            EfficientNet and MobileNetV3 (whose last convolution timm counts as a block).
 
     Raises:
         ConfigError: An unknown name, an image too small for it, or a weight file that does not fit.
@@ -79,7 +84,9 @@ class Backbone(nn.Module):
         if frozen:
             self.backbone.requires_grad_(False)
             self.backbone.eval()
-        self.head = dense_head(_width(self.backbone, name, image_size, pool), dense, dropout, outputs)
+        self.head = dense_head(
+            _width(self.backbone, name, image_size, pool), dense, dropout, outputs
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, S, S) -> logits (N, outputs)."""
@@ -102,11 +109,16 @@ def load_imagenet(name: str, **options: Any) -> nn.Module:
         **options: For timm.create_model; num_classes=0 leaves the classifier out.
 
     Raises:
-        DependencyError: There are no such weights, or they are not to be had here; the message says what to do.
+        DependencyError: There are no such weights, or they are not to be had here; the message says
+            what to do.
     """
     way_out = "take weights=random, weights=auto or the path of a file"
     architecture = name.partition(".")[0]
-    packaged = sources.packaged(architecture, list(_whole_state(name))) if architecture in sources.PACKAGES else None
+    packaged = (
+        sources.packaged(architecture, list(_whole_state(name)))
+        if architecture in sources.PACKAGES
+        else None
+    )
     if packaged is not None:
         model = timm.create_model(name, pretrained=False, **options)
         model.load_state_dict(sources.fit(packaged, model.state_dict(), packaged, architecture))
@@ -123,7 +135,10 @@ def load_imagenet(name: str, **options: Any) -> nn.Module:
         raise DependencyError(f"ImageNet weights of {name}: {error}; {install}{way_out}") from error
     # timm's own loader, given the file: it knows how to adapt each family's weights
     return timm.create_model(
-        name, pretrained=True, pretrained_cfg_overlay={"file": str(file), "custom_load": False}, **options
+        name,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(file), "custom_load": False},
+        **options,
     )
 
 
@@ -179,11 +194,16 @@ def _build(create: Callable[..., nn.Module], name: str, image_size: int) -> nn.M
 def _keep_blocks(model: nn.Module, name: str, kept: int) -> None:
     """Cut off what comes after so many residual blocks; pooling stays."""
     if not isinstance(model, timm.models.EfficientNet | timm.models.MobileNetV3):
-        raise ConfigError("blocks", f"must be null, because {name} is no EfficientNet or MobileNetV3, but got {kept}")
+        raise ConfigError(
+            "blocks",
+            f"must be null, because {name} is no EfficientNet or MobileNetV3, but got {kept}",
+        )
     stages: list[nn.Sequential] = list(model.blocks)  # type: ignore[arg-type]  # timm's stub knows only modules
     total = sum(len(stage) for stage in stages)
     if kept > total:
-        raise ConfigError("blocks", f"must be at most {total}, the blocks of {name}, but got {kept}")
+        raise ConfigError(
+            "blocks", f"must be at most {total}, the blocks of {name}, but got {kept}"
+        )
     left: list[nn.Module] = []
     for stage in stages:
         if kept > 0:
@@ -233,7 +253,8 @@ class _DryRun(nn.Module):
 def _width(backbone: nn.Module, name: str, image_size: int, pool: str) -> int:
     """Number of features, by a dry run at this image size."""
     training = backbone.training
-    backbone.eval()  # in training mode batch normalisation refuses a single value, and dropout draws
+    # in training mode batch normalisation refuses a single value, and dropout draws
+    backbone.eval()
     dry_run = _DryRun(backbone, pool)
     try:
         return dry_run.width(image_size)
@@ -255,13 +276,18 @@ def _smallest(dry_run: _DryRun, refused: int) -> int | None:
     return high
 
 
-def _unfit_image(name: str, image_size: int, error: Exception, smallest: int | None = None) -> ConfigError:
+def _unfit_image(
+    name: str, image_size: int, error: Exception, smallest: int | None = None
+) -> ConfigError:
     if smallest is not None:
         return ConfigError(
-            "image_size", f"is too small, the smallest that {name} takes is {smallest}, but got {image_size}"
+            "image_size",
+            f"is too small, the smallest that {name} takes is {smallest}, but got {image_size}",
         )
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ConfigError("image_size", f"must be one that {name} takes, but got {image_size} ({reason})")
+    return ConfigError(
+        "image_size", f"must be one that {name} takes, but got {image_size} ({reason})"
+    )
 
 
 def _takes_fixed_size(name: str) -> bool:
@@ -279,7 +305,11 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture) and (not tag or name in timm.list_pretrained()):
         return
-    known = timm.list_pretrained(f"{architecture}*") if tag and timm.is_model(architecture) else timm.list_models()
+    known = (
+        timm.list_pretrained(f"{architecture}*")
+        if tag and timm.is_model(architecture)
+        else timm.list_models()
+    )
     closest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(closest)}?" if closest else ""
     raise ConfigError("name", f"must be a network that timm knows, but got {name}{hint}")

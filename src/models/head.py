@@ -11,14 +11,17 @@ DenseWidths = Width | list[Width]
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 
 
-def dense_head(features: int, dense: int | Sequence[int], dropout: float, outputs: int) -> nn.Sequential:
+def dense_head(
+    features: int, dense: int | Sequence[int], dropout: float, outputs: int
+) -> nn.Sequential:
     """Dense layers with ReLU, dropout after each, then the linear output.
 
     Without a dense layer the dropout stands before the output, so that it never goes unused.
 
     Args:
         features: Width of what comes in; the head takes (N, features).
-        dense: Widths of the hidden layers, first to last; a number is one layer, an empty list none.
+        dense: Widths of the hidden layers, first to last; a number is one layer, an empty list
+            none.
         dropout: Probability that a value is zeroed in training, in [0, 1).
         outputs: Logits that come out: (N, outputs).
     """

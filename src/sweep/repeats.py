@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from scipy import stats
 
-from src.objectives import Direction, Limit, Objective
-from src.sweep.constraints import total_violation
+from src.metrics.registry import Direction, Limit, Objective
+from src.sweep.records import total_violation
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,17 @@ class Repeated:
     cost: Mapping[str, float] = field(default_factory=dict)
 
 
-def clearly_behind(own: Sequence[float], rival: Sequence[float], direction: Direction, p: float = 0.1) -> bool:
+def clearly_behind(
+    own: Sequence[float], rival: Sequence[float], direction: Direction, p: float = 0.1
+) -> bool:
     """Whether `own` is worse than `rival` by a one-sided Wilcoxon signed-rank test over paired seeds.
 
-    Pairs that are equal tell nothing and are left out (Wilcoxon's own treatment of zeros), as are pairs with NaN. n
-    pairs can at best give 2 ** -n, so with fewer than log2(1 / p) pairs (4 for 0.1) nothing is ever clear.
+    Pairs that are equal tell nothing and are left out (Wilcoxon's own treatment of zeros), as are
+    pairs with NaN. n pairs can at best give 2 ** -n, so with fewer than log2(1 / p) pairs (4 for
+    0.1) nothing is ever clear.
 
-    Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; `scipy.stats.wilcoxon`, exact for the few seeds
+    Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; `scipy.stats.wilcoxon`, exact
+        for the few seeds
     of a sweep.
 
     Args:
@@ -59,30 +63,38 @@ def is_dropped(
 ) -> bool:
     """Whether the remaining seeds of a configuration can be spared.
 
-    With one objective the rival is the configuration with the best mean among those that share enough seeds; those
-    whose means keep the limits come first, then those that break them least. With
-    several, one rival suffices that is no worse in every known cost and clearly better in every other objective, over
-    the seeds both have: then the configuration will not stand on the front. The level holds for each rival alone, so
-    with many rivals somewhat more than p of the equals are dropped.
+    With one objective the rival is the configuration with the best mean among those that share
+    enough seeds; those whose means keep the limits come first, then those that break them least.
+    With several, one rival suffices that is no worse in every known cost and clearly better in
+    every other objective, over the seeds both have: then the configuration will not stand on the
+    front. The level holds for each rival alone, so with many rivals somewhat more than p of the
+    equals are dropped.
 
-    Limits make the comparison one of constrained domination. Only a rival whose means keep all limits can push another
-    one out by its objectives. One whose own means break them is also dropped when, over the seeds both have, it clearly
-    breaks them by more than a rival does, in all, whatever the objectives say; "not at all" is less than anything.
+    Limits make the comparison one of constrained domination. Only a rival whose means keep all
+    limits can push another one out by its objectives. One whose own means break them is also
+    dropped when, over the seeds both have, it clearly breaks them by more than a rival does, in
+    all, whatever the objectives say; "not at all" is less than anything.
 
-    Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section VI-A, for the order;
+    Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section
+        VI-A, for the order;
     the test is ours.
 
     Args:
         own: The configuration, with the seeds that have ended.
         rivals: The other configurations.
-        objectives: What is compared; one that stands in `own.cost` is a known cost, all others differ by seed.
+        objectives: What is compared; one that stands in `own.cost` is a known cost, all others
+            differ by seed.
         p: Level of the test, in (0, 1).
         limits: What a configuration has to keep, by the means of its recorded metrics.
     """
     measured = [objective for objective in objectives if objective.metric not in own.cost]
-    rivals = [rival for rival in rivals if len(own.seeds.keys() & rival.seeds.keys()) >= _pairs_needed(p)]
+    rivals = [
+        rival for rival in rivals if len(own.seeds.keys() & rival.seeds.keys()) >= _pairs_needed(p)
+    ]
     if len(objectives) == 1:
-        best_first = sorted(rivals, key=lambda rival: (_broken(rival, limits), _mean_loss(rival, objectives[0])))
+        best_first = sorted(
+            rivals, key=lambda rival: (_broken(rival, limits), _mean_loss(rival, objectives[0]))
+        )
         rivals = best_first[:1]
     if _broken(own, limits) > 0 and any(_breaks_more(own, rival, limits, p) for rival in rivals):
         return True
@@ -98,14 +110,18 @@ def aggregate(repeats: Sequence[Mapping[str, float]]) -> tuple[dict[str, float],
     """Mean and spread of each metric over the repeats of a configuration.
 
     Args:
-        repeats: Metrics by name, one mapping a seed. A metric that not all have is left out: a mean over some of the
-            seeds would not compare with the others.
+        repeats: Metrics by name, one mapping a seed. A metric that not all have is left out: a mean
+            over some of the seeds would not compare with the others.
 
     Returns:
-        Means by name, and sample standard deviations (n - 1) by name; the latter are empty for a single repeat, which
-        has no spread.
+        Means by name, and sample standard deviations (n - 1) by name; the latter are empty for a
+        single repeat, which has no spread.
     """
-    names = [name for name in repeats[0] if all(name in metrics for metrics in repeats)] if repeats else []
+    names = (
+        [name for name in repeats[0] if all(name in metrics for metrics in repeats)]
+        if repeats
+        else []
+    )
     columns = {name: [float(metrics[name]) for metrics in repeats] for name in names}
     means = {name: statistics.fmean(column) for name, column in columns.items()}
     if len(repeats) < 2:
@@ -124,7 +140,9 @@ def _broken(repeated: Repeated, limits: Sequence[Limit]) -> float:
 
 def _breaks_more(own: Repeated, rival: Repeated, limits: Sequence[Limit], p: float) -> bool:
     shared = sorted(own.seeds.keys() & rival.seeds.keys())
-    ours, theirs = ([total_violation(limits, each.seeds[seed]) for seed in shared] for each in (own, rival))
+    ours, theirs = (
+        [total_violation(limits, each.seeds[seed]) for seed in shared] for each in (own, rival)
+    )
     return clearly_behind(ours, theirs, "minimize", p)
 
 
@@ -150,7 +168,8 @@ def _costs_no_more(rival: Repeated, own: Repeated, objectives: Sequence[Objectiv
 def _is_behind(own: Repeated, rival: Repeated, objective: Objective, p: float) -> bool:
     shared = sorted(own.seeds.keys() & rival.seeds.keys())
     ours, theirs = (
-        [repeated.seeds[seed].get(objective.metric, math.nan) for seed in shared] for repeated in (own, rival)
+        [repeated.seeds[seed].get(objective.metric, math.nan) for seed in shared]
+        for repeated in (own, rival)
     )
     return clearly_behind(ours, theirs, objective.direction, p)
 

@@ -13,12 +13,13 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
 
-from src.config import check, instantiate, resolve
-from src.errors import ConfigError, DependencyError
+from src.core.config import check, instantiate, resolve
+from src.core.errors import ConfigError, DependencyError
 
 KEY = "hydra.sweeper.sampler"
 GRID = "grid"  # is ours: the cells are enqueued in order
-# These learn from complete trials only; to every other a trial over a limit is told as pruned, with constraints.
+# These learn from complete trials only; to every other a trial over a limit is told as pruned, with
+# constraints.
 _COMPLETE_ONLY = (
     optuna.samplers.NSGAIISampler,
     optuna.samplers.NSGAIIISampler,
@@ -26,8 +27,16 @@ _COMPLETE_ONLY = (
     optuna.samplers.CmaEsSampler,
 )
 _ONE_OBJECTIVE = (optuna.samplers.CmaEsSampler,)
-_PACKAGES = {optuna.samplers.CmaEsSampler: "cmaes"}  # imported by Optuna only in the middle of a study
-_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+_PACKAGES = {
+    optuna.samplers.CmaEsSampler: "cmaes"
+}  # imported by Optuna only in the middle of a study
+_TYPES: dict[str, Any] = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": str,
+    "None": type(None),
+}
 
 
 @dataclass(frozen=True)
@@ -72,14 +81,20 @@ def make_sampler(
     target = target_of(node, KEY)
     given: dict[str, Any] = {}
     if target is optuna.samplers.QMCSampler:
-        # one sequence for the whole study, which is kept in it and goes on; but what it leaves to chance must not recur
-        given = {"seed": seed, "independent_sampler": optuna.samplers.RandomSampler(seed + n_finished)}
+        # one sequence for the whole study, which is kept in it and goes on; but what it leaves to
+        # chance must not recur
+        given = {
+            "seed": seed,
+            "independent_sampler": optuna.samplers.RandomSampler(seed + n_finished),
+        }
     elif "seed" in inspect.signature(target).parameters:
         given = {"seed": seed + n_finished}
     _refuse(target, name, n_objectives)
     sampler = build(node, KEY, **given)
     if not isinstance(sampler, BaseSampler):
-        raise ConfigError(f"{KEY}._target_", f"must be a sampler of Optuna, but got {node._target_}")
+        raise ConfigError(
+            f"{KEY}._target_", f"must be a sampler of Optuna, but got {node._target_}"
+        )
     return SamplerChoice(sampler, name, not isinstance(sampler, _COMPLETE_ONLY), False)
 
 
@@ -115,7 +130,9 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
     Raises:
         ConfigError: The message names the argument.
     """
-    plain = {key: value for key, value in resolve(node).items() if key != "name" and key not in given}
+    plain = {
+        key: value for key, value in resolve(node).items() if key != "name" and key not in given
+    }
     check(plain, path)
     _check_annotations(plain, path)
     try:
@@ -142,12 +159,16 @@ def _check_annotations(config: Mapping[str, Any], path: str) -> None:
             if isinstance(value, bool):
                 right = "bool" in known
             if names and len(known) == len(names) and takes_texts and not right:
-                raise ConfigError(f"{path}.{key}", f"must be {' or '.join(known)}, but got {value!r}")
+                raise ConfigError(
+                    f"{path}.{key}", f"must be {' or '.join(known)}, but got {value!r}"
+                )
 
 
 def _refuse(target: Any, name: str, n_objectives: int) -> None:
     if target is optuna.samplers.GridSampler:
-        raise ConfigError(KEY, "Optuna's own grid knows nothing of this space: take hydra/sweeper/sampler=grid")
+        raise ConfigError(
+            KEY, "Optuna's own grid knows nothing of this space: take hydra/sweeper/sampler=grid"
+        )
     if target in _ONE_OBJECTIVE and n_objectives > 1:
         raise ConfigError(
             KEY,
@@ -155,4 +176,6 @@ def _refuse(target: Any, name: str, n_objectives: int) -> None:
         )
     package = _PACKAGES.get(target)
     if package and importlib.util.find_spec(package) is None:
-        raise DependencyError(f"{KEY}: {name} needs {package}: run `pip install {package}`, or take another sampler")
+        raise DependencyError(
+            f"{KEY}: {name} needs {package}: run `pip install {package}`, or take another sampler"
+        )

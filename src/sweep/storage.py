@@ -1,9 +1,4 @@
-"""Where studies are kept: an Optuna database, opened by its owner once and by each trial's process in a light way.
-
-Processes that create the tables at the same moment break each other, so that is done under a lock: a file's beside a
-SQLite database, an advisory one in PostgreSQL. The same two kinds of lock say who owns a study; both are gone with the
-process that holds them, however it ends.
-"""
+"""Optuna database, ownership lock."""
 
 import contextlib
 import hashlib
@@ -20,20 +15,83 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
+import psutil
 import sqlalchemy as sql
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 
-from src.errors import ConfigError, DependencyError, UserError
-from src.sweep.sqlite import Connection, set_journal
+from src.core.errors import ConfigError, DependencyError, UserError
+
+# By their names in the mount table. A disk of another kind may be shared by machines.
+_LOCAL = {
+    "apfs",
+    "bcachefs",
+    "btrfs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hfs",
+    "ntfs",
+    "overlay",
+    "tmpfs",
+    "xfs",
+    "zfs",
+}
+
+
+class Connection(sqlite3.Connection):
+    """Waits for the disk only where the journal demands it: in a write-ahead log when that is folded in."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            self.execute("PRAGMA synchronous = NORMAL")
+
+
+def set_journal(file: Path, busy_seconds: float) -> None:
+    """Choose the journal that fits the disk; kept in the file, so once is enough.
+
+    Args:
+        file: A SQLite database.
+        busy_seconds: How long to wait for others; where they do not let go the journal stays as it
+            is.
+    """
+    wanted = "wal" if is_local(file) else "delete"
+    with contextlib.closing(sqlite3.connect(file, timeout=busy_seconds)) as connection:
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.execute(f"PRAGMA journal_mode = {wanted}")
+
+
+def is_local(path: Path) -> bool:
+    """Whether only this machine can write there; False where that is not known."""
+    place = path.absolute()
+    mounts = {
+        Path(mount.mountpoint): mount.fstype.lower() for mount in psutil.disk_partitions(all=True)
+    }
+    return next(
+        (mounts[folder] in _LOCAL for folder in (place, *place.parents) if folder in mounts), False
+    )
+
 
 KEY = "hydra.sweeper.storage"
 _BUSY_SECONDS = 60  # a writer waits so long for the others; one commit takes milliseconds
 _CONNECT_SECONDS = 5
 _CREATE_SECONDS = 120.0
-# A server that vanished without a word is noticed within about a minute, by us and (an owner's lock) by the server.
-_KEEPALIVE = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-_SERVER_KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+# A server that vanished without a word is noticed within about a minute, by us and (an owner's
+# lock) by the server.
+_KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
+_SERVER_KEEPALIVE = {
+    "tcp_keepalives_idle": 30,
+    "tcp_keepalives_interval": 10,
+    "tcp_keepalives_count": 3,
+}
 
 
 def default_url(folder: Path) -> str:
@@ -65,7 +123,9 @@ def resolve_url(url: str) -> str:
     except (sql.exc.ArgumentError, ValueError):  # its text may hold a piece of the password
         raise ConfigError(KEY, f"{expected}, but got {_masked(url)}") from None
     if "@" in host:
-        raise ConfigError(KEY, f"must have each @ of its password written as %40, but got {_masked(url)}")
+        raise ConfigError(
+            KEY, f"must have each @ of its password written as %40, but got {_masked(url)}"
+        )
     return resolved
 
 
@@ -81,7 +141,8 @@ def open_storage(url: str) -> BaseStorage:
     Raises:
         ConfigError: The URL cannot be.
         DependencyError: PostgreSQL's driver is not installed.
-        UserError: The database cannot be reached, made or read; said within seconds, the password left out.
+        UserError: The database cannot be reached, made or read; said within seconds, the password
+            left out.
     """
     url = resolve_url(url)
     _be_quiet()
@@ -91,7 +152,9 @@ def open_storage(url: str) -> BaseStorage:
         return optuna.storages.get_storage(RDBStorage(_template(url), _engine_options(url)))
 
 
-def attach(url: str, study_name: str, trial_id: int, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Trial:
+def attach(
+    url: str, study_name: str, trial_id: int, pruner: optuna.pruners.BasePruner | None = None
+) -> optuna.Trial:
     """The trial with that id, for the process that runs it: it reports and reads, and never asks.
 
     Nothing is created or migrated, and no other trial is read, until the pruner needs them.
@@ -109,22 +172,30 @@ def attach(url: str, study_name: str, trial_id: int, pruner: optuna.pruners.Base
     _be_quiet()
     with _one_line_errors(url):
         backend = RDBStorage(
-            _template(url), _engine_options(url), skip_compatibility_check=True, skip_table_creation=True
+            _template(url),
+            _engine_options(url),
+            skip_compatibility_check=True,
+            skip_table_creation=True,
         )
         try:
             study = optuna.Study(
-                study_name, backend, optuna.samplers.RandomSampler(), pruner or optuna.pruners.NopPruner()
+                study_name,
+                backend,
+                optuna.samplers.RandomSampler(),
+                pruner or optuna.pruners.NopPruner(),
             )
             return optuna.Trial(study, trial_id)
         except KeyError:
-            raise UserError(f"{_masked(url)}: no study {study_name!r} with a trial of id {trial_id}") from None
+            raise UserError(
+                f"{_masked(url)}: no study {study_name!r} with a trial of id {trial_id}"
+            ) from None
 
 
 class Ownership:
     """Held by the one process that asks and tells a study; a context manager.
 
-    The lock goes with the process, also when it is killed. Children made by a plain fork would keep it: start trials
-    from a fork server, or by spawning.
+    The lock goes with the process, also when it is killed. Children made by a plain fork would keep
+    it: start trials from a fork server, or by spawning.
 
     Args:
         url: The study's database, as for `resolve_url`.
@@ -150,11 +221,16 @@ class Ownership:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         held, self._held, self._connection = self._held, None, None
         if held is not None:
-            with contextlib.suppress(sql.exc.SQLAlchemyError):  # the connection is gone, and the lock with it
+            with contextlib.suppress(
+                sql.exc.SQLAlchemyError
+            ):  # the connection is gone, and the lock with it
                 held.close()
 
     def is_held(self) -> bool:
@@ -178,15 +254,23 @@ class Ownership:
                 raise self._refused(_read(Path(f"{beside}.json"))) from None
             _write(
                 Path(f"{beside}.json"),
-                {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")},
+                {
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+                },
             )
             stack.callback(Path(f"{beside}.json").unlink, missing_ok=True)
 
     def _lock_server(self, stack: contextlib.ExitStack) -> None:
         key = _lock_key(f"owner of {self.study_name}")
         with _one_line_errors(self.url):
-            connection = stack.enter_context(_session(self.url, f"{socket.gethostname()[:40]} {os.getpid()}"))
-            if not connection.execute(sql.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+            connection = stack.enter_context(
+                _session(self.url, f"{socket.gethostname()[:40]} {os.getpid()}")
+            )
+            if not connection.execute(
+                sql.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}
+            ).scalar():
                 raise self._refused(_holder(connection, key))
         self._connection = connection
 
@@ -216,7 +300,9 @@ def _creation_lock(url: str) -> Iterator[None]:
             yield
     else:
         with _session(url, "paretoderm") as connection:
-            connection.execute(sql.text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key("tables")})
+            connection.execute(
+                sql.text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key("tables")}
+            )
             yield
 
 
@@ -228,7 +314,9 @@ def _session(url: str, name: str) -> Iterator[sql.Connection]:
     engine = sql.create_engine(url, poolclass=sql.NullPool, isolation_level="AUTOCOMMIT", **options)
     with engine.connect() as connection:
         for setting, value in {**_SERVER_KEEPALIVE, "idle_session_timeout": 0}.items():
-            with contextlib.suppress(sql.exc.DBAPIError):  # a socket has no keepalive, an old server no such timeout
+            with contextlib.suppress(
+                sql.exc.DBAPIError
+            ):  # a socket has no keepalive, an old server no such timeout
                 connection.execute(sql.text(f"SET {setting} = {value}"))
         yield connection
 
@@ -258,7 +346,9 @@ def _one_line_errors(url: str) -> Iterator[None]:
         OSError,
         RuntimeError,
     ) as error:
-        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        cause = (
+            error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        )
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         password = sql.make_url(url).password
         text = text.replace(str(password), "***") if password else text
@@ -280,7 +370,9 @@ def _masked(url: str) -> str:
 
 def _lock_key(purpose: str) -> int:
     """A signed 64-bit number, as PostgreSQL's advisory locks take them."""
-    return int.from_bytes(hashlib.sha256(f"paretoderm {purpose}".encode()).digest()[:8], signed=True)
+    return int.from_bytes(
+        hashlib.sha256(f"paretoderm {purpose}".encode()).digest()[:8], signed=True
+    )
 
 
 def _be_quiet() -> None:

@@ -1,7 +1,7 @@
 """What happens in a trial's own process: it attaches to its trial, runs the body, and commits what came out.
 
-The outcome is written into the study before the process ends. From then on the trial is finished, whatever becomes of
-its process, of the owner, or of the machine.
+The outcome is written into the study before the process ends. From then on the trial is finished,
+whatever becomes of its process, of the owner, or of the machine.
 """
 
 import importlib
@@ -15,24 +15,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.analysis.comparison import recorded_name
-from src.errors import DivergedError, UserError
-from src.objectives import Limit, Objective, parse_limits, parse_objectives
-from src.sweep.failures import EndedEarly, OverLimit, Pruned, WrongReturnError, classify
-from src.sweep.reached import Reached
+from src.core.errors import DivergedError, UserError
+from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives, recorded_name
+from src.sweep.pruners import BestSoFar, PrunerSpec
+from src.sweep.records import (
+    EndedEarly,
+    Kind,
+    OverLimit,
+    Pruned,
+    State,
+    Task,
+    TrialOutcome,
+    WrongReturnError,
+    classify,
+)
 from src.sweep.repeats import Repeated, is_dropped
-from src.sweep.stopping import Stopping
-from src.sweep.task import Kind, Outcome, State, Task
 
 if TYPE_CHECKING:
     import optuna
+
 
 log = logging.getLogger(__name__)
 TERMINATED = 143  # exit status of a process that SIGTERM unwound: whoever sent it knows why
 FAILED = 1
 COMMIT_PAUSES = (1, 2, 4, 8, 15, 30)  # s, between tries to commit an outcome
 PROGRESS_SECONDS = 1.0  # between two notes of how far the trial is
-KNOWN_BEFORE = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params", "efficiency/size_mb")
+KNOWN_BEFORE = (
+    "efficiency/flops",
+    "efficiency/params",
+    "efficiency/trainable_params",
+    "efficiency/size_mb",
+)
 
 
 class TrialContext:
@@ -43,7 +56,8 @@ class TrialContext:
 
     Attributes:
         folder: The trial's own folder.
-        payload: From the owner: `overrides`, `objectives`, `limits`, `tracking`, `study_run`, `repeats`, `pruner` ...
+        payload: From the owner: `overrides`, `objectives`, `limits`, `tracking`, `study_run`,
+            `repeats`, `pruner` ...
         objectives: Of the study.
         limits: Of the study.
         outcome: What was committed; None before.
@@ -55,12 +69,12 @@ class TrialContext:
         self.payload = task.payload
         self.objectives: list[Objective] = parse_objectives(task.payload)
         self.limits: list[Limit] = parse_limits(task.payload)
-        self.outcome: Outcome | None = None
+        self.outcome: TrialOutcome | None = None
         self.pruning = True
         self._run_id: str | None = None
         self._cost: dict[str, float] = {}
-        self._reached = Reached(self.objectives, self.limits)
-        self._stopping = Stopping(self.payload.get("pruner"), self.objectives, self.limits)
+        self._reached = BestSoFar(self.objectives, self.limits)
+        self._stopping = PrunerSpec(self.payload.get("pruner"), self.objectives, self.limits)
         self._noted = 0.0
 
     @cached_property
@@ -94,9 +108,13 @@ class TrialContext:
             OverLimit: A limit is broken: the trial must not be trained.
         """
         self._cost = {name: float(value) for name, value in metrics.items() if name in KNOWN_BEFORE}
-        broken = [limit for limit in self.limits if limit.metric in self._cost and not self._keeps(limit)]
+        broken = [
+            limit for limit in self.limits if limit.metric in self._cost and not self._keeps(limit)
+        ]
         if broken:
-            raise OverLimit("; ".join(f"{self._cost[limit.metric]:g} breaks {limit}" for limit in broken))
+            raise OverLimit(
+                "; ".join(f"{self._cost[limit.metric]:g} breaks {limit}" for limit in broken)
+            )
 
     def _keeps(self, limit: Limit) -> bool:
         return limit.holds(self._cost[limit.metric])
@@ -150,10 +168,14 @@ class TrialContext:
         if len(own.seeds) >= int(self.payload["repeats"]):
             return
         rivals = [_repeated(trial) for trial in trials if trial.number != self.task.number]
-        objectives = [Objective(recorded_name(each.metric), each.direction) for each in self.objectives]
+        objectives = [
+            Objective(recorded_name(each.metric), each.direction) for each in self.objectives
+        ]
         rivals = [rival for rival in rivals if rival.seeds]
         if is_dropped(own, rivals, objectives, float(self.payload["drop_p"]), self.limits):
-            raise Pruned(f"after {len(own.seeds)} of {self.payload['repeats']} seeds: clearly behind another trial")
+            raise Pruned(
+                f"after {len(own.seeds)} of {self.payload['repeats']} seeds: clearly behind another trial"
+            )
 
     def commit(self, metrics: Mapping[str, float]) -> None:
         """Write that the trial is complete: from here on it counts, whatever happens.
@@ -167,16 +189,23 @@ class TrialContext:
         """
         if self.outcome is None:
             self._write(
-                Outcome("complete", metrics=self._checked(metrics), run_id=self._run_id, epoch=self._reached.epoch)
+                TrialOutcome(
+                    "complete",
+                    metrics=self._checked(metrics),
+                    run_id=self._run_id,
+                    epoch=self._reached.epoch,
+                )
             )
 
     def give_up(self, state: State, kind: Kind, reason: str) -> None:
         """Write that the trial ended without a result, if it was not committed before."""
         if self.outcome is None:
             metrics = dict(self._cost)
-            self._write(Outcome(state, kind, reason, metrics, self._run_id, self._reached.epoch))
+            self._write(
+                TrialOutcome(state, kind, reason, metrics, self._run_id, self._reached.epoch)
+            )
 
-    def _write(self, outcome: Outcome) -> None:
+    def _write(self, outcome: TrialOutcome) -> None:
         """Commit; a storage that is away for a moment is waited for, since hours of training hang on it."""
         for pause in (*COMMIT_PAUSES, None):
             try:
@@ -185,7 +214,9 @@ class TrialContext:
             except Exception as error:
                 if pause is None or type(error).__name__ == "UpdateFinishedTrialError":
                     raise
-                log.warning("the outcome is not committed yet: %s", " ".join(str(error).split())[:200])
+                log.warning(
+                    "the outcome is not committed yet: %s", " ".join(str(error).split())[:200]
+                )
                 time.sleep(pause)
         self.outcome = outcome
 
@@ -193,7 +224,9 @@ class TrialContext:
         from src.sweep.study import needed
 
         if not isinstance(metrics, Mapping):
-            raise WrongReturnError(f"the trial must return its metrics by name, but returned {metrics!r}"[:300])
+            raise WrongReturnError(
+                f"the trial must return its metrics by name, but returned {metrics!r}"[:300]
+            )
         try:
             found = {str(name): float(value) for name, value in metrics.items()}
         except (TypeError, ValueError) as error:
@@ -211,7 +244,9 @@ class TrialContext:
         if epoch < epochs and time.monotonic() - self._noted < PROGRESS_SECONDS:
             return
         self._noted = time.monotonic()
-        shown = {item.metric: metrics[item.metric] for item in self.objectives if item.metric in metrics}
+        shown = {
+            item.metric: metrics[item.metric] for item in self.objectives if item.metric in metrics
+        }
         note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()}
         try:
             self.trial.set_user_attr("progress", note)
@@ -255,7 +290,9 @@ def main(task: Task) -> None:
 def body_of(name: str) -> Callable[[TrialContext], Mapping[str, float]]:
     """The function called "package.module:function"."""
     module, _, function = name.partition(":")
-    found: Callable[[TrialContext], Mapping[str, float]] = getattr(importlib.import_module(module), function)
+    found: Callable[[TrialContext], Mapping[str, float]] = getattr(
+        importlib.import_module(module), function
+    )
     return found
 
 

@@ -1,26 +1,23 @@
-"""MLflow's model registry: a trained net under a name, with its signature, where others look for models.
-
-The net is stored as an exported program (torch.export's .pt2): a graph and its weights. Unlike MLflow's default, a
-pickle, loading it executes nothing that came with the file.
-"""
+"""Model registry."""
 
 import contextlib
 import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.errors import ConfigError
-from src.tracking.limits import text
+from src.core.errors import ConfigError
+from src.tracking.run import text
 from src.tracking.store import Store, TrackingError
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 NAME = r"[^/:%\"']+"  # what MLflow takes as a model's name
 _SHOWN = 5  # registered models that are named where another one was meant
@@ -74,7 +71,9 @@ def register(
     from mlflow.types import Schema, TensorSpec
 
     images = TensorSpec(np.dtype("float32"), (-1, 3, image_size, image_size))
-    answer = TensorSpec(np.dtype("float32"), (-1, len(classes)))  # no names: pyfunc would ask for a dict
+    answer = TensorSpec(
+        np.dtype("float32"), (-1, len(classes))
+    )  # no names: pyfunc would ask for a dict
     example = np.zeros((EXAMPLES, 3, image_size, image_size), dtype=np.float32)
     try:
         with _pointed_to(store), _quiet():
@@ -90,8 +89,12 @@ def register(
                 pip_requirements=["torch"],
             )
             if not client.search_registered_models(f"name = '{name}'"):
-                client.create_registered_model(name, description="Chosen by a Pareto report of Paretoderm.")
-            recorded = {key: text(value) for key, value in {**tags, "classes": list(classes)}.items()}
+                client.create_registered_model(
+                    name, description="Chosen by a Pareto report of Paretoderm."
+                )
+            recorded = {
+                key: text(value) for key, value in {**tags, "classes": list(classes)}.items()
+            }
             version = client.create_model_version(
                 name, logged.model_uri, run_id, tags=recorded, description=description
             )
@@ -102,7 +105,7 @@ def register(
 
 
 @dataclass(frozen=True)
-class Registered:
+class ModelVersion:
     """A version of a registered model, and the run that trained its net."""
 
     name: str
@@ -110,7 +113,7 @@ class Registered:
     run_id: str
 
 
-def resolve(store: Store, wanted: str) -> Registered:
+def resolve(store: Store, wanted: str) -> ModelVersion:
     """The version that is meant.
 
     Args:
@@ -126,7 +129,9 @@ def resolve(store: Store, wanted: str) -> Registered:
     name, at, alias = wanted.partition("@")
     name, slash, number = (name, "", "") if at else wanted.partition("/")
     if not re.fullmatch(NAME, name):
-        raise TrackingError(f"{wanted}: no registered model can be called so; say name, name@alias or name/3")
+        raise TrackingError(
+            f"{wanted}: no registered model can be called so; say name, name@alias or name/3"
+        )
     try:
         if at:
             found = client.get_model_version_by_alias(name, alias)
@@ -136,13 +141,17 @@ def resolve(store: Store, wanted: str) -> Registered:
             versions = client.search_model_versions(f"name = '{name}'")
             if not versions:
                 names = [each.name for each in client.search_registered_models(max_results=_SHOWN)]
-                raise TrackingError(f"{wanted}: no such registered model; there are {', '.join(names) or 'none'}")
+                raise TrackingError(
+                    f"{wanted}: no such registered model; there are {', '.join(names) or 'none'}"
+                )
             found = max(versions, key=lambda each: int(each.version))
     except MlflowException as error:
         raise TrackingError(f"{wanted}: {' '.join(str(error).split())}") from error
     if not found.run_id:
-        raise TrackingError(f"{wanted}: version {found.version} says nothing of the run that trained it")
-    return Registered(name, int(found.version), found.run_id)
+        raise TrackingError(
+            f"{wanted}: version {found.version} says nothing of the run that trained it"
+        )
+    return ModelVersion(name, int(found.version), found.run_id)
 
 
 @contextlib.contextmanager
@@ -180,3 +189,58 @@ def _quiet() -> Any:
     finally:
         for each, level in zip(loggers, before, strict=True):
             each.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model.
+
+    Attributes:
+        name: Of the registered model.
+        number: Of the version, from 1.
+        run_id: The run that trained it.
+        aliases: That point to it.
+        description: As it stands in the registry.
+    """
+
+    name: str
+    number: int
+    run_id: str
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+
+    @property
+    def title(self) -> str:
+        """For people, such as "derm, version 3 (champion)"."""
+        aliases = f" ({', '.join(self.aliases)})" if self.aliases else ""
+        return f"{self.name}, version {self.number}{aliases}"
+
+
+def of_run(store: Store, run_id: str) -> list[Version]:
+    """The versions that a run trained, the newest of each name first."""
+    return _versions(store, store.client.search_model_versions(f"run_id = '{run_id}'"))
+
+
+def describe(store: Store, of: Version, description: str) -> None:
+    """Write what the registry shows as a version's description."""
+    store.client.update_model_version(of.name, str(of.number), description)
+
+
+def _versions(store: Store, found: Iterable[Any]) -> list[Version]:
+    listed = list(found)
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for name in {each.name for each in listed}:  # a search of versions does not tell their aliases
+        for model in store.client.search_registered_models(f"name = '{name}'"):
+            for alias, number in model.aliases.items():
+                aliases.setdefault((name, int(number)), []).append(alias)
+    versions = [
+        Version(
+            each.name,
+            int(each.version),
+            each.run_id or "",
+            tuple(sorted(aliases.get((each.name, int(each.version)), []))),
+            each.description or "",
+        )
+        for each in listed
+    ]
+    return sorted(versions, key=lambda each: (each.name, -each.number))

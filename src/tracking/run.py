@@ -1,35 +1,111 @@
-"""One run in the store, from its start to its end: the only place that writes runs.
-
-A run always ends: FINISHED, FAILED with its reason, or KILLED. Metrics are buffered and written in batches, because a
-batch of a thousand costs about as much as ten single calls.
-"""
+"""The only writer of runs; MLflow limits; Lightning logger."""
 
 import contextlib
 import functools
 import getpass
+import hashlib
+import json
 import logging
+import posixpath
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from src.tracking.limits import METRICS_PER_BATCH, PARAMS_PER_BATCH, TAG_LENGTH, batches, cut, flatten, recordable, text
-from src.tracking.orphans import owner_tags
-from src.tracking.store import Store, TrackingError, brief_http
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger
+
+from src.core.errors import ConfigError
+from src.tracking.store import Store, TrackingError, brief_http, owner_tags
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Metric, Param, RunTag
 
-# seconds since the epoch of the last write to a run that had ended: MLflow itself keeps no time of change, and of what
-# its search can compare by size only metrics can be added later
+
+PARAM_LENGTH = 6000
+TAG_LENGTH = 8000
+NAME_LENGTH = 250
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+T = TypeVar("T")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested configuration as flat parameters.
+
+    Args:
+        config: Mappings within mappings; every other value, lists too, is a leaf.
+        prefix: What the keys start with, such as "model.".
+
+    Returns:
+        Dotted, recordable keys -> values as `text` writes them, cut to MLflow's limit. An empty
+        mapping is a leaf.
+
+    Raises:
+        ConfigError: Two keys that MLflow can only record as one.
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            leaves = flatten(value, f"{prefix}{key}.")
+        else:
+            leaves = {recordable(f"{prefix}{key}"): cut(text(value), PARAM_LENGTH)}
+        if twins := flat.keys() & leaves.keys():
+            raise ConfigError(
+                f"{prefix}{key}",
+                f"would be recorded as {twins.pop()!r}, like another key: rename it",
+            )
+        flat |= leaves
+    return flat
+
+
+def text(value: object) -> str:
+    """A value the way a user types it in an override: strings as they are, `null`, `true`, `0.001`, `[32, 64]`."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def cut(value: str, limit: int) -> str:
+    """The value, or its start with a note (full length and hash, so that two long values stay comparable)."""
+    if len(value) <= limit:
+        return value
+    note = f"... [cut from {len(value)} characters, sha256 {hashlib.sha256(value.encode()).hexdigest()[:16]}]"
+    return value[: limit - len(note)] + note
+
+
+def masked(text: str) -> str:
+    """Without the passwords of the URLs in it, which must not be recorded."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def recordable(name: str) -> str:
+    """The name of a metric or parameter as MLflow takes it: characters it refuses become `_`, `a//b` becomes `a/b`."""
+    clean = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")
+    while clean.startswith(".."):
+        clean = f"__{clean[2:]}"
+    if clean in ("", "."):
+        clean = "_"
+    if len(clean) > NAME_LENGTH:
+        clean = f"{clean[: NAME_LENGTH - 17]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return clean
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most `size`, in order."""
+    whole = list(items)
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
+
+
+# seconds since the epoch of the last write to a run that had ended: MLflow itself keeps no time of
+# change, and of what its search can compare by size only metrics can be added later
 UPDATED = "record/updated"
-
 _logger = logging.getLogger(__name__)
-
 _SHARE = 0.01  # of a run's time may go into writing metrics while it runs
 _REASON_LENGTH = 500
 _TRACEBACK = "traceback.txt"
@@ -39,10 +115,10 @@ _INPUT_TAGS = ("split", "grouped_by", "data_fingerprint", "split_fingerprint", "
 class Run:
     """A run that is being written; make one with `Run.start` and use it as a context manager.
 
-    Leaving the context ends the run: FINISHED; FAILED when an exception goes through; KILLED for KeyboardInterrupt and
-    SystemExit. The tag `trial_state` is then `complete` or `fail`, the tag `failure` the reason in one line, and the
-    artifact that the tag `failure_log` names holds the traceback. The exception itself goes on, also when recording it
-    fails.
+    Leaving the context ends the run: FINISHED; FAILED when an exception goes through; KILLED for
+    KeyboardInterrupt and SystemExit. The tag `trial_state` is then `complete` or `fail`, the tag
+    `failure` the reason in one line, and the artifact that the tag `failure_log` names holds the
+    traceback. The exception itself goes on, also when recording it fails.
 
     Attributes:
         id: MLflow's id of the run.
@@ -80,8 +156,10 @@ class Run:
         Args:
             store: Opened if it is not yet.
             name: The name a person sees.
-            tags: Written beside those that name the program, its user and its process. Long values are cut.
-            params: A flat or nested configuration; recorded under dotted keys, long values cut with their hash noted.
+            tags: Written beside those that name the program, its user and its process. Long values
+                are cut.
+            params: A flat or nested configuration; recorded under dotted keys, long values cut with
+                their hash noted.
             parent_id: Id of the run under which this one is shown.
 
         Returns:
@@ -91,7 +169,11 @@ class Run:
             TrackingError: The store cannot be used.
         """
         began = time.perf_counter()
-        every = {**_source_tags(), **owner_tags(), **({"mlflow.parentRunId": parent_id} if parent_id else {})}
+        every = {
+            **_source_tags(),
+            **owner_tags(),
+            **({"mlflow.parentRunId": parent_id} if parent_id else {}),
+        }
         every |= {key: cut(text(value), TAG_LENGTH) for key, value in (tags or {}).items()}
         created = store.client.create_run(store.experiment_id, tags=every, run_name=name)
         run = cls(store, created.info.run_id, name)
@@ -107,9 +189,9 @@ class Run:
     def attach(cls, store: Store, run_id: str) -> "Run":
         """A run that is there already, to add to its record.
 
-        Its status stays as it is, unless the context is entered and left. Metrics that are logged outside a context
-        need a `flush` at the end. Writes to a run that has ended are dated by the metric `record/updated`: by that
-        `src.tracking.cache` finds them.
+        Its status stays as it is, unless the context is entered and left. Metrics that are logged
+        outside a context need a `flush` at the end. Writes to a run that has ended are dated by the
+        metric `record/updated`: by that `src.tracking.read` finds them.
 
         Raises:
             TrackingError: The store has no such run.
@@ -165,11 +247,14 @@ class Run:
             for batch in batches(flat, PARAMS_PER_BATCH):
                 self._write(params=batch)
 
-    def log(self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None) -> None:
+    def log(
+        self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None
+    ) -> None:
         """Record metrics; they show in the store within about a hundred times what writing them costs, or at the end.
 
         Args:
-            metrics: Names to values; NaN and infinity are kept. Characters that MLflow refuses in a name become `_`.
+            metrics: Names to values; NaN and infinity are kept. Characters that MLflow refuses in a
+                name become `_`.
             step: Position on the horizontal axis, such as the number of optimizer steps done.
             timestamp: Seconds since the epoch; now, if None.
 
@@ -179,7 +264,8 @@ class Run:
         with self._clock():
             for given, value in metrics.items():
                 name = self._recorded_name(given)
-                # MLflow shows the highest of the values of one step and millisecond: the last one has to be later
+                # MLflow shows the highest of the values of one step and millisecond: the last one
+                # has to be later
                 now = int((time.time() if timestamp is None else timestamp) * 1000)
                 if timestamp is None:
                     now = max(now, self._newest.get(name, -1) + 1)
@@ -190,8 +276,11 @@ class Run:
             try:
                 self.flush()
             except Exception as error:
-                # the values are still in the buffer: the next flush, at the latest the one at the end, tries again
-                _logger.warning("metrics of run %s are not written yet: %s", self.id, _one_line(error))
+                # the values are still in the buffer: the next flush, at the latest the one at the
+                # end, tries again
+                _logger.warning(
+                    "metrics of run %s are not written yet: %s", self.id, _one_line(error)
+                )
 
     def flush(self) -> None:
         """Write all metrics that were logged so far. What could not be written stays in the buffer."""
@@ -255,12 +344,17 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if error is None:
             self._end("FINISHED")
         else:
-            self._end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED", error)
+            self._end(
+                "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED", error
+            )
 
     def _end(self, status: str, error: BaseException | None = None) -> None:
         """Write what is left and close the run; raises only if there is no other exception under way."""
@@ -292,25 +386,34 @@ class Run:
         if error is None:
             return [self.flush, functools.partial(self.tag, **self._final_tags)]
         trace = "".join(traceback.format_exception(error))
-        reason = functools.partial(self.tag, trial_state="fail", failure=_reason(error), failure_log=_TRACEBACK)
+        reason = functools.partial(
+            self.tag, trial_state="fail", failure=_reason(error), failure_log=_TRACEBACK
+        )
         return [self.flush, reason, functools.partial(self.text, trace, _TRACEBACK)]
 
     def _try_to_tell(self, problem: Exception, problems: list[Exception]) -> None:
         with brief_http():
             try:
-                self.tag(trial_state="fail", failure=f"the record is incomplete: {_one_line(problem)}")
+                self.tag(
+                    trial_state="fail", failure=f"the record is incomplete: {_one_line(problem)}"
+                )
             except Exception as another:
                 problems.append(another)
 
     def _report(self, problems: list[Exception], error: BaseException | None) -> None:
         message = f"run {self.id}: the record is incomplete ({'; '.join(map(_one_line, problems))})"
         if error is None:
-            raise TrackingError(f"{message}: see whether {self.store.uri} can be written") from problems[0]
+            raise TrackingError(
+                f"{message}: see whether {self.store.uri} can be written"
+            ) from problems[0]
         error.add_note(message)
         _logger.warning(message)
 
     def _write(
-        self, metrics: "Sequence[Metric]" = (), params: "Sequence[Param]" = (), tags: "Sequence[RunTag]" = ()
+        self,
+        metrics: "Sequence[Metric]" = (),
+        params: "Sequence[Param]" = (),
+        tags: "Sequence[RunTag]" = (),
     ) -> None:
         from mlflow.entities import Metric
 
@@ -321,7 +424,9 @@ class Run:
     def _recorded_name(self, given: str) -> str:
         name = recordable(given)
         if self._names.setdefault(name, given) != given:
-            raise TrackingError(f"the metrics {self._names[name]!r} and {given!r} would both be {name!r}: rename one")
+            raise TrackingError(
+                f"the metrics {self._names[name]!r} and {given!r} would both be {name!r}: rename one"
+            )
         return name
 
     @contextlib.contextmanager
@@ -335,7 +440,11 @@ class Run:
 
 def _source_tags() -> dict[str, str]:
     """What MLflow's own entry points write about the program; its UI shows them."""
-    return {"mlflow.source.name": sys.argv[0] or "python", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    return {
+        "mlflow.source.name": sys.argv[0] or "python",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
 
 
 def _user() -> str:
@@ -354,4 +463,50 @@ def _reason(error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     message = " ".join(str(error).split())
-    return cut(f"{type(error).__name__}: {message}" if message else type(error).__name__, _REASON_LENGTH)
+    return cut(
+        f"{type(error).__name__}: {message}" if message else type(error).__name__, _REASON_LENGTH
+    )
+
+
+class RunLogger(Logger):
+    """Hands what `self.log` collects to a `Run`.
+
+    Parameters are recorded and the run is ended by its owner, so `log_hyperparams` and `finalize`
+    do nothing.
+
+    Args:
+        run: The run to write to; None in the processes of a distributed training that are not the
+            first.
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str | None:
+        """The run's name."""
+        return self._run.name if self._run else None
+
+    @property
+    def version(self) -> str | None:
+        """The run's id."""
+        return self._run.id if self._run else None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Buffer metrics at a step; the epoch, which Lightning adds to every call, is left out."""
+        if self._run is not None:
+            self._run.log(
+                {name: value for name, value in metrics.items() if name != "epoch"}, step or 0
+            )
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Nothing: the run's owner has recorded the whole configuration."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing: the run's owner ends it."""

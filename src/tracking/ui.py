@@ -4,9 +4,8 @@ import os
 import socket
 import sys
 
-from src.errors import ConfigError, UserError
-from src.tracking.orphans import reap
-from src.tracking.store import Store
+from src.core.errors import ConfigError, UserError
+from src.tracking.store import Store, reap
 
 _HOST = "127.0.0.1"
 _USAGE = "python -m src.tracking.ui [port=5000] [folder=mlruns] [uri=sqlite:///runs.db]"
@@ -19,7 +18,8 @@ def main(arguments: list[str]) -> None:
         arguments: `port=`, `folder=` and `uri=`, each optional.
 
     Raises:
-        UserError: An argument that is none of these, a port that is not free, or a store that cannot be used.
+        UserError: An argument that is none of these, a port that is not free, or a store that
+            cannot be used.
     """
     options = {"port": "5000", "folder": "mlruns", "uri": ""}
     for argument in arguments:
@@ -37,9 +37,21 @@ def main(arguments: list[str]) -> None:
     page = f"http://{_HOST}:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
     print(f"MLflow's user interface, up in some seconds (Ctrl+C ends it): {page}", flush=True)
     os.environ["PYTHONWARNINGS"] = "ignore"
-    # MLflow would start eight more processes for jobs on prompts and traces, which there are none of here
+    # MLflow would start eight more processes for jobs on prompts and traces, which there are none
+    # of here
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
+    server = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        _HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     server += ["--backend-store-uri", store.uri, "--artifacts-destination", str(store.artifacts)]
     server += ["--registry-store-uri", store.uri, "--uvicorn-opts", "--log-level warning"]
     os.execv(sys.executable, server)
@@ -49,11 +61,15 @@ def _free_port(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise ConfigError("port", f"must be a number from 1 to 65535, but got {text}")
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended just now is no hindrance
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a server that ended just now is no hindrance
         try:
             probe.bind((_HOST, int(text)))
         except OSError as error:
-            raise ConfigError("port", f"{text} is not free ({error.strerror}): try port={int(text) + 1}") from error
+            raise ConfigError(
+                "port", f"{text} is not free ({error.strerror}): try port={int(text) + 1}"
+            ) from error
     return int(text)
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 
-from src.analysis.ablation import COLUMNS, ablation_table, effects, knee_of, say_effects
-from src.analysis.swept import parameters
-from src.errors import ConfigError
-from src.objectives import Objective
+from src.core.errors import ConfigError
+from src.metrics.registry import Objective
+from src.reporting.ablation import COLUMNS, ablation_table, effects, knee_of, say_effects
+from src.sweep.overrides import parameters
 
 ACCURACY = Objective("val/balanced_accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
@@ -38,8 +38,14 @@ def of(table: pd.DataFrame, objectives: list[Objective] = BOTH) -> pd.DataFrame:
     return effects(table, parameters(table), objectives)
 
 
-def at(found: pd.DataFrame, parameter: str, value: str, objective: Objective = ACCURACY) -> pd.Series:
-    keys = (found["parameter"] == parameter) & (found["value"] == value) & (found["objective"] == objective.metric)
+def at(
+    found: pd.DataFrame, parameter: str, value: str, objective: Objective = ACCURACY
+) -> pd.Series:
+    keys = (
+        (found["parameter"] == parameter)
+        & (found["value"] == value)
+        & (found["objective"] == objective.metric)
+    )
     assert keys.sum() == 1
     return found[keys].iloc[0]
 
@@ -61,20 +67,26 @@ def test_means_intervals_and_best_of_a_grid() -> None:
     focal = at(found, "loss", "focal")
     assert focal["mean"] == pytest.approx(0.61)
     assert (focal["best"], focal["best_run"], focal["n"]) == (0.62, "run1", 2)
-    # Student's t of one degree of freedom is a Cauchy distribution: its 97.5% quantile is tan(0.475 pi)
+    # Student's t of one degree of freedom is a Cauchy distribution: its 97.5% quantile is tan(0.475
+    # pi)
     half = math.tan(0.475 * math.pi) * 0.01
     assert (focal["low"], focal["high"]) == pytest.approx((0.61 - half, 0.61 + half))
     cheapest = at(found, "loss", "plain", FLOPS)
     assert (cheapest["best"], cheapest["best_run"]) == (90, "run3")
     assert found[found["parameter"] == "dropout"]["position"].tolist() == [0.0, 0.5, 0.0, 0.5]
-    assert found.groupby("parameter")["ordered"].first().to_dict() == {"loss": False, "dropout": True}
+    assert found.groupby("parameter")["ordered"].first().to_dict() == {
+        "loss": False,
+        "dropout": True,
+    }
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_in_a_balanced_grid_adjusted_and_raw_means_agree(accuracies: list[float]) -> None:
     cells = itertools.product(["focal", "plain"], [0.0, 0.25, 0.5])
-    table = study([(f"loss={a} dropout={b}", y, 1.0) for (a, b), y in zip(cells, accuracies, strict=True)])
+    table = study(
+        [(f"loss={a} dropout={b}", y, 1.0) for (a, b), y in zip(cells, accuracies, strict=True)]
+    )
     found = of(table, [ACCURACY])
     assert found["adjusted"].tolist() == pytest.approx(found["mean"].tolist(), abs=1e-9)
 
@@ -86,7 +98,9 @@ def unbalanced(n: int, noise: float) -> pd.DataFrame:
     for _ in range(n):
         good = generator.random() < 0.5
         width = generator.choice([4, 8, 16], p=[0.1, 0.2, 0.7] if good else [0.7, 0.2, 0.1])
-        accuracy = 0.1 + 0.2 * good + {4: 0.0, 8: 0.3, 16: 0.6}[int(width)] + noise * generator.normal()
+        accuracy = (
+            0.1 + 0.2 * good + {4: 0.0, 8: 0.3, 16: 0.6}[int(width)] + noise * generator.normal()
+        )
         rows.append((f"loss={'good' if good else 'bad'} width={width}", accuracy, 1.0))
     return study(rows)
 
@@ -105,9 +119,13 @@ def test_adjusted_means_recover_effects_that_raw_means_mix_up() -> None:
 def test_adjusted_means_are_predictions_of_a_linear_regression() -> None:
     table = unbalanced(60, noise=0.1)
     swept = parameters(table).astype(str)
-    model = LinearRegression().fit(pd.get_dummies(swept, drop_first=True), table["best/val/balanced_accuracy"])
+    model = LinearRegression().fit(
+        pd.get_dummies(swept, drop_first=True), table["best/val/balanced_accuracy"]
+    )
     for value in ("4", "8", "16"):
-        forced = pd.get_dummies(pd.concat([swept.assign(width=value), swept]), drop_first=True)[: len(table)]
+        forced = pd.get_dummies(pd.concat([swept.assign(width=value), swept]), drop_first=True)[
+            : len(table)
+        ]
         expected = model.predict(forced).mean()
         assert at(of(table), "width", value)["adjusted"] == pytest.approx(expected)
 
@@ -119,25 +137,39 @@ def test_adjusted_intervals_hold_the_truth_as_often_as_they_say() -> None:
     inside = 0
     for _ in range(60):
         values = truth + generator.normal(0, 0.1, len(cells))
-        row = at(of(study([(c, v, 1.0) for c, v in zip(cells, values, strict=True)]), [ACCURACY]), "loss", "x")
+        row = at(
+            of(study([(c, v, 1.0) for c, v in zip(cells, values, strict=True)]), [ACCURACY]),
+            "loss",
+            "x",
+        )
         inside += row["adjusted_low"] <= 0.5 <= row["adjusted_high"]
     assert stats.binomtest(inside, 60, 0.95).pvalue > 0.001
 
 
 def test_what_the_trials_cannot_tell_apart_has_no_adjusted_mean() -> None:
-    together = study(4 * [("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.2, 1), ("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.3, 1)])
+    together = study(
+        4 * [("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.2, 1), ("a=1 b=x", 0.1, 1), ("a=2 b=y", 0.3, 1)]
+    )
     assert of(together)["adjusted"].isna().all()
     assert at(of(together), "a", "2")["mean"] == pytest.approx(0.25)
 
 
 def test_a_conditional_parameter_is_averaged_over_the_trials_that_have_it() -> None:
     rows = [("head=gap width=4", 0.3, 1), ("head=gap width=8", 0.4, 1)]
-    rows += [(f"head=flat units={u} width={w}", 0.5 + u / 100 + w / 40 - 0.1, 1) for u in (1, 2) for w in (4, 8)]
+    rows += [
+        (f"head=flat units={u} width={w}", 0.5 + u / 100 + w / 40 - 0.1, 1)
+        for u in (1, 2)
+        for w in (4, 8)
+    ]
     found = of(study(3 * rows), [ACCURACY])
     assert at(found, "units", "2")["n"] == 6
     assert at(found, "units", "2")["adjusted"] == pytest.approx(0.5 + 0.02 + 0.15 - 0.1)
-    assert at(found, "width", "8")["adjusted"] - at(found, "width", "4")["adjusted"] == pytest.approx(0.1)
-    assert math.isnan(at(found, "head", "gap")["adjusted"])  # a flat head without units was never tried
+    assert at(found, "width", "8")["adjusted"] - at(found, "width", "4")[
+        "adjusted"
+    ] == pytest.approx(0.1)
+    assert math.isnan(
+        at(found, "head", "gap")["adjusted"]
+    )  # a flat head without units was never tried
 
 
 def test_only_finished_trials_with_a_value_count() -> None:
@@ -157,7 +189,10 @@ def test_a_single_trial_has_the_interval_of_its_seeds() -> None:
     assert of(table, [ACCURACY])[["low", "high"]].isna().all(axis=None)
     found = of(table.assign(repeats=3), [ACCURACY])
     low, high = stats.t.interval(0.95, 2, loc=0.6, scale=0.06 / math.sqrt(3))
-    assert (at(found, "dense", "[128]")["low"], at(found, "dense", "[128]")["high"]) == pytest.approx((low, high))
+    assert (
+        at(found, "dense", "[128]")["low"],
+        at(found, "dense", "[128]")["high"],
+    ) == pytest.approx((low, high))
     assert at(found, "dense", "[64]")["spread"] == pytest.approx(0.03)
 
 
@@ -169,7 +204,9 @@ def test_seeds_are_pooled_where_each_value_has_one_trial() -> None:
     best = at(found, "dense", "[128]")
     assert (best["adjusted_low"], best["adjusted_high"]) == pytest.approx((low, high))
     (said,) = say_effects(found, [ACCURACY])  # one parameter: no others, and nothing to correct for
-    assert said.startswith("dense goes with a difference of 0.200 in balanced accuracy (validation): 0.500 [0.4")
+    assert said.startswith(
+        "dense goes with a difference of 0.200 in balanced accuracy (validation): 0.500 [0.4"
+    )
     assert said.endswith("(n=1) at [128].")
 
 
@@ -211,9 +248,18 @@ DENSE = study(
 
 @pytest.mark.parametrize(
     ("tolerance", "knee"),
-    [(None, "[128]"), (0.0, "[256]"), (0.04, "[128]"), (0.039, "[256]"), (0.09, "[64]"), (1.0, "[16]")],
+    [
+        (None, "[128]"),
+        (0.0, "[256]"),
+        (0.04, "[128]"),
+        (0.039, "[256]"),
+        (0.09, "[64]"),
+        (1.0, "[16]"),
+    ],
 )
-def test_the_knee_is_the_smallest_value_within_the_tolerance(tolerance: float | None, knee: str) -> None:
+def test_the_knee_is_the_smallest_value_within_the_tolerance(
+    tolerance: float | None, knee: str
+) -> None:
     found = of(DENSE)
     assert found[found["objective"] == ACCURACY.metric]["value"].tolist() == [
         "[16]",
@@ -228,7 +274,10 @@ def test_the_knee_is_the_smallest_value_within_the_tolerance(tolerance: float | 
 def test_the_knee_in_words() -> None:
     _, text = knee_of(of(DENSE), "dense", ACCURACY)
     assert "best at [256] (0.645" in text
-    assert "Down to [128] (0.605) it loses 0.040, not more than the deviation over seeds (0.050)." in text
+    assert (
+        "Down to [128] (0.605) it loses 0.040, not more than the deviation over seeds (0.050)."
+        in text
+    )
     assert "At [64], the next smaller value, it loses 0.085" in text
     assert "balanced accuracy (validation) falls below [128]" in text
     assert "smallest value tried" in knee_of(of(DENSE), "dense", ACCURACY, 1.0)[1]
@@ -243,9 +292,15 @@ def test_a_knee_of_a_cost_looks_the_other_way() -> None:
 
 
 @pytest.mark.parametrize(("second", "knee"), [(0.507, "8"), (0.504, "16")])
-def test_without_repeats_the_interval_of_the_best_value_is_the_tolerance(second: float, knee: str) -> None:
+def test_without_repeats_the_interval_of_the_best_value_is_the_tolerance(
+    second: float, knee: str
+) -> None:
     # variances pooled over three values: t(0.975, 6) * 0.01 / sqrt(3) = 2.447 * 0.00577 = 0.0141
-    rows = [(f"width={w}", y + e, 1.0) for w, y in ((4, 0.2), (8, second), (16, 0.52)) for e in (-0.01, 0.0, 0.01)]
+    rows = [
+        (f"width={w}", y + e, 1.0)
+        for w, y in ((4, 0.2), (8, second), (16, 0.52))
+        for e in (-0.01, 0.0, 0.01)
+    ]
     value, text = knee_of(of(study(rows)), "width", ACCURACY)
     assert value == knee
     assert "half the width of the best value's 95% interval (0.014)" in text
@@ -276,7 +331,9 @@ def test_findings_are_told_strongest_first_and_the_rest_is_said_to_tell_nothing(
     )
     assert "0.623 [0.606, 0.639] (n=6) at focal, others averaged out." in said[0]
     assert said[1].startswith("width goes with")
-    assert said[2].startswith("Nothing can be told of the effect on balanced accuracy (validation) of dropout (0.5")
+    assert said[2].startswith(
+        "Nothing can be told of the effect on balanced accuracy (validation) of dropout (0.5"
+    )
     assert said[2].endswith("the intervals of all values overlap.")
     assert said[3] == "3 parameters were looked at; no correction for that was made."
     both = say_effects(of(noisy()), BOTH)
@@ -286,7 +343,9 @@ def test_findings_are_told_strongest_first_and_the_rest_is_said_to_tell_nothing(
 
 
 def test_raw_means_of_uneven_trials_say_that_others_differ() -> None:
-    found = of(unbalanced(12, noise=0.01), [ACCURACY])  # four fitted parameters leave 8 degrees of freedom
+    found = of(
+        unbalanced(12, noise=0.01), [ACCURACY]
+    )  # four fitted parameters leave 8 degrees of freedom
     assert found["adjusted"].isna().all()
     said = say_effects(found, [ACCURACY])
     assert said[0].startswith("width goes with a difference of 0.")
@@ -306,11 +365,15 @@ def test_findings_warn_where_raw_means_mislead() -> None:
 
 def test_a_clear_pair_is_found_beside_a_value_that_is_hardly_known() -> None:
     """The best mean, of c, has the widest interval; b against a is clear all the same."""
-    rows = [("x=a", 0.1 + e, 1.0) for e in (-0.01, 0, 0.01)] + [("x=b", 0.5 + e, 1.0) for e in (-0.01, 0, 0.01)]
+    rows = [("x=a", 0.1 + e, 1.0) for e in (-0.01, 0, 0.01)] + [
+        ("x=b", 0.5 + e, 1.0) for e in (-0.01, 0, 0.01)
+    ]
     table = of(study([*rows, ("x=c", 0.6, 1.0)]), [ACCURACY])
     table[["adjusted", "adjusted_low", "adjusted_high"]] = math.nan
     table.loc[2, ["low", "high"]] = [0.0, 1.2]
-    assert say_effects(table, [ACCURACY])[0].startswith("x goes with a difference of 0.400 in balanced")
+    assert say_effects(table, [ACCURACY])[0].startswith(
+        "x goes with a difference of 0.400 in balanced"
+    )
 
 
 def test_costs_grow_by_factors() -> None:
@@ -330,7 +393,8 @@ def test_costs_grow_by_factors() -> None:
 def test_intervals_of_costs_stay_above_zero() -> None:
     found = of(study([("a=1", 0.1, 1e6), ("a=1", 0.9, 9e6), ("a=2", 0.5, 4e6)]))
     row = at(found, "a", "1", FLOPS)
-    # the logarithms lie ln 3 to either side of ln 3M, their standard error is ln 3; t as in the grid above
+    # the logarithms lie ln 3 to either side of ln 3M, their standard error is ln 3; t as in the
+    # grid above
     reach = 3 ** math.tan(0.475 * math.pi)
     assert row[["mean", "low", "high"]].tolist() == pytest.approx([3e6, 3e6 / reach, 3e6 * reach])
     assert at(found, "a", "1")["mean"] == pytest.approx(0.5)  # quality is averaged as it is
@@ -351,7 +415,10 @@ def test_a_cost_of_a_single_trial_over_its_seeds() -> None:
 @given(st.lists(st.floats(1, 1e10), min_size=6, max_size=6))
 def test_positive_costs_have_positive_intervals(flops: list[float]) -> None:
     cells = itertools.product(["focal", "plain"], [0.0, 0.25, 0.5])
-    found = of(study([(f"loss={a} dropout={b}", 0.5, y) for (a, b), y in zip(cells, flops, strict=True)]), [FLOPS])
+    found = of(
+        study([(f"loss={a} dropout={b}", 0.5, y) for (a, b), y in zip(cells, flops, strict=True)]),
+        [FLOPS],
+    )
     for low, mean, high in (["low", "mean", "high"], ["adjusted_low", "adjusted", "adjusted_high"]):
         assert found[low].gt(0).all()
         assert found[low].le(found[mean] * (1 + 1e-9)).all()
@@ -373,7 +440,9 @@ def test_positive_costs_have_positive_intervals(flops: list[float]) -> None:
         (1, 3, 4, True),  # one parameter
     ],
 )
-def test_adjusted_means_need_degrees_of_freedom(first: int, second: int, trials: int, known: bool) -> None:
+def test_adjusted_means_need_degrees_of_freedom(
+    first: int, second: int, trials: int, known: bool
+) -> None:
     generator = np.random.default_rng(0)
     rows = [(f"a=x{n % first} b=x{n % second}", generator.normal(), 1.0) for n in range(trials)]
     found = of(study(rows), [ACCURACY])
@@ -388,12 +457,16 @@ def test_fractions_never_multiply() -> None:
 
 def test_single_trials_tell_nothing() -> None:
     said = say_effects(of(study([("a=1", 0.1, 1), ("a=2", 0.9, 2)])), BOTH)
-    assert [text.split(" of a: ")[1] for text in said] == ["not two values have several trials or seeds."] * 2
+    assert [text.split(" of a: ")[1] for text in said] == [
+        "not two values have several trials or seeds."
+    ] * 2
 
 
 def test_the_table_for_people() -> None:
     rows = [("loss=focal", 0.6, 2e6), ("loss=focal", 0.6, 2e6), ("loss=plain", 0.5, 1e6)]
-    table = ablation_table(of(study([*rows, ("loss=plain dropout=0.5", math.nan, 1e6)])), BOTH, ["loss"])
+    table = ablation_table(
+        of(study([*rows, ("loss=plain dropout=0.5", math.nan, 1e6)])), BOTH, ["loss"]
+    )
     assert list(table) == [
         "parameter",
         "value",
@@ -411,8 +484,12 @@ def test_ten_thousand_trials_are_no_work() -> None:
     generator = np.random.default_rng(0)
     size = 10_000
     cells = pd.DataFrame({f"p{number}": generator.random(size) for number in range(4)})
-    cells = cells.assign(**{f"c{number}": generator.choice(list("abcd"), size) for number in range(4)})
-    texts = [" ".join(f"{key}={value}" for key, value in row.items()) for row in cells.to_dict("records")]
+    cells = cells.assign(
+        **{f"c{number}": generator.choice(list("abcd"), size) for number in range(4)}
+    )
+    texts = [
+        " ".join(f"{key}={value}" for key, value in row.items()) for row in cells.to_dict("records")
+    ]
     table = study([(text, value, 1.0) for text, value in zip(texts, cells["p0"], strict=True)])
     found = of(table, [ACCURACY])
     assert len(found) == 4 * 5 + 4 * 4
@@ -422,7 +499,9 @@ def test_ten_thousand_trials_are_no_work() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_parameter_that_only_failed_trials_had_is_left_out() -> None:
-    table = study([("a=1", 0.1, 1.0), ("a=2", 0.2, 1.0), ("a=1 b=1", 0.3, 1.0), ("a=1 b=2", 0.4, 1.0)])
+    table = study(
+        [("a=1", 0.1, 1.0), ("a=2", 0.2, 1.0), ("a=1 b=1", 0.3, 1.0), ("a=1 b=2", 0.4, 1.0)]
+    )
     found = of(table.assign(status=["FINISHED", "FINISHED", "FAILED", "FAILED"]))
     assert found["parameter"].unique().tolist() == ["a"]
     assert found["mean"].tolist() == [0.1, 0.2, 1.0, 1.0]

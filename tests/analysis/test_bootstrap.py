@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
-from src.analysis.bootstrap import DifferentImages, gather, intervals, measured, resampled
-from src.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError
+from src.metrics.bootstrap import DifferentImagesError, gather, intervals, measured, resampled
 from src.metrics.classification import ClassificationMetrics
 
 
-def frame(probability: np.ndarray, target: np.ndarray, group: Sequence[object] | None = None) -> pd.DataFrame:
+def frame(
+    probability: np.ndarray, target: np.ndarray, group: Sequence[object] | None = None
+) -> pd.DataFrame:
     classes = [f"c{number}" for number in range(probability.shape[1])]
     table = pd.DataFrame({"image_id": [f"i{number}" for number in range(len(target))]})
-    table["group"] = [f"g{number}" for number in range(len(target))] if group is None else list(group)
+    table["group"] = (
+        [f"g{number}" for number in range(len(target))] if group is None else list(group)
+    )
     table["label"] = [classes[label] for label in target]
     for number, name in enumerate(classes):
         table[f"p/{name}"] = probability[:, number]
@@ -36,7 +40,8 @@ def answers(right: np.ndarray, group: np.ndarray | None = None) -> pd.DataFrame:
 def predictions(draw: st.DrawFn) -> pd.DataFrame:
     classes, images = draw(st.integers(2, 4)), draw(st.integers(1, 30))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    # few different scores, so that there are ties in the argmax and in the ranks, and classes without images
+    # few different scores, so that there are ties in the argmax and in the ranks, and classes
+    # without images
     score = rng.integers(1, 4, size=(images, classes)).astype(np.float32)
     target = rng.integers(draw(st.integers(1, classes)), size=images)
     return frame(score / score.sum(axis=1, keepdims=True), target, rng.integers(0, 8, size=images))
@@ -54,12 +59,16 @@ def recorded(table: pd.DataFrame) -> dict[str, float]:
 @settings(max_examples=60, deadline=None)
 def test_estimates_are_the_recorded_metrics(table: pd.DataFrame) -> None:
     found = intervals([table], samples=5).set_index("metric")["estimate"]
-    assert found.dropna().to_dict() == pytest.approx(recorded(table), abs=1e-6)  # its AUROC is in single precision
+    assert found.dropna().to_dict() == pytest.approx(
+        recorded(table), abs=1e-6
+    )  # its AUROC is in single precision
 
 
 @given(predictions(), st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_a_resampling_is_the_recorded_metric_of_the_drawn_images(table: pd.DataFrame, random: object) -> None:
+def test_a_resampling_is_the_recorded_metric_of_the_drawn_images(
+    table: pd.DataFrame, random: object
+) -> None:
     told = gather([table])
     ordered = table.sort_values("image_id")
 
@@ -73,7 +82,11 @@ def test_a_resampling_is_the_recorded_metric_of_the_drawn_images(table: pd.DataF
     for drawn, row in zip(rng.drawn, values, strict=True):
         images = np.concatenate([np.flatnonzero(told.group == group) for group in drawn])
         expected = recorded(ordered.iloc[images])
-        found = {name: value for name, value in zip(told.metrics, row, strict=True) if not np.isnan(value)}
+        found = {
+            name: value
+            for name, value in zip(told.metrics, row, strict=True)
+            if not np.isnan(value)
+        }
         assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -86,7 +99,9 @@ def test_estimates_are_those_of_scikit_learn() -> None:
     said = probability.argmax(axis=1)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(target, said))
     assert found["recall/c2"] == pytest.approx(recall_score(target, said, average=None)[2])
-    assert found["auroc"] == pytest.approx(roc_auc_score(target, probability, multi_class="ovr"), abs=1e-6)
+    assert found["auroc"] == pytest.approx(
+        roc_auc_score(target, probability, multi_class="ovr"), abs=1e-6
+    )
     two = probability[:, :2] / probability[:, :2].sum(axis=1, keepdims=True)
     binary = intervals([frame(two, target % 2)], ["auroc"], samples=5)["estimate"][0]
     assert binary == pytest.approx(roc_auc_score(target % 2, two[:, 1]), abs=1e-6)
@@ -125,7 +140,8 @@ def test_an_interval_is_the_binomial_one_for_independent_images() -> None:
 
 
 def test_a_group_counts_once_however_many_images_it_has() -> None:
-    # ten copies of each image in its group: the estimate and the interval are those of one copy each
+    # ten copies of each image in its group: the estimate and the interval are those of one copy
+    # each
     right = np.random.default_rng(5).random(60) < 0.7
     right[1::2] = right[::2]  # both classes in each group
     pairs = np.repeat(np.arange(30), 2)
@@ -135,7 +151,9 @@ def test_a_group_counts_once_however_many_images_it_has() -> None:
         once.loc[0, ["estimate", "low", "high"]].tolist()
     )
     single = intervals([answers(np.tile(right, 10))], ["accuracy"])
-    assert (often["high"] - often["low"])[0] > 2.5 * (single["high"] - single["low"])[0]  # sqrt(20), if all are copies
+    assert (often["high"] - often["low"])[0] > 2.5 * (single["high"] - single["low"])[
+        0
+    ]  # sqrt(20), if all are copies
 
 
 def coverage(clustered: bool, by_group: bool, metric: str = "accuracy", truth: float = 0.7) -> int:
@@ -145,12 +163,15 @@ def coverage(clustered: bool, by_group: bool, metric: str = "accuracy", truth: f
         rng = np.random.default_rng([simulation, clustered])
         chance = np.repeat(rng.beta(0.7, 0.3, size=80), 4) if clustered else np.full(320, 0.7)
         group = np.repeat(np.arange(80), 4) if by_group else np.arange(320)
-        found = intervals([answers(rng.random(320) < chance, group)], [metric], samples=300, seed=simulation)
+        found = intervals(
+            [answers(rng.random(320) < chance, group)], [metric], samples=300, seed=simulation
+        )
         held += bool(found["low"][0] <= truth <= found["high"][0])
     return held
 
 
-# of 120 intervals that hold the truth with probability 0.95, fewer than these hold it in one of 1,000 tests
+# of 120 intervals that hold the truth with probability 0.95, fewer than these hold it in one of
+# 1,000 tests
 FEWEST = binom.ppf(0.001, 120, 0.95)
 
 
@@ -161,8 +182,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_resampling_images_of_clusters_one_by_one_would_be_too_sure() -> None:
-    # images of a group correlate by 1/2 (a beta of sum 1): the variance is 1 + 3/2 times that of independent ones,
-    # so that 1.96 standard errors become 1.24, which hold the truth in 78.5% of all cases
+    # images of a group correlate by 1/2 (a beta of sum 1): the variance is 1 + 3/2 times that of
+    # independent ones, so that 1.96 standard errors become 1.24, which hold the truth in 78.5% of
+    # all cases
     assert coverage(clustered=True, by_group=False) < binom.ppf(0.001, 120, 0.90)
 
 
@@ -174,19 +196,30 @@ def test_seeds_add_their_spread() -> None:
     assert found["estimate"] == pytest.approx(np.mean([one["estimate"] for one in alone]))
     assert found["seeds"] == 4
     same = intervals([seeds[0]] * 4, ["accuracy"]).iloc[0]
-    assert (same["low"], same["high"]) == (alone[0]["low"], alone[0]["high"])  # equal seeds have no spread to add
-    # variance of a mean of 4 seeds, drawn with replacement, and that of the images, both by arithmetic
+    assert (same["low"], same["high"]) == (
+        alone[0]["low"],
+        alone[0]["high"],
+    )  # equal seeds have no spread to add
+    # variance of a mean of 4 seeds, drawn with replacement, and that of the images, both by
+    # arithmetic
     rates = np.array([one["estimate"] for one in alone])
-    images = np.mean([(seed["p/c0"] > 0.5) == (seed["label"] == "c0") for seed in seeds], axis=0).var() / 200
+    images = (
+        np.mean([(seed["p/c0"] > 0.5) == (seed["label"] == "c0") for seed in seeds], axis=0).var()
+        / 200
+    )
     expected = 2 * 1.96 * np.sqrt(rates.var() / 4 + images)
     assert found["high"] - found["low"] == pytest.approx(expected, rel=0.15)
 
 
 def test_the_seed_decides_and_the_order_of_rows_does_not() -> None:
     rng = np.random.default_rng(0)
-    table = frame(rng.dirichlet(np.ones(3), size=50), rng.integers(3, size=50), rng.integers(20, size=50))
+    table = frame(
+        rng.dirichlet(np.ones(3), size=50), rng.integers(3, size=50), rng.integers(20, size=50)
+    )
     first = intervals([table, table], samples=100, seed=4)
-    pd.testing.assert_frame_equal(first, intervals([table, table.sample(frac=1, random_state=1)], samples=100, seed=4))
+    pd.testing.assert_frame_equal(
+        first, intervals([table, table.sample(frac=1, random_state=1)], samples=100, seed=4)
+    )
     assert not first.equals(intervals([table, table], samples=100, seed=5))
 
 
@@ -214,15 +247,15 @@ def test_bad_input_is_named() -> None:
 
 def test_seeds_must_be_of_the_same_images() -> None:
     table = answers(np.ones(6, dtype=bool))
-    with pytest.raises(DifferentImages, match="predictions 2 lacks image i3"):
+    with pytest.raises(DifferentImagesError, match="predictions 2 lacks image i3"):
         gather([table, table.drop(index=3)])
-    with pytest.raises(DifferentImages, match="predictions 1 lacks image i3"):
+    with pytest.raises(DifferentImagesError, match="predictions 1 lacks image i3"):
         gather([table.drop(index=3), table])
-    with pytest.raises(DifferentImages, match="image i0 has another label in predictions 2"):
+    with pytest.raises(DifferentImagesError, match="image i0 has another label in predictions 2"):
         gather([table, table.assign(label="c1")])
-    with pytest.raises(DifferentImages, match="image i0 has another group in predictions 2"):
+    with pytest.raises(DifferentImagesError, match="image i0 has another group in predictions 2"):
         gather([table, table.assign(group="g1")])
-    with pytest.raises(DifferentImages, match="predictions 2 has other classes"):
+    with pytest.raises(DifferentImagesError, match="predictions 2 has other classes"):
         gather([table, table.rename(columns={"p/c1": "p/c7"}).assign(label="c0")])
 
 
@@ -230,7 +263,7 @@ def test_samples_in_chunks_are_the_samples_in_one_go(monkeypatch: pytest.MonkeyP
     rng = np.random.default_rng(0)
     table = frame(rng.dirichlet(np.ones(3), size=50), rng.integers(3, size=50))
     whole = intervals([table], samples=100)
-    monkeypatch.setattr("src.analysis.bootstrap.CELLS", 1100)  # 22 samples of 50 groups
+    monkeypatch.setattr("src.metrics.bootstrap.CELLS", 1100)  # 22 samples of 50 groups
     pd.testing.assert_frame_equal(whole, intervals([table], samples=100))
 
 

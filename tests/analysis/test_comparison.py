@@ -4,10 +4,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from src.analysis.comparison import compare, melanoma_class, notes, recorded_name, render, render_lost
-from src.objectives import Limit, Objective
+from src.metrics.registry import Limit, Objective, melanoma_class, recorded_name
+from src.reporting.comparison import compare, notes, render, render_lost
 
-OBJECTIVES = [Objective("val/balanced_accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
+OBJECTIVES = [
+    Objective("val/balanced_accuracy", "maximize"),
+    Objective("efficiency/flops", "minimize"),
+]
 
 
 def runs() -> pd.DataFrame:
@@ -38,7 +41,12 @@ def test_front_is_read_at_the_chosen_epoch_and_failed_runs_stay_in_the_table() -
 
 def test_limits_keep_runs_off_the_front() -> None:
     table = compare(runs(), OBJECTIVES, [Limit("val/recall/mel", ">=", 0.8)]).set_index("run_id")
-    assert table["feasible"].to_dict() == {"big": False, "worse": False, "small": True, "dead": False}
+    assert table["feasible"].to_dict() == {
+        "big": False,
+        "worse": False,
+        "small": True,
+        "dead": False,
+    }
     assert table.index[table["front"]].tolist() == ["small"]
     assert not compare(runs(), OBJECTIVES, [Limit("test/auroc", ">=", 0.8)])["feasible"].any()
 
@@ -97,7 +105,10 @@ def test_an_infinite_objective_is_a_missing_one(name: str, infinite: float) -> N
     found = compare(with_infinity, OBJECTIVES)
     pd.testing.assert_frame_equal(found, compare(without, OBJECTIVES))
     table = found.set_index("run_id")
-    assert table.index[table["front"]].tolist() == ["big", "small"]  # as if the third run had not been there
+    assert table.index[table["front"]].tolist() == [
+        "big",
+        "small",
+    ]  # as if the third run had not been there
     assert math.isnan(table.at["worse", name])
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.analysis.curves import COLUMNS, curves
+from src.reporting.plots_html import COLUMNS, learning_curves
 
 TABLE = pd.DataFrame(
     {
@@ -18,16 +18,23 @@ TABLE = pd.DataFrame(
 
 def history(**values: list[float]) -> pd.DataFrame:
     """An epoch every 50 optimizer steps."""
-    rows = [(run, 50 * (number + 1), value) for run, some in values.items() for number, value in enumerate(some)]
+    rows = [
+        (run, 50 * (number + 1), value)
+        for run, some in values.items()
+        for number, value in enumerate(some)
+    ]
     return pd.DataFrame(rows, columns=["run_id", "step", "value"])
 
 
 def points(found: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
-    return {run: list(zip(some["epoch"], some["value"], strict=True)) for run, some in found.groupby("run_id")}
+    return {
+        run: list(zip(some["epoch"], some["value"], strict=True))
+        for run, some in found.groupby("run_id")
+    }
 
 
 def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
-    found = curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
+    found = learning_curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
     assert list(found) == COLUMNS
     assert found.to_numpy().tolist() == [
         ["good", "custom #1", "front", 1, 0.3],
@@ -41,18 +48,20 @@ def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
 def test_seeds_are_averaged_as_far_as_all_of_them_go() -> None:
     seeds = {"seed0": "good", "seed1": "good", "seed2": "good"}
     runs = history(seed0=[0.1, 0.2, 0.3], seed1=[0.3, 0.4], seed2=[0.2, 0.6, 0.9], bad=[0.5])
-    found = points(curves(runs, TABLE, seeds))
+    found = points(learning_curves(runs, TABLE, seeds))
     assert found["good"] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
     assert found["bad"] == [(1, 0.5)]
 
 
 def test_of_a_step_that_a_resumed_run_wrote_twice_the_last_counts() -> None:
-    runs = pd.DataFrame({"run_id": "good", "step": [50, 100, 100, 150], "value": [0.1, 0.2, 0.25, 0.3]})
-    assert points(curves(runs, TABLE))["good"] == [(1, 0.1), (2, 0.25), (3, 0.3)]
+    runs = pd.DataFrame(
+        {"run_id": "good", "step": [50, 100, 100, 150], "value": [0.1, 0.2, 0.25, 0.3]}
+    )
+    assert points(learning_curves(runs, TABLE))["good"] == [(1, 0.1), (2, 0.25), (3, 0.3)]
 
 
 def test_missing_values_keep_their_place() -> None:
-    found = points(curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
+    found = points(learning_curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
     assert found == {"good": [(1, 0.1), (3, 0.3)]}
 
 
@@ -60,10 +69,12 @@ def test_missing_values_keep_their_place() -> None:
 @given(st.permutations(range(6)))
 def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
     runs = history(good=[0.1, 0.2, 0.3], bad=[0.4, 0.5, 0.6])
-    pd.testing.assert_frame_equal(curves(runs.iloc[order], TABLE), curves(runs, TABLE))
+    pd.testing.assert_frame_equal(
+        learning_curves(runs.iloc[order], TABLE), learning_curves(runs, TABLE)
+    )
 
 
 def test_no_history_is_no_curve() -> None:
-    found = curves(history(), TABLE)
+    found = learning_curves(history(), TABLE)
     assert found.empty
     assert list(found) == COLUMNS

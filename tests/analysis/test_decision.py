@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.analysis.comparison import compare
-from src.analysis.decision import Answer, decide, quality_objective
-from src.errors import ConfigError
-from src.objectives import Limit, Objective
+from src.core.errors import ConfigError
+from src.metrics.registry import Limit, Objective
+from src.reporting.comparison import compare
+from src.reporting.decisions import Answer, decide, quality_objective
 
 QUALITY = Objective("val/balanced_accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
@@ -34,7 +34,9 @@ FIVE = [  # number, quality, FLOPs, parameters, x the reference net, recall of m
 ]
 
 
-def study(rows: list[tuple[Any, ...]], limits: tuple[Limit, ...] = (), objectives: Any = None, **tags: Any) -> Any:
+def study(
+    rows: list[tuple[Any, ...]], limits: tuple[Limit, ...] = (), objectives: Any = None, **tags: Any
+) -> Any:
     """A comparison of trials #1, #2 ... whose run ids begin with 0000000n; `tags` are columns of the runs."""
     frame = pd.DataFrame(rows, columns=["number", *COLUMNS]).rename(columns=COLUMNS)
     runs = frame.drop(columns="number").assign(
@@ -51,7 +53,9 @@ def study(rows: list[tuple[Any, ...]], limits: tuple[Limit, ...] = (), objective
     return table.assign(label="custom #" + table["trial"])
 
 
-def answers(table: pd.DataFrame, limits: tuple[Limit, ...] = (), **changes: Any) -> dict[str, Answer]:
+def answers(
+    table: pd.DataFrame, limits: tuple[Limit, ...] = (), **changes: Any
+) -> dict[str, Answer]:
     asked: dict[str, Any] = {
         "objectives": [QUALITY, FLOPS],
         "margin": 0.02,
@@ -105,7 +109,9 @@ def test_paragraphs_give_the_figures_what_is_given_up_and_who_is_next() -> None:
 
 def test_where_one_qualifies_the_nearest_other_is_named() -> None:
     text = answers(study(FIVE[:3]))["best with recall/mel >= 0.8"].text
-    assert text.startswith("1 of 3 trials has recall of mel >= 0.8: custom #2 (run 00000002), with balanced accuracy ")
+    assert text.startswith(
+        "1 of 3 trials has recall of mel >= 0.8: custom #2 (run 00000002), with balanced accuracy "
+    )
     assert text.endswith(
         "The nearest that does not qualify is custom #3 (run 00000003): it misses recall of mel >= 0.8 by 5 percentage "
         "points (0.750)."
@@ -133,16 +139,32 @@ def test_where_none_qualifies_the_closest_is_named_with_what_it_misses() -> None
     ("rows", "chosen", "told"),
     [
         # equally good: the cheaper one
-        ([(1, 0.6, 2e6, 1, 1, 1), (2, 0.6, 1e6, 1, 1, 1)], "2", "exactly as good, but not as cheap: 2M multiply-adds"),
-        ([(1, 0.6, 1e6, 1, 1, 1), (2, 0.6, 1e6, 1, 1, 1)], "1", "exactly as good and as cheap; the one that stands"),
+        (
+            [(1, 0.6, 2e6, 1, 1, 1), (2, 0.6, 1e6, 1, 1, 1)],
+            "2",
+            "exactly as good, but not as cheap: 2M multiply-adds",
+        ),
+        (
+            [(1, 0.6, 1e6, 1, 1, 1), (2, 0.6, 1e6, 1, 1, 1)],
+            "1",
+            "exactly as good and as cheap; the one that stands",
+        ),
         # two are alike in both, a third only in quality
         (
             [(n, 0.6, flops, 1, 1, 1) for n, flops in ((1, 1e6), (2, 2e6), (3, 1e6))],
             "1",
             "#3 (run 00000003) is exactly",
         ),
-        ([(1, 0.6, math.nan, 1, 1, 1), (2, 0.6, 1e6, 1, 1, 1)], "2", "exactly as good, but of unknown FLOPs"),
-        ([(n, 0.6, n * 1e6, 1, 1, 1) for n in (3, 2, 1)], "1", "2 others, custom #2 (run 00000002) first, are exactly"),
+        (
+            [(1, 0.6, math.nan, 1, 1, 1), (2, 0.6, 1e6, 1, 1, 1)],
+            "2",
+            "exactly as good, but of unknown FLOPs",
+        ),
+        (
+            [(n, 0.6, n * 1e6, 1, 1, 1) for n in (3, 2, 1)],
+            "1",
+            "2 others, custom #2 (run 00000002) first, are exactly",
+        ),
     ],
 )
 def test_ties_go_to_the_cheaper_then_to_the_first(rows: list[Any], chosen: str, told: str) -> None:
@@ -152,13 +174,23 @@ def test_ties_go_to_the_cheaper_then_to_the_first(rows: list[Any], chosen: str, 
 
 
 def test_of_equally_cheap_ones_the_better() -> None:
-    answer = answers(study([(1, 0.60, 1e6, 1, 1, 0.9), (2, 0.61, 1e6, 1, 1, 0.9)]))["cheapest with recall/mel >= 0.8"]
+    answer = answers(study([(1, 0.60, 1e6, 1, 1, 0.9), (2, 0.61, 1e6, 1, 1, 0.9)]))[
+        "cheapest with recall/mel >= 0.8"
+    ]
     assert answer.run_id.startswith("00000002")
-    assert "custom #1 (run 00000001) is exactly as cheap, but 1 percentage point behind in" in answer.text
+    assert (
+        "custom #1 (run 00000001) is exactly as cheap, but 1 percentage point behind in"
+        in answer.text
+    )
 
 
 def test_who_does_not_count_is_said() -> None:
-    rows = [*FIVE, (6, math.nan, 1e6, 1, 1, 0.9), (7, 0.9, 1e6, 1, 1, 0.9), (8, 0.9, 1e6, 1, 1, 0.9)]
+    rows = [
+        *FIVE,
+        (6, math.nan, 1e6, 1, 1, 0.9),
+        (7, 0.9, 1e6, 1, 1, 0.9),
+        (8, 0.9, 1e6, 1, 1, 0.9),
+    ]
     states = ["FINISHED"] * 6 + ["FAILED", "KILLED"]
     limit = Limit("efficiency/params", "<=", 5e6)
     found = answers(study(rows, (limit,), status=states), (limit,))
@@ -201,14 +233,27 @@ def test_spread_over_seeds_is_told() -> None:
 
 def test_quality_that_is_to_fall_and_cost_that_is_to_rise() -> None:
     objectives = [Objective("val/loss", "minimize"), Objective("efficiency/throughput", "maximize")]
-    names = {"best/val/balanced_accuracy": "best/val/loss", "efficiency/flops": "efficiency/throughput"}
-    table = study([(1, 0.5, 100, 1, 1, 1), (2, 0.52, 300, 1, 1, 1), (3, 0.6, 900, 1, 1, 1)]).rename(columns=names)
-    found = answers(table, objectives=objectives, cost="efficiency/throughput", budgets=[], floors=[])
+    names = {
+        "best/val/balanced_accuracy": "best/val/loss",
+        "efficiency/flops": "efficiency/throughput",
+    }
+    table = study([(1, 0.5, 100, 1, 1, 1), (2, 0.52, 300, 1, 1, 1), (3, 0.6, 900, 1, 1, 1)]).rename(
+        columns=names
+    )
+    found = answers(
+        table, objectives=objectives, cost="efficiency/throughput", budgets=[], floors=[]
+    )
     assert found["best"].run_id.startswith("00000001")
     near = found["cheapest within 0.02"]
     assert near.run_id.startswith("00000002")
-    assert near.question == "Which model is the cheapest (most throughput) within 0.02 of the best loss?"
-    assert "gives up 0.02 of loss, for throughput 300 images/s instead of 100 (3 times as much)" in near.text
+    assert (
+        near.question
+        == "Which model is the cheapest (most throughput) within 0.02 of the best loss?"
+    )
+    assert (
+        "gives up 0.02 of loss, for throughput 300 images/s instead of 100 (3 times as much)"
+        in near.text
+    )
 
 
 def test_what_cannot_be_asked() -> None:
@@ -223,7 +268,14 @@ def test_what_cannot_be_asked() -> None:
 VALUE = st.one_of(st.sampled_from([0.0, 0.5, 0.62, 0.64, 1.0, math.nan]), st.floats(0, 1))
 COST = st.one_of(st.sampled_from([1e5, 692e3, 691_911, math.nan]), st.floats(1, 1e10))
 TRIALS = st.lists(
-    st.tuples(VALUE, COST, COST, st.floats(0.1, 8), VALUE, st.sampled_from(["FINISHED", "FINISHED", "FAILED"])),
+    st.tuples(
+        VALUE,
+        COST,
+        COST,
+        st.floats(0.1, 8),
+        VALUE,
+        st.sampled_from(["FINISHED", "FINISHED", "FAILED"]),
+    ),
     min_size=1,
     max_size=12,
 )
@@ -231,7 +283,9 @@ TRIALS = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(TRIALS, st.sampled_from([0.0, 0.02, 0.3]))
-def test_the_chosen_qualifies_and_nobody_that_does_is_better(trials: list[Any], margin: float) -> None:
+def test_the_chosen_qualifies_and_nobody_that_does_is_better(
+    trials: list[Any], margin: float
+) -> None:
     rows = [(number, *trial[:5]) for number, trial in enumerate(trials)]
     study_limit = Limit("efficiency/params", "<=", 5e9)
     table = study(rows, (study_limit,), status=[trial[5] for trial in trials])
@@ -256,17 +310,25 @@ def test_the_chosen_qualifies_and_nobody_that_does_is_better(trials: list[Any], 
         cheapest = name.startswith("cheapest")
         qualified = [row for row in pool if holds(row) and not (cheapest and math.isnan(row[2]))]
         costs = {row[0]: math.inf if math.isnan(row[2]) else row[2] for row in qualified}
-        keys = {row[0]: (costs[row[0]], -row[1]) if cheapest else (-row[1], costs[row[0]]) for row in qualified}
+        keys = {
+            row[0]: (costs[row[0]], -row[1]) if cheapest else (-row[1], costs[row[0]])
+            for row in qualified
+        }
         run_id = found[name].run_id
         assert (run_id == "") == (not qualified)
         if qualified:
             assert keys[int(run_id[:8])] == min(keys.values())
         text = found[name].text
         assert text.endswith(".")
-        assert not re.search(r"\bnan\b|\binf\b|\d[eE][+-]?\d|\b0\.0+\b(?! *x)|\b1 trials\b|  ", text), text
+        assert not re.search(
+            r"\bnan\b|\binf\b|\d[eE][+-]?\d|\b0\.0+\b(?! *x)|\b1 trials\b|  ", text
+        ), text
 
 
 def test_ten_thousand_trials_are_a_table_like_any_other() -> None:
     generator = np.random.default_rng(0)
-    rows = [(n, *generator.random(1), 10 ** generator.uniform(6, 10), 1e6, 2.0, 0.9) for n in range(10_000)]
+    rows = [
+        (n, *generator.random(1), 10 ** generator.uniform(6, 10), 1e6, 2.0, 0.9)
+        for n in range(10_000)
+    ]
     assert "The best of 10,000 trials" in answers(study(rows))["best"].text

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from src.analysis.figures import confusion_matrix, learning_curves, per_class_table
+from src.training.figures import confusion_matrix, learning_curves, per_class_table
 
 MATRIX = np.array([[8, 2, 0], [1, 4, 0], [3, 0, 7]])
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from src.analysis.hypervolume import REFERENCE, contributions, hypervolume, over_time
+from src.metrics.pareto import REFERENCE, contributions, hypervolume, over_time
 
 # on the grid of tenths below the reference point the dominated cells can be counted
 TENTHS = st.integers(1, 3).flatmap(
@@ -17,16 +17,26 @@ TENTHS = st.integers(1, 3).flatmap(
 def cells(points: list[tuple[int, ...]]) -> float:
     columns = len(points[0])
     grid = itertools.product(range(11), repeat=columns)
-    dominated = sum(any(all(p <= c for p, c in zip(point, cell, strict=True)) for point in points) for cell in grid)
+    dominated = sum(
+        any(all(p <= c for p, c in zip(point, cell, strict=True)) for point in points)
+        for cell in grid
+    )
     return dominated / 11**columns
 
 
 def test_by_hand() -> None:
     assert hypervolume(np.array([[0.0, 0.0]])) == pytest.approx(1)
     # 1.1 x 0.1 and 0.1 x 1.1, of which 0.1 x 0.1 is common, of 1.21
-    assert hypervolume(np.array([[0.0, 1.0], [1.0, 0.0]])) == pytest.approx((0.11 + 0.11 - 0.01) / 1.21)
+    assert hypervolume(np.array([[0.0, 1.0], [1.0, 0.0]])) == pytest.approx(
+        (0.11 + 0.11 - 0.01) / 1.21
+    )
     assert hypervolume(np.array([[0.6]])) == pytest.approx(0.5 / 1.1)
-    for nothing in (np.empty((0, 2)), np.array([[np.nan, 0.0]]), np.array([[1.1, 0.0]]), np.array([[-np.inf, 0.0]])):
+    for nothing in (
+        np.empty((0, 2)),
+        np.array([[np.nan, 0.0]]),
+        np.array([[1.1, 0.0]]),
+        np.array([[-np.inf, 0.0]]),
+    ):
         assert hypervolume(nothing) == 0
         assert contributions(nothing).tolist() == [0] * len(nothing)
         assert over_time(nothing).tolist() == [0] * len(nothing)
@@ -34,7 +44,9 @@ def test_by_hand() -> None:
 
 def test_contributions_by_hand() -> None:
     losses = np.array([[0.1, 0.6], [0.6, 0.1], [0.6, 0.6], [np.nan, 0.0]])
-    assert contributions(losses).tolist() == pytest.approx([0.5 * 0.5 / 1.21, 0.5 * 0.5 / 1.21, 0, 0])
+    assert contributions(losses).tolist() == pytest.approx(
+        [0.5 * 0.5 / 1.21, 0.5 * 0.5 / 1.21, 0, 0]
+    )
     assert contributions(losses[[0, 1, 1]]).tolist() == pytest.approx([0.25 / 1.21, 0, 0])
     assert contributions(np.array([[0.6], [0.7]])).tolist() == pytest.approx([0.5 / 1.1, 0])
     assert contributions(np.array([[0.6], [0.6]])).tolist() == [0, 0]
@@ -55,10 +67,14 @@ def test_a_contribution_is_what_the_front_loses(points: list[tuple[int, ...]]) -
     front = [
         point
         for point in points
-        if not any(other != point and all(o <= p for o, p in zip(other, point, strict=True)) for other in points)
+        if not any(
+            other != point and all(o <= p for o, p in zip(other, point, strict=True))
+            for other in points
+        )
     ]
     expected = [
-        cells(front) - (cells([other for number, other in enumerate(front) if number != at]) if front[1:] else 0)
+        cells(front)
+        - (cells([other for number, other in enumerate(front) if number != at]) if front[1:] else 0)
         for at in range(len(front))
     ]
     assert contributions(np.array(front) / 10).tolist() == pytest.approx(expected)
@@ -96,5 +112,6 @@ def test_ten_thousand_trials_that_all_come_to_the_front() -> None:
     losses = 1 - np.column_stack([np.cos(angle), np.sin(angle)])
     history = over_time(losses)
     assert (np.diff(history) > 0).all()
-    # what a quarter of a circle round (1, 1) leaves, and the rim of 0.1 on two sides, its corner counted once
+    # what a quarter of a circle round (1, 1) leaves, and the rim of 0.1 on two sides, its corner
+    # counted once
     assert history[-1] == pytest.approx((np.pi / 4 + 2 * 0.1 + 0.01) / 1.21, abs=1e-3)

@@ -7,8 +7,8 @@ import optuna
 import pandas as pd
 import pytest
 
-from src.analysis.importance import COLUMNS, importance
-from src.objectives import Direction, Objective
+from src.metrics.registry import Direction, Objective
+from src.reporting.importance import COLUMNS, importance
 
 ACCURACY = "val/balanced_accuracy"
 
@@ -44,7 +44,9 @@ def ranking(values: np.ndarray, direction: Direction = "maximize") -> pd.DataFra
 @pytest.mark.parametrize("parameter", ["lr", "width", "loss"])
 def test_the_one_parameter_that_counts_comes_first(parameter: str, direction: Direction) -> None:
     column = drawn(200)[parameter]
-    values = {"lr": np.log10, "width": lambda each: each, "loss": lambda each: each == "focal"}[parameter](column)
+    values = {"lr": np.log10, "width": lambda each: each, "loss": lambda each: each == "focal"}[
+        parameter
+    ](column)
     noise = np.random.default_rng(1).normal(0, 1e-3, len(column))
     found = ranking(values.to_numpy(dtype=float) + noise, direction)
     assert list(found) == COLUMNS
@@ -71,19 +73,31 @@ def test_shares_are_those_of_an_optuna_study() -> None:
     own = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
 
     def objective(trial: optuna.Trial) -> float:
-        first, second = trial.suggest_float("x", 0.0, 1.0), trial.suggest_categorical("kind", ["a", "b"])
+        first, second = (
+            trial.suggest_float("x", 0.0, 1.0),
+            trial.suggest_categorical("kind", ["a", "b"]),
+        )
         return first + 0.2 * (second == "b")
 
-    for ends in ({"x": 0.0, "kind": "a"}, {"x": 1.0, "kind": "b"}):  # so that the range is the one that was drawn
+    for ends in (
+        {"x": 0.0, "kind": "a"},
+        {"x": 1.0, "kind": "b"},
+    ):  # so that the range is the one that was drawn
         own.enqueue_trial(ends)
     own.optimize(objective, n_trials=100)
     expected = optuna.importance.get_param_importances(own)
     table = pd.DataFrame(
-        {"run_id": range(100), "status": "FINISHED", f"best/{ACCURACY}": [t.value for t in own.trials]}
+        {
+            "run_id": range(100),
+            "status": "FINISHED",
+            f"best/{ACCURACY}": [t.value for t in own.trials],
+        }
     )
     swept = pd.DataFrame([trial.params for trial in own.trials])
     found, _ = importance(table, swept, [Objective(ACCURACY, "maximize")])
-    assert dict(zip(found["parameter"], found["importance"], strict=True)) == pytest.approx(expected)
+    assert dict(zip(found["parameter"], found["importance"], strict=True)) == pytest.approx(
+        expected
+    )
 
 
 def test_a_conditional_parameter_counts_among_the_trials_that_have_it() -> None:
@@ -105,7 +119,9 @@ def test_only_finished_trials_with_a_finite_value_count() -> None:
     bad.loc[:19, "status"] = "PRUNED"
     bad.loc[20:39, f"best/{ACCURACY}"] = math.nan
     bad.loc[40:, f"best/{ACCURACY}"] = math.inf
-    found, _ = importance(pd.concat([bad, table]), pd.concat([more, swept]), [Objective(ACCURACY, "maximize")])
+    found, _ = importance(
+        pd.concat([bad, table]), pd.concat([more, swept]), [Objective(ACCURACY, "maximize")]
+    )
     pd.testing.assert_frame_equal(found, clean)
 
 
@@ -132,7 +148,9 @@ def test_no_such_objective_and_no_parameter() -> None:
     assert "0 finished trials" in reasons[0]
     _, reasons = importance(table, swept[[]], [Objective(ACCURACY, "maximize")])
     assert "no parameter differs" in reasons[0]
-    _, reasons = importance(table, swept.assign(width=1)[["width"]], [Objective(ACCURACY, "maximize")])
+    _, reasons = importance(
+        table, swept.assign(width=1)[["width"]], [Objective(ACCURACY, "maximize")]
+    )
     assert "no parameter differs" in reasons[0]
 
 
@@ -173,7 +191,13 @@ def test_optuna_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:
 def test_ten_thousand_trials_are_thinned_evenly() -> None:
     generator = np.random.default_rng(2)
     swept = pd.DataFrame(generator.random((10_000, 8)), columns=list("abcdefgh"))
-    table = pd.DataFrame({"run_id": swept.index, "status": "FINISHED", f"best/{ACCURACY}": swept["c"] + swept["f"] / 2})
+    table = pd.DataFrame(
+        {
+            "run_id": swept.index,
+            "status": "FINISHED",
+            f"best/{ACCURACY}": swept["c"] + swept["f"] / 2,
+        }
+    )
     found, _ = importance(table, swept, [Objective(ACCURACY, "maximize")])
     assert found["parameter"].tolist()[:2] == ["c", "f"]
     assert found["importance"].iloc[:2].sum() > 0.9

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis.knee import knee
+from src.metrics.pareto import knee
 
 
 def test_two_objectives_by_hand() -> None:
-    # scaled (0, 1), (0.1, 0.3), (0.5, 0.2), (1, 0): below the chord x + y = 1 by 0.6 and 0.3, divided by sqrt(2)
+    # scaled (0, 1), (0.1, 0.3), (0.5, 0.2), (1, 0): below the chord x + y = 1 by 0.6 and 0.3,
+    # divided by sqrt(2)
     losses = np.array([[0, 100], [1, 30], [5, 20], [10, 0]])
     at, how = knee(losses)
     assert at == 1
@@ -35,7 +36,10 @@ def test_three_objectives_by_hand() -> None:
         ([[0, 1], [1, 0]], "the front has 2"),
         ([[0, 1], [1, 0], [1, 0]], "the front has 2"),  # a repeated point is one point
         ([[0, 1], [0.5, 0.5], [1, 0]], "no point of the front lies nearer"),  # a straight front
-        ([[0, 1], [0.7, 0.8], [1, 0]], "no point of the front lies nearer"),  # one that bulges away from the ideal
+        (
+            [[0, 1], [0.7, 0.8], [1, 0]],
+            "no point of the front lies nearer",
+        ),  # one that bulges away from the ideal
     ],
 )
 def test_no_knee(losses: list[list[float]], reason: str) -> None:
@@ -46,7 +50,8 @@ def test_no_knee(losses: list[list[float]], reason: str) -> None:
 
 
 def test_equal_best_values_are_told_apart_by_the_rest() -> None:
-    # (0, 1, 1) and (0, 0.6, 1.2) are equal in the first; scaled by 1, 1, 1.2 the rest sums to 1.83 and 1.6
+    # (0, 1, 1) and (0, 0.6, 1.2) are equal in the first; scaled by 1, 1, 1.2 the rest sums to 1.83
+    # and 1.6
     losses = np.array([[0, 1, 1], [0, 0.6, 1.2], [1, 0, 1.2], [1, 1, 0], [0.4, 0.4, 0.4]])
     ends = losses[[1, 2, 3]] / [1, 1, 1.2]
     across = np.cross(ends[1] - ends[0], ends[2] - ends[0])
@@ -88,15 +93,24 @@ FRONTS = st.lists(
     min_size=3,
     max_size=30,
     unique_by=(lambda p: p[0], lambda p: p[1]),
-).map(lambda points: list(zip(sorted(p[0] for p in points), sorted((p[1] for p in points), reverse=True), strict=True)))
+).map(
+    lambda points: list(
+        zip(sorted(p[0] for p in points), sorted((p[1] for p in points), reverse=True), strict=True)
+    )
+)
 
 
 @given(FRONTS)
-def test_two_objectives_agree_with_the_distance_of_a_point_to_a_line(points: list[tuple[int, int]]) -> None:
+def test_two_objectives_agree_with_the_distance_of_a_point_to_a_line(
+    points: list[tuple[int, int]],
+) -> None:
     losses = np.array(points, dtype=float)
     unit = (losses - losses.min(axis=0)) / np.ptp(losses, axis=0)
     (x1, y1), (x2, y2) = unit[0], unit[-1]
-    below = [((x2 - x1) * (y1 - y) - (x1 - x) * (y2 - y1)) / math.hypot(x2 - x1, y2 - y1) for x, y in unit]
+    below = [
+        ((x2 - x1) * (y1 - y) - (x1 - x) * (y2 - y1)) / math.hypot(x2 - x1, y2 - y1)
+        for x, y in unit
+    ]
     at, _ = knee(losses)
     if at is None:
         assert max(below) <= 2e-9

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, false_discovery_control
 
-from src.analysis.bootstrap import DifferentImages
-from src.analysis.paired import holm, mcnemar, paired_difference
-from src.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError
+from src.metrics.bootstrap import DifferentImagesError
+from src.metrics.paired import holm, mcnemar, paired_difference
 
 
 def answers(right: np.ndarray, group: np.ndarray | None = None) -> pd.DataFrame:
@@ -18,7 +18,9 @@ def answers(right: np.ndarray, group: np.ndarray | None = None) -> pd.DataFrame:
     sure = np.where(np.where(right, target, 1 - target) == 1, 0.9, 0.1)
     table = pd.DataFrame({"image_id": [f"i{number}" for number in range(len(right))]})
     table["group"] = np.arange(len(right)) if group is None else group
-    return table.assign(label=np.where(target == 1, "mel", "nv"), **{"p/nv": 1 - sure, "p/mel": sure})
+    return table.assign(
+        label=np.where(target == 1, "mel", "nv"), **{"p/nv": 1 - sure, "p/mel": sure}
+    )
 
 
 def test_a_difference_by_hand() -> None:
@@ -48,17 +50,24 @@ def test_the_same_images_for_both_make_a_sharp_test() -> None:
     found = paired_difference([answers(right)], [answers(worse)], "accuracy")
     assert found.low > 0
     assert found.p_bootstrap == 2 / 2001
-    # resampled on their own the two would overlap: 0.05 is 1.5 standard errors of a difference of two such rates
+    # resampled on their own the two would overlap: 0.05 is 1.5 standard errors of a difference of
+    # two such rates
     assert found.high - found.low < 2 * 1.96 * math.sqrt(2 * 0.8 * 0.2 / 300) / 2
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=25), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=25), st.integers(0, 9)
+)
 @settings(max_examples=40, deadline=None)
-def test_swapping_the_models_mirrors_the_difference(images: list[tuple[bool, bool]], seed: int) -> None:
+def test_swapping_the_models_mirrors_the_difference(
+    images: list[tuple[bool, bool]], seed: int
+) -> None:
     a, b = (answers(np.array(right)) for right in zip(*images, strict=True))
     there = paired_difference([a], [b], "balanced_accuracy", samples=199, seed=seed)
     back = paired_difference([b], [a], "balanced_accuracy", samples=199, seed=seed)
-    assert [-back.difference, -back.high, -back.low] == pytest.approx([*there[:3]], abs=1e-12, nan_ok=True)
+    assert [-back.difference, -back.high, -back.low] == pytest.approx(
+        [*there[:3]], abs=1e-12, nan_ok=True
+    )
     assert back.p_bootstrap == pytest.approx(there.p_bootstrap)
     assert 0 < there.p_bootstrap <= 1
     if there.p_bootstrap < 0.04:
@@ -74,7 +83,8 @@ def test_equal_models_do_not_differ() -> None:
 
 
 def test_of_true_differences_of_zero_few_are_found() -> None:
-    # images of a group share what a and b get right, so that only resampling by group keeps the error rate
+    # images of a group share what a and b get right, so that only resampling by group keeps the
+    # error rate
     found = {"group": 0, "image": 0}
     for simulation in range(120):
         rng = np.random.default_rng(simulation)
@@ -83,7 +93,8 @@ def test_of_true_differences_of_zero_few_are_found() -> None:
             a, b = (answers(one, group) for one in right)
             found[kind] += paired_difference([a], [b], "accuracy", samples=199).p_bootstrap <= 0.05
     assert found["group"] <= binom.ppf(0.999, 120, 0.05)
-    # four copies of each image: the standard error is twice what the images say, so one in three seems different
+    # four copies of each image: the standard error is twice what the images say, so one in three
+    # seems different
     assert found["image"] > binom.ppf(0.999, 120, 0.15)
 
 
@@ -92,7 +103,9 @@ def test_seeds_are_resampled_for_each_model() -> None:
     a = [answers(right & (np.arange(200) >= lost)) for lost in (0, 10, 20, 30)]
     b = [answers(right & (np.arange(200) >= lost)) for lost in (5, 15, 25)]
     found = paired_difference(a, b, "accuracy")
-    assert found.difference == pytest.approx((150 + 140 + 130 + 120) / 800 - (145 + 135 + 125) / 600)
+    assert found.difference == pytest.approx(
+        (150 + 140 + 130 + 120) / 800 - (145 + 135 + 125) / 600
+    )
     # the seeds' part alone: variances of means of 4 and of 3, drawn with replacement, add up
     seeds = np.var([0, 10, 20, 30]) / 4 + np.var([5, 15, 25]) / 3
     assert found.high - found.low > 2 * 1.96 * math.sqrt(seeds) / 200 * 0.95
@@ -156,11 +169,11 @@ def test_other_images_are_refused_and_another_order_is_not() -> None:
     shuffled = b.sample(frac=1, random_state=0)
     assert paired_difference([a], [b], "accuracy") == paired_difference([a], [shuffled], "accuracy")
     assert mcnemar([a], [b]) == mcnemar([a], [shuffled])
-    with pytest.raises(DifferentImages, match=r"^custom #2 lacks image i3 \(1 differ\)"):
+    with pytest.raises(DifferentImagesError, match=r"^custom #2 lacks image i3 \(1 differ\)"):
         paired_difference([a], [b.drop(index=3)], "accuracy", names=("custom #1", "custom #2"))
-    with pytest.raises(DifferentImages, match="^custom #2, seed 2 lacks image i3"):
+    with pytest.raises(DifferentImagesError, match="^custom #2, seed 2 lacks image i3"):
         mcnemar([a], [b, b.drop(index=3)], ("custom #1", "custom #2"))
-    with pytest.raises(DifferentImages, match="another label"):
+    with pytest.raises(DifferentImagesError, match="another label"):
         mcnemar([a], [b.assign(label="nv")])
 
 
@@ -186,12 +199,17 @@ def test_one_lesion_tells_nothing() -> None:
 def test_the_seed_decides() -> None:
     rng = np.random.default_rng(0)
     a, b = ([answers(rng.random(50) < 0.7) for _ in range(2)] for _ in range(2))
-    assert paired_difference(a, b, "macro_f1", seed=3) == paired_difference(a, b, "macro_f1", seed=3)
-    assert paired_difference(a, b, "macro_f1", seed=3) != paired_difference(a, b, "macro_f1", seed=4)
+    assert paired_difference(a, b, "macro_f1", seed=3) == paired_difference(
+        a, b, "macro_f1", seed=3
+    )
+    assert paired_difference(a, b, "macro_f1", seed=3) != paired_difference(
+        a, b, "macro_f1", seed=4
+    )
 
 
 def test_nets_made_from_one_another_are_drawn_by_their_seed() -> None:
-    # three seeds of very different skill, each made worse by the same 6 of 300 images: every sample loses about 0.02
+    # three seeds of very different skill, each made worse by the same 6 of 300 images: every sample
+    # loses about 0.02
     rng = np.random.default_rng(4)
     before = [rng.random(300) < skill for skill in (0.5, 0.7, 0.9)]
     lost = [right & ~np.isin(np.arange(300), np.flatnonzero(right)[:6]) for right in before]

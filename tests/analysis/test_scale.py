@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis.scale import Scale
-from src.objectives import Objective
+from src.metrics.pareto import Scale
+from src.metrics.registry import Objective
 
 UP = Objective("val/balanced_accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
@@ -32,7 +32,9 @@ def test_quality_is_linear_and_cost_over_a_factor_of_ten_is_logarithmic() -> Non
         (Objective("val/loss", "minimize"), [0.01, 3], False),
     ],
 )
-def test_which_objectives_are_logarithmic(objective: Objective, column: list[float], logarithmic: bool) -> None:
+def test_which_objectives_are_logarithmic(
+    objective: Objective, column: list[float], logarithmic: bool
+) -> None:
     values = np.array(column)[:, None]
     scale = Scale.fit(values, [objective])
     assert scale.logarithmic == (logarithmic,)
@@ -43,16 +45,24 @@ def test_which_objectives_are_logarithmic(objective: Objective, column: list[flo
 def test_what_is_missing_or_constant_or_endless() -> None:
     values = np.array([[0.5, np.nan], [0.5, np.nan], [np.nan, np.nan]])
     scale = Scale.fit(values, [UP, FLOPS])
-    np.testing.assert_array_equal(scale.transform(values), [[0, np.nan], [0, np.nan], [np.nan, np.nan]])
+    np.testing.assert_array_equal(
+        scale.transform(values), [[0, np.nan], [0, np.nan], [np.nan, np.nan]]
+    )
     assert scale.describe()[1].endswith("no run has a value.")
     endless = Scale.fit(np.array([[1.0], [3.0], [np.inf]]), [RATIO])
     assert endless.worst == (3.0,)
-    assert endless.transform(np.array([[2.0], [5.0], [np.inf]])).ravel().tolist() == [0.5, 2, np.inf]
+    assert endless.transform(np.array([[2.0], [5.0], [np.inf]])).ravel().tolist() == [
+        0.5,
+        2,
+        np.inf,
+    ]
     assert Scale.fit(np.empty((0, 2)), [UP, FLOPS]).transform(np.empty((0, 2))).shape == (0, 2)
 
 
 def test_sentences_name_range_unit_direction_and_measure() -> None:
-    quality, cost = Scale.fit(np.array([[0.612, 30_037_824], [0.402, 4.1e9]]), [UP, FLOPS]).describe()
+    quality, cost = Scale.fit(
+        np.array([[0.612, 30_037_824], [0.402, 4.1e9]]), [UP, FLOPS]
+    ).describe()
     assert quality == (
         "balanced accuracy (validation), more is better: 0 is 0.612, the best seen, 1 is 0.402, the worst; "
         "between them by the value itself."

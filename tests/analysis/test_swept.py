@@ -6,21 +6,40 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.analysis.swept import has_order, in_order, is_log, is_numeric, levels, parameters, scan
-from src.sweep.grammar import text_of
+from src.sweep.overrides import (
+    has_order,
+    in_order,
+    is_log,
+    is_numeric,
+    levels,
+    parameters,
+    scan,
+    text_of,
+)
 
 TYPED = "model.net.width=4 model.net.dense=[128, 64] model.net.dropout=0.38 loss=weighted_focal optimizer.lr=0.001"
 
 KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,6}(\.[a-z_][a-z0-9_]{0,6}){0,2}", fullmatch=True)
 TEXTS = st.text(st.sampled_from("ab1 =,.'\"[](){}~+\\:\t"), max_size=8)
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS
+)
 VALUES = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    ),
 )
 
 
 def trials(*overrides: str | None) -> pd.DataFrame:
-    return pd.DataFrame({"run_id": [f"run{number}" for number in range(len(overrides))], "overrides": overrides})
+    return pd.DataFrame(
+        {"run_id": [f"run{number}" for number in range(len(overrides))], "overrides": overrides}
+    )
 
 
 def test_overrides_are_parted_where_no_bracket_and_no_quote_is_open() -> None:
@@ -74,7 +93,11 @@ def test_numbers_are_read_as_hydra_reads_them(numbers: list[float]) -> None:
 
 
 def test_only_what_differs_is_a_parameter() -> None:
-    table = trials("model=custom width=4 loss=focal", "model=custom width=8 loss=cross_entropy", "model=custom width=8")
+    table = trials(
+        "model=custom width=4 loss=focal",
+        "model=custom width=8 loss=cross_entropy",
+        "model=custom width=8",
+    )
     found = parameters(table)
     assert found.index.tolist() == ["run0", "run1", "run2"]
     assert list(found) == ["width", "loss"]
@@ -152,7 +175,9 @@ def test_a_continuous_parameter_is_cut_at_its_quantiles() -> None:
     assert found.groupby("value")["position"].first().to_dict() == pytest.approx(expected)
 
 
-@given(st.lists(st.floats(0, 1).map(lambda x: round(x, 2)), min_size=1, max_size=80), st.integers(2, 6))
+@given(
+    st.lists(st.floats(0, 1).map(lambda x: round(x, 2)), min_size=1, max_size=80), st.integers(2, 6)
+)
 def test_groups_part_no_equals_and_keep_the_order(numbers: list[float], bins: int) -> None:
     column = pd.Series(numbers)
     found = levels(column, bins)

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.analysis.bootstrap import intervals
-from src.analysis.paired import mcnemar, paired_difference
-from src.analysis.uncertainty import compare_neighbours, drops, say_drops, say_pairs, tied_groups
-from src.errors import ConfigError
+from src.core.errors import ConfigError
+from src.metrics.bootstrap import intervals
+from src.metrics.paired import mcnemar, paired_difference
+from src.reporting.uncertainty import compare_neighbours, drops, say_drops, say_pairs, tied_groups
 
 PAIRS = [
     "run_a",
@@ -31,7 +31,9 @@ def answers(wrong: int, images: int = 400, prefix: str = "i") -> list[pd.DataFra
     """One seed, two classes in turn; the first `wrong` images are answered wrong."""
     target = np.arange(images) % 2
     said = np.where(np.arange(images) < wrong, 1 - target, target)
-    table = pd.DataFrame({"image_id": [f"{prefix}{number}" for number in range(images)], "group": np.arange(images)})
+    table = pd.DataFrame(
+        {"image_id": [f"{prefix}{number}" for number in range(images)], "group": np.arange(images)}
+    )
     names = np.array(["nv", "mel"])
     return [table.assign(label=names[target], **{"p/nv": 1.0 - said, "p/mel": said * 1.0})]
 
@@ -42,14 +44,18 @@ def predictions() -> dict[str, list[pd.DataFrame]]:
     return {"r1": answers(200), "r2": answers(103), "r3": answers(102), "r4": answers(100)}
 
 
-def test_pairs_hold_the_tests_and_their_correction(predictions: dict[str, list[pd.DataFrame]]) -> None:
+def test_pairs_hold_the_tests_and_their_correction(
+    predictions: dict[str, list[pd.DataFrame]],
+) -> None:
     pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test", seed=3)
     assert list(pairs) == PAIRS
     assert pairs["run_a"].tolist() == ["r2", "r3", "r4"]
     assert pairs["label_b"].tolist() == ["tiny", "small", "middle"]
     assert pairs["difference"].tolist() == pytest.approx([97 / 400, 1 / 400, 2 / 400])
     for row in pairs.itertuples():
-        alone = paired_difference(predictions[row.run_a], predictions[row.run_b], "accuracy", seed=3)
+        alone = paired_difference(
+            predictions[row.run_a], predictions[row.run_b], "accuracy", seed=3
+        )
         assert (row.difference, row.low, row.high, row.p_bootstrap) == alone
         assert row.p_mcnemar == mcnemar(predictions[row.run_a], predictions[row.run_b]).p
     # Holm by hand: the smallest is multiplied by three, the next by two and so on, and none falls
@@ -61,8 +67,8 @@ def test_pairs_hold_the_tests_and_their_correction(predictions: dict[str, list[p
 
 
 def test_the_correction_can_tie_what_one_test_would_tell_apart() -> None:
-    # neighbours differ by 5 images, each drawn 0 times with probability 1/e: p is about 2 / e^5 = 0.013, and eight
-    # tests make it 0.11
+    # neighbours differ by 5 images, each drawn 0 times with probability 1/e: p is about 2 / e^5 =
+    # 0.013, and eight tests make it 0.11
     wrong = [100 + 5 * number for number in range(9)]
     members = [(f"r{number}", f"m{number}") for number in range(9)]
     told = {f"r{number}": answers(number_wrong) for number, number_wrong in enumerate(wrong)}
@@ -84,7 +90,8 @@ def test_the_correction_can_tie_what_one_test_would_tell_apart() -> None:
 def test_few_samples_tie_nothing_by_themselves(
     predictions: dict[str, list[pd.DataFrame]], asked: int, level: float, drawn: int
 ) -> None:
-    # 8 * 3 pairs / (1 - level); tiny is worse in 97 of 400 images, so no sample says otherwise: p is the smallest one
+    # 8 * 3 pairs / (1 - level); tiny is worse in 97 of 400 images, so no sample says otherwise: p
+    # is the smallest one
     pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test", asked, level=level)
     assert pairs["p_bootstrap"][0] == pytest.approx(2 / (drawn + 1))
     assert pairs["p_adjusted"][0] == pytest.approx(6 / (drawn + 1))
@@ -93,7 +100,9 @@ def test_few_samples_tie_nothing_by_themselves(
     assert (pairs["low"][0], pairs["high"][0]) == (same.low, same.high)
 
 
-def test_pairs_that_cannot_be_compared_stay_as_rows(predictions: dict[str, list[pd.DataFrame]]) -> None:
+def test_pairs_that_cannot_be_compared_stay_as_rows(
+    predictions: dict[str, list[pd.DataFrame]],
+) -> None:
     del predictions["r1"]
     predictions["r4"] = answers(100, prefix="other")
     pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test")
@@ -206,8 +215,12 @@ def test_pairs_in_words() -> None:
         "The two neighbours on the front can be told apart in balanced accuracy (test), at the 10% level "
         "(paired bootstrap by lesion or patient)."
     ]
-    assert say_pairs(pd.DataFrame([tie, tie]))[0].startswith("None of the 2 pairs of neighbours on the front can be")
-    assert say_pairs(pd.DataFrame([clear, clear]))[0].startswith("All 2 pairs of neighbours on the front can be told")
+    assert say_pairs(pd.DataFrame([tie, tie]))[0].startswith(
+        "None of the 2 pairs of neighbours on the front can be"
+    )
+    assert say_pairs(pd.DataFrame([clear, clear]))[0].startswith(
+        "All 2 pairs of neighbours on the front can be told"
+    )
     worse = say_pairs(pd.DataFrame([clear, pair("D", "C", -0.03, 0.012, False)]))
     assert worse[1] == (
         "D costs more than C in the cost that orders the front and is worse by 0.030 (p 0.012): only another objective "
@@ -216,7 +229,13 @@ def test_pairs_in_words() -> None:
 
 
 def drop(label: str, lost: float, half: float) -> dict[str, object]:
-    figures = {"val": 0.8, "test": 0.8 - lost, "drop": lost, "low": lost - half, "high": lost + half}
+    figures = {
+        "val": 0.8,
+        "test": 0.8 - lost,
+        "drop": lost,
+        "low": lost - half,
+        "high": lost + half,
+    }
     return {"run_id": label, "label": label, "metric": "balanced_accuracy"} | figures
 
 
@@ -231,8 +250,12 @@ def test_drops_in_words() -> None:
         "most, 0.050 (95% interval of the drop +0.030 to +0.070, which excludes zero). 1 of the 2 intervals excludes "
         "zero."
     ]
-    assert say_drops(pd.DataFrame([big, big, small]))[0].endswith("2 of the 3 intervals exclude zero.")
-    assert say_drops(pd.DataFrame([small, small]))[0].endswith("None of the 2 intervals excludes zero.")
+    assert say_drops(pd.DataFrame([big, big, small]))[0].endswith(
+        "2 of the 3 intervals exclude zero."
+    )
+    assert say_drops(pd.DataFrame([small, small]))[0].endswith(
+        "None of the 2 intervals excludes zero."
+    )
     assert say_drops(pd.DataFrame([gain, gain])) == [
         "From validation to test the 2 models that were tested gain 0.030 in balanced accuracy on average; none of "
         "them loses."

@@ -1,7 +1,17 @@
 import pytest
 
-from src.analysis.wording import bound, difference, figure, joined, label, number, quantity, ratio, short_bound
-from src.objectives import Limit
+from src.metrics.formatting import (
+    bound,
+    difference,
+    figure,
+    joined,
+    label,
+    number,
+    quantity,
+    ratio,
+    short_bound,
+)
+from src.metrics.registry import Limit
 
 QUALITY, FLOPS, PARAMS = "best/val/balanced_accuracy", "efficiency/flops", "efficiency/params"
 RATIO, LATENCY = "efficiency/latency_ratio", "efficiency/latency_ms/b1/p50"
@@ -73,8 +83,16 @@ def test_ratios(value: float, other: float, told: str) -> None:
 
 
 def test_limits_and_lists() -> None:
-    limits = [Limit(PARAMS, "<=", 692e3), Limit(RATIO, "<=", 1), Limit("best/val/recall/mel", ">=", 0.8)]
-    assert [short_bound(limit) for limit in limits] == ["params <= 692k", "latency_ratio <= 1", "recall/mel >= 0.8"]
+    limits = [
+        Limit(PARAMS, "<=", 692e3),
+        Limit(RATIO, "<=", 1),
+        Limit("best/val/recall/mel", ">=", 0.8),
+    ]
+    assert [short_bound(limit) for limit in limits] == [
+        "params <= 692k",
+        "latency_ratio <= 1",
+        "recall/mel >= 0.8",
+    ]
     assert joined([bound(limit) for limit in limits]) == (
         "parameters <= 692k, latency <= 1 x the reference net and recall of mel >= 0.8"
     )

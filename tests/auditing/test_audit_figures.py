@@ -4,24 +4,30 @@ import math
 
 import pytest
 
-from src.auditing.claims import Claim, Figure, Measured, Paper, Reading, System
+from src.auditing.claims import Claim, Figure, MeasuredClaim, Paper, PaperSystem, Reading
 from src.auditing.figures import Figures, Found
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 class Told:
     """Runs that were recorded, and one system of which none was."""
 
-    def measure(self, wanted: Measured) -> Found:
+    def measure(self, wanted: MeasuredClaim) -> Found:
         if wanted.system == "none":
-            return Found(math.nan, math.nan, math.nan, "-", frozenset({"measured"}), "", "no runs", True)
+            return Found(
+                math.nan, math.nan, math.nan, "-", frozenset({"measured"}), "", "no runs", True
+            )
         return Found(0.8, 0.7, 0.9, "0.8", frozenset({"measured"}), "seen", "random weights")
 
 
 def figures(**named: Figure) -> Figures:
-    system = System(preset="p", data="d", split="s")
+    system = PaperSystem(preset="p", data="d", split="s")
     claim = Claim(
-        id="big", claim="c", where="w", printed="23.9 million", readings=[Reading(name="own", figure="small")]
+        id="big",
+        claim="c",
+        where="w",
+        printed="23.9 million",
+        readings=[Reading(name="own", figure="small")],
     )
     words = Claim(id="few", claim="c", where="w", printed="few", untestable="words")
     return Figures(
@@ -50,13 +56,21 @@ def test_arithmetic_on_printed_figures_has_the_range_of_their_rounding() -> None
 
 
 def test_plain_numbers_have_no_origin_and_others_keep_theirs() -> None:
-    named = {"fact": Figure(published=584, source="S"), "mix": Figure(operation="sum", of=["fact", "small", 1])}
+    named = {
+        "fact": Figure(published=584, source="S"),
+        "mix": Figure(operation="sum", of=["fact", "small", 1]),
+    }
     assert figures(**named).of("mix").origins == {"published", "printed"}
-    assert figures(plain=Figure(operation="product", of=[28, 28, 128])).of("plain").origins == frozenset()
+    assert (
+        figures(plain=Figure(operation="product", of=[28, 28, 128])).of("plain").origins
+        == frozenset()
+    )
 
 
 def test_what_a_measured_figure_lacks_goes_on_into_what_is_computed_from_it() -> None:
-    some, none = (Figure(measured=Measured(system=name, metric="accuracy")) for name in ("some", "none"))
+    some, none = (
+        Figure(measured=MeasuredClaim(system=name, metric="accuracy")) for name in ("some", "none")
+    )
     named = {"some": some, "none": none}
     half = figures(**named, half=Figure(operation="ratio", of=["some", 2])).of("half")
     assert (half.low, half.value, half.high, half.problem) == (0.35, 0.4, 0.45, "random weights")

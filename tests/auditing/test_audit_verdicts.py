@@ -15,27 +15,35 @@ from src.auditing.verdicts import (
     OTHER_READING,
     REPRODUCED,
     VERDICTS,
-    Outcome,
+    ClaimOutcome,
     agrees,
     decide,
 )
 
 
-def found(value: float, low: float | None = None, high: float | None = None, **more: object) -> Found:
-    return Found(value, value if low is None else low, value if high is None else high, f"{value}", **more)  # type: ignore[arg-type]
+def found(
+    value: float, low: float | None = None, high: float | None = None, **more: object
+) -> Found:
+    return Found(
+        value, value if low is None else low, value if high is None else high, f"{value}", **more
+    )  # type: ignore[arg-type]
 
 
 ORIGINS = st.sets(st.sampled_from(["printed", "counted", "published", "measured"])).map(frozenset)
 
 
 @st.composite
-def outcomes(draw: st.DrawFn) -> Outcome:
-    figure = found(1.0, origins=draw(ORIGINS), problem=draw(st.sampled_from(["", "", "random weights"])))
-    return Outcome("r", figure, draw(st.booleans()), draw(st.sampled_from([True, False, None])))
+def outcomes(draw: st.DrawFn) -> ClaimOutcome:
+    figure = found(
+        1.0, origins=draw(ORIGINS), problem=draw(st.sampled_from(["", "", "random weights"]))
+    )
+    return ClaimOutcome(
+        "r", figure, draw(st.booleans()), draw(st.sampled_from([True, False, None]))
+    )
 
 
 @given(st.lists(outcomes(), max_size=5))
-def test_a_verdict_follows_from_what_decides(given_: list[Outcome]) -> None:
+def test_a_verdict_follows_from_what_decides(given_: list[ClaimOutcome]) -> None:
     verdict = decide(given_)
     own = [each for each in given_ if not each.beside]
     deciding = [each for each in own if not each.found.problem and each.agrees is not None]
@@ -56,15 +64,21 @@ def test_a_verdict_follows_from_what_decides(given_: list[Outcome]) -> None:
 
 
 @given(st.lists(outcomes(), max_size=4), outcomes())
-def test_what_stands_beside_changes_nothing(given_: list[Outcome], more: Outcome) -> None:
-    beside = Outcome(more.reading, more.found, True, more.agrees)
+def test_what_stands_beside_changes_nothing(given_: list[ClaimOutcome], more: ClaimOutcome) -> None:
+    beside = ClaimOutcome(more.reading, more.found, True, more.agrees)
     assert decide([*given_, beside]) == decide(given_)
 
 
 @pytest.mark.parametrize("agreed", [True, False])
 def test_runs_from_random_weights_neither_confirm_nor_refute(agreed: bool) -> None:
-    figure = found(0.7, 0.6, 0.8, origins=frozenset({"measured"}), problem="these runs start from random weights")
-    assert decide([Outcome("own", figure, False, agreed)]).name == NOT_TESTABLE
+    figure = found(
+        0.7,
+        0.6,
+        0.8,
+        origins=frozenset({"measured"}),
+        problem="these runs start from random weights",
+    )
+    assert decide([ClaimOutcome("own", figure, False, agreed)]).name == NOT_TESTABLE
 
 
 def test_measured_against_its_interval() -> None:
@@ -72,7 +86,9 @@ def test_measured_against_its_interval() -> None:
     assert agrees(found(0.85, 0.83, 0.8704), number, "equal") is False
     assert agrees(found(0.85, 0.83, 0.87046), number, "equal") is True  # would be printed as 87.05
     assert agrees(found(math.nan), number, "equal") is None
-    assert agrees(found(0.8705, math.nan, math.nan), number, "equal") is True  # one group: no interval
+    assert (
+        agrees(found(0.8705, math.nan, math.nan), number, "equal") is True
+    )  # one group: no interval
 
 
 def test_a_limit_is_kept_by_the_whole_interval_and_broken_by_the_whole_interval() -> None:
@@ -84,8 +100,15 @@ def test_a_limit_is_kept_by_the_whole_interval_and_broken_by_the_whole_interval(
     assert agrees(found(0.85, math.nan, math.nan), number, "above") is None
 
 
-@given(st.floats(0.01, 0.3), st.floats(0.01, 0.3), st.floats(0.01, 0.99), st.sampled_from(["above", "below"]))
-def test_an_interval_with_the_limit_in_it_decides_nothing(down: float, up: float, where: float, side: str) -> None:
+@given(
+    st.floats(0.01, 0.3),
+    st.floats(0.01, 0.3),
+    st.floats(0.01, 0.99),
+    st.sampled_from(["above", "below"]),
+)
+def test_an_interval_with_the_limit_in_it_decides_nothing(
+    down: float, up: float, where: float, side: str
+) -> None:
     low, high = 0.8 - down, 0.8 + up
     middle = low + where * (high - low)
     assert agrees(found(middle, low, high), parse("80%"), side) is None  # type: ignore[arg-type]

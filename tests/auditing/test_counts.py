@@ -5,13 +5,23 @@ import torch
 from torch import nn
 
 from src.auditing.counts import Nets, convolution_biases, running_statistics
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
-TINY = {"net": {"_target_": "src.models.custom.CustomCNN", "image_size": 10, "outputs": 2, "depth": 1, "dense": []}}
+TINY = {
+    "net": {
+        "_target_": "src.models.custom.CustomCNN",
+        "image_size": 10,
+        "outputs": 2,
+        "depth": 1,
+        "dense": [],
+    }
+}
 
 
 def test_what_keras_counts_and_torch_does_not() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Conv2d(5, 7, 1), nn.BatchNorm1d(4))
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5), nn.Conv2d(5, 7, 1), nn.BatchNorm1d(4)
+    )
     assert running_statistics(net) == 2 * 5 + 2 * 4
     assert convolution_biases(net) == 5
     assert running_statistics(nn.BatchNorm2d(3, track_running_stats=False)) == 0

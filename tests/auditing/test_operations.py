@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from src.auditing.operations import OPERATIONS, apply
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 def exact(*values: float) -> list[tuple[float, float, float]]:
@@ -49,14 +49,18 @@ counts = st.integers(1, 5000)
 
 
 @given(counts, counts, counts, counts)
-def test_rates_give_back_the_table_they_are_of(hits: int, missed: int, false: int, true: int) -> None:
+def test_rates_give_back_the_table_they_are_of(
+    hits: int, missed: int, false: int, true: int
+) -> None:
     positives, negatives = hits + missed, false + true
     images = positives + negatives
     recall, precision, specificity = hits / positives, hits / (hits + false), true / negatives
     assert value("precision", recall, specificity, positives / images) == pytest.approx(precision)
     assert value("prevalence", precision, recall, specificity) == pytest.approx(positives / images)
     assert value("specificity", precision, recall, positives, images) == pytest.approx(specificity)
-    assert value("true_negative_share", precision, recall, positives, images) == pytest.approx(true / images)
+    assert value("true_negative_share", precision, recall, positives, images) == pytest.approx(
+        true / images
+    )
 
 
 @given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.floats(0.01, 0.5), st.data())
@@ -71,7 +75,9 @@ def test_a_range_holds_what_its_operands_may_be(
 
 
 @given(st.integers(2, 60), st.data())
-def test_the_common_denominator_has_every_share_and_none_below_it_has(number: int, data: st.DataObject) -> None:
+def test_the_common_denominator_has_every_share_and_none_below_it_has(
+    number: int, data: st.DataObject
+) -> None:
     shares = data.draw(st.lists(st.integers(1, number), min_size=1, max_size=4))
     rounded = [(part / number, part / number - 5e-5, part / number + 5e-5) for part in shares]
     found = apply("common_denominator", [*exact(1, 100), *rounded])[0]
@@ -91,7 +97,8 @@ def test_standard_errors_of_shares_are_those_of_the_chi_squared_test() -> None:
 
 
 def test_standard_errors_of_areas_are_hanley_and_mcneils() -> None:
-    # A = 0.8, 20 malignant, 30 benign: Q1 = 2/3, Q2 = 1.28/1.8; variance (0.16 + 19 (Q1 - 0.64) + 29 (Q2 - 0.64)) / 600
+    # A = 0.8, 20 malignant, 30 benign: Q1 = 2/3, Q2 = 1.28/1.8; variance (0.16 + 19 (Q1 - 0.64) +
+    # 29 (Q2 - 0.64)) / 600
     first = (0.16 + 19 * (2 / 3 - 0.64) + 29 * (1.28 / 1.8 - 0.64)) / 600
     # A = 0.5: Q1 = 1/3 = Q2
     second = (0.25 + 19 * (1 / 3 - 0.25) + 29 * (1 / 3 - 0.25)) / 600
@@ -101,8 +108,12 @@ def test_standard_errors_of_areas_are_hanley_and_mcneils() -> None:
 @given(st.floats(0.5, 0.95), st.floats(0.5, 0.95))
 def test_a_lead_turned_round_is_a_deficit(first: float, second: float) -> None:
     assume(first != second)
-    assert value("z_of_areas", first, second, 117, 6509) == -value("z_of_areas", second, first, 117, 6509)
-    assert value("z_of_shares", first, second, 117) == pytest.approx(-value("z_of_shares", second, first, 117))
+    assert value("z_of_areas", first, second, 117, 6509) == -value(
+        "z_of_areas", second, first, 117, 6509
+    )
+    assert value("z_of_shares", first, second, 117) == pytest.approx(
+        -value("z_of_shares", second, first, 117)
+    )
 
 
 @pytest.mark.parametrize(

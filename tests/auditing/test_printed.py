@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.auditing.printed import SCALES, parse
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,34 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.analysis.bootstrap import intervals
-from src.analysis.paired import paired_difference
-from src.auditing.claims import Measured, Paper, Requirement, System
-from src.auditing.recorded import Bootstrap, Runs
+from src.auditing.claims import MeasuredClaim, Paper, PaperSystem, Requirement
+from src.auditing.recorded import ClaimBootstrap, Runs
 from src.auditing.selection import choose
+from src.metrics.bootstrap import intervals
+from src.metrics.paired import paired_difference
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
 
-PRETRAINED = Requirement(column="tags.weights", equals="imagenet", otherwise="these runs start from random weights")
+PRETRAINED = Requirement(
+    column="tags.weights", equals="imagenet", otherwise="these runs start from random weights"
+)
 LONG = Requirement(column="params.trainer.max_epochs", at_least=8, otherwise="these runs are short")
 SYSTEMS = {
-    "any": System(preset="x/net", data="ham10000", split="grouped"),
-    "pretrained": System(preset="x/net", data="ham10000", split="grouped", requires=[PRETRAINED]),
-    "long": System(preset="x/net", data="ham10000", split="grouped", requires=[LONG]),
-    "image": System(preset="x/net", data="ham10000", split="image (leaking)"),
-    "wide": System(preset="x/net", data="ham10000", split="grouped", fixed={"params.width": 32}),
-    "half": System(preset="x/half", data="ham10000", split="grouped"),
+    "any": PaperSystem(preset="x/net", data="ham10000", split="grouped"),
+    "pretrained": PaperSystem(
+        preset="x/net", data="ham10000", split="grouped", requires=[PRETRAINED]
+    ),
+    "long": PaperSystem(preset="x/net", data="ham10000", split="grouped", requires=[LONG]),
+    "image": PaperSystem(preset="x/net", data="ham10000", split="image (leaking)"),
+    "wide": PaperSystem(
+        preset="x/net", data="ham10000", split="grouped", fixed={"params.width": 32}
+    ),
+    "half": PaperSystem(preset="x/half", data="ham10000", split="grouped"),
 }
-PAPER = Paper(name="p", title="t", citation="c", source="s", read="r", command="x", systems=SYSTEMS, claims=[])
+PAPER = Paper(
+    name="p", title="t", citation="c", source="s", read="r", command="x", systems=SYSTEMS, claims=[]
+)
 
 
 def predictions(seed: int, images: int = 60) -> pd.DataFrame:
@@ -44,7 +52,9 @@ def predictions(seed: int, images: int = 60) -> pd.DataFrame:
     )
 
 
-def record(store: Store, seed: int, epochs: int = 4, frame: pd.DataFrame | None = None, **tags: str) -> None:
+def record(
+    store: Store, seed: int, epochs: int = 4, frame: pd.DataFrame | None = None, **tags: str
+) -> None:
     common = {
         "kind": "run",
         "preset": "x/net",
@@ -73,23 +83,27 @@ def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Sto
     record(store, 3, preset="x/other")
     record(store, 8, split="image (leaking)", frame=predictions(8, 40))
     record(store, 9, split="image (leaking)")
-    record(store, 4, preset="x/half", frame=predictions(11), git_commit="0123456789", git_dirty="true")
+    record(
+        store, 4, preset="x/half", frame=predictions(11), git_commit="0123456789", git_dirty="true"
+    )
     return store
 
 
 def reader(store: Store, *studies: str, seeds: int = 1) -> Runs:
-    return Runs(read.runs(store), store, PAPER, studies, seeds, Bootstrap(200, 3, 0.9))
+    return Runs(read.runs(store), store, PAPER, studies, seeds, ClaimBootstrap(200, 3, 0.9))
 
 
 def table(*rows: Mapping[str, object]) -> pd.DataFrame:
     tags = {"kind": "run", "preset": "x/net", "data": "ham10000", "split": "grouped"}
     common = {f"tags.{key}": value for key, value in tags.items()}
     common |= {"status": "FINISHED", "metrics.test/accuracy": "0.5"}
-    return pd.DataFrame([{**common, "run_id": f"r{place}", **row} for place, row in enumerate(rows)])
+    return pd.DataFrame(
+        [{**common, "run_id": f"r{place}", **row} for place, row in enumerate(rows)]
+    )
 
 
 def test_a_metric_is_the_mean_over_the_seeds_of_one_setting(store: Store) -> None:
-    found = reader(store).measure(Measured(system="any", metric="recall/mel"))
+    found = reader(store).measure(MeasuredClaim(system="any", metric="recall/mel"))
     recalls = []
     for seed in (1, 7):
         frame = predictions(seed)
@@ -106,43 +120,45 @@ def test_a_metric_is_the_mean_over_the_seeds_of_one_setting(store: Store) -> Non
 
 
 def test_a_study_can_be_named(store: Store) -> None:
-    found = reader(store, "s").measure(Measured(system="any", metric="auroc"))
+    found = reader(store, "s").measure(MeasuredClaim(system="any", metric="auroc"))
     expected = intervals([predictions(0), predictions(1)], ["auroc"], 200).iloc[0]
     assert found.value == pytest.approx(expected["estimate"])
-    assert reader(store, "nosuch").measure(Measured(system="any", metric="auroc")).unrecorded
+    assert reader(store, "nosuch").measure(MeasuredClaim(system="any", metric="auroc")).unrecorded
 
 
 def test_runs_that_meet_the_requirements_come_first(store: Store) -> None:
-    found = reader(store).measure(Measured(system="long", metric="accuracy"))
+    found = reader(store).measure(MeasuredClaim(system="long", metric="accuracy"))
     frame = predictions(5)
-    assert found.value == pytest.approx(((frame["p/mel"] > frame["p/nv"]) == (frame["label"] == "mel")).mean())
+    assert found.value == pytest.approx(
+        ((frame["p/mel"] > frame["p/nv"]) == (frame["label"] == "mel")).mean()
+    )
     assert "1 seed of x/net" in found.how
     assert not found.problem
 
 
 def test_from_random_weights_the_figure_is_there_and_decides_nothing(store: Store) -> None:
-    found = reader(store).measure(Measured(system="pretrained", metric="accuracy"))
+    found = reader(store).measure(MeasuredClaim(system="pretrained", metric="accuracy"))
     assert 0 < found.value < 1
     assert found.problem == "these runs start from random weights"
     assert not found.unrecorded
 
 
 def test_a_cost_is_the_mean_of_its_runs_and_their_span(store: Store) -> None:
-    found = reader(store).measure(Measured(system="any", metric="efficiency/latency_ratio"))
+    found = reader(store).measure(MeasuredClaim(system="any", metric="efficiency/latency_ratio"))
     assert found.range == (1.5, 1.0, 2.0)
-    missing = reader(store).measure(Measured(system="any", metric="efficiency/size_mb"))
+    missing = reader(store).measure(MeasuredClaim(system="any", metric="efficiency/size_mb"))
     assert missing.problem == "its runs have no efficiency/size_mb"
 
 
 def test_seeds_on_different_images_are_not_pooled(store: Store) -> None:
-    found = reader(store).measure(Measured(system="image", metric="accuracy"))
+    found = reader(store).measure(MeasuredClaim(system="image", metric="accuracy"))
     assert np.isnan(found.value)
     assert "its seeds were tested on different images" in found.problem
 
 
 def test_without_a_store_nothing_is_recorded() -> None:
     found = Runs(pd.DataFrame(columns=["run_id", "status"]), None, PAPER).measure(
-        Measured(system="any", metric="accuracy")
+        MeasuredClaim(system="any", metric="accuracy")
     )
     assert found.unrecorded
     assert found.problem == "no tested runs of x/net (split grouped) are recorded"
@@ -169,7 +185,9 @@ def test_without_a_store_nothing_is_recorded() -> None:
 def test_a_run_is_the_papers_system_by_its_parameters_and_not_by_its_tag(
     recorded: object, wanted: object, same: bool
 ) -> None:
-    system = System(preset="x/net", data="ham10000", split="grouped", fixed={"params.model.net.width": wanted})
+    system = PaperSystem(
+        preset="x/net", data="ham10000", split="grouped", fixed={"params.model.net.width": wanted}
+    )
     chosen = choose(table({"tags.seed": "0", "params.model.net.width": recorded}), system)
     assert len(chosen.runs) == 1  # it may stand beside the claim
     assert bool(chosen.problems) is not same
@@ -178,14 +196,14 @@ def test_a_run_is_the_papers_system_by_its_parameters_and_not_by_its_tag(
 
 
 def test_the_difference_is_named_and_decides_nothing(store: Store) -> None:
-    found = reader(store).measure(Measured(system="wide", metric="accuracy"))
+    found = reader(store).measure(MeasuredClaim(system="wide", metric="accuracy"))
     assert 0 < found.value < 1
     assert found.problem == "these runs have no width"
 
 
 def test_of_several_runs_those_nearest_to_the_paper_are_taken() -> None:
     fixed = {"params.width": 32, "params.dense": [128, 64], "params.loss": "focal"}
-    system = System(preset="x/net", data="ham10000", split="grouped", fixed=fixed)
+    system = PaperSystem(preset="x/net", data="ham10000", split="grouped", fixed=fixed)
     far = {"params.width": "8", "params.dense": "[]", "params.loss": "focal"}
     near = far | {"params.width": "32"}
     rows = [{"tags.seed": "0"} | far, {"tags.seed": "1"} | far, {"tags.seed": "0"} | near]
@@ -196,34 +214,48 @@ def test_of_several_runs_those_nearest_to_the_paper_are_taken() -> None:
 
 
 def test_seeds_from_other_weights_are_not_pooled() -> None:
-    rows = [{"tags.seed": "0", "tags.weights": "imagenet"}, {"tags.seed": "1", "tags.weights": "random"}]
+    rows = [
+        {"tags.seed": "0", "tags.weights": "imagenet"},
+        {"tags.seed": "1", "tags.weights": "random"},
+    ]
     assert len(choose(table(*rows), SYSTEMS["any"]).runs) == 1
 
 
 def test_fewer_seeds_than_wanted_decide_nothing(store: Store) -> None:
-    wanted = Measured(system="any", metric="accuracy")
+    wanted = MeasuredClaim(system="any", metric="accuracy")
     few = reader(store, seeds=3).measure(wanted)
     assert few.problem == "2 of 3 seeds"
     assert few.value == reader(store, seeds=2).measure(wanted).value
     assert not reader(store, seeds=2).measure(wanted).problem
-    assert reader(store, seeds=3).measure(Measured(system="any", metric="efficiency/latency_ratio")).problem
+    assert (
+        reader(store, seeds=3)
+        .measure(MeasuredClaim(system="any", metric="efficiency/latency_ratio"))
+        .problem
+    )
 
 
 def test_a_changed_tree_and_a_seed_trained_twice_are_said(store: Store) -> None:
-    assert "commit 0123456 with changes" in reader(store).measure(Measured(system="half", metric="accuracy")).how
-    found = reader(store).measure(Measured(system="any", metric="accuracy"))
+    assert (
+        "commit 0123456 with changes"
+        in reader(store).measure(MeasuredClaim(system="half", metric="accuracy")).how
+    )
+    found = reader(store).measure(MeasuredClaim(system="any", metric="accuracy"))
     assert "seed 0 trained more than once, the newest taken" in found.how
     assert "with changes" not in found.how
 
 
 def test_two_systems_are_compared_on_the_same_images(store: Store) -> None:
-    found = reader(store).measure(Measured(system="half", metric="accuracy", less="any"))
-    expected = paired_difference([predictions(11)], [predictions(7), predictions(1)], "accuracy", 200, 3, 0.9)
+    found = reader(store).measure(MeasuredClaim(system="half", metric="accuracy", less="any"))
+    expected = paired_difference(
+        [predictions(11)], [predictions(7), predictions(1)], "accuracy", 200, 3, 0.9
+    )
     assert found.range == pytest.approx(expected[:3])
     assert "1 seed of x/half" in found.how
     assert "2 seeds of x/net" in found.how
-    few = reader(store, seeds=2).measure(Measured(system="half", metric="accuracy", less="any"))
+    few = reader(store, seeds=2).measure(
+        MeasuredClaim(system="half", metric="accuracy", less="any")
+    )
     assert few.problem == "1 of 2 seeds"
-    other = reader(store).measure(Measured(system="half", metric="accuracy", less="image"))
+    other = reader(store).measure(MeasuredClaim(system="half", metric="accuracy", less="image"))
     assert np.isnan(other.value)
     assert "the two systems or their seeds were tested on different images" in other.problem

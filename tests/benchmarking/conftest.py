@@ -11,11 +11,11 @@ from hydra.core.global_hydra import GlobalHydra
 from made_up_models import CLASSES, write_onnx
 from omegaconf import OmegaConf
 
-from src.checkpoint import save_weights
-from src.entry import ROOT
+from src.core.cli import ROOT
+from src.deployment import trained
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.trained import inference
+from src.training.checkpoint import save_weights
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +37,24 @@ def study(store: Store, tmp_path: Path) -> dict[str, str]:
     """A study of three untrained nets, two of them on its front, one of those of two seeds: ids by name."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", ["model=custom", "model.image_size=16", "model.net.width=4", "model.net.depth=1"])
+        config = compose(
+            "train",
+            ["model=custom", "model.image_size=16", "model.net.width=4", "model.net.depth=1"],
+        )
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
-    save_weights(inference.build(config, CLASSES), tmp_path / "best.ckpt")
+    save_weights(trained.build(config, CLASSES), tmp_path / "best.ckpt")
     own = {f"p/{name}": np.full(4, 1 / len(CLASSES)) for name in CLASSES}
     about = {"image_id": list("abcd"), "group": list("abcd"), "label": [*CLASSES, CLASSES[0]]}
     pd.DataFrame(about | own).to_csv(tmp_path / "val.csv", index=False)
 
     def run(name: str, above: str | None, **tags: str) -> str:
-        every = {"study": "widths", "model": "custom", "data": "drawn", "split": "grouped", "seed": "0"} | tags
+        every = {
+            "study": "widths",
+            "model": "custom",
+            "data": "drawn",
+            "split": "grouped",
+            "seed": "0",
+        } | tags
         with Run.start(store, name, every, parent_id=above) as made:
             if every["kind"] == "run":
                 made.artifact(tmp_path / "config.yaml")

@@ -6,7 +6,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from src.deployment.description import KEY, Description
-from src.deployment.onnx import INPUT, OUTPUT
+from src.deployment.runtimes.onnx import INPUT, OUTPUT
 
 CLASSES = ("red", "green", "blue")
 SIZE = 16

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.benchmarking.energy import POWERCAP, Rapl
+from src.deployment.benchmark.measure import POWERCAP, Rapl
 
 
 def domain(folder: Path, name: str, called: str, energy: int, whole: int = 1_000_000) -> Path:

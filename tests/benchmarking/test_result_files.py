@@ -9,16 +9,30 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from src.benchmarking import tables
-from src.benchmarking.record import FIGURES, Device, Result, Row, known, read
-from src.errors import UserError
+from src.core.errors import UserError
+from src.deployment.benchmark import benchmark
+from src.deployment.benchmark.result import (
+    FIGURES,
+    BenchmarkResult,
+    BenchmarkRow,
+    Device,
+    known,
+    read,
+)
 
 
-def made_up(**changes: Any) -> Result:
-    row = Row("tiny.onnx", "onnx", "0123abcd", "tiny", "float32", "1.31.1")
+def made_up(**changes: Any) -> BenchmarkResult:
+    row = BenchmarkRow("tiny.onnx", "onnx", "0123abcd", "tiny", "float32", "1.31.1")
     row.energy_absent = "no RAPL counter on this machine"
-    row.figures = {"p50_ms": 0.5, "p90_ms": 0.6, "p99_ms": 2.0, "queries": 1024.0, "seconds": 10.0, "ratio": 1.0}
-    lost = Row("big.pte", "executorch", reason="out of memory")
+    row.figures = {
+        "p50_ms": 0.5,
+        "p90_ms": 0.6,
+        "p99_ms": 2.0,
+        "queries": 1024.0,
+        "seconds": 10.0,
+        "ratio": 1.0,
+    }
+    lost = BenchmarkRow("big.pte", "executorch", reason="out of memory")
     values: dict[str, Any] = {
         "device": Device("Pi_4", "Raspberry Pi 4", 4, 4.1, "Linux", "aarch64", "3.11.2"),
         "written": "2026-11-21T12:00:00+00:00",
@@ -29,7 +43,7 @@ def made_up(**changes: Any) -> Result:
         "notes": ["a note"],
         "rows": [row, lost],
     }
-    return Result(**(values | changes))
+    return BenchmarkResult(**(values | changes))
 
 
 def test_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -63,7 +77,7 @@ def test_names_are_no_formulas_of_a_spreadsheet_and_no_markup_of_the_terminal() 
     [row, _] = csv.DictReader(io.StringIO(result.to_csv()))
     assert row["label"] == "'=1+[/b].onnx"
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.table(result))
+    console.print(benchmark.table(result))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "=1+[/b].onnx" in said
     assert "[red]Pi" in said
@@ -121,7 +135,7 @@ def test_an_absent_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_lines_tell_why_a_row_is_empty_and_why_energy_is_absent() -> None:
-    said = "\n".join(tables.lines(made_up()))
+    said = "\n".join(benchmark.lines(made_up()))
     assert "big.pte in executorch: not measured: out of memory" in said
     assert "energy: absent, no RAPL counter on this machine" in said
     assert "at least 1,024 calls and 10.0 s" in said

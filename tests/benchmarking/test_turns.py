@@ -5,14 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from src.benchmarking.stream import Dropped, Turn, single_stream
-from src.benchmarking.times import Times
+from src.deployment.benchmark.measure import Times, Turn, WorkerFailed, single_stream
 
 
 class Fake:
     """Answers each query in `ms`, and writes down what it was asked."""
 
-    def __init__(self, name: str, ms: float, log: list[tuple[str, int, int]], fails_at: int = 10**9) -> None:
+    def __init__(
+        self, name: str, ms: float, log: list[tuple[str, int, int]], fails_at: int = 10**9
+    ) -> None:
         self.name, self.ms, self.log, self.left = name, ms, log, fails_at
 
     def warm_up(self, seconds: float) -> Times:
@@ -21,7 +22,7 @@ class Fake:
 
     def turn(self, untimed: int, timed: int) -> Turn:
         if self.left == 0:
-            raise Dropped("its process died")
+            raise WorkerFailed("its process died")
         self.left -= 1
         self.log.append((self.name, untimed, timed))
         return Turn(np.full(timed, self.ms), 0.5 * timed * self.ms)
@@ -66,7 +67,9 @@ def test_the_fast_one_goes_on_until_the_slow_one_is_done() -> None:
 
 def test_one_that_dies_is_dropped_and_the_others_go_on() -> None:
     log: list[tuple[str, int, int]] = []
-    dead, alive = single_stream([Fake("dead", 1.0, log, fails_at=2), Fake("alive", 1.0, log)], 100, 0.0, 0.0, 10.0)
+    dead, alive = single_stream(
+        [Fake("dead", 1.0, log, fails_at=2), Fake("alive", 1.0, log)], 100, 0.0, 0.0, 10.0
+    )
     assert dead.dropped == "its process died"
     assert alive.dropped == ""
     assert alive.queries == 100
@@ -81,7 +84,12 @@ def test_nothing_is_measured_where_all_are_dropped() -> None:
 def test_energy_is_counted_over_own_turns_alone() -> None:
     counter: Iterator[float] = iter(range(1000))  # a joule between any two looks
     fast, slow = single_stream(
-        [Fake("a", 1.0, []), Fake("b", 1.0, [])], 30, 0.0, 0.0, 10.0, joules=lambda: float(next(counter))
+        [Fake("a", 1.0, []), Fake("b", 1.0, [])],
+        30,
+        0.0,
+        0.0,
+        10.0,
+        joules=lambda: float(next(counter)),
     )
     assert fast.joules == slow.joules == 3.0  # three turns
     assert fast.calls == 3 * (1 + 10 // 8 + 10)  # untimed ones use energy too

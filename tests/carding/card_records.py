@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from src.entry import ROOT
+from src.core.cli import ROOT
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -69,7 +69,14 @@ class Runs:
 def config(root: Path, *overrides: str) -> str:
     """The config of a run of `custom` on HAM10000, as YAML."""
     GlobalHydra.instance().clear()
-    typed = ["model=custom", "data=ham10000", f"data.root={root}", "loss=weighted_focal", "augment=flips", *overrides]
+    typed = [
+        "model=custom",
+        "data=ham10000",
+        f"data.root={root}",
+        "loss=weighted_focal",
+        "augment=flips",
+        *overrides,
+    ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         found = compose("train", typed)
     return OmegaConf.to_yaml(found, resolve=True)
@@ -102,10 +109,16 @@ def write_metadata(root: Path) -> None:
     frames = [predictions(split) for split in ("val", "test")]
     table = pd.concat(frames, ignore_index=True)[["image_id", "group", "label"]]
     table.columns = pd.Index(["image_id", "lesion_id", "dx"])
-    others = [{"image_id": name, "lesion_id": name, "dx": name} for name in ("akiec", "bcc", "df", "vasc")]
-    table = pd.concat([table, pd.DataFrame(others)], ignore_index=True)  # the set must have all of its classes
+    others = [
+        {"image_id": name, "lesion_id": name, "dx": name} for name in ("akiec", "bcc", "df", "vasc")
+    ]
+    table = pd.concat(
+        [table, pd.DataFrame(others)], ignore_index=True
+    )  # the set must have all of its classes
     sex = np.where(np.arange(len(table)) // 2 % 2, "male", "female")
-    table.assign(age=50.0, sex=sex, localization="back").to_csv(root / "HAM10000_metadata.csv", index=False)
+    table.assign(age=50.0, sex=sex, localization="back").to_csv(
+        root / "HAM10000_metadata.csv", index=False
+    )
 
 
 def record(
@@ -153,10 +166,14 @@ def record_all(store: Store, root: Path) -> Runs:
     """Everything that the tests look at."""
     write_metadata(root)
     yaml = config(root)
-    with Run.start(store, "custom", {"kind": "trial", "model": "custom", "data": "ham10000", "seed": 0}) as trial:
+    with Run.start(
+        store, "custom", {"kind": "trial", "model": "custom", "data": "ham10000", "seed": 0}
+    ) as trial:
         pass
     seeds = (record(store, yaml, 0, trial.id), record(store, yaml, 1, trial.id))
-    leaking = record(store, config(root, "data.split=image"), split="image (leaking)", git_dirty=True)
+    leaking = record(
+        store, config(root, "data.split=image"), split="image (leaking)", git_dirty=True
+    )
     lost = {"balanced_accuracy": (0.012, -0.004, 0.031), "recall/mel": (0.05, 0.01, 0.09)}
     figures = {f"compression/lost/{name}": value for name, (value, _, _) in lost.items()}
     figures |= {f"compression/lost/{name}/low": low for name, (_, low, _) in lost.items()}
@@ -184,12 +201,36 @@ def record_all(store: Store, root: Path) -> Runs:
 def record_evaluation(store: Store, evaluated_run: str, folder: Path) -> str:
     """An evaluation on other data, as src.evaluate leaves it."""
     (folder / "clinical" / "isic2019").mkdir(parents=True)
-    row = {"estimate": 0.25, "low": 0.21, "high": 0.3, "interval": "bootstrap", "images": 90, "groups": 80, "seeds": 1}
+    row = {
+        "estimate": 0.25,
+        "low": 0.21,
+        "high": 0.3,
+        "interval": "bootstrap",
+        "images": 90,
+        "groups": 80,
+        "seeds": 1,
+    }
     place = folder / "clinical" / "isic2019"
-    pd.DataFrame([{"metric": "balanced_accuracy", **row}]).to_csv(place / "overall.csv", index=False)
-    recall = {"class": "mel", "measure": "recall", **row, "estimate": 0.26, "low": 0.15, "high": 0.39}
+    pd.DataFrame([{"metric": "balanced_accuracy", **row}]).to_csv(
+        place / "overall.csv", index=False
+    )
+    recall = {
+        "class": "mel",
+        "measure": "recall",
+        **row,
+        "estimate": 0.26,
+        "low": 0.15,
+        "high": 0.39,
+    }
     pd.DataFrame([recall]).to_csv(place / "per_class.csv", index=False)
-    point = {"rule": "sensitivity >= 0.8", "measure": "sensitivity", **row, "estimate": 0.62, "low": 0.5, "high": 0.7}
+    point = {
+        "rule": "sensitivity >= 0.8",
+        "measure": "sensitivity",
+        **row,
+        "estimate": 0.62,
+        "low": 0.5,
+        "high": 0.7,
+    }
     pd.DataFrame([point]).to_csv(place / "operating.csv", index=False)
     tags = {
         "kind": "evaluation",
@@ -199,7 +240,9 @@ def record_evaluation(store: Store, evaluated_run: str, folder: Path) -> str:
         "overlap": "exclude",
     }
     with Run.start(store, "custom on isic2019", tags) as run:
-        run.log({"isic2019/balanced_accuracy": 0.25, "isic2019/images": 1518.0, "isic2019/overlap": 3.0})
+        run.log(
+            {"isic2019/balanced_accuracy": 0.25, "isic2019/images": 1518.0, "isic2019/overlap": 3.0}
+        )
         run.artifact(folder)
     return run.id
 
@@ -208,4 +251,6 @@ def register(store: Store, name: str, run_id: str, description: str = "") -> Non
     """A version of a registered model, without a model's files."""
     if not store.client.search_registered_models(f"name = '{name}'"):
         store.client.create_registered_model(name)
-    store.client.create_model_version(name, f"runs:/{run_id}/model", run_id, description=description)
+    store.client.create_model_version(
+        name, f"runs:/{run_id}/model", run_id, description=description
+    )

@@ -12,7 +12,7 @@ from mlflow.tracking._tracking_service import utils as mlflow_utils
 from src.carding import find
 from src.carding.build import build
 from src.carding.record import Card
-from src.clinical.settings import Settings as Clinical
+from src.metrics.settings import AuditSettings as Clinical
 from src.tracking.store import Store
 
 QUICK = Clinical(samples=100, fixed=())

@@ -8,12 +8,12 @@ from card_records import Runs, register
 from omegaconf import OmegaConf
 
 from src import card
-from src.carding import find, page, registered
+from src.carding import find, page
 from src.carding.make import attach
 from src.carding.publish import publish
 from src.carding.record import Card
-from src.errors import UserError
-from src.tracking import read
+from src.core.errors import UserError
+from src.tracking import read, registry
 
 Entry = Callable[..., tuple[int, str]]
 
@@ -47,8 +47,10 @@ def test_the_card_goes_to_the_run_and_behind_what_its_registered_version_said(
         places = publish(card_of(run_id), find.find(store, "derm"), store)
     assert places == [f"card/card.md of run {run_id}", "the description of derm, version 1"]
     assert read.artifact(store, run_id, "card/card.md").read_text() == page.render(card_of(run_id))
-    [version] = registered.of_run(store, run_id)
-    assert version.description.startswith("Which is the best? This one.\n\n# Model card: custom on ham10000\n\n")
+    [version] = registry.of_run(store, run_id)
+    assert version.description.startswith(
+        "Which is the best? This one.\n\n# Model card: custom on ham10000\n\n"
+    )
     assert version.description.count("# Model card") == 1
     assert "FAIL: recall of mel" in version.description
 
@@ -58,7 +60,12 @@ def test_the_entry_writes_the_card_and_publishes_only_where_that_is_wanted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     register(place.store, "derm", place.bare)
-    typed = ["model=derm", "clinical.samples=100", "publish=false", f"tracking.uri={place.store.uri}"]
+    typed = [
+        "model=derm",
+        "clinical.samples=100",
+        "publish=false",
+        f"tracking.uri={place.store.uri}",
+    ]
     status, said = run_entry(card.main, *typed)
     assert status == 0, said
     assert "Limits:" in said
@@ -77,14 +84,27 @@ def test_a_file_without_a_description_is_refused_in_one_line(place: Runs, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_that_registers_a_model_gives_it_a_card(place: Runs, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_report_that_registers_a_model_gives_it_a_card(
+    place: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
     register(place.store, "derm", place.bare, "Which is the best? This one.")
     place.store.client.set_registered_model_alias("derm", "champion", "1")
-    tracking = {"_target_": "src.tracking.store.Store", "uri": place.store.uri, "experiment": "paretoderm"}
-    config = {"register": "derm", "alias": "champion", "from_experiment": None, "tracking": tracking}
+    tracking = {
+        "_target_": "src.tracking.store.Store",
+        "uri": place.store.uri,
+        "experiment": "paretoderm",
+    }
+    config = {
+        "register": "derm",
+        "alias": "champion",
+        "from_experiment": None,
+        "tracking": tracking,
+    }
     attach(OmegaConf.create(config))
-    [version] = registered.of_run(place.store, place.bare)
-    assert version.description.startswith("Which is the best? This one.\n\n# Model card: custom on ham10000")
+    [version] = registry.of_run(place.store, place.bare)
+    assert version.description.startswith(
+        "Which is the best? This one.\n\n# Model card: custom on ham10000"
+    )
     assert read.artifact(place.store, place.bare, "card/card.md").exists()
     attach(OmegaConf.create(config | {"alias": "nobody"}))
     assert "derm@nobody has no model card" in caplog.text

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 
 def frame(
-    probability: np.ndarray, target: np.ndarray, names: Sequence[str], group: np.ndarray | None = None
+    probability: np.ndarray,
+    target: np.ndarray,
+    names: Sequence[str],
+    group: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Recorded predictions; without `group` every image is a lesion of its own."""
     number = np.arange(len(target))
@@ -21,7 +24,11 @@ def frame(
 
 
 def made_up(
-    seed: int, images: int = 240, names: Sequence[str] = ("bkl", "mel", "nv"), skill: float = 1.5, nets: int = 2
+    seed: int,
+    images: int = 240,
+    names: Sequence[str] = ("bkl", "mel", "nv"),
+    skill: float = 1.5,
+    nets: int = 2,
 ) -> list[pd.DataFrame]:
     """The same images by several nets, two images a lesion; the labels of each lesion are alike."""
     rng = np.random.default_rng(seed)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from src.analysis.bootstrap import gather
-from src.clinical import calibration
+from src.metrics import calibration
+from src.metrics.bootstrap import gather
 
 
 def answers(seed: int, classes: int = 3, images: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -22,8 +22,12 @@ def answers(seed: int, classes: int = 3, images: int = 200) -> tuple[np.ndarray,
 @pytest.mark.parametrize("seed", range(5))
 def test_ece_is_that_of_torchmetrics(seed: int) -> None:
     probability, target = answers(seed)
-    expected = multiclass_calibration_error(torch.tensor(probability), torch.tensor(target), 3, n_bins=15, norm="l1")
-    assert calibration.summary(probability, target)["ece"] == pytest.approx(float(expected), abs=1e-6)
+    expected = multiclass_calibration_error(
+        torch.tensor(probability), torch.tensor(target), 3, n_bins=15, norm="l1"
+    )
+    assert calibration.summary(probability, target)["ece"] == pytest.approx(
+        float(expected), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -48,7 +52,13 @@ def test_errors_by_hand() -> None:
 
 
 def test_bins_are_closed_above_and_equal_in_content() -> None:
-    assert calibration.equal_width(np.array([0, 1 / 15, 0.067, 0.5, 1.0])).tolist() == [0, 0, 1, 7, 14]
+    assert calibration.equal_width(np.array([0, 1 / 15, 0.067, 0.5, 1.0])).tolist() == [
+        0,
+        0,
+        1,
+        7,
+        14,
+    ]
     counts = np.bincount(calibration.equal_content(np.random.default_rng(0).random(150)))
     assert counts.tolist() == [10] * 15
     assert calibration.equal_content(np.array([0.3, 0.3, 0.3])).tolist() == [0, 0, 0]
@@ -56,7 +66,9 @@ def test_bins_are_closed_above_and_equal_in_content() -> None:
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
 @settings(max_examples=30, deadline=None)
-def test_a_temperature_of_one_changes_nothing_and_none_changes_the_order(seed: int, classes: int) -> None:
+def test_a_temperature_of_one_changes_nothing_and_none_changes_the_order(
+    seed: int, classes: int
+) -> None:
     probability, _ = answers(seed, classes, images=20)
     np.testing.assert_allclose(calibration.scale(probability, 1.0), probability, atol=1e-6)
     for temperature in (0.3, 4.0):
@@ -64,7 +76,11 @@ def test_a_temperature_of_one_changes_nothing_and_none_changes_the_order(seed: i
         np.testing.assert_allclose(scaled.sum(axis=1), 1)
         assert (scaled.argmax(axis=1) == probability.argmax(axis=1)).all()
         surer = scaled.max(axis=1) >= probability.max(axis=1) - 1e-6
-        assert surer.all() if temperature < 1 else (scaled.max(axis=1) <= probability.max(axis=1) + 1e-6).all()
+        assert (
+            surer.all()
+            if temperature < 1
+            else (scaled.max(axis=1) <= probability.max(axis=1) + 1e-6).all()
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -78,7 +94,9 @@ def test_the_temperature_that_was_put_in_is_found(temperature: float, classes: i
     said = calibration.scale(truth, 1 / temperature)
     found = calibration.fit(said, target)
     assert found == pytest.approx(temperature, rel=0.04)
-    before, after = (calibration.summary(each, target) for each in (said, calibration.scale(said, found)))
+    before, after = (
+        calibration.summary(each, target) for each in (said, calibration.scale(said, found))
+    )
     assert after["nll"] <= before["nll"]
     assert after["ece"] < 0.02
 
@@ -90,7 +108,10 @@ def test_no_temperature_nearby_is_better(seed: int) -> None:
     best = calibration.fit(probability, target)
     losses = [
         calibration.summary(calibration.scale(probability, each), target)["nll"]
-        for each in (best, *np.clip([best * 0.9, best * 1.1, 0.05, 1.0, 20.0], *calibration.TEMPERATURES))
+        for each in (
+            best,
+            *np.clip([best * 0.9, best * 1.1, 0.05, 1.0, 20.0], *calibration.TEMPERATURES),
+        )
     ]
     assert losses[0] == pytest.approx(min(losses), abs=1e-6)
 
@@ -122,7 +143,9 @@ def test_reliability_bins_count_each_image_once_a_net() -> None:
 
 def test_bins_by_hand() -> None:
     target = np.array([0, 0, 1, 1])
-    given_ = gather([frame(np.array([[0.7, 0.3], [0.7, 0.3], [0.7, 0.3], [0.2, 0.8]]), target, ("nv", "mel"))])
+    given_ = gather(
+        [frame(np.array([[0.7, 0.3], [0.7, 0.3], [0.7, 0.3], [0.2, 0.8]]), target, ("nv", "mel"))]
+    )
     rows = calibration.bins(given_, None).set_index(["class", "bin"])
     low = rows.loc[("mel", 4)]
     assert low[["images", "confidence", "frequency"]].to_list() == pytest.approx([3, 0.3, 1 / 3])

@@ -12,12 +12,14 @@ from rich.console import Console
 from scipy.optimize import brentq
 from scipy.special import betainc
 
-from src.analysis.bootstrap import intervals
-from src.clinical import pages
-from src.clinical.audit import ClinicalAudit, Settings, audit
-from src.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError
+from src.metrics.bootstrap import intervals
+from src.metrics.settings import AuditSettings
+from src.reporting.clinical import page as pages
+from src.reporting.clinical.audit import audit
+from src.reporting.clinical.record import ClinicalAudit
 
-SETTINGS = Settings(samples=100)
+SETTINGS = AuditSettings(samples=100)
 
 
 def people(table: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +38,11 @@ def proportion(estimate: float, groups: int) -> tuple[float, float]:
     """Clopper and Pearson's limits, as the rates at which so many, or so few, have a chance of 2.5%."""
     hits = estimate * groups
     low = brentq(lambda p: betainc(hits, groups - hits + 1, p) - 0.025, 0, 1) if hits else 0.0
-    high = brentq(lambda p: betainc(hits + 1, groups - hits, p) - 0.975, 0, 1) if hits < groups else 1.0
+    high = (
+        brentq(lambda p: betainc(hits + 1, groups - hits, p) - 0.975, 0, 1)
+        if hits < groups
+        else 1.0
+    )
     return low, high
 
 
@@ -49,8 +55,16 @@ def found() -> ClinicalAudit:
 def test_the_headline_figures_go_by_their_record_names(found: ClinicalAudit) -> None:
     curves = ("auroc", "average_precision", "auroc_above_80_sensitivity", "pauc_80")
     by_class = {f"test/{name}/{label}" for label in found.classes for name in curves}
-    errors = {f"test/{name}{end}" for name in ("ece", "adaptive_ece", "brier", "nll") for end in ("", "_scaled")}
-    fixed = {f"test/{name}{at}/mel" for name in ("sensitivity_at_spec", "specificity_at_sens") for at in (80, 90, 95)}
+    errors = {
+        f"test/{name}{end}"
+        for name in ("ece", "adaptive_ece", "brier", "nll")
+        for end in ("", "_scaled")
+    }
+    fixed = {
+        f"test/{name}{at}/mel"
+        for name in ("sensitivity_at_spec", "specificity_at_sens")
+        for at in (80, 90, 95)
+    }
     chosen = {f"test/chosen/{name}/mel" for name in ("sensitivity", "specificity", "ppv", "npv")}
     assert set(found.metrics) == by_class | errors | fixed | chosen | {
         "test/isic_balanced_accuracy",
@@ -62,7 +76,9 @@ def test_the_headline_figures_go_by_their_record_names(found: ClinicalAudit) -> 
 def test_tables_agree_with_the_analysis_and_with_each_other(found: ClinicalAudit) -> None:
     there = intervals(made_up(11), samples=100).set_index("metric")
     for row in found.per_class.to_dict("records"):
-        estimate, low, high = there.loc[f"{row['measure']}/{row['class']}", ["estimate", "low", "high"]]
+        estimate, low, high = there.loc[
+            f"{row['measure']}/{row['class']}", ["estimate", "low", "high"]
+        ]
         if row["measure"] != "f1":  # a share: the wider one, end by end
             exact = proportion(row["estimate"], row["groups"])
             low, high = min(low, exact[0]), max(high, exact[1])
@@ -73,10 +89,20 @@ def test_tables_agree_with_the_analysis_and_with_each_other(found: ClinicalAudit
     argmax = found.operating[found.operating["rule"] == "argmax"].set_index("measure")
     mine = found.per_class[found.per_class["class"] == "mel"].set_index("measure")
     columns = ["estimate", "low", "high", "interval", "images", "groups"]
-    for one, other in (("sensitivity", "recall"), ("specificity", "specificity"), ("ppv", "precision")):
-        assert argmax.loc[one, columns].to_list() == mine.loc[other, columns].to_list()  # one figure, one interval
-    assert found.subgroups.iloc[0]["estimate"] == pytest.approx(there.loc["balanced_accuracy", "estimate"])
-    assert found.metrics["test/auroc/mel"] == pytest.approx(found.isic.set_index("class").loc["mel", "auc"])
+    for one, other in (
+        ("sensitivity", "recall"),
+        ("specificity", "specificity"),
+        ("ppv", "precision"),
+    ):
+        assert (
+            argmax.loc[one, columns].to_list() == mine.loc[other, columns].to_list()
+        )  # one figure, one interval
+    assert found.subgroups.iloc[0]["estimate"] == pytest.approx(
+        there.loc["balanced_accuracy", "estimate"]
+    )
+    assert found.metrics["test/auroc/mel"] == pytest.approx(
+        found.isic.set_index("class").loc["mel", "auc"]
+    )
     assert (found.images, found.lesions, found.seeds) == (240, 120, 2)
     assert found.positives == (made_up(11)[0]["label"] == "mel").sum()
 
@@ -88,11 +114,15 @@ def test_a_good_net_passes_and_a_bad_one_fails() -> None:
 
 
 def test_without_validation_and_metadata_the_rest_is_there() -> None:
-    found = audit(made_up(2, names=("benign", "malignant"), nets=1), settings=SETTINGS, split="isic2019")
+    found = audit(
+        made_up(2, names=("benign", "malignant"), nets=1), settings=SETTINGS, split="isic2019"
+    )
     assert found.positive == "malignant"
     assert found.temperatures == ()
     assert set(found.operating["rule"]) == {"argmax"}
-    assert not any("scaled" in name or "chosen" in name or "temperature" in name for name in found.metrics)
+    assert not any(
+        "scaled" in name or "chosen" in name or "temperature" in name for name in found.metrics
+    )
     assert all(name.startswith("isic2019/") for name in found.metrics)
     assert any("no threshold was chosen" in note for note in found.notes)
     assert "subgroups" not in found.tables
@@ -115,10 +145,10 @@ def test_nets_and_classes_must_be_the_same_on_validation() -> None:
 
 
 def test_the_class_looked_for_is_named_or_found() -> None:
-    assert Settings().looked_for(("nv", "MEL")) == "MEL"
-    assert Settings(positive="nv").looked_for(("nv", "mel")) == "nv"
+    assert AuditSettings().looked_for(("nv", "MEL")) == "MEL"
+    assert AuditSettings(positive="nv").looked_for(("nv", "mel")) == "nv"
     with pytest.raises(ConfigError, match="positive: must be one of nv, mel, but got 'bcc'"):
-        Settings(positive="bcc").looked_for(("nv", "mel"))
+        AuditSettings(positive="bcc").looked_for(("nv", "mel"))
     with pytest.raises(ConfigError, match="positive: none of a, b is called melanoma"):
         audit(made_up(1, names=("a", "b")), settings=SETTINGS)
 
@@ -138,7 +168,7 @@ def test_the_class_looked_for_is_named_or_found() -> None:
 )
 def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: must be"):
-        Settings(**{key: value})  # type: ignore[arg-type]
+        AuditSettings(**{key: value})  # type: ignore[arg-type]
 
 
 def test_a_terminal_of_100_columns_shows_the_summary_first(found: ClinicalAudit) -> None:

@@ -5,16 +5,18 @@ import pytest
 from clinical_cases import made_up
 from sklearn.metrics import auc
 
-from src.analysis.bootstrap import gather
-from src.clinical import curves, ranks
-from src.clinical.resampling import measured
+from src.metrics import curves
+from src.metrics import curves as ranks
+from src.metrics.bootstrap import bootstrap_statistics, gather
 
 
 def test_the_area_below_the_points_is_the_auroc() -> None:
     given = gather(made_up(4))
     points = curves.roc(given)
     for name in given.classes:
-        areas = measured(given, ranks.statistics(given, name, {"auroc": ranks.area}))[:, 0]
+        areas = bootstrap_statistics(given, ranks.statistics(given, name, {"auroc": ranks.area}))[
+            :, 0
+        ]
         for seed, area in enumerate(areas):
             rows = points[(points["class"] == name) & (points["seed"] == seed)]
             assert auc(rows["false_positive_rate"], rows["sensitivity"]) == pytest.approx(area)

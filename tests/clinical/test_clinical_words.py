@@ -10,17 +10,26 @@ from clinical_cases import frame, made_up
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from src.clinical import pages, pictures, sheets, words
-from src.clinical.audit import ClinicalAudit, audit
-from src.clinical.settings import Settings
+from src.metrics.settings import AuditSettings
+from src.reporting.clinical import page as pages
+from src.reporting.clinical import page as sheets
+from src.reporting.clinical import page as words
+from src.reporting.clinical import plots
+from src.reporting.clinical.audit import audit
+from src.reporting.clinical.record import ClinicalAudit
 
-FEW = Settings(samples=100)
+FEW = AuditSettings(samples=100)
 NAMES = ("nv", "mel")
 LEAK = "The split leaks: lesions are on both sides."
 
 
 def sexes(table: pd.DataFrame, known: int | None = None) -> pd.DataFrame:
-    about = pd.DataFrame({"image_id": table["image_id"], "sex": np.where(np.arange(len(table)) % 2, "male", "female")})
+    about = pd.DataFrame(
+        {
+            "image_id": table["image_id"],
+            "sex": np.where(np.arange(len(table)) % 2, "male", "female"),
+        }
+    )
     return about[:known]
 
 
@@ -89,9 +98,11 @@ def test_a_subgroups_recall_is_by_a_rule_that_is_named(warned: ClinicalAudit) ->
     told = " ".join(words.summary(warned))
     assert "Recall of mel by the most probable class is lowest for sex" in told
     assert "Recall of mel by val's threshold for sensitivity >= 0.8 is lowest for sex" in told
-    [table] = [sheet for sheet in sheets.sheets(warned) if sheet.title == "Subgroups: recall of mel"]
+    [table] = [
+        sheet for sheet in sheets.audit_tables(warned) if sheet.title == "Subgroups: recall of mel"
+    ]
     assert table.head[-2:] == ("recall, argmax", "recall, threshold")
-    labels = [axes.get_xlabel() for axes in pictures.subgroups(warned).axes]
+    labels = [axes.get_xlabel() for axes in plots.subgroups(warned).axes]
     assert labels[0].startswith("recall of mel by\nthe most probable class")
     assert labels[1].startswith("recall of mel by\nval's threshold")
 
@@ -125,7 +136,7 @@ def test_none_and_all_are_said_only_where_it_is_so(
 
 
 def test_fixed_points_can_be_left_out() -> None:
-    found = audit(made_up(1, images=60, nets=1), settings=Settings(samples=100, fixed=()))
+    found = audit(made_up(1, images=60, nets=1), settings=AuditSettings(samples=100, fixed=()))
     assert found.fixed.empty
     assert "fixed" not in found.tables
     assert not any("_at_" in name for name in found.metrics)
@@ -138,7 +149,7 @@ def test_an_interval_that_is_none_or_does_not_hold_the_mean_is_told_and_drawn(
 ) -> None:
     table = warned.subgroups.assign(estimate=0.5, low=low, high=high, note="")
     found = replace(warned, subgroups=table)
-    assert isinstance(pictures.subgroups(found), Figure)
+    assert isinstance(plots.subgroups(found), Figure)
     told = " ".join(words.summary(found))
     assert "nan" not in told
     assert ("0.500 (no interval)" in told) == bool(np.isnan(low))
@@ -149,12 +160,17 @@ def test_how_many_images_the_metadata_know_is_said() -> None:
     some = audit(test, metadata=sexes(test[0], 45), settings=FEW)
     assert "The metadata know 45 of the 60 images; the others are unknown." in some.notes
     none = audit(test, metadata=sexes(test[0]).assign(image_id="else"), settings=FEW)
-    assert any(note.startswith("No metadata: those given name none of the 60 images") for note in none.notes)
+    assert any(
+        note.startswith("No metadata: those given name none of the 60 images")
+        for note in none.notes
+    )
     assert none.subgroups.empty
     assert "" not in words.summary(audit(test, metadata=test[0][["image_id"]], settings=FEW))
 
 
 def test_a_goal_is_said_as_it_was_asked() -> None:
-    found = audit(made_up(3, images=60, nets=1), settings=Settings(samples=100, goal=0.825, level=0.995))
+    found = audit(
+        made_up(3, images=60, nets=1), settings=AuditSettings(samples=100, goal=0.825, level=0.995)
+    )
     assert "the goal of 0.825" in found.verdicts[0].text
     assert "Intervals: 99.5%," in " ".join(found.notes)

@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from src.analysis.bootstrap import gather
-from src.clinical import ranks
-from src.clinical.audit import audit
-from src.clinical.operating import points
-from src.clinical.resampling import estimates, exact, settled
-from src.clinical.settings import Settings
-from src.clinical.verdicts import judge
+from src.metrics import curves as ranks
+from src.metrics.bootstrap import estimates, exact, gather, settled
+from src.metrics.settings import AuditSettings
+from src.metrics.thresholds import points
+from src.reporting.clinical.audit import audit
+from src.reporting.clinical.record import judge
 
-FEW = Settings(samples=100)
+FEW = AuditSettings(samples=100)
 NAMES = ("nv", "mel")
 
 
@@ -31,7 +30,9 @@ def found_of(found: int, lesions: int, others: int = 3) -> pd.DataFrame:
 def test_a_recall_just_below_the_goal_passes_in_one_of_forty_at_most(lesions: int) -> None:
     outcomes, lows = [], []
     for found in range(lesions + 1):
-        row = points(gather([found_of(found, lesions)]), None, "mel", Settings(samples=500)).iloc[0]
+        row = points(
+            gather([found_of(found, lesions)]), None, "mel", AuditSettings(samples=500)
+        ).iloc[0]
         outcomes.append(judge(row["low"], row["high"], 0.80))
         lows.append(row["low"])
     rise = np.diff(lows)
@@ -42,9 +43,15 @@ def test_a_recall_just_below_the_goal_passes_in_one_of_forty_at_most(lesions: in
     assert outcomes[0] == "FAIL"
 
 
-@given(st.integers(1, 60), st.integers(0, 1000).map(lambda part: part / 1000), st.sampled_from([0.8, 0.95, 0.99]))
+@given(
+    st.integers(1, 60),
+    st.integers(0, 1000).map(lambda part: part / 1000),
+    st.sampled_from([0.8, 0.95, 0.99]),
+)
 @settings(max_examples=40, deadline=None)
-def test_a_share_gets_the_wider_interval_end_by_end(lesions: int, estimate: float, level: float) -> None:
+def test_a_share_gets_the_wider_interval_end_by_end(
+    lesions: int, estimate: float, level: float
+) -> None:
     least, most = exact(estimate, lesions, level)
     assert 0 <= least <= estimate <= most <= 1
     basis = np.arange(lesions)
@@ -89,24 +96,34 @@ def test_what_no_resampling_changes_has_no_interval() -> None:
     assert overall.drop(index="accuracy")["low"].isna().all()
     per_class = perfect.per_class.set_index(["class", "measure"])
     assert per_class.loc[("mel", "f1"), "estimate"] == 1
-    assert per_class.loc[("mel", "f1"), ["low", "high", "interval"]].fillna("").to_list() == ["", "", ""]
+    assert per_class.loc[("mel", "f1"), ["low", "high", "interval"]].fillna("").to_list() == [
+        "",
+        "",
+        "",
+    ]
     assert per_class.loc[("mel", "precision"), "low"] == pytest.approx(0.025 ** (1 / 20))
     assert overall.loc["accuracy", "low"] == pytest.approx(0.025 ** (1 / 40))
-    wrong = audit([frame(np.eye(2)[1 - target], target, NAMES)], settings=FEW).per_class.set_index(["class", "measure"])
+    wrong = audit([frame(np.eye(2)[1 - target], target, NAMES)], settings=FEW).per_class.set_index(
+        ["class", "measure"]
+    )
     assert wrong.loc[("mel", "f1"), "estimate"] == 0
     assert np.isnan(wrong.loc[("mel", "f1"), "low"])
 
 
 def test_a_subgroup_is_measured_by_its_lesions() -> None:
     target = np.array([1] * 12 + [0] * 20)
-    group = np.concatenate([np.arange(12) // 4, np.arange(3, 23)])  # twelve images of three melanomas
+    group = np.concatenate(
+        [np.arange(12) // 4, np.arange(3, 23)]
+    )  # twelve images of three melanomas
     table = frame(np.eye(2)[target], target, NAMES, group)
     people = pd.DataFrame({"image_id": table["image_id"], "sex": "male"})
     rows = audit([table], metadata=people, settings=FEW).subgroups.set_index(["by", "measure"])
     assert rows.loc[("sex", "recall"), "note"] == "too few: 3 lesions of mel"
     assert tuple(rows.loc[("sex", "recall"), ["positives", "positive_lesions"]]) == (12, 3)
     assert np.isnan(rows.loc[("sex", "recall"), "estimate"])
-    assert rows.loc[("sex", "balanced_accuracy"), "note"].startswith("too few: fewer than two classes")
+    assert rows.loc[("sex", "balanced_accuracy"), "note"].startswith(
+        "too few: fewer than two classes"
+    )
 
 
 def test_a_mean_over_classes_rests_on_the_rarest() -> None:

@@ -6,9 +6,9 @@ import pytest
 from clinical_cases import frame, made_up
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from src.clinical.settings import Settings
-from src.clinical.subgroups import metadata_of, table
-from src.errors import UserError
+from src.core.errors import UserError
+from src.metrics.settings import AuditSettings
+from src.reporting.clinical.subgroups import metadata_of, table
 
 IMAGES = pd.Series([f"i{number:04d}" for number in range(8)])
 
@@ -19,13 +19,31 @@ def about(**columns: list[object]) -> pd.DataFrame:
 
 def test_ages_are_in_bands_and_what_is_not_told_is_unknown() -> None:
     found = metadata_of(IMAGES, about(age=[0, 29.9, 30, 39, 79, 80, 85, None]))
-    assert found["age"].to_list() == ["<30", "<30", "30-39", "30-39", "70-79", "80+", "80+", "unknown"]
+    assert found["age"].to_list() == [
+        "<30",
+        "<30",
+        "30-39",
+        "30-39",
+        "70-79",
+        "80+",
+        "80+",
+        "unknown",
+    ]
 
 
 def test_each_data_sets_names_are_known_and_missing_images_are_unknown() -> None:
-    theirs = about(age_approx=[55.0, 50.0], anatom_site_general_challenge=["torso", None], Sex=["male", " female "])
+    theirs = about(
+        age_approx=[55.0, 50.0],
+        anatom_site_general_challenge=["torso", None],
+        Sex=["male", " female "],
+    )
     found = metadata_of(IMAGES[:3], theirs.assign(fitzpatrick_skin_type=["II", ""]))
-    assert found.loc["i0001"].to_dict() == {"age": "50-59", "sex": "female", "site": "unknown", "skin type": "unknown"}
+    assert found.loc["i0001"].to_dict() == {
+        "age": "50-59",
+        "sex": "female",
+        "site": "unknown",
+        "skin type": "unknown",
+    }
     assert found.loc["i0002"].to_list() == ["unknown"] * 4
     assert list(metadata_of(IMAGES, about(sex=["male"] * 8))) == ["sex"]
 
@@ -47,7 +65,7 @@ def test_skin_types_are_in_order_and_whole_numbers() -> None:
     tables = made_up(8, images=60, nets=1)
     types = [3.0, None, 1.0, 3.0, 3.0, 2.0] * 10
     metadata = pd.DataFrame({"image_id": tables[0]["image_id"], "fitzpatrick": types})
-    found = table(tables, metadata, "mel", Settings(samples=100))
+    found = table(tables, metadata, "mel", AuditSettings(samples=100))
     assert list(found["subgroup"].unique()) == ["all", "1", "2", "3", "unknown"]
 
 
@@ -55,7 +73,9 @@ def test_figures_are_those_of_the_groups_own_images() -> None:
     tables = made_up(8, nets=2)
     sex = np.where(np.arange(len(tables[0])) % 3 == 0, "male", "female")
     metadata = pd.DataFrame({"image_id": tables[0]["image_id"], "sex": sex})
-    found = table(tables, metadata, "mel", Settings(samples=100)).set_index(["subgroup", "measure"])
+    found = table(tables, metadata, "mel", AuditSettings(samples=100)).set_index(
+        ["subgroup", "measure"]
+    )
     for subgroup in ("male", "female"):
         parts = [each[sex == subgroup] for each in tables]
         names = [column for column in parts[0] if column.startswith("p/")]
@@ -80,20 +100,32 @@ def test_too_small_a_group_gets_words_instead_of_figures() -> None:
     right = frame(np.eye(3)[target], target, ("nv", "mel", "df"))
     sex = ["male"] * 30 + ["male"] * 3 + ["female"] * 9 + ["unknown"] * 3
     metadata = pd.DataFrame({"image_id": right["image_id"], "sex": sex})
-    found = table([right], metadata, "mel", Settings(samples=100)).set_index(["subgroup", "measure"])
+    found = table([right], metadata, "mel", AuditSettings(samples=100)).set_index(
+        ["subgroup", "measure"]
+    )
     assert found.loc[("all", "recall"), "estimate"] == 1
-    assert found.loc[("all", "balanced_accuracy"), "classes"] == 2  # three of df are too few to count
+    assert (
+        found.loc[("all", "balanced_accuracy"), "classes"] == 2
+    )  # three of df are too few to count
     assert found.loc[("male", "recall"), "note"] == "too few: 3 lesions of mel"
     assert found.loc[("female", "auroc"), "note"] == "too few: 9 lesions of mel"
-    assert found.loc[("female", "balanced_accuracy"), "note"] == "too few: fewer than two classes with 10 lesions"
+    assert (
+        found.loc[("female", "balanced_accuracy"), "note"]
+        == "too few: fewer than two classes with 10 lesions"
+    )
     assert found.loc[["male", "female", "unknown"], "estimate"].isna().all()
-    assert list(found.index.get_level_values(0).unique()) == ["all", "male", "female", "unknown"]  # unknown is last
+    assert list(found.index.get_level_values(0).unique()) == [
+        "all",
+        "male",
+        "female",
+        "unknown",
+    ]  # unknown is last
 
 
 def test_all_of_the_class_and_few_others_has_a_recall_but_no_area() -> None:
     target = np.array([1] * 12 + [0] * 2)
     given = frame(np.eye(2)[target], target, ("nv", "mel"))
     metadata = pd.DataFrame({"image_id": given["image_id"]})
-    found = table([given], metadata, "mel", Settings(samples=100)).set_index("measure")
+    found = table([given], metadata, "mel", AuditSettings(samples=100)).set_index("measure")
     assert found.loc["recall", "estimate"] == 1
     assert found.loc["auroc", "note"] == "too few: 2 lesions of other classes"

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from src import schedules
-from src.classifier import Classifier
 from src.losses.cross_entropy import CrossEntropy
+from src.training import schedules
+from src.training.classifier import Classifier
 
 CLASSES = tuple("abcdefg")
 
 
-def classifier(net: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+def classifier(
+    net: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Classifier:
     """In evaluation mode; `size` is the side of its input, px."""
     return Classifier(
         name="net",

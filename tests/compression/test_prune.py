@@ -11,29 +11,35 @@ import torch
 from around import CLASSES
 from torch import Tensor, nn
 
-from src.checkpoint import load_weights, save_weights
-from src.classifier import Classifier
-from src.compression.channels import Coupled, Rules, choose
-from src.compression.prune import Prune
-from src.compression.record import Compressed
+from src.core.errors import ConfigError, UserError
 from src.data.module import DataModule
 from src.data.synthetic import Synthetic
+from src.deployment.compression.base import CompressedModel
+from src.deployment.compression.prune import ChannelGroup, Prune, PruningRules, choose
 from src.deployment.description import Description
-from src.efficiency.flops import count_flops
-from src.efficiency.parameters import count_parameters
-from src.errors import ConfigError, UserError
+from src.efficiency.flops import count_flops, count_parameters
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
+from src.training.checkpoint import load_weights, save_weights
+from src.training.classifier import Classifier
 
 SIZE = 32
-GROUPED = (nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 12, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+GROUPED = (
+    nn.Conv2d(3, 16, 3, stride=2),
+    nn.ReLU(),
+    nn.Conv2d(16, 12, 3, groups=2),
+    nn.ReLU(),
+    nn.AdaptiveAvgPool2d(1),
+)
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "flatten": lambda: CustomCNN(SIZE, 7, width=8, depth=2, dense=[16, 8]),
     "gap, batch": lambda: CustomCNN(SIZE, 7, width=8, depth=2, head="gap", dense=[], norm="batch"),
     "grouped": lambda: nn.Sequential(*deepcopy(GROUPED), nn.Flatten(), nn.Linear(12, 7)),
     "resnet": lambda: Backbone("test_resnet", SIZE, 7, "random"),
     "efficientnet, cut": lambda: Backbone("test_efficientnet", SIZE, 7, "random", blocks=3),
-    "efficientnet, frozen": lambda: Backbone("test_efficientnet", SIZE, 7, "random", frozen=True, dense=32),
+    "efficientnet, frozen": lambda: Backbone(
+        "test_efficientnet", SIZE, 7, "random", frozen=True, dense=32
+    ),
     "mobilenetv3, cut": lambda: Backbone("mobilenetv3_small_050", SIZE, 7, "random", blocks=4),
 }
 ALTERNATELY = [(family, ("global", "layer")[number % 2]) for number, family in enumerate(FAMILIES)]
@@ -50,7 +56,9 @@ class Fixed(nn.Sequential):
         return self[3](self[2](self[1](self[0](images))) * self.scale)
 
 
-DESCRIPTION = Description("0123abcd", "net", CLASSES, SIZE, "squash", "synthetic", "grouped", "none")
+DESCRIPTION = Description(
+    "0123abcd", "net", CLASSES, SIZE, "squash", "synthetic", "grouped", "none"
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,7 @@ def no_tuning(classifier: Classifier, epochs: int, lr: float) -> None:
     raise AssertionError("asked for no fine-tuning")
 
 
-def pruned(given: Classifier, data: DataModule, **settings: object) -> Compressed:
+def pruned(given: Classifier, data: DataModule, **settings: object) -> CompressedModel:
     method = Prune(**{"epochs": 0, "images": 32, **settings})  # type: ignore[arg-type]
     return method.compress(given, data, DESCRIPTION, no_tuning, Path("unused"))
 
@@ -105,28 +113,44 @@ def test_every_family_gets_smaller_and_its_checkpoint_opens(
         assert found.facts[share] == cost(after.net) / cost(before.net)
         assert 0.1 < float(found.facts[share]) < 0.8
     assert answers(after).shape == (2, 7)
-    assert {name: parameter.requires_grad for name, parameter in after.named_parameters()} == trained
+    assert {
+        name: parameter.requires_grad for name, parameter in after.named_parameters()
+    } == trained
     save_weights(after, tmp_path / "best.ckpt")
     again = built(family, seed=1)
     load_weights(again, tmp_path / "best.ckpt")
     torch.testing.assert_close(answers(again.eval()), answers(after))
 
 
-def test_channels_parameters_and_multiply_adds_are_those_of_the_arithmetic(data: DataModule) -> None:
+def test_channels_parameters_and_multiply_adds_are_those_of_the_arithmetic(
+    data: DataModule,
+) -> None:
     given = built("flatten")
     found = pruned(given, data, ratio=0.5, scope="layer")
     assert found.facts["channels"] == "features.0.0 4/8, features.1.0 8/16, head.0 8/16, head.3 4/8"
     side = ((32 - 2) // 2 - 2) // 2  # 3x3 without padding, then pooled, twice
-    layers = [(30 * 30, 3 * 9, 4), (13 * 13, 4 * 9, 8), (1, 8 * side * side, 8), (1, 8, 4), (1, 4, 7)]
-    assert count_parameters(given.net) == sum((inputs + 1) * outputs for _, inputs, outputs in layers)
+    layers = [
+        (30 * 30, 3 * 9, 4),
+        (13 * 13, 4 * 9, 8),
+        (1, 8 * side * side, 8),
+        (1, 8, 4),
+        (1, 4, 7),
+    ]
+    assert count_parameters(given.net) == sum(
+        (inputs + 1) * outputs for _, inputs, outputs in layers
+    )
     assert count_flops(given.net, SIZE).total == sum(math.prod(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "taylor"])
-def test_filters_that_do_nothing_go_first_and_nothing_changes(importance: str, data: DataModule) -> None:
+def test_filters_that_do_nothing_go_first_and_nothing_changes(
+    importance: str, data: DataModule
+) -> None:
     given = built("flatten")
     generator = torch.Generator().manual_seed(2)
-    layers = [layer for layer in given.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)][:-1]
+    layers = [layer for layer in given.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)][
+        :-1
+    ]
     for layer in layers:
         dead = torch.randperm(len(layer.weight), generator=generator)[: len(layer.weight) // 2]
         with torch.no_grad():
@@ -151,10 +175,14 @@ def test_factors_of_batch_normalisation_say_what_goes(data: DataModule) -> None:
 
 
 @pytest.mark.parametrize(("scope", "share"), [("global", 0.3), ("global", 0.6), ("layer", 0.6)])
-def test_multiply_adds_are_brought_down_to_the_share(scope: str, share: float, data: DataModule) -> None:
+def test_multiply_adds_are_brought_down_to_the_share(
+    scope: str, share: float, data: DataModule
+) -> None:
     net = CustomCNN(SIZE, 7, width=16, depth=2, dense=32)
     found = pruned(classifier(net), data, flops_share=share, scope=scope)
-    a_channel_of_each_layer = 1 - (15 / 16) * (31 / 32)  # by which the second convolution, most of the work, shrinks
+    a_channel_of_each_layer = 1 - (15 / 16) * (
+        31 / 32
+    )  # by which the second convolution, most of the work, shrinks
     assert share - a_channel_of_each_layer < float(found.facts["flops_share"]) <= share
     assert found.facts["flops_share"] == count_flops(net, SIZE).total / (
         900 * 27 * 16 + 169 * 144 * 32 + 1152 * 32 + 224
@@ -169,7 +197,11 @@ def test_steps_end_where_one_does_and_each_is_fine_tuned(data: DataModule) -> No
 
     method = Prune(ratio=0.5, scope="layer", steps=3, epochs=2, lr=0.01)
     found = method.compress(built("flatten"), data, DESCRIPTION, tune, Path("unused"))
-    assert seen == [(13, 2, 0.01), (10, 2, 0.01), (8, 2, 0.01)]  # of 16: floor(5/6), floor(2/3), 1/2
+    assert seen == [
+        (13, 2, 0.01),
+        (10, 2, 0.01),
+        (8, 2, 0.01),
+    ]  # of 16: floor(5/6), floor(2/3), 1/2
     assert found.facts["channels"] == "features.0.0 4/8, features.1.0 8/16, head.0 8/16, head.3 4/8"
 
 
@@ -186,8 +218,11 @@ def test_chance_is_the_seeds(data: DataModule) -> None:
     assert not torch.allclose(left[0], left[2])
 
 
-def coupled(*scores: list[float], whole: int = 8, blocks: int = 1) -> list[Coupled]:
-    return [Coupled(str(number), torch.tensor(each), blocks, whole) for number, each in enumerate(scores)]
+def coupled(*scores: list[float], whole: int = 8, blocks: int = 1) -> list[ChannelGroup]:
+    return [
+        ChannelGroup(str(number), torch.tensor(each), blocks, whole)
+        for number, each in enumerate(scores)
+    ]
 
 
 LOW, HIGH = [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5], [2.0, 1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
@@ -204,22 +239,28 @@ LOW, HIGH = [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5], [2.0, 1.0, 3.0, 4.0, 5.0, 
     ],
 )
 def test_choice(scope: str, limit: float, round_to: int, expected: dict[str, list[int]]) -> None:
-    assert choose(coupled(LOW, HIGH), 0.25, Rules(scope, limit, round_to)) == expected  # type: ignore[arg-type]
+    assert choose(coupled(LOW, HIGH), 0.25, PruningRules(scope, limit, round_to)) == expected  # type: ignore[arg-type]
 
 
 def test_no_layer_loses_everything() -> None:
-    chosen = choose(coupled([0.0] * 8, HIGH), 0.5, Rules("global", 0.9, 1))
+    chosen = choose(coupled([0.0] * 8, HIGH), 0.5, PruningRules("global", 0.9, 1))
     assert len(chosen["0"]) == 7
     assert chosen["1"] == [1]  # of 16 half: 7 and the next
 
 
 def test_groups_of_a_convolution_lose_the_same_channel() -> None:
-    assert choose(coupled([3.0, 1.0, 2.0], whole=3, blocks=2), 0.6, Rules("layer", 0.9, 1)) == {"0": [1, 4]}  # two stay
+    assert choose(
+        coupled([3.0, 1.0, 2.0], whole=3, blocks=2), 0.6, PruningRules("layer", 0.9, 1)
+    ) == {"0": [1, 4]}  # two stay
 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
-    [({}, "ratio"), ({"ratio": 0.5, "flops_share": 0.5}, "ratio"), ({"ratio": 0.95}, "layer_limit")],
+    [
+        ({}, "ratio"),
+        ({"ratio": 0.5, "flops_share": 0.5}, "ratio"),
+        ({"ratio": 0.95}, "layer_limit"),
+    ],
 )
 def test_settings_that_cannot_be(settings: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
@@ -234,10 +275,26 @@ def test_settings_that_cannot_be(settings: dict[str, float], key: str) -> None:
             {"flops_share": 0.001},
             r"flops_share=0.001 cannot be reached with layer_limit=0.9 .*0 8",
         ),
-        (FAMILIES["flatten"], {"ratio": 0.5, "round_to": 16}, r"round_to=16 takes no channel .*features\.0\.0 8"),
-        (FAMILIES["flatten"], {"ratio": 0.5, "importance": "bn_scale"}, "it has no batch normalisation"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 7)), {"ratio": 0.5}, "no convolution or dense"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 7, SIZE), nn.Flatten()), {"ratio": 0.5}, "its output is no dense layer"),
+        (
+            FAMILIES["flatten"],
+            {"ratio": 0.5, "round_to": 16},
+            r"round_to=16 takes no channel .*features\.0\.0 8",
+        ),
+        (
+            FAMILIES["flatten"],
+            {"ratio": 0.5, "importance": "bn_scale"},
+            "it has no batch normalisation",
+        ),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 7)),
+            {"ratio": 0.5},
+            "no convolution or dense",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 7, SIZE), nn.Flatten()),
+            {"ratio": 0.5},
+            "its output is no dense layer",
+        ),
         (
             lambda: Backbone("test_vit", 160, 7, "random"),
             {"ratio": 0.5},

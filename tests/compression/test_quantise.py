@@ -14,32 +14,39 @@ from around import CLASSES
 from onnx import TensorProto
 from torch import nn
 
-from src.checkpoint import load_weights, save_weights
-from src.classifier import Classifier
-from src.compression import calibration, onnx_quantise
-from src.compression.draft import draft
-from src.compression.half import Bfloat16, cast
-from src.compression.litert_quantise import LitertInt8
-from src.compression.onnx_quantise import OnnxDynamicInt8, OnnxFloat16, OnnxFloat32, OnnxStaticInt8
-from src.compression.pt2e import ExecutorchInt8, Graph, _converted
-from src.compression.record import Compressed
-from src.config import check
+from src.core.config import check
+from src.core.errors import ConfigError, UserError
+from src.core.files import atomic_file
 from src.data.module import DataModule
 from src.data.synthetic import Synthetic
-from src.deployment.camera import CameraNet
+from src.deployment.compression import base
+from src.deployment.compression import onnx as onnx_quantise
+from src.deployment.compression.base import Bfloat16, CompressedModel
+from src.deployment.compression.executorch import ExecutorchInt8, Graph, _converted
+from src.deployment.compression.litert import LitertInt8
+from src.deployment.compression.onnx import (
+    OnnxDynamicInt8,
+    OnnxFloat16,
+    OnnxFloat32,
+    OnnxStaticInt8,
+)
 from src.deployment.description import Description
-from src.deployment.executorch import ExecutorchRuntime
-from src.deployment.litert import LitertRuntime
-from src.deployment.onnx import OnnxRuntime
-from src.deployment.runtime import in_batches
-from src.errors import ConfigError, UserError
+from src.deployment.runtimes.base import in_batches
+from src.deployment.runtimes.eager import CameraNet
+from src.deployment.runtimes.executorch import ExecutorchRuntime
+from src.deployment.runtimes.litert import LitertRuntime
+from src.deployment.runtimes.onnx import OnnxRuntime
 from src.models.custom import CustomCNN
-from src.radiomics.svm import RadiomicsSVM
+from src.models.precision import cast
+from src.models.svm import RadiomicsSVM
+from src.training.checkpoint import load_weights, save_weights
+from src.training.classifier import Classifier
 
 SIZE = 16
 DESCRIPTION = Description("run", "net", CLASSES, SIZE, "squash", "synthetic", "grouped", "none")
-# Each rounding to 8 bits moves a value by at most 1/510 of its range; a few layers on, logits of a range of about 10
-# move by a tenth, and a probability by at most a quarter of that (softmax's steepest slope). On average it is far less.
+# Each rounding to 8 bits moves a value by at most 1/510 of its range; a few layers on, logits of a
+# range of about 10 move by a tenth, and a probability by at most a quarter of that (softmax's
+# steepest slope). On average it is far less.
 NEAR = 0.025
 Probabilities = npt.NDArray[np.float32]
 
@@ -86,7 +93,9 @@ def wanted(pictures: npt.NDArray[np.uint8]) -> Probabilities:
 
 
 @pytest.fixture(scope="module")
-def made(data: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compressed]:
+def made(
+    data: DataModule, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], CompressedModel]:
     methods = {
         "float32": OnnxFloat32(),
         "static": OnnxStaticInt8(images=32),
@@ -98,58 +107,82 @@ def made(data: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Callable
     OnnxFloat32().compress(confident(), data, DESCRIPTION, no_tuning, exported.parent)
 
     @functools.cache
-    def make(name: str) -> Compressed:
+    def make(name: str) -> CompressedModel:
         folder = tmp_path_factory.mktemp(name)
-        with pytest.MonkeyPatch.context() as patch:  # the export, which takes longest, is the same for all
-            patch.setattr(onnx_quantise.deployed, "write", lambda camera, about, path: shutil.copy(exported, path))
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # the export, which takes longest, is the same for all
+            patch.setattr(
+                onnx_quantise.deployed,
+                "write",
+                lambda camera, about, path: shutil.copy(exported, path),
+            )
             return methods[name].compress(confident(), data, DESCRIPTION, no_tuning, folder)
 
     return make
 
 
-def size(found: Compressed) -> int:
+def size(found: CompressedModel) -> int:
     assert found.file is not None
     return found.file.stat().st_size
 
 
 @pytest.mark.parametrize("name", ["static", "dynamic", "float16"])
 def test_onnx_files_answer_nearly_as_before_say_what_they_are_and_are_smaller(
-    name: str, made: Callable[[str], Compressed], pictures: npt.NDArray[np.uint8], wanted: Probabilities
+    name: str,
+    made: Callable[[str], CompressedModel],
+    pictures: npt.NDArray[np.uint8],
+    wanted: Probabilities,
 ) -> None:
     found = made(name)
     assert found.file is not None
     runtime = OnnxRuntime(found.file)
     difference = np.abs(in_batches(runtime, pictures) - wanted).mean()
     assert 0 < difference < NEAR
-    assert runtime.description.precision == found.precision == ("float16" if name == "float16" else "int8")
+    assert (
+        runtime.description.precision
+        == found.precision
+        == ("float16" if name == "float16" else "int8")
+    )
     assert runtime.description.classes == CLASSES
     assert [each.name for each in found.file.parent.iterdir()] == ["model.onnx"]
     # 25,000 weights of four bytes: the rest of the file, some 10 kB, does not shrink
     assert size(found) < (0.65 if name == "float16" else 0.45) * size(made("float32"))
 
 
-def initializers(found: Compressed) -> dict[str, onnx.TensorProto]:
+def initializers(found: CompressedModel) -> dict[str, onnx.TensorProto]:
     return {each.name: each for each in onnx.load(found.file).graph.initializer}
 
 
 def test_static_weights_are_int8_with_a_scale_a_channel_and_both_ends_stay_float(
-    made: Callable[[str], Compressed],
+    made: Callable[[str], CompressedModel],
 ) -> None:
     tensors = initializers(made("static"))
     shapes = {
-        tuple(each.dims) for each in tensors.values() if each.data_type == TensorProto.INT8 and len(each.dims) > 1
+        tuple(each.dims)
+        for each in tensors.values()
+        if each.data_type == TensorProto.INT8 and len(each.dims) > 1
     }
-    assert shapes == {(64, 392), (8, 64)}  # 8 maps of 7 x 7 pixels; not the convolution, not the 7 logits
-    scales = {tuple(each.dims) for name, each in tensors.items() if name.endswith("_scale") and each.dims}
+    assert shapes == {
+        (64, 392),
+        (8, 64),
+    }  # 8 maps of 7 x 7 pixels; not the convolution, not the 7 logits
+    scales = {
+        tuple(each.dims) for name, each in tensors.items() if name.endswith("_scale") and each.dims
+    }
     assert {(64,), (8,)} <= scales
     facts = made("static").facts
     assert facts["layers"] == 2
     weights = {"conv": 8 * 3 * 9, "dense": 64 * 392, "second": 8 * 64, "logits": 7 * 8}
-    assert facts["share_of_weights"] == pytest.approx((weights["dense"] + weights["second"]) / sum(weights.values()))
+    assert facts["share_of_weights"] == pytest.approx(
+        (weights["dense"] + weights["second"]) / sum(weights.values())
+    )
     assert facts["calibration_images"] == 32
 
 
-def test_dynamic_leaves_convolutions_alone_unless_told(made: Callable[[str], Compressed]) -> None:
+def test_dynamic_leaves_convolutions_alone_unless_told(
+    made: Callable[[str], CompressedModel],
+) -> None:
     kinds = {tuple(each.dims): each.data_type for each in initializers(made("dynamic")).values()}
     assert kinds[8, 3, 3, 3] == TensorProto.FLOAT
     assert made("dynamic").facts["layers"] == 3
@@ -157,7 +190,7 @@ def test_dynamic_leaves_convolutions_alone_unless_told(made: Callable[[str], Com
 
 
 def test_dynamic_answers_do_not_depend_on_their_neighbours(
-    made: Callable[[str], Compressed], pictures: npt.NDArray[np.uint8]
+    made: Callable[[str], CompressedModel], pictures: npt.NDArray[np.uint8]
 ) -> None:
     runtime = OnnxRuntime(made("dynamic").file)
     assert runtime.batch == 1
@@ -167,9 +200,13 @@ def test_dynamic_answers_do_not_depend_on_their_neighbours(
     assert OnnxRuntime(made("static").file).batch is None
 
 
-def test_a_net_with_nothing_left_between_its_ends_is_refused(data: DataModule, tmp_path: Path) -> None:
+def test_a_net_with_nothing_left_between_its_ends_is_refused(
+    data: DataModule, tmp_path: Path
+) -> None:
     whole = OnnxStaticInt8(images=8, float_first=2, float_last=2)
-    with pytest.raises(ConfigError, match=r"float_first: of 4 layers, 2 \+ 2 in float32 leave none"):
+    with pytest.raises(
+        ConfigError, match=r"float_first: of 4 layers, 2 \+ 2 in float32 leave none"
+    ):
         whole.compress(confident(), data, DESCRIPTION, no_tuning, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +219,7 @@ def test_a_model_without_layers_is_refused_by_all(data: DataModule, tmp_path: Pa
 
 
 def test_calibration_takes_training_images_of_each_class_its_share(data: DataModule) -> None:
-    taken = calibration.pictures(data, 40, seed=1)
+    taken = base.pictures(data, 40, seed=1)
     rows = {data.cache.images[row].tobytes(): row for row in range(len(data.labels))}
     chosen = [rows[each.tobytes()] for each in taken]
     assert len(set(chosen)) == 40
@@ -191,16 +228,20 @@ def test_calibration_takes_training_images_of_each_class_its_share(data: DataMod
     share = 40 * np.array(data.class_counts) / sum(data.class_counts)
     assert (np.abs(counts - share) < 1).all() or (counts[share < 1] == 1).all()
     assert (counts >= 1).all()
-    assert (taken == calibration.pictures(data, 40, seed=1)).all()
-    assert (taken != calibration.pictures(data, 40, seed=2)).any()
+    assert (taken == base.pictures(data, 40, seed=1)).all()
+    assert (taken != base.pictures(data, 40, seed=2)).any()
 
 
 def test_strata_are_rounded_by_largest_remainders() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    chosen = calibration.stratified(labels, 9, np.random.default_rng(0))
+    chosen = base.stratified(labels, 9, np.random.default_rng(0))
     assert np.bincount(labels[chosen]).tolist() == [5, 3, 1]  # shares of 5.4, 2.7 and 0.9
-    assert len(calibration.stratified(labels, 500, np.random.default_rng(0))) == 100
-    assert np.bincount(labels[calibration.stratified(labels, 1, np.random.default_rng(0))]).tolist() == [1, 1, 1]
+    assert len(base.stratified(labels, 500, np.random.default_rng(0))) == 100
+    assert np.bincount(labels[base.stratified(labels, 1, np.random.default_rng(0))]).tolist() == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_bfloat16_survives_its_checkpoint(
@@ -237,7 +278,9 @@ class Awkward(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         found = nn.functional.relu6(self.norm(self.one(images)) * 4)
-        found = nn.functional.relu(nn.functional.max_pool2d(self.two(nn.functional.pad(found, (0, 1, 0, 1))), 2))
+        found = nn.functional.relu(
+            nn.functional.max_pool2d(self.two(nn.functional.pad(found, (0, 1, 0, 1))), 2)
+        )
         found = self.drop(found.flatten(1))
         logits: torch.Tensor = self.out(found)
         return 2 * logits
@@ -265,12 +308,18 @@ def test_executorch_computes_what_the_tuned_net_says(
         classifier(images).square().mean().backward()
         gradients = [each.grad for each in graph.parameters() if each.dim() > 1]
         assert [each is not None and bool(each.abs().sum() > 0) for each in gradients] == [True] * 3
-        assert [node.args[1:] for node in graph.graph.graph.nodes if "dropout" in str(node.target)] == [(0.1, True)]
+        assert [
+            node.args[1:] for node in graph.graph.graph.nodes if "dropout" in str(node.target)
+        ] == [(0.1, True)]
         seen = {name: each.clone() for name, each in graph.named_buffers()}
         classifier.eval()
         with torch.no_grad():
             assert torch.equal(classifier(images * 0), classifier(images * 0))  # no dropout
-        assert all(torch.equal(each, seen[name]) for name, each in graph.named_buffers() if "enabled" not in name)
+        assert all(
+            torch.equal(each, seen[name])
+            for name, each in graph.named_buffers()
+            if "enabled" not in name
+        )
 
     found = ExecutorchInt8(epochs=3, lr=0.01, images=32, float_last=0).compress(
         given, data, DESCRIPTION, tune, tmp_path
@@ -291,7 +340,7 @@ def test_xnnpack_weights_are_int8_with_a_scale_a_channel(
     data: DataModule, pictures: npt.NDArray[np.uint8], wanted: Probabilities
 ) -> None:
     classifier = confident()
-    seen = calibration.pictures(data, 32, 0)
+    seen = base.pictures(data, 32, 0)
     prepared = ExecutorchInt8(method="minmax")._prepared(classifier, seen)
     state = copy.deepcopy(prepared.state_dict())
     prepared.load_state_dict(state)  # as the chosen epoch's checkpoint is
@@ -321,7 +370,9 @@ def test_litert_takes_uint8_gives_float_and_holds_int8(
     assert np.abs(answers - wanted).mean() < NEAR
     assert runtime.description.precision == "int8"
     details = {
-        tuple(each["shape"]): each for each in runtime._interpreter.get_tensor_details() if each["shape"].size > 1
+        tuple(each["shape"]): each
+        for each in runtime._interpreter.get_tensor_details()
+        if each["shape"].size > 1
     }
     assert details[64, 392]["dtype"] == np.int8
     assert len(details[64, 392]["quantization_parameters"]["scales"]) == 64
@@ -330,11 +381,13 @@ def test_litert_takes_uint8_gives_float_and_holds_int8(
 
 def test_a_draft_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with draft(tmp_path / "model.onnx") as path:
+        with atomic_file(tmp_path / "model.onnx") as path:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match="model.onnx: the model cannot be written there .*No space left"):
+    with pytest.raises(
+        UserError, match="model.onnx: the model cannot be written there .*No space left"
+    ):
         fail()
     assert list(tmp_path.iterdir()) == []
 

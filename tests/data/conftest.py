@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from src.data.folder import Folder
+from src.data.folder import ClassFolders
 from src.data.ham10000 import CLASSES as HAM_CLASSES
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import CLASSES as ISIC_CLASSES
@@ -25,7 +25,7 @@ from src.data.isic2019 import ISIC2019
 from src.data.medmnist import MedMNIST
 from src.data.siim2020 import SIIM2020
 from src.data.source import Source
-from src.data.table import Table
+from src.data.table import CsvTable
 
 GROUPS = 6  # of two images each, per class
 
@@ -95,14 +95,14 @@ def write_table(root: Path) -> Source:
         write_picture(root / "pictures" / f"{image}.png", number)
     table = pd.DataFrame({"path": "pictures/" + rows["image"] + ".png", "label": rows["name"], "lesion": rows["group"]})
     table.to_csv(root / "images.csv", index=False)
-    return Table("images.csv", root, group_column="lesion")
+    return CsvTable("images.csv", root, group_column="lesion")
 
 
 def write_folder(root: Path) -> Source:
     rows = listed(("benign", "malignant"))
     for number, (image, name) in enumerate(zip(rows["image"], rows["name"], strict=True)):
         write_picture(root / name / f"{image}.JPG", number)
-    return Folder(root)
+    return ClassFolders(root)
 
 
 LAYOUTS: dict[str, Callable[[Path], Source]] = {
@@ -130,7 +130,8 @@ class Owner:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.cut: list[int] = []  # close the connection after so many bytes of a file, once an entry
+        # close the connection after so many bytes of a file, once an entry
+        self.cut: list[int] = []
         self.requests: list[tuple[str, str | None]] = []  # path, range
         self.records: list[dict[str, Any]] = []  # of the archive's images
         owner = self

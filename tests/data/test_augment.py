@@ -5,8 +5,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.data.augment import Augment, RandomTranspose
-from src.errors import ConfigError
+from src.data.augment import Augment
+from src.data.augment import RandomTranspose
+from src.core.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "augment"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -91,7 +92,8 @@ def test_transpose_with_certainty_and_never():
 
 def test_mamun_rotates_about_the_middle():
     y, x = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
-    rings = (0.5 + 0.5 * torch.cos(4 * torch.hypot(x, y))).expand(8, 3, -1, -1)  # the same at every angle
+    # the same at every angle
+    rings = (0.5 + 0.5 * torch.cos(4 * torch.hypot(x, y))).expand(8, 3, -1, -1)
     augmented = build("mamun2025")(rings)
     inner = torch.hypot(x, y) < 0.95
     assert (augmented - rings)[:, :, inner].abs().max() < 0.02

@@ -13,19 +13,22 @@ import pytest
 from conftest import write_picture
 
 from src.data import cache
-from src.data.geometry import square
+from src.data.cache import square
 from src.data.ham10000 import HAM10000
-from src.data.source import Manifest, Source
-from src.errors import DataError, UserError
+from src.data.source import Manifest
+from src.data.source import Source
+from src.core.errors import DataError
+from src.core.errors import UserError
 
-# A builder in a process of its own: each decoded picture leaves a mark in a file, and takes a while.
+# A builder in a process of its own: each decoded picture leaves a mark in a file, and takes a
+# while.
 BUILDER = """
 import hashlib, sys, time
 from pathlib import Path
 import src
 from src.data import cache
 from src.data.folder import Folder
-from src.errors import UserError
+from src.core.errors import UserError
 
 root, folder, marks, pause = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
 if len(sys.argv) > 5:

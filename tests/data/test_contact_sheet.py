@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from src.data.contact_sheet import CELL, draw
+from src.training.figures import CELL
+from src.training.figures import draw
 
 
 def plain(colour, n=3, size=64):

@@ -9,9 +9,11 @@ import pytest
 from conftest import write_picture
 from PIL import Image, ImageFile
 
-from src.data.decoding import decode, write_squares
-from src.data.geometry import square
-from src.data.source import Manifest, Source
+from src.data.cache import decode
+from src.data.cache import write_squares
+from src.data.cache import square
+from src.data.source import Manifest
+from src.data.source import Source
 
 
 class Files(Source):

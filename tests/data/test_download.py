@@ -2,8 +2,9 @@ import os
 
 import pytest
 
-from src.data.download import download
-from src.errors import DataError, DependencyError
+from src.data.fetch import download
+from src.core.errors import DataError
+from src.core.errors import DependencyError
 
 BODY = os.urandom(1_000_000)
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from src.data import fetch
-from src.data.isic_archive import COLLECTIONS
-from src.errors import ConfigError, DataError
+from src.data.fetch import COLLECTIONS
+from src.core.errors import ConfigError
+from src.core.errors import DataError
 
 medmnist = pytest.importorskip("medmnist", reason="no medmnist: the extra `fetch` is not installed")
 pytest.importorskip("isic_cli", reason="no isic-cli: the extra `fetch` is not installed")

@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from src.data.folder import Folder
-from src.errors import DataError
+from src.data.folder import ClassFolders
+from src.core.errors import DataError
 
 
 def test_folders_are_classes(layout):
@@ -21,7 +21,7 @@ def test_folders_are_classes(layout):
 
 def test_the_wanted_class_is_label_one(layout):
     _, root = layout("folder")
-    manifest = Folder(root, positive="benign").manifest()
+    manifest = ClassFolders(root, positive="benign").manifest()
     assert manifest.classes == ("malignant", "benign")
     assert manifest.frame["label"].tolist() == [1] * 12 + [0] * 12
 

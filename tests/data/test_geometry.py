@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from src.data.geometry import PAD_COLOUR, square
+from src.data.cache import PAD_COLOUR
+from src.data.cache import square
 
 
 def noise(width: int, height: int) -> np.ndarray:

@@ -4,8 +4,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from src.data.ham10000 import CLASSES, HAM10000
-from src.errors import DataError
+from src.data.ham10000 import CLASSES
+from src.data.ham10000 import HAM10000
+from src.core.errors import DataError
 
 
 def test_classes_groups_and_metadata(layout):

@@ -6,7 +6,7 @@ from conftest import listed, write_picture  # of tests/data
 
 from src.data.ham10000 import CLASSES
 from src.data.isic2018 import ISIC2018
-from src.errors import DataError
+from src.core.errors import DataError
 
 TRUTH = "ISIC2018_Task3_Test_GroundTruth.csv"
 ORDER = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # of the official file

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from src.data.isic2019 import ISIC2019
-from src.errors import DataError
+from src.core.errors import DataError
 
 TRUTH = "ISIC_2019_Training_GroundTruth.csv"
 METADATA = "ISIC_2019_Training_Metadata.csv"

@@ -8,9 +8,14 @@ import pytest
 
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
-from src.data.isic_archive import COLLECTIONS, HAM10000_DX, Collection, fill, ham10000_table
+from src.data.fetch import COLLECTIONS
+from src.data.fetch import HAM10000_DX
+from src.data.fetch import ArchiveCollection
+from src.data.fetch import fill
+from src.data.fetch import ham10000_table
 from src.data.siim2020 import SIIM2020
-from src.errors import DataError, DependencyError
+from src.core.errors import DataError
+from src.core.errors import DependencyError
 
 pytest.importorskip("isic_cli", reason="no isic-cli: the extra `fetch` is not installed")
 
@@ -27,7 +32,7 @@ DIAGNOSES = {
 }
 
 
-def resized(name: str, size: int) -> Collection:
+def resized(name: str, size: int) -> ArchiveCollection:
     return dataclasses.replace(COLLECTIONS[name], size=size)
 
 
@@ -37,7 +42,8 @@ def ham(owner):
     bodies = []
     for number, (_, diagnosis) in DIAGNOSES.items():
         bodies.append(owner.add_image(number, **diagnosis, lesion_id=f"IL_{number // 1000}", age_approx=45))
-    owner.add_image(34500, diagnosis_3="Nevus", lesion_id="IL_34")  # of the test set of 2018: not in HAM10000
+    # of the test set of 2018: not in HAM10000
+    owner.add_image(34500, diagnosis_3="Nevus", lesion_id="IL_34")
     return resized("ham10000", len(bodies)), bodies
 
 

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from src.data import leakage, splits
+from src.data import splits as leakage
+from src.data import splits
 from src.data.ham10000 import HAM10000
-from src.data.leakage import UNUSED
-from src.errors import ConfigError, DataError
+from src.data.splits import UNUSED
+from src.core.errors import ConfigError
+from src.core.errors import DataError
 
 FRACTIONS = (0.6, 0.2, 0.2)
 CLASSES = tuple("abcd")

@@ -6,15 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.data.folder import Folder
+from src.data.folder import ClassFolders
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
-from src.data.listing import class_order, encode, image_names, image_paths, read_csv
+from src.data.source import class_order
+from src.data.source import encode
+from src.data.source import image_names
+from src.data.source import image_paths
+from src.data.source import read_csv
 from src.data.medmnist import MedMNIST
 from src.data.siim2020 import SIIM2020
 from src.data.source import SPLITS
-from src.data.table import Table
-from src.errors import ConfigError, DataError
+from src.data.table import CsvTable
+from src.core.errors import ConfigError
+from src.core.errors import DataError
 
 NAMES = ["ham10000", "isic2019", "siim2020", "medmnist", "table", "folder"]
 FACTORIES = {
@@ -22,8 +27,8 @@ FACTORIES = {
     "isic2019": ISIC2019,
     "siim2020": SIIM2020,
     "medmnist": MedMNIST,
-    "table": lambda root, **more: Table("images.csv", root, group_column="lesion", **more),
-    "folder": Folder,
+    "table": lambda root, **more: CsvTable("images.csv", root, group_column="lesion", **more),
+    "folder": ClassFolders,
 }
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from src.data import cache
 from src.data.medmnist import MedMNIST
-from src.errors import DataError
+from src.core.errors import DataError
 
 
 def arrays_of(path):

@@ -7,9 +7,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from src.data.module import BatchLoader, DataModule, EpochOrder
-from src.data.source import Manifest, Source
-from src.errors import ConfigError
+from src.data.module import BatchLoader
+from src.data.module import DataModule
+from src.data.module import EpochOrder
+from src.data.source import Manifest
+from src.data.source import Source
+from src.core.errors import ConfigError
 
 
 class Squares(Source):
@@ -91,7 +94,8 @@ def test_training_epochs_differ_and_repeat_with_the_seed(tmp_path: Path) -> None
 def test_oversampling_is_for_training_only(tmp_path: Path) -> None:
     data = module(tmp_path, oversample=0.5, batch_size=1)
     drawn = np.array(rows_of(data.loader("train", train=True)))
-    assert (np.sum(drawn < 60), np.sum(drawn >= 60)) == (36, 18)  # half of the majority: a third of the data
+    # half of the majority: a third of the data
+    assert (np.sum(drawn < 60), np.sum(drawn >= 60)) == (36, 18)
     assert len(rows_of(data.loader("val"))) == 16
     assert data.class_counts == [36, 12]
 

@@ -4,9 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.data.ham10000 import HAM10000
-from src.data.sampling import class_counts, epoch_indices, subset
+from src.data.sampling import class_counts
+from src.data.sampling import epoch_indices
+from src.data.source import subset
 from src.data.siim2020 import SIIM2020
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 
 labels_lists = st.lists(st.integers(0, 4), min_size=1, max_size=80)
 

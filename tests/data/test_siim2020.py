@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from src.data.siim2020 import SIIM2020
-from src.errors import DataError
+from src.core.errors import DataError
 
 
 def test_melanoma_is_looked_for(layout):

@@ -8,7 +8,8 @@ from src.data import splits
 from src.data.ham10000 import HAM10000
 from src.data.siim2020 import SIIM2020
 from src.data.source import SPLITS
-from src.errors import ConfigError, DataError
+from src.core.errors import ConfigError
+from src.core.errors import DataError
 
 FRACTIONS = (0.6, 0.2, 0.2)
 

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from src.data.synthetic import KINDS, Synthetic
+from src.data.synthetic import KINDS
+from src.data.synthetic import Synthetic
 
 HAM10000 = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 

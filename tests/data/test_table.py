@@ -1,8 +1,9 @@
 import pandas as pd
 import pytest
 
-from src.data.table import Table
-from src.errors import ConfigError, DataError
+from src.data.table import CsvTable
+from src.core.errors import ConfigError
+from src.core.errors import DataError
 
 
 def test_groups_and_classes(layout):
@@ -16,7 +17,7 @@ def test_groups_and_classes(layout):
 
 def test_without_group_column_every_image_is_a_group(layout):
     _, root = layout("table")
-    manifest = Table("images.csv", root).manifest()
+    manifest = CsvTable("images.csv", root).manifest()
     assert manifest.grouped_by == "image"
     assert manifest.frame["group"].is_unique
     assert "lesion" in manifest.frame
@@ -28,7 +29,7 @@ def test_column_names_are_free_and_others_are_kept(layout, tmp_path):
     table["split"] = ["train", "val", "test"] * 12
     table["label"] = "something else"
     table.to_csv(tmp_path / "elsewhere.csv", index=False)
-    source = Table(
+    source = CsvTable(
         tmp_path / "elsewhere.csv",
         root,
         path_column="file",
@@ -45,7 +46,7 @@ def test_column_names_are_free_and_others_are_kept(layout, tmp_path):
 
 def test_one_column_may_serve_twice(layout):
     _, root = layout("table")
-    frame = Table("images.csv", root, group_column="path").manifest().frame
+    frame = CsvTable("images.csv", root, group_column="path").manifest().frame
     assert frame["group"].tolist() == frame["image_id"].tolist()
 
 
@@ -54,7 +55,7 @@ def test_paths_may_be_absolute(layout):
     table = pd.read_csv(root / "images.csv")
     table["path"] = f"{root}/" + table["path"]
     table.to_csv(root / "images.csv", index=False)
-    frame = Table("images.csv", root).manifest().frame
+    frame = CsvTable("images.csv", root).manifest().frame
     assert frame["path"].tolist() == table["path"].tolist()
 
 
@@ -65,19 +66,19 @@ def test_unknown_split_is_named(layout):
     table.loc[1, "fold"] = "dev"
     table.to_csv(root / "images.csv", index=False)
     with pytest.raises(DataError, match=r"images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;"):
-        Table("images.csv", root, split_column="fold").manifest()
+        CsvTable("images.csv", root, split_column="fold").manifest()
 
 
 def test_given_classes_set_the_order_and_refuse_others(layout):
     _, root = layout("table")
-    assert Table("images.csv", root, classes=["other", "nevus", "melanoma"]).manifest().frame["label"][0] == 2
+    assert CsvTable("images.csv", root, classes=["other", "nevus", "melanoma"]).manifest().frame["label"][0] == 2
     with pytest.raises(DataError, match="unknown label 'other' of image"):
-        Table("images.csv", root, classes=["melanoma", "nevus"]).manifest()
+        CsvTable("images.csv", root, classes=["melanoma", "nevus"]).manifest()
     with pytest.raises(DataError, match="no image of class wart"):
-        Table("images.csv", root, classes=["melanoma", "nevus", "other", "wart"]).manifest()
+        CsvTable("images.csv", root, classes=["melanoma", "nevus", "other", "wart"]).manifest()
 
 
 @pytest.mark.parametrize("classes", [["a"], ["a", "a"], []])
 def test_impossible_classes(tmp_path, classes):
     with pytest.raises(ConfigError, match="classes: must be two or more different names"):
-        Table("images.csv", tmp_path, classes=classes)
+        CsvTable("images.csv", tmp_path, classes=classes)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_store import Place, write_run
 
+from src.deployment import trained
 from src.tracking.store import Store
-from src.trained import load
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store = Store(folder=folder / "mlruns")
         run_id = write_run(store, folder, seed=0)
-        file = load.write(store, load.single(store, run_id), "onnx", folder / "made")
+        file = trained.write(store, trained.single(store, run_id), "onnx", folder / "made")
         yield Place(folder, store, run_id, file)
     torch.set_num_threads(threads)
 

@@ -2,11 +2,20 @@ import json
 
 import pytest
 
+from src.core.errors import UserError
 from src.deployment.description import RESEARCH, Decision, Description
-from src.errors import UserError
 
 WHOLE = Description(
-    "3f2a", "custom", ("nv", "mel"), 64, "pad", "ham10000", "grouped", "free", "int8", Decision("mel", 0.25, "s", 1.5)
+    "3f2a",
+    "custom",
+    ("nv", "mel"),
+    64,
+    "pad",
+    "ham10000",
+    "grouped",
+    "free",
+    "int8",
+    Decision("mel", 0.25, "s", 1.5),
 )
 
 
@@ -17,7 +26,12 @@ def test_it_survives_its_file() -> None:
 def test_other_programs_can_read_it() -> None:
     said = json.loads(WHOLE.to_json())
     assert said["classes"] == ["nv", "mel"]
-    assert said["decision"] == {"positive": "mel", "threshold": 0.25, "aim": "s", "temperature": 1.5}
+    assert said["decision"] == {
+        "positive": "mel",
+        "threshold": 0.25,
+        "aim": "s",
+        "temperature": 1.5,
+    }
     assert said["notice"] == RESEARCH
 
 
@@ -42,7 +56,10 @@ def test_what_is_none_is_refused(content: str) -> None:
         ("version", 2),
         ("surprise", 1),
         ("decision", {"positive": "mel", "threshold": 1.5, "aim": "s", "temperature": None}),
-        ("decision", {"positive": "mel", "threshold": float("nan"), "aim": "s", "temperature": None}),
+        (
+            "decision",
+            {"positive": "mel", "threshold": float("nan"), "aim": "s", "temperature": None},
+        ),
         ("decision", {"positive": "mel", "threshold": 0.5, "aim": "s", "temperature": 0.0}),
         ("decision", {"positive": "bcc", "threshold": 0.5, "aim": "s", "temperature": 1.0}),
     ],

@@ -10,9 +10,9 @@ import pytest
 from small_store import Place
 
 from src import export
-from src.deployment.camera import CameraNet
 from src.deployment.description import Description
-from src.deployment.files import FORMATS, open_file
+from src.deployment.runtimes.eager import CameraNet
+from src.deployment.runtimes.files import FORMATS, open_file
 from src.tracking import read
 
 Command = Callable[..., tuple[int, str]]
@@ -20,7 +20,10 @@ Command = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def exported(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_entry: Callable[..., tuple[int, str]]
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_entry: Callable[..., tuple[int, str]],
 ) -> Command:
     """`python -m src.export` in an empty folder; ONNX's slow exporter gives the file that it gave before."""
 
@@ -29,17 +32,26 @@ def exported(
 
     monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], write=again))
     monkeypatch.chdir(tmp_path)
-    common = [f"tracking.uri=sqlite:///{place.folder / 'mlruns' / 'mlflow.db'}", f"cache_dir={place.folder / 'cache'}"]
-    return lambda *arguments: run_entry(export.main, *common, f"hydra.run.dir={tmp_path / 'log'}", *arguments)
+    common = [
+        f"tracking.uri=sqlite:///{place.folder / 'mlruns' / 'mlflow.db'}",
+        f"cache_dir={place.folder / 'cache'}",
+    ]
+    return lambda *arguments: run_entry(
+        export.main, *common, f"hydra.run.dir={tmp_path / 'log'}", *arguments
+    )
 
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("model*"))
 
 
-def test_a_file_is_written_checked_and_recorded(exported: Command, place: Place, tmp_path: Path) -> None:
+def test_a_file_is_written_checked_and_recorded(
+    exported: Command, place: Place, tmp_path: Path
+) -> None:
     (tmp_path / "exports" / f"custom_{place.run_id[:8]}").mkdir(parents=True)
-    (other := tmp_path / "exports" / f"custom_{place.run_id[:8]}" / "model.pte").write_text("of another day")
+    (other := tmp_path / "exports" / f"custom_{place.run_id[:8]}" / "model.pte").write_text(
+        "of another day"
+    )
     status, said = exported(f"run={place.run_id[:12]}")
     assert status == 0, said
     path = other.with_name("model.onnx")
@@ -53,7 +65,10 @@ def test_a_file_is_written_checked_and_recorded(exported: Command, place: Place,
     assert metrics["export/onnx/agreement"] == 1
     assert metrics["export/onnx/size_mb"] == path.stat().st_size / 1e6
     assert metrics["export/onnx/images"] > 10
-    assert read.artifact(place.store, place.run_id, "export/onnx/model.onnx").read_bytes() == path.read_bytes()
+    assert (
+        read.artifact(place.store, place.run_id, "export/onnx/model.onnx").read_bytes()
+        == path.read_bytes()
+    )
     assert place.store.client.get_run(place.run_id).info.status == "FINISHED"
 
 
@@ -79,7 +94,10 @@ def test_a_full_disk_is_told_in_one_line(
     monkeypatch.setattr(Path, "write_bytes", full)
     status, said = exported(f"run={place.run_id}", "publish=false")
     assert status == 2
-    assert "error: folder=exports: the export cannot be written there ([Errno 28] No space left on device)" in said
+    assert (
+        "error: folder=exports: the export cannot be written there ([Errno 28] No space left on device)"
+        in said
+    )
     assert not files(tmp_path)
 
 
@@ -88,11 +106,16 @@ def test_a_compressed_run_is_copied_in_its_own_format(
 ) -> None:
     status, said = exported(f"run={compressed}", "format=[onnx,litert]")
     assert (status, files(tmp_path)) == (2, [])
-    assert f"error: format: run {compressed} was compressed into a .onnx file; take format=onnx" in said
+    assert (
+        f"error: format: run {compressed} was compressed into a .onnx file; take format=onnx"
+        in said
+    )
     status, said = exported(f"run={compressed}", "format=onnx", "publish=false")
     assert status == 0, said
     assert "its recorded predictions" in said
-    assert (tmp_path / "exports" / f"custom_{compressed[:8]}" / "model.onnx").read_bytes() == place.onnx.read_bytes()
+    assert (
+        tmp_path / "exports" / f"custom_{compressed[:8]}" / "model.onnx"
+    ).read_bytes() == place.onnx.read_bytes()
 
 
 def test_a_missing_extra_ends_before_anything_is_computed(
@@ -101,7 +124,10 @@ def test_a_missing_extra_ends_before_anything_is_computed(
     monkeypatch.setitem(sys.modules, "litert_torch", None)
     status, said = exported(f"run={place.run_id}", "format=litert")
     assert (status, files(tmp_path)) == (2, [])
-    assert "error: litert_torch: not installed, and needed here; install it with: pip install -e '.[litert]'" in said
+    assert (
+        "error: litert_torch: not installed, and needed here; install it with: pip install -e '.[litert]'"
+        in said
+    )
 
 
 @pytest.mark.parametrize(

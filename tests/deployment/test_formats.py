@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from src.core.errors import UserError
 from src.data.synthetic import Synthetic
-from src.deployment import executorch
-from src.deployment.camera import CameraNet
 from src.deployment.description import Decision, Description
-from src.deployment.files import FORMATS, open_file
-from src.deployment.runtime import Pictures, in_batches
-from src.errors import UserError
+from src.deployment.runtimes import executorch
+from src.deployment.runtimes.base import ImageBatch, in_batches
+from src.deployment.runtimes.eager import CameraNet
+from src.deployment.runtimes.files import FORMATS, open_file
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
 
@@ -45,7 +45,9 @@ def backbone(name: str, blocks: int | None = None) -> Backbone:
 
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "custom, batch norm, one logit": lambda: CustomCNN(SIDE, 1, width=4, depth=2, padding=1, head="gap", norm="batch"),
+    "custom, batch norm, one logit": lambda: CustomCNN(
+        SIDE, 1, width=4, depth=2, padding=1, head="gap", norm="batch"
+    ),
     "resnet": lambda: backbone("test_resnet"),
     "efficientnet_lite0 and mobilenetv3_small, cut": lambda: Sum(
         backbone("tf_efficientnet_lite0", 2), backbone("mobilenetv3_small_100", 2)
@@ -54,7 +56,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def lively(net: nn.Module, pictures: Pictures) -> CameraNet:
+def lively(net: nn.Module, pictures: ImageBatch) -> CameraNet:
     """As if trained: no batch normalisation at its start, logits that tell images apart; channels last, as ours are."""
     torch.manual_seed(0)
     for module in net.modules():
@@ -80,16 +82,26 @@ def lively(net: nn.Module, pictures: Pictures) -> CameraNet:
 
 def describe(camera: CameraNet, classes: tuple[str, ...]) -> Description:
     decision = Decision(classes[1], 0.3, "sensitivity >= 0.8 on val", 1.5)
-    return Description("3f2a", "tiny", classes, SIDE, "squash", "ham10000", "grouped", "a licence", decision=decision)
+    return Description(
+        "3f2a",
+        "tiny",
+        classes,
+        SIDE,
+        "squash",
+        "ham10000",
+        "grouped",
+        "a licence",
+        decision=decision,
+    )
 
 
-def expected(camera: CameraNet, pictures: Pictures) -> np.ndarray:
+def expected(camera: CameraNet, pictures: ImageBatch) -> np.ndarray:
     with torch.inference_mode():
         return camera(torch.from_numpy(pictures)).numpy()
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pictures:
+def pictures() -> ImageBatch:
     """Real images where they are there, drawn ones otherwise."""
     files = sorted(SHARED.glob("*_part_1/*.jpg"))[:12]
     if files:
@@ -102,7 +114,7 @@ def pictures() -> Pictures:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_onnx_answers_as_pytorch(family: str, pictures: Pictures, tmp_path: Path) -> None:
+def test_onnx_answers_as_pytorch(family: str, pictures: ImageBatch, tmp_path: Path) -> None:
     camera = lively(FAMILIES[family](), pictures)
     description = describe(camera, TWO if "one logit" in family else SEVEN)
     FORMATS["onnx"].write(camera, description, tmp_path / "model.onnx")
@@ -119,11 +131,13 @@ def test_onnx_answers_as_pytorch(family: str, pictures: Pictures, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["executorch", "litert"])
 def test_a_mobile_format_answers_as_pytorch(
-    kind: str, pictures: Pictures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kind: str, pictures: ImageBatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     custom = CustomCNN(SIDE, 7, width=4, depth=1, dense=[8])
     other = backbone("tf_efficientnet_lite0", 2) if kind == "executorch" else backbone("vgg11")
-    camera = lively(Sum(custom, other), pictures)  # both formats could go wrong on its channels-last memory
+    camera = lively(
+        Sum(custom, other), pictures
+    )  # both formats could go wrong on its channels-last memory
     made, description = FORMATS[kind], describe(camera, SEVEN)
     path = tmp_path / f"model{made.suffix}"
     made.write(camera, description, path)
@@ -184,13 +198,24 @@ print(json.dumps({
 """
 
 
-def test_onnx_decides_alike_where_neither_torch_nor_this_project_is(pictures: Pictures, tmp_path: Path) -> None:
+def test_onnx_decides_alike_where_neither_torch_nor_this_project_is(
+    pictures: ImageBatch, tmp_path: Path
+) -> None:
     camera = lively(CustomCNN(SIDE, 7, width=4, depth=1, dense=[8]), pictures)
     FORMATS["onnx"].write(camera, describe(camera, SEVEN), tmp_path / "model.onnx")
     np.save(tmp_path / "pictures.npy", pictures)
     (empty := tmp_path / "empty").mkdir()
-    command = [sys.executable, "-I", "-c", DECIDES, str(tmp_path / "model.onnx"), str(tmp_path / "pictures.npy")]
-    done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=60, check=False)
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        DECIDES,
+        str(tmp_path / "model.onnx"),
+        str(tmp_path / "pictures.npy"),
+    ]
+    done = subprocess.run(
+        command, cwd=empty, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     said, wanted = json.loads(done.stdout), expected(camera, pictures)
     assert said["top"] == [SEVEN[label] for label in wanted.argmax(axis=1)]
@@ -216,7 +241,8 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "hidden"), [("onnx", "onnxscript"), ("executorch", "executorch"), ("litert", "litert_torch")]
+    ("kind", "hidden"),
+    [("onnx", "onnxscript"), ("executorch", "executorch"), ("litert", "litert_torch")],
 )
 def test_a_missing_extra_is_named_with_its_command(
     kind: str, hidden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,18 +5,17 @@ import pytest
 from omegaconf import OmegaConf
 from small_store import Place
 
-from src.deployment import licence
-from src.deployment.files import open_file
-from src.errors import UserError
-from src.tracking import history
+from src.core.errors import UserError
+from src.deployment import description, trained
+from src.deployment.runtimes.files import open_file
+from src.tracking import read
 from src.tracking.run import Run
-from src.trained import load
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 
 def test_eager_answers_what_was_recorded(place: Place) -> None:
-    runtime = load.open_run(place.store, place.run_id[:8])
+    runtime = trained.open_run(place.store, place.run_id[:8])
     assert (runtime.name, runtime.batch) == ("eager", None)
     assert runtime.description.classes == CLASSES
     assert runtime(np.zeros((3, 16, 16, 3), np.uint8)).shape == (3, 7)
@@ -25,20 +24,26 @@ def test_eager_answers_what_was_recorded(place: Place) -> None:
 def test_a_file_says_what_the_run_is(place: Place) -> None:
     said = open_file(place.onnx).description
     assert place.onnx.name == f"{place.run_id}.onnx"
-    assert (said.run_id, said.model, said.image_size, said.geometry) == (place.run_id, "custom", 16, "squash")
+    assert (said.run_id, said.model, said.image_size, said.geometry) == (
+        place.run_id,
+        "custom",
+        16,
+        "squash",
+    )
     assert (said.data, said.split, said.precision) == ("synthetic", "grouped", "float32")
     assert said.licence == "none applies: drawn pictures"
 
 
 def test_the_threshold_is_one_of_val(place: Place) -> None:
-    decision = load.describe(place.store, load.single(place.store, place.run_id)).decision
+    decision = trained.describe(place.store, trained.single(place.store, place.run_id)).decision
     assert decision is not None
-    val = history.predictions(place.store, place.run_id, "val")
+    val = read.predictions(place.store, place.run_id, "val")
     positive = val.loc[val["label"] == "mel", "p/mel"]
     caught = (positive >= decision.threshold).mean()
     assert decision.positive == "mel"
     assert caught >= 0.8
-    # the strictest one: above it fewer are caught; and no image of val stands so near that rounding moves it over
+    # the strictest one: above it fewer are caught; and no image of val stands so near that rounding
+    # moves it over
     assert (positive > decision.threshold + 1e-5).mean() < 0.8 + 1 / len(positive)
     assert (val["p/mel"] - decision.threshold).abs().min() > 1e-8
     assert decision.aim == "sensitivity >= 0.8 on val"
@@ -47,21 +52,23 @@ def test_the_threshold_is_one_of_val(place: Place) -> None:
 
 
 def test_a_trial_is_refused_and_names_its_runs(place: Place) -> None:
-    with Run.start(place.store, "custom", {"kind": "trial", "study": "", "model": "custom"}) as trial:
+    with Run.start(
+        place.store, "custom", {"kind": "trial", "study": "", "model": "custom"}
+    ) as trial:
         pass
     run = Run.attach(place.store, place.run_id)
     run.move_below(trial)
     try:
         with pytest.raises(UserError, match=f"trial of several seeds.*{place.run_id} \\(seed 0\\)"):
-            load.open_run(place.store, trial.id)
+            trained.open_run(place.store, trial.id)
     finally:
         run.untag("mlflow.parentRunId")
 
 
 def test_a_compressed_run_has_its_own_runtime(place: Place, compressed: str) -> None:
-    assert load.open_run(place.store, compressed, "onnx").name == "onnx"
+    assert trained.open_run(place.store, compressed, "onnx").name == "onnx"
     with pytest.raises(UserError, match=r"^runtime=eager: .* is a \.onnx file; take runtime=onnx"):
-        load.open_run(place.store, compressed)
+        trained.open_run(place.store, compressed)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +78,17 @@ def test_a_compressed_run_has_its_own_runtime(place: Place, compressed: str) -> 
         ({"_target_": "src.data.isic2018.ISIC2018"}, "CC BY-NC 4.0: no commercial use"),
         ({"_target_": "src.data.isic2019.ISIC2019"}, "CC BY-NC 4.0: no commercial use"),
         ({"_target_": "src.data.siim2020.SIIM2020"}, "CC BY-NC 4.0: no commercial use"),
-        ({"_target_": "src.data.medmnist.MedMNIST", "flag": "dermamnist"}, "CC BY-NC 4.0: no commercial use"),
-        ({"_target_": "src.data.medmnist.MedMNIST", "flag": "pathmnist"}, "unknown: ask the owners of mine"),
-        ({"_target_": "src.data.table.Table"}, "unknown: ask the owners of mine"),
+        (
+            {"_target_": "src.data.medmnist.MedMNIST", "flag": "dermamnist"},
+            "CC BY-NC 4.0: no commercial use",
+        ),
+        (
+            {"_target_": "src.data.medmnist.MedMNIST", "flag": "pathmnist"},
+            "unknown: ask the owners of mine",
+        ),
+        ({"_target_": "src.data.table.CsvTable"}, "unknown: ask the owners of mine"),
         ({"_target_": "src.data.synthetic.Synthetic"}, "none applies: drawn pictures"),
     ],
 )
 def test_the_licence_is_that_of_the_data(source: dict[str, str], said: str) -> None:
-    assert licence.note(OmegaConf.create({"name": "mine", "source": source})).startswith(said)
+    assert description.note(OmegaConf.create({"name": "mine", "source": source})).startswith(said)

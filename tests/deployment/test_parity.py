@@ -1,13 +1,15 @@
 import numpy as np
 
 from src.deployment.description import Decision
-from src.deployment.parity import compare
+from src.deployment.export import compare
 
 REFERENCE = np.array([[0.6, 0.4], [0.45, 0.55], [0.9, 0.1], [0.75, 0.25]], np.float32)
 
 
 def test_differences_and_decisions_are_counted() -> None:
-    found = np.array([[0.4, 0.6], [0.45, 0.55], [0.89, 0.11], [0.65, 0.35]], np.float32)  # 0: class, 3: threshold
+    found = np.array(
+        [[0.4, 0.6], [0.45, 0.55], [0.89, 0.11], [0.65, 0.35]], np.float32
+    )  # 0: class, 3: threshold
     parity = compare(REFERENCE, found, ("nv", "mel"), Decision("mel", 0.3, "sensitivity"))
     assert parity.images == 4
     assert np.isclose(parity.difference, 0.2, atol=1e-6)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.deployment.camera import CameraNet
+from src.core.errors import UserError
 from src.deployment.description import Description
-from src.deployment.files import FORMATS
-from src.deployment.unsupported import naming_operators
-from src.errors import UserError
+from src.deployment.runtimes.base import naming_operators
+from src.deployment.runtimes.eager import CameraNet
+from src.deployment.runtimes.files import FORMATS
 
 DESCRIPTION = Description("3f2a", "odd", ("nv", "mel"), 4, "squash", "x", "grouped", "free")
 
@@ -37,7 +37,8 @@ def test_an_operator_is_named(tmp_path: Path) -> None:
 def test_a_step_that_the_picture_decides_is_shown(tmp_path: Path) -> None:
     camera = CameraNet(Depends(), [0.5] * 3, [0.2] * 3)
     with pytest.raises(
-        UserError, match=r"depends on what the picture shows \(return found \* 2 if images\.sum\(\) > 3"
+        UserError,
+        match=r"depends on what the picture shows \(return found \* 2 if images\.sum\(\) > 3",
     ):
         FORMATS["executorch"].write(camera, DESCRIPTION, tmp_path / "model")
 
@@ -45,8 +46,14 @@ def test_a_step_that_the_picture_decides_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "named"),
     [
-        ("Lowering not found: aten.special_bessel_j0.default\n\nWhile executing %x", "aten.special_bessel_j0 of"),
-        ("while executing %n : call_function[target=torch.ops.aten.nonzero.default](args = ())", "aten.nonzero of"),
+        (
+            "Lowering not found: aten.special_bessel_j0.default\n\nWhile executing %x",
+            "aten.special_bessel_j0 of",
+        ),
+        (
+            "while executing %n : call_function[target=torch.ops.aten.nonzero.default](args = ())",
+            "aten.nonzero of",
+        ),
         (
             "Operator torch._ops.aten.b.default is not in Core ATen\nOperator torch._ops.aten.a.out is not in",
             "aten.a.out, aten.b of",
@@ -54,7 +61,10 @@ def test_a_step_that_the_picture_decides_is_shown(tmp_path: Path) -> None:
     ],
 )
 def test_each_exporter_is_understood(said: str, named: str) -> None:
-    with pytest.raises(UserError, match=f"^LiteRT has no operator for {named}"), naming_operators("LiteRT"):
+    with (
+        pytest.raises(UserError, match=f"^LiteRT has no operator for {named}"),
+        naming_operators("LiteRT"),
+    ):
         raise RuntimeError(said)
 
 

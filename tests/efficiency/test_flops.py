@@ -57,7 +57,9 @@ def test_half_of_what_torch_counts() -> None:
 
 
 def test_strides_groups_and_padding() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.Conv2d(12, 12, 5, padding=2, groups=12))
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.Conv2d(12, 12, 5, padding=2, groups=12)
+    )
     assert count_flops(net, 16).total == 8 * 8 * 12 * 3 * 9 + 8 * 8 * 12 * 25
 
 
@@ -67,7 +69,9 @@ def test_uncounted_operators_are_told() -> None:
 
 
 def test_net_is_left_as_it_is() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).to(memory_format=torch.channels_last)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).to(
+        memory_format=torch.channels_last
+    )
     net[0].requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     torch.manual_seed(5)
@@ -81,7 +85,9 @@ def test_net_is_left_as_it_is() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     count_flops(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()), 10)
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list

@@ -43,7 +43,9 @@ def hold(lock: Path, ready: "multiprocessing.synchronize.Event", seconds: float)
 def test_nets_alternate_call_by_call() -> None:
     log: list[str] = []
     with latency.timing_conditions(1):
-        ratio = latency.latency_ratio(Calls("net", log), IMAGES, Calls("ref", log), IMAGES, 0.001, 7)
+        ratio = latency.latency_ratio(
+            Calls("net", log), IMAGES, Calls("ref", log), IMAGES, 0.001, 7
+        )
     assert ratio.pairs >= 7
     assert log == ["net", "ref"] * ratio.pairs
 
@@ -52,8 +54,12 @@ def test_ratio_tells_how_much_more_work_a_net_does() -> None:
     """Twenty times the work; the bounds are wide, for this is no benchmark."""
     log: list[str] = []
     with latency.timing_conditions(1):
-        slow = latency.latency_ratio(Calls("net", log, 40), IMAGES, Calls("ref", log, 2), IMAGES, 0.05, 20)
-        fast = latency.latency_ratio(Calls("net", log, 2), IMAGES, Calls("ref", log, 40), IMAGES, 0.05, 20)
+        slow = latency.latency_ratio(
+            Calls("net", log, 40), IMAGES, Calls("ref", log, 2), IMAGES, 0.05, 20
+        )
+        fast = latency.latency_ratio(
+            Calls("net", log, 2), IMAGES, Calls("ref", log, 40), IMAGES, 0.05, 20
+        )
     assert slow.value > 5
     assert fast.value < 0.2
     assert slow.net_ms > slow.reference_ms > 0
@@ -63,14 +69,21 @@ def test_ratio_is_on_the_threads_own_clock_only_where_that_is_the_duration() -> 
     log: list[str] = []
     for threads, clock in ((1, "thread CPU time"), (2, "wall")):
         with latency.timing_conditions(threads):
-            assert latency.latency_ratio(Calls("net", log), IMAGES, Calls("ref", log), IMAGES, 0.001, 2).clock == clock
+            assert (
+                latency.latency_ratio(
+                    Calls("net", log), IMAGES, Calls("ref", log), IMAGES, 0.001, 2
+                ).clock
+                == clock
+            )
 
 
 def test_ratio_is_that_of_the_undisturbed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that says: 30 ns against 10 ns, but every third call of either is interrupted for a long time."""
     log: list[str] = []
     turns = [(30.0 + 900 * (turn % 3 == 0), 10.0 + 5000 * (turn % 3 == 1)) for turn in range(60)]
-    ticks = iter(np.cumsum([step for turn in turns for duration in turn for step in (7, duration)]).tolist())
+    ticks = iter(
+        np.cumsum([step for turn in turns for duration in turn for step in (7, duration)]).tolist()
+    )
     monkeypatch.setattr(latency, "_fairest_clock", lambda device: (lambda: next(ticks), "counted"))
     ratio = latency.latency_ratio(Calls("net", log), IMAGES, Calls("ref", log), IMAGES, 1e-12, 60)
     assert (ratio.pairs, ratio.clock) == (60, "counted")
@@ -105,7 +118,9 @@ def test_conditions_hold_within_and_are_restored() -> None:
     assert gc.isenabled()
 
 
-def test_waits_for_another_process_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waits_for_another_process_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lock = tmp_path / "latency.lock"
     context = multiprocessing.get_context("spawn")
     ready = context.Event()

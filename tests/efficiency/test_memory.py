@@ -24,7 +24,9 @@ def test_chain_of_dense_layers(batch: int) -> None:
 def test_convolution_and_relu(layout: torch.memory_format) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2)).to(memory_format=layout)
     weights = (27 + 1) * 8
-    assert measured_floats(net, 12, 2) == pytest.approx(weights + 2 * (3 * 12 * 12 + 2 * 8 * 10 * 10))
+    assert measured_floats(net, 12, 2) == pytest.approx(
+        weights + 2 * (3 * 12 * 12 + 2 * 8 * 10 * 10)
+    )
 
 
 def test_in_place_saves_a_copy() -> None:

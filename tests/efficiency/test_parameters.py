@@ -2,14 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from src.efficiency.parameters import count_parameters, count_trainable, size_mb
+from src.efficiency.flops import count_parameters, count_trainable, size_mb
 
 
 def test_counts_from_layer_shapes() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5, bias=False))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5, bias=False)
+    )
     expected = (3 * 9 + 1) * 8 + 2 * 8 + 32 * 5
     assert count_parameters(net) == expected
-    # running mean and variance, and the 8-byte batch counter, are in the state dict but are no parameters
+    # running mean and variance, and the 8-byte batch counter, are in the state dict but are no
+    # parameters
     assert size_mb(net) == pytest.approx(((expected + 2 * 8) * 4 + 8) / 1e6)
 
 

@@ -7,16 +7,32 @@ import pytest
 import torch
 from torch import nn
 
+from src.core.errors import ConfigError
 from src.efficiency.profile import Profiler, static_cost
-from src.errors import ConfigError
 
-FAST = {"warm_up_seconds": 0.0, "seconds": 0.001, "min_repeats": 3, "min_batch_repeats": 2, "ratio_seconds": 0.001}
-STATIC = {"efficiency/flops", "efficiency/params", "efficiency/trainable_params", "efficiency/size_mb"}
+FAST = {
+    "warm_up_seconds": 0.0,
+    "seconds": 0.001,
+    "min_repeats": 3,
+    "min_batch_repeats": 2,
+    "ratio_seconds": 0.001,
+}
+STATIC = {
+    "efficiency/flops",
+    "efficiency/params",
+    "efficiency/trainable_params",
+    "efficiency/size_mb",
+}
 
 
 def tiny(outputs: int = 4) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 64, outputs)
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.Dropout(0.5),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 64, outputs),
     )
 
 
@@ -26,7 +42,9 @@ def profiler(**changes: Any) -> Profiler:
 
 def test_keys_are_those_of_the_run_record() -> None:
     metrics = profiler(batch_sizes=[1, 4]).profile(tiny(), 10).metrics
-    latencies = {f"efficiency/latency_ms/b{batch}/p{tail}" for batch in (1, 4) for tail in (50, 90, 99)}
+    latencies = {
+        f"efficiency/latency_ms/b{batch}/p{tail}" for batch in (1, 4) for tail in (50, 90, 99)
+    }
     others = {"efficiency/latency_ratio", "efficiency/throughput", "efficiency/peak_memory_mb"}
     assert set(metrics) == STATIC | latencies | others
     assert all(isinstance(value, float) and value > 0 for value in metrics.values())
@@ -36,9 +54,13 @@ def test_figures_agree_with_each_other() -> None:
     metrics = profiler(batch_sizes=[4, 1]).profile(tiny(), 10).metrics
     assert metrics["efficiency/flops"] == 8 * 8 * 6 * 27 + 2 * 6 * 64 + 6 * 64 * 4
     assert metrics["efficiency/params"] == 28 * 6 + 12 + (6 * 64 + 1) * 4
-    assert metrics["efficiency/throughput"] == pytest.approx(4000 / metrics["efficiency/latency_ms/b4/p50"])
+    assert metrics["efficiency/throughput"] == pytest.approx(
+        4000 / metrics["efficiency/latency_ms/b4/p50"]
+    )
     for batch in (1, 4):
-        p50, p90, p99 = (metrics[f"efficiency/latency_ms/b{batch}/p{tail}"] for tail in (50, 90, 99))
+        p50, p90, p99 = (
+            metrics[f"efficiency/latency_ms/b{batch}/p{tail}"] for tail in (50, 90, 99)
+        )
         assert p50 <= p90 <= p99
 
 
@@ -60,7 +82,10 @@ def test_details_say_how_it_was_measured() -> None:
 def snapshot(net: nn.Module) -> list[Any]:
     return [
         [(name, module.training) for name, module in net.named_modules()],
-        [(name, p.requires_grad, p.device, p.stride(), p.grad) for name, p in net.named_parameters()],
+        [
+            (name, p.requires_grad, p.device, p.stride(), p.grad)
+            for name, p in net.named_parameters()
+        ],
         [(name, tensor.tolist()) for name, tensor in net.state_dict().items()],
         [len(module._forward_hooks) for module in net.modules()],
         torch.get_num_threads(),
@@ -83,7 +108,10 @@ def test_layout_is_a_choice() -> None:
         seen: list[bool] = []  # noqa: RUF012 shared by the copies on purpose
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            self.seen.append(images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous())
+            self.seen.append(
+                images.is_contiguous(memory_format=torch.channels_last)
+                and not images.is_contiguous()
+            )
             return images
 
     for channels_last in (True, False):
@@ -139,7 +167,9 @@ def test_net_outside_torch_has_no_flops_and_all_other_costs() -> None:
     assert profile.metrics["efficiency/size_mb"] == 250 * 8 / 1e6
     assert profile.metrics["efficiency/latency_ms/b4/p50"] > 0
     assert profile.metrics["efficiency/latency_ratio"] > 0
-    assert profile.metrics["efficiency/peak_memory_mb"] == pytest.approx((250 * 8 + 300 * 4 + 8e6) / 1e6, rel=0.01)
+    assert profile.metrics["efficiency/peak_memory_mb"] == pytest.approx(
+        (250 * 8 + 300 * 4 + 8e6) / 1e6, rel=0.01
+    )
     assert "not counted" in profile.details["flop_convention"]
     assert json.dumps(profile.details)
 
@@ -157,7 +187,9 @@ def test_net_outside_torch_is_timed_on_pictures() -> None:
             return super().forward(images)
 
     profile = profiler(batch_sizes=[1]).profile(Recording(), 64, "cpu")
-    timed = seen[:-1]  # the last call is that of the memory measurement, whose input is zeros or noise
+    timed = seen[
+        :-1
+    ]  # the last call is that of the memory measurement, whose input is zeros or noise
     assert profile.details["timed_on"].startswith("smooth pictures")
     assert all(0 <= float(images.min()) < float(images.max()) <= 1 for images in timed)
     steps = torch.stack([(images[..., 1:] - images[..., :-1]).abs().max() for images in timed])

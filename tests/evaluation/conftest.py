@@ -21,16 +21,15 @@ from omegaconf import DictConfig
 from small_world import OnIsic, Place, write_isic2019, write_own, write_siim2020
 
 from src import evaluate, train
-from src.clinical import pictures as clinical_pictures
-from src.clinical.settings import Settings as Clinical
-from src.entry import ROOT
-from src.evaluation import make
-from src.evaluation.record import Evaluation
-from src.evaluation.settings import Settings
+from src.core.cli import ROOT
+from src.deployment import trained as runs
+from src.metrics.settings import AuditSettings as Clinical
+from src.reporting.clinical import evaluate as make
+from src.reporting.clinical import plots
+from src.reporting.clinical.record import EvaluateSettings, Evaluation
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.trained import runs
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +60,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
             train.main()
     store = Store(folder=folder / "mlruns")
     ids = read.runs(store).set_index("tags.seed")["run_id"]
-    with Run.start(store, "custom", {"kind": "trial", "study": "", "model": "custom", "data": "ham10000"}) as trial:
+    with Run.start(
+        store, "custom", {"kind": "trial", "study": "", "model": "custom", "data": "ham10000"}
+    ) as trial:
         pass
     for seed in ("0", "1"):
         Run.attach(store, ids[seed]).move_below(trial)
@@ -71,7 +72,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
 @contextlib.contextmanager
 def untouched_process() -> Iterator[None]:
     """What the entries change in a process is as before afterwards: logging, signals, environment, threads."""
-    signalled, root, threads = signal.getsignal(signal.SIGTERM), logging.getLogger(), torch.get_num_threads()
+    signalled, root, threads = (
+        signal.getsignal(signal.SIGTERM),
+        logging.getLogger(),
+        torch.get_num_threads(),
+    )
     handlers, level, environment = root.handlers[:], root.level, dict(os.environ)
     try:
         yield
@@ -91,7 +96,9 @@ def copy_of(trained: Place, folder: Path, patch: pytest.MonkeyPatch) -> Place:
     return Place(folder, trained.single, trained.untested, trained.trial)
 
 
-def command(place: Place, trained: Place, patch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+def command(
+    place: Place, trained: Place, patch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
     """`python -m src.evaluate <arguments>` in this process: status and output."""
     patch.chdir(place.folder)
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -100,7 +107,11 @@ def command(place: Place, trained: Place, patch: pytest.MonkeyPatch) -> Callable
     def run(*arguments: str) -> tuple[int, str]:
         patch.setattr(sys, "argv", ["evaluate", "clinical.samples=100", *arguments])
         status, said = 0, io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), untouched_process():
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            untouched_process(),
+        ):
             try:
                 evaluate.main()
             except SystemExit as end:
@@ -116,7 +127,9 @@ def place(trained: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
 
 
 @pytest.fixture
-def evaluated(place: Place, trained: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+def evaluated(
+    place: Place, trained: Place, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
     return command(place, trained, monkeypatch)
 
 
@@ -127,7 +140,9 @@ def composed(trained: Place) -> Callable[..., DictConfig]:
     def compose_one(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            data: DictConfig = compose("evaluate", [*overrides, f"data.cache_dir={trained.folder / 'cache'}"]).data
+            data: DictConfig = compose(
+                "evaluate", [*overrides, f"data.cache_dir={trained.folder / 'cache'}"]
+            ).data
         return data
 
     return compose_one
@@ -140,7 +155,9 @@ def on_other_data(place: Place, composed: Callable[..., DictConfig]) -> Callable
     def make_one(*overrides: str, **settings: Any) -> Evaluation:
         store = place.store.open()
         found = runs.find(store, place.single)
-        return make.other_data(composed(*overrides), found, Settings(**settings), Clinical(samples=100), store)
+        return make.other_data(
+            composed(*overrides), found, EvaluateSettings(**settings), Clinical(samples=100), store
+        )
 
     return make_one
 
@@ -149,7 +166,9 @@ def on_other_data(place: Place, composed: Callable[..., DictConfig]) -> Callable
 def isic(trained: Place, tmp_path_factory: pytest.TempPathFactory) -> OnIsic:
     with pytest.MonkeyPatch.context() as patch:
         place = copy_of(trained, tmp_path_factory.mktemp("isic"), patch)
-        patch.setattr(clinical_pictures, "write", lambda found, folder: [])  # seconds; the own splits' are drawn
+        patch.setattr(
+            plots, "write", lambda found, folder: []
+        )  # seconds; the own splits' are drawn
         status, said = command(place, trained, patch)(
             f"run={place.trial}", "data=isic2019", f"data.root={trained.folder / 'isic'}"
         )

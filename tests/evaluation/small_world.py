@@ -19,7 +19,9 @@ EXTERNAL_PER_CLASS = 4
 def lesion(seed: int, kind: int, size: tuple[int, int] = (80, 60)) -> Image.Image:
     """A picture that no other seed gives: smooth random colours, with a tint for the kind."""
     random = np.random.default_rng((seed, kind))
-    coarse = random.integers(0, 200, (8, 8, 3)) + np.array([(kind * 37) % 56, (kind * 11) % 56, (kind * 23) % 56])
+    coarse = random.integers(0, 200, (8, 8, 3)) + np.array(
+        [(kind * 37) % 56, (kind * 11) % 56, (kind * 23) % 56]
+    )
     return Image.fromarray(coarse.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
@@ -38,16 +40,26 @@ def write_own(root: Path) -> None:
         folder = root / f"HAM10000_images_part_{1 + number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         lesion(number, kind).save(folder / f"{name}.jpg", quality=90)
-        rows.append((f"HAM_{number // 2:07d}", name, HAM[kind], 40.0 + number % 40, ("male", "female")[number % 2]))
+        rows.append(
+            (
+                f"HAM_{number // 2:07d}",
+                name,
+                HAM[kind],
+                40.0 + number % 40,
+                ("male", "female")[number % 2],
+            )
+        )
     columns = ["lesion_id", "image_id", "dx", "age", "sex"]
-    pd.DataFrame(rows, columns=columns).assign(localization="back").to_csv(root / "HAM10000_metadata.csv", index=False)
+    pd.DataFrame(rows, columns=columns).assign(localization="back").to_csv(
+        root / "HAM10000_metadata.csv", index=False
+    )
 
 
 def write_isic2019(root: Path, own: Path, unknown: int = 0) -> None:
     """ISIC 2019's layout: 32 images, of which the first three are also in the own data, each in another way.
 
-    ISIC_1000000_downsampled has an own image's id, ISIC_2000001 is own image 5 encoded anew, ISIC_2000002 is another
-    photograph of an own lesion.
+    ISIC_1000000_downsampled has an own image's id, ISIC_2000001 is own image 5 encoded anew,
+    ISIC_2000002 is another photograph of an own lesion.
     """
     folder = root / "ISIC_2019_Training_Input"
     folder.mkdir(parents=True)
@@ -64,9 +76,13 @@ def write_isic2019(root: Path, own: Path, unknown: int = 0) -> None:
         picture.save(folder / f"{name}.jpg", quality=90)
         rows.append((name, *(float(label == kind) for label in range(len(ISIC))), 0.0))
         about.append((name, 50.0, "anterior torso", group, "female"))
-    pd.DataFrame(rows, columns=["image", *ISIC, "UNK"]).to_csv(root / "ISIC_2019_Training_GroundTruth.csv", index=False)
+    pd.DataFrame(rows, columns=["image", *ISIC, "UNK"]).to_csv(
+        root / "ISIC_2019_Training_GroundTruth.csv", index=False
+    )
     columns = ["image", "age_approx", "anatom_site_general", "lesion_id", "sex"]
-    pd.DataFrame(about, columns=columns).to_csv(root / "ISIC_2019_Training_Metadata.csv", index=False)
+    pd.DataFrame(about, columns=columns).to_csv(
+        root / "ISIC_2019_Training_Metadata.csv", index=False
+    )
 
 
 def write_siim2020(root: Path) -> None:
@@ -78,7 +94,14 @@ def write_siim2020(root: Path) -> None:
         name, target = f"ISIC_{3000000 + number}", int(number < 4)
         lesion(5000 + number, 4 if target else 5, (64, 64)).save(folder / f"{name}.jpg")
         rows.append((name, f"IP_{number // 2:07d}", "male", 60.0, "torso", target))
-    columns = ["image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "target"]
+    columns = [
+        "image_name",
+        "patient_id",
+        "sex",
+        "age_approx",
+        "anatom_site_general_challenge",
+        "target",
+    ]
     pd.DataFrame(rows, columns=columns).to_csv(root / "train.csv", index=False)
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from small_world import HAM, Place
 
-from src.config import instantiate
-from src.data.geometry import square
+from src.core.config import instantiate
+from src.core.errors import UserError
+from src.data.cache import square
 from src.data.ham10000 import HAM10000
-from src.errors import UserError
+from src.deployment import trained as inference
+from src.deployment import trained as runs
 from src.tracking import read
-from src.trained import inference, runs
 
 
 def test_recorded_predictions_come_out_again(trained: Place) -> None:
@@ -21,9 +22,13 @@ def test_recorded_predictions_come_out_again(trained: Place) -> None:
     [recorded] = found.predictions(store, "test")
     source = HAM10000(trained.folder / "ham")
     manifest = source.manifest()
-    images = np.stack([square(source.picture(manifest, row), 32, "squash") for row in range(len(manifest.frame))])
+    images = np.stack(
+        [square(source.picture(manifest, row), 32, "squash") for row in range(len(manifest.frame))]
+    )
     rows = manifest.frame.index[manifest.frame["image_id"].isin(recorded["image_id"])].to_numpy()
-    classifier = inference.load(found.config, HAM, read.artifact(store, trained.single, "checkpoint/best.ckpt"))
+    classifier = inference.load(
+        found.config, HAM, read.artifact(store, trained.single, "checkpoint/best.ckpt")
+    )
     probability = inference.predict(classifier, images, rows, 5, "test")
     expected = recorded.set_index("image_id").loc[manifest.frame["image_id"][rows]]
     assert probability.shape == (len(recorded), 7)
@@ -35,13 +40,19 @@ def test_another_precision_than_the_runs_is_told(trained: Place) -> None:
     assert inference.precision_told(config) == []
     config.trainer.precision = "bf16-mixed"
     [told] = inference.precision_told(config)
-    assert told.startswith("The run's own figures and thresholds come from a trainer in bf16-mixed precision")
+    assert told.startswith(
+        "The run's own figures and thresholds come from a trainer in bf16-mixed precision"
+    )
 
 
 def test_another_nets_checkpoint_is_told(trained: Place, tmp_path: Path) -> None:
     found = runs.find(trained.store, trained.single)
     with pytest.raises(UserError, match="not a checkpoint of this network"):
-        inference.load(found.config, HAM[:5], read.artifact(trained.store, trained.single, "checkpoint/best.ckpt"))
+        inference.load(
+            found.config,
+            HAM[:5],
+            read.artifact(trained.store, trained.single, "checkpoint/best.ckpt"),
+        )
     with pytest.raises(UserError, match="no such checkpoint"):
         inference.load(found.config, HAM, tmp_path / "best.ckpt")
 

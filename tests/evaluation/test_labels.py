@@ -7,12 +7,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.core.cli import ROOT
+from src.core.errors import ConfigError
 from src.data.ham10000 import CLASSES as HAM
 from src.data.isic2019 import CLASSES as ISIC
 from src.data.siim2020 import CLASSES as SIIM
-from src.entry import ROOT
-from src.errors import ConfigError
-from src.evaluation.labels import Labels, choose, refuse_unknown
+from src.reporting.clinical.external import Labels, choose, refuse_unknown
 
 FOLDER = ROOT / "conf" / "labels"
 
@@ -41,7 +41,9 @@ def test_a_set_of_melanoma_or_not_asks_one_class_of_several() -> None:
 def test_several_classes_for_a_net_of_melanoma_or_not(names: tuple[str, ...]) -> None:
     found = choose("auto", names, SIIM, FOLDER)
     assert found.classes == SIIM
-    assert {name: found.to[name] for name in names if found.to[name] == "malignant"} == {"mel": "malignant"}
+    assert {name: found.to[name] for name in names if found.to[name] == "malignant"} == {
+        "mel": "malignant"
+    }
 
 
 def test_the_rest_gets_the_sum_of_what_is_not_asked_for() -> None:
@@ -64,7 +66,9 @@ def test_nothing_of_a_probability_is_lost(asked: set[str], weights: list[list[fl
     table = pd.DataFrame(probability, columns=[f"p/{name}" for name in HAM]).assign(label=HAM[0])
     classes = ("rest", *(name for name in HAM if name in asked))
     told = Labels("x", {}, classes).told(table)
-    assert {column for column in told if column.startswith("p/")} == {f"p/{name}" for name in classes}
+    assert {column for column in told if column.startswith("p/")} == {
+        f"p/{name}" for name in classes
+    }
     np.testing.assert_allclose(told.filter(like="p/").sum(axis=1), 1)
     assert (told["label"] == (HAM[0] if HAM[0] in asked else "rest")).all()
     for name in asked:
@@ -77,12 +81,17 @@ def test_without_a_rest_predictions_stay_as_they_are() -> None:
 
 
 def test_an_unknown_class_is_refused_with_all_of_them_listed() -> None:
-    with pytest.raises(ConfigError, match="labels: no mapping for wart: the data have mel, wart, the net akiec, bcc"):
+    with pytest.raises(
+        ConfigError,
+        match="labels: no mapping for wart: the data have mel, wart, the net akiec, bcc",
+    ):
         choose("auto", ("mel", "wart"), HAM, FOLDER)
     found = choose("auto", ("mel", "wart"), HAM, FOLDER, unknown="list")
     names = pd.Series(["mel", "wart", "wart"])
     assert found.named(names).isna().tolist() == [False, True, True]
-    with pytest.raises(ConfigError, match=r"labels: identity does not know wart \(2 images\); add to the mapping"):
+    with pytest.raises(
+        ConfigError, match=r"labels: identity does not know wart \(2 images\); add to the mapping"
+    ):
         refuse_unknown(found, names)
     refuse_unknown(found, names.iloc[:1])
 
@@ -100,7 +109,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("a: rest\n", "must name a class of the net beside rest"),
         ("- a\n", "must have lines like"),
         ("a: [\n", "cannot be read"),
-        ("yes: mel\nno: rest\n", "has True, False where a class is named; put names like yes and no in quotes"),
+        (
+            "yes: mel\nno: rest\n",
+            "has True, False where a class is named; put names like yes and no in quotes",
+        ),
         ("a: no\n", "has False where a class is named"),
         ("a:\n", "has None where a class is named"),
     ],
@@ -113,11 +125,16 @@ def test_a_file_that_cannot_be_is_told(tmp_path: Path, content: str, message: st
 
 def test_quoted_names_and_numbers_are_names(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("'yes': mel\n0: rest\n")
-    assert choose(str(tmp_path / "mine.yaml"), ("yes", "0"), HAM, FOLDER).to == {"yes": "mel", "0": "rest"}
+    assert choose(str(tmp_path / "mine.yaml"), ("yes", "0"), HAM, FOLDER).to == {
+        "yes": "mel",
+        "0": "rest",
+    }
 
 
 def test_a_mapping_that_is_not_there_is_told_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match="labels: nosuch: no such mapping; there are auto, isic2019_to_ham10000"):
+    with pytest.raises(
+        ConfigError, match="labels: nosuch: no such mapping; there are auto, isic2019_to_ham10000"
+    ):
         choose("nosuch", ISIC, HAM, FOLDER)
 
 

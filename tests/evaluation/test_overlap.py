@@ -7,14 +7,16 @@ import pytest
 from PIL import Image
 from small_world import encoded_anew, lesion
 
-from src.data.geometry import square
+from src.data.cache import square
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
-from src.evaluation import overlap
+from src.reporting.clinical import external as overlap
 
 
 def rows(ids: list[str], groups: list[str] | None = None) -> pd.DataFrame:
-    return pd.DataFrame({"image_id": ids, "group": groups or [f"x{name}" for name in ids], "split": "train"})
+    return pd.DataFrame(
+        {"image_id": ids, "group": groups or [f"x{name}" for name in ids], "split": "train"}
+    )
 
 
 def squares(images: list[Image.Image]) -> np.ndarray:
@@ -26,9 +28,15 @@ OTHERS = [lesion(seed, 0) for seed in range(100, 112)]
 
 
 def test_copies_are_found_whatever_they_are_called() -> None:
-    external = [encoded_anew(OWN[3]), *OTHERS, OWN[7].point(lambda value: min(255, round(1.1 * value)))]
+    external = [
+        encoded_anew(OWN[3]),
+        *OTHERS,
+        OWN[7].point(lambda value: min(255, round(1.1 * value))),
+    ]
     names = [f"e{number}" for number in range(len(external))]
-    found = overlap.find(rows(names), rows([f"o{n}" for n in range(12)]), squares(external), squares(OWN))
+    found = overlap.find(
+        rows(names), rows([f"o{n}" for n in range(12)]), squares(external), squares(OWN)
+    )
     assert found[["image_id", "own_image_id", "why"]].to_numpy().tolist() == [
         ["e0", "o3", "same picture"],
         ["e13", "o7", "same picture"],
@@ -40,7 +48,9 @@ def test_copies_are_found_whatever_they_are_called() -> None:
 
 def test_bits_that_differ_are_those_of_the_package() -> None:
     theirs, ours = squares([encoded_anew(image) for image in OWN]), squares(OWN)
-    found = overlap.find(rows([f"e{n:02d}" for n in range(12)]), rows([f"o{n:02d}" for n in range(12)]), theirs, ours)
+    found = overlap.find(
+        rows([f"e{n:02d}" for n in range(12)]), rows([f"o{n:02d}" for n in range(12)]), theirs, ours
+    )
     assert found["own_image_id"].tolist() == [f"o{n:02d}" for n in range(12)]
     hashes = [[imagehash.phash(Image.fromarray(each)) for each in side] for side in (theirs, ours)]
     assert found["hash_bits"].tolist() == [a - b for a, b in zip(*hashes, strict=True)]
@@ -53,7 +63,13 @@ def test_bits_that_differ_are_those_of_the_package() -> None:
         ("ISIC_0012345_downsampled", "ISIC_0012345", "a", "b", "same image id"),
         ("ISIC_0012345", "ISIC_0012346", "HAM_0000001", "HAM_0000001", "same lesion or patient"),
         ("ISIC_0012345", "ISIC_0012346", "IP_0000001", "IP_0000001", "same lesion or patient"),
-        ("IMG_0001", "IMG_0001", "G_001", "G_001", None),  # names that two owners may have given to different things
+        (
+            "IMG_0001",
+            "IMG_0001",
+            "G_001",
+            "G_001",
+            None,
+        ),  # names that two owners may have given to different things
         ("ISIC_0012345", "ISIC_0012346", "BCN_0000001", "BCN_0000002", None),
     ],
 )
@@ -61,7 +77,10 @@ def test_ids_of_the_archive_mean_the_same_everywhere(
     external_id: str, own_id: str, external_group: str, own_group: str, why: str | None
 ) -> None:
     found = overlap.find(
-        rows([external_id], [external_group]), rows([own_id], [own_group]), squares(OTHERS[:1]), squares(OWN[:1])
+        rows([external_id], [external_group]),
+        rows([own_id], [own_group]),
+        squares(OTHERS[:1]),
+        squares(OWN[:1]),
     )
     assert found["why"].tolist() == ([why] if why else [])
     assert found["own_image_id"].tolist() == ([own_id] if why else [])
@@ -80,7 +99,9 @@ def test_an_image_counts_once_by_the_first_reason() -> None:
 def test_what_lies_beside_a_known_image_goes_with_it() -> None:
     """E1 is own picture 2; the patient's other image e2, of its own, tells the net nothing new."""
     external = rows(["e1", "e2", "e3"], ["IP_0000009", "IP_0000009", "IP_0000010"])
-    found = overlap.find(external, rows(["o2"]), squares([encoded_anew(OWN[2]), *OTHERS[:2]]), squares([OWN[2]]))
+    found = overlap.find(
+        external, rows(["o2"]), squares([encoded_anew(OWN[2]), *OTHERS[:2]]), squares([OWN[2]])
+    )
     assert found[["image_id", "why", "own_image_id", "own_split"]].to_numpy().tolist() == [
         ["e1", "same picture", "o2", "train"],
         ["e2", "lesion or patient of such an image", "o2", "train"],
@@ -90,7 +111,9 @@ def test_what_lies_beside_a_known_image_goes_with_it() -> None:
 
 def test_images_that_are_only_listed_are_known_by_id_and_group() -> None:
     external = rows(["ISIC_0000001", "ISIC_0000002", "ISIC_0000003"], ["x1", "HAM_0000007", "x3"])
-    recorded = rows(["ISIC_0000001", "ISIC_0000009"], ["HAM_0000005", "HAM_0000007"]).assign(split="test")
+    recorded = rows(["ISIC_0000001", "ISIC_0000009"], ["HAM_0000005", "HAM_0000007"]).assign(
+        split="test"
+    )
     none = rows([])
     found = overlap.find(external, none, squares(OTHERS[:3]), squares(OTHERS[:1])[:0], recorded)
     assert found[["image_id", "why", "own_split"]].to_numpy().tolist() == [
@@ -113,6 +136,8 @@ def test_on_real_images(shared_data: Path) -> None:
     others = [Image.open(path).convert("RGB") for path in bcn["path"]]
     copies = [encoded_anew(image) for image in own[:40]]
     names = [f"copy{n:03d}" for n in range(40)] + bcn["image_id"].tolist()
-    found = overlap.find(rows(names), rows(ham["image_id"].tolist()), squares(copies + others), squares(own))
+    found = overlap.find(
+        rows(names), rows(ham["image_id"].tolist()), squares(copies + others), squares(own)
+    )
     assert found["image_id"].tolist() == names[:40]
     assert found["own_image_id"].tolist() == ham["image_id"].tolist()[:40]

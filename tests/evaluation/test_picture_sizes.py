@@ -5,25 +5,29 @@ import pytest
 from PIL import Image
 from small_world import Place
 
-from src.data.folder import Folder
+from src.data.folder import ClassFolders
 from src.data.ham10000 import HAM10000
 from src.data.synthetic import Synthetic
-from src.evaluation import pictures
+from src.reporting.clinical import external as pictures
 
 
-def folder_of(root: Path, sizes: list[tuple[int, int]]) -> Folder:
+def folder_of(root: Path, sizes: list[tuple[int, int]]) -> ClassFolders:
     for number, size in enumerate(sizes):
         for name in ("a", "b"):
             (root / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", size).save(root / name / f"{number}.png")
-    return Folder(root)
+    return ClassFolders(root)
 
 
 def test_one_size(trained: Place) -> None:
     source = HAM10000(trained.folder / "ham")
     found = pictures.sizes(source, source.manifest())
     assert found is not None
-    assert (found.text, found.shape, found.shortest) == ("80x60 px (all of 84)", pytest.approx(4 / 3), 60)
+    assert (found.text, found.shape, found.shortest) == (
+        "80x60 px (all of 84)",
+        pytest.approx(4 / 3),
+        60,
+    )
 
 
 def test_several_sizes(tmp_path: Path) -> None:
@@ -59,7 +63,10 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
 def test_what_is_told(tmp_path: Path) -> None:
     own, external = (
         pictures.sizes(source, source.manifest())
-        for source in (folder_of(tmp_path / "own", [(200, 150)]), folder_of(tmp_path / "external", [(84, 84)]))
+        for source in (
+            folder_of(tmp_path / "own", [(200, 150)]),
+            folder_of(tmp_path / "external", [(84, 84)]),
+        )
     )
     lines = pictures.told(own, external, 128, "squash", "pad")
     assert lines[0] == "Trained at 128 px, geometry squash, on pictures 200x150 px (all of 2)."
@@ -70,7 +77,9 @@ def test_what_is_told(tmp_path: Path) -> None:
     ]
     assert "smaller than 128 px are enlarged" in lines[4]
     assert len(pictures.told(own, own, 64, "squash", "squash")) == 2
-    assert "sizes that are not known here" in pictures.told(None, external, 64, "squash", "squash")[0]
+    assert (
+        "sizes that are not known here" in pictures.told(None, external, 64, "squash", "squash")[0]
+    )
 
 
 def test_dark_corners() -> None:

@@ -23,13 +23,17 @@ ENVIRONMENT = {
 }
 
 
-def predictions(right: float, seed: int, images: int = IMAGES, siblings: bool = False) -> pd.DataFrame:
+def predictions(
+    right: float, seed: int, images: int = IMAGES, siblings: bool = False
+) -> pd.DataFrame:
     """Of the same images every time, two a lesion; about `right` of them get their own class."""
     number = np.arange(images)
     label = (number // 2) % len(CLASSES)
     random = np.random.default_rng(seed)
     said = np.where(random.random(images) < right, label, random.integers(0, len(CLASSES), images))
-    probability = np.eye(len(CLASSES))[said] * 0.7 + 0.1 + random.random((images, len(CLASSES))) / 100
+    probability = (
+        np.eye(len(CLASSES))[said] * 0.7 + 0.1 + random.random((images, len(CLASSES))) / 100
+    )
     table = pd.DataFrame(
         {
             "image_id": [f"i{each:03d}" for each in number],
@@ -81,9 +85,17 @@ def record(
         "overrides": "",
         **tags,
     }
-    given = {"seed": seed, "data": {"image_size": 64, "root": f"/home/somebody/{seed}"}, **(params or {})}
+    given = {
+        "seed": seed,
+        "data": {"image_size": 64, "root": f"/home/somebody/{seed}"},
+        **(params or {}),
+    }
     with Run.start(store, "custom", said, given) as run:
-        values = {"efficiency/params": 691911.0, "efficiency/flops": 30037824.0, "efficiency/latency_ratio": 1.0}
+        values = {
+            "efficiency/params": 691911.0,
+            "efficiency/flops": 30037824.0,
+            "efficiency/latency_ratio": 1.0,
+        }
         if frame is not None:
             run.table(frame, "predictions/test.csv")
             values |= {f"test/{name}": value for name, value in scores(frame).items()}
@@ -95,5 +107,7 @@ def record(
 
 def study_run(store: Store, study: str, sweeps: str, fixed: str) -> None:
     """A study's own run."""
-    with Run.start(store, study, {"kind": "study", "study": study, "sweeps": sweeps, "fixed_overrides": fixed}):
+    with Run.start(
+        store, study, {"kind": "study", "study": study, "sweeps": sweeps, "fixed_overrides": fixed}
+    ):
         pass

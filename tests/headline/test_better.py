@@ -7,7 +7,7 @@ from recorded import mean_score, predictions, record
 
 from src.headline import better, systems
 from src.headline.figures import Bootstrap
-from src.headline.settings import Better, Reference, System, Systems
+from src.headline.settings import Better, Reference, SystemRows, Systems
 from src.tracking.store import Store
 
 HOW = Bootstrap(200, 0.95, 0)
@@ -27,7 +27,9 @@ BETTER = Better(
 )
 
 
-def candidate(store: Store, name: str, right: float, params: float = 1000, val: float | None = None) -> list:
+def candidate(
+    store: Store, name: str, right: float, params: float = 1000, val: float | None = None
+) -> list:
     frames = [predictions(right, seed) for seed in SEEDS]
     for seed, frame in zip(SEEDS, frames, strict=True):
         measured = {"efficiency/params": params}
@@ -53,11 +55,16 @@ def test_the_candidate_is_chosen_on_validation_within_the_limits(made: Store) ->
     figures, duel = part.grids
     gap = mean_score(chosen, "balanced_accuracy") - mean_score(other, "balanced_accuracy")
     (row,) = duel.rows
-    assert [line[0][0] for line in figures.rows] == ["custom, 64 px, name=validated_well", "big, 64 px"]
+    assert [line[0][0] for line in figures.rows] == [
+        "custom, 64 px, name=validated_well",
+        "big, 64 px",
+    ]
     assert (row[2][0], row[2][2], row[5]) == (f"{gap:+.3f}", "better", ("x 0.0005",))
     accuracy = mean_score(chosen, "accuracy") - mean_score(other, "accuracy")
     assert (duel.columns[3], row[3][0]) == ("accuracy: difference", f"{accuracy:+.3f}")
-    assert part.findings[0].startswith("custom, 64 px, name=validated_well beats all of them in balanced accuracy")
+    assert part.findings[0].startswith(
+        "custom, 64 px, name=validated_well beats all of them in balanced accuracy"
+    )
     assert "1 configuration more of the search" in part.notes[0]
     assert part.missing == []
 
@@ -75,7 +82,9 @@ def test_what_cannot_be_compared_is_missing(made: Store) -> None:
     candidate(made, "c", 0.9)
     part = better.part(made, BETTER, 3, HOW)
     assert (len(part.grids), part.findings) == (1, [])
-    assert [(each.what, each.command) for each in part.missing] == [("the big one, grouped", "train big")]
+    assert [(each.what, each.command) for each in part.missing] == [
+        ("the big one, grouped", "train big")
+    ]
     for seed in SEEDS:
         record(made, "paper", predictions(0.8, seed, images=40), seed, preset="p/big")
     part = better.part(made, BETTER, 3, HOW)
@@ -112,26 +121,37 @@ def test_candidates_are_set_beside_the_one_that_validation_puts_first(made: Stor
     reference(made, 0.4)
     part = better.part(made, replace(BETTER, at_most=2), 3, HOW)
     rows = part.grids[1].rows
-    gap = mean_score(tested_well, "balanced_accuracy") - mean_score(validated_well, "balanced_accuracy")
+    gap = mean_score(tested_well, "balanced_accuracy") - mean_score(
+        validated_well, "balanced_accuracy"
+    )
     assert [(row[0][0], row[1][0]) for row in rows] == [
         ("custom, 64 px, name=validated_well", "the big one: big, 64 px"),
         ("custom, 64 px, name=tested_well", "the big one: big, 64 px"),
-        ("custom, 64 px, name=tested_well", "the best on the validation split: custom, 64 px, name=validated_well"),
+        (
+            "custom, 64 px, name=tested_well",
+            "the best on the validation split: custom, 64 px, name=validated_well",
+        ),
     ]
     assert (rows[2][2][0], rows[2][2][2]) == (f"{gap:+.3f}", "better")
     assert [note for note in part.notes if note.startswith("9 comparisons were made")]
     assert len(part.findings) == 2
-    assert not any("validation split" in finding for finding in part.findings)  # they are about the references
+    assert not any(
+        "validation split" in finding for finding in part.findings
+    )  # they are about the references
 
 
 def test_a_control_is_shown_and_has_no_part_in_the_verdict(made: Store) -> None:
     candidate(made, "c", 0.8)
     reference(made, 0.4)
     for seed in SEEDS:
-        record(made, "paper", predictions(1.0, 200 + seed), seed, {"net": "whole"}, preset="p/whole")
+        record(
+            made, "paper", predictions(1.0, 200 + seed), seed, {"net": "whole"}, preset="p/whole"
+        )
     whole = Reference("the whole one", ["paper"], "p/whole", "x", control=True)
     absent = Reference("a control that is not there", ["paper"], "p/absent", "x", control=True)
-    part = better.part(made, replace(BETTER, references=[*BETTER.references, whole, absent]), 3, HOW)
+    part = better.part(
+        made, replace(BETTER, references=[*BETTER.references, whole, absent]), 3, HOW
+    )
     rows = part.grids[1].rows
     assert [row[2][2] for row in rows] == ["better", "worse"]
     (finding,) = part.findings
@@ -156,7 +176,9 @@ def test_a_study_of_candidates_that_is_not_there_or_not_whole_is_missing(made: S
 def test_what_stands_in_for_a_reference_is_called_what_it_is(made: Store) -> None:
     candidate(made, "c", 0.95)
     reference(made, 0.4)
-    asked = [Reference("ResNet50", ["paper"], "p/big", "train it whole", px=224, weights="imagenet")]
+    asked = [
+        Reference("ResNet50", ["paper"], "p/big", "train it whole", px=224, weights="imagenet")
+    ]
     part = better.part(made, replace(BETTER, references=asked), 3, HOW)
     said, unlike = part.findings
     assert "beats all that it was compared with" in said
@@ -171,7 +193,9 @@ def test_what_stands_in_for_a_reference_is_called_what_it_is(made: Store) -> Non
     ]
     for seed in SEEDS:
         whole = {"data": {"image_size": 224}}
-        record(made, "paper", predictions(0.3, seed), seed, whole, preset="p/big", weights="imagenet")
+        record(
+            made, "paper", predictions(0.3, seed), seed, whole, preset="p/big", weights="imagenet"
+        )
     part = better.part(made, replace(BETTER, references=asked), 3, HOW)
     assert part.missing == []
     assert [row[1][0] for row in part.grids[1].rows] == ["ResNet50: big, 224 px"]
@@ -183,8 +207,16 @@ def test_arms_of_a_leakage_measurement_are_neither_systems_nor_candidates(made: 
     for seed in SEEDS:
         data = {"image_size": 64, "siblings": "in"}
         for study, preset in (("paper", "p/big"), ("search", "")):
-            record(made, study, predictions(0.9, seed), seed, {"data": data}, preset=preset, split="grouped, siblings")
-    own = Systems("systems", "A paper", ["paper"], "train all", METRICS, [System("p/big")])
+            record(
+                made,
+                study,
+                predictions(0.9, seed),
+                seed,
+                {"data": data},
+                preset=preset,
+                split="grouped, siblings",
+            )
+    own = Systems("systems", "A paper", ["paper"], "train all", METRICS, [SystemRows("p/big")])
     assert systems.part(made, own, 3, HOW).grids == []
     part = better.part(made, BETTER, 3, HOW)
     assert part.grids == []

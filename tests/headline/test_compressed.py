@@ -12,7 +12,10 @@ from src.headline.settings import Compressed
 from src.tracking.store import Store
 
 SECTION = Compressed(
-    "compressed", "Compressed", {"compression": "compress it"}, ["balanced_accuracy", "accuracy", "recall/melanoma"]
+    "compressed",
+    "Compressed",
+    {"compression": "compress it"},
+    ["balanced_accuracy", "accuracy", "recall/melanoma"],
 )
 HOW = Bootstrap(200, 0.95, 0)
 
@@ -23,7 +26,14 @@ def world(store: Store, right: float, tested: bool = True) -> tuple[list, list]:
     after = [predictions(right, 10 + seed) if right < 0.95 else before[seed] for seed in range(3)]
     for seed in range(3):
         costs = {"efficiency/size_mb": 2.8}
-        run = record(store, "trained", before[seed] if tested else None, seed, metrics=costs, preset="better/custom")
+        run = record(
+            store,
+            "trained",
+            before[seed] if tested else None,
+            seed,
+            metrics=costs,
+            preset="better/custom",
+        )
         record(
             store,
             "compression",
@@ -38,7 +48,9 @@ def world(store: Store, right: float, tested: bool = True) -> tuple[list, list]:
     return before, after
 
 
-@pytest.mark.parametrize(("right", "said"), [(0.95, "outside the interval"), (0.2, "more than a point lost")])
+@pytest.mark.parametrize(
+    ("right", "said"), [(0.95, "outside the interval"), (0.2, "more than a point lost")]
+)
 def test_each_seed_is_held_against_its_own_origin(made: Store, right: float, said: str) -> None:
     before, after = world(made, right)
     part = compressed.part(made, SECTION, 3, HOW)
@@ -58,13 +70,28 @@ def test_each_seed_is_held_against_its_own_origin(made: Store, right: float, sai
 
 def test_nets_of_one_name_are_each_beside_their_own_origin(made: Store) -> None:
     for width, params in ((16, 1000.0), (32, 4000.0)):
-        before, after = ([predictions(right, width + seed) for seed in range(3)] for right in (0.9, 0.8))
+        before, after = (
+            [predictions(right, width + seed) for seed in range(3)] for right in (0.9, 0.8)
+        )
         for seed in range(3):
             costs = {"efficiency/size_mb": params / 1000, "efficiency/params": params}
             run = record(store=made, study="trained", frame=before[seed], seed=seed, metrics=costs)
-            settings = {"compression": {"name": "bfloat16"}, "origin": run, "model": {"net": {"width": width}}}
+            settings = {
+                "compression": {"name": "bfloat16"},
+                "origin": run,
+                "model": {"net": {"width": width}},
+            }
             half = {"efficiency/size_mb": params / 2000}
-            record(made, "compression", after[seed], seed, settings, half, origin=run, precision="bfloat16")
+            record(
+                made,
+                "compression",
+                after[seed],
+                seed,
+                settings,
+                half,
+                origin=run,
+                precision="bfloat16",
+            )
     grids = compressed.part(made, SECTION, 3, HOW).grids
     assert [grid.rows[0][2] for grid in grids] == [("1.000",), ("4.000",)]
     assert [grid.rows[1][2] for grid in grids] == [("0.500", "x 0.50"), ("2.000", "x 0.50")]
@@ -75,7 +102,9 @@ def test_a_chain_is_told_by_its_first_link(made: Store) -> None:
     frames = [predictions(0.9, seed) for seed in range(3)]
     for seed in range(3):
         tags = {"origin": "gone", "compression": "prune_flops", "precision": "float32"}
-        pruned = record(made, "pruning", frames[seed], seed, {}, {"efficiency/size_mb": 1.0}, **tags)
+        pruned = record(
+            made, "pruning", frames[seed], seed, {}, {"efficiency/size_mb": 1.0}, **tags
+        )
         tags = {"origin": pruned, "compression": "onnx_int8_static", "precision": "int8"}
         record(made, "compression", frames[seed], seed, {}, {"efficiency/size_mb": 0.25}, **tags)
     (grid,) = compressed.part(made, SECTION, 3, HOW).grids
@@ -87,20 +116,35 @@ def test_a_chain_is_told_by_its_first_link(made: Store) -> None:
 def test_how_far_down_it_goes_is_told_by_each_cost(made: Store) -> None:
     before = [predictions(0.9, seed) for seed in range(3)]
     worse = [predictions(0.4, 10 + seed) for seed in range(3)]
-    kinds = [("pruned", before, 0.5, 20.0), ("int8", before, 0.25, 100.0), ("too far", worse, 0.1, 10.0)]
+    kinds = [
+        ("pruned", before, 0.5, 20.0),
+        ("int8", before, 0.25, 100.0),
+        ("too far", worse, 0.1, 10.0),
+    ]
     for seed in range(3):
         costs = {"efficiency/size_mb": 1.0, "efficiency/flops": 100.0}
         run = record(made, "trained", before[seed], seed, metrics=costs, preset="better/custom")
         for kind, frames, size, flops in kinds:
             costs = {"efficiency/size_mb": size, "efficiency/flops": flops}
             settings = {"compression": {"name": kind}, "origin": run}
-            record(made, "compression", frames[seed], seed, settings, costs, origin=run, precision="int8")
+            record(
+                made,
+                "compression",
+                frames[seed],
+                seed,
+                settings,
+                costs,
+                origin=run,
+                precision="int8",
+            )
     told = compressed.part(made, SECTION, 3, HOW).findings[-1]
     assert told.startswith(
         "better/custom: the smallest that lose a point of balanced accuracy or less on average, "
         "picked by these test figures and so rather lucky: size"
     )
-    assert re.search(r"size \(MB\) x 0\.25 \([^)]*int8[^)]*\)? and FLOPs x 0\.20 \([^)]*pruned", told)
+    assert re.search(
+        r"size \(MB\) x 0\.25 \([^)]*int8[^)]*\)? and FLOPs x 0\.20 \([^)]*pruned", told
+    )
 
 
 def test_an_origin_that_was_not_tested_is_told(made: Store) -> None:
@@ -117,7 +161,9 @@ def test_without_runs_the_command_is_told(made: Store) -> None:
 
 def test_each_study_has_a_command_of_its_own(made: Store) -> None:
     world(made, 0.5)
-    section = dataclasses.replace(SECTION, studies={"compression": "compress it", "pruning": "prune it"})
+    section = dataclasses.replace(
+        SECTION, studies={"compression": "compress it", "pruning": "prune it"}
+    )
     part = compressed.part(made, section, 3, HOW)
     assert [(each.what, each.command) for each in part.missing] == [("pruning", "prune it")]
     fewer = compressed.part(made, section, 4, HOW).missing

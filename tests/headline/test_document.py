@@ -4,14 +4,32 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from src.errors import UserError
+from src.core.errors import UserError
 from src.headline.document import WIDTH, markdown, show, write
 from src.headline.part import Grid, Missing, Origin, Part
 
 LONG = "efficientnet_lite0, 224 px, loss=weighted_focal, an_override_that_is_rather_long=0.123"
-COLUMNS = ("system", "split", "weights", "parameters", "FLOPs", "x latency", "seeds", *["melanoma specificity"] * 6)
+COLUMNS = (
+    "system",
+    "split",
+    "weights",
+    "parameters",
+    "FLOPs",
+    "x latency",
+    "seeds",
+    *["melanoma specificity"] * 6,
+)
 VALUE = ("0.774", "[0.750, 0.798]", "printed 0.8705")
-ROW = ((LONG,), ("image (leaking)",), ("RANDOM",), ("23,522,375",), ("4,109.47M",), ("40.12",), ("3",), *[VALUE] * 6)
+ROW = (
+    (LONG,),
+    ("image (leaking)",),
+    ("RANDOM",),
+    ("23,522,375",),
+    ("4,109.47M",),
+    ("40.12",),
+    ("3",),
+    *[VALUE] * 6,
+)
 PART = Part(
     "A | paper",
     "Folded\ntext.",
@@ -19,7 +37,9 @@ PART = Part(
     ["It is <b>so</b>."],
     ["[bold]Note[/bold]."],
     [Missing("a", "0 of 3 seeds", "train x"), Missing("b", "1 of 3 seeds", "train x")],
-    Origin(("train x",), ("Abacus",), ("aaaaaaa (3 runs)",), ("val/auroc (3 runs)",), "then to now", 3),
+    Origin(
+        ("train x",), ("Abacus",), ("aaaaaaa (3 runs)",), ("val/auroc (3 runs)",), "then to now", 3
+    ),
 )
 
 

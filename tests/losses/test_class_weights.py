@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.losses.class_weights import balanced
 
 
@@ -18,7 +18,9 @@ def test_scikit_learns_balanced(counts: list[int]) -> None:
 
 def test_ham10000_by_hand() -> None:
     counts = [327, 514, 1099, 115, 1113, 6705, 142]
-    torch.testing.assert_close(balanced(counts), torch.tensor([10015 / (7 * count) for count in counts]))
+    torch.testing.assert_close(
+        balanced(counts), torch.tensor([10015 / (7 * count) for count in counts])
+    )
 
 
 @pytest.mark.parametrize("counts", [[0, 3], [5, 0, 0], []])

@@ -8,7 +8,9 @@ from src.losses.cross_entropy import CrossEntropy, cross_entropy
 
 
 def test_by_hand() -> None:
-    logits = torch.tensor([[math.log(1), math.log(2), math.log(5)], [math.log(4), math.log(4), math.log(2)]])
+    logits = torch.tensor(
+        [[math.log(1), math.log(2), math.log(5)], [math.log(4), math.log(4), math.log(2)]]
+    )
     loss = CrossEntropy(class_counts=[1, 1, 1])(logits, torch.tensor([2, 2]))
     assert loss.item() == pytest.approx(-(math.log(5 / 8) + math.log(2 / 10)) / 2, rel=1e-6)
 
@@ -34,10 +36,18 @@ def test_binary_is_torchs_binary_cross_entropy(label_smoothing: float) -> None:
     logits, target = torch.randn(50, 1) * 3, torch.randint(2, (50,))
     smoothed = target * (1 - label_smoothing) + label_smoothing / 2
     expected = F.binary_cross_entropy_with_logits(logits[:, 0], smoothed)
-    torch.testing.assert_close(cross_entropy(logits, target, label_smoothing=label_smoothing), expected)
+    torch.testing.assert_close(
+        cross_entropy(logits, target, label_smoothing=label_smoothing), expected
+    )
 
 
 def test_weighted_binary_is_torchs_up_to_the_sum_of_weights() -> None:
-    logits, target, weight = torch.randn(50, 1) * 3, torch.randint(2, (50,)), torch.tensor([0.6, 3.0])
-    summed = F.binary_cross_entropy_with_logits(logits[:, 0], target.float(), weight=weight[target], reduction="sum")
+    logits, target, weight = (
+        torch.randn(50, 1) * 3,
+        torch.randint(2, (50,)),
+        torch.tensor([0.6, 3.0]),
+    )
+    summed = F.binary_cross_entropy_with_logits(
+        logits[:, 0], target.float(), weight=weight[target], reduction="sum"
+    )
     torch.testing.assert_close(cross_entropy(logits, target, weight), summed / weight[target].sum())

@@ -30,7 +30,8 @@ def test_divergence_by_hand() -> None:
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     value = divergence(torch.zeros(5, 2), torch.tensor([[0.75, 0.25]]).expand(5, 2))
     assert float(value) == pytest.approx(expected, abs=1e-6)
-    # logits 2 and 0 at temperature 2 are 1 and 0: e / (1 + e) against a teacher of one half each, times 4
+    # logits 2 and 0 at temperature 2 are 1 and 0: e / (1 + e) against a teacher of one half each,
+    # times 4
     p = math.e / (1 + math.e)
     expected = 4 * (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)))
     value = divergence(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.5]]), temperature=2.0)
@@ -46,10 +47,16 @@ def test_agreement_costs_nothing_and_disagreement_does(temperature: float, class
 
 
 def test_several_teachers_answer_by_their_mean_and_share_weighs_both_parts() -> None:
-    logits, target, images = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 3, 8, 8)
+    logits, target, images = (
+        torch.randn(6, 3),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        torch.rand(6, 3, 8, 8),
+    )
     teachers = [Fixed([1.0, 0.0, 0.0]), Fixed([0.0, 0.0, 4.0])]
     loss = Distillation([5, 3, 1], teachers, temperature=2.0, share=0.3, weighted=True)
-    answers = (torch.softmax(torch.tensor([0.5, 0, 0]), 0) + torch.softmax(torch.tensor([0.0, 0, 2.0]), 0)) / 2
+    answers = (
+        torch.softmax(torch.tensor([0.5, 0, 0]), 0) + torch.softmax(torch.tensor([0.0, 0, 2.0]), 0)
+    ) / 2
     student = torch.log_softmax(logits / 2, dim=1)
     soft = 4 * (answers * (answers.log() - student)).sum(dim=1).mean()
     hard = cross_entropy(logits, target, torch.tensor([9 / 15, 9 / 9, 9 / 3]))

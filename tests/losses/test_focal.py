@@ -12,7 +12,9 @@ from src.losses.focal import Focal, focal
 def test_by_hand() -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     loss = Focal(class_counts=[1, 1, 1], gamma=2)(p.log(), torch.tensor([1, 2]))
-    assert loss.item() == pytest.approx(-(0.8**2 * math.log(0.2) + 0.2**2 * math.log(0.8)) / 2, rel=1e-5)
+    assert loss.item() == pytest.approx(
+        -(0.8**2 * math.log(0.2) + 0.2**2 * math.log(0.8)) / 2, rel=1e-5
+    )
 
 
 def test_weighted_mean_is_divided_by_the_sum_of_weights() -> None:
@@ -26,13 +28,17 @@ def test_weighted_mean_is_divided_by_the_sum_of_weights() -> None:
 @pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 1.0, 4.0])])
 def test_gamma_zero_is_cross_entropy(weight: torch.Tensor | None) -> None:
     logits, target = torch.randn(40, 3) * 4, torch.randint(3, (40,))
-    torch.testing.assert_close(focal(logits, target, 0.0, weight), F.cross_entropy(logits, target, weight))
+    torch.testing.assert_close(
+        focal(logits, target, 0.0, weight), F.cross_entropy(logits, target, weight)
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
 def test_binary_is_torchvisions(gamma: float) -> None:
     logits, target = torch.randn(60, 1) * 3, torch.randint(2, (60,))
-    expected = sigmoid_focal_loss(logits[:, 0], target.float(), alpha=-1, gamma=gamma, reduction="mean")
+    expected = sigmoid_focal_loss(
+        logits[:, 0], target.float(), alpha=-1, gamma=gamma, reduction="mean"
+    )
     torch.testing.assert_close(focal(logits, target, gamma), expected)
 
 

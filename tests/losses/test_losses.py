@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import check
-from src.errors import ConfigError
+from src.core.config import check
+from src.core.errors import ConfigError
 from src.losses.cross_entropy import CrossEntropy
 from src.losses.focal import Focal
-from src.losses.logits import one_per_class
+from src.metrics.classification import one_per_class
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "cross_entropy": CrossEntropy,
@@ -32,7 +32,9 @@ def loss(request: pytest.FixtureRequest) -> Callable[..., nn.Module]:
 def test_binary_is_two_classes_of_logits_zero_and_z(loss: Callable[..., nn.Module]) -> None:
     z, target = torch.randn(30, 1) * 4, torch.randint(2, (30,))
     criterion = loss(class_counts=[20, 3])
-    torch.testing.assert_close(criterion(z, target), criterion(torch.cat([torch.zeros_like(z), z], 1), target))
+    torch.testing.assert_close(
+        criterion(z, target), criterion(torch.cat([torch.zeros_like(z), z], 1), target)
+    )
 
 
 @pytest.mark.parametrize("outputs", [1, 4])
@@ -54,7 +56,9 @@ def test_loss_and_gradient_are_finite_at_extreme_logits(
 def test_gradient_is_that_of_finite_differences(loss: Callable[..., nn.Module]) -> None:
     logits = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     criterion = loss(class_counts=[5, 1, 2]).double()
-    assert torch.autograd.gradcheck(lambda x: criterion(x, torch.tensor([0, 1, 2, 0, 1, 2])), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: criterion(x, torch.tensor([0, 1, 2, 0, 1, 2])), logits
+    )
 
 
 def test_better_answer_costs_less(loss: Callable[..., nn.Module]) -> None:
@@ -64,16 +68,22 @@ def test_better_answer_costs_less(loss: Callable[..., nn.Module]) -> None:
     assert costs == sorted(costs, reverse=True)
 
 
-def test_weights_are_not_in_the_checkpoint_and_follow_the_device(loss: Callable[..., nn.Module]) -> None:
+def test_weights_are_not_in_the_checkpoint_and_follow_the_device(
+    loss: Callable[..., nn.Module],
+) -> None:
     criterion = loss(class_counts=[5, 1, 2])
     assert not criterion.state_dict()
     assert all(buffer.device.type == "meta" for buffer in criterion.to("meta").buffers())
 
 
-def test_class_without_training_images_matters_to_weights_alone(loss: Callable[..., nn.Module]) -> None:
+def test_class_without_training_images_matters_to_weights_alone(
+    loss: Callable[..., nn.Module],
+) -> None:
     weighted = any(True for _ in loss(class_counts=[1, 1]).buffers())
     if weighted:
-        with pytest.raises(ConfigError, match=r"^class_counts: must be .* but got \[5, 0, 2\] .*class 1\)"):
+        with pytest.raises(
+            ConfigError, match=r"^class_counts: must be .* but got \[5, 0, 2\] .*class 1\)"
+        ):
             loss(class_counts=[5, 0, 2])
     else:
         loss(class_counts=[5, 0, 2])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.metrics.classification import ClassificationMetrics, mean_auroc, probabilities
 
 HAM = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -36,7 +36,9 @@ def reference_auroc(probability: np.ndarray, target: np.ndarray) -> float:
 
 
 @given(
-    st.integers(2, 7).flatmap(lambda k: st.tuples(st.just(k), st.sets(st.integers(0, k - 1), min_size=1))),
+    st.integers(2, 7).flatmap(
+        lambda k: st.tuples(st.just(k), st.sets(st.integers(0, k - 1), min_size=1))
+    ),
     st.integers(1, 60),
     st.integers(0, 999),
 )
@@ -69,12 +71,21 @@ def test_epoch_in_batches_has_the_keys_and_values_of_the_run_record(present: lis
     assert values["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
     assert values["auroc"] == pytest.approx(reference_auroc(probability.numpy(), true), abs=1e-5)
     recall = sk.recall_score(true, predicted, labels=range(7), average=None, zero_division=math.nan)
-    defined = {f"recall/{name}": value for name, value in zip(HAM, recall, strict=True) if not math.isnan(value)}
-    assert {key: value for key, value in values.items() if key.startswith("recall/")} == pytest.approx(defined)
-    assert {f"recall/{HAM[label]}" for label in present} == defined.keys()
-    assert set(values) - defined.keys() == {"accuracy", "balanced_accuracy", "macro_f1", "auroc"} | {
-        f"{measure}/{name}" for measure in ("precision", "f1", "specificity") for name in HAM
+    defined = {
+        f"recall/{name}": value
+        for name, value in zip(HAM, recall, strict=True)
+        if not math.isnan(value)
     }
+    assert {
+        key: value for key, value in values.items() if key.startswith("recall/")
+    } == pytest.approx(defined)
+    assert {f"recall/{HAM[label]}" for label in present} == defined.keys()
+    assert set(values) - defined.keys() == {
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "auroc",
+    } | {f"{measure}/{name}" for measure in ("precision", "f1", "specificity") for name in HAM}
     expected = sk.confusion_matrix(true, predicted, labels=range(7))
     np.testing.assert_array_equal(metrics.confusion().numpy(), expected)
 
@@ -121,7 +132,9 @@ def test_reset_forgets_and_pickle_keeps() -> None:
 
 def rank_of_two(rank: int, folder: str) -> None:
     """One of two ranks, with its own part of the images; each writes what it computed."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     probability, target = batches(4, [0, 1, 3], 50, 3)
     metrics = ClassificationMetrics(("a", "b", "c", "d"))
     for rows in (torch.arange(27).split(20), torch.arange(27, 50).split(30))[rank]:  # unequal parts
@@ -135,10 +148,14 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     metrics = ClassificationMetrics(("a", "b", "c", "d"))
     metrics.update(*batches(4, [0, 1, 3], 50, 3))
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(metrics.compute())
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(
+            metrics.compute()
+        )
 
 
-@pytest.mark.parametrize("name", ["mel@1", "naïve", "a:b", "", "../x", "a//b", "a/", "./a", "tab\t"])
+@pytest.mark.parametrize(
+    "name", ["mel@1", "naïve", "a:b", "", "../x", "a//b", "a/", "./a", "tab\t"]
+)
 def test_name_that_no_metric_can_have_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="^classes: must be made of"):
         ClassificationMetrics(("nv", name))
@@ -158,7 +175,9 @@ def test_names_may_hold_what_mlflow_allows() -> None:
 @pytest.mark.parametrize(("shape", "n"), [((4, 2), 4), ((4, 3), 5), ((4,), 4)])
 def test_batch_of_another_shape_is_refused(shape: tuple[int, ...], n: int) -> None:
     with pytest.raises(ValueError, match=r"expected probabilities \(N, 3\)"):
-        ClassificationMetrics(("a", "b", "c")).update(torch.zeros(shape), torch.zeros(n, dtype=torch.int64))
+        ClassificationMetrics(("a", "b", "c")).update(
+            torch.zeros(shape), torch.zeros(n, dtype=torch.int64)
+        )
 
 
 def test_probabilities_of_both_conventions() -> None:

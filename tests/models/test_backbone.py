@@ -8,8 +8,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from src.config import check
-from src.errors import ConfigError
+from src.core.config import check
+from src.core.errors import ConfigError
 from src.models.backbone import Backbone
 
 TINY = "test_resnet"
@@ -20,7 +20,11 @@ def count(module: nn.Module) -> int:
 
 
 def running_statistics(module: nn.Module) -> int:
-    return sum(b.numel() for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var")))
+    return sum(
+        b.numel()
+        for name, b in module.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,8 @@ def running_statistics(module: nn.Module) -> int:
 def test_backbone_ends_where_keras_without_top_ends(name: str, parameters: int) -> None:
     """Sun & Sun 2023, Table 2: Keras counts of backbone + Flatten of a 3x3 map + Dense 128 + Dense 1.
 
-    Keras counts batch normalisation's running statistics too, and its ResNet50 has a bias in each of its convolutions.
+    Keras counts batch normalisation's running statistics too, and its ResNet50 has a bias in each
+    of its convolutions.
     """
     table = {
         "mobilenetv3_small_100": 1_602_929,
@@ -65,7 +70,9 @@ def test_pooled_features_are_timms_own(name: str) -> None:
 def test_average_pooling_is_the_mean_of_the_last_map() -> None:
     net = Backbone("mobilenetv3_small_100", image_size=64, outputs=2, weights="random").eval()
     image = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(net(image), net.head(net.backbone.forward_features(image).mean((2, 3))))
+    torch.testing.assert_close(
+        net(image), net.head(net.backbone.forward_features(image).mean((2, 3)))
+    )
 
 
 @pytest.mark.parametrize("size", [33, 64, 100])
@@ -81,7 +88,9 @@ def test_frozen_backbone_does_not_move_and_its_head_does() -> None:
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(torch.randn(4, 3, 32, 32) * 9 + 3), torch.tensor([0, 1, 0, 1])).backward()
+        nn.functional.cross_entropy(
+            net(torch.randn(4, 3, 32, 32) * 9 + 3), torch.tensor([0, 1, 0, 1])
+        ).backward()
         optimizer.step()
     after = net.state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -100,7 +109,11 @@ def test_thawed_backbone_trains_with_its_running_statistics() -> None:
     before = copy.deepcopy(net.backbone.state_dict())
     net(torch.randn(4, 3, 32, 32) * 9 + 3)
     assert all(p.requires_grad for p in net.parameters())
-    assert any(not torch.equal(before[k], v) for k, v in net.backbone.state_dict().items() if "running_mean" in k)
+    assert any(
+        not torch.equal(before[k], v)
+        for k, v in net.backbone.state_dict().items()
+        if "running_mean" in k
+    )
 
 
 def test_building_leaves_the_backbone_in_training_mode() -> None:
@@ -110,7 +123,11 @@ def test_building_leaves_the_backbone_in_training_mode() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("resnet5O", "resnet50"), ("convnext_ato", "convnext_atto"), ("resnet50.a1_in2k", "resnet50.a1_in1k")],
+    [
+        ("resnet5O", "resnet50"),
+        ("convnext_ato", "convnext_atto"),
+        ("resnet50.a1_in2k", "resnet50.a1_in1k"),
+    ],
 )
 def test_unknown_name_is_answered_with_the_closest(name: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=rf"^name: .*{name}.*did you mean.*{hint}"):
@@ -123,8 +140,12 @@ def test_only_timms_own_networks_are_taken(name: str) -> None:
         Backbone(name, image_size=64, outputs=2, weights="random")
 
 
-@pytest.mark.parametrize(("name", "size", "smallest"), [("vgg11", 16, 32), ("inception_v3", 64, 75)])
-def test_too_small_an_image_is_refused_and_the_smallest_named(name: str, size: int, smallest: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "smallest"), [("vgg11", 16, 32), ("inception_v3", 64, 75)]
+)
+def test_too_small_an_image_is_refused_and_the_smallest_named(
+    name: str, size: int, smallest: int
+) -> None:
     with pytest.raises(ConfigError, match=rf"^image_size: .*takes is {smallest}, but got {size}$"):
         Backbone(name, image_size=size, outputs=2, weights="random")
 
@@ -135,9 +156,18 @@ def test_image_smaller_than_a_transformers_patch_is_refused() -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("dropout", 1.3), ("dense", [0]), ("pool", "max"), ("image_size", 0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("dropout", 1.3), ("dense", [0]), ("pool", "max"), ("image_size", 0)]
+)
 def test_impossible_value_is_refused_with_its_key(key: str, value: object) -> None:
-    config = {"net": {"_target_": "src.models.backbone.Backbone", "name": TINY, "image_size": 64, key: value}}
+    config = {
+        "net": {
+            "_target_": "src.models.backbone.Backbone",
+            "name": TINY,
+            "image_size": 64,
+            key: value,
+        }
+    }
     with pytest.raises(ConfigError, match=rf"^net\.{key}: "):
         check(config)
 
@@ -147,7 +177,10 @@ def test_file_of_the_whole_network_is_loaded_without_its_classifier(tmp_path: Pa
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     net = Backbone(TINY, image_size=32, outputs=2, weights=str(tmp_path / "whole.pth"))
     assert net.loaded_weights == "file:whole.pth"
-    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in net.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, whole.state_dict()[key])
+        for key, value in net.backbone.state_dict().items()
+    )
 
 
 def test_checkpoint_of_a_run_of_ours_is_loaded(tmp_path: Path) -> None:
@@ -156,7 +189,8 @@ def test_checkpoint_of_a_run_of_ours_is_loaded(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "best.ckpt")
     second = Backbone(TINY, image_size=48, outputs=1, weights=str(tmp_path / "best.ckpt"))
     assert all(
-        torch.equal(value, first.backbone.state_dict()[key]) for key, value in second.backbone.state_dict().items()
+        torch.equal(value, first.backbone.state_dict()[key])
+        for key, value in second.backbone.state_dict().items()
     )
 
 
@@ -172,7 +206,9 @@ def test_transformer_file_of_another_image_size_is_adapted(tmp_path: Path) -> No
 def test_file_of_another_network_is_refused(other: str, tmp_path: Path) -> None:
     """Not in silence either where one network's names are among the other's, as ResNet-50's are among ResNet-101's."""
     torch.save(timm.create_model(other).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ConfigError, match=r"^weights: .*other\.pth is of another net: layer.* and \d+ more$"):
+    with pytest.raises(
+        ConfigError, match=r"^weights: .*other\.pth is of another net: layer.* and \d+ more$"
+    ):
         Backbone("resnet50", image_size=32, outputs=2, weights=str(tmp_path / "other.pth"))
 
 
@@ -188,7 +224,8 @@ def test_auto_says_loudly_that_there_were_no_weights(
 
 
 @pytest.mark.parametrize(
-    ("name", "kept", "stage", "last"), [("tf_efficientnet_lite0", 10, 4, 1), ("mobilenetv3_small_050", 4, 2, 0)]
+    ("name", "kept", "stage", "last"),
+    [("tf_efficientnet_lite0", 10, 4, 1), ("mobilenetv3_small_050", 4, 2, 0)],
 )
 def test_blocks_cuts_off_all_that_comes_after(name: str, kept: int, stage: int, last: int) -> None:
     torch.manual_seed(0)
@@ -196,7 +233,9 @@ def test_blocks_cuts_off_all_that_comes_after(name: str, kept: int, stage: int, 
     torch.manual_seed(0)
     cut = Backbone(name, 64, 7, weights="random", blocks=kept).eval()
     at_the_cut: list[torch.Tensor] = []
-    whole.backbone.blocks[stage][last].register_forward_hook(lambda *call: at_the_cut.append(call[2]))
+    whole.backbone.blocks[stage][last].register_forward_hook(
+        lambda *call: at_the_cut.append(call[2])
+    )
     images = torch.randn(2, 3, 64, 64)
     whole(images)
     torch.testing.assert_close(cut.backbone(images), at_the_cut[0].mean(dim=(2, 3)))
@@ -205,17 +244,24 @@ def test_blocks_cuts_off_all_that_comes_after(name: str, kept: int, stage: int, 
 
 
 def test_the_cut_net_of_the_study_better_keeps_the_limits_of_the_692k_network() -> None:
-    # stem 32 * 27 + 2 * 32; then timm's published shapes, block by block: 1, 2, 2, 3 and 2 of 3 blocks
+    # stem 32 * 27 + 2 * 32; then timm's published shapes, block by block: 1, 2, 2, 3 and 2 of 3
+    # blocks
     blocks = [896, 5136, 8832, 13472, 26240, 32080, 83200, 83200, 106304, 170240]
     net = Backbone("tf_efficientnet_lite0", 80, 7, weights="random", blocks=10)
     assert (
-        sum(p.numel() for p in net.parameters()) == 32 * 27 + 2 * 32 + sum(blocks) + 112 * 7 + 7 == 531_319 <= 691_911
+        sum(p.numel() for p in net.parameters())
+        == 32 * 27 + 2 * 32 + sum(blocks) + 112 * 7 + 7
+        == 531_319
+        <= 691_911
     )
 
 
 @pytest.mark.parametrize(
     ("name", "kept", "said"),
-    [("resnet50", 3, "no EfficientNet or MobileNetV3"), ("mobilenetv3_small_050", 40, "must be at most 12")],
+    [
+        ("resnet50", 3, "no EfficientNet or MobileNetV3"),
+        ("mobilenetv3_small_050", 40, "must be at most 12"),
+    ],
 )
 def test_blocks_that_are_not_there_are_refused(name: str, kept: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -5,8 +5,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from src.config import check
-from src.errors import ConfigError
+from src.core.config import check
+from src.core.errors import ConfigError
 from src.models.custom import CustomCNN, smallest_image
 
 FLATTEN = {"image_size": 224, "padding": 1, "dense": [256], "dropout": 0.5}
@@ -20,7 +20,9 @@ FLATTEN = {"image_size": 224, "padding": 1, "dense": [256], "dropout": 0.5}
         pytest.param(FLATTEN | {"head": "gap"}, 128_071, 505_908_992, id="custom_gap"),
     ],
 )
-def test_figures_of_mamun_2025(arguments: dict[str, object], parameters: int, multiply_adds: int) -> None:
+def test_figures_of_mamun_2025(
+    arguments: dict[str, object], parameters: int, multiply_adds: int
+) -> None:
     net = CustomCNN(outputs=7, **arguments).eval()
     assert sum(p.numel() for p in net.parameters()) == parameters
     size = arguments["image_size"]
@@ -43,7 +45,11 @@ def test_pooling_before_relu_is_the_same_function_as_after(norm: str) -> None:
     images = torch.randn(2, 3, 32, 32)
     expected = images
     for block in net.features:
-        for layer in [*(x for x in block if not isinstance(x, nn.ReLU | nn.MaxPool2d)), nn.ReLU(), nn.MaxPool2d(2)]:
+        for layer in [
+            *(x for x in block if not isinstance(x, nn.ReLU | nn.MaxPool2d)),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]:
             expected = layer(expected)
     torch.testing.assert_close(net.features(images), expected)
 
@@ -59,12 +65,16 @@ def test_smallest_image_is_the_smallest(depth: int, padding: int) -> None:
 
 
 def test_too_small_an_image_is_refused_and_the_smallest_named() -> None:
-    with pytest.raises(ConfigError, match=r"^image_size: .*the smallest that this net takes is 22, but got 8$"):
+    with pytest.raises(
+        ConfigError, match=r"^image_size: .*the smallest that this net takes is 22, but got 8$"
+    ):
         CustomCNN(image_size=8, outputs=7)
 
 
 def test_dense_may_be_one_number_or_none() -> None:
-    one, listed, none = (CustomCNN(image_size=32, outputs=7, dense=dense) for dense in (16, [16], []))
+    one, listed, none = (
+        CustomCNN(image_size=32, outputs=7, dense=dense) for dense in (16, [16], [])
+    )
     assert [p.shape for p in one.parameters()] == [p.shape for p in listed.parameters()]
     assert sum(isinstance(layer, nn.Linear) for layer in none.modules()) == 1
 

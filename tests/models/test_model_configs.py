@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from src.config import check, instantiate, resolve
+from src.core.config import check, instantiate, resolve
 
 PARAMETERS = {  # with 7 outputs
     "custom": 691_911,
@@ -24,7 +24,10 @@ PARAMETERS = {  # with 7 outputs
     "timm": None,
     "svm": 2 * 532 + 7 + 1,  # before its fit: ranges of the features, intercepts and gamma
 }
-OWN = ("custom", "svm")  # nets of no library: without weights to load, or inputs that such weights expect
+OWN = (
+    "custom",
+    "svm",
+)  # nets of no library: without weights to load, or inputs that such weights expect
 
 
 @pytest.fixture
@@ -35,11 +38,17 @@ def conf(root: Path) -> Iterator[None]:
 
 
 def composed(choice: str, *overrides: str) -> DictConfig:
-    return compose(f"model/{choice}", overrides=["+data.image_size=${model.image_size}", *overrides])
+    return compose(
+        f"model/{choice}", overrides=["+data.image_size=${model.image_size}", *overrides]
+    )
 
 
 def test_every_file_is_listed(root: Path) -> None:
-    files = {file.stem for file in (root / "conf" / "model").glob("*.yaml") if not file.stem.startswith("_")}
+    files = {
+        file.stem
+        for file in (root / "conf" / "model").glob("*.yaml")
+        if not file.stem.startswith("_")
+    }
     assert files == PARAMETERS.keys()
 
 

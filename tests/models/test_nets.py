@@ -15,10 +15,14 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "custom": partial(CustomCNN, width=4),
     "custom_batchnorm_gap": partial(CustomCNN, width=4, norm="batch", head="gap", dropout=0.3),
     "backbone": partial(Backbone, name="test_resnet", weights="random"),
-    "backbone_flatten": partial(Backbone, name="test_resnet", weights="random", pool="flatten", dense=[8], dropout=0.2),
+    "backbone_flatten": partial(
+        Backbone, name="test_resnet", weights="random", pool="flatten", dense=[8], dropout=0.2
+    ),
     "backbone_frozen": partial(Backbone, name="test_resnet", weights="random", frozen=True),
     "backbone_transformer": partial(Backbone, name="test_vit", weights="random"),
-    "mobilenetv3_small": partial(Backbone, name="mobilenetv3_small_100", weights="random", pool="flatten"),
+    "mobilenetv3_small": partial(
+        Backbone, name="mobilenetv3_small_100", weights="random", pool="flatten"
+    ),
 }
 
 
@@ -34,7 +38,9 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("outputs", [1, 7])
 @pytest.mark.parametrize("name", NETS)
-def test_one_row_an_image_and_one_column_an_output(name: str, outputs: int, images: torch.Tensor) -> None:
+def test_one_row_an_image_and_one_column_an_output(
+    name: str, outputs: int, images: torch.Tensor
+) -> None:
     logits = build(name, outputs)(images)
     assert logits.shape == (4, outputs)
     assert logits.dtype == torch.float32
@@ -46,7 +52,9 @@ def test_memory_format_does_not_matter(name: str, images: torch.Tensor) -> None:
     net = build(name).eval()
     expected = net(images)
     net = net.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(net(images.to(memory_format=torch.channels_last)), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        net(images.to(memory_format=torch.channels_last)), expected, rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -59,7 +67,9 @@ def test_a_seed_decides_the_weights(name: str) -> None:
 def test_every_trained_parameter_learns(name: str, images: torch.Tensor) -> None:
     net = build(name).train()
     nn.functional.cross_entropy(net(images), torch.tensor([0, 1, 2, 0])).backward()
-    trained = {key: parameter.grad for key, parameter in net.named_parameters() if parameter.requires_grad}
+    trained = {
+        key: parameter.grad for key, parameter in net.named_parameters() if parameter.requires_grad
+    }
     assert trained
     for key, gradient in trained.items():
         assert gradient is not None, key

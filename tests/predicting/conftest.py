@@ -15,15 +15,15 @@ from scipy.special import softmax
 from tiny_models import CLASSES, CODES, MEAN, SIZE, STD, Exported, Place, Typed
 
 from src import predict
-from src.checkpoint import save_weights
-from src.deployment import onnx
-from src.deployment.camera import CameraNet
+from src.core.cli import ROOT
+from src.deployment import trained
 from src.deployment.description import Decision, Description
-from src.entry import ROOT
+from src.deployment.runtimes import onnx
+from src.deployment.runtimes.eager import CameraNet
 from src.models.custom import CustomCNN
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.trained import inference
+from src.training.checkpoint import save_weights
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         for parameter in net.parameters():
             parameter.mul_(2)  # farther from equal probabilities
     decision = Decision("mel", 0.3, "sensitivity >= 0.8 on val", temperature=1.7)
-    said = Description("3f2a" * 8, "custom", CLASSES, SIZE, "pad", "made", "grouped", "none", decision=decision)
+    said = Description(
+        "3f2a" * 8, "custom", CLASSES, SIZE, "pad", "made", "grouped", "none", decision=decision
+    )
     path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
     onnx.write(CameraNet(net, MEAN, STD), said, path)
     return Exported(path, net, decision)
@@ -47,11 +49,18 @@ def place(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
     (folder / "mlruns").mkdir()
     shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
     store = Store(folder=folder / "mlruns")
-    tiny = [f"model.image_size={SIZE}", "model.net.width=4", "model.net.depth=1", "model.net.dense=[8]"]
+    tiny = [
+        f"model.image_size={SIZE}",
+        "model.net.width=4",
+        "model.net.depth=1",
+        "model.net.dense=[8]",
+    ]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", ["model=custom", "data=synthetic", *tiny])
-    with Run.start(store, "custom", {"kind": "trial", "model": "custom", "data": "synthetic"}) as trial:
+    with Run.start(
+        store, "custom", {"kind": "trial", "model": "custom", "data": "synthetic"}
+    ) as trial:
         pass
     first, second = (one_seed(store, config, seed, trial, folder) for seed in (0, 1))
     return Place(folder, (first, second), trial.id)
@@ -60,16 +69,28 @@ def place(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
 def one_seed(store: Store, config: DictConfig, seed: int, trial: Run, folder: Path) -> str:
     """A run as a training leaves it, its weights and predictions drawn."""
     torch.manual_seed(seed)
-    net = inference.build(config, CODES)
+    net = trained.build(config, CODES)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1 + seed)  # other weights in each
     save_weights(net, folder / "best.ckpt")
     label = np.arange(70) % len(CODES)
-    probability = softmax(2 * np.eye(len(CODES))[label] + np.random.default_rng(seed).normal(size=(70, len(CODES))), 1)
-    val = pd.DataFrame({"image_id": [f"{row:02d}" for row in range(70)], "label": np.array(CODES)[label]})
-    val = val.assign(group=val["image_id"], **{f"p/{name}": probability[:, at] for at, name in enumerate(CODES)})
-    tags = {"kind": "run", "model": "custom", "data": "synthetic", "split": "grouped", "seed": str(seed)}
+    probability = softmax(
+        2 * np.eye(len(CODES))[label] + np.random.default_rng(seed).normal(size=(70, len(CODES))), 1
+    )
+    val = pd.DataFrame(
+        {"image_id": [f"{row:02d}" for row in range(70)], "label": np.array(CODES)[label]}
+    )
+    val = val.assign(
+        group=val["image_id"], **{f"p/{name}": probability[:, at] for at, name in enumerate(CODES)}
+    )
+    tags = {
+        "kind": "run",
+        "model": "custom",
+        "data": "synthetic",
+        "split": "grouped",
+        "seed": str(seed),
+    }
     with Run.start(store, "custom", tags, parent_id=trial.id) as run:
         run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
         run.artifact(folder / "best.ckpt", "checkpoint")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.classifier import Classifier
-from src.errors import UserError
+from src.core.errors import UserError
+from src.deployment.gradcam import GradCam, draw, relative, upsampled
 from src.models.custom import CustomCNN
-from src.predicting.gradcam import GradCam, draw, relative, upsampled
+from src.training.classifier import Classifier
 
 SIZE = 16
 
@@ -28,7 +28,9 @@ class RedOrBlue(nn.Module):
         self.act = nn.ReLU(inplace=True)
         with torch.no_grad():
             self.look.weight.zero_()
-            self.look.weight[0, 0] = self.look.weight[1, 2] = 1  # channel 0 sees red, channel 1 blue
+            self.look.weight[0, 0] = self.look.weight[1, 2] = (
+                1  # channel 0 sees red, channel 1 blue
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         scores = self.act(self.look(images)).mean((2, 3))
@@ -51,7 +53,9 @@ def test_it_is_the_papers_formula() -> None:
     convolution, rest = net.features[0][0], net.features[0][1:]  # type: ignore[index]
     activation = convolution(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
     scores = net.head(rest(activation).flatten(1))
-    slopes = torch.autograd.grad(scores[0, 2] + scores[1, 0], activation)[0].mean((2, 3), keepdim=True)
+    slopes = torch.autograd.grad(scores[0, 2] + scores[1, 0], activation)[0].mean(
+        (2, 3), keepdim=True
+    )
     expected = torch.relu((slopes * activation).sum(1)).detach().numpy()
     assert found.shape == (2, *method.places) == (2, 14, 14)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
@@ -85,7 +89,11 @@ def test_the_last_map_is_taken_and_not_the_gate_behind_it() -> None:
             seen = self.act(self.look(images))
             return (seen * torch.sigmoid(self.gate(seen.mean((2, 3), keepdim=True)))).mean((2, 3))
 
-    assert GradCam(classifier(Gated(), ("red", "blue"))).maps(corners()[None], [0]).shape == (1, SIZE, SIZE)
+    assert GradCam(classifier(Gated(), ("red", "blue"))).maps(corners()[None], [0]).shape == (
+        1,
+        SIZE,
+        SIZE,
+    )
 
 
 def test_a_net_without_a_convolution_is_refused() -> None:
@@ -107,7 +115,13 @@ def test_upsampling_keeps_each_place() -> None:
 
 
 def test_a_drawing_says_what_its_colours_are() -> None:
-    figure = draw(corners(), np.eye(SIZE, dtype=np.float32), (3, 4), "lesion.jpg: mel, p = 0.812", "evidence for mel")
+    figure = draw(
+        corners(),
+        np.eye(SIZE, dtype=np.float32),
+        (3, 4),
+        "lesion.jpg: mel, p = 0.812",
+        "evidence for mel",
+    )
     left, right, bar = figure.axes
     assert figure.get_suptitle() == "lesion.jpg: mel, p = 0.812"
     assert bar.get_ylabel() == "evidence for mel"

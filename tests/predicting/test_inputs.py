@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.geometry import square
-from src.errors import ConfigError, DataError
-from src.predicting.inputs import Pictures
+from src.core.errors import ConfigError, DataError
+from src.data.cache import square
+from src.deployment.inputs import ImageInput
 
 Colour = tuple[int, int, int]
 
@@ -27,7 +27,7 @@ def picture(tmp_path: Path) -> Callable[..., Path]:
 
 
 def names(given: Path) -> list[str]:
-    return list(Pictures(given).manifest().frame["image_id"])
+    return list(ImageInput(given).manifest().frame["image_id"])
 
 
 def test_a_folder_is_taken_with_its_subfolders_without_what_is_hidden(
@@ -49,8 +49,13 @@ def test_a_csv_keeps_its_order_and_names_what_stands_twice_twice(
     csv = tmp_path / "lists" / "list.csv"
     csv.write_text(f"age,{column}\n50,b.png\n60,{elsewhere}\n70,../other/001.png\n50,b.png\n")
     assert names(csv) == ["b.png", str(elsewhere), "../other/001.png", "b.png"]
-    paths = [Path(path).resolve() for path in Pictures(csv).manifest().frame["path"]]
-    assert paths == [tmp_path / "lists" / "b.png", elsewhere, elsewhere, tmp_path / "lists" / "b.png"]
+    paths = [Path(path).resolve() for path in ImageInput(csv).manifest().frame["path"]]
+    assert paths == [
+        tmp_path / "lists" / "b.png",
+        elsewhere,
+        elsewhere,
+        tmp_path / "lists" / "b.png",
+    ]
 
 
 def test_a_csv_of_numbers_is_a_csv_of_names(tmp_path: Path) -> None:
@@ -79,17 +84,25 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         names(tmp_path)
 
 
-def test_batches_hold_the_squares_in_order_and_the_reasons(picture: Callable[..., Path], tmp_path: Path) -> None:
+def test_batches_hold_the_squares_in_order_and_the_reasons(
+    picture: Callable[..., Path], tmp_path: Path
+) -> None:
     colours = [(10 * number, 100, 250 - 10 * number) for number in range(7)]
-    paths = [picture(f"{number}.png", colour, (30 + number, 20)) for number, colour in enumerate(colours)]
+    paths = [
+        picture(f"{number}.png", colour, (30 + number, 20)) for number, colour in enumerate(colours)
+    ]
     paths[2].write_text("a text")
     paths[5].unlink()
     csv = tmp_path / "list.csv"
     csv.write_text("path\n" + "\n".join(path.name for path in paths) + "\n")
-    given = Pictures(csv)
+    given = ImageInput(csv)
     batches = list(given.batches(given.manifest(), 3, 8, "pad", 2))
     assert [list(batch.rows) for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [batch.problems for batch in batches] == [("", "", "not an image"), ("", "", "absent"), ("",)]
+    assert [batch.problems for batch in batches] == [
+        ("", "", "not an image"),
+        ("", "", "absent"),
+        ("",),
+    ]
     assert [batch.readable for batch in batches] == [[0, 1], [0, 1], [0]]
     expected = [square(Image.open(paths[number]), 8, "pad") for number in (0, 1, 3, 4, 6)]
     np.testing.assert_array_equal(np.concatenate([batch.squares for batch in batches]), expected)
@@ -112,7 +125,12 @@ def test_what_is_no_file_and_what_no_system_takes_is_a_reason(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe.png")  # opened, it would be waited for
     csv = tmp_path / "list.csv"
     csv.write_text(f"path\npipe.png\n~no such user/a.png\n{'a' * 300}.png\n{tmp_path}\n/dev/zero\n")
-    given = Pictures(csv)
+    given = ImageInput(csv)
     [batch] = given.batches(given.manifest(), 8, 8, "pad", 1)
-    assert [batch.problems[at] for at in (0, 1, 3, 4)] == ["not a file", "absent", "not a file", "not a file"]
+    assert [batch.problems[at] for at in (0, 1, 3, 4)] == [
+        "not a file",
+        "absent",
+        "not a file",
+        "not a file",
+    ]
     assert "too long" in batch.problems[2]

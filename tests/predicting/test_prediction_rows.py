@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.errors import UserError
-from src.predicting import rows as under_test
-from src.predicting.rows import whole_csv
+from src.core.errors import UserError
+from src.deployment import predict
+from src.deployment.predict import whole_csv
 
 COLUMNS = ("image", "p/mel", "problem")
 
@@ -31,10 +31,14 @@ def test_rows_come_in_batches_and_the_file_appears_at_the_end(tmp_path: Path) ->
 
 
 def test_a_name_is_no_formula_of_a_spreadsheet(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"image": ["=1+1.png", "a=1.png"], "p/mel": [-1.0, 0.5], "problem": ["", "@absent"]})
+    frame = pd.DataFrame(
+        {"image": ["=1+1.png", "a=1.png"], "p/mel": [-1.0, 0.5], "problem": ["", "@absent"]}
+    )
     with whole_csv(tmp_path / "said.csv", COLUMNS) as rows:
         rows.add(frame)
-    assert (tmp_path / "said.csv").read_text() == "image,p/mel,problem\n'=1+1.png,-1,\na=1.png,0.5,'@absent\n"
+    assert (
+        tmp_path / "said.csv"
+    ).read_text() == "image,p/mel,problem\n'=1+1.png,-1,\na=1.png,0.5,'@absent\n"
 
 
 def test_single_precision_is_written_without_loss(tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ def test_what_breaks_off_leaves_what_was_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(under_test.os, "getpid", lambda: 7)
+    monkeypatch.setattr(predict.os, "getpid", lambda: 7)
     (tmp_path / ".said.csv.7.part").symlink_to("/dev/full")  # what the draft is written to
     said = r"out=.*said\.csv: cannot be written there \(No space left on device\)"
     with pytest.raises(UserError, match=said), whole_csv(tmp_path / "said.csv", COLUMNS):
@@ -71,5 +75,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written there"), whole_csv(tmp_path / "file" / "said.csv", COLUMNS):
+    with (
+        pytest.raises(UserError, match="cannot be written there"),
+        whole_csv(tmp_path / "file" / "said.csv", COLUMNS),
+    ):
         pass

@@ -51,4 +51,6 @@ def written(folder: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
         coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), np.uint8)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(coarse).resize((40 + number % 7, 30), Image.Resampling.BICUBIC).save(folder / name)
+        Image.fromarray(coarse).resize((40 + number % 7, 30), Image.Resampling.BICUBIC).save(
+            folder / name
+        )

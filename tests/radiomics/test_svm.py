@@ -9,15 +9,19 @@ import torch
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
-from src.checkpoint import load_weights
-from src.config import check
-from src.errors import ConfigError, DataError, UserError
-from src.radiomics import features, search
-from src.radiomics.machine import KERNELS, Kernel, Machine, fit
-from src.radiomics.once import FittedOnce, TrainingSet
-from src.radiomics.svm import RadiomicsSVM
+from src.core.config import check
+from src.core.errors import ConfigError, DataError, UserError
+from src.models import radiomics, svm
+from src.models.fit_once import FitOnceModel, TrainingSet
+from src.models.svm import KERNELS, Kernel, KernelMachine, RadiomicsSVM, fit
+from src.training.checkpoint import load_weights
 
-SETTINGS: dict[str, Any] = {"descriptors": ["hu", "histogram"], "bins": 2, "kernels": ["linear", "rbf"], "costs": [1.0]}
+SETTINGS: dict[str, Any] = {
+    "descriptors": ["hu", "histogram"],
+    "bins": 2,
+    "kernels": ["linear", "rbf"],
+    "costs": [1.0],
+}
 
 
 def points(classes: int = 2, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -30,9 +34,20 @@ def training_set(classes: int = 2, n: int = 24, **changes: Any) -> TrainingSet:
     """Grey pictures, each class brighter than the last."""
     random = np.random.default_rng(1)
     labels = np.arange(n) % classes
-    images = np.clip(random.normal(60 + 60 * labels, 25, (8, 8, 3, n)), 0, 255).astype(np.uint8).transpose(3, 0, 1, 2)
+    images = (
+        np.clip(random.normal(60 + 60 * labels, 25, (8, 8, 3, n)), 0, 255)
+        .astype(np.uint8)
+        .transpose(3, 0, 1, 2)
+    )
     names = ["benign", "mel", "other"][:classes]
-    given = {"rows": np.arange(n), "groups": None, "classes": names, "oversample": None, "seed": 0, **changes}
+    given = {
+        "rows": np.arange(n),
+        "groups": None,
+        "classes": names,
+        "oversample": None,
+        "seed": 0,
+        **changes,
+    }
     return TrainingSet(images=np.ascontiguousarray(images), labels=labels, **given)
 
 
@@ -49,7 +64,7 @@ def test_decision_values_are_those_of_scikit_learn(kernel: Kernel, cost: float, 
     theirs = SVC(kernel=kernel, C=cost, tol=1e-8).fit(scaler.transform(known), labels)
     expected = theirs.decision_function(scaler.transform(unknown))
     # the same support vectors: the two ways to evaluate them agree to the last digits
-    copied = Machine(
+    copied = KernelMachine(
         kernel,
         theirs._gamma,
         scaler.data_min_,
@@ -72,7 +87,9 @@ def test_several_classes_stand_each_against_the_rest() -> None:
     weights = np.array([1.0, 3.0, 0.5])
     ours = next(fit(known, labels, 3, "rbf", [2.0], weights)).decide(known)
     for label in range(3):
-        theirs = SVC(kernel="rbf", C=2.0).fit(scaled, labels == label, sample_weight=weights[labels])
+        theirs = SVC(kernel="rbf", C=2.0).fit(
+            scaled, labels == label, sample_weight=weights[labels]
+        )
         np.testing.assert_allclose(ours[:, label], theirs.decision_function(scaled), atol=5e-3)
 
 
@@ -92,11 +109,13 @@ def test_a_class_weight_is_a_repetition() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_checkpoint_gives_the_same_decisions_and_is_tensors_only(tmp_path: Path, classes: int) -> None:
+def test_checkpoint_gives_the_same_decisions_and_is_tensors_only(
+    tmp_path: Path, classes: int
+) -> None:
     training = training_set(classes)
     outputs = 1 if classes == 2 else classes
     net = RadiomicsSVM(outputs, **SETTINGS)
-    assert isinstance(net, FittedOnce)
+    assert isinstance(net, FitOnceModel)
     assert not net.fitted
     assert net(as_input(training)).tolist() == [[0.0] * outputs] * 24
     net.fit_once(training)
@@ -129,7 +148,9 @@ def test_state_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 def test_sample_is_seeded_and_keeps_each_class_share() -> None:
     def fitted(seed: int) -> np.ndarray:
-        return RadiomicsSVM(1, **SETTINGS, max_samples=12).fit_once(training_set(n=48, seed=seed)).rows
+        return (
+            RadiomicsSVM(1, **SETTINGS, max_samples=12).fit_once(training_set(n=48, seed=seed)).rows
+        )
 
     assert len(fitted(0)) == 12
     assert (fitted(0) % 2).sum() == 6  # labels alternate
@@ -138,23 +159,29 @@ def test_sample_is_seeded_and_keeps_each_class_share() -> None:
 
 
 def test_search_table_holds_every_cell_and_marks_the_best_mean() -> None:
-    table = RadiomicsSVM(1, **{**SETTINGS, "costs": [0.1, 10.0]}).fit_once(training_set()).tables["search/grid.csv"]
+    table = (
+        RadiomicsSVM(1, **{**SETTINGS, "costs": [0.1, 10.0]})
+        .fit_once(training_set())
+        .tables["search/grid.csv"]
+    )
     assert list(zip(table["kernel"], table["C"], strict=True)) == [
         (kernel, cost) for kernel in ("linear", "rbf") for cost in (0.1, 10.0)
     ]
     assert table["chosen"].sum() == 1
-    assert table.loc[table["chosen"], "balanced_accuracy"].item() == table["balanced_accuracy"].max()
+    assert (
+        table.loc[table["chosen"], "balanced_accuracy"].item() == table["balanced_accuracy"].max()
+    )
     assert {"accuracy", "macro_f1", "auroc", "spread", "support_vectors", "seconds"} <= set(table)
 
 
 def test_groups_stay_in_one_fold_and_images_need_not() -> None:
     labels = np.repeat([0, 1], 12)
     groups = np.repeat(np.arange(8), 3).astype(object)
-    data = search.Labelled(np.zeros((24, 1)), labels, groups, ["a", "b"], np.ones(2))
-    for train, held_out in search._folds(data, 3, 0):
+    data = svm.LabelledFeatures(np.zeros((24, 1)), labels, groups, ["a", "b"], np.ones(2))
+    for train, held_out in svm._folds(data, 3, 0):
         assert not set(groups[train]) & set(groups[held_out])
-    by_image = search.Labelled(data.features, labels, None, ["a", "b"], np.ones(2))
-    for _, held_out in search._folds(by_image, 3, 0):
+    by_image = svm.LabelledFeatures(data.features, labels, None, ["a", "b"], np.ones(2))
+    for _, held_out in svm._folds(by_image, 3, 0):
         assert np.bincount(labels[held_out]).tolist() == [4, 4]
 
 
@@ -162,8 +189,10 @@ def test_features_of_the_forward_pass_are_those_of_the_pixels() -> None:
     training = training_set()
     net = RadiomicsSVM(1, **SETTINGS)
     net.fit_once(training)
-    known = features.extract(training.images, net.descriptors, net.bins)
-    np.testing.assert_allclose(net(as_input(training)).numpy(), net.machine.decide(known), rtol=1e-6)
+    known = radiomics.extract(training.images, net.descriptors, net.bins)
+    np.testing.assert_allclose(
+        net(as_input(training)).numpy(), net.machine.decide(known), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,5 +222,5 @@ def test_too_few_of_a_class_is_one_line(rows: np.ndarray, message: str) -> None:
 )
 def test_impossible_settings_name_their_key(change: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key) as caught:
-        check({"model": {"net": {"_target_": "src.radiomics.svm.RadiomicsSVM", **SETTINGS, **change}}})
+        check({"model": {"net": {"_target_": "src.models.svm.RadiomicsSVM", **SETTINGS, **change}}})
     assert "\n" not in str(caught.value)

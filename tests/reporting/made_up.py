@@ -6,13 +6,18 @@ import moocore
 import numpy as np
 import pandas as pd
 
-from src.analysis.decision import Answer
-from src.objectives import Limit, Objective
-from src.reporting import origins
+from src.metrics.registry import Limit, Objective
+from src.reporting import collect
+from src.reporting.decisions import Answer
 from src.reporting.record import Report
 
 QUALITY = "best/val/balanced_accuracy"
-COSTS = ["efficiency/flops", "efficiency/params", "efficiency/latency_ms/b1/p50", "efficiency/latency_ratio"]
+COSTS = [
+    "efficiency/flops",
+    "efficiency/params",
+    "efficiency/latency_ms/b1/p50",
+    "efficiency/latency_ratio",
+]
 OBJECTIVES = [
     Objective("val/balanced_accuracy", "maximize"),
     Objective("efficiency/flops", "minimize"),
@@ -22,16 +27,22 @@ CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 PARAMETERS = ("model.net.width", "model.net.dense", "model.net.dropout", "loss")
 
 
-def make_report(trials: int = 80, seed: int = 0, studies: tuple[str, ...] = ("dense_size",), seeds: int = 3) -> Report:
+def make_report(
+    trials: int = 80, seed: int = 0, studies: tuple[str, ...] = ("dense_size",), seeds: int = 3
+) -> Report:
     """A study as it could have been: width and dense size buy quality with FLOPs, and a tenth of the trials failed."""
     rng = np.random.default_rng(seed)
     table = pd.concat([_study(name, trials, rng) for name in studies], ignore_index=True)
     table = table.sort_values(QUALITY, ascending=False, na_position="last", ignore_index=True)
     answers = _answers(table)
-    table["chosen"] = [", ".join(a.name for a in answers if a.run_id == run) for run in table["run_id"]]
+    table["chosen"] = [
+        ", ".join(a.name for a in answers if a.run_id == run) for run in table["run_id"]
+    ]
     named = table[(table["state"] == "front") | (table["chosen"] != "")]
     table["command"] = np.where(
-        table["run_id"].isin(named["run_id"]), "python -m src.train model=custom " + table["overrides"], ""
+        table["run_id"].isin(named["run_id"]),
+        "python -m src.train model=custom " + table["overrides"],
+        "",
     )
     finished = table[table["status"] == "FINISHED"]
     parameters = finished.set_index("run_id")[list(PARAMETERS)]
@@ -63,11 +74,14 @@ def make_report(trials: int = 80, seed: int = 0, studies: tuple[str, ...] = ("de
         ],
         hypervolume={name: round(float(rng.uniform(0.5, 0.8)), 4) for name in studies},
         counts=table["state"].value_counts().to_dict(),
-        paragraphs=[answer.text for answer in answers] + ["Two pairs of neighbours on the front are tied."],
+        paragraphs=[answer.text for answer in answers]
+        + ["Two pairs of neighbours on the front are tied."],
         warnings=["Only one seed a trial: the spread over repeats is not known."],
         comparison=_comparison(table, studies) if len(studies) > 1 else pd.DataFrame(),
         tables={
-            "Losses": pd.DataFrame({"loss": ["focal", "cross_entropy"], "mean": [0.71, 0.70], "low": [0.69, 0.68]})
+            "Losses": pd.DataFrame(
+                {"loss": ["focal", "cross_entropy"], "mean": [0.71, 0.70], "low": [0.69, 0.68]}
+            )
         },
     )
 
@@ -76,8 +90,12 @@ def one_run() -> Report:
     """One finished run without latency, swept parameters, repeats, predictions or test figures."""
     report = make_report(12)
     finished = report.table[report.table["status"] == "FINISHED"].head(1)
-    table = finished.assign(state="front", rank=0, knee=False, chosen="", quality_low=np.nan, quality_high=np.nan)
-    table = table.drop(columns=[name for name in table if "latency" in name or name.startswith("test/")])
+    table = finished.assign(
+        state="front", rank=0, knee=False, chosen="", quality_low=np.nan, quality_high=np.nan
+    )
+    table = table.drop(
+        columns=[name for name in table if "latency" in name or name.startswith("test/")]
+    )
     gone = ("intervals", "pairs", "drops", "effects", "importance", "curves", "progress", "recalls")
     empty = {name: pd.DataFrame() for name in gone}
     return replace(
@@ -85,7 +103,11 @@ def one_run() -> Report:
         table=table,
         costs=COSTS[:2],
         parameters=report.parameters.loc[table["run_id"], []],
-        answers=[Answer("best under a budget", "Which is best under 1k parameters?", "", "No run qualifies.")],
+        answers=[
+            Answer(
+                "best under a budget", "Which is best under 1k parameters?", "", "No run qualifies."
+            )
+        ],
         hypervolume={"dense_size": 0.1},
         counts={"front": 1},
         tables={},
@@ -97,18 +119,32 @@ def with_compressed() -> Report:
     """Two members of the front as int8 and one pruned from a run that is no trial of the report."""
     report = make_report(40, seed=5)
     table = report.table.assign(**{"efficiency/size_mb": report.table[COSTS[1]] * 4e-6})
-    first, second = table[table["state"] == "front"].sort_values(COSTS[0]).iloc[[1, -1]].to_dict("records")
-    alien = second | {"run_id": "f" * 32, QUALITY: second[QUALITY] + 0.03, COSTS[0]: second[COSTS[0]] * 3}
-    made = [_compressed(first, "onnx_int8_static", 0.01), _compressed(second, "onnx_int8_static", -0.002)]
+    first, second = (
+        table[table["state"] == "front"].sort_values(COSTS[0]).iloc[[1, -1]].to_dict("records")
+    )
+    alien = second | {
+        "run_id": "f" * 32,
+        QUALITY: second[QUALITY] + 0.03,
+        COSTS[0]: second[COSTS[0]] * 3,
+    }
+    made = [
+        _compressed(first, "onnx_int8_static", 0.01),
+        _compressed(second, "onnx_int8_static", -0.002),
+    ]
     made.append(_compressed(alien, "prune_half", 0.04) | {COSTS[0]: second[COSTS[0]] * 1.5})
     every = pd.concat([table, pd.DataFrame(made)], ignore_index=True)
     every = every.fillna({"origin": "", "compression": ""}).assign(lost_on="test")
-    named = {f"metrics.{name}": [each[name] for each in (first, second, alien)] for name in (QUALITY, *COSTS)}
+    named = {
+        f"metrics.{name}": [each[name] for each in (first, second, alien)]
+        for name in (QUALITY, *COSTS)
+    }
     sizes = [each["efficiency/size_mb"] for each in (first, second, alien)]
     ids = [each["run_id"] for each in (first, second, alien)]
-    before = pd.DataFrame({"run_id": ids, "tags.model": "custom", **named, "metrics.efficiency/size_mb": sizes})
+    before = pd.DataFrame(
+        {"run_id": ids, "tags.model": "custom", **named, "metrics.efficiency/size_mb": sizes}
+    )
     metrics = [QUALITY, *COSTS, "efficiency/size_mb"]
-    found = origins.with_origins(every, before, metrics)
+    found = collect.with_origins(every, before, metrics)
     costs = [COSTS[0], "efficiency/size_mb", *COSTS[1:]]
     return replace(report, table=found, costs=costs, counts=found["state"].value_counts().to_dict())
 
@@ -147,9 +183,15 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
     flops = 9.2e3 * width**2 + 4.6e4 * width + 3600 * width**0.5 * dense
     params = 270 * width + 90 * width**1.4 + 36 * width * dense / 2
     latency = 0.4 + 2.1 * (width / 32) ** 1.3 * rng.uniform(0.9, 1.2, trials)
-    quality = 0.45 + 0.33 * (1 - np.exp(-width / 20)) * (1 - np.exp(-dense / 40)) - 0.25 * (dropout - 0.3) ** 2
+    quality = (
+        0.45
+        + 0.33 * (1 - np.exp(-width / 20)) * (1 - np.exp(-dense / 40))
+        - 0.25 * (dropout - 0.3) ** 2
+    )
     quality = np.round(quality + rng.normal(0, 0.015, trials), 3)  # three places: there are ties
-    status = rng.choice(["FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"], trials, p=[0.6, 0.2, 0.1, 0.1])
+    status = rng.choice(
+        ["FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"], trials, p=[0.6, 0.2, 0.1, 0.1]
+    )
     status[: min(5, trials)] = "FINISHED"
     done = status == "FINISHED"
     table = pd.DataFrame(
@@ -162,10 +204,16 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
                 for w, d, p, o in zip(width, dense, dropout, loss, strict=True)
             ],
             "status": status,
-            "failure": np.where(status == "FAILED", "OutOfMemoryError: <script>alert(1)</script> 2 GiB", ""),
+            "failure": np.where(
+                status == "FAILED", "OutOfMemoryError: <script>alert(1)</script> 2 GiB", ""
+            ),
             "feasible": done & (params <= 692e3),
-            QUALITY: np.where(done | (status == "PRUNED"), quality - 0.05 * (status == "PRUNED"), np.nan),
-            "best/val/recall/mel": np.where(done, np.clip(quality + rng.normal(0, 0.05, trials), 0, 1), np.nan),
+            QUALITY: np.where(
+                done | (status == "PRUNED"), quality - 0.05 * (status == "PRUNED"), np.nan
+            ),
+            "best/val/recall/mel": np.where(
+                done, np.clip(quality + rng.normal(0, 0.05, trials), 0, 1), np.nan
+            ),
             COSTS[0]: np.where(status == "FAILED", np.nan, np.round(flops)),
             COSTS[1]: np.where(status == "FAILED", np.nan, np.round(params)),
             COSTS[2]: np.where(done & (rng.random(trials) > 0.05), latency, np.nan),
@@ -173,12 +221,16 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
             "label": [f"{study} #{number}" for number in range(trials)],
             "model.net.width": width,
             "model.net.dense": dense,
-            "model.net.dropout": np.where(dense == 16, np.nan, dropout),  # belongs to some trials only
+            "model.net.dropout": np.where(
+                dense == 16, np.nan, dropout
+            ),  # belongs to some trials only
             "loss": loss,
         }
     )
     table[COSTS[3]] = table[COSTS[2]] / 2.5
-    table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + pd.to_timedelta(np.arange(trials) * 47, unit="s")
+    table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + pd.to_timedelta(
+        np.arange(trials) * 47, unit="s"
+    )
     return _standing(table, rng)
 
 
@@ -233,13 +285,40 @@ def _answers(table: pd.DataFrame) -> list[Answer]:
 def _intervals(named: pd.DataFrame, rng: np.random.Generator, seeds: int) -> pd.DataFrame:
     rows = []
     for _, run in named.iterrows():
-        for split, metric in (("val", "balanced_accuracy"), ("test", "balanced_accuracy"), ("test", "recall/mel")):
+        for split, metric in (
+            ("val", "balanced_accuracy"),
+            ("test", "balanced_accuracy"),
+            ("test", "recall/mel"),
+        ):
             middle, half = run[QUALITY] - 0.02 * (split == "test"), rng.uniform(0.01, 0.04)
             rows.append(
-                (run["run_id"], run["label"], split, metric, middle, middle - half, middle + half, 2003, 1494, seeds)
+                (
+                    run["run_id"],
+                    run["label"],
+                    split,
+                    metric,
+                    middle,
+                    middle - half,
+                    middle + half,
+                    2003,
+                    1494,
+                    seeds,
+                )
             )
     return pd.DataFrame(
-        rows, columns=["run_id", "label", "split", "metric", "estimate", "low", "high", "images", "groups", "seeds"]
+        rows,
+        columns=[
+            "run_id",
+            "label",
+            "split",
+            "metric",
+            "estimate",
+            "low",
+            "high",
+            "images",
+            "groups",
+            "seeds",
+        ],
     )
 
 
@@ -248,7 +327,18 @@ def _pairs(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for (_, a), (_, b) in zip(members[:-1].iterrows(), members[1:].iterrows(), strict=True):
         gap, p = a[QUALITY] - b[QUALITY], float(rng.uniform(0, 0.5))
-        rows.append((a["run_id"], b["run_id"], a["label"], b["label"], "balanced_accuracy", "test", gap, gap - 0.02))
+        rows.append(
+            (
+                a["run_id"],
+                b["run_id"],
+                a["label"],
+                b["label"],
+                "balanced_accuracy",
+                "test",
+                gap,
+                gap - 0.02,
+            )
+        )
         rows[-1] += (gap + 0.02, p, min(1.0, p * 1.1), min(1.0, p * 2), p > 0.05)
     names = "run_a run_b label_a label_b metric split difference low high p_bootstrap p_mcnemar p_adjusted tied"
     return pd.DataFrame(rows, columns=names.split())
@@ -284,9 +374,32 @@ def _effects(finished: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
                 half = 1.96 * group.std() / max(len(group), 1) ** 0.5
                 best = group.max() if objective == QUALITY else group.min()
                 mean = group.mean()
-                rows.append((parameter, str(value), at, objective, mean, mean - half, mean + half, len(group), best))
+                rows.append(
+                    (
+                        parameter,
+                        str(value),
+                        at,
+                        objective,
+                        mean,
+                        mean - half,
+                        mean + half,
+                        len(group),
+                        best,
+                    )
+                )
                 rows[-1] += (group.index[0],)
-    names = ["parameter", "value", "position", "objective", "mean", "low", "high", "n", "best", "best_run"]
+    names = [
+        "parameter",
+        "value",
+        "position",
+        "objective",
+        "mean",
+        "low",
+        "high",
+        "n",
+        "best",
+        "best_run",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -303,7 +416,9 @@ def _curves(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     lengths = np.where(runs["state"] == "pruned", rng.integers(2, 9, len(runs)), 20)
     frame = runs.loc[runs.index.repeat(lengths)].reset_index(drop=True)
     frame["epoch"] = frame.groupby("run_id", sort=False).cumcount() + 1
-    frame["value"] = frame.pop("quality") * (1 - 0.6 * np.exp(-frame["epoch"] / 3)) + rng.normal(0, 0.01, len(frame))
+    frame["value"] = frame.pop("quality") * (1 - 0.6 * np.exp(-frame["epoch"] / 3)) + rng.normal(
+        0, 0.01, len(frame)
+    )
     return frame
 
 
@@ -312,9 +427,18 @@ def _progress(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     for study, rows in table.groupby("study"):
         ended = rows["ended"].sort_values()
         count = np.arange(1, len(rows) + 1)
-        steps = np.maximum.accumulate(0.75 * (1 - np.exp(-count / (len(rows) / 4))) + rng.normal(0, 0.02, len(rows)))
+        steps = np.maximum.accumulate(
+            0.75 * (1 - np.exp(-count / (len(rows) / 4))) + rng.normal(0, 0.02, len(rows))
+        )
         frames.append(
-            pd.DataFrame({"study": study, "trials": count, "ended": ended.to_numpy(), "hypervolume": steps.clip(0)})
+            pd.DataFrame(
+                {
+                    "study": study,
+                    "trials": count,
+                    "ended": ended.to_numpy(),
+                    "hypervolume": steps.clip(0),
+                }
+            )
         )
     return pd.concat(frames, ignore_index=True)
 
@@ -326,14 +450,37 @@ def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
             for position, name in enumerate(CLASSES):
                 recall = float(np.clip(run[QUALITY] + rng.normal(0, 0.12), 0, 1))
                 low, high = max(recall - 0.08, 0), min(recall + 0.08, 1)
-                rows.append((run["run_id"], run["label"], split, name, recall, low, high, 20 + 130 * position))
-    return pd.DataFrame(rows, columns=["run_id", "label", "split", "class", "recall", "low", "high", "images"])
+                rows.append(
+                    (
+                        run["run_id"],
+                        run["label"],
+                        split,
+                        name,
+                        recall,
+                        low,
+                        high,
+                        20 + 130 * position,
+                    )
+                )
+    return pd.DataFrame(
+        rows, columns=["run_id", "label", "split", "class", "recall", "low", "high", "images"]
+    )
 
 
 def _comparison(table: pd.DataFrame, studies: tuple[str, ...]) -> pd.DataFrame:
     rows = []
     for study in studies:
         own = table[table["study"] == study]
-        rows.append((study, len(own), int(own["front"].sum()), 0.6, 3, own[QUALITY].max(), own[COSTS[0]].min()))
+        rows.append(
+            (
+                study,
+                len(own),
+                int(own["front"].sum()),
+                0.6,
+                3,
+                own[QUALITY].max(),
+                own[COSTS[0]].min(),
+            )
+        )
     names = ["study", "trials", "front", "hypervolume", "new_points", QUALITY, COSTS[0]]
     return pd.DataFrame(rows, columns=names)

@@ -3,16 +3,29 @@
 import pandas as pd
 import pytest
 
-from src.errors import ConfigError, UserError
-from src.objectives import Limit, Objective
+from src.core.errors import ConfigError, UserError
+from src.metrics.registry import Limit, Objective
 from src.reporting import collect
 from src.tracking.store import Store
 
 STORE = Store(uri="sqlite:////nowhere/mlflow.db", experiment="derm")
 
 
-def run(run_id: str, kind: str, study: str = "s", parent: str | None = None, status: str = "FINISHED", **more) -> dict:
-    row = {"run_id": run_id, "parent_id": parent, "status": status, "tags.kind": kind, "tags.study": study}
+def run(
+    run_id: str,
+    kind: str,
+    study: str = "s",
+    parent: str | None = None,
+    status: str = "FINISHED",
+    **more,
+) -> dict:
+    row = {
+        "run_id": run_id,
+        "parent_id": parent,
+        "status": status,
+        "tags.kind": kind,
+        "tags.study": study,
+    }
     row["end_time"] = pd.Timestamp("2026-11-21T12:00", tz="UTC")
     return row | {"metrics.best/val/balanced_accuracy": 0.5, "metrics.efficiency/flops": 1e6} | more
 
@@ -38,7 +51,10 @@ def test_a_study_is_its_trials_its_seeds_and_what_it_was_after() -> None:
     found = collect.study(study_of_two_seeds(), "s", STORE)
     assert list(found.trials["run_id"]) == ["a"]
     assert set(found.seeds["run_id"]) == {"a0", "a1", "a2"}
-    assert found.own_objectives == (Objective("val/auroc", "maximize"), Objective("efficiency/params", "minimize"))
+    assert found.own_objectives == (
+        Objective("val/auroc", "maximize"),
+        Objective("efficiency/params", "minimize"),
+    )
     assert found.own_limits == (Limit("efficiency/params", "<=", 5.0),)
     assert found.run_id == "parent"
 
@@ -50,11 +66,17 @@ def test_the_nets_of_a_trial_are_its_finished_seeds_in_order_of_the_seeds() -> N
 
 def test_runs_that_share_a_study_tag_without_a_study_run_are_a_study_too() -> None:
     found = collect.study(study_of_two_seeds(), "t", STORE)
-    assert (list(found.trials["run_id"]), found.run_id, found.runs_of("other")) == (["other"], "", ["other"])
+    assert (list(found.trials["run_id"]), found.run_id, found.runs_of("other")) == (
+        ["other"],
+        "",
+        ["other"],
+    )
 
 
 def test_an_unknown_study_is_told_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"study=nosuch: no such study in sqlite.*experiment derm.*there are s, t"):
+    with pytest.raises(
+        UserError, match=r"study=nosuch: no such study in sqlite.*experiment derm.*there are s, t"
+    ):
         collect.study(study_of_two_seeds(), "nosuch", STORE)
 
 
@@ -80,13 +102,22 @@ def test_before_keeps_what_had_ended() -> None:
 
 def test_objectives_are_the_studys_own_unless_others_are_typed() -> None:
     found = collect.study(
-        study_of_two_seeds().assign(**{"metrics.best/val/auroc": 0.9, "metrics.efficiency/params": 4.0}), "s", STORE
+        study_of_two_seeds().assign(
+            **{"metrics.best/val/auroc": 0.9, "metrics.efficiency/params": 4.0}
+        ),
+        "s",
+        STORE,
     )
     own, limits, _ = collect.purpose([found], None, None)
     assert own == list(found.own_objectives)
     assert limits == list(found.own_limits)
-    typed, none, _ = collect.purpose([found], ["val/balanced_accuracy", {"metric": "efficiency/flops"}], [])
-    assert typed == [Objective("val/balanced_accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
+    typed, none, _ = collect.purpose(
+        [found], ["val/balanced_accuracy", {"metric": "efficiency/flops"}], []
+    )
+    assert typed == [
+        Objective("val/balanced_accuracy", "maximize"),
+        Objective("efficiency/flops", "minimize"),
+    ]
     assert none == []
 
 
@@ -101,10 +132,22 @@ def test_a_single_objective_gets_a_second_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("objectives", "limits", "message"),
     [
-        (["val/f1/mel"], None, r"objectives\[0\]: no run has val/f1/mel; there is val/balanced_accuracy"),
+        (
+            ["val/f1/mel"],
+            None,
+            r"objectives\[0\]: no run has val/f1/mel; there is val/balanced_accuracy",
+        ),
         (["val/acuracy"], None, r"objectives\[0\].*unknown metric"),
-        (["test/accuracy"], None, r"objectives\[0\].*must not be read on the split that is reported"),
-        (["efficiency/flops", "efficiency/params"], None, "objectives: must have one that is no cost"),
+        (
+            ["test/accuracy"],
+            None,
+            r"objectives\[0\].*must not be read on the split that is reported",
+        ),
+        (
+            ["efficiency/flops", "efficiency/params"],
+            None,
+            "objectives: must have one that is no cost",
+        ),
         (None, ["val/recall/xyz >= 0.5"], r"limits\[0\]: no run has val/recall/xyz"),
         (None, ["params < 3"], r"limits\[0\]: must be like"),
     ],

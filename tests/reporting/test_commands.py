@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.reporting.collect import Study
-from src.reporting.commands import retrain
+from src.reporting.collect import StudyRuns, retrain
 
 
-def study(sweeps: str = "pareto", fixed: str | None = "", run_id: str = "parent") -> Study:
-    return Study("s", run_id, pd.DataFrame(), pd.DataFrame(), sweeps=sweeps, fixed_overrides=fixed)
+def study(sweeps: str = "pareto", fixed: str | None = "", run_id: str = "parent") -> StudyRuns:
+    return StudyRuns(
+        "s", run_id, pd.DataFrame(), pd.DataFrame(), sweeps=sweeps, fixed_overrides=fixed
+    )
 
 
 def trial(overrides: str, parent: str | None = "parent") -> pd.Series:
@@ -23,7 +24,13 @@ def test_a_trial_of_a_sweeps_file_is_its_file_what_all_shared_and_its_cell() -> 
     command = retrain(study(fixed=fixed), trial("model.net.dense=[128, 64] loss=focal"), None)
     assert shlex.split(command) == [
         *["python", "-m", "src.train", "sweeps=pareto", "hydra.mode=RUN", "data=ham10000"],
-        *["model.net.dense=[8, 4]", "model.net.dense=[128, 64]", "loss=focal", "repeats=1", "seed=3"],
+        *[
+            "model.net.dense=[8, 4]",
+            "model.net.dense=[128, 64]",
+            "loss=focal",
+            "repeats=1",
+            "seed=3",
+        ],
     ]
 
 
@@ -33,7 +40,11 @@ def test_a_cell_of_a_grid_needs_no_file() -> None:
 
 
 def test_a_run_of_its_own_is_its_overrides() -> None:
-    command = retrain(study(sweeps="", fixed=None, run_id=""), trial("model=custom data.root='a b'", parent=None), None)
+    command = retrain(
+        study(sweeps="", fixed=None, run_id=""),
+        trial("model=custom data.root='a b'", parent=None),
+        None,
+    )
     assert shlex.split(command)[3:] == ["model=custom", "data.root='a b'", "seed=3"]
 
 
@@ -59,10 +70,14 @@ def test_a_compressed_trial_is_made_again_from_the_run_that_its_first_seed_was_m
     of_two = replace(study(sweeps="", fixed="origin=tra repeats=2"), seeds=seeds)
     assert retrain(of_two, made, None) == "python -m src.train origin=of0 compression=prune seed=0"
     of_one = study(sweeps="", fixed="origin=tra")
-    assert retrain(of_one, made, None) == "python -m src.train origin=trained compression=prune seed=0"
+    assert (
+        retrain(of_one, made, None) == "python -m src.train origin=trained compression=prune seed=0"
+    )
 
 
 def test_a_compressed_run_of_its_own_is_its_overrides() -> None:
-    made = pd.concat([trial("compression=prune origin=of", parent="of0"), pd.Series({"tags.origin": "of0"})])
+    made = pd.concat(
+        [trial("compression=prune origin=of", parent="of0"), pd.Series({"tags.origin": "of0"})]
+    )
     command = retrain(study(sweeps="", fixed=None, run_id=""), made, None)
     assert command == "python -m src.train compression=prune origin=of0 seed=3"

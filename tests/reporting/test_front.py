@@ -4,16 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.analysis.scale import Scale
-from src.objectives import Limit, Objective
-from src.reporting import front
-from src.reporting.collect import Study
+from src.metrics.pareto import Scale
+from src.metrics.registry import Limit, Objective
+from src.reporting import collect
+from src.reporting.collect import StudyRuns
 
 QUALITY, COST = Objective("val/accuracy", "maximize"), Objective("efficiency/params", "minimize")
 OBJECTIVES = [QUALITY, COST]
 
 
-def trial(number: int, accuracy: float, params: float, status: str = "FINISHED", state: str = "complete") -> dict:
+def trial(
+    number: int, accuracy: float, params: float, status: str = "FINISHED", state: str = "complete"
+) -> dict:
     return {
         "run_id": f"run{number}",
         "parent_id": "parent",
@@ -27,8 +29,8 @@ def trial(number: int, accuracy: float, params: float, status: str = "FINISHED",
     }
 
 
-def study(*trials: dict, name: str = "s") -> Study:
-    return Study(name, "parent", pd.DataFrame(list(trials)), pd.DataFrame())
+def study(*trials: dict, name: str = "s") -> StudyRuns:
+    return StudyRuns(name, "parent", pd.DataFrame(list(trials)), pd.DataFrame())
 
 
 TRIALS = [
@@ -42,9 +44,11 @@ TRIALS = [
 ]
 
 
-def ranked(given: Study, limits: list[Limit] | None = None) -> pd.DataFrame:
-    table = front.compared(given, OBJECTIVES, limits or [])
-    return front.rank(table, OBJECTIVES, Scale.fit(front.values_of(table, OBJECTIVES), OBJECTIVES))[0]
+def ranked(given: StudyRuns, limits: list[Limit] | None = None) -> pd.DataFrame:
+    table = collect.compared(given, OBJECTIVES, limits or [])
+    return collect.rank(
+        table, OBJECTIVES, Scale.fit(collect.values_of(table, OBJECTIVES), OBJECTIVES)
+    )[0]
 
 
 def test_every_trial_has_its_state_and_those_with_a_result_their_rank() -> None:
@@ -69,19 +73,21 @@ def test_a_trial_over_a_limit_is_ranked_nowhere() -> None:
 
 
 def test_labels_are_unique_though_two_trials_share_model_and_number() -> None:
-    table = front.compared(study(trial(0, 0.5, 4), trial(0, 0.6, 4) | {"run_id": "other"}), OBJECTIVES, [])
+    table = collect.compared(
+        study(trial(0, 0.5, 4), trial(0, 0.6, 4) | {"run_id": "other"}), OBJECTIVES, []
+    )
     assert table["label"].is_unique
 
 
 def test_the_hypervolume_over_time_never_falls_and_ends_at_the_fronts() -> None:
     given = study(*TRIALS)
-    table = front.compared(given, OBJECTIVES, [])
-    scale = Scale.fit(front.values_of(table, OBJECTIVES), OBJECTIVES)
-    progress = front.progress(table, OBJECTIVES, scale)
+    table = collect.compared(given, OBJECTIVES, [])
+    scale = Scale.fit(collect.values_of(table, OBJECTIVES), OBJECTIVES)
+    progress = collect.progress(table, OBJECTIVES, scale)
     assert list(progress["trials"]) == [1, 2, 3, 4, 5, 6, 7]
     assert (progress["hypervolume"].diff().dropna() >= 0).all()
-    # accuracy 0.5 to 0.9 and 4 to 9 parameters (no factor of ten: linear) become 0 to 1; reference 1.1 in both.
-    # run3 is (0.75, 0), run1 (0, 0.8): 0.35 x 1.1 + 0.75 x 0.3 = 0.61, of 1.1 x 1.1
+    # accuracy 0.5 to 0.9 and 4 to 9 parameters (no factor of ten: linear) become 0 to 1; reference
+    # 1.1 in both. run3 is (0.75, 0), run1 (0, 0.8): 0.35 x 1.1 + 0.75 x 0.3 = 0.61, of 1.1 x 1.1
     assert progress["hypervolume"].iloc[-1] == pytest.approx(0.61 / 1.21)
 
 
@@ -89,8 +95,10 @@ def test_new_points_are_those_that_no_other_front_covers() -> None:
     one = study(trial(0, 0.5, 4), trial(1, 0.9, 8))
     two = study(trial(0, 0.5, 4), trial(1, 0.8, 8), trial(2, 0.4, 1), name="t")
     tables = [ranked(one), ranked(two)]
-    scale = Scale.fit(np.vstack([front.values_of(each, OBJECTIVES) for each in tables]), OBJECTIVES)
-    found, fresh = front.comparison(tables, OBJECTIVES, scale)
+    scale = Scale.fit(
+        np.vstack([collect.values_of(each, OBJECTIVES) for each in tables]), OBJECTIVES
+    )
+    found, fresh = collect.comparison(tables, OBJECTIVES, scale)
     assert list(found["new_points"]) == [1, 1]  # 0.9 with 8; 0.4 with 1. (0.5, 4) is on both
     assert fresh == ["custom #1"]
     assert list(found["front"]) == [2, 3]
@@ -106,7 +114,7 @@ def test_a_study_in_which_nothing_has_a_value_has_no_front() -> None:
 
 def test_costs_are_those_that_any_trial_has() -> None:
     table = ranked(study(*TRIALS))
-    assert front.costs_of(table, OBJECTIVES) == ["efficiency/params"]
-    assert front.quality_of(OBJECTIVES) == "best/val/accuracy"
+    assert collect.costs_of(table, OBJECTIVES) == ["efficiency/params"]
+    assert collect.quality_of(OBJECTIVES) == "best/val/accuracy"
     throughput = Objective("efficiency/throughput", "maximize")
-    assert front.quality_of([throughput, Objective("val/loss", "minimize")]) == "best/val/loss"
+    assert collect.quality_of([throughput, Objective("val/loss", "minimize")]) == "best/val/loss"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from made_up import COSTS, make_report
 
-from src.analysis.decision import Answer
+from src.reporting.decisions import Answer
 from src.reporting.page import render, write
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
@@ -102,7 +102,10 @@ def test_the_headline_comes_first_with_run_commands_warnings_and_counts(report):
         assert part in text[: text.index('<section id="front">')]
     assert "<strong>80</strong> trials" in text
     for state, count in report.counts.items():
-        assert f"<strong>{count}</strong> {'ended early, over limit' if state == 'over_limit' else state}" in text
+        assert (
+            f"<strong>{count}</strong> {'ended early, over limit' if state == 'over_limit' else state}"
+            in text
+        )
 
 
 def test_a_page_is_written_whole_or_not_at_all(bare, tmp_path):
@@ -132,7 +135,11 @@ def test_points_are_drawn(opened, report):
 def test_hovering_names_the_run(opened, report):
     rows = report.table[report.table["state"] == "dominated"].to_dict("records")
     texts = [(rows[-1], opened.hover("dominated", len(rows) - 1))]
-    members = report.table[report.table["state"] == "front"].sort_values(COSTS[0], kind="stable").to_dict("records")
+    members = (
+        report.table[report.table["state"] == "front"]
+        .sort_values(COSTS[0], kind="stable")
+        .to_dict("records")
+    )
     # other trials lie below some members
     texts += [(row, opened.hover("front (", number)) for number, row in enumerate(members)]
     for row, text in texts:
@@ -145,14 +152,18 @@ def test_buttons_switch_the_x_axis(opened):
     title = opened.front().locator(".xtitle")
     before = title.text_content(), [opened.pixel("dominated", number) for number in range(5)]
     opened.page.get_by_role("button", name="parameters", exact=True).click()
-    opened.page.wait_for_function("document.querySelector('#front .xtitle').textContent.startsWith('parameters')")
+    opened.page.wait_for_function(
+        "document.querySelector('#front .xtitle').textContent.startsWith('parameters')"
+    )
     assert before[0].startswith("FLOPs (multiply-adds)")
     assert title.text_content() == "parameterslower is better"  # in two lines
     assert [opened.pixel("dominated", number) for number in range(5)] != before[1]
     assert opened.page.locator("#front button[aria-pressed=true]").text_content() == "parameters"
     assert "have no" not in opened.page.locator("#front .note").text_content()
     opened.page.get_by_role("button", name="latency relative", exact=False).first.click()
-    opened.page.wait_for_function("document.querySelector('#front .xtitle').textContent.startsWith('latency')")
+    opened.page.wait_for_function(
+        "document.querySelector('#front .xtitle').textContent.startsWith('latency')"
+    )
     assert "have no latency" in opened.page.locator("#front .note").text_content()
 
 
@@ -164,14 +175,20 @@ def test_neighbours_are_told_how_to_read_the_two_p_values(opened):
 
 
 def test_texts_say_what_a_curve_of_seeds_is_and_what_importance_is_not(opened):
-    assert "a stopped trial's is of the seeds it had" in opened.page.locator("#curves > .soft").first.text_content()
+    assert (
+        "a stopped trial's is of the seeds it had"
+        in opened.page.locator("#curves > .soft").first.text_content()
+    )
     text = opened.page.locator("#importance > .soft").first.text_content()
     for part in ("PED-ANOVA", "not what a change would do", "stopped early"):
         assert part in text
 
 
 def test_what_is_wider_than_the_window_says_so_and_can_be_scrolled(opened):
-    hint, pictures = opened.page.locator("#parallel .wide"), opened.page.locator("#parallel .pictures")
+    hint, pictures = (
+        opened.page.locator("#parallel .wide"),
+        opened.page.locator("#parallel .pictures"),
+    )
     assert hint.is_hidden()  # seven axes
     try:
         opened.page.set_viewport_size({"width": 500, "height": 800})
@@ -185,9 +202,13 @@ def test_what_is_wider_than_the_window_says_so_and_can_be_scrolled(opened):
 
 
 def test_no_button_sends_the_figures_anywhere(opened):
-    buttons = opened.page.locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
+    buttons = opened.page.locator(".modebar-btn").evaluate_all(
+        "all => all.map(one => one.dataset.title)"
+    )
     assert "Reset axes" in buttons
-    assert not [title for title in buttons if re.search("share|cloud|edit|studio", title, re.IGNORECASE)]
+    assert not [
+        title for title in buttons if re.search("share|cloud|edit|studio", title, re.IGNORECASE)
+    ]
     assert opened.page.locator("a[href^=http]").count() == 0
 
 
@@ -199,18 +220,24 @@ def test_tables_sort_by_value_both_ways(opened, report):
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
     cheapest = members[COSTS[0]].min()
-    assert first.locator("td").nth(0).text_content() in set(members.loc[members[COSTS[0]] == cheapest, "label"])
+    assert first.locator("td").nth(0).text_content() in set(
+        members.loc[members[COSTS[0]] == cheapest, "label"]
+    )
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "descending"
     dearest = members[COSTS[0]].max()
-    assert first.locator("td").nth(0).text_content() in set(members.loc[members[COSTS[0]] == dearest, "label"])
+    assert first.locator("td").nth(0).text_content() in set(
+        members.loc[members[COSTS[0]] == dearest, "label"]
+    )
 
 
 @pytest.mark.slow
 def test_a_command_can_be_copied(opened, report):
     opened.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.page.locator(".copy").first.click()
-    opened.page.wait_for_function("['copied', 'selected'].includes(document.querySelector('.copy').textContent)")
+    opened.page.wait_for_function(
+        "['copied', 'selected'].includes(document.querySelector('.copy').textContent)"
+    )
     copied = opened.page.evaluate("navigator.clipboard.readText()")
     assert copied == report.table.set_index("run_id").at[report.answers[0].run_id, "command"]
 
@@ -248,7 +275,9 @@ def test_nothing_from_outside_runs_or_breaks_the_page(browser, small, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bare", "two_studies"])
 def test_small_and_compared_studies_fit_a_phone(browser, request, name, tmp_path):
-    found = Opened(browser, write(request.getfixturevalue(name), tmp_path / "report.html"), width=390)
+    found = Opened(
+        browser, write(request.getfixturevalue(name), tmp_path / "report.html"), width=390
+    )
     assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert found.errors == []
     found.page.close()
@@ -260,11 +289,17 @@ def test_ten_thousand_trials_stay_small_and_quick(browser, large, tmp_path):
     assert path.stat().st_size < 6e6
     found = Opened(browser, path)
     row = large.table[large.table["state"] == "front"].iloc[0]
-    cheapest = large.table[large.table["state"] == "front"].sort_values(COSTS[0], kind="stable")["run_id"].tolist()
+    cheapest = (
+        large.table[large.table["state"] == "front"]
+        .sort_values(COSTS[0], kind="stable")["run_id"]
+        .tolist()
+    )
     started = time.monotonic()
     text = found.hover("front (", cheapest.index(row["run_id"]))
     found.page.get_by_role("button", name="parameters", exact=True).click()
-    found.page.wait_for_function("document.querySelector('#front .xtitle').textContent.startsWith('parameters')")
+    found.page.wait_for_function(
+        "document.querySelector('#front .xtitle').textContent.startsWith('parameters')"
+    )
     assert time.monotonic() - started < 10  # well under a second on a free machine
     # the named run lies above the front's own point, and says the same
     assert row["run_id"] in text
@@ -274,7 +309,15 @@ def test_ten_thousand_trials_stay_small_and_quick(browser, large, tmp_path):
 
 def test_a_study_without_quality_costs_or_parameters_still_has_a_page(small):
     table = small.table.assign(quality=float("nan"), chosen="", knee=False, state="no value")
-    text = render(replace(small, table=table, costs=[], parameters=small.parameters.iloc[:, :0], curves=pd.DataFrame()))
+    text = render(
+        replace(
+            small,
+            table=table,
+            costs=[],
+            parameters=small.parameters.iloc[:, :0],
+            curves=pd.DataFrame(),
+        )
+    )
     assert '<section id="front">' not in text
     assert '<section id="table-failures">' in text
 

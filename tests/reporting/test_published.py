@@ -14,8 +14,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from src.reporting.make import make
 from src.reporting.record import Report
+from src.reporting.report import make
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -88,11 +88,21 @@ def write_trial(store: Store, parent_id: str, trial: Trial, tested: bool) -> str
     with Run.start(store, f"trial {trial.number}", tags, parent_id=parent_id) as run:
         for epoch in range(EPOCHS):
             run.log({"val/balanced_accuracy": share * (epoch + 1) / EPOCHS}, epoch)
-        run.log({f"best/val/{name}": share for name in ("balanced_accuracy", "accuracy", "recall/mel")})
-        run.log({"best/val/loss": 1 - share, "efficiency/flops": trial.flops, "efficiency/params": trial.params})
+        run.log(
+            {f"best/val/{name}": share for name in ("balanced_accuracy", "accuracy", "recall/mel")}
+        )
+        run.log(
+            {
+                "best/val/loss": 1 - share,
+                "efficiency/flops": trial.flops,
+                "efficiency/params": trial.params,
+            }
+        )
         run.table(predictions(trial.right), "predictions/val.csv")
         if tested:
-            run.log({f"test/{name}": share - 1 / IMAGES for name in ("balanced_accuracy", "accuracy")})
+            run.log(
+                {f"test/{name}": share - 1 / IMAGES for name in ("balanced_accuracy", "accuracy")}
+            )
             run.table(predictions(trial.right - 1), "predictions/test.csv")
     return run.id
 
@@ -100,7 +110,13 @@ def write_trial(store: Store, parent_id: str, trial: Trial, tested: bool) -> str
 def reported(store: Store, *overrides: str) -> Report:
     """The report as `python -m src.report study=widths ...` makes it, its files beside the store's."""
     GlobalHydra.instance().clear()
-    typed = [f"study={STUDY}", "test=false", "samples=200", f"folder={store.folder.parent / 'reports'}", *overrides]
+    typed = [
+        f"study={STUDY}",
+        "test=false",
+        "samples=200",
+        f"folder={store.folder.parent / 'reports'}",
+        *overrides,
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("report", overrides=[f"tracking.folder={store.folder}", *typed])
     return make(config)
@@ -173,7 +189,10 @@ def test_a_trial_that_dominates_moves_the_tags(store: Store) -> None:
 
 def test_a_front_over_something_else_than_the_study_s_own_leaves_the_tags(store: Store) -> None:
     reported(store)
-    others = {"limits=[]": OVER_LIMIT, "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1]}
+    others = {
+        "limits=[]": OVER_LIMIT,
+        "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1],
+    }
     for typed, only in others.items():
         report = reported(store, typed)
         assert set(report.table.loc[report.table["front"], "trial"]) == numbers(only)
@@ -187,13 +206,17 @@ def test_a_front_over_something_else_than_the_study_s_own_leaves_the_tags(store:
         assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
 
 
-def test_learning_curves_are_of_the_quality_whatever_objective_comes_first(published: Store) -> None:
+def test_learning_curves_are_of_the_quality_whatever_objective_comes_first(
+    published: Store,
+) -> None:
     others = "[{metric:val/loss,direction:minimize},val/balanced_accuracy,efficiency/flops]"
     curves = reported(published, f"objectives={others}", "publish=false").curves
     for trial in (*FRONT, *BEHIND):
         rows = curves[curves["label"] == f"custom #{trial.number}"]
         assert rows["epoch"].tolist() == [1, 2, 3]
-        assert rows["value"].tolist() == pytest.approx([trial.right / IMAGES * part / EPOCHS for part in (1, 2, 3)])
+        assert rows["value"].tolist() == pytest.approx(
+            [trial.right / IMAGES * part / EPOCHS for part in (1, 2, 3)]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +231,10 @@ def watched_page(browser: Any, address: str) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(60_000)
     outside: list[str] = []
-    page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url),
+    )
     yield page
     page.close()
     assert outside == []
@@ -239,20 +265,30 @@ def frame(browser: Any, address: str, runs: str, published: Store) -> Iterator[A
         yield found
 
 
-def test_a_browser_shows_the_description_and_the_headline_figures(page: Any, runs: str, published: Store) -> None:
+def test_a_browser_shows_the_description_and_the_headline_figures(
+    page: Any, runs: str, published: Store
+) -> None:
     run = study_run(published)
     page.goto(f"{runs}/{run['run_id']}")
     page.get_by_role("tab", name="Overview").click()
-    figure = page.get_by_role("row").filter(has=page.get_by_role("link", name="report/hypervolume", exact=True))
+    figure = page.get_by_role("row").filter(
+        has=page.get_by_role("link", name="report/hypervolume", exact=True)
+    )
     figure.wait_for()
     assert str(run["metrics.report/hypervolume"]) in figure.inner_text()
     page.get_by_text("Show more", exact=True).click()
     # as a heading, not as text that begins with a hash
     assert page.get_by_role("heading", name=f"{STUDY}: which model to take").is_visible()
     assert page.get_by_text("6 trials: 3 front, 2 dominated, 1 over limit").is_visible()
-    assert page.get_by_text("Which model has the best balanced accuracy, whatever it costs?").is_visible()
-    cells = page.get_by_role("cell", name=re.compile(r"^custom #\d")).all_text_contents()  # the front is a table
-    assert cells == [f"custom #{trial.number}{' (knee)' if trial is KNEE else ''}" for trial in FRONT]
+    assert page.get_by_text(
+        "Which model has the best balanced accuracy, whatever it costs?"
+    ).is_visible()
+    cells = page.get_by_role(
+        "cell", name=re.compile(r"^custom #\d")
+    ).all_text_contents()  # the front is a table
+    assert cells == [
+        f"custom #{trial.number}{' (knee)' if trial is KNEE else ''}" for trial in FRONT
+    ]
 
 
 def test_the_page_opens_and_draws_in_mlflow_s_viewer(frame: Any) -> None:
@@ -288,6 +324,8 @@ def test_the_list_of_runs_can_be_filtered_by_the_tags(page: Any, runs: str) -> N
         search = page.get_by_placeholder("metrics.rmse")
         search.fill(f"tags.{tag} = 'true'")
         search.press("Enter")
-        page.get_by_text(f"{len(trials) + 1} matching runs").wait_for()  # the study's own is shown above them
+        page.get_by_text(
+            f"{len(trials) + 1} matching runs"
+        ).wait_for()  # the study's own is shown above them
         shown.first.wait_for()
         assert sorted(shown.all_text_contents()) == [f"trial {trial.number}" for trial in trials]

@@ -7,18 +7,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.checkpoint import save_weights
-from src.entry import ROOT
-from src.errors import UserError
-from src.models import structure
-from src.reporting.served import served
-from src.trained import inference
+from src.core.cli import ROOT
+from src.core.errors import UserError
+from src.deployment import trained as inference
+from src.models import pruned_layers
+from src.reporting.register import served
+from src.training.checkpoint import save_weights
 
 CLASSES = tuple("abc")
 
 
 def config(width: int) -> DictConfig:
-    net = ["model.image_size=16", f"model.net.width={width}", "model.net.depth=1", "model.net.dense=[8]"]
+    net = [
+        "model.image_size=16",
+        f"model.net.width={width}",
+        "model.net.depth=1",
+        "model.net.dense=[8]",
+    ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", net)
 
@@ -28,7 +33,7 @@ def test_a_net_is_served_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Pa
     OmegaConf.save(config(4), tmp_path / "config.yaml")
     trained = inference.build(config(left), CLASSES)
     if left < 4:
-        structure.mark(trained.net)
+        pruned_layers.mark(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
     found, size = served(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))

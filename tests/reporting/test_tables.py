@@ -9,19 +9,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import COSTS, QUALITY
 
-from src.analysis.decision import Answer
-from src.reporting import layout
-from src.reporting.tables import MOST_CHARACTERS, latex, markdown, write
+from src.reporting import style
+from src.reporting.decisions import Answer
+from src.reporting.page import MOST_CHARACTERS, latex, markdown, write_tables
 
 SPECIAL = "a&b%c$d#e_f{g}h~i^j\\k<l>m|n[o]"
 
 
 def test_csv_files_hold_the_frames_with_all_digits(report, tmp_path):
-    files = {path.name: path for path in write(report, tmp_path / "deep")}
-    frames = ["table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress", "recalls"]
-    assert set(files) == {f"{name}.csv" for name in [*frames, "Losses", "parameters"]} | {"front.tex", "summary.md"}
+    files = {path.name: path for path in write_tables(report, tmp_path / "deep")}
+    frames = [
+        "table",
+        "intervals",
+        "pairs",
+        "drops",
+        "effects",
+        "importance",
+        "curves",
+        "progress",
+        "recalls",
+    ]
+    assert set(files) == {f"{name}.csv" for name in [*frames, "Losses", "parameters"]} | {
+        "front.tex",
+        "summary.md",
+    }
     for name in frames:
-        back = pd.read_csv(files[f"{name}.csv"], dtype={"value": str, "trial": str}, keep_default_na=True)
+        back = pd.read_csv(
+            files[f"{name}.csv"], dtype={"value": str, "trial": str}, keep_default_na=True
+        )
         assert list(back) == list(getattr(report, name))
         assert len(back) == len(getattr(report, name))
     table = pd.read_csv(files["table.csv"])
@@ -29,23 +44,27 @@ def test_csv_files_hold_the_frames_with_all_digits(report, tmp_path):
 
 
 def test_a_report_with_one_run_writes_what_there_is(bare, tmp_path):
-    assert [path.name for path in write(bare, tmp_path)] == ["table.csv", "front.tex", "summary.md"]
+    assert [path.name for path in write_tables(bare, tmp_path)] == [
+        "table.csv",
+        "front.tex",
+        "summary.md",
+    ]
 
 
 def test_a_table_s_name_cannot_leave_the_folder(bare, tmp_path):
     report = replace(bare, tables={"../../out": pd.DataFrame({"x": [1]})})
-    files = write(report, tmp_path / "in")
+    files = write_tables(report, tmp_path / "in")
     assert all(path.parent == tmp_path / "in" for path in files)
     assert (tmp_path / "in" / "out.csv").exists()
 
 
 def test_spreadsheets_run_no_formula(bare, tmp_path):
-    write(replace(bare, table=bare.table.assign(failure="=HYPERLINK(1)")), tmp_path)
+    write_tables(replace(bare, table=bare.table.assign(failure="=HYPERLINK(1)")), tmp_path)
     assert "'=HYPERLINK(1)" in (tmp_path / "table.csv").read_text()
 
 
 def test_the_latex_table_has_a_row_a_member_with_its_interval(report):
-    members = layout.members(report)
+    members = style.members(report)
     text = latex(report)
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:-1]
     assert len(body) == len(members)
@@ -59,7 +78,9 @@ def test_the_latex_table_has_a_row_a_member_with_its_interval(report):
 
 
 def test_lopsided_intervals_say_both_sides(bare):
-    table = bare.table.assign(quality_low=bare.table[QUALITY] - 0.01, quality_high=bare.table[QUALITY] + 0.03)
+    table = bare.table.assign(
+        quality_low=bare.table[QUALITY] - 0.01, quality_high=bare.table[QUALITY] + 0.03
+    )
     assert re.search(r"\$0\.\d{3}_\{-0\.010\}\^\{\+0\.030\}\$", latex(replace(bare, table=table)))
 
 
@@ -94,7 +115,7 @@ def test_markdown_says_answers_front_and_warnings(report):
     assert report.warnings[0] in text
     assert text.startswith("# dense_size: which model to take")
     assert f"{len(report.table)} trials" in text
-    members = layout.members(report)
+    members = style.members(report)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + min(len(members), 12)
     assert len({line.count("|") for line in lines}) == 1
@@ -105,10 +126,13 @@ def test_markdown_says_answers_front_and_warnings(report):
 
 @pytest.mark.parametrize("count", [1, 7, 500])
 def test_markdown_stays_short_and_says_when_it_was_cut(report, count):
-    answers = [Answer(f"a{number}", "Which? " * 30, "0" * 32, "Long text. " * 100) for number in range(count)]
+    answers = [
+        Answer(f"a{number}", "Which? " * 30, "0" * 32, "Long text. " * 100)
+        for number in range(count)
+    ]
     text = markdown(replace(report, answers=answers, warnings=["Beware. " * 200] * count))
     assert len(text) < MOST_CHARACTERS
-    assert ("Shortened" in text) == (count > 1 or len(layout.members(report)) > 12)
+    assert ("Shortened" in text) == (count > 1 or len(style.members(report)) > 12)
 
 
 @given(st.text(max_size=300))

@@ -18,7 +18,9 @@ def server_binaries() -> Path | None:
     """Folder of initdb and pg_ctl, which are often not on the PATH."""
     if shutil.which("pg_config"):
         found = Path(
-            subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ["pg_config", "--bindir"], capture_output=True, text=True, check=True
+            ).stdout.strip()
         )
         if (found / "initdb").exists():
             return found
@@ -67,7 +69,18 @@ def postgres_url() -> Iterator[str]:
     data = str(folder / "data")
     name = user or getpass.getuser()
     try:
-        run("initdb", "-D", data, "-U", name, "-A", "scram-sha-256", "--pwfile", str(folder / "password"), "-N")
+        run(
+            "initdb",
+            "-D",
+            data,
+            "-U",
+            name,
+            "-A",
+            "scram-sha-256",
+            "--pwfile",
+            str(folder / "password"),
+            "-N",
+        )
         options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
         run("pg_ctl", "-D", data, "-o", options, "-w", "-t", "60", "start")
         try:

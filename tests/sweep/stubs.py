@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from src.sweep.task import Task
+from src.sweep.records import Task
 
 
 def run(task: Task) -> None:

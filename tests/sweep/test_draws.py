@@ -6,21 +6,28 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from src.errors import UserError
+from src.core.errors import UserError
 from src.sweep import space as spaces
-from src.sweep.draws import TRIES, Draws, Overrides, cell_of
+from src.sweep.scheduler import TRIES, Overrides, TrialProposals, cell_of
 
 SWEEP = ("a=1,2,3", "b=4,5")
 CELLS = [(f"a={a}", f"b={b}") for a, b in itertools.product((1, 2, 3), (4, 5))]
 
 
-def draws(seed: int = 0, exclude: tuple[str, ...] = (), sweep: tuple[str, ...] = SWEEP, is_grid: bool = False) -> Draws:
+def draws(
+    seed: int = 0,
+    exclude: tuple[str, ...] = (),
+    sweep: tuple[str, ...] = SWEEP,
+    is_grid: bool = False,
+) -> TrialProposals:
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2, constraints_func=None)
     space = spaces.parse(list(sweep), {}, {}, [], list(exclude)).space
-    return Draws(optuna.create_study(sampler=sampler), space, is_grid)
+    return TrialProposals(optuna.create_study(sampler=sampler), space, is_grid)
 
 
-def tell(drawn: Draws, trial: optuna.Trial, state: TrialState = TrialState.COMPLETE) -> None:
+def tell(
+    drawn: TrialProposals, trial: optuna.Trial, state: TrialState = TrialState.COMPLETE
+) -> None:
     value = 1.0 if state is TrialState.COMPLETE else None
     drawn.take(drawn.study.tell(trial, value, state))
 
@@ -88,7 +95,7 @@ def test_what_was_known_at_the_start_is_told_again_and_not_given() -> None:
     found = first.next(())
     assert found is not None
     tell(first, found[0])
-    second = Draws(first.study, first.space, False)
+    second = TrialProposals(first.study, first.space, False)
     for trial in first.study.trials:
         second.take(trial)
     started = []
@@ -96,7 +103,9 @@ def test_what_was_known_at_the_start_is_told_again_and_not_given() -> None:
         started.append(next_[1].overrides)
         tell(second, next_[0])
     assert sorted(started) == sorted(set(CELLS) - {found[1].overrides})
-    copies = [trial for trial in second.study.trials if trial.user_attrs.get("same_as") == found[0].number]
+    copies = [
+        trial for trial in second.study.trials if trial.user_attrs.get("same_as") == found[0].number
+    ]
     assert all((trial.value, cell_of(trial)) == (1.0, found[1].overrides) for trial in copies)
 
 

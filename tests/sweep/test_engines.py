@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from src.entry import ROOT
+from src.core.cli import ROOT
 from src.sweep.storage import open_storage
 from src.tracking import read
 from src.tracking.store import Store
@@ -32,7 +32,12 @@ def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
         environment.pop(name, None)
     line = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
-        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        line,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -43,7 +48,10 @@ def check(folder: Path, storage: str) -> None:
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
     assert runs["status"].tolist() == ["FINISHED", "FINISHED"]
     for trial, (_, run) in zip(trials, runs.iterrows(), strict=True):
-        assert trial.values == [run["metrics.best/val/balanced_accuracy"], run["metrics.efficiency/flops"]]
+        assert trial.values == [
+            run["metrics.best/val/balanced_accuracy"],
+            run["metrics.efficiency/flops"],
+        ]
 
 
 @pytest.mark.slow
@@ -52,17 +60,25 @@ def check(folder: Path, storage: str) -> None:
 )
 def test_trials_run_on_an_engine_for_many_machines(tmp_path: Path, choice: list[str]) -> None:
     pytest.importorskip({"ray": "ray", "slurm": "submitit"}[choice[0]])
-    process = start(tmp_path, "src.train", *STUDY, f"hydra/sweeper/executor={choice[0]}", *choice[1:])
+    process = start(
+        tmp_path, "src.train", *STUDY, f"hydra/sweeper/executor={choice[0]}", *choice[1:]
+    )
     said = process.communicate(timeout=280)[0]
     assert process.returncode == 0, said
     check(tmp_path, f"sqlite:///{tmp_path}/mlruns/optuna.db")
 
 
 @pytest.mark.slow
-def test_two_workers_serve_one_study_through_postgresql(tmp_path: Path, fresh_postgres: str) -> None:
+def test_two_workers_serve_one_study_through_postgresql(
+    tmp_path: Path, fresh_postgres: str
+) -> None:
     storage = f"storage={fresh_postgres}"
-    owner = start(tmp_path, "src.train", *STUDY, f"hydra.sweeper.{storage}", "hydra/sweeper/executor=workers")
-    workers = [start(tmp_path, "src.worker", storage, "n_jobs=1", "idle_exit_s=60") for _ in range(2)]
+    owner = start(
+        tmp_path, "src.train", *STUDY, f"hydra.sweeper.{storage}", "hydra/sweeper/executor=workers"
+    )
+    workers = [
+        start(tmp_path, "src.worker", storage, "n_jobs=1", "idle_exit_s=60") for _ in range(2)
+    ]
     said = owner.communicate(timeout=280)[0]
     for worker in workers:
         worker.terminate()

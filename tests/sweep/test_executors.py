@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sweep.faults import is_alive
-from src.errors import ConfigError, DependencyError, UserError
+from src.core.errors import ConfigError, DependencyError, UserError
 from src.sweep.executors.agent import WorkerAgent
-from src.sweep.executors.base import Executor
+from src.sweep.executors.base import Executor, ending
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.executors.process import ending
 from src.sweep.executors.ray import RayExecutor
 from src.sweep.executors.slurm import SlurmExecutor
 from src.sweep.executors.tasks_table import TasksTable
 from src.sweep.executors.workers import WorkersExecutor
-from src.sweep.task import Ended, Task
+from src.sweep.records import EndedTask, Task
 
 ENTRY = "stubs:run"
 LONG = 60.0  # seconds that nothing here takes, on the slowest machine
@@ -33,7 +32,9 @@ TaskMaker = Callable[..., Task]
 @pytest.fixture
 def task(tmp_path: Path) -> TaskMaker:
     def make(number: int = 0, **payload: object) -> Task:
-        return Task("sqlite:///none.db", "stubs", number, number, str(tmp_path / str(number)), "", payload)
+        return Task(
+            "sqlite:///none.db", "stubs", number, number, str(tmp_path / str(number)), "", payload
+        )
 
     return make
 
@@ -53,7 +54,9 @@ def local_ray() -> Iterator[None]:
 def served_executor(tmp_path: Path) -> Iterator[Executor]:
     """Tasks go through a database to one worker, a thread here."""
     url = f"sqlite:///{tmp_path / 'tasks.db'}"
-    agent = WorkerAgent(TasksTable(url), LocalExecutor(n_jobs=2, devices=None, threads=None, entry=ENTRY))
+    agent = WorkerAgent(
+        TasksTable(url), LocalExecutor(n_jobs=2, devices=None, threads=None, entry=ENTRY)
+    )
     stop = threading.Event()
     thread = threading.Thread(target=agent.run, args=(stop,))
     thread.start()
@@ -73,14 +76,16 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executo
     elif request.param == "slurm":
         pytest.importorskip("submitit")
         made = SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1, entry=ENTRY)
-        made._places = [type(place)(place.number) for place in made._places]  # no threads: stubs need no torch
+        made._places = [
+            type(place)(place.number) for place in made._places
+        ]  # no threads: stubs need no torch
     else:
         made = request.getfixturevalue("served_executor")
     yield made
     made.close(0)
 
 
-def wait(executor: Executor) -> list[Ended]:
+def wait(executor: Executor) -> list[EndedTask]:
     return executor.wait(LONG)
 
 
@@ -107,9 +112,11 @@ def pid(task: Task) -> int:
 
 
 class TestEveryExecutor:
-    def test_trial_that_ends_in_order_and_its_log(self, executor: Executor, task: TaskMaker) -> None:
+    def test_trial_that_ends_in_order_and_its_log(
+        self, executor: Executor, task: TaskMaker
+    ) -> None:
         submitted = executor.submit(task(print="a line", print_error="another line"))
-        assert wait(executor) == [Ended(submitted, 0, "")]
+        assert wait(executor) == [EndedTask(submitted, 0, "")]
         assert {"a line", "another line"} <= set(log(submitted).splitlines())
 
     def test_second_run_is_appended_to_the_log(self, executor: Executor, task: TaskMaker) -> None:
@@ -120,13 +127,13 @@ class TestEveryExecutor:
 
     def test_exception(self, executor: Executor, task: TaskMaker) -> None:
         submitted = executor.submit(task(fail="no such luck"))
-        assert wait(executor) == [Ended(submitted, 1, "ended with exit code 1")]
+        assert wait(executor) == [EndedTask(submitted, 1, "ended with exit code 1")]
         assert "Traceback" in log(submitted)
         assert "ValueError: no such luck" in log(submitted)
 
     def test_exit_status(self, executor: Executor, task: TaskMaker) -> None:
         submitted = executor.submit(task(exit=3))
-        assert wait(executor) == [Ended(submitted, 3, "ended with exit code 3")]
+        assert wait(executor) == [EndedTask(submitted, 3, "ended with exit code 3")]
 
     def test_killed(self, executor: Executor, task: TaskMaker) -> None:
         executor.submit(task(kill=int(signal.SIGKILL)))
@@ -134,7 +141,9 @@ class TestEveryExecutor:
         assert end.exitcode in (None, -signal.SIGKILL)
         assert end.note
 
-    def test_the_first_to_end_is_told_while_the_other_runs(self, executor: Executor, task: TaskMaker) -> None:
+    def test_the_first_to_end_is_told_while_the_other_runs(
+        self, executor: Executor, task: TaskMaker
+    ) -> None:
         slow = executor.submit(task(1, wait_for="go"))
         quick = executor.submit(task(2))
         assert {slow.slot.number, quick.slot.number} == {0, 1}
@@ -157,7 +166,9 @@ class TestEveryExecutor:
     def test_stopped(self, executor: Executor, task: TaskMaker) -> None:
         hanging = executor.submit(task(note="started", hang=600))
         number = pid(hanging)
-        executor.stop(hanging, grace=LONG / 2)  # Ray may lose its request on a starved machine: then it is killed
+        executor.stop(
+            hanging, grace=LONG / 2
+        )  # Ray may lose its request on a starved machine: then it is killed
         [end] = wait(executor)
         assert end.task == hanging
         assert end.exitcode != 0
@@ -177,7 +188,7 @@ class TestEveryExecutor:
         assert first.slot == second.slot
         executor.stop(first, grace=0)
         (Path(second.folder).parent / "go").touch()
-        assert wait(executor) == [Ended(second, 0, "")]
+        assert wait(executor) == [EndedTask(second, 0, "")]
 
     def test_close_leaves_nothing_running(self, executor: Executor, task: TaskMaker) -> None:
         running = [executor.submit(task(number, note="started", hang=600)) for number in range(2)]
@@ -216,7 +227,9 @@ class TestLocal:
     def test_child_leads_a_session_of_its_own(self, local: LocalExecutor, task: TaskMaker) -> None:
         assert shown(local, task(show="session")) == "True"
 
-    def test_child_has_the_environment_of_now(self, local: LocalExecutor, task: TaskMaker, monkeypatch) -> None:
+    def test_child_has_the_environment_of_now(
+        self, local: LocalExecutor, task: TaskMaker, monkeypatch
+    ) -> None:
         for value in ("one", "two"):
             monkeypatch.setenv("PARETODERM_TEST", value)
             assert shown(local, task(value, show="variable")) == value
@@ -224,9 +237,18 @@ class TestLocal:
         assert shown(local, task("none", show="variable")) == "None"
         assert shown(local, task("path", show="path")) == str(os.environ.get("PYTHONPATH"))
 
-    def test_child_knows_the_heavy_modules_from_the_start(self, local: LocalExecutor, task: TaskMaker) -> None:
+    def test_child_knows_the_heavy_modules_from_the_start(
+        self, local: LocalExecutor, task: TaskMaker
+    ) -> None:
         loaded = shown(local, task(show="modules"))
-        for module in ("torch", "pytorch_lightning", "optuna", "mlflow", "torchmetrics", "src.sweep.executors.process"):
+        for module in (
+            "torch",
+            "pytorch_lightning",
+            "optuna",
+            "mlflow",
+            "torchmetrics",
+            "src.sweep.executors.base",
+        ):
             assert f"'{module}'" in loaded
 
     def test_ctrl_c_does_not_reach_a_child(self, local: LocalExecutor, task: TaskMaker) -> None:
@@ -234,15 +256,19 @@ class TestLocal:
         os.kill(pid(submitted), signal.SIGINT)
         assert local.wait(0.3) == []
         (Path(submitted.folder).parent / "go").touch()
-        assert wait(local) == [Ended(submitted, 0, "")]
+        assert wait(local) == [EndedTask(submitted, 0, "")]
 
-    def test_killed_child_takes_its_children_along(self, local: LocalExecutor, task: TaskMaker) -> None:
+    def test_killed_child_takes_its_children_along(
+        self, local: LocalExecutor, task: TaskMaker
+    ) -> None:
         submitted = local.submit(task(child="child", kill=int(signal.SIGKILL)))
-        assert wait(local) == [Ended(submitted, -9, "killed by signal 9 (SIGKILL)")]
+        assert wait(local) == [EndedTask(submitted, -9, "killed by signal 9 (SIGKILL)")]
         grandchild = int((Path(submitted.folder) / "child").read_text())
         wait_until(lambda: not is_alive(grandchild))
 
-    def test_folder_that_cannot_be_made_is_an_end(self, local: LocalExecutor, task: TaskMaker, tmp_path: Path) -> None:
+    def test_folder_that_cannot_be_made_is_an_end(
+        self, local: LocalExecutor, task: TaskMaker, tmp_path: Path
+    ) -> None:
         (tmp_path / "0").touch()
         local.submit(task())
         [end] = wait(local)
@@ -262,10 +288,17 @@ class TestLocal:
         assert "then [0]" in output
 
     @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-    def test_children_end_when_the_owner_is_gone(self, tmp_path: Path, signum: signal.Signals) -> None:
+    def test_children_end_when_the_owner_is_gone(
+        self, tmp_path: Path, signum: signal.Signals
+    ) -> None:
         owner = start_owner(tmp_path, "hang")
         notes = [tmp_path / str(number) / "started" for number in range(2)]
-        wait_until(lambda: all(note.exists() and note.read_text() for note in notes) or owner.poll() is not None)
+        wait_until(
+            lambda: (
+                all(note.exists() and note.read_text() for note in notes)
+                or owner.poll() is not None
+            )
+        )
         numbers = [int(note.read_text().split()[0]) for note in notes]
         assert all(is_alive(number) for number in numbers)
         owner.send_signal(signum)
@@ -280,7 +313,7 @@ OWNER = """
 import os, signal, sys, time
 from multiprocessing import forkserver
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.task import Task
+from src.sweep.records import Task
 
 def task(number, **payload):
     return Task("", "s", number, number, os.path.join(folder, str(number)), "", payload)
@@ -342,7 +375,9 @@ def test_slurm_needs_slurm(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("made", "package"), [(RayExecutor, "ray"), (SlurmExecutor, "submitit")])
-def test_absent_package_is_told_with_the_way_out(made: type[Executor], package: str, monkeypatch) -> None:
+def test_absent_package_is_told_with_the_way_out(
+    made: type[Executor], package: str, monkeypatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     with pytest.raises(DependencyError, match="pip install -e"):
         made()

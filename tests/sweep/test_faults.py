@@ -10,7 +10,14 @@ from benchmarks.sweep import faults
 @pytest.mark.timeout(180)
 def test_a_tormented_study_ends_with_every_cell_once(tmp_path: Path) -> None:
     """The small version of `python -m benchmarks.sweep.faults`."""
-    chaos = faults.Chaos(tmp_path / "study", ("a=range(6)", "b=range(10)"), 3, share=0.15, owner_kills=2, seconds=0.15)
+    chaos = faults.Chaos(
+        tmp_path / "study",
+        ("a=range(6)", "b=range(10)"),
+        3,
+        share=0.15,
+        owner_kills=2,
+        seconds=0.15,
+    )
     killer = faults.torment(chaos)
     assert killer.owners == 2
     assert killer.killed > 0

@@ -16,10 +16,10 @@ from optuna.trial import TrialState
 from benchmarks.sweep import stubs
 from benchmarks.sweep.faults import is_alive
 from benchmarks.sweep.harness import STUDY, ScriptedExecutor, Setup, opened
-from src.sweep.executors import left
+from src.sweep.executors import base
 from src.sweep.executors.slurm import SlurmExecutor
+from src.sweep.records import Task, TrialOutcome
 from src.sweep.storage import open_storage
-from src.sweep.task import Outcome, Task
 from src.tracking.store import Store
 
 LONG = 60.0  # seconds that nothing here takes
@@ -41,7 +41,9 @@ def pid(folder: str | Path) -> int:
 def jobs(storage: optuna.storages.BaseStorage) -> SlurmExecutor:
     pytest.importorskip("submitit")
     made = SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1, entry="stubs:hang")
-    made._places = [type(place)(place.number) for place in made._places]  # no threads: stubs need no torch
+    made._places = [
+        type(place)(place.number) for place in made._places
+    ]  # no threads: stubs need no torch
     return made
 
 
@@ -56,8 +58,8 @@ def test_the_next_owner_cancels_the_jobs_of_one_that_was_killed(tmp_path: Path) 
     assert len(numbers) == 2
     assert all(is_alive(number) for number in numbers)
 
-    def complete(task: Task) -> tuple[Outcome, int]:
-        return Outcome("complete", metrics=stubs.expected(task.payload["cell"])), 0
+    def complete(task: Task) -> tuple[TrialOutcome, int]:
+        return TrialOutcome("complete", metrics=stubs.expected(task.payload["cell"])), 0
 
     with opened(setup, lambda storage: ScriptedExecutor(storage, complete)) as owner:
         standing = owner.run()
@@ -66,7 +68,7 @@ def test_the_next_owner_cancels_the_jobs_of_one_that_was_killed(tmp_path: Path) 
     storage = open_storage(setup.url)
     trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
     assert [trial.state for trial in trials[:2]] == [TrialState.FAIL] * 2
-    assert all(not left.cancel(trial.user_attrs["job"]) for trial in trials[:2])  # they are gone
+    assert all(not base.cancel(trial.user_attrs["job"]) for trial in trials[:2])  # they are gone
     assert not any("job" in trial.user_attrs for trial in trials[2:])
 
 
@@ -79,17 +81,19 @@ def sleeper() -> Iterator[int]:
     process.wait()
 
 
-def test_a_process_that_only_has_the_number_of_a_job_is_left_alone(sleeper: int, tmp_path: Path) -> None:
-    assert not left.cancel(left.note("local", str(sleeper), tmp_path))
+def test_a_process_that_only_has_the_number_of_a_job_is_left_alone(
+    sleeper: int, tmp_path: Path
+) -> None:
+    assert not base.cancel(base.note("local", str(sleeper), tmp_path))
     assert is_alive(sleeper)
 
 
 def test_a_process_of_another_machine_is_left_alone(sleeper: int) -> None:
-    own = left.note("local", str(sleeper), Path("time"))  # in its command line
+    own = base.note("local", str(sleeper), Path("time"))  # in its command line
     assert own["host"] == socket.gethostname()
-    assert not left.cancel(own | {"host": "another"})
+    assert not base.cancel(own | {"host": "another"})
     assert is_alive(sleeper)
-    assert left.cancel(own)
+    assert base.cancel(own)
     wait_until(lambda: not is_alive(sleeper))
 
 
@@ -98,10 +102,12 @@ def test_slurm_is_told_the_number_of_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     command = tmp_path / "scancel"
-    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\necho Invalid job id >&2\nexit {status}\n')
+    command.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/told\necho Invalid job id >&2\nexit {status}\n'
+    )
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert left.cancel(left.note("slurm", "4711", tmp_path)) is (status == 0)
+    assert base.cancel(base.note("slurm", "4711", tmp_path)) is (status == 0)
     assert (tmp_path / "told").read_text() == "4711\n"
     assert ("4711 of an earlier owner may still be there" in caplog.text) is (status == 1)
     assert ("Invalid job id" in caplog.text) is (status == 1)
@@ -111,5 +117,5 @@ def test_a_machine_without_slurm_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not left.cancel(left.note("slurm", "4711", tmp_path))
+    assert not base.cancel(base.note("slurm", "4711", tmp_path))
     assert "scancel 4711" in caplog.text

@@ -11,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from src.objectives import Objective
-from src.sweep.live import LiveView, event_line
-from src.sweep.shorten import middle, shortened
-from src.sweep.snapshot import Best, RunningRow, Snapshot
-from src.sweep.standing import Event, Standing
-from src.sweep.table import clock, number, render, status_line
-from src.sweep.task import Outcome
+from src.metrics.registry import Objective
+from src.sweep.display import (
+    BestRow,
+    DisplayState,
+    LiveView,
+    RunningRow,
+    clock,
+    event_line,
+    middle,
+    number,
+    render,
+    shortened,
+    status_line,
+)
+from src.sweep.records import TrialOutcome
+from src.sweep.status import Event, StudyStatus
 
 ACCURACY = "val/balanced_accuracy"
 FLOPS = "efficiency/flops"
@@ -25,16 +34,26 @@ OBJECTIVES = [Objective(ACCURACY, "maximize"), Objective(FLOPS, "minimize")]
 CELLS = [
     f"model.net.width={width} model.net.depth=3 model.net.dense=[128,64] model.net.dropout={dropout} loss={loss} "
     "optimizer.weight_decay=0.0001 scheduler=cosine"
-    for width, dropout, loss in [(8, 0.25, "weighted_cross_entropy"), (16, 0.5, "focal"), (4, 0.125, "focal")]
+    for width, dropout, loss in [
+        (8, 0.25, "weighted_cross_entropy"),
+        (16, 0.5, "focal"),
+        (4, 0.125, "focal"),
+    ]
 ]
 
 
-def row(number: int, cell: str, value: float | None = 0.5, seconds: float = 80, metric: str = ACCURACY) -> RunningRow:
+def row(
+    number: int, cell: str, value: float | None = 0.5, seconds: float = 80, metric: str = ACCURACY
+) -> RunningRow:
     return RunningRow(number, cell, 7, 18, metric, value, seconds)
 
 
-def busy(**changes: Any) -> Snapshot:
-    rows = [row(9, CELLS[0], 0.5123), row(10, CELLS[1], None), row(11, CELLS[2], 0.98765, seconds=3700)]
+def busy(**changes: Any) -> DisplayState:
+    rows = [
+        row(9, CELLS[0], 0.5123),
+        row(10, CELLS[1], None),
+        row(11, CELLS[2], 0.98765, seconds=3700),
+    ]
     values: dict[str, Any] = {
         "study": "pareto",
         "n_jobs": 3,
@@ -46,15 +65,15 @@ def busy(**changes: Any) -> Snapshot:
         "total": 100,
         "running": rows,
         "front": 4,
-        "best": Best(3, CELLS[0], {ACCURACY: 0.6123, FLOPS: 30037824.0}),
+        "best": BestRow(3, CELLS[0], {ACCURACY: 0.6123, FLOPS: 30037824.0}),
         "events": ["trial 7 failed: OutOfMemoryError: " + "no room " * 40],
         "finished_seconds": [60.0] * 9,
         "elapsed": 754,
     }
-    return Snapshot(**(values | changes))
+    return DisplayState(**(values | changes))
 
 
-def drawn(snapshot: Snapshot, width: int = 100, **options: Any) -> list[str]:
+def drawn(snapshot: DisplayState, width: int = 100, **options: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(render(snapshot, OBJECTIVES, width, **options))
     assert isinstance(console.file, io.StringIO)
@@ -98,11 +117,13 @@ def test_many_running_trials_are_cut_with_their_number() -> None:
 
 
 def test_markup_in_a_cell_is_text() -> None:
-    assert any("dense=[red]" in line for line in drawn(busy(running=[row(1, "model.net.dense=[red]")])))
+    assert any(
+        "dense=[red]" in line for line in drawn(busy(running=[row(1, "model.net.dense=[red]")]))
+    )
 
 
 def test_a_study_that_has_just_begun_can_be_drawn() -> None:
-    lines = drawn(Snapshot("width", 2))
+    lines = drawn(DisplayState("width", 2))
     assert lines[0].startswith("width")
     assert "0 done" in lines[2]
 
@@ -112,7 +133,9 @@ def test_long_cells_keep_what_differs(width: int) -> None:
     texts = shortened(CELLS, width)
     assert all(len(text) <= width for text in texts)
     assert len(set(texts)) == 3
-    for text, needed in zip(texts, [("8", "0.25"), ("16", "0.5", "focal"), ("4", "0.125", "focal")], strict=True):
+    for text, needed in zip(
+        texts, [("8", "0.25"), ("16", "0.5", "focal"), ("4", "0.125", "focal")], strict=True
+    ):
         assert all(f"={value}" in text for value in needed)
         assert "cosine" not in text  # the same in all
 
@@ -148,14 +171,21 @@ def test_middle_keeps_both_ends(text: str, width: int) -> None:
     [
         ({"finished_seconds": []}, None),
         ({"total": None}, None),
-        # 100 - 9 over - 3 running = 88 to start, of 60 s each; of the running ones 50, 30 and 0 s are left; 3 slots
-        ({"running": [row(1, "", seconds=10), row(2, "", seconds=30), row(3, "", seconds=99)]}, (88 * 60 + 80) / 3),
+        # 100 - 9 over - 3 running = 88 to start, of 60 s each; of the running ones 50, 30 and 0 s
+        # are left; 3 slots
+        (
+            {"running": [row(1, "", seconds=10), row(2, "", seconds=30), row(3, "", seconds=99)]},
+            (88 * 60 + 80) / 3,
+        ),
         ({"running": []}, 91 * 60 / 3),
         ({"running": [], "done": 96}, 0),
         # the last 20 of them count: (10 x 40 + 10 x 80) / 20 = 60
         ({"running": [], "finished_seconds": [1e6] * 5 + [40.0] * 10 + [80.0] * 10}, 91 * 60 / 3),
         ({"running": [], "counted": 90}, 10 * 60 / 3),
-        ({"running": [row(1, "", seconds=99)], "total": 10}, None),  # the last one is slower than all before it
+        (
+            {"running": [row(1, "", seconds=99)], "total": 10},
+            None,
+        ),  # the last one is slower than all before it
         ({"running": [row(1, "", seconds=50), row(2, "", seconds=99)], "total": 11}, None),
         ({"running": [row(1, "", seconds=50), row(2, "", seconds=20)], "total": 11}, 50 / 2),
     ],
@@ -204,7 +234,9 @@ def test_log_gets_events_as_they_come_and_a_status_line_every_half_minute() -> N
 
 
 def test_terminal_is_redrawn_at_most_twice_a_second_and_ends_with_the_last_state() -> None:
-    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    console = Console(
+        file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None
+    )
     assert isinstance(console.file, io.StringIO)
     time = Clock()
     with LiveView("pareto", OBJECTIVES, console, time) as view:
@@ -215,7 +247,8 @@ def test_terminal_is_redrawn_at_most_twice_a_second_and_ends_with_the_last_state
         view.event("trial 12 failed: out of memory", ["last words"])
     written = console.file.getvalue()
     redraws = re.findall(r"(\d+) done", written)
-    # at 0, 0.5, 1, 1.5 and 2 s; each of the two printed lines draws the table again below itself; and the end
+    # at 0, 0.5, 1, 1.5 and 2 s; each of the two printed lines draws the table again below itself;
+    # and the end
     assert sorted(set(map(int, redraws))) == [0, 25, 50, 75, 100]
     assert len(redraws) <= 5 + 2 + 2
     assert "last words" in written
@@ -230,8 +263,12 @@ def handler() -> Iterator[logging.StreamHandler[Any]]:
     logging.getLogger().removeHandler(handler)
 
 
-def test_log_lines_go_through_the_table_and_back_to_their_stream(handler: logging.StreamHandler[Any]) -> None:
-    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+def test_log_lines_go_through_the_table_and_back_to_their_stream(
+    handler: logging.StreamHandler[Any],
+) -> None:
+    console = Console(
+        file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None
+    )
     assert isinstance(console.file, io.StringIO)
     with LiveView("pareto", OBJECTIVES, console) as view:
         view.update(busy())
@@ -243,9 +280,9 @@ def test_log_lines_go_through_the_table_and_back_to_their_stream(handler: loggin
 def test_owners_standing_is_shown_with_its_events(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     assert isinstance(console.file, io.StringIO)
-    standing = Standing(OBJECTIVES, [], 10, 2)
+    standing = StudyStatus(OBJECTIVES, [], 10, 2)
     standing.counts["fail"] = 1
-    failure = Outcome("fail", "out_of_memory", "no room\nat all")
+    failure = TrialOutcome("fail", "out_of_memory", "no room\nat all")
     standing.events = [Event(4, ["a=1"], failure, [], 80.0, "first\nlast", again=True)]
     with LiveView("pareto", OBJECTIVES, console) as view:
         view.show(standing)
@@ -257,10 +294,15 @@ def test_owners_standing_is_shown_with_its_events(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_was_stopped_is_not_said_to_have_failed() -> None:
-    event = Event(3, ["a=1"], Outcome("fail", "stopped", "asked to end"), [], 5.0, "", again=True)
-    assert event_line(event, OBJECTIVES) == "trial 3 stopped: asked to end (0:05), put back in the queue"
+    event = Event(
+        3, ["a=1"], TrialOutcome("fail", "stopped", "asked to end"), [], 5.0, "", again=True
+    )
+    assert (
+        event_line(event, OBJECTIVES)
+        == "trial 3 stopped: asked to end (0:05), put back in the queue"
+    )
 
 
 def test_finished_trial_is_told_with_its_values() -> None:
-    event = Event(4, ["a=1"], Outcome("complete"), [0.6123, 3.2e6], None, "", again=False)
+    event = Event(4, ["a=1"], TrialOutcome("complete"), [0.6123, 3.2e6], None, "", again=False)
     assert event_line(event, OBJECTIVES) == "trial 4 done: balanced accuracy 0.612, FLOPs 3.2M"

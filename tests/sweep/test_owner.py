@@ -14,15 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.sweep import harness, stubs
 from benchmarks.sweep.harness import STUDY, Answer, ScriptedExecutor, Setup, opened
-from src.errors import UserError
+from src.core.errors import UserError
 from src.sweep import study as studies
-from src.sweep.failures import AllFailAlikeError
-from src.sweep.owner import Owner
-from src.sweep.rows import Rows
-from src.sweep.standing import Standing
+from src.sweep.records import AllFailAlikeError, EndedTask, Kind, Task, TrialOutcome
+from src.sweep.scheduler import Scheduler, StudyRecorder
+from src.sweep.status import StudyStatus
 from src.sweep.storage import open_storage
-from src.sweep.task import Ended, Kind, Outcome, Task
-from src.sweep.warm_start import warm_start
+from src.sweep.study import warm_start
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -44,16 +42,18 @@ def setup(empty_store: Path, tmp_path: Path) -> Setup:
     return Setup(tmp_path, GRID)
 
 
-def complete(task: Task) -> tuple[Outcome | None, int]:
-    return Outcome("complete", metrics=stubs.expected(task.payload["cell"])), 0
+def complete(task: Task) -> tuple[TrialOutcome | None, int]:
+    return TrialOutcome("complete", metrics=stubs.expected(task.payload["cell"])), 0
 
 
-def failing(kind: Kind, reason: str) -> Callable[[Task], tuple[Outcome | None, int]]:
-    return lambda task: (Outcome("fail", kind, reason), 1)
+def failing(kind: Kind, reason: str) -> Callable[[Task], tuple[TrialOutcome | None, int]]:
+    return lambda task: (TrialOutcome("fail", kind, reason), 1)
 
 
 @contextmanager
-def scripted(setup: Setup, answer: Answer = complete, n_jobs: int = 1) -> Iterator[tuple[Owner, ScriptedExecutor]]:
+def scripted(
+    setup: Setup, answer: Answer = complete, n_jobs: int = 1
+) -> Iterator[tuple[Scheduler, ScriptedExecutor]]:
     made: list[ScriptedExecutor] = []
 
     def executor(storage: optuna.storages.BaseStorage) -> ScriptedExecutor:
@@ -64,7 +64,9 @@ def scripted(setup: Setup, answer: Answer = complete, n_jobs: int = 1) -> Iterat
         yield owner, made[-1]
 
 
-def run(setup: Setup, answer: Answer = complete, n_jobs: int = 1) -> tuple[Standing, list[tuple[str, ...]]]:
+def run(
+    setup: Setup, answer: Answer = complete, n_jobs: int = 1
+) -> tuple[StudyStatus, list[tuple[str, ...]]]:
     """How the study stands afterwards, and the cells that were started, in order."""
     with scripted(setup, answer, n_jobs) as (owner, executor):
         return owner.run(), [tuple(task.payload["cell"]) for task in executor.submitted]
@@ -77,7 +79,9 @@ def trials_of(setup: Setup) -> list[FrozenTrial]:
 
 def runs_of(setup: Setup) -> dict[int, Any]:
     """The runs of the trials, by number; a trial with two of them fails the test."""
-    runs = [run for run in setup.store.search("attributes.status != ''") if "trial" in run.data.tags]
+    runs = [
+        run for run in setup.store.search("attributes.status != ''") if "trial" in run.data.tags
+    ]
     found = {int(run.data.tags["trial"]): run for run in runs}
     assert len(found) == len(runs)
     return found
@@ -111,7 +115,9 @@ def test_a_finished_grid_starts_nothing(setup: Setup) -> None:
 def test_n_trials_is_the_total_over_sittings(setup: Setup) -> None:
     drawn = replace(setup, sweep=("a=interval(0.0,1.0)",), n_trials=4)
     _, first = run(drawn)
-    standing, second = run(replace(drawn, n_trials=7, sampler=optuna.samplers.RandomSampler(seed=1)))
+    standing, second = run(
+        replace(drawn, n_trials=7, sampler=optuna.samplers.RandomSampler(seed=1))
+    )
     assert (len(first), len(second)) == (4, 3)
     assert standing.counted == len(trials_of(setup)) == 7
     assert run(replace(drawn, n_trials=5))[1] == []
@@ -125,7 +131,9 @@ def test_excluded_cells_are_not_run_by_a_grid_nor_by_a_sampler(setup: Setup) -> 
         run(replace(setup, exclude=["a=2", "b=5"]))
 
 
-def test_a_sampler_that_draws_known_or_excluded_cells_still_runs_each_cell_once(setup: Setup) -> None:
+def test_a_sampler_that_draws_known_or_excluded_cells_still_runs_each_cell_once(
+    setup: Setup,
+) -> None:
     drawn = replace(setup, exclude=["a=2"], n_trials=100)
     standing, started = run(drawn)
     assert Counter(started) == {cell: 1 for cell in CELLS if cell[0] != "a=2"}
@@ -146,7 +154,7 @@ def test_the_next_is_asked_the_moment_one_ends(setup: Setup) -> None:
     """The first trial goes on until all others have ended: nobody waits for it."""
     ended: list[int] = []
 
-    def answer(task: Task) -> tuple[Outcome | None, int] | None:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int] | None:
         if task.number == 0 and len(ended) < 5:
             return None
         ended.append(task.number)
@@ -157,13 +165,20 @@ def test_the_next_is_asked_the_moment_one_ends(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("learns_from_pruned", [True, False])
-def test_a_trial_over_a_limit_is_told_with_its_violation(setup: Setup, learns_from_pruned: bool) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int]:
+def test_a_trial_over_a_limit_is_told_with_its_violation(
+    setup: Setup, learns_from_pruned: bool
+) -> None:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
         if task.payload["cell"][0] == "a=3":
-            return Outcome("over_limit", reason="too dear", metrics={stubs.FLOPS: 3e6}), 0
-        return Outcome("complete", metrics={stubs.ACCURACY: 0.5, stubs.FLOPS: 1e6}), 0
+            return TrialOutcome("over_limit", reason="too dear", metrics={stubs.FLOPS: 3e6}), 0
+        return TrialOutcome("complete", metrics={stubs.ACCURACY: 0.5, stubs.FLOPS: 1e6}), 0
 
-    limited = replace(setup, limits=["efficiency/flops <= 2e6"], n_objectives=2, learns_from_pruned=learns_from_pruned)
+    limited = replace(
+        setup,
+        limits=["efficiency/flops <= 2e6"],
+        n_objectives=2,
+        learns_from_pruned=learns_from_pruned,
+    )
     standing, _ = run(limited, answer)
     assert standing.counts == {"complete": 4, "pruned": 0, "over_limit": 2, "fail": 0}
     assert standing.counted == 6
@@ -173,21 +188,26 @@ def test_a_trial_over_a_limit_is_told_with_its_violation(setup: Setup, learns_fr
             assert violation == pytest.approx(0.5)  # 3e6 is half of 2e6 too much
             assert trial.state is (TrialState.PRUNED if learns_from_pruned else TrialState.COMPLETE)
             if not learns_from_pruned:
-                assert trial.values == [0.5, 3e6]  # the worst accuracy seen, and what it really costs
+                assert trial.values == [
+                    0.5,
+                    3e6,
+                ]  # the worst accuracy seen, and what it really costs
         else:
             assert violation == pytest.approx(-0.5)
 
 
 def test_pruned_trials_count_and_are_told_as_pruned(setup: Setup) -> None:
-    standing, _ = run(setup, lambda task: (Outcome("pruned", reason="behind", epoch=2), 0))
+    standing, _ = run(setup, lambda task: (TrialOutcome("pruned", reason="behind", epoch=2), 0))
     assert standing.counts["pruned"] == standing.counted == 6
     assert states(setup) == {TrialState.PRUNED: 6}
 
 
 def test_an_outcome_that_cannot_be_true_is_a_failure(setup: Setup) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int]:
-        value = {0: {}, 1: {stubs.ACCURACY: float("nan")}}.get(task.number, stubs.expected(task.payload["cell"]))
-        return Outcome("complete", metrics=value), 0
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
+        value = {0: {}, 1: {stubs.ACCURACY: float("nan")}}.get(
+            task.number, stubs.expected(task.payload["cell"])
+        )
+        return TrialOutcome("complete", metrics=value), 0
 
     standing, _ = run(setup, answer)
     kinds = [trial.user_attrs["outcome"]["kind"] for trial in trials_of(setup)]
@@ -197,7 +217,7 @@ def test_an_outcome_that_cannot_be_true_is_a_failure(setup: Setup) -> None:
 
 
 def test_failures_are_rows_with_kind_and_reason_and_count(setup: Setup) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int]:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
         return failing("error", "ValueError: no")(task) if task.number % 2 else complete(task)
 
     standing, _ = run(setup, answer)
@@ -209,19 +229,25 @@ def test_failures_are_rows_with_kind_and_reason_and_count(setup: Setup) -> None:
     for number, recorded in runs.items():
         assert recorded.info.status == "FAILED"
         tags = recorded.data.tags
-        assert (tags["trial_state"], tags["failure_kind"], tags["failure"]) == ("fail", "error", "ValueError: no")
+        assert (tags["trial_state"], tags["failure_kind"], tags["failure"]) == (
+            "fail",
+            "error",
+            "ValueError: no",
+        )
         assert tags["overrides"] == " ".join(CELLS[number])
 
 
 @pytest.mark.parametrize(("retries", "tries"), [(0, 1), (2, 3)])
-def test_retries_of_the_kinds_that_another_try_may_cure(setup: Setup, retries: int, tries: int) -> None:
+def test_retries_of_the_kinds_that_another_try_may_cure(
+    setup: Setup, retries: int, tries: int
+) -> None:
     """One cell is always killed, one always fails by an error of its own: only the first is tried again."""
 
-    def answer(task: Task) -> tuple[Outcome | None, int]:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
         if task.payload["cell"] == ["a=2", "b=4"]:
             return None, -9
         if task.payload["cell"] == ["a=3", "b=4"]:
-            return Outcome("fail", "error", "ValueError: no"), 1
+            return TrialOutcome("fail", "error", "ValueError: no"), 1
         return complete(task)
 
     standing, started = run(replace(setup, retries=retries), answer)
@@ -229,14 +255,23 @@ def test_retries_of_the_kinds_that_another_try_may_cure(setup: Setup, retries: i
     assert (standing.counted, standing.counts["fail"]) == (6, 2)
     killed = [trial for trial in trials_of(setup) if cell_of(trial) == ("a=2", "b=4")]
     assert [trial.user_attrs.get("attempt", 0) for trial in killed] == list(range(tries))
-    assert [trial.user_attrs.get("retry_of") for trial in killed] == [None, *(each.number for each in killed[:-1])]
-    assert {trial.user_attrs["outcome"]["reason"] for trial in killed} == {"killed by signal 9 (SIGKILL)"}
+    assert [trial.user_attrs.get("retry_of") for trial in killed] == [
+        None,
+        *(each.number for each in killed[:-1]),
+    ]
+    assert {trial.user_attrs["outcome"]["reason"] for trial in killed} == {
+        "killed by signal 9 (SIGKILL)"
+    }
     assert studies.counted(trials_of(setup)) == 6
 
 
 def test_a_cured_retry_makes_the_cell_complete(setup: Setup) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int]:
-        return complete(task) if task.number else (Outcome("fail", "out_of_memory", "none left"), 1)
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
+        return (
+            complete(task)
+            if task.number
+            else (TrialOutcome("fail", "out_of_memory", "none left"), 1)
+        )
 
     standing, started = run(replace(setup, retries=1), answer)
     assert started == [CELLS[0], *CELLS[:1], *CELLS[1:]]
@@ -247,15 +282,17 @@ def test_a_cured_retry_makes_the_cell_complete(setup: Setup) -> None:
 def test_a_state_is_kept_as_long_as_another_try_may_go_on_from_it(setup: Setup) -> None:
     """Killed twice, then complete; killed for good; failed by itself; pruned: each leaves a state, none is tidy."""
     found: dict[int, list[str]] = {}
-    script: dict[tuple[str, ...], list[tuple[Outcome | None, int]]] = {
+    script: dict[tuple[str, ...], list[tuple[TrialOutcome | None, int]]] = {
         CELLS[0]: [(None, -9), (None, -9)],
         CELLS[1]: [(None, -9)] * 3,
-        CELLS[2]: [(Outcome("fail", "error", "ValueError: no"), 1)],
-        CELLS[3]: [(Outcome("pruned", "", "behind"), 0)],
+        CELLS[2]: [(TrialOutcome("fail", "error", "ValueError: no"), 1)],
+        CELLS[3]: [(TrialOutcome("pruned", "", "behind"), 0)],
     }
 
-    def answer(task: Task) -> tuple[Outcome | None, int]:
-        found[task.number] = sorted(file.parent.parent.name for file in setup.folder.rglob("last.ckpt"))
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
+        found[task.number] = sorted(
+            file.parent.parent.name for file in setup.folder.rglob("last.ckpt")
+        )
         state = Path(task.folder) / "checkpoint" / "last.ckpt"
         state.parent.mkdir(parents=True)
         state.touch()
@@ -268,16 +305,24 @@ def test_a_state_is_kept_as_long_as_another_try_may_go_on_from_it(setup: Setup) 
     assert found[3] == []  # the third try of the first cell was complete
     assert standing.counts["fail"] == 2
     left = {file.parent.parent.name for file in setup.folder.rglob("last.ckpt")}
-    assert left == {"0003", "0004", "0005"}  # killed for good: retry_failed=true may go on from there
+    assert left == {
+        "0003",
+        "0004",
+        "0005",
+    }  # killed for good: retry_failed=true may go on from there
     run(replace(setup, retry_failed=True), answer)
     assert not list(setup.folder.rglob("last.ckpt"))
 
 
 def test_trials_that_all_fail_alike_end_the_sweep_and_say_why(setup: Setup) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int]:
-        return Outcome("fail", "bad_config", f"model.net.width: must be at most 8, trial {task.number}"), 1
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
+        return TrialOutcome(
+            "fail", "bad_config", f"model.net.width: must be at most 8, trial {task.number}"
+        ), 1
 
-    with pytest.raises(AllFailAlikeError, match="first 3 trials .*model.net.width: must be at most"):
+    with pytest.raises(
+        AllFailAlikeError, match="first 3 trials .*model.net.width: must be at most"
+    ):
         run(setup, answer)
     assert states(setup) == {TrialState.FAIL: 3}
     standing, started = run(replace(setup, retry_failed=True))
@@ -286,19 +331,19 @@ def test_trials_that_all_fail_alike_end_the_sweep_and_say_why(setup: Setup) -> N
 
 
 def test_trials_that_fail_in_different_ways_do_not_end_the_sweep(setup: Setup) -> None:
-    standing, _ = run(setup, lambda task: (Outcome("fail", "error", "ab"[task.number % 2]), 1))
+    standing, _ = run(setup, lambda task: (TrialOutcome("fail", "error", "ab"[task.number % 2]), 1))
     assert standing.counts["fail"] == 6
 
 
 def test_failures_that_stay_are_not_tried_again_without_being_asked_to(setup: Setup) -> None:
-    run(setup, lambda task: (Outcome("fail", "error", "ab"[task.number % 2]), 1))
+    run(setup, lambda task: (TrialOutcome("fail", "error", "ab"[task.number % 2]), 1))
     assert run(setup)[1] == []
     assert run(replace(setup, retry_failed=True))[1] == CELLS
     assert states(setup) == {TrialState.FAIL: 6, TrialState.COMPLETE: 6}
 
 
 def test_after_ctrl_c_the_running_trials_are_marked_and_run_later(setup: Setup) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int] | None:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int] | None:
         if task.number < 2:
             return complete(task)
         if task.number == 4:
@@ -314,13 +359,20 @@ def test_after_ctrl_c_the_running_trials_are_marked_and_run_later(setup: Setup) 
     assert studies.counted(trials_of(setup)) == 2
     with scripted(setup, complete, n_jobs=3) as (owner, executor):
         standing = owner.run()
-        continued = {tuple(task.payload["cell"]): task.payload["continues"] for task in executor.submitted}
+        continued = {
+            tuple(task.payload["cell"]): task.payload["continues"] for task in executor.submitted
+        }
     assert continued == {
-        **{cell: [str(setup.folder / "trials" / f"{number:04d}")] for number, cell in enumerate(CELLS[2:5], start=2)},
+        **{
+            cell: [str(setup.folder / "trials" / f"{number:04d}")]
+            for number, cell in enumerate(CELLS[2:5], start=2)
+        },
         CELLS[5]: [],
     }
     assert (standing.counted, standing.counts["fail"]) == (6, 0)
-    complete_cells = [cell_of(trial) for trial in trials_of(setup) if trial.state is TrialState.COMPLETE]
+    complete_cells = [
+        cell_of(trial) for trial in trials_of(setup) if trial.state is TrialState.COMPLETE
+    ]
     assert Counter(complete_cells) == dict.fromkeys(CELLS, 1)
 
 
@@ -336,18 +388,22 @@ def abandoned(setup: Setup, n_jobs: int, with_outcome: set[int]) -> None:
             running = owner._next()
             assert running is not None
             if running.task.number in with_outcome:
-                outcome = Outcome("complete", metrics=stubs.expected(running.cell.overrides))
+                outcome = TrialOutcome("complete", metrics=stubs.expected(running.cell.overrides))
                 trial_id = running.task.trial_id
                 executor.storage.set_trial_user_attr(trial_id, "outcome", vars(outcome))
         executor._running.clear()
 
 
 @pytest.mark.parametrize("with_outcome", [set(), {1}, {0, 1, 2, 3}])
-def test_orphans_with_an_outcome_count_and_the_others_run_again(setup: Setup, with_outcome: set[int]) -> None:
+def test_orphans_with_an_outcome_count_and_the_others_run_again(
+    setup: Setup, with_outcome: set[int]
+) -> None:
     """Also where the owner was killed before any trial had ended: that is no common failure."""
     abandoned(setup, 4, with_outcome)
     standing, started = run(setup, n_jobs=2)
-    assert Counter(started) == {cell: 1 for number, cell in enumerate(CELLS) if number not in with_outcome}
+    assert Counter(started) == {
+        cell: 1 for number, cell in enumerate(CELLS) if number not in with_outcome
+    }
     assert (standing.counted, standing.counts["fail"]) == (6, 0)
     assert states(setup)[TrialState.COMPLETE] == 6
     assert states(setup)[TrialState.RUNNING] == states(setup)[TrialState.WAITING] == 0
@@ -363,21 +419,30 @@ def test_an_owner_killed_while_it_puts_a_trial_back_does_not_put_it_back_twice(
         raise OwnerKilledError
 
     setup = replace(setup, retries=3)
-    with scripted(setup, lambda task: (None, -9)) as (owner, executor), monkeypatch.context() as patch:
+    with (
+        scripted(setup, lambda task: (None, -9)) as (owner, executor),
+        monkeypatch.context() as patch,
+    ):
         patch.setattr(studies, "tell", die)
         patch.setattr(owner, "_stop_all", lambda: None)
         with pytest.raises(OwnerKilledError):
             owner.run()
         if late != "none":
-            outcome = Outcome(late, "killed", metrics=stubs.expected(CELLS[0]))  # type: ignore[arg-type]
-            owner.study._storage.set_trial_user_attr(executor.submitted[0].trial_id, "outcome", vars(outcome))
+            outcome = TrialOutcome(late, "killed", metrics=stubs.expected(CELLS[0]))  # type: ignore[arg-type]
+            owner.study._storage.set_trial_user_attr(
+                executor.submitted[0].trial_id, "outcome", vars(outcome)
+            )
     assert states(setup) == {TrialState.RUNNING: 1, TrialState.WAITING: 1}
     standing, started = run(setup)
     assert Counter(started) == {cell: 1 for cell in CELLS if late != "complete" or cell != CELLS[0]}
     assert (standing.counted, standing.counts["fail"]) == (6, 0)
     trials = trials_of(setup)
     assert studies.counted(trials) == 6
-    own = [trial for trial in trials if trial.state is TrialState.COMPLETE and "same_as" not in trial.user_attrs]
+    own = [
+        trial
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and "same_as" not in trial.user_attrs
+    ]
     assert Counter(map(cell_of, own)) == dict.fromkeys(CELLS, 1)
 
 
@@ -387,7 +452,9 @@ def test_a_second_owner_is_refused(setup: Setup) -> None:
 
 
 def test_a_trial_that_outlives_its_time_limit_is_stopped(setup: Setup) -> None:
-    standing, _ = run(replace(setup, time_limit_s=0.05), lambda task: None if task.number == 2 else complete(task))
+    standing, _ = run(
+        replace(setup, time_limit_s=0.05), lambda task: None if task.number == 2 else complete(task)
+    )
     late = trials_of(setup)[2].user_attrs["outcome"]
     assert (late["kind"], late["state"]) == ("time_limit", "fail")
     assert "time_limit_s=0.05" in late["reason"]
@@ -407,16 +474,18 @@ def test_what_is_committed_is_complete_though_its_process_was_killed(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """`late`: the outcome comes when the owner has looked for it already."""
-    finish = Owner._finish
+    finish = Scheduler._finish
 
-    def commit_then_finish(self: Owner, frozen: FrozenTrial, *rest: Any) -> None:
-        outcome = Outcome("complete", metrics=stubs.expected(frozen.user_attrs["cell"]))
+    def commit_then_finish(self: Scheduler, frozen: FrozenTrial, *rest: Any) -> None:
+        outcome = TrialOutcome("complete", metrics=stubs.expected(frozen.user_attrs["cell"]))
         self.study._storage.set_trial_user_attr(frozen._trial_id, "outcome", vars(outcome))
         finish(self, frozen, *rest)
 
     if late:
-        monkeypatch.setattr(Owner, "_finish", commit_then_finish)
-    standing, started = run(replace(setup, retries=3), lambda task: (None if late else complete(task)[0], -9), n_jobs=2)
+        monkeypatch.setattr(Scheduler, "_finish", commit_then_finish)
+    standing, started = run(
+        replace(setup, retries=3), lambda task: (None if late else complete(task)[0], -9), n_jobs=2
+    )
     assert started == CELLS
     assert standing.counts == {"complete": 6, "pruned": 0, "over_limit": 0, "fail": 0}
     assert states(setup) == {TrialState.COMPLETE: 6}
@@ -427,7 +496,7 @@ def test_what_is_committed_is_complete_though_its_process_was_killed(
 class AtOnceExecutor(ScriptedExecutor):
     """Reports all that have ended together."""
 
-    def _gone(self) -> list[Ended]:
+    def _gone(self) -> list[EndedTask]:
         found = []
         while one := super()._gone():
             found += one
@@ -449,32 +518,40 @@ def test_trials_that_end_at_once_are_all_settled_before_the_sweep_is_given_up(se
 def test_a_sweep_goes_on_while_mlflow_is_away_and_settles_the_rows_later(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int]:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
         return failing("error", f"ValueError: {'ab'[task.number % 2]}")(task)
 
     away = iter([True, True])
-    settle = Rows.settle
+    settle = StudyRecorder.settle
 
-    def unsteady(self: Rows, *arguments: Any) -> str:
+    def unsteady(self: StudyRecorder, *arguments: Any) -> str:
         if next(away, False):
             raise ConnectionError("nobody answers")
         return settle(self, *arguments)
 
-    monkeypatch.setattr(Rows, "settle", unsteady)
+    monkeypatch.setattr(StudyRecorder, "settle", unsteady)
     standing, started = run(setup, answer)
     assert (started, standing.counts["fail"]) == (CELLS, 6)
     runs = runs_of(setup)
     assert sorted(runs) == list(range(6))
-    assert {runs[number].data.tags["failure"] for number in (0, 1)} == {"ValueError: a", "ValueError: b"}
+    assert {runs[number].data.tags["failure"] for number in (0, 1)} == {
+        "ValueError: a",
+        "ValueError: b",
+    }
 
 
-def test_the_time_limit_is_what_the_row_says_whatever_the_ended_trial_left_there(setup: Setup) -> None:
-    def answer(task: Task) -> tuple[Outcome | None, int] | None:
+def test_the_time_limit_is_what_the_row_says_whatever_the_ended_trial_left_there(
+    setup: Setup,
+) -> None:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int] | None:
         if task.number:
             return complete(task)
         if "run_id" not in owner.study.trials[0].user_attrs:
             left = Run.start(
-                owner.backlog.rows.store, "stub", {"kind": "run", "trial": 0}, parent_id=owner.backlog.rows.parent.id
+                owner.backlog.rows.store,
+                "stub",
+                {"kind": "run", "trial": 0},
+                parent_id=owner.backlog.rows.parent.id,
             )
             with pytest.raises(SystemExit), left:
                 raise SystemExit(143)
@@ -498,7 +575,7 @@ def test_waiting_in_an_engines_queue_is_no_running_time(setup: Setup, begins: bo
     looks = iter(range(20))  # 10 ms apart: 0.2 s in the queue
 
     def executor(storage: optuna.storages.BaseStorage) -> QueueingExecutor:
-        def answer(task: Task) -> tuple[Outcome | None, int] | None:
+        def answer(task: Task) -> tuple[TrialOutcome | None, int] | None:
             if next(looks, None) is not None:
                 return None
             if not begins:
@@ -528,12 +605,20 @@ def test_the_folder_of_an_earlier_study_is_not_written_into(setup: Setup) -> Non
     assert (old / "trial.log").read_text() == "precious"
 
 
-def warmed(setup: Setup) -> tuple[Standing, list[tuple[str, ...]]]:
+def warmed(setup: Setup) -> tuple[StudyStatus, list[tuple[str, ...]]]:
     """A sitting of the study "again", which takes over what "stubs" knows."""
     with scripted(setup) as (owner, executor):
         storage = owner.study._storage
         space = owner.space
-        warm_start(owner.study, storage, STUDY, owner.objectives, owner.limits, space.params_of, space.suggest)
+        warm_start(
+            owner.study,
+            storage,
+            STUDY,
+            owner.objectives,
+            owner.limits,
+            space.params_of,
+            space.suggest,
+        )
         return owner.run(), [tuple(task.payload["cell"]) for task in executor.submitted]
 
 
@@ -557,7 +642,7 @@ def test_cells_that_both_studies_ran_do_not_keep_others_from_being_run(
     run(replace(setup, exclude=["a=2", "a=3"]))
     monkeypatch.setattr(harness, "STUDY", "again")
 
-    def answer(task: Task) -> tuple[Outcome | None, int]:
+    def answer(task: Task) -> tuple[TrialOutcome | None, int]:
         if task.number == 2:
             raise KeyboardInterrupt
         return complete(task)
@@ -569,11 +654,14 @@ def test_cells_that_both_studies_ran_do_not_keep_others_from_being_run(
     assert standing.counted == standing.total
 
 
-def test_trials_under_other_settings_are_not_taken_over(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_under_other_settings_are_not_taken_over(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(replace(setup, sweep=(*GRID, "c=1")))
     monkeypatch.setattr(harness, "STUDY", "again")
     with pytest.raises(
-        UserError, match=r"hydra.sweeper.warm_start: stubs was trained with other settings \(c=1, c=2\)"
+        UserError,
+        match=r"hydra.sweeper.warm_start: stubs was trained with other settings \(c=1, c=2\)",
     ):
         warmed(replace(setup, sweep=(*GRID, "c=2")))
 
@@ -589,12 +677,16 @@ WAYS = {
     "text": ("wrong_return", "'done'"),
     "well": ("", ""),
 }
-LAST_LINES = {way: f"way={way}" for way in ("kill", "hang", "exit")}  # they had no chance to say more
+LAST_LINES = {
+    way: f"way={way}" for way in ("kill", "hang", "exit")
+}  # they had no chance to say more
 
 
 def test_every_way_to_fail_in_real_processes_is_a_row_in_both_stores(setup: Setup) -> None:
     """Four processes at a time; one of them outlives its limit, which the others keep."""
-    real = replace(setup, sweep=(f"way={','.join(WAYS)}", "a=7"), n_jobs=4, time_limit_s=15, grace_s=2)
+    real = replace(
+        setup, sweep=(f"way={','.join(WAYS)}", "a=7"), n_jobs=4, time_limit_s=15, grace_s=2
+    )
     events = []
     with opened(real, show=lambda standing: events.extend(standing.take_events())) as owner:
         standing = owner.run()
@@ -610,7 +702,10 @@ def test_every_way_to_fail_in_real_processes_is_a_row_in_both_stores(setup: Setu
         assert recorded.info.run_id == trial.user_attrs["run_id"]
         if way == "well":
             assert (trial.value, recorded.data.metrics[stubs.ACCURACY]) == (0.007, 0.007)
-            assert (recorded.info.status, recorded.data.tags["trial_state"]) == ("FINISHED", "complete")
+            assert (recorded.info.status, recorded.data.tags["trial_state"]) == (
+                "FINISHED",
+                "complete",
+            )
             continue
         assert trial.state is TrialState.FAIL
         assert recorded.info.status in ("FAILED", "KILLED"), way

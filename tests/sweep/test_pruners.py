@@ -11,13 +11,12 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import BaseStorage
 
-from src.errors import ConfigError
-from src.objectives import Objective
-from src.sweep.pruners import make_pruner, pruner_from_spec, pruner_spec
-from src.sweep.rungs import Rungs
+from src.core.errors import ConfigError
+from src.metrics.registry import Objective
+from src.sweep.pruners import Rungs, make_pruner, pruner_from_spec, pruner_spec
+from src.sweep.records import TrialOutcome
 from src.sweep.storage import attach, default_url, open_storage
 from src.sweep.study import Definition, OwnedStudy, open_study, tell
-from src.sweep.task import Outcome
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "sweeper" / "pruner"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
@@ -63,7 +62,11 @@ class Curves:
                 stopped = epoch
                 break
         metrics = {"best/val/accuracy": max(values)}
-        outcome = Outcome("pruned", reason="behind") if stopped else Outcome("complete", metrics=metrics)
+        outcome = (
+            TrialOutcome("pruned", reason="behind")
+            if stopped
+            else TrialOutcome("complete", metrics=metrics)
+        )
         told = tell(self.study, asked.number, outcome, [ACCURACY], [], True)
         assert told.state.name == ("PRUNED" if stopped else "COMPLETE")
         return stopped
@@ -87,7 +90,9 @@ def test_median_stops_below_the_middle_of_complete_trials(curves: Any) -> None:
     for level in (0.1, 0.2, 0.3, 0.4, 0.5):
         assert trials.train(0.0, 0.0, level, level + 0.1) is None
     assert trials.train(0.05, 0.05, 0.29, 0.9) == 3
-    assert trials.train(0.05, 0.05, 0.3, 0.39) == 4  # equal to the median of epoch 3, below that of epoch 4: 0.4
+    assert (
+        trials.train(0.05, 0.05, 0.3, 0.39) == 4
+    )  # equal to the median of epoch 3, below that of epoch 4: 0.4
     assert trials.train(0.6, 0.0, 0.0, 0.0) is None  # its best so far counts, not its last
     assert trials.train(math.nan, math.nan, math.nan) == 3
 
@@ -118,7 +123,9 @@ def test_patient_asks_the_pruner_it_wraps(curves: Any) -> None:
 
 def test_successive_halving_lets_the_best_third_go_on(curves: Any) -> None:
     trials = curves("successive_halving")  # rungs at epochs 2 and 6
-    assert trials.train(0.0, 0.5, 0.0) is None  # the first at a rung is the best there; epoch 1 and 3 are none
+    assert (
+        trials.train(0.0, 0.5, 0.0) is None
+    )  # the first at a rung is the best there; epoch 1 and 3 are none
     assert trials.train(0.9, 0.4, 0.9) == 2  # of two, the best one goes on
     assert trials.train(0.0, 0.6, 0.6) is None
     assert trials.train(0.0, 0.55) == 2
@@ -129,11 +136,14 @@ def test_successive_halving_lets_the_best_third_go_on(curves: Any) -> None:
 
 def test_hyperband_is_successive_halving_by_brackets(curves: Any) -> None:
     trials = curves("hyperband", max_epochs=18)
-    # 18 / 2 = 9 = 3^2: brackets 0, 1, 2 begin at epochs 2, 6, 18; of 9 + 5 + 3 trials (ceil(3 * 3^s / (s + 1)))
+    # 18 / 2 = 9 = 3^2: brackets 0, 1, 2 begin at epochs 2, 6, 18; of 9 + 5 + 3 trials (ceil(3 * 3^s
+    # / (s + 1)))
     for number in range(8):
         place = binascii.crc32(f"{trials.study.study_name}_{number}".encode()) % 17
         first_rung = 2 if place < 9 else 6 if place < 14 else 18
-        value = 1.0 - number / 100  # each is worse than all before: only the first of a bracket goes on
+        value = (
+            1.0 - number / 100
+        )  # each is worse than all before: only the first of a bracket goes on
         stopped = trials.train(*[value] * 18)
         assert stopped in (None, first_rung), number
         is_first = not any(
@@ -153,7 +163,11 @@ def test_every_choice_is_rebuilt_from_json(name: str) -> None:
     if isinstance(made, Rungs):
         assert again == made == Rungs(max_epochs=18, min_epochs=2, reduction_factor=3)
     else:
-        plain = {key: value for key, value in vars(made).items() if not isinstance(value, optuna.pruners.BasePruner)}
+        plain = {
+            key: value
+            for key, value in vars(made).items()
+            if not isinstance(value, optuna.pruners.BasePruner)
+        }
         assert {key: vars(again)[key] for key in plain} == plain
 
 
@@ -162,9 +176,7 @@ def test_several_objectives_take_rungs_or_none(name: str) -> None:
     if name in ("none", "rungs"):
         make_pruner(config(name), 2, 18)
     else:
-        said = (
-            f"hydra.sweeper.pruner: {name} works for one objective, this study has 2: take hydra/sweeper/pruner=rungs"
-        )
+        said = f"hydra.sweeper.pruner: {name} works for one objective, this study has 2: take hydra/sweeper/pruner=rungs"
         with pytest.raises(ConfigError, match=said):
             make_pruner(config(name), 2, 18)
 
@@ -181,23 +193,59 @@ def test_number_of_epochs_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("median", {"n_startup_trials": -1}, "pruner: Number of startup trials cannot be negative, but got"),
-        ("median", {"n_startup": 3}, "pruner.n_startup: unknown key; did you mean n_startup_trials"),
+        (
+            "median",
+            {"n_startup_trials": -1},
+            "pruner: Number of startup trials cannot be negative, but got",
+        ),
+        (
+            "median",
+            {"n_startup": 3},
+            "pruner.n_startup: unknown key; did you mean n_startup_trials",
+        ),
         ("median", {"n_startup_trials": "x"}, "pruner.n_startup_trials: "),
         ("successive_halving", {"reduction_factor": 1}, "but must be `reduction_factor >= 2`"),
-        ("successive_halving", {"min_resource": "x"}, "but must be either `min_resource` >= 1 or 'auto'"),
+        (
+            "successive_halving",
+            {"min_resource": "x"},
+            "but must be either `min_resource` >= 1 or 'auto'",
+        ),
         ("hyperband", {"reduction_factor": 2.5}, "pruner.reduction_factor: "),
-        ("hyperband", {"reduction_factor": 1}, "pruner.reduction_factor: must be at least 2, but got 1"),
+        (
+            "hyperband",
+            {"reduction_factor": 1},
+            "pruner.reduction_factor: must be at least 2, but got 1",
+        ),
         ("hyperband", {"min_resource": 0}, "pruner.min_resource: must be at least 1, but got 0"),
-        ("hyperband", {"min_resource": 20}, "pruner.max_resource: must be at least min_resource (20), but got 18"),
-        ("threshold", {"lower": None}, "pruner.lower: must be a number, or hydra.sweeper.pruner.upper must"),
+        (
+            "hyperband",
+            {"min_resource": 20},
+            "pruner.max_resource: must be at least min_resource (20), but got 18",
+        ),
+        (
+            "threshold",
+            {"lower": None},
+            "pruner.lower: must be a number, or hydra.sweeper.pruner.upper must",
+        ),
         ("threshold", {"lower": "x"}, "pruner.lower: "),
         ("patient", {"patience": -1}, "pruner: patience cannot be negative"),
-        ("patient", {"wrapped_pruner.n_startup_trials": -1}, "pruner.wrapped_pruner: Number of startup trials"),
-        ("rungs", {"reduction_factor": 1}, "hydra.sweeper.pruner.reduction_factor: must be above 1, but got 1"),
+        (
+            "patient",
+            {"wrapped_pruner.n_startup_trials": -1},
+            "pruner.wrapped_pruner: Number of startup trials",
+        ),
+        (
+            "rungs",
+            {"reduction_factor": 1},
+            "hydra.sweeper.pruner.reduction_factor: must be above 1, but got 1",
+        ),
         ("rungs", {"min_epochs": "x"}, "pruner.min_epochs: "),
         ("none", {"_target_": "pathlib.Path"}, "pruner._target_: must be a pruner"),
-        ("none", {"_target_": "optuna.pruners.Nop"}, "pruner._target_: cannot import optuna.pruners.Nop"),
+        (
+            "none",
+            {"_target_": "optuna.pruners.Nop"},
+            "pruner._target_: cannot import optuna.pruners.Nop",
+        ),
     ],
 )
 def test_impossible_config_names_its_key(name: str, changes: dict[str, Any], said: str) -> None:

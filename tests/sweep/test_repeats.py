@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.objectives import Direction, Limit, Objective
+from src.metrics.registry import Direction, Limit, Objective
 from src.sweep.repeats import Repeated, aggregate, clearly_behind, is_dropped
 
 UP = Objective("val/balanced_accuracy", "maximize")
@@ -22,25 +22,49 @@ LOSS = Objective("val/loss", "minimize")
         ([0.1, 0.2, 0.3], [0.5, 0.7, 0.9], 0.125, True),
         ([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 1.1], 0.05, False),
         ([0.5, 0.7, 0.9, 1.1], [0.1, 0.2, 0.3, 0.4], 0.1, False),  # ahead
-        ([0.1, 0.2, 0.3, 1.0], [0.5, 0.7, 0.9, 0.9], 0.1, False),  # leads +4 +5 +6 -1: W = 9, 2 of 16 as high: 1/8
-        ([0.0, 0.0, 0.0, 0.0, 0.1], [0.2, 0.3, 0.4, 0.5, 0.0], 0.1, True),  # only the smallest is negative: 2/32
-        ([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 0.4], 0.1, False),  # an equal pair tells nothing: 3 are left
+        (
+            [0.1, 0.2, 0.3, 1.0],
+            [0.5, 0.7, 0.9, 0.9],
+            0.1,
+            False,
+        ),  # leads +4 +5 +6 -1: W = 9, 2 of 16 as high: 1/8
+        (
+            [0.0, 0.0, 0.0, 0.0, 0.1],
+            [0.2, 0.3, 0.4, 0.5, 0.0],
+            0.1,
+            True,
+        ),  # only the smallest is negative: 2/32
+        (
+            [0.1, 0.2, 0.3, 0.4],
+            [0.5, 0.7, 0.9, 0.4],
+            0.1,
+            False,
+        ),  # an equal pair tells nothing: 3 are left
         ([0.1, 0.2, 0.3, math.nan], [0.5, 0.7, 0.9, 0.4], 0.1, False),
         ([0.2] * 5, [0.2] * 5, 0.1, False),
         ([0.25] * 4, [0.5] * 4, 0.1, True),  # equal leads are exact too: 1/16
         ([], [], 0.1, False),
     ],
 )
-def test_clearly_behind_by_counting(own: list[float], rival: list[float], p: float, expected: bool) -> None:
+def test_clearly_behind_by_counting(
+    own: list[float], rival: list[float], p: float, expected: bool
+) -> None:
     assert clearly_behind(own, rival, "maximize", p) is expected
-    assert clearly_behind([-value for value in own], [-value for value in rival], "minimize", p) is expected
+    assert (
+        clearly_behind([-value for value in own], [-value for value in rival], "minimize", p)
+        is expected
+    )
 
 
 @given(st.permutations(range(1, 8)), st.lists(st.sampled_from([-1, 1]), min_size=7, max_size=7))
-def test_clearly_behind_is_the_share_of_signings_that_do_as_well(sizes: list[int], signs: list[int]) -> None:
+def test_clearly_behind_is_the_share_of_signings_that_do_as_well(
+    sizes: list[int], signs: list[int]
+) -> None:
     leads = [size * sign for size, sign in zip(sizes, signs, strict=True)]
     reached = sum(lead for lead in leads if lead > 0)
-    as_high = sum(sum(s for s in range(1, 8) if code >> (s - 1) & 1) >= reached for code in range(2**7))
+    as_high = sum(
+        sum(s for s in range(1, 8) if code >> (s - 1) & 1) >= reached for code in range(2**7)
+    )
     assert clearly_behind([0.0] * 7, leads, "maximize") == (as_high / 2**7 <= 0.1)
 
 
@@ -49,7 +73,9 @@ def test_different_numbers_of_seeds_are_refused() -> None:
         clearly_behind([0.1], [0.1, 0.2], "maximize")
 
 
-def repeated(values: list[float], metric: Objective = UP, first: int = 0, **cost: float) -> Repeated:
+def repeated(
+    values: list[float], metric: Objective = UP, first: int = 0, **cost: float
+) -> Repeated:
     seeds = {first + number: {metric.metric: value} for number, value in enumerate(values)}
     return Repeated(seeds, {f"efficiency/{name}": value for name, value in cost.items()})
 
@@ -57,8 +83,12 @@ def repeated(values: list[float], metric: Objective = UP, first: int = 0, **cost
 WEAK, MIDDLE, STRONG = [0.30, 0.31, 0.32, 0.33], [0.40, 0.42, 0.44, 0.46], [0.60, 0.64, 0.68, 0.72]
 
 
-@pytest.mark.parametrize(("direction", "dropped"), [("maximize", [True, False]), ("minimize", [False, True])])
-def test_with_one_objective_the_best_mean_is_the_rival(direction: Direction, dropped: list[bool]) -> None:
+@pytest.mark.parametrize(
+    ("direction", "dropped"), [("maximize", [True, False]), ("minimize", [False, True])]
+)
+def test_with_one_objective_the_best_mean_is_the_rival(
+    direction: Direction, dropped: list[bool]
+) -> None:
     objective = Objective("val/loss", direction)
     own, other = repeated(MIDDLE, LOSS), repeated(STRONG, LOSS)
     assert [is_dropped(own, [other], [objective]), is_dropped(other, [own], [objective])] == dropped
@@ -99,7 +129,9 @@ def test_with_several_objectives_a_rival_must_cost_no_more(rival: Repeated, drop
 def test_with_several_objectives_one_rival_must_be_better_in_each() -> None:
     def both(accuracy: list[float], recall: list[float]) -> Repeated:
         pairs = zip(accuracy, recall, strict=True)
-        return Repeated({seed: {UP.metric: a, MELANOMA.metric: r} for seed, (a, r) in enumerate(pairs)})
+        return Repeated(
+            {seed: {UP.metric: a, MELANOMA.metric: r} for seed, (a, r) in enumerate(pairs)}
+        )
 
     own = both(MIDDLE, MIDDLE)
     assert is_dropped(own, [both(STRONG, STRONG)], [UP, MELANOMA])
@@ -112,7 +144,10 @@ def test_nobody_is_dropped_for_nothing(rivals: list[Repeated]) -> None:
     assert not is_dropped(repeated(WEAK, flops=3), rivals, [FLOPS])  # a cost alone has no seeds
 
 
-@given(st.lists(st.integers(0, 100), min_size=4, max_size=8), st.lists(st.integers(0, 100), min_size=4, max_size=8))
+@given(
+    st.lists(st.integers(0, 100), min_size=4, max_size=8),
+    st.lists(st.integers(0, 100), min_size=4, max_size=8),
+)
 def test_two_configurations_never_drop_each_other(own: list[int], other: list[int]) -> None:
     pair = repeated([float(value) for value in own]), repeated([float(value) for value in other])
     assert not (is_dropped(pair[0], [pair[1]], [UP]) and is_dropped(pair[1], [pair[0]], [UP]))
@@ -123,17 +158,27 @@ class TestWithLimits:
 
     LIMITS = (Limit("val/recall/mel", ">=", 0.8), Limit("val/loss", "<=", 2.0))
 
-    def make(self, accuracy: list[float], recall: list[float], flops: float = 1.0, loss: float = 1.0) -> Repeated:
+    def make(
+        self, accuracy: list[float], recall: list[float], flops: float = 1.0, loss: float = 1.0
+    ) -> Repeated:
         fixed = {FLOPS.metric: flops, "best/val/loss": loss}
         pairs = zip(accuracy, recall, strict=True)
-        seeds = {seed: {UP.metric: a, "best/val/recall/mel": r, **fixed} for seed, (a, r) in enumerate(pairs)}
+        seeds = {
+            seed: {UP.metric: a, "best/val/recall/mel": r, **fixed}
+            for seed, (a, r) in enumerate(pairs)
+        }
         return Repeated(seeds, {FLOPS.metric: flops})
 
-    def dropped(self, own: Repeated, *rivals: Repeated, objectives: tuple[Objective, ...] = (UP,)) -> bool:
+    def dropped(
+        self, own: Repeated, *rivals: Repeated, objectives: tuple[Objective, ...] = (UP,)
+    ) -> bool:
         return is_dropped(own, list(rivals), list(objectives), limits=self.LIMITS)
 
     def test_one_that_breaks_a_limit_does_not_push_out_one_that_keeps_it(self) -> None:
-        keeps, breaks = self.make(WEAK, [0.8, 0.85, 0.9, 0.95]), self.make(STRONG, [0.7, 0.6, 0.5, 0.4])
+        keeps, breaks = (
+            self.make(WEAK, [0.8, 0.85, 0.9, 0.95]),
+            self.make(STRONG, [0.7, 0.6, 0.5, 0.4]),
+        )
         for objectives in ((UP,), (UP, FLOPS)):
             assert is_dropped(keeps, [breaks], list(objectives))  # as it was
             assert not self.dropped(keeps, breaks, objectives=objectives)
@@ -148,7 +193,9 @@ class TestWithLimits:
     def test_a_violation_that_is_not_clear_drops_nobody(self) -> None:
         own = self.make(STRONG, [0.7, 0.85, 0.6, 0.5])  # three seeds of four: 1/8
         assert not self.dropped(own, self.make(WEAK, [0.9] * 4))
-        assert self.dropped(self.make(WEAK, [0.7, 0.85, 0.6, 0.5]), self.make(STRONG, [0.9] * 4))  # behind anyway
+        assert self.dropped(
+            self.make(WEAK, [0.7, 0.85, 0.6, 0.5]), self.make(STRONG, [0.9] * 4)
+        )  # behind anyway
 
     def test_of_two_that_break_limits_the_lesser_total_violation_wins(self) -> None:
         little = self.make(WEAK, [0.7] * 4, loss=2.0)  # 1/8
@@ -165,7 +212,9 @@ class TestWithLimits:
 
 
 def test_aggregate_by_hand() -> None:
-    means, spreads = aggregate([{"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 5.0}, {"a": 6.0, "b": 5.0, "c": 1.0}])
+    means, spreads = aggregate(
+        [{"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 5.0}, {"a": 6.0, "b": 5.0, "c": 1.0}]
+    )
     assert means == {"a": 3.0, "b": 5.0}  # not all have c
     assert spreads == pytest.approx({"a": math.sqrt((4 + 1 + 9) / 2), "b": 0.0})
 

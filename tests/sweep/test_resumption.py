@@ -6,13 +6,12 @@ from typing import Any
 import optuna
 import pytest
 
-from src import training
-from src.classifier import Classifier
-from src.sweep.resumption import STATE, discard, inherit, seed_folder
+from src.sweep.records import STATE, Pruned, Task, TrialOutcome, discard, inherit, seed_folder
 from src.sweep.storage import open_storage
-from src.sweep.task import Outcome, Task
-from src.sweep.trial import TERMINATED, Pruned, TrialContext, main
+from src.sweep.trial import TERMINATED, TrialContext, main
 from src.tracking.store import Store
+from src.training import loop
+from src.training.classifier import Classifier
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -25,7 +24,11 @@ def left(folder: Path, text: str) -> Path:
 
 
 def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path) -> None:
-    newest, middle, oldest = tmp_path / "0003", left(tmp_path / "0002", "new"), left(tmp_path / "0001", "old")
+    newest, middle, oldest = (
+        tmp_path / "0003",
+        left(tmp_path / "0002", "new"),
+        left(tmp_path / "0001", "old"),
+    )
     (newest / "checkpoint").mkdir(parents=True)  # broken off before it had a state
     own = tmp_path / "0004"
     inherit([newest, middle, oldest], own)
@@ -71,7 +74,9 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder}/optuna.db"
-        self.study = optuna.create_study(storage=open_storage(self.url), study_name="s", direction="maximize")
+        self.study = optuna.create_study(
+            storage=open_storage(self.url), study_name="s", direction="maximize"
+        )
         store = Store(folder=folder / "mlruns")
         store.open()
         self.folder = folder
@@ -80,7 +85,11 @@ class Desk:
             "cell": [],
             "objectives": [{"metric": "val/balanced_accuracy"}],
             "limits": [],
-            "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
+            "tracking": {
+                "uri": store.uri,
+                "experiment": store.experiment,
+                "folder": str(store.folder),
+            },
             "study_run": None,
             "git": ["0", False],
             "drop_p": 0.1,
@@ -91,14 +100,19 @@ class Desk:
         asked = self.study.ask()
         folder = self.folder / f"{asked.number:04d}"
         folder.mkdir()
-        payload = self.payload | {"repeats": repeats, "continues": [str(each) for each in continues]}
-        return Task(self.url, "s", asked._trial_id, asked.number, str(folder), "src.jobs:run_trial", payload)
+        payload = self.payload | {
+            "repeats": repeats,
+            "continues": [str(each) for each in continues],
+        }
+        return Task(
+            self.url, "s", asked._trial_id, asked.number, str(folder), "src.run:run_trial", payload
+        )
 
     def attributes(self, task: Task) -> dict[str, Any]:
         return self.study.trials[task.number].user_attrs
 
-    def outcome(self, task: Task) -> Outcome:
-        return Outcome(**self.attributes(task)["outcome"])
+    def outcome(self, task: Task) -> TrialOutcome:
+        return TrialOutcome(**self.attributes(task)["outcome"])
 
     def states(self) -> list[str]:
         return sorted(str(file.relative_to(self.folder)) for file in self.folder.rglob("last.*"))
@@ -153,7 +167,7 @@ def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_agai
 
     first = desk.task(repeats)
     with monkeypatch.context() as killed:
-        killed.setattr(training, step, terminated)
+        killed.setattr(loop, step, terminated)
         with pytest.raises(SystemExit):
             main(first)
     trained = len(steps)
@@ -165,7 +179,10 @@ def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_agai
     assert len(steps) == repeats * trained  # the other seed's, if there is one, and no more
     outcome = desk.outcome(second)
     assert (outcome.state, outcome.epoch) == ("complete", EPOCHS)
-    assert of_the_net(outcome.metrics if repeats == 1 else desk.attributes(second)["repeat:0"]) == whole
+    assert (
+        of_the_net(outcome.metrics if repeats == 1 else desk.attributes(second)["repeat:0"])
+        == whole
+    )
     assert outcome.metrics["time/images_per_s"] > 0
     assert desk.states() == []
 

@@ -13,18 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from src.errors import ConfigError, DependencyError
-from src.objectives import Limit, Objective
+from src.core.errors import ConfigError, DependencyError
+from src.metrics.registry import Limit, Objective
+from src.sweep.records import TrialOutcome
 from src.sweep.samplers import SamplerChoice, make_sampler
 from src.sweep.storage import default_url, open_storage
 from src.sweep.study import Definition, OwnedStudy, open_study, tell
-from src.sweep.task import Outcome
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "sweeper" / "sampler"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
 OBJECTIVES = [Objective("val/accuracy", "maximize"), Objective("efficiency/flops", "minimize")]
 LIMIT = Limit("efficiency/params", "<=", 32)
-SMALLER = {"nsgaii": {"population_size": 6}, "nsgaiii": {"population_size": 6}, "gp": {"n_startup_trials": 3}}
+SMALLER = {
+    "nsgaii": {"population_size": 6},
+    "nsgaiii": {"population_size": 6},
+    "gp": {"n_startup_trials": 3},
+}
 ASKS = {"gp": 6}  # each takes a good part of a second
 CASES = [(name, n) for name in NAMES for n in (1, 2) if (name, n) != ("cmaes", 2)]
 
@@ -66,7 +70,9 @@ def metrics_of(params: dict[str, Any]) -> dict[str, float]:
 class Bench:
     """A study with one worker."""
 
-    def __init__(self, name: str, n: int, seed: int = 0, storage: BaseStorage | None = None, done: int = 0) -> None:
+    def __init__(
+        self, name: str, n: int, seed: int = 0, storage: BaseStorage | None = None, done: int = 0
+    ) -> None:
         self.name = name
         self.objectives = OBJECTIVES[:n]
         self.suggest = SPACES.get(name, mixed)
@@ -76,7 +82,9 @@ class Bench:
             storage or InMemoryStorage(), definition, self.choice.sampler, None, lambda old, new: []
         )
 
-    def run(self, asks: int, outcome: Callable[[int, dict[str, float]], Outcome] | None = None) -> list[dict[str, Any]]:
+    def run(
+        self, asks: int, outcome: Callable[[int, dict[str, float]], TrialOutcome] | None = None
+    ) -> list[dict[str, Any]]:
         drawn = []
         for number in range(asks):
             trial = self.study.ask()
@@ -85,16 +93,20 @@ class Bench:
             if outcome is not None:
                 result = outcome(number, metrics)
             elif LIMIT.holds(metrics["efficiency/params"]):
-                result = Outcome("complete", metrics=metrics)
+                result = TrialOutcome("complete", metrics=metrics)
             else:
-                cost = {key: value for key, value in metrics.items() if key.startswith("efficiency")}
-                result = Outcome("over_limit", reason="too big", metrics=cost)
-            tell(self.study, trial, result, self.objectives, [LIMIT], self.choice.learns_from_pruned)
+                cost = {
+                    key: value for key, value in metrics.items() if key.startswith("efficiency")
+                }
+                result = TrialOutcome("over_limit", reason="too big", metrics=cost)
+            tell(
+                self.study, trial, result, self.objectives, [LIMIT], self.choice.learns_from_pruned
+            )
         return drawn
 
 
-def fail(number: int, metrics: dict[str, float]) -> Outcome:
-    return Outcome("fail", "error", "no luck")
+def fail(number: int, metrics: dict[str, float]) -> TrialOutcome:
+    return TrialOutcome("fail", "error", "no luck")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +127,9 @@ class TestEverySampler:
             over = params["width"] > 32
             learns = bench.choice.learns_from_pruned
             assert trial.state is (TrialState.PRUNED if over and learns else TrialState.COMPLETE)
-            assert trial.constraints == {"efficiency/params <= 32": pytest.approx(params["width"] / 32 - 1)}
+            assert trial.constraints == {
+                "efficiency/params <= 32": pytest.approx(params["width"] / 32 - 1)
+            }
         assert name == "gp" or {params["kind"] for params in drawn} == set("abc")
 
     def test_seed_decides_all(self, name: str, n: int) -> None:
@@ -125,15 +139,17 @@ class TestEverySampler:
         assert Bench(name, n, seed=2).run(asks) != first
 
     def test_survives_every_outcome(self, name: str, n: int) -> None:
-        def outcome(number: int, metrics: dict[str, float]) -> Outcome:
+        def outcome(number: int, metrics: dict[str, float]) -> TrialOutcome:
             cost = {"efficiency/flops": metrics["efficiency/flops"], "efficiency/params": 40.0}
             kept = metrics | {"efficiency/params": 8.0}
             every = [
-                Outcome("over_limit", reason="first of all, with nothing to compare", metrics=cost),
-                Outcome("complete", metrics=kept),
-                Outcome("pruned", reason="behind", metrics=cost),
-                Outcome("fail", "out_of_memory", "no memory"),
-                Outcome("complete", metrics=kept | {"best/val/accuracy": math.nan}),
+                TrialOutcome(
+                    "over_limit", reason="first of all, with nothing to compare", metrics=cost
+                ),
+                TrialOutcome("complete", metrics=kept),
+                TrialOutcome("pruned", reason="behind", metrics=cost),
+                TrialOutcome("fail", "out_of_memory", "no memory"),
+                TrialOutcome("complete", metrics=kept | {"best/val/accuracy": math.nan}),
             ]
             return every[number % 5]
 
@@ -202,24 +218,46 @@ def test_every_argument_is_set_explicitly() -> None:
             continue
         taken = inspect.signature(hydra.utils.get_object(node._target_)).parameters
         plain = {"int", "float", "bool", "str", "None", "|"}
-        simple = {key for key, value in taken.items() if set(str(value.annotation).split()) <= plain}
-        deprecated = {"consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "inc_popsize"}
-        deprecated |= {"restart_strategy", "seed"} | ({"warn_independent_sampling"} if name == "tpe" else set())
+        simple = {
+            key for key, value in taken.items() if set(str(value.annotation).split()) <= plain
+        }
+        deprecated = {
+            "consider_prior",
+            "prior_weight",
+            "consider_magic_clip",
+            "consider_endpoints",
+            "inc_popsize",
+        }
+        deprecated |= {"restart_strategy", "seed"} | (
+            {"warn_independent_sampling"} if name == "tpe" else set()
+        )
         assert simple - deprecated <= set(node), name
 
 
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("tpe", {"n_startup_trials": "many"}, "sampler.n_startup_trials: must be int, but got 'many'"),
+        (
+            "tpe",
+            {"n_startup_trials": "many"},
+            "sampler.n_startup_trials: must be int, but got 'many'",
+        ),
         ("tpe", {"n_startup_trials": None}, "sampler.n_startup_trials: must be int, but got None"),
         ("tpe", {"n_startup_trials": True}, "sampler.n_startup_trials: must be int, but got True"),
         ("tpe", {"multivariate": "no"}, "sampler.multivariate: must be bool or None, but got 'no'"),
         ("tpe", {"gama": 1}, "sampler.gama: unknown key; did you mean gamma"),
         ("tpe", {"seed": 1}, "sampler.seed: must be left out"),
-        ("tpe", {"_target_": "optuna.samplers.TPE"}, "sampler._target_: cannot import optuna.samplers.TPE"),
+        (
+            "tpe",
+            {"_target_": "optuna.samplers.TPE"},
+            "sampler._target_: cannot import optuna.samplers.TPE",
+        ),
         ("tpe", {"_target_": "pathlib.Path"}, "sampler"),
-        ("nsgaii", {"population_size": 1}, "sampler: `population_size` must be greater than or equal to 2"),
+        (
+            "nsgaii",
+            {"population_size": 1},
+            "sampler: `population_size` must be greater than or equal to 2",
+        ),
         ("random", {"_target_": "optuna.samplers.GridSampler"}, "take hydra/sweeper/sampler=grid"),
     ],
 )
@@ -231,7 +269,9 @@ def test_impossible_config_names_its_key(name: str, change: dict[str, Any], said
 
 
 def test_evolution_strategy_refuses_several_objectives() -> None:
-    with pytest.raises(ConfigError, match="hydra.sweeper.sampler: cmaes works for one objective, this study has 2"):
+    with pytest.raises(
+        ConfigError, match="hydra.sweeper.sampler: cmaes works for one objective, this study has 2"
+    ):
         make_sampler(config("cmaes"), 0, 2, 0)
 
 

@@ -4,9 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.errors import ConfigError
-from src.sweep.slots import chosen_devices, cores_of_quota, local_slots, make_slots, usable_cores, visible_devices
-from src.sweep.task import Slot
+from src.core.errors import ConfigError
+from src.sweep.executors.base import (
+    chosen_devices,
+    cores_of_quota,
+    local_slots,
+    make_slots,
+    usable_cores,
+    visible_devices,
+)
+from src.sweep.records import Slot
 
 
 def test_cpu_only_is_one_slot_with_all_cores() -> None:
@@ -14,12 +21,21 @@ def test_cpu_only_is_one_slot_with_all_cores() -> None:
 
 
 def test_cores_are_shared_out() -> None:
-    assert make_slots(3, [], 1, "auto", cores=8) == [Slot(0, None, 2), Slot(1, None, 2), Slot(2, None, 2)]
+    assert make_slots(3, [], 1, "auto", cores=8) == [
+        Slot(0, None, 2),
+        Slot(1, None, 2),
+        Slot(2, None, 2),
+    ]
 
 
 def test_two_trials_a_gpu_spread_over_the_gpus_first() -> None:
     slots = make_slots(None, ["2", "5"], 2, "auto", cores=16)
-    assert [(slot.device, slot.threads) for slot in slots] == [("2", 4), ("5", 4), ("2", 4), ("5", 4)]
+    assert [(slot.device, slot.threads) for slot in slots] == [
+        ("2", 4),
+        ("5", 4),
+        ("2", 4),
+        ("5", 4),
+    ]
 
 
 def test_who_must_not_see_a_gpu_is_shown_none() -> None:
@@ -91,7 +107,8 @@ def test_refused_numbers(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), [("max 100000\n", None), ("200000 100000\n", 2.0), ("50000 100000", 0.5), ("", None)]
+    ("text", "cores"),
+    [("max 100000\n", None), ("200000 100000\n", 2.0), ("50000 100000", 0.5), ("", None)],
 )
 def test_quota_of_a_container(text: str, cores: float | None) -> None:
     assert cores_of_quota(text) == cores

@@ -6,16 +6,18 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from src.objectives import parse_limits, parse_objectives
-from src.sweep.standing import Standing
-from src.sweep.task import Outcome
+from src.metrics.registry import parse_limits, parse_objectives
+from src.sweep.records import TrialOutcome
+from src.sweep.status import StudyStatus
 
 ACCURACY, FLOPS = "best/val/balanced_accuracy", "efficiency/flops"
-OBJECTIVES = parse_objectives({"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": FLOPS}]})
+OBJECTIVES = parse_objectives(
+    {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": FLOPS}]}
+)
 
 
-def standing(limits: Sequence[str] = ()) -> Standing:
-    return Standing(OBJECTIVES, parse_limits({"limits": list(limits)}), total=10, slots=2)
+def standing(limits: Sequence[str] = ()) -> StudyStatus:
+    return StudyStatus(OBJECTIVES, parse_limits({"limits": list(limits)}), total=10, slots=2)
 
 
 def ended(number: int) -> FrozenTrial:
@@ -24,8 +26,8 @@ def ended(number: int) -> FrozenTrial:
     return trial
 
 
-def complete(accuracy: float, flops: float) -> Outcome:
-    return Outcome("complete", metrics={ACCURACY: accuracy, FLOPS: flops})
+def complete(accuracy: float, flops: float) -> TrialOutcome:
+    return TrialOutcome("complete", metrics={ACCURACY: accuracy, FLOPS: flops})
 
 
 def test_who_beats_a_member_of_the_front_takes_its_place() -> None:
@@ -55,7 +57,7 @@ def test_failures_are_alike_if_only_their_numbers_differ() -> None:
     stands = standing()
     for number in range(3):
         reason = f"RuntimeError: at 0x7f{number}a, trial {number}"
-        stands.add(ended(number), Outcome("fail", "error", reason), seconds=1.0)
+        stands.add(ended(number), TrialOutcome("fail", "error", reason), seconds=1.0)
     assert stands.all_failed_alike() == "error: RuntimeError: at #, trial #"
     assert (stands.n_seen, stands.counts["fail"], stands.durations) == (3, 3, [])
     stands.add(ended(3), complete(0.5, 1.0), seconds=2.0)
@@ -66,7 +68,7 @@ def test_failures_are_alike_if_only_their_numbers_differ() -> None:
 @pytest.mark.parametrize(("kind", "again"), [("stopped", False), ("killed", True)])
 def test_what_is_tried_again_or_was_stopped_says_nothing_yet(kind: str, again: bool) -> None:
     stands = standing()
-    stands.add(ended(0), Outcome("fail", kind, "no"), again=again)  # type: ignore[arg-type]
+    stands.add(ended(0), TrialOutcome("fail", kind, "no"), again=again)  # type: ignore[arg-type]
     assert (stands.n_seen, stands.counts["fail"], stands.all_failed_alike()) == (0, 0, "")
     assert stands.put_back == 1
 
@@ -76,7 +78,7 @@ def test_a_success_of_an_earlier_sitting_keeps_failures_from_being_a_common_one(
     earlier = ended(0)
     earlier.user_attrs["outcome"] = vars(complete(0.5, 1.0))
     stands.add(earlier)
-    stands.add(ended(1), Outcome("fail", "error", "no"))
+    stands.add(ended(1), TrialOutcome("fail", "error", "no"))
     assert stands.all_failed_alike() == ""
     assert [event.number for event in stands.take_events()] == [1]
     assert stands.take_events() == []

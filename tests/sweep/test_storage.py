@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from src.errors import ConfigError, DependencyError, UserError
+from src.core.errors import ConfigError, DependencyError, UserError
 from src.sweep.storage import Ownership, attach, default_url, open_storage, resolve_url
 
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -101,7 +101,9 @@ def test_one_study_is_served_by_two_processes(url: str) -> None:
         study.tell(trial, running.user_attrs["value"])
     pipe.send(None)
     process.join(30)
-    assert [trial.value for trial in study.trials] == [2 * trial.params["x"] for trial in study.trials]
+    assert [trial.value for trial in study.trials] == [
+        2 * trial.params["x"] for trial in study.trials
+    ]
 
 
 def test_many_write_while_the_owner_asks_and_one_is_killed(url: str) -> None:
@@ -120,7 +122,9 @@ def test_many_write_while_the_owner_asks_and_one_is_killed(url: str) -> None:
         assert [told(pipe), told(pipe)] == ["under way", "done"]
     trials = optuna.load_study(storage=open_storage(url), study_name="busy").trials
     assert [len(trial.intermediate_values) for trial in trials[1:5]] == [15] * 4
-    assert [trial.user_attrs for trial in trials[1:5]] == [{f"at {step}": step for step in range(15)}] * 4
+    assert [trial.user_attrs for trial in trials[1:5]] == [
+        {f"at {step}": step for step in range(15)}
+    ] * 4
     lost = trials[0]
     assert 4 <= len(lost.intermediate_values) < 1_000_000
     assert 0 <= len(lost.intermediate_values) - len(lost.user_attrs) <= 1
@@ -195,7 +199,9 @@ def test_owner_that_loses_its_connection_knows_it(fresh_postgres: str) -> None:
 
     with Ownership(fresh_postgres, "mine") as ours:
         with psycopg.connect(fresh_postgres, autocommit=True) as admin:
-            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            )
         assert not ours.is_held()
         with Ownership(fresh_postgres, "mine") as theirs:
             assert theirs.is_held()
@@ -222,11 +228,14 @@ def test_url_that_cannot_be_is_refused(url: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "use", [open_storage, lambda url: attach(url, "s", 1), lambda url: Ownership(url, "s").__enter__()]
+    "use",
+    [open_storage, lambda url: attach(url, "s", 1), lambda url: Ownership(url, "s").__enter__()],
 )
 def test_server_that_is_not_there_is_told_in_one_line_without_the_password(use: object) -> None:
     pytest.importorskip("psycopg")
-    with pytest.raises(UserError, match=r"cannot use postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: ") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot use postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: "
+    ) as caught:
         use("postgresql://me:hush@127.0.0.1:1/db")  # type: ignore[operator]
     assert "hush" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -253,7 +262,9 @@ def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
         open_storage("postgresql://me@127.0.0.1:1/db")
 
 
-def test_url_holds_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_holds_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_url("sqlite:///sub/my.db") == f"sqlite:///{tmp_path}/sub/my.db"
     assert resolve_url(resolve_url("sqlite:///sub/my.db")) == resolve_url("sqlite:///sub/my.db")

@@ -14,21 +14,36 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
-from src.errors import UserError
-from src.objectives import Limit, Objective
-from src.sweep.constraints import violations
+from src.core.errors import UserError
+from src.metrics.registry import Limit, Objective
+from src.sweep.records import TrialOutcome, violations
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import Definition, OwnedStudy, counted, finished, needed, open_study, orphans, tell
-from src.sweep.task import Outcome
-from src.sweep.warm_start import warm_start
+from src.sweep.study import (
+    Definition,
+    OwnedStudy,
+    counted,
+    finished,
+    needed,
+    open_study,
+    orphans,
+    tell,
+    warm_start,
+)
 
 ACCURACY = Objective("val/accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
 LOSS = Objective("val/loss", "minimize")
 PARAMS = Limit("efficiency/params", "<=", 1000)
 RECALL = Limit("val/recall/mel", ">=", 0.8)
-DEFINITION = Definition("mine", [ACCURACY, FLOPS], [PARAMS], {"width": "range(8,64)"}, ["data=synthetic", "seed=1"])
-GOOD = {"best/val/accuracy": 0.9, "efficiency/flops": 5e6, "efficiency/params": 600.0, "best/val/recall/mel": 0.6}
+DEFINITION = Definition(
+    "mine", [ACCURACY, FLOPS], [PARAMS], {"width": "range(8,64)"}, ["data=synthetic", "seed=1"]
+)
+GOOD = {
+    "best/val/accuracy": 0.9,
+    "efficiency/flops": 5e6,
+    "efficiency/params": 600.0,
+    "best/val/recall/mel": 0.6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +61,11 @@ def storage(database: str) -> BaseStorage:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in old | new
+        if old.get(key) != new.get(key)
+    ]
 
 
 def opened(storage: BaseStorage, **changes: Any) -> OwnedStudy:
@@ -56,7 +75,7 @@ def opened(storage: BaseStorage, **changes: Any) -> OwnedStudy:
 
 def told(
     study: optuna.Study,
-    outcome: Outcome,
+    outcome: TrialOutcome,
     learns_from_pruned: bool = True,
     objectives: list[Objective] | None = None,
     limits: list[Limit] | None = None,
@@ -93,13 +112,24 @@ class TestOpening:
             ),
             ({"objectives": [ACCURACY]}, "objectives: it has minimize efficiency/flops, not none"),
             ({"limits": []}, "limits: it has efficiency/params <= 1000, not none"),
-            ({"limits": [Limit("efficiency/params", "<=", 1000.0001)]}, "limits: it has .*<= 1000, not .*<= 1000.0001"),
+            (
+                {"limits": [Limit("efficiency/params", "<=", 1000.0001)]},
+                "limits: it has .*<= 1000, not .*<= 1000.0001",
+            ),
             ({"space": {"width": "range(8,32)"}}, r"space: width: range\(8,64\) -> range\(8,32\)"),
-            ({"fixed": ["seed=1", "data=ham10000"]}, r"fixed: it has data=synthetic, not data=ham10000\)"),
-            ({"limits": [], "fixed": []}, "limits: .*; fixed: it has data=synthetic, seed=1, not none"),
+            (
+                {"fixed": ["seed=1", "data=ham10000"]},
+                r"fixed: it has data=synthetic, not data=ham10000\)",
+            ),
+            (
+                {"limits": [], "fixed": []},
+                "limits: .*; fixed: it has data=synthetic, seed=1, not none",
+            ),
         ],
     )
-    def test_other_definition_is_refused(self, storage: BaseStorage, changes: dict[str, Any], said: str) -> None:
+    def test_other_definition_is_refused(
+        self, storage: BaseStorage, changes: dict[str, Any], said: str
+    ) -> None:
         opened(storage)
         with pytest.raises(UserError, match=said) as caught:
             opened(storage, **changes)
@@ -111,8 +141,12 @@ class TestOpening:
         assert "\n" not in message
 
     def test_study_of_another_program_is_refused(self, storage: BaseStorage) -> None:
-        optuna.create_study(storage=storage, study_name="mine", directions=["maximize", "minimize"]).ask()
-        with pytest.raises(UserError, match="study mine was not made by this program: take another"):
+        optuna.create_study(
+            storage=storage, study_name="mine", directions=["maximize", "minimize"]
+        ).ask()
+        with pytest.raises(
+            UserError, match="study mine was not made by this program: take another"
+        ):
             opened(storage)
 
     def test_study_whose_owner_was_killed_at_once_is_taken_over(self, storage: BaseStorage) -> None:
@@ -126,21 +160,28 @@ class TestOpening:
 
 class TestTelling:
     def test_complete(self, storage: BaseStorage) -> None:
-        trial = told(opened(storage), Outcome("complete", metrics=GOOD, epoch=3))
+        trial = told(opened(storage), TrialOutcome("complete", metrics=GOOD, epoch=3))
         assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.9, 5e6])
         assert trial.constraints == {"efficiency/params <= 1000": pytest.approx(-0.4)}
 
     def test_complete_that_breaks_a_limit_is_infeasible(self, storage: BaseStorage) -> None:
-        trial = told(opened(storage), Outcome("complete", metrics=GOOD), limits=[PARAMS, RECALL])
-        assert trial.constraints["val/recall/mel >= 0.8"] == pytest.approx(0.25)  # 0.2 of 0.8 are missing
+        trial = told(
+            opened(storage), TrialOutcome("complete", metrics=GOOD), limits=[PARAMS, RECALL]
+        )
+        assert trial.constraints["val/recall/mel >= 0.8"] == pytest.approx(
+            0.25
+        )  # 0.2 of 0.8 are missing
         assert trial.values == [0.9, 5e6]
 
     def test_pruned(self, storage: BaseStorage) -> None:
-        trial = told(opened(storage), Outcome("pruned", reason="behind", metrics={"efficiency/flops": 5e6}))
+        trial = told(
+            opened(storage),
+            TrialOutcome("pruned", reason="behind", metrics={"efficiency/flops": 5e6}),
+        )
         assert (trial.state, trial.values, trial.constraints) == (TrialState.PRUNED, None, {})
 
     def test_failed(self, storage: BaseStorage) -> None:
-        outcome = Outcome("fail", "killed", "killed by signal 9 (SIGKILL)")
+        outcome = TrialOutcome("fail", "killed", "killed by signal 9 (SIGKILL)")
         study = opened(storage)
         trial = tell(study, study.ask().number, outcome, [ACCURACY, FLOPS], [PARAMS], True)
         assert (trial.state, trial.values) == (TrialState.FAIL, None)
@@ -148,17 +189,24 @@ class TestTelling:
 
     def test_over_a_limit_as_pruned(self, storage: BaseStorage) -> None:
         cost = {"efficiency/params": 3000.0, "efficiency/flops": 9e6}
-        trial = told(opened(storage), Outcome("over_limit", metrics=cost), limits=[PARAMS, RECALL])
+        trial = told(
+            opened(storage), TrialOutcome("over_limit", metrics=cost), limits=[PARAMS, RECALL]
+        )
         assert (trial.state, trial.values) == (TrialState.PRUNED, None)
         assert trial.constraints == {"efficiency/params <= 1000": 2.0, "val/recall/mel >= 0.8": 0.0}
 
     def test_over_a_limit_with_the_worst_values(self, storage: BaseStorage) -> None:
         study = opened(storage)
-        over = Outcome("over_limit", metrics={"efficiency/params": 3000.0, "efficiency/flops": 9e6})
+        over = TrialOutcome(
+            "over_limit", metrics={"efficiency/params": 3000.0, "efficiency/flops": 9e6}
+        )
         first = told(study, over, learns_from_pruned=False)
-        assert (first.state, first.values) == (TrialState.COMPLETE, [0.0, 9e6])  # nothing to compare with
+        assert (first.state, first.values) == (
+            TrialState.COMPLETE,
+            [0.0, 9e6],
+        )  # nothing to compare with
         for accuracy in (0.7, 0.5, 0.9):
-            told(study, Outcome("complete", metrics=GOOD | {"best/val/accuracy": accuracy}))
+            told(study, TrialOutcome("complete", metrics=GOOD | {"best/val/accuracy": accuracy}))
         second = told(study, over, learns_from_pruned=False)
         assert second.values == [0.5, 9e6]
         assert second.constraints == {"efficiency/params <= 1000": 2.0}
@@ -178,11 +226,11 @@ class TestTelling:
         for loss in losses:
             told(
                 study,
-                Outcome("complete", metrics=GOOD | {"best/val/loss": loss}),
+                TrialOutcome("complete", metrics=GOOD | {"best/val/loss": loss}),
                 objectives=[objective],
                 limits=limits,
             )
-        over = Outcome("over_limit", metrics={"efficiency/params": 3000.0})
+        over = TrialOutcome("over_limit", metrics={"efficiency/params": 3000.0})
         assert told(study, over, False, [objective], limits).values == [expected]
 
     @pytest.mark.parametrize(
@@ -191,29 +239,46 @@ class TestTelling:
             (GOOD | {"best/val/accuracy": math.nan}, "diverged", "best/val/accuracy is nan"),
             (GOOD | {"efficiency/flops": math.inf}, "diverged", "efficiency/flops is inf"),
             (GOOD | {"efficiency/params": math.nan}, "diverged", "efficiency/params is nan"),
-            ({"val/accuracy": 0.9, "efficiency/flops": 1.0}, "wrong_return", "best/val/accuracy was not recorded"),
-            ({"best/val/accuracy": 0.9, "efficiency/flops": 1.0}, "wrong_return", "efficiency/params was not recorded"),
+            (
+                {"val/accuracy": 0.9, "efficiency/flops": 1.0},
+                "wrong_return",
+                "best/val/accuracy was not recorded",
+            ),
+            (
+                {"best/val/accuracy": 0.9, "efficiency/flops": 1.0},
+                "wrong_return",
+                "efficiency/params was not recorded",
+            ),
         ],
     )
     def test_complete_without_its_values_is_a_failure(
         self, storage: BaseStorage, metrics: dict[str, float], kind: str, reason: str
     ) -> None:
         study = opened(storage)
-        trial = told(study, Outcome("complete", metrics=metrics, run_id="r", epoch=4))
+        trial = told(study, TrialOutcome("complete", metrics=metrics, run_id="r", epoch=4))
         assert trial.state is TrialState.FAIL
         stored = study.get_trials(deepcopy=False)[trial.number].user_attrs["outcome"]
         assert (stored["state"], stored["kind"], stored["reason"]) == ("fail", kind, reason)
         assert (stored["run_id"], stored["epoch"]) == ("r", 4)
 
     def test_over_a_limit_that_is_kept_is_a_failure(self, storage: BaseStorage) -> None:
-        trial = told(opened(storage), Outcome("over_limit", metrics=GOOD))
-        assert (trial.state, trial.user_attrs["outcome"]["kind"]) == (TrialState.FAIL, "wrong_return")
+        trial = told(opened(storage), TrialOutcome("over_limit", metrics=GOOD))
+        assert (trial.state, trial.user_attrs["outcome"]["kind"]) == (
+            TrialState.FAIL,
+            "wrong_return",
+        )
 
     def test_telling_again_changes_nothing(self, storage: BaseStorage) -> None:
         study = opened(storage)
-        first = told(study, Outcome("complete", metrics=GOOD))
-        again = tell(study, first.number, Outcome("fail", "killed"), [ACCURACY, FLOPS], [PARAMS], True)
-        assert (again.state, again.values, again.user_attrs) == (TrialState.COMPLETE, first.values, first.user_attrs)
+        first = told(study, TrialOutcome("complete", metrics=GOOD))
+        again = tell(
+            study, first.number, TrialOutcome("fail", "killed"), [ACCURACY, FLOPS], [PARAMS], True
+        )
+        assert (again.state, again.values, again.user_attrs) == (
+            TrialState.COMPLETE,
+            first.values,
+            first.user_attrs,
+        )
         assert len(study.trials) == 1
 
     def test_telling_that_was_broken_off_is_finished(
@@ -222,19 +287,25 @@ class TestTelling:
         study = opened(storage)
         trial = study.ask()
         trial.set_constraint("efficiency/params <= 1000", -0.4)  # as far as a killed owner came
-        outcome = Outcome("complete", metrics=GOOD)
+        outcome = TrialOutcome("complete", metrics=GOOD)
         assert tell(study, trial, outcome, [ACCURACY, FLOPS], [PARAMS], True).values == [0.9, 5e6]
         assert [str(warning.message) for warning in recwarn] == []
 
-    @given(st.sampled_from([PARAMS, RECALL, Limit("efficiency/flops", ">=", 0)]), st.floats(-1e9, 1e9))
-    def test_violation_is_positive_where_the_limit_is_broken(self, limit: Limit, measured: float) -> None:
+    @given(
+        st.sampled_from([PARAMS, RECALL, Limit("efficiency/flops", ">=", 0)]), st.floats(-1e9, 1e9)
+    )
+    def test_violation_is_positive_where_the_limit_is_broken(
+        self, limit: Limit, measured: float
+    ) -> None:
         (name,) = needed([], [limit])
         (violation,) = violations([limit], {name: measured}).values()
         assert (violation > 0) == (not limit.holds(measured))
 
 
 def trial_with(state: TrialState, **attributes: Any) -> optuna.trial.FrozenTrial:
-    return create_trial(state=state, value=1.0 if state is TrialState.COMPLETE else None, user_attrs=attributes)
+    return create_trial(
+        state=state, value=1.0 if state is TrialState.COMPLETE else None, user_attrs=attributes
+    )
 
 
 def test_what_counts_and_what_does_not() -> None:
@@ -278,9 +349,13 @@ class TestWarmStart:
         ]:
             trial = old.ask({"w": optuna.distributions.IntDistribution(1, 100)})
             trial.set_user_attr("cell", [f"width={width}"])
-            tell(old, trial, Outcome("complete", metrics=metrics), [ACCURACY, FLOPS], [], True)
-        told(old, Outcome("fail", "error", "no"))
-        told(old, Outcome("over_limit", metrics={"efficiency/params": 5e3}), learns_from_pruned=False)
+            tell(old, trial, TrialOutcome("complete", metrics=metrics), [ACCURACY, FLOPS], [], True)
+        told(old, TrialOutcome("fail", "error", "no"))
+        told(
+            old,
+            TrialOutcome("over_limit", metrics={"efficiency/params": 5e3}),
+            learns_from_pruned=False,
+        )
         same = old.ask()
         same.set_user_attr("same_as", 0)
         old.tell(same, [0.9, 5e6])
@@ -294,7 +369,9 @@ class TestWarmStart:
     def suggest(trial: Any) -> None:
         trial.suggest_int("width", 8, 32, step=8)
 
-    def start(self, study: optuna.Study, storage: BaseStorage, limits: list[Limit], name: str = "old") -> int:
+    def start(
+        self, study: optuna.Study, storage: BaseStorage, limits: list[Limit], name: str = "old"
+    ) -> int:
         return warm_start(study, storage, name, [ACCURACY], limits, self.params_of, self.suggest)
 
     def test_copies_what_lies_in_the_new_space(self, storage: BaseStorage) -> None:
@@ -324,7 +401,7 @@ class TestWarmStart:
         old = opened(storage, name="old")
         trial = old.ask()
         trial.set_user_attr("cell", ["width=24"])
-        tell(old, trial, Outcome("complete", metrics=GOOD), [ACCURACY, FLOPS], [], True)
+        tell(old, trial, TrialOutcome("complete", metrics=GOOD), [ACCURACY, FLOPS], [], True)
         assert self.start(new, storage, [PARAMS]) == 1
         assert len(new.trials) == 4
 
@@ -340,7 +417,11 @@ class TestWarmStart:
 
     @pytest.mark.parametrize(
         ("name", "said"),
-        [("odl", "did you mean old?"), ("xyz", "there are: new, old"), ("new", "is this study itself")],
+        [
+            ("odl", "did you mean old?"),
+            ("xyz", "there are: new, old"),
+            ("new", "is this study itself"),
+        ],
     )
     def test_unknown_study_is_told(self, storage: BaseStorage, name: str, said: str) -> None:
         self.old(storage)
@@ -356,10 +437,14 @@ def test_finished_trials_are_read_once(tmp_path: Path) -> None:
 
     storage = open_storage(default_url(tmp_path))
     study = opened(storage)
-    study.add_trials([create_trial(values=[1.0, 2.0], user_attrs={"cell": ["a"]}) for _ in range(60)])
+    study.add_trials(
+        [create_trial(values=[1.0, 2.0], user_attrs={"cell": ["a"]}) for _ in range(60)]
+    )
     counted(study.get_trials(deepcopy=False))
     statements: list[str] = []
-    keep: Callable[..., None] = lambda connection, cursor, statement, *rest: statements.append(statement)  # noqa: E731
+    keep: Callable[..., None] = lambda connection, cursor, statement, *rest: statements.append(
+        statement
+    )  # noqa: E731
     sqlalchemy.event.listen(storage._backend.engine, "before_cursor_execute", keep)  # type: ignore[attr-defined]
     assert counted(study.get_trials(deepcopy=False)) == 60
     assert len(statements) <= 2

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.sweep.space import Space, parse
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -22,7 +22,11 @@ FINITE: dict[str, Any] = {
         "+dropout": "range(0,0.7,0.1)",
     },
     "conditions": {
-        "model=custom": {"width": "choice(8,16)", "depth": "tag(log,int(interval(2,4)))", "lr": "1e-3,1e-2"},
+        "model=custom": {
+            "width": "choice(8,16)",
+            "depth": "tag(log,int(interval(2,4)))",
+            "lr": "1e-3,1e-2",
+        },
         "model=resnet50": {"lr": 1e-4, "frozen": [True, False]},
         "model=custom and depth=3,4": {"skip": "range(9,1,-3)"},
     },
@@ -52,8 +56,11 @@ def test_a_continuous_parameter_has_no_grid():
 
 
 def test_the_rich_space_by_hand():
-    found = space(*FINITE["arguments"], **{key: FINITE[key] for key in FINITE if key != "arguments"})
-    # loss x dropout x split x (custom: width, depth, lr, skip for depth 3 and 4, pairs; resnet50: lr, frozen, pairs)
+    found = space(
+        *FINITE["arguments"], **{key: FINITE[key] for key in FINITE if key != "arguments"}
+    )
+    # loss x dropout x split x (custom: width, depth, lr, skip for depth 3 and 4, pairs; resnet50:
+    # lr, frozen, pairs)
     custom = 2 * (2 * (1 + 3 + 3) - 3) * 2
     resnet50 = 2 * 2 - 1
     assert found.n_cells == 7 * 7 * 2 * (custom + resnet50)
@@ -82,9 +89,18 @@ def test_every_cell_is_found_by_its_overrides():
     found = rich(arguments=[])
     for cell in itertools.islice(found.cells(), 0, None, 7):
         assert found.params_of(cell.overrides[::-1]) == cell.params
-    unfit = [(), ("model=vgg16",), (*cell.overrides, "more=1"), cell.overrides[:-1], ("model=",), ("chioce(",)]
+    unfit = [
+        (),
+        ("model=vgg16",),
+        (*cell.overrides, "more=1"),
+        cell.overrides[:-1],
+        ("model=",),
+        ("chioce(",),
+    ]
     assert not any(found.contains(overrides) for overrides in unfit)
-    forbidden = next(each for each in rich(arguments=[], exclude=[]).cells() if found.is_excluded(each))
+    forbidden = next(
+        each for each in rich(arguments=[], exclude=[]).cells() if found.is_excluded(each)
+    )
     assert not found.contains(forbidden.overrides)
 
 
@@ -146,13 +162,23 @@ def test_continuous_values_come_back_from_their_text(seed, log):
     found = space("a=" + ("tag(log,interval(1e-7,1e3))" if log else "interval(-1.5,0.7)"))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial, cell = ask(study, found)
-    assert OverridesParser.create().parse_overrides(list(cell.overrides))[0].value() == trial.params["a"]
+    assert (
+        OverridesParser.create().parse_overrides(list(cell.overrides))[0].value()
+        == trial.params["a"]
+    )
     assert found.params_of(cell.overrides) == cell.params
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5), min_size=1)
+    st.lists(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text(max_size=5),
+        min_size=1,
+    )
 )
 def test_listed_values_reach_hydra_as_they_are(values):
     try:
@@ -160,7 +186,10 @@ def test_listed_values_reach_hydra_as_they_are(values):
     except ConfigError as error:
         assert "once" in error.problem or "cannot sweep" in error.problem  # noqa: PT017
         return
-    read = [OverridesParser.create().parse_overrides(list(cell.overrides))[0].value() for cell in found.cells()]
+    read = [
+        OverridesParser.create().parse_overrides(list(cell.overrides))[0].value()
+        for cell in found.cells()
+    ]
     assert [(type(value), value) for value in read] == [(type(value), value) for value in values]
 
 
@@ -176,8 +205,12 @@ def test_descriptions_differ_where_the_spaces_do():
     ]
     assert Space.differences(old, described("w=8,16")) == ["b: was choice(1,2), is no longer swept"]
     assert Space.differences(old, described("b=1,2", "w=8,16")) == ["order: was w, b, is b, w"]
-    assert Space.differences(old, described("w=8,16", "b=1,2", exclude=["w=8 b=1"])) == ["newly excluded: w=8 b=1"]
-    assert Space.differences(old, described("w=8,16", "+b=1,2")) == ["b: was choice(1,2), is choice(1,2) as +b"]
+    assert Space.differences(old, described("w=8,16", "b=1,2", exclude=["w=8 b=1"])) == [
+        "newly excluded: w=8 b=1"
+    ]
+    assert Space.differences(old, described("w=8,16", "+b=1,2")) == [
+        "b: was choice(1,2), is choice(1,2) as +b"
+    ]
     assert Space.differences(old, described("w=8,16", conditions={"w=8": {"b": "1,2"}})) == [
         "b: was choice(1,2), is choice(1,2) when w=8"
     ]

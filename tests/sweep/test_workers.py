@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from src import worker
-from src.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError
 from src.sweep.executors.tasks_table import TaskEnd, TasksTable
 from src.sweep.executors.workers import Heart, WorkersExecutor
-from src.sweep.task import Ended, Task
+from src.sweep.records import EndedTask, Task
 
 LONG = 90.0  # seconds that nothing here takes, on the slowest machine
 
@@ -93,7 +93,9 @@ class TestTable:
             while (found := table.claim(name)) is not None:
                 claimed.append(found[0])
 
-        threads = [threading.Thread(target=claim, args=(f"worker {number}",)) for number in range(4)]
+        threads = [
+            threading.Thread(target=claim, args=(f"worker {number}",)) for number in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -122,7 +124,9 @@ class TestTable:
         for row in (first, second):
             table.ask_to_end(row, 7.5)
         assert table.wanted("worker") == {first: 7.5}
-        assert table.collect("owner") == [TaskEnd(second, None, "stopped before a worker had taken it")]
+        assert table.collect("owner") == [
+            TaskEnd(second, None, "stopped before a worker had taken it")
+        ]
         assert table.claim("worker") is None
 
     def test_lost_worker_and_lost_owner(self, table: TasksTable, tmp_path: Path) -> None:
@@ -130,7 +134,8 @@ class TestTable:
             table.beat(name, "owner", 0)
         table.beat("worker", "worker", 3)
         kept, lost, dropped = (
-            table.add(owner, make(tmp_path, number)) for number, owner in enumerate(["owner", "owner", "silent owner"])
+            table.add(owner, make(tmp_path, number))
+            for number, owner in enumerate(["owner", "owner", "silent owner"])
         )
         table.claim("worker")
         table.claim("silent worker")
@@ -157,7 +162,7 @@ def test_two_workers_serve_a_study_and_one_is_killed(url: str, tmp_path: Path) -
     with workers(2, url, lost_after) as processes:
         executor = WorkersExecutor(url, lost_after_s=lost_after)
         wait_until(lambda: executor.slots == 4)
-        ended: list[Ended] = []
+        ended: list[EndedTask] = []
         for number in range(12):
             while not executor.free():
                 ended += executor.wait(LONG)
@@ -166,9 +171,14 @@ def test_two_workers_serve_a_study_and_one_is_killed(url: str, tmp_path: Path) -
             ended += executor.wait(LONG)
         assert sorted(end.task.number for end in ended) == list(range(12))
         assert [end for end in ended if end.exitcode != 0 or end.note] == []
-        assert [len((tmp_path / str(number) / "ran").read_text().splitlines()) for number in range(12)] == [1] * 12
+        assert [
+            len((tmp_path / str(number) / "ran").read_text().splitlines()) for number in range(12)
+        ] == [1] * 12
 
-        hanging = [executor.submit(make(tmp_path, number, note="ran", hang=600)) for number in range(20, 24)]
+        hanging = [
+            executor.submit(make(tmp_path, number, note="ran", hang=600))
+            for number in range(20, 24)
+        ]
         wait_until(lambda: all((Path(task.folder) / "ran").exists() for task in hanging))
         processes[0].kill()
         ended = []
@@ -203,7 +213,15 @@ def test_entry_point_runs_a_task_and_ends_when_idle(tmp_path: Path, root: Path) 
     url = f"sqlite:///{tmp_path / 'study.db'}"
     executor = WorkersExecutor(url, n_jobs=1)
     executor.submit(make(tmp_path, 0, print="hello"))
-    command = [sys.executable, "-m", "src.worker", f"storage={url}", "idle_exit_s=1", "entry=stubs:run", "devices=null"]
+    command = [
+        sys.executable,
+        "-m",
+        "src.worker",
+        f"storage={url}",
+        "idle_exit_s=1",
+        "entry=stubs:run",
+        "devices=null",
+    ]
     env = {**os.environ, "PYTHONPATH": str(root / "tests/sweep")}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name
 
-from src.tracking.limits import batches, cut, flatten, recordable, text
+from src.tracking.run import batches, cut, flatten, recordable, text
 
 
 @given(st.text(max_size=300))
@@ -34,7 +34,11 @@ def test_long_names_that_differ_stay_different():
 
 
 def test_flatten_writes_dotted_keys_and_values_as_a_user_types_them():
-    config = {"model": {"net": {"width": [32, 64], "dropout": 1e-3, "norm": None}, "frozen": True}, "seed": 0, "e": {}}
+    config = {
+        "model": {"net": {"width": [32, 64], "dropout": 1e-3, "norm": None}, "frozen": True},
+        "seed": 0,
+        "e": {},
+    }
     assert flatten(config) == {
         "model.net.width": "[32, 64]",
         "model.net.dropout": "0.001",

@@ -2,8 +2,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.tracking.logger import RunLogger
-from src.tracking.run import Run
+from src.tracking.run import Run, RunLogger
 
 
 class Line(pl.LightningModule):
@@ -47,7 +46,9 @@ def test_a_fit_logs_its_metrics_and_leaves_the_run_to_its_owner(store, tmp_path)
     assert set(data.metrics) == {"train/steps", "val/epoch_squared"}
     assert data.params == {"own": "1"}
     steps = store.client.get_metric_history(run.id, "train/steps")
-    assert [(entry.step, entry.value) for entry in steps] == [(step, float(step)) for step in range(12)]
+    assert [(entry.step, entry.value) for entry in steps] == [
+        (step, float(step)) for step in range(12)
+    ]
     squares = store.client.get_metric_history(run.id, "val/epoch_squared")
     assert [(entry.step, entry.value) for entry in squares] == [(3, 0.0), (7, 1.0), (11, 4.0)]
 

@@ -3,9 +3,9 @@ import signal
 import subprocess
 import sys
 
-from src.tracking.orphans import VANISHED, reap
 from src.tracking.read import runs
 from src.tracking.run import Run
+from src.tracking.store import VANISHED, reap
 
 HANG = """
 import sys, time
@@ -20,16 +20,22 @@ with Run.start(Store(uri=sys.argv[1]), "victim"):
 def test_a_killed_run_is_found_and_living_ones_are_left(store, root):
     store.open()
     foreign = store.client.create_run(store.experiment_id, run_name="foreign")
-    elsewhere = store.client.create_run(store.experiment_id, run_name="elsewhere", tags={"host": "x", "pid": "1"})
+    elsewhere = store.client.create_run(
+        store.experiment_id, run_name="elsewhere", tags={"host": "x", "pid": "1"}
+    )
     with Run.start(store, "living") as living:
-        victim = subprocess.Popen([sys.executable, "-c", HANG, store.uri], cwd=root, stdout=subprocess.PIPE, text=True)
+        victim = subprocess.Popen(
+            [sys.executable, "-c", HANG, store.uri], cwd=root, stdout=subprocess.PIPE, text=True
+        )
         try:
             assert victim.stdout is not None
             assert victim.stdout.readline() == "started\n"
             assert reap(store) == []
         finally:
             victim.send_signal(signal.SIGKILL)
-            os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table: a zombie
+            os.waitid(
+                os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT
+            )  # dead, and still in the process table: a zombie
         ended = reap(store)
         victim.communicate()
         found = runs(store).set_index("name")

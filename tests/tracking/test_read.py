@@ -15,7 +15,15 @@ def test_what_was_written_is_read(store, tmp_path):
         for number, name in enumerate(("custom", "resnet50")):
             params = {"model": {"net": {"width": [number, 64]}}, "seed": number}
             with Run.start(store, name, {"model": name}, params, parent.id) as child:
-                child.log({"val/loss": 0.1 + 0.2 + number, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}, step=3)
+                child.log(
+                    {
+                        "val/loss": 0.1 + 0.2 + number,
+                        "nan": math.nan,
+                        "inf": math.inf,
+                        "-inf": -math.inf,
+                    },
+                    step=3,
+                )
                 child.table(table, "tables/per_class.csv")
     found = children(store, parent.id).set_index("name").loc[["custom", "resnet50"]]
     assert found.parent_id.tolist() == [parent.id] * 2
@@ -28,7 +36,9 @@ def test_what_was_written_is_read(store, tmp_path):
     assert found["metrics.-inf"].tolist() == [-math.inf] * 2
     assert (found.end_time >= found.start_time).all()
     assert str(found.start_time.dt.tz) == "UTC"
-    pd.testing.assert_frame_equal(pd.read_csv(artifact(store, found.run_id["custom"], "tables/per_class.csv")), table)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(artifact(store, found.run_id["custom"], "tables/per_class.csv")), table
+    )
     assert artifact(store, found.run_id["custom"], "tables").is_dir()
     assert runs(store, "tags.study = 's'").run_id.tolist() == [parent.id]
     assert runs(store, "metrics.`val/loss` > 1").name.tolist() == ["resnet50"]
@@ -45,7 +55,14 @@ def test_all_pages_are_read(store, monkeypatch):
 
 def test_no_runs_are_an_empty_table(store):
     found = runs(store)
-    assert found.columns.tolist() == ["run_id", "parent_id", "status", "name", "start_time", "end_time"]
+    assert found.columns.tolist() == [
+        "run_id",
+        "parent_id",
+        "status",
+        "name",
+        "start_time",
+        "end_time",
+    ]
     assert found.empty
 
 

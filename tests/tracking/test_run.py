@@ -5,7 +5,7 @@ import time
 import psutil
 import pytest
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.tracking.read import artifact, runs
 from src.tracking.run import Run
 from src.tracking.store import TrackingError
@@ -21,7 +21,10 @@ def recorded(store, run):
 
 
 def test_a_run_names_its_program_process_and_parent(store):
-    with Run.start(store, "parent") as parent, Run.start(store, "child", {"trial": 3}, parent_id=parent.id) as child:
+    with (
+        Run.start(store, "parent") as parent,
+        Run.start(store, "child", {"trial": 3}, parent_id=parent.id) as child,
+    ):
         assert recorded(store, child)[0] == "RUNNING"
     status, data = recorded(store, child)
     assert status == "FINISHED"
@@ -36,7 +39,11 @@ def test_a_run_names_its_program_process_and_parent(store):
 
 
 def test_parameters_beyond_mlflows_limits(store):
-    params = {"group": {f"p{number}": number for number in range(250)}, "long": "é" * 7000, "a@b": 1}
+    params = {
+        "group": {f"p{number}": number for number in range(250)},
+        "long": "é" * 7000,
+        "a@b": 1,
+    }
     with Run.start(store, "run", tags={"long": "x" * 9000}, params=params) as run:
         pass
     _, data = recorded(store, run)
@@ -152,7 +159,10 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_error(store, caplog):
 
 
 def test_a_record_that_stays_incomplete_is_no_success(store):
-    with pytest.raises(TrackingError, match="the record is incomplete"), Run.start(store, "run") as run:
+    with (
+        pytest.raises(TrackingError, match="the record is incomplete"),
+        Run.start(store, "run") as run,
+    ):
         run.log({"loss": 1.0}, timestamp=-5)  # MLflow takes no time before 1970
     status, data = recorded(store, run)
     assert status == "FAILED"

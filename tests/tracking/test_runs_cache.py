@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Metric, Param
 
-from src.tracking import cache, history, parquet, read
-from src.tracking.cache import cached_runs
+from src.tracking import read
+from src.tracking import read as cache
+from src.tracking import read as history
+from src.tracking import read as parquet
+from src.tracking.read import cached_runs
 from src.tracking.run import UPDATED, Run
 from src.tracking.store import Store, TrackingError
 
@@ -66,8 +69,12 @@ def old_run(store: Store, number: int, **tags: str) -> str:
     """A run that ended long before any look at the cache."""
     began = LONG_AGO + 1000 * number
     client = store.client
-    run_id = client.create_run(store.experiment_id, began, {"kind": "run", **tags}, f"run {number}").info.run_id
-    client.log_batch(run_id, [Metric("val/loss", number / 7, began, 0)], [Param("width", str(number))])
+    run_id = client.create_run(
+        store.experiment_id, began, {"kind": "run", **tags}, f"run {number}"
+    ).info.run_id
+    client.log_batch(
+        run_id, [Metric("val/loss", number / 7, began, 0)], [Param("width", str(number))]
+    )
     client.set_terminated(run_id, "FINISHED", began + 500)
     return run_id
 
@@ -116,7 +123,9 @@ def test_only_what_is_new_is_fetched(store, fetched):
 
 def test_what_our_code_does_to_runs_that_ended_is_seen(store):
     store = local(store)
-    tagged, tested, moved, went_on, removed, parent = (old_run(store, number) for number in range(6))
+    tagged, tested, moved, went_on, removed, parent = (
+        old_run(store, number) for number in range(6)
+    )
     same(store)
     Run.attach(store, tagged).tag(front="true", tested="as a member of the front")
     assert same(store).set_index("run_id")["tags.front"].to_dict()[tagged] == "true"
@@ -165,8 +174,12 @@ ACTIONS = ("begin", "end", "fail", "tag", "log", "reopen", "delete", "restore", 
 numbers = itertools.count()
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), min_size=5, max_size=15))
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), min_size=5, max_size=15)
+)
 def test_after_anything_the_cache_says_what_the_store_says(many, monkeypatch, steps):
     monkeypatch.setattr(cache, "MARGIN_S", 0.0)  # or all that a test does would be new for ever
     store = Store(many.uri, f"experiment {next(numbers)}", many.folder)
@@ -199,7 +212,9 @@ def change(store: Store, run_id: str, status: str, action: str, count: int) -> N
         Run.reopen(store, run_id)
 
 
-def test_a_store_that_was_made_anew_is_not_answered_from_the_old_one(store, empty_database, tmp_path):
+def test_a_store_that_was_made_anew_is_not_answered_from_the_old_one(
+    store, empty_database, tmp_path
+):
     before = local(store)
     old_run(before, 1)
     assert len(same(before)) == 1
@@ -207,7 +222,8 @@ def test_a_store_that_was_made_anew_is_not_answered_from_the_old_one(store, empt
     shutil.copy(empty_database, tmp_path / "anew" / "mlflow.db")
     anew = Store(f"sqlite:///{tmp_path}/anew/mlflow.db", folder=tmp_path / "anew")
     assert same(anew).empty
-    # a process keeps its database open: in place of a second store under the old path, the old cache under a new one
+    # a process keeps its database open: in place of a second store under the old path, the old
+    # cache under a new one
     shutil.copy(cache_file(before), cache_file(anew))
     assert same(anew).empty
 
@@ -226,7 +242,9 @@ def spoil(path: Path, way: str) -> None:
     elif way == "cut":
         path.write_bytes(content[: len(content) // 2])
     elif way == "flipped":
-        middle = pq.read_metadata(path).row_group(0).column(0).dictionary_page_offset + 200  # among the run ids
+        middle = (
+            pq.read_metadata(path).row_group(0).column(0).dictionary_page_offset + 200
+        )  # among the run ids
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
     elif way == "not ours":
         pd.DataFrame({"run_id": ["x"]}).to_parquet(path)
@@ -246,7 +264,9 @@ def test_a_file_that_cannot_be_used_is_made_anew(filled, caplog, way):
     spoil(path, way)
     assert path.read_bytes() != whole
     assert len(same(store)) == 20
-    assert [record.levelname for record in caplog.records if record.levelno >= logging.WARNING] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "WARNING"
+    ]
     assert str(path) in caplog.text
     caplog.clear()
     same(store)
@@ -259,7 +279,9 @@ def test_a_folder_that_cannot_be_written_is_said_once(store, caplog):
     (store.folder / "cache").write_text("not a folder")
     assert len(same(store)) == 1
     assert len(same(store)) == 1
-    assert [record.levelname for record in caplog.records if record.levelno >= logging.WARNING] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "WARNING"
+    ]
     assert "cannot be written" in caplog.text
 
 
@@ -314,14 +336,19 @@ def kept_store(request, store, tmp_path) -> Store:
 
 
 def test_histories_are_what_was_logged(kept_store):
-    curves = {curve(kept_store, values): values for values in ([0.5, math.nan, 1 / 3], [math.inf, -math.inf], [])}
+    curves = {
+        curve(kept_store, values): values
+        for values in ([0.5, math.nan, 1 / 3], [math.inf, -math.inf], [])
+    }
     ids = [*curves]
     wanted = [(run_id, step, value) for run_id in ids for step, value in enumerate(curves[run_id])]
     for _ in range(2):
         found = history.history(kept_store, ids, "val/loss")
         assert found.columns.tolist() == ["run_id", "step", "value"]
         assert (str(found["step"].dtype), str(found["value"].dtype)) == ("int64", "float64")
-        pd.testing.assert_frame_equal(found, pd.DataFrame(wanted, columns=["run_id", "step", "value"]))
+        pd.testing.assert_frame_equal(
+            found, pd.DataFrame(wanted, columns=["run_id", "step", "value"])
+        )
     assert history.history(kept_store, ids[1:2], "val/loss")["run_id"].unique().tolist() == ids[1:2]
     assert history.history(kept_store, ids, "no/such").empty
 
@@ -384,8 +411,12 @@ def predicted(kept_store) -> str:
 
 def test_predictions_are_what_was_recorded(kept_store, predicted):
     for _ in range(2):
-        pd.testing.assert_frame_equal(history.predictions(kept_store, predicted, "test"), PREDICTIONS)
-    with pytest.raises(TrackingError, match=r"no artifact 'predictions/val.csv'; it has: predictions"):
+        pd.testing.assert_frame_equal(
+            history.predictions(kept_store, predicted, "test"), PREDICTIONS
+        )
+    with pytest.raises(
+        TrackingError, match=r"no artifact 'predictions/val.csv'; it has: predictions"
+    ):
         history.predictions(kept_store, predicted, "val")
     with pytest.raises(TrackingError, match="no_such_run"):
         history.predictions(kept_store, "no_such_run", "test")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from src.errors import ConfigError
+from src.core.errors import ConfigError
 from src.tracking.read import artifact, runs
 from src.tracking.run import Run
 from src.tracking.store import Store, TrackingError
@@ -26,7 +26,10 @@ def test_four_processes_create_one_store(tmp_path, root, monkeypatch):
     (tmp_path / "mlflow.db.creating-1").write_text("what a process that was killed half way left")
     command = [sys.executable, "-c", START_A_RUN, str(tmp_path)]
     processes = [
-        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
     ]
     outputs = [process.communicate(timeout=200) for process in processes]
     errors = "".join(error for _, error in outputs)
@@ -41,11 +44,15 @@ def test_four_processes_create_one_store(tmp_path, root, monkeypatch):
 
 def test_importing_the_door_does_not_import_mlflow(root):
     check = "import sys, src.tracking.run, src.tracking.read, src.tracking.ui; print('mlflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
-def test_an_existing_store_opens_in_silence_and_leaves_nothing_where_it_is_opened(store, tmp_path, monkeypatch, capfd):
+def test_an_existing_store_opens_in_silence_and_leaves_nothing_where_it_is_opened(
+    store, tmp_path, monkeypatch, capfd
+):
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -19,7 +19,9 @@ def write_study(store: Store, name: str) -> Run:
     """A parent with a comparison table and a child for each architecture."""
     with Run.start(store, name, tags={"study": name}) as parent:
         for child, (flops, accuracy) in CHILDREN.items():
-            with Run.start(store, child, {"study": name}, {"model": {"name": child}}, parent.id) as run:
+            with Run.start(
+                store, child, {"study": name}, {"model": {"name": child}}, parent.id
+            ) as run:
                 for epoch in range(3):
                     run.log({"val/balanced_accuracy": accuracy - (2 - epoch) / 10}, epoch)
                 run.log({"efficiency/flops": flops, "nan": math.nan, "inf": math.inf})
@@ -29,18 +31,25 @@ def write_study(store: Store, name: str) -> Run:
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_parent_its_children_their_metrics_and_artifacts(server, served_store, browser):
+def test_a_browser_shows_the_parent_its_children_their_metrics_and_artifacts(
+    server, served_store, browser
+):
     parent = write_study(served_store, "seen_study")
     found = children(served_store, parent.id).set_index("name")
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(30_000)
     outside: list[str] = []
-    page.on("request", lambda r: None if r.url.startswith((server, "data:", "blob:")) else outside.append(r.url))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((server, "data:", "blob:")) else outside.append(r.url),
+    )
     experiment = f"{server}/#/experiments/{served_store.experiment_id}/runs"
 
     # the list of runs: the children hide behind their parent's expander
     page.goto(f"{experiment}?workflowType=machine_learning")
-    row = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="seen_study", exact=True))
+    row = page.get_by_role("gridcell").filter(
+        has=page.get_by_role("link", name="seen_study", exact=True)
+    )
     row.get_by_role("button").first.click()
     for name in CHILDREN:
         page.get_by_role("link", name=name, exact=True).wait_for()
@@ -79,7 +88,10 @@ def test_runs_written_and_read_through_the_server_are_the_same(server, served_st
         assert found["metrics.val/balanced_accuracy"][name] == accuracy
         assert math.isnan(found["metrics.nan"][name])
         assert found["metrics.inf"][name] == math.inf
-        assert artifact(remote, found.run_id[name], "config/config.yaml").read_text() == f"model: {name}\n"
+        assert (
+            artifact(remote, found.run_id[name], "config/config.yaml").read_text()
+            == f"model: {name}\n"
+        )
     with pytest.raises(ValueError, match="why"), Run.start(remote, "dies") as run:
         raise ValueError("why")
     assert remote.client.get_run(run.id).data.tags["failure"] == "ValueError: why"
@@ -95,7 +107,9 @@ def command(process: psutil.Process) -> str:
 @pytest.mark.slow
 def test_no_process_waits_for_jobs_that_never_come(server):
     commands = [command(process) for process in psutil.Process().children(recursive=True)]
-    assert any("mlflow server" in command and server.rpartition(":")[2] in command for command in commands)
+    assert any(
+        "mlflow server" in command and server.rpartition(":")[2] in command for command in commands
+    )
     assert not [command for command in commands if "mlflow.server.jobs" in command]
 
 
@@ -106,14 +120,22 @@ def test_a_busy_port_is_one_line(server, root):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("port=0", "port: must be a number from 1 to 65535"), ("prt=5000", "prt=5000: not an argument of")],
+    [
+        ("port=0", "port: must be a number from 1 to 65535"),
+        ("prt=5000", "prt=5000: not an argument of"),
+    ],
 )
 def test_arguments_that_cannot_be_are_one_line(root, argument, message):
     assert message in refused(root, argument)
 
 
 def refused(root, argument):
-    done = subprocess.run([sys.executable, "-m", "src.tracking.ui", argument], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "src.tracking.ui", argument],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

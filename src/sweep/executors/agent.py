@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from src.sweep.executors.base import Executor
 from src.sweep.executors.tasks_table import TaskEnd, TasksTable
 from src.sweep.executors.workers import Heart
-from src.sweep.task import Ended
+from src.sweep.records import EndedTask
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
@@ -20,8 +20,8 @@ _GRACE_SECONDS = 15.0  # for a trial that nobody wants any more
 class WorkerAgent:
     """Claims tasks, runs them through an executor, and tells how they ended.
 
-    A trial is stopped when its owner asks for it, when its owner is gone, and when this worker could not reach the
-    database for so long that it has been given up.
+    A trial is stopped when its owner asks for it, when its owner is gone, and when this worker
+    could not reach the database for so long that it has been given up.
 
     Args:
         table: Of the database.
@@ -89,11 +89,13 @@ class WorkerAgent:
             log.info("study %s, trial %d: %s", task.study, task.number, task.folder)
             self._rows[self._executor.submit(task).slot.number] = row
 
-    def _note(self, ended: list[Ended], why: str = "") -> None:
+    def _note(self, ended: list[EndedTask], why: str = "") -> None:
         for end in ended:
             row = self._rows.pop(end.task.slot.number)
             note = f"{why}{end.note}" if end.note else ""
-            log.info("study %s, trial %d: %s", end.task.study, end.task.number, note or "ended in order")
+            log.info(
+                "study %s, trial %d: %s", end.task.study, end.task.number, note or "ended in order"
+            )
             self._unreported.append(TaskEnd(row, end.exitcode, note))
 
     def _report(self, heart: Heart) -> None:

@@ -18,11 +18,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 import src
-from src.sweep import preload as preloading
-from src.sweep.executors import process
-from src.sweep.executors.base import ENTRY, Executor
-from src.sweep.slots import local_slots
-from src.sweep.task import Ended, Task
+from src.sweep.executors import base
+from src.sweep.executors.base import ENTRY, Executor, local_slots
+from src.sweep.records import EndedTask, Task
 
 _RESTART_PAUSES = (0.1, 0.5)  # s, between tries to start a trial
 _LOST = 255  # what multiprocessing says when the fork server cannot tell the exit code any more
@@ -31,16 +29,17 @@ _LOST = 255  # what multiprocessing says when the fork server cannot tell the ex
 class LocalExecutor(Executor):
     """Runs each trial in a process forked from a fork server.
 
-    A trial's process leads a session of its own: Ctrl+C does not reach it, and when it ends its children end. It ends
-    itself when the owner is gone, even if that was killed.
+    A trial's process leads a session of its own: Ctrl+C does not reach it, and when it ends its
+    children end. It ends itself when the owner is gone, even if that was killed.
 
     Args:
         n_jobs: How many trials at once; None: as many as the GPUs take, 1 without a GPU.
         devices: Ids of GPUs, "auto" for all that are visible, None or empty for the CPU.
         trials_per_device: How many trials share a GPU.
         threads: CPU threads a trial; "auto": the usable cores, shared out; None: torch's choice.
-        preload: Modules that the fork server imports besides `src.sweep.preload.MODULES`; None: nothing is imported
-            ahead. There is one fork server a process, so the first executor decides.
+        preload: Modules that the fork server imports besides `src.sweep.executors.base.MODULES`;
+            None: nothing is imported ahead. There is one fork server a process, so the first
+            executor decides.
         entry: What runs a trial, "package.module:function"; called with the task.
 
     Raises:
@@ -58,24 +57,28 @@ class LocalExecutor(Executor):
     ) -> None:
         super().__init__(local_slots(n_jobs, devices, trials_per_device, threads))
         self._entry = entry
-        self._modules = None if preload is None else [*preloading.MODULES, *preload]
+        self._modules = None if preload is None else [*base.MODULES, *preload]
         self._context = multiprocessing.get_context("forkserver")
         self._processes: dict[int, ForkServerProcess] = {}  # by slot
-        self._oom_kills = process.oom_kills()
+        self._oom_kills = base.oom_kills()
         # else the interpreter would wait for all trials when it ends without `close`
         atexit.register(_kill_all, self._processes)
 
     def warm_up(self) -> None:
         """Start the fork server, which imports in the background."""
         with _fork_server_settings(self._modules):
-            self._context.set_forkserver_preload(["src.sweep.preload"] if self._modules else [])
+            self._context.set_forkserver_preload(
+                ["src.sweep.executors.base"] if self._modules else []
+            )
             forkserver.ensure_running()
 
     def _start(self, task: Task) -> None:
         Path(task.folder).mkdir(parents=True, exist_ok=True)
         for pause in (*_RESTART_PAUSES, None):
             self.warm_up()
-            child = self._context.Process(target=_trial, args=(task, self._entry, dict(os.environ)), name="trial")
+            child = self._context.Process(
+                target=_trial, args=(task, self._entry, dict(os.environ)), name="trial"
+            )
             try:
                 with _without_main_module():
                     child.start()
@@ -86,27 +89,34 @@ class LocalExecutor(Executor):
                 time.sleep(pause)  # a fork server that was killed just now may still look alive
         self._processes[task.slot.number] = child
 
-    def _gone(self) -> list[Ended]:
+    def _gone(self) -> list[EndedTask]:
         sentinels = {child.sentinel: number for number, child in self._processes.items()}
-        return [self._bury(sentinels[ready]) for ready in multiprocessing.connection.wait(list(sentinels), 0)]  # type: ignore[index]
+        ready = multiprocessing.connection.wait(list(sentinels), 0)
+        return [self._bury(sentinels[sentinel]) for sentinel in ready]  # type: ignore[index]
 
-    def _bury(self, number: int) -> Ended:
+    def _bury(self, number: int) -> EndedTask:
         child = self._processes.pop(number)
         child.join()
         code = child.exitcode
         assert child.pid is not None
         lost = code == _LOST and _exists(child.pid)
-        _signal_group(child.pid, signal.SIGKILL)  # what it leaves behind, such as workers that load images
+        _signal_group(
+            child.pid, signal.SIGKILL
+        )  # what it leaves behind, such as workers that load images
         child.close()
         if lost:
-            return Ended(self._running[number], None, "killed: the process that starts the trials was gone")
+            return EndedTask(
+                self._running[number], None, "killed: the process that starts the trials was gone"
+            )
         assert code is not None
-        killed = process.oom_kills() - self._oom_kills
+        killed = base.oom_kills() - self._oom_kills
         self._oom_kills += killed
-        return Ended(self._running[number], code, process.ending(code, killed))
+        return EndedTask(self._running[number], code, base.ending(code, killed))
 
     def _pause(self, seconds: float) -> None:
-        multiprocessing.connection.wait([child.sentinel for child in self._processes.values()], max(0.0, seconds))
+        multiprocessing.connection.wait(
+            [child.sentinel for child in self._processes.values()], max(0.0, seconds)
+        )
 
     def _ask_to_end(self, task: Task, grace: float) -> None:
         child = self._processes.get(task.slot.number)
@@ -124,13 +134,13 @@ def _trial(task: Task, entry: str, environment: Mapping[str, str]) -> None:
     """The main function of a trial's process."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.adopt_environment(environment)
-    process.log_to(Path(task.folder) / process.LOG)
+    base.adopt_environment(environment)
+    base.log_to(Path(task.folder) / base.LOG)
     owner = multiprocessing.parent_process()
     assert owner is not None
     sentinel = owner.sentinel
-    process.end_with(lambda: multiprocessing.connection.wait([sentinel]))
-    sys.exit(process.run(task, entry))
+    base.end_with(lambda: multiprocessing.connection.wait([sentinel]))
+    sys.exit(base.run(task, entry))
 
 
 @contextlib.contextmanager
@@ -142,7 +152,7 @@ def _fork_server_settings(modules: list[str] | None) -> Iterator[None]:
     root = str(Path(src.__file__).resolve().parent.parent)
     ours = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     if modules:
-        ours[preloading.VARIABLE] = ",".join(modules)
+        ours[base.VARIABLE] = ",".join(modules)
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:

@@ -10,20 +10,21 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
-from src.errors import ConfigError, DependencyError, UserError
-from src.sweep.executors import process
-from src.sweep.executors.base import ENTRY, Executor, plain_slots
-from src.sweep.slots import usable_cores
-from src.sweep.task import Ended, Task
+from src.core.errors import ConfigError, DependencyError, UserError
+from src.sweep.executors import base
+from src.sweep.executors.base import ENTRY, Executor, plain_slots, usable_cores
+from src.sweep.records import EndedTask, Task
 
 
 class RayExecutor(Executor):
     """Runs each trial as one Ray task. Ray chooses the machine and the GPU.
 
     Args:
-        address: Of a cluster that runs, such as "auto" or "ray://head:10001"; None starts Ray on this machine.
-        n_jobs: How many trials at once; None: as many as the machine or the cluster has room for when it is connected.
-            On a cluster more than there is room for is allowed: Ray queues them.
+        address: Of a cluster that runs, such as "auto" or "ray://head:10001"; None starts Ray on
+            this machine.
+        n_jobs: How many trials at once; None: as many as the machine or the cluster has room for
+            when it is connected. On a cluster more than there is room for is allowed: Ray queues
+            them.
         cpus_per_trial: Cores that Ray reserves for a trial; also its torch threads.
         gpus_per_trial: GPUs that Ray reserves for a trial; 0.5 lets two share one.
         options: More arguments of `ray.init`, such as `object_store_memory`.
@@ -47,7 +48,9 @@ class RayExecutor(Executor):
     ) -> None:
         super().__init__(plain_slots(n_jobs) if n_jobs is not None else [])
         if importlib.util.find_spec("ray") is None:
-            raise DependencyError("executor=ray needs Ray, which is not installed: pip install -e '.[ray]'")
+            raise DependencyError(
+                "executor=ray needs Ray, which is not installed: pip install -e '.[ray]'"
+            )
         if cpus_per_trial <= 0:
             raise ConfigError("cpus_per_trial", f"must be above 0, but got {cpus_per_trial}")
         if gpus_per_trial < 0:
@@ -75,7 +78,8 @@ class RayExecutor(Executor):
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self._address is None and "ray" not in sys.modules:  # it reads these when it is imported
-            # Ray listens on every interface: let in only who has the token, which is ours and our children's
+            # Ray listens on every interface: let in only who has the token, which is ours and our
+            # children's
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         import ray
@@ -85,24 +89,38 @@ class RayExecutor(Executor):
                 ray.init(**self._init_arguments())
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(f"Ray at {self._address or 'this machine'} cannot be used: {reason}") from error
+                raise UserError(
+                    f"Ray at {self._address or 'this machine'} cannot be used: {reason}"
+                ) from error
             self._started_ray = True
         self._connected = True
         threads = max(1, int(self._needs["CPU"]))
         self._places = plain_slots(self._n_jobs or self._room(ray.cluster_resources()), threads)
 
     def _init_arguments(self) -> dict[str, Any]:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        quiet: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "configure_logging": True,
+        }
         if self._address is not None:
             return {"address": self._address, **quiet, **self._options}
         cores = max(usable_cores(), int((self._n_jobs or 1) * self._needs["CPU"] + 0.999))
-        return {"address": "local", "include_dashboard": False, "num_cpus": cores, **quiet, **self._options}
+        return {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": cores,
+            **quiet,
+            **self._options,
+        }
 
     def _room(self, resources: Mapping[str, float]) -> int:
         room = min(int(resources.get(name, 0) / need) for name, need in self._needs.items() if need)
         if room < 1:
             raise ConfigError(
-                "gpus_per_trial" if self._needs["GPU"] > resources.get("GPU", 0) else "cpus_per_trial",
+                "gpus_per_trial"
+                if self._needs["GPU"] > resources.get("GPU", 0)
+                else "cpus_per_trial",
                 f"must fit in what Ray has ({resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs)",
             )
         return room
@@ -112,11 +130,12 @@ class RayExecutor(Executor):
 
         remote: Any = ray.remote
         needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
-        # a process of its own for each trial (max_calls); its failures are ours to count (max_retries)
-        function = remote(max_retries=0, max_calls=1, **needs)(process.launcher(task, self._entry))
+        # a process of its own for each trial (max_calls); its failures are ours to count
+        # (max_retries)
+        function = remote(max_retries=0, max_calls=1, **needs)(base.launcher(task, self._entry))
         self._futures[task.slot.number] = function.options(name=f"trial {task.number}").remote()
 
-    def _gone(self) -> list[Ended]:
+    def _gone(self) -> list[EndedTask]:
         if not self._futures:
             return []
         import ray
@@ -126,7 +145,7 @@ class RayExecutor(Executor):
         numbers = [number for number, future in self._futures.items() if future in done]
         return [self._ended(number, self._futures.pop(number)) for number in numbers]
 
-    def _ended(self, number: int, future: Any) -> Ended:
+    def _ended(self, number: int, future: Any) -> EndedTask:
         import ray
         from ray import exceptions
 
@@ -134,15 +153,15 @@ class RayExecutor(Executor):
         try:
             code = ray.get(future)
         except exceptions.TaskCancelledError:
-            return Ended(task, None, "stopped")
+            return EndedTask(task, None, "stopped")
         except exceptions.OutOfMemoryError:
-            return Ended(task, None, "killed by Ray: out of memory on its node")
+            return EndedTask(task, None, "killed by Ray: out of memory on its node")
         except exceptions.WorkerCrashedError:
-            return Ended(task, None, "the Ray worker died (killed, or out of memory)")
+            return EndedTask(task, None, "the Ray worker died (killed, or out of memory)")
         except exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            return Ended(task, None, f"lost by Ray: {lines[-1][:200]}")
-        return Ended(task, code, process.ending(code))
+            return EndedTask(task, None, f"lost by Ray: {lines[-1][:200]}")
+        return EndedTask(task, code, base.ending(code))
 
     def _pause(self, seconds: float) -> None:
         if not self._futures:
@@ -150,7 +169,12 @@ class RayExecutor(Executor):
             return
         import ray
 
-        ray.wait(list(self._futures.values()), num_returns=1, timeout=max(0.0, seconds), fetch_local=False)
+        ray.wait(
+            list(self._futures.values()),
+            num_returns=1,
+            timeout=max(0.0, seconds),
+            fetch_local=False,
+        )
 
     def _ask_to_end(self, task: Task, grace: float) -> None:
         self._cancel(task, force=False)  # a KeyboardInterrupt in the trial

@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from src.errors import DependencyError, UserError
-from src.sweep.executors import left, process
+from src.core.errors import DependencyError, UserError
+from src.sweep.executors import base
 from src.sweep.executors.base import ENTRY, Executor, plain_slots
-from src.sweep.task import Ended, Task
+from src.sweep.records import EndedTask, Task
 
-_POLL_SECONDS = {"slurm": 1.0, "local": 0.1}  # submitit looks for files; the scheduler itself it asks once a minute
+_POLL_SECONDS = {
+    "slurm": 1.0,
+    "local": 0.1,
+}  # submitit looks for files; the scheduler itself it asks once a minute
 _LATE_SECONDS = {"slurm": 15.0, "local": 0.5}
 
 
@@ -26,7 +29,8 @@ class SlurmExecutor(Executor):
     Args:
         n_jobs: How many jobs wait or run at once.
         cluster: "slurm", or "local" to try the jobs on this machine.
-        folder: Where submitit keeps its files, on a shared disk; None: `submitit` in the trial's own folder.
+        folder: Where submitit keeps its files, on a shared disk; None: `submitit` in the trial's
+            own folder.
         partition: The partition; None: the cluster's default.
         timeout_min: After which Slurm ends a job, in minutes.
         mem_gb: Memory of a job; None: the cluster's default.
@@ -60,7 +64,9 @@ class SlurmExecutor(Executor):
     ) -> None:
         super().__init__(plain_slots(n_jobs, cpus_per_task))
         if importlib.util.find_spec("submitit") is None:
-            raise DependencyError("executor=slurm needs submitit, which is not installed: pip install -e '.[slurm]'")
+            raise DependencyError(
+                "executor=slurm needs submitit, which is not installed: pip install -e '.[slurm]'"
+            )
         self._cluster = cluster
         self._folder = folder
         self._entry = entry
@@ -84,7 +90,9 @@ class SlurmExecutor(Executor):
         from submitit import SlurmExecutor as Submitit
 
         if Submitit.affinity() < 0:
-            raise UserError("executor=slurm: this machine has no Slurm (srun is not found); use executor=local, or ray")
+            raise UserError(
+                "executor=slurm: this machine has no Slurm (srun is not found); use executor=local, or ray"
+            )
 
     def _start(self, task: Task) -> None:
         import submitit
@@ -92,7 +100,7 @@ class SlurmExecutor(Executor):
         submitter = submitit.AutoExecutor(folder=self._files(task), cluster=self._cluster)
         submitter.update_parameters(name=f"trial-{task.number}", **self._parameters)
         try:
-            self._jobs[task.slot.number] = submitter.submit(process.launcher(task, self._entry))
+            self._jobs[task.slot.number] = submitter.submit(base.launcher(task, self._entry))
         except submitit.core.utils.FailedSubmissionError as error:
             raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
 
@@ -102,9 +110,13 @@ class SlurmExecutor(Executor):
     def job(self, task: Task) -> dict[str, Any] | None:
         """The job's id, with what else is needed to cancel it."""
         job = self._jobs.get(task.slot.number)
-        return left.note(self._cluster, str(job.job_id), self._files(task)) if job is not None else None
+        return (
+            base.note(self._cluster, str(job.job_id), self._files(task))
+            if job is not None
+            else None
+        )
 
-    def _gone(self) -> list[Ended]:
+    def _gone(self) -> list[EndedTask]:
         ended = []
         for number, job in list(self._jobs.items()):
             if job.done() and self._result_is_settled(number, job):
@@ -116,20 +128,25 @@ class SlurmExecutor(Executor):
     def _result_is_settled(self, number: int, job: Any) -> bool:
         """Whether the result is there, or will not come: a shared disk shows it some seconds late."""
         since = self._done_since.setdefault(number, time.monotonic())
-        return job.paths.result_pickle.exists() or time.monotonic() - since > _LATE_SECONDS[self._cluster]
+        return (
+            job.paths.result_pickle.exists()
+            or time.monotonic() - since > _LATE_SECONDS[self._cluster]
+        )
 
-    def _ended(self, number: int, job: Any) -> Ended:
+    def _ended(self, number: int, job: Any) -> EndedTask:
         task = self._running[number]
         if not job.paths.result_pickle.exists():
             stopped = "stopped: " if number in self._deadlines else ""
             state = str(job.state).lower()
-            return Ended(task, None, f"{stopped}the job {job.job_id} ended without a result ({state})")
+            return EndedTask(
+                task, None, f"{stopped}the job {job.job_id} ended without a result ({state})"
+            )
         try:
             code = int(job.result())
         except Exception as error:  # what the job's own process raised outside of the trial
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            return Ended(task, None, f"the job {job.job_id} failed: {last[:200]}")
-        return Ended(task, code, process.ending(code))
+            return EndedTask(task, None, f"the job {job.job_id} failed: {last[:200]}")
+        return EndedTask(task, code, base.ending(code))
 
     def _pause(self, seconds: float) -> None:
         time.sleep(max(0.0, min(seconds, _POLL_SECONDS[self._cluster])))

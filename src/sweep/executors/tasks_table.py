@@ -1,8 +1,8 @@
 """The table through which the owner of a study and its workers on other machines hand tasks over.
 
-It stands in the study's own database: who may write there decides what the workers run. Every change is one statement,
-so that no two processes can take the same task.
-All times are the database's: the machines' clocks need not agree.
+It stands in the study's own database: who may write there decides what the workers run. Every
+change is one statement, so that no two processes can take the same task. All times are the
+database's: the machines' clocks need not agree.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import sqlalchemy as sql
 
-from src.errors import DependencyError, UserError
-from src.sweep.executors.process import task_from
+from src.core.errors import DependencyError, UserError
+from src.sweep.executors.base import task_from
+from src.sweep.records import Task
 from src.sweep.storage import resolve_url
-from src.sweep.task import Task
 
 _metadata = sql.MetaData()
 _tasks = sql.Table(
@@ -27,7 +27,9 @@ _tasks = sql.Table(
     sql.Column("trial_id", sql.Integer, nullable=False),
     sql.Column("task", sql.Text, nullable=False),  # JSON
     sql.Column("state", sql.String(10), nullable=False),  # waiting, claimed, stop, ended
-    sql.Column("grace", sql.Float, nullable=False, default=0.0),  # seconds between asking to end and killing
+    sql.Column(
+        "grace", sql.Float, nullable=False, default=0.0
+    ),  # seconds between asking to end and killing
     sql.Column("worker", sql.String(200), nullable=False, default=""),
     sql.Column("exitcode", sql.Integer),
     sql.Column("note", sql.Text, nullable=False, default=""),
@@ -69,9 +71,13 @@ class TasksTable:
         sqlite = self.url.startswith("sqlite:")
         options = {"timeout": 60} if sqlite else {"connect_timeout": 5, "client_encoding": "utf8"}
         try:
-            self._engine = sql.create_engine(self.url, connect_args=options, pool_pre_ping=not sqlite)
+            self._engine = sql.create_engine(
+                self.url, connect_args=options, pool_pre_ping=not sqlite
+            )
         except ImportError as error:
-            raise DependencyError("PostgreSQL needs psycopg: pip install -e '.[postgres]'") from error
+            raise DependencyError(
+                "PostgreSQL needs psycopg: pip install -e '.[postgres]'"
+            ) from error
         if sqlite:
             self._now: sql.ColumnElement[float] = sql.func.julianday("now") * 86400.0
         else:
@@ -87,7 +93,9 @@ class TasksTable:
         """Say that a member is alive, and how many trials it can run or wants to."""
         with self._engine.begin() as connection:
             values: dict[str, Any] = {"kind": kind, "slots": slots, "heartbeat": self._now}
-            known = connection.execute(sql.update(_members).where(_members.c.name == name).values(values))
+            known = connection.execute(
+                sql.update(_members).where(_members.c.name == name).values(values)
+            )
             if not known.rowcount:
                 connection.execute(sql.insert(_members).values(name=name, **values))
 
@@ -100,7 +108,9 @@ class TasksTable:
         """How many trials the living workers can run at once, all together."""
         query = sql.select(sql.func.coalesce(sql.func.sum(_members.c.slots), 0))
         with self._engine.connect() as connection:
-            living = query.where(_members.c.kind == "worker", _members.c.heartbeat > self._now - lost_after)
+            living = query.where(
+                _members.c.kind == "worker", _members.c.heartbeat > self._now - lost_after
+            )
             return int(connection.execute(living).scalar_one())
 
     def bury_lost(self, lost_after: float) -> None:
@@ -110,7 +120,9 @@ class TasksTable:
         note = sql.literal("worker ") + _tasks.c.worker + sql.literal(" was lost")
         silent = _members.c.heartbeat < self._now - 20 * lost_after
         with self._engine.begin() as connection:
-            connection.execute(sql.update(_tasks).where(lost).values(state="ended", exitcode=None, note=note))
+            connection.execute(
+                sql.update(_tasks).where(lost).values(state="ended", exitcode=None, note=note)
+            )
             connection.execute(sql.delete(_tasks).where(_tasks.c.owner.not_in(living)))
             connection.execute(sql.delete(_members).where(silent))
 
@@ -123,7 +135,12 @@ class TasksTable:
         fields = asdict(task)
         if fields["storage"] == self.url:
             fields["storage"] = ""  # a worker may know this database by another address
-        values = {"owner": owner, "study": task.study, "trial_id": task.trial_id, "task": json.dumps(fields)}
+        values = {
+            "owner": owner,
+            "study": task.study,
+            "trial_id": task.trial_id,
+            "task": json.dumps(fields),
+        }
         with self._engine.begin() as connection:
             row = connection.execute(sql.insert(_tasks).values(state="waiting", **values))
             assert row.inserted_primary_key is not None
@@ -136,12 +153,19 @@ class TasksTable:
             worker: Who takes it.
             study: Only of this study; None: of any.
         """
-        waiting = sql.select(_tasks.c.id).where(_tasks.c.state == "waiting").order_by(_tasks.c.id).limit(1)
+        waiting = (
+            sql.select(_tasks.c.id)
+            .where(_tasks.c.state == "waiting")
+            .order_by(_tasks.c.id)
+            .limit(1)
+        )
         if study is not None:
             waiting = waiting.where(_tasks.c.study == study)
         # SQLite knows no rows that are locked: its one writer at a time has the whole file
         oldest = waiting.with_for_update(skip_locked=True).scalar_subquery()
-        taken = sql.update(_tasks).where(_tasks.c.id == oldest).values(state="claimed", worker=worker)
+        taken = (
+            sql.update(_tasks).where(_tasks.c.id == oldest).values(state="claimed", worker=worker)
+        )
         with self._engine.begin() as connection:
             row = connection.execute(taken.returning(_tasks.c.id, _tasks.c.task)).first()
         if row is None:
@@ -155,14 +179,20 @@ class TasksTable:
         mine = sql.update(_tasks).where(_tasks.c.id == id)
         with self._engine.begin() as connection:
             never = mine.where(_tasks.c.state == "waiting")
-            connection.execute(never.values(state="ended", note="stopped before a worker had taken it"))
-            connection.execute(mine.where(_tasks.c.state.in_(_RUNNING)).values(state="stop", grace=grace))
+            connection.execute(
+                never.values(state="ended", note="stopped before a worker had taken it")
+            )
+            connection.execute(
+                mine.where(_tasks.c.state.in_(_RUNNING)).values(state="stop", grace=grace)
+            )
 
     def wanted(self, worker: str) -> dict[int, float | None]:
         """The tasks that a worker shall go on with: id -> None, or the grace in seconds if it shall stop it."""
         query = sql.select(_tasks.c.id, _tasks.c.state, _tasks.c.grace)
         with self._engine.connect() as connection:
-            rows = connection.execute(query.where(_tasks.c.worker == worker, _tasks.c.state.in_(_RUNNING)))
+            rows = connection.execute(
+                query.where(_tasks.c.worker == worker, _tasks.c.state.in_(_RUNNING))
+            )
             return {int(row.id): float(row.grace) if row.state == "stop" else None for row in rows}
 
     def report(self, worker: str, end: TaskEnd) -> None:
@@ -186,7 +216,9 @@ class TasksTable:
     def known(self, owner: str) -> set[int]:
         """Ids of the owner's rows; others drop them if it was silent for too long."""
         with self._engine.connect() as connection:
-            return set(connection.execute(sql.select(_tasks.c.id).where(_tasks.c.owner == owner)).scalars())
+            return set(
+                connection.execute(sql.select(_tasks.c.id).where(_tasks.c.owner == owner)).scalars()
+            )
 
     def drop(self, owner: str) -> None:
         """Remove all tasks of an owner."""
@@ -206,5 +238,7 @@ class TasksTable:
             except sql.exc.DBAPIError as error:
                 if attempt == 4:
                     reason = " ".join(str(error.orig).split())[:200]
-                    raise UserError(f"{self.shown_url}: the database cannot be used: {reason}") from error
+                    raise UserError(
+                        f"{self.shown_url}: the database cannot be used: {reason}"
+                    ) from error
                 time.sleep(0.2 * (attempt + 1))

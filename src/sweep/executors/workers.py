@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from sqlalchemy.exc import DBAPIError
 
-from src.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError
 from src.sweep.executors.base import Executor, plain_slots
 from src.sweep.executors.tasks_table import TasksTable
-from src.sweep.task import Ended, Task
+from src.sweep.records import EndedTask, Task
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
@@ -31,10 +31,13 @@ class Heart:
         table: Of the database.
         kind: What this process is.
         slots: How many trials it can run, or wants to run.
-        lost_after: Seconds of silence after which others give a member up; it is heard of twelve times as often.
+        lost_after: Seconds of silence after which others give a member up; it is heard of twelve
+            times as often.
     """
 
-    def __init__(self, table: TasksTable, kind: Literal["owner", "worker"], slots: int, lost_after: float) -> None:
+    def __init__(
+        self, table: TasksTable, kind: Literal["owner", "worker"], slots: int, lost_after: float
+    ) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.heard = time.monotonic()  # when the database last took a heartbeat
         self._table, self._kind, self._slots, self._every = table, kind, slots, lost_after / 12
@@ -61,10 +64,12 @@ class WorkersExecutor(Executor):
     """Hands each trial to the first worker that is free.
 
     Args:
-        storage_url: The database through which the tasks travel: the study's own, SQLite (for workers on this machine)
-            or PostgreSQL.
-        n_jobs: How many trials may be handed out at once; None: as many as the living workers can run.
-        lost_after_s: Seconds without a sign of life after which a worker and its trials are given up.
+        storage_url: The database through which the tasks travel: the study's own, SQLite (for
+            workers on this machine) or PostgreSQL.
+        n_jobs: How many trials may be handed out at once; None: as many as the living workers can
+            run.
+        lost_after_s: Seconds without a sign of life after which a worker and its trials are given
+            up.
 
     Raises:
         ConfigError: An impossible number, or another kind of storage.
@@ -109,10 +114,12 @@ class WorkersExecutor(Executor):
         try:
             self._rows[task.slot.number] = self._table.add(self._owner, task)
         except DBAPIError as error:
-            raise OSError(f"the database did not answer: {' '.join(str(error.orig).split())[:200]}") from error
+            raise OSError(
+                f"the database did not answer: {' '.join(str(error.orig).split())[:200]}"
+            ) from error
 
-    def _gone(self) -> list[Ended]:
-        ended: list[Ended] = []
+    def _gone(self) -> list[EndedTask]:
+        ended: list[EndedTask] = []
         with self._patience():
             if self._look_is_due():
                 ended += self._look_after_workers()
@@ -122,9 +129,9 @@ class WorkersExecutor(Executor):
                     ended.append(self._ended(slots[end.id], end.exitcode, end.note))
         return ended
 
-    def _ended(self, number: int, exitcode: int | None, note: str) -> Ended:
+    def _ended(self, number: int, exitcode: int | None, note: str) -> EndedTask:
         del self._rows[number]
-        return Ended(self._running[number], exitcode, note)
+        return EndedTask(self._running[number], exitcode, note)
 
     def _look_is_due(self) -> bool:
         due = time.monotonic() - self._looked >= min(_COUNT_SECONDS, self._lost_after / 4)
@@ -132,7 +139,7 @@ class WorkersExecutor(Executor):
             self._looked = time.monotonic()
         return due
 
-    def _look_after_workers(self) -> list[Ended]:
+    def _look_after_workers(self) -> list[EndedTask]:
         now = time.monotonic()
         self._table.bury_lost(self._lost_after)
         if self._table.workers(self._lost_after) or not self._rows:
@@ -140,12 +147,14 @@ class WorkersExecutor(Executor):
         elif now - self._served > _ALONE_SECONDS:
             self._served = now + 20 * _ALONE_SECONDS  # said again in five minutes
             log.warning(
-                "no worker serves this study: start some, python -m src.worker storage=%s", self._table.shown_url
+                "no worker serves this study: start some, python -m src.worker storage=%s",
+                self._table.shown_url,
             )
         known = self._table.known(self._owner)
         dropped = [number for number, row in self._rows.items() if row not in known]
         return [
-            self._ended(number, None, "dropped: the owner had not been heard of for too long") for number in dropped
+            self._ended(number, None, "dropped: the owner had not been heard of for too long")
+            for number in dropped
         ]
 
     def _pause(self, seconds: float) -> None:
@@ -181,4 +190,6 @@ class WorkersExecutor(Executor):
         except DBAPIError as error:
             if time.monotonic() - self._reached > self._lost_after:
                 reason = " ".join(str(error.orig).split())[:200]
-                raise UserError(f"{self._table.shown_url}: the database does not answer any more: {reason}") from error
+                raise UserError(
+                    f"{self._table.shown_url}: the database does not answer any more: {reason}"
+                ) from error

@@ -1,0 +1,110 @@
+"""Files and folders that are written completely or not at all, and paths as users type them."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.core.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMULA_STARTS = ("=", "+", "@", "-", "\t", "\r")
+
+
+@contextmanager
+def atomic_file(path: Path, what: str = "the file") -> Iterator[Path]:
+    """Yield a draft path; the draft replaces `path` if the block ends without an exception.
+
+    The draft lies in a temporary folder beside `path`. Other files in that folder are deleted.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        what: Named in the error message, such as "the model".
+
+    Raises:
+        UserError: The file cannot be written: no such folder, no permission, or the disk is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            yield draft
+            draft.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: {what} cannot be written there ({error})") from error
+
+
+@contextmanager
+def atomic_folder(folder: Path, what: str, key: str = "folder") -> Iterator[Path]:
+    """Yield an empty draft folder; it replaces `folder` if the block ends without an exception.
+
+    Args:
+        folder: The folder to write. Its former content is deleted only after success.
+        what: Named in the error message, such as "the report".
+        key: The config key that names the parent folder, for the error message.
+
+    Raises:
+        UserError: The folder cannot be written. It is unchanged then, as after any exception.
+    """
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if folder.exists():
+            folder.replace(former)
+        draft.replace(folder)
+    except OSError as error:
+        message = f"{key}={folder.parent}: {what} cannot be written there ({error})"
+        raise UserError(message) from error
+    finally:
+        for leftover in (draft, former):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def refuse_unwritable(folder: Path, what: str, key: str = "folder") -> None:
+    """Check, before any work, that `atomic_folder(folder, what)` will be possible.
+
+    Raises:
+        UserError: The parent folder cannot be created or written, or `folder` is a file.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file")
+    except OSError as error:
+        message = f"{key}={folder.parent}: {what} cannot be written there ({error})"
+        raise UserError(message) from error
+
+
+def expanded(name: str) -> Path:
+    """A path with `~` expanded; unchanged where there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether the file or folder exists; False for names that the system refuses."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def escape_formula(value: object) -> object:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    dangerous = isinstance(value, str) and value.startswith(FORMULA_STARTS)
+    return f"'{value}" if dangerous else value
+
+
+def spreadsheet(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with `escape_formula` applied to every cell."""
+    return table.map(escape_formula)

@@ -1,0 +1,146 @@
+"""One table for every output: terminal, Markdown, LaTeX, CSV and HTML show the same rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from src.core.files import atomic_file, escape_formula
+
+MISSING = "-"
+_MARKDOWN_SPECIAL = "\\`*[]|#"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A DataFrame with a title, a caption, column labels, units and formats.
+
+    Attributes:
+        frame: One row per table row, raw values; the index is not shown.
+        title: Shown above the table, one line.
+        caption: Shown below the table: units, directions, warnings.
+        labels: Column -> heading without the unit. A column without a label shows its name.
+        units: Column -> unit, shown in the heading in parentheses.
+        formats: Column -> format specification such as ".3f", or a function of one value.
+            Missing values (None, NaN) are shown as "-" and are not passed to the function.
+        bold: Positions of rows that are emphasised in the terminal.
+    """
+
+    frame: pd.DataFrame
+    title: str = ""
+    caption: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str | Callable[[Any], str]] = field(default_factory=dict)
+    bold: frozenset[int] = frozenset()
+
+    @property
+    def _names(self) -> list[str]:
+        return [str(name) for name in self.frame]
+
+    def heading(self, column: str) -> str:
+        """The label of a column with its unit, such as "latency (ms)"."""
+        label = self.labels.get(column, column)
+        return f"{label} ({self.units[column]})" if self.units.get(column) else label
+
+    def texts(self) -> pd.DataFrame:
+        """The formatted cells under their headings, all of them text."""
+        columns = {name: [self._cell(name, v) for v in self.frame[name]] for name in self._names}
+        texts = pd.DataFrame(columns, dtype=object)
+        texts.columns = pd.Index([self.heading(name) for name in self._names], dtype=object)
+        return texts
+
+    def to_rich(self) -> RichTable:
+        """The table for a terminal; numbers are aligned to the right, long texts are folded."""
+        table = RichTable(
+            title=Text(self.title, "bold") if self.title else None,
+            caption=Text(self.caption) if self.caption else None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for name in self._names:
+            numeric = self._is_numeric(name)
+            table.add_column(
+                Text(self.heading(name)),
+                justify="right" if numeric else "left",
+                overflow="fold",
+            )
+        for position, row in enumerate(self.texts().itertuples(index=False)):
+            style = "bold" if position in self.bold else None
+            table.add_row(*(Text(cell) for cell in row), style=style)
+        return table
+
+    def to_markdown(self) -> str:
+        """A GitHub table with the title above and the caption below; special characters escaped."""
+        texts = self.texts().map(escape_markdown)
+        texts.columns = pd.Index([escape_markdown(name) for name in texts.columns])
+        align = ["right" if self._is_numeric(name) else "left" for name in self._names]
+        body = texts.to_markdown(index=False, disable_numparse=True, colalign=align)
+        parts = [f"**{escape_markdown(self.title)}**" if self.title else "", body]
+        parts.append(escape_markdown(self.caption) if self.caption else "")
+        return "\n\n".join(part for part in parts if part)
+
+    def to_latex(self, label: str = "") -> str:
+        """A table environment; the preamble needs booktabs."""
+        styler = self.texts().style.hide(axis="index").format(escape="latex")
+        styler = styler.format_index(escape="latex", axis=1)
+        align = "".join("r" if self._is_numeric(name) else "l" for name in self._names)
+        caption = " ".join(part for part in (self.title, self.caption) if part)
+        return styler.to_latex(
+            hrules=True,
+            column_format=align,
+            caption="".join(LATEX.get(letter, letter) for letter in caption) or None,
+            label=f"tab:{label}" if label else None,
+        )
+
+    def to_html(self) -> str:
+        """A <table> element; every text is escaped."""
+        return self.texts().to_html(index=False, border=0, escape=True)
+
+    def to_csv(self, path: Path) -> None:
+        """Write the raw values; text that a spreadsheet would run as a formula is quoted."""
+        safe = self.frame.copy()
+        for name in safe:
+            if not pd.api.types.is_numeric_dtype(safe[name]):
+                safe[name] = safe[name].map(escape_formula)
+        with atomic_file(path) as draft:
+            safe.to_csv(draft, index=False)
+
+    def _cell(self, column: str, value: Any) -> str:
+        if value is None or (isinstance(value, float) and value != value):
+            return MISSING
+        how = self.formats.get(column)
+        if callable(how):
+            return how(value)
+        return format(value, how) if how else str(value)
+
+    def _is_numeric(self, column: str) -> bool:
+        return column in self.formats or pd.api.types.is_numeric_dtype(self.frame[column])
+
+
+def escape_markdown(text: object, longest: int = 10_000) -> str:
+    """Text from outside as one line of plain Markdown: no tags, no emphasis, no table cells.
+
+    Args:
+        text: Any value; it is converted to text.
+        longest: Longer texts are cut and end in "…".
+    """
+    line = " ".join(str(text).split())
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    for letter in _MARKDOWN_SPECIAL:
+        line = line.replace(letter, f"\\{letter}")
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

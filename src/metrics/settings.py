@@ -1,0 +1,73 @@
+"""What the clinical audit is asked for, checked at the door, and the class that it looks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.core.errors import ConfigError
+from src.metrics.registry import MELANOMA
+
+SAMPLES = 100  # fewest of the bootstrap
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What the clinical audit asks.
+
+    Attributes:
+        positive: The class that is looked for; None is the one that goes by a name of melanoma.
+        goal: Recall that the class must reach, in (0, 1).
+        sensitivity: Wanted when a threshold is chosen on validation, in (0, 1).
+        specificity: Wanted when the other threshold is chosen on validation, in (0, 1).
+        fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse; each
+            in (0, 1). None: it is left out.
+        samples: Bootstrap samples, at least 100: fewer have no 2.5% at an end.
+        seed: Of the random numbers, at least 0.
+        level: Coverage of the intervals, in (0, 1).
+        smallest: A subgroup with fewer lesions of a class gets no figure for it; lesions, for more
+            images of the same ones tell little more.
+
+    Raises:
+        ConfigError: A value out of its range; the key is the attribute.
+    """
+
+    positive: str | None = None
+    goal: float = 0.80
+    sensitivity: float = 0.80
+    specificity: float = 0.90
+    fixed: tuple[float, ...] = (0.80, 0.90, 0.95)
+    samples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+    smallest: int = 10
+
+    def __post_init__(self) -> None:
+        for key in ("goal", "sensitivity", "specificity", "level"):
+            if not 0 < getattr(self, key) < 1:
+                raise ConfigError(key, f"must be between 0 and 1, but got {getattr(self, key):g}")
+        object.__setattr__(self, "fixed", tuple(self.fixed))  # a config gives a list
+        for value in self.fixed:
+            if not 0 < value < 1:
+                raise ConfigError("fixed", f"must be between 0 and 1 each, but got {value:g}")
+        for key, least in (("samples", SAMPLES), ("smallest", 1), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(key, f"must be at least {least}, but got {getattr(self, key)}")
+
+    def looked_for(self, classes: Sequence[str]) -> str:
+        """The name of the class that is looked for, among those that were predicted.
+
+        Raises:
+            ConfigError: None of `classes` is it.
+        """
+        if self.positive is not None:
+            if self.positive not in classes:
+                raise ConfigError(
+                    "positive", f"must be one of {', '.join(classes)}, but got {self.positive!r}"
+                )
+            return self.positive
+        found = next((name for name in classes if name.lower() in MELANOMA), None)
+        if found is None:
+            raise ConfigError(
+                "positive",
+                f"none of {', '.join(classes)} is called melanoma; name the class looked for",
+            )
+        return found

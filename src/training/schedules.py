@@ -1,0 +1,57 @@
+"""Learning-rate schedules, all stepped once a training step. Each is given the optimizer and the number of steps."""
+
+import math
+from typing import Annotated
+
+from annotated_types import Interval
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+Fraction = Annotated[float, Interval(gt=0, lt=1)]
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The optimizer's own learning rate, unchanged."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def onecycle(
+    optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.3, cycle_momentum: bool = True
+) -> LRScheduler:
+    """Rise to each parameter group's learning rate, then fall to nearly zero (Smith & Topin 2019, arXiv 1708.07120).
+
+    Args:
+        optimizer: Its groups' learning rates are the peaks.
+        total_steps: Training steps in all.
+        warmup: Part of the steps spent rising, in (0, 1).
+        cycle_momentum: Let momentum (Adam's first beta) fall from 0.95 to 0.85 and rise again, as
+            the paper does; what the optimizer was given for it then has no effect.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(
+        optimizer,
+        max_lr=peaks,
+        total_steps=max(total_steps, 2),
+        pct_start=warmup,
+        cycle_momentum=cycle_momentum,
+    )
+
+
+def cosine(optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.05) -> LRScheduler:
+    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts).
+
+    Args:
+        optimizer: Its groups' learning rates are the peaks.
+        total_steps: Training steps in all.
+        warmup: Part of the steps spent rising, in (0, 1).
+    """
+    rising = max(1, round(warmup * total_steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (
+            1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total_steps - rising)))
+        )
+
+    return LambdaLR(optimizer, factor)

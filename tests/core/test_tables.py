@@ -1,0 +1,87 @@
+"""One Table, five outputs: expected texts are written by hand."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from src.core.tables import Table, escape_markdown
+
+FRAME = pd.DataFrame(
+    {"model": ["custom", "=1+1|<b>"], "acc": [0.6543, None], "latency": [1.25, 30.0]}
+)
+TABLE = Table(
+    FRAME,
+    title="Results_1",
+    caption="higher is better",
+    labels={"acc": "accuracy"},
+    units={"latency": "ms"},
+    formats={"acc": ".3f", "latency": lambda value: f"{value:.1f}"},
+    bold=frozenset({0}),
+)
+
+
+def test_texts_have_headings_with_units_and_a_dash_for_missing_values() -> None:
+    texts = TABLE.texts()
+    assert list(texts) == ["model", "accuracy", "latency (ms)"]
+    assert texts.to_numpy().tolist() == [["custom", "0.654", "1.2"], ["=1+1|<b>", "-", "30.0"]]
+
+
+def test_terminal() -> None:
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(TABLE.to_rich())
+    lines = console.export_text().splitlines()
+    assert lines[0].strip() == "Results_1"
+    assert next(line for line in lines if "custom" in line).split() == ["custom", "0.654", "1.2"]
+    assert "=1+1|<b>" in "\n".join(lines)
+
+
+def test_markdown_is_escaped() -> None:
+    lines = TABLE.to_markdown().splitlines()
+    assert lines[0] == "**Results_1**"
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        "model",
+        "accuracy",
+        "latency (ms)",
+    ]
+    assert r"=1+1\|&lt;b&gt;" in lines[5]
+    assert lines[-1] == "higher is better"
+
+
+def test_latex_is_escaped() -> None:
+    text = TABLE.to_latex(label="results")
+    assert r"\toprule" in text
+    assert r"\caption{Results\_1 higher is better}" in text
+    assert r"\label{tab:results}" in text
+    assert "custom & 0.654 & 1.2" in text
+
+
+def test_html_is_escaped() -> None:
+    text = TABLE.to_html()
+    assert "<th>latency (ms)</th>" in text
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text
+
+
+def test_csv_holds_raw_values_and_no_formulas(tmp_path: Path) -> None:
+    TABLE.to_csv(tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["model", "acc", "latency"],
+        ["custom", "0.6543", "1.25"],
+        ["'=1+1|<b>", "", "30.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a\n b", "a b"), ("*x*", r"\*x\*"), ("a&b", "a&amp;b")]
+)
+def test_escape_markdown(text: str, expected: str) -> None:
+    assert escape_markdown(text) == expected
+
+
+def test_long_texts_are_cut() -> None:
+    assert escape_markdown("x" * 20, longest=5) == "xxxx…"
