@@ -1,205 +1,286 @@
-"""The one place that knows a metric's name, unit, label and which way is better."""
+"""The registry of metrics: name, label, unit, direction, format and computation of each, once.
+
+A new metric is one entry in `METRICS`. Training then records it (if it has `from_counts`), tables
+label it, and objectives and limits accept it.
+"""
 
 import difflib
+import functools
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pandas as pd
+import numpy as np
 
 from src.core.errors import ConfigError
 
-LOST = "compression/lost"  # before the name of a metric: the origin's less the compressed net's
-MELANOMA = (
-    "mel",
-    "melanoma",
-    "malignant",
-)  # what the class whose missed cases cost lives is called, by data set
-COMPRESSION = (
-    "compression",
-    "origin",
-    "lost_on",
-)  # tags: how, of which run, and on which split that was judged
-
-
-def recorded_name(metric: str) -> str:
-    """Under which name a run holds its final value: validation metrics at the chosen epoch, the others as they are."""
-    return f"best/{metric}" if metric.startswith("val/") else metric
-
-
-def melanoma_class(table: pd.DataFrame, prefix: str) -> str:
-    """The class that is melanoma in these runs, or "mel" where none of them has it."""
-    recalls = [
-        str(name).removeprefix(f"{prefix}/recall/")
-        for name in table
-        if str(name).startswith(f"{prefix}/recall/")
-    ]
-    return next((name for name in recalls if name.lower() in MELANOMA), MELANOMA[0])
-
+if TYPE_CHECKING:
+    import pandas as pd
 
 Direction = Literal["maximize", "minimize"]
 Operator = Literal["<=", ">="]
+Kind = Literal["fraction", "number", "cost", "time"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
+
+# The metric that models are compared by unless a config names another one, without its split.
+PRIMARY = "balanced_accuracy"
+# Prefix of what a compression lost: the origin's value minus the compressed net's.
+LOST = "compression/lost"
+# Names of the class whose missed cases cost lives, in the data sets.
+MELANOMA = ("mel", "melanoma", "malignant")
+# Tags of a compressed run: the method, the run it was made from, and the split of the comparison.
+COMPRESSION = ("compression", "origin", "lost_on")
+
+_SPLITS = {"val": "validation", "test": "test", "best/val": "validation, chosen epoch"}
+_PLACEHOLDERS = {  # in a metric's name, as <placeholder> -> regular expression
+    "split": "|".join(_SPLITS),
+    "class": ".+",
+    "batch": r"[1-9]\d*",
+    "percentile": r"\d+",
+    "percent": r"[\d.]+",
+    "rate": "sensitivity|specificity|ppv|npv",
+}
+_PLACEHOLDER = re.compile(r"<(\w+)>")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric.
+    """One entry of the registry, or, as `describe` returns it, one metric of the run record.
 
     Attributes:
-        name: As in the run record, such as "val/recall/mel".
-        label: For people: axis titles, table heads; without the unit.
-        unit: "ms", "MB", "multiply-adds" ...; empty for fractions in [0, 1] and other bare numbers.
+        name: As in the run record, such as "val/recall/mel". In the registry with placeholders,
+            such as "<split>/recall/<class>". The texts below may use the same placeholders.
+        label: For axis titles and tables, without the unit. `describe` adds the split.
+        short: For the head of a narrow table; the label, if empty.
+        unit: "ms", "MB", "multiply-adds" ...; empty for bare numbers.
         direction: Which way is better.
-        audited: Whether only the clinical audit (src.evaluate) computes it, so that no training can
-            choose by it.
+        kind: "fraction": a quality in [0, 1]; "number": another value of a split, such as a loss;
+            "cost" and "time": what a model costs.
+        noun: In a sentence behind the value and in place of the label: "30M multiply-adds".
+        phrase: The metric with its value in a sentence; `<quantity>` is the value with its unit.
+        format: In a table cell: a format specification or "engineering" (30.0M).
+        audited: Whether only the clinical audit (src.evaluate) computes it. No training can choose
+            by it.
+        from_counts: Confusion matrices (..., K, K), rows are true classes and columns predicted
+            ones -> values (...,), or (..., K) for a metric of each class; NaN where undefined.
+        hub: Name in the Hugging Face library of metrics, if it has one.
+        split: For people, such as "test"; filled in by `describe`.
     """
 
     name: str
     label: str
-    unit: str
-    direction: Direction
+    short: str = ""
+    unit: str = ""
+    direction: Direction = "maximize"
+    kind: Kind = "fraction"
+    noun: str = ""
+    phrase: str = "<label> <quantity>"
+    format: str = ".3f"
     audited: bool = False
+    from_counts: Callable[[np.ndarray], np.ndarray] | None = None
+    hub: str = ""
+    split: str = ""
+
+    @property
+    def plain_label(self) -> str:
+        """The label without the split."""
+        return self.label.removesuffix(f" ({self.split})") if self.split else self.label
 
     @property
     def axis(self) -> str:
-        """Label with its unit, such as "FLOPs (multiply-adds)"."""
+        """The label with its unit, such as "FLOPs (multiply-adds)"."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    @property
+    def is_count(self) -> bool:
+        """Whether values are large whole numbers, shown as 30.0M."""
+        return self.format == "engineering"
 
-@dataclass(frozen=True)
-class Objective:
-    """A metric that is to be made better.
-
-    Attributes:
-        metric: Name from the run record.
-        direction: Which way; the table's, unless the config says otherwise.
-    """
-
-    metric: str
-    direction: Direction
-
-    def __str__(self) -> str:
-        return f"{self.direction} {self.metric}"
+    @property
+    def is_per_class(self) -> bool:
+        """Whether there is one value for each class."""
+        return "<class>" in self.name
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A bound that a metric must keep.
-
-    Attributes:
-        metric: Name from the run record.
-        operator: "<=" or ">=".
-        value: The bound; a value equal to it keeps it.
-    """
-
-    metric: str
-    operator: Operator
-    value: float
-
-    def violation(self, measured: float) -> float:
-        """By how much `measured` breaks the limit, in the metric's unit; zero or less where it is kept, NaN for NaN."""
-        return measured - self.value if self.operator == "<=" else self.value - measured
-
-    def holds(self, measured: float) -> bool:
-        """Whether `measured` keeps the limit; NaN does not."""
-        return self.violation(measured) <= 0
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.operator} {self.value:g}"
+def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """`part` divided by `total`, NaN where the total is 0."""
+    part, total = np.broadcast_arrays(part, total)
+    return np.divide(part, total, out=np.full(part.shape, np.nan), where=total > 0)
 
 
-# Quality, for a prefix of a split: name behind the prefix -> label, direction. All are fractions in
-# [0, 1], but for the loss and the negative log-likelihood (nats) and the temperature, of which
-# neither way is better.
-_QUALITY: dict[str, tuple[str, Direction]] = {
-    "loss": ("loss", "minimize"),
-    "accuracy": ("accuracy", "maximize"),
-    "balanced_accuracy": ("balanced accuracy", "maximize"),
-    "macro_f1": ("macro F1", "maximize"),
-    "auroc": ("AUROC", "maximize"),
-    r"recall/(?P<class_name>.+)": ("recall of {class_name}", "maximize"),
-    r"precision/(?P<class_name>.+)": ("precision of {class_name}", "maximize"),
-    r"f1/(?P<class_name>.+)": ("F1 of {class_name}", "maximize"),
-    r"specificity/(?P<class_name>.+)": ("specificity of {class_name}", "maximize"),
-}
-# What only the clinical audit computes, likewise.
-_AUDITED: dict[str, tuple[str, Direction]] = {
-    r"auroc/(?P<class_name>.+)": ("AUROC of {class_name}", "maximize"),
-    r"average_precision/(?P<class_name>.+)": ("average precision of {class_name}", "maximize"),
-    r"auroc_above_80_sensitivity/(?P<class_name>.+)": (
-        "AUC above 80% sensitivity of {class_name}",
-        "maximize",
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the values that are not NaN; NaN where all are."""
+    defined = ~np.isnan(values)
+    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
+
+
+def _recall(counts: np.ndarray) -> np.ndarray:
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1))
+
+
+def _precision(counts: np.ndarray) -> np.ndarray:
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2))
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    return ratio(2 * hits, counts.sum(axis=-1) + counts.sum(axis=-2))
+
+
+def _specificity(counts: np.ndarray) -> np.ndarray:
+    hits, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2)
+    others = counts.sum(axis=(-2, -1))[..., None] - counts.sum(axis=-1)
+    return ratio(others - (predicted - hits), others)
+
+
+def _accuracy(counts: np.ndarray) -> np.ndarray:
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    return ratio(hits.sum(axis=-1), counts.sum(axis=(-2, -1)))
+
+
+def _audit(name: str, label: str, short: str = "", **values: Any) -> Metric:
+    """A metric that only the clinical audit computes."""
+    return Metric(f"<split>/{name}", label, short, audited=True, **values)
+
+
+def _cost(name: str, label: str, short: str = "", unit: str = "", **values: Any) -> Metric:
+    values = {"direction": "minimize", "kind": "cost", "noun": "", **values}
+    return Metric(name, label, short, unit, **values)
+
+
+def _latency(batch: str, percentile: str, short: str) -> Metric:
+    name = f"efficiency/latency_ms/b{batch}/p{percentile}"
+    phrase = f"<quantity> for a batch of {batch} (p{percentile})"
+    label = f"latency of a batch of {batch}, p{percentile}"
+    return _cost(name, label, short, "ms", phrase=phrase, format=".2f")
+
+
+_LOSS: dict[str, Any] = {"direction": "minimize", "kind": "number"}
+_ERROR: dict[str, Any] = {"direction": "minimize"}
+_COUNT: dict[str, Any] = {"phrase": "<quantity>", "format": "engineering"}
+_TIME: dict[str, Any] = {"kind": "time"}
+_SCALED = "after temperature scaling"
+
+# The order is that of tables. The first entry whose name matches describes a metric.
+METRICS: list[Metric] = [
+    Metric("train/loss", "training loss", **_LOSS),
+    Metric("<split>/loss", "loss", **_LOSS),
+    Metric("<split>/accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
+    Metric(
+        "<split>/balanced_accuracy",
+        "balanced accuracy",
+        "bal. acc.",
+        from_counts=lambda counts: mean_of_defined(_recall(counts)),
+        hub="balanced_accuracy",
     ),
-    r"pauc_80/(?P<class_name>.+)": (
-        "pAUC above 80% TPR (ISIC 2024, at most 0.2) of {class_name}",
-        "maximize",
+    Metric(
+        "<split>/macro_f1",
+        "macro F1",
+        from_counts=lambda counts: mean_of_defined(_f1(counts)),
+        hub="f1",
     ),
-    r"sensitivity_at_spec(?P<per_cent>[\d.]+)/(?P<class_name>.+)": (
-        "sensitivity at {per_cent}% specificity of {class_name}",
-        "maximize",
+    # From the scores: `metrics.classification.mean_auroc`, resampled by `metrics.bootstrap`.
+    Metric("<split>/auroc", "AUROC", hub="roc_auc"),
+    Metric("<split>/recall/<class>", "recall of <class>", "<class> recall", from_counts=_recall),
+    Metric("<split>/precision/<class>", "precision of <class>", from_counts=_precision),
+    Metric("<split>/f1/<class>", "F1 of <class>", from_counts=_f1),
+    Metric("<split>/specificity/<class>", "specificity of <class>", from_counts=_specificity),
+    # From `metrics.curves`.
+    _audit("auroc/<class>", "AUROC of <class>", "AUROC"),
+    _audit("average_precision/<class>", "average precision of <class>", "average precision"),
+    _audit(
+        "auroc_above_80_sensitivity/<class>",
+        "AUC above 80% sensitivity of <class>",
+        "AUC, sens >= 80%",
     ),
-    r"specificity_at_sens(?P<per_cent>[\d.]+)/(?P<class_name>.+)": (
-        "specificity at {per_cent}% sensitivity of {class_name}",
-        "maximize",
+    _audit(
+        "pauc_80/<class>",
+        "pAUC above 80% TPR (ISIC 2024, at most 0.2) of <class>",
+        "pAUC, TPR >= 80%",
     ),
-    r"chosen/(?P<measure>sensitivity|specificity|ppv|npv)/(?P<class_name>.+)": (
-        "{measure} of {class_name} at the threshold chosen on validation",
-        "maximize",
+    _audit(
+        "sensitivity_at_spec<percent>/<class>",
+        "sensitivity at <percent>% specificity of <class>",
+        "sens at <percent>% spec",
     ),
-    "isic_balanced_accuracy": ("balanced accuracy, ties undecided (ISIC)", "maximize"),
-    r"(?P<measure>ece|adaptive_ece|brier|nll)": ("{measure} of the probabilities", "minimize"),
-    r"(?P<measure>ece|adaptive_ece|brier|nll)_scaled": (
-        "{measure} after temperature scaling",
-        "minimize",
+    _audit(
+        "specificity_at_sens<percent>/<class>",
+        "specificity at <percent>% sensitivity of <class>",
+        "spec at <percent>% sens",
     ),
-    "temperature": ("temperature fitted on validation", "minimize"),
-}
-_SPLITS = {"val": "validation", "test": "test", "best/val": "validation, chosen epoch"}
-# Name, as a regular expression -> label, unit, direction.
-_TABLE: dict[str, tuple[str, str, Direction]] = {
-    "train/loss": ("training loss", "", "minimize"),
-    **{
-        f"{prefix}/{name}": (f"{label} ({split})", "", direction)
-        for prefix, split in _SPLITS.items()
-        for name, (label, direction) in {**_QUALITY, **_AUDITED}.items()
-    },
-    "efficiency/flops": ("FLOPs", "multiply-adds", "minimize"),
-    "efficiency/params": ("parameters", "", "minimize"),
-    "efficiency/trainable_params": ("trainable parameters", "", "minimize"),
-    "efficiency/size_mb": ("size of the weights", "MB", "minimize"),
-    r"efficiency/latency_ms/b(?P<batch>[1-9]\d*)/p(?P<percentile>\d+)": (
-        "latency of a batch of {batch}, percentile {percentile}",
-        "ms",
-        "minimize",
+    # From `metrics.thresholds`.
+    _audit(
+        "chosen/<rate>/<class>", "<rate> of <class> at the threshold chosen on validation", "<rate>"
     ),
-    "efficiency/latency_ratio": ("latency relative to the reference net", "", "minimize"),
-    "efficiency/throughput": ("throughput", "images/s", "maximize"),
-    "efficiency/peak_memory_mb": ("peak memory of inference", "MB", "minimize"),
-    "time/fit_s": ("training time", "s", "minimize"),
-    "time/tracking_s": ("time spent on recording", "s", "minimize"),
-    "time/images_per_s": ("training speed", "images/s", "maximize"),
-}
+    _audit(
+        "isic_balanced_accuracy", "balanced accuracy, ties undecided (ISIC)", "bal. acc. (ISIC)"
+    ),
+    # From `metrics.calibration`.
+    _audit("ece", "expected calibration error", "ECE", **_ERROR),
+    _audit("ece_scaled", f"expected calibration error {_SCALED}", "ECE, scaled", **_ERROR),
+    _audit("adaptive_ece", "adaptive calibration error", "adaptive ECE", **_ERROR),
+    _audit(
+        "adaptive_ece_scaled",
+        f"adaptive calibration error {_SCALED}",
+        "adaptive ECE, scaled",
+        **_ERROR,
+    ),
+    _audit("brier", "Brier score", "Brier", **_ERROR),
+    _audit("brier_scaled", f"Brier score {_SCALED}", "Brier, scaled", **_ERROR),
+    _audit("nll", "negative log-likelihood", "NLL", **_LOSS),
+    _audit("nll_scaled", f"negative log-likelihood {_SCALED}", "NLL, scaled", **_LOSS),
+    _audit("temperature", "temperature fitted on validation", "temperature", **_LOSS),
+    _cost("efficiency/flops", "FLOPs", unit="multiply-adds", noun="multiply-adds", **_COUNT),
+    _cost("efficiency/params", "parameters", "params", noun="parameters", **_COUNT),
+    _cost(
+        "efficiency/trainable_params",
+        "trainable parameters",
+        "trainable",
+        noun="trainable parameters",
+        **_COUNT,
+    ),
+    _cost("efficiency/size_mb", "size of the weights", "size", "MB"),
+    _latency("1", "50", short="ms/image"),
+    _latency("<batch>", "<percentile>", short="ms b<batch> p<percentile>"),
+    _cost(
+        "efficiency/latency_ratio",
+        "latency relative to the reference net",
+        "x ref",
+        noun="x the reference net",
+        phrase="latency <quantity>",
+        format=".2f",
+    ),
+    _cost("efficiency/throughput", "throughput", unit="images/s", direction="maximize"),
+    _cost("efficiency/peak_memory_mb", "peak memory of inference", "peak memory", "MB"),
+    _cost("time/fit_s", "training time", unit="s", **_TIME),
+    _cost("time/tracking_s", "time spent on recording", unit="s", **_TIME),
+    _cost("time/images_per_s", "training speed", unit="images/s", direction="maximize", **_TIME),
+]
 
 
 def describe(name: str) -> Metric:
-    """What is known of the metric called `name`.
+    """The registry's entry for a metric, with `name`, its texts and its split filled in.
 
     Raises:
         ConfigError: The run record has no such metric; the message lists close names.
     """
-    for pattern, (label, unit, direction) in _TABLE.items():
-        match = re.fullmatch(pattern, name)
+    for entry in METRICS:
+        match = _pattern(entry.name).fullmatch(name)
         if match:
-            audited = any(pattern.endswith(f"/{other}") for other in _AUDITED)
-            return Metric(name, label.format(**match.groupdict()), unit, direction, audited)
+            values = match.groupdict()
+            split = _SPLITS.get(values.get("split", ""), "")
+            texts = (entry.label, entry.short, entry.phrase)
+            label, short, phrase = (_fill(text, values) for text in texts)
+            label += f" ({split})" if split else ""
+            return replace(entry, name=name, label=label, short=short, phrase=phrase, split=split)
     raise ConfigError("metric", f"unknown metric {name!r}{_suggestion(name)}")
 
 
 def recorded_in_training(name: str) -> Metric:
-    """As `describe`, of a metric by which a run, a study or an epoch may be chosen.
+    """As `describe`, for a metric by which a run, a study or an epoch may be chosen.
 
     Raises:
         ConfigError: As `describe`, or only the clinical audit computes it.
@@ -213,16 +294,138 @@ def recorded_in_training(name: str) -> Metric:
     return metric
 
 
+def short_label(name: str) -> str:
+    """The head of a table column, such as "bal. acc.", "mel recall" or "params".
+
+    Args:
+        name: As in the run record, with or without the split; after `compression/lost/` too.
+
+    Raises:
+        ConfigError: An unknown metric.
+    """
+    name = name.removeprefix(f"{LOST}/")
+    try:
+        metric = describe(name)
+    except ConfigError:
+        metric = describe(f"val/{name}")
+    return metric.short or metric.plain_label
+
+
+def overall_metrics() -> list[str]:
+    """Metrics of all classes together that training records, without split and loss."""
+    return [name for name, metric in _recorded_qualities().items() if not metric.is_per_class]
+
+
+def class_metrics() -> list[str]:
+    """Metrics of one class that training records, without split and class, such as "recall"."""
+    names = (name for name, metric in _recorded_qualities().items() if metric.is_per_class)
+    return [name.removesuffix("/<class>") for name in names]
+
+
+def default_quality_metrics(classes: Iterable[str] = ()) -> list[str]:
+    """The metrics of a short table, without split: the primary one, accuracy, melanoma recall.
+
+    Args:
+        classes: Class names; the recall is left out where none of them is melanoma.
+    """
+    melanoma = melanoma_of(classes)
+    return [PRIMARY, "accuracy", *([f"recall/{melanoma}"] if melanoma else [])]
+
+
+def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """All metrics that follow from confusion matrices.
+
+    Args:
+        counts: (..., K, K); rows are true classes, columns predicted ones.
+        classes: K names in label order.
+
+    Returns:
+        Name without the split -> values (...,) in [0, 1]. NaN where undefined: the recall of a class
+        without images, the precision of a class never predicted, the F1 of a class without both,
+        the specificity of a class that all images belong to. Means are over the defined classes.
+    """
+    values: dict[str, np.ndarray] = {}
+    for name, metric in _recorded_qualities().items():
+        if metric.from_counts is None:
+            continue
+        computed = metric.from_counts(counts)
+        if metric.is_per_class:
+            names = (name.replace("<class>", class_name) for class_name in classes)
+            values |= {key: computed[..., at] for at, key in enumerate(names)}
+        else:
+            values[name] = computed
+    return values
+
+
+def recorded_name(metric: str) -> str:
+    """The name of a run's final value: validation metrics are those of the chosen epoch."""
+    return f"best/{metric}" if metric.startswith("val/") else metric
+
+
+def melanoma_of(classes: Iterable[str]) -> str | None:
+    """The class that is melanoma, or None."""
+    return next((name for name in classes if name.lower() in MELANOMA), None)
+
+
+def melanoma_class(table: "pd.DataFrame", prefix: str) -> str:
+    """The melanoma class of a table of runs, by its columns `<prefix>/recall/<class>`; "mel" without."""
+    head = f"{prefix}/recall/"
+    columns = (str(name) for name in table)
+    names = (name.removeprefix(head) for name in columns if name.startswith(head))
+    return melanoma_of(names) or MELANOMA[0]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric to optimise.
+
+    Attributes:
+        metric: Name in the run record.
+        direction: The registry's, unless the config says otherwise.
+    """
+
+    metric: str
+    direction: Direction
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.metric}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound on a metric.
+
+    Attributes:
+        metric: Name in the run record.
+        operator: "<=" or ">=".
+        value: The bound; a value equal to it satisfies the limit.
+    """
+
+    metric: str
+    operator: Operator
+    value: float
+
+    def violation(self, measured: float) -> float:
+        """Distance beyond the bound in the metric's unit; zero or less if satisfied, NaN for NaN."""
+        return measured - self.value if self.operator == "<=" else self.value - measured
+
+    def holds(self, measured: float) -> bool:
+        """Whether `measured` satisfies the limit; NaN does not."""
+        return self.violation(measured) <= 0
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.operator} {self.value:g}"
+
+
 def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
     """The objectives of a `conf/objective/` file.
 
     Args:
-        config: `objectives`: a list of `{metric: ..., direction: maximize | minimize}`; a direction
-            that is left out is the way that is better, one that is given holds even against it (to
-            draw a worst case).
+        config: `objectives`: a list of `{metric: ..., direction: maximize | minimize}`. The
+            direction may be left out; the opposite of the better one is accepted (worst case).
 
     Raises:
-        ConfigError: No objective, an unknown or doubled metric, or another direction; the message
+        ConfigError: No objective, an unknown or repeated metric, or another direction; the message
             names the key.
     """
     entries = config.get("objectives") or []
@@ -231,61 +434,51 @@ def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
             "objective.objectives",
             "must list at least one {metric: ..., direction: ...}, but is empty",
         )
-    found: list[Objective] = []
+    objectives: list[Objective] = []
     for number, entry in enumerate(entries):
         key = f"objective.objectives[{number}]"
-        objective = _objective(entry, key)
-        if objective.metric in [other.metric for other in found]:
-            raise ConfigError(
-                f"{key}.metric", f"must name each metric once, but got {objective.metric} again"
-            )
-        found.append(objective)
-    return found
+        keys = set(entry) if isinstance(entry, Mapping) else set()
+        if "metric" not in keys or keys - {"metric", "direction"}:
+            form = "{metric: <name>, direction: maximize | minimize}"
+            raise ConfigError(key, f"must be {form}, but got {entry!r}")
+        metric = _choosable(str(entry["metric"]), key)
+        direction = entry.get("direction") or metric.direction
+        if direction not in DIRECTIONS:
+            message = f"must be {' or '.join(DIRECTIONS)}, but got {direction!r}"
+            raise ConfigError(f"{key}.direction", message)
+        if metric.name in [objective.metric for objective in objectives]:
+            message = f"must name each metric once, but got {metric.name} again"
+            raise ConfigError(f"{key}.metric", message)
+        objectives.append(Objective(metric.name, direction))
+    return objectives
 
 
 def parse_limits(config: Mapping[str, Any]) -> list[Limit]:
     """The limits of a `conf/objective/` file.
 
     Args:
-        config: `limits`: a list of texts such as "efficiency/params <= 692e3"; may be absent or
-            empty.
+        config: `limits`: a list of texts such as "efficiency/params <= 692e3"; may be absent.
 
     Raises:
-        ConfigError: A text that is no limit or an unknown metric; the message names the key.
+        ConfigError: A text that is no limit, or an unknown metric; the message names the key.
     """
-    return [
-        _limit(text, f"objective.limits[{number}]")
-        for number, text in enumerate(config.get("limits") or [])
-    ]
+    limits = []
+    for number, text in enumerate(config.get("limits") or []):
+        key = f"objective.limits[{number}]"
+        parts = re.fullmatch(r"\s*(.*?)\s*(<=|>=)\s*(\S+)\s*", str(text))
+        try:
+            value = float(parts[3]) if parts else math.nan
+        except ValueError:
+            value = math.nan
+        if parts is None or not math.isfinite(value):
+            message = f'must be like "efficiency/params <= 692e3", but got {str(text)!r}'
+            raise ConfigError(key, message)
+        operator: Operator = "<=" if parts[2] == "<=" else ">="
+        limits.append(Limit(_choosable(parts[1], key).name, operator, value))
+    return limits
 
 
-def _objective(entry: Any, key: str) -> Objective:
-    if (
-        not isinstance(entry, Mapping)
-        or "metric" not in entry
-        or set(entry) - {"metric", "direction"}
-    ):
-        raise ConfigError(
-            key, f"must be {{metric: <name>, direction: maximize | minimize}}, but got {entry!r}"
-        )
-    metric = _described(str(entry["metric"]), key)
-    direction = entry.get("direction") or metric.direction
-    if direction not in DIRECTIONS:
-        raise ConfigError(
-            f"{key}.direction", f"must be {' or '.join(DIRECTIONS)}, but got {direction!r}"
-        )
-    return Objective(metric.name, direction)
-
-
-def _limit(text: Any, key: str) -> Limit:
-    parts = re.fullmatch(r"\s*(.*?)\s*(<=|>=)\s*(\S+)\s*", str(text))
-    value = _number(parts[3]) if parts else None
-    if parts is None or value is None:
-        raise ConfigError(key, f'must be like "efficiency/params <= 692e3", but got {str(text)!r}')
-    return Limit(_described(parts[1], key).name, "<=" if parts[2] == "<=" else ">=", value)
-
-
-def _described(name: str, key: str) -> Metric:
+def _choosable(name: str, key: str) -> Metric:
     if name.startswith("test/"):
         raise ConfigError(
             key, f"must not be read on the split that is reported, but got {name}; take val/..."
@@ -296,21 +489,33 @@ def _described(name: str, key: str) -> Metric:
         raise error.under(key) from None
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if abs(value) < float("inf") else None  # NaN and infinity bound nothing
+def _recorded_qualities() -> dict[str, Metric]:
+    """Entries that training records for each split, by name without the split; not the loss."""
+    return {
+        metric.name.removeprefix("<split>/"): metric
+        for metric in METRICS
+        if metric.name.startswith("<split>/") and metric.kind == "fraction" and not metric.audited
+    }
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(_PLACEHOLDER.sub(lambda m: f"(?P<{m[1]}>{_PLACEHOLDERS[m[1]]})", name))
 
 
 def _suggestion(name: str) -> str:
-    shown = [re.sub(r"\(\?P(<\w+>).*?\)", r"\1", pattern) for pattern in _TABLE]
-    close = difflib.get_close_matches(name, shown, n=3, cutoff=0.6)
-    # the first word alone finds a metric that was typed without its prefix
-    close = close or [other for other in shown if f"/{name.split('/')[0]}" in other][:3]
-    return (
-        f"; did you mean {' or '.join(close)}?"
-        if close
-        else "; see src/objectives.py for all names"
-    )
+    names = [
+        entry.name.replace("<split>", split)
+        for entry in METRICS
+        for split in (_SPLITS if "<split>" in entry.name else ("",))
+    ]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    # The first part alone finds a metric that was typed without its prefix.
+    close = close or [other for other in names if f"/{name.split('/')[0]}" in other][:3]
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return "; see src/metrics/registry.py for all names"

@@ -19,7 +19,7 @@ from src.core.errors import UserError
 from src.deployment.compression import origin
 from src.deployment.compression import origin as compression
 from src.deployment.trained import restore
-from src.metrics.formatting import FORMATS
+from src.metrics.formatting import cell
 from src.metrics.pareto import front
 from src.metrics.registry import COMPRESSION, LOST, Limit, Objective, melanoma_class, recorded_name
 from src.sweep.repeats import aggregate
@@ -229,7 +229,7 @@ def _column(frame: pd.DataFrame, name: str, default: str | float) -> pd.Series:
 def _format(name: str, value: float) -> str:
     if value is None or math.isnan(value):
         return "-"
-    return FORMATS.get(name, lambda number: f"{number:.3f}")(value)
+    return cell(name, value)
 
 
 log = logging.getLogger(__name__)

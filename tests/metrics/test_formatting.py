@@ -97,5 +97,5 @@ def test_limits_and_lists() -> None:
         "parameters <= 692k, latency <= 1 x the reference net and recall of mel >= 0.8"
     )
     assert bound(Limit(PARAMS, "<=", 691_911)) == "parameters <= 691.911k"
-    assert bound(Limit(LATENCY, "<=", 3)) == "latency of a batch of 1 (p50) <= 3 ms"
+    assert bound(Limit(LATENCY, "<=", 3)) == "latency of a batch of 1, p50 <= 3 ms"
     assert [joined(parts) for parts in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]
