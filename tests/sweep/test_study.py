@@ -1,7 +1,6 @@
 """What a study is, what counts in it, how outcomes are told, and how a new one starts from an old one."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -442,9 +441,10 @@ def test_finished_trials_are_read_once(tmp_path: Path) -> None:
     )
     counted(study.get_trials(deepcopy=False))
     statements: list[str] = []
-    keep: Callable[..., None] = lambda connection, cursor, statement, *rest: statements.append(
-        statement
-    )  # noqa: E731
+
+    def keep(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        statements.append(statement)
+
     sqlalchemy.event.listen(storage._backend.engine, "before_cursor_execute", keep)  # type: ignore[attr-defined]
     assert counted(study.get_trials(deepcopy=False)) == 60
     assert len(statements) <= 2
