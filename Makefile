@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup setup-test sweep test lint ui
+.PHONY: help setup setup-test setup-docs sweep test lint ui docs
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 setup: $(VENV)/.setup  ## a virtual environment with tested versions; quick when it is there already
 
 setup-test: $(VENV)/.setup-test
+
+setup-docs: $(VENV)/.setup-docs
 
 sweep: setup  ## the main job on the embedded data set: custom and ResNet50, compared
 	$(BIN)/python -m src.train -m model=custom,resnet50
@@ -30,6 +32,10 @@ lint: setup-test  ## linter, formatter, type checker
 ui: setup  ## the MLflow UI on 127.0.0.1, on this project's store
 	$(BIN)/python -m src.tracking.ui
 
+docs: setup-docs  ## the documentation, built strictly into site/
+	$(BIN)/python docs/configuration.py
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
+
 # torch before the rest: a CPU build that is there already satisfies the others, which would else draw a CUDA build
 $(VENV)/.setup: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,4 +46,8 @@ $(VENV)/.setup: pyproject.toml constraints.txt
 
 $(VENV)/.setup-test: $(VENV)/.setup
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.setup-docs: $(VENV)/.setup
+	$(PIP) --editable '.[docs]'
 	@touch $@

@@ -111,7 +111,7 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
     }
     parts = ("sampler", "pruner", "executor")  # checked where they are built
     check(
-        {"_target_": f"{__name__}.Settings", **{k: v for k, v in plain.items() if k not in parts}},
+        {"_target_": f"{__name__}.SweepSettings", **{k: v for k, v in plain.items() if k not in parts}},
         "hydra.sweeper",
     )
     own = SweepSettings(**plain)
