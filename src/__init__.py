@@ -4,5 +4,5 @@ from src.core import environment
 
 __version__ = "0.1.0"
 
-environment.install()
+environment.install_torchvision_guard()
 environment.collect_less_often()

@@ -1,52 +1,44 @@
-"""ENTRY: a trained run as a file for a device, checked at once in its own runtime.
+"""ENTRY: export a trained run to ONNX, ExecuTorch or LiteRT and check the file in its runtime.
 
 python -m src.export run=<id> format=onnx
 python -m src.export run=<id> format=[onnx,executorch,litert]
 """
 
-import sys
-
 from omegaconf import DictConfig
 
-from src.core import cli
-from src.evaluate import as_hydra_reads as id_as_text
+from src.core.cli import Command
 
-EXAMPLES = """
-Paretoderm: a trained run as a file. It takes the camera's picture, uint8 RGB (N, S, S, 3), and gives probabilities
-(N, K). Normalisation is inside; cutting a square and resizing it is not. Labels, geometry, threshold, licence and
-the run's id are in the file.
+COMMAND = Command(
+    "command/export",
+    """
+Paretoderm: export a trained run. The file takes uint8 RGB pictures (N, S, S, 3) and returns
+probabilities (N, K). It normalises the picture itself; crop it to a square and resize it before.
+Labels, geometry, threshold, licence and the run's id are in the file.
 
-  python -m src.export run=3f2a9c                            ONNX, for ONNX Runtime; a batch of any size
+  python -m src.export run=3f2a9c                            ONNX for ONNX Runtime, any batch size
   python -m src.export run=3f2a9c format=executorch          .pte for ExecuTorch, one picture a call
   python -m src.export run=3f2a9c format=litert              .tflite for LiteRT, one picture a call
   python -m src.export run=3f2a9c format=onnx,litert         both
-  python -m src.export run=3f2a9c data.root=<folder>         where the images lie, if not where it was trained
-  python -m src.export run=3f2a9c images=null publish=false  all validation images; nothing is recorded
+  python -m src.export run=3f2a9c data.root=<folder>         if the images have been moved
+  python -m src.export run=3f2a9c images=null publish=false  check on all validation images
 
 The libraries are optional: pip install -e '.[onnx]', '.[executorch]', '.[litert]'.
-"""
+""",
+    renamed={"data.root": "root"},
+    texts=("run", "data.root", "root"),
+    lists=("format",),
+)
 
 
 def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.deployment import (
-            export as make,  # torch and MLflow take seconds to import: not before --help
-        )
+        from src.deployment import export
 
-        make.make(config)
+        export.make(config)
 
-    sys.argv[1:] = [as_hydra_reads(argument) for argument in sys.argv[1:]]
-    cli.run_command(job, "export", EXAMPLES)
-
-
-def as_hydra_reads(argument: str) -> str:
-    """An argument as it is typed, as Hydra's grammar wants it: several formats are a list, not a sweep."""
-    key, _, value = argument.partition("=")
-    if key == "format" and "," in value and not value.startswith("["):
-        return f"format=[{value}]"
-    return f"root={value}" if key == "data.root" else id_as_text(argument)
+    COMMAND.run(job)
 
 
 if __name__ == "__main__":

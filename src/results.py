@@ -24,7 +24,7 @@ def main() -> None:
 
         make.make(config)
 
-    cli.run_command(job, "results", EXAMPLES)
+    cli.Command("results", EXAMPLES).run(job)
 
 
 if __name__ == "__main__":

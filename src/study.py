@@ -20,7 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import dry_run
 from src.core.cli import ROOT, one_line
-from src.core.config import check, conf_digest, flat_settings, instantiate, shared_config_digest
+from src.core.config import (
+    check,
+    check_arguments,
+    conf_digest,
+    flat_settings,
+    instantiate,
+    shared_config_digest,
+)
 from src.core.environment import git_state
 from src.core.errors import ConfigError, UserError
 from src.deployment.compression import origin
@@ -110,10 +117,8 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
         if key not in ("_target_", "_recursive_")
     }
     parts = ("sampler", "pruner", "executor")  # checked where they are built
-    check(
-        {"_target_": f"{__name__}.SweepSettings", **{k: v for k, v in plain.items() if k not in parts}},
-        "hydra.sweeper",
-    )
+    values = {key: value for key, value in plain.items() if key not in parts}
+    check_arguments(SweepSettings, values, "hydra.sweeper")
     own = SweepSettings(**plain)
     check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
     parsed = spaces.parse(arguments, own.params, own.conditions, own.zip, own.exclude)

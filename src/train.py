@@ -1,39 +1,36 @@
-"""ENTRY: one config -> one trained, measured, logged run; with -m or sweeps=, a study of many, compared at its end.
+"""ENTRY: train, measure and log one run; with -m or sweeps=, run a study and compare its trials.
 
 python -m src.train model=custom data=ham10000
 python -m src.train -m model=custom,resnet50
 python -m src.train -m sweeps=dense_size
 """
 
-import sys
-
 from omegaconf import DictConfig
 
-from src.core import cli
+from src.core.cli import Command
 
-EXAMPLES = """
-Paretoderm: train skin-lesion classifiers, measure what each costs, record it in MLflow, compare.
+COMMAND = Command(
+    "train",
+    """
+Paretoderm: train skin-lesion classifiers, measure their cost, record them in MLflow, compare them.
 
-  python -m src.train                                         one run on the embedded data
-  python -m src.train -m model=custom,resnet50                the main job: a run per architecture, compared
-  python -m src.train -m sweeps=smoke                         a study from sweeps/, two minutes
+  python -m src.train                                  one run on the embedded data
+  python -m src.train -m model=custom,resnet50         the main job: one run per model, compared
+  python -m src.train -m sweeps=smoke                  a study from sweeps/, two minutes
   python -m src.train model=custom data=ham10000 data.root=/path/to/HAM10000 trainer.max_epochs=40
-"""
+""",
+)
 
 
 def main() -> None:
-    """Run the command line. Status 0 only if every run ended well."""
+    """Run the command line. Status 0 only if every run succeeded."""
 
     def job(config: DictConfig) -> None:
-        from src import (
-            run as jobs,  # torch and MLflow take seconds to import: not before --help is answered
-        )
+        from src import run
 
-        jobs.single_run(config)
+        run.single_run(config)
 
-    cli.run_command(job, "train", EXAMPLES)
-    if cli.failures:
-        sys.exit(1)
+    COMMAND.run(job)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_help_names_the_papers_and_the_keys(run_entry: Typed) -> None:
-    status, said = run_entry(audit.main, "--help")
-    assert status == 0
-    assert "python -m src.audit paper=sun2023" in said
-    assert "publish: true" in said
-    assert "mamun2025" in run_entry(audit.main, "--help", "paper")[1]
-
-
 def test_an_audit_is_told_written_and_recorded(
     run_entry: Typed, place: Path, empty_database: Path
 ) -> None:
@@ -97,10 +89,6 @@ def test_what_cannot_be_tested_is_told_by_name_and_reason(run_entry: Typed, plac
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "You must specify 'paper'"),
-        (["paper=nosuch"], "paper=nosuch: no such choice; paper has mamun2025, sun2023"),
-        (["paper=sun2023", "samples=3"], "samples: input should be greater than or equal to 200"),
-        (["paper=sun2023", "sample=3"], "sample: unknown key"),
         (["paper=mamun2025", "paper.claims=[{id: x}]"], "paper.claims[0].claim: field required"),
         (
             ["paper=mamun2025", f"paper.claims={ONE.replace('sum', 'summ')}"],
@@ -118,11 +106,6 @@ def test_what_cannot_be_tested_is_told_by_name_and_reason(run_entry: Typed, plac
             ],
             "paper.claims[0].printed: must be a number as printed",
         ),
-        (
-            ["paper=mamun2025", f"paper.claims={ONE}", *NO_NETS, "folder=/proc/reports"],
-            "folder=/proc/reports: the audit cannot be written there",
-        ),
-        (["paper=mamun2025", "tracking.uri=http://127.0.0.1:9"], "the run store cannot be used"),
     ],
 )
 def test_bad_input_is_one_line(

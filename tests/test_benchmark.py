@@ -9,87 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import benchmark
-from src.core.cli import ROOT, quoted
+from src.core.cli import ROOT
 from src.tracking.run import Run
 from src.tracking.store import Store
 
 Entry = Callable[..., tuple[int, str]]
 QUICK = ("queries=30", "seconds=0", "warm_up_s=0", "turn_ms=1", "cold_starts=1", "jpeg_queries=2")
-
-
-@pytest.mark.parametrize(
-    ("typed", "read"),
-    [
-        ("run=12e4", "run='12e4'"),
-        ("run=[3f2a, 0012]", "run=['3f2a','0012']"),
-        ("run=dense_size", "run='dense_size'"),
-        ("file=a b.onnx", "file='a b.onnx'"),
-        ("file=['a.onnx',b.onnx]", "file=['a.onnx','b.onnx']"),
-        ("run=null", "run=null"),
-        ("threads=2", "threads=2"),
-        ("runtime=[eager,onnx]", "runtime=[eager,onnx]"),
-        ("runtime=eager,onnx", "runtime=[eager,onnx]"),
-        ("run=12e4,0012", "run=['12e4','0012']"),
-        ("--help", "--help"),
-    ],
-)
-def test_ids_and_paths_stay_texts(typed: str, read: str) -> None:
-    assert benchmark.as_hydra_reads(typed) == read
-
-
-@pytest.mark.parametrize("text", ["a\\b", "it's", "a\\'b", "end\\", "a, b (c)=[d]"])
-def test_what_is_quoted_is_read_back_as_it_was(text: str) -> None:
-    assert OverridesParser.create().parse_override(f"file={quoted(text)}").value() == text
-
-
-def test_help_shows_examples_and_every_key(run_entry: Entry) -> None:
-    _, said = run_entry(benchmark.main, "--help")
-    assert "python -m src.benchmark join=result.json" in said
-    for key in (
-        "run:",
-        "file:",
-        "join:",
-        "runtime:",
-        "threads:",
-        "reference:",
-        "memory_mb:",
-        "publish:",
-    ):
-        assert f"\n{key}" in said
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), "error: run: name runs or a study"),
-        (("file=none.onnx",), "error: file=none.onnx: no such file"),
-        (("file=model.h5",), "error: file=model.h5: no kind of model that is known"),
-        (("file=a.onnx", "join=b.json"), "error: join: brings in a file and measures nothing"),
-        (("file=a.onnx", "threads=0"), "error: threads: "),
-        (("file=a.onnx", "runtime=tensorrt"), "error: runtime: "),
-        (("file=a.onnx", "image=none.jpg"), "error: image=none.jpg: cannot be read as a picture"),
-        (("join=none.json",), "none.json"),
-        (("file=a.onnx", "out=result.csv"), "error: out: result.csv would be the CSV"),
-        (("file=a.onnx", "out=."), "error: out: . is no file"),
-        (("file=a.onnx", "out=/dev/null"), "error: out: /dev/null is no file"),
-        (("file=a.onnx", "cores=9999"), "error: cores: must be at most"),
-    ],
-)
-def test_bad_input_ends_in_one_line(
-    run_entry: Entry,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    status, output = run_entry(benchmark.main, *arguments)
-    assert status == 2
-    assert said in output
-    assert "Traceback" not in output
 
 
 def test_the_status_tells_that_nothing_could_be_measured(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from src.core.environment import YOUNG, collect_less_often
+from src.core.environment import COLLECTOR_THRESHOLD, collect_less_often
 
 
 @pytest.fixture(autouse=True)
@@ -15,12 +15,12 @@ def thresholds() -> Iterator[tuple[int, int, int]]:
 
 
 def test_every_process_of_ours_collects_seldom() -> None:
-    assert gc.get_threshold()[0] >= YOUNG  # importing src has set it
+    assert gc.get_threshold()[0] >= COLLECTOR_THRESHOLD  # importing src has set it
 
 
 @pytest.mark.parametrize(
     ("young", "left"),
-    [(700, YOUNG), (0, 0), (YOUNG + 1, YOUNG + 1)],
+    [(700, COLLECTOR_THRESHOLD), (0, 0), (COLLECTOR_THRESHOLD + 1, COLLECTOR_THRESHOLD + 1)],
     ids=["default", "off", "more"],
 )
 def test_what_somebody_chose_is_left_alone(
@@ -42,6 +42,8 @@ def test_cycles_are_still_collected() -> None:
 
     gc.collect()  # so that the collector does not look just while the cycle is made
     first = weakref.ref(cycle())
-    kept = [[each] for each in range(2 * YOUNG)]  # new objects, which make the collector look
+    kept = [
+        [each] for each in range(2 * COLLECTOR_THRESHOLD)
+    ]  # new objects, which make the collector look
     assert first() is None
     del kept

@@ -151,7 +151,7 @@ def test_owner_and_trial_see_the_same_shared_config(
     }
     config = shared_config.compose_trial(payload)
     assert config.seed == plan.config.seed
-    with pytest.raises(UserError, match="conf/ or sweeps/ is not what it was"):
+    with pytest.raises(UserError, match="conf/ or sweeps/ has changed"):
         shared_config.compose_trial(payload | {"shared_digest": "another"})
     monkeypatch.setattr(shared_config, "conf_digest", lambda: "before")
     assert shared_config.compose_trial(payload | {"shared_digest": "not looked at"}) == config

@@ -30,7 +30,7 @@ def make(config: DictConfig) -> Audit:
     """Audit the paper that a config names.
 
     Args:
-        config: A composed `conf/audit.yaml`.
+        config: A composed `conf/command/audit.yaml`.
 
     Returns:
         The audit, after it was written and published.

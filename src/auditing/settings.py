@@ -1,4 +1,4 @@
-"""The values of conf/audit.yaml, which says what each means."""
+"""The values of conf/command/audit.yaml, which says what each means."""
 
 from dataclasses import dataclass
 from typing import Annotated

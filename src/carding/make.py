@@ -26,7 +26,7 @@ def make(config: DictConfig) -> Card:
     """Make the card that a config asks for.
 
     Args:
-        config: A composed `conf/card.yaml`.
+        config: A composed `conf/command/card.yaml`.
 
     Returns:
         The card, after it was written and published.
@@ -50,7 +50,7 @@ def attach(config: DictConfig) -> None:
     What cannot be told of it is said, and is no failure: the model is registered.
 
     Args:
-        config: A composed `conf/report.yaml`, with the model's name as `register`.
+        config: A composed `conf/command/report.yaml`, with the model's name as `register`.
     """
     name = f"{config.register}@{config.alias}"
     try:

@@ -1,4 +1,4 @@
-"""The values of conf/card.yaml, which says what each means."""
+"""The values of conf/command/card.yaml, which says what each means."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What every entry script shares: Hydra around a job, and bad input told in one line."""
+"""The wrapper around every command: Hydra, --help, one-line errors, exit status, the console."""
 
 import difflib
 import functools
@@ -8,8 +8,9 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,146 +19,189 @@ import hydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from src.core.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+WIDTH = 100
 INTERRUPTED = 130
-OTHERS = (
-    "hydra",
-    "paper",
-    "labels",
-)  # folders of conf/ that are no part of a run: Hydra's and other entries'
-QUOTES = ("'", '"')  # that a value may stand in on the command line
-failures: list[
-    str
-] = []  # what did not end well in this process, though nothing was raised: its status becomes 1
+# Folders of conf/ that are not part of a training config.
+NOT_IN_A_RUN = ("command", "hydra", "labels", "paper")
+
+console = Console(width=WIDTH)
+# Partial failures of this process, such as unreadable pictures: the exit status becomes 1.
+failures: list[str] = []
 
 
-def run_command(job: Callable[[DictConfig], None], config_name: str, examples: str) -> None:
-    """Compose `conf/<config_name>.yaml` from the command line and hand it to `job`, once or once a cell of a multirun.
+def say(line: str, wrap: bool = True, style: str | None = None) -> None:
+    """Print one line of text to the terminal, without markup.
 
-    A mistake of the user ends the process with one line on stderr and status 2; anything else is
-    our bug and shows its traceback. `--help` lists the config groups, `--help <group>` what each
-    choice of one is. SIGTERM unwinds the stack as Ctrl+C does, so that a terminated run can still
-    be closed.
+    Args:
+        line: The text.
+        wrap: Wrap at 100 columns. False for paths and commands, which users copy.
+        style: A style of rich, such as "bold red".
     """
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        group = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
-        print(choices_help(group) if group else general_help(examples, config_name))
-        return
-    flags = {argument.partition("=")[0] for argument in sys.argv[1:]}
-    if {"-m", "--multirun"} & flags and {"--cfg", "-c"} & flags:
-        fail("--cfg: shows the config of one run: leave -m out, and name one value a key")
-    signal.signal(signal.SIGTERM, _terminate)
-    full_error = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing and leaving
-    refused: list[UserError] = []
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=not wrap)
 
-    @functools.wraps(job)
-    def task(config: DictConfig) -> None:
-        try:
-            job(config)
-        except UserError as error:
-            refused.append(error)  # not through Hydra, which would print a line of its own
 
-    with one_line_errors(full_error):
-        try:
-            hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(
-                task
-            )()
-        finally:
-            if not full_error:
-                del os.environ["HYDRA_FULL_ERROR"]
-        for error in refused:
-            raise error
+@dataclass(frozen=True)
+class Command:
+    """One command of the project: its config, its help, and how its arguments are read.
+
+    Hydra's grammar reads `run=12e4` as a number, a path with commas or brackets as a list, and
+    `model=...` as a choice from conf/model. The last three fields declare what is meant instead.
+
+    Attributes:
+        config_name: The primary config below conf/, such as "command/report".
+        examples: Shown by --help.
+        renamed: Argument as typed -> key in the config.
+        texts: Arguments (as typed) whose values are taken as text: ids, paths, filters.
+        lists: Arguments (as typed) whose comma-separated values are one list, not a sweep.
+    """
+
+    config_name: str
+    examples: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+
+    def hydra_argument(self, typed: str) -> str:
+        """The argument in Hydra's grammar, as the fields of this command declare it."""
+        key, sign, value = typed.partition("=")
+        if not sign:
+            return typed
+        if key in self.lists and "," in value and value[0] not in "['\"":
+            value = f"[{value}]"
+        if key in self.texts and value not in ("", "null") and value[0] not in "'\"":
+            if key in self.lists and value.startswith("[") and value.endswith("]"):
+                items = [item.strip() for item in value[1:-1].split(",") if item.strip()]
+                quotes = [item if item[0] in "'\"" else quoted(item) for item in items]
+                value = f"[{','.join(quotes)}]"
+            else:
+                value = quoted(value)
+        return f"{self.renamed.get(key, key)}={value}"
+
+    def run(self, job: Callable[[DictConfig], object]) -> None:
+        """Compose the config from the command line and call `job` with it.
+
+        Of a multirun, the sweeper calls `job`. The process ends with status 2 and one line on
+        stderr after a mistake of the user, with 1 after partial failures (`failures`), with a
+        traceback after a bug. `--help` lists what can be set, `--help <group>` the choices of a
+        config group. SIGTERM raises SystemExit, so that a run that is terminated can be closed.
+
+        Args:
+            job: Imports what it needs itself: --help must not wait for torch or MLflow.
+        """
+        arguments = sys.argv[1:]
+        if {"--help", "-h"} & set(arguments):
+            group = next((word for word in arguments if not word.startswith("-")), None)
+            print(choices_help(group) if group else general_help(self))
+            return
+        flags = {argument.partition("=")[0] for argument in arguments}
+        if {"-m", "--multirun"} & flags and {"--cfg", "-c"} & flags:
+            fail("--cfg: shows the config of one run: omit -m and give one value for each key")
+        sys.argv[1:] = [self.hydra_argument(argument) for argument in arguments]
+        signal.signal(signal.SIGTERM, _terminate)
+        failures.clear()
+        full_error = "HYDRA_FULL_ERROR" in os.environ
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+        refused: list[UserError] = []
+
+        @functools.wraps(job)
+        def task(config: DictConfig) -> None:
+            try:
+                job(config)
+            except UserError as error:
+                refused.append(error)  # Hydra would print a line of its own
+
+        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.config_name)
+        with one_line_errors(full_error, self.config_name):
+            try:
+                main(task)()
+            finally:
+                if not full_error:
+                    del os.environ["HYDRA_FULL_ERROR"]
+            for error in refused:
+                raise error
+        if failures:
+            sys.exit(1)
 
 
 @contextmanager
-def one_line_errors(full_error: bool = False) -> Iterator[None]:
-    """Turn the user's mistakes into one line and status 2, and Ctrl+C into the status that shells know it by.
+def one_line_errors(full_error: bool = False, config_name: str = "train") -> Iterator[None]:
+    """Exit with one line and status 2 after a mistake of the user, with status 130 after Ctrl+C.
 
     Args:
-        full_error: Let them through with their traceback.
+        full_error: Show the traceback instead.
+        config_name: The primary config, for suggestions.
     """
     try:
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        message = one_line(error)
+        message = one_line(error, config_name)
         if full_error or message is None:
             raise
         fail(message)
 
 
 def quoted(text: str) -> str:
-    """A text as Hydra's grammar reads it back: backslashes are escaped before a quote and at the end alone."""
+    """A text as Hydra's grammar reads it: backslashes are escaped before a quote and at the end."""
     return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
 
 
-def general_help(examples: str, config_name: str = "train") -> str:
-    """What can be typed: examples, then each config group with its choices; of other programs their config itself."""
-    if config_name != "train":
-        body = (
-            (ROOT / "conf" / f"{config_name}.yaml")
-            .read_text()
-            .partition("\n\n")[2]
-            .partition("\nhydra:")[0]
-        )
-        return "\n".join(
-            [examples.strip("\n"), "", "Every value can be set by key=value:", "", body.strip("\n")]
-        )
-    groups = [folder for folder in sorted((ROOT / "conf").iterdir()) if folder.is_dir()]
-    lines = [
-        examples.strip("\n"),
-        "",
-        "A run is made of parts. Choose one by part=choice, set a value by part.key=value:",
-        "",
-    ]
-    for folder in groups:
+def general_help(command: Command) -> str:
+    """The examples, then the config groups and studies; of commands other than train, the config."""
+    examples = command.examples.strip("\n")
+    if command.config_name != "train":
+        text = (CONF / f"{command.config_name}.yaml").read_text()
+        body = text.partition("\n\n")[2].partition("\nhydra:")[0].strip("\n")
+        return f"{examples}\n\nEvery value can be set by key=value:\n\n{body}"
+    groups = []
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
         names = ", ".join(_choices(folder))
-        if names and folder.name not in OTHERS:
-            wrapped = textwrap.wrap(
-                names, width=82, subsequent_indent=" " * 14, break_on_hyphens=False
-            )
-            lines.append(f"  {folder.name + ':':<11} " + "\n".join(wrapped))
-    lines += ["", "A study sweeps over some of them; each file of sweeps/ is one:", ""]
-    lines.append(f"  {'sweeps:':<11} {', '.join(_choices(_folder('sweeps')))}")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "  --help <part>        what each choice of a part is, such as --help model, --help sweeps,",
-            "                       --help hydra/sweeper/sampler (or pruner, executor)",
-            "  --cfg job            all values of a composed run, without running it",
-            "  -m, --multirun       one run per combination of comma-separated values, compared at the end;",
-            "                       the same command again goes on with what is left of it",
-            "  --hydra-help         Hydra's own flags: folders, shell completion",
-            "",
-            "Every value is checked; a wrong one ends with one line that names its key.",
-        ]
-    )
+        if names and folder.name not in NOT_IN_A_RUN:
+            lines = textwrap.wrap(names, 82, subsequent_indent=" " * 14, break_on_hyphens=False)
+            groups.append(f"  {folder.name + ':':<11} " + "\n".join(lines))
+    return f"""{examples}
+
+A run is composed of config groups. Choose with group=choice, set a value with group.key=value:
+
+{chr(10).join(groups)}
+
+A study sweeps over values. Each file of sweeps/ is a study:
+
+  {"sweeps:":<11} {", ".join(_choices(_folder("sweeps")))}
+
+  --help <group>       the choices of a group, such as --help model, --help sweeps,
+                       --help hydra/sweeper/sampler (or pruner, executor)
+  --cfg job            print the composed config and do not run it
+  -m, --multirun       one run per combination of comma-separated values, compared at the end;
+                       the same command again resumes the study
+  --hydra-help         Hydra's own flags: folders, shell completion
+
+Every value is checked. A wrong one ends the command with one line that names its key."""
 
 
 def choices_help(group: str) -> str:
-    """The header line of each choice of a group."""
+    """The choices of a config group, each with the first sentence of its file."""
     folder = _folder(group)
     if not folder.is_dir():
-        fail(f"--help {group}: there is no such part; see --help")
+        fail(f"--help {group}: there is no such group; see --help")
     width = max(len(name) for name in _choices(folder))
     lines = [f"{group}=..."]
     for name in _choices(folder):
         header = _header(folder / f"{name}.yaml").removeprefix(f"{name}: ")
-        indent = " " * (width + 4)
-        lines += textwrap.wrap(
-            header, 98, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent
-        )
+        first = f"  {name:<{width}}  "
+        lines += textwrap.wrap(header, 98, initial_indent=first, subsequent_indent=" " * len(first))
     return "\n".join(lines)
 
 
 def _header(file: Path) -> str:
-    """The first sentence of the comment that a config file starts with."""
+    """The first sentence of the comment at the top of a config file."""
     sentence = ""
     for line in file.read_text().splitlines():
         if "@package" in line:
@@ -171,12 +215,11 @@ def _header(file: Path) -> str:
 
 
 def _folder(group: str) -> Path:
-    """Where the choices of a group are."""
-    return ROOT / "sweeps" if group == "sweeps" else ROOT / "conf" / group
+    return ROOT / "sweeps" if group == "sweeps" else CONF / group
 
 
 def _choices(folder: Path) -> list[str]:
-    """Names that can be chosen, in folders too; files with a leading underscore are shared pieces of others."""
+    """Names of the choices, also in subfolders. Files with a leading underscore are no choices."""
     files = [file for pattern in ("*.yaml", "*/*.yaml") for file in sorted(folder.glob(pattern))]
     return [
         str(file.relative_to(folder).with_suffix(""))
@@ -186,7 +229,7 @@ def _choices(folder: Path) -> list[str]:
 
 
 def fail(message: str) -> NoReturn:
-    """Print the one line and leave with status 2."""
+    """Print the error on one line and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -195,71 +238,63 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-def one_line(error: BaseException) -> str | None:
-    """The user's mistake in one line, or None if the error is not the user's.
+def one_line(error: BaseException, config_name: str = "train") -> str | None:
+    """The message of a user's mistake on one line; None if the error is a bug.
 
     Args:
-        error: What was raised; Hydra's composition errors are put in our words.
+        error: The exception; errors of Hydra's composition are reworded.
+        config_name: The primary config, searched for keys of similar names.
     """
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, HydraException):
-        return _hydra_line(error)
     if isinstance(error, OmegaConfBaseException):
         return str(ConfigError(error.full_key or "config", str(error).splitlines()[0]))
-    return None
-
-
-def _hydra_line(error: HydraException) -> str:
+    if not isinstance(error, HydraException):
+        return None
     text = str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not a valid override, {text.splitlines()[0]}"
-    choice = re.search(r"Could not find '([^']+)'", text)
-    if choice:
+    if choice := re.search(r"Could not find '([^']+)'", text):
         group, _, name = choice[1].rpartition("/")
-        known = _choices(_folder(group))
+        names = _choices(_folder(group))
         return (
-            f"{group}={name}: no such choice{_suggest(name, known)}; {group} has {', '.join(known)}"
+            f"{group}={name}: no such choice{closest(name, names, ', ')}; "
+            f"{group} has {', '.join(names)}"
         )
-    override = re.search(r"Could not override '([^']+)'", text)
-    if override:
-        key = override[1]
-        if isinstance(error.__cause__, OmegaConfBaseException) and "is not in struct" not in str(
-            error.__cause__
-        ):
-            return f"{key}: {str(error.__cause__).splitlines()[0]}"
-        return f"{key}: unknown key{_suggest_key(key)}"
+    if override := re.search(r"Could not override '([^']+)'", text):
+        key, cause = override[1], error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
+            return f"{key}: {str(cause).splitlines()[0]}"
+        return f"{key}: unknown key{closest(key, _known_keys(config_name))}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]}?" if close else ""
+def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> str:
+    """The question "; did you mean <similar name>?" for an unknown name, or an empty text.
+
+    Args:
+        name: The unknown name.
+        names: The valid ones.
+        before: Separates the question from the text in front of it.
+        count: Most suggestions, joined by "or".
+    """
+    matches = difflib.get_close_matches(name, names, n=count)
+    return f"{before}did you mean {' or '.join(matches)}?" if matches else ""
 
 
-def _suggest_key(key: str) -> str:
-    """Close names among all keys of the composed default config."""
-    from hydra import compose, initialize_config_dir
+def _known_keys(config_name: str) -> list[str]:
+    """All keys of the composed default config; none where it has no default."""
     from hydra.core.global_hydra import GlobalHydra
 
-    known: list[str] = []
+    from src.core.config import flatten
+
     with suppress(HydraException, OmegaConfBaseException, ValueError):
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            known = list(_keys(compose("train")))
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _keys(config: DictConfig, path: str = "") -> list[str]:
-    found = []
-    for key in map(str, config):
-        where = f"{path}.{key}" if path else key
-        found.append(where)
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-            found.extend(_keys(node, where))
-    return found
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            leaves = flatten(hydra.compose(config_name))
+        parts = [leaf.split(".") for leaf in leaves]
+        return sorted({".".join(key[:end]) for key in parts for end in range(1, len(key) + 1)})
+    return []
 
 
 def format_bug(error: BaseException) -> str:

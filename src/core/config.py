@@ -1,11 +1,10 @@
-"""Config -> checked values and objects; ONE loader for every command's settings dataclass."""
+"""Config -> checked values, settings and objects; digests of configs."""
 
-import difflib
 import hashlib
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import hydra.utils
 import pydantic
@@ -15,9 +14,11 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.core.cli import ROOT
+from src.core.cli import CONF, ROOT, closest
 from src.core.environment import config_hash
 from src.core.errors import ConfigError, UserError
+
+Settings = TypeVar("Settings")
 
 ROOT_VALUES: dict[str, Any] = {
     "seed": Annotated[int, Ge(0)],
@@ -29,43 +30,90 @@ ROOT_VALUES: dict[str, Any] = {
     "dry_run": bool,
     "origin": str | None,
 }
-_OWN_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
+# Keys that do not change what a trial computes.
+WITHOUT_EFFECT = (
+    "tracking",
+    "study",
+    "preset",
+    "objective",
+    "test",
+    "data.cache_dir",
+    "threads",
+    "repeats",
+    "dry_run",
+)
+_TRUSTED_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """The config as plain values, every interpolation followed.
+def resolve(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The config as plain values, with all interpolations resolved.
+
+    Args:
+        config: A config or a node of one.
+        without: Keys at its top that are omitted and not resolved.
 
     Raises:
-        ConfigError: An interpolation leads nowhere, or a mandatory value (`???`) is missing.
+        ConfigError: An interpolation cannot be resolved, or a mandatory value (`???`) is missing.
     """
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = {str(key): config[key] for key in config if key not in without}
+        return {
+            key: OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            if OmegaConf.is_config(value)
+            else value
+            for key, value in values.items()
+        }
     except MissingMandatoryValue as error:
         key = error.full_key or "config"
-        raise ConfigError(
-            key, f"has no default: give it one, {key}=... (--help {key.partition('.')[0]})"
-        ) from error
+        group = key.partition(".")[0]
+        message = f"has no default: give it one, {key}=... (--help {group})"
+        raise ConfigError(key, message) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            getattr(error, "full_key", None) or "config", str(error).splitlines()[0]
-        ) from error
-    return typing.cast("dict[str, Any]", plain)
+        key = getattr(error, "full_key", None) or "config"
+        raise ConfigError(key, str(error).splitlines()[0]) from error
+
+
+def load_settings(
+    config: DictConfig, schema: Callable[..., Settings], path: str = "", without: Sequence[str] = ()
+) -> Settings:
+    """Turn a config into a settings dataclass, every value checked against its annotation.
+
+    Args:
+        config: A composed config or a node of one.
+        schema: The dataclass. Its own checks (`__post_init__`) may raise ConfigError.
+        path: The key of the node, for error messages; empty for a whole config.
+        without: Keys that are not fields, such as "tracking".
+
+    Raises:
+        ConfigError: An unknown key or a wrong value; the message names the key.
+    """
+    values = resolve(config, without)
+    check_arguments(schema, values, path)
+    try:
+        return schema(**values)
+    except ConfigError as error:
+        raise (error.under(path) if path else error) from error
 
 
 def check(config: Mapping[str, Any], path: str = "") -> None:
-    """Hold every value that goes to a constructor against that constructor's signature and annotations.
+    """Check every value that is passed to a constructor against the constructor's annotations.
 
     Args:
         config: A resolved config, or a part of it.
-        path: The key under which that part stands.
+        path: The key of that part.
 
     Raises:
-        ConfigError: An unknown key, a wrong type or a value out of its range; the message names the
+        ConfigError: An unknown key, a wrong type or a value out of range; the message names the
             key.
     """
     if "_target_" in config:
-        _check_call(config, path)
+        name = config["_target_"]
+        try:
+            target = hydra.utils.get_object(name)
+        except Exception as error:
+            raise ConfigError(f"{path}._target_", f"cannot import {name}: {error}") from error
+        check_arguments(target, config, path)
     elif not path:
         for key in ROOT_VALUES.keys() & config.keys():
             _check_value(config[key], ROOT_VALUES[key], key)
@@ -74,22 +122,66 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
             check(value, f"{path}.{key}" if path else key)
 
 
-def check_targets(config: Any, path: str = "") -> None:
-    """Refuse a config from a run's record that names anything but this project's and its libraries' parts.
+def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path: str = "") -> None:
+    """Check keyword arguments against the signature and the annotations of a class or function.
 
-    Whoever can write to a store could else have any function of this machine called.
+    Args:
+        target: The class or function. Its attribute `config_only` lists keys that are for readers.
+        values: Argument -> value; Hydra's own keys such as `_target_` are ignored.
+        path: The key of the values, for error messages.
 
     Raises:
-        ConfigError: A `_target_` elsewhere; the message names its key.
+        ConfigError: An unknown key, a wrong type or a value out of range.
+    """
+    function = target.__init__ if inspect.isclass(target) else target
+    parameters = inspect.signature(target).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        hints = {}  # annotations of a library that only a type checker can read
+    for key, value in values.items():
+        if key in _HYDRA_KEYS or key in getattr(target, "config_only", ()):
+            continue
+        where = f"{path}.{key}".lstrip(".")
+        if key not in parameters and not open_ended:
+            names = [name for name in parameters if name != "self"]
+            raise ConfigError(where, f"unknown key{closest(key, names, count=3)}")
+        if key in hints and not (isinstance(value, Mapping) and "_target_" in value):
+            _check_value(value, hints[key], where)
+
+
+def _check_value(value: Any, hint: Any, where: str) -> None:
+    try:
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+            hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+        )
+    except (pydantic.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
+        return
+    try:
+        # Strict: the value is passed on as it is, and the text "no" must not count as False.
+        adapter.validate_python(value, strict=not isinstance(value, Mapping | list))
+    except pydantic.ValidationError as error:
+        messages = [problem["msg"] for problem in error.errors()]
+        problems = sorted({message[:1].lower() + message[1:] for message in messages})
+        raise ConfigError(where, f"{' or '.join(problems)}, but got {value!r}") from None
+
+
+def check_targets(config: Any, path: str = "") -> None:
+    """Refuse a recorded config whose `_target_`s are not parts of this project or its libraries.
+
+    Otherwise anyone who can write to a run store could have any function of this machine called.
+
+    Raises:
+        ConfigError: Another `_target_`; the message names its key.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     if isinstance(plain, Mapping):
         target = plain.get("_target_")
-        if target is not None and not str(target).startswith(_OWN_TARGETS):
-            raise ConfigError(
-                f"{path}._target_".lstrip("."),
-                f"must be a part of {', '.join(_OWN_TARGETS)}: {target}",
-            )
+        if target is not None and not str(target).startswith(_TRUSTED_TARGETS):
+            key = f"{path}._target_".lstrip(".")
+            message = f"must be a part of {', '.join(_TRUSTED_TARGETS)}: {target}"
+            raise ConfigError(key, message)
         for key, value in plain.items():
             check_targets(value, f"{path}.{key!s}".lstrip("."))
     elif isinstance(plain, list):
@@ -97,23 +189,21 @@ def check_targets(config: Any, path: str = "") -> None:
             check_targets(value, f"{path}[{number}]")
 
 
-def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **given: Any) -> Any:
-    """Build what `_target_` names, the objects in `given` passed along.
+def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **objects: Any) -> Any:
+    """Build what `_target_` names.
 
     Args:
         config: The node to build.
-        path: The key under which it stands, for error messages.
-        without: Keys that are for the reader or for other nodes and not passed on.
-        **given: Arguments that are no config: built parts, counts.
+        path: The key of the node, for error messages.
+        without: Keys that are not passed on.
+        **objects: Arguments that are not in the config: built parts, counts.
 
     Raises:
         ConfigError: The constructor refused a value.
     """
-    node = OmegaConf.create(
-        {key: value for key, value in resolve(config).items() if key not in without}
-    )
+    node = OmegaConf.create(resolve(config, without))
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **given)
+        return hydra.utils.instantiate(node, _convert_="all", **objects)
     except InstantiationException as error:
         cause = error.__cause__
         inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
@@ -129,121 +219,61 @@ def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **gi
         raise ConfigError(path, str(error).splitlines()[0]) from error
 
 
-def _check_call(config: Mapping[str, Any], path: str) -> None:
-    name = config["_target_"]
-    try:
-        target = hydra.utils.get_object(name)
-    except Exception as error:
-        raise ConfigError(f"{path}._target_", f"cannot import {name}: {error}") from error
-    function = target.__init__ if inspect.isclass(target) else target
-    parameters = inspect.signature(target).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = _type_hints(function)
-    for key, value in config.items():
-        if key in _HYDRA_KEYS or key in getattr(target, "config_only", ()):
-            continue
-        where = f"{path}.{key}".lstrip(".")
-        if key not in parameters:
-            if open_ended:
-                continue
-            raise ConfigError(where, f"unknown key{_closest(key, parameters)}")
-        if key in hints and not (isinstance(value, Mapping) and "_target_" in value):
-            _check_value(value, hints[key], where)
+def flatten(config: DictConfig | Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, Any]:
+    """Dotted key -> value of every leaf; interpolations stay as they are written.
 
-
-def _type_hints(function: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):
-        return {}  # a library's annotations that only its own type checker can read
-
-
-def _check_value(value: Any, hint: Any, where: str) -> None:
-    try:
-        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
-            hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
-        )
-    except (pydantic.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
-        return
-    try:
-        # strict, for what is checked here is passed on as it is: a text "no" must not pass for
-        # False
-        adapter.validate_python(value, strict=not isinstance(value, Mapping | list))
-    except pydantic.ValidationError as error:
-        problems = {_lower_first(problem["msg"]) for problem in error.errors()}
-        raise ConfigError(where, f"{' or '.join(sorted(problems))}, but got {value!r}") from None
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _closest(key: str, known: typing.Iterable[str]) -> str:
-    matches = difflib.get_close_matches(key, [name for name in known if name != "self"], n=3)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
-
-
-WITHOUT_EFFECT = (
-    "tracking",
-    "study",
-    "preset",
-    "objective",
-    "test",
-    "data.cache_dir",
-    "threads",
-    "repeats",
-    "dry_run",
-)
+    Args:
+        config: The config.
+        without: Dotted keys that are omitted, with everything below them.
+    """
+    plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    leaves: dict[str, Any] = {}
+    for key, value in typing.cast("Mapping[str, Any]", plain).items():
+        if isinstance(value, Mapping) and value:
+            leaves |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            leaves[str(key)] = value
+    skipped = tuple(without)
+    return {
+        key: value
+        for key, value in leaves.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in skipped)
+    }
 
 
 def shared_config_digest(config: DictConfig) -> str:
-    """Of what all trials of a study share: the same in the owner and in a trial, unless files changed in between."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return config_hash(
-        {str(key): value for key, value in plain.items() if key not in ("hydra", *WITHOUT_EFFECT)}
-    )
+    """A digest of what all trials of a study share; it changes when the files in conf/ do."""
+    plain = typing.cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    return config_hash({key: plain[key] for key in plain if key not in ("hydra", *WITHOUT_EFFECT)})
 
 
 def conf_digest() -> str:
-    """Of the files in conf/ and sweeps/, as they are now."""
-    files = [
-        file for folder in ("conf", "sweeps") for file in sorted((ROOT / folder).rglob("*.yaml"))
-    ]
+    """A digest of the current files in conf/ and sweeps/."""
+    files = [file for folder in (CONF, ROOT / "sweeps") for file in sorted(folder.rglob("*.yaml"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def compose_trial(payload: Mapping[str, Any]) -> DictConfig:
-    """The trial's config, from the files as the owner saw them.
+    """Compose the config of a trial.
+
+    Args:
+        payload: The trial's overrides, and the digests taken when the study started.
 
     Raises:
-        UserError: They have been changed, and in a way that changes what all trials share.
+        UserError: The files in conf/ have changed since, and so has what all trials share.
     """
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         if payload.get("conf_digest") not in (None, conf_digest()):
             shared = shared_config_digest(compose("train", payload["fixed"]))
             if shared != payload["shared_digest"]:
                 raise UserError(
-                    "conf/ or sweeps/ is not what it was when this sitting began, and the trials would not compare: "
-                    "change it back, or stop the study and start another one"
+                    "conf/ or sweeps/ has changed since this study was started, so that its trials "
+                    "would not be comparable: undo the change, or stop and start another study"
                 )
         return compose("train", payload["overrides"])
 
 
 def flat_settings(config: DictConfig) -> list[str]:
-    """What all trials share and what has an effect, flat; unresolved, so that what is swept does not show in it."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return [f"{key}={value}" for key, value in _flat(plain) if not key.startswith("hydra.")]
-
-
-def _flat(node: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        where = f"{path}{key}"
-        if where in (*WITHOUT_EFFECT, "data.root") and where != "repeats":
-            continue
-        found += (
-            _flat(value, f"{where}.") if isinstance(value, Mapping) and value else [(where, value)]
-        )
-    return found
+    """The settings that all trials of a study share and that have an effect, as `key=value`."""
+    ignored = [name for name in (*WITHOUT_EFFECT, "data.root", "hydra") if name != "repeats"]
+    return [f"{key}={value}" for key, value in flatten(config, ignored).items()]

@@ -1,4 +1,4 @@
-"""Seeds, versions, commit, hardware, allocator, garbage collector, torchvision guard."""
+"""Seeds, versions, commit and hardware; settings of this process: allocator, garbage collector."""
 
 import ctypes
 import functools
@@ -17,13 +17,12 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import numpy as np
-import psutil
-import torch
+from typing import TYPE_CHECKING, Any
 
 from src.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "paretoderm",
@@ -42,40 +41,53 @@ PACKAGES = (
     "scikit-learn",
     "pillow",
 )
-_MAX_SEED = 2**32 - 1  # what numpy takes
-_GIT_SECONDS = 20  # a checkout on a sleeping network drive does not hold up a run for longer
+MAX_SEED = 2**32 - 1  # the limit of NumPy
+GIT_TIMEOUT_S = 20  # a checkout on a sleeping network drive does not delay a run for longer
+COLLECTOR_THRESHOLD = 20_000  # objects; Python's default is 700 in 3.11
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK = 2**30  # bytes
+_NEVER = 2**31 - 1
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch (CPU and every GPU).
+    """Seed Python, NumPy and PyTorch (CPU and all GPUs).
 
     Equal seeds give equal runs on one machine with one set of versions. On another machine, or on a
-    GPU without `trainer.deterministic`, sums are made in another order and figures differ slightly.
+    GPU without `trainer.deterministic`, sums have another order and results differ slightly.
 
     Raises:
         ConfigError: The seed is not within 0 ... 2^32 - 1.
     """
-    if not 0 <= seed <= _MAX_SEED:
-        raise ConfigError("seed", f"must be within 0 and {_MAX_SEED}, but got {seed}")
+    import numpy as np
+    import torch
+
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError("seed", f"must be within 0 and {MAX_SEED}, but got {seed}")
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)  # GPUs as well
+    torch.manual_seed(seed)
 
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, ready for JSON.
 
     Returns:
-        `packages` (name -> version, None where it is not installed), `python`, `platform`, `cpu`,
-        `cores` (those this process may use), `ram_gb` (10^9 bytes), `gpus` (names), `cuda` (None on
-        a CPU build), `torch_threads`.
+        `packages` (name -> version, None if not installed), `python`, `platform`, `cpu`, `cores`
+        (those this process may use), `ram_gb` (10^9 bytes), `gpus` (names), `cuda` (None on a CPU
+        build), `torch_threads`.
     """
+    import psutil
+    import torch
+
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cores": _cores(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
@@ -85,12 +97,18 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that a result may depend on, as installed; None for one that is not."""
-    return {name: _version(name) for name in PACKAGES}
+    """Installed versions of the packages that may affect a result; None if not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def cpu_name() -> str:
-    """The processor's model, as the system gives it."""
+    """The model of the processor, as the operating system reports it."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():
@@ -99,87 +117,65 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def device_name(device: torch.device) -> str:
-    """The model of the processor or GPU behind a torch device."""
+def device_name(device: "torch.device") -> str:
+    """The model of the processor or GPU of a torch device."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def git_state(root: Path | str) -> tuple[str | None, bool | None]:
-    """The commit that `root` is at, and whether files differ from it (untracked ones count).
+    """The commit that is checked out in `root`, and whether files differ (untracked ones count).
 
     Returns:
-        (commit, dirty); (None, None) where there is no git, no checkout or no commit yet.
+        (commit, dirty); (None, None) without git, a checkout or a commit.
     """
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(root), *arguments]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
+        try:
+            return subprocess.run(command, timeout=GIT_TIMEOUT_S, **options).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    commit = git("rev-parse", "--verify", "HEAD")
     if commit is None:
         return None, None
-    changes = _git(root, "status", "--porcelain")
+    changes = git("status", "--porcelain")
     return commit, None if changes is None else bool(changes)
 
 
 def config_hash(config: Mapping[str, Any], without: Collection[str] = ()) -> str:
-    """Twelve hex digits that are the same for configs with the same content, in whatever order their keys stand.
+    """Twelve hex digits of SHA-256 over a config, independent of the order of its keys.
 
     Args:
         config: Plain values: mappings, sequences, texts, numbers, None.
-        without: Dotted keys that don't change the result, such as "tracking" or
+        without: Dotted keys that do not change the result, such as "tracking" or
             "trainer.enable_progress_bar".
     """
-    canonical = json.dumps(
-        _without(config, frozenset(without)), sort_keys=True, separators=(",", ":")
-    )
+
+    def reduced(value: Any, path: str = "") -> Any:
+        if isinstance(value, Mapping):
+            names = {key: f"{path}{key}" for key in value}
+            return {
+                key: reduced(value[key], f"{name}.")
+                for key, name in names.items()
+                if name not in without
+            }
+        if isinstance(value, list | tuple):
+            return [reduced(inner, f"{path}{number}.") for number, inner in enumerate(value)]
+        return value
+
+    canonical = json.dumps(reduced(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _without(value: Any, keys: frozenset[str], path: str = "") -> Any:
-    if isinstance(value, Mapping):
-        named = {f"{path}{key}": (key, inner) for key, inner in value.items()}
-        return {
-            key: _without(inner, keys, f"{name}.")
-            for name, (key, inner) in named.items()
-            if name not in keys
-        }
-    if isinstance(value, list | tuple):
-        return [_without(inner, keys, f"{path}{number}.") for number, inner in enumerate(value)]
-    return value
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _git(root: Path | str, *arguments: str) -> str | None:
-    """What git prints, or None where it cannot answer."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST_BLOCK = 2**30  # bytes; larger ones are still mapped one by one
-_NEVER = 2**31 - 1
-
-
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed, for this process.
+    """Make glibc's allocator keep freed memory in this process, instead of returning it each step.
 
     Returns:
-        Whether it was told; other C libraries have no such setting and are left alone.
+        Whether it was set; other C libraries have no such setting.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -191,67 +187,61 @@ def keep_freed_memory() -> bool:
     )
 
 
-YOUNG = 20_000  # objects; Python's own 700 (3.11) is for small programs
-
-
 def collect_less_often() -> None:
-    """Let the collector wait for `YOUNG` new objects; one that was switched off or waits for more is left alone.
+    """Raise the garbage collector's threshold to `COLLECTOR_THRESHOLD`, unless higher or disabled.
 
-    Importing PyTorch, Lightning and MLflow leaves 600,000 objects, which the collector would walk
-    again and again: a fifth of the time until a command starts to work, and a fifth of short
-    trainings. What is no part of a cycle is freed at once as ever, large tensors among it.
+    Importing PyTorch, Lightning and MLflow creates 600,000 objects, which the collector would
+    traverse repeatedly: a fifth of the start-up time and of short trainings. Objects outside
+    cycles, large tensors among them, are freed at once regardless.
     """
     young, *older = gc.get_threshold()
-    if 0 < young < YOUNG:
-        gc.set_threshold(YOUNG, *older)
+    if 0 < young < COLLECTOR_THRESHOLD:
+        gc.set_threshold(COLLECTOR_THRESHOLD, *older)
 
 
-_SCHEMAS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
-_libraries: list[Any] = []  # a torch.library.Library un-declares its operators when it is collected
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_libraries: list[Any] = []  # torch.library.Library removes its operators when it is collected
 
 
-class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """Finder that finds nothing: it only notices that torchvision is about to be imported."""
+class _TorchvisionGuard(importlib.abc.MetaPathFinder):
+    """An import hook that runs `_declare_operators` before torchvision is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname == "torchvision":
             sys.meta_path.remove(self)
-            _declare_missing_operators()
+            _declare_operators()
         return None
 
 
-def install() -> None:
-    """Declare the missing operators just before the first `import torchvision` of this process."""
+def install_torchvision_guard() -> None:
+    """Let a torchvision built for CUDA be imported beside a CPU build of torch.
+
+    Its compiled operators cannot be loaded then, and its import fails on the missing declarations.
+    """
     if "torchvision" not in sys.modules:
-        sys.meta_path.insert(0, _BeforeTorchvision())
+        sys.meta_path.insert(0, _TorchvisionGuard())
 
 
-def _declare_missing_operators() -> None:
+def _declare_operators() -> None:
+    """Declare torchvision's operators, unless its compiled library registers them itself."""
     import torch
 
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or _compiled_operators_load(Path(spec.origin).parent):
+    if spec is None or spec.origin is None:
         return
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS.values():
-        library.define(schema)
-    _libraries.append(library)
-
-
-def _compiled_operators_load(package: Path) -> bool:
-    """Whether torchvision's own shared library loads into this torch, and so registers its operators itself."""
-    import torch
-
-    for library in sorted(package.glob("_C.*")):
+    for library in sorted(Path(spec.origin).parent.glob("_C.*")):
         if library.suffix in (".so", ".pyd"):
             try:
                 torch.ops.load_library(library)
             except OSError:
-                return False
-            return True
-    return False
+                break
+            return
+    declared = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        declared.define(schema)
+    _libraries.append(declared)

@@ -1,18 +1,18 @@
-"""Errors that a user can mend: shown as one line, without a traceback."""
+"""Errors that a user can correct: shown as one line, without a traceback."""
 
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Bad input. The message names the culprit and the way out, in one line."""
+    """Bad input. The message says on one line what is wrong and what to do."""
 
 
 class ConfigError(UserError):
-    """A value in the configuration that cannot be.
+    """An impossible value in the configuration.
 
     Args:
-        key: The configuration key, as the user would type it; a constructor gives the name of its
-            own argument, and `src.core.config.instantiate` puts the path in front of it.
+        key: The configuration key as the user types it. A constructor passes the name of its
+            argument, and `src.core.config.instantiate` prepends the path.
         problem: What is wrong and what would be right, such as "must be at least 1, but got 0".
     """
 
@@ -22,20 +22,20 @@ class ConfigError(UserError):
         self.problem = problem
 
     def under(self, path: str) -> "ConfigError":
-        """The same error, its key below `path`."""
+        """The same error with the key below `path`."""
         return ConfigError(f"{path}.{self.key}" if self.key else path, self.problem)
 
 
 class DivergedError(UserError):
-    """A training whose loss or metrics are no numbers any more; lower the learning rate or clip the gradient."""
+    """A training whose loss or metrics are not finite."""
 
 
 class DataError(UserError):
-    """A data set on disk that is not as it should be.
+    """A data set on disk that cannot be used.
 
     Args:
-        problem: What is wrong and the way out.
-        path: The file or folder that it is about.
+        problem: What is wrong and what to do.
+        path: The file or folder.
     """
 
     def __init__(self, problem: str, path: Path | str | None = None) -> None:
@@ -43,4 +43,4 @@ class DataError(UserError):
 
 
 class DependencyError(UserError):
-    """An optional package or a download that is needed here and is not to be had."""
+    """A missing optional package, or a download that failed."""

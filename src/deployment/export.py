@@ -308,7 +308,7 @@ def make(config: DictConfig) -> list[ExportedFile]:
     """Make the exports that a config asks for.
 
     Args:
-        config: A composed `conf/export.yaml`.
+        config: A composed `conf/command/export.yaml`.
 
     Returns:
         Those that were kept, after they were recorded.

@@ -584,7 +584,7 @@ def make(config: DictConfig) -> PredictionCounts:
     """Make the prediction that a config asks for.
 
     Args:
-        config: A composed `conf/predict.yaml`.
+        config: A composed `conf/command/predict.yaml`.
 
     Returns:
         What was counted, after all is written and told. Pictures that could not be read are noted

@@ -332,7 +332,7 @@ def make(config: DictConfig) -> Report:
     """Make the report that a config asks for.
 
     Args:
-        config: A composed `conf/report.yaml`.
+        config: A composed `conf/command/report.yaml`.
 
     Returns:
         The report, after it was written and published.

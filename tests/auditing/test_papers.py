@@ -32,7 +32,7 @@ def papers() -> dict[str, Paper]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return {
-            name: parse(resolve(compose("audit", [f"paper={name}"]))["paper"])
+            name: parse(resolve(compose("command/audit", [f"paper={name}"]))["paper"])
             for name in ("mamun2025", "sun2023")
         }
 

@@ -135,13 +135,13 @@ def evaluated(
 
 @pytest.fixture
 def composed(trained: Place) -> Callable[..., DictConfig]:
-    """The `data` part of conf/evaluate.yaml with overrides."""
+    """The `data` part of conf/command/evaluate.yaml with overrides."""
 
     def compose_one(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             data: DictConfig = compose(
-                "evaluate", [*overrides, f"data.cache_dir={trained.folder / 'cache'}"]
+                "command/evaluate", [*overrides, f"data.cache_dir={trained.folder / 'cache'}"]
             ).data
         return data
 

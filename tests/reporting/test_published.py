@@ -118,7 +118,7 @@ def reported(store: Store, *overrides: str) -> Report:
         *overrides,
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("report", overrides=[f"tracking.folder={store.folder}", *typed])
+        config = compose("command/report", overrides=[f"tracking.folder={store.folder}", *typed])
     return make(config)
 
 

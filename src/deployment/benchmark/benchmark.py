@@ -174,7 +174,7 @@ def make(config: DictConfig) -> BenchmarkResult:
     """Make the benchmark that a config asks for, or join one that was made elsewhere.
 
     Args:
-        config: A composed `conf/benchmark.yaml`.
+        config: A composed `conf/command/benchmark.yaml`.
 
     Returns:
         The benchmark, after it was written and published. If nothing could be measured, that is

@@ -39,7 +39,7 @@ def publish_evaluation(found: Evaluation, folder: Path, store: Store, config: Di
         found: The evaluation.
         folder: That holds its files.
         store: Opened if it is not yet.
-        config: A composed `conf/evaluate.yaml`, recorded with an evaluation on other data.
+        config: A composed `conf/command/evaluate.yaml`, recorded with an evaluation on other data.
 
     Returns:
         Id of the run that holds it.
@@ -95,7 +95,7 @@ def make(config: DictConfig) -> Evaluation:
     """Make the evaluation that a config asks for.
 
     Args:
-        config: A composed `conf/evaluate.yaml`.
+        config: A composed `conf/command/evaluate.yaml`.
 
     Returns:
         The evaluation, after it was written and published.
@@ -177,7 +177,7 @@ def other_data(
     """Predict other data with a run's nets, audit that, and compare it with the run's own test.
 
     Args:
-        config: The `data` part of a composed `conf/evaluate.yaml`.
+        config: The `data` part of a composed `conf/command/evaluate.yaml`.
         evaluated: The run.
         settings: Mapping, part, overlap.
         asked: Of the clinical audit.

@@ -825,7 +825,7 @@ def open_data(
     """Read, decode and map the data that a config names.
 
     Args:
-        config: The `data` part of a composed `conf/evaluate.yaml`.
+        config: The `data` part of a composed `conf/command/evaluate.yaml`.
         evaluated: The run; its size, and its geometry where none is named, are taken.
         classes: Of the run.
         settings: Which part, and which mapping.
