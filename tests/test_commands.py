@@ -186,15 +186,16 @@ def test_hydra_reads_a_quoted_text_unchanged(text: str) -> None:
 def test_bad_input_ends_with_one_line_and_status_2(
     typed: Entry, folder: Path, name: str, arguments: list[str], message: str
 ) -> None:
+    files = set(folder.iterdir())
     status, output = typed(name, *arguments)
     assert status == 2, output
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, output
     assert message in errors[0]
     assert "Traceback" not in output
-    assert not (folder / "mlruns").exists()
     if name == "train":
         assert output.count("\n") == 1, output
+        assert set(folder.iterdir()) == files
 
 
 @pytest.mark.parametrize(
