@@ -179,9 +179,8 @@ def check_targets(config: Any, path: str = "") -> None:
     if isinstance(plain, Mapping):
         target = plain.get("_target_")
         if target is not None and not str(target).startswith(_TRUSTED_TARGETS):
-            key = f"{path}._target_".lstrip(".")
             message = f"must be a part of {', '.join(_TRUSTED_TARGETS)}: {target}"
-            raise ConfigError(key, message)
+            raise ConfigError(f"{path}._target_".lstrip("."), message)
         for key, value in plain.items():
             check_targets(value, f"{path}.{key!s}".lstrip("."))
     elif isinstance(plain, list):
