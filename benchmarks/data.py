@@ -1,4 +1,4 @@
-"""Data speed: the cache beside Pillow in a 2-worker DataLoader, and augmentation as a part of a training step.
+"""Speed of the image cache relative to Pillow, and augmentation as a share of a training step.
 
     python -m benchmarks.data [HAM10000 folder]
 
@@ -68,7 +68,8 @@ def reading(parts: loop.RunParts) -> None:
             flush=True,
         )
     print(
-        f"cache / Pillow: median {statistics.median(ratios):.1f} of {ROUNDS} (wanted: at least {WANTED_CACHE})"
+        f"cache / Pillow: median {statistics.median(ratios):.1f} of {ROUNDS} "
+        f"(required: at least {WANTED_CACHE})"
     )
 
 
@@ -85,7 +86,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> f
 
 
 def augmenting(parts: loop.RunParts, name: str, device: torch.device) -> None:
-    """Print what float conversion, augmentation and normalisation take of a training step that contains them."""
+    """Print the share of float conversion, augmentation and normalisation in a training step."""
     module = parts.classifier.to(device).train()
     augment = instantiate(composed([f"augment={name}"]).augment, "augment").to(device)
     batch = next(iter(parts.data.loader("train", train=True)))
@@ -105,7 +106,8 @@ def augmenting(parts: loop.RunParts, name: str, device: torch.device) -> None:
     shares = [seconds(prepare, device, 20) / seconds(step, device, 20) for _ in range(ROUNDS)]
     wanted = WANTED_SHARE[device.type][name]
     print(
-        f"{name} on {device.type}: {statistics.median(shares):.1%} of a training step (wanted: under {wanted:.0%})"
+        f"{name} on {device.type}: {statistics.median(shares):.1%} of a training step "
+        f"(required: under {wanted:.0%})"
     )
 
 

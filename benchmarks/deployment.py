@@ -1,4 +1,4 @@
-"""What exports and int8 gain: `custom` in every runtime beside eager PyTorch, ResNet50 beside it, in one run.
+"""Speed of exports and int8: `custom` and ResNet50 in every runtime, relative to eager PyTorch.
 
     python -m benchmarks.deployment [seconds a model] [run ids]
 
@@ -105,8 +105,10 @@ def tell(rows: Sequence[BenchmarkRow]) -> None:
         figures = row.figures
         low, high = 1 / figures["ratio_high"], 1 / figures["ratio_low"]
         print(
-            f"{row.label:16} {row.runtime:10} p50 {figures['p50_ms']:.3f} ms, {1 / figures['ratio']:.3f} times as fast "
-            f"[{low:.3f}, {high:.3f}], {figures['size_mb']:.2f} MB, peak {figures['peak_memory_mb']:.0f} MB, "
+            f"{row.label:16} {row.runtime:10} p50 {figures['p50_ms']:.3f} ms, "
+            f"{1 / figures['ratio']:.3f} times as fast "
+            f"[{low:.3f}, {high:.3f}], {figures['size_mb']:.2f} MB, "
+            f"peak {figures['peak_memory_mb']:.0f} MB, "
             f"cold start {figures['cold_start_s']:.2f} s{_from_jpeg(figures)}",
             flush=True,
         )
@@ -117,7 +119,7 @@ def _from_jpeg(figures: Mapping[str, float]) -> str:
 
 
 def tell_fastest(rows: Sequence[BenchmarkRow]) -> None:
-    """The fastest export of the first row's own net, its weights as they were, beside eager PyTorch."""
+    """The fastest export of the first row's net, weights unchanged, relative to eager PyTorch."""
     exports = [
         row
         for row in rows
@@ -127,7 +129,8 @@ def tell_fastest(rows: Sequence[BenchmarkRow]) -> None:
         best = min(exports, key=lambda row: row.figures["ratio"])
         faster = 1 / best.figures["ratio"]
         print(
-            f"fastest export: {best.label} in {best.runtime}, {faster:.2f} times (wanted: at least {FASTER})"
+            f"fastest export: {best.label} in {best.runtime}, {faster:.2f} times "
+            f"(required: at least {FASTER})"
         )
 
 
@@ -146,7 +149,8 @@ def tell_int8(
     if not small:
         return
     print(
-        f"int8 beside float32 in ONNX Runtime (wanted: {INT8_FASTER} times as fast, {INT8_SIZE:.0%} of the size)"
+        f"int8 relative to float32 in ONNX Runtime (required: {INT8_FASTER} times as fast, "
+        f"{INT8_SIZE:.0%} of the size)"
     )
     once = replace(settings, cold_starts=1, jpeg_queries=0)  # those two were measured above
     again, _ = measure([found[place] for place in (*plain, *small)], once, encoded(None)[0])
@@ -171,7 +175,8 @@ def main() -> None:
         )
         rows, measured_against = measure(found, settings, encoded(None)[0])
         print(
-            f"beside {measured_against}, at least {settings.queries} calls and {seconds:g} s of each:"
+            f"relative to {measured_against}, at least {settings.queries} calls "
+            f"and {seconds:g} s of each:"
         )
         tell(rows)
         tell_fastest(rows)

@@ -1,4 +1,4 @@
-"""How far `efficiency/latency_ratio` moves between runs on a busy machine, beside latency in milliseconds.
+"""Spread of `efficiency/latency_ratio` and of milliseconds between runs on a busy machine.
 
     python -m benchmarks.latency_ratio [processes] [busy loops] [nets]
 
@@ -74,7 +74,10 @@ def spread(values: Sequence[float]) -> str:
     """Median, largest over smallest, and the furthest from the median."""
     middle = statistics.median(values)
     furthest = max(abs(value / middle - 1) for value in values)
-    return f"median {middle:7.3f}  max/min {max(values) / min(values):5.3f}  furthest {100 * furthest:5.1f}%"
+    return (
+        f"median {middle:7.3f}  max/min {max(values) / min(values):5.3f}  "
+        f"furthest {100 * furthest:5.1f}%"
+    )
 
 
 def _start(*arguments: str, stdout: int) -> "subprocess.Popen[str]":
@@ -96,7 +99,8 @@ def main() -> None:
     loops = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     names = sys.argv[3:] or list(NETS)
     print(
-        f"{processes} processes a net, {loops} training loops beside them; wanted of the ratio: max/min <= {WANTED}"
+        f"{processes} processes per net, {loops} training loops beside them; "
+        f"required: max/min of the ratio <= {WANTED}"
     )
     with busy_machine(loops):
         for name in names:

@@ -38,7 +38,8 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - began)
     slowest = statistics.median(seconds["a call a value"])
     print(
-        f"{PARAMS} parameters, {EPOCHS} epochs x {METRICS} metrics, 4 artifacts (median of {ROUNDS})"
+        f"{PARAMS} parameters, {EPOCHS} epochs x {METRICS} metrics, 4 artifacts "
+        f"(median of {ROUNDS})"
     )
     for name, values in seconds.items():
         median = statistics.median(values)

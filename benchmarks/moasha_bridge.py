@@ -1,4 +1,4 @@
-"""Syne Tune's MOASHA, asked over stdin and stdout by `benchmarks.pruning_replay`; runs under a Python that has it.
+"""Syne Tune's MOASHA over stdin and stdout; started by `benchmarks.pruning_replay`.
 
 A line in: {"new": {arguments of MOASHA, "priority": ...}}, {"add": trial} or {"report": trial,
 "epoch": ..., "values": [losses]}; a line out: {"goes_on": bool}. `priority: shipped` is MOASHA's
@@ -26,7 +26,7 @@ METRICS = ["loss_0", "loss_1"]
 
 
 class Places(MOPriority):
-    """Each row's place by non-dominated front; within a front by distance to what is chosen already, first to last."""
+    """Order of the rows by front, then by distance to the rows that are chosen already."""
 
     def priority_unsafe(self, objectives: np.ndarray) -> np.ndarray:  # noqa: D102
         places = np.empty(len(objectives))
@@ -40,7 +40,7 @@ class Places(MOPriority):
 
 
 def _spread_out(objectives: np.ndarray, rows: np.ndarray) -> list[int]:
-    """Rows of a front, best of the first objective first, then always the one furthest from those taken."""
+    """Rows of a front: the best by the first objective, then always the row furthest from them."""
     taken = [int(rows[objectives[rows, 0].argmin()])]
     left = [int(row) for row in rows if row != taken[0]]
     while left:

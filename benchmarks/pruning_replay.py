@@ -1,4 +1,4 @@
-"""What pruning with several objectives keeps and saves, replayed on recorded learning curves of real runs.
+"""Hypervolume and epochs of multi-objective pruning, replayed on recorded learning curves.
 
     python -m benchmarks.pruning_replay [curves=benchmarks/curves/ham10000_64.csv]
     [rival=/path/to/python]
@@ -74,7 +74,7 @@ class Stopper(Protocol):
     """A way to stop runs early."""
 
     def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:
-        """Whether a run trains on; asked at the end of each of its epochs, in order of simulated time."""
+        """Whether a run continues; called after each of its epochs in order of simulated time."""
 
 
 class Never:
@@ -158,7 +158,7 @@ def shuffled(curves: Mapping[int, Curve], seed: int) -> list[Curve]:
 
 
 def replay(order: Sequence[Curve], stopper: Stopper, budget: float = math.inf) -> list[int]:
-    """Epochs that each run gets, four at a time; the study ends when `budget` epochs have been trained in all."""
+    """Epochs of each run, four runs at a time; the study ends after `budget` epochs."""
     trained = [0] * len(order)
     waiting = iter(range(len(order)))
     events: list[tuple[float, int]] = []  # end of the next epoch, run
@@ -302,7 +302,8 @@ def main() -> None:
     print("command: python -m benchmarks.pruning_replay " + " ".join(sys.argv[1:]))
     longest = len(next(iter(curves.values())).best)
     print(
-        f"{len(curves)} runs of {longest} epochs, HAM10000 at 64 px; {WORKERS} workers; replayed, nothing trained"
+        f"{len(curves)} runs of {longest} epochs, HAM10000 at 64 px; {WORKERS} workers; "
+        "replayed, nothing trained"
     )
     if options.get("choose"):
         choose(curves)
@@ -321,7 +322,8 @@ def main() -> None:
     ]
     held = reached[0] >= WANTED_HYPERVOLUME and reached[1] <= WANTED_EPOCHS
     print(
-        f"\nwanted: hypervolume at least 95.0%, epochs at most 33.3%: {'held' if held else 'NOT HELD'}"
+        "\nrequired: hypervolume at least 95.0%, epochs at most 33.3%: "
+        f"{'held' if held else 'NOT HELD'}"
     )
 
 

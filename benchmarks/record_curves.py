@@ -1,4 +1,4 @@
-"""Learning curves of real runs, recorded so that sweeps can be replayed without training: HAM10000 at 64 px, by lesion.
+"""Records learning curves on HAM10000 (64 px, by lesion) for replays without training.
 
 Each line of the table is one epoch of one run: what was drawn, what it costs, what validation said.
 Runs are drawn at random from a fixed space, so any number of processes can record side by side
@@ -105,7 +105,8 @@ def main() -> None:
         frame.to_csv(out, mode="a", header=not out.exists(), index=False)
         last = frame.iloc[-1]
         print(
-            f"run {number}: {last['val/balanced_accuracy']:.3f}, {last['seconds_per_epoch']} s an epoch",
+            f"run {number}: {last['val/balanced_accuracy']:.3f}, "
+            f"{last['seconds_per_epoch']} s per epoch",
             flush=True,
         )
 

@@ -54,7 +54,8 @@ def main() -> None:
         held = warm <= WANTED_S and size <= WANTED_MB
         print(f"{cold / warm:.1f} times as fast from the cache; page {size:.1f} MB")
         print(
-            f"wanted: at most {WANTED_S:.0f} s and {WANTED_MB:.0f} MB: {'held' if held else 'NOT HELD'}"
+            f"required: at most {WANTED_S:.0f} s and {WANTED_MB:.0f} MB: "
+            f"{'held' if held else 'NOT HELD'}"
         )
 
 
@@ -110,7 +111,10 @@ def fill(store: Store, count: int) -> int:
         at = BEGAN + 60_000 * number
         place = f"{store.artifacts}/{run}/artifacts"
         rows[RUNS].append(run_row(run, at, at + 50_000, place, store.experiment_id))
-        cell = f"model.net.width={width[number]} model.net.dropout={dropout[number]} loss={loss[number]}"
+        cell = (
+            f"model.net.width={width[number]} model.net.dropout={dropout[number]} "
+            f"loss={loss[number]}"
+        )
         tags = {
             "kind": "run",
             "study": "big",

@@ -33,7 +33,8 @@ LONG_AGO = 1_600_000_000_000  # ms
 WANTED_S = 3.0
 # tables of MLflow 3 with their columns
 RUNS = (
-    "runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time,"
+    "runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, "
+    "start_time, end_time,"
     " source_version, lifecycle_stage, artifact_uri, experiment_id)"
 )
 PARAMETERS = "params (run_uuid, key, value)"
@@ -51,7 +52,8 @@ def main() -> None:
         store = Store(f"sqlite:///{folder}/mlflow.db", folder=folder).open()
         ids, filling = timed(lambda: fill(store, count))
         print(
-            f"{count} runs, {PARAMS} parameters, {METRICS} metrics, {TAGS} tags; filled in {filling:.1f} s",
+            f"{count} runs, {PARAMS} parameters, {METRICS} metrics, {TAGS} tags; "
+            f"filled in {filling:.1f} s",
             flush=True,
         )
         frame, cold = timed(lambda: cached_runs(store))
@@ -69,16 +71,19 @@ def main() -> None:
         show(f"{new} new", after, cold)
         size = sum(path.stat().st_size for path in Path(folder, "cache").iterdir())
         print(
-            f"on disk {size / 1e6:.1f} MB, in memory {frame.memory_usage(deep=True).sum() / 1e6:.0f} MB"
+            f"on disk {size / 1e6:.1f} MB, "
+            f"in memory {frame.memory_usage(deep=True).sum() / 1e6:.0f} MB"
         )
         curves, first = timed(lambda: history(store, ids[:CURVES], name(0)))
         assert len(curves) == STEPS * min(CURVES, count)
         _, again = timed(lambda: history(store, ids[:CURVES], name(0)))
         print(
-            f"histories of {min(CURVES, count)} runs: {first:.2f} s from the store, {again:.2f} s from the cache"
+            f"histories of {min(CURVES, count)} runs: {first:.2f} s from the store, "
+            f"{again:.2f} s from the cache"
         )
         print(
-            f"wanted: warm and {new} new under {WANTED_S} s: {'held' if max(warm, after) < WANTED_S else 'NOT HELD'}"
+            f"required: warm and {new} new under {WANTED_S} s: "
+            f"{'held' if max(warm, after) < WANTED_S else 'NOT HELD'}"
         )
 
 
@@ -97,7 +102,7 @@ def name(metric: int) -> str:
 
 
 def fill(store: Store, count: int) -> list[str]:
-    """Write runs straight into the tables of MLflow 3: through its client it would take an hour; gives their ids."""
+    """Write runs into MLflow's tables directly (the client takes an hour); returns their ids."""
     draw = random.Random(0)
     runs = [
         (uuid.UUID(int=draw.getrandbits(128)).hex, LONG_AGO + 60_000 * number)

@@ -1,4 +1,4 @@
-"""Start-up: `import src` and `--help` beside a bare interpreter that imports Hydra, in turn, in one run.
+"""Start-up time of `import src` and `--help`, relative to an interpreter that imports Hydra.
 
 python -m benchmarks.startup
 """
@@ -34,7 +34,8 @@ def main() -> None:
     for name, measured in times.items():
         median = statistics.median(measured)
         print(
-            f"{name}: {median:.2f} s, {median / rival:.2f} x import hydra (wanted: under {WANTED_S:.0f} s)"
+            f"{name}: {median:.2f} s, {median / rival:.2f} x import hydra "
+            f"(required: under {WANTED_S:.0f} s)"
         )
 
 

@@ -57,7 +57,7 @@ def bare(config: DictConfig, parts: loop.RunParts) -> float:
 
 
 def ours(config: DictConfig, parts: loop.RunParts) -> float:
-    """Images a second of the project's own training, its logging, checkpoint and progress included."""
+    """Images per second of the project's training, with logging, checkpoint and progress."""
     with tempfile.TemporaryDirectory() as folder:
         trainer, progress, _ = loop.prepare_fit(config, parts, None, Path(folder))
         with quiet_lightning():
@@ -82,11 +82,13 @@ def main() -> None:
         speed_ours = ours(config, loop.build(config))
         ratios.append(speed_ours / speed_bare)
         print(
-            f"pair {pair + 1}: bare {speed_bare:.0f} images/s, ours {speed_ours:.0f}, ratio {ratios[-1]:.3f}",
+            f"pair {pair + 1}: bare {speed_bare:.0f} images/s, ours {speed_ours:.0f}, "
+            f"ratio {ratios[-1]:.3f}",
             flush=True,
         )
     print(
-        f"ratio: median {statistics.median(ratios):.3f} of {pairs} pairs (wanted: at least {WANTED})"
+        f"ratio: median {statistics.median(ratios):.3f} of {pairs} pairs "
+        f"(required: at least {WANTED})"
     )
 
 

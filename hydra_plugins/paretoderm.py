@@ -1,4 +1,4 @@
-"""The door by which Hydra finds our sweeper and the folder sweeps/; scanned at every start: light imports only."""
+"""Hydra plugins: the sweeper, and sweeps/ on the search path. Hydra scans it at every start."""
 
 from pathlib import Path
 from typing import Any

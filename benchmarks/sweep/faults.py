@@ -1,4 +1,4 @@
-"""Processes killed at random, and what the stores say afterwards: `python -m benchmarks.sweep.faults`.
+"""Kills processes at random and checks the stores: `python -m benchmarks.sweep.faults`.
 
 A grid of 1,000 stub trials on 8 workers. 5% of the trials' processes are killed (signal 9) at
 random moments, and so is the owner, three times; the same command starts it again each time.
@@ -270,7 +270,8 @@ def main(arguments: Sequence[str]) -> None:
         killer = torment(chaos)
         seconds = time.perf_counter() - began
         print(
-            f"{chaos.n_cells} cells, {chaos.n_jobs} workers: {killer.killed} of {len(killer.seen)} trial processes and "
+            f"{chaos.n_cells} cells, {chaos.n_jobs} workers: {killer.killed} of "
+            f"{len(killer.seen)} trial processes and "
             f"{killer.owners} owners killed, {seconds:.0f} s in all on {os.cpu_count()} cores"
         )
         found = problems(chaos)

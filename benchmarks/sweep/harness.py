@@ -154,7 +154,7 @@ class ScriptedExecutor(Executor):
 
 
 class StubExecutor(LocalExecutor):
-    """The local executor, whose fork server imports what a trial without a net needs, and no torch."""
+    """The local executor with a fork server that does not import torch."""
 
     def __init__(self, n_jobs: int) -> None:
         super().__init__(n_jobs, devices=None, threads=None)

@@ -1,4 +1,4 @@
-"""Busy workers: `python -m benchmarks.sweep.occupancy [n_trials=160] [n_jobs=4] [shortest=2] [seed=0]`.
+"""Occupancy: `python -m benchmarks.sweep.occupancy [n_trials=160] [n_jobs=4] [shortest=2]`.
 
 Stub trials that sleep, the longest ten times as long as the shortest, in random order, with the
 real owner, local executor and stores. The wall time, from the first start to the last end, is set
@@ -31,7 +31,7 @@ DEFAULTS = {"n_trials": 160, "n_jobs": 4, "shortest": 2.0, "seed": 0}
 
 
 class TimedExecutor(StubExecutor):
-    """The local executor, with a note of when each trial was handed over and when its end was seen."""
+    """The local executor; it notes when each trial was submitted and when its end was seen."""
 
     def __init__(self, n_jobs: int) -> None:
         super().__init__(n_jobs)
@@ -49,7 +49,7 @@ class TimedExecutor(StubExecutor):
 
 
 def lengths(n_trials: int, shortest: float, seed: int) -> list[float]:
-    """Different seconds from `shortest` to ten times that, evenly spread by their logarithms, shuffled."""
+    """Durations from `shortest` to ten times that, evenly spread on a log scale, shuffled."""
     found = [round(shortest * 10 ** (number / (n_trials - 1)), 4) for number in range(n_trials)]
     random.Random(seed).shuffle(found)
     return found
@@ -69,7 +69,7 @@ def batched(seconds: Sequence[float], n_jobs: int) -> float:
 
 
 def measured(sweep: Sequence[str], n_jobs: int) -> tuple[float, list[float]]:
-    """Wall time of the study, from the first start to the last end, and how long each trial's process was there."""
+    """Wall time of the study, and how long the process of each trial existed."""
     made: list[TimedExecutor] = []
 
     def executor(storage: BaseStorage) -> TimedExecutor:
@@ -97,7 +97,8 @@ def main(arguments: Sequence[str]) -> None:
     bound = max(sum(seconds) / n_jobs, max(seconds))
     best = greedy(sorted(seconds, reverse=True), n_jobs)
     print(
-        f"{n_trials} trials of {min(seconds):g} to {max(seconds):g} s, {n_jobs} workers, {os.cpu_count()} cores"
+        f"{n_trials} trials of {min(seconds):g} to {max(seconds):g} s, {n_jobs} workers, "
+        f"{os.cpu_count()} cores"
     )
     for name, value in {
         "lower bound of any schedule": bound,
@@ -110,7 +111,8 @@ def main(arguments: Sequence[str]) -> None:
     own = statistics.fmean(lasted) - statistics.fmean(seconds)
     print(f"of a trial {own:.2f} s are no sleep: its process starts, records, ends (mean)")
     print(
-        f"workers had a process {sum(lasted) / n_jobs / wall:.1%} of the time; the rest is the owner and the tail"
+        f"workers had a process {sum(lasted) / n_jobs / wall:.1%} of the time; "
+        "the rest is the owner and the tail"
     )
     print(f"wanted: at most {WANTED}: {'holds' if wall / best <= WANTED else 'does not hold'}")
 

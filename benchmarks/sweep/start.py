@@ -49,12 +49,14 @@ class FirstBatch(Callback):
         self.file = Path(file)
         self.began = 0.0
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.began = self.began or time.time()
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # noqa: D102
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:  # noqa: D102
+    ) -> None:
         if batch_idx == 0:
             with self.file.open("a") as file:
                 file.write(f"{self.began} {time.time()}\n")
@@ -73,7 +75,7 @@ class NotingExecutor(LocalExecutor):
 
 
 def forked(folder: Path, rounds: int) -> list[tuple[float, float]]:
-    """Seconds from asked to the first batch and to its end, trial by trial; the first one warms up."""
+    """Seconds from the request to the first batch and to its end, per trial; the first warms up."""
     made: list[NotingExecutor] = []
 
     def executor(storage: BaseStorage) -> NotingExecutor:

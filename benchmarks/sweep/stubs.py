@@ -1,4 +1,4 @@
-"""Trials without a net: they record, report and commit as real ones do, and sleep where those would train.
+"""Trials that sleep instead of training; they record, report and commit like real ones.
 
 What a stub does is said by its overrides, fixed or swept: `seconds=0.5 epochs=2 way=nan`; all else
 is a parameter that only decides its values.
@@ -76,7 +76,7 @@ def overridden(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def expected(overrides: Sequence[str]) -> dict[str, float]:
-    """What a stub with these overrides records: by arithmetic, so that whoever checks can say it, too.
+    """The values that a stub with these overrides records, by arithmetic.
 
     The parameters' numbers are read as digits, the first the most significant: a=1 b=2 c=3 gives
     123.
