@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -53,16 +54,24 @@ def commands() -> list[str]:
     return [line[2:] for text in blocks for line in text.splitlines() if line.startswith("$ ")]
 
 
+@pytest.mark.timeout(900)
 def test_every_command_of_the_page_runs(project: Path) -> None:
     outputs: list[str] = []
     run_ids: list[str] = []
     for command in commands():
         text = run(project, command.replace("<run id>", run_ids[0] if run_ids else ""))
         outputs.append(text)
-        run_ids += re.findall(r"\brun ([0-9a-f]{32})\b", text)
-    single, second, study, compressed = outputs
-    assert "tiny" in single
-    assert "tiny" in second
-    assert "sweeps=tiny" in commands()[2]
-    assert study.count("run ") >= 1
-    assert "compression" in compressed
+        run_ids += re.findall(r"\b[0-9a-f]{32}\b", text)
+    assert len(outputs) == 4
+    connection = sqlite3.connect(project / "mlruns" / "mlflow.db")
+    models = {row[0] for row in connection.execute("select value from tags where key = 'model'")}
+    assert "tiny" in models
+    kappas = connection.execute("select count(*) from metrics where key = 'best/val/kappa'")
+    assert kappas.fetchone()[0] >= 2
+    zeroed = connection.execute("select value from metrics where key = 'compression/zeroed'")
+    assert zeroed.fetchone()[0] == 0.5
+    trials = sqlite3.connect(project / "mlruns" / "optuna.db")
+    names = {row[0] for row in trials.execute("select param_name from trial_params")}
+    assert {"model", "optimizer.lr"} <= names
+    connection.close()
+    trials.close()
