@@ -1,4 +1,4 @@
-"""Whether a probability means what it says: calibration errors, reliability bins, temperature scaling.
+"""Calibration: expected calibration error, Brier score, reliability bins, temperature scaling.
 
 Confidence is the probability of the predicted class. Sources: Guo, Pleiss, Sun and Weinberger, On
 calibration of modern neural networks, ICML 2017 (sections 2 and 4.2); Nixon et al., Measuring
@@ -16,33 +16,30 @@ from src.metrics.bootstrap import Predictions
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
-TOP = "predicted class"  # in the column of classes: confidence against being right
+TOP = "predicted class"  # in the column `class`: confidence of the predicted class
 
 
 def equal_width(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Number of each confidence's bin, int (N,); bins (i / bins, (i + 1) / bins], and 0 in the first."""
+    """Bin of each confidence, int (N,); bins are (i / bins, (i + 1) / bins], and 0 is in the first."""
     return np.clip(np.ceil(np.asarray(confidence, dtype=float) * bins).astype(int) - 1, 0, bins - 1)
 
 
 def equal_content(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Number of each confidence's bin, int (N,), where each bin gets as many images as the others; ties stay together.
-
-    A bin can therefore be fuller than others, or empty.
-    """
+    """Bin of each confidence, int (N,), with equally many images in each; ties stay together."""
     rank = np.searchsorted(np.sort(confidence), confidence)  # of equal ones the first
     return rank * bins // max(len(confidence), 1)
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, number: np.ndarray) -> pd.DataFrame:
-    """What was said and what came true, bin by bin.
+    """Confidence against the observed frequency in each bin.
 
     Args:
         confidence: float (N,).
-        right: Whether it came true, bool (N,).
+        right: Whether the prediction is right, bool (N,).
         number: Bin of each image, int (N,).
 
     Returns:
-        A row a bin with images: bin, images, confidence (mean), frequency (share that came true).
+        A row for each bin with images: bin, images, confidence (mean), frequency (share right).
     """
     images = pd.DataFrame(
         {"bin": number, "confidence": confidence.astype(float), "frequency": right.astype(float)}
@@ -54,10 +51,9 @@ def reliability(confidence: np.ndarray, right: np.ndarray, number: np.ndarray) -
 
 
 def error(table: pd.DataFrame) -> float:
-    """Expected calibration error: mean gap between confidence and frequency over the images, in [0, 1]."""
-    return float(
-        np.average((table["confidence"] - table["frequency"]).abs(), weights=table["images"])
-    )
+    """Expected calibration error: mean gap of confidence and frequency over the images, in [0, 1]."""
+    gaps = (table["confidence"] - table["frequency"]).abs()
+    return float(np.average(gaps, weights=table["images"]))
 
 
 def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
@@ -68,9 +64,9 @@ def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
         target: Labels, int (N,).
 
     Returns:
-        ece (15 bins of equal width), adaptive_ece (15 of equal content), both of the predicted
-        class in [0, 1]; brier: half the squared distance to the truth, in [0, 1], which for two
-        classes is the usual one; nll in nats.
+        ece (15 bins of equal width) and adaptive_ece (15 of equal content) of the predicted class,
+        in [0, 1]; brier: half the squared distance to the truth, in [0, 1], which for two classes
+        is the usual one; nll in nats.
     """
     probability = probability.astype(float)
     confidence, right = probability.max(axis=1), probability.argmax(axis=1) == target
@@ -84,11 +80,10 @@ def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def fit(probability: np.ndarray, target: np.ndarray) -> float:
-    """The temperature that makes these labels most likely.
+    """The temperature with the highest likelihood of the labels.
 
     Args:
-        probability: float (N, K); their logarithms serve as logits, for softmax forgets what they
-            lack.
+        probability: float (N, K); their logarithms serve as logits.
         target: Labels, int (N,).
 
     Returns:
@@ -97,8 +92,8 @@ def fit(probability: np.ndarray, target: np.ndarray) -> float:
     """
     logits = _log(probability)
     least, most = (1 / bound for bound in reversed(TEMPERATURES))
-    # the loss is convex in the inverse temperature
-    found = minimize_scalar(
+    # The loss is convex in the inverse temperature.
+    optimum = minimize_scalar(
         lambda inverse: _nll(inverse * logits, target),
         bounds=(least, most),
         method="bounded",
@@ -106,59 +101,61 @@ def fit(probability: np.ndarray, target: np.ndarray) -> float:
     )
     ends = {1 / inverse: _nll(inverse * logits, target) for inverse in (least, most)}
     best = min(ends, key=lambda temperature: ends[temperature])
-    return float(best if ends[best] < found.fun else 1 / found.x)
+    return float(best if ends[best] < optimum.fun else 1 / optimum.x)
 
 
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities at another temperature, float64 (N, K): above 1 they are less sure. The order stays as it is."""
+    """Probabilities at a temperature, float64 (N, K): above 1 less confident, in the same order."""
     return np.asarray(softmax(_log(probability) / temperature, axis=1))
 
 
-def bins(given: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
-    """Reliability by 15 bins of equal width, of the predicted class and of each class against the rest.
+def bins(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
+    """Reliability in 15 bins of equal width, of the predicted class and of each class.
 
     Args:
-        given: The predictions of all nets, laid together: a bin counts an image once a net.
+        predictions: All nets together; a bin counts an image once for each net.
         scaled: The same probabilities at the nets' temperatures, (S, N, K), or None.
 
     Returns:
-        A row a bin: class, scaled (bool), bin, images (mean over the nets), confidence, frequency.
+        A row for each bin: class, scaled (bool), bin, images (mean over the nets), confidence,
+        frequency.
     """
     frames = []
-    seeds = len(given.probability)
-    for after, probability in ((False, given.probability), (True, scaled)):
+    seeds = len(predictions.probability)
+    for is_scaled, probability in ((False, predictions.probability), (True, scaled)):
         if probability is None:
             continue
-        right = probability.argmax(axis=2) == given.target
+        right = probability.argmax(axis=2) == predictions.target
         curves = {TOP: (probability.max(axis=2), right)}
-        for label, name in enumerate(given.classes):
-            curves[name] = (probability[:, :, label], np.tile(given.target == label, (seeds, 1)))
-        for name, (confidence, came) in curves.items():
-            table = reliability(confidence.ravel(), came.ravel(), equal_width(confidence.ravel()))
+        for label, name in enumerate(predictions.classes):
+            positive = np.tile(predictions.target == label, (seeds, 1))
+            curves[name] = (probability[:, :, label], positive)
+        for name, (confidence, outcome) in curves.items():
+            flat = confidence.ravel()
+            table = reliability(flat, outcome.ravel(), equal_width(flat))
             table["images"] = table["images"] / seeds
             table.insert(0, "class", name)
-            table.insert(1, "scaled", after)
+            table.insert(1, "scaled", is_scaled)
             frames.append(table)
     return pd.concat(frames, ignore_index=True)
 
 
-def compared(given: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
+def compare(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
     """`summary` before and after scaling, means over the nets.
 
     Returns:
-        A row a measure: measure, before, after (NaN without scaling).
+        A row for each measure: measure, before, after (NaN without scaling).
     """
-    before = pd.DataFrame([summary(each, given.target) for each in given.probability]).mean()
-    after = pd.Series(np.nan, index=before.index)
-    if scaled is not None:
-        after = pd.DataFrame([summary(each, given.target) for each in scaled]).mean()
-    return pd.DataFrame(
-        {"measure": before.index, "before": before.to_numpy(), "after": after.to_numpy()}
+    before, after = (
+        pd.DataFrame([summary(net, predictions.target) for net in nets]).mean()
+        for nets in (predictions.probability, () if scaled is None else scaled)
     )
+    table = pd.DataFrame({"before": before, "after": after}, index=before.index, dtype=float)
+    return table.rename_axis("measure").reset_index()
 
 
 def _log(probability: np.ndarray) -> np.ndarray:
-    """Finite logarithms: single precision rounds what is smaller to 0."""
+    """Finite logarithms: single precision rounds smaller values to 0."""
     return np.asarray(np.log(np.maximum(probability.astype(float), np.finfo(np.float32).tiny)))
 
 

@@ -1,178 +1,137 @@
-"""ROC, PR, pAUC, ISIC challenge metrics."""
+"""ROC and precision-recall curves, their areas, and the scores of the ISIC challenges."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from src.metrics.bootstrap import Predictions, Statistics, mean_recall, rarest, share
+from src.metrics.registry import ratio
+
+if TYPE_CHECKING:
+    from src.metrics.bootstrap import Predictions
 
 ROC_COLUMNS = ["class", "seed", "false_positive_rate", "sensitivity", "threshold"]
 PRECISION_RECALL_COLUMNS = ["class", "seed", "recall", "precision", "threshold"]
+SENSITIVITY = 0.80  # lower bound of the ISIC challenges' partial areas
+_ROUNDING = 1e-9  # 0.07 * 100 is more than 7 in floating point
 
-
-def roc(given: Predictions) -> pd.DataFrame:
-    """ROC curves, the strictest threshold (infinity) first; points on a straight line are left out.
-
-    Args:
-        given: The predictions; a class without images, or without others, has no curve.
-
-    Returns:
-        A row a point: class, seed (number of the net, from 0), false_positive_rate, sensitivity,
-        threshold.
-    """
-    frames = []
-    for name, seed, own, score in _each(given):
-        alarm, recall, threshold = roc_curve(own, score)
-        frames.append(_frame(name, seed, alarm, recall, threshold, ROC_COLUMNS))
-    return _joined(frames, ROC_COLUMNS)
-
-
-def precision_recall(given: Predictions) -> pd.DataFrame:
-    """Precision-recall curves, the laxest threshold first and precision 1 at recall 0 last, as `roc` gives its own."""
-    frames = []
-    for name, seed, own, score in _each(given):
-        precision, recall, threshold = precision_recall_curve(own, score, drop_intermediate=True)
-        threshold = np.append(threshold, np.inf)
-        frames.append(_frame(name, seed, recall, precision, threshold, PRECISION_RECALL_COLUMNS))
-    return _joined(frames, PRECISION_RECALL_COLUMNS)
-
-
-def _each(given: Predictions) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
-    found = []
-    for label, name in enumerate(given.classes):
-        own = given.target == label
-        if 0 < own.sum() < len(own):
-            found += [
-                (name, seed, own, score[:, label]) for seed, score in enumerate(given.probability)
-            ]
-    return found
-
-
-def _frame(
-    name: str, seed: int, x: np.ndarray, y: np.ndarray, threshold: np.ndarray, columns: list[str]
-) -> pd.DataFrame:
-    values = (np.full(len(x), name, dtype=object), np.full(len(x), seed), x, y, threshold)
-    return pd.DataFrame(dict(zip(columns, values, strict=True)))
-
-
-def _joined(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-
-
-SENSITIVITY = 0.80  # from which on the ISIC challenges' partial areas count
-_SLACK = 1e-9  # 0.07 * 100 is more than 7 for a computer
+# True and false positives (T + 1, B) at T thresholds, as `RocCurve.counts` returns them -> (B,).
 Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class RocCurve:
-    """Images of one class and the others, counted by distinct score and group; the highest score first.
+    """Images of one class and the others, counted by distinct score and group, highest score first.
 
-    Neighbouring scores that only others have are counted as one: every statistic here is exact
-    without what lies between them, and a rare class is left with few rows.
+    Neighbouring scores that only other classes have are merged. All statistics here remain exact,
+    and a rare class has few rows.
 
     Args:
         score: float (N,).
-        own: Whether an image is of the class, bool (N,).
+        positive: Whether an image is of the class, bool (N,).
         group: int (N,) in [0, `groups`).
         groups: Number of groups, G.
+        area_only: Merge neighbouring scores that only the class has too. `area` remains exact.
     """
 
-    def __init__(self, score: np.ndarray, own: np.ndarray, group: np.ndarray, groups: int) -> None:
+    def __init__(
+        self,
+        score: np.ndarray,
+        positive: np.ndarray,
+        group: np.ndarray,
+        groups: int,
+        area_only: bool = False,
+    ) -> None:
         _, rank = np.unique(-score, return_inverse=True)
-        inhabited = np.bincount(rank, own) > 0
-        opens = inhabited.copy()
-        opens[1:] |= inhabited[:-1]
-        opens[:1] = True
-        rank = (np.cumsum(opens) - 1)[rank]
-        shape = (int(opens.sum()), groups)
-        self._own = csr_array((own.astype(float), (rank, group)), shape=shape)
-        self._others = csr_array(((~own).astype(float), (rank, group)), shape=shape)
+        share = np.bincount(rank, positive) / np.bincount(rank)
+        merge = (share[1:] == share[:-1]) & ((share[1:] == 0) | (area_only & (share[1:] == 1)))
+        row = np.concatenate([[0], np.cumsum(~merge)])[rank]
+        shape = (int(row.max(initial=-1)) + 1, groups)
+        self._positive = csr_array((positive.astype(float), (row, group)), shape=shape)
+        self._negative = csr_array(((~positive).astype(float), (row, group)), shape=shape)
 
     def counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """True and false positives from the strictest threshold, which nothing passes, to the one that all pass.
+        """True and false positives, from the threshold that no image passes to the one all pass.
 
         Args:
             weights: Of the groups, (G, B).
 
         Returns:
-            Two arrays (T + 1, B) for T scores, or ranges of scores that only others have.
+            Two arrays (T + 1, B) for T distinct (merged) scores.
         """
         start = np.zeros((1, weights.shape[1]))
-        hits, alarms = (np.cumsum(table @ weights, axis=0) for table in (self._own, self._others))
+        hits = np.cumsum(self._positive @ weights, axis=0)
+        alarms = np.cumsum(self._negative @ weights, axis=0)
         return np.concatenate([start, hits]), np.concatenate([start, alarms])
 
 
 def area(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve; counts (T + 1, B) as `Ranking.counts` gives them -> (B,); NaN without both kinds."""
+    """Area under the ROC curve; ties count half; NaN unless both kinds of images are there."""
     steps = np.diff(alarms, axis=0) * (hits[1:] + hits[:-1]) / 2
-    return share(steps.sum(axis=0), hits[-1] * alarms[-1])
+    return ratio(steps.sum(axis=0), hits[-1] * alarms[-1])
 
 
 def average_precision(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-    """Precision averaged over recall, without interpolation, as scikit-learn has it; (B,), NaN without the class."""
-    precision = np.nan_to_num(
-        share(hits[1:], hits[1:] + alarms[1:])
-    )  # a score that was not drawn adds nothing
-    return share((np.diff(hits, axis=0) * precision).sum(axis=0), hits[-1])
+    """Precision averaged over recall, without interpolation, as in scikit-learn."""
+    # A score that was not drawn adds nothing.
+    precision = np.nan_to_num(ratio(hits[1:], hits[1:] + alarms[1:]))
+    return ratio((np.diff(hits, axis=0) * precision).sum(axis=0), hits[-1])
 
 
 def pauc(hits: np.ndarray, alarms: np.ndarray, sensitivity: float = SENSITIVITY) -> np.ndarray:
-    """Area between the ROC curve and the line at `sensitivity`, in [0, 1 - sensitivity]; (B,).
+    """Area between the ROC curve and the line at `sensitivity`, in [0, 1 - sensitivity].
 
-    The metric of the ISIC 2024 challenge (SLICE-3D), for 0.8: 0.2 is perfect, chance has 0.02.
+    The metric of the ISIC 2024 challenge (SLICE-3D) for 0.8: 0.2 is perfect, 0.02 is chance.
     """
-    recall, alarm = share(hits, hits[-1]), share(alarms, alarms[-1])
+    recall, alarm = ratio(hits, hits[-1]), ratio(alarms, alarms[-1])
     above = np.maximum(recall - sensitivity, 0)
-    # a segment that crosses the line counts from where it does
+    # A segment that crosses the line counts from the crossing.
     rise, part = np.diff(recall, axis=0), np.diff(above, axis=0)
     crossing = (recall[:-1] < sensitivity) & (above[1:] > 0)
-    width = np.diff(alarm, axis=0) * np.where(
-        crossing, np.divide(part, rise, out=np.ones_like(rise), where=rise > 0), 1
-    )
+    inside = np.divide(part, rise, out=np.ones_like(rise), where=rise > 0)
+    width = np.diff(alarm, axis=0) * np.where(crossing, inside, 1)
     return (width * (above[1:] + above[:-1]) / 2).sum(axis=0)
 
 
 def area_above_sensitivity(
     hits: np.ndarray, alarms: np.ndarray, sensitivity: float = SENSITIVITY
 ) -> np.ndarray:
-    """Area under the part of the ROC curve from `sensitivity` on, down to the axis, in [0, 1]; (B,).
+    """Area under the part of the ROC curve from `sensitivity` on, down to the axis, in [0, 1].
 
     As isic-challenge-scoring computes `auc_sens_80`; the challenges of 2018 and 2019 list it.
     """
-    recall, alarm = share(hits, hits[-1]), share(alarms, alarms[-1])
-    first = (recall < sensitivity).sum(
-        axis=0
-    )  # the first point at or above it; never the start, which is 0
-    first = np.minimum(first, len(recall) - 1)
-    low, high = (_at(recall, row) for row in (first - 1, first))
-    along = share(sensitivity - low, high - low)
-    start = _at(alarm, first - 1) + along * (_at(alarm, first) - _at(alarm, first - 1))
+    recall, alarm = ratio(hits, hits[-1]), ratio(alarms, alarms[-1])
+    # The first point at or above the line; never the start, whose recall is 0.
+    first = np.minimum((recall < sensitivity).sum(axis=0), len(recall) - 1)
+    rows = np.stack([first - 1, first])
+    low, high = np.take_along_axis(recall, rows, axis=0)
+    before, after = np.take_along_axis(alarm, rows, axis=0)
+    start = before + ratio(sensitivity - low, high - low) * (after - before)
     return pauc(hits, alarms, sensitivity) + sensitivity * (1 - start)
 
 
 def sensitivity_at(specificity: float) -> Curve:
-    """The best sensitivity among thresholds with at least this specificity, without interpolation."""
+    """The best sensitivity among thresholds with at least this specificity, not interpolated."""
 
-    def read(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-        allowed = alarms <= (1 - specificity) * alarms[-1] + _SLACK
+    def curve(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
+        allowed = alarms <= (1 - specificity) * alarms[-1] + _ROUNDING
         best = np.where(allowed, hits, 0).max(axis=0)
-        return np.where(alarms[-1] > 0, share(best, hits[-1]), np.nan)
+        return np.where(alarms[-1] > 0, ratio(best, hits[-1]), np.nan)
 
-    return read
+    return curve
 
 
 def specificity_at(sensitivity: float) -> Curve:
-    """The best specificity among thresholds with at least this sensitivity, without interpolation."""
+    """The best specificity among thresholds with at least this sensitivity, not interpolated."""
 
-    def read(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-        enough = hits >= sensitivity * hits[-1] - _SLACK
+    def curve(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
+        enough = hits >= sensitivity * hits[-1] - _ROUNDING
         fewest = np.where(enough, alarms, alarms[-1]).min(axis=0)
-        return np.where(hits[-1] > 0, 1 - share(fewest, alarms[-1]), np.nan)
+        return np.where(hits[-1] > 0, 1 - ratio(fewest, alarms[-1]), np.nan)
 
-    return read
+    return curve
 
 
 CURVES: dict[str, Curve] = {
@@ -183,107 +142,95 @@ CURVES: dict[str, Curve] = {
 }
 
 
-def statistics(given: Predictions, name: str, curves: dict[str, Curve]) -> Statistics:
-    """Statistics of one class's curves, by each net, named `<statistic>/<class>`."""
-    label = given.classes.index(name)
-    own = given.target == label
-    rankings = [
-        RocCurve(score[:, label], own, given.group, given.groups) for score in given.probability
-    ]
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        found = []
-        for ranking in rankings:
-            hits, alarms = ranking.counts(weights)
-            found.append(np.stack([curve(hits, alarms) for curve in curves.values()], axis=1))
-        return np.stack(found, axis=1)
-
-    # of two kinds: however many there are of the one, the other decides how sure an order of them
-    # is
-    return Statistics(
-        tuple(f"{each}/{name}" for each in curves),
-        (rarest(given, (own, ~own)),) * len(curves),
-        measure,
-    )
-
-
-def fixed(values: Sequence[float]) -> dict[str, Curve]:
-    """Sensitivity at each of these specificities, and specificity at each as a sensitivity, by record names."""
-    return {f"sensitivity_at_spec{_per_cent(value)}": sensitivity_at(value) for value in values} | {
-        f"specificity_at_sens{_per_cent(value)}": specificity_at(value) for value in values
+def fixed_points(values: Sequence[float]) -> dict[str, Curve]:
+    """Sensitivity at each of these specificities, and the reverse, by their record names."""
+    return {f"sensitivity_at_spec{100 * value:.4g}": sensitivity_at(value) for value in values} | {
+        f"specificity_at_sens{100 * value:.4g}": specificity_at(value) for value in values
     }
 
 
-def _per_cent(value: float) -> str:
-    return f"{100 * value:.4g}"
+def roc(predictions: "Predictions") -> pd.DataFrame:
+    """ROC curves, the highest threshold (infinity) first; points on a straight line are left out.
 
-
-def _at(values: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(values, row[None], axis=0)[0]
-
-
-BALANCED_ACCURACY = "isic_balanced_accuracy"
-BINARY = ("accuracy", "sensitivity", "specificity", "dice", "ppv", "npv")
-# by the names that the package gives them
-AREAS = {"auc": area, "auc_sens_80": area_above_sensitivity, "ap": average_precision}
-
-
-def balanced_accuracy(given: Predictions) -> Statistics:
-    """Mean recall over the classes that have images, ties undecided: the metric that ranks 2018 task 3 and 2019."""
-    top = given.probability == given.probability.max(axis=2, keepdims=True)
-    right = top[:, np.arange(len(given.target)), given.target] & (top.sum(axis=2) == 1)
-    return mean_recall(given, right, range(len(given.classes)), BALANCED_ACCURACY)
-
-
-def binary(score: np.ndarray, own: np.ndarray) -> dict[str, float]:
-    """The metrics of one class at a probability above 0.5, each in [0, 1].
-
-    Args:
-        score: Probabilities of the class, float (N,).
-        own: Whether an image is of the class, bool (N,).
-    """
-    (rejected, alarms), (missed, hits) = confusion_matrix(
-        own, score > 0.5, labels=[False, True]
-    ).tolist()
-    return {
-        "accuracy": (hits + rejected) / len(own),
-        "sensitivity": _or_one(hits, hits + missed),
-        "specificity": _or_one(rejected, rejected + alarms),
-        "dice": _or_one(2 * hits, 2 * hits + alarms + missed),
-        "ppv": _or_one(hits, hits + alarms),
-        "npv": _or_one(rejected, rejected + missed),
-    }
-
-
-def scores(given: Predictions) -> pd.DataFrame:
-    """The challenges' table, means over the nets.
+    A class without images, or without others, has no curve.
 
     Returns:
-        A row a class and one called macro_average (over the classes that define a metric):
-        accuracy, sensitivity, specificity, dice, ppv, npv, auc, auc_sens_80, ap. What needs images
-        of both kinds is NaN without them.
+        A row for each point: class, seed (number of the net, from 0), false_positive_rate,
+        sensitivity, threshold.
     """
-    each = np.mean([_of_net(given, probability) for probability in given.probability], axis=0)
-    table = pd.DataFrame(
-        each, index=pd.Index(given.classes, name="class"), columns=[*BINARY, *AREAS]
-    )
+    rows = [
+        (name, seed, *roc_curve(positive, score))
+        for name, seed, positive, score in _scores_by_class(predictions)
+    ]
+    return _points(rows, ROC_COLUMNS)
+
+
+def precision_recall(predictions: "Predictions") -> pd.DataFrame:
+    """Precision-recall curves, the lowest threshold first, precision 1 at recall 0 last."""
+    rows = []
+    for name, seed, positive, score in _scores_by_class(predictions):
+        precision, recall, threshold = precision_recall_curve(
+            positive, score, drop_intermediate=True
+        )
+        rows.append((name, seed, recall, precision, np.append(threshold, np.inf)))
+    return _points(rows, PRECISION_RECALL_COLUMNS)
+
+
+def isic_scores(predictions: "Predictions") -> pd.DataFrame:
+    """The table of the ISIC challenges, means over the nets, as isic-challenge-scoring 5.6 has it.
+
+    Returns:
+        A row for each class and one called macro_average (over the classes that define a metric):
+        accuracy, sensitivity, specificity, dice, ppv, npv at a probability above 0.5 (1 where a
+        rate has no images), then auc, auc_sens_80, ap, which are NaN unless both kinds are there.
+    """
+    areas = {"auc": area, "auc_sens_80": area_above_sensitivity, "ap": average_precision}
+    nets = []
+    for probability in predictions.probability:
+        rows = []
+        for label in range(len(predictions.classes)):
+            positive, score = predictions.target == label, probability[:, label]
+            both = 0 < positive.sum() < len(positive)
+            counts = RocCurve(score, positive, np.zeros(len(score), dtype=int), 1).counts(
+                np.ones((1, 1))
+            )
+            values = {
+                key: curve(*counts).item() if both else np.nan for key, curve in areas.items()
+            }
+            rows.append(_binary_scores(score, positive) | values)
+        nets.append(pd.DataFrame(rows, index=pd.Index(predictions.classes, name="class")))
+    table = sum(nets[1:], nets[0]) / len(nets)
     table.loc["macro_average"] = table.mean()
     return table.reset_index()
 
 
-def _of_net(given: Predictions, probability: np.ndarray) -> np.ndarray:
-    rows = []
-    for label in range(len(given.classes)):
-        own, score = given.target == label, probability[:, label]
-        ranking = RocCurve(score, own, np.zeros(len(own), dtype=int), 1)
-        counts = ranking.counts(np.ones((1, 1)))
-        areas = [
-            curve(*counts).item() if 0 < own.sum() < len(own) else np.nan
-            for curve in AREAS.values()
-        ]
-        rows.append([*binary(score, own).values(), *areas])
-    return np.array(rows)
+def _binary_scores(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    matrix = confusion_matrix(positive, score > 0.5, labels=[False, True])
+    (rejected, alarms), (missed, hits) = matrix.tolist()
+    shares = {
+        "accuracy": (hits + rejected, len(positive)),
+        "sensitivity": (hits, hits + missed),
+        "specificity": (rejected, rejected + alarms),
+        "dice": (2 * hits, 2 * hits + alarms + missed),
+        "ppv": (hits, hits + alarms),
+        "npv": (rejected, rejected + missed),
+    }
+    return {name: part / total if total else 1.0 for name, (part, total) in shares.items()}
 
 
-def _or_one(part: float, whole: float) -> float:
-    return part / whole if whole else 1.0
+def _scores_by_class(
+    predictions: "Predictions",
+) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """Class, seed, which images are of the class, and their scores; classes with both kinds."""
+    for label, name in enumerate(predictions.classes):
+        positive = predictions.target == label
+        if 0 < positive.sum() < len(positive):
+            for seed, score in enumerate(predictions.probability):
+                yield name, seed, positive, score[:, label]
+
+
+def _points(
+    rows: Sequence[tuple[str, int, np.ndarray, np.ndarray, np.ndarray]], columns: list[str]
+) -> pd.DataFrame:
+    frames = [pd.DataFrame(dict(zip(columns, row, strict=True))) for row in rows]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)

@@ -332,12 +332,15 @@ def default_quality_metrics(classes: Iterable[str] = ()) -> list[str]:
     return [PRIMARY, "accuracy", *([f"recall/{melanoma}"] if melanoma else [])]
 
 
-def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
+def count_metrics(
+    counts: np.ndarray, classes: Sequence[str], metrics: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
     """All metrics that follow from confusion matrices.
 
     Args:
         counts: (..., K, K); rows are true classes, columns predicted ones.
         classes: K names in label order.
+        metrics: Compute at least these; all by default.
 
     Returns:
         Name without the split -> values (...,) in [0, 1]. NaN where undefined: the recall of a class
@@ -345,8 +348,11 @@ def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> dict[str, np.nd
         the specificity of a class that all images belong to. Means are over the defined classes.
     """
     values: dict[str, np.ndarray] = {}
+    measures = None if metrics is None else {name.partition("/")[0] for name in metrics}
     for name, metric in _recorded_qualities().items():
-        if metric.from_counts is None:
+        if metric.from_counts is None or (
+            measures is not None and name.partition("/")[0] not in measures
+        ):
             continue
         computed = metric.from_counts(counts)
         if metric.is_per_class:

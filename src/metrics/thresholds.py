@@ -1,8 +1,7 @@
-"""Operating points of the class that is looked for: a threshold is chosen on validation and applied, as it is, to test.
+"""Operating points of the class looked for: thresholds are chosen on validation, applied to test.
 
-An image counts as positive from the threshold on. Each net (seed) gets a threshold of its own, for
-its scores are its own. Intervals take the thresholds as given: they say what these thresholds reach
-on other lesions, not what choosing them anew would.
+An image is positive from the threshold on. Each net (seed) has a threshold of its own. Intervals
+take the thresholds as fixed: they are for these thresholds on other lesions.
 """
 
 from collections.abc import Sequence
@@ -13,29 +12,23 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
-from src.metrics.bootstrap import (
-    Predictions,
-    Statistics,
-    bootstrap_statistics,
-    by_group,
-    estimates,
-    share,
-)
+from src.metrics.bootstrap import Predictions, Statistics, by_group, estimates, evaluate
+from src.metrics.registry import ratio
 from src.metrics.settings import AuditSettings
 
 MEASURES = ("sensitivity", "specificity", "ppv", "npv")
 ARGMAX = "argmax"
-_SLACK = 1e-9  # 0.07 * 100 is more than 7 for a computer
+_ROUNDING = 1e-9  # 0.07 * 100 is more than 7 in floating point
 
 
 @dataclass(frozen=True)
 class TargetRate:
-    """What a threshold is to reach on validation.
+    """The rate that a threshold must reach on validation.
 
     Attributes:
-        measure: "sensitivity": the strictest threshold that has enough of it; "specificity": the
-            laxest one.
-        least: How much of it, in (0, 1).
+        measure: "sensitivity": take the highest threshold that reaches it; "specificity": the
+            lowest one.
+        least: The rate, in (0, 1).
     """
 
     measure: Literal["sensitivity", "specificity"]
@@ -47,13 +40,13 @@ class TargetRate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and what it reaches where it was chosen.
+    """A threshold and its rates where it was chosen.
 
     Attributes:
         value: Positive from this score on; infinity: nothing is positive; NaN: no threshold can be
             chosen.
-        sensitivity: Reached, in [0, 1].
-        specificity: Reached, in [0, 1].
+        sensitivity: In [0, 1].
+        specificity: In [0, 1].
         problem: Why it is of no use, or empty.
     """
 
@@ -63,139 +56,136 @@ class Threshold:
     problem: str = ""
 
 
-def choose(score: np.ndarray, own: np.ndarray, wish: TargetRate) -> Threshold:
-    """The best threshold that fulfils a wish; of equally good ones the strictest.
+def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Threshold:
+    """The best threshold that reaches a target rate; of equally good ones the highest.
 
     Args:
         score: float (N,).
-        own: Whether an image is of the class, bool (N,).
-        wish: What is to be reached.
+        positive: Whether an image is of the class, bool (N,).
+        target: The rate to reach.
 
     Returns:
-        A threshold that stands among the scores (or infinity); NaN if the images are all of one
-        kind.
+        One of the scores, or infinity; NaN if the images are all of one kind.
     """
-    if not 0 < own.sum() < len(own):
-        lacks = "others" if len(own) and own.all() else "the class"
-        return Threshold(np.nan, np.nan, np.nan, f"validation has no images of {lacks}")
-    alarm, recall, values = roc_curve(
-        own, score, drop_intermediate=False
-    )  # the strictest first, from infinity
-    hits, rejected = recall * own.sum(), (1 - alarm) * (~own).sum()
-    if wish.measure == "sensitivity":
-        at = int(np.argmax(hits >= wish.least * own.sum() - _SLACK))
+    if not 0 < positive.sum() < len(positive):
+        missing = "others" if len(positive) and positive.all() else "the class"
+        return Threshold(np.nan, np.nan, np.nan, f"validation has no images of {missing}")
+    # The highest threshold first, from infinity.
+    alarm, recall, values = roc_curve(positive, score, drop_intermediate=False)
+    hits, rejected = recall * positive.sum(), (1 - alarm) * (~positive).sum()
+    if target.measure == "sensitivity":
+        at = int(np.argmax(hits >= target.least * positive.sum() - _ROUNDING))
     else:
-        enough = rejected >= wish.least * (~own).sum() - _SLACK
+        enough = rejected >= target.least * (~positive).sum() - _ROUNDING
         at = int(np.argmax(np.where(enough, hits, -1.0)))
-    problem = {
-        0.0: "only a threshold that no image passes",
-        1.0: "only a threshold that every image passes",
-    }
-    everything = problem[1.0] if recall[at] == alarm[at] == 1 else ""
-    return Threshold(
-        float(values[at]),
-        float(recall[at]),
-        float(1 - alarm[at]),
-        problem[0.0] if recall[at] == 0 else everything,
-    )
+    problem = ""
+    if recall[at] == 0:
+        problem = "only a threshold that no image passes"
+    elif recall[at] == alarm[at] == 1:
+        problem = "only a threshold that every image passes"
+    return Threshold(float(values[at]), float(recall[at]), float(1 - alarm[at]), problem)
 
 
-def chosen(val: Predictions, name: str, wish: TargetRate) -> list[Threshold]:
-    """The threshold of each net, for the class of that name."""
-    label = val.classes.index(name)
-    return [
-        choose(score[:, label].astype(float), val.target == label, wish)
-        for score in val.probability
-    ]
+def choose_each(val: Predictions, class_name: str, target: TargetRate) -> list[Threshold]:
+    """The threshold of each net for a class."""
+    label = val.classes.index(class_name)
+    scores = val.probability[:, :, label].astype(float)
+    return [choose(score, val.target == label, target) for score in scores]
 
 
-def usable(val: Predictions | None, name: str, settings: AuditSettings) -> list[Threshold] | None:
-    """The thresholds chosen for sensitivity; None without validation, or where one of them has a problem."""
-    found = (
-        [] if val is None else chosen(val, name, TargetRate("sensitivity", settings.sensitivity))
-    )
-    return found if found and not any(each.problem for each in found) else None
+def usable_thresholds(
+    val: Predictions | None, class_name: str, settings: AuditSettings
+) -> list[Threshold] | None:
+    """The thresholds for sensitivity; None without validation, or if one of them has a problem."""
+    if val is None:
+        return None
+    chosen = choose_each(val, class_name, TargetRate("sensitivity", settings.sensitivity))
+    return None if any(threshold.problem for threshold in chosen) else chosen
 
 
-def decide(given: Predictions, name: str, thresholds: Sequence[Threshold] | None) -> np.ndarray:
-    """Who counts as positive: from the threshold on, or where the class is the most probable one; bool (S, N)."""
-    label = given.classes.index(name)
+def decide(
+    predictions: Predictions, class_name: str, thresholds: Sequence[Threshold] | None
+) -> np.ndarray:
+    """Which images are positive, bool (S, N): from the threshold on, or by the most probable class."""
+    label = predictions.classes.index(class_name)
     if thresholds is None:
-        found: np.ndarray = given.probability.argmax(axis=2) == label
-        return found
-    values = np.array([each.value for each in thresholds])
-    return given.probability[:, :, label].astype(float) >= values[:, None]
+        by_argmax: np.ndarray = predictions.probability.argmax(axis=2) == label
+        return by_argmax
+    values = np.array([threshold.value for threshold in thresholds])
+    return predictions.probability[:, :, label].astype(float) >= values[:, None]
 
 
-def rates(given: Predictions, name: str, positive: np.ndarray, usable: bool = True) -> Statistics:
+def rates(
+    predictions: Predictions, class_name: str, decisions: np.ndarray, usable: bool = True
+) -> Statistics:
     """Sensitivity, specificity and predictive values of decisions.
 
     Args:
-        given: The images.
-        name: The class that is looked for.
-        positive: Decisions of each net, bool (S, N).
-        usable: False where no threshold could be chosen: all is undefined then.
+        predictions: The images.
+        class_name: The class looked for.
+        decisions: Of each net, bool (S, N).
+        usable: False where no threshold could be chosen: all rates are undefined then.
     """
-    own = given.target == given.classes.index(name)
-    cells = np.stack([positive & own, positive & ~own, ~positive & own, ~positive & ~own], axis=2)
-    table = by_group(given, cells.transpose(1, 0, 2).astype(float))
-    seeds = len(positive)
+    positive = predictions.target == predictions.classes.index(class_name)
+    kinds = (
+        positive & decisions,
+        ~positive & decisions,
+        positive & ~decisions,
+        ~positive & ~decisions,
+    )
+    table = by_group(predictions, np.stack(kinds, axis=2).transpose(1, 0, 2).astype(float))
+    seeds = len(decisions)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        counts = (weights.T @ table.reshape(given.groups, -1)).reshape(-1, seeds, 4)
-        hits, alarms, missed, rejected = (counts[..., at] for at in range(4))
-        found = [
-            share(hits, hits + missed),
-            share(rejected, rejected + alarms),
-            share(hits, hits + alarms),
-            share(rejected, rejected + missed),
+        counts = (weights.T @ table.reshape(predictions.groups, -1)).reshape(-1, seeds, 4)
+        hits, alarms, missed, rejected = np.moveaxis(counts, 2, 0)
+        values = [
+            ratio(hits, hits + missed),
+            ratio(rejected, rejected + alarms),
+            ratio(hits, hits + alarms),
+            ratio(rejected, rejected + missed),
         ]
-        return np.stack(found, axis=2) if usable else np.full((*hits.shape, 4), np.nan)
+        return np.stack(values, axis=2) if usable else np.full((*hits.shape, 4), np.nan)
 
-    some, others = positive.any(axis=0), (~positive).any(axis=0)
-    bases = tuple(given.group[rows] for rows in (own, ~own, some, others))
+    rows = (positive, ~positive, decisions.any(axis=0), (~decisions).any(axis=0))
+    bases = tuple(predictions.group[images] for images in rows)
     return Statistics(MEASURES, bases, measure, shares=True)
 
 
 def points(
-    test: Predictions, val: Predictions | None, name: str, settings: AuditSettings
+    test: Predictions, val: Predictions | None, class_name: str, settings: AuditSettings
 ) -> pd.DataFrame:
-    """What the most probable class and the thresholds chosen on validation reach.
+    """Rates by the most probable class and by the thresholds chosen on validation.
 
     Args:
         test: Where they are applied.
-        val: Where they are chosen, by the same nets; None: only the most probable class is looked
-            at.
-        name: The class that is looked for.
-        settings: Wishes and intervals.
+        val: Where they are chosen, by the same nets; None: only the most probable class is used.
+        class_name: The class looked for.
+        settings: Target rates, samples, seed and level.
 
     Returns:
-        A row a rule and measure: rule ("argmax" or the wish), threshold (one a net, as text),
-        measure, val (reached on validation), then what it reaches on test as `estimates` has it,
-        and problem.
+        A row for each rule and measure: rule ("argmax" or the target rate), threshold (one for each
+        net, as text), measure, val (the rate on validation), then the rate on test as `estimates`
+        returns it, and problem.
     """
-    wishes: list[TargetRate | None] = [None]
+    rules: list[TargetRate | None] = [None]
     if val is not None:
-        wishes += [
-            TargetRate("sensitivity", settings.sensitivity),
-            TargetRate("specificity", settings.specificity),
-        ]
-    rows = []
-    for wish in wishes:
-        thresholds = None if wish is None or val is None else chosen(val, name, wish)
-        problems = {each.problem for each in thresholds or () if each.problem}
-        usable = not any(np.isnan(each.value) for each in thresholds or ())
-        reached = np.full(len(MEASURES), np.nan)
+        rules.append(TargetRate("sensitivity", settings.sensitivity))
+        rules.append(TargetRate("specificity", settings.specificity))
+    tables = []
+    for rule in rules:
+        thresholds = None if rule is None or val is None else choose_each(val, class_name, rule)
+        usable = not any(np.isnan(threshold.value) for threshold in thresholds or ())
+        on_val = np.full(len(MEASURES), np.nan)
         if val is not None and usable:
-            reached = bootstrap_statistics(
-                val, rates(val, name, decide(val, name, thresholds))
-            ).mean(axis=0)
-        found = estimates(
-            test, [rates(test, name, decide(test, name, thresholds), usable)], settings
-        ).reset_index()
-        found = found.rename(columns={"metric": "measure"})
-        found.insert(0, "rule", ARGMAX if wish is None else str(wish))
-        found.insert(1, "threshold", " ".join(f"{each.value:.4g}" for each in thresholds or ()))
-        found.insert(3, "val", reached)
-        rows.append(found.assign(problem="; ".join(sorted(problems))))
-    return pd.concat(rows, ignore_index=True)
+            decisions = decide(val, class_name, thresholds)
+            on_val = evaluate(val, rates(val, class_name, decisions)).mean(axis=0)
+        statistics = rates(test, class_name, decide(test, class_name, thresholds), usable)
+        table = estimates(test, [statistics], settings).rename_axis("measure").reset_index()
+        values = " ".join(f"{threshold.value:.4g}" for threshold in thresholds or ())
+        table.insert(0, "rule", ARGMAX if rule is None else str(rule))
+        table.insert(1, "threshold", values)
+        table.insert(3, "val", on_val)
+        problems = {threshold.problem for threshold in thresholds or () if threshold.problem}
+        tables.append(table.assign(problem="; ".join(sorted(problems))))
+    return pd.concat(tables, ignore_index=True)

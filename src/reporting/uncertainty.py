@@ -10,20 +10,18 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.metrics.bootstrap import (
-    OVERALL,
-    PER_CLASS,
     DifferentImagesError,
     Predictions,
     gather,
     intervals,
-    measured,
+    metric_values,
     over_seeds,
     percentile_interval,
-    resampled,
+    resampled_metrics,
     streams,
 )
 from src.metrics.paired import PairedDifference, holm, mcnemar, paired_difference
-from src.metrics.registry import describe
+from src.metrics.registry import class_metrics, describe, overall_metrics
 from src.reporting.collect import PredictionReader
 from src.reporting.record import ReportSettings
 
@@ -223,14 +221,14 @@ def _drop(
 ) -> tuple[float, float, float, float, float]:
     """The metric on val, on test, val less test, and the interval of that."""
     before, after = (
-        float(measured(given, [metric]).mean()) if given else np.nan for given in (val, test)
+        float(metric_values(given, [metric]).mean()) if given else np.nan for given in (val, test)
     )
     if val is None or test is None:
         return before, after, np.nan, np.nan, np.nan
     val_rng, test_rng, val_seeds, test_seeds = streams(seed, 4)
     of_val, of_test = (
-        resampled(val, [metric], samples, val_rng),
-        resampled(test, [metric], samples, test_rng),
+        resampled_metrics(val, [metric], samples, val_rng),
+        resampled_metrics(test, [metric], samples, test_rng),
     )
     if of_val.shape == of_test.shape:
         values = over_seeds(of_val - of_test, val_seeds)
@@ -438,8 +436,8 @@ def _intervals(
 def _quick(frame: pd.DataFrame) -> list[str]:
     classes = [str(name).removeprefix("p/") for name in frame.columns if str(name).startswith("p/")]
     return [
-        *(name for name in OVERALL if name != "auroc"),
-        *(f"{each}/{name}" for each in PER_CLASS for name in classes),
+        *(name for name in overall_metrics() if name != "auroc"),
+        *(f"{each}/{name}" for each in class_metrics() for name in classes),
     ]
 
 

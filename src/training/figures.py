@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from src.metrics.classification import per_class
+from src.metrics.registry import class_metrics, count_metrics
 
 QUALITY = ("balanced_accuracy", "accuracy", "auroc", "recall/mel")
 
@@ -22,8 +22,9 @@ def per_class_table(matrix: np.ndarray, classes: tuple[str, ...]) -> pd.DataFram
         classes: Class names in label order.
     """
     table = pd.DataFrame({"class": classes, "images": matrix.sum(axis=1).astype(int)})
-    for name, values in per_class(matrix).items():
-        table[name] = values
+    values = count_metrics(matrix, classes)
+    for metric in class_metrics():
+        table[metric] = [float(values[f"{metric}/{name}"]) for name in classes]
     return table
 
 

@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from clinical_cases import frame, made_up
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import binom
 
-from src.metrics import curves as ranks
-from src.metrics.bootstrap import estimates, exact, gather, settled
+from src.metrics import curves
+from src.metrics.bootstrap import (
+    curve_statistics,
+    estimates,
+    gather,
+)
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import points
 from src.reporting.clinical.audit import audit
@@ -43,31 +45,6 @@ def test_a_recall_just_below_the_goal_passes_in_one_of_forty_at_most(lesions: in
     assert outcomes[0] == "FAIL"
 
 
-@given(
-    st.integers(1, 60),
-    st.integers(0, 1000).map(lambda part: part / 1000),
-    st.sampled_from([0.8, 0.95, 0.99]),
-)
-@settings(max_examples=40, deadline=None)
-def test_a_share_gets_the_wider_interval_end_by_end(
-    lesions: int, estimate: float, level: float
-) -> None:
-    least, most = exact(estimate, lesions, level)
-    assert 0 <= least <= estimate <= most <= 1
-    basis = np.arange(lesions)
-    assert settled(estimate, estimate, estimate, basis, level, share=True) == (least, most, "exact")
-    assert settled(0.0, 1.0, estimate, basis, level, share=True) == (0.0, 1.0, "bootstrap")
-    assert settled(np.nan, np.nan, estimate, basis, level, share=True) == (least, most, "exact")
-
-
-def test_the_exact_interval_is_that_of_the_tables() -> None:
-    # Clopper and Pearson for 15 of 16 and 7 of 20, by binomial tails of 2.5%
-    for found, lesions in ((15, 16), (7, 20)):
-        low, high = exact(found / lesions, lesions, 0.95)
-        assert binom.sf(found - 1, lesions, low) == pytest.approx(0.025)
-        assert binom.cdf(found, lesions, high) == pytest.approx(0.025)
-
-
 def test_one_lesion_of_the_class_gives_no_interval_to_an_order() -> None:
     rng = np.random.default_rng(0)
     target = np.array([1] * 4 + [0] * 60)
@@ -75,8 +52,8 @@ def test_one_lesion_of_the_class_gives_no_interval_to_an_order() -> None:
     score = rng.random(64)
     table = frame(np.stack([1 - score, score], axis=1), target, NAMES, group)
     given_ = gather([table])
-    curves = ranks.CURVES | ranks.fixed((0.9,))
-    found = estimates(given_, [ranks.statistics(given_, "mel", curves)], FEW)
+    statistics = curves.CURVES | curves.fixed_points((0.9,))
+    found = estimates(given_, [curve_statistics(given_, "mel", statistics)], FEW)
     assert found["estimate"].notna().all()
     assert found[["low", "high"]].isna().all(axis=None)
     assert set(found["images"]) == {4}

@@ -1,9 +1,13 @@
+"""The metrics that training records against scikit-learn and hand arithmetic."""
+
 import json
 import math
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +16,17 @@ from sklearn import metrics as sk
 from torch import Tensor
 
 from src.core.errors import ConfigError
+from src.metrics.bootstrap import intervals
 from src.metrics.classification import ClassificationMetrics, mean_auroc, probabilities
+from src.metrics.registry import (
+    METRICS,
+    Metric,
+    class_metrics,
+    count_metrics,
+    overall_metrics,
+    parse_objectives,
+    short_label,
+)
 
 HAM = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
@@ -185,3 +199,102 @@ def test_probabilities_of_both_conventions() -> None:
     torch.testing.assert_close(probabilities(z), torch.cat([1 - z.sigmoid(), z.sigmoid()], 1))
     many = torch.randn(6, 5)
     torch.testing.assert_close(probabilities(many), many.softmax(1))
+
+
+# true and predicted labels of 2 to 7 classes, any of which may be absent from either
+LABELS = st.integers(2, 7).flatmap(
+    lambda k: st.tuples(
+        st.just(k),
+        st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=40),
+    )
+)
+
+
+def split(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    true, predicted = zip(*pairs, strict=True)
+    return list(true), list(predicted)
+
+
+def matrix_of(k: int, pairs: list[tuple[int, int]]) -> np.ndarray:
+    return sk.confusion_matrix(*split(pairs), labels=range(k))
+
+
+@given(LABELS)
+def test_count_metrics_are_those_of_scikit_learn(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+    k, pairs = drawn
+    true, predicted = split(pairs)
+    found = count_metrics(matrix_of(k, pairs), [str(label) for label in range(k)])
+    options = {"labels": range(k), "average": None, "zero_division": math.nan}
+    expected = {
+        "recall": sk.recall_score(true, predicted, **options),
+        "precision": sk.precision_score(true, predicted, **options),
+        "f1": sk.f1_score(true, predicted, **options),
+        # The specificity is the recall of "not this class".
+        "specificity": [
+            sk.recall_score(
+                [t != label for t in true], [p != label for p in predicted], zero_division=math.nan
+            )
+            for label in range(k)
+        ],
+    }
+    for measure, values in expected.items():
+        for label in range(k):
+            np.testing.assert_allclose(found[f"{measure}/{label}"], values[label])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes that are predicted and absent
+        assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
+        assert found["balanced_accuracy"] == pytest.approx(
+            sk.balanced_accuracy_score(true, predicted)
+        )
+        assert found["macro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="macro"))
+
+
+def test_count_metrics_by_hand() -> None:
+    # The third class is neither there nor predicted.
+    matrix = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
+    of_classes = {
+        "recall": (8 / 10, 3 / 4, math.nan),
+        "precision": (8 / 9, 3 / 5, math.nan),
+        "f1": (16 / 19, 6 / 9, math.nan),
+        "specificity": (3 / 4, 8 / 10, 1),
+    }
+    expected = {"accuracy": 11 / 14, "balanced_accuracy": (8 / 10 + 3 / 4) / 2}
+    expected["macro_f1"] = (16 / 19 + 6 / 9) / 2
+    for measure, values in of_classes.items():
+        expected |= {f"{measure}/{name}": value for name, value in zip("abc", values, strict=True)}
+    assert count_metrics(matrix, "abc") == pytest.approx(expected, nan_ok=True)
+    assert all(np.isnan(value) for value in count_metrics(0 * matrix, "abc").values())
+    # Many matrices at once give the same; only the measures asked for are computed.
+    both = count_metrics(np.stack([matrix, matrix.T]), "abc", ["recall/b", "accuracy"])
+    assert both["recall/b"] == pytest.approx([3 / 4, 3 / 5])
+    assert set(both) == {"accuracy", "recall/a", "recall/b", "recall/c"}
+
+
+def kappa(counts: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=(-2, -1))
+    chance = (counts.sum(axis=-1) * counts.sum(axis=-2)).sum(axis=-1) / total**2
+    return (np.trace(counts, axis1=-2, axis2=-1) / total - chance) / (1 - chance)
+
+
+def test_a_new_metric_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Metric("<split>/kappa", "Cohen's kappa", "kappa", from_counts=kappa)
+    monkeypatch.setattr("src.metrics.registry.METRICS", [*METRICS, entry])
+    probability, target = batches(3, [0, 1, 2], 90, 4)
+    metrics = ClassificationMetrics(("a", "b", "c"))
+    metrics.update(probability, target)
+    expected = sk.cohen_kappa_score(target, probability.argmax(1))
+    assert metrics.compute()["kappa"] == pytest.approx(expected)  # training records it
+    assert short_label("best/val/kappa") == "kappa"  # tables label it
+    [objective] = parse_objectives({"objectives": [{"metric": "val/kappa"}]})
+    assert str(objective) == "maximize val/kappa"
+    frame = pd.DataFrame(probability.numpy(), columns=["p/a", "p/b", "p/c"]).assign(
+        image_id=range(90), group=range(90), label=[("a", "b", "c")[t] for t in target]
+    )
+    row = intervals([frame], ["kappa"], samples=50).iloc[0]  # the bootstrap resamples it
+    assert row["estimate"] == pytest.approx(expected)
+    assert row["low"] < expected < row["high"]
+
+
+def test_names_of_recorded_metrics() -> None:
+    assert overall_metrics() == ["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
+    assert class_metrics() == ["recall", "precision", "f1", "specificity"]

@@ -9,20 +9,19 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.metrics import calibration, curves, thresholds
-from src.metrics import curves as isic
-from src.metrics import curves as ranks
 from src.metrics.bootstrap import (
     COLUMNS,
-    OVERALL,
-    PER_CLASS,
     Predictions,
     Statistics,
+    adjusted_interval,
+    curve_statistics,
     estimates,
     gather,
     intervals,
-    rarest,
-    settled,
+    isic_balanced_accuracy,
+    rarest_groups,
 )
+from src.metrics.registry import class_metrics, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate
 from src.reporting.clinical import subgroups
@@ -49,7 +48,7 @@ def metrics(found: ClinicalAudit) -> dict[str, float]:
     values = {
         name: value
         for name, value in values.items()
-        if "/" in name or name == isic.BALANCED_ACCURACY
+        if "/" in name or name == "isic_balanced_accuracy"
     }
     for row in found.calibration.to_dict("records"):
         values |= {row["measure"]: row["before"], f"{row['measure']}_scaled": row["after"]}
@@ -178,10 +177,10 @@ def audit(
     parts: dict[str, Any] = {
         **_intervals(test, given, name, settings),
         "operating": thresholds.points(given, chosen_on, name, settings),
-        "isic": isic.scores(given),
+        "isic": curves.isic_scores(given),
         **_calibration(given, chosen_on),
         "subgroups": subgroups.table(
-            test, metadata, name, settings, thresholds.usable(chosen_on, name, settings)
+            test, metadata, name, settings, thresholds.usable_thresholds(chosen_on, name, settings)
         )
         if metadata is not None and informed
         else pd.DataFrame(),
@@ -230,19 +229,19 @@ def _intervals(
 ) -> dict[str, pd.DataFrame]:
     """The tables of figures with intervals that are not of decisions by a threshold."""
     wanted = [
-        isic.balanced_accuracy(given),
-        *(ranks.statistics(given, each, ranks.CURVES) for each in given.classes),
+        isic_balanced_accuracy(given),
+        *(curve_statistics(given, each, curves.CURVES) for each in given.classes),
     ]
     wanted += [_rates(given, each) for each in given.classes]
-    fixed = ranks.fixed(settings.fixed)
+    fixed = curves.fixed_points(settings.fixed)
     if fixed:
-        wanted.append(ranks.statistics(given, name, fixed))
+        wanted.append(curve_statistics(given, name, fixed))
     known = _known(frames, given, settings)
     found = pd.concat([known, estimates(given, wanted, settings).reset_index()], ignore_index=True)
     measure = found["metric"].str.partition("/")[0].where(found["metric"].str.contains("/"), "")
-    per_class = _by_class(found[measure.isin(PER_CLASS)], "measure")
+    per_class = _by_class(found[measure.isin(class_metrics())], "measure")
     order = [
-        (given.classes.index(row["class"]), PER_CLASS.index(row["measure"]))
+        (given.classes.index(row["class"]), class_metrics().index(row["measure"]))
         for _, row in per_class.iterrows()
     ]
     return {
@@ -250,7 +249,7 @@ def _intervals(
         "per_class": per_class.loc[sorted(per_class.index, key=order.__getitem__)].reset_index(
             drop=True
         ),
-        "ranking": _by_class(found[measure.isin(ranks.CURVES)], "metric"),
+        "ranking": _by_class(found[measure.isin(curves.CURVES)], "metric"),
         "fixed": found[measure.isin(fixed)].reset_index(drop=True),
     }
 
@@ -268,10 +267,10 @@ def _known(
     frames: Sequence[pd.DataFrame], given: Predictions, settings: AuditSettings
 ) -> pd.DataFrame:
     """What the analysis computes: figures over all classes, and F1. A mean over classes rests on the rarest of them."""
-    metrics = [*OVERALL, *(f"f1/{each}" for each in given.classes)]
+    metrics = [*overall_metrics(), *(f"f1/{each}" for each in given.classes)]
     known = intervals(frames, metrics, settings.samples, settings.seed, settings.level)
     own = [given.target == label for label in range(len(given.classes))]
-    fewest = rarest(given, [images for images in own if images.any()])
+    fewest = rarest_groups(given, [images for images in own if images.any()])
     rows = []
     for row in known.to_dict("records"):
         measure, _, name = str(row["metric"]).partition("/")
@@ -282,7 +281,7 @@ def _known(
             if name
             else fewest
         )
-        low, high, kind = settled(
+        low, high, kind = adjusted_interval(
             row["low"], row["high"], row["estimate"], basis, settings.level, measure == "accuracy"
         )
         sizes = {"images": len(basis), "groups": len(np.unique(basis))}
@@ -308,7 +307,7 @@ def _calibration(given: Predictions, val: Predictions | None) -> dict[str, Any]:
         nets = zip(given.probability, temperatures, strict=True)
         scaled = np.stack([calibration.scale(each, temperature) for each, temperature in nets])
     return {
-        "calibration": calibration.compared(given, scaled),
+        "calibration": calibration.compare(given, scaled),
         "bins": calibration.bins(given, scaled),
         "temperatures": temperatures,
     }

@@ -27,17 +27,17 @@ from src.data.source import Manifest, Source
 from src.deployment import trained as inference
 from src.deployment.trained import RecordedModel, restore
 from src.metrics.bootstrap import (
+    adjusted_interval,
     gather,
     interval,
     intervals,
-    measured,
+    metric_values,
     over_seeds,
-    resampled,
-    settled,
+    resampled_metrics,
     streams,
 )
 from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import TargetRate, chosen
+from src.metrics.thresholds import TargetRate, choose_each
 from src.reporting.clinical.record import EvaluateSettings
 from src.tracking.store import Store
 
@@ -511,7 +511,7 @@ def compared(
                 _side(_one_against_rest(frames, positive), ["auroc"], settings, streams_of[key][1])
             )
         thresholds = (
-            [each.value for each in chosen(gather(val), positive, _wish(settings))]
+            [each.value for each in choose_each(gather(val), positive, _wish(settings))]
             if len(val)
             else []
         )
@@ -564,7 +564,7 @@ def by_original_label(external: Sequence[pd.DataFrame], settings: AuditSettings)
         ).iloc[0]
         recall, low, high = (float(found[key]) for key in ("estimate", "low", "high"))
         images, groups = int(found["images"]), int(found["groups"])
-        low, high, _ = settled(
+        low, high, _ = adjusted_interval(
             low, high, recall, frames[0]["group"].to_numpy(), settings.level, share=True
         )
         rows.append((name, counts_as, images, groups, recall, low, high))
@@ -584,8 +584,10 @@ def _side(
     rng: np.random.Generator,
 ) -> SourceResult:
     given = gather(frames)
-    samples = resampled(given, metrics, settings.samples, rng)
-    return SourceResult(measured(given, metrics), samples, [given.basis(name) for name in metrics])
+    samples = resampled_metrics(given, metrics, settings.samples, rng)
+    return SourceResult(
+        metric_values(given, metrics), samples, [given.basis(name) for name in metrics]
+    )
 
 
 def _joined(parts: Sequence[SourceResult]) -> SourceResult:

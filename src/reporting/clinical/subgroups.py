@@ -12,7 +12,15 @@ import pandas as pd
 from src.core.errors import UserError
 from src.metrics import curves
 from src.metrics import thresholds as operating
-from src.metrics.bootstrap import COLUMNS, Predictions, Statistics, estimates, gather, mean_recall
+from src.metrics.bootstrap import (
+    COLUMNS,
+    Predictions,
+    Statistics,
+    curve_statistics,
+    estimates,
+    gather,
+    mean_recall,
+)
 from src.metrics.settings import AuditSettings
 
 # What people are told apart by -> columns of metadata that say it, the first that is there
@@ -176,7 +184,7 @@ def _statistics(
     """All that could be asked; `enough` tells which classes have the lesions to count in balanced accuracy."""
     name = given.classes[label]
     predicted = given.probability.argmax(axis=2)
-    wanted = {"auroc": curves.statistics(given, name, {"auroc": curves.area})}
+    wanted = {"auroc": curve_statistics(given, name, {"auroc": curves.area})}
     if enough.any():
         right = predicted == given.target
         wanted["balanced_accuracy"] = mean_recall(

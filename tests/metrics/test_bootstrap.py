@@ -11,7 +11,15 @@ from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from src.core.errors import ConfigError, UserError
-from src.metrics.bootstrap import DifferentImagesError, gather, intervals, measured, resampled
+from src.metrics.bootstrap import (
+    DifferentImagesError,
+    adjusted_interval,
+    clopper_pearson,
+    gather,
+    intervals,
+    metric_values,
+    resampled_metrics,
+)
 from src.metrics.classification import ClassificationMetrics
 
 
@@ -78,7 +86,7 @@ def test_a_resampling_is_the_recorded_metric_of_the_drawn_images(
             return self.drawn
 
     rng = Fixed()
-    values = resampled(told, told.metrics, 3, rng)[:, 0]  # type: ignore[arg-type]
+    values = resampled_metrics(told, told.metrics, 3, rng)[:, 0]  # type: ignore[arg-type]
     for drawn, row in zip(rng.drawn, values, strict=True):
         images = np.concatenate([np.flatnonzero(told.group == group) for group in drawn])
         expected = recorded(ordered.iloc[images])
@@ -239,7 +247,7 @@ def test_bad_input_is_named() -> None:
         intervals([table.drop(columns="group")])
     with pytest.raises(UserError, match="p/<class>"):
         intervals([table.drop(columns="p/c1")])
-    with pytest.raises(UserError, match="image i0 stands in it twice"):
+    with pytest.raises(UserError, match="image i0 is in it twice"):
         intervals([pd.concat([table, table.iloc[:1]])])
     with pytest.raises(UserError, match="label 'mole'"):
         intervals([table.assign(label="mole")])
@@ -284,4 +292,41 @@ def test_a_split_of_ham10000_takes_a_fraction_of_a_second() -> None:
 
 def test_measured_keeps_the_seeds_apart() -> None:
     told = gather([answers(np.arange(4) < 3), answers(np.arange(4) < 1)])
-    assert measured(told, ["accuracy"]).tolist() == [[0.75], [0.25]]
+    assert metric_values(told, ["accuracy"]).tolist() == [[0.75], [0.25]]
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(0, 1000).map(lambda part: part / 1000),
+    st.sampled_from([0.8, 0.95, 0.99]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_share_gets_the_wider_interval_end_by_end(
+    lesions: int, estimate: float, level: float
+) -> None:
+    least, most = clopper_pearson(estimate, lesions, level)
+    assert 0 <= least <= estimate <= most <= 1
+    basis = np.arange(lesions)
+    assert adjusted_interval(estimate, estimate, estimate, basis, level, share=True) == (
+        least,
+        most,
+        "exact",
+    )
+    assert adjusted_interval(0.0, 1.0, estimate, basis, level, share=True) == (
+        0.0,
+        1.0,
+        "bootstrap",
+    )
+    assert adjusted_interval(np.nan, np.nan, estimate, basis, level, share=True) == (
+        least,
+        most,
+        "exact",
+    )
+
+
+def test_the_exact_interval_is_that_of_the_tables() -> None:
+    # Clopper and Pearson for 15 of 16 and 7 of 20, by binomial tails of 2.5%
+    for found, lesions in ((15, 16), (7, 20)):
+        low, high = clopper_pearson(found / lesions, lesions, 0.95)
+        assert binom.sf(found - 1, lesions, low) == pytest.approx(0.025)
+        assert binom.cdf(found, lesions, high) == pytest.approx(0.025)

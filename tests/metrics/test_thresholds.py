@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-from src.metrics.bootstrap import bootstrap_statistics, gather, intervals
+from src.metrics.bootstrap import evaluate, gather, intervals
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import ARGMAX, TargetRate, Threshold, choose, decide, points, rates
 
@@ -98,7 +98,7 @@ def test_rates_are_those_of_the_confusion_matrix(seed: int) -> None:
     expected = [hits / (hits + missed), rejected / (rejected + alarms)]
     expected += [hits / max(hits + alarms, 1) if hits + alarms else np.nan]
     expected += [rejected / max(rejected + missed, 1) if rejected + missed else np.nan]
-    found = bootstrap_statistics(given_, rates(given_, "mel", positive))[0]
+    found = evaluate(given_, rates(given_, "mel", positive))[0]
     assert found.tolist() == pytest.approx([float(each) for each in expected], nan_ok=True)
 
 
