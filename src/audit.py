@@ -25,9 +25,9 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.auditing import make
+        from src.reporting.claims import audit_paper
 
-        make.make(config)
+        audit_paper(config)
 
     COMMAND.run(job)
 
