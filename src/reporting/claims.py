@@ -1,7 +1,7 @@
 """Checks the claims of a paper against arithmetic, counts of networks and recorded runs.
 
-conf/paper/<paper>.yaml is a table: what the paper claims, the printed value, where it stands, and how
-to compute it: one expression per reading of the claim, see `Figures`.
+conf/paper/<paper>.yaml is a table: what the paper claims, where, the printed value, and how to
+compute it: one expression per reading of the claim, see `Figures`.
 """
 
 import difflib
@@ -51,10 +51,10 @@ UNDECIDED = "undecided: the interval contains the limit"
 SCALES = {"%": 1e-2, "K": 1e3, "thousand": 1e3, "M": 1e6, "million": 1e6, "B": 1e9, "billion": 1e9}
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?\s*(%|[A-Za-z][A-Za-z ]*)?")
 LEGEND = (
-    "A printed number agrees with a computed one if the computed one, or a value in its range, would "
-    "be printed the same way. A printed limit is kept or broken by the whole range; otherwise it is "
-    "undecided. Metrics of too few seeds, or of runs that are not the paper's system, are shown and "
-    "decide nothing."
+    "A printed number agrees with a computed one if the computed one, or a value in its range, "
+    "would be printed the same way. A printed limit is kept or broken by the whole range; "
+    "otherwise it is undecided. Metrics of too few seeds, or of runs that are not the paper's "
+    "system, are shown and decide nothing."
 )
 # parameters in which two seeds of one system may differ, by the start of their names
 FREE = tuple(
@@ -336,7 +336,7 @@ def exact(value: float, origin: str = "", how: str = "") -> Figure:
 def at_corners(function: Callable[..., float], *operands: Figure | float) -> Figure:
     """A function of figures; its range spans its values at every corner of the operands' ranges.
 
-    That is the true range of a function that is monotone in each operand, as all of `FUNCTIONS` are.
+    That is the true range of a function that is monotone in each operand, as those here are.
     """
     figures = [each if isinstance(each, Figure) else exact(each) for each in operands]
     origins = frozenset[str]().union(*(figure.origins for figure in figures))
@@ -466,9 +466,9 @@ class Figures:
     """Evaluates the expressions of a paper, each one once.
 
     An expression is Python arithmetic on numbers, names of figures, ids of claims (their printed
-    values), `FUNCTIONS`, and these three: count('net', 'parameters', ...) is the sum of `QUANTITIES`
-    of a net; measured('system', 'metric', less='other system') comes from recorded runs;
-    published(number, 'source') from another paper.
+    values), `FUNCTIONS`, and these three: count('net', 'parameters', ...) is the sum of
+    `QUANTITIES` of a net; measured('system', 'metric', less='other system') comes from recorded
+    runs; published(number, 'source') from another paper.
 
     Args:
         paper: Its claims.
@@ -711,11 +711,7 @@ class RecordedRuns:
         if not all(each.rows for each in chosen):
             return Figure(origins=measured, problem=problem, unrecorded=True)
         try:
-            figure = (
-                self._costs(system, metric)
-                if is_cost(metric)
-                else self._rates(system, metric, less)
-            )
+            figure = self._measure(system, metric, less)
         except DifferentImagesError as error:
             what = "the two systems or their seeds" if less else "its seeds"
             problem = f"{what} were tested on different images ({error})"
@@ -727,19 +723,17 @@ class RecordedRuns:
             figure, origins=measured, how=how, problem=problem, text=f"{figure.value:.4g}"
         )
 
-    def _costs(self, system: str, metric: str) -> Figure:
-        texts = (_text(row, f"metrics.{metric}") for row in self._of(system).rows)
-        values = [float(text) for text in texts if text]
-        if not values:
-            raise UserError(f"its runs have no {metric}")
-        mean = sum(values) / len(values)
-        return Figure(mean, min(values), max(values), how=f"{metric}, least to largest")
-
-    def _rates(self, system: str, metric: str, less: str) -> Figure:
-        settings = self._settings
+    def _measure(self, system: str, metric: str, less: str) -> Figure:
+        if is_cost(metric):
+            texts = (_text(row, f"metrics.{metric}") for row in self._of(system).rows)
+            values = [float(text) for text in texts if text]
+            if not values:
+                raise UserError(f"its runs have no {metric}")
+            mean, how = sum(values) / len(values), f"{metric}, least to largest"
+            return Figure(mean, min(values), max(values), how=how)
+        settings, frames = self._settings, self._predictions(system)
         bootstrap = (settings.samples, settings.seed, settings.level)
         kind = f"{settings.level:.0%} interval by group and seed"
-        frames = self._predictions(system)
         if less:
             value, low, high, _ = paired_difference(
                 frames, self._predictions(less), metric, *bootstrap, (system, less)
@@ -747,51 +741,14 @@ class RecordedRuns:
             how = f"{metric}, {system} less {less} on the same images, paired {kind}"
             return Figure(value, low, high, how=how)
         row = intervals(frames, [metric], *bootstrap).iloc[0]
-        how = (
-            f"{metric} on {row['images']:,} images of {row['groups']:,} lesions or patients, {kind}"
-        )
-        return Figure(row["estimate"], row["low"], row["high"], how=how)
+        sizes = f"{row['images']:,} images of {row['groups']:,} lesions or patients"
+        return Figure(row["estimate"], row["low"], row["high"], how=f"{metric} on {sizes}, {kind}")
 
     def _read(self, system: str) -> list[pd.DataFrame]:
         assert self._store is not None
         return [
             read.predictions(self._store, row["run_id"], "test") for row in self._of(system).rows
         ]
-
-
-@dataclass(frozen=True)
-class CheckedReading:
-    """A reading and its figure.
-
-    Attributes:
-        name, unit: Of the reading.
-        figure: Its result.
-        beside: Whether it is only shown.
-        agrees: Whether the figure is as the claim says; None where that cannot be said.
-    """
-
-    name: str
-    figure: Figure
-    beside: bool = False
-    agrees: bool | None = None
-    unit: str | None = None
-
-    @property
-    def decides(self) -> bool:
-        """Whether it speaks for or against the claim."""
-        return not self.beside and not self.figure.problem and self.agrees is not None
-
-    def shown(self, number: PrintedNumber | None) -> str:
-        """The figure like the printed number, or in its own unit, with its range if it has one."""
-        figure = self.figure
-        if math.isnan(figure.value):
-            return "-"
-        values = (figure.value, figure.low, figure.high)
-        if number is not None and self.unit is None:
-            text, low, high = map(number.like, values)
-        else:
-            text, low, high = (f"{value:,.4g} {self.unit or ''}".strip() for value in values)
-        return text if low == high or math.isnan(figure.low) else f"{text} ({low} to {high})"
 
 
 def agrees(figure: Figure, number: PrintedNumber, relation: str) -> bool | None:
@@ -803,8 +760,8 @@ def agrees(figure: Figure, number: PrintedNumber, relation: str) -> bool | None:
     if math.isnan(figure.value):
         return None
     if relation == "equal":
-        without = math.isnan(figure.low)
-        low, high = (figure.value, figure.value) if without else (figure.low, figure.high)
+        exact_value = math.isnan(figure.low)  # no interval
+        low, high = (figure.value,) * 2 if exact_value else (figure.low, figure.high)
         return number.admits(low, high)
     if relation == "below":
         kept, broken = figure.high < number.value, figure.low >= number.value
@@ -813,86 +770,55 @@ def agrees(figure: Figure, number: PrintedNumber, relation: str) -> bool | None:
     return kept if kept or broken else None
 
 
-def decide(readings: Sequence[CheckedReading]) -> tuple[str, CheckedReading | None]:
-    """The verdict on a testable claim, and the reading that it rests on.
+def decide(readings: Sequence[Mapping[str, Any]]) -> tuple[str, int | None]:
+    """The verdict on a testable claim, and the position of the reading that it rests on.
 
     The first reading that agrees reproduces the claim. If none does, arithmetic on printed numbers
     alone contradicts it; otherwise it is not reproduced if the paper's own reading, the first one,
     could be tested.
+
+    Args:
+        readings: Rows of `PaperAudit.readings`, the paper's own reading first.
     """
-    own = [reading for reading in readings if not reading.beside]
-    deciding = [reading for reading in own if reading.decides]
-    for reading in deciding:
-        if reading.agrees:
-            return (REPRODUCED if reading is own[0] else OTHER_READING), reading
-    for reading in deciding:
-        if reading.figure.origins == {"printed"}:
-            return CONTRADICTED, reading
-    if deciding and deciding[0] is own[0]:
+    own = [place for place, row in enumerate(readings) if not row["beside"]]
+    deciding = [place for place in own if readings[place]["decides"]]
+    for place in deciding:
+        if readings[place]["agrees"]:
+            return (REPRODUCED if place == own[0] else OTHER_READING), place
+    for place in deciding:
+        if readings[place]["from"] == "printed":
+            return CONTRADICTED, place
+    if deciding and deciding[0] == own[0]:
         return NOT_REPRODUCED, own[0]
     return NOT_TESTABLE, own[0] if own else None
 
 
 @dataclass(frozen=True)
-class CheckedClaim:
-    """A claim and its verdict.
+class PaperAudit:
+    """The result.
 
     Attributes:
-        claim: As the paper makes it.
-        number: What it prints; None for words.
-        readings: With their figures, in the claim's order, then those beside.
-        verdict: One of `VERDICTS`.
-        decisive: The reading that the verdict rests on.
-        unrecorded: Whether runs are missing that would decide.
+        paper: Its claims.
+        claims: One row per claim, in the paper's order: id, claim, where, printed, here (the figure
+            that the verdict rests on, in the printed unit, with its range), verdict, reading,
+            reason, problems (why it is not testable), unrecorded (whether runs are missing), note,
+            and as numbers printed_value, value, low, high.
+        readings: One row per reading: id, reading, beside, here, agrees, decides, how, problem,
+            from (origins), unrecorded, value, low, high.
     """
 
-    claim: Claim
-    number: PrintedNumber | None
-    readings: list[CheckedReading]
-    verdict: str
-    decisive: CheckedReading | None
-    unrecorded: bool
-
-    @property
-    def here(self) -> str:
-        """The figure that the verdict rests on, in the printed unit."""
-        return "-" if self.decisive is None else self.decisive.shown(self.number)
-
-    @property
-    def problems(self) -> list[str]:
-        """Why it is not testable; empty if it is."""
-        if self.claim.untestable or self.verdict != NOT_TESTABLE:
-            return [self.claim.untestable] if self.claim.untestable else []
-        texts = (each.figure.problem for each in self.readings if not each.beside)
-        return list(dict.fromkeys(text for text in texts if text))
-
-    @property
-    def reason(self) -> str:
-        """Why the verdict is what it is."""
-        if self.verdict == NOT_TESTABLE or self.decisive is None:
-            known = [each for each in self.readings if not math.isnan(each.figure.value)]
-            beside = "; ".join(f"{each.name} {each.shown(self.number)}" for each in known)
-            return "; ".join(self.problems) + (f"; beside it: {beside}" if beside else "")
-        figure, printed = self.decisive.figure, ""
-        if self.verdict in (CONTRADICTED, NOT_REPRODUCED):
-            printed = f", printed {self.claim.text}"
-        source = figure.origins == {"published"}
-        how = f"{self.here}, {figure.how}" if source else f"{figure.how} = {self.here}"
-        return f"{self.decisive.name}: {how}{printed}"
-
-
-@dataclass(frozen=True)
-class PaperAudit:
-    """A paper and its checked claims, in the paper's order."""
-
     paper: Paper
-    claims: list[CheckedClaim]
+    claims: pd.DataFrame
+    readings: pd.DataFrame
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of claims by verdict, zeros included."""
-        count = Counter(checked.verdict for checked in self.claims)
+        count = Counter(self.claims["verdict"])
         return {name: count[name] for name in VERDICTS}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{number} {name}" for name, number in self.counts.items())
 
 
 def check_claims(paper: Paper, measure: Callable[[str, str, str], Figure]) -> PaperAudit:
@@ -905,78 +831,100 @@ def check_claims(paper: Paper, measure: Callable[[str, str, str], Figure]) -> Pa
     Raises:
         ConfigError: A claim that cannot be evaluated; the message names its key.
     """
-    figures, checked = Figures(paper, measure), []
+    figures, claims, readings = Figures(paper, measure), [], []
     for place, claim in enumerate(paper.claims):
         key = f"paper.claims[{place}]"
-        number, readings = claimed_number(claim, key), []
-        for kind, beside in (("readings", False), ("beside", True)):
-            for name, reading in getattr(claim, kind).items():
-                figure = figures.evaluate(reading.value, f"{key}.{kind}.{name}")
-                agreed = None
-                if number is not None and not (beside and reading.unit is not None):
-                    agreed = agrees(figure, number, claim.relation)
-                    if agreed is None and not math.isnan(figure.value) and not figure.problem:
-                        figure = replace(figure, problem=UNDECIDED)
-                readings.append(CheckedReading(name, figure, beside, agreed, reading.unit))
-        verdict, decisive = (NOT_TESTABLE, None) if claim.untestable else decide(readings)
-        lacks = any(each.figure.unrecorded and not each.beside for each in readings)
-        checked.append(CheckedClaim(claim, number, readings, verdict, decisive, lacks))
-    return PaperAudit(paper, checked)
+        number = claimed_number(claim, key)
+        rows = [
+            _check_reading(claim, number, name, reading, figure, kind == "beside")
+            for kind in ("readings", "beside")
+            for name, reading in getattr(claim, kind).items()
+            if (figure := figures.evaluate(reading.value, f"{key}.{kind}.{name}"))
+        ]
+        readings += rows
+        claims.append(_check_claim(claim, number, rows))
+    return PaperAudit(paper, pd.DataFrame(claims), pd.DataFrame(readings))
 
 
-def claims_table(audit: PaperAudit) -> Table:
-    """A row per claim: what is printed, the figure here with its range, the verdict and its reason."""
-    rows = []
-    for checked in audit.claims:
-        claim, decisive = checked.claim, checked.decisive
-        row: dict[str, Any] = {name: getattr(claim, name) for name in ("id", "claim", "where")}
-        row |= {"printed": claim.text, "here": checked.here, "verdict": checked.verdict}
-        row |= {"reason": checked.reason, "note": claim.note}
-        row["value"] = checked.number.value if checked.number else None
-        for name in ("value", "low", "high"):
-            row[f"here_{name}"] = getattr(decisive.figure, name) if decisive else None
-        rows.append(row | {"reading": decisive.name if decisive else ""})
-    return Table(pd.DataFrame(rows), title="Claims")
+def _check_reading(
+    claim: Claim,
+    number: PrintedNumber | None,
+    name: str,
+    reading: Reading,
+    figure: Figure,
+    beside: bool,
+) -> dict[str, Any]:
+    agreed, problem = None, figure.problem
+    if number is not None and not (beside and reading.unit is not None):
+        agreed = agrees(figure, number, claim.relation)
+        undecided = agreed is None and not math.isnan(figure.value)
+        problem = problem or (UNDECIDED if undecided else "")
+    values = (figure.value, figure.low, figure.high)
+    if number is not None and reading.unit is None:
+        here, low, high = map(number.like, values)
+    else:
+        here, low, high = (f"{value:,.4g} {reading.unit or ''}".strip() for value in values)
+    if math.isnan(figure.value):
+        here = "-"
+    elif low != high and not math.isnan(figure.low):
+        here = f"{here} ({low} to {high})"
+    row: dict[str, Any] = {"id": claim.id, "reading": name, "beside": beside, "here": here}
+    row |= {"agrees": agreed, "decides": not (beside or problem or agreed is None)}
+    row |= {"how": figure.how, "problem": problem, "from": " and ".join(sorted(figure.origins))}
+    row |= dict(zip(("value", "low", "high"), values, strict=True))
+    return row | {"unrecorded": figure.unrecorded and not beside}
 
 
-def readings_table(audit: PaperAudit) -> Table:
-    """A row per reading of a claim: its figure, whether it agrees, and how it was obtained."""
-    rows = []
-    for checked in audit.claims:
-        for reading in checked.readings:
-            figure = reading.figure
-            row = {"id": checked.claim.id, "reading": reading.name}
-            row |= {"here": reading.shown(checked.number), "agrees": reading.agrees}
-            row |= {"decides": reading.decides, "how": figure.how, "problem": figure.problem}
-            row |= {"value": figure.value, "low": figure.low, "high": figure.high}
-            rows.append(row | {"from": " and ".join(sorted(figure.origins))})
-    return Table(pd.DataFrame(rows), title="Readings")
+def _check_claim(
+    claim: Claim, number: PrintedNumber | None, readings: list[dict[str, Any]]
+) -> dict[str, Any]:
+    verdict, place = (NOT_TESTABLE, None) if claim.untestable else decide(readings)
+    row = {} if place is None else readings[place]
+    problems = [claim.untestable] if claim.untestable else []
+    if verdict == NOT_TESTABLE and not claim.untestable:
+        problems = list(dict.fromkeys(r["problem"] for r in readings if not r["beside"]))
+    if verdict == NOT_TESTABLE:
+        figures = (f"{r['reading']} {r['here']}" for r in readings if r["here"] != "-")
+        beside = "; ".join(figures)
+        reason = "; ".join(problems) + (f"; beside it: {beside}" if beside else "")
+    else:
+        published = row["from"] == "published"
+        how = f"{row['here']}, {row['how']}" if published else f"{row['how']} = {row['here']}"
+        reason = f"{row['reading']}: {how}"
+        reason += f", printed {claim.text}" * (verdict in (CONTRADICTED, NOT_REPRODUCED))
+    checked: dict[str, Any] = {"id": claim.id, "claim": claim.claim, "where": claim.where}
+    checked |= {"printed": claim.text, "here": row.get("here", "-"), "verdict": verdict}
+    checked |= {"reading": row.get("reading", ""), "reason": reason, "note": claim.note}
+    checked |= {"problems": problems, "unrecorded": any(r["unrecorded"] for r in readings)}
+    checked["printed_value"] = None if number is None else number.value
+    return checked | {name: row.get(name) for name in ("value", "low", "high")}
 
 
 def write_audit(audit: PaperAudit, folder: Path, made: str) -> None:
     """Write audit.md, claims.csv and readings.csv: all of the folder, or nothing.
 
     Args:
-        audit: The checked claims.
+        audit: The result.
         folder: Its former content is deleted.
         made: When, with which commit, and from which store; a line.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    paper, claims, readings = audit.paper, claims_table(audit), readings_table(audit)
+    paper = audit.paper
+    columns = ["id", "claim", "where", "printed", "here", "verdict", "reason", "note"]
+    tables = [Table(audit.claims[columns], "Claims")]
+    if len(audit.readings):
+        columns = ["id", "reading", "here", "agrees", "decides", "how", "problem"]
+        tables.append(Table(audit.readings[columns], "Readings"))
     parts = [f"# Audit: {paper.title}", f"{paper.citation} {paper.source}", f"Read: {paper.read}"]
-    parts += [made, f"**{len(audit.claims)} claims: {counts_text(audit)}.**", LEGEND, "## Protocol"]
+    parts += [made, f"**{len(audit.claims)} claims: {audit}.**", LEGEND, "## Protocol"]
     parts.append("\n".join(f"- {note}" for note in paper.protocol))
-    shown = ["id", "claim", "where", "printed", "here", "verdict", "reason", "note"]
-    parts.append(replace(claims, frame=claims.frame[shown]).to_markdown())
-    if len(readings.frame):
-        shown = ["id", "reading", "here", "agrees", "decides", "how", "problem"]
-        parts.append(replace(readings, frame=readings.frame[shown]).to_markdown())
+    parts += [table.to_markdown() for table in tables]
     with atomic_folder(folder, "the audit") as draft:
         (draft / "audit.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        claims.to_csv(draft / "claims.csv")
-        readings.to_csv(draft / "readings.csv")
+        Table(audit.claims).to_csv(draft / "claims.csv")
+        Table(audit.readings).to_csv(draft / "readings.csv")
 
 
 def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:
@@ -987,11 +935,6 @@ def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:
             listed = f"there {'are' if len(known) > 1 else 'is'} {', '.join(known[:20]) or 'none'}"
             hint = f"did you mean {close[0]}?" if close else listed
             raise ConfigError("", f"does not know {name!r}; {hint}")
-
-
-def counts_text(audit: PaperAudit) -> str:
-    """Such as "4 reproduced, 3 not testable"."""
-    return ", ".join(f"{number} {name}" for name, number in audit.counts.items())
 
 
 @dataclass
@@ -1046,23 +989,23 @@ def audit_paper(config: DictConfig) -> PaperAudit:
 
 def print_audit(audit: PaperAudit, folder: Path) -> None:
     """Print the verdicts, the contradictions and what cannot be tested, 100 columns wide."""
-    console = Console(width=100)
-    table = claims_table(audit)
-    frame = table.frame[["id", "printed", "here", "verdict"]]
-    readings = table.frame["reading"].where(frame["verdict"].isin(VERDICTS[1:4]), "")
-    frame = frame.assign(
-        verdict=frame["verdict"] + readings.map(lambda name: f" ({name})" * bool(name))
+    console, claims = Console(width=100), audit.claims
+    shown = claims[["id", "printed", "here"]].assign(
+        verdict=[
+            f"{verdict} ({reading})" if verdict in VERDICTS[1:4] else verdict
+            for verdict, reading in zip(claims["verdict"], claims["reading"], strict=True)
+        ]
     )
-    bold = frozenset(i for i, each in enumerate(audit.claims) if each.verdict == CONTRADICTED)
-    title = f"{audit.paper.name}: claims and results"
-    console.print(Table(frame, title, counts_text(audit), bold=bold).to_rich())
-    lines = [f"! {c.claim.id}: {c.reason}" for c in audit.claims if c.verdict == CONTRADICTED]
-    untested: dict[str, list[str]] = {}
-    for checked in audit.claims:
-        for reason in checked.problems:
-            untested.setdefault(reason, []).append(checked.claim.id)
-    lines += [f"- not testable: {joined(ids)}: {reason}" for reason, ids in untested.items()]
-    if any(checked.unrecorded for checked in audit.claims):
+    contradicted = claims["verdict"] == CONTRADICTED
+    bold = frozenset(claims.index[contradicted])
+    console.print(Table(shown, f"{audit.paper.name}: claims", bold=bold).to_rich())
+    console.print(str(audit), highlight=False)
+    rows = claims[contradicted]
+    lines = [f"! {name}: {reason}" for name, reason in zip(rows["id"], rows["reason"], strict=True)]
+    untested = claims.explode("problems").dropna(subset="problems")
+    for problem, ids in untested.groupby("problems", sort=False)["id"]:
+        lines.append(f"- not testable: {joined(list(ids))}: {problem}")
+    if claims["unrecorded"].any():
         lines.append(f"record the missing runs: {audit.paper.command}")
     for line in [*lines, f"look: {folder / 'audit.md'}"]:
         wrap = line.startswith(("record", "look"))
