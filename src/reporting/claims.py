@@ -575,7 +575,7 @@ class SystemRuns:
         text: Seeds, weights, commit and study, and which runs were left out.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[Any, Any]]
     problems: list[str]
     text: str = ""
 
@@ -608,7 +608,7 @@ def choose_runs(
         problem = f"no tested runs of {system.preset} (split {system.split}) are recorded{among}"
         return SystemRuns([], [problem])
     fewest = min(len(_differences(row, system)) for row in tested)
-    settings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    settings: dict[tuple[str, ...], list[dict[Any, Any]]] = {}
     columns = [
         name for name in runs if str(name).startswith("params.") and not str(name).startswith(FREE)
     ]
@@ -629,10 +629,10 @@ def choose_runs(
     )
     facts = [f"{len(rows)} seed{'s'[: len(rows) > 1]} of {system.preset}, split {system.split}"]
     for name in ("weights", "commit", "study"):
-        values = dict.fromkeys(
+        texts = dict.fromkeys(
             _commit(row) if name == "commit" else _text(row, f"tags.{name}") for row in rows
         )
-        facts += [f"{name} {' and '.join(filter(None, values))}"] if any(values) else []
+        facts += [f"{name} {' and '.join(filter(None, texts))}"] if any(texts) else []
     text = ", ".join(facts)
     text += f"; seed {again} trained more than once, the newest taken" if again else ""
     others = len(tested) - len(same)
@@ -640,7 +640,7 @@ def choose_runs(
     return SystemRuns(rows, problems, text)
 
 
-def _differences(row: Mapping[str, Any], system: PaperSystem) -> list[str]:
+def _differences(row: Mapping[Any, Any], system: PaperSystem) -> list[str]:
     """Where a run differs from the paper's system, in words."""
     differences = []
     for column, expected in system.fixed.items():
@@ -663,13 +663,13 @@ def _equals(recorded: str, expected: object) -> bool:
     return bool(value == expected) and isinstance(value, bool) == isinstance(expected, bool)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
+def _text(row: Mapping[Any, Any], column: str) -> str:
     """A value as text, empty where it is missing."""
     value = row.get(column)
     return "" if value is None or value != value else str(value)
 
 
-def _commit(row: Mapping[str, Any]) -> str:
+def _commit(row: Mapping[Any, Any]) -> str:
     changed = _text(row, "tags.git_dirty").lower() == "true"
     return _text(row, "tags.git_commit")[:7] + (" with changes" if changed else "")
 
@@ -977,7 +977,7 @@ def audit_paper(config: DictConfig) -> PaperAudit:
     )
     write_audit(audit, folder, made)
     if settings.publish:
-        tags = {"kind": "audit", "paper": paper.name}
+        tags: dict[str, object] = {"kind": "audit", "paper": paper.name}
         tags |= {"git_commit": commit or "unknown", "git_dirty": dirty}
         with Run.start(store, f"audit {paper.name}", tags, {"audit": asdict(settings)}) as run:
             run.artifact(folder, "audit")
