@@ -77,7 +77,7 @@ def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str])
     found = loader.load_sweep_config(config, overrides)
     found = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
     check(resolve(found))
-    origin.wanted(found)
+    origin.is_compression(found)
     return found
 
 

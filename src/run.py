@@ -50,7 +50,7 @@ def record(
         run: Where to write.
         context: Of the trial, in a study.
     """
-    if origin.wanted(config):
+    if origin.is_compression(config):
         _compressed(config, folder, overrides, run, context)
     else:
         _trained(config, folder, overrides, run, context)
@@ -107,15 +107,17 @@ def _compressed(
     """Compress a trained net, measure and evaluate what comes of it into a run of its own."""
     parts = compression.origin_parts(config, run.store)
     describe_inputs(_public_config(config), [*map(masked, overrides)], parts, {}, run, folder)
-    run.tag(split=_split_label(parts.data), weights=origin.began_with(run.store, config.origin))
+    run.tag(
+        split=_split_label(parts.data), weights=origin.initial_weights(run.store, config.origin)
+    )
     found = compression.compress(config, parts, run.store, run, folder)
-    cost = compression.known_cost(found)
+    cost = compression.compressed_cost(found)
     if context is not None:
         context.known_cost({name: value for name, value in cost.items() if value is not None})
     loop.measure(config, parts.classifier, run, cost)
     for split in _evaluated_splits(config, parts.data, context is not None):
         loop.evaluate(config, parts, split, run, folder)
-    compression.record_lost(run.store, run, [(config.origin, run.id)])
+    compression.record_degradation(run.store, run, [(config.origin, run.id)])
     run.log({"time/tracking_s": run.seconds})
 
 
@@ -228,7 +230,7 @@ def single_run(config: DictConfig) -> None:
     plain = resolve(config)
     check(plain)
     objectives, limits = parse_objectives(plain["objective"]), parse_limits(plain["objective"])
-    compressed = origin.wanted(config)
+    compressed = origin.is_compression(config)
     if not loop.writes_record():
         if compressed:
             raise ConfigError(
@@ -241,7 +243,7 @@ def single_run(config: DictConfig) -> None:
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
     if compressed:
-        config = origin.adopt(config, overrides, store)
+        config = origin.compressed_run_config(config, overrides, store)
         check(plain := resolve(config))
     with _start(
         store, config, plain, overrides, RunContext(config.study or "", parent=config.get("origin"))
@@ -308,8 +310,8 @@ def _repeated(
         "kind": "trial",
         "overrides": " ".join(context.payload["cell"]),
     }
-    if problem is None and origin.wanted(config):
-        tags["origin"] = origin.trial(store, config)
+    if problem is None and origin.is_compression(config):
+        tags["origin"] = origin.origin_trial(store, config)
     done: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # of a compression: origin and compressed run of each seed
     with Run.start(
@@ -326,8 +328,8 @@ def _repeated(
                     config, store, below, seed, context
                 )
                 Run.attach(store, run_id).move_below(trial)
-                if origin.wanted(config):
-                    pairs.append((origin.of(store, run_id), run_id))
+                if origin.is_compression(config):
+                    pairs.append((origin.origin_of(store, run_id), run_id))
                 done.append(metrics)
                 context.repeat_ended(seed, run_id, metrics)
                 discard([seed_folder(each, seed) for each in (context.folder, *context.resume)])
@@ -338,7 +340,7 @@ def _repeated(
         means, spreads = aggregate(done)
         trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
         if pairs:
-            compression.record_lost(store, trial, pairs)
+            compression.record_degradation(store, trial, pairs)
         trial.flush()
         _commit(context, means)
     return means
@@ -404,8 +406,8 @@ def _checked(
     plain: dict[str, Any] = {}
     try:
         check(plain := resolve(config))
-        if origin.wanted(config):
-            config = origin.adopt(config, overrides, store)
+        if origin.is_compression(config):
+            config = origin.compressed_run_config(config, overrides, store)
             check(plain := resolve(config))
     except UserError as error:
         return config, plain, error
@@ -464,6 +466,6 @@ def _tags(config: DictConfig, plain: dict[str, Any], place: RunContext) -> dict[
 def _origin_tags(config: DictConfig) -> dict[str, str]:
     return (
         {"origin": config.origin, "compression": config.compression.name}
-        if origin.wanted(config)
+        if origin.is_compression(config)
         else {}
     )

@@ -230,9 +230,9 @@ def sweep(
     store.open()
     for run_id in reap(store):
         log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
-    if probed is not None and origin.wanted(cell := probed[0]):
+    if probed is not None and origin.is_compression(cell := probed[0]):
         default = dry_run.compose_cell(
-            loader, _without_hydras(config), origin.typed_beside(plan.overrides)
+            loader, _without_hydras(config), origin.free_overrides(plan.overrides)
         )
         origin.check_study(cell, default, probed[1], store)
     url = resolve_url(

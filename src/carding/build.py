@@ -12,7 +12,7 @@ from src.carding.record import ABSENT, Card
 from src.carding.recorded import RunRecord
 from src.deployment.description import Description
 from src.deployment.runtimes.files import FORMATS, format_of
-from src.deployment.trained import RecordedModel, deployed, describe, single
+from src.deployment.trained import RecordedModel, deployed_file, describe, single
 from src.metrics.settings import AuditSettings as Clinical
 from src.reporting.clinical import evaluate
 from src.reporting.clinical.record import ClinicalAudit
@@ -114,7 +114,7 @@ def _short(
 
 def _format(store: Store, net: RecordedModel) -> str:
     """In which a net can be exported: any of torch's, so an example; a file only as it is."""
-    file = deployed(store, net)
+    file = deployed_file(store, net)
     return FORMATS["onnx"].name if file is None else format_of(file).name
 
 

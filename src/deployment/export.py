@@ -24,7 +24,7 @@ from src.deployment.description import Decision, Description
 from src.deployment.runtimes.base import ImageBatch, Probabilities, in_batches
 from src.deployment.runtimes.eager import CameraNet, EagerRuntime
 from src.deployment.runtimes.files import FORMATS, Format, format_of, open_file
-from src.deployment.trained import RecordedModel, named
+from src.deployment.trained import RecordedModel, require_run_id
 from src.tracking.run import Run
 from src.tracking.store import Store, existing
 from src.training.classifier import Classifier
@@ -110,7 +110,7 @@ class ExportSettings:
         Raises:
             ConfigError: There is none.
         """
-        return named(self.run)
+        return require_run_id(self.run)
 
     @property
     def formats(self) -> list[Kind]:
@@ -319,7 +319,7 @@ def make(config: DictConfig) -> list[ExportedFile]:
     """
     settings, store = _settings(config)
     run = trained.single(store, settings.wanted)
-    _refuse_other_formats(run, trained.deployed(store, run), settings.formats)
+    _refuse_other_formats(run, trained.deployed_file(store, run), settings.formats)
     origin = _origin(run, store, settings)
     folder = Path(settings.folder) / f"{run.model}_{run.run_id[:8]}"
     tolerance = (
@@ -363,9 +363,9 @@ def _refuse_other_formats(run: RecordedModel, file: Path | None, formats: list[K
 
 
 def _origin(run: RecordedModel, store: Store, settings: ExportSettings) -> ExportOrigin:
-    file = trained.deployed(store, run)
+    file = trained.deployed_file(store, run)
     if file is None:
-        classifier = trained.network(store, run)
+        classifier = trained.load_network(store, run)
         for kind in settings.formats:
             FORMATS[kind].check_installed()
     found = load_validation_images(run, settings.images, settings.root, settings.cache_dir)

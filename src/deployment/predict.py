@@ -184,7 +184,7 @@ def _run(store: Store, wanted: str, threads: int) -> Predictor:
 
     title = found.title + (", mean of their probabilities" if len(nets) > 1 else "")
     precision = runtimes[0].description.precision
-    told = () if None in classifiers else tuple(trained.precision_told(found.config))
+    told = () if None in classifiers else tuple(trained.precision_warnings(found.config))
     return Predictor(title, replace(description, precision=precision), tuple(runtimes), given, told)
 
 
@@ -192,10 +192,10 @@ def _net(
     store: Store, run: RecordedModel, description: Description, threads: int
 ) -> tuple[Runtime, Classifier | None]:
     """A run's model in its runtime, and as a net of torch's if it is one."""
-    file = trained.deployed(store, run)
+    file = trained.deployed_file(store, run)
     if file is not None:
         return open_file(file, threads), None
-    classifier = trained.classifier(store, run)
+    classifier = trained.load_classifier(store, run)
     tags = store.client.get_run(run.run_id).data.tags  # a trial's own do not tell the precision
     description = replace(description, precision=tags.get("precision", description.precision))
     if torch.cuda.is_available() and not isinstance(

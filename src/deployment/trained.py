@@ -84,16 +84,16 @@ class RecordedModel:
         Raises:
             TrackingError: What is recorded cannot be read.
         """
-        if self.predicted(store, split) < len(self.nets):
+        if self.count_predicted(store, split) < len(self.nets):
             return []
         return [history.predictions(store, net.run_id, split) for net in self.nets]
 
-    def predicted(self, store: Store, split: str) -> int:
+    def count_predicted(self, store: Store, split: str) -> int:
         """How many of the nets have been evaluated on a split."""
         return sum(history.has_predictions(store, net.run_id, split) for net in self.nets)
 
 
-def named(run: str | None) -> str:
+def require_run_id(run: str | None) -> str:
     """The run that a config names, by its id or the start of it.
 
     Raises:
@@ -210,7 +210,7 @@ def restore(classifier: Classifier, store: Store, run_id: str) -> Classifier:
 SINGLE = ("32", "32-true")  # Lightning's names of float32
 
 
-def build(config: DictConfig, classes: Sequence[str]) -> Classifier:
+def build_classifier(config: DictConfig, classes: Sequence[str]) -> Classifier:
     """A run's net as it is before its weights are put in, without the data that it was trained on.
 
     Args:
@@ -245,7 +245,7 @@ def build(config: DictConfig, classes: Sequence[str]) -> Classifier:
     return classifier.eval()
 
 
-def load(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classifier:
+def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classifier:
     """A run's trained net, without the data that it was trained on.
 
     Args:
@@ -256,7 +256,7 @@ def load(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classi
     Raises:
         UserError: The run is no net, or the checkpoint is not its own.
     """
-    classifier = build(config, classes)
+    classifier = build_classifier(config, classes)
     load_weights(classifier, checkpoint)
     return classifier
 
@@ -266,7 +266,7 @@ def _bar(images: int, title: str) -> "tqdm[Any]":
     return tqdm(total=images, desc=title, unit="image", file=sys.stderr, leave=False, disable=None)
 
 
-def precision_told(config: DictConfig) -> list[str]:
+def precision_warnings(config: DictConfig) -> list[str]:
     """What to know where a run's own predictions were made in another precision than `predict` has.
 
     Args:
@@ -337,7 +337,7 @@ def open_run(
         UserError: No such run, no trained net, or one that does not go with the runtime.
     """
     run = single(store, run_id)
-    file = deployed(store, run)
+    file = deployed_file(store, run)
     if file is not None:
         found = format_of(file)
         if runtime != found.name:
@@ -346,11 +346,11 @@ def open_run(
             )
         return open_file(file, threads)
     if runtime in TORCH:
-        return TORCH[runtime](classifier(store, run), describe(store, run), threads)
+        return TORCH[runtime](load_classifier(store, run), describe(store, run), threads)
     if folder is not None:
-        return open_file(write(store, run, runtime, folder), threads)
+        return open_file(write_file(store, run, runtime, folder), threads)
     with tempfile.TemporaryDirectory() as own:
-        return open_file(write(store, run, runtime, Path(own)), threads)
+        return open_file(write_file(store, run, runtime, Path(own)), threads)
 
 
 def single(store: Store, run_id: str) -> RecordedModel:
@@ -369,7 +369,7 @@ def single(store: Store, run_id: str) -> RecordedModel:
     return run
 
 
-def deployed(store: Store, run: RecordedModel) -> Path | None:
+def deployed_file(store: Store, run: RecordedModel) -> Path | None:
     """The file that a compressed run's model is; None where it is a checkpoint.
 
     Raises:
@@ -381,22 +381,22 @@ def deployed(store: Store, run: RecordedModel) -> Path | None:
     return None if found is None else read.artifact(store, run.run_id, found)
 
 
-def classifier(store: Store, run: RecordedModel) -> Classifier:
+def load_classifier(store: Store, run: RecordedModel) -> Classifier:
     """The trained net of a run that has a checkpoint.
 
     Raises:
         UserError: The run is no network, or has no checkpoint.
     """
-    return restore(build(run.config, classes(store, run)), store, run.run_id)
+    return restore(build_classifier(run.config, class_names(store, run)), store, run.run_id)
 
 
-def network(store: Store, run: RecordedModel) -> Classifier:
+def load_network(store: Store, run: RecordedModel) -> Classifier:
     """The trained net of a run that can be written as a file.
 
     Raises:
         UserError: The run is no network, or has no checkpoint.
     """
-    found = classifier(store, run)
+    found = load_classifier(store, run)
     if isinstance(found.net, FitOnceModel):
         raise UserError(
             f"run={run.run_id}: {run.model} is no network, and no format for devices holds it"
@@ -404,7 +404,7 @@ def network(store: Store, run: RecordedModel) -> Classifier:
     return found
 
 
-def classes(store: Store, run: RecordedModel) -> list[str]:
+def class_names(store: Store, run: RecordedModel) -> list[str]:
     """The run's classes in label order.
 
     Raises:
@@ -418,7 +418,7 @@ def classes(store: Store, run: RecordedModel) -> list[str]:
     )
 
 
-def write(store: Store, run: RecordedModel, name: str, folder: Path) -> Path:
+def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Path:
     """Write a run's net as a file.
 
     Args:
@@ -438,7 +438,7 @@ def write(store: Store, run: RecordedModel, name: str, folder: Path) -> Path:
     part = path.with_name(f"{path.stem}.part{made.suffix}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        made.write(CameraNet.of(network(store, run)), describe(store, run), part)
+        made.write(CameraNet.of(load_network(store, run)), describe(store, run), part)
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path}: the model cannot be written there ({error})") from error
@@ -457,13 +457,13 @@ def describe(store: Store, run: RecordedModel) -> Description:
     Raises:
         UserError: The file's runtime is not installed, or what is recorded cannot be read.
     """
-    file = deployed(store, run)
+    file = deployed_file(store, run)
     if file is not None:
         return open_file(file).description
     return Description(
         run_id=run.run_id,
         model=run.model,
-        classes=tuple(classes(store, run)),
+        classes=tuple(class_names(store, run)),
         image_size=int(run.config.data.image_size),
         geometry=run.config.data.geometry,
         data=run.data,
@@ -472,11 +472,11 @@ def describe(store: Store, run: RecordedModel) -> Description:
         precision=store.client.get_run(run.run_id).data.tags.get(
             "precision", Description.precision
         ),
-        decision=decision(store, run),
+        decision=choose_decision(store, run),
     )
 
 
-def decision(
+def choose_decision(
     store: Store, run: RecordedModel, sensitivity: float = Clinical.sensitivity
 ) -> Decision | None:
     """Threshold and temperature, chosen on the validation images that the run predicted.
@@ -491,7 +491,7 @@ def decision(
         threshold of any use.
     """
     for frame in run.predictions(store, "val"):
-        names = classes(store, run)
+        names = class_names(store, run)
         positive = next((name for name in names if name.lower() in MELANOMA), None)
         if positive is None:
             return None

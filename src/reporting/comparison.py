@@ -329,7 +329,7 @@ def test_run(store: Store, run_id: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         figures = loop.evaluate(config, parts, "test", run, Path(folder))
     if config.get("origin"):
-        compression.record_lost(store, run, [(config.origin, run_id)])
+        compression.record_degradation(store, run, [(config.origin, run_id)])
     run.flush()
     return figures
 
@@ -380,7 +380,9 @@ def _test_repeats(store: Store, run_id: str) -> None:
     trial = Run.attach(store, run_id)
     if "tags.origin" in children and children["tags.origin"].notna().any():
         finished = children.loc[children["status"] == "FINISHED", "run_id"]
-        compression.record_lost(store, trial, [(origin.of(store, each), each) for each in finished])
+        compression.record_degradation(
+            store, trial, [(origin.origin_of(store, each), each) for each in finished]
+        )
     trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
     trial.flush()
 

@@ -53,7 +53,7 @@ def served(config_file: Path, checkpoint: Path, classes: Sequence[str]) -> tuple
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     check_targets(config.model)
-    classifier = trained.load(config, classes, checkpoint)
+    classifier = trained.load_checkpoint(config, classes, checkpoint)
     return PyfuncModel(
         classifier.net, list(config.model.mean), list(config.model.std)
     ).eval(), classifier.image_size

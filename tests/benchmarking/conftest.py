@@ -42,7 +42,7 @@ def study(store: Store, tmp_path: Path) -> dict[str, str]:
             ["model=custom", "model.image_size=16", "model.net.width=4", "model.net.depth=1"],
         )
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
-    save_weights(trained.build(config, CLASSES), tmp_path / "best.ckpt")
+    save_weights(trained.build_classifier(config, CLASSES), tmp_path / "best.ckpt")
     own = {f"p/{name}": np.full(4, 1 / len(CLASSES)) for name in CLASSES}
     about = {"image_id": list("abcd"), "group": list("abcd"), "label": [*CLASSES, CLASSES[0]]}
     pd.DataFrame(about | own).to_csv(tmp_path / "val.csv", index=False)

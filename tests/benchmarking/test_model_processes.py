@@ -183,7 +183,7 @@ def test_a_net_in_bfloat16_is_measured_in_bfloat16(
         trained.find(store, study["member"]).config, {"compression": {"name": "bfloat16"}}
     )
     assert isinstance(config, DictConfig)
-    save_weights(trained.build(config, CLASSES), tmp_path / "half.ckpt")
+    save_weights(trained.build_classifier(config, CLASSES), tmp_path / "half.ckpt")
     description = replace(describe(study["member"]), precision="bfloat16")
     subject = of_net(config, description, tmp_path / "half.ckpt", tmp_path / "net", "eager")
     session = Session(subject.spec | {"threads": 1, "batch": 1}, time.perf_counter())

@@ -22,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store = Store(folder=folder / "mlruns")
         run_id = write_run(store, folder, seed=0)
-        file = trained.write(store, trained.single(store, run_id), "onnx", folder / "made")
+        file = trained.write_file(store, trained.single(store, run_id), "onnx", folder / "made")
         yield Place(folder, store, run_id, file)
     torch.set_num_threads(threads)
 

@@ -26,7 +26,7 @@ def test_recorded_predictions_come_out_again(trained: Place) -> None:
         [square(source.picture(manifest, row), 32, "squash") for row in range(len(manifest.frame))]
     )
     rows = manifest.frame.index[manifest.frame["image_id"].isin(recorded["image_id"])].to_numpy()
-    classifier = inference.load(
+    classifier = inference.load_checkpoint(
         found.config, HAM, read.artifact(store, trained.single, "checkpoint/best.ckpt")
     )
     probability = inference.predict(classifier, images, rows, 5, "test")
@@ -37,9 +37,9 @@ def test_recorded_predictions_come_out_again(trained: Place) -> None:
 
 def test_another_precision_than_the_runs_is_told(trained: Place) -> None:
     config = runs.find(trained.store, trained.single).config
-    assert inference.precision_told(config) == []
+    assert inference.precision_warnings(config) == []
     config.trainer.precision = "bf16-mixed"
-    [told] = inference.precision_told(config)
+    [told] = inference.precision_warnings(config)
     assert told.startswith(
         "The run's own figures and thresholds come from a trainer in bf16-mixed precision"
     )
@@ -48,13 +48,13 @@ def test_another_precision_than_the_runs_is_told(trained: Place) -> None:
 def test_another_nets_checkpoint_is_told(trained: Place, tmp_path: Path) -> None:
     found = runs.find(trained.store, trained.single)
     with pytest.raises(UserError, match="not a checkpoint of this network"):
-        inference.load(
+        inference.load_checkpoint(
             found.config,
             HAM[:5],
             read.artifact(trained.store, trained.single, "checkpoint/best.ckpt"),
         )
     with pytest.raises(UserError, match="no such checkpoint"):
-        inference.load(found.config, HAM, tmp_path / "best.ckpt")
+        inference.load_checkpoint(found.config, HAM, tmp_path / "best.ckpt")
 
 
 def test_two_classes_come_from_one_logit(trained: Place, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_two_classes_come_from_one_logit(trained: Place, tmp_path: Path) -> None
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "best.ckpt")
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    classifier = inference.load(config, ("benign", "malignant"), tmp_path / "best.ckpt")
+    classifier = inference.load_checkpoint(config, ("benign", "malignant"), tmp_path / "best.ckpt")
     probability = inference.predict(classifier, images, np.array([4, 1]), 8, "test")
     mean, std = (np.array(config.model[name], dtype=np.float32) for name in ("mean", "std"))
     normal = torch.from_numpy((images[[4, 1]] / np.float32(255) - mean) / std).permute(0, 3, 1, 2)

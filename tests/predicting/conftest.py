@@ -69,7 +69,7 @@ def place(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
 def one_seed(store: Store, config: DictConfig, seed: int, trial: Run, folder: Path) -> str:
     """A run as a training leaves it, its weights and predictions drawn."""
     torch.manual_seed(seed)
-    net = trained.build(config, CODES)
+    net = trained.build_classifier(config, CODES)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1 + seed)  # other weights in each

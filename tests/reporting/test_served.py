@@ -31,7 +31,7 @@ def config(width: int) -> DictConfig:
 @pytest.mark.parametrize("left", [4, 2])
 def test_a_net_is_served_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
-    trained = inference.build(config(left), CLASSES)
+    trained = inference.build_classifier(config(left), CLASSES)
     if left < 4:
         pruned_layers.mark(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
@@ -46,6 +46,6 @@ def test_a_net_is_served_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Pa
 
 def test_another_nets_checkpoint_is_refused(tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
-    save_weights(inference.build(config(2), CLASSES), tmp_path / "best.ckpt")
+    save_weights(inference.build_classifier(config(2), CLASSES), tmp_path / "best.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of this network"):
         served(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)

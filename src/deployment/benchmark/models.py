@@ -226,7 +226,7 @@ def _of_run(store: "Store", run_id: str, runtime: Name, folder: Path) -> Benchma
 
     run = load.single(store, run_id)
     label = f"{run.model} {run.run_id[:8]}"
-    file = load.deployed(store, run)
+    file = load.deployed_file(store, run)
     try:
         if file is None and runtime in load.TORCH:
             checkpoint = read.artifact(store, run.run_id, restore.CHECKPOINT)
@@ -234,7 +234,7 @@ def _of_run(store: "Store", run_id: str, runtime: Name, folder: Path) -> Benchma
                 run.config, load.describe(store, run), checkpoint, folder / run.run_id, runtime
             )
         else:
-            found = of_file(file or load.write(store, run, runtime, folder), label)
+            found = of_file(file or load.write_file(store, run, runtime, folder), label)
     except UserError as error:
         return BenchmarkModel(
             label, runtime, run.run_id, run.model, reason=" ".join(str(error).split())

@@ -278,13 +278,15 @@ def _net_loader(kind: Callable[..., Runtime], folder: Path, threads: int) -> Cal
     from omegaconf import DictConfig, OmegaConf
 
     from src.deployment.description import Description
-    from src.deployment.trained import load
+    from src.deployment.trained import load_checkpoint
 
     def load_net() -> Runtime:
         description = Description.from_json((folder / "description.json").read_text(), str(folder))
         config = OmegaConf.load(folder / "config.yaml")
         assert isinstance(config, DictConfig)
-        return kind(load(config, description.classes, folder / "best.ckpt"), description, threads)
+        return kind(
+            load_checkpoint(config, description.classes, folder / "best.ckpt"), description, threads
+        )
 
     return load_net
 

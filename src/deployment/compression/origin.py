@@ -48,7 +48,7 @@ ALSO = (
 PASSED = ("hydra", "sweeps", "seed")  # no part of a run's config, or told by the origin
 
 
-def wanted(config: DictConfig) -> bool:
+def is_compression(config: DictConfig) -> bool:
     """Whether a config asks for a compression.
 
     Raises:
@@ -68,7 +68,7 @@ def wanted(config: DictConfig) -> bool:
     return asked
 
 
-def adopt(config: DictConfig, overrides: Sequence[str], store: Store) -> DictConfig:
+def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: Store) -> DictConfig:
     """The config of a compressed run: its origin's, with the compression, and where it is recorded, from `config`.
 
     Args:
@@ -84,7 +84,7 @@ def adopt(config: DictConfig, overrides: Sequence[str], store: Store) -> DictCon
         UserError: No such origin, or one without a trained net; an override of what is the origin's
             to say.
     """
-    check(overrides)
+    refuse_fixed_overrides(overrides)
     run_id = _run_id(config, config.seed, store)
     typed = [_key(override) for override in overrides]
     found = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
@@ -108,7 +108,7 @@ def adopt(config: DictConfig, overrides: Sequence[str], store: Store) -> DictCon
     return found
 
 
-def check(overrides: Sequence[str]) -> None:
+def refuse_fixed_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides of what is the origin's to say.
 
     Args:
@@ -124,7 +124,7 @@ def check(overrides: Sequence[str]) -> None:
             )
 
 
-def typed_beside(overrides: Sequence[str]) -> list[str]:
+def free_overrides(overrides: Sequence[str]) -> list[str]:
     """Those of a compression's overrides that are neither the origin's to say nor of the compression itself."""
     return [each for each in overrides if _key(each).startswith(ALSO)]
 
@@ -136,14 +136,14 @@ def check_study(
 
     Args:
         config: Of one of its trials.
-        default: Composed with nothing but `typed_beside(overrides)`.
+        default: Composed with nothing but `free_overrides(overrides)`.
         overrides: Of that trial.
         store: That holds the origin.
 
     Raises:
-        UserError: As `adopt`, for any of the seeds; or the study's file sets what is the origin's.
+        UserError: As `compressed_run_config`, for any of the seeds; or the study's file sets what is the origin's.
     """
-    check(overrides)
+    refuse_fixed_overrides(overrides)
     own, plain = resolve(config), resolve(default)
     for key in sorted(plain.keys() - {*OWN, *PASSED}):
         if own[key] != plain[key]:
@@ -155,17 +155,17 @@ def check_study(
         _run_id(config, seed, store)
 
 
-def of(store: Store, run_id: str) -> str:
+def origin_of(store: Store, run_id: str) -> str:
     """Id of the run that a compressed run was made from."""
     return str(store.client.get_run(run_id).data.tags["origin"])
 
 
-def began_with(store: Store, run_id: str) -> str:
+def initial_weights(store: Store, run_id: str) -> str:
     """The weights that a run's training began with: its tag."""
     return str(store.client.get_run(run_id).data.tags.get("weights", ""))
 
 
-def trial(store: Store, config: DictConfig) -> str:
+def origin_trial(store: Store, config: DictConfig) -> str:
     """Id of the trial whose seeds a config compresses."""
     return trained.find(store, str(config.origin)).run_id
 
@@ -221,7 +221,7 @@ def origin_parts(config: DictConfig, store: Store) -> loop.RunParts:
     """The origin's data and its trained classifier.
 
     Args:
-        config: From `src.deployment.compression.origin.adopt`.
+        config: From `src.deployment.compression.origin.compressed_run_config`.
         store: That holds the origin.
 
     Raises:
@@ -255,7 +255,7 @@ def compress(
     """Compress the origin's classifier, and save what comes of it in the run.
 
     Args:
-        config: From `adopt`.
+        config: From `compressed_run_config`.
         parts: From `origin_parts`; its classifier becomes the compressed one, as it is evaluated.
         store: That holds the origin.
         run: Of the compressed net.
@@ -303,7 +303,7 @@ def _description(store: Store, origin: str, run_id: str) -> Description:
     return replace(found, run_id=run_id, decision=inherited)
 
 
-def known_cost(found: CompressedModel) -> dict[str, float | None]:
+def compressed_cost(found: CompressedModel) -> dict[str, float | None]:
     """What is counted of a compressed net, whose file no counter reads.
 
     Multiply-adds and parameters are those of the net in the file, whatever they are stored as; the
@@ -322,7 +322,7 @@ def known_cost(found: CompressedModel) -> dict[str, float | None]:
     }
 
 
-def record_lost(store: Store, run: Run, pairs: list[tuple[str, str]]) -> None:
+def record_degradation(store: Store, run: Run, pairs: list[tuple[str, str]]) -> None:
     """Record what a compression cost, on test where origin and compressed net are both evaluated on it, else on val.
 
     Args:

@@ -218,7 +218,7 @@ def other_data(
         name,
         beware,
     )
-    notes += [told, *_on_labels(data), *trained.precision_told(evaluated.config)]
+    notes += [told, *_on_labels(data), *trained.precision_warnings(evaluated.config)]
     if not test:
         notes.append(
             f"{_untested(evaluated, store)}; the drop is from validation, whose figures are too good."
@@ -325,7 +325,7 @@ def _leaking(evaluated: RecordedModel) -> list[str]:
 
 
 def _untested(evaluated: RecordedModel, store: Store) -> str:
-    seeds = evaluated.predicted(store, "test")
+    seeds = evaluated.count_predicted(store, "test")
     if seeds:
         return (
             f"Only {seeds} of {len(evaluated.nets)} seeds have been evaluated on the own test split"
@@ -334,7 +334,7 @@ def _untested(evaluated: RecordedModel, store: Store) -> str:
 
 
 def _without_validation(evaluated: RecordedModel, store: Store) -> str:
-    seeds = evaluated.predicted(store, "val")
+    seeds = evaluated.count_predicted(store, "val")
     some = (
         f"Only {seeds} of {len(evaluated.nets)} seeds have predictions for validation"
         if seeds

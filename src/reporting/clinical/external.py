@@ -986,7 +986,9 @@ def predictions(
         )
     found = []
     for number, net in enumerate(evaluated.nets, 1):
-        classifier = restore(inference.build(evaluated.config, classes), store, net.run_id)
+        classifier = restore(
+            inference.build_classifier(evaluated.config, classes), store, net.run_id
+        )
         title = f"{external.data.name}, net {number} of {len(evaluated.nets)}"
         probability = inference.predict(
             classifier, external.cache.images, rows, external.data.batch_size, title

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from src.core.errors import ConfigError
-from src.deployment.trained import RecordedModel, named
+from src.deployment.trained import RecordedModel, require_run_id
 from src.metrics.settings import AuditSettings
 from src.metrics.settings import AuditSettings as Clinical
 
@@ -290,7 +290,7 @@ class EvaluateSettings:
         Raises:
             ConfigError: There is none.
         """
-        return named(self.run)
+        return require_run_id(self.run)
 
     @property
     def choices(self) -> tuple[str, ...]:
