@@ -1,26 +1,29 @@
-"""Runtime protocol, optional extras, quiet exporters, unsupported operators."""
+"""What all runtimes share: protocol, file format, batching, and errors in one line."""
 
-import contextlib
-import io
+import importlib.util
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from src.core.errors import DependencyError, UserError
 from src.deployment.description import Description
 
+if TYPE_CHECKING:
+    from src.deployment.runtimes.eager import CameraNet
+
 ImageBatch = npt.NDArray[np.uint8]  # RGB, (N, S, S, 3)
 Probabilities = npt.NDArray[np.float32]  # (N, K)
-Name = Literal["eager", "compile", "onnx", "executorch", "litert"]
 
 
 class Runtime(Protocol):
@@ -29,57 +32,88 @@ class Runtime(Protocol):
     Attributes:
         name: Of the runtime.
         description: Of the model.
-        batch: The only number of pictures that a call takes; None: any.
+        batch: The only number of pictures that a call takes; None: any number.
     """
 
-    name: Name
+    name: str
     description: Description
     batch: int | None
 
     def __call__(self, pictures: ImageBatch) -> Probabilities:
-        """Probabilities of the classes, for as many pictures as a call takes; runs on the threads given at loading."""
+        """Probabilities of the classes, (N, K), for as many pictures as a call takes."""
         ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format with its runtime. A module of this package defines one as `FORMAT`.
+
+    Attributes:
+        name: Of the runtime, and of the extra in pyproject.toml that installs it.
+        label: Name for people.
+        suffix: Of the files.
+        packages: Modules that writing and loading import.
+        library: Module that loading imports.
+        write: Writes a net to a path. It may raise UserError and OSError.
+        load: Opens a file with a number of threads per call.
+    """
+
+    name: str
+    label: str
+    suffix: str
+    packages: tuple[str, ...]
+    library: str
+    write: "Callable[[CameraNet, Description, Path], None]"
+    load: Callable[[Path, int], Runtime]
+
+    def check_installed(self) -> None:
+        """Fail early if a package is missing.
+
+        Raises:
+            DependencyError: A package is not installed.
+        """
+        with needs(self.name):
+            for package in self.packages:
+                if importlib.util.find_spec(package) is None:
+                    raise ImportError(name=package)
 
 
 def in_batches(
     runtime: Runtime, pictures: ImageBatch, size: int = 64, title: str | None = None
 ) -> Probabilities:
-    """Probabilities of any number of pictures.
+    """Probabilities of any number of pictures, (N, K).
 
     Args:
         runtime: A loaded model.
         pictures: (N, S, S, 3), N at least 1.
-        size: Pictures a call, where the runtime takes any number; where it takes one number only,
-            the last call is filled up with copies of the last picture.
-        title: Of a progress bar; None: there is none.
+        size: Pictures per call. A runtime with a fixed batch ignores it; its last call is padded
+            with copies of the last picture.
+        title: Of a progress bar on a terminal; None: no bar.
     """
+    from tqdm import tqdm
+
     step = runtime.batch or size
-    found = []
-    with _bar(len(pictures), title) as bar:
+    probabilities = []
+    with tqdm(
+        total=len(pictures),
+        desc=title,
+        unit="image",
+        file=sys.stderr,
+        leave=False,
+        disable=True if title is None else None,
+    ) as bar:
         for start in range(0, len(pictures), step):
             batch = pictures[start : start + step]
             missing = step - len(batch) if runtime.batch else 0
-            filled = (
-                np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-                if missing
-                else batch
-            )
-            found.append(runtime(filled)[: len(batch)])
+            padded = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
+            probabilities.append(runtime(padded)[: len(batch)])
             bar.update(len(batch))
-    return np.concatenate(found)
-
-
-def _bar(pictures: int, title: str | None) -> "tqdm[Any]":
-    """On a terminal only: a log of its thousand states helps nobody."""
-    disable = True if title is None else None
-    return tqdm(
-        total=pictures, desc=title, unit="image", file=sys.stderr, leave=False, disable=disable
-    )
+    return np.concatenate(probabilities)
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Let imports within the block fail with the command that installs them.
+    """Name the command that installs a missing package if an import in the block fails.
 
     Args:
         extra: Of pyproject.toml: onnx, executorch, litert or prune.
@@ -91,76 +125,92 @@ def needs(extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise DependencyError(
-            f"{error.name or error}: not installed, and needed here; install it with: pip install -e '.[{extra}]'"
+            f"{error.name or error}: not installed, and needed here; "
+            f"install it with: pip install -e '.[{extra}]'"
         ) from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def quiet() -> Iterator[None]:
-    """Keep log lines, warnings and prints of the block off the terminal, also those of libraries in C++."""
+    """Hide log lines, warnings and prints of the block, those of C++ libraries too."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
+    copies = [(number, os.dup(number)) for number in (1, 2)]
     disabled = logging.root.manager.disable
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        for number, _ in kept:
-            os.dup2(nowhere, number)
+        for number, _ in copies:
+            os.dup2(null, number)
         logging.disable(logging.CRITICAL)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
-        for number, copy in kept:
+        for number, copy in copies:
             os.dup2(copy, number)
             os.close(copy)
-        os.close(nowhere)
+        os.close(null)
 
 
-# as torch's ONNX exporter, ExecuTorch and litert-torch write them, the surest first
-_NAMED = (
+@contextmanager
+def naming_file(path: Path, label: str) -> Iterator[None]:
+    """Turn a runtime's exception about a file into one line.
+
+    Args:
+        path: The file that the block loads.
+        label: The runtime's name for people.
+
+    Raises:
+        UserError: The block failed. The runtimes' exception classes differ between versions.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: {label} cannot load it: {reason}") from error
+
+
+# As torch's ONNX exporter, ExecuTorch and litert-torch word it, the most certain first.
+_MISSING_OPERATOR = (
     r"No ONNX function found for <OpOverload\(op='([\w.]+)'",
     r"Operator torch\._ops\.([\w.]+) is not in",
     r"Lowering not found: ([\w.]+)",
     r"target=torch\.ops\.([\w.]+)\]",
 )
-_DEPENDS = "data-dependent"  # torch.export's word for a step that the pixels decide
-_LINE = re.compile(r"File \"[^\"]+\", line \d+, in \w+\n\s+(.+)")
-_OVERLOAD = ".default"
+_SOURCE_LINE = re.compile(r"File \"[^\"]+\", line \d+, in \w+\n\s+(.+)")
 
 
 @contextmanager
-def naming_operators(name: str) -> Iterator[None]:
-    """Turn an exporter's refusal within the block into one line that names what it cannot hold.
+def naming_operators(label: str) -> Iterator[None]:
+    """Turn an exporter's exception into one line that names what the format does not support.
 
     Args:
-        name: Of the format, for people.
+        label: The format's name for people.
 
     Raises:
-        UserError: An operator, or a step that depends on the picture, that the format cannot hold.
-            What has no such reason comes through as it is.
+        UserError: An operator, or a step that depends on pixel values, is not supported. Other
+            exceptions pass unchanged.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        said = str(error)
-        found = next((names for pattern in _NAMED if (names := re.findall(pattern, said))), [])
-        if _DEPENDS in said:
-            line = _LINE.search(said)
+        text = str(error)
+        if "data-dependent" in text:  # torch.export's term
+            line = _SOURCE_LINE.search(text)
             step = f" ({line[1].strip()})" if line else ""
             raise UserError(
-                f"{name} cannot hold a step of this net that depends on what the picture shows{step}; do without it"
+                f"{label} cannot hold a step of this net that depends on what the picture "
+                f"shows{step}; do without it"
             ) from error
-        if not found:
+        matches = (re.findall(pattern, text) for pattern in _MISSING_OPERATOR)
+        names = next((names for names in matches if names), None)
+        if names is None:
             raise
-        operators = ", ".join(sorted({each.removesuffix(_OVERLOAD) for each in found}))
+        operators = ", ".join(sorted({name.removesuffix(".default") for name in names}))
         raise UserError(
-            f"{name} has no operator for {operators} of this net; take another format, or a net without it"
+            f"{label} has no operator for {operators} of this net; "
+            "take another format, or a net without it"
         ) from error

@@ -1,4 +1,4 @@
-"""Eager and compiled; camera picture in."""
+"""PyTorch as a runtime, eager or compiled, and the module that every exporter takes."""
 
 import copy
 from collections.abc import Sequence
@@ -9,58 +9,47 @@ from torch import Tensor, nn
 
 from src.core.errors import DependencyError
 from src.deployment.description import Description
-from src.deployment.runtimes.base import ImageBatch, Name, Probabilities, Runtime, in_batches
+from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
 from src.training.classifier import Classifier
 
-SMALLEST = 1e-12  # probability whose logarithm is taken for that of 0
+SMALLEST = 1e-12  # probabilities below have the logarithm of this one
 
 
 class RuntimeNet(nn.Module):
-    """What a runtime answers, as logits.
+    """The output of a runtime as logits.
 
     Args:
         runtime: A loaded model.
     """
 
-    outside_torch = True  # it works on the CPU, and torch sees none of its operators
+    outside_torch = True  # it runs on the CPU, and torch sees none of its operators
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
         self.runtime = runtime
 
     def __deepcopy__(self, memo: dict[int, object]) -> "RuntimeNet":
-        """The runtimes' sessions cannot be copied, and have no state that a call changes."""
+        """Sessions cannot be copied, and a call does not change them."""
         return RuntimeNet(self.runtime)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) in [0, 1], as whole 255ths -> logits (N, K), or (N, 1) for two classes."""
-        pictures = (
-            images.detach()
-            .mul(255)
-            .round()
-            .clamp(0, 255)
-            .byte()
-            .permute(0, 2, 3, 1)
-            .contiguous()
-            .cpu()
-            .numpy()
-        )
-        log_probability = (
-            torch.from_numpy(in_batches(self.runtime, pictures)).clamp_min(SMALLEST).log()
-        )
-        if log_probability.shape[1] == 2:
-            log_probability = log_probability[:, 1:] - log_probability[:, :1]
-        return log_probability.to(images.device)
+        """Images (N, 3, S, S), multiples of 1/255 in [0, 1] -> logits (N, K), or (N, 1) if K = 2."""
+        pictures = images.detach().mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        probabilities = in_batches(self.runtime, pictures.contiguous().cpu().numpy())
+        logits = torch.from_numpy(probabilities).clamp_min(SMALLEST).log()
+        if logits.shape[1] == 2:
+            logits = logits[:, 1:] - logits[:, :1]
+        return logits.to(images.device)
 
 
 def as_classifier(runtime: Runtime, like: Classifier) -> Classifier:
-    """A classifier around a deployed model, whose normalisation is inside the model.
+    """A classifier around a deployed model, which contains the normalisation.
 
     Args:
         runtime: A loaded model.
-        like: Of the same classes; its loss and name are taken over.
+        like: A classifier of the same classes, which gives name and loss.
     """
-    found = Classifier(
+    return Classifier(
         name=like.name,
         net=RuntimeNet(runtime),
         loss=like.loss,
@@ -70,17 +59,17 @@ def as_classifier(runtime: Runtime, like: Classifier) -> Classifier:
         image_size=like.image_size,
         mean=[0.0, 0.0, 0.0],
         std=[1.0, 1.0, 1.0],
-    )
-    return found.eval()
+    ).eval()
 
 
 class CameraNet(nn.Module):
-    """Normalisation, net and softmax in one module, in evaluation mode; resizing stays outside.
+    """Normalisation, net and softmax in one module, in evaluation mode. It does not resize.
 
     Args:
-        net: Normalised images (N, 3, S, S) -> logits (N, K), or (N, 1) for two classes.
-        mean: Channel means that are taken off, in [0, 1] units, red first.
-        std: Channel deviations that are divided by.
+        net: Normalised images (N, 3, S, S) -> logits (N, K), or (N, 1) for two classes. It is
+            shared, not copied.
+        mean: Channel means, in [0, 1] units, red first.
+        std: Channel standard deviations.
     """
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -88,24 +77,22 @@ class CameraNet(nn.Module):
         self.net = net
         self.mean: Tensor
         self.scale: Tensor
-        # in units of the camera's 0 to 255, so that the picture is not divided first
+        # In the camera's units, 0 to 255, so that the picture is not divided first.
         self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(1, 3, 1, 1))
         self.register_buffer("scale", 1 / (255 * torch.tensor(list(std)).view(1, 3, 1, 1)))
-        self.eval()  # gradients stay as they are: the net is shared, and may be trained on
+        # requires_grad is unchanged: the net may be trained further.
+        self.eval()
 
     @classmethod
     def of(cls, classifier: Classifier) -> "CameraNet":
-        """The classifier's net with its normalisation; the net itself is shared, not copied."""
-        return cls(
-            classifier.net,
-            classifier.mean.flatten().tolist(),
-            (1 / classifier.inverse_std).flatten().tolist(),
-        )
+        """The net of a classifier with its normalisation."""
+        std = (1 / classifier.inverse_std).flatten().tolist()
+        return cls(classifier.net, classifier.mean.flatten().tolist(), std)
 
     def portable(self) -> "CameraNet":
-        """A copy for exporters, its weights in plain memory order; the net itself is shared, and stays as it is.
+        """A copy for exporters, with weights in contiguous memory.
 
-        Of weights in channels-last order litert-torch 0.10 mixes some up, and ExecuTorch's XNNPACK
+        litert-torch 0.10 mixes up some weights in channels-last order, and ExecuTorch's XNNPACK
         refuses them.
         """
         copied: CameraNet = copy.deepcopy(self)
@@ -121,42 +108,51 @@ class CameraNet(nn.Module):
 
 
 class EagerRuntime:
-    """A trained net as PyTorch runs it, on the CPU, in channels-last memory.
+    """A trained net as PyTorch runs it, in channels-last memory.
 
     Args:
         classifier: Trained.
-        description: Of it.
-        threads: Of one call.
+        description: Of the classifier.
+        threads: Per call on the CPU. PyTorch's setting is one for the process.
+        device: Such as "cpu" or "cuda".
     """
 
-    name: Name = "eager"
+    name = "eager"
     batch: int | None = None
 
-    def __init__(self, classifier: Classifier, description: Description, threads: int = 1) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        description: Description,
+        threads: int = 1,
+        device: str = "cpu",
+    ) -> None:
         self.description = description
-        self._model = CameraNet.of(classifier.cpu())
-        self._model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+        self._model = CameraNet.of(classifier.to(device)).to(device)
+        self._model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
         self._threads = threads
+        self._device = device
 
     def __call__(self, pictures: ImageBatch) -> Probabilities:
         """Probabilities of the classes, (N, K)."""
         if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)  # of the whole process
+            torch.set_num_threads(self._threads)
+        batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self._device)
         with torch.inference_mode():
-            found: Probabilities = self._model(
-                torch.from_numpy(np.ascontiguousarray(pictures))
-            ).numpy()
-        return found
+            probabilities: Probabilities = self._model(batch).cpu().numpy()
+        return probabilities
 
 
 class CompiledRuntime(EagerRuntime):
-    """The same, compiled by torch.compile for one picture at loading; other batch sizes are compiled when they come.
+    """The same, compiled by torch.compile for one picture at loading.
+
+    Other batch sizes are compiled at their first call.
 
     Raises:
         DependencyError: There is no C++ compiler.
     """
 
-    name: Name = "compile"
+    name = "compile"
 
     def __init__(self, classifier: Classifier, description: Description, threads: int = 1) -> None:
         super().__init__(classifier, description, threads)

@@ -2,30 +2,30 @@
 
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from src.core.errors import UserError
 from src.deployment.description import KEY, Description
 from src.deployment.runtimes.base import (
+    Format,
     ImageBatch,
-    Name,
     Probabilities,
+    naming_file,
     naming_operators,
     needs,
     quiet,
 )
-from src.deployment.runtimes.eager import CameraNet
 
-FORMAT = "ExecuTorch"
+if TYPE_CHECKING:
+    from src.deployment.runtimes.eager import CameraNet
 
 
-def write(camera: CameraNet, description: Description, path: Path) -> None:
-    """Write a model of batch 1, its description as a constant method of the program.
+def write(camera: "CameraNet", description: Description, path: Path) -> None:
+    """Write a model of batch 1, with the description as a constant method of the program.
 
-    A batch of any size is possible too, and no slower, but its memory is planned for the largest
-    one.
+    A batch of any size is possible and no slower, but its memory is planned for the largest one.
 
     Args:
         camera: On the CPU.
@@ -39,9 +39,11 @@ def write(camera: CameraNet, description: Description, path: Path) -> None:
     with quiet(), needs("executorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
+    import torch
+
     size = description.image_size
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    with naming_operators(FORMAT), quiet():
+    with naming_operators(FORMAT.label), quiet():
         program = to_edge_transform_and_lower(
             torch.export.export(camera.portable(), (example,)),
             partitioner=[XnnpackPartitioner()],
@@ -55,17 +57,17 @@ class ExecutorchRuntime:
 
     Args:
         path: Written by `write`, or quantised for XNNPACK.
-        threads: Of one call. ExecuTorch has one pool of threads a process: models that are loaded
-            at the same time have to agree on their number.
+        threads: Per call. ExecuTorch has one thread pool per process: models that are loaded at
+            the same time must use the same number.
 
     Raises:
-        UserError: The extra is not installed, the file is no such model, or other models here have
-            other threads.
+        UserError: The extra is not installed, the file is not such a model, or loaded models use
+            another number of threads.
     """
 
-    name: Name = "executorch"
+    name = "executorch"
     batch: int | None = 1
-    _alive: "weakref.WeakSet[ExecutorchRuntime]" = weakref.WeakSet()
+    _loaded: "weakref.WeakSet[ExecutorchRuntime]" = weakref.WeakSet()
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         with quiet(), needs("executorch"):
@@ -73,31 +75,37 @@ class ExecutorchRuntime:
             from executorch.runtime import Runtime
         with quiet():
             if portable_lib._threadpool_get_thread_count() != threads:
-                if self._alive:
+                if self._loaded:
                     raise UserError(
-                        f"threads={threads}: ExecuTorch models with another number of threads are loaded in this "
-                        "process, and use the same pool; measure them in processes of their own"
+                        f"threads={threads}: ExecuTorch models with another number of threads are "
+                        "loaded in this process, and use the same pool; measure them in processes "
+                        "of their own"
                     )
-                portable_lib._unsafe_reset_threadpool(
-                    threads
-                )  # unsafe only for models that are loaded
-            try:
+                # Unsafe only for models that are loaded.
+                portable_lib._unsafe_reset_threadpool(threads)
+            with naming_file(path, FORMAT.label):
                 self._program = Runtime.get().load_program(path)
                 self._forward = self._program.load_method("forward")
-            except (
-                Exception
-            ) as error:  # RuntimeError mostly; the classes differ from version to version
-                raise UserError(
-                    f"{path}: ExecuTorch cannot load it: {(str(error) or repr(error)).splitlines()[0]}"
-                ) from error
             described = KEY in self._program.method_names
             content = self._program.load_method(KEY).execute([])[0] if described else ""
         self.description = Description.from_json(str(content), str(path))
-        self._alive.add(self)
+        self._loaded.add(self)
 
     def __call__(self, pictures: ImageBatch) -> Probabilities:
         """Probabilities of the classes of one picture, (1, K)."""
-        found: Probabilities = self._forward.execute(
-            [torch.from_numpy(np.ascontiguousarray(pictures))]
-        )[0].numpy()
-        return found
+        import torch
+
+        picture = torch.from_numpy(np.ascontiguousarray(pictures))
+        probabilities: Probabilities = self._forward.execute([picture])[0].numpy()
+        return probabilities
+
+
+FORMAT = Format(
+    name=ExecutorchRuntime.name,
+    label="ExecuTorch",
+    suffix=".pte",
+    packages=("executorch", "torchao"),
+    library="executorch.runtime",
+    write=write,
+    load=ExecutorchRuntime,
+)

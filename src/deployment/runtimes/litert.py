@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.core.errors import UserError
 from src.deployment.description import KEY, Description
 from src.deployment.runtimes.base import (
+    Format,
     ImageBatch,
-    Name,
     Probabilities,
+    naming_file,
     naming_operators,
     needs,
     quiet,
@@ -19,15 +19,13 @@ from src.deployment.runtimes.base import (
 if TYPE_CHECKING:
     from src.deployment.runtimes.eager import CameraNet
 
-
-FORMAT = "LiteRT"
-IDENTIFIER = b"TFL3"  # of the flatbuffer's schema, bytes 4 to 8 of each such file
+IDENTIFIER = b"TFL3"  # of the flatbuffer schema, bytes 4 to 8 of each file
 
 
 def write(camera: "CameraNet", description: Description, path: Path) -> None:
-    """Write a model of batch 1, its description in a metadata buffer of the file.
+    """Write a model of batch 1, with the description in a metadata buffer of the file.
 
-    XNNPACK's kernels, which make it fast, take no batch that changes from call to call.
+    XNNPACK's kernels, which make it fast, do not take a batch that changes from call to call.
 
     Args:
         camera: On the CPU.
@@ -39,36 +37,25 @@ def write(camera: "CameraNet", description: Description, path: Path) -> None:
         OSError: The file cannot be written.
     """
     with quiet(), needs("litert"):
+        import flatbuffers
         import litert_torch
+        from ai_edge_litert import schema_py_generated as schema
     import torch
 
     size = description.image_size
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    with naming_operators(FORMAT), quiet():
+    with naming_operators(FORMAT.label), quiet():
         content = litert_torch.convert(camera.portable(), (example,)).model_content()
-    path.write_bytes(described(content, description))
-
-
-def described(content: bytes, description: Description) -> bytes:
-    """A model's file with a description in it, in place of the one that it may have.
-
-    Args:
-        content: Of a .tflite file.
-        description: Of the model.
-    """
-    with quiet(), needs("litert"):
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(content), 0))
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(description.to_json().encode(), np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = KEY, len(model.buffers)
     model.buffers.append(buffer)
-    model.metadata = [each for each in model.metadata or [] if each.name != KEY.encode()] + [entry]
+    model.metadata = [*(model.metadata or []), entry]
     builder = flatbuffers.Builder(len(content) + 2 * len(buffer.data))
     builder.Finish(model.Pack(builder), IDENTIFIER)
-    return bytes(builder.Output())
+    path.write_bytes(bytes(builder.Output()))
 
 
 class LitertRuntime:
@@ -76,30 +63,30 @@ class LitertRuntime:
 
     Args:
         path: Written by `write`, or quantised from such a file.
-        threads: Of one call.
+        threads: Per call.
 
     Raises:
-        UserError: The extra is not installed, or the file is no such model.
+        UserError: The extra is not installed, or the file is not such a model.
     """
 
-    name: Name = "litert"
+    name = "litert"
     batch: int | None = 1
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         with quiet(), needs("litert"):
             from ai_edge_litert import interpreter
-        try:
+            from ai_edge_litert import schema_py_generated as schema
+        with naming_file(path, FORMAT.label), quiet():
             content = path.read_bytes()
-            with quiet():
-                self._interpreter: Any = interpreter.Interpreter(
-                    model_content=content, num_threads=threads
-                )
-                self._interpreter.allocate_tensors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: LiteRT cannot load it: {(str(error) or repr(error)).splitlines()[0]}"
-            ) from error
-        self.description = Description.from_json(_held(content), str(path))
+            self._interpreter: Any = interpreter.Interpreter(
+                model_content=content, num_threads=threads
+            )
+            self._interpreter.allocate_tensors()
+        model = schema.Model.GetRootAs(content, 0)
+        entries = [model.Metadata(number) for number in range(model.MetadataLength())]
+        buffers = [entry.Buffer() for entry in entries if entry.Name() == KEY.encode()]
+        text = bytes(model.Buffers(buffers[0]).DataAsNumpy()).decode() if buffers else ""
+        self.description = Description.from_json(text, str(path))
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
@@ -107,17 +94,16 @@ class LitertRuntime:
         """Probabilities of the classes of one picture, (1, K)."""
         self._interpreter.set_tensor(self._input, pictures)
         self._interpreter.invoke()
-        found: Probabilities = self._interpreter.get_tensor(self._output)
-        return found
+        probabilities: Probabilities = self._interpreter.get_tensor(self._output)
+        return probabilities
 
 
-def _held(content: bytes) -> str:
-    """The description in a model's file, or nothing."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(content, 0)
-    for number in range(model.MetadataLength()):
-        entry = model.Metadata(number)
-        if entry.Name() == KEY.encode():
-            return bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).decode(errors="replace")
-    return ""
+FORMAT = Format(
+    name=LitertRuntime.name,
+    label="LiteRT",
+    suffix=".tflite",
+    packages=("litert_torch", "ai_edge_litert"),
+    library="ai_edge_litert.interpreter",
+    write=write,
+    load=LitertRuntime,
+)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.core.errors import UserError
 from src.deployment.description import KEY, Description
 from src.deployment.runtimes.base import (
+    Format,
     ImageBatch,
-    Name,
     Probabilities,
+    naming_file,
     naming_operators,
     needs,
     quiet,
@@ -19,16 +19,13 @@ from src.deployment.runtimes.base import (
 if TYPE_CHECKING:
     from src.deployment.runtimes.eager import CameraNet
 
-
-FORMAT = "ONNX"
-ALONE = (
-    f"{KEY}.alone"  # in the metadata of a model whose answer depends on what else is in the batch
-)
 INPUT, OUTPUT = "pictures", "probabilities"
+# Metadata entry of a model whose output depends on the other pictures of the batch.
+SINGLE_KEY = f"{KEY}.alone"
 
 
 def write(camera: "CameraNet", description: Description, path: Path) -> None:
-    """Write a model of any batch size, its description in the file's metadata.
+    """Write a model of any batch size, with the description in the file's metadata.
 
     Args:
         camera: On the CPU.
@@ -41,12 +38,12 @@ def write(camera: "CameraNet", description: Description, path: Path) -> None:
     """
     with quiet(), needs("onnx"):
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401  torch's exporter asks for them late, and with a traceback
+        import onnxscript  # noqa: F401  torch's exporter imports them late, with a traceback
     import torch
 
     size = description.image_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    with naming_operators(FORMAT), quiet():
+    with naming_operators(FORMAT.label), quiet():
         program = torch.onnx.export(
             camera.portable(),
             (example,),
@@ -66,13 +63,13 @@ class OnnxRuntime:
 
     Args:
         path: Written by `write`, or quantised from such a file.
-        threads: Of one call.
+        threads: Per call.
 
     Raises:
-        UserError: The extra is not installed, or the file is no such model.
+        UserError: The extra is not installed, or the file is not such a model.
     """
 
-    name: Name = "onnx"
+    name = "onnx"
     batch: int | None = None
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -81,21 +78,27 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        try:
+        with naming_file(path, "ONNX Runtime"):
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its own classes differ from version to version
-            raise UserError(
-                f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}"
-            ) from error
-        held = self._session.get_modelmeta().custom_metadata_map
-        self.description = Description.from_json(held.get(KEY, ""), str(path))
-        self.batch = 1 if held.get(ALONE) else None
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.description = Description.from_json(metadata.get(KEY, ""), str(path))
+        self.batch = 1 if metadata.get(SINGLE_KEY) else None
 
     def __call__(self, pictures: ImageBatch) -> Probabilities:
         """Probabilities of the classes, (N, K)."""
-        found: Probabilities = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(pictures)})[
-            0
-        ]
-        return found
+        feed = {INPUT: np.ascontiguousarray(pictures)}
+        probabilities: Probabilities = self._session.run([OUTPUT], feed)[0]
+        return probabilities
+
+
+FORMAT = Format(
+    name=OnnxRuntime.name,
+    label="ONNX",
+    suffix=".onnx",
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    library="onnxruntime",
+    write=write,
+    load=OnnxRuntime,
+)
