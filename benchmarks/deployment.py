@@ -30,11 +30,11 @@ from src.deployment.benchmark.models import (
 )
 from src.deployment.benchmark.result import BenchmarkRow
 from src.deployment.benchmark.worker import encoded
+from src.deployment.compression.base import CompressionContext
 from src.deployment.compression.onnx import FILE, OnnxStaticInt8
 from src.deployment.description import Description
-from src.deployment.runtimes.base import Name
 from src.deployment.runtimes.eager import CameraNet
-from src.deployment.runtimes.files import FORMATS
+from src.deployment.runtimes.files import FORMATS, RuntimeName
 from src.tracking.store import Store
 from src.training import loop
 from src.training.checkpoint import save_weights
@@ -54,17 +54,18 @@ def made(folder: Path) -> Iterator[BenchmarkModel]:
         parts = loop.build(config, pretrained=False)
         own = folder / model
         save_weights(parts.classifier, own / "best.ckpt")
-        runtimes = get_args(Name) if model == "custom" else BESIDE
+        runtimes = get_args(RuntimeName) if model == "custom" else BESIDE
         yield from (_in_runtime(runtime, config, parts, own) for runtime in runtimes)
         if model == "custom":
-            int8 = OnnxStaticInt8().compress(
+            context = CompressionContext(
                 parts.classifier, parts.data, _describe(config, parts), _no_tuning, own
             )
+            int8 = OnnxStaticInt8().compress(context)
             yield of_file(int8.file or own / FILE, f"{model} int8")
 
 
 def _in_runtime(
-    runtime: Name, config: DictConfig, parts: loop.RunParts, folder: Path
+    runtime: RuntimeName, config: DictConfig, parts: loop.RunParts, folder: Path
 ) -> BenchmarkModel:
     description, label = _describe(config, parts), str(config.model.name)
     if runtime not in FORMATS:
@@ -163,7 +164,7 @@ def tell_int8(
 def main() -> None:
     """Print all, then the ratios that are wanted."""
     seconds, ids = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS, sys.argv[2:]
-    settings = BenchmarkSettings(run=ids, runtime=list(get_args(Name)), seconds=seconds)
+    settings = BenchmarkSettings(run=ids, runtime=list(get_args(RuntimeName)), seconds=seconds)
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder)
         print("exporting", file=sys.stderr, flush=True)

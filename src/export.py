@@ -34,9 +34,9 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.deployment import export
+        from src.deployment.export import export_run
 
-        export.make(config)
+        export_run(config)
 
     COMMAND.run(job)
 

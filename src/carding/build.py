@@ -114,7 +114,7 @@ def _short(
 
 def _format(store: Store, net: RecordedModel) -> str:
     """In which a net can be exported: any of torch's, so an example; a file only as it is."""
-    file = deployed_file(store, net)
+    file = deployed_file(store, net.run_id)
     return FORMATS["onnx"].name if file is None else format_of(file).name
 
 

@@ -1,33 +1,61 @@
-"""Export, parity check in its own runtime, publish."""
+"""Export of a trained run: write the files, compare them with the run's own output, record them."""
 
-import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import torch
 from annotated_types import Ge, Gt
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from src.core.config import check, instantiate, resolve
+from src.core.cli import console
+from src.core.config import instantiate, load_settings
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_folder
+from src.core.tables import Table
 from src.data.module import DataModule
 from src.deployment import trained
 from src.deployment.description import Decision, Description
-from src.deployment.runtimes.base import ImageBatch, Probabilities, in_batches
+from src.deployment.runtimes.base import Format, ImageBatch, Probabilities, in_batches
 from src.deployment.runtimes.eager import CameraNet, EagerRuntime
-from src.deployment.runtimes.files import FORMATS, Format, format_of, open_file
-from src.deployment.trained import RecordedModel, require_run_id
+from src.deployment.runtimes.files import FORMATS, FormatName, format_of, open_file
+from src.deployment.trained import RecordedModel
 from src.tracking.run import Run
 from src.tracking.store import Store, existing
-from src.training.classifier import Classifier
+
+FEWEST = 256  # images for a comparison
+
+
+@dataclass
+class ExportSettings:
+    """The keys of conf/command/export.yaml."""
+
+    run: str | None = None
+    format: FormatName | list[FormatName] = "onnx"
+    folder: str = "exports"
+    root: str | None = None
+    cache_dir: str = "data/cache"
+    images: Annotated[int, Ge(FEWEST)] | None = FEWEST
+    tolerance: Annotated[float, Gt(0)] = 1e-4
+    compressed_tolerance: Annotated[float, Gt(0)] = 0.02
+    threads: Annotated[int, Ge(1)] = 1
+    publish: bool = True
+
+    def __post_init__(self) -> None:
+        trained.require_run_id(self.run)
+        if not self.formats:
+            raise ConfigError("format", f"name at least one of {', '.join(FORMATS)}")
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats without repeats."""
+        names = self.format if isinstance(self.format, list) else [self.format]
+        return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -36,38 +64,37 @@ class ValidationImages:
 
     Attributes:
         pictures: uint8 (N, S, S, 3).
-        ids: Of the images, (N,).
-        split: Whose they are: val, or train where there is no validation split.
-        own: Whether images, labels and split are those of the run's record.
+        ids: Image ids, (N,).
+        split: "val", or "train" without a validation split.
+        as_recorded: Whether images, labels and split are those of the run.
     """
 
     pictures: ImageBatch
     ids: np.ndarray
     split: str
-    own: bool
+    as_recorded: bool
 
 
 def load_validation_images(
     run: RecordedModel, number: int | None, root: str | None, cache_dir: str
 ) -> ValidationImages:
-    """Images of a run's validation split, evenly over it.
+    """Images of a run's validation split, evenly spaced.
 
     Args:
-        run: A single one.
-        number: How many; None, or more than there are: all.
-        root: Where its data lie; None: where they were.
-        cache_dir: Where decoded pictures are kept.
+        run: A single run.
+        number: N; None for all images.
+        root: The folder of the data, if it moved.
+        cache_dir: The folder of decoded pictures.
 
     Raises:
-        UserError: The data are not here, or not as they should be.
+        UserError: The data are absent or damaged.
     """
     config = run.config.data.copy()
     config.cache_dir = cache_dir
     if root is not None:
         if "root" not in config.source:
-            raise ConfigError(
-                "data.root", f"the run's data ({run.data}) lie in no folder; leave it out"
-            )
+            problem = f"the run's data ({run.data}) lie in no folder; leave it out"
+            raise ConfigError("data.root", problem)
         config.root = config.source.root = root
     try:
         data: DataModule = instantiate(config, "data", ("root",))
@@ -79,62 +106,20 @@ def load_validation_images(
     if number is not None and number < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, number).round().astype(int)]
     ids = data.frame["image_id"].to_numpy(dtype=str)[rows]
-    return ValidationImages(
-        data.cache.images[rows], ids, split, data.split_fingerprint == run.split_fingerprint
-    )
-
-
-Kind = Literal["onnx", "executorch", "litert"]
-LEAST = 256  # images, of which a difference is looked for
-
-
-@dataclass
-class ExportSettings:
-    """What is exported, and how it is checked."""
-
-    run: str | None = None
-    format: Kind | list[Kind] = "onnx"
-    folder: str = "exports"
-    root: str | None = None
-    cache_dir: str = "data/cache"
-    images: Annotated[int, Ge(LEAST)] | None = LEAST
-    tolerance: Annotated[float, Gt(0)] = 1e-4
-    compressed_tolerance: Annotated[float, Gt(0)] = 0.02
-    threads: Annotated[int, Ge(1)] = 1
-    publish: bool = True
-
-    @property
-    def wanted(self) -> str:
-        """The run's id, or the start of it.
-
-        Raises:
-            ConfigError: There is none.
-        """
-        return require_run_id(self.run)
-
-    @property
-    def formats(self) -> list[Kind]:
-        """What is written, each once.
-
-        Raises:
-            ConfigError: Nothing is.
-        """
-        listed = self.format if isinstance(self.format, list) else [self.format]
-        if not listed:
-            raise ConfigError("format", "name at least one of onnx, executorch, litert")
-        return list(dict.fromkeys(listed))
+    as_recorded = data.split_fingerprint == run.split_fingerprint
+    return ValidationImages(data.cache.images[rows], ids, split, as_recorded)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How alike the answers to the same pictures are.
+    """Agreement of two outputs for the same images.
 
     Attributes:
-        images: Number of pictures.
-        difference: Largest absolute difference of a probability; NaN where one is no number.
-        same_class: Share of pictures with the same most probable class, in [0, 1].
-        same_side: Share on the same side of the stored threshold; NaN where there is none.
-        agreement: Share with the same decision, by class and by threshold.
+        images: Number of images.
+        difference: Largest absolute difference of a probability; NaN if an output is NaN.
+        same_class: Share of images with the same most probable class, in [0, 1].
+        same_side: Share on the same side of the threshold; NaN without one.
+        agreement: Share with the same class and the same side.
     """
 
     images: int
@@ -146,287 +131,233 @@ class Parity:
 
 def compare(
     reference: Probabilities,
-    found: Probabilities,
+    output: Probabilities,
     classes: Sequence[str],
     decision: Decision | None,
 ) -> Parity:
-    """Hold a runtime's answers against those of the reference.
+    """Compare probabilities with the reference.
 
     Args:
-        reference: Probabilities, (N, K).
-        found: Of the same pictures, (N, K).
-        classes: In the order of the probabilities.
-        decision: With the threshold; None: only the most probable class is compared.
+        reference: (N, K).
+        output: Of the same images, (N, K).
+        classes: In the order of the columns.
+        decision: With the threshold; None compares the most probable class only.
     """
-    same_class = reference.argmax(axis=1) == found.argmax(axis=1)
-    same_side = np.full(len(found), np.nan)
-    agreement = same_class
+    before, after = reference.astype(float), output.astype(float)
+    same_class = before.argmax(axis=1) == after.argmax(axis=1)
+    same_side, side_share = np.full(len(after), True), float("nan")
     if decision is not None:
-        column = list(classes).index(decision.positive)
-        sides = [each[:, column].astype(float) >= decision.threshold for each in (reference, found)]
-        agreement, same_side = (
-            same_class & (sides[0] == sides[1]),
-            (sides[0] == sides[1]).astype(float),
-        )
-    difference = np.abs(reference.astype(float) - found.astype(float)).max()
+        column, threshold = list(classes).index(decision.positive), decision.threshold
+        same_side = (before[:, column] >= threshold) == (after[:, column] >= threshold)
+        side_share = float(same_side.mean())
     return Parity(
-        len(found),
-        float(difference),
+        len(after),
+        float(np.abs(before - after).max()),
         float(same_class.mean()),
-        float(same_side.mean()),
-        float(agreement.mean()),
+        side_share,
+        float((same_class & same_side).mean()),
     )
 
 
-STEM = "model"
-
-
 @dataclass(frozen=True)
-class ExportOrigin:
-    """What is exported, and what it answers.
+class Reference:
+    """The expected output of an export.
 
     Attributes:
-        description: Of it.
-        images: That are asked.
-        reference: Their probabilities, (N, K).
-        classifier: The trained net; None where the run's model is a file already.
-        file: That file.
+        description: Of the model.
+        images: The model's input.
+        probabilities: The expected output, (N, K).
+        source: Where it comes from, for people.
+        write: Writes the model in a format to a path.
     """
 
     description: Description
     images: ValidationImages
-    reference: Probabilities
-    classifier: Classifier | None = None
-    file: Path | None = None
+    probabilities: Probabilities
+    source: str
+    write: Callable[[Format, Path], object]
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An export that was kept.
+    """A file that passed its comparison; size in 10^6 bytes."""
 
-    Attributes:
-        kind: Its format.
-        path: The file.
-        size_mb: In 10^6 bytes.
-        parity: With the run's own answers.
-    """
-
-    kind: str
+    format: str
     path: Path
     size_mb: float
     parity: Parity
 
 
-def of_net(
-    classifier: Classifier, description: Description, images: ValidationImages
-) -> ExportOrigin:
-    """A trained net; the reference is what PyTorch says, eagerly, on as many threads as it has.
-
-    Args:
-        classifier: Trained.
-        description: Of it.
-        images: To be asked.
-    """
-    eager = EagerRuntime(classifier, description, torch.get_num_threads())
-    return ExportOrigin(
-        description, images, in_batches(eager, images.pictures, title="PyTorch"), classifier
-    )
-
-
-def of_file(file: Path, run: RecordedModel, images: ValidationImages, store: Store) -> ExportOrigin:
-    """A compressed run's file; the reference is what it predicted when it was made.
-
-    Args:
-        file: Of the run.
-        run: Compressed.
-        images: To be asked; those that are not among its predictions are left out.
-        store: That holds the run.
-
-    Raises:
-        UserError: None of the images is among its predictions.
-    """
-    description = trained.describe(store, run)
-    for frame in run.predictions(store, images.split):
-        known = frame.set_index("image_id")[[f"p/{name}" for name in description.classes]]
-        at = np.isin(images.ids, known.index.to_numpy(dtype=str))
-        if at.any():
-            kept = ValidationImages(images.pictures[at], images.ids[at], images.split, images.own)
-            return ExportOrigin(
-                description, kept, known.loc[kept.ids].to_numpy(np.float32), file=file
-            )
-    raise UserError(
-        f"run={run.run_id}: has no predictions of its {images.split} images, by which its file could be checked"
-    )
-
-
 def export(
-    origin: ExportOrigin, made: Format, folder: Path, tolerance: float, threads: int
+    reference: Reference, form: Format, folder: Path, tolerance: float, threads: int
 ) -> ExportedFile:
-    """Write a file and check it; other formats that the folder holds stay.
+    """Write `model.<suffix>` into a folder and compare it; other files of the folder stay.
 
     Args:
-        origin: What is exported.
-        made: Its format.
-        folder: Takes `model.<suffix>`.
+        reference: What is exported.
+        form: The format.
+        folder: Where the file is written.
         tolerance: Largest difference of a probability.
-        threads: Of the runtime.
+        threads: Of the runtime, per call.
 
     Raises:
-        UserError: The file cannot be written, or does not answer as the run does; the folder is as
-            it was.
+        UserError: The file cannot be written, or its output differs too much; the folder is
+            unchanged then.
     """
     with atomic_folder(folder, "the export") as draft:
-        path = draft / f"{STEM}{made.suffix}"
+        path = draft / f"model{form.suffix}"
         if folder.exists():
             shutil.copytree(folder, draft, dirs_exist_ok=True)
             path.unlink(missing_ok=True)
-        if origin.classifier is None:
-            assert origin.file is not None
-            shutil.copyfile(origin.file, path)
-        else:
-            made.write(CameraNet.of(origin.classifier), origin.description, path)
-        parity = _asked(origin, made, path, threads)
-        if not parity.difference <= tolerance:  # NaN is over it, too
+        reference.write(form, path)
+        output = in_batches(open_file(path, threads), reference.images.pictures, title=form.name)
+        description = reference.description
+        parity = compare(reference.probabilities, output, description.classes, description.decision)
+        if not parity.difference <= tolerance:  # NaN is too large as well
             raise UserError(
-                f"format={made.name}: differs by {parity.difference:.2g} from the run's own probabilities on "
-                f"{parity.images} images, more than the tolerance of {tolerance:g}: no file was left"
+                f"format={form.name}: differs by {parity.difference:.2g} from the run's own "
+                f"probabilities on {parity.images} images, more than the tolerance of "
+                f"{tolerance:g}: no file was left"
             )
         size = path.stat().st_size / 1e6
-    return ExportedFile(made.name, folder / path.name, size, parity)
+    return ExportedFile(form.name, folder / path.name, size, parity)
 
 
-def _asked(origin: ExportOrigin, made: Format, path: Path, threads: int) -> Parity:
-    runtime = open_file(path, threads)
-    found = in_batches(runtime, origin.images.pictures, title=made.name)
-    return compare(origin.reference, found, origin.description.classes, origin.description.decision)
-
-
-console = Console(width=100)
-
-
-def make(config: DictConfig) -> list[ExportedFile]:
-    """Make the exports that a config asks for.
+def export_run(config: DictConfig) -> list[ExportedFile]:
+    """Export a run in all formats of a config.
 
     Args:
         config: A composed `conf/command/export.yaml`.
 
     Returns:
-        Those that were kept, after they were recorded.
+        The files that passed their comparison. They are recorded.
 
     Raises:
-        UserError: Bad input, or a file that does not answer as the run does; the others of the list
-            are made.
+        UserError: Bad input, or a file that failed; the other formats are exported nevertheless.
     """
-    settings, store = _settings(config)
-    run = trained.single(store, settings.wanted)
-    _refuse_other_formats(run, trained.deployed_file(store, run), settings.formats)
-    origin = _origin(run, store, settings)
+    settings = load_settings(config, ExportSettings, without=("tracking",))
+    store = existing(config)
+    run = trained.single(store, trained.require_run_id(settings.run))
+    reference = load_reference(store, run, settings)
     folder = Path(settings.folder) / f"{run.model}_{run.run_id[:8]}"
-    tolerance = (
-        settings.tolerance
-        if origin.description.precision == "float32"
-        else settings.compressed_tolerance
-    )
-    kept, refused = [], []
-    for kind in settings.formats:
-        print(f"{kind}: writing and checking ...", file=sys.stderr, flush=True)
+    tolerance = settings.tolerance
+    if reference.description.precision != "float32":
+        tolerance = settings.compressed_tolerance
+    files, errors = [], []
+    for name in settings.formats:
+        print(f"{name}: writing and checking ...", file=sys.stderr, flush=True)
         try:
-            kept.append(export(origin, FORMATS[kind], folder, tolerance, settings.threads))
+            files.append(export(reference, FORMATS[name], folder, tolerance, settings.threads))
         except UserError as error:
-            refused.append(error)
-    if kept:
-        _tell(kept, origin, run)
+            errors.append(error)
+    if files:
+        _show(files, reference, run)
         if settings.publish:
-            _publish(kept, store, run)
-    if refused:
-        raise UserError("; ".join(map(str, refused))) from refused[0]
-    return kept
+            _publish(files, store, run)
+    if errors:
+        raise UserError("; ".join(map(str, errors))) from errors[0]
+    return files
 
 
-def _settings(config: DictConfig) -> tuple[ExportSettings, Store]:
-    plain = {key: value for key, value in resolve(config).items() if key != "tracking"}
-    check({"_target_": "src.deployment.export.ExportSettings", **plain})
-    settings = ExportSettings(**plain)
-    settings.wanted, settings.formats  # noqa: B018  they are refused here, before the store is opened
-    return settings, existing(config)
+def load_reference(store: Store, run: RecordedModel, settings: ExportSettings) -> Reference:
+    """The model of a run and its expected output.
 
+    For a net this is the output of PyTorch. For the file of a compressed run it is what was
+    predicted when the file was made; images without such a prediction are left out.
 
-def _refuse_other_formats(run: RecordedModel, file: Path | None, formats: list[Kind]) -> None:
-    if file is None:
-        return
-    own = format_of(file).name
-    if formats != [own]:
+    Raises:
+        UserError: The run cannot be exported in these formats, an extra is not installed, or the
+            images are absent.
+    """
+    file = trained.deployed_file(store, run.run_id)
+    if file is not None and settings.formats != [format_of(file).name]:
         raise ConfigError(
             "format",
-            f"run {run.run_id} was compressed into a {file.suffix} file; take format={own}",
+            f"run {run.run_id} was compressed into a {file.suffix} file; "
+            f"take format={format_of(file).name}",
         )
-
-
-def _origin(run: RecordedModel, store: Store, settings: ExportSettings) -> ExportOrigin:
-    file = trained.deployed_file(store, run)
-    if file is None:
-        classifier = trained.load_network(store, run)
-        for kind in settings.formats:
-            FORMATS[kind].check_installed()
-    found = load_validation_images(run, settings.images, settings.root, settings.cache_dir)
-    if file is not None:
-        return of_file(file, run, found, store)
-    return of_net(classifier, trained.describe(store, run), found)
-
-
-def _tell(kept: list[ExportedFile], origin: ExportOrigin, run: RecordedModel) -> None:
-    held = "its recorded predictions" if origin.file else "PyTorch"
-    table = Table(
-        title=f"{run.title}, held against {held} on {len(origin.images.ids):,} {origin.images.split} images"
+    classifier = None if file else trained.load_network(store, run)
+    if classifier is not None:
+        for name in settings.formats:
+            FORMATS[name].check_installed()
+    images = load_validation_images(run, settings.images, settings.root, settings.cache_dir)
+    description = trained.describe(store, run)
+    if classifier is not None:
+        camera = CameraNet.of(classifier)
+        eager = EagerRuntime(classifier, description, torch.get_num_threads())
+        output = in_batches(eager, images.pictures, title="PyTorch")
+        return Reference(
+            description,
+            images,
+            output,
+            "PyTorch",
+            lambda form, path: form.write(camera, description, path),
+        )
+    for frame in run.predictions(store, images.split):
+        predictions = frame.set_index("image_id")[[f"p/{name}" for name in description.classes]]
+        at = np.isin(images.ids, predictions.index.to_numpy(dtype=str))
+        if at.any():
+            ids = images.ids[at]
+            images = ValidationImages(images.pictures[at], ids, images.split, images.as_recorded)
+            return Reference(
+                description,
+                images,
+                predictions.loc[ids].to_numpy(np.float32),
+                "its recorded predictions",
+                lambda form, path: shutil.copyfile(str(file), path),
+            )
+    raise UserError(
+        f"run={run.run_id}: has no predictions of its {images.split} images, "
+        "by which its file could be checked"
     )
-    table.add_column("format")
-    for column in (
-        "MB",
-        "largest difference\nof a probability",
-        "same most\nprobable class",
-        "same side of\nthe threshold",
-    ):
-        table.add_column(column, justify="right")
-    for each in kept:
-        parity = each.parity
-        side = "no threshold" if math.isnan(parity.same_side) else f"{parity.same_side:.2%}"
-        table.add_row(
-            each.kind,
-            f"{each.size_mb:.2f}",
-            f"{parity.difference:.1e}",
-            f"{parity.same_class:.2%}",
-            side,
-        )
-    console.print(table)
-    if not origin.images.own:
+
+
+def _show(files: Sequence[ExportedFile], reference: Reference, run: RecordedModel) -> None:
+    """Print the comparison, the decision, the licence and the paths."""
+    rows = [
+        (file.format, file.size_mb, p.difference, p.same_class, p.same_side)
+        for file in files
+        for p in [file.parity]
+    ]
+    images, decision = reference.images, reference.description.decision
+    table = Table(
+        pd.DataFrame(rows, columns=["format", "size", "difference", "same class", "same side"]),
+        title=f"{run.title}, held against {reference.source} on {len(images.ids):,} "
+        f"{images.split} images",
+        labels={
+            "difference": "largest difference\nof a probability",
+            "same class": "same most\nprobable class",
+            "same side": "same side of\nthe threshold",
+        },
+        units={"size": "MB"},
+        formats={"size": ".2f", "difference": ".1e", "same class": ".2%", "same side": ".2%"},
+    )
+    console.print(table.to_rich())
+    if not images.as_recorded:
         console.print(
-            "These are not the images, labels and split of the run's record; the check holds all the same."
+            "These are not the images, labels and split of the run's record; "
+            "the check holds all the same."
         )
-    console.print(_described(origin.description))
-    for each in kept:
-        console.print(str(each.path), markup=False, highlight=False, soft_wrap=True)
-
-
-def _described(description: Description) -> str:
-    decision = description.decision
     answer = "none, for there is no threshold"
     if decision is not None:
         answer = f"{decision.positive} from {decision.threshold:.4g} ({decision.aim})"
-    return f"Decision: {answer}. Licence: {description.licence}."
+    console.print(f"Decision: {answer}. Licence: {reference.description.licence}.")
+    for file in files:
+        console.print(str(file.path), markup=False, highlight=False, soft_wrap=True)
 
 
-def _publish(kept: list[ExportedFile], store: Store, run: RecordedModel) -> None:
+def _publish(files: Sequence[ExportedFile], store: Store, run: RecordedModel) -> None:
     record = Run.attach(store, run.run_id)
     try:
-        for each in kept:
-            prefix, parity = f"export/{each.kind}", each.parity
-            record.artifact(each.path, prefix)
+        for file in files:
+            prefix = f"export/{file.format}"
+            record.artifact(file.path, prefix)
             record.log(
                 {
-                    f"{prefix}/max_difference": parity.difference,
-                    f"{prefix}/agreement": parity.agreement,
-                    f"{prefix}/size_mb": each.size_mb,
-                    f"{prefix}/images": parity.images,
+                    f"{prefix}/max_difference": file.parity.difference,
+                    f"{prefix}/agreement": file.parity.agreement,
+                    f"{prefix}/size_mb": file.size_mb,
+                    f"{prefix}/images": file.parity.images,
                 }
             )
         record.flush()

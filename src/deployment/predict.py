@@ -29,7 +29,7 @@ from src.data.source import IMAGE_SUFFIXES, Manifest
 from src.deployment import trained
 from src.deployment.description import RESEARCH, Decision, Description
 from src.deployment.inputs import Batch, ImageInput
-from src.deployment.runtimes.base import ImageBatch, Name, Probabilities, Runtime, in_batches
+from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
 from src.deployment.runtimes.eager import CameraNet, EagerRuntime
 from src.deployment.runtimes.files import FORMATS, open_file
 from src.deployment.trained import RecordedModel
@@ -99,7 +99,7 @@ class GpuRuntime:
         description: Of it.
     """
 
-    name: Name = "eager"
+    name = "eager"
     batch: int | None = None
 
     def __init__(self, classifier: Classifier, description: Description) -> None:
@@ -192,7 +192,7 @@ def _net(
     store: Store, run: RecordedModel, description: Description, threads: int
 ) -> tuple[Runtime, Classifier | None]:
     """A run's model in its runtime, and as a net of torch's if it is one."""
-    file = trained.deployed_file(store, run)
+    file = trained.deployed_file(store, run.run_id)
     if file is not None:
         return open_file(file, threads), None
     classifier = trained.load_classifier(store, run)

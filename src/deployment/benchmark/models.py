@@ -14,7 +14,7 @@ from tqdm import tqdm
 from src.core.errors import ConfigError, UserError
 from src.core.files import expanded
 from src.deployment.description import Description
-from src.deployment.runtimes.base import Name
+from src.deployment.runtimes.files import FORMATS, RuntimeName
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,7 +33,7 @@ class BenchmarkSettings:
     run: str | list[str] | None = None
     file: str | list[str] | None = None
     join: str | None = None
-    runtime: Name | list[Name] = "eager"
+    runtime: RuntimeName | list[RuntimeName] = "eager"
     threads: Annotated[int, Ge(1)] = 1
     batch: Annotated[int, Ge(1)] = 1
     reference: str | None = None
@@ -93,7 +93,7 @@ class BenchmarkSettings:
         return file
 
     @property
-    def runtimes(self) -> list[Name]:
+    def runtimes(self) -> list[RuntimeName]:
         """Each once, in the order typed."""
         return list(
             dict.fromkeys(self.runtime if isinstance(self.runtime, list) else [self.runtime])
@@ -141,7 +141,7 @@ def _listed(value: str | list[str] | None) -> list[str]:
     return [each.strip() for each in values if each is not None and each.strip()]
 
 
-SUFFIXES: dict[str, Name] = {".onnx": "onnx", ".pte": "executorch", ".tflite": "litert"}
+SUFFIXES: dict[str, RuntimeName] = {".onnx": "onnx", ".pte": "executorch", ".tflite": "litert"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class BenchmarkModel:
     """
 
     label: str
-    runtime: Name
+    runtime: RuntimeName
     run_id: str = ""
     model: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
@@ -219,16 +219,16 @@ def _ids(store: "Store", wanted: str) -> Iterator[str]:
         yield runs.find(store, study.runs_of(run_id)[0]).run_id
 
 
-def _of_run(store: "Store", run_id: str, runtime: Name, folder: Path) -> BenchmarkModel:
+def _of_run(store: "Store", run_id: str, runtime: RuntimeName, folder: Path) -> BenchmarkModel:
     from src.deployment import trained as load
     from src.deployment import trained as restore
     from src.tracking import read
 
     run = load.single(store, run_id)
     label = f"{run.model} {run.run_id[:8]}"
-    file = load.deployed_file(store, run)
+    file = load.deployed_file(store, run.run_id)
     try:
-        if file is None and runtime in load.TORCH:
+        if file is None and runtime not in FORMATS:
             checkpoint = read.artifact(store, run.run_id, restore.CHECKPOINT)
             found = of_net(
                 run.config, load.describe(store, run), checkpoint, folder / run.run_id, runtime
@@ -243,7 +243,11 @@ def _of_run(store: "Store", run_id: str, runtime: Name, folder: Path) -> Benchma
 
 
 def of_net(
-    config: "DictConfig", description: Description, checkpoint: Path, folder: Path, runtime: Name
+    config: "DictConfig",
+    description: Description,
+    checkpoint: Path,
+    folder: Path,
+    runtime: RuntimeName,
 ) -> BenchmarkModel:
     """A trained net of torch's, laid into a folder, so that a worker needs no run store.
 

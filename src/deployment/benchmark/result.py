@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from src.core.errors import UserError
 from src.core.files import escape_formula
-from src.deployment.runtimes.base import Name
+from src.deployment.runtimes.files import RuntimeName
 
 _CLOSED = {
     "extra": "forbid",
@@ -93,7 +93,7 @@ class BenchmarkRow:
     """
 
     label: str
-    runtime: Name
+    runtime: RuntimeName
     run_id: str = ""
     model: str = ""
     precision: str = ""

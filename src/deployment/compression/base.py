@@ -1,38 +1,83 @@
-"""Compression protocol, bfloat16, calibration images."""
+"""The contract of a compression, what all compressions share, and bfloat16."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 from src.data.module import DataModule
 from src.deployment.description import Description
 from src.deployment.runtimes.base import ImageBatch
-from src.models.fit_once import FitOnceModel
+from src.deployment.runtimes.eager import CameraNet
 from src.models.precision import cast
 from src.training.classifier import Classifier
 
-Tune = Callable[
-    [Classifier, int, float], None
-]  # fine-tunes in place: epochs, learning rate; keeps the epoch that val chose
+Layer = TypeVar("Layer")
+Facts = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class CompressionContext:
+    """The trained model that is compressed, and what a compression may use.
+
+    Attributes:
+        classifier: Trained, on the CPU, in evaluation mode; it may be changed.
+        data: Prepared. Training images may be used; val and test must not be.
+        description: For the model file; its precision is that of the origin.
+        tune: Fine-tunes a classifier in place, given epochs and learning rate. It keeps the epoch
+            that is best on val.
+        folder: For the model file.
+    """
+
+    classifier: Classifier
+    data: DataModule
+    description: Description
+    tune: Callable[[Classifier, int, float], None]
+    folder: Path
+
+    def camera(self) -> CameraNet:
+        """The net with normalisation and softmax, ready for an exporter.
+
+        Raises:
+            UserError: The model has no layers, such as an SVM.
+        """
+        if hasattr(self.classifier.net, "fit_once"):
+            raise UserError(
+                f"{self.classifier.name} is no network: it has no layers that could be quantised"
+            )
+        return CameraNet.of(self.classifier)
+
+    def training_rows(self, number: int, seed: int) -> npt.NDArray[np.int64]:
+        """Rows of the image cache: training images in random order, stratified by class."""
+        rows = self.data.rows("train")
+        chosen = stratified_sample(self.data.labels[rows], number, np.random.default_rng(seed))
+        return rows[chosen]
+
+    def calibration_images(self, number: int, seed: int) -> ImageBatch:
+        """Training images without augmentation, uint8 RGB (N, S, S, 3), stratified by class.
+
+        Args:
+            number: N, unless there are fewer images.
+            seed: Of the draw.
+        """
+        return np.ascontiguousarray(self.data.cache.images[self.training_rows(number, seed)])
 
 
 @dataclass(frozen=True)
 class CompressedModel:
-    """A compressed net.
+    """A compressed model.
 
     Attributes:
-        classifier: Whose net's multiply-adds and parameters are counted, and, without a file, what
-            is evaluated.
-        file: The model as it is deployed (.onnx, .pte, .tflite), which is then what is evaluated
-            and timed; None where the net stays one of torch's, and its checkpoint is the model.
+        classifier: The net whose multiply-adds and parameters are counted. Without a file it is
+            also what is evaluated.
+        file: The deployed model (.onnx, .pte, .tflite), which is evaluated and timed. None if the
+            net stays a PyTorch net: then the checkpoint is the model.
         precision: Of the weights: "float32", "float16", "bfloat16" or "int8".
-        facts: What else the record shall say: numbers become metrics `compression/<name>`, text
-            tags.
+        facts: What else is recorded: numbers as metrics `compression/<name>`, text as tags.
     """
 
     classifier: Classifier
@@ -42,89 +87,39 @@ class CompressedModel:
 
 
 class Compression(Protocol):
-    """A way to make a trained net smaller; its settings are its constructor's arguments, from conf/compression/."""
+    """A way to make a trained net smaller. The constructor's arguments are its config keys."""
 
-    def compress(
-        self,
-        classifier: Classifier,
-        data: DataModule,
-        description: Description,
-        tune: Tune,
-        folder: Path,
-    ) -> CompressedModel:
+    def compress(self, context: CompressionContext) -> CompressedModel:
         """Compress a trained classifier.
 
-        Args:
-            classifier: Trained, on the CPU, in evaluation mode; it may be changed.
-            data: Ready; of train, images may be taken for calibration. Val and test are not to be
-                touched.
-            description: For the model's file, its precision still that of the origin.
-            tune: Fine-tunes a classifier in place.
-            folder: For the model's file.
-
         Raises:
-            UserError: It cannot be done with this net; the message names the operator or layer.
+            UserError: This net cannot be compressed; the message names the operator or layer.
         """
         ...
 
 
-def require_network(classifier: Classifier) -> None:
-    """Let only networks pass.
-
-    Raises:
-        UserError: It is a model without layers, such as an SVM.
-    """
-    if isinstance(classifier.net, FitOnceModel):
-        raise UserError(
-            f"{classifier.name} is no network: it has no layers that could be quantised"
-        )
-
-
 class Bfloat16:
-    """The net in bfloat16; it stays one of torch's, and its checkpoint is half as large."""
+    """The net in bfloat16. It stays a PyTorch net, and its checkpoint has half the size."""
 
     config_only = ("name",)
 
-    def compress(
-        self,
-        classifier: Classifier,
-        data: DataModule,
-        description: Description,
-        tune: Tune,
-        folder: Path,
-    ) -> CompressedModel:
-        """Cast in place, see `src.models.precision` and `src.deployment.compression.base`."""
-        require_network(classifier)
-        cast(classifier.net)
-        return CompressedModel(classifier, precision="bfloat16")
+    def compress(self, context: CompressionContext) -> CompressedModel:
+        """Cast the weights in place, see `src.models.precision`."""
+        cast(context.camera().net)
+        return CompressedModel(context.classifier, precision="bfloat16")
 
 
-def pictures(data: DataModule, number: int, seed: int) -> ImageBatch:
-    """Training images, every class with its share of them, in random order.
-
-    Args:
-        data: Ready.
-        number: How many; no more than there are.
-        seed: Of the draw.
-
-    Returns:
-        uint8 RGB (N, S, S, 3), as the camera gives them: not augmented.
-    """
-    rows = data.rows("train")
-    chosen = rows[stratified(data.labels[rows], number, np.random.default_rng(seed))]
-    return np.ascontiguousarray(data.cache.images[chosen])
-
-
-def stratified(
+def stratified_sample(
     labels: npt.NDArray[np.int64], number: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Positions of `number` images, of each class its share, rounded by largest remainders, but at least one.
+    """Draw positions, each class in proportion to its size but at least one.
+
+    Sizes are rounded by the largest-remainder method.
 
     Args:
-        labels: Labels, shape (N,).
-        number: How many; fewer than there are classes gives one of each class, more than N gives
-            all.
-        random: Draws them, and their order.
+        labels: Shape (N,).
+        number: Positions to draw; more than N gives all.
+        random: Draws the positions and their order.
 
     Returns:
         Positions in `labels`, without repeats.
@@ -133,11 +128,46 @@ def stratified(
         return random.permutation(len(labels))
     classes, counts = np.unique(labels, return_counts=True)
     share = number * counts / len(labels)
-    wanted = np.maximum(np.floor(share).astype(np.int64), 1)
-    left = max(0, number - int(wanted.sum()))
-    wanted[np.argsort(wanted - share, kind="stable")[:left]] += 1
+    sizes = np.maximum(np.floor(share).astype(np.int64), 1)
+    missing = max(0, number - int(sizes.sum()))
+    sizes[np.argsort(sizes - share, kind="stable")[:missing]] += 1
     members = [
         random.choice(np.flatnonzero(labels == label), size, replace=False)
-        for label, size in zip(classes, wanted, strict=True)
+        for label, size in zip(classes, sizes, strict=True)
     ]
     return random.permutation(np.concatenate(members))
+
+
+def float_layers(
+    layers: Sequence[Layer], first: int, last: int, key: str = "float_first"
+) -> list[Layer]:
+    """The first and last layers, which stay in float32.
+
+    Raises:
+        ConfigError: No layer remains to be quantised.
+    """
+    if first + last >= len(layers):
+        count = f"{first} + {last}" if key == "float_first" else last
+        problem = f"of {len(layers)} layers, {count} in float32 leave none to quantise"
+        raise ConfigError(f"compression.{key}", problem)
+    return [*layers[:first], *layers[len(layers) - last :]]
+
+
+def weight_facts(weights: Iterable[tuple[int, bool]], problem: str) -> Facts:
+    """The number of compressed weight tensors and their share of all weights.
+
+    Args:
+        weights: The size of each tensor, and whether it is compressed.
+        problem: Message if none is.
+
+    Raises:
+        UserError: No tensor is compressed.
+    """
+    sizes = list(weights)
+    compressed = [size for size, is_compressed in sizes if is_compressed]
+    if not compressed:
+        raise UserError(problem)
+    return {
+        "layers": len(compressed),
+        "share_of_weights": sum(compressed) / sum(size for size, _ in sizes),
+    }

@@ -1,221 +1,191 @@
-"""Smaller numbers in ONNX files, by ONNX Runtime's own quantiser and converter."""
+"""int8 and float16 in ONNX files, by ONNX Runtime's quantiser and converter."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
 
-from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
-from src.data.module import DataModule
-from src.deployment.compression import base
-from src.deployment.compression.base import CompressedModel, Tune, require_network
-from src.deployment.description import KEY, Description
-from src.deployment.runtimes import onnx as deployed
+from src.deployment.compression.base import (
+    CompressedModel,
+    CompressionContext,
+    Facts,
+    float_layers,
+    weight_facts,
+)
+from src.deployment.description import KEY
+from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
-from src.deployment.runtimes.eager import CameraNet
-from src.training.classifier import Classifier
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
 
 FILE = "model.onnx"
-BATCH = 32  # pictures of which calibration holds all values at once
+BATCH = 32  # calibration pictures in memory at once
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-# Activation functions, which the layer before them then absorbs, and sums, which then take int8.
-# Pooling is left out, as the memory layout would change around each.
+# Activations that the layer before them absorbs, and sums. Pooling stays in float32: the memory
+# layout would change around each.
 ABSORBED = ("Relu", "Clip", "Add")
-NORMALISATION = [
-    1,
-    3,
-    1,
-    1,
-]  # shape of the constants of the camera's normalisation, which are no weights
-Facts = dict[str, float | str]
+NORMALISATION = [1, 3, 1, 1]  # shape of the camera's constants, which are not weights
 
 
 class OnnxFloat32:
-    """The plain export, for the compressed ones to be compared with in the same runtime."""
+    """The plain export, as a reference for the other ONNX compressions."""
 
     config_only = ("name",)
 
-    def compress(
-        self,
-        classifier: Classifier,
-        data: DataModule,
-        description: Description,
-        tune: Tune,
-        folder: Path,
-    ) -> CompressedModel:
-        """Export, see `src.deployment.compression.base`."""
-        require_network(classifier)
-        with atomic_file(folder / FILE) as path:
-            deployed.write(CameraNet.of(classifier), description, path)
-        return CompressedModel(classifier, folder / FILE)
+    def compress(self, context: CompressionContext) -> CompressedModel:
+        """Export the net."""
+        camera = context.camera()
+        with atomic_file(context.folder / FILE, "the model") as draft:
+            runtime.write(camera, context.description, draft)
+        return CompressedModel(context.classifier, context.folder / FILE)
 
 
-class OnnxStaticInt8:
-    """Weights and activations in 8 bits, the activations' ranges measured beforehand on training images.
+class RewrittenOnnx(ABC):
+    """An export that a tool of ONNX Runtime rewrites.
 
-    Weights are symmetric, with a scale for each output channel. Layers at both ends can stay in
+    Attributes:
+        precision: Of the weights afterwards.
+    """
+
+    config_only = ("name",)
+    precision = "int8"
+
+    @abstractmethod
+    def rewrite(self, plain: Path, path: Path, context: CompressionContext) -> Facts:
+        """Rewrite the float32 file `plain` to `path`; returns what is recorded."""
+
+    def compress(self, context: CompressionContext) -> CompressedModel:
+        """Export, rewrite and describe the net.
+
+        Raises:
+            UserError: The net cannot be exported, or none of its layers can be rewritten.
+        """
+        camera = context.camera()
+        with atomic_file(context.folder / FILE, "the model") as draft:
+            plain = draft.with_name("float32.onnx")
+            runtime.write(camera, context.description, plain)
+            with quiet(), needs("onnx"):
+                import onnx
+
+                facts = self.rewrite(plain, draft, context)
+            model = onnx.load(draft)
+            description = replace(context.description, precision=self.precision)
+            metadata = {KEY: description.to_json()}
+            if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+                metadata[runtime.SINGLE_KEY] = "true"  # one range for all pictures of a batch
+            onnx.helper.set_model_props(model, metadata)
+            draft.write_bytes(model.SerializeToString())
+            kind = onnx.TensorProto.DataType.Value(self.precision.upper())
+            weights = (
+                (math.prod(tensor.dims), tensor.data_type == kind)
+                for tensor in model.graph.initializer
+                if len(tensor.dims) > 1 and list(tensor.dims) != NORMALISATION
+            )
+            facts |= weight_facts(
+                weights,
+                f"no layer of this net can be made {self.precision} so: "
+                "it has none of the kind, or all are left out",
+            )
+        return CompressedModel(context.classifier, context.folder / FILE, self.precision, facts)
+
+
+@dataclass
+class OnnxStaticInt8(RewrittenOnnx):
+    """Weights and activations in 8 bits; activation ranges are measured on training images.
+
+    Weights are symmetric, with a scale per output channel. Layers at both ends can stay in
     float32: a first convolution of 3 channels is slower in int8 than in float32, and logits lose
     most by rounding.
 
     Args:
-        method: How an activation's range follows from what was seen: "minmax" takes the extremes,
-            "percentile" leaves outliers out, "entropy" keeps the distributions before and after
-            close.
-        percentile: Share of the values that a range holds, in %; for "percentile" only.
-        images: Training images that are seen, stratified by class.
+        method: How a range follows from the images: "minmax" takes the extremes, "percentile"
+            ignores outliers, "entropy" keeps the distributions before and after close.
+        percentile: Share of the values within the range, in %; for "percentile" only.
+        images: Training images, stratified by class.
         seed: Of their draw.
         activations: "uint8" suits x86, "int8" ARM.
-        reduce_range: 7 bits for weights: x86 processors without VNNI instructions overflow with 8.
-        float_first: Layers with weights, counted from the input, that stay in float32.
-        float_last: The same, counted from the output.
+        reduce_range: 7 bits for weights: x86 processors without VNNI overflow with 8.
+        float_first: Layers with weights that stay in float32, from the input.
+        float_last: Layers with weights that stay in float32, from the output.
     """
 
-    config_only = ("name",)
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    percentile: Annotated[float, Interval(gt=50, le=100)] = 99.99
+    images: Annotated[int, Ge(1)] = 256
+    seed: Annotated[int, Ge(0)] = 0
+    activations: Literal["uint8", "int8"] = "uint8"
+    reduce_range: bool = False
+    float_first: Annotated[int, Ge(0)] = 1
+    float_last: Annotated[int, Ge(0)] = 1
 
-    def __init__(
-        self,
-        method: Literal["minmax", "entropy", "percentile"] = "minmax",
-        percentile: Annotated[float, Interval(gt=50, le=100)] = 99.99,
-        images: Annotated[int, Ge(1)] = 256,
-        seed: Annotated[int, Ge(0)] = 0,
-        activations: Literal["uint8", "int8"] = "uint8",
-        reduce_range: bool = False,
-        float_first: Annotated[int, Ge(0)] = 1,
-        float_last: Annotated[int, Ge(0)] = 1,
-    ) -> None:
-        self.method = method
-        self.percentile = percentile
-        self.images = images
-        self.seed = seed
-        self.activations = activations
-        self.reduce_range = reduce_range
-        self.float_first = float_first
-        self.float_last = float_last
-
-    def compress(
-        self,
-        classifier: Classifier,
-        data: DataModule,
-        description: Description,
-        tune: Tune,
-        folder: Path,
-    ) -> CompressedModel:
-        """Export, calibrate and quantise, see `src.deployment.compression.base`.
-
-        Raises:
-            UserError: The net cannot be exported, or no layer is left to be quantised.
-        """
-        seen = base.pictures(data, self.images, self.seed)
-        facts = _rewrite(
-            classifier,
-            description,
-            "int8",
-            folder,
-            lambda plain, path: self._quantise(plain, path, seen),
-        )
-        facts |= {"calibration": self.method, "calibration_images": len(seen)}
-        return CompressedModel(classifier, folder / FILE, "int8", facts)
-
-    def _quantise(self, plain: Path, path: Path, seen: ImageBatch) -> None:
-        from onnxruntime import quantization
+    def rewrite(self, plain: Path, path: Path, context: CompressionContext) -> Facts:
+        """Calibrate and quantise."""
+        from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        methods = quantization.CalibrationMethod
-        types = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
+        pictures = context.calibration_images(self.images, self.seed)
         quant_pre_process(plain, path)
-        quantization.quantize_static(
+        quantize_static(
             path,
             path,
-            _reader(seen),
+            _calibration_reader(pictures),
             op_types_to_quantize=[*WEIGHTED, *ABSORBED],
-            nodes_to_exclude=_ends(path, self.float_first, self.float_last),
+            nodes_to_exclude=_float_nodes(path, self.float_first, self.float_last),
             per_channel=True,
             reduce_range=self.reduce_range,
-            activation_type=types[self.activations],
-            weight_type=quantization.QuantType.QInt8,
+            activation_type=QuantType.QUInt8 if self.activations == "uint8" else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
             calibrate_method={
-                "minmax": methods.MinMax,
-                "entropy": methods.Entropy,
-                "percentile": methods.Percentile,
+                "minmax": CalibrationMethod.MinMax,
+                "entropy": CalibrationMethod.Entropy,
+                "percentile": CalibrationMethod.Percentile,
             }[self.method],
-            # a batch at a time: otherwise histograms hold every value of all images in memory
+            # In batches: otherwise histograms keep every value of all images in memory.
             extra_options={"CalibStridedMinMax": 1, "CalibPercentile": self.percentile},
         )
+        return {"calibration": self.method, "calibration_images": len(pictures)}
 
 
-class OnnxDynamicInt8:
-    """Weights in 8 bits; activations are quantised at each call, by the range that they have there.
+@dataclass
+class OnnxDynamicInt8(RewrittenOnnx):
+    """Weights in 8 bits; activations are quantised at each call, by their range in the batch.
 
-    That range is one for the whole batch: so that a picture's answer does not depend on its
-    neighbours, the file asks to be given one at a time.
+    So that the output for a picture does not depend on the others, the file asks for one picture
+    per call.
 
     Args:
         convolutions: Convolutions too, not only dense layers.
     """
 
-    config_only = ("name",)
+    convolutions: bool = False
 
-    def __init__(self, convolutions: bool = False) -> None:
-        self.operators = WEIGHTED if convolutions else WEIGHTED[1:]
-
-    def compress(
-        self,
-        classifier: Classifier,
-        data: DataModule,
-        description: Description,
-        tune: Tune,
-        folder: Path,
-    ) -> CompressedModel:
-        """Export and quantise, see `src.deployment.compression.base`.
-
-        Raises:
-            UserError: The net cannot be exported, or has no such layer.
-        """
-        facts = _rewrite(classifier, description, "int8", folder, self._quantise)
-        return CompressedModel(
-            classifier, folder / FILE, "int8", facts | {"quantised": ", ".join(self.operators)}
-        )
-
-    def _quantise(self, plain: Path, path: Path) -> None:
-        from onnxruntime import quantization
+    def rewrite(self, plain: Path, path: Path, context: CompressionContext) -> Facts:
+        """Quantise the weights."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
+        operators = WEIGHTED if self.convolutions else WEIGHTED[1:]
         quant_pre_process(plain, path)
-        quantization.quantize_dynamic(
+        quantize_dynamic(
             path,
             path,
-            op_types_to_quantize=list(self.operators),
+            op_types_to_quantize=list(operators),
             per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
+            weight_type=QuantType.QInt8,
         )
+        return {"quantised": ", ".join(operators)}
 
 
-class OnnxFloat16:
-    """Weights, and all between normalisation and softmax, in float16."""
+class OnnxFloat16(RewrittenOnnx):
+    """Weights, and everything between normalisation and softmax, in float16."""
 
-    config_only = ("name",)
+    precision = "float16"
 
-    def compress(
-        self,
-        classifier: Classifier,
-        data: DataModule,
-        description: Description,
-        tune: Tune,
-        folder: Path,
-    ) -> CompressedModel:
-        """Export and convert, see `src.deployment.compression.base`."""
-        facts = _rewrite(classifier, description, "float16", folder, self._convert)
-        return CompressedModel(classifier, folder / FILE, "float16", facts)
-
-    def _convert(self, plain: Path, path: Path) -> None:
+    def rewrite(self, plain: Path, path: Path, context: CompressionContext) -> Facts:
+        """Convert the weights."""
         import onnx
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
@@ -223,95 +193,41 @@ class OnnxFloat16:
             onnx.load(plain),
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax"],
-            node_block_list=_ends(plain, 0, 0),
+            node_block_list=_float_nodes(plain, 0, 0),
         )
         onnx.save(model, path)
+        return {}
 
 
-def _rewrite(
-    classifier: Classifier,
-    description: Description,
-    precision: str,
-    folder: Path,
-    rewrite: Callable[[Path, Path], None],
-) -> Facts:
-    """Export, rewrite the file (from the first path to the second), and describe it; what it then holds."""
-    require_network(classifier)
-    with atomic_file(folder / FILE) as path:
-        plain = path.with_name("float32.onnx")
-        deployed.write(CameraNet.of(classifier), description, plain)
-        with quiet(), needs("onnx"):
-            import onnx
-
-            rewrite(plain, path)
-        model = onnx.load(path)
-        ranges_at_call = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
-        alone = {deployed.ALONE: "true"} if ranges_at_call else {}
-        onnx.helper.set_model_props(
-            model, {KEY: replace(description, precision=precision).to_json(), **alone}
-        )
-        path.write_bytes(model.SerializeToString())
-        return _held(model, precision)
-
-
-def _held(model: "ModelProto", precision: str) -> Facts:
-    """How many tensors of weights have that precision, and what share of all weights they are.
-
-    Raises:
-        UserError: None has it.
-    """
-    from onnx import TensorProto
-
-    kinds = {"int8": TensorProto.INT8, "float16": TensorProto.FLOAT16}
-    tensors = [
-        each
-        for each in model.graph.initializer
-        if len(each.dims) > 1 and list(each.dims) != NORMALISATION
-    ]
-    sizes = [(each.data_type, int(np.prod(each.dims))) for each in tensors]
-    small = [size for kind, size in sizes if kind == kinds[precision]]
-    if not small:
-        raise UserError(
-            f"no layer of this net can be made {precision} so: it has none of the kind, or all are left out"
-        )
-    return {"layers": len(small), "share_of_weights": sum(small) / sum(size for _, size in sizes)}
-
-
-def _ends(path: Path, first: int, last: int) -> list[str]:
-    """Names of the nodes before, and with, the first so many layers that have weights, and of those from the last on.
-
-    Raises:
-        ConfigError: No layer is left between.
-    """
+def _float_nodes(path: Path, first: int, last: int) -> list[str]:
+    """Nodes before the first and after the last layer that is rewritten."""
     import onnx
 
     nodes = onnx.load(path).graph.node
     layers = [number for number, node in enumerate(nodes) if node.op_type in WEIGHTED]
-    if first + last >= len(layers):
-        problem = f"of {len(layers)} layers, {first} + {last} in float32 leave none to quantise"
-        raise ConfigError("compression.float_first", problem)
+    float_layers(layers, first, last)
     end = layers[-last] if last else len(nodes)
     return [node.name for number, node in enumerate(nodes) if not layers[first] <= number < end]
 
 
-def _reader(seen: ImageBatch) -> Any:
-    """The calibration pictures as ONNX Runtime asks for them, batch by batch."""
+def _calibration_reader(pictures: ImageBatch) -> Any:
+    """The calibration pictures, batch by batch, through ONNX Runtime's interface."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    batches = np.array_split(seen, -(-len(seen) // BATCH))
+    batches = np.array_split(pictures, math.ceil(len(pictures) / BATCH))
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self._left = iter(batches)
+            self.set_range(0, len(batches))
 
         def __len__(self) -> int:
             return len(batches)
 
         def set_range(self, start_index: int, end_index: int) -> None:
-            self._left = iter(batches[start_index:end_index])
+            self._remaining = iter(batches[start_index:end_index])
 
         def get_next(self) -> dict[str, ImageBatch] | None:
-            batch = next(self._left, None)
-            return None if batch is None else {deployed.INPUT: batch}
+            batch = next(self._remaining, None)
+            return None if batch is None else {runtime.INPUT: batch}
 
     return Reader()

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from src.core.errors import UserError
 from src.deployment.runtimes.base import Format, Runtime
@@ -20,6 +21,12 @@ FORMATS: dict[str, Format] = {
         key=lambda form: form.suffix,
     )
 }
+if TYPE_CHECKING:
+    FormatName: TypeAlias = str
+    RuntimeName: TypeAlias = str
+else:  # the values that a setting can have; src.core.config checks them
+    FormatName = Literal[tuple(FORMATS)]
+    RuntimeName = Literal[("eager", "compile", *FORMATS)]
 
 
 def format_of(path: Path) -> Format:
@@ -32,9 +39,7 @@ def format_of(path: Path) -> Format:
         if form.suffix == path.suffix:
             return form
     suffixes = ", ".join(form.suffix for form in FORMATS.values())
-    raise UserError(
-        f"{path}: no kind of model that is known by its suffix; known are {suffixes}"
-    )
+    raise UserError(f"{path}: no kind of model that is known by its suffix; known are {suffixes}")
 
 
 def open_file(path: Path, threads: int = 1) -> Runtime:
