@@ -150,9 +150,11 @@ def find(store: Store, prefix: str) -> RecordedModel:
     for net in nets:
         if not store.client.list_artifacts(net.run_id, DEPLOYED):
             read.artifact(store, net.run_id, "checkpoint")
-    tags = [_tag(trained[0], name) for name in ("model", "data", "split", "split_fingerprint")]
-    config = recorded_config(store, nets[0].run_id)
-    return RecordedModel(str(run["run_id"]), kind == "trial", *tags, nets, config)
+    model, data, split, fingerprint = (
+        _tag(trained[0], name) for name in ("model", "data", "split", "split_fingerprint")
+    )
+    config, run_id = recorded_config(store, nets[0].run_id), str(run["run_id"])
+    return RecordedModel(run_id, kind == "trial", model, data, split, fingerprint, nets, config)
 
 
 def recorded_config(store: Store, run_id: str) -> DictConfig:

@@ -1,5 +1,3 @@
-"""A small store with a run that has a net and predictions."""
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from src.tracking.store import Store
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Place]:
+    """A store with one run, and the ONNX file of the run."""
     folder = tmp_path_factory.mktemp("deployment")
     (folder / "mlruns").mkdir()
     shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
@@ -22,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store = Store(folder=folder / "mlruns")
         run_id = write_run(store, folder, seed=0)
-        file = trained.write_file(store, trained.single(store, run_id), "onnx", folder / "made")
+        file = trained.write_file(store, trained.single(store, run_id), "onnx", folder)
         yield Place(folder, store, run_id, file)
     torch.set_num_threads(threads)
 

@@ -1,5 +1,7 @@
-"""A run as `src.train` leaves it, without the minutes of a training."""
+"""A store with runs as `src.train` records them, without a training; small classifiers."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,33 +9,34 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from torch import nn
 
 from src.core.cli import ROOT
 from src.deployment.runtimes.eager import CameraNet
+from src.losses.cross_entropy import CrossEntropy
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.training import loop
+from src.training import loop, schedules
 from src.training.checkpoint import save_weights
+from src.training.classifier import Classifier
 
-TINY = ("model.image_size=16", "model.net.width=4", "model.net.depth=1", "model.net.dense=[8]")
-DRAWN = (
-    "data=synthetic",
-    "data.source.lesions=200",
-    "data.source.native_size=32",
-    "trainer=cpu",
-    "threads=1",
+CLASSES = tuple("abcdefg")
+CONFIG = (
+    *("model=custom", "model.image_size=16", "model.net.width=4", "model.net.depth=1"),
+    *("model.net.dense=[8]", "data=synthetic", "data.source.lesions=200"),
+    *("data.source.native_size=32", "trainer=cpu", "threads=1"),
 )
 
 
 @dataclass(frozen=True)
 class Place:
-    """A store with a run, and its file as ONNX.
+    """A store with one run.
 
     Attributes:
-        folder: Holds the store `mlruns` and the pictures `cache`.
-        store: Of the run.
-        run_id: Of it.
-        onnx: What `src.deployment` writes of it; made once, for it takes seconds.
+        folder: Contains the store `mlruns` and the picture cache `cache`.
+        store: The store.
+        run_id: Of the run.
+        onnx: The run's net as ONNX file; written once, because the exporter takes seconds.
     """
 
     folder: Path
@@ -42,14 +45,13 @@ class Place:
     onnx: Path
 
 
-def write_run(store: Store, folder: Path, seed: int, deployed: Path | None = None) -> str:
-    """A run as `src.train` leaves it, but for what training adds."""
+def write_run(
+    store: Store, folder: Path, seed: int, deployed: Path | None = None, parent: str | None = None
+) -> str:
+    """Record a run with random weights and its validation predictions; returns its id."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose(
-            "train",
-            ["model=custom", *TINY, *DRAWN, f"seed={seed}", f"data.cache_dir={folder / 'cache'}"],
-        )
+        config = compose("train", [*CONFIG, f"seed={seed}", f"data.cache_dir={folder / 'cache'}"])
     parts = loop.build(config)
     tags = {
         "kind": "run",
@@ -58,17 +60,17 @@ def write_run(store: Store, folder: Path, seed: int, deployed: Path | None = Non
         "data": "synthetic",
         "split": "grouped",
         "seed": seed,
+        "split_fingerprint": parts.data.split_fingerprint,
     }
-    tags |= {"split_fingerprint": parts.data.split_fingerprint}
-    torch.nn.init.normal_(parts.classifier.net.head[-1].weight)  # type: ignore[index]  # or all images are alike
-    with Run.start(store, "custom", tags) as run:
+    # Larger weights: otherwise all images have nearly the same probabilities.
+    nn.init.normal_(parts.classifier.net.head[-1].weight)  # type: ignore[index]
+    with Run.start(store, "custom", tags, {}, parent) as run:
         run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
         rows = parts.data.rows("val")
+        pictures = torch.from_numpy(parts.data.cache.images[rows])
         with torch.inference_mode():
-            said = CameraNet.of(parts.classifier)(
-                torch.from_numpy(parts.data.cache.images[rows])
-            ).numpy()
-        run.table(parts.data.predictions(rows, said), "predictions/val.csv")
+            probabilities = CameraNet.of(parts.classifier)(pictures).numpy()
+        run.table(parts.data.predictions(rows, probabilities), "predictions/val.csv")
         if deployed is None:
             save_weights(parts.classifier, folder / "best.ckpt")
             run.artifact(folder / "best.ckpt", "checkpoint")
@@ -76,3 +78,20 @@ def write_run(store: Store, folder: Path, seed: int, deployed: Path | None = Non
             run.tag(precision="int8")
             run.artifact(deployed, "deployed")
     return run.id
+
+
+def classifier(
+    net: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Classifier:
+    """A classifier of seven classes around any net with inputs of `size` px."""
+    return Classifier(
+        name="net",
+        net=net,
+        loss=CrossEntropy(class_counts=[10] * len(CLASSES)),
+        classes=CLASSES,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
+        scheduler=schedules.constant,
+        image_size=size,
+        mean=list(mean),
+        std=list(std),
+    ).eval()

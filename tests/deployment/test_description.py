@@ -5,40 +5,25 @@ import pytest
 from src.core.errors import UserError
 from src.deployment.description import RESEARCH, Decision, Description
 
-WHOLE = Description(
-    "3f2a",
-    "custom",
-    ("nv", "mel"),
-    64,
-    "pad",
-    "ham10000",
-    "grouped",
-    "free",
-    "int8",
-    Decision("mel", 0.25, "s", 1.5),
+DECISION = {"positive": "mel", "threshold": 0.25, "aim": "s", "temperature": 1.5}
+DESCRIPTION = Description(
+    *("3f2a", "custom", ("nv", "mel"), 64, "pad", "ham10000", "grouped", "free", "int8"),
+    Decision(**DECISION),  # type: ignore[arg-type]
 )
 
 
-def test_it_survives_its_file() -> None:
-    assert Description.from_json(WHOLE.to_json(), "x") == WHOLE
-
-
-def test_other_programs_can_read_it() -> None:
-    said = json.loads(WHOLE.to_json())
-    assert said["classes"] == ["nv", "mel"]
-    assert said["decision"] == {
-        "positive": "mel",
-        "threshold": 0.25,
-        "aim": "s",
-        "temperature": 1.5,
-    }
-    assert said["notice"] == RESEARCH
+def test_a_description_is_read_back_and_other_programs_can_read_it() -> None:
+    assert Description.from_json(DESCRIPTION.to_json(), "x") == DESCRIPTION
+    fields = json.loads(DESCRIPTION.to_json())
+    assert fields["classes"] == ["nv", "mel"]
+    assert fields["decision"] == DECISION
+    assert fields["notice"] == RESEARCH
 
 
 @pytest.mark.parametrize(
     "content", ["", "{}", "[]", "null", '{"run_id": 1}', "no json", '{"decision": 3, "classes": 4}']
 )
-def test_what_is_none_is_refused(content: str) -> None:
+def test_other_content_is_refused(content: str) -> None:
     with pytest.raises(UserError, match=r"^model\.onnx: holds no description"):
         Description.from_json(content, "model.onnx")
 
@@ -55,16 +40,13 @@ def test_what_is_none_is_refused(content: str) -> None:
         ("licence", None),
         ("version", 2),
         ("surprise", 1),
-        ("decision", {"positive": "mel", "threshold": 1.5, "aim": "s", "temperature": None}),
-        (
-            "decision",
-            {"positive": "mel", "threshold": float("nan"), "aim": "s", "temperature": None},
-        ),
-        ("decision", {"positive": "mel", "threshold": 0.5, "aim": "s", "temperature": 0.0}),
-        ("decision", {"positive": "bcc", "threshold": 0.5, "aim": "s", "temperature": 1.0}),
+        ("decision", DECISION | {"threshold": 1.5}),
+        ("decision", DECISION | {"threshold": float("nan")}),
+        ("decision", DECISION | {"temperature": 0.0}),
+        ("decision", DECISION | {"positive": "bcc"}),
     ],
 )
-def test_what_a_description_cannot_hold_is_named(name: str, value: object) -> None:
-    content = json.dumps(json.loads(WHOLE.to_json()) | {name: value})
+def test_an_invalid_field_is_named(name: str, value: object) -> None:
+    content = json.dumps(json.loads(DESCRIPTION.to_json()) | {name: value})
     with pytest.raises(UserError, match=rf"^model\.onnx: holds no description .*{name}"):
         Description.from_json(content, "model.onnx")

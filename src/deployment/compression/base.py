@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from src.core.errors import ConfigError, UserError
 from src.data.module import DataModule
@@ -39,8 +40,8 @@ class CompressionContext:
     tune: Callable[[Classifier, int, float], None]
     folder: Path
 
-    def camera(self) -> CameraNet:
-        """The net with normalisation and softmax, ready for an exporter.
+    def network(self) -> nn.Module:
+        """The net of the classifier.
 
         Raises:
             UserError: The model has no layers, such as an SVM.
@@ -49,6 +50,15 @@ class CompressionContext:
             raise UserError(
                 f"{self.classifier.name} is no network: it has no layers that could be quantised"
             )
+        return self.classifier.net
+
+    def camera(self) -> CameraNet:
+        """The net with normalisation and softmax, as an exporter takes it.
+
+        Raises:
+            UserError: The model has no layers, such as an SVM.
+        """
+        self.network()
         return CameraNet.of(self.classifier)
 
     def training_rows(self, number: int, seed: int) -> npt.NDArray[np.int64]:
@@ -105,7 +115,7 @@ class Bfloat16:
 
     def compress(self, context: CompressionContext) -> CompressedModel:
         """Cast the weights in place, see `src.models.precision`."""
-        cast(context.camera().net)
+        cast(context.network())
         return CompressedModel(context.classifier, precision="bfloat16")
 
 

@@ -5,18 +5,16 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
-import around
 import pytest
+import small_store
 import torch
-from around import CLASSES
 from torch import Tensor, nn
 
+from compression.nets import context, prepared_data
 from src.core.errors import ConfigError, UserError
 from src.data.module import DataModule
-from src.data.synthetic import Synthetic
 from src.deployment.compression.base import CompressedModel
-from src.deployment.compression.prune import ChannelGroup, Prune, PruningRules, choose
-from src.deployment.description import Description
+from src.deployment.compression.prune import ChannelGroup, Prune, choose
 from src.efficiency.flops import count_flops, count_parameters
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
@@ -56,22 +54,13 @@ class Fixed(nn.Sequential):
         return self[3](self[2](self[1](self[0](images))) * self.scale)
 
 
-DESCRIPTION = Description(
-    "0123abcd", "net", CLASSES, SIZE, "squash", "synthetic", "grouped", "none"
-)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataModule:
-    source = Synthetic(lesions=150, max_views=1, native_size=48, seed=0)
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return DataModule(
-        "synthetic", source, SIZE, "squash", "grouped", [0.6, 0.2, 0.2], 0, None, "error", 32, cache
-    ).prepare()
+    return prepared_data(tmp_path_factory.mktemp("cache"), SIZE, 48)
 
 
 def classifier(net: nn.Module) -> Classifier:
-    return around.classifier(net, SIZE, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    return small_store.classifier(net, SIZE, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 
 
 def built(family: str, seed: int = 0) -> Classifier:
@@ -79,13 +68,9 @@ def built(family: str, seed: int = 0) -> Classifier:
     return classifier(FAMILIES[family]())
 
 
-def no_tuning(classifier: Classifier, epochs: int, lr: float) -> None:
-    raise AssertionError("asked for no fine-tuning")
-
-
-def pruned(given: Classifier, data: DataModule, **settings: object) -> CompressedModel:
+def pruned(model: Classifier, data: DataModule, **settings: object) -> CompressedModel:
     method = Prune(**{"epochs": 0, "images": 32, **settings})  # type: ignore[arg-type]
-    return method.compress(given, data, DESCRIPTION, no_tuning, Path("unused"))
+    return method.compress(context(model, data, Path("unused")))
 
 
 def images(count: int = 2) -> Tensor:
@@ -196,7 +181,7 @@ def test_steps_end_where_one_does_and_each_is_fine_tuned(data: DataModule) -> No
         seen.append((len(tuned.net.features[1][0].weight), epochs, lr))  # type: ignore[index,union-attr]
 
     method = Prune(ratio=0.5, scope="layer", steps=3, epochs=2, lr=0.01)
-    found = method.compress(built("flatten"), data, DESCRIPTION, tune, Path("unused"))
+    found = method.compress(context(built("flatten"), data, Path("unused"), tune))
     assert seen == [
         (13, 2, 0.01),
         (10, 2, 0.01),
@@ -239,19 +224,19 @@ LOW, HIGH = [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5], [2.0, 1.0, 3.0, 4.0, 5.0, 
     ],
 )
 def test_choice(scope: str, limit: float, round_to: int, expected: dict[str, list[int]]) -> None:
-    assert choose(coupled(LOW, HIGH), 0.25, PruningRules(scope, limit, round_to)) == expected  # type: ignore[arg-type]
+    assert choose(coupled(LOW, HIGH), 0.25, scope, limit, round_to) == expected  # type: ignore[arg-type]
 
 
 def test_no_layer_loses_everything() -> None:
-    chosen = choose(coupled([0.0] * 8, HIGH), 0.5, PruningRules("global", 0.9, 1))
+    chosen = choose(coupled([0.0] * 8, HIGH), 0.5, "global", 0.9, 1)
     assert len(chosen["0"]) == 7
     assert chosen["1"] == [1]  # of 16 half: 7 and the next
 
 
 def test_groups_of_a_convolution_lose_the_same_channel() -> None:
-    assert choose(
-        coupled([3.0, 1.0, 2.0], whole=3, blocks=2), 0.6, PruningRules("layer", 0.9, 1)
-    ) == {"0": [1, 4]}  # two stay
+    assert choose(coupled([3.0, 1.0, 2.0], whole=3, blocks=2), 0.6, "layer", 0.9, 1) == {
+        "0": [1, 4]
+    }  # two stay
 
 
 @pytest.mark.parametrize(
