@@ -28,9 +28,9 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.carding import make
+        from src.reporting import card
 
-        make.make(config)
+        card.make(config)
 
     COMMAND.run(job)
 

@@ -33,7 +33,7 @@ def main() -> None:
 
         report.make(config)
         if config.register:
-            from src.carding.make import attach
+            from src.reporting.card import attach
 
             attach(config)
 

@@ -1,0 +1,467 @@
+"""The model card of a trained model (Mitchell et al., FAT* 2019), filled from its recorded runs."""
+
+import json
+import logging
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from markupsafe import Markup
+from omegaconf import DictConfig, OmegaConf
+from rich.markdown import Markdown
+
+from src.core.cli import console, say
+from src.core.config import load_settings
+from src.core.errors import ConfigError, UserError
+from src.core.files import atomic_folder
+from src.core.tables import Table, escape_markdown
+from src.deployment import trained
+from src.deployment.description import Description
+from src.deployment.runtimes.files import FORMATS, format_of, open_file
+from src.deployment.trained import RecordedModel
+from src.metrics.formatting import joined, label
+from src.metrics.registry import LOST, MELANOMA
+from src.metrics.settings import AuditSettings
+from src.reporting.clinical import evaluate, external, page
+from src.reporting.clinical.record import ClinicalAudit, EvaluateSettings
+from src.tracking import read, registry
+from src.tracking.registry import Version
+from src.tracking.run import Run
+from src.tracking.store import Store, TrackingError, existing
+
+ABSENT = "not recorded"
+NAME, FOLDER = "card.md", "card"  # the file, and its folder among the artifacts of a run
+HEADING = "# Model card: "
+MAX_DESCRIPTION = 5000  # characters of a version's description in MLflow's database
+TAGS = ["image-classification", "dermatology", "skin-lesions", "research-only"]
+TAGS += ["not-a-medical-device"]
+# Metrics of the run record -> names of Hugging Face's library of metrics.
+HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "accuracy": "accuracy"}
+HUB_METRICS |= {"macro_f1": "f1", "auroc": "roc_auc"}
+BENCHMARKED = ["reference", "p50_ms", "p90_ms", "p99_ms", "ratio", "jpeg_p50_ms", "cold_start_s"]
+BENCHMARKED += ["peak_memory_mb", "size_mb", "energy_mj"]
+# Columns of the table of external evaluations -> CSV file of the audit, its row.
+EXTERNAL = {
+    "balanced accuracy": ("overall", "metric == 'balanced_accuracy'"),
+    "recall": ("per_class", "measure == 'recall' and `class`.str.lower() in @MELANOMA"),
+    "recall at the threshold": (
+        "operating",
+        "measure == 'sensitivity' and rule.str.startswith('sensitivity')",
+    ),
+}
+# Overrides that say where a run was recorded, and settings that the card shows elsewhere.
+LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=", "sweeps=")
+HIDDEN = ("_target_", "_partial_", "weights", "image_size")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class CardSettings:
+    """The values of conf/command/card.yaml, which explains them."""
+
+    subject: str | None = None
+    own_root: str | None = None
+    folder: str = "reports"
+    publish: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.subject or "").strip():
+            raise ConfigError(
+                "model",
+                "name one: a run id, a registered model (derm, derm@champion, derm/3) or a file",
+            )
+
+
+@dataclass(frozen=True)
+class CardSubject:
+    """A run or trial, its registered versions (the requested one first), the requested file."""
+
+    model: RecordedModel
+    versions: tuple[Version, ...] = ()
+    file: Path | None = None
+    description: Description | None = None
+
+
+def make(config: DictConfig) -> ModelCard:
+    """Write, publish and show the card that a composed `conf/command/card.yaml` asks for.
+
+    Raises:
+        UserError: Bad input.
+    """
+    settings = load_settings(config, CardSettings, without=("clinical", "tracking"))
+    clinical = load_settings(config.clinical, AuditSettings, "clinical")
+    store = existing(config)
+    subject = find(store, str(settings.subject).strip())
+    external.refuse_root(subject.model, settings.own_root)
+    card = build(store, subject, clinical, settings.own_root)
+    folder = Path(settings.folder) / f"card_{subject.model.run_id[:8]}"
+    with atomic_folder(folder, "the model card") as draft:
+        (draft / NAME).write_text(str(card), encoding="utf-8")
+    written = [str(folder / NAME), *(publish(card, subject, store) if settings.publish else [])]
+    opening, *sections = card.text.split("\n## ")
+    limits = next(section for section in sections if section.startswith("Limits"))
+    console.print(Markdown(f"{opening}\n## {limits}"))
+    for path in written:
+        say(f"look: {path}", wrap=False)
+    return card
+
+
+def attach(config: DictConfig) -> None:
+    """Publish the card of the model that a report has registered; a failure is only logged.
+
+    Args:
+        config: A composed `conf/command/report.yaml`, with the model's name as `register`.
+    """
+    name = f"{config.register}@{config.alias}"
+    try:
+        store = existing(config, config.from_experiment)
+        subject = find(store, name)
+        written = publish(build(store, subject, AuditSettings(fixed=())), subject, store)
+    except UserError as error:
+        log.warning("%s has no model card: %s", name, error)
+        return
+    log.info("model card: %s", "; ".join(written))
+
+
+def find(store: Store, name: str) -> CardSubject:
+    """Find a model: an exported file, a registered model or a run.
+
+    Raises:
+        UserError: No such model, or one without a trained net.
+    """
+    path = Path(name)
+    if path.suffix in {form.suffix for form in FORMATS.values()}:
+        if not path.is_file():
+            raise UserError(f"model={path}: no such file")
+        description = open_file(path).description
+        subject = of_run(store, description.run_id, f"{path} (of run {description.run_id})")
+        return replace(subject, file=path, description=description)
+    names = sorted(model.name for model in store.client.search_registered_models())
+    if "@" in name or "/" in name or name in names:
+        try:
+            version = registry.resolve(store, name)
+        except TrackingError as error:
+            raise UserError(f"model={error}") from error
+        subject = of_run(store, version.run_id, name)
+        requested = (version.name, version.version)
+        order = sorted(subject.versions, key=lambda v: (v.name, v.number) != requested)
+        return replace(subject, versions=tuple(order))
+    if not re.fullmatch(r"[0-9a-f]+", name):
+        registered = f"registered are {', '.join(names)}" if names else "no model is registered"
+        raise UserError(
+            f"model={name}: no run, no registered model and no file has this name; {registered}"
+        )
+    return of_run(store, name)
+
+
+def of_run(store: Store, run_id: str, name: str = "") -> CardSubject:
+    """The run or trial whose id starts with `run_id`; error messages call it `name`."""
+    try:
+        model = trained.find(store, run_id)
+    except UserError as error:
+        problem = str(error).removeprefix(f"run={run_id}: ")
+        raise UserError(f"model={name or run_id}: {problem}") from error
+    return CardSubject(model, tuple(registry.of_run(store, model.run_id)))
+
+
+def publish(card: ModelCard, subject: CardSubject, store: Store) -> list[str]:
+    """Write the card to the run, and what fits of it to the descriptions of its versions.
+
+    Returns:
+        Where it was written, for people.
+    """
+    run_id = subject.model.run_id
+    Run.attach(store, run_id).text(str(card), f"{FOLDER}/{NAME}")
+    for version in subject.versions:
+        before = version.description.partition(HEADING)[0].strip()
+        registry.describe(store, version, shortened(card.text, before, run_id))
+    titles = [f"the description of {version.title}" for version in subject.versions]
+    return [f"{FOLDER}/{NAME} of run {run_id}", *titles]
+
+
+def shortened(text: str, before: str, run_id: str) -> str:
+    """As many paragraphs of a card as fit into a version's description, the limits first.
+
+    Args:
+        text: The card without its metadata.
+        before: The description without an earlier card; it stays above the card.
+        run_id: The run that has the complete card.
+    """
+    where = f"`{FOLDER}/{NAME}` among the artifacts of run {run_id}"
+    ending = f"*Shortened: the complete card is {where}.*"
+    opening, *sections = text.strip("\n").split("\n\n## ")
+    sections.sort(key=lambda section: not section.startswith("Limits"))
+    kept = [before] if before else []
+    room = MAX_DESCRIPTION - len(ending) - len(before) - 4
+    for paragraph in "\n\n## ".join([opening, *sections]).split("\n\n"):
+        room -= len(paragraph) + 2
+        if room < 0:
+            return "\n\n".join([*kept, ending])
+        kept.append(paragraph)
+    return "\n\n".join(kept)
+
+
+class RunRecord:
+    """The recorded values of a model: of its own run, and of the runs of its nets by seed."""
+
+    def __init__(self, store: Store, model: RecordedModel) -> None:
+        self.store, self.model = store, model
+        self.runs = read.cached_runs(store).set_index("run_id", drop=False)
+        self.nets = self.runs.loc[[net.run_id for net in model.nets]]
+        self.own: dict[Any, Any] = self.runs.loc[model.run_id].dropna().to_dict()
+        self.config: Any = OmegaConf.to_container(model.config, resolve=True)
+
+    @property
+    def origin(self) -> "RunRecord | None":
+        """The record of what was trained: the origin of a compressed model; None if it is gone."""
+        if "tags.origin" not in self.own:
+            return self
+        try:
+            return RunRecord(self.store, trained.find(self.store, self.own["tags.origin"])).origin
+        except UserError:
+            return None
+
+    def tag(self, name: str) -> str:
+        """The different values of a tag of the nets, else the value of the model's own run."""
+        values = self.nets.get(f"tags.{name}", pd.Series(dtype=str)).dropna().unique()
+        texts = [str(value) for value in values if str(value)]
+        return joined(texts) or str(self.own.get(f"tags.{name}") or ABSENT)
+
+    def values(self, name: str) -> list[float]:
+        """A metric of each net that has it, else of the model's own run; may be empty."""
+        column = f"metrics.{name}"
+        values = self.nets.get(column, pd.Series(dtype=float)).dropna().tolist()
+        return values or [float(self.own[key]) for key in (column,) if key in self.own]
+
+    def means(self, prefix: str) -> dict[str, float]:
+        """The means of the metrics with a prefix, by the rest of their names."""
+        start = f"metrics.{prefix}"
+        names = [name.removeprefix(start) for name in map(str, self.runs) if start in name]
+        values = {name: self.values(f"{prefix}{name}") for name in names}
+        return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
+
+    def number(self, name: str, digits: int = 0, unit: str = "") -> str:
+        """A metric as text: the common value of the nets, or their mean and range."""
+        values = [value for value in self.values(name) if np.isfinite(value)]
+        texts = list(dict.fromkeys(f"{value:,.{digits}f}" for value in values))
+        if len(texts) < 2:
+            return f"{texts[0]} {unit}".rstrip() if texts else ABSENT
+        mean = f"{np.mean(values):,.{digits}f} {unit}".rstrip()
+        return f"{mean} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON artifact of the first net; empty if it is not recorded."""
+        try:
+            path = read.artifact(self.store, self.model.nets[0].run_id, name)
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (TrackingError, ValueError):
+            return {}
+        return content
+
+    def command(self) -> str:
+        """A command that trains this configuration, without paths of this machine."""
+        columns = ["tags.study", "tags.kind", "tags.sweeps", "tags.fixed_overrides"]
+        runs = self.runs.reindex(columns=columns).fillna("")
+        studies = runs[(runs["tags.kind"] == "study") & (runs["tags.study"] != "")]
+        studies = studies[studies["tags.study"] == self.own.get("tags.study")].tail(1)
+        sweeps, fixed = studies["tags.sweeps"].sum() or "", studies["tags.fixed_overrides"].sum()
+        words = shlex.split(f"{fixed or ''} {self.nets.iloc[0].get('tags.overrides') or ''}")
+        words = [re.sub(r"=/.*", "=...", word) for word in words if not word.startswith(LOCAL)]
+        file = [f"sweeps={sweeps}", "hydra.mode=RUN"] if sweeps else []
+        return shlex.join(["python", "-m", "src.train", *file, *words])
+
+
+def build(
+    store: Store, subject: CardSubject, clinical: AuditSettings, own_root: str | None = None
+) -> ModelCard:
+    """Fill the template card.md.j2 from the record of a model.
+
+    Args:
+        store: That has the model's runs.
+        subject: The model.
+        clinical: Settings of the audit of its predictions.
+        own_root: The folder of its own data, if it has moved since the training.
+
+    Raises:
+        UserError: A record that cannot be read, or no class that could be the positive one.
+    """
+    model, record = subject.model, RunRecord(store, subject.model)
+    net = trained.single(store, model.nets[0].run_id)
+    about = subject.description or trained.describe(store, net)
+    file = trained.deployed_file(store, net.run_id)
+    audits: Mapping[str, ClinicalAudit] = {}
+    if any(model.predictions(store, split) for split in ("val", "test")):
+        settings = EvaluateSettings(own_root=own_root)
+        audits = evaluate.own_splits(model, settings, clinical, store).audits
+    audit = audits.get("test") or audits.get("val")
+    overall = {} if audit is None else audit.overall.set_index("metric").to_dict("index")
+    evaluations = _evaluations(record)
+    version = subject.versions[0] if subject.versions else None
+    registered = f"{version.name}/{version.number}" if version else net.run_id
+    try:
+        code = metadata.metadata("paretoderm").json.get("license_expression", ABSENT)
+    except metadata.PackageNotFoundError:
+        code = ABSENT
+    environment = jinja2.Environment(  # noqa: S701  the output is Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # every text is escaped, unless it is Markdown already
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(value),
+    )
+    template = environment.from_string(Path(__file__).with_name("card.md.j2").read_text("utf-8"))
+    text = template.render(
+        absent=ABSENT,
+        record=record,
+        origin=record.origin,
+        subject=subject,
+        about=about,
+        audit=audit,
+        splits=list(audits),
+        balanced=page.estimate_text(overall["balanced_accuracy"]) if overall else ABSENT,
+        summary=page.summary(audit)[:-1] if audit else [],
+        lost=record.means(f"{LOST}/"),
+        evaluations=evaluations.to_dict("records"),
+        part=part,
+        label=label,
+        predicted=Markup(" ".join((subject.file.name if subject.file else registered).split())),
+        export=format_of(file).name if file else next(iter(FORMATS)),
+        code_licence=code,
+        tables=_tables(record, audits, evaluations),
+    )
+    tags = [*TAGS, model.model, record.tag("compression"), about.precision]
+    data = ModelCardData(
+        license="other",
+        license_name="no-licence-stated",
+        library_name="pytorch",
+        pipeline_tag="image-classification",
+        tags=[tag for tag in dict.fromkeys(tags) if tag != ABSENT],
+        datasets=[model.data],
+        metrics=list(HUB_METRICS.values()),
+        model_name=model.model,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=model.data,
+                dataset_name=model.data,
+                dataset_split=audit.split if audit else None,
+                metric_type=hub_name,
+                metric_value=round(float(overall[name]["estimate"]), 4),
+            )
+            for name, hub_name in HUB_METRICS.items()
+            if name in overall and np.isfinite(overall[name]["estimate"])
+        ]
+        or None,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def part(config: Mapping[str, Any] | None) -> str:
+    """A part of a config in one line, such as "Focal (gamma 2.0, weighted yes)"."""
+    config = config or {}
+    name = str(config.get("_target_", "")).rpartition(".")[2]
+    plain = {"True": "yes", "False": "no", "None": "none"}
+    inner = [part(value) for value in config.values() if isinstance(value, Mapping)]
+    settings = [
+        f"{key} {plain.get(str(value), value)}"
+        for key, value in config.items()
+        if not isinstance(value, Mapping)
+        and key not in HIDDEN
+        and (key != "name" or name.endswith("Backbone"))
+    ]
+    own = f"{name} ({', '.join(settings)})" if settings and name else name
+    return "; ".join(filter(None, [own, *inner])) or "none"
+
+
+def _evaluations(record: RunRecord) -> pd.DataFrame:
+    """The evaluations of this model on other data, as src.evaluate recorded them."""
+    nets = {net.run_id: f"seed {net.seed}" for net in record.model.nets}
+    nets |= {record.model.run_id: "all"} if record.model.repeated else {}
+    columns = [f"tags.{name}" for name in ("kind", "evaluated_run", "data", "part", "overlap")]
+    runs = record.runs.reindex(columns=record.runs.columns.union(columns))
+    runs = runs[(runs["tags.kind"] == trained.EVALUATION) & (runs["status"] == "FINISHED")]
+    rows = []
+    for run_id, run in runs[runs["tags.evaluated_run"].isin(list(nets))].iterrows():
+        data, chosen = run["tags.data"], run["tags.part"]
+        texts = {}
+        for column, (file, query) in EXTERNAL.items():
+            name = f"{page.CLINICAL}/{data}/{file}.csv"
+            try:
+                table = pd.read_csv(read.artifact(record.store, str(run_id), name))
+                names = {"MELANOMA": MELANOMA}
+                row = table.query(query, engine="python", local_dict=names).iloc[0]
+                texts[column] = page.estimate_text(row.to_dict())
+            except (TrackingError, IndexError):
+                texts[column] = page.NOTHING  # recorded without its files, or without the class
+        overlap = f"{run.get(f'metrics.{data}/overlap', np.nan):,.0f}"
+        rows.append(
+            {
+                "data": f"{data} ({chosen})" if chosen in ("train", "val", "test") else data,
+                "nets": nets[run["tags.evaluated_run"]],
+                "images": run.get(f"metrics.{data}/images"),
+                "left out": f"{overlap} (KEPT)" if run["tags.overlap"] == "keep" else overlap,
+                **texts,
+                "run": str(run_id)[:8],
+                "value": run.get(f"metrics.{data}/balanced_accuracy", np.nan),
+            }
+        )
+    return pd.DataFrame(rows, columns=None if rows else ["value"])
+
+
+def _tables(
+    record: RunRecord, audits: Mapping[str, ClinicalAudit], evaluations: pd.DataFrame
+) -> dict[str, list[Markup]]:
+    """The tables of the card as Markdown, by section."""
+    sections: dict[str, list[Markup]] = {"Quality": [], "Subgroups": []}
+    for split, audit in audits.items():
+        for sheet in page.audit_tables(audit):
+            section = "Subgroups" if sheet.title.startswith("Subgroups: ") else "Quality"
+            title = escape_markdown(f"{sheet.title} ({split})")
+            caption = escape_markdown(sheet.caption)
+            text = f"**{title}**\n\n{page.as_markdown(sheet)}\n\n{caption}"
+            if split == next(iter(audits)) or sheet.title.startswith(("All classes", "Each")):
+                sections[section].append(Markup(text))
+    benchmarks = record.means("benchmark/")
+    texts = record.nets.iloc[0].dropna().to_dict()
+    references = {
+        str(name).removeprefix("tags.benchmark/"): value
+        for name, value in texts.items()
+        if str(name).startswith("tags.benchmark/")
+    }
+    external_table = Table(
+        evaluations.drop(columns="value"),
+        "Evaluations on other data",
+        "In [0, 1], higher is better, with intervals by lesion or patient. Recall: of the positive "
+        "class, by the most probable class and at the threshold chosen on val. Left out: images "
+        "that the run was trained or validated on.",
+        formats={"images": ",.0f"},
+    )
+    ratio = "Benchmarks; ratio: the median divided by that of the reference, below 1 is faster"
+    cost = [
+        _by_line(record.means("efficiency/latency_ms/"), "Latency of a batch, ms"),
+        _by_line(record.means("export/"), "Exports, compared with the run's own predictions"),
+        _by_line(references | benchmarks, ratio, BENCHMARKED),
+    ]
+    for section, tables in (("Other data", [external_table]), ("Cost", cost)):
+        sections[section] = [Markup(table.to_markdown()) for table in tables if len(table.frame)]
+    return sections
+
+
+def _by_line(values: Mapping[str, object], title: str, only: Sequence[str] = ()) -> Table:
+    """Values named "onnx/agreement": a row for each prefix, a column for each last part."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, value in values.items():
+        line, _, column = name.rpartition("/")
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        rows.setdefault(line, {})[column.replace("_", " ")] = text
+    frame = pd.DataFrame(rows.values(), index=pd.Index(rows, name="of", dtype=object))
+    names = [name.replace("_", " ") for name in only]
+    frame = frame[[name for name in names or sorted(map(str, frame)) if name in frame]]
+    return Table(frame.reset_index(), title)
