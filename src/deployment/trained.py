@@ -91,6 +91,26 @@ class RecordedModel:
             return []
         return [read.predictions(store, net.run_id, split) for net in self.nets]
 
+    def mean_predictions(self, store: Store, split: str) -> pd.DataFrame | None:
+        """The mean of the nets' predictions; None unless all nets were evaluated on the split.
+
+        Raises:
+            UserError: The nets were evaluated on different images.
+        """
+        frames = self.predictions(store, split)
+        if not frames:
+            return None
+        images = [frame["image_id"].tolist() for frame in frames]
+        if images.count(images[0]) < len(images):
+            ids = ", ".join(net.run_id for net in self.nets)
+            raise UserError(
+                f"run={self.run_id}: its seeds were not evaluated on the same images; "
+                f"name one of {ids}"
+            )
+        columns = [str(name) for name in frames[0] if str(name).startswith("p/")]
+        mean = np.mean([frame[columns].to_numpy(float) for frame in frames], axis=0)
+        return frames[0].assign(**dict(zip(columns, mean.T, strict=True)))
+
     def count_predicted(self, store: Store, split: str) -> int:
         """Number of nets that were evaluated on a split."""
         return sum(read.has_predictions(store, net.run_id, split) for net in self.nets)
@@ -371,32 +391,33 @@ def choose_decision(
 
     Args:
         store: The store of the run.
-        run: A single run.
+        run: A run, or a trial, whose nets are then one model: the mean of their probabilities.
         sensitivity: What the threshold must reach on val.
 
     Returns:
         None without a validation split, a melanoma class or a useful threshold.
     """
-    for frame in run.predictions(store, "val"):
-        classes = class_names(store, run)
-        positive = next((name for name in classes if name.lower() in MELANOMA), None)
-        if positive is None:
-            return None
-        score = frame[f"p/{positive}"].to_numpy(float)
-        target = TargetRate("sensitivity", sensitivity)
-        threshold = choose(score, (frame["label"] == positive).to_numpy(), target)
-        if threshold.problem:
-            return None
-        below = score[score < threshold.value].max(initial=threshold.value - 2 * SLACK)
-        probability = frame[[f"p/{name}" for name in classes]].to_numpy(float)
-        labels = pd.Categorical(frame["label"], classes).codes.astype(int)
-        return Decision(
-            positive,
-            float((threshold.value + below) / 2),
-            f"{target} on val",
-            calibration.fit(probability, labels),
-        )
-    return None
+    frame = run.mean_predictions(store, "val")
+    if frame is None:
+        return None
+    classes = class_names(store, run)
+    positive = next((name for name in classes if name.lower() in MELANOMA), None)
+    if positive is None:
+        return None
+    score = frame[f"p/{positive}"].to_numpy(float)
+    target = TargetRate("sensitivity", sensitivity)
+    threshold = choose(score, (frame["label"] == positive).to_numpy(), target)
+    if threshold.problem:
+        return None
+    below = score[score < threshold.value].max(initial=threshold.value - 2 * SLACK)
+    probability = frame[[f"p/{name}" for name in classes]].to_numpy(float)
+    labels = pd.Categorical(frame["label"], classes).codes.astype(int)
+    return Decision(
+        positive,
+        float((threshold.value + below) / 2),
+        f"{target} on val",
+        calibration.fit(probability, labels),
+    )
 
 
 def licence_note(data: DictConfig) -> str:

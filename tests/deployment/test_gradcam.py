@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
-from src.deployment.gradcam import GradCam, draw, relative, upsampled
+from src.deployment.gradcam import GradCam, draw, relative
 from src.models.custom import CustomCNN
 from src.training.classifier import Classifier
 
@@ -57,7 +57,7 @@ def test_it_is_the_papers_formula() -> None:
         (2, 3), keepdim=True
     )
     expected = torch.relu((slopes * activation).sum(1)).detach().numpy()
-    assert found.shape == (2, *method.places) == (2, 14, 14)
+    assert found.shape == (2, *method.shape) == (2, 14, 14)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -102,16 +102,13 @@ def test_a_net_without_a_convolution_is_refused() -> None:
         GradCam(classifier(net, ("a", "b")))
 
 
-def test_shares_are_of_the_largest_and_nothing_stays_nothing() -> None:
+def test_relative_maps_are_shares_of_their_maximum_in_each_cell() -> None:
     maps = np.array([[[0, 2], [1, 4]], [[0, 0], [0, 0]]], np.float32)
-    assert relative(maps).tolist() == [[[0, 0.5], [0.25, 1]], [[0, 0], [0, 0]]]
-
-
-def test_upsampling_keeps_each_place() -> None:
-    found = upsampled(np.array([[[0, 0], [0, 1]]], np.float32), 8)
-    assert found.shape == (1, 8, 8)
-    assert (found[0, 6:, 6:] == 1).all()
-    assert (found[0, :2] == 0).all()
+    assert relative(maps, 2).tolist() == [[[0, 0.5], [0.25, 1]], [[0, 0], [0, 0]]]
+    resized = relative(np.array([[[0, 0], [0, 1]]], np.float32), 8)
+    assert resized.shape == (1, 8, 8)
+    assert (resized[0, 6:, 6:] == 1).all()
+    assert (resized[0, :2] == 0).all()
 
 
 def test_a_drawing_says_what_its_colours_are() -> None:
@@ -128,4 +125,4 @@ def test_a_drawing_says_what_its_colours_are() -> None:
     assert right.get_images()[1].get_clim() == (0, 1)
     np.testing.assert_array_equal(left.get_images()[0].get_array(), corners())
     none = draw(corners(), np.zeros((SIZE, SIZE), np.float32), (3, 4), "t", "l")
-    assert none.axes[1].get_title() == "Grad-CAM of 3 x 4 places: nothing speaks for this class"
+    assert none.axes[1].get_title() == "Grad-CAM of 3 x 4 cells: no evidence for this class"
