@@ -1,4 +1,4 @@
-"""The result as JSON and CSV."""
+"""The result of a benchmark: JSON and CSV files, and the record names of its figures."""
 
 import csv
 import dataclasses
@@ -11,42 +11,40 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from src.core.errors import UserError
 from src.core.files import escape_formula
 from src.deployment.runtimes.files import RuntimeName
 
-_CLOSED = {
-    "extra": "forbid",
-    "allow_inf_nan": False,
-}  # how pydantic reads these classes from a file
+# How pydantic reads these classes from a file.
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 KIND: Literal["paretoderm benchmark"] = "paretoderm benchmark"
 VERSION: Literal[1] = 1
-# The figures of a row, by name: what each is, and its unit. Those that could not be measured are
-# absent.
+# Figures of a row: name -> meaning and unit. A figure that could not be measured is absent.
 FIGURES = {
     "p50_ms": "latency of a call, percentile 50, ms",
     "p90_ms": "percentile 90, ms",
     "p99_ms": "percentile 99, ms",
     "mean_ms": "mean, ms",
-    "ratio": "p50 over the reference's: 2 is twice as slow",
+    "ratio": "p50 divided by the p50 of the reference: 2 is twice as slow",
     "ratio_low": "lower end of its interval",
     "ratio_high": "upper end of its interval",
-    "jpeg_p50_ms": "from a JPEG in memory to the answer, percentile 50, ms",
+    "jpeg_p50_ms": "from a JPEG in memory to the probabilities, percentile 50, ms",
     "jpeg_p90_ms": "percentile 90, ms",
     "jpeg_p99_ms": "percentile 99, ms",
     "cold_start_s": "from starting an interpreter to the first answer, s (median)",
     "load_s": "of that, loading the model after the imports, s (median)",
-    "peak_memory_mb": "most resident memory of a fresh process up to its first answer, MB (median)",
-    "imported_memory_mb": "of that, what the imports of the runtime alone take, MB (median)",
+    "peak_memory_mb": "peak resident memory of a new process up to its first answer, MB (median)",
+    "imported_memory_mb": "of that, memory after the imports of the runtime, MB (median)",
     "model_memory_mb": "the difference of the two, MB",
-    "size_mb": "size of the model's file, MB",
-    "energy_mj": "energy of a call by the processor's counter, everything else on it included, mJ",
+    "size_mb": "size of the model file, MB",
+    "energy_mj": "energy of a call by the processor's counter, other work included, mJ",
     "queries": "timed calls",
-    "seconds": "their time together, s",
-    "cpu_ms": "CPU time of a call, of all its threads, mean, ms",
+    "seconds": "their total time, s",
+    "cpu_ms": "CPU time of a call, all threads, mean, ms",
 }
+_BOARD = Path("/proc/device-tree/model")  # single-board computers and phones
 
 
 @dataclass
@@ -54,14 +52,14 @@ class Device:
     """A machine.
 
     Attributes:
-        name: For metrics' names; an emulation is a part of it.
+        name: Part of metric names; names the emulation, too.
         cpu: Model of the processor or board.
-        cores: That the process may use.
-        memory_gb: 10^9 bytes.
+        cores: Cores that the process may use.
+        memory_gb: 10^9 bytes; None where the system does not say.
         system: Operating system.
         machine: Architecture, such as aarch64.
         python: Version.
-        emulation: What of a smaller device was put on; empty: nothing.
+        emulation: Limits of an emulated smaller device, such as "1 core, 512 MB"; empty: none.
     """
 
     name: str
@@ -73,7 +71,7 @@ class Device:
     python: str
     emulation: str = ""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _STRICT
 
 
 @dataclass
@@ -81,15 +79,15 @@ class BenchmarkRow:
     """A model in a runtime.
 
     Attributes:
-        label: For people.
-        runtime: Of the model.
-        run_id: Of the run that it comes from; empty where it could not even be loaded.
+        label: Shown to people.
+        runtime: RuntimeName of the runtime.
+        run_id: The run that the model comes from; empty if the model could not be loaded.
         model: Name of the architecture.
-        precision: Of its weights.
-        version: Of the runtime.
-        reason: Why it was not measured, in one line; empty: it was.
-        energy_absent: Why its energy is not known; empty: it is.
-        figures: By the names of `FIGURES`.
+        precision: Precision of the weights.
+        version: Version of the runtime.
+        reason: Why it was not measured, in one line; empty if it was.
+        energy_absent: Why its energy is unknown; empty if it is known.
+        figures: Values by the names of `FIGURES`.
     """
 
     label: str
@@ -102,7 +100,7 @@ class BenchmarkRow:
     energy_absent: str = ""
     figures: dict[str, float] = field(default_factory=dict)
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _STRICT
 
 
 @dataclass
@@ -110,16 +108,16 @@ class BenchmarkResult:
     """One benchmark.
 
     Attributes:
-        device: On which.
-        written: When, ISO 8601, UTC.
-        threads: Of a call.
-        batch: Pictures a call.
-        reference: Label of the row whose time is 1.
-        conditions: Whatever else there is to know: what was asked for, on which photograph.
-        notes: For people, a line each.
-        rows: In the order in which they were asked for.
-        kind: That it is such a file.
-        version: Of its layout.
+        device: The machine.
+        written: Date and time, ISO 8601, UTC.
+        threads: Threads of a call.
+        batch: Pictures of a call.
+        reference: Label of the row whose ratio is 1.
+        conditions: Other settings, and which photograph was used.
+        notes: Sentences for people.
+        rows: In the order of the command line.
+        kind: Marks such a file.
+        version: Version of the file layout.
     """
 
     device: Device
@@ -133,57 +131,47 @@ class BenchmarkResult:
     kind: Literal["paretoderm benchmark"] = KIND
     version: Literal[1] = VERSION
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = _STRICT
 
     @property
     def name(self) -> str:
-        """Of its files: device, threads, batch and when."""
-        when = "".join(sign for sign in self.written[:19] if sign.isdigit() or sign == "T")
-        return f"benchmark_{self.device.name}_t{self.threads}_b{self.batch}_{when}"
+        """File name without suffix: device, threads, batch and time."""
+        time = "".join(letter for letter in self.written[:19] if letter.isdigit() or letter == "T")
+        return f"benchmark_{self.device.name}_t{self.threads}_b{self.batch}_{time}"
 
     def metrics(self, row: BenchmarkRow) -> dict[str, float]:
-        """A row's figures under their names in the run record."""
-        return {f"{self.place(row)}/{name}": value for name, value in row.figures.items()}
+        """The figures of a row by their names in the run record."""
+        return {f"{self.prefix(row)}/{name}": value for name, value in row.figures.items()}
 
-    def place(self, row: BenchmarkRow) -> str:
-        """What the names of a row's figures begin with in the run record."""
+    def prefix(self, row: BenchmarkRow) -> str:
+        """The start of the record names of a row's figures."""
         return f"benchmark/{self.device.name}/{row.runtime}/t{self.threads}/b{self.batch}"
 
     def to_json(self) -> str:
-        """As text; what is not known is absent, never NaN."""
+        """The result as text; unknown figures are absent, never NaN."""
         return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """A line a row, a column a figure."""
-        names = [
-            "label",
-            "runtime",
-            "run_id",
-            "model",
-            "precision",
-            "version",
-            "reason",
-            "energy_absent",
-        ]
-        told = {
+        """One line per row, one column per figure."""
+        names = [item.name for item in dataclasses.fields(BenchmarkRow) if item.name != "figures"]
+        common = {
             "device": self.device.name,
             "threads": self.threads,
             "batch": self.batch,
             "reference": self.reference,
         }
         file = io.StringIO()
-        table = csv.DictWriter(file, [*names, *told, *FIGURES], lineterminator="\n")
-        table.writeheader()
+        writer = csv.DictWriter(file, [*names, *common, *FIGURES], lineterminator="\n")
+        writer.writeheader()
         for row in self.rows:
-            texts = {name: getattr(row, name) for name in names} | told
-            table.writerow(
-                {name: escape_formula(value) for name, value in texts.items()} | row.figures
-            )
+            texts = {name: getattr(row, name) for name in names} | common
+            safe = {name: escape_formula(value) for name, value in texts.items()}
+            writer.writerow(safe | row.figures)
         return file.getvalue()
 
 
-def known(figures: Mapping[str, float | None]) -> dict[str, float]:
-    """Those that were measured."""
+def finite(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """The figures that are neither None nor NaN."""
     return {
         name: float(value)
         for name, value in figures.items()
@@ -192,71 +180,71 @@ def known(figures: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def read(path: Path) -> BenchmarkResult:
-    """A result that another machine, or this one, has written.
+    """Read a result that this or another machine wrote.
 
     Raises:
-        UserError: No such file, none of ours, of another version, or damaged; the message says what
-            is wrong with it.
+        UserError: The file is absent, damaged, no benchmark result or of another version.
     """
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"join={path}: cannot be read as JSON ({error})") from error
-    if not isinstance(given, dict) or given.get("kind") != KIND:
-        raise UserError(f"join={path}: no result of src.benchmark")
-    if given.get("version") != VERSION:
-        raise UserError(
-            f"join={path}: has version {given.get('version')!r}, and {VERSION} is read; measure it again"
-        )
-    return _checked(given, path)
-
-
-def _checked(given: dict[str, Any], path: Path) -> BenchmarkResult:
     import pydantic
 
     try:
-        found = pydantic.TypeAdapter(BenchmarkResult).validate_json(json.dumps(given), strict=True)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"join={path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UserError(f"join={path}: no result of src.benchmark")
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"join={path}: has version {content.get('version')!r}, and {VERSION} is read; "
+            "measure it again"
+        )
+    try:
+        adapter = pydantic.TypeAdapter(BenchmarkResult)
+        result = adapter.validate_json(json.dumps(content), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"join={path}: damaged, {where}: {first['msg'].lower()}, but got {first['input']!r}"
+            f"join={path}: damaged, {key}: {first['msg'].lower()}, but got {first['input']!r}"
         ) from None
-    if not re.fullmatch(r"[\w.-]+", found.device.name):
+    if not re.fullmatch(r"[\w.-]+", result.device.name):
         raise UserError(
-            f"join={path}: damaged, device.name: {found.device.name!r} cannot be a part of a metric's name"
+            f"join={path}: damaged, device.name: {result.device.name!r} cannot be a part of a "
+            "metric's name"
         )
-    for row in found.rows:
-        wrong = [name for name, value in row.figures.items() if name not in FIGURES or value < 0]
-        if wrong:
-            raise UserError(
-                f"join={path}: damaged, {row.label}: {wrong[0]} = {row.figures[wrong[0]]:g} cannot be"
-            )
-    return found
-
-
-BOARD = Path(
-    "/proc/device-tree/model"
-)  # of single-board computers and phones, such as "Raspberry Pi 4 Model B"
+    for row in result.rows:
+        for name, value in row.figures.items():
+            if name not in FIGURES or value < 0:
+                raise UserError(f"join={path}: damaged, {row.label}: {name} = {value:g} cannot be")
+    return result
 
 
 def this_device(name: str | None, emulation: str) -> Device:
     """This machine.
 
     Args:
-        name: What to call it; None: by its board or processor.
-        emulation: What of a smaller device is put on, which becomes a part of the name.
+        name: Its name in the record; None: the name of the board or processor.
+        emulation: Limits of an emulated device, which become a part of the name.
     """
-    cpu = _board() or _processor()
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    called = _slug(name or cpu)
+    try:
+        from src.core.environment import cpu_name
+
+        cpu = cpu_name()
+    except ImportError:  # a device without the libraries of training
+        cpu = platform.processor() or platform.machine()
+    if _BOARD.exists():
+        cpu = _BOARD.read_text(errors="replace").strip("\0 \n") or cpu
+    try:
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory_gb = round(pages / 1e9, 1)
+    except (AttributeError, ValueError, OSError):
+        memory_gb = None
+    affinity = hasattr(os, "sched_getaffinity")
     return Device(
-        name=f"{called}-emulating-{_slug(emulation)}" if emulation else called,
+        name=_slug(name or cpu) + (f"-emulating-{_slug(emulation)}" if emulation else ""),
         cpu=cpu,
-        cores=cores,
-        memory_gb=_memory_gb(),
+        cores=len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1,
+        memory_gb=memory_gb,
         system=platform.platform(),
         machine=platform.machine(),
         python=platform.python_version(),
@@ -264,26 +252,6 @@ def this_device(name: str | None, emulation: str) -> Device:
     )
 
 
-def _board() -> str:
-    return BOARD.read_text(errors="replace").strip("\0 \n") if BOARD.exists() else ""
-
-
-def _processor() -> str:
-    try:
-        from src.core.environment import cpu_name
-    except ImportError:  # it needs torch, and this device does not
-        return platform.processor() or platform.machine()
-    return cpu_name()
-
-
-def _memory_gb() -> float | None:
-    """10^9 bytes; None where the system does not tell."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def _slug(text: str) -> str:
-    """As a part of a metric's name."""
+    """The text as a part of a metric name."""
     return re.sub(r"[^\w.-]+", "_", text).strip("_.") or "device"

@@ -1,4 +1,4 @@
-"""One process, one model."""
+"""The process that holds one model of a benchmark, and the photograph of its queries."""
 
 import gc
 import importlib
@@ -10,52 +10,63 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from src.core.errors import UserError
 from src.deployment.runtimes.base import ImageBatch, Runtime, needs, quiet
+from src.deployment.runtimes.files import FORMATS
+
+PICTURES = 8  # different pictures, queried in turn
+SIZE = (600, 450)  # px, as HAM10000's photographs
+QUALITY = 95
+SKIN, LESION = (214, 168, 148), (108, 66, 52)
+GRAIN = 9.0  # noise that makes the file as large, and as slow to decode, as HAM10000's
 
 
 def main() -> None:
-    """Emulate, load, answer; a mistake of the user's is an answer too, with the key `error`."""
+    """Emulate, load, answer; a user's mistake is an answer with the key `error`."""
     began, spec = time.perf_counter(), json.loads(sys.argv[1])
-    answers = _own_channel()
+    # Standard output is for answers alone: libraries that print do so on standard error.
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(content: dict[str, Any]) -> None:
+        channel.write(json.dumps(content) + "\n")
+        channel.flush()
+
     try:
         emulate(spec.get("cores"), spec.get("memory_mb"))
-        pass  # numpy and the runtime: counted, and limited
-
         session = Session(spec, began)
-        _tell(answers, session.hello())
+        answer(session.hello())
         for line in sys.stdin:
-            _tell(answers, session.obey(json.loads(line)))
+            answer(session.obey(json.loads(line)))
     except UserError as error:
-        _tell(answers, {"error": " ".join(str(error).split())})
+        answer({"error": " ".join(str(error).split())})
     except MemoryError:
-        _tell(answers, {"error": "out of memory"})
+        answer({"error": "out of memory"})
 
 
 def emulate(cores: int | None, memory_mb: int | None) -> None:
-    """Hold this process to the first cores that it may use, and to so much memory.
+    """Limit this process to its first cores and to so much memory.
 
-    The limit is RLIMIT_DATA: what the process may make writable for itself. It is nearer to a small
-    device's memory than RLIMIT_AS, which counts address space that is never touched and library
-    files that are only mapped (torch maps gigabytes). Both count what is asked for; what is
-    resident is checked besides, see `Session`.
+    The limit is RLIMIT_DATA: the writable memory of the process. It is closer to the memory of a
+    small device than RLIMIT_AS, which counts address space that is never touched and library files
+    that are only mapped (torch maps gigabytes). Resident memory is checked too, see `Session`.
 
     Args:
         cores: None: all.
         memory_mb: 10^6 bytes; None: no limit.
 
     Raises:
-        UserError: This system cannot do it.
+        UserError: This system has no such limits.
     """
     if cores:
         if not hasattr(os, "sched_setaffinity"):
             raise UserError(
-                f"cores={cores}: this system cannot hold a process to cores; leave it out"
+                f"cores={cores}: this system cannot limit a process to cores; leave it out"
             )
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     if memory_mb:
@@ -69,149 +80,86 @@ def emulate(cores: int | None, memory_mb: int | None) -> None:
             ) from error
 
 
-def _own_channel() -> TextIO:
-    """What was standard output, for answers alone: libraries that print do so on standard error."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return channel
-
-
-def _tell(channel: TextIO, answer: dict[str, Any]) -> None:
-    channel.write(json.dumps(answer) + "\n")
-    channel.flush()
-
-
-PICTURES = 8  # different ones, queried in turn
-
-
-class Library(NamedTuple):
-    """What a process imports before it can load a model, apart from what it loads it with.
-
-    Attributes:
-        package: Whose version is told.
-        module: Of the package.
-        ours: Module and class of this project around it.
-        extra: That installs it; empty: it is always there.
-    """
-
-    package: str
-    module: str
-    ours: tuple[str, str]
-    extra: str = ""
-
-
-# Not through src.deployment.trained: that imports all of them, and torch with them, and the process
-# would be no longer one that a device has.
-LIBRARIES = {
-    "eager": Library("torch", "torch", ("src.deployment.runtimes.eager", "EagerRuntime")),
-    "compile": Library("torch", "torch", ("src.deployment.runtimes.eager", "CompiledRuntime")),
-    "onnx": Library(
-        "onnxruntime", "onnxruntime", ("src.deployment.runtimes.onnx", "OnnxRuntime"), "onnx"
-    ),
-    "executorch": Library(
-        "executorch",
-        "executorch.runtime",
-        ("src.deployment.runtimes.executorch", "ExecutorchRuntime"),
-        "executorch",
-    ),
-    "litert": Library(
-        "ai-edge-litert",
-        "ai_edge_litert.interpreter",
-        ("src.deployment.runtimes.litert", "LitertRuntime"),
-        "litert",
-    ),
-}
-
-
 class Session:
-    """A loaded model and what its queries are made of.
+    """A loaded model and the pictures of its queries.
 
     Args:
-        spec: From `src.deployment.benchmark.models`, with `batch`, `threads` and, of an emulation,
-            `memory_mb`.
+        spec: `BenchmarkModel.spec` with `batch`, `threads` and, in an emulation, `memory_mb`.
         began: When this process began to import, by `time.perf_counter`.
 
     Raises:
-        UserError: The model cannot be loaded, takes another batch, or needs more memory than it may
-            have.
+        UserError: The model cannot be loaded, takes another batch size, or exceeds the memory.
     """
 
     def __init__(self, spec: dict[str, Any], began: float) -> None:
         self._limit_mb = spec.get("memory_mb")
-        library = LIBRARIES[spec["runtime"]]
+        form = FORMATS.get(spec["runtime"])
+        library = form.library if form else "torch"
         load = _loader(library, spec)
         imported = time.perf_counter()
-        self._imported_mb, self._version = (
-            high_water_mb(),
-            importlib.metadata.version(library.package),
-        )
+        imported_mb = high_water_mb()
         self._runtime = load()
         loaded = time.perf_counter()
         if self._runtime.batch not in (None, spec["batch"]):
             raise UserError(
-                f"batch={spec['batch']}: this model takes {self._runtime.batch} a call; set batch to that"
+                f"batch={spec['batch']}: this model takes {self._runtime.batch} a call; "
+                "set batch to that"
             )
         size = self._runtime.description.image_size
         self._shape = (int(spec["batch"]), size, size, 3)
         self._runtime(np.full(self._shape, 127, np.uint8))
-        self._seconds = {"import_s": imported - began, "load_s": loaded - imported}
-        self._peak_mb = self._within_limit()
+        self._hello = {
+            "import_s": imported - began,
+            "load_s": loaded - imported,
+            "imported_mb": imported_mb,
+            "peak_mb": self._checked_peak_mb(),
+            "description": self._runtime.description.to_json(),
+            "version": importlib.metadata.version(library.partition(".")[0].replace("_", "-")),
+        }
         self._pictures: list[ImageBatch] = []
         self._photograph = b""
         gc.disable()  # its pauses are Python's, not the model's
 
     def hello(self) -> dict[str, Any]:
-        """Told unasked, when the first query has been answered: how long that took, the memory, what the model is."""
-        return {
-            **self._seconds,
-            "imported_mb": self._imported_mb,
-            "peak_mb": self._peak_mb,
-            "description": self._runtime.description.to_json(),
-            "version": self._version,
-        }
+        """Durations, memory, description and version, sent after the first query."""
+        return self._hello
 
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Do one command: `warm_up`, `turn`, `photograph` or `jpeg`."""
+        """Execute one command: `warm_up`, `turn`, `photograph` or `jpeg`."""
         if not self._pictures:
             rng = np.random.default_rng(0)
             self._pictures = [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
         do = command["do"]
-        if do == "warm_up":
-            return self._warm_up(command["seconds"])
         if do == "photograph":
             self._photograph = Path(command["path"]).read_bytes()
             return {}
-        query = self._query if do == "turn" else self._query_from_jpeg
-        return _timed(query, command["untimed"], command["timed"])
-
-    def _warm_up(self, seconds: float) -> dict[str, Any]:
+        if do != "warm_up":
+            query = self._query if do == "turn" else self._query_from_jpeg
+            return _timed(query, command["untimed"], command["timed"])
         times: list[int] = []
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + command["seconds"]
         while not times or time.perf_counter() < end:
             times += _timed(self._query, 0, 1)["ns"]
-        self._within_limit()
+        self._checked_peak_mb()
         return {"ns": times}
 
     def _query(self, number: int) -> None:
         self._runtime(self._pictures[number % PICTURES])
 
     def _query_from_jpeg(self, number: int) -> None:
-        """From the photograph's bytes to the answer; each picture of a batch is decoded."""
-        from PIL import Image, ImageOps
-
+        """From the photograph's bytes to probabilities; each picture of a batch is decoded."""
         from src.data.cache import square
 
         size, geometry = self._shape[1], self._runtime.description.geometry
         squares = []
         for _ in range(self._shape[0]):
             with Image.open(io.BytesIO(self._photograph)) as image:
-                squares.append(
-                    square(ImageOps.exif_transpose(image).convert("RGB"), size, geometry)
-                )
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+            squares.append(square(upright, size, geometry))
         self._runtime(np.stack(squares))
 
-    def _within_limit(self) -> float | None:
-        """The most memory that was resident so far, MB; refused where the emulated device has less."""
+    def _checked_peak_mb(self) -> float | None:
+        """Peak resident memory, MB; an error if it exceeds the emulated device's."""
         peak, limit = high_water_mb(), self._limit_mb
         if limit and peak and peak > limit:
             raise UserError(
@@ -221,10 +169,9 @@ class Session:
 
 
 def high_water_mb() -> float | None:
-    """The most memory of this process that was resident at once, MB of 10^6 bytes; None where the system tells none.
+    """Peak resident memory of this process, MB of 10^6 bytes; None if the system does not say.
 
-    On Linux it is VmHWM. `ru_maxrss`, which other systems are asked for, starts on Linux at what
-    the parent had when it started this process.
+    VmHWM on Linux, where `ru_maxrss` starts at the value of the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -250,80 +197,64 @@ def _timed(query: Callable[[int], None], untimed: int, timed: int) -> dict[str, 
     return {"ns": times, "cpu_ns": time.process_time_ns() - cpu}
 
 
-def _loader(library: Library, spec: dict[str, Any]) -> Callable[[], Runtime]:
-    """Import all that loading needs."""
-    _import(library, bool(spec.get("memory_mb")))
-    module, name = library.ours
-    kind = getattr(importlib.import_module(module), name)
-    threads = int(spec["threads"])
-    if "file" in spec:
-        return lambda: kind(Path(spec["file"]), threads)
-    return _net_loader(kind, Path(spec["net"]), threads)
-
-
-def _import(library: Library, limited: bool) -> None:
-    with quiet(), needs(library.extra):
+def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
+    """Import everything that loading needs; the result loads the model."""
+    form, threads = FORMATS.get(spec["runtime"]), int(spec["threads"])
+    with quiet(), needs(form.name if form else ""):
         try:
-            importlib.import_module(library.module)
+            importlib.import_module(library)
         except ModuleNotFoundError:
             raise
-        except ImportError as error:  # it is installed: what failed is its start
-            if not limited:
+        except ImportError as error:  # the library is installed, but could not start
+            if not spec.get("memory_mb"):
                 raise
-            raise UserError(f"does not fit: {library.package} cannot be loaded: {error}") from error
+            raise UserError(f"does not fit: {library} cannot be loaded: {error}") from error
+    if form is not None:
+        return lambda: form.load(Path(spec["file"]), threads)
 
-
-def _net_loader(kind: Callable[..., Runtime], folder: Path, threads: int) -> Callable[[], Runtime]:
-    """Of a trained net of torch's, from what `src.deployment.benchmark.models` laid into a folder: no run store is read."""
+    # a torch net in the folder that `models.of_net` wrote: no run store is needed
     from omegaconf import DictConfig, OmegaConf
 
     from src.deployment.description import Description
+    from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
     from src.deployment.trained import load_checkpoint
+
+    folder = Path(spec["net"])
 
     def load_net() -> Runtime:
         description = Description.from_json((folder / "description.json").read_text(), str(folder))
         config = OmegaConf.load(folder / "config.yaml")
         assert isinstance(config, DictConfig)
-        return kind(
-            load_checkpoint(config, description.classes, folder / "best.ckpt"), description, threads
-        )
+        net = load_checkpoint(config, description.classes, folder / "best.ckpt")
+        runtime = EagerRuntime if spec["runtime"] == "eager" else CompiledRuntime
+        return runtime(net, description, threads)
 
     return load_net
 
 
-SIZE = (600, 450)  # px, as HAM10000's photographs
-QUALITY = 95
-SKIN, LESION = (214, 168, 148), (108, 66, 52)
-# deviation of the noise: the file is then about as large as HAM10000's, and as slow to decode
-GRAIN = 9.0
-
-
 def encoded(image: str | None) -> tuple[bytes, str]:
-    """A JPEG file's content, and what it is.
+    """The content of a JPEG file, and its description.
 
     Args:
-        image: A picture's file: a JPEG as it is, any other one is encoded. None: a lesion is drawn.
+        image: A picture file; one that is not a JPEG is encoded as one. None: a drawn lesion.
 
     Raises:
-        UserError: The file is no picture.
+        UserError: The file is not a picture.
     """
     if image is None:
-        return _jpeg(_drawn()), f"drawn, {SIZE[0]}x{SIZE[1]} px"
+        drawn = Image.new("RGB", SIZE, SKIN)
+        ImageDraw.Draw(drawn).ellipse((190, 110, 430, 330), fill=LESION)
+        soft = np.asarray(drawn.filter(ImageFilter.GaussianBlur(12)), dtype=np.float64)
+        grain = np.random.default_rng(0).normal(0, GRAIN, soft.shape)
+        picture = Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8))
+        return _jpeg(picture), f"drawn, {SIZE[0]}x{SIZE[1]} px"
     try:
         content = Path(image).read_bytes()
         with Image.open(io.BytesIO(content)) as picture:
-            told = f"{Path(image).name}, {picture.width}x{picture.height} px"
-            return (content if picture.format == "JPEG" else _jpeg(picture.convert("RGB"))), told
+            text = f"{Path(image).name}, {picture.width}x{picture.height} px"
+            return (content if picture.format == "JPEG" else _jpeg(picture.convert("RGB"))), text
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image={image}: cannot be read as a picture ({error})") from error
-
-
-def _drawn() -> Image.Image:
-    image = Image.new("RGB", SIZE, SKIN)
-    ImageDraw.Draw(image).ellipse((190, 110, 430, 330), fill=LESION)
-    grain = np.random.default_rng(0).normal(0, GRAIN, (SIZE[1], SIZE[0], 3))
-    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(12)), dtype=np.float64)
-    return Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8))
 
 
 def _jpeg(image: Image.Image) -> bytes:
