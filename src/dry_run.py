@@ -18,7 +18,7 @@ from src.core.config import check, resolve
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
 from src.metrics.registry import Limit
-from src.models.fit_once import FitOnceModel
+from src.models.fit_once import is_fit_once
 from src.sweep.space import Space
 from src.training import loop
 
@@ -138,7 +138,7 @@ def _estimate(
             return Estimate(cell, cost, 0.0, 0.0, over)
         if own.threads:
             torch.set_num_threads(own.threads)
-        if isinstance(parts.classifier.net, FitOnceModel):
+        if is_fit_once(parts.classifier.net):
             return Estimate(cell, cost, _one_pass(parts), 0.0)
         per_batch, activations = _one_batch(own, parts)
         batches = len(parts.data.loader("train", train=True)) * own.trainer.max_epochs

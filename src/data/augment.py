@@ -1,35 +1,40 @@
-"""Augmentation of whole batches on the device that trains, by kornia's transforms, drawn anew for each image."""
-from annotated_types import Ge
-from annotated_types import Le
-from src.core.errors import ConfigError
-from torch import Tensor
-from torch import nn
+"""Augmentation of batches on the training device, drawn for each image separately."""
+
 from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+
+from src.core.errors import ConfigError
 
 
 class Augment(nn.Module):
-    """Transforms one after the other; none at all gives the images back untouched.
+    """Transforms in sequence; without transforms the images are returned unchanged.
 
-    Random numbers come from torch's global generator: `torch.manual_seed` fixes them.
+    Random numbers come from torch's global generator: `torch.manual_seed` fixes them. A new
+    augmentation is a file in `conf/augment/` that lists transforms by `_target_`.
 
     Args:
-        **transforms: Modules that take and give float images (N, 3, S, S), such as those of
-            `kornia.augmentation`, applied in this order. The names are the reader's: keys for
-            overrides.
+        **transforms: Modules from float images (N, 3, S, S) to the same shape, such as those of
+            `kornia.augmentation`, applied in this order. The names are keys for overrides.
 
     Raises:
-        ConfigError: One of them is no module, or its probability is out of range.
+        ConfigError: A transform is not a module, or its probability is out of range.
     """
 
     def __init__(self, **transforms: nn.Module) -> None:
         super().__init__()
         for name, transform in transforms.items():
             if not isinstance(transform, nn.Module):
-                raise ConfigError(name, f"must be a transform with a _target_, but got {transform!r}")
-            # kornia takes any number
-            if not 0 <= (probability := getattr(transform, "p", 1.0)) <= 1:
-                raise ConfigError(f"{name}.p", f"must be a probability, 0 to 1, but got {probability}")
+                raise ConfigError(
+                    name, f"must be a transform with a _target_, but got {transform!r}"
+                )
+            probability = getattr(transform, "p", 1.0)  # kornia accepts any number
+            if not 0 <= probability <= 1:
+                raise ConfigError(
+                    f"{name}.p", f"must be a probability, 0 to 1, but got {probability}"
+                )
         self.transforms = nn.Sequential(*transforms.values())
 
     @torch.no_grad()
@@ -40,8 +45,7 @@ class Augment(nn.Module):
             images: Float (N, 3, S, S) in [0, 1].
 
         Returns:
-            The same shape, type, device and range; channels last in memory, which convolutions
-            prefer.
+            Same shape, type, device and range; channels last in memory, which convolutions prefer.
         """
         if not len(self.transforms):
             return images
@@ -50,9 +54,10 @@ class Augment(nn.Module):
 
 
 class RandomTranspose(nn.Module):
-    """Swap rows and columns of some images: with both flips, the eight symmetries of the square, pixels unchanged.
+    """Swap rows and columns of some images; with both flips, the eight symmetries of the square.
 
-    kornia's quarter turns are resampled, and drawn less often for 0 and 3 turns than for 1 and 2.
+    No pixel is resampled, and all eight are equally frequent; both differ from kornia's quarter
+    turns.
 
     Args:
         p: Probability for each image.
@@ -63,6 +68,6 @@ class RandomTranspose(nn.Module):
         self.p = p
 
     def forward(self, images: Tensor) -> Tensor:
-        """Transpose a part of a batch of square images, (N, C, S, S)."""
+        """Transpose some of the square images of a batch, (N, C, S, S)."""
         chosen = torch.rand(len(images), device=images.device) < self.p
         return torch.where(chosen[:, None, None, None], images.transpose(2, 3), images)

@@ -1,42 +1,44 @@
-"""MedMNIST's files, such as DermaMNIST at 28, 64, 128 and 224 px."""
-from PIL import Image
-from pathlib import Path
-from src.core.errors import DataError
-from src.data.ham10000 import CLASSES as HAM_CLASSES
-from src.data.source import Limit
-from src.data.source import Manifest
-from src.data.source import SPLITS
-from src.data.source import Source
-from src.data.source import absolute
-from src.data.source import assemble
-from src.data.source import root_folder
-from typing import Literal
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
+"""MedMNIST files, such as DermaMNIST at 28, 64, 128 and 224 px."""
+
 import threading
 import zipfile
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from src.core.errors import DataError
+from src.data.ham10000 import CLASSES as HAM10000_CLASSES
+from src.data.ham10000 import LICENCE as HAM10000_LICENCE
+from src.data.source import (
+    SPLITS,
+    FolderSource,
+    Limit,
+    Manifest,
+    absolute,
+    assemble,
+    root_folder,
+)
 
 
-_KNOWN_CLASSES = {"dermamnist": HAM_CLASSES}
+class MedMNIST(FolderSource):
+    """A two-dimensional MedMNIST set with one label per image, or an `.npz` file of the same form.
 
-
-class MedMNIST(Source):
-    """One of MedMNIST's two-dimensional sets with one label an image, or an `.npz` file that is made like them.
-
-    The file holds `train_images`, `train_labels`, `val_images` and so on: uint8 (N, S, S) or (N, S,
-    S, 3), and whole numbers from 0, (N,) or (N, 1). The owners' split is the column `split`. Which
-    images show one lesion is not known (DermaMNIST is HAM10000, so its official split has lesions
-    on two sides). Yang et al., Scientific Data 10:41, 2023. Licence of
-    DermaMNIST: CC BY-NC 4.0.
+    The file holds `train_images`, `train_labels`, `val_images` and so on: uint8 (N, S, S) or
+    (N, S, S, 3), and integers from 0, (N,) or (N, 1). The column `split` is the official split.
+    Every image is a group: DermaMNIST is HAM10000, and its official split has lesions on two
+    sides. Yang et al., Scientific Data 10:41, 2023.
 
     Args:
-        root: The folder that holds `<flag>.npz` (28 px) or `<flag>_<size>.npz`; or an `.npz` file
-            itself.
+        root: The folder of `<flag>.npz` (28 px) or `<flag>_<size>.npz`; or an `.npz` file.
         flag: MedMNIST's name of the set.
         size: Side of the stored images, px.
-        limit: Take about so many images only.
+        limit: Use about this many images only.
     """
 
     name = "medmnist"
@@ -48,19 +50,22 @@ class MedMNIST(Source):
         size: Literal[28, 64, 128, 224] = 28,
         limit: Limit = None,
     ) -> None:
-        self.root = root
+        super().__init__(root, limit)
         self.flag = flag
         self.size = size
-        self.limit = limit
         self._arrays: dict[str, npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def licence_of(cls, settings: Mapping[str, Any]) -> str:
+        """DermaMNIST is HAM10000; the licences of the other sets are unknown here."""
+        return HAM10000_LICENCE if settings.get("flag", "dermamnist") == "dermamnist" else ""
+
     def manifest(self) -> Manifest:
-        """Read the labels; `position` is an image's place in its split's array.
+        """Read the labels; `position` is the index of an image in the array of its split.
 
         Raises:
-            DataError: The folder, the file or an array is missing, or an array is not as it should
-                be.
+            DataError: The folder, the file or an array is missing, or an array is invalid.
         """
         path = self._file()
         labels = {side: _labels(path, side) for side in SPLITS}
@@ -68,7 +73,7 @@ class MedMNIST(Source):
             {
                 "label": np.concatenate([labels[side] for side in SPLITS]),
                 "path": str(path),
-                "split": [side for side in SPLITS for _ in labels[side]],
+                "split": np.repeat(SPLITS, [len(labels[side]) for side in SPLITS]),
                 "position": np.concatenate([np.arange(len(labels[side])) for side in SPLITS]),
             }
         )
@@ -76,30 +81,35 @@ class MedMNIST(Source):
             raise DataError("holds no image; fetch the file again", path)
         frame["image_id"] = frame["split"] + "_" + frame["position"].astype("str").str.zfill(6)
         frame["group"] = frame["image_id"]
-        found = tuple(f"class_{label}" for label in range(int(frame["label"].max()) + 1))
-        classes = _KNOWN_CLASSES.get(self.flag, found)
-        if len(found) > len(classes):
-            raise DataError(f"unknown label {len(found) - 1}; {self.flag} has labels 0 to {len(classes) - 1}", path)
+        largest = int(frame["label"].max())
+        classes = tuple(f"class_{label}" for label in range(largest + 1))
+        if self.flag == "dermamnist":
+            classes = HAM10000_CLASSES
+        if largest >= len(classes):
+            raise DataError(
+                f"unknown label {largest}; {self.flag} has labels 0 to {len(classes) - 1}", path
+            )
         positive = classes[1] if len(classes) == 2 else None
         return assemble(self.flag, classes, frame, "image", path, positive, self.limit)
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
-        """One stored image as RGB. The first call reads a whole split into memory.
+        """One stored image as RGB. The first call reads the array of its split into memory.
 
         Raises:
-            DataError: The file's images are not as they should be.
+            DataError: The array of images is invalid.
         """
-        side, position = str(manifest.frame.at[row, "split"]), manifest.frame["position"].to_numpy()[row]
+        side = str(manifest.frame.at[row, "split"])
         with self._lock:
             if side not in self._arrays:
                 self._arrays[side] = _images(self._file(), side)
+        position = manifest.frame["position"].to_numpy()[row]
         return Image.fromarray(self._arrays[side][position]).convert("RGB")
 
     def _file(self) -> Path:
         path = absolute(self.root)
         if path.suffix != ".npz":
             folder = root_folder(self.root, "MedMNIST", fetch=self.flag)
-            path = folder / (f"{self.flag}.npz" if self.size == 28 else f"{self.flag}_{self.size}.npz")
+            path = folder / f"{self.flag}{'' if self.size == 28 else f'_{self.size}'}.npz"
         if not path.is_file():
             raise DataError(
                 "this file is missing; set data.root= to the folder that holds it or to the file, "
@@ -115,20 +125,19 @@ def _labels(path: Path, side: str) -> npt.NDArray[np.int64]:
         array = array[:, 0]
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.min(initial=0) < 0:
         raise DataError(
-            f"{side}_labels must be one whole number from 0 for each image, but is {array.dtype} {array.shape}; "
-            "take a set with one label an image",
+            f"{side}_labels must be one whole number from 0 for each image, but is {array.dtype} "
+            f"{array.shape}; take a set with one label per image",
             path,
         )
     return array.astype(np.int64)
 
 
 def _images(path: Path, side: str) -> npt.NDArray[np.uint8]:
-    array = _array(path, f"{side}_images")
-    labels = _labels(path, side)
+    array, count = _array(path, f"{side}_images"), len(_labels(path, side))
     flat = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)
-    if not flat or array.dtype != np.uint8 or len(array) != len(labels):
+    if not flat or array.dtype != np.uint8 or len(array) != count:
         raise DataError(
-            f"{side}_images must be uint8 (N, S, S) or (N, S, S, 3) with N = {len(labels)}, "
+            f"{side}_images must be uint8 (N, S, S) or (N, S, S, 3) with N = {count}, "
             f"but is {array.dtype} {array.shape}; take a two-dimensional set",
             path,
         )
@@ -140,7 +149,11 @@ def _array(path: Path, name: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as arrays:
             if name not in arrays:
                 present = ", ".join(arrays.files)
-                raise DataError(f"has no array {name!r}, only {present}; fetch the file again", path)
+                raise DataError(
+                    f"has no array {name!r}, only {present}; fetch the file again", path
+                )
             return arrays[name]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot be read as an .npz file of plain arrays ({error}); fetch it again", path) from error
+        raise DataError(
+            f"cannot be read as an .npz file of plain arrays ({error}); fetch it again", path
+        ) from error

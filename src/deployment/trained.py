@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc import locate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,6 @@ from tqdm import tqdm
 from src.core.config import check_targets, instantiate
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
-from src.data.fetch import COLLECTIONS
 from src.deployment.description import Decision, Description
 from src.deployment.runtimes.eager import CameraNet, as_classifier
 from src.deployment.runtimes.files import FORMATS, open_file
@@ -25,6 +26,7 @@ from src.metrics.classification import probabilities
 from src.metrics.registry import MELANOMA
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, choose
+from src.models.fit_once import is_fit_once
 from src.models.precision import cast_as_recorded
 from src.tracking import read
 from src.tracking.store import Store
@@ -39,8 +41,6 @@ CLASSIFIER = "src.training.classifier.Classifier"  # _target_ of a network's con
 FLOAT32 = ("32", "32-true")  # in Lightning's names
 # Runtimes round differently: the stored threshold lies at most this far below the chosen score.
 SLACK = 1e-5
-# Data sets whose images come from an archive collection, and its licence with them.
-_COLLECTION_OF = {"isic2018": "ham10000", "dermamnist": "ham10000"}
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def load_network(store: Store, run: RecordedModel) -> Classifier:
         UserError: The run's model is not a network, or it has no checkpoint.
     """
     classifier = load_classifier(store, run)
-    if hasattr(classifier.net, "fit_once"):
+    if is_fit_once(classifier.net):
         raise UserError(
             f"run={run.run_id}: {run.model} is no network, and no format for devices holds it"
         )
@@ -426,17 +426,14 @@ def licence_note(data: DictConfig) -> str:
     Args:
         data: The part `data` of a run's config.
     """
-    # By the module of the source: the user chooses the data set's name.
-    source = str(data.source.get("_target_", "")).split(".")[-2]
-    source = str(data.source.get("flag", source))  # MedMNIST has several sets
-    if source == "synthetic":
-        return "none applies: drawn pictures"
-    collection = COLLECTIONS.get(_COLLECTION_OF.get(source, source))
-    if collection is None:
-        return f"unknown: ask the owners of {data.get('name', source)}"
-    terms, _, cite = collection.licence.removeprefix("Licence: ").partition(". Cite: ")
+    target = str(data.source.get("_target_", ""))
+    source: Any = locate(target) if target.startswith("src.data.") else None
+    licence: str = source.licence_of(data.source) if hasattr(source, "licence_of") else ""
+    if not licence:
+        return f"unknown: ask the owners of {data.get('name', target)}"
+    terms, _, cite = licence.partition(". Cite: ")
     use = ": no commercial use" if "NC" in terms else ""
-    return f"{terms}{use} (training data: {cite})"
+    return f"{terms}{use} (training data: {cite})" if cite else terms
 
 
 def precision_warnings(config: DictConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""FLOPs (fvcore), parameters, size."""
+"""Multiply-adds (fvcore), number of parameters and size of a network."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,14 +12,13 @@ CONVENTION = "one fused multiply-add counts as one (fvcore)"
 
 @dataclass(frozen=True)
 class Flops:
-    """What was counted, and what was not.
+    """The count of a forward pass.
 
     Attributes:
-        total: Multiply-adds of one image. Each operator counts by fvcore's table: convolutions,
-            matrix products, normalisations, adaptive average pooling, upsampling.
-        uncounted: Operators that ran but are not in that table (max-pooling, sums, sigmoid ...) ->
-            times that they ran. Reshapes, ReLU, clamp and dropout are free by fvcore's definition
-            and not listed.
+        total: Multiply-adds of one image, by fvcore's table: convolutions, matrix products,
+            normalisations, adaptive average pooling, upsampling.
+        uncounted: Operators that are not in that table (max-pooling, sums, sigmoid ...) -> number
+            of calls. Reshapes, ReLU, clamp and dropout are free in fvcore and not listed.
     """
 
     total: int
@@ -27,49 +26,42 @@ class Flops:
 
 
 def count_flops(net: nn.Module, image_size: int) -> Flops:
-    """Count the multiply-adds of one forward pass in eval mode, batch 1.
+    """Count the multiply-adds of one forward pass in evaluation mode, batch 1.
 
-    One fused multiply-add counts as one, which is what both papers call FLOPs; counting a
-    multiplication and an addition apart gives about twice as many. Work that depends on the input's
-    values is counted for one random input only.
+    One fused multiply-add counts as one, which both papers call FLOPs; counting multiplications
+    and additions separately gives about twice as many. If the work depends on the values of the
+    input, it is counted for one random input.
 
     Args:
-        net: Images (1, 3, S, S) -> anything. It is copied and left as it is.
+        net: Images (1, 3, S, S) -> anything. A copy is traced.
         image_size: S, px.
     """
-    # On the CPU and in the default layout: the count is the same anywhere, and tracing needs no
-    # accelerator.
+    # On the CPU in the default layout: the count is the same everywhere.
     traced = deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    analysis = FlopCountAnalysis(traced, image)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
-        "none"
-    )
+    analysis = FlopCountAnalysis(traced, image).unsupported_ops_warnings(False)
+    analysis.uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         total = round(analysis.total())
-    return Flops(
-        total, {name: int(times) for name, times in sorted(analysis.unsupported_ops().items())}
-    )
+    uncounted = sorted(analysis.unsupported_ops().items())
+    return Flops(total, {name: int(calls) for name, calls in uncounted})
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Number of parameters, also frozen; one that is used twice counts once, buffers (running statistics) do not."""
+    """Number of parameters, frozen ones too; shared ones count once; buffers do not count."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def count_trainable(net: nn.Module) -> int:
-    """Number of parameters that require a gradient, which is what an optimizer changes."""
+    """Number of parameters that require a gradient."""
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
 
 def size_mb(net: nn.Module) -> float:
-    """Bytes of the tensors in the state dict (parameters and persistent buffers), in MB of 10^6 bytes.
+    """Bytes of the state dict (parameters and persistent buffers), in MB of 10^6 bytes.
 
-    A tensor under two names counts once. A checkpoint file is larger by its names and its
-    container.
+    A shared tensor counts once. A checkpoint file is larger by names and container.
     """
-    state = net.state_dict(
-        keep_vars=True
-    ).values()  # the tensors themselves, so that a shared one is recognised
-    tensors = {id(tensor): tensor for tensor in state if isinstance(tensor, torch.Tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
+    state = net.state_dict(keep_vars=True)  # the tensors themselves, to recognise shared ones
+    tensors = {id(tensor): tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)}
+    return sum(tensor.nbytes for tensor in tensors.values()) / 1e6

@@ -1,4 +1,4 @@
-"""What a net costs: every measure of this folder under its name in the run record."""
+"""Cost of a network: all measures of this package by their names in the run record."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -18,12 +18,12 @@ from src.efficiency.flops import count_parameters, count_trainable, size_mb
 from src.efficiency.memory import peak_memory_mb
 
 PERCENTILES = (50, 90, 99)
-COARSE = 8  # cells a side of the smooth pictures that nets outside torch are timed on
+_COARSE = 8  # cells per side of the smooth images for networks that work outside torch
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a net costs.
+    """The cost of a network.
 
     Attributes:
         metrics: By their names in the run record, `efficiency/...`; units in
@@ -37,43 +37,41 @@ class Profile:
 
 
 def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
-    """What is known before training: multiply-adds, parameters, trainable parameters, size. Takes about a second.
+    """Costs that are known before training: multiply-adds, parameters, size. Takes a second.
 
     Args:
-        net: Images (1, 3, S, S) -> anything. Left as it is.
+        net: Images (1, 3, S, S) -> anything. It is not changed.
         image_size: S, px.
 
     Returns:
-        By their names in the run record; empty for a net that has an attribute `fitted` and is not:
-        what it will hold depends on the data.
+        By their names in the run record; empty if the network has a false attribute `fitted`: its
+        size depends on the data.
     """
-    return _static(net, _counted(net, image_size)) if getattr(net, "fitted", True) else {}
+    return _static(net, _count(net, image_size)) if getattr(net, "fitted", True) else {}
 
 
 class Profiler:
-    """Measures nets beside a reference net.
+    """Measures networks beside a reference network.
 
-    Latency is that of calls that follow each other, on the wall clock, in milliseconds a batch;
-    throughput is that of the largest batch. `efficiency/latency_ratio` comes from a measurement of
-    its own at batch 1, see `src.efficiency.latency`. Two measurements on one machine wait for each
-    other.
+    Latency is for consecutive calls on the wall clock, in milliseconds per batch; throughput is
+    that of the largest batch. `efficiency/latency_ratio` is measured separately at batch 1, see
+    `src.efficiency.latency`. Measurements on one machine wait for each other.
 
     Args:
-        reference: The net whose time is 1; always the same one, or ratios cannot be compared.
+        reference: The network whose time is 1; ratios to different references do not compare.
         reference_size: Side of its input, px.
-        threads: CPU threads that torch may use while timing.
-        batch_sizes: Images a call; must contain 1.
-        warm_up_seconds: Untimed calls of each net at each batch size before its timed ones; one
-            call at least.
+        threads: CPU threads of torch while timing.
+        batch_sizes: Images per call; must contain 1.
+        warm_up_seconds: Untimed calls of each network at each batch size; at least one call.
         seconds: Timed work at each batch size.
-        min_repeats: Timed calls at batch 1 at the least, in the alternation with the reference too.
-        min_batch_repeats: Timed calls of larger batches at the least. The tails of few calls say
-            little: see `details["repeats"]`.
-        ratio_seconds: Timed work in the alternation with the reference, both nets together.
-        channels_last: Memory layout of both nets and their inputs; False is torch's default layout.
+        min_repeats: Fewest timed calls at batch 1, in the alternation with the reference too.
+        min_batch_repeats: Fewest timed calls of larger batches. Upper percentiles of few calls are
+            uncertain: see `details["repeats"]`.
+        ratio_seconds: Timed work in the alternation with the reference, both networks together.
+        channels_last: Memory layout of both networks and inputs; False is torch's default layout.
 
     Raises:
-        ConfigError: `batch_sizes` lacks 1.
+        ConfigError: `batch_sizes` does not contain 1.
     """
 
     def __init__(
@@ -105,70 +103,25 @@ class Profiler:
     def profile(
         self, net: nn.Module, image_size: int, device: torch.device | str = "cpu"
     ) -> Profile:
-        """Measure everything. The net itself, its device and mode and torch's random numbers are left as they are.
+        """Measure everything on copies; torch's random state is restored.
 
         Args:
             net: Images (B, 3, S, S) -> anything. One with a true attribute `outside_torch` works on
-                the CPU whatever it is given; it is timed there, beside the reference net on the
-                CPU, and has no multiply-adds: the counter sees only torch's operators.
+                the CPU in any case: it is timed there, beside the reference on the CPU, and has
+                no multiply-adds, because the counter sees only torch's operators.
             image_size: S, px.
-            device: Where to run; "cpu" or a CUDA device.
+            device: "cpu" or a CUDA device.
         """
         device = torch.device("cpu" if _outside_torch(net) else device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            counted = _counted(net, image_size)
-            copies = [self._ready(module, device) for module in (net, self.reference)]
-            timed, details = self._timed(copies[0], image_size, copies[1], device)
+            counted = _count(net, image_size)
+            copies = [deepcopy(module).to(device) for module in (net, self.reference)]
+            for module in copies:
+                module.to(memory_format=self.layout).eval()  # type: ignore[call-overload]
+            timed, details = self._time(copies[0], image_size, copies[1], device)
             memory = peak_memory_mb(copies[0], image_size, 1, device)
         metrics = _static(net, counted) | timed | {"efficiency/peak_memory_mb": memory}
-        return Profile(metrics, self._conditions(counted, device) | details)
-
-    def _ready(self, net: nn.Module, device: torch.device) -> nn.Module:
-        """A copy that can be timed."""
-        return deepcopy(net).to(device).to(memory_format=self.layout).eval()  # type: ignore[call-overload]
-
-    def _timed(
-        self, net: nn.Module, image_size: int, reference: nn.Module, device: torch.device
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        metrics: dict[str, float] = {}
-        repeats: dict[str, int] = {}
-        with latency.alone(latency.shared_lock()), latency.timing_conditions(self.threads):
-            for batch_size in self.batch_sizes:
-                images = self._images(
-                    batch_size, image_size, device, picture_like=_outside_torch(net)
-                )
-                latency.warm_up(net, images, self.warm_up_seconds)
-                at_least = self.min_repeats if batch_size == 1 else self.min_batch_repeats
-                times = latency.latencies_ms(net, images, self.seconds, at_least)
-                repeats[f"b{batch_size}"] = len(times)
-                for percentile, value in zip(
-                    PERCENTILES, np.percentile(times, PERCENTILES), strict=True
-                ):
-                    metrics[f"efficiency/latency_ms/b{batch_size}/p{percentile}"] = float(value)
-            inputs = (
-                self._images(1, image_size, device, _outside_torch(net)),
-                self._images(1, self.reference_size, device),
-            )
-            latency.warm_up(reference, inputs[1], self.warm_up_seconds)
-            ratio = latency.latency_ratio(
-                net, inputs[0], reference, inputs[1], self.ratio_seconds, self.min_repeats
-            )
-        largest = self.batch_sizes[-1]
-        metrics["efficiency/throughput"] = (
-            1e3 * largest / metrics[f"efficiency/latency_ms/b{largest}/p50"]
-        )
-        metrics["efficiency/latency_ratio"] = ratio.value
-        details = {
-            "repeats": repeats | {"ratio": ratio.pairs},
-            "ratio_estimator": latency.ESTIMATOR,
-            "ratio_clock": ratio.clock,
-            "ratio_net_ms": ratio.net_ms,
-            "ratio_reference_ms": ratio.reference_ms,
-        }
-        return metrics, details
-
-    def _conditions(self, counted: flops.Flops | None, device: torch.device) -> dict[str, Any]:
-        return {
+        conditions = {
             "device": device_name(device),
             "device_type": device.type,
             "torch": torch.__version__,
@@ -184,18 +137,55 @@ class Profiler:
             "reference_params": count_parameters(self.reference),
             "reference_size": self.reference_size,
         }
+        return Profile(metrics, conditions | details)
+
+    def _time(
+        self, net: nn.Module, image_size: int, reference: nn.Module, device: torch.device
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics and details of latency, throughput and ratio."""
+        metrics: dict[str, float] = {}
+        repeats: dict[str, int] = {}
+        smooth = _outside_torch(net)
+        with latency.alone(latency.shared_lock()), latency.timing_conditions(self.threads):
+            for batch in self.batch_sizes:
+                images = self._images(batch, image_size, device, smooth)
+                latency.warm_up(net, images, self.warm_up_seconds)
+                fewest = self.min_repeats if batch == 1 else self.min_batch_repeats
+                times = latency.latencies_ms(net, images, self.seconds, fewest)
+                repeats[f"b{batch}"] = len(times)
+                for percentile, value in zip(
+                    PERCENTILES, np.percentile(times, PERCENTILES).tolist(), strict=True
+                ):
+                    metrics[f"efficiency/latency_ms/b{batch}/p{percentile}"] = value
+            image = self._images(1, image_size, device, smooth)
+            reference_image = self._images(1, self.reference_size, device)
+            latency.warm_up(reference, reference_image, self.warm_up_seconds)
+            ratio = latency.latency_ratio(
+                net, image, reference, reference_image, self.ratio_seconds, self.min_repeats
+            )
+        largest = self.batch_sizes[-1]
+        median = metrics[f"efficiency/latency_ms/b{largest}/p50"]
+        metrics["efficiency/throughput"] = 1e3 * largest / median
+        metrics["efficiency/latency_ratio"] = ratio.value
+        return metrics, {
+            "repeats": repeats | {"ratio": ratio.pairs},
+            "ratio_estimator": latency.ESTIMATOR,
+            "ratio_clock": ratio.clock,
+            "ratio_net_ms": ratio.net_ms,
+            "ratio_reference_ms": ratio.reference_ms,
+        }
 
     def _images(
-        self, batch_size: int, image_size: int, device: torch.device, picture_like: bool = False
+        self, batch: int, image_size: int, device: torch.device, smooth: bool = False
     ) -> Tensor:
-        """What is timed: noise, or smooth pictures in [0, 1] for nets whose time depends on what they see."""
-        # random, not zeros: denormal and zero inputs can take other times
+        """Input to time: noise, or smooth images in [0, 1] if the time depends on the content."""
+        # Random, not zeros: zeros and denormal numbers may take other times.
         generator = torch.Generator().manual_seed(0)
-        if picture_like:
-            coarse = torch.rand(batch_size, 3, COARSE, COARSE, generator=generator)
+        if smooth:
+            coarse = torch.rand(batch, 3, _COARSE, _COARSE, generator=generator)
             images = F.interpolate(coarse, size=(image_size, image_size), mode="bilinear")
         else:
-            images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
+            images = torch.randn(batch, 3, image_size, image_size, generator=generator)
         return images.to(device).contiguous(memory_format=self.layout)
 
 
@@ -203,7 +193,7 @@ def _outside_torch(net: nn.Module) -> bool:
     return bool(getattr(net, "outside_torch", False))
 
 
-def _counted(net: nn.Module, image_size: int) -> flops.Flops | None:
+def _count(net: nn.Module, image_size: int) -> flops.Flops | None:
     return None if _outside_torch(net) else flops.count_flops(net, image_size)
 
 

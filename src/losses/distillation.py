@@ -1,4 +1,4 @@
-"""Knowledge distillation: a small net learns from the answers of larger ones as well as from the labels."""
+"""Knowledge distillation: a network learns from the answers of trained networks and the labels."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
-from src.losses.class_weights import balanced
+from src.losses.class_weights import ClassWeightedLoss
 from src.losses.focal import focal
 from src.metrics.classification import one_per_class
 
 
 def divergence(logits: Tensor, answers: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean divergence of a student from soft answers, times the temperature squared, in nats.
+    """Mean Kullback-Leibler divergence from soft answers, times temperature squared, in nats.
 
     The factor keeps the gradients of the same size at every temperature (Hinton, Vinyals & Dean,
     Distilling the knowledge in a neural network, 2015, section 2).
@@ -22,36 +22,31 @@ def divergence(logits: Tensor, answers: Tensor, temperature: float = 1.0) -> Ten
     Args:
         logits: The student's, (N, K), or (N, 1) for two classes.
         answers: The teachers' probabilities at this temperature, (N, K), K = 2 for logits (N, 1).
-        temperature: By which the student's logits are divided.
+        temperature: Divides the student's logits.
     """
     log_probability = F.log_softmax(one_per_class(logits) / temperature, dim=1)
     return F.kl_div(log_probability, answers, reduction="batchmean") * temperature**2
 
 
-class Distillation(nn.Module):
-    """`divergence` from the mean of the teachers' softened answers beside a loss with the labels.
+class Distillation(ClassWeightedLoss):
+    """Mix of `divergence` from the mean of the teachers' softened answers and a label loss.
 
-    The teachers see the very images that the student is fed, augmented as they are: a consistent
-    teacher (Beyer et al., Knowledge distillation: a good teacher is patient and consistent, CVPR
-    2022). On images that are evaluated there is no teaching: the loss is then that with the labels
-    alone, cross-entropy or focal loss.
+    The teachers see the same augmented images as the student (Beyer et al., Knowledge
+    distillation: a good teacher is patient and consistent, CVPR 2022). In evaluation the loss is
+    the label loss alone: cross-entropy or focal loss.
 
     Args:
         class_counts: Training images of each class, in label order.
-        teachers: Batches of images (N, 3, S, S), uint8 or in [0, 1] -> logits; given by the
-            training code. They are no part of this module's state.
-        teacher: In a config: the id of their run, or a list of ids; for the training code.
-        temperature: That softens both sides' answers.
-        share: Of the divergence in the whole; the rest is that of the loss with the labels.
-        weighted: Whether that one's classes are weighted inversely to their counts.
-        gamma: How much it plays down well-classified images, see `focal`; 0 is cross-entropy.
-
-    Raises:
-        ConfigError: `weighted`, and a class without training images.
+        teachers: Networks: images (N, 3, S, S), uint8 or in [0, 1] -> logits. The framework loads
+            them from the runs that the config key `teacher` names. They are not part of the state.
+        temperature: Softens the answers of both sides.
+        share: Share of the divergence in the loss; the rest is the label loss.
+        weighted: Whether classes are weighted inversely to their counts in the label loss.
+        gamma: See `focal`; 0 is cross-entropy.
     """
 
     config_only = ("teacher",)
-    weight: Tensor | None
+    needs_images = True
 
     def __init__(
         self,
@@ -62,32 +57,25 @@ class Distillation(nn.Module):
         weighted: bool = False,
         gamma: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
-        super().__init__()
-        self._teachers = tuple(
-            teachers
-        )  # a tuple: as submodules they would be in every checkpoint of the student
+        super().__init__(class_counts, weighted)
+        # A tuple: as submodules they would be in every checkpoint of the student.
+        self._teachers = tuple(teachers)
         self.temperature = temperature
         self.share = share
         self.gamma = gamma
-        self.register_buffer(
-            "weight", balanced(class_counts) if weighted else None, persistent=False
-        )
 
     def forward(self, logits: Tensor, target: Tensor, images: Tensor | None = None) -> Tensor:
-        """Logits (N, K) or (N, 1), labels (N,) and, while training, what the student was fed (N, 3, S, S) -> scalar."""
+        """Logits (N, K) or (N, 1), labels (N,) and training images (N, 3, S, S) -> scalar."""
         hard = focal(logits, target, self.gamma, self.weight)
         if images is None or not self._teachers:
             return hard
-        return (1 - self.share) * hard + self.share * divergence(
-            logits, self._answers(images), self.temperature
-        )
+        soft = divergence(logits, self._answers(images), self.temperature)
+        return (1 - self.share) * hard + self.share * soft
 
     @torch.no_grad()
     def _answers(self, images: Tensor) -> Tensor:
-        softened = [
-            torch.softmax(
-                one_per_class(teacher.to(images.device)(images)).float() / self.temperature, dim=1
-            )
-            for teacher in self._teachers
-        ]
-        return torch.stack(softened).mean(dim=0)
+        answers = []
+        for teacher in self._teachers:
+            logits = one_per_class(teacher.to(images.device)(images)).float()
+            answers.append(torch.softmax(logits / self.temperature, dim=1))
+        return torch.stack(answers).mean(dim=0)

@@ -1,32 +1,33 @@
-"""Nets that are fitted once instead of by epochs: what they offer, and how such a run is recorded."""
+"""Models that are fitted without epochs: their protocol, and how such a fit is recorded."""
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from src.core.files import atomic_file
 from src.data.module import DataModule
 from src.tracking.run import Run
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a net is fitted to.
+    """The images that a model is fitted to.
 
     Attributes:
-        images: The whole cache, uint8 (N, S, S, 3).
-        labels: Of the whole cache, (N,).
-        rows: Which images are for training.
-        groups: Lesion or patient of each image of the cache, (N,), kept together wherever a choice
-            is made within the training set; None where the protocol is by image.
+        images: The complete cache, uint8 (N, S, S, 3).
+        labels: Of the complete cache, (N,).
+        rows: Numbers of the training images.
+        groups: Lesion or patient of each image of the cache, (N,), for folds within the training
+            set; None if the split is by image.
         classes: Names in label order.
-        oversample: Wanted size of every small class as part of the largest, or None.
+        oversample: Smallest size of a class relative to the largest, or None.
         seed: Of all draws.
     """
 
@@ -41,13 +42,13 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class FitOnceRecord:
-    """What the record says of a fit.
+    """What a fit adds to the run record.
 
     Attributes:
-        rows: The images that it saw.
-        tables: Artifact's name -> table.
-        chosen_by: What chose among the settings that were tried.
-        tags: Further tags of the run.
+        rows: The images that were used.
+        tables: Name of the artifact -> table.
+        chosen_by: The criterion that chose the settings.
+        tags: More tags of the run.
     """
 
     rows: np.ndarray
@@ -56,58 +57,57 @@ class FitOnceRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-@runtime_checkable
 class FitOnceModel(Protocol):
-    """A net, as `nn.Module`, without epochs; it works on the CPU in full precision."""
+    """A network (an `nn.Module`) that is fitted without epochs, on the CPU in full precision."""
 
     @property
     def fitted(self) -> bool:
-        """Whether it holds a fit."""
+        """Whether the module holds a fit."""
         ...
 
     def fit_once(self, training: TrainingSet) -> FitOnceRecord:
-        """Fit; all that is learnt goes into the module's state."""
+        """Fit; everything that is learnt goes into the state of the module."""
         ...
 
 
-def training_set(data: DataModule, seed: int) -> TrainingSet:
-    """The training side of a run's data, with the protocol of its split."""
-    groups = None if data.split_mode == "image" else data.frame["group"].to_numpy()
-    return TrainingSet(
-        data.cache.images,
-        data.labels,
-        data.rows("train"),
-        groups,
-        data.classes,
-        data.oversample,
-        seed,
-    )
+def is_fit_once(net: Any) -> TypeGuard[FitOnceModel]:
+    """Whether a network is fitted without epochs: it has a method `fit_once`."""
+    return hasattr(net, "fit_once")
 
 
 def train(
     module: nn.Module, net: FitOnceModel, data: DataModule, seed: int, run: Run | None, folder: Path
 ) -> Path:
-    """Fit, write the checkpoint and record the fit.
+    """Fit the model, write the checkpoint and record the fit.
 
     Args:
-        module: What the checkpoint is of; `net` is a part of it.
-        net: To be fitted.
-        data: Ready.
+        module: Its state dict is written; `net` is a part of it.
+        net: The model.
+        data: Prepared.
         seed: Of all draws.
-        run: Where to record; None for nowhere.
-        folder: The run's own folder.
+        run: Where to record; None: nowhere.
+        folder: The folder of the run.
 
     Returns:
         The path of the checkpoint: a state dict as of any other run.
     """
-    began = time.monotonic()
-    fit = net.fit_once(training_set(data, seed))
-    seconds = time.monotonic() - began
+    groups = None if data.split_mode == "image" else data.frame["group"].to_numpy()
+    training = TrainingSet(
+        images=data.cache.images,
+        labels=data.labels,
+        rows=data.rows("train"),
+        groups=groups,
+        classes=data.classes,
+        oversample=data.oversample,
+        seed=seed,
+    )
+    start = time.monotonic()
+    fit = net.fit_once(training)
+    seconds = time.monotonic() - start
     checkpoint = folder / "checkpoint" / "best.ckpt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_suffix(".part")
-    torch.save({"state_dict": module.state_dict()}, part)
-    part.replace(checkpoint)
+    with atomic_file(checkpoint, "the checkpoint") as draft:
+        torch.save({"state_dict": module.state_dict()}, draft)
     if run is not None:
         run.tag(chosen_by=fit.chosen_by, **fit.tags)
         for name, table in fit.tables.items():

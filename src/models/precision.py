@@ -1,4 +1,4 @@
-"""Nets in bfloat16: torch's own numbers of half the size, with float32's range."""
+"""Networks in bfloat16: half the size of float32 with its range."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ KIND = "bfloat16"  # in conf/compression
 
 
 def cast(net: nn.Module) -> nn.Module:
-    """Turn a net's weights and arithmetic to bfloat16 in place; images in and logits out stay float32.
+    """Convert weights and arithmetic to bfloat16 in place; input and logits stay float32.
 
-    A freshly built net, cast, takes the checkpoint of one that was cast.
+    A new network, cast, loads the checkpoint of a cast one.
 
     Args:
         net: Normalised images (N, 3, S, S) -> logits.
     """
     net.to(torch.bfloat16)
-    net.register_forward_pre_hook(_into)
-    net.register_forward_hook(_out)
+    net.register_forward_pre_hook(_input_to_bfloat16)
+    net.register_forward_hook(_logits_to_float32)
     return net
 
 
 def cast_as_recorded(net: nn.Module, config: DictConfig) -> nn.Module:
-    """A net that was freshly built from a run's config, cast if the run's is.
+    """Cast a new network if the run of this config is a bfloat16 compression.
 
     Args:
         net: As for `cast`.
@@ -33,9 +33,9 @@ def cast_as_recorded(net: nn.Module, config: DictConfig) -> nn.Module:
     return cast(net) if str((config.get("compression") or {}).get("name")) == KIND else net
 
 
-def _into(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _input_to_bfloat16(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].to(torch.bfloat16), *inputs[1:])
 
 
-def _out(net: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
+def _logits_to_float32(net: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
     return logits.float()

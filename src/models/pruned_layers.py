@@ -1,8 +1,4 @@
-"""Nets of which channels have been taken out: their layers, made for the whole net, are fitted to what is left.
-
-A checkpoint of such a net says so; a fresh net is then given the layers' sizes by the checkpoint's
-tensors.
-"""
+"""Networks with pruned channels: the layers of a new network are resized to a pruned checkpoint."""
 
 from collections.abc import Mapping
 
@@ -10,21 +6,22 @@ import torch
 from torch import Tensor, nn
 
 _MARK = "pruned"
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation within are such
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation inherit from it
+_RESIZABLE = (nn.Conv2d, nn.Linear, _BATCH_NORM)
 
 
 def mark(net: nn.Module) -> None:
-    """Remember that channels were taken out of a net."""
+    """Mark a network as pruned."""
     setattr(net, _MARK, True)
 
 
 def is_pruned(module: nn.Module) -> bool:
-    """Whether `mark` has seen a net, or the net that a classifier is made around."""
+    """Whether a network, or the network of a classifier, is marked as pruned."""
     return bool(getattr(_net(module), _MARK, False))
 
 
 def unfit(net: nn.Module) -> list[str]:
-    """The layers with weights of their own that `fit` does not know: all but convolution, dense, batch normalisation.
+    """Layers with weights that `fit` cannot resize: all but Conv2d, Linear and BatchNorm.
 
     Returns:
         Names with kinds, such as "norm (LayerNorm)".
@@ -33,33 +30,28 @@ def unfit(net: nn.Module) -> list[str]:
         f"{name or 'the net'} ({type(layer).__name__})"
         for name, layer in net.named_modules()
         if next(layer.parameters(recurse=False), None) is not None
-        and not isinstance(layer, nn.Conv2d | nn.Linear | _BATCH_NORM)
+        and not isinstance(layer, _RESIZABLE)
     ]
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the layers of a fresh net the sizes that the tensors of a pruned one have, and mark it as pruned.
+    """Resize the layers of a new network to the tensors of a pruned one, and mark it as pruned.
 
-    Depthwise convolutions stay depthwise, grouped ones keep their number of groups. What comes into
-    the net and what goes out of it keeps its size. The weights are not loaded; they are undefined
-    afterwards.
+    Depthwise convolutions stay depthwise, grouped ones keep their number of groups. Input and
+    output of the network keep their sizes. The weights are undefined afterwards: load them.
 
     Args:
-        module: The whole net as its config builds it, or a module with an attribute `net` that is
-            such a one.
+        module: The complete network as its config builds it, or a module with it as `net`.
         state: Tensors by their names in `module`.
 
     Raises:
-        ValueError: A tensor has another number of dimensions, is larger than the whole net's, or
-            does not go with the others of its layer; the message names it.
+        ValueError: A tensor has another number of dimensions, is larger than in the complete
+            network, or does not match the others of its layer; the message names it.
     """
     ends = _ends(module)
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear | _BATCH_NORM):
-            given = {
-                key: state[f"{name}.{key}"] for key, _ in _own(layer) if f"{name}.{key}" in state
-            }
-            _fit_layer(name, layer, given)
+        if isinstance(layer, _RESIZABLE):
+            _resize(name, layer, state)
     if _ends(module) != ends:
         raise ValueError(
             f"inputs and outputs must be {ends} as in the whole net, but are {_ends(module)}"
@@ -67,20 +59,24 @@ def fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     mark(_net(module))
 
 
-def _fit_layer(name: str, layer: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Take over the tensors' sizes, and what the layer says of itself; missing tensors are for load_state_dict."""
-    for key, whole in _own(layer):
-        if key in given:
-            _check_smaller(f"{name}.{key}", given[key], whole)
-            empty = torch.empty(given[key].shape, dtype=whole.dtype, device=whole.device)
-            setattr(
-                layer,
-                key,
-                nn.Parameter(empty, whole.requires_grad)
-                if isinstance(whole, nn.Parameter)
-                else empty,
+def _resize(name: str, layer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Resize the tensors of a layer that are in the state, and update its attributes."""
+    for key, old in _tensors(layer):
+        new = state.get(f"{name}.{key}")
+        if new is None:
+            continue  # load_state_dict reports it
+        # The height and width of a kernel stay; channels may be fewer, but not none.
+        channels = zip(new.shape[:2], old.shape[:2], strict=False)
+        fewer = all(1 <= count <= most for count, most in channels)
+        if new.dim() != old.dim() or not fewer or new.shape[2:] != old.shape[2:]:
+            raise ValueError(
+                f"{name}.{key} is {tuple(new.shape)}, which is no part of {tuple(old.shape)}"
             )
-    lengths = {len(tensor) for key, tensor in _own(layer) if tensor.dim()}
+        empty = torch.empty(new.shape, dtype=old.dtype, device=old.device)
+        if isinstance(old, nn.Parameter):
+            empty = nn.Parameter(empty, old.requires_grad)
+        setattr(layer, key, empty)
+    lengths = {len(tensor) for _, tensor in _tensors(layer) if tensor.dim()}
     if len(lengths) > 1:
         raise ValueError(
             f"{name}: its tensors have different numbers of channels, {sorted(lengths)}"
@@ -88,12 +84,12 @@ def _fit_layer(name: str, layer: nn.Module, given: Mapping[str, Tensor]) -> None
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Conv2d):
-        _fit_convolution(name, layer)
+        _update_convolution(name, layer)
     elif isinstance(layer, _BATCH_NORM) and lengths:
         layer.num_features = lengths.pop()
 
 
-def _fit_convolution(name: str, layer: nn.Conv2d) -> None:
+def _update_convolution(name: str, layer: nn.Conv2d) -> None:
     outputs, inputs = layer.weight.shape[:2]
     if layer.groups == layer.in_channels == layer.out_channels:
         layer.groups = outputs
@@ -102,23 +98,12 @@ def _fit_convolution(name: str, layer: nn.Conv2d) -> None:
     layer.out_channels, layer.in_channels = outputs, inputs * layer.groups
 
 
-def _check_smaller(name: str, given: Tensor, whole: Tensor) -> None:
-    """A kernel's height and width stay; channels may be fewer, but not none."""
-    pairs = list(zip(given.shape, whole.shape, strict=False))
-    fewer = all(1 <= left <= all_of_them for left, all_of_them in pairs[:2])
-    if given.dim() != whole.dim() or not fewer or given.shape[2:] != whole.shape[2:]:
-        raise ValueError(
-            f"{name} is {tuple(given.shape)}, which is no part of {tuple(whole.shape)}"
-        )
-
-
-def _own(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers of the layer itself."""
+def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
 def _ends(module: nn.Module) -> tuple[int, int]:
-    """Channels that the first layer takes and that the last one gives."""
+    """Input channels of the first layer and output channels of the last one."""
     layers = [layer for layer in _net(module).modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     if not layers:
         return 0, 0
@@ -130,6 +115,6 @@ def _ends(module: nn.Module) -> tuple[int, int]:
 
 
 def _net(module: nn.Module) -> nn.Module:
-    """The net itself: a classifier has others beside it, such as its loss."""
+    """The network itself: a classifier has other parts, such as its loss."""
     net = getattr(module, "net", module)
     return net if isinstance(net, nn.Module) else module

@@ -1,9 +1,9 @@
-"""Hu moments, Haralick, colour histogram."""
+"""Global image descriptors: Hu moments, Haralick features, colour histogram."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -12,24 +12,7 @@ from PIL import Image
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
-
-def blas(most: int) -> AbstractContextManager[Any]:
-    """A context in which a matrix product takes no more than so many threads; as before at its end.
-
-    Args:
-        most: At least 1.
-    """
-    return _libraries().limit(limits=most, user_api="blas")
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return (
-        ThreadpoolController()
-    )  # looks through all that is loaded, which takes longer than an image
-
-
-Kind = Literal["hu", "haralick", "histogram"]
+Descriptor = Literal["hu", "haralick", "histogram"]
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
 HARALICK = (
@@ -49,16 +32,26 @@ HARALICK = (
 )
 
 
+def limit_blas(threads: int) -> AbstractContextManager[Any]:
+    """A context in which a matrix product uses at most this many threads."""
+    return _blas_libraries().limit(limits=threads, user_api="blas")
+
+
+@cache
+def _blas_libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # cached, because inspecting the libraries is slow
+
+
 def grey(image: Pixels) -> Pixels:
     """Luma of an RGB image, uint8 (S, S, 3) -> (S, S)."""
     return np.asarray(Image.fromarray(image).convert("L"))
 
 
 def hu_moments(image: Pixels) -> Values:
-    """The seven moments that no shift, turn or change of size alters; a mirrored image turns the sign of the last.
+    """Seven moments that are invariant to translation, rotation and scale.
 
-    Of the grey levels as they are, so a bright frame weighs more than a dark lesion. They span many
-    powers of ten.
+    A reflection changes the sign of the last one. The grey levels are not inverted, so a bright
+    background weighs more than a dark lesion. The values span many orders of magnitude.
 
     Source: Hu, Visual pattern recognition by moment invariants, 1962, from scale-invariant central
         moments.
@@ -75,9 +68,9 @@ def hu_moments(image: Pixels) -> Values:
         return np.zeros(7)
     powers = []
     for axis, length in enumerate(mass.shape):
-        place = np.arange(length, dtype=np.float64)
-        place -= place @ mass.sum(axis=1 - axis) / total
-        powers.append(place ** np.arange(4)[:, None])
+        position = np.arange(length, dtype=np.float64)
+        position -= position @ mass.sum(axis=1 - axis) / total
+        powers.append(position ** np.arange(4)[:, None])
     order = np.add.outer(np.arange(4), np.arange(4))
     n = powers[0] @ mass @ powers[1].T / total ** (1 + order / 2)
     plus, minus = n[2, 0] + n[0, 2], n[2, 0] - n[0, 2]
@@ -97,11 +90,12 @@ def hu_moments(image: Pixels) -> Values:
 
 
 def haralick(image: Pixels) -> Values:
-    """Thirteen measures of how often grey levels are neighbours, each the mean over the four directions.
+    """Thirteen texture features of the grey-level co-occurrence, averaged over four directions.
+
+    They are invariant to reflections and quarter turns.
 
     Source: Haralick, Shanmugam & Dinstein, Textural features for image classification, 1973,
-        features 1 to 13;
-    mahotas computes them. Mirrored and quarter-turned images have the same ones.
+        features 1 to 13, computed by mahotas.
 
     Args:
         image: Grey levels, uint8 (S, S).
@@ -109,82 +103,75 @@ def haralick(image: Pixels) -> Values:
     Returns:
         float64 (13,), in the order of `HARALICK`.
     """
-    from mahotas.features import (
-        haralick as by_direction,  # only runs of this model need the library
-    )
+    from mahotas import features  # only runs of this model need the library
 
-    return np.asarray(by_direction(image, distance=1, return_mean=True), dtype=np.float64)
+    return np.asarray(features.haralick(image, distance=1, return_mean=True), dtype=np.float64)
 
 
 def histogram(image: Pixels, bins: int) -> Values:
-    """Share of the pixels in each cell of hue, saturation and value; wherever in the image they are.
+    """Share of the pixels in each cell of hue, saturation and value.
 
     Args:
         image: RGB, uint8 (S, S, 3).
-        bins: Equal intervals a channel.
+        bins: Equal intervals per channel.
 
     Returns:
-        float64 (bins^3,), adding up to 1; the value's interval changes fastest, the hue's slowest.
+        float64 (bins^3,) with sum 1; the value varies fastest, the hue slowest.
     """
     hsv = np.asarray(Image.fromarray(image).convert("HSV")).reshape(-1, 3)
     cell = (hsv.astype(np.int64) * bins >> 8) @ np.array([bins**2, bins, 1])
     return np.bincount(cell, minlength=bins**3) / len(cell)
 
 
-_DESCRIPTORS: dict[Kind, Callable[[Pixels, int], Values]] = {
+_DESCRIPTORS: dict[Descriptor, Callable[[Pixels, int], Values]] = {
     "hu": lambda image, bins: hu_moments(grey(image)),
     "haralick": lambda image, bins: haralick(grey(image)),
     "histogram": histogram,
 }
 
 
-def names(kinds: Sequence[Kind], bins: int) -> tuple[str, ...]:
+def names(descriptors: Sequence[Descriptor], bins: int) -> tuple[str, ...]:
     """Name of each feature, in the order of `extract`."""
-    cells = [
-        f"{hue}.{saturation}.{value}" for hue, saturation, value in np.ndindex(bins, bins, bins)
-    ]
-    by_kind: dict[Kind, Iterable[str]] = {
-        "hu": (str(number) for number in range(1, 8)),
+    features: dict[Descriptor, Sequence[str]] = {
+        "hu": [str(number) for number in range(1, 8)],
         "haralick": HARALICK,
-        "histogram": cells,
+        "histogram": [".".join(map(str, cell)) for cell in np.ndindex(bins, bins, bins)],
     }
-    return tuple(f"{kind}/{name}" for kind in kinds for name in by_kind[kind])
+    return tuple(f"{kind}/{name}" for kind in descriptors for name in features[kind])
 
 
 def extract(
     images: Pixels,
-    kinds: Sequence[Kind],
+    descriptors: Sequence[Descriptor],
     bins: int,
     rows: npt.NDArray[np.int64] | None = None,
     threads: int = 1,
     title: str | None = None,
 ) -> Values:
-    """Features of many images.
+    """Features of images.
 
     Args:
-        images: RGB, uint8 (N, S, S, 3); may be mapped from a file.
-        kinds: Which, in this order.
+        images: RGB, uint8 (N, S, S, 3); may be memory-mapped.
+        descriptors: Which, in this order.
         bins: Of the histogram.
         rows: Which images, (M,); None: all.
-        threads: Images at once; most of the work leaves Python's lock.
-        title: Of a progress bar, on a terminal; None for none.
+        threads: Images at once; most of the work releases the GIL.
+        title: Of a progress bar, shown on a terminal; None: no bar.
 
     Returns:
         float64 (M, F).
     """
+
+    def describe(row: int) -> Values:
+        image = np.ascontiguousarray(images[row])
+        return np.concatenate([_DESCRIPTORS[kind](image, bins) for kind in descriptors])
+
     numbers = range(len(images)) if rows is None else rows
-    one = partial(_describe, images, tuple(kinds), bins)
-    silent = None if title else True  # None: wherever there is no terminal
-    # mahotas multiplies vectors so short that further BLAS threads only wait for each other: 20
-    # times the CPU time
-    with blas(1), ThreadPoolExecutor(threads) as pool:
-        found = pool.map(one, numbers) if threads > 1 else map(one, numbers)
-        described = list(
-            tqdm(found, title, len(numbers), unit="image", leave=False, disable=silent)
-        )
-    return np.stack(described) if described else np.zeros((0, len(names(kinds, bins))))
-
-
-def _describe(images: Pixels, kinds: Sequence[Kind], bins: int, number: int) -> Values:
-    image = np.ascontiguousarray(images[number])
-    return np.concatenate([_DESCRIPTORS[kind](image, bins) for kind in kinds])
+    silent = None if title else True  # None: silent unless there is a terminal
+    # mahotas multiplies short vectors, where more BLAS threads wait for each other: 20 times the
+    # CPU time.
+    with limit_blas(1), ThreadPoolExecutor(threads) as pool:
+        results = pool.map(describe, numbers) if threads > 1 else map(describe, numbers)
+        bar = tqdm(results, title, len(numbers), unit="image", leave=False, disable=silent)
+        features = list(bar)
+    return np.stack(features) if features else np.zeros((0, len(names(descriptors, bins))))

@@ -1,4 +1,4 @@
-"""Radiomics SVM as a net: kernels, search over kernel and C."""
+"""Support vector machine on global descriptors (Sun & Sun 2023) as a network."""
 
 import logging
 import time
@@ -15,39 +15,38 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.core.errors import DataError
-from src.losses.class_weights import balanced
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.models import radiomics
 from src.models.fit_once import FitOnceRecord, TrainingSet
-from src.models.radiomics import blas
+from src.models.radiomics import limit_blas
 
+log = logging.getLogger(__name__)
 Kernel = Literal["linear", "poly", "rbf", "sigmoid"]
+Score = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 Values = npt.NDArray[np.float64]
-DEGREE, COEF0 = (
-    3,
-    0.0,
-)  # of the polynomial and sigmoid kernels; with gamma "scale", scikit-learn's defaults for an SVC
-ABSENT = -1.0  # decision value of a class that has no image to learn from: the margin of a plain no
+Labels = npt.NDArray[np.int64]
+# Of the polynomial and sigmoid kernels; with gamma "scale", the defaults of scikit-learn's SVC.
+DEGREE, COEF0 = 3, 0.0
+ABSENT = -1.0  # decision value of a class without training images: at the margin of "no"
 _CACHE_MB = 500
 
 
 @dataclass(frozen=True)
 class KernelMachine:
-    """What is left of a fit.
+    """The result of a fit.
 
     Attributes:
         kernel: Its name.
         gamma: Width of all kernels but the linear one.
         minimum: Of each feature in the training set, (F,).
-        scale: What a feature is multiplied by once its minimum is off, (F,): 1 / range, or 1 where
-            that is 0.
+        scale: Factor of each feature after its minimum is subtracted, (F,): 1 / range, or 1.
         support: Scaled features of the support vectors, (S, F).
         dual: Weight of each support vector in each decision value, (K, S).
         intercept: (K,).
-        clip: Whether features beyond the training set's range count as its ends. A colour that
-            hardly occurs there has a range near 0: where it occurs, its feature would be a hundred,
-            and its cube decide alone.
+        clip: Whether features are clipped to the range of the training set. A colour that is rare
+            there has a range near 0: elsewhere its scaled feature would be a hundred, and its cube
+            would decide alone.
     """
 
     kernel: Kernel
@@ -64,13 +63,13 @@ class KernelMachine:
         if len(self.support) == 0:
             return np.broadcast_to(self.intercept, (len(features), len(self.intercept))).copy()
         scaled = (features - self.minimum) * self.scale
-        near = similarity(
-            scaled.clip(0, 1) if self.clip else scaled, self.support, self.kernel, self.gamma
-        )
-        return near @ self.dual.T + self.intercept
+        if self.clip:
+            scaled = scaled.clip(0, 1)
+        similarity = _kernel_matrix(scaled, self.support, self.kernel, self.gamma)
+        return similarity @ self.dual.T + self.intercept
 
 
-def similarity(left: Values, right: Values, kernel: Kernel, gamma: float) -> Values:
+def _kernel_matrix(left: Values, right: Values, kernel: Kernel, gamma: float) -> Values:
     """Kernel matrix (N, M) of scaled features (N, F) and (M, F)."""
     from sklearn.metrics.pairwise import pairwise_kernels
 
@@ -80,244 +79,186 @@ def similarity(left: Values, right: Values, kernel: Kernel, gamma: float) -> Val
 
 def fit(
     features: Values,
-    labels: npt.NDArray[np.int64],
+    labels: Labels,
     outputs: int,
     kernel: Kernel,
     costs: Sequence[float],
     weights: Values,
     clip: bool = False,
 ) -> Iterator[KernelMachine]:
-    """Fit a machine for each cost; the kernel matrix is computed once for all of them.
+    """Fit one machine for each cost; the kernel matrix is computed once for all of them.
 
-    Features are brought to [0, 1] by the least and greatest value of each. For several classes
-    there is one machine a class, against all the rest.
+    Features are scaled to [0, 1] by their minimum and maximum. Several classes are fitted one
+    against the rest.
 
     Args:
         features: (N, F).
         labels: 0 to K - 1, (N,).
-        outputs: K; 1 for two classes, whose machine is that of label 1.
+        outputs: K; 1 for two classes: the machine of label 1.
         kernel: One of `KERNELS`.
         costs: C, the price of an image on the wrong side of its margin.
-        weights: What that price is multiplied by for each class, (2,) or (K,).
-        clip: See `Machine`; it alters no fit.
+        weights: Factor of C for each class, (2,) or (K,).
+        clip: See `KernelMachine`; it does not change the fit.
     """
     from sklearn.preprocessing import MinMaxScaler
+    from sklearn.svm import SVC
 
     scaler = MinMaxScaler().fit(features)
     scaled = (features - scaler.data_min_) * scaler.scale_
     spread = scaled.var()
     gamma = 1.0 / (scaled.shape[1] * spread) if spread > 0 else 1.0
-    gram = similarity(scaled, scaled, kernel, gamma)
+    gram = _kernel_matrix(scaled, scaled, kernel, gamma)
     for cost in costs:
         dual = np.zeros((outputs, len(labels)))
         intercept = np.full(outputs, ABSENT)
         for output in range(outputs):
-            own = labels == (1 if outputs == 1 else output)
-            if own.any():
-                dual[output], intercept[output] = _against_the_rest(
-                    gram, own, cost, weights[labels]
-                )
-        used = np.flatnonzero(dual.any(axis=0))
+            positive = labels == (1 if outputs == 1 else output)
+            if positive.any():
+                svc = SVC(C=cost, kernel="precomputed", cache_size=_CACHE_MB)
+                svc.fit(gram, positive, sample_weight=weights[labels])
+                dual[output, svc.support_] = svc.dual_coef_[0]
+                intercept[output] = svc.intercept_[0]
+        support = np.flatnonzero(dual.any(axis=0))
         yield KernelMachine(
             kernel,
             gamma,
             scaler.data_min_,
             scaler.scale_,
-            scaled[used],
-            dual[:, used],
+            scaled[support],
+            dual[:, support],
             intercept,
             clip,
         )
 
 
-def _against_the_rest(
-    gram: Values, own: npt.NDArray[np.bool_], cost: float, weights: Values
-) -> tuple[Values, float]:
-    """Weight of every image and the intercept."""
-    from sklearn.svm import SVC
-
-    fitted = SVC(C=cost, kernel="precomputed", cache_size=_CACHE_MB).fit(
-        gram, own, sample_weight=weights
-    )
-    dual = np.zeros(len(own))
-    dual[fitted.support_] = fitted.dual_coef_[0]
-    return dual, float(fitted.intercept_[0])
-
-
-Score = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Features and what is known of their images.
-
-    Attributes:
-        features: float64 (N, F).
-        labels: 0 to K - 1, (N,).
-        groups: Lesion or patient, (N,), whose images stay in one fold; None: folds are dealt by
-            image.
-        classes: K names.
-        weights: What C is multiplied by for each class, (K,).
-        clip: Whether a machine clips features to the range of its training set.
-    """
-
-    features: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.object_] | None
-    classes: Sequence[str]
-    weights: npt.NDArray[np.float64]
-    clip: bool = False
-
-    @property
-    def outputs(self) -> int:
-        """Decision values of a machine: one for two classes, else one a class."""
-        return 1 if len(self.classes) == 2 else len(self.classes)
-
-    def only(self, chosen: npt.NDArray[np.int64]) -> "LabelledFeatures":
-        """Some of the images."""
-        groups = None if self.groups is None else self.groups[chosen]
-        return LabelledFeatures(
-            self.features[chosen],
-            self.labels[chosen],
-            groups,
-            self.classes,
-            self.weights,
-            self.clip,
-        )
-
-
-def grid(
-    data: LabelledFeatures,
-    kernels: Sequence[Kernel],
-    costs: Sequence[float],
-    folds: int,
-    score: Score,
-    seed: int,
-    title: str,
-) -> pd.DataFrame:
-    """Every kernel with every C, each held against the fold that it has not seen; min-max scaling is fitted anew too.
+def folds_of(
+    labels: Labels, groups: np.ndarray | None, classes: Sequence[str], folds: int, seed: int
+) -> list[tuple[Labels, Labels]]:
+    """Rows of the training and held-out images of each fold, stratified, groups in one fold.
 
     Args:
-        data: The training images.
-        kernels: To be tried.
-        costs: Values of C to be tried.
+        labels: 0 to K - 1, (N,).
+        groups: Lesion or patient, (N,); None: the folds are by image.
+        classes: K names, for the message.
         folds: Number of folds.
-        score: What chooses, the mean over the folds; the first of equals.
-        seed: Deals out the folds.
-        title: Of the progress bar.
-
-    Returns:
-        A row a kernel and C: `kernel`, `C`, the mean over the folds of each score, `spread` (of the
-        one that chooses: sample standard deviation over the folds), `support_vectors` (mean),
-        `seconds` (all folds) and `chosen`.
-    """
-    found: list[dict[str, object]] = []
-    bar = tqdm(total=folds * len(kernels), desc=title, unit="fit", leave=False, disable=None)
-    with bar:
-        for train, held_out in _folds(data, folds, seed):
-            known, unknown = data.only(train), data.only(held_out)
-            for kernel in kernels:
-                found += _fold(known, unknown, kernel, costs)
-                bar.update()
-    by_cell = pd.DataFrame(found).groupby(["kernel", "C"], sort=False)
-    table = by_cell.mean()
-    table.insert(len(table.columns) - 2, "spread", by_cell[score].std())
-    table["seconds"] *= folds
-    table["chosen"] = table.index == table[score].idxmax()
-    return table.reset_index()
-
-
-def _fold(
-    known: LabelledFeatures, unknown: LabelledFeatures, kernel: Kernel, costs: Sequence[float]
-) -> Iterator[dict[str, object]]:
-    began = time.perf_counter()
-    machines = fit(
-        known.features, known.labels, known.outputs, kernel, costs, known.weights, known.clip
-    )
-    for cost, machine in zip(costs, machines, strict=True):
-        metrics = ClassificationMetrics(tuple(known.classes))
-        decided = torch.from_numpy(machine.decide(unknown.features))
-        metrics.update(probabilities(decided), torch.from_numpy(unknown.labels))
-        values = metrics.compute()
-        scores = {name: values.get(name, float("nan")) for name in Score.__args__}  # type: ignore[attr-defined]
-        seconds, began = time.perf_counter() - began, time.perf_counter()
-        yield {
-            "kernel": kernel,
-            "C": cost,
-            **scores,
-            "support_vectors": float(len(machine.support)),
-            "seconds": seconds,
-        }
-
-
-def check_folds(
-    labels: npt.NDArray[np.int64],
-    groups: npt.NDArray[np.object_] | None,
-    classes: Sequence[str],
-    folds: int,
-) -> None:
-    """Whether every class can be in every fold.
+        seed: Of the folds.
 
     Raises:
-        DataError: One cannot; the message names it.
+        DataError: A class has fewer groups (or images) than folds.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     units, what = (np.arange(len(labels)), "images") if groups is None else (groups, "groups")
     for label, name in enumerate(classes):
         count = len(set(units[labels == label]))
         if count < folds:
             raise DataError(
-                f"class {name} has {count} {what} to fit on, fewer than the {folds} folds of the search: "
-                "add images of it, or set model.net.folds or data.fractions to others"
+                f"class {name} has {count} {what} to fit on, fewer than the {folds} folds of the "
+                "search: add images of it, or set model.net.folds or data.fractions to others"
             )
+    folding = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = folding(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros((len(labels), 1)), labels, groups))
 
 
-def _folds(
-    data: LabelledFeatures, folds: int, seed: int
-) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+def grid_search(
+    features: Values,
+    labels: Labels,
+    classes: Sequence[str],
+    folds: Sequence[tuple[Labels, Labels]],
+    kernels: Sequence[Kernel],
+    costs: Sequence[float],
+    weights: Values,
+    clip: bool,
+    score: Score,
+) -> pd.DataFrame:
+    """Cross-validate every kernel with every cost; the scaling is fitted in each fold.
 
-    kind = StratifiedKFold if data.groups is None else StratifiedGroupKFold
-    return list(
-        kind(folds, shuffle=True, random_state=seed).split(data.features, data.labels, data.groups)
-    )
+    Args:
+        features: Of the training images, (N, F).
+        labels: 0 to K - 1, (N,).
+        classes: K names.
+        folds: See `folds_of`.
+        kernels: Kernels to try.
+        costs: Values of C to try.
+        weights: Factor of C for each class, (K,).
+        clip: See `KernelMachine`.
+        score: The mean of this score over the folds chooses; the first of equals.
 
-
-log = logging.getLogger(__name__)
+    Returns:
+        One row per kernel and C: `kernel`, `C`, the mean of each score over the folds, `spread`
+        (sample standard deviation of the chosen score over the folds), `support_vectors` (mean),
+        `seconds` (all folds) and `chosen`.
+    """
+    outputs = 1 if len(classes) == 2 else len(classes)
+    rows: list[dict[str, object]] = []
+    total = len(folds) * len(kernels)
+    with tqdm(total=total, desc="kernel and C", unit="fit", leave=False, disable=None) as bar:
+        for train, held_out in folds:
+            for kernel in kernels:
+                start = time.perf_counter()
+                machines = fit(
+                    features[train], labels[train], outputs, kernel, costs, weights, clip
+                )
+                for cost, machine in zip(costs, machines, strict=True):
+                    metrics = ClassificationMetrics(tuple(classes))
+                    decisions = torch.from_numpy(machine.decide(features[held_out]))
+                    metrics.update(probabilities(decisions), torch.from_numpy(labels[held_out]))
+                    values = metrics.compute()
+                    seconds, start = time.perf_counter() - start, time.perf_counter()
+                    rows.append(
+                        {
+                            "kernel": kernel,
+                            "C": cost,
+                            **{name: values.get(name, float("nan")) for name in get_args(Score)},
+                            "support_vectors": float(len(machine.support)),
+                            "seconds": seconds,
+                        }
+                    )
+                bar.update()
+    cells = pd.DataFrame(rows).groupby(["kernel", "C"], sort=False)
+    table = cells.mean()
+    table.insert(len(table.columns) - 2, "spread", cells[score].std())
+    table["seconds"] *= len(folds)
+    table["chosen"] = table.index == table[score].idxmax()
+    return table.reset_index()
 
 
 class RadiomicsSVM(nn.Module):
     """Support vector machine on global descriptors: Sun & Sun 2023, section 3.2.
 
-    It is fitted once: no epochs, no gradient, no augmentation. Its work is done by numpy on the
-    CPU, wherever the rest of the model stands, with as many threads as torch has. Decision values
-    are no log-odds: the probabilities that a softmax makes of them keep their order, but are not
-    calibrated.
+    It is fitted once: no epochs, no gradient, no augmentation. numpy does the work on the CPU,
+    with as many threads as torch has. Decision values are not log-odds: the probabilities that a
+    softmax makes of them keep their order, but are not calibrated.
 
-    Its parameters are the numbers that a fit leaves and that a prediction needs: ranges, support
-    vectors and their weights. None is trained by an optimizer, and how many there are is not known
-    before.
+    Its parameters are the numbers that a fit leaves and a prediction needs: ranges, support vectors
+    and their weights. An optimizer trains none of them; their number is unknown before the fit.
 
     Args:
-        outputs: Decision values: 1 for two classes, else one a class, each class against the rest.
+        outputs: Decision values: 1 for two classes, else one per class, each against the rest.
         descriptors: Which of "hu", "haralick", "histogram".
-        bins: Intervals a channel of the histogram.
-        kernels: To be tried: linear, poly (degree 3), rbf, sigmoid.
-        costs: Values of C to be tried.
-        folds: Of the cross-validation that chooses.
-        score: What it chooses by; the mean over the folds.
-        max_samples: Training images at the most, drawn at random with every class's share.
-        clip: Whether features of other images are kept within the range of the training images'.
+        bins: Intervals per channel of the histogram.
+        kernels: Kernels to try: linear, poly (degree 3), rbf, sigmoid.
+        costs: Values of C to try.
+        folds: Of the cross-validation.
+        score: The mean of this score over the folds chooses kernel and C.
+        max_samples: Largest number of training images; drawn with the share of every class.
+        clip: Whether features of other images are clipped to the range of the training images.
         class_weight: "balanced" multiplies C by n / (K n_c), so that rare classes count as much as
             frequent ones.
     """
 
-    outside_torch = True  # see src.efficiency.profile
-    loaded_weights = "none"  # for the record: there is nothing to start from
+    outside_torch = True
+    loaded_weights = "none"  # for the run record
+    support: Tensor
+    dual: Tensor
+    intercept: Tensor
+    kernel: Tensor  # buffer: position in KERNELS
 
     def __init__(
         self,
         outputs: int,
-        descriptors: Annotated[Sequence[radiomics.Kind], MinLen(1)] = (
+        descriptors: Annotated[Sequence[radiomics.Descriptor], MinLen(1)] = (
             "hu",
             "haralick",
             "histogram",
@@ -337,92 +278,83 @@ class RadiomicsSVM(nn.Module):
         self.kernels = tuple(kernels)
         self.costs = tuple(costs)
         self.folds = folds
-        self.score = score
+        self.score: Score = score
         self.max_samples = max_samples
         self.clip = clip
         self.class_weight = class_weight
         width = len(radiomics.names(self.descriptors, bins))
-        self.minimum = _numbers(np.zeros(width))
-        self.scale = _numbers(np.ones(width))
-        self.support = _numbers(np.zeros((0, width)))
-        self.dual = _numbers(np.zeros((outputs, 0)))
-        self.intercept = _numbers(np.zeros(outputs))
-        self.gamma = _numbers(np.ones(()))
-        self.kernel: Tensor
+        empty = {
+            "minimum": np.zeros(width),
+            "scale": np.ones(width),
+            "support": np.zeros((0, width)),
+            "dual": np.zeros((outputs, 0)),
+            "intercept": np.zeros(outputs),
+            "gamma": np.ones(()),
+        }
+        for name, values in empty.items():
+            parameter = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+            self.register_parameter(name, parameter)
         self.register_buffer("kernel", torch.tensor(0))
 
     @property
     def fitted(self) -> bool:
-        """Whether there is anything to predict with; without, all decision values are 0."""
+        """Whether there is a fit; without one, all decision values are 0."""
         return len(self.support) > 0
 
     @property
     def machine(self) -> KernelMachine:
-        """The state as arrays, without a copy where it is on the CPU."""
+        """The state as arrays, without a copy if it is on the CPU."""
         state = {name: tensor.detach().cpu().numpy() for name, tensor in self.named_parameters()}
-        return KernelMachine(
-            KERNELS[int(self.kernel)], float(state.pop("gamma")), **state, clip=self.clip
-        )
+        gamma = float(state.pop("gamma"))
+        return KernelMachine(KERNELS[int(self.kernel)], gamma, **state, clip=self.clip)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S), float in [0, 1] and not normalised -> decision values, float32 (B, outputs)."""
-        pixels = (
-            images.detach()
-            .float()
-            .mul(255)
-            .round()
-            .clamp(0, 255)
-            .byte()
-            .permute(0, 2, 3, 1)
-            .cpu()
-            .numpy()
-        )
+        """Images (B, 3, S, S) in [0, 1], not normalised -> decision values (B, outputs)."""
+        levels = images.detach().float().mul(255).round().clamp(0, 255).byte()
+        pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
         threads = torch.get_num_threads()
-        found = radiomics.extract(pixels, self.descriptors, self.bins, threads=threads)
-        with blas(threads):
-            decided = self.machine.decide(found)
-        return torch.from_numpy(decided).float().to(images.device)
+        features = radiomics.extract(pixels, self.descriptors, self.bins, threads=threads)
+        with limit_blas(threads):
+            decisions = self.machine.decide(features)
+        return torch.from_numpy(decisions).float().to(images.device)
 
     def fit_once(self, training: TrainingSet) -> FitOnceRecord:
-        """Draw the sample, choose kernel and C on it by cross-validation, and fit all of it with them.
+        """Draw the sample, choose kernel and C on it by cross-validation, and fit all of it.
 
         Raises:
             DataError: A class is too rare for the folds, or has no image.
         """
-        rows = _drawn(training, self.max_samples)
-        labels, groups = (
-            training.labels[rows],
-            None if training.groups is None else training.groups[rows],
-        )
-        check_folds(
-            labels, groups, training.classes, self.folds
-        )  # before the features, which take a while
-        began, threads = time.perf_counter(), torch.get_num_threads()
-        found = radiomics.extract(
+        rows = _sample(training, self.max_samples)
+        labels = training.labels[rows]
+        groups = None if training.groups is None else training.groups[rows]
+        # Before the features, because these take a while.
+        folds = folds_of(labels, groups, training.classes, self.folds, training.seed)
+        start, threads = time.perf_counter(), torch.get_num_threads()
+        features = radiomics.extract(
             training.images, self.descriptors, self.bins, rows, threads, "features"
         )
-        log.info("features of %d images in %.0f s", len(rows), time.perf_counter() - began)
-        data = LabelledFeatures(
-            found, labels, groups, training.classes, self._weights(training, labels), self.clip
-        )
-        with blas(threads):
-            table = grid(
-                data,
+        log.info("features of %d images in %.0f s", len(rows), time.perf_counter() - start)
+        weights = self.cost_factors(labels, len(training.classes), training.oversample)
+        with limit_blas(threads):
+            table = grid_search(
+                features,
+                labels,
+                training.classes,
+                folds,
                 self.kernels,
                 self.costs,
-                self.folds,
+                weights,
+                self.clip,
                 self.score,
-                training.seed,
-                "kernel and C",
             )
             kernel, cost = table.loc[table["chosen"], ["kernel", "C"]].iloc[0]
-            machine = next(
-                fit(found, labels, data.outputs, kernel, [cost], data.weights, self.clip)
-            )
-        log.info(
-            "%d-fold search in %.0f s: %s, C=%g", self.folds, table["seconds"].sum(), kernel, cost
-        )
-        self._take(machine)
+            outputs = len(self.intercept)
+            machine = next(fit(features, labels, outputs, kernel, [cost], weights, self.clip))
+        seconds = table["seconds"].sum()
+        log.info("%d-fold search in %.0f s: %s, C=%g", self.folds, seconds, kernel, cost)
+        for name, parameter in self.named_parameters():
+            parameter.data = torch.as_tensor(getattr(machine, name), dtype=torch.float64)
+        self.kernel.fill_(KERNELS.index(machine.kernel))
         by = "by image" if groups is None else "grouped"
         return FitOnceRecord(
             rows=rows,
@@ -431,25 +363,27 @@ class RadiomicsSVM(nn.Module):
             tags={"svm": f"{machine.kernel}, C={cost:g}, {len(machine.support)} support vectors"},
         )
 
-    def _weights(self, training: TrainingSet, labels: np.ndarray) -> Values:
-        """What C is multiplied by for each class; to an SVM an image that is there twice is one that counts twice."""
-        counts = np.bincount(labels, minlength=len(training.classes))
-        weights = (
-            balanced(counts.tolist()).double().numpy()
-            if self.class_weight
-            else np.ones(len(counts))
-        )
-        if training.oversample is not None:
-            weights = weights * np.maximum(1.0, training.oversample * counts.max() / counts)
-        return weights
+    def cost_factors(self, labels: Labels, n_classes: int, oversample: float | None) -> Values:
+        """Factor of C for each class; repeating an image has the same effect as a factor.
 
-    def _take(self, machine: KernelMachine) -> None:
-        for name, parameter in self.named_parameters():
-            parameter.data = torch.as_tensor(getattr(machine, name), dtype=torch.float64)
-        self.kernel.fill_(KERNELS.index(machine.kernel))
+        Args:
+            labels: Of the images to fit, (N,); every class occurs.
+            n_classes: Number of classes K.
+            oversample: Smallest size of a class relative to the largest, or None.
+
+        Returns:
+            (K,).
+        """
+        from sklearn.utils.class_weight import compute_class_weight
+
+        factors = compute_class_weight(self.class_weight, classes=np.arange(n_classes), y=labels)
+        if oversample is not None:
+            counts = np.bincount(labels, minlength=n_classes)
+            factors = factors * np.maximum(1.0, oversample * counts.max() / counts)
+        return factors
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Make room for as many support vectors as the state has; whatever else differs is refused as in any net."""
+        """Resize to the support vectors of the state; other differences are refused as usual."""
         support = state_dict.get(f"{prefix}support")
         if isinstance(support, Tensor) and support.dim() == 2:
             self.support.data = self.support.new_zeros(len(support), self.support.shape[1])
@@ -459,23 +393,18 @@ class RadiomicsSVM(nn.Module):
             rest[-1].append(f"kernel number {int(self.kernel)} is none of {len(KERNELS)}")
 
 
-def _numbers(values: Values) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(values), requires_grad=False)
-
-
-def _drawn(training: TrainingSet, most: int) -> np.ndarray:
-    """Rows to fit on: all, or so many drawn with every class's share."""
-    if len(training.rows) <= most:
+def _sample(training: TrainingSet, size: int) -> np.ndarray:
+    """Rows to fit on: all, or a stratified sample of this size."""
+    if len(training.rows) <= size:
         return training.rows
     from sklearn.utils import resample
 
     labels = training.labels[training.rows]
-    return np.sort(
-        resample(
-            training.rows,
-            replace=False,
-            n_samples=most,
-            stratify=labels,
-            random_state=training.seed,
-        )
+    sample = resample(
+        training.rows,
+        replace=False,
+        n_samples=size,
+        stratify=labels,
+        random_state=training.seed,
     )
+    return np.sort(sample)

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from src.core.errors import ConfigError
-from src.losses.distillation import Distillation
 from src.metrics.classification import ClassificationMetrics, probabilities
 
 
@@ -86,9 +85,9 @@ class Classifier(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         logits = self(batch["image"])
-        # a loss with teachers shows them what the net was fed
-        seen = {"images": batch["image"]} if isinstance(self.loss, Distillation) else {}
-        loss = self.loss(logits, batch["label"], **seen)
+        needs_images = getattr(self.loss, "needs_images", False)
+        images = {"images": batch["image"]} if needs_images else {}
+        loss = self.loss(logits, batch["label"], **images)
         self._count_loss(loss, len(batch["label"]))
         if self.trainer.is_last_batch:
             # once an epoch: logging every step costs several per cent of a small net's training

@@ -68,7 +68,7 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
     seed_everything(config.seed)
     net: nn.Module = instantiate(config.model.net, "model.net", outputs=data.outputs)
     cast_as_recorded(net, config)
-    if isinstance(net, fit_once.FitOnceModel):
+    if fit_once.is_fit_once(net):
         data.augment = None  # it sees each image once, as it is
     loss = build_loss(config, data, taught=pretrained)
     classifier = instantiate(
@@ -197,7 +197,7 @@ def train(
     Returns:
         The path of the chosen epoch's checkpoint.
     """
-    if isinstance(net := parts.classifier.net, fit_once.FitOnceModel):
+    if fit_once.is_fit_once(net := parts.classifier.net):
         _set_threads(config)
         return fit_once.train(parts.classifier, net, parts.data, config.seed, run, folder)
     identity = _identity(config, parts.data)
@@ -273,7 +273,7 @@ def evaluate(
     """
     on_cpu = (
         {"accelerator": "cpu", "precision": "32-true"}
-        if isinstance(parts.classifier.net, fit_once.FitOnceModel)
+        if fit_once.is_fit_once(parts.classifier.net)
         else {}
     )
     trainer = _trainer(config, None, folder, [], devices=1, strategy="auto", **on_cpu)

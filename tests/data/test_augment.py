@@ -5,9 +5,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.data.augment import Augment
-from src.data.augment import RandomTranspose
 from src.core.errors import ConfigError
+from src.data.augment import Augment, RandomTranspose
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "augment"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -106,7 +105,9 @@ def test_mamun_reaches_angles_between_quarter_turns():
     augmented = build("mamun2025")(edge)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
     disc = (torch.hypot(x, y) < 0.9).float()
-    angle = torch.atan2((augmented[:, 0] * disc * y).sum((1, 2)), (augmented[:, 0] * disc * x).sum((1, 2)))
+    angle = torch.atan2(
+        (augmented[:, 0] * disc * y).sum((1, 2)), (augmented[:, 0] * disc * x).sum((1, 2))
+    )
     counts = torch.histc(angle, bins=8, min=-torch.pi, max=torch.pi)
     assert (counts > 0).all()
 
@@ -130,7 +131,9 @@ def test_sun_zooms_and_shears_within_the_table():
     augment(batch(n=500, size=8))
     linear = augment.transforms[2].transform_matrix[:, :2, :2]
     area = torch.linalg.det(linear)
-    shear = ((linear.mT @ linear).diagonal(dim1=1, dim2=2).sum(dim=1) / area - 2).clamp(min=0).sqrt()
+    shear = (
+        ((linear.mT @ linear).diagonal(dim1=1, dim2=2).sum(dim=1) / area - 2).clamp(min=0).sqrt()
+    )
     for drawn, (low, high) in ((area.sqrt(), (1.0, 1.2)), (shear, (0.0, 0.2))):
         assert low - 1e-3 <= drawn.min() < low + 0.05 * (high - low)
         assert high + 1e-3 >= drawn.max() > high - 0.05 * (high - low)
@@ -141,7 +144,9 @@ def test_sun_makes_things_larger_not_smaller():
     images = torch.zeros(300, 3, 64, 64)
     images[:, :, 24:40, 24:40] = 0.5
     augmented = build("sun2023")(images)
-    area = (augmented / augmented.amax(dim=(1, 2, 3), keepdim=True)).mean(dim=1).round().sum(dim=(1, 2)) / 256
+    area = (augmented / augmented.amax(dim=(1, 2, 3), keepdim=True)).mean(dim=1).round().sum(
+        dim=(1, 2)
+    ) / 256
     assert 0.9 < area.min() < 1.1
     assert 1.3 < area.max() < 1.6  # 1.2 squared, and pixels at the rim
 

@@ -2,40 +2,43 @@ import hashlib
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_picture
+import torch
+from conftest import write_picture  # of tests/data
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
 
+from src.core.errors import DataError, UserError
 from src.data import cache
-from src.data.cache import square
+from src.data.cache import PAD_COLOUR, decode, square
 from src.data.ham10000 import HAM10000
-from src.data.source import Manifest
-from src.data.source import Source
-from src.core.errors import DataError
-from src.core.errors import UserError
+from src.data.source import Manifest, Source
 
-# A builder in a process of its own: each decoded picture leaves a mark in a file, and takes a
-# while.
+# A builder in a separate process: each decoded image leaves a mark in a file, and takes a while.
 BUILDER = """
 import hashlib, sys, time
 from pathlib import Path
 import src
 from src.data import cache
-from src.data.folder import Folder
+from src.data.folder import ClassFolders
 from src.core.errors import UserError
 
-root, folder, marks, pause = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
+root, folder, marks, pause = *map(Path, sys.argv[1:4]), float(sys.argv[4])
 if len(sys.argv) > 5:
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[5]), resource.RLIM_INFINITY))
 
-class Slow(Folder):
+class Slow(ClassFolders):
     def picture(self, manifest, row):
         if pause:
             with marks.open("a") as file:
@@ -50,10 +53,31 @@ except UserError as error:
     sys.exit(f"refused: {error}")
 print(stored.fingerprint, hashlib.sha256(stored.images.tobytes()).hexdigest())
 """
+GEOMETRIES = ["squash", "center_crop", "pad"]
 
 
-def start_builder(root: Path, folder: Path, marks: Path, pause: float, *limit: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", BUILDER, str(root), str(folder), str(marks), str(pause), *limit]
+class Files(Source):
+    """Single files without classes."""
+
+    name = "files"
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = paths
+
+    def manifest(self) -> Manifest:
+        names = [path.name for path in self.paths]
+        paths = [str(path) for path in self.paths]
+        frame = pd.DataFrame({"image_id": names, "label": 0, "group": names, "path": paths})
+        return Manifest(self.name, ("only",), frame, "image")
+
+
+def load(source: Source, folder: Path, size: int = 8, geometry: str = "squash", **options):
+    return cache.load(source, source.manifest(), size, geometry, folder, **options)
+
+
+def start_builder(root: Path, folder: Path, marks: Path, *options: object) -> subprocess.Popen[str]:
+    arguments = map(str, (root, folder, marks, *options))
+    command = [sys.executable, "-c", BUILDER, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -61,7 +85,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def left_in(folder: Path) -> list[str]:
+def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
@@ -70,10 +94,121 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
+def noise(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def resized_by_torch(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    image = torch.nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
+    return image[0].permute(1, 2, 0).numpy()
+
+
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    size=st.integers(1, 40),
+    geometry=st.sampled_from(GEOMETRIES),
+)
+def test_square_of_any_image(width, height, size, geometry):
+    result = square(Image.fromarray(noise(width, height)), size, geometry)
+    assert result.shape == (size, size, 3)
+    assert result.dtype == np.uint8
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_square_of_the_same_size_is_unchanged(geometry):
+    pixels = noise(32, 32)
+    assert np.array_equal(square(Image.fromarray(pixels), 32, geometry), pixels)
+
+
+def test_geometries_agree_with_torch():
+    pixels = noise(200, 150)
+    image = Image.fromarray(pixels)
+    padded = square(image, 64, "pad")
+    assert (padded[:8] == PAD_COLOUR).all()
+    assert (padded[56:] == PAD_COLOUR).all()
+    for result, expected in (
+        (square(image, 64, "squash"), resized_by_torch(pixels, 64, 64)),
+        (square(image, 64, "center_crop"), resized_by_torch(pixels[:, 25:175], 64, 64)),
+        (padded[8:56], resized_by_torch(pixels, 48, 64)),
+    ):
+        assert np.abs(result - expected).max() <= 1.5
+
+
+def test_upright_image_is_padded_at_the_sides():
+    result = square(Image.fromarray(np.full((100, 50, 3), 200, np.uint8)), 20, "pad")
+    assert (result[:, 5:15] == 200).all()
+    assert (result[:, :5] == PAD_COLOUR).all()
+    assert (result[:, 15:] == PAD_COLOUR).all()
+
+
+def write_bomb(path: Path) -> None:
+    """A PNG file whose header says 400 million pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for chunk in (header, b"IDAT" + zlib.compress(b"")):
+        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content)
+
+
+def write_truncated(path: Path) -> None:
+    write_picture(path, 0, (200, 150))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "reason"),
+    [
+        ("absent.jpg", lambda path: None, "absent"),
+        ("truncated.jpg", write_truncated, "truncated"),
+        ("text.jpg", lambda path: path.write_text("no image"), "not an image"),
+        ("empty.png", Path.touch, "not an image"),
+        ("bomb.png", write_bomb, "decompression bomb"),
+        ("folder.jpg", Path.mkdir, "directory"),
+    ],
+)
+def test_unreadable_image_has_a_reason(tmp_path, name, write, reason):
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    write(tmp_path / name)
+    source = Files(tmp_path / name)
+    result = decode(source, source.manifest(), 0, 8, "squash")
+    assert isinstance(result, str)
+    assert reason in result
+    assert "\n" not in result
+
+
+def test_programming_error_is_not_an_unreadable_image(tmp_path):
+    source = Files(tmp_path / "a.png")
+    with pytest.raises(KeyError):
+        decode(source, source.manifest(), 99, 8, "squash")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "picture.tif"
+    Image.new("RGB", (9, 7), (255, 255, 255)).convert(mode).save(path)
+    source = Files(path)
+    assert (decode(source, source.manifest(), 0, 8, "squash") == np.full((8, 8, 3), 255)).all()
+
+
+def test_images_are_rotated_upright(tmp_path):
+    picture = Image.new("RGB", (40, 20), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate a quarter clockwise: left becomes top
+    picture.save(tmp_path / "turned.png", exif=exif)
+    source = Files(tmp_path / "turned.png")
+    result = decode(source, source.manifest(), 0, 8, "squash")
+    assert result[0].min() > 200
+    assert result[-1].max() < 50
+
+
 def test_images_are_the_squares_of_the_rows(layout, folder):
     source, _ = layout("ham10000")
     manifest = source.manifest()
-    stored = cache.load(source, manifest, 8, "pad", folder)
+    stored = load(source, folder, geometry="pad")
     assert stored.images.shape == (len(manifest.frame), 8, 8, 3)
     assert stored.images.dtype == np.uint8
     assert not stored.images.flags.writeable
@@ -84,45 +219,59 @@ def test_images_are_the_squares_of_the_rows(layout, folder):
         assert np.array_equal(stored.images[row], square(source.picture(manifest, row), 8, "pad"))
 
 
+def test_squares_are_in_order_without_gaps_and_progress_is_shown(tmp_path, folder, capsys):
+    paths = [tmp_path / f"{number}.png" for number in range(200)]
+    for number, path in enumerate(paths):
+        if number % 50 != 7:
+            write_picture(path, number)
+    stored = load(Files(*paths), folder, 6, "pad", on_unreadable="skip", workers=4)
+    assert stored.unreadable == [(str(paths[row]), "absent") for row in (7, 57, 107, 157)]
+    readable = [Image.open(path) for path in paths if path.exists()]
+    assert np.array_equal(stored.images, np.stack([square(image, 6, "pad") for image in readable]))
+    output = capsys.readouterr()
+    assert "200/200" in output.err
+    assert output.out == ""
+
+
 def test_nothing_is_decoded_twice(layout, folder):
     source, _ = layout("folder")
-    first = cache.load(source, source.manifest(), 8, "squash", folder)
-    (kept,) = left_in(folder)
-    before = (folder / kept / "pixels.bin").stat()
-    second = cache.load(source, source.manifest(), 8, "squash", folder, workers=1)
-    assert (folder / kept / "pixels.bin").stat().st_ino == before.st_ino
+    first = load(source, folder)
+    (entry,) = entries(folder)
+    before = (folder / entry / "pixels.bin").stat()
+    second = load(source, folder, workers=1)
+    assert (folder / entry / "pixels.bin").stat().st_ino == before.st_ino
     assert second.fingerprint == first.fingerprint
     assert np.array_equal(second.images, first.images)
 
 
 def test_another_size_geometry_or_file_is_another_cache(layout, folder):
     source, root = layout("folder")
+    variants = [(8, "squash"), (9, "squash"), (8, "pad"), (8, "center_crop")]
     fingerprints = set()
-    for count, (size, geometry) in enumerate([(8, "squash"), (9, "squash"), (8, "pad"), (8, "center_crop")], start=1):
-        fingerprints.add(cache.load(source, source.manifest(), size, geometry, folder).fingerprint)
-        assert len(left_in(folder)) == len(fingerprints) == count
+    for count, (size, geometry) in enumerate(variants, start=1):
+        fingerprints.add(load(source, folder, size, geometry).fingerprint)
+        assert len(entries(folder)) == len(fingerprints) == count
     write_picture(root / "benign" / "IMG_0000.JPG", seed=999)
-    changed = cache.load(source, source.manifest(), 8, "squash", folder)
-    assert len(left_in(folder)) == 5
-    assert changed.fingerprint not in fingerprints
+    assert load(source, folder).fingerprint not in fingerprints
+    assert len(entries(folder)) == 5
 
 
 def test_labels_and_groups_share_pixels_but_not_the_fingerprint(layout, folder):
     source, _ = layout("table")
     manifest = source.manifest()
-    fingerprint = cache.load(source, manifest, 8, "squash", folder).fingerprint
+    fingerprint = load(source, folder).fingerprint
     for change in ({"label": 0}, {"group": "one"}):
-        other = Manifest(manifest.source, manifest.classes, manifest.frame.assign(**change), manifest.grouped_by)
+        frame = manifest.frame.assign(**change)
+        other = Manifest(manifest.source, manifest.classes, frame, manifest.grouped_by)
         assert cache.load(source, other, 8, "squash", folder).fingerprint != fingerprint
-    assert len(left_in(folder)) == 1
+    assert len(entries(folder)) == 1
 
 
-def test_fingerprint_does_not_depend_on_the_place(layout, tmp_path, folder):
+def test_fingerprint_does_not_depend_on_the_folder(layout, tmp_path, folder):
     source, root = layout("ham10000")
-    here = cache.load(source, source.manifest(), 8, "squash", folder)
+    here = load(source, folder)
     shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copy)  # new times
-    elsewhere = HAM10000(tmp_path / "elsewhere")
-    there = cache.load(elsewhere, elsewhere.manifest(), 8, "squash", tmp_path / "cache 2")
+    there = load(HAM10000(tmp_path / "elsewhere"), tmp_path / "cache 2")
     assert there.fingerprint == here.fingerprint
 
 
@@ -133,11 +282,11 @@ def test_two_processes_at_once_build_once(layout, tmp_path, folder):
     outputs = [builder.communicate(timeout=120) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] != ""
-    assert sorted(map(int, lines(marks))) == list(range(24))  # each picture once
-    assert len(left_in(folder)) == 1
+    assert sorted(map(int, lines(marks))) == list(range(24))  # each image once
+    assert len(entries(folder)) == 1
 
 
-def test_a_killed_builder_leaves_nothing_behind(layout, tmp_path, folder):
+def test_killed_builder_leaves_nothing(layout, tmp_path, folder):
     source, root = layout("folder")
     marks = tmp_path / "marks"
     builder = start_builder(root, folder, marks, 0.3)
@@ -149,51 +298,45 @@ def test_a_killed_builder_leaves_nothing_behind(layout, tmp_path, folder):
     os.kill(builder.pid, signal.SIGKILL)
     builder.communicate(timeout=60)
     assert len(lines(marks)) < 24
-    (unfinished,) = left_in(folder)
+    (unfinished,) = entries(folder)
     assert unfinished.endswith(".building")
-
-    stored = cache.load(source, source.manifest(), 16, "squash", folder)
+    stored = load(source, folder, 16)
     assert len(stored.images) == 24
-    assert left_in(folder) == [unfinished.removesuffix(".building")]
-    reference = cache.load(source, source.manifest(), 16, "squash", tmp_path / "other")
+    assert entries(folder) == [unfinished.removesuffix(".building")]
+    reference = load(source, tmp_path / "other", 16)
     assert np.array_equal(stored.images, reference.images)
     assert stored.fingerprint == reference.fingerprint
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limit on Windows")
-def test_no_room_is_said_in_one_line_and_leaves_nothing(layout, tmp_path, folder):
+def test_full_disk_is_one_line_and_leaves_nothing(layout, tmp_path, folder):
     _, root = layout("folder")
     builder = start_builder(root, folder, tmp_path / "marks", 0, "4096")
     output, errors = builder.communicate(timeout=120)
     assert builder.returncode == 1, output
     refusal = next(line for line in errors.splitlines() if line.startswith("refused: "))
-    assert str(folder) in refusal
-    assert "File too large" in refusal
-    assert "data.cache_dir=" in refusal
-    assert left_in(folder) == []
+    for part in (str(folder), "File too large", "data.cache_dir="):
+        assert part in refusal
+    assert entries(folder) == []
 
 
-def test_a_folder_that_cannot_be_written(layout, tmp_path):
+def test_folder_that_cannot_be_written(layout, tmp_path):
     source, _ = layout("folder")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/cache: the cache of decoded images cannot be kept here"):
-        cache.load(source, source.manifest(), 8, "squash", tmp_path / "file" / "cache")
+    expected = "file/cache: the cache of decoded images cannot be kept here"
+    with pytest.raises(UserError, match=expected):
+        load(source, tmp_path / "file" / "cache")
 
 
-def spoil(source: Source) -> list[Path]:
-    """Make the first seven pictures unreadable, the first of them by taking it away."""
+def test_unreadable_images_are_listed_or_skipped(layout, folder):
+    source, _ = layout("ham10000")
+    complete = load(source, folder)
     paths = [Path(path) for path in source.manifest().frame["path"][:7]]
     paths[0].unlink()
     for path in paths[1:]:
         path.write_text("no picture")
-    return paths
-
-
-def test_unreadable_images_are_listed_together(layout, folder):
-    source, _ = layout("ham10000")
-    paths = spoil(source)
     with pytest.raises(DataError) as caught:
-        cache.load(source, source.manifest(), 8, "squash", folder)
+        load(source, folder)
     message = str(caught.value)
     assert message.startswith(
         f"7 of 84 images of ham10000 cannot be read: {paths[0]} (absent), {paths[1]} (not an image)"
@@ -204,73 +347,72 @@ def test_unreadable_images_are_listed_together(layout, folder):
     assert "\n" not in message
     (listing,) = folder.glob("*.unreadable.txt")
     assert str(listing) in message
-    assert listing.read_text().splitlines() == [
-        f"{path}\t{'absent' if number == 0 else 'not an image'}" for number, path in enumerate(paths)
-    ]
+    reasons = ["absent"] + ["not an image"] * 6
+    assert lines(listing) == [f"{p}\t{reason}" for p, reason in zip(paths, reasons, strict=True)]
 
-
-def test_unreadable_images_are_skipped_when_wanted(layout, folder):
-    source, _ = layout("ham10000")
-    whole = cache.load(source, source.manifest(), 8, "squash", folder)
-    paths = [str(path) for path in spoil(source)]
-    with pytest.raises(DataError):
-        cache.load(source, source.manifest(), 8, "squash", folder)
-    stored = cache.load(source, source.manifest(), 8, "squash", folder, on_unreadable="skip")
-    assert [path for path, _ in stored.unreadable] == paths
+    stored = load(source, folder, on_unreadable="skip")
+    assert [Path(path) for path, _ in stored.unreadable] == paths
     assert len(stored.images) == len(stored.frame) == 77
     assert isinstance(stored.frame.index, pd.RangeIndex)
-    kept = ~whole.frame["path"].isin(paths).to_numpy()
-    assert stored.frame["path"].tolist() == whole.frame["path"][kept].tolist()
-    assert np.array_equal(stored.images, whole.images[kept])
+    kept = ~complete.frame["path"].isin(map(str, paths)).to_numpy()
+    assert stored.frame["path"].tolist() == complete.frame["path"][kept].tolist()
+    assert np.array_equal(stored.images, complete.images[kept])
 
 
-def test_a_class_must_not_vanish(layout, folder):
+def test_class_without_readable_image_is_an_error(layout, folder):
     source, root = layout("folder")
     for path in (root / "malignant").iterdir():
         path.write_text("no picture")
-    with pytest.raises(DataError, match="12 of 24 images of folder cannot be read.*none is left of malignant"):
-        cache.load(source, source.manifest(), 8, "squash", folder, on_unreadable="skip")
+    expected = "12 of 24 images of folder cannot be read.*none is left of malignant"
+    with pytest.raises(DataError, match=expected):
+        load(source, folder, on_unreadable="skip")
 
 
-def test_a_picture_that_was_mended_is_taken_up(layout, folder):
+def test_repaired_image_is_used(layout, folder):
     source, root = layout("folder")
     path = root / "benign" / "IMG_0003.JPG"
     good, status = path.read_bytes(), path.stat()
     path.write_bytes(bytes(len(good)))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(DataError, match="IMG_0003"):
-        cache.load(source, source.manifest(), 8, "squash", folder)
+        load(source, folder)
     path.write_bytes(good)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as where a disk came back
-    assert len(cache.load(source, source.manifest(), 8, "squash", folder).images) == 24
-    assert len(left_in(folder)) == 1
+    assert len(load(source, folder).images) == 24
+    assert len(entries(folder)) == 1
 
 
-@pytest.mark.parametrize("damage", ["short", "no pixels", "no record", "bad record"])
-def test_a_damaged_cache_is_built_anew(layout, folder, damage):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pixels.bin", b"\0" * 100),
+        ("pixels.bin", None),
+        ("cache.json", None),
+        ("cache.json", b"{"),
+        ("cache.json", b"[]"),
+        ("cache.json", b'{"key": "other", "pixel_digest": "", "unreadable": []}'),
+    ],
+)
+def test_damaged_cache_is_rebuilt(layout, folder, name, content):
     source, _ = layout("folder")
-    fingerprint = cache.load(source, source.manifest(), 8, "squash", folder).fingerprint
-    (kept,) = folder.glob("folder-8-squash-*")
-    if damage == "short":
-        (kept / "pixels.bin").write_bytes(b"\0" * 100)
-    elif damage == "no pixels":
-        (kept / "pixels.bin").unlink()
-    elif damage == "no record":
-        (kept / "cache.json").unlink()
-    else:
-        (kept / "cache.json").write_text("{")
-    stored = cache.load(source, source.manifest(), 8, "squash", folder)
+    fingerprint = load(source, folder).fingerprint
+    (entry,) = folder.glob("folder-8-squash-*")
+    (entry / name).unlink()
+    if content is not None:
+        (entry / name).write_bytes(content)
+    stored = load(source, folder)
     assert stored.fingerprint == fingerprint
     assert len(stored.images) == 24
 
 
-def test_real_pictures_in_order(shared_data, folder):
+def test_real_images_in_order(shared_data, folder):
     source = HAM10000(shared_data / "ham10000", limit=300)
     manifest = source.manifest()
-    stored = cache.load(source, manifest, 64, "squash", folder)
+    stored = load(source, folder, 64)
     for row in (0, 150, len(manifest.frame) - 1):
-        assert np.array_equal(stored.images[row], square(source.picture(manifest, row), 64, "squash"))
-    digest = hashlib.sha256(stored.images.tobytes()).hexdigest()
-    again = cache.load(source, manifest, 64, "squash", folder.with_name("other"), workers=1)
-    assert hashlib.sha256(again.images.tobytes()).hexdigest() == digest
+        expected = square(source.picture(manifest, row), 64, "squash")
+        assert np.array_equal(stored.images[row], expected)
+    again = load(source, folder.with_name("other"), 64, workers=1)
+    digests = [hashlib.sha256(item.images.tobytes()).hexdigest() for item in (stored, again)]
+    assert digests[0] == digests[1]
     assert again.fingerprint == stored.fingerprint

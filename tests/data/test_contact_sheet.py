@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from src.training.figures import CELL
-from src.training.figures import draw
+from src.training.figures import CELL, draw
 
 
 def plain(colour, n=3, size=64):
@@ -18,7 +17,10 @@ def places(sheet, colour):
 
 
 def test_classes_are_rows_and_before_is_left_of_after():
-    sheet = draw({"mel (7)": plain(RED), "nv (9)": plain(GREEN)}, {"mel (7)": plain(BLUE), "nv (9)": plain(YELLOW)})
+    sheet = draw(
+        {"mel (7)": plain(RED), "nv (9)": plain(GREEN)},
+        {"mel (7)": plain(BLUE), "nv (9)": plain(YELLOW)},
+    )
     found = {colour: places(sheet, colour) for colour in (RED, GREEN, BLUE, YELLOW)}
     for pixels in found.values():
         assert len(pixels) == 3 * CELL**2
@@ -29,7 +31,10 @@ def test_classes_are_rows_and_before_is_left_of_after():
 
 
 def test_labels_and_headings_are_written_and_not_covered():
-    long, short = draw({"x" * 30: plain(RED)}, {"x" * 30: plain(BLUE)}), draw({"": plain(RED)}, {"": plain(BLUE)})
+    long, short = (
+        draw({"x" * 30: plain(RED)}, {"x" * 30: plain(BLUE)}),
+        draw({"": plain(RED)}, {"": plain(BLUE)}),
+    )
     first_image = places(long, RED)[:, 1].min()
     row = np.asarray(long)[places(long, RED)[:, 0].min() :, :first_image]
     assert (row < 128).all(axis=2).sum() > 100  # dark text left of the images

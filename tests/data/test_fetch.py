@@ -3,66 +3,253 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from src.core.errors import ConfigError, DataError, DependencyError
 from src.data import fetch
-from src.data.fetch import COLLECTIONS
-from src.core.errors import ConfigError
-from src.core.errors import DataError
+from src.data.fetch import COLLECTIONS, HAM10000_DX, download, download_collection, ham10000_table
+from src.data.ham10000 import HAM10000
+from src.data.isic2019 import ISIC2019
+from src.data.siim2020 import SIIM2020
 
-medmnist = pytest.importorskip("medmnist", reason="no medmnist: the extra `fetch` is not installed")
-pytest.importorskip("isic_cli", reason="no isic-cli: the extra `fetch` is not installed")
+medmnist = pytest.importorskip("medmnist", reason="the extra `fetch` is not installed")
+pytest.importorskip("isic_cli", reason="the extra `fetch` is not installed")
+
+BODY = os.urandom(1_000_000)
+# The archive's diagnoses of HAM10000's classes, one image each, and the class.
+DIAGNOSES = {
+    24306: (
+        "nv",
+        {
+            "diagnosis_1": "Benign",
+            "diagnosis_3": "Nevus",
+            "diagnosis_confirm_type": "histopathology",
+        },
+    ),
+    24400: ("akiec", {"diagnosis_3": "Solar or actinic keratosis"}),
+    24401: ("akiec", {"diagnosis_3": "Squamous cell carcinoma, NOS"}),
+    24402: ("bcc", {"diagnosis_3": "Basal cell carcinoma"}),
+    29305: ("bkl", {"diagnosis_3": "Pigmented benign keratosis"}),
+    29306: ("df", {"diagnosis_3": "Dermatofibroma"}),
+    29307: (
+        "mel",
+        {"diagnosis_2": "Malignant melanocytic proliferations", "diagnosis_3": "Melanoma, NOS"},
+    ),
+    34320: (
+        "vasc",
+        {
+            "diagnosis_2": "Benign soft tissue proliferations - Vascular",
+            "diagnosis_3": "Hemangioma",
+        },
+    ),
+}
 
 
-class TestMedMNIST:
-    def serve(self, owner, monkeypatch, suffix=""):
-        body = os.urandom(5000)
-        published = owner.add_file(f"dermamnist{suffix}.npz", body)
-        monkeypatch.setitem(medmnist.INFO["dermamnist"], f"MD5{suffix}", published)
-        monkeypatch.setitem(medmnist.INFO["dermamnist"], f"url{suffix}", f"{owner.url}dermamnist{suffix}.npz")
-        return body
+def check_body(path: Path) -> None:
+    assert path.read_bytes() == BODY
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
-    @pytest.mark.parametrize(("size", "suffix"), [("28", ""), ("64", "_64")])
-    def test_file_of_the_asked_size(self, owner, tmp_path, monkeypatch, capsys, size, suffix):
-        body = self.serve(owner, monkeypatch, suffix)
+
+def test_download_resumes_after_interruptions(owner, tmp_path):
+    md5 = owner.add_file("a.bin", BODY)
+    owner.cut = [300_000, 400_000]
+    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
+    check_body(tmp_path / "a.bin")
+    first, second, third = owner.ranges("a.bin")
+    assert first is None
+    assert 0 < int(second[6:-1]) < int(third[6:-1]) < len(BODY)
+
+
+def test_download_resumes_the_work_of_another_process(owner, tmp_path):
+    md5 = owner.add_file("a.bin", BODY)
+    owner.cut = [600_000, 0]  # the second answer brings nothing: give up
+    with pytest.raises(DependencyError, match=r"bytes are kept, the same command resumes"):
+        download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
+    kept = (tmp_path / "a.bin.part").stat().st_size
+    assert kept > 0
+    assert not (tmp_path / "a.bin").exists()
+    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
+    assert owner.ranges("a.bin")[-1] == f"bytes={kept}-"
+    check_body(tmp_path / "a.bin")
+
+
+def test_complete_part_is_moved(owner, tmp_path):
+    md5 = owner.add_file("a.bin", BODY)
+    (tmp_path / "a.bin.part").write_bytes(BODY)
+    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
+    check_body(tmp_path / "a.bin")
+
+
+def test_wrong_checksum_leaves_nothing(owner, tmp_path):
+    md5 = owner.add_file("a.bin", BODY)
+    with pytest.raises(DataError, match=f"MD5.*{md5}"):
+        download(f"{owner.url}a.bin", tmp_path / "a.bin", "0" * 32)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)  # of another file
+    with pytest.raises(DataError, match="MD5"):
+        download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
+    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)  # from the start this time
+    check_body(tmp_path / "a.bin")
+
+
+def test_without_a_checksum_nothing_is_resumed(owner, tmp_path):
+    owner.files["a.csv"] = b"image\n1\n"
+    (tmp_path / "a.csv.part").write_bytes(b"old")
+    download(f"{owner.url}a.csv", tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b"image\n1\n"
+    assert owner.ranges("a.csv") == [None]
+
+
+def test_missing_file_names_the_status(owner, tmp_path):
+    with pytest.raises(DependencyError, match="HTTP status 404"):
+        download(f"{owner.url}absent", tmp_path / "absent", "0" * 32)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def dermamnist(owner, monkeypatch):
+    """Serve DermaMNIST files of two sizes; returns their bytes."""
+    bodies = {"": os.urandom(5000), "_64": os.urandom(5000)}
+    info = medmnist.INFO["dermamnist"]
+    for suffix, body in bodies.items():
+        name = f"dermamnist{suffix}.npz"
+        monkeypatch.setitem(info, f"MD5{suffix}", owner.add_file(name, body))
+        monkeypatch.setitem(info, f"url{suffix}", f"{owner.url}{name}")
+    return bodies
+
+
+def test_medmnist(owner, dermamnist, tmp_path, capsys):
+    for size, suffix in (("28", ""), ("64", "_64"), ("28", "")):  # the third is there already
         assert fetch.main(["name=dermamnist", f"root={tmp_path}", f"size={size}"]) == 0
-        assert (tmp_path / f"dermamnist{suffix}.npz").read_bytes() == body
-        assert "CC BY-NC 4.0" in capsys.readouterr().out
-
-    def test_what_is_there_is_not_fetched_again(self, owner, tmp_path, monkeypatch):
-        self.serve(owner, monkeypatch)
-        for _ in range(2):
-            fetch.fetch("dermamnist", tmp_path)
-        assert len(owner.requests) == 1
-
-    def test_a_changed_file_is_refused(self, owner, tmp_path, monkeypatch, capsys):
-        self.serve(owner, monkeypatch)
-        owner.files["dermamnist.npz"] = b"something else"
-        assert fetch.main(["name=dermamnist", f"root={tmp_path / 'new'}"]) == 2
-        assert "MD5" in capsys.readouterr().err
-        assert not (tmp_path / "new").exists()
+        assert (tmp_path / f"dermamnist{suffix}.npz").read_bytes() == dermamnist[suffix]
+    assert len(owner.requests) == 2
+    assert "CC BY-NC 4.0" in capsys.readouterr().out
 
 
-def test_ham10000_with_its_licence_into_the_folder_of_the_environment(owner, tmp_path, monkeypatch, capsys):
-    body = owner.add_image(24306, diagnosis_3="Nevus", lesion_id="IL_1")
-    monkeypatch.setitem(COLLECTIONS, "ham10000", dataclasses.replace(COLLECTIONS["ham10000"], size=1))
+def test_changed_medmnist_file_is_refused(owner, dermamnist, tmp_path, capsys):
+    owner.files["dermamnist.npz"] = b"something else"
+    assert fetch.main(["name=dermamnist", f"root={tmp_path / 'new'}"]) == 2
+    assert "MD5" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def resized(name: str, size: int) -> fetch.ArchiveCollection:
+    return dataclasses.replace(COLLECTIONS[name], size=size)
+
+
+@pytest.fixture
+def ham(owner):
+    """HAM10000 with one image of each diagnosis; returns the collection and the images' bytes."""
+    bodies = [
+        owner.add_image(number, **diagnosis, lesion_id=f"IL_{number // 1000}", age_approx=45)
+        for number, (_, diagnosis) in DIAGNOSES.items()
+    ]
+    # of the test set of 2018: not in HAM10000
+    owner.add_image(34500, diagnosis_3="Nevus", lesion_id="IL_34")
+    return resized("ham10000", len(bodies)), bodies
+
+
+def downloaded(owner) -> list[str]:
+    return [path for path, _ in owner.requests if path.startswith("store/")]
+
+
+def test_ham10000_is_read_by_its_source(owner, ham, tmp_path, monkeypatch, capsys):
+    collection, bodies = ham
+    monkeypatch.setitem(COLLECTIONS, "ham10000", collection)
     monkeypatch.setenv("HAM10000_DIR", str(tmp_path))
     assert fetch.main(["name=ham10000", f"url={owner.url}"]) == 0
-    shown = capsys.readouterr().out
-    assert "CC BY-NC 4.0" in shown
-    assert f"ham10000 is in {tmp_path}" in shown
-    assert (tmp_path / "HAM10000_images_part_1" / "ISIC_0024306.jpg").read_bytes() == body
-    assert (tmp_path / "HAM10000_metadata.csv").is_file()
+    output = capsys.readouterr().out
+    assert "CC BY-NC 4.0" in output
+    assert f"ham10000 is in {tmp_path}" in output
+    manifest = HAM10000(tmp_path).manifest()
+    frame = manifest.frame.sort_values("image_id")
+    assert [manifest.classes[label] for label in frame["label"]] == [
+        dx for dx, _ in DIAGNOSES.values()
+    ]
+    assert frame["group"].tolist() == ["IL_24"] * 4 + ["IL_29"] * 3 + ["IL_34"]
+    assert frame["dx_type"].iloc[0] == "histo"
+    assert (frame["age"] == 45).all()
+    assert [Path(path).read_bytes() for path in frame["path"]] == bodies
+    parts = [re.search(r"part_\d", path)[0] for path in frame["path"]]
+    assert parts == ["part_1"] * 5 + ["part_2"] * 3
+
+
+def test_existing_images_are_not_downloaded_again(owner, ham, tmp_path):
+    download_collection(ham[0], tmp_path, owner.url)
+    truncated = tmp_path / "HAM10000_images_part_1" / "ISIC_0024306.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:100])
+    (truncated.parent / ".isic-partial.1.abc").write_bytes(b"of a killed process")
+    owner.requests.clear()
+    download_collection(ham[0], tmp_path, owner.url)
+    assert downloaded(owner) == ["store/ISIC_0024306.JPG"]
+    expected = [f"ISIC_{number:07d}.jpg" for number in DIAGNOSES if number <= 29305]
+    assert sorted(path.name for path in truncated.parent.iterdir()) == sorted(expected)
+
+
+def test_too_few_images_write_no_table(owner, ham, tmp_path):
+    with pytest.raises(DataError, match="8 of 10,015 images"):
+        download_collection(COLLECTIONS["ham10000"], tmp_path, owner.url)
+    assert not (tmp_path / "HAM10000_metadata.csv").exists()
+
+
+def test_unknown_diagnosis_is_named(owner, ham, tmp_path):
+    owner.records[0]["metadata"]["clinical"]["diagnosis_3"] = "Scar"
+    with pytest.raises(DataError, match=r"ISIC_0024306 .*Benign / Scar"):
+        download_collection(ham[0], tmp_path, owner.url)
+
+
+def test_isic2019_is_read_by_its_source(owner, tmp_path):
+    classes = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
+    names = ["ISIC_0000002_downsampled", *(f"ISIC_{number:07d}" for number in range(24306, 24313))]
+    marks = pd.DataFrame(np.eye(8, 9), columns=classes)
+    marks.insert(0, "image", names)
+    metadata = "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_0024306,45,,HAM_1,male\n"
+    owner.files["2019/ISIC_2019_Training_GroundTruth.csv"] = marks.to_csv(index=False).encode()
+    owner.files["2019/ISIC_2019_Training_Metadata.csv"] = metadata.encode()
+    bodies = [owner.add_image(number) for number in (2, *range(24306, 24313))]
+    for _ in range(2):  # the second time everything is there
+        download_collection(resized("isic2019", 8), tmp_path, owner.url)
+    assert len(downloaded(owner)) == 8
+    manifest = ISIC2019(tmp_path).manifest()
+    frame = manifest.frame.set_index("image_id").loc[names]
+    assert [manifest.classes[label].upper() for label in frame["label"]] == classes[:8]
+    assert [Path(path).read_bytes() for path in frame["path"]] == bodies
+
+
+def test_siim2020_is_read_by_its_source(owner, tmp_path):
+    owner.files["2020/ISIC_2020_Training_GroundTruth.csv"] = (
+        b"image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,"
+        b"benign_malignant,target\n"
+        b"ISIC_2637011,IP_1,male,45,head/neck,unknown,benign,0\n"
+        b"ISIC_0015719,IP_2,,,,melanoma,malignant,1\n"
+    )
+    for number in (2637011, 15719):
+        owner.add_image(number)
+    download_collection(resized("siim2020", 2), tmp_path, owner.url)
+    frame = SIIM2020(tmp_path).manifest().frame.set_index("image_id")
+    assert frame["label"].to_dict() == {"ISIC_2637011": 0, "ISIC_0015719": 1}
+
+
+def test_published_classes_are_all_reached():
+    assert set(HAM10000_DX.values()) == {"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"}
+
+
+def test_table_has_the_official_columns(shared_data):
+    official = pd.read_csv(shared_data / "ham10000" / "HAM10000_metadata.csv", nrows=5)
+    clinical = {"diagnosis_3": "Nevus", "lesion_id": "IL_1"}
+    record = {"isic_id": "ISIC_0024306", "metadata": {"acquisition": {}, "clinical": clinical}}
+    assert list(ham10000_table([record]).columns) == list(official.columns)
 
 
 @pytest.mark.parametrize("name", [*COLLECTIONS, "dermamnist"])
-def test_without_a_network_one_line_and_the_manual_steps(nobody, tmp_path, name):
+def test_without_a_network_one_line_and_the_manual_steps(closed_port, tmp_path, name, capsys):
     root = tmp_path / "new"
-    command = [sys.executable, "-m", "src.data.fetch", f"name={name}", f"root={root}", f"url={nobody}"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2
-    error, manual = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert fetch.main([f"name={name}", f"root={root}", f"url={closed_port}"]) == 2
+    error, manual = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert error.startswith("error: cannot ")
     assert "no connection" in error
     assert manual.startswith("By hand: from ")
@@ -71,10 +258,10 @@ def test_without_a_network_one_line_and_the_manual_steps(nobody, tmp_path, name)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         ([], "name: which data set? ham10000, isic2019, siim2020, dermamnist"),
-        (["name=ham1000"], "name: must be one of ham10000, isic2019, siim2020, dermamnist, but got ham1000"),
+        (["name=ham1000"], f"name: must be one of {fetch.NAMES}, but got ham1000"),
         (["name=organmnist3d"], "name: must be one of"),
         (["name=dermamnist", "size=65"], "size: must be 28, 64, 128 or 224, but got 65"),
         (["ham10000"], "ham10000: must be name=, root=, size= or url="),
@@ -82,33 +269,32 @@ def test_without_a_network_one_line_and_the_manual_steps(nobody, tmp_path, name)
         (["nmae=ham10000"], "nmae=ham10000: must be"),
     ],
 )
-def test_mistakes_are_one_line(capsys, arguments, named):
+def test_invalid_arguments_are_one_line(capsys, arguments, message):
     assert fetch.main(arguments) == 2
-    shown = capsys.readouterr().err
-    assert named in shown
-    assert shown.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
-def test_help_and_readme_name_what_is_known(capsys, root):
-    assert fetch.main(["--help"]) == 0
-    shown, readme = capsys.readouterr().out, (root / "README.md").read_text()
-    known = {*COLLECTIONS, "dermamnist"}
-    assert known == set(re.search(r"^name= +(.*), or ", shown, re.M)[1].split(", "))
-    commands = re.findall(r"src\.data\.fetch name=(\w+)", shown), re.findall(r"src\.data\.fetch name=(\w+)", readme)
-    for named in commands:
-        assert named
-        assert set(named) <= known
-    for name, collection in COLLECTIONS.items():
-        assert re.search(rf"^\| `{name}` .*`{collection.variable}`", readme, re.M)
+def test_help_of_the_command(root):
+    ended = subprocess.run(
+        [sys.executable, "-m", "src.data.fetch", "--help"], capture_output=True, text=True, cwd=root
+    )
+    assert ended.returncode == 0
+    names = re.search(r"^name= +(.*), or ", ended.stdout, re.M)[1].split(", ")
+    assert names == [*COLLECTIONS, "dermamnist"]
+    examples = set(re.findall(r"src\.data\.fetch name=(\w+)", ended.stdout))
+    assert examples
+    assert examples <= set(names)
 
 
-def test_a_root_that_is_a_file_is_named(owner, tmp_path):
+def test_root_that_is_a_file_is_named(owner, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "file"))):
         fetch.fetch("dermamnist", tmp_path / "file", url=owner.url)
 
 
-def test_unknown_size_is_refused_before_anything_is_made(tmp_path):
+def test_invalid_size_is_refused_before_anything_is_created(tmp_path):
     with pytest.raises(ConfigError):
         fetch.fetch("dermamnist", tmp_path / "new", size="30")
     assert not (tmp_path / "new").exists()

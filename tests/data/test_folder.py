@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from src.data.folder import ClassFolders
 from src.core.errors import DataError
+from src.data.folder import ClassFolders
 
 
 def test_folders_are_classes(layout):
@@ -17,24 +17,17 @@ def test_folders_are_classes(layout):
     assert manifest.grouped_by == "image"
     assert manifest.frame["image_id"][0] == "benign/IMG_0000.JPG"
     assert manifest.frame["label"].tolist() == [0] * 12 + [1] * 12
-
-
-def test_the_wanted_class_is_label_one(layout):
-    _, root = layout("folder")
     manifest = ClassFolders(root, positive="benign").manifest()
     assert manifest.classes == ("malignant", "benign")
     assert manifest.frame["label"].tolist() == [1] * 12 + [0] * 12
 
 
-def test_empty_class_folder_is_named(layout):
+def test_invalid_folders(layout):
     source, root = layout("folder")
     (root / "other").mkdir()
     with pytest.raises(DataError, match="folder/other: this class folder has no image"):
         source.manifest()
-
-
-def test_one_class_or_none(layout):
-    source, root = layout("folder")
+    (root / "other").rmdir()
     shutil.rmtree(root / "benign")
     with pytest.raises(DataError, match="only one class, malignant"):
         source.manifest()

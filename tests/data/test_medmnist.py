@@ -1,20 +1,23 @@
 import numpy as np
 import pytest
 
+from src.core.errors import DataError
 from src.data import cache
 from src.data.medmnist import MedMNIST
-from src.core.errors import DataError
 
 
-def arrays_of(path):
-    with np.load(path) as arrays:
-        return dict(arrays)
+def change(root, **arrays) -> None:
+    """Replace arrays of the file; None removes one."""
+    with np.load(root / "dermamnist.npz") as stored:
+        merged = {**stored, **arrays}
+    kept = {name: array for name, array in merged.items() if array is not None}
+    np.savez(root / "dermamnist.npz", **kept)
 
 
-def test_split_and_pictures_are_the_files(layout, tmp_path):
+def test_split_and_pictures_are_those_of_the_file(layout, tmp_path):
     source, root = layout("medmnist")
     manifest = source.manifest()
-    arrays = arrays_of(root / "dermamnist.npz")
+    arrays = dict(np.load(root / "dermamnist.npz"))
     assert manifest.source == "dermamnist"
     assert manifest.classes == ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
     assert manifest.frame["split"].value_counts().to_dict() == {"train": 28, "test": 21, "val": 14}
@@ -25,31 +28,31 @@ def test_split_and_pictures_are_the_files(layout, tmp_path):
         assert stored.frame["label"][row] == arrays[f"{side}_labels"][position, 0]
 
 
-def test_names_of_the_known_set_are_those_of_its_owners():
-    medmnist = pytest.importorskip("medmnist", reason="no medmnist: the extra `fetch` is not installed")
+def test_class_names_are_those_of_the_owners():
+    medmnist = pytest.importorskip("medmnist", reason="the extra `fetch` is not installed")
     owners = medmnist.INFO["dermamnist"]["label"]
-    beginnings = {"akiec": "actinic", "bcc": "basal", "bkl": "benign keratosis", "df": "dermatofibroma",
-                  "mel": "melanoma", "nv": "melanocytic nevi", "vasc": "vascular"}  # fmt: skip
-    for label, beginning in enumerate(beginnings.values()):
-        assert owners[str(label)].startswith(beginning)
+    starts = ["actinic", "basal", "benign keratosis", "dermatofibroma", "melanoma"]
+    starts += ["melanocytic nevi", "vascular"]
+    assert all(owners[str(label)].startswith(start) for label, start in enumerate(starts))
 
 
-def test_other_sizes_have_their_file(layout):
+def test_each_size_has_its_file(layout):
     _, root = layout("medmnist")
     (root / "dermamnist.npz").rename(root / "dermamnist_64.npz")
     assert len(MedMNIST(root, size=64).manifest().frame) == 63
-    with pytest.raises(DataError, match=r"dermamnist\.npz: this file is missing.*data\.root=.*name=dermamnist"):
+    expected = r"dermamnist\.npz: this file is missing.*data\.root=.*name=dermamnist"
+    with pytest.raises(DataError, match=expected):
         MedMNIST(root).manifest()
 
 
-def test_a_file_of_ones_own_grey_and_binary(tmp_path):
+def test_grey_binary_file(tmp_path):
     random = np.random.default_rng(0)
     arrays = {}
     for side in ("train", "val", "test"):
         arrays[f"{side}_images"] = random.integers(0, 256, (4, 28, 28), dtype=np.uint8)
         arrays[f"{side}_labels"] = np.array([0, 1, 0, 1])
-    np.savez(tmp_path / "mine.npz", **arrays)
-    source = MedMNIST(tmp_path / "mine.npz", flag="mine")
+    np.savez(tmp_path / "any.npz", **arrays)
+    source = MedMNIST(tmp_path / "any.npz", flag="any")
     manifest = source.manifest()
     assert manifest.classes == ("class_0", "class_1")
     assert manifest.positive == "class_1"
@@ -59,39 +62,36 @@ def test_a_file_of_ones_own_grey_and_binary(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("arrays", "problem"),
     [
         ({"val_labels": None}, "has no array 'val_labels', only .*train_images"),
-        ({"train_labels": np.zeros((28, 14), np.uint8)}, r"train_labels must be one whole number .* uint8 \(28, 14\)"),
+        (
+            {"train_labels": np.zeros((28, 14), np.uint8)},
+            r"train_labels must be one whole number .* uint8 \(28, 14\)",
+        ),
         ({"train_labels": np.full((28, 1), 7)}, "unknown label 7; dermamnist has labels 0 to 6"),
         ({"train_labels": np.full((28, 1), -1)}, "train_labels must be one whole number from 0"),
         ({"train_labels": np.array([{}] * 28)}, "cannot be read as an .npz file of plain arrays"),
+        (
+            {f"{side}_labels": np.full((n, 1), 2) for side, n in (("val", 14), ("test", 21))}
+            | {"train_labels": np.repeat([0, 1, 2, 4, 5, 6, 6], 4)},
+            "no image of class df",
+        ),
     ],
 )
-def test_bad_labels(layout, change, problem):
+def test_invalid_labels(layout, arrays, problem):
     source, root = layout("medmnist")
-    arrays = arrays_of(root / "dermamnist.npz") | change
-    np.savez(root / "dermamnist.npz", **{name: array for name, array in arrays.items() if array is not None})
+    change(root, **arrays)
     with pytest.raises(DataError, match=f"dermamnist.npz: .*{problem}"):
         source.manifest()
 
 
-@pytest.mark.parametrize("images", [np.zeros((28, 28, 28, 28), np.uint8), np.zeros((3, 28, 28, 3), np.uint8)])
-def test_bad_images(layout, tmp_path, images):
+@pytest.mark.parametrize("shape", [(28, 28, 28, 28), (3, 28, 28, 3)])
+def test_invalid_images(layout, tmp_path, shape):
     source, root = layout("medmnist")
-    np.savez(root / "dermamnist.npz", **(arrays_of(root / "dermamnist.npz") | {"train_images": images}))
-    with pytest.raises(DataError, match=r"dermamnist.npz: train_images must be uint8 .* with N = 28"):
+    change(root, train_images=np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match=r"train_images must be uint8 .* with N = 28"):
         cache.load(source, source.manifest(), 28, "squash", tmp_path / "cache")
-
-
-def test_class_without_images(layout):
-    source, root = layout("medmnist")
-    arrays = arrays_of(root / "dermamnist.npz")
-    for side in ("train", "val", "test"):
-        arrays[f"{side}_labels"][arrays[f"{side}_labels"] == 3] = 2
-    np.savez(root / "dermamnist.npz", **arrays)
-    with pytest.raises(DataError, match="no image of class df"):
-        source.manifest()
 
 
 def test_truncated_file(layout):

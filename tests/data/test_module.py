@@ -1,34 +1,36 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from src.data.module import BatchLoader
-from src.data.module import DataModule
-from src.data.module import EpochOrder
-from src.data.source import Manifest
-from src.data.source import Source
 from src.core.errors import ConfigError
+from src.data.module import DataModule, EpochBatches, oversampled
+from src.data.source import Manifest, Source
 
 
 class Squares(Source):
-    """One-coloured squares: the red channel is the image's number."""
+    """Squares of one colour: the red channel is the number of the image."""
 
     name = "squares"
 
-    def __init__(self, counts: tuple[int, ...] = (60, 20)) -> None:
-        self.counts = counts
-
     def manifest(self) -> Manifest:
-        labels = np.repeat(np.arange(len(self.counts)), self.counts)
-        ids = [f"s{number}" for number in range(len(labels))]
-        groups = [f"g{number // 2}" for number in range(len(labels))]
-        frame = pd.DataFrame({"image_id": ids, "label": labels, "group": groups, "path": ""})
-        return Manifest("squares", tuple("abcdefg"[: len(self.counts)]), frame, "lesion")
+        number = np.arange(80)
+        frame = pd.DataFrame(
+            {
+                "image_id": [f"s{row}" for row in number],
+                "label": np.repeat([0, 1], [60, 20]),
+                "group": [f"g{row // 2}" for row in number],
+                "path": "",
+            }
+        )
+        return Manifest("squares", ("a", "b"), frame, "lesion")
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
         return Image.new("RGB", (8, 8), (row, 0, 0))
@@ -37,31 +39,71 @@ class Squares(Source):
         return [str(row) for row in range(len(manifest.frame))]
 
 
-def module(tmp_path: Path, **changes: object) -> DataModule:
-    settings: dict[str, object] = {
-        "name": "squares",
-        "source": Squares(),
-        "image_size": 8,
-        "geometry": "squash",
-        "split": "grouped",
-        "fractions": [0.6, 0.2, 0.2],
-        "split_seed": 0,
-        "oversample": None,
-        "on_unreadable": "error",
-        "batch_size": 16,
-        "cache_dir": str(tmp_path),
-        **changes,
-    }
-    return DataModule(**settings).prepare()  # type: ignore[arg-type]
+@pytest.fixture
+def module(tmp_path: Path):
+    """Build a prepared module with changed settings."""
+
+    def build(**changes: object) -> DataModule:
+        settings: dict[str, object] = {
+            "name": "squares",
+            "source": Squares(),
+            "image_size": 8,
+            "geometry": "squash",
+            "split": "grouped",
+            "fractions": [0.6, 0.2, 0.2],
+            "split_seed": 0,
+            "oversample": None,
+            "on_unreadable": "error",
+            "batch_size": 16,
+            "cache_dir": str(tmp_path),
+        }
+        return DataModule(**settings | changes).prepare()
+
+    return build
 
 
-def rows_of(loader: BatchLoader) -> list[int]:
+def rows_of(loader) -> list[int]:
     return [int(row) for batch in loader for row in batch["row"]]
 
 
-def test_batches_are_the_cached_pictures_with_their_labels(tmp_path: Path) -> None:
-    data = module(tmp_path)
-    for batch in data.loader("train", train=True):
+labels_lists = st.lists(st.integers(0, 4), min_size=1, max_size=80)
+
+
+@given(labels=labels_lists, ratio=st.floats(0.01, 1), seed=st.integers(0, 2**31))
+def test_oversampling_repeats_evenly_up_to_the_ratio(labels, ratio, seed):
+    labels, random = np.asarray(labels), np.random.default_rng(seed)
+    assert oversampled(labels, None, random).tolist() == list(range(len(labels)))
+    visits = np.bincount(oversampled(labels, ratio, random), minlength=len(labels))
+    counts = np.bincount(labels)
+    target = round(ratio * int(counts.max()))
+    for label in np.unique(labels):
+        of_class = visits[labels == label]
+        assert of_class.sum() == max(counts[label], target)
+        assert of_class.max() - of_class.min() <= 1
+        assert of_class.min() >= 1
+
+
+def test_ratio_of_a_half_makes_the_malignant_images_a_third():
+    labels = np.repeat([0, 1], [900, 30])
+    positions = oversampled(labels, 0.5, np.random.default_rng(0))
+    assert labels[positions].mean() == pytest.approx(1 / 3)
+
+
+def test_remainder_is_drawn_again():
+    labels = np.repeat([0, 1], [50, 7])
+    random = np.random.default_rng(0)
+    draws = [oversampled(labels, 1.0, random).tolist() for _ in range(3)]
+    assert draws[0] != draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])
+def test_invalid_ratio(ratio):
+    with pytest.raises(ConfigError, match="oversample: must be above 0 and at most 1"):
+        oversampled([0, 1], ratio, np.random.default_rng(0))
+
+
+def test_batches_are_the_cached_images_with_their_labels(module):
+    for batch in module().loader("train", train=True):
         assert batch["image"].dtype == torch.uint8
         assert batch["image"].shape == (16, 3, 8, 8)
         assert batch["image"].is_contiguous(memory_format=torch.channels_last)
@@ -69,17 +111,18 @@ def test_batches_are_the_cached_pictures_with_their_labels(tmp_path: Path) -> No
         assert batch["label"].tolist() == [int(row >= 60) for row in batch["row"]]
 
 
-def test_splits_share_nothing_and_leave_nothing(tmp_path: Path) -> None:
-    data = module(tmp_path)
-    rows = {split: rows_of(data.loader(split)) for split in ("train", "val", "test")}
-    assert sorted(rows["train"] + rows["val"] + rows["test"]) == list(range(80))
+def test_splits_are_disjoint_and_complete(module):
+    data = module()
+    rows = [row for split in ("train", "val", "test") for row in rows_of(data.loader(split))]
+    assert sorted(rows) == list(range(80))
     assert data.class_counts == [36, 12]
     assert data.record()["data/groups_on_two_sides"] == 0
     assert data.outputs == 1
 
 
-def test_training_epochs_differ_and_repeat_with_the_seed(tmp_path: Path) -> None:
-    first, second = module(tmp_path).loader("train", train=True), module(tmp_path).loader("train", train=True)
+def test_training_epochs_differ_and_depend_on_the_seed_alone(module):
+    first, second = (module().loader("train", train=True) for _ in range(2))
+    state = torch.get_rng_state()
     epochs = []
     for epoch in (0, 1):
         for loader in (first, second):
@@ -87,83 +130,83 @@ def test_training_epochs_differ_and_repeat_with_the_seed(tmp_path: Path) -> None
         assert rows_of(first) == rows_of(second)
         epochs.append(rows_of(first))
     assert epochs[0] != epochs[1]
-    other = module(tmp_path, seed=1).loader("train", train=True)
-    assert rows_of(other) != epochs[0]
+    assert rows_of(module(seed=1).loader("train", train=True)) != epochs[0]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_oversampling_is_for_training_only(tmp_path: Path) -> None:
-    data = module(tmp_path, oversample=0.5, batch_size=1)
+def test_oversampling_is_for_training_only(module):
+    data = module(oversample=0.5, batch_size=1)
     drawn = np.array(rows_of(data.loader("train", train=True)))
     # half of the majority: a third of the data
     assert (np.sum(drawn < 60), np.sum(drawn >= 60)) == (36, 18)
     assert len(rows_of(data.loader("val"))) == 16
     assert data.class_counts == [36, 12]
-
-
-def test_seen_counts_are_those_of_an_epoch(tmp_path: Path) -> None:
-    plain, oversampled = module(tmp_path).prepare(), module(tmp_path, oversample=0.5, batch_size=1).prepare()
-    assert plain.seen_counts == plain.class_counts
-    seen = np.bincount(oversampled.labels[rows_of(oversampled.loader("train", train=True))])
-    assert oversampled.seen_counts == list(seen)
-    assert min(seen) == round(0.5 * max(plain.class_counts))
+    assert data.seen_counts == [36, 18]
+    assert module().seen_counts == [36, 12]
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
-    images = np.zeros((50, 4, 4, 3), dtype=np.uint8)
-    labels = np.zeros(50, dtype=np.int64)
-    order = EpochOrder(np.arange(50), labels, shuffle=True, oversample=None, seed=0)
-    shards = [BatchLoader(images, labels, order, 4, drop_last=True).shard(rank, world) for rank in range(world)]
+def test_ranks_share_an_epoch_without_overlap(world: int):
+    rows, labels = np.arange(50), np.zeros(50, dtype=np.int64)
+    shards = [
+        EpochBatches(rows, labels, 4, train=True, rank=rank, world_size=world)
+        for rank in range(world)
+    ]
     assert len({len(shard) for shard in shards}) == 1
-    drawn = [row for shard in shards for row in rows_of(shard)]
+    drawn = [row for shard in shards for batch in shard for row in batch]
     assert len(drawn) == len(set(drawn)) == 4 * world * len(shards[0])
     assert 50 - len(drawn) < 4 * world
 
 
-def test_the_last_short_batch_is_kept_in_evaluation_only() -> None:
-    images = np.zeros((10, 4, 4, 3), dtype=np.uint8)
-    labels = np.zeros(10, dtype=np.int64)
-    order = EpochOrder(np.arange(10), labels, shuffle=False, oversample=None, seed=0)
-    assert [len(batch["row"]) for batch in BatchLoader(images, labels, order, 4)] == [4, 4, 2]
-    assert [len(batch["row"]) for batch in BatchLoader(images, labels, order, 4, drop_last=True)] == [4, 4]
-    assert [len(batch["row"]) for batch in BatchLoader(images, labels, order, 64, drop_last=True)] == [10]
+def test_short_last_batch_is_kept_in_evaluation_only():
+    rows, labels = np.arange(10), np.zeros(10, dtype=np.int64)
+
+    def sizes(batch_size: int, train: bool) -> list[int]:
+        batches = EpochBatches(rows, labels, batch_size, train)
+        sizes = [len(batch) for batch in batches]
+        assert len(sizes) == len(batches)
+        return sizes
+
+    assert sizes(4, train=False) == [4, 4, 2]
+    assert sizes(4, train=True) == [4, 4]
+    assert sizes(64, train=True) == [10]
 
 
-def test_augmentation_sees_floats_and_only_training_batches(tmp_path: Path) -> None:
+def test_augmentation_sees_floats_of_training_batches_only(module):
     class Negative(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             assert images.dtype == torch.float32
             assert float(images.max()) <= 1
             return 1 - images
 
-    class Training:
-        def __init__(self, training: bool) -> None:
-            self.training = training
-
-    data = module(tmp_path, augment=Negative())
+    data = module(augment=Negative())
     batch = next(iter(data.loader("train")))
     red = batch["image"][0, 0, 0, 0].item()
-    data.trainer = Training(False)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(training=False)
     assert data.on_after_batch_transfer(dict(batch), 0)["image"].dtype == torch.uint8
-    data.trainer = Training(True)  # type: ignore[assignment]
-    assert data.on_after_batch_transfer(dict(batch), 0)["image"][0, 0, 0, 0].item() == pytest.approx(1 - red / 255)
+    data.trainer = SimpleNamespace(training=True)
+    augmented = data.on_after_batch_transfer(dict(batch), 0)["image"]
+    assert augmented[0, 0, 0, 0].item() == pytest.approx(1 - red / 255)
 
 
-def test_fractions_must_be_three(tmp_path: Path) -> None:
+def test_fractions_must_be_three(module):
     with pytest.raises(ConfigError, match="fractions: must be three numbers"):
-        module(tmp_path, fractions=[0.8, 0.2])
+        module(fractions=[0.8, 0.2])
 
 
 @pytest.mark.parametrize(
     ("siblings", "label", "leaking"),
-    [("out", "grouped, siblings of test left out", 0), ("in", "grouped, siblings of test in training", 8)],
+    [
+        ("out", "grouped, siblings of test left out", 0),
+        ("in", "grouped, siblings of test in training", 8),
+    ],
 )
-def test_an_arm_says_what_it_is(tmp_path: Path, siblings: str, label: str, leaking: int) -> None:
-    whole, data = module(tmp_path), module(tmp_path, siblings=siblings)
+def test_leakage_arm_records_what_it_is(module, siblings: str, label: str, leaking: int):
+    plain, data = module(), module(siblings=siblings)
     assert data.split_mode == label
-    assert data.class_counts == whole.class_counts == [36, 12]
-    assert data.rows("val").tolist() == whole.rows("val").tolist()
-    # 80 images, two of each group: of 16 to be tested, every second one is
+    assert data.class_counts == plain.class_counts == [36, 12]
+    assert data.rows("val").tolist() == plain.rows("val").tolist()
+    # 80 images, two of each group: every second of the 16 test images is tested
     assert data.record() == {
         "data/images/train": 48,
         "data/images/val": 16,
@@ -176,8 +219,8 @@ def test_an_arm_says_what_it_is(tmp_path: Path, siblings: str, label: str, leaki
     tested = data.predictions(data.rows("test"), np.full((8, 2), 0.5))
     assert tested["has_sibling"].all()
     assert "has_sibling" not in data.predictions(data.rows("val"), np.full((16, 2), 0.5))
-    assert "has_sibling" not in whole.predictions(whole.rows("test"), np.full((16, 2), 0.5))
+    assert "has_sibling" not in plain.predictions(plain.rows("test"), np.full((16, 2), 0.5))
 
 
-def test_the_arms_have_fingerprints_of_their_own(tmp_path: Path) -> None:
-    assert len({module(tmp_path, siblings=arm).split_fingerprint for arm in (None, "out", "in")}) == 3
+def test_leakage_arms_have_different_fingerprints(module):
+    assert len({module(siblings=arm).split_fingerprint for arm in (None, "out", "in")}) == 3

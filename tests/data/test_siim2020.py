@@ -2,27 +2,23 @@ import shutil
 
 import pytest
 
-from src.data.siim2020 import SIIM2020
 from src.core.errors import DataError
+from src.data.siim2020 import SIIM2020
 
 
-def test_melanoma_is_looked_for(layout):
-    source, _ = layout("siim2020")
+def test_malignant_is_the_positive_class(layout):
+    source, root = layout("siim2020")
     manifest = source.manifest()
     assert manifest.classes == ("benign", "malignant")
     assert manifest.positive == "malignant"
     assert manifest.grouped_by == "patient"
     assert manifest.frame["label"].value_counts().to_dict() == {0: 12, 1: 12}
-
-
-def test_missing_image_folder_is_named(layout):
-    source, root = layout("siim2020")
     shutil.rmtree(root / "jpeg")
     with pytest.raises(DataError, match="jpeg/train: this folder is missing"):
         source.manifest()
 
 
-def test_real_counts(shared_data):
+def test_counts_of_the_real_set(shared_data):
     frame = SIIM2020(shared_data / "siim2020").manifest().frame
     assert len(frame) == 2980
     assert (frame["label"] == 1).sum() == 426

@@ -1,31 +1,41 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from src.core.errors import ConfigError, DataError
 from src.data import splits
 from src.data.ham10000 import HAM10000
 from src.data.siim2020 import SIIM2020
 from src.data.source import SPLITS
-from src.core.errors import ConfigError
-from src.core.errors import DataError
+from src.data.splits import UNUSED, arrange_siblings
 
 FRACTIONS = (0.6, 0.2, 0.2)
+CLASSES = tuple("abcde")
 
 
 def table(groups: list[tuple[int, int]]) -> pd.DataFrame:
-    """A frame of groups, each given by its label and its number of images."""
-    rows = [(label, f"g{number}") for number, (label, images) in enumerate(groups) for _ in range(images)]
+    """A frame of groups, each with a label and a number of images."""
+    rows = [
+        (label, f"g{number}")
+        for number, (label, images) in enumerate(groups)
+        for _ in range(images)
+    ]
     frame = pd.DataFrame(rows, columns=["label", "group"])
     return frame.assign(image_id=[f"i{row:04d}" for row in range(len(frame))])
 
 
+def two_classes(images: int, groups: int = 20) -> pd.DataFrame:
+    """Two classes, each with this many groups of this many images."""
+    return table([(label, images) for label in (0, 1) for _ in range(groups)])
+
+
 @st.composite
-def frames(draw, least: int = 5) -> pd.DataFrame:
-    """Two to five classes, each with at least `least` groups of one to six images."""
+def frames(draw, least: int = 5, most_classes: int = 5) -> pd.DataFrame:
+    """Two or more classes, each with at least `least` groups of one to six images."""
     sizes = st.lists(st.integers(1, 6), min_size=least, max_size=15)
-    classes = draw(st.lists(sizes, min_size=2, max_size=5))
+    classes = draw(st.lists(sizes, min_size=2, max_size=most_classes))
     return table([(label, images) for label, groups in enumerate(classes) for images in groups])
 
 
@@ -49,7 +59,7 @@ def test_every_image_on_one_side_and_every_class_on_every_side(frame, mode, seed
     parts=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
     seed=st.integers(0, 2**31),
 )
-def test_an_image_split_needs_only_an_image_of_each_class_a_side(counts, parts, seed):
+def test_image_split_needs_one_image_of_each_class_per_side(counts, parts, seed):
     frame = table([(label, 1) for label, count in enumerate(counts) for _ in range(count)])
     fractions = tuple(part / sum(parts) for part in parts)
     sides = splits.split(frame, "image", fractions, seed)
@@ -61,14 +71,15 @@ def test_an_image_split_needs_only_an_image_of_each_class_a_side(counts, parts, 
             assert abs(share[label] - part * count) <= 2
 
 
-def test_another_seed_is_another_split():
-    frame = table([(label, 2) for label in (0, 1) for _ in range(20)])
+def test_seeds_differ():
+    frame = two_classes(2)
     for mode in ("grouped", "image"):
-        assert not splits.split(frame, mode, FRACTIONS, 0).equals(splits.split(frame, mode, FRACTIONS, 1))
+        first, second = (splits.split(frame, mode, FRACTIONS, seed) for seed in (0, 1))
+        assert not first.equals(second)
 
 
-def test_an_image_split_leaks_and_a_grouped_one_does_not():
-    frame = table([(label, 4) for label in (0, 1) for _ in range(20)])
+def test_image_split_leaks():
+    frame = two_classes(4)
     assert splits.groups_on_two_sides(frame, splits.split(frame, "image", FRACTIONS, 0)) > 20
     sides = pd.Series(["train", "train", "val", "test"] * 40)
     assert splits.groups_on_two_sides(frame, sides) == 40
@@ -76,20 +87,15 @@ def test_an_image_split_leaks_and_a_grouped_one_does_not():
 
 @pytest.mark.parametrize(("fractions", "empty"), [((0.8, 0.2, 0), "test"), ((0.8, 0, 0.2), "val")])
 @pytest.mark.parametrize("mode", ["grouped", "image"])
-def test_a_side_may_be_empty(mode, fractions, empty):
-    frame = table([(label, 2) for label in (0, 1) for _ in range(20)])
-    sides = splits.split(frame, mode, fractions, 0)
+def test_side_may_be_empty(mode, fractions, empty):
+    sides = splits.split(two_classes(2), mode, fractions, 0)
     assert empty not in set(sides)
     assert (sides == "train").mean() == pytest.approx(0.8)
+    everything = splits.split(table([(0, 1), (1, 1)]), mode, (1, 0, 0), 0)
+    assert everything.tolist() == ["train", "train"]
 
 
-@pytest.mark.parametrize("mode", ["grouped", "image"])
-def test_everything_may_train(mode):
-    frame = table([(0, 1), (1, 1)])
-    assert splits.split(frame, mode, (1, 0, 0), 0).tolist() == ["train", "train"]
-
-
-def test_official_is_the_owners_column():
+def test_official_split_is_the_column():
     frame = table([(0, 3), (1, 3)]).assign(split=["train", "val", "test"] * 2)
     assert splits.split(frame, "official", FRACTIONS, 0).tolist() == frame["split"].tolist()
     with pytest.raises(ConfigError, match="split: must be grouped or image, .* but got official"):
@@ -127,25 +133,32 @@ def test_fewest_folds(fractions, folds):
         ((0.9995, 0.0005, 0), "must be multiples of 1/n"),
     ],
 )
-def test_impossible_fractions(fractions, problem):
-    frame = table([(0, 30), (1, 30)])
+def test_invalid_fractions(fractions, problem):
     with pytest.raises(ConfigError, match=f"^fractions: {problem}"):
-        splits.split(frame, "grouped", fractions, 0)
+        splits.split(table([(0, 30), (1, 30)]), "grouped", fractions, 0)
 
 
-def test_an_image_split_takes_any_fractions():
-    frame = table([(0, 100), (1, 100)])
-    sides = splits.split(frame, "image", (0.61, 0.2, 0.19), 0)
+def test_image_split_takes_any_fractions():
+    sides = splits.split(table([(0, 100), (1, 100)]), "image", (0.61, 0.2, 0.19), 0)
     assert sides.value_counts().to_dict() == {"train": 122, "val": 40, "test": 38}
 
 
-def test_a_class_with_fewer_groups_than_sides_is_named():
-    frame = table([(0, 1)] * 10 + [(1, 5), (1, 5)])
-    with pytest.raises(DataError, match="class mole has 2 groups, fewer than the 3 sides of the split"):
-        splits.split(frame, "grouped", FRACTIONS, 0, ["nevus", "mole"])
-    frame = table([(0, 1)] * 10 + [(1, 1), (1, 1)])
-    with pytest.raises(DataError, match="class mole has 2 images, fewer than the 3 sides"):
-        splits.split(frame, "image", FRACTIONS, 0, ["nevus", "mole"])
+@pytest.mark.parametrize(
+    ("groups", "mode", "fractions", "problem"),
+    [
+        ([(0, 1)] * 10 + [(1, 5)] * 2, "grouped", FRACTIONS, "mole has 2 groups, fewer than the 3"),
+        ([(0, 1)] * 10 + [(1, 1)] * 2, "image", FRACTIONS, "mole has 2 images, fewer than the 3"),
+        (
+            [(0, 1)] * 4 + [(1, 1)] * 4,
+            "grouped",
+            (0.8, 0.1, 0.1),
+            "8 images in 8 groups are too few for the 10 folds",
+        ),
+    ],
+)
+def test_too_few_images(groups, mode, fractions, problem):
+    with pytest.raises(DataError, match=problem):
+        splits.split(table(groups), mode, fractions, 0, ["nevus", "mole"])
 
 
 def test_three_groups_of_a_class_are_enough():
@@ -155,22 +168,16 @@ def test_three_groups_of_a_class_are_enough():
         assert frame["label"].groupby(sides).nunique().tolist() == [2, 2, 2]
 
 
-def test_too_few_images_for_the_folds():
-    frame = table([(0, 1)] * 4 + [(1, 1)] * 4)
-    with pytest.raises(DataError, match="8 images in 8 groups are too few for the 10 folds"):
-        splits.split(frame, "grouped", (0.8, 0.1, 0.1), 0)
-
-
-def test_a_kept_split_is_the_split(tmp_path):
-    frame = table([(label, 2) for label in (0, 1) for _ in range(20)])
-    first = splits.load(frame, "grouped", FRACTIONS, 0, tmp_path / "splits")
+def test_stored_split_is_the_split(tmp_path):
+    frame, folder = two_classes(2), tmp_path / "splits"
+    first = splits.load(frame, "grouped", FRACTIONS, 0, folder)
     pd.testing.assert_series_equal(first, splits.split(frame, "grouped", FRACTIONS, 0))
-    (kept,) = (tmp_path / "splits").iterdir()
-    pd.testing.assert_series_equal(splits.load(frame, "grouped", FRACTIONS, 0, tmp_path / "splits"), first)
-    assert list((tmp_path / "splits").iterdir()) == [kept]
-    other = splits.load(frame.assign(label=1 - frame["label"]), "grouped", FRACTIONS, 0, tmp_path / "splits")
-    assert len(list((tmp_path / "splits").iterdir())) == 2
-    assert set(other) == set(SPLITS)
+    (file,) = folder.iterdir()
+    pd.testing.assert_series_equal(splits.load(frame, "grouped", FRACTIONS, 0, folder), first)
+    assert list(folder.iterdir()) == [file]
+    swapped = frame.assign(label=1 - frame["label"])
+    assert set(splits.load(swapped, "grouped", FRACTIONS, 0, folder)) == set(SPLITS)
+    assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("fractions", [(0.6, 0.2, 0.2), (0.8, 0.2, 0)])
@@ -192,3 +199,97 @@ def test_real_patients(shared_data):
     sides = splits.split(frame, "grouped", FRACTIONS, 0)
     assert splits.groups_on_two_sides(frame, sides) == 0
     assert np.abs(frame["label"].groupby(sides).mean() - 426 / 2980).max() < 0.01
+
+
+@st.composite
+def grouped_splits(draw) -> tuple[pd.DataFrame, pd.Series]:
+    """A shuffled frame of two to four classes and its grouped split."""
+    frame = draw(frames(least=6, most_classes=4))
+    frame = frame.sample(frac=1, random_state=draw(st.integers(0, 99)), ignore_index=True)
+    return frame, splits.split(frame, "grouped", FRACTIONS, draw(st.integers(0, 99)))
+
+
+def both_arms(frame: pd.DataFrame, sides: pd.Series, seed: int) -> list[pd.Series]:
+    try:
+        return [arrange_siblings(frame, sides, arm, seed, CLASSES) for arm in ("out", "in")]
+    except DataError:
+        assume(False)  # too small for two arms: tested below
+        raise
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=grouped_splits(), seed=st.integers(0, 2**31))
+def test_arms_differ_in_the_siblings_and_as_many_images_of_their_class(case, seed):
+    frame, sides = case
+    out, into = both_arms(frame, sides, seed)
+    siblings = (sides == "test") & (out != "test")
+
+    for arm in (out, into):
+        assert ((arm == "val") == (sides == "val")).all()
+        assert ((arm == "test") == (out == "test")).all()
+        assert arm[sides == "train"].isin(["train", UNUSED]).all()
+    # One image of each test lesion is tested, whatever its number of images.
+    assert set(frame["group"][out == "test"]) == set(frame["group"][sides == "test"])
+    assert frame["group"][out == "test"].is_unique
+
+    assert (out[siblings] == UNUSED).all()
+    assert (out[~siblings] == sides[~siblings]).all()
+    assert (into[siblings] == "train").all()
+    assert not set(frame["group"][out == "train"]) & set(frame["group"][out == "test"])
+    counts = [frame["label"][arm == "train"].value_counts().sort_index() for arm in (out, into)]
+    pd.testing.assert_series_equal(*counts)
+    assert (into == UNUSED).sum() == siblings.sum()
+
+    leaking = frame["group"][siblings].nunique()
+    assert splits.groups_on_two_sides(frame, out) == 0
+    assert splits.groups_on_two_sides(frame, into) == leaking
+    marked = splits.has_sibling(frame, sides)
+    assert marked[out == "test"].sum() == leaking
+    assert set(frame["group"][marked]) == set(frame["group"][siblings])
+
+    for arm, again in zip((out, into), both_arms(frame, sides, seed), strict=True):
+        pd.testing.assert_series_equal(arm, again)
+
+
+def test_another_seed_tests_other_images():
+    frame = pd.DataFrame({"label": 0, "group": np.repeat(np.arange(40), 3)})
+    sides = pd.Series(np.where(frame["group"] < 20, "train", "test"))
+    first, second = (arrange_siblings(frame, sides, "out", seed, CLASSES) for seed in (0, 1))
+    assert (first == "test").sum() == (second == "test").sum() == 20
+    assert ((first == "test") != (second == "test")).any()
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "sides", "problem"),
+    [
+        ([0, 0], ["x", "y"], ["train", "test"], "nothing that could leak"),
+        ([0, 0, 0, 0], list("xyyy"), ["train"] + ["test"] * 3, "class a has 2 other photographs"),
+        ([0, 1, 0, 1, 1, 1], list("wxyyyy"), ["train"] * 2 + ["test"] * 4, "class [ab] has"),
+    ],
+)
+@pytest.mark.parametrize("arm", ["out", "in"])
+def test_arms_that_are_not_comparable_are_refused(arm, labels, groups, sides, problem):
+    frame = pd.DataFrame({"label": labels, "group": groups})
+    with pytest.raises(DataError, match=problem):
+        arrange_siblings(frame, pd.Series(sides), arm, 0, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("mode", "grouped_by"), [("image", "lesion"), ("official", "lesion"), ("grouped", "image")]
+)
+def test_siblings_need_a_split_by_known_lesions(mode, grouped_by):
+    with pytest.raises(ConfigError, match="siblings") as refused:
+        splits.check_siblings(mode, grouped_by)
+    assert refused.value.key == "siblings"
+
+
+def test_real_arms_have_equal_numbers_of_training_images(shared_data):
+    manifest = HAM10000(shared_data / "ham10000").manifest()
+    frame = manifest.frame
+    sides = splits.split(frame, "grouped", FRACTIONS, 0, manifest.classes)
+    out, into = (arrange_siblings(frame, sides, arm, 0, manifest.classes) for arm in ("out", "in"))
+    several = frame["group"][sides == "test"].value_counts()
+    siblings = int((several - 1).sum())
+    assert (out == UNUSED).sum() == (into == UNUSED).sum() == siblings > 300
+    assert (out == "train").sum() == (into == "train").sum() == (sides == "train").sum()
+    assert splits.groups_on_two_sides(frame, into) == (several > 1).sum()

@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from src.data.synthetic import KINDS
-from src.data.synthetic import Synthetic
+from src.data.synthetic import KINDS, Synthetic
 
 HAM10000 = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
@@ -78,13 +77,19 @@ def test_order_threads_and_size_of_the_set_do_not_matter():
     manifest = source.manifest()
     forwards = pixels(Synthetic(lesions=120, native_size=48), range(40))
     with ThreadPoolExecutor(4) as pool:
-        backwards = list(pool.map(lambda row: np.asarray(source.picture(manifest, row)), reversed(range(40))))
+        backwards = list(
+            pool.map(lambda row: np.asarray(source.picture(manifest, row)), reversed(range(40)))
+        )
     np.testing.assert_array_equal(forwards, np.stack(backwards[::-1]))
-    np.testing.assert_array_equal(forwards, pixels(Synthetic(lesions=300, native_size=48), range(40)))
+    np.testing.assert_array_equal(
+        forwards, pixels(Synthetic(lesions=300, native_size=48), range(40))
+    )
 
 
 def test_seeds_give_other_pictures():
-    assert digest(pixels(Synthetic(seed=0), range(3))) != digest(pixels(Synthetic(seed=1), range(3)))
+    assert digest(pixels(Synthetic(seed=0), range(3))) != digest(
+        pixels(Synthetic(seed=1), range(3))
+    )
 
 
 def test_views_of_a_lesion_differ_but_less_than_lesions_do():
@@ -123,10 +128,21 @@ def test_colour_alone_does_not_tell_the_kinds_apart():
 
     source = Synthetic(lesions=300, native_size=32)
     frame = source.manifest().frame
-    features = pixels(source, range(len(frame))).astype(float).reshape(len(frame), 4, 8, 4, 8, 3).mean(axis=(2, 4))
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500))
+    features = (
+        pixels(source, range(len(frame)))
+        .astype(float)
+        .reshape(len(frame), 4, 8, 4, 8, 3)
+        .mean(axis=(2, 4))
+    )
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=500)
+    )
     guess = cross_val_predict(
-        model, features.reshape(len(frame), -1), frame["label"], groups=frame["group"], cv=GroupKFold(3)
+        model,
+        features.reshape(len(frame), -1),
+        frame["label"],
+        groups=frame["group"],
+        cv=GroupKFold(3),
     )
     assert 1.5 / 7 < balanced_accuracy_score(frame["label"], guess) < 0.75
 

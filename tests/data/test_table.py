@@ -1,9 +1,8 @@
 import pandas as pd
 import pytest
 
+from src.core.errors import ConfigError, DataError
 from src.data.table import CsvTable
-from src.core.errors import ConfigError
-from src.core.errors import DataError
 
 
 def test_groups_and_classes(layout):
@@ -13,30 +12,24 @@ def test_groups_and_classes(layout):
     assert manifest.grouped_by == "group"
     assert manifest.frame["image_id"][0] == "pictures/IMG_0000.png"
     assert manifest.frame["path"][0] == str(root / "pictures/IMG_0000.png")
-
-
-def test_without_group_column_every_image_is_a_group(layout):
-    _, root = layout("table")
     manifest = CsvTable("images.csv", root).manifest()
     assert manifest.grouped_by == "image"
     assert manifest.frame["group"].is_unique
     assert "lesion" in manifest.frame
 
 
-def test_column_names_are_free_and_others_are_kept(layout, tmp_path):
+def test_columns_may_have_any_name_and_others_are_kept(layout, tmp_path):
     _, root = layout("table")
-    table = pd.read_csv(root / "images.csv").rename(columns={"path": "file", "label": "diagnosis", "lesion": "patient"})
+    names = {"path": "file", "label": "diagnosis", "lesion": "patient"}
+    table = pd.read_csv(root / "images.csv").rename(columns=names)
     table["split"] = ["train", "val", "test"] * 12
     table["label"] = "something else"
     table.to_csv(tmp_path / "elsewhere.csv", index=False)
-    source = CsvTable(
-        tmp_path / "elsewhere.csv",
-        root,
-        path_column="file",
-        label_column="diagnosis",
-        group_column="patient",
-        split_column="split",
-    )
+    columns = {
+        f"{role}_column": name
+        for role, name in zip(("path", "label", "group"), names.values(), strict=True)
+    }
+    source = CsvTable(tmp_path / "elsewhere.csv", root, **columns, split_column="split")
     frame = source.manifest().frame
     assert frame["split"].tolist() == table["split"].tolist()
     assert frame["group"].tolist() == table["patient"].tolist()
@@ -44,7 +37,7 @@ def test_column_names_are_free_and_others_are_kept(layout, tmp_path):
     assert source.picture(source.manifest(), 5).size == (20, 15)
 
 
-def test_one_column_may_serve_twice(layout):
+def test_one_column_may_have_two_roles(layout):
     _, root = layout("table")
     frame = CsvTable("images.csv", root, group_column="path").manifest().frame
     assert frame["group"].tolist() == frame["image_id"].tolist()
@@ -61,24 +54,28 @@ def test_paths_may_be_absolute(layout):
 
 def test_unknown_split_is_named(layout):
     _, root = layout("table")
-    table = pd.read_csv(root / "images.csv")
-    table["fold"] = "train"
+    table = pd.read_csv(root / "images.csv").assign(fold="train")
     table.loc[1, "fold"] = "dev"
     table.to_csv(root / "images.csv", index=False)
-    with pytest.raises(DataError, match=r"images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;"):
+    expected = r"images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;"
+    with pytest.raises(DataError, match=expected):
         CsvTable("images.csv", root, split_column="fold").manifest()
 
 
-def test_given_classes_set_the_order_and_refuse_others(layout):
+def test_classes_argument_sets_the_order_and_refuses_others(layout):
     _, root = layout("table")
-    assert CsvTable("images.csv", root, classes=["other", "nevus", "melanoma"]).manifest().frame["label"][0] == 2
+
+    def frame(classes: list[str]) -> pd.DataFrame:
+        return CsvTable("images.csv", root, classes=classes).manifest().frame
+
+    assert frame(["other", "nevus", "melanoma"])["label"][0] == 2
     with pytest.raises(DataError, match="unknown label 'other' of image"):
-        CsvTable("images.csv", root, classes=["melanoma", "nevus"]).manifest()
+        frame(["melanoma", "nevus"])
     with pytest.raises(DataError, match="no image of class wart"):
-        CsvTable("images.csv", root, classes=["melanoma", "nevus", "other", "wart"]).manifest()
+        frame(["melanoma", "nevus", "other", "wart"])
 
 
 @pytest.mark.parametrize("classes", [["a"], ["a", "a"], []])
-def test_impossible_classes(tmp_path, classes):
+def test_invalid_classes(tmp_path, classes):
     with pytest.raises(ConfigError, match="classes: must be two or more different names"):
         CsvTable("images.csv", tmp_path, classes=classes)

@@ -14,6 +14,7 @@ from src.data.module import DataModule
 from src.deployment.description import Description
 from src.deployment.runtimes.base import ImageBatch
 from src.deployment.runtimes.eager import CameraNet
+from src.models.fit_once import is_fit_once
 from src.models.precision import cast
 from src.training.classifier import Classifier
 
@@ -46,7 +47,7 @@ class CompressionContext:
         Raises:
             UserError: The model has no layers, such as an SVM.
         """
-        if hasattr(self.classifier.net, "fit_once"):
+        if is_fit_once(self.classifier.net):
             raise UserError(
                 f"{self.classifier.name} is no network: it has no layers that could be quantised"
             )

@@ -649,11 +649,12 @@ MODULES = (
     "src.sweep.samplers",
     "src.sweep.pruners",
     "src.sweep.pruners",
-    "src.data.synthetic",
-    "src.data.ham10000",
-    "src.models.custom",
-    "src.losses.focal",
     "src.training.schedules",
+    *(
+        f"src.{package}.{file.stem}"
+        for package in ("data", "losses", "models")
+        for file in sorted((Path(__file__).parents[2] / package).glob("*.py"))
+    ),
 )
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

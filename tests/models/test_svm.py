@@ -11,9 +11,9 @@ from sklearn.svm import SVC
 
 from src.core.config import check
 from src.core.errors import ConfigError, DataError, UserError
-from src.models import radiomics, svm
-from src.models.fit_once import FitOnceModel, TrainingSet
-from src.models.svm import KERNELS, Kernel, KernelMachine, RadiomicsSVM, fit
+from src.models import radiomics
+from src.models.fit_once import TrainingSet, is_fit_once
+from src.models.svm import KERNELS, Kernel, KernelMachine, RadiomicsSVM, fit, folds_of
 from src.training.checkpoint import load_weights
 
 SETTINGS: dict[str, Any] = {
@@ -101,11 +101,12 @@ def test_a_class_weight_is_a_repetition() -> None:
     np.testing.assert_allclose(weighted.decide(known), repeated.decide(known), atol=0.02)
     # 9 and 3 images: half of the larger class is 4.5, so each of the three counts 4.5 / 3 times
     few = training_set(rows=np.concatenate([np.arange(0, 24, 2)[:9], np.arange(1, 24, 2)[:3]]))
-    net = RadiomicsSVM(1, **SETTINGS)
-    halved = TrainingSet(**{**few.__dict__, "oversample": 0.5})
-    assert net._weights(halved, few.labels[few.rows]).tolist() == [1.0, 4.5 / 3]
+    fitted_labels = few.labels[few.rows]
+    plain = RadiomicsSVM(1, **SETTINGS)
+    assert plain.cost_factors(fitted_labels, 2, oversample=0.5).tolist() == [1.0, 4.5 / 3]
     balanced = RadiomicsSVM(1, **SETTINGS, class_weight="balanced")
-    assert balanced._weights(few, few.labels[few.rows]).tolist() == pytest.approx([12 / 18, 12 / 6])
+    factors = balanced.cost_factors(fitted_labels, 2, oversample=None)
+    assert factors.tolist() == pytest.approx([12 / 18, 12 / 6])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -115,7 +116,7 @@ def test_checkpoint_gives_the_same_decisions_and_is_tensors_only(
     training = training_set(classes)
     outputs = 1 if classes == 2 else classes
     net = RadiomicsSVM(outputs, **SETTINGS)
-    assert isinstance(net, FitOnceModel)
+    assert is_fit_once(net)
     assert not net.fitted
     assert net(as_input(training)).tolist() == [[0.0] * outputs] * 24
     net.fit_once(training)
@@ -177,11 +178,9 @@ def test_search_table_holds_every_cell_and_marks_the_best_mean() -> None:
 def test_groups_stay_in_one_fold_and_images_need_not() -> None:
     labels = np.repeat([0, 1], 12)
     groups = np.repeat(np.arange(8), 3).astype(object)
-    data = svm.LabelledFeatures(np.zeros((24, 1)), labels, groups, ["a", "b"], np.ones(2))
-    for train, held_out in svm._folds(data, 3, 0):
+    for train, held_out in folds_of(labels, groups, ["a", "b"], 3, 0):
         assert not set(groups[train]) & set(groups[held_out])
-    by_image = svm.LabelledFeatures(data.features, labels, None, ["a", "b"], np.ones(2))
-    for _, held_out in svm._folds(by_image, 3, 0):
+    for _, held_out in folds_of(labels, None, ["a", "b"], 3, 0):
         assert np.bincount(labels[held_out]).tolist() == [4, 4]
 
 
