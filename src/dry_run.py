@@ -158,7 +158,7 @@ def _one_pass(parts: loop.RunParts) -> float:
     began = time.perf_counter()
     with torch.inference_mode():
         parts.classifier.eval()(batch)
-    return (time.perf_counter() - began) * loader.sampler.size / len(batch)
+    return (time.perf_counter() - began) * len(parts.data.rows("train")) / len(batch)
 
 
 def _one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, float]:

@@ -65,7 +65,8 @@ class ISIC2019(FolderSource):
         images = table["image"]
         # "UNK" is not a class: it is decoded here so that `encode` reports it as unknown label.
         names = one_hot(table, [*CLASSES, *(["UNK"] if "UNK" in table else [])], path)
-        mapped, classes = names, CLASSES
+        mapped: pd.Series = names
+        classes: tuple[str, ...] = CLASSES
         if self.classes == "ham10000":
             mapped, classes = names.replace(AS_HAM10000), HAM10000_CLASSES
         frame = pd.DataFrame(
@@ -98,7 +99,7 @@ def one_hot(table: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.Serie
     wrong = table.index[~(marks.isin([0, 1]).all(axis=1) & (marks.sum(axis=1) == 1))]
     if len(wrong):
         raise DataError(
-            f"image {table.at[wrong[0], 'image']} in line {wrong[0] + 2} must have 1 in one of the "
+            f"image {table['image'][wrong[0]]} in line {wrong[0] + 2} must have 1 in one of the "
             f"columns {', '.join(names)} and 0 in the others; correct or remove the row "
             f"({len(wrong)} such rows)",
             path,

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
             _keep_blocks(self.backbone, name, blocks)
         if frozen:
             self.backbone.requires_grad_(False)
-        self.head = nn.Identity()
+        self.head: nn.Module = nn.Identity()
         self.head = dense_head(self._feature_width(name, image_size), dense, dropout, outputs)
         self.train()
 
