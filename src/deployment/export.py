@@ -2,10 +2,10 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Gt
 from omegaconf import DictConfig
 
-from src.core.cli import console
+from src.core.cli import console, say
 from src.core.config import instantiate, load_settings
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_folder
@@ -29,6 +29,7 @@ from src.tracking.run import Run
 from src.tracking.store import Store, existing
 
 FEWEST = 256  # images for a comparison
+RECORDED = ("max_difference", "agreement", "size_mb", "images")  # metrics export/<format>/...
 
 
 @dataclass
@@ -110,38 +111,24 @@ def load_validation_images(
     return ValidationImages(data.cache.images[rows], ids, split, as_recorded)
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Agreement of two outputs for the same images.
-
-    Attributes:
-        images: Number of images.
-        difference: Largest absolute difference of a probability; NaN if an output is NaN.
-        same_class: Share of images with the same most probable class, in [0, 1].
-        same_side: Share on the same side of the threshold; NaN without one.
-        agreement: Share with the same class and the same side.
-    """
-
-    images: int
-    difference: float
-    same_class: float
-    same_side: float
-    agreement: float
-
-
 def compare(
     reference: Probabilities,
     output: Probabilities,
     classes: Sequence[str],
     decision: Decision | None,
-) -> Parity:
-    """Compare probabilities with the reference.
+) -> dict[str, float]:
+    """Compare the probabilities of the same images.
 
     Args:
         reference: (N, K).
-        output: Of the same images, (N, K).
+        output: (N, K).
         classes: In the order of the columns.
         decision: With the threshold; None compares the most probable class only.
+
+    Returns:
+        `images`: N; `max_difference`: largest absolute difference, NaN if an output is NaN;
+        `same_class`: share of images with the same most probable class, in [0, 1]; `same_side`:
+        share on the same side of the threshold, NaN without one; `agreement`: share with both.
     """
     before, after = reference.astype(float), output.astype(float)
     same_class = before.argmax(axis=1) == after.argmax(axis=1)
@@ -150,13 +137,13 @@ def compare(
         column, threshold = list(classes).index(decision.positive), decision.threshold
         same_side = (before[:, column] >= threshold) == (after[:, column] >= threshold)
         side_share = float(same_side.mean())
-    return Parity(
-        len(after),
-        float(np.abs(before - after).max()),
-        float(same_class.mean()),
-        side_share,
-        float((same_class & same_side).mean()),
-    )
+    return {
+        "images": len(after),
+        "max_difference": float(np.abs(before - after).max()),
+        "same_class": float(same_class.mean()),
+        "same_side": side_share,
+        "agreement": float((same_class & same_side).mean()),
+    }
 
 
 @dataclass(frozen=True)
@@ -178,87 +165,6 @@ class Reference:
     write: Callable[[Format, Path], object]
 
 
-@dataclass(frozen=True)
-class ExportedFile:
-    """A file that passed its comparison; size in 10^6 bytes."""
-
-    format: str
-    path: Path
-    size_mb: float
-    parity: Parity
-
-
-def export(
-    reference: Reference, form: Format, folder: Path, tolerance: float, threads: int
-) -> ExportedFile:
-    """Write `model.<suffix>` into a folder and compare it; other files of the folder stay.
-
-    Args:
-        reference: What is exported.
-        form: The format.
-        folder: Where the file is written.
-        tolerance: Largest difference of a probability.
-        threads: Of the runtime, per call.
-
-    Raises:
-        UserError: The file cannot be written, or its output differs too much; the folder is
-            unchanged then.
-    """
-    with atomic_folder(folder, "the export") as draft:
-        path = draft / f"model{form.suffix}"
-        if folder.exists():
-            shutil.copytree(folder, draft, dirs_exist_ok=True)
-            path.unlink(missing_ok=True)
-        reference.write(form, path)
-        output = in_batches(open_file(path, threads), reference.images.pictures, title=form.name)
-        description = reference.description
-        parity = compare(reference.probabilities, output, description.classes, description.decision)
-        if not parity.difference <= tolerance:  # NaN is too large as well
-            raise UserError(
-                f"format={form.name}: differs by {parity.difference:.2g} from the run's own "
-                f"probabilities on {parity.images} images, more than the tolerance of "
-                f"{tolerance:g}: no file was left"
-            )
-        size = path.stat().st_size / 1e6
-    return ExportedFile(form.name, folder / path.name, size, parity)
-
-
-def export_run(config: DictConfig) -> list[ExportedFile]:
-    """Export a run in all formats of a config.
-
-    Args:
-        config: A composed `conf/command/export.yaml`.
-
-    Returns:
-        The files that passed their comparison. They are recorded.
-
-    Raises:
-        UserError: Bad input, or a file that failed; the other formats are exported nevertheless.
-    """
-    settings = load_settings(config, ExportSettings, without=("tracking",))
-    store = existing(config)
-    run = trained.single(store, trained.require_run_id(settings.run))
-    reference = load_reference(store, run, settings)
-    folder = Path(settings.folder) / f"{run.model}_{run.run_id[:8]}"
-    tolerance = settings.tolerance
-    if reference.description.precision != "float32":
-        tolerance = settings.compressed_tolerance
-    files, errors = [], []
-    for name in settings.formats:
-        print(f"{name}: writing and checking ...", file=sys.stderr, flush=True)
-        try:
-            files.append(export(reference, FORMATS[name], folder, tolerance, settings.threads))
-        except UserError as error:
-            errors.append(error)
-    if files:
-        _show(files, reference, run)
-        if settings.publish:
-            _publish(files, store, run)
-    if errors:
-        raise UserError("; ".join(map(str, errors))) from errors[0]
-    return files
-
-
 def load_reference(store: Store, run: RecordedModel, settings: ExportSettings) -> Reference:
     """The model of a run and its expected output.
 
@@ -271,40 +177,29 @@ def load_reference(store: Store, run: RecordedModel, settings: ExportSettings) -
     """
     file = trained.deployed_file(store, run.run_id)
     if file is not None and settings.formats != [format_of(file).name]:
-        raise ConfigError(
-            "format",
-            f"run {run.run_id} was compressed into a {file.suffix} file; "
-            f"take format={format_of(file).name}",
-        )
+        problem = f"was compressed into a {file.suffix} file; take format={format_of(file).name}"
+        raise ConfigError("format", f"run {run.run_id} {problem}")
     classifier = None if file else trained.load_network(store, run)
-    if classifier is not None:
-        for name in settings.formats:
-            FORMATS[name].check_installed()
+    for name in settings.formats if classifier else []:
+        FORMATS[name].check_installed()
     images = load_validation_images(run, settings.images, settings.root, settings.cache_dir)
-    description = trained.describe(store, run)
+    about = trained.describe(store, run)
     if classifier is not None:
         camera = CameraNet.of(classifier)
-        eager = EagerRuntime(classifier, description, torch.get_num_threads())
+        eager = EagerRuntime(classifier, about, torch.get_num_threads())
         output = in_batches(eager, images.pictures, title="PyTorch")
         return Reference(
-            description,
-            images,
-            output,
-            "PyTorch",
-            lambda form, path: form.write(camera, description, path),
+            about, images, output, "PyTorch", lambda form, path: form.write(camera, about, path)
         )
     for frame in run.predictions(store, images.split):
-        predictions = frame.set_index("image_id")[[f"p/{name}" for name in description.classes]]
+        predictions = frame.set_index("image_id")[[f"p/{name}" for name in about.classes]]
         at = np.isin(images.ids, predictions.index.to_numpy(dtype=str))
         if at.any():
-            ids = images.ids[at]
-            images = ValidationImages(images.pictures[at], ids, images.split, images.as_recorded)
+            images = replace(images, pictures=images.pictures[at], ids=images.ids[at])
+            output = predictions.loc[images.ids].to_numpy(np.float32)
+            source = "its recorded predictions"
             return Reference(
-                description,
-                images,
-                predictions.loc[ids].to_numpy(np.float32),
-                "its recorded predictions",
-                lambda form, path: shutil.copyfile(str(file), path),
+                about, images, output, source, lambda form, path: shutil.copyfile(str(file), path)
             )
     raise UserError(
         f"run={run.run_id}: has no predictions of its {images.split} images, "
@@ -312,54 +207,114 @@ def load_reference(store: Store, run: RecordedModel, settings: ExportSettings) -
     )
 
 
-def _show(files: Sequence[ExportedFile], reference: Reference, run: RecordedModel) -> None:
+def export(
+    reference: Reference, form: Format, folder: Path, tolerance: float, threads: int
+) -> dict[str, Any]:
+    """Write `model.<suffix>` into a folder and compare it; other files of the folder stay.
+
+    Args:
+        reference: What is exported.
+        form: The format.
+        folder: Where the file is written.
+        tolerance: Largest difference of a probability.
+        threads: Of the runtime, per call.
+
+    Returns:
+        `format`, `path`, `size_mb` (10^6 bytes) and the values of `compare`.
+
+    Raises:
+        UserError: The file cannot be written, or its output differs too much; the folder is
+            unchanged then.
+    """
+    with atomic_folder(folder, "the export") as draft:
+        path = draft / f"model{form.suffix}"
+        if folder.exists():
+            shutil.copytree(folder, draft, dirs_exist_ok=True)
+            path.unlink(missing_ok=True)
+        reference.write(form, path)
+        output = in_batches(open_file(path, threads), reference.images.pictures, title=form.name)
+        about = reference.description
+        parity = compare(reference.probabilities, output, about.classes, about.decision)
+        if not parity["max_difference"] <= tolerance:  # NaN is too large as well
+            raise UserError(
+                f"format={form.name}: differs by {parity['max_difference']:.2g} from the run's own "
+                f"probabilities on {parity['images']} images, more than the tolerance of "
+                f"{tolerance:g}: no file was left"
+            )
+        size_mb = path.stat().st_size / 1e6
+    return {"format": form.name, "path": folder / path.name, "size_mb": size_mb, **parity}
+
+
+def export_run(config: DictConfig) -> None:
+    """Export a run in all formats of a config, show and record the files.
+
+    Args:
+        config: A composed `conf/command/export.yaml`.
+
+    Raises:
+        UserError: Bad input, or a file that failed its comparison; the other formats are exported
+            nevertheless.
+    """
+    settings = load_settings(config, ExportSettings, without=("tracking",))
+    store = existing(config)
+    run = trained.single(store, trained.require_run_id(settings.run))
+    reference = load_reference(store, run, settings)
+    folder = Path(settings.folder) / f"{run.model}_{run.run_id[:8]}"
+    tolerance = settings.tolerance
+    if reference.description.precision != "float32":
+        tolerance = settings.compressed_tolerance
+    rows, errors = [], []
+    for name in settings.formats:
+        print(f"{name}: writing and checking ...", file=sys.stderr, flush=True)
+        try:
+            rows.append(export(reference, FORMATS[name], folder, tolerance, settings.threads))
+        except UserError as error:
+            errors.append(error)
+    if rows:
+        _show(rows, reference, run)
+        if settings.publish:
+            _record(rows, store, run)
+    if errors:
+        raise UserError("; ".join(map(str, errors))) from errors[0]
+
+
+def _show(rows: Sequence[Mapping[str, Any]], reference: Reference, run: RecordedModel) -> None:
     """Print the comparison, the decision, the licence and the paths."""
-    rows = [
-        (file.format, file.size_mb, p.difference, p.same_class, p.same_side)
-        for file in files
-        for p in [file.parity]
-    ]
     images, decision = reference.images, reference.description.decision
+    shares = ("same_class", "same_side")
     table = Table(
-        pd.DataFrame(rows, columns=["format", "size", "difference", "same class", "same side"]),
+        pd.DataFrame(rows)[["format", "size_mb", "max_difference", *shares]],
         title=f"{run.title}, held against {reference.source} on {len(images.ids):,} "
         f"{images.split} images",
         labels={
-            "difference": "largest difference\nof a probability",
-            "same class": "same most\nprobable class",
-            "same side": "same side of\nthe threshold",
+            "size_mb": "size",
+            "max_difference": "largest difference\nof a probability",
+            "same_class": "same most\nprobable class",
+            "same_side": "same side of\nthe threshold",
         },
-        units={"size": "MB"},
-        formats={"size": ".2f", "difference": ".1e", "same class": ".2%", "same side": ".2%"},
+        units={"size_mb": "MB"},
+        formats={"size_mb": ".2f", "max_difference": ".1e"} | dict.fromkeys(shares, ".2%"),
     )
     console.print(table.to_rich())
     if not images.as_recorded:
-        console.print(
-            "These are not the images, labels and split of the run's record; "
-            "the check holds all the same."
+        say(
+            "These are not the images, labels and split of the run's record; the check holds anyway."
         )
     answer = "none, for there is no threshold"
     if decision is not None:
         answer = f"{decision.positive} from {decision.threshold:.4g} ({decision.aim})"
-    console.print(f"Decision: {answer}. Licence: {reference.description.licence}.")
-    for file in files:
-        console.print(str(file.path), markup=False, highlight=False, soft_wrap=True)
+    say(f"Decision: {answer}. Licence: {reference.description.licence}.")
+    for row in rows:
+        say(str(row["path"]), wrap=False)
 
 
-def _publish(files: Sequence[ExportedFile], store: Store, run: RecordedModel) -> None:
+def _record(rows: Sequence[Mapping[str, Any]], store: Store, run: RecordedModel) -> None:
     record = Run.attach(store, run.run_id)
     try:
-        for file in files:
-            prefix = f"export/{file.format}"
-            record.artifact(file.path, prefix)
-            record.log(
-                {
-                    f"{prefix}/max_difference": file.parity.difference,
-                    f"{prefix}/agreement": file.parity.agreement,
-                    f"{prefix}/size_mb": file.size_mb,
-                    f"{prefix}/images": file.parity.images,
-                }
-            )
+        for row in rows:
+            prefix = f"export/{row['format']}"
+            record.artifact(row["path"], prefix)
+            record.log({f"{prefix}/{name}": row[name] for name in RECORDED})
         record.flush()
     except OSError as error:
         raise UserError(

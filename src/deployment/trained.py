@@ -1,6 +1,5 @@
 """A recorded run as a trained net again: find, describe, load, write as a file, predict."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +116,7 @@ class RecordedModel:
 
 
 def require_run_id(run: str | None) -> str:
-    """The run id of a config, or the start of one.
-
-    Raises:
-        ConfigError: The key `run` is empty.
-    """
+    """The value of the key `run`; ConfigError if it is empty."""
     if run is None or not run.strip():
         raise ConfigError(
             "run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids"
@@ -130,11 +125,7 @@ def require_run_id(run: str | None) -> str:
 
 
 def find(store: Store, prefix: str) -> RecordedModel:
-    """The run or trial of an id.
-
-    Args:
-        store: Opened if it is not yet.
-        prefix: The id, or an unambiguous start of it.
+    """The run or trial of an id, or of an unambiguous start of it.
 
     Raises:
         UserError: There is no such run, or it has no trained net; the message gives the reason.
@@ -178,12 +169,7 @@ def find(store: Store, prefix: str) -> RecordedModel:
 
 
 def recorded_config(store: Store, run_id: str) -> DictConfig:
-    """The resolved config of a run.
-
-    Raises:
-        TrackingError: It is not recorded.
-        ConfigError: It names a class outside this project and its libraries.
-    """
+    """The resolved config of a run; refused if it names a class outside trusted libraries."""
     config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
     assert isinstance(config, DictConfig)
     check_targets(config)
@@ -205,12 +191,7 @@ def _tag(run: pd.Series, name: str) -> str:
 
 
 def single(store: Store, prefix: str) -> RecordedModel:
-    """The run of an id; a trial of several seeds is refused.
-
-    Raises:
-        UserError: There is no such run with a trained net, or it is a trial; the message then
-            names the runs of its seeds.
-    """
+    """As `find`, but a trial of several seeds is refused; the message names its runs."""
     run = find(store, prefix)
     if run.repeated:
         seeds = ", ".join(f"{net.run_id} (seed {net.seed})" for net in run.nets)
@@ -221,11 +202,7 @@ def single(store: Store, prefix: str) -> RecordedModel:
 
 
 def deployed_file(store: Store, run_id: str) -> Path | None:
-    """The model file of a compressed run; None if its model is a checkpoint.
-
-    Raises:
-        TrackingError: The file is recorded, but missing.
-    """
+    """The model file of a compressed run; None if its model is a checkpoint."""
     suffixes = {form.suffix for form in FORMATS.values()}
     for item in store.client.list_artifacts(run_id, DEPLOYED):
         if Path(item.path).suffix in suffixes:
@@ -234,11 +211,7 @@ def deployed_file(store: Store, run_id: str) -> Path | None:
 
 
 def class_names(store: Store, run: RecordedModel) -> list[str]:
-    """The classes in label order, from the columns of the recorded predictions.
-
-    Raises:
-        UserError: The run has no predictions.
-    """
+    """The classes in label order, from the columns of the recorded predictions."""
     for split in ("val", "test"):
         for frame in run.predictions(store, split):
             return [str(name).removeprefix("p/") for name in frame if str(name).startswith("p/")]
@@ -248,11 +221,7 @@ def class_names(store: Store, run: RecordedModel) -> list[str]:
 
 
 def build_classifier(config: DictConfig, classes: Sequence[str]) -> Classifier:
-    """The classifier of a run before its weights are loaded; the training data is not needed.
-
-    Args:
-        config: Of the run, its targets checked.
-        classes: In label order.
+    """The classifier of a run's config without weights; the training data is not needed.
 
     Raises:
         UserError: The run's model is not a network.
@@ -281,12 +250,7 @@ def build_classifier(config: DictConfig, classes: Sequence[str]) -> Classifier:
 
 
 def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classifier:
-    """The trained classifier of a run; the training data is not needed.
-
-    Args:
-        config: Of the run, its targets checked.
-        classes: In label order.
-        checkpoint: The run's `best.ckpt`.
+    """As `build_classifier`, with the weights of the run's checkpoint.
 
     Raises:
         UserError: The run's model is not a network, or the checkpoint is of another one.
@@ -297,15 +261,10 @@ def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path
 
 
 def restore(classifier: Classifier, store: Store, run_id: str) -> Classifier:
-    """A classifier with the trained weights of a run.
-
-    Args:
-        classifier: Built from the run's config. A checkpoint's weights are loaded into it.
-        store: The store of the run.
-        run_id: The run.
+    """The trained classifier of a run, given one that was built from its config.
 
     Returns:
-        `classifier`, or a new one around the run's model file.
+        `classifier` with the weights of the checkpoint, or a new one around the run's model file.
 
     Raises:
         UserError: There is no checkpoint, it is of another network, or a runtime is not installed.
@@ -318,20 +277,12 @@ def restore(classifier: Classifier, store: Store, run_id: str) -> Classifier:
 
 
 def load_classifier(store: Store, run: RecordedModel) -> Classifier:
-    """The trained classifier of a single run.
-
-    Raises:
-        UserError: The run's model is not a network, or it has no checkpoint.
-    """
+    """The trained classifier of a single run; the training data is not needed."""
     return restore(build_classifier(run.config, class_names(store, run)), store, run.run_id)
 
 
 def load_network(store: Store, run: RecordedModel) -> Classifier:
-    """The trained classifier of a single run, if it can be exported.
-
-    Raises:
-        UserError: The run's model is not a network, or it has no checkpoint.
-    """
+    """As `load_classifier`; a model that is fitted without epochs, such as an SVM, is refused."""
     classifier = load_classifier(store, run)
     if is_fit_once(classifier.net):
         raise UserError(
@@ -341,13 +292,7 @@ def load_network(store: Store, run: RecordedModel) -> Classifier:
 
 
 def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Path:
-    """Write the net of a single run as a model file.
-
-    Args:
-        store: The store of the run.
-        run: A single run with a checkpoint.
-        name: Of the format, such as "onnx".
-        folder: Where the file is written, as `<run id>.<suffix>`.
+    """Write the net of a single run in the format `name`, as `<run id>.<suffix>`.
 
     Raises:
         UserError: The format does not hold this net, its extra is not installed, or the file
@@ -361,11 +306,7 @@ def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Pat
 
 
 def describe(store: Store, run: RecordedModel) -> Description:
-    """The description of a single run; that in its model file, if it has one.
-
-    Raises:
-        UserError: The file's runtime is not installed, or the record cannot be read.
-    """
+    """The description of a single run; that in its model file, if it has one."""
     file = deployed_file(store, run.run_id)
     if file is not None:
         return open_file(file).description
@@ -387,15 +328,11 @@ def describe(store: Store, run: RecordedModel) -> Description:
 def choose_decision(
     store: Store, run: RecordedModel, sensitivity: float = AuditSettings.sensitivity
 ) -> Decision | None:
-    """Choose threshold and temperature on the recorded validation predictions.
-
-    Args:
-        store: The store of the run.
-        run: A run, or a trial, whose nets are then one model: the mean of their probabilities.
-        sensitivity: What the threshold must reach on val.
+    """Choose threshold and temperature on validation; of a trial for its nets as one model.
 
     Returns:
-        None without a validation split, a melanoma class or a useful threshold.
+        The strictest threshold with the given sensitivity on val; None without a validation
+        split, a melanoma class or a useful threshold.
     """
     frame = run.mean_predictions(store, "val")
     if frame is None:
@@ -421,11 +358,7 @@ def choose_decision(
 
 
 def licence_note(data: DictConfig) -> str:
-    """What the licence of the training data allows.
-
-    Args:
-        data: The part `data` of a run's config.
-    """
+    """What the licence of the training data allows, from the part `data` of a run's config."""
     target = str(data.source.get("_target_", ""))
     source: Any = locate(target) if target.startswith("src.data.") else None
     licence: str = source.licence_of(data.source) if hasattr(source, "licence_of") else ""
@@ -437,11 +370,7 @@ def licence_note(data: DictConfig) -> str:
 
 
 def precision_warnings(config: DictConfig) -> list[str]:
-    """Warnings if a run's recorded predictions were made in another precision than `predict` uses.
-
-    Args:
-        config: Of the run.
-    """
+    """Warnings if a run's record was made in another precision than `predict` uses."""
     precision = str(config.trainer.get("precision", FLOAT32[0]))
     if precision in FLOAT32:
         return []
@@ -473,14 +402,10 @@ def predict(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = classifier.to(device)
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    bar = tqdm(
-        total=len(rows), desc=title, unit="image", file=sys.stderr, leave=False, disable=None
-    )
-    outputs = []
-    with torch.inference_mode(), bar:
-        for batch in batches:
-            pictures = torch.from_numpy(images[batch]).permute(0, 3, 1, 2).to(device)
-            outputs.append(probabilities(classifier(pictures).float()).cpu())
-            bar.update(len(batch))
+    starts, outputs = range(0, len(rows), batch_size), []
+    with torch.inference_mode():
+        for start in tqdm(starts, title, leave=False, unit="batch", disable=None):
+            batch = torch.from_numpy(images[rows[start : start + batch_size]])
+            logits = classifier(batch.permute(0, 3, 1, 2).to(device)).float()
+            outputs.append(probabilities(logits).cpu())
     return torch.cat(outputs).numpy()

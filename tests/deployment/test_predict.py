@@ -72,7 +72,7 @@ def exported(net: CustomCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "3f2a" * 8, "custom", CLASSES, SIZE, "pad", "made", "grouped", "none", decision=decision
     )
     path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
-    onnx.write(CameraNet(net, MEAN, STD), about, path)
+    onnx.FORMAT.write(CameraNet(net, MEAN, STD), about, path)
     return path
 
 

@@ -9,7 +9,7 @@ from scipy.stats import binom, false_discovery_control
 
 from src.core.errors import ConfigError, UserError
 from src.metrics.bootstrap import DifferentImagesError
-from src.metrics.paired import holm, mcnemar, paired_difference
+from src.metrics.paired import degradation, holm, mcnemar, paired_difference
 
 
 def answers(right: np.ndarray, group: np.ndarray | None = None) -> pd.DataFrame:
@@ -224,3 +224,26 @@ def test_nets_made_from_one_another_are_drawn_by_their_seed() -> None:
     assert (same.difference, same.low, same.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="3 nets cannot have been made from 2"):
         paired_difference(frames[0], frames[1][:2], "accuracy", made_from=True)
+
+
+def test_degradation_is_the_difference_on_the_same_images() -> None:
+    before, after = answers(np.arange(7) >= 0), answers(np.arange(7) != 1)
+    assert set(degradation([before], [before]).values()) == {0.0}
+    lost = degradation([before], [after])  # one melanoma of three, one image of seven
+    assert lost["compression/lost/recall/mel"] == pytest.approx(1 / 3)
+    assert lost["compression/lost/accuracy"] == pytest.approx(1 / 7)
+    assert lost["compression/lost/balanced_accuracy"] == pytest.approx(1 / 6)
+    low, high = (lost[f"compression/lost/accuracy/{end}"] for end in ("low", "high"))
+    assert 0 <= low <= 1 / 7 <= high
+    names = ("accuracy", "balanced_accuracy", "recall/mel")
+    assert set(lost) == {
+        f"compression/lost/{name}{end}" for name in names for end in ("", "/low", "/high")
+    }
+
+
+def test_degradation_without_a_melanoma_class_has_no_recall() -> None:
+    frame = (
+        answers(np.arange(8) < 6).replace({"label": {"mel": "x"}}).rename(columns={"p/mel": "p/x"})
+    )
+    lost = degradation([frame], [frame])
+    assert not any("recall" in name or math.isnan(value) for name, value in lost.items())

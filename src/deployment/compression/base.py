@@ -42,11 +42,7 @@ class CompressionContext:
     folder: Path
 
     def network(self) -> nn.Module:
-        """The net of the classifier.
-
-        Raises:
-            UserError: The model has no layers, such as an SVM.
-        """
+        """The net of the classifier; UserError if it has no layers, such as an SVM."""
         if is_fit_once(self.classifier.net):
             raise UserError(
                 f"{self.classifier.name} is no network: it has no layers that could be quantised"
@@ -54,11 +50,7 @@ class CompressionContext:
         return self.classifier.net
 
     def camera(self) -> CameraNet:
-        """The net with normalisation and softmax, as an exporter takes it.
-
-        Raises:
-            UserError: The model has no layers, such as an SVM.
-        """
+        """`network` with normalisation and softmax, as an exporter takes it."""
         self.network()
         return CameraNet.of(self.classifier)
 
@@ -69,12 +61,7 @@ class CompressionContext:
         return rows[chosen]
 
     def calibration_images(self, number: int, seed: int) -> ImageBatch:
-        """Training images without augmentation, uint8 RGB (N, S, S, 3), stratified by class.
-
-        Args:
-            number: N, unless there are fewer images.
-            seed: Of the draw.
-        """
+        """The pictures of `training_rows`, not augmented, uint8 RGB (N, S, S, 3)."""
         return np.ascontiguousarray(self.data.cache.images[self.training_rows(number, seed)])
 
 
@@ -152,11 +139,7 @@ def stratified_sample(
 def float_layers(
     layers: Sequence[Layer], first: int, last: int, key: str = "float_first"
 ) -> list[Layer]:
-    """The first and last layers, which stay in float32.
-
-    Raises:
-        ConfigError: No layer remains to be quantised.
-    """
+    """The first and last layers, which stay in float32; ConfigError if no other remains."""
     if first + last >= len(layers):
         count = f"{first} + {last}" if key == "float_first" else last
         problem = f"of {len(layers)} layers, {count} in float32 leave none to quantise"
@@ -169,10 +152,7 @@ def weight_facts(weights: Iterable[tuple[int, bool]], problem: str) -> Facts:
 
     Args:
         weights: The size of each tensor, and whether it is compressed.
-        problem: Message if none is.
-
-    Raises:
-        UserError: No tensor is compressed.
+        problem: The message of the UserError if none is.
     """
     sizes = list(weights)
     compressed = [size for size, is_compressed in sizes if is_compressed]

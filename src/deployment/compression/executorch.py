@@ -13,12 +13,8 @@ from torch.fx import GraphModule, Node
 
 from src.core.errors import UserError
 from src.core.files import atomic_file
-from src.deployment.compression.base import (
-    CompressedModel,
-    CompressionContext,
-    float_layers,
-    weight_facts,
-)
+from src.deployment.compression import base
+from src.deployment.compression.base import CompressedModel, CompressionContext
 from src.deployment.runtimes import executorch as runtime
 from src.deployment.runtimes.base import ImageBatch, in_batches, naming_operators, needs, quiet
 from src.deployment.runtimes.eager import CameraNet
@@ -104,9 +100,7 @@ class ExecutorchInt8:
     def compress(self, context: CompressionContext) -> CompressedModel:
         """Quantise the net, fine-tune it if epochs are set, and lower it to XNNPACK.
 
-        Raises:
-            UserError: The net cannot be exported, none of its layers can be quantised, or the
-                file computes something else than the quantised net.
+        The file's output is compared with that of the quantised net.
         """
         camera, classifier = context.camera(), context.classifier
         with quiet(), needs("executorch"):
@@ -130,13 +124,13 @@ class ExecutorchInt8:
             if node.op == "get_attr"
         )
         weights = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() > 1]
-        facts = weight_facts(
+        facts = base.weight_facts(
             [(tensor.numel(), tensor.dtype == torch.int8) for tensor in weights],
             "XNNPACK's quantiser takes no layer of this net",
         )
         camera.net = ExportedNet(quantised).eval()
         with atomic_file(context.folder / FILE, "the model") as draft:
-            runtime.write(camera, replace(context.description, precision="int8"), draft)
+            runtime.FORMAT.write(camera, replace(context.description, precision="int8"), draft)
             # Kernels have computed something else than the graph before.
             checked = pictures[:CHECKED]
             with torch.inference_mode():
@@ -167,7 +161,7 @@ class ExecutorchInt8:
         graph = exported.module(check_guards=False)
         _move_relu_before_pooling(graph)
         layers = [node for node in graph.graph.nodes if node.target in WEIGHTED]
-        kept = float_layers(layers, self.float_first, self.float_last)
+        kept = base.float_layers(layers, self.float_first, self.float_last)
         # Not prepare_qat_pt2e, which assumes an epsilon of 1e-5 for every batch normalisation.
         prepared = ExportedNet(prepare_pt2e(graph, self._quantiser(kept)))
         with torch.no_grad():

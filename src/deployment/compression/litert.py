@@ -8,12 +8,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from src.core.files import atomic_file
-from src.deployment.compression.base import (
-    CompressedModel,
-    CompressionContext,
-    float_layers,
-    weight_facts,
-)
+from src.deployment.compression import base
+from src.deployment.compression.base import CompressedModel, CompressionContext
 from src.deployment.runtimes import litert as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
 
@@ -47,15 +43,11 @@ class LitertInt8:
     config_only = ("name",)
 
     def compress(self, context: CompressionContext) -> CompressedModel:
-        """Export, calibrate and quantise the net.
-
-        Raises:
-            UserError: The net cannot be exported, or none of its layers can be quantised.
-        """
+        """Export, calibrate and quantise the net."""
         camera = context.camera()
         pictures = context.calibration_images(self.images, self.seed)
         with atomic_file(context.folder / FILE, "the model") as draft:
-            runtime.write(camera, replace(context.description, precision="int8"), draft)
+            runtime.FORMAT.write(camera, replace(context.description, precision="int8"), draft)
             draft.write_bytes(content := self._quantise(draft.read_bytes(), pictures))
             from ai_edge_litert.schema_py_generated import TensorType
 
@@ -63,7 +55,7 @@ class LitertInt8:
                 (math.prod(tensor.shape), tensor.type == TensorType.INT8)
                 for _, tensor in _layers(content)
             ]
-            facts = weight_facts(weights, "LiteRT's quantiser takes no layer of this net")
+            facts = base.weight_facts(weights, "LiteRT's quantiser takes no layer of this net")
         facts |= {"calibration": self.method, "calibration_images": len(pictures)}
         return CompressedModel(context.classifier, context.folder / FILE, "int8", facts)
 
@@ -74,7 +66,7 @@ class LitertInt8:
             from ai_edge_quantizer.utils import qsv_utils
 
         operators = qtyping.TFLOperationName
-        kept = float_layers(
+        kept = base.float_layers(
             [name for name, _ in _layers(content)], 0, self.float_last, "float_last"
         )
         with quiet():

@@ -10,13 +10,8 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from src.core.files import atomic_file
-from src.deployment.compression.base import (
-    CompressedModel,
-    CompressionContext,
-    Facts,
-    float_layers,
-    weight_facts,
-)
+from src.deployment.compression import base
+from src.deployment.compression.base import CompressedModel, CompressionContext, Facts
 from src.deployment.description import KEY
 from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
@@ -39,16 +34,12 @@ class OnnxFloat32:
         """Export the net."""
         camera = context.camera()
         with atomic_file(context.folder / FILE, "the model") as draft:
-            runtime.write(camera, context.description, draft)
+            runtime.FORMAT.write(camera, context.description, draft)
         return CompressedModel(context.classifier, context.folder / FILE)
 
 
 class RewrittenOnnx(ABC):
-    """An export that a tool of ONNX Runtime rewrites.
-
-    Attributes:
-        precision: Of the weights afterwards.
-    """
+    """An export that a tool of ONNX Runtime rewrites, and the precision of its weights then."""
 
     config_only = ("name",)
     precision = "int8"
@@ -58,15 +49,11 @@ class RewrittenOnnx(ABC):
         """Rewrite the float32 file `plain` to `path`; returns what is recorded."""
 
     def compress(self, context: CompressionContext) -> CompressedModel:
-        """Export, rewrite and describe the net.
-
-        Raises:
-            UserError: The net cannot be exported, or none of its layers can be rewritten.
-        """
+        """Export, rewrite and describe the net."""
         camera = context.camera()
         with atomic_file(context.folder / FILE, "the model") as draft:
             plain = draft.with_name("float32.onnx")
-            runtime.write(camera, context.description, plain)
+            runtime.FORMAT.write(camera, context.description, plain)
             with quiet(), needs("onnx"):
                 import onnx
 
@@ -84,7 +71,7 @@ class RewrittenOnnx(ABC):
                 for tensor in model.graph.initializer
                 if len(tensor.dims) > 1 and list(tensor.dims) != NORMALISATION
             )
-            facts |= weight_facts(
+            facts |= base.weight_facts(
                 weights,
                 f"no layer of this net can be made {self.precision} so: "
                 "it has none of the kind, or all are left out",
@@ -205,7 +192,7 @@ def _float_nodes(path: Path, first: int, last: int) -> list[str]:
 
     nodes = onnx.load(path).graph.node
     layers = [number for number, node in enumerate(nodes) if node.op_type in WEIGHTED]
-    float_layers(layers, first, last)
+    base.float_layers(layers, first, last)
     end = layers[-last] if last else len(nodes)
     return [node.name for number, node in enumerate(nodes) if not layers[first] <= number < end]
 

@@ -36,11 +36,7 @@ IGNORED = ("hydra", "sweeps", "seed")  # not in a run's config, or chosen by the
 
 
 def is_compression(config: DictConfig) -> bool:
-    """Whether a config compresses a trained run.
-
-    Raises:
-        ConfigError: It names a compression without an origin, or the reverse.
-    """
+    """Whether a config compresses a run; ConfigError if only one of method and origin is set."""
     compressed = config.get("compression") is not None and "_target_" in config.compression
     has_origin = config.get("origin") is not None
     if compressed and not has_origin:
@@ -100,14 +96,7 @@ def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: S
 
 
 def refuse_fixed_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides of what the origin defines.
-
-    Args:
-        overrides: Of a compression, swept ones too.
-
-    Raises:
-        ConfigError: For the first such override.
-    """
+    """Raise ConfigError for the first override of what the origin defines."""
     for key in map(_key, overrides):
         fixed = key.partition(".")[0] not in (*COMMAND_LINE, *IGNORED)
         if fixed and not key.startswith(OPTIONAL):
@@ -125,17 +114,13 @@ def free_overrides(overrides: Sequence[str]) -> list[str]:
 def check_study(
     config: DictConfig, default: DictConfig, overrides: Sequence[str], store: Store
 ) -> None:
-    """Refuse, before any trial, a study whose every trial would fail or ignore settings.
+    """Raise UserError, before any trial, if every trial of a study would fail or ignore settings.
 
     Args:
         config: Of one trial.
         default: Composed with `free_overrides(overrides)` only.
         overrides: Of that trial.
         store: The store of the origin.
-
-    Raises:
-        UserError: As `compressed_run_config`, for any seed; or the study's file sets what the
-            origin defines.
     """
     refuse_fixed_overrides(overrides)
     values, defaults = resolve(config), resolve(default)
@@ -197,11 +182,7 @@ def _key(override: str) -> str:
 
 
 def origin_parts(config: DictConfig, store: Store) -> loop.RunParts:
-    """The data of the origin and its trained classifier.
-
-    Args:
-        config: From `compressed_run_config`.
-        store: The store of the origin.
+    """The data and the trained classifier of the origin, for a `compressed_run_config`.
 
     Raises:
         UserError: The data are not those that the origin was trained on: its test images could be
@@ -226,11 +207,11 @@ def origin_parts(config: DictConfig, store: Store) -> loop.RunParts:
 def compress(
     config: DictConfig, parts: loop.RunParts, store: Store, run: Run, folder: Path
 ) -> CompressedModel:
-    """Compress the origin's classifier and record the model.
+    """Compress the classifier of `origin_parts`, replace it there, and record the model.
 
     Args:
         config: From `compressed_run_config`.
-        parts: From `origin_parts`; its classifier is replaced by the compressed one.
+        parts: From `origin_parts`.
         store: The store of the origin.
         run: Of the compressed model.
         folder: Of that run.
@@ -282,11 +263,9 @@ def compress(
 
 
 def compressed_cost(model: CompressedModel) -> dict[str, float | None]:
-    """The static cost of a compressed model.
+    """Multiply-adds and parameters of the net; size of the checkpoint or file.
 
-    Multiply-adds and parameters are those of the net, whatever numbers the file stores; the size
-    is that of the file. Peak memory of a runtime outside torch cannot be measured from within
-    (see `src.benchmark`).
+    Peak memory of a runtime outside torch is measured by `src.benchmark` only.
     """
     net = model.classifier
     cost: dict[str, float | None] = dict(static_cost(net.net, net.image_size))
@@ -297,11 +276,11 @@ def compressed_cost(model: CompressedModel) -> dict[str, float | None]:
 
 
 def record_degradation(store: Store, run: Run, pairs: Sequence[tuple[str, str]]) -> None:
-    """Record the loss of quality, on test if origin and model were evaluated on it, else on val.
+    """Record the loss of quality, on test if all runs were evaluated on it, else on val.
 
     Args:
         store: The store of the runs.
-        run: Where the metrics are recorded: the compressed run, or the trial above several seeds.
+        run: The compressed run, or the trial above several seeds.
         pairs: Ids of origin and compressed run, one pair per seed.
     """
     for split in ("test", "val"):

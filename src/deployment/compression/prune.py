@@ -1,7 +1,6 @@
 """Structured pruning: remove the least important channels and fine-tune the rest."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -107,11 +106,7 @@ class Prune:
             raise ConfigError("ratio", f"{limit}, but got {self.ratio}")
 
     def compress(self, context: CompressionContext) -> CompressedModel:
-        """Prune and fine-tune the net in place.
-
-        Raises:
-            UserError: The net has layers that cannot be pruned, or the goal cannot be reached.
-        """
+        """Prune and fine-tune the net in place."""
         classifier, net = context.classifier, context.classifier.net
         size = classifier.image_size
         if unfit := pruned_layers.unfit(net):
@@ -216,9 +211,7 @@ class Prune:
                 f"round_to={self.round_to}: {least / flops:.3f} of the multiply-adds would be "
                 f"left; the layers have {_shorten(_widths(net).items())}"
             )
-        for _ in tqdm(
-            range(HALVINGS), desc="pruning: ratio", file=sys.stderr, leave=False, disable=None
-        ):
+        for _ in tqdm(range(HALVINGS), "pruning: ratio", leave=False, disable=None):
             middle = (low + high) / 2
             remaining = flops_at(middle)
             low, high = (low, middle) if remaining <= goal else (middle, high)
@@ -274,12 +267,7 @@ def choose(
 
 
 def remove(net: nn.Module, image_size: int, chosen: Mapping[str, Sequence[int]]) -> None:
-    """Remove channels in place, with everything in other layers that depends on them.
-
-    Args:
-        net: On the CPU.
-        image_size: Side of the input, px.
-        chosen: Layer name -> channel numbers.
+    """Remove channels (layer name -> numbers) in place, and what depends on them.
 
     Raises:
         UserError: The net does not run any more: Torch-Pruning does not follow its computation.

@@ -20,6 +20,8 @@ from src.core.errors import DependencyError, UserError
 from src.deployment.description import Description
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from src.deployment.runtimes.eager import CameraNet
 
 ImageBatch = npt.NDArray[np.uint8]  # RGB, (N, S, S, 3)
@@ -52,10 +54,11 @@ class Format:
         name: Of the runtime, and of the extra in pyproject.toml that installs it.
         label: Name for people.
         suffix: Of the files.
-        packages: Modules that writing and loading import.
+        packages: Modules that exporting and loading import.
         library: Module that loading imports.
-        write: Writes a net to a path. It may raise UserError and OSError.
-        load: Opens a file with a number of threads per call.
+        export: Net, example pictures (2, S, S, 3) and description -> content of a file.
+        load: Opens a file with a number of threads per call. It raises UserError if the extra is
+            not installed, or the file is damaged or not from this project.
     """
 
     name: str
@@ -63,19 +66,30 @@ class Format:
     suffix: str
     packages: tuple[str, ...]
     library: str
-    write: "Callable[[CameraNet, Description, Path], None]"
+    export: "Callable[[CameraNet, Tensor, Description], bytes]"
     load: Callable[[Path, int], Runtime]
 
     def check_installed(self) -> None:
-        """Fail early if a package is missing.
-
-        Raises:
-            DependencyError: A package is not installed.
-        """
+        """Raise DependencyError if a package is not installed."""
         with needs(self.name):
             for package in self.packages:
                 if importlib.util.find_spec(package) is None:
                     raise ImportError(name=package)
+
+    def write(self, camera: "CameraNet", description: Description, path: Path) -> None:
+        """Write a net that is on the CPU as a model file.
+
+        Raises:
+            UserError: The extra is not installed, or the format does not support an operator.
+            OSError: The file cannot be written.
+        """
+        import torch
+
+        size = description.image_size
+        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        with needs(self.name), naming_operators(self.label), quiet():
+            content = self.export(camera.portable(), example, description)
+        path.write_bytes(content)
 
 
 def in_batches(
@@ -94,33 +108,18 @@ def in_batches(
 
     step = runtime.batch or size
     probabilities = []
-    with tqdm(
-        total=len(pictures),
-        desc=title,
-        unit="image",
-        file=sys.stderr,
-        leave=False,
-        disable=True if title is None else None,
-    ) as bar:
-        for start in range(0, len(pictures), step):
-            batch = pictures[start : start + step]
-            missing = step - len(batch) if runtime.batch else 0
-            padded = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
-            probabilities.append(runtime(padded)[: len(batch)])
-            bar.update(len(batch))
+    starts = range(0, len(pictures), step)
+    for start in tqdm(starts, title, leave=False, unit="batch", disable=title is None or None):
+        batch = pictures[start : start + step]
+        missing = step - len(batch) if runtime.batch else 0
+        padded = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
+        probabilities.append(runtime(padded)[: len(batch)])
     return np.concatenate(probabilities)
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Name the command that installs a missing package if an import in the block fails.
-
-    Args:
-        extra: Of pyproject.toml: onnx, executorch, litert or prune.
-
-    Raises:
-        DependencyError: A package cannot be imported.
-    """
+    """Turn an ImportError of the block into a DependencyError that names the extra."""
     try:
         yield
     except ImportError as error:
@@ -155,14 +154,9 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def naming_file(path: Path, label: str) -> Iterator[None]:
-    """Turn a runtime's exception about a file into one line.
+    """Turn any exception while a file is loaded into a UserError of one line.
 
-    Args:
-        path: The file that the block loads.
-        label: The runtime's name for people.
-
-    Raises:
-        UserError: The block failed. The runtimes' exception classes differ between versions.
+    The exception classes of the runtimes differ between versions.
     """
     try:
         yield
@@ -183,14 +177,9 @@ _SOURCE_LINE = re.compile(r"File \"[^\"]+\", line \d+, in \w+\n\s+(.+)")
 
 @contextmanager
 def naming_operators(label: str) -> Iterator[None]:
-    """Turn an exporter's exception into one line that names what the format does not support.
+    """Turn an exporter's exception into a UserError that names what the format does not support.
 
-    Args:
-        label: The format's name for people.
-
-    Raises:
-        UserError: An operator, or a step that depends on pixel values, is not supported. Other
-            exceptions pass unchanged.
+    That is an operator, or a step that depends on pixel values. Other exceptions pass unchanged.
     """
     try:
         yield

@@ -8,61 +8,37 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.deployment.description import KEY, Description
-from src.deployment.runtimes.base import (
-    Format,
-    ImageBatch,
-    Probabilities,
-    naming_file,
-    naming_operators,
-    needs,
-    quiet,
-)
+from src.deployment.runtimes import base
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from src.deployment.runtimes.eager import CameraNet
 
 
-def write(camera: "CameraNet", description: Description, path: Path) -> None:
-    """Write a model of batch 1, with the description as a constant method of the program.
+def export(camera: "CameraNet", example: "Tensor", description: Description) -> bytes:
+    """A model of batch 1, with the description as a constant method of the program.
 
     A batch of any size is possible and no slower, but its memory is planned for the largest one.
-
-    Args:
-        camera: On the CPU.
-        description: Of the model.
-        path: Ends in .pte.
-
-    Raises:
-        UserError: The extra is not installed, or the format has no such operator.
-        OSError: The file cannot be written.
     """
-    with quiet(), needs("executorch"):
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
     import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
 
-    size = description.image_size
-    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    with naming_operators(FORMAT.label), quiet():
-        program = to_edge_transform_and_lower(
-            torch.export.export(camera.portable(), (example,)),
-            partitioner=[XnnpackPartitioner()],
-            constant_methods={KEY: description.to_json()},
-        ).to_executorch()
-    path.write_bytes(program.buffer)
+    program = to_edge_transform_and_lower(
+        torch.export.export(camera, (example[:1],)),
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={KEY: description.to_json()},
+    )
+    content: bytes = program.to_executorch().buffer
+    return content
 
 
 class ExecutorchRuntime:
-    """A model in ExecuTorch's runtime, on the CPU.
+    """A model in ExecuTorch's runtime, on the CPU, with a number of threads per call.
 
-    Args:
-        path: Written by `write`, or quantised for XNNPACK.
-        threads: Per call. ExecuTorch has one thread pool per process: models that are loaded at
-            the same time must use the same number.
-
-    Raises:
-        UserError: The extra is not installed, the file is not such a model, or loaded models use
-            another number of threads.
+    ExecuTorch has one thread pool per process: models that are loaded at the same time must use
+    the same number; else UserError is raised.
     """
 
     name = "executorch"
@@ -70,10 +46,10 @@ class ExecutorchRuntime:
     _loaded: "weakref.WeakSet[ExecutorchRuntime]" = weakref.WeakSet()
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        with quiet(), needs("executorch"):
+        with base.quiet(), base.needs("executorch"):
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
-        with quiet():
+        with base.quiet():
             if portable_lib._threadpool_get_thread_count() != threads:
                 if self._loaded:
                     raise UserError(
@@ -83,7 +59,7 @@ class ExecutorchRuntime:
                     )
                 # Unsafe only for models that are loaded.
                 portable_lib._unsafe_reset_threadpool(threads)
-            with naming_file(path, FORMAT.label):
+            with base.naming_file(path, FORMAT.label):
                 self._program = Runtime.get().load_program(path)
                 self._forward = self._program.load_method("forward")
             described = KEY in self._program.method_names
@@ -91,21 +67,21 @@ class ExecutorchRuntime:
         self.description = Description.from_json(str(content), str(path))
         self._loaded.add(self)
 
-    def __call__(self, pictures: ImageBatch) -> Probabilities:
+    def __call__(self, pictures: base.ImageBatch) -> base.Probabilities:
         """Probabilities of the classes of one picture, (1, K)."""
         import torch
 
         picture = torch.from_numpy(np.ascontiguousarray(pictures))
-        probabilities: Probabilities = self._forward.execute([picture])[0].numpy()
+        probabilities: base.Probabilities = self._forward.execute([picture])[0].numpy()
         return probabilities
 
 
-FORMAT = Format(
-    name=ExecutorchRuntime.name,
+FORMAT = base.Format(
+    name="executorch",
     label="ExecuTorch",
     suffix=".pte",
     packages=("executorch", "torchao"),
     library="executorch.runtime",
-    write=write,
+    export=export,
     load=ExecutorchRuntime,
 )

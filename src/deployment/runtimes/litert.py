@@ -6,46 +6,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.deployment.description import KEY, Description
-from src.deployment.runtimes.base import (
-    Format,
-    ImageBatch,
-    Probabilities,
-    naming_file,
-    naming_operators,
-    needs,
-    quiet,
-)
+from src.deployment.runtimes import base
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from src.deployment.runtimes.eager import CameraNet
 
 IDENTIFIER = b"TFL3"  # of the flatbuffer schema, bytes 4 to 8 of each file
 
 
-def write(camera: "CameraNet", description: Description, path: Path) -> None:
-    """Write a model of batch 1, with the description in a metadata buffer of the file.
+def export(camera: "CameraNet", example: "Tensor", description: Description) -> bytes:
+    """A model of batch 1, with the description in a metadata buffer of the file.
 
     XNNPACK's kernels, which make it fast, do not take a batch that changes from call to call.
-
-    Args:
-        camera: On the CPU.
-        description: Of the model.
-        path: Ends in .tflite.
-
-    Raises:
-        UserError: The extra is not installed, or the format has no such operator.
-        OSError: The file cannot be written.
     """
-    with quiet(), needs("litert"):
-        import flatbuffers
-        import litert_torch
-        from ai_edge_litert import schema_py_generated as schema
-    import torch
+    import flatbuffers
+    import litert_torch
+    from ai_edge_litert import schema_py_generated as schema
 
-    size = description.image_size
-    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    with naming_operators(FORMAT.label), quiet():
-        content = litert_torch.convert(camera.portable(), (example,)).model_content()
+    content = litert_torch.convert(camera, (example[:1],)).model_content()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(content), 0))
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(description.to_json().encode(), np.uint8)
@@ -55,28 +35,20 @@ def write(camera: "CameraNet", description: Description, path: Path) -> None:
     model.metadata = [*(model.metadata or []), entry]
     builder = flatbuffers.Builder(len(content) + 2 * len(buffer.data))
     builder.Finish(model.Pack(builder), IDENTIFIER)
-    path.write_bytes(bytes(builder.Output()))
+    return bytes(builder.Output())
 
 
 class LitertRuntime:
-    """A model in LiteRT's interpreter, on the CPU.
-
-    Args:
-        path: Written by `write`, or quantised from such a file.
-        threads: Per call.
-
-    Raises:
-        UserError: The extra is not installed, or the file is not such a model.
-    """
+    """A model in LiteRT's interpreter, on the CPU, with a number of threads per call."""
 
     name = "litert"
     batch: int | None = 1
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        with quiet(), needs("litert"):
+        with base.quiet(), base.needs("litert"):
             from ai_edge_litert import interpreter
             from ai_edge_litert import schema_py_generated as schema
-        with naming_file(path, FORMAT.label), quiet():
+        with base.naming_file(path, FORMAT.label), base.quiet():
             content = path.read_bytes()
             self._interpreter: Any = interpreter.Interpreter(
                 model_content=content, num_threads=threads
@@ -90,20 +62,20 @@ class LitertRuntime:
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
-    def __call__(self, pictures: ImageBatch) -> Probabilities:
+    def __call__(self, pictures: base.ImageBatch) -> base.Probabilities:
         """Probabilities of the classes of one picture, (1, K)."""
         self._interpreter.set_tensor(self._input, pictures)
         self._interpreter.invoke()
-        probabilities: Probabilities = self._interpreter.get_tensor(self._output)
+        probabilities: base.Probabilities = self._interpreter.get_tensor(self._output)
         return probabilities
 
 
-FORMAT = Format(
-    name=LitertRuntime.name,
+FORMAT = base.Format(
+    name="litert",
     label="LiteRT",
     suffix=".tflite",
     packages=("litert_torch", "ai_edge_litert"),
     library="ai_edge_litert.interpreter",
-    write=write,
+    export=export,
     load=LitertRuntime,
 )

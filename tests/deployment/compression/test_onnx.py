@@ -1,6 +1,6 @@
 import functools
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from small_store import CLASSES
 from compression.nets import NEAR, confident, context
 from src.core.errors import ConfigError
 from src.data.module import DataModule
-from src.deployment.compression import onnx as onnx_compression
 from src.deployment.compression.base import CompressedModel
 from src.deployment.compression.onnx import (
     OnnxDynamicInt8,
@@ -20,6 +19,7 @@ from src.deployment.compression.onnx import (
     OnnxFloat32,
     OnnxStaticInt8,
 )
+from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import ImageBatch, Probabilities, in_batches
 from src.deployment.runtimes.onnx import OnnxRuntime
 
@@ -41,11 +41,9 @@ def compressed(data: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Co
     @functools.cache
     def compress(name: str) -> CompressedModel:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                onnx_compression.runtime,
-                "write",
-                lambda camera, about, path: shutil.copy(plain.folder / "model.onnx", path),
-            )
+            content = (plain.folder / "model.onnx").read_bytes()
+            copy = replace(runtime.FORMAT, export=lambda *_: content)
+            patch.setattr(runtime, "FORMAT", copy)
             folder = tmp_path_factory.mktemp(name)
             return METHODS[name].compress(context(confident(), data, folder))
 

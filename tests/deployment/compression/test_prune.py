@@ -1,4 +1,4 @@
-"""Pruning takes whole channels out; what is expected is counted by hand, or by another library."""
+"""Pruning removes channels; expected values are counted by hand or by another library."""
 
 import math
 from collections.abc import Callable
@@ -23,13 +23,10 @@ from src.training.classifier import Classifier
 
 SIZE = 32
 GROUPED = (
-    nn.Conv2d(3, 16, 3, stride=2),
-    nn.ReLU(),
-    nn.Conv2d(16, 12, 3, groups=2),
-    nn.ReLU(),
+    *(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 12, 3, groups=2), nn.ReLU()),
     nn.AdaptiveAvgPool2d(1),
 )
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
+NETS: dict[str, Callable[[], nn.Module]] = {
     "flatten": lambda: CustomCNN(SIZE, 7, width=8, depth=2, dense=[16, 8]),
     "gap, batch": lambda: CustomCNN(SIZE, 7, width=8, depth=2, head="gap", dense=[], norm="batch"),
     "grouped": lambda: nn.Sequential(*deepcopy(GROUPED), nn.Flatten(), nn.Linear(12, 7)),
@@ -40,11 +37,12 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "mobilenetv3, cut": lambda: Backbone("mobilenetv3_small_050", SIZE, 7, "random", blocks=4),
 }
-ALTERNATELY = [(family, ("global", "layer")[number % 2]) for number, family in enumerate(FAMILIES)]
+SCOPES = [(name, ("global", "layer")[number % 2]) for number, name in enumerate(NETS)]
+HALF = "features.0.0 4/8, features.1.0 8/16, head.0 8/16, head.3 4/8"  # of "flatten"
 
 
-class Fixed(nn.Sequential):
-    """A net that counts on its channels without saying so."""
+class FixedChannels(nn.Sequential):
+    """A net that depends on its number of channels in a buffer."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
@@ -63,180 +61,155 @@ def classifier(net: nn.Module) -> Classifier:
     return small_store.classifier(net, SIZE, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
 
 
-def built(family: str, seed: int = 0) -> Classifier:
+def built(name: str, seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
-    return classifier(FAMILIES[family]())
+    return classifier(NETS[name]())
 
 
-def pruned(model: Classifier, data: DataModule, **settings: object) -> CompressedModel:
+def prune(model: Classifier, data: DataModule, **settings: object) -> CompressedModel:
     method = Prune(**{"epochs": 0, "images": 32, **settings})  # type: ignore[arg-type]
     return method.compress(context(model, data, Path("unused")))
 
 
-def images(count: int = 2) -> Tensor:
-    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-
-
-def answers(given: Classifier) -> Tensor:
+def output(model: Classifier) -> Tensor:
     with torch.no_grad():
-        return given(images())
+        return model(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
 
 
-@pytest.mark.parametrize(("family", "scope"), [*ALTERNATELY, ("flatten", "layer")])
-def test_every_family_gets_smaller_and_its_checkpoint_opens(
-    family: str, scope: str, data: DataModule, tmp_path: Path
+@pytest.mark.parametrize(("name", "scope"), [*SCOPES, ("flatten", "layer")])
+def test_a_net_gets_smaller_and_its_checkpoint_can_be_loaded(
+    name: str, scope: str, data: DataModule, tmp_path: Path
 ) -> None:
-    before = built(family)
-    trained = {name: parameter.requires_grad for name, parameter in before.named_parameters()}
+    before = built(name)
+    trainable = {name: weight.requires_grad for name, weight in before.named_parameters()}
     after = deepcopy(before)
-    found = pruned(after, data, ratio=0.4, scope=scope)
-    assert found.classifier is after
-    for cost, share in (
-        (lambda net: count_flops(net, SIZE).total, "flops_share"),
-        (count_parameters, "params_share"),
-    ):
-        assert found.facts[share] == cost(after.net) / cost(before.net)
-        assert 0.1 < float(found.facts[share]) < 0.8
-    assert answers(after).shape == (2, 7)
-    assert {
-        name: parameter.requires_grad for name, parameter in after.named_parameters()
-    } == trained
+    model = prune(after, data, ratio=0.4, scope=scope)
+    assert model.classifier is after
+    flops = [count_flops(item.net, SIZE).total for item in (after, before)]
+    parameters = [count_parameters(item.net) for item in (after, before)]
+    for fact, (small, large) in {"flops_share": flops, "params_share": parameters}.items():
+        assert model.facts[fact] == small / large
+        assert 0.1 < small / large < 0.8
+    assert output(after).shape == (2, 7)
+    assert {name: weight.requires_grad for name, weight in after.named_parameters()} == trainable
     save_weights(after, tmp_path / "best.ckpt")
-    again = built(family, seed=1)
-    load_weights(again, tmp_path / "best.ckpt")
-    torch.testing.assert_close(answers(again.eval()), answers(after))
+    loaded = built(name, seed=1)
+    load_weights(loaded, tmp_path / "best.ckpt")
+    torch.testing.assert_close(output(loaded.eval()), output(after))
 
 
-def test_channels_parameters_and_multiply_adds_are_those_of_the_arithmetic(
-    data: DataModule,
-) -> None:
-    given = built("flatten")
-    found = pruned(given, data, ratio=0.5, scope="layer")
-    assert found.facts["channels"] == "features.0.0 4/8, features.1.0 8/16, head.0 8/16, head.3 4/8"
+def test_channels_parameters_and_multiply_adds_follow_from_arithmetic(data: DataModule) -> None:
+    model = built("flatten")
+    assert prune(model, data, ratio=0.5, scope="layer").facts["channels"] == HALF
     side = ((32 - 2) // 2 - 2) // 2  # 3x3 without padding, then pooled, twice
-    layers = [
-        (30 * 30, 3 * 9, 4),
-        (13 * 13, 4 * 9, 8),
-        (1, 8 * side * side, 8),
-        (1, 8, 4),
-        (1, 4, 7),
+    layers = [  # positions, inputs, outputs
+        *((30 * 30, 3 * 9, 4), (13 * 13, 4 * 9, 8)),
+        *((1, 8 * side * side, 8), (1, 8, 4), (1, 4, 7)),
     ]
-    assert count_parameters(given.net) == sum(
-        (inputs + 1) * outputs for _, inputs, outputs in layers
-    )
-    assert count_flops(given.net, SIZE).total == sum(math.prod(layer) for layer in layers)
+    assert count_parameters(model.net) == sum((inputs + 1) * out for _, inputs, out in layers)
+    assert count_flops(model.net, SIZE).total == sum(math.prod(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2", "taylor"])
-def test_filters_that_do_nothing_go_first_and_nothing_changes(
-    importance: str, data: DataModule
-) -> None:
-    given = built("flatten")
+def test_filters_without_effect_are_removed_first(importance: str, data: DataModule) -> None:
+    model = built("flatten")
     generator = torch.Generator().manual_seed(2)
-    layers = [layer for layer in given.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)][
-        :-1
-    ]
+    kinds = nn.Conv2d | nn.Linear
+    layers = [layer for layer in model.net.modules() if isinstance(layer, kinds)][:-1]
     for layer in layers:
         dead = torch.randperm(len(layer.weight), generator=generator)[: len(layer.weight) // 2]
         with torch.no_grad():
             for tensor in layer.parameters():
                 tensor[dead] = 0
-    seen = torch.from_numpy(data.cache.images[data.rows("train")]).permute(0, 3, 1, 2)
-    before = given(seen)
-    pruned(given, data, ratio=0.5, scope="layer", importance=importance, images=len(seen))
-    assert [len(layer.weight) for layer in layers] == [4, 8, 8, 4]  # type: ignore[arg-type]
-    torch.testing.assert_close(given(seen), before)
-    assert all(parameter.grad is None for parameter in given.parameters())
+    images = torch.from_numpy(data.cache.images[data.rows("train")]).permute(0, 3, 1, 2)
+    before = model(images)
+    prune(model, data, ratio=0.5, scope="layer", importance=importance, images=len(images))
+    assert [len(layer.weight) for layer in layers] == [4, 8, 8, 4]
+    torch.testing.assert_close(model(images), before)
+    assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_factors_of_batch_normalisation_say_what_goes(data: DataModule) -> None:
-    given = built("gap, batch")
-    norms = [layer for layer in given.net.modules() if isinstance(layer, nn.BatchNorm2d)]
+def test_bn_scale_removes_the_smallest_factors(data: DataModule) -> None:
+    model = built("gap, batch")
+    norms = [layer for layer in model.net.modules() if isinstance(layer, nn.BatchNorm2d)]
     with torch.no_grad():
         for norm in norms:
             norm.weight.copy_(torch.arange(1, len(norm.weight) + 1))
-    pruned(given, data, ratio=0.5, scope="layer", importance="bn_scale")
+    prune(model, data, ratio=0.5, scope="layer", importance="bn_scale")
     assert [norm.weight.tolist() for norm in norms] == [[5, 6, 7, 8], list(range(9, 17))]
 
 
 @pytest.mark.parametrize(("scope", "share"), [("global", 0.3), ("global", 0.6), ("layer", 0.6)])
-def test_multiply_adds_are_brought_down_to_the_share(
-    scope: str, share: float, data: DataModule
-) -> None:
+def test_multiply_adds_reach_the_share(scope: str, share: float, data: DataModule) -> None:
     net = CustomCNN(SIZE, 7, width=16, depth=2, dense=32)
-    found = pruned(classifier(net), data, flops_share=share, scope=scope)
-    a_channel_of_each_layer = 1 - (15 / 16) * (
-        31 / 32
-    )  # by which the second convolution, most of the work, shrinks
-    assert share - a_channel_of_each_layer < float(found.facts["flops_share"]) <= share
-    assert found.facts["flops_share"] == count_flops(net, SIZE).total / (
-        900 * 27 * 16 + 169 * 144 * 32 + 1152 * 32 + 224
-    )
+    model = prune(classifier(net), data, flops_share=share, scope=scope)
+    # One channel of each layer shrinks the second convolution, most of the work, by this much.
+    step = 1 - (15 / 16) * (31 / 32)
+    assert share - step < float(model.facts["flops_share"]) <= share
+    original = 900 * 27 * 16 + 169 * 144 * 32 + 1152 * 32 + 224
+    assert model.facts["flops_share"] == count_flops(net, SIZE).total / original
 
 
-def test_steps_end_where_one_does_and_each_is_fine_tuned(data: DataModule) -> None:
-    seen: list[tuple[int, int, float]] = []
+def test_each_step_is_fine_tuned_and_the_last_reaches_the_goal(data: DataModule) -> None:
+    calls: list[tuple[int, int, float]] = []
 
-    def tune(tuned: Classifier, epochs: int, lr: float) -> None:
-        seen.append((len(tuned.net.features[1][0].weight), epochs, lr))  # type: ignore[index,union-attr]
+    def tune(model: Classifier, epochs: int, lr: float) -> None:
+        calls.append((len(model.net.features[1][0].weight), epochs, lr))  # type: ignore[index,union-attr]
 
     method = Prune(ratio=0.5, scope="layer", steps=3, epochs=2, lr=0.01)
-    found = method.compress(context(built("flatten"), data, Path("unused"), tune))
-    assert seen == [
-        (13, 2, 0.01),
-        (10, 2, 0.01),
-        (8, 2, 0.01),
-    ]  # of 16: floor(5/6), floor(2/3), 1/2
-    assert found.facts["channels"] == "features.0.0 4/8, features.1.0 8/16, head.0 8/16, head.3 4/8"
+    model = method.compress(context(built("flatten"), data, Path("unused"), tune))
+    # Of 16: floor(5/6), floor(2/3), 1/2.
+    assert calls == [(13, 2, 0.01), (10, 2, 0.01), (8, 2, 0.01)]
+    assert model.facts["channels"] == HALF
 
 
-def test_chance_is_the_seeds(data: DataModule) -> None:
-    left = []
+def test_random_importance_depends_on_the_seed_only(data: DataModule) -> None:
+    outputs = []
     for seed in (0, 0, 1):
-        given, data.seed = built("flatten"), seed
+        model, data.seed = built("flatten"), seed
         state = torch.get_rng_state()
-        pruned(given, data, ratio=0.5, importance="random")
+        prune(model, data, ratio=0.5, importance="random")
         assert torch.equal(torch.get_rng_state(), state)
-        left.append(answers(given))
+        outputs.append(output(model))
     data.seed = 0
-    assert torch.equal(left[0], left[1])
-    assert not torch.allclose(left[0], left[2])
-
-
-def coupled(*scores: list[float], whole: int = 8, blocks: int = 1) -> list[ChannelGroup]:
-    return [
-        ChannelGroup(str(number), torch.tensor(each), blocks, whole)
-        for number, each in enumerate(scores)
-    ]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])
 
 
 LOW, HIGH = [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5], [2.0, 1.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
 
 
 @pytest.mark.parametrize(
-    ("scope", "limit", "round_to", "expected"),
+    ("scores", "blocks", "ratio", "scope", "limit", "round_to", "expected"),
     [
-        ("layer", 0.9, 1, {"0": [0, 2], "1": [0, 1]}),  # the weakest quarter of each
-        ("global", 0.9, 1, {"0": [0, 2, 4, 6]}),  # a quarter of both is half of the weaker one
-        ("global", 0.25, 1, {"0": [0, 2], "1": [0, 1]}),  # which may lose a quarter only
-        ("global", 0.9, 3, {"0": [0, 2, 4, 6, 7]}),  # 4 are nearer to 3 than to 6
-        ("layer", 0.9, 8, {}),
+        # The weakest quarter of each.
+        ((LOW, HIGH), 1, 0.25, "layer", 0.9, 1, {"0": [0, 2], "1": [0, 1]}),
+        # A quarter of both is half of the weaker one, which may lose a quarter only.
+        ((LOW, HIGH), 1, 0.25, "global", 0.9, 1, {"0": [0, 2, 4, 6]}),
+        ((LOW, HIGH), 1, 0.25, "global", 0.25, 1, {"0": [0, 2], "1": [0, 1]}),
+        # 4 are closer to 3 than to 6.
+        ((LOW, HIGH), 1, 0.25, "global", 0.9, 3, {"0": [0, 2, 4, 6, 7]}),
+        ((LOW, HIGH), 1, 0.25, "layer", 0.9, 8, {}),
+        # No layer loses all channels: half of 16 is 7 of the first and one of the second.
+        (([0.0] * 8, HIGH), 1, 0.5, "global", 0.9, 1, {"0": [0, 1, 2, 3, 4, 5, 6], "1": [1]}),
+        # Both groups of a convolution lose the same channel; two stay.
+        (([3.0, 1.0, 2.0],), 2, 0.6, "layer", 0.9, 1, {"0": [1, 4]}),
     ],
 )
-def test_choice(scope: str, limit: float, round_to: int, expected: dict[str, list[int]]) -> None:
-    assert choose(coupled(LOW, HIGH), 0.25, scope, limit, round_to) == expected  # type: ignore[arg-type]
-
-
-def test_no_layer_loses_everything() -> None:
-    chosen = choose(coupled([0.0] * 8, HIGH), 0.5, "global", 0.9, 1)
-    assert len(chosen["0"]) == 7
-    assert chosen["1"] == [1]  # of 16 half: 7 and the next
-
-
-def test_groups_of_a_convolution_lose_the_same_channel() -> None:
-    assert choose(coupled([3.0, 1.0, 2.0], whole=3, blocks=2), 0.6, "layer", 0.9, 1) == {
-        "0": [1, 4]
-    }  # two stay
+def test_choice(
+    scores: tuple[list[float], ...],
+    blocks: int,
+    ratio: float,
+    scope: str,
+    limit: float,
+    round_to: int,
+    expected: dict[str, list[int]],
+) -> None:
+    groups = [
+        ChannelGroup(str(number), torch.tensor(values), blocks, len(values))
+        for number, values in enumerate(scores)
+    ]
+    assert choose(groups, ratio, scope, limit, round_to) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +220,7 @@ def test_groups_of_a_convolution_lose_the_same_channel() -> None:
         ({"ratio": 0.95}, "layer_limit"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, float], key: str) -> None:
+def test_contradictory_settings_are_refused(settings: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         Prune(**settings)  # type: ignore[arg-type]
 
@@ -256,41 +229,34 @@ def test_settings_that_cannot_be(settings: dict[str, float], key: str) -> None:
     ("net", "settings", "message"),
     [
         (
-            FAMILIES["flatten"],
+            NETS["flatten"],
             {"flops_share": 0.001},
             r"flops_share=0.001 cannot be reached with layer_limit=0.9 .*0 8",
         ),
-        (
-            FAMILIES["flatten"],
-            {"ratio": 0.5, "round_to": 16},
-            r"round_to=16 takes no channel .*features\.0\.0 8",
-        ),
-        (
-            FAMILIES["flatten"],
-            {"ratio": 0.5, "importance": "bn_scale"},
-            "it has no batch normalisation",
-        ),
+        (NETS["flatten"], {"round_to": 16}, r"round_to=16 takes no channel .*features\.0\.0 8"),
+        (NETS["flatten"], {"importance": "bn_scale"}, "it has no batch normalisation"),
         (
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 7)),
-            {"ratio": 0.5},
+            {},
             "no convolution or dense",
         ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 7, SIZE), nn.Flatten()),
-            {"ratio": 0.5},
+            {},
             "its output is no dense layer",
         ),
         (
             lambda: Backbone("test_vit", 160, 7, "random"),
-            {"ratio": 0.5},
+            {},
             r"it has backbone \(VisionTransformer\), .* more",
         ),
-        (Fixed, {"ratio": 0.5}, "do not fit together"),
+        (FixedChannels, {}, "do not fit together"),
     ],
 )
-def test_nets_that_cannot_be_pruned_so_end_in_one_line(
+def test_nets_that_cannot_be_pruned_end_in_one_line(
     net: Callable[[], nn.Module], settings: dict[str, float], message: str, data: DataModule
 ) -> None:
+    settings = settings if "flops_share" in settings else {"ratio": 0.5, **settings}
     with pytest.raises(UserError, match=message) as caught:
-        pruned(classifier(net()), data, **settings)
+        prune(classifier(net()), data, **settings)
     assert "\n" not in str(caught.value)
