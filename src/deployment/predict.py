@@ -181,7 +181,7 @@ def find(name: str, store: "Callable[[], Store]", threads: int) -> Predictor:
             f"{name} is a registered model, and a run's id starts so too; say {name}/<version>",
         )
     model = _of_run(opened, registered.run_id, threads)
-    return replace(model, title=f"{registered.name} version {registered.version}, {model.title}")
+    return replace(model, title=f"{registered.name} version {registered.number}, {model.title}")
 
 
 def _of_run(store: "Store", run_id: str, threads: int) -> Predictor:

@@ -1,4 +1,4 @@
-"""The only writer of runs; MLflow limits; Lightning logger."""
+"""The only writer of MLflow runs, and MLflow's limits."""
 
 import contextlib
 import functools
@@ -11,14 +11,10 @@ import re
 import sys
 import time
 import traceback
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning.loggers import Logger
 
 from src.core.errors import ConfigError
 from src.tracking.store import Store, TrackingError, brief_http, owner_tags
@@ -27,12 +23,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Metric, Param, RunTag
 
-
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 NAME_LENGTH = 250
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
+# Metric with the time (seconds since the epoch) of the last write to a run that had ended: MLflow
+# keeps no time of change, and its search can compare only metrics by size.
+UPDATED = "record/updated"
+_SHARE = 0.01  # of a run's time may be spent on writing metrics while it runs
+_REASON_LENGTH = 500
+_TRACEBACK = "traceback.txt"
+_INPUT_TAGS = ("split", "grouped_by", "data_fingerprint", "split_fingerprint", "weights", "device")
+_logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -40,8 +43,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """A nested configuration as flat parameters.
 
     Args:
-        config: Mappings within mappings; every other value, lists too, is a leaf.
-        prefix: What the keys start with, such as "model.".
+        config: Nested mappings; every other value, lists too, is a leaf.
+        prefix: Start of the keys, such as "model.".
 
     Returns:
         Dotted, recordable keys -> values as `text` writes them, cut to MLflow's limit. An empty
@@ -57,34 +60,33 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             leaves = {recordable(f"{prefix}{key}"): cut(text(value), PARAM_LENGTH)}
         if twins := flat.keys() & leaves.keys():
-            raise ConfigError(
-                f"{prefix}{key}",
-                f"would be recorded as {twins.pop()!r}, like another key: rename it",
-            )
+            message = f"would be recorded as {twins.pop()!r}, like another key: rename it"
+            raise ConfigError(f"{prefix}{key}", message)
         flat |= leaves
     return flat
 
 
 def text(value: object) -> str:
-    """A value the way a user types it in an override: strings as they are, `null`, `true`, `0.001`, `[32, 64]`."""
+    """A value as typed in an override: plain strings, `null`, `true`, `0.001`, `[32, 64]`."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def cut(value: str, limit: int) -> str:
-    """The value, or its start with a note (full length and hash, so that two long values stay comparable)."""
+    """The value, or its start with its full length and hash, so that long values stay distinct."""
     if len(value) <= limit:
         return value
-    note = f"... [cut from {len(value)} characters, sha256 {hashlib.sha256(value.encode()).hexdigest()[:16]}]"
+    digest = hashlib.sha256(value.encode()).hexdigest()[:16]
+    note = f"... [cut from {len(value)} characters, sha256 {digest}]"
     return value[: limit - len(note)] + note
 
 
 def masked(text: str) -> str:
-    """Without the passwords of the URLs in it, which must not be recorded."""
+    """The text without the passwords of its URLs, which must not be recorded."""
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def recordable(name: str) -> str:
-    """The name of a metric or parameter as MLflow takes it: characters it refuses become `_`, `a//b` becomes `a/b`."""
+    """A metric or parameter name that MLflow accepts: other characters become `_`, `a//b` `a/b`."""
     clean = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")
     while clean.startswith(".."):
         clean = f"__{clean[2:]}"
@@ -97,32 +99,22 @@ def recordable(name: str) -> str:
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """The items in lists of at most `size`, in order."""
-    whole = list(items)
-    for start in range(0, len(whole), size):
-        yield whole[start : start + size]
-
-
-# seconds since the epoch of the last write to a run that had ended: MLflow itself keeps no time of
-# change, and of what its search can compare by size only metrics can be added later
-UPDATED = "record/updated"
-_logger = logging.getLogger(__name__)
-_SHARE = 0.01  # of a run's time may go into writing metrics while it runs
-_REASON_LENGTH = 500
-_TRACEBACK = "traceback.txt"
-_INPUT_TAGS = ("split", "grouped_by", "data_fingerprint", "split_fingerprint", "weights", "device")
+    listed = list(items)
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]
 
 
 class Run:
-    """A run that is being written; make one with `Run.start` and use it as a context manager.
+    """A run that is being written; create one with `Run.start` and use it as a context manager.
 
-    Leaving the context ends the run: FINISHED; FAILED when an exception goes through; KILLED for
-    KeyboardInterrupt and SystemExit. The tag `trial_state` is then `complete` or `fail`, the tag
-    `failure` the reason in one line, and the artifact that the tag `failure_log` names holds the
-    traceback. The exception itself goes on, also when recording it fails.
+    Leaving the context ends the run: FINISHED; FAILED after an exception; KILLED after
+    KeyboardInterrupt and SystemExit. The tag `trial_state` becomes `complete` or `fail`, the tag
+    `failure` the reason in one line; the artifact named by the tag `failure_log` holds the
+    traceback. The exception propagates, also when recording it fails.
 
     Attributes:
         id: MLflow's id of the run.
-        name: The name a person sees.
+        name: The name shown to people.
         store: Where the run is kept.
         seconds: Time spent on tracking so far, in seconds.
         latest: The last value of each metric that was logged through this object.
@@ -133,12 +125,12 @@ class Run:
         self.name = name
         self.store = store
         self.seconds = 0.0
+        self.latest: dict[str, float] = {}
         self._started = time.monotonic()
         self._metric_seconds = 0.0
         self._buffer: list[tuple[str, float, int, int]] = []  # name, value, timestamp in ms, step
-        self._names: dict[str, str] = {}  # recorded name -> name as it was given
+        self._names: dict[str, str] = {}  # recorded name -> name as logged
         self._newest: dict[str, int] = {}  # recorded name -> its last timestamp
-        self.latest: dict[str, float] = {}
         self._final_tags = {"trial_state": "complete"}  # of a run that ends without an exception
         self._had_ended = False
 
@@ -155,27 +147,30 @@ class Run:
 
         Args:
             store: Opened if it is not yet.
-            name: The name a person sees.
-            tags: Written beside those that name the program, its user and its process. Long values
-                are cut.
-            params: A flat or nested configuration; recorded under dotted keys, long values cut with
-                their hash noted.
+            name: The name shown to people.
+            tags: In addition to those that identify the program, its user and its process. Long
+                values are cut.
+            params: A flat or nested configuration; recorded under dotted keys.
             parent_id: Id of the run under which this one is shown.
 
         Returns:
-            The run, counted as RUNNING until its context is left.
+            The run, RUNNING until its context is left.
 
         Raises:
             TrackingError: The store cannot be used.
         """
         began = time.perf_counter()
-        every = {
-            **_source_tags(),
-            **owner_tags(),
-            **({"mlflow.parentRunId": parent_id} if parent_id else {}),
-        }
-        every |= {key: cut(text(value), TAG_LENGTH) for key, value in (tags or {}).items()}
-        created = store.client.create_run(store.experiment_id, tags=every, run_name=name)
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container whose user id has no name
+            user = "unknown"
+        # What MLflow's own entry points write about the program; its UI shows it.
+        source = {"name": sys.argv[0] or "python", "type": "LOCAL"}
+        recorded = {f"mlflow.source.{key}": value for key, value in source.items()}
+        recorded |= {"mlflow.user": user, **owner_tags()}
+        recorded |= {"mlflow.parentRunId": parent_id} if parent_id else {}
+        recorded |= {key: cut(text(value), TAG_LENGTH) for key, value in (tags or {}).items()}
+        created = store.client.create_run(store.experiment_id, tags=recorded, run_name=name)
         run = cls(store, created.info.run_id, name)
         try:
             run.params(params or {})
@@ -187,11 +182,11 @@ class Run:
 
     @classmethod
     def attach(cls, store: Store, run_id: str) -> "Run":
-        """A run that is there already, to add to its record.
+        """A recorded run, to add to its record.
 
-        Its status stays as it is, unless the context is entered and left. Metrics that are logged
-        outside a context need a `flush` at the end. Writes to a run that has ended are dated by the
-        metric `record/updated`: by that `src.tracking.read` finds them.
+        Its status does not change, unless the context is entered and left. Metrics that are logged
+        outside a context need a `flush`. Writes to a run that has ended set the metric
+        `record/updated`, by which `src.tracking.read` finds them.
 
         Raises:
             TrackingError: The store has no such run.
@@ -208,7 +203,7 @@ class Run:
 
     @classmethod
     def reopen(cls, store: Store, run_id: str) -> "Run":
-        """A run that had ended and goes on in this process; it counts as RUNNING again.
+        """A run that had ended and continues in this process; it is RUNNING again.
 
         Raises:
             TrackingError: The store has no such run.
@@ -223,14 +218,14 @@ class Run:
         return run
 
     def move_below(self, parent: "Run") -> None:
-        """Show this run below another one; the tags that say what it was fed go up, where that one lacks them."""
+        """Show this run below another one, which gets the tags of its data and weights."""
         tags = self.store.client.get_run(self.id).data.tags
         if tags.get("mlflow.parentRunId") != parent.id:
             self.tag(**{"mlflow.parentRunId": parent.id})
         parent.tag(**{name: tags[name] for name in _INPUT_TAGS if name in tags})
 
     def ends_early(self, state: str, reason: str) -> None:
-        """Let the run, when its context is left, end as FINISHED with another `trial_state` than `complete`.
+        """Let the run end as FINISHED with another `trial_state` than `complete`.
 
         Args:
             state: pruned, or over_limit.
@@ -250,54 +245,56 @@ class Run:
     def log(
         self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None
     ) -> None:
-        """Record metrics; they show in the store within about a hundred times what writing them costs, or at the end.
+        """Record metrics; writing them takes at most a hundredth of the run's time.
 
         Args:
             metrics: Names to values; NaN and infinity are kept. Characters that MLflow refuses in a
                 name become `_`.
-            step: Position on the horizontal axis, such as the number of optimizer steps done.
+            step: Position on the horizontal axis, such as the number of optimizer steps.
             timestamp: Seconds since the epoch; now, if None.
 
         Raises:
             TrackingError: Two different names that MLflow can only record as one.
         """
         with self._clock():
-            for given, value in metrics.items():
-                name = self._recorded_name(given)
-                # MLflow shows the highest of the values of one step and millisecond: the last one
-                # has to be later
+            for logged, value in metrics.items():
+                name = recordable(logged)
+                if self._names.setdefault(name, logged) != logged:
+                    twins = f"{self._names[name]!r} and {logged!r}"
+                    message = f"the metrics {twins} would both be {name!r}: rename one"
+                    raise TrackingError(message)
+                # Of the values of one step and millisecond MLflow shows the highest; the last one
+                # has to be later.
                 now = int((time.time() if timestamp is None else timestamp) * 1000)
                 if timestamp is None:
                     now = max(now, self._newest.get(name, -1) + 1)
                 self._newest[name] = now
                 self._buffer.append((name, float(value), now, int(step)))
-                self.latest[given] = float(value)
+                self.latest[logged] = float(value)
         if self._metric_seconds < _SHARE * (time.monotonic() - self._started):
             try:
                 self.flush()
             except Exception as error:
-                # the values are still in the buffer: the next flush, at the latest the one at the
-                # end, tries again
-                _logger.warning(
-                    "metrics of run %s are not written yet: %s", self.id, _one_line(error)
-                )
+                # The values are still in the buffer; the next flush tries again.
+                reason = _one_line(error)
+                _logger.warning("metrics of run %s are not written yet: %s", self.id, reason)
 
     def flush(self) -> None:
-        """Write all metrics that were logged so far. What could not be written stays in the buffer."""
+        """Write all logged metrics. What could not be written stays in the buffer."""
         from mlflow.entities import Metric
 
         began = time.perf_counter()
         try:
             with self._clock():
                 while self._buffer:
-                    batch = self._buffer[: METRICS_PER_BATCH - 1]  # one more may come: UPDATED
+                    batch = self._buffer[: METRICS_PER_BATCH - 1]  # `_write` may add UPDATED
                     self._write(metrics=[Metric(*entry) for entry in batch])
                     del self._buffer[: len(batch)]
         finally:
             self._metric_seconds += time.perf_counter() - began
 
     def tag(self, **tags: Any) -> None:
-        """Set tags, new ones or over existing ones."""
+        """Set tags; existing ones are overwritten."""
         from mlflow.entities import RunTag
 
         entries = [RunTag(key, cut(text(value), TAG_LENGTH)) for key, value in tags.items()]
@@ -306,14 +303,14 @@ class Run:
                 self._write(tags=batch)
 
     def untag(self, name: str) -> None:
-        """Take a tag away, if the run has it."""
+        """Remove a tag, if the run has it."""
         with self._clock():
             if name in self.store.client.get_run(self.id).data.tags:
                 self.store.client.delete_tag(self.id, name)
                 self._write()
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Copy a file, or all that is in a folder, to the run.
+        """Copy a file, or the content of a folder, to the run.
 
         Args:
             path: The file or folder.
@@ -322,17 +319,15 @@ class Run:
         Raises:
             FileNotFoundError: There is nothing at `path`.
         """
-        path = Path(path)
-        if not path.exists():
+        if not Path(path).exists():
             raise FileNotFoundError(path)
+        client = self.store.client
+        log = client.log_artifacts if Path(path).is_dir() else client.log_artifact
         with self._clock():
-            if path.is_dir():
-                self.store.client.log_artifacts(self.id, str(path), folder)
-            else:
-                self.store.client.log_artifact(self.id, str(path), folder)
+            log(self.id, str(path), folder)
 
     def text(self, content: str, name: str) -> None:
-        """Write a text artifact; `name` may hold folders, such as "config/overrides.yaml"."""
+        """Write a text artifact; `name` may have folders, such as "config/overrides.yaml"."""
         with self._clock():
             self.store.client.log_text(self.id, content, name)
 
@@ -349,65 +344,50 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._end("FINISHED")
-        else:
-            self._end(
-                "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED", error
-            )
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._end("FINISHED" if error is None else "KILLED" if killed else "FAILED", error)
 
     def _end(self, status: str, error: BaseException | None = None) -> None:
-        """Write what is left and close the run; raises only if there is no other exception under way."""
-        closing = self._closing(status, error)
+        """Write the rest and close the run; raises only if no other exception is propagating."""
         problems: list[Exception] = []
-        try:
-            for step in closing:
-                # a server that did not answer once is not waited for again and again
-                with brief_http() if problems else contextlib.nullcontext():
-                    try:
-                        step()
-                    except Exception as problem:
-                        problems.append(problem)
-            if problems and error is None:
-                status = "FAILED"
-                self._try_to_tell(problems[0], problems)
-        finally:
-            # in `finally`: a second Ctrl+C while the rest is written must not leave the run RUNNING
+        if error is None:
+            steps = [self.flush, functools.partial(self.tag, **self._final_tags)]
+        else:
+            trace = "".join(traceback.format_exception(error))
+            # Lightning turns Ctrl+C into SystemExit(1): its cause is the reason.
+            exit_ = isinstance(error, SystemExit) and error.__context__ is not None
+            reason = _one_line((exit_ and error.__context__) or error)
+            tags = {"trial_state": "fail", "failure": reason, "failure_log": _TRACEBACK}
+            steps = [self.flush, functools.partial(self.tag, **tags)]
+            steps.append(functools.partial(self.text, trace, _TRACEBACK))
+
+        def attempt(step: Any) -> None:
+            # A server that did not answer once is not waited for again and again.
             with brief_http() if problems else contextlib.nullcontext():
                 try:
-                    self.store.client.set_terminated(self.id, status)
-                    self._had_ended = True
+                    step()
                 except Exception as problem:
                     problems.append(problem)
+
+        try:
+            for step in steps:
+                attempt(step)
+            if problems and error is None:
+                status = "FAILED"
+                failure = f"the record is incomplete: {_one_line(problems[0])}"
+                attempt(functools.partial(self.tag, trial_state="fail", failure=failure))
+        finally:
+            # In `finally`: a second Ctrl+C during the steps must not leave the run RUNNING.
+            attempt(functools.partial(self.store.client.set_terminated, self.id, status))
+            self._had_ended = True
         if problems:
-            self._report(problems, error)
-
-    def _closing(self, status: str, error: BaseException | None) -> list[Callable[[], None]]:
-        if error is None:
-            return [self.flush, functools.partial(self.tag, **self._final_tags)]
-        trace = "".join(traceback.format_exception(error))
-        reason = functools.partial(
-            self.tag, trial_state="fail", failure=_reason(error), failure_log=_TRACEBACK
-        )
-        return [self.flush, reason, functools.partial(self.text, trace, _TRACEBACK)]
-
-    def _try_to_tell(self, problem: Exception, problems: list[Exception]) -> None:
-        with brief_http():
-            try:
-                self.tag(
-                    trial_state="fail", failure=f"the record is incomplete: {_one_line(problem)}"
-                )
-            except Exception as another:
-                problems.append(another)
-
-    def _report(self, problems: list[Exception], error: BaseException | None) -> None:
-        message = f"run {self.id}: the record is incomplete ({'; '.join(map(_one_line, problems))})"
-        if error is None:
-            raise TrackingError(
-                f"{message}: see whether {self.store.uri} can be written"
-            ) from problems[0]
-        error.add_note(message)
-        _logger.warning(message)
+            reasons = "; ".join(map(_one_line, problems))
+            message = f"run {self.id}: the record is incomplete ({reasons})"
+            if error is None:
+                message += f": check that {self.store.uri} can be written"
+                raise TrackingError(message) from problems[0]
+            error.add_note(message)
+            _logger.warning(message)
 
     def _write(
         self,
@@ -421,14 +401,6 @@ class Run:
         date = [Metric(UPDATED, now, int(now * 1000), 0)] if self._had_ended else []
         self.store.client.log_batch(self.id, [*metrics, *date], params, tags)
 
-    def _recorded_name(self, given: str) -> str:
-        name = recordable(given)
-        if self._names.setdefault(name, given) != given:
-            raise TrackingError(
-                f"the metrics {self._names[name]!r} and {given!r} would both be {name!r}: rename one"
-            )
-        return name
-
     @contextlib.contextmanager
     def _clock(self) -> Iterator[None]:
         began = time.perf_counter()
@@ -438,75 +410,7 @@ class Run:
             self.seconds += time.perf_counter() - began
 
 
-def _source_tags() -> dict[str, str]:
-    """What MLflow's own entry points write about the program; its UI shows them."""
-    return {
-        "mlflow.source.name": sys.argv[0] or "python",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
-    }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
-        return "unknown"
-
-
-def _reason(error: BaseException) -> str:
-    """One line that says why; Lightning turns Ctrl+C into SystemExit(1), so for that the cause is told."""
-    if isinstance(error, SystemExit) and error.__context__ is not None:
-        error = error.__context__
-    return _one_line(error)
-
-
 def _one_line(error: BaseException) -> str:
     message = " ".join(str(error).split())
-    return cut(
-        f"{type(error).__name__}: {message}" if message else type(error).__name__, _REASON_LENGTH
-    )
-
-
-class RunLogger(Logger):
-    """Hands what `self.log` collects to a `Run`.
-
-    Parameters are recorded and the run is ended by its owner, so `log_hyperparams` and `finalize`
-    do nothing.
-
-    Args:
-        run: The run to write to; None in the processes of a distributed training that are not the
-            first.
-    """
-
-    def __init__(self, run: Run | None) -> None:
-        super().__init__()
-        self._run = run
-
-    @property
-    def name(self) -> str | None:
-        """The run's name."""
-        return self._run.name if self._run else None
-
-    @property
-    def version(self) -> str | None:
-        """The run's id."""
-        return self._run.id if self._run else None
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Buffer metrics at a step; the epoch, which Lightning adds to every call, is left out."""
-        if self._run is not None:
-            self._run.log(
-                {name: value for name, value in metrics.items() if name != "epoch"}, step or 0
-            )
-
-    @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
-        """Nothing: the run's owner has recorded the whole configuration."""
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Nothing: the run's owner ends it."""
+    name = type(error).__name__
+    return cut(f"{name}: {message}" if message else name, _REASON_LENGTH)

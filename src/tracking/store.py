@@ -1,4 +1,4 @@
-"""MLflow URI, database, experiment; orphaned runs."""
+"""The MLflow store: URI, database, experiment, and runs whose process is gone."""
 
 import contextlib
 import logging
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-
-_PAGE = 1000  # runs a request, MLflow's default
-_LOCK_SECONDS = 120.0  # creating takes 2-10 s
+VANISHED = "the process vanished (killed?)"
+_PAGE = 1000  # runs per request, MLflow's default
+_LOCK_SECONDS = 120.0  # creating a store takes 2-10 s
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-# on an experiment whose artifacts lie beside its database, and move with it
-_PLACE_TAG = "paretoderm.artifacts"
+# Tag of an experiment whose artifacts lie beside its database, and move with it.
+_ARTIFACTS_TAG = "paretoderm.artifacts"
 _BESIDE = "beside the database"
 
 
@@ -39,14 +39,14 @@ class Store:
 
     Args:
         uri: MLflow tracking URI. None or empty: the environment's MLFLOW_TRACKING_URI; without that
-            SQLite, `<folder>/mlflow.db`. A SQLite file is created where it does not exist.
-        experiment: Name of the MLflow experiment; created where it does not exist.
-        folder: Where the default database goes, and the artifacts (`<folder>/artifacts`) of every
-            store that is not a server. A SQLite database named by `uri` has its artifacts beside
-            it.
+            SQLite, `<folder>/mlflow.db`. A missing SQLite file is created.
+        experiment: Name of the MLflow experiment; created if missing.
+        folder: Folder of the default database, of the cache, and of the artifacts
+            (`<folder>/artifacts`) of a database server. A SQLite database has its artifacts beside
+            it; a tracking server stores them itself.
 
     Raises:
-        ConfigError: A URI that MLflow can't use or that would not outlive the process, or an empty
+        ConfigError: A URI that MLflow cannot use or that would not outlive the process, or an empty
             experiment name.
     """
 
@@ -54,68 +54,58 @@ class Store:
         self, uri: str | None = None, experiment: str = "paretoderm", folder: Path | str = "mlruns"
     ) -> None:
         if not experiment.strip():
-            raise ConfigError(
-                "experiment", "must be the name of an MLflow experiment, but is empty"
-            )
+            message = "must be the name of an MLflow experiment, but is empty"
+            raise ConfigError("experiment", message)
         self.experiment = experiment
         self.folder = Path(folder).resolve()
-        self.uri = (
-            uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder / 'mlflow.db'}"
-        )
+        default = f"sqlite:///{self.folder / 'mlflow.db'}"
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
         self.database: Path | None = None  # the SQLite file, if it is one
-        scheme = urlsplit(self.uri).scheme
         if self.uri.startswith("sqlite:"):
             name = self.uri.removeprefix("sqlite:///").split("?")[0]
             if not self.uri.startswith("sqlite:///") or name in ("", ":memory:"):
                 raise ConfigError("uri", f"must be sqlite:///<a file>, but got {self.uri}")
             self.database = Path(name).resolve()
             if "%" in name or "%" in str(self.database):
-                # SQLAlchemy 2.1 decodes them, 2.0 does not
-                raise ConfigError(
-                    "folder",
-                    f"must be a path without percent signs, but got {self.database.parent}",
-                )
+                # SQLAlchemy 2.1 decodes percent signs, 2.0 does not.
+                message = f"must be a path without percent signs, but got {self.database.parent}"
+                raise ConfigError("folder", message)
             self.uri = self.uri.replace(name, str(self.database), 1)
-        elif scheme in ("", "file"):
-            raise ConfigError(
-                "uri", f"must be sqlite:///<a file> or a server's URL, but got {self.uri}"
-            )
+        elif urlsplit(self.uri).scheme in ("", "file"):
+            message = f"must be sqlite:///<a file> or a server's URL, but got {self.uri}"
+            raise ConfigError("uri", message)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
 
     @property
     def is_server(self) -> bool:
-        """Whether the store is a tracking server, which decides itself where its artifacts go."""
+        """Whether the store is a tracking server, which decides where its artifacts go."""
         return urlsplit(self.uri).scheme.split("+")[0] not in ("sqlite", *_PORTS)
 
     @property
     def artifacts(self) -> Path:
-        """Where the artifacts of a store without a server go."""
+        """The folder of the artifacts of a store without a server."""
         return (self.database.parent if self.database else self.folder) / "artifacts"
 
     @property
     def client(self) -> "MlflowClient":
         """MLflow's client for this store, opened on first use."""
-        if self._client is None:
-            self.open()
-        assert self._client is not None
-        return self._client
+        client = self._client or self.open()._client
+        assert client is not None
+        return client
 
     @property
     def experiment_id(self) -> str:
-        """MLflow's id of the experiment, opened on first use."""
-        if self._client is None:
-            self.open()
-        return self._experiment_id
+        """MLflow's id of the experiment; the store is opened on first use."""
+        return self.open()._experiment_id
 
     def open(self, create: bool = True) -> "Store":
-        """Make sure that the database and the experiment are there, and connect to them.
+        """Connect to the database and the experiment.
 
-        Safe in several processes at once. The first opening of a new store takes seconds and says
-        so.
+        Safe in several processes at once. Creating a store takes seconds and prints a line.
 
         Args:
-            create: Make what is not there. False, for those who only read, refuses instead.
+            create: Create what is missing. False, for readers, refuses instead.
 
         Returns:
             The store itself.
@@ -127,34 +117,34 @@ class Store:
         if self._client is not None:
             return self
         if not create and self.database is not None and not self.database.exists():
-            raise TrackingError(
-                f"{self.uri}: no run store is there: train something first, or set tracking.uri"
-            )
+            message = "no run store is there: train something first, or set tracking.uri"
+            raise TrackingError(f"{self.uri}: {message}")
         _import_mlflow()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        self._check_database_server()
         try:
-            if self.database is not None:
-                if not self.database.exists():
-                    with self._lock():
-                        self._create_database(self.database)
-                _check_database_file(self.database)
-            with brief_http(), _quiet():
+            self._check_connection()
+            with brief_http(), quiet("mlflow", "mlflow.store.db.utils", "urllib3"):
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self._experiment_id = self._find_or_create_experiment(client, create)
+                self._experiment_id = self._open_experiment(client, create)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
-            raise self._unusable(error) from error
+            reason = " ".join(str(_root_cause(error)).split())[:300] or type(error).__name__
+            advice = "start the server, or correct MLFLOW_TRACKING_URI"
+            advice = "repair the file or move it away" if self.database else advice
+            message = f"{self.uri}: the run store cannot be used ({reason}): {advice}"
+            password = urlsplit(self.uri).password
+            message = message.replace(f":{password}@", ":***@") if password else message
+            raise TrackingError(message) from error
         self._client = client
         return self
 
     def search(self, filter: str = "", deleted: bool = False) -> "Iterator[MlflowRun]":
-        """The experiment's runs, or its deleted ones, that MLflow's search language finds; the newest first, in pages.
+        """The experiment's runs (or its deleted ones) that match MLflow's filter, newest first.
 
         Raises:
-            TrackingError: The filter is not in that language.
+            TrackingError: The filter is not in MLflow's search language.
         """
         client, token = self.client, None
         from mlflow.entities import ViewType
@@ -163,102 +153,97 @@ class Store:
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         while token != "":
             try:
-                page = client.search_runs(
-                    [self.experiment_id], filter, view, max_results=_PAGE, page_token=token
-                )
+                page = client.search_runs([self.experiment_id], filter, view, _PAGE, None, token)
             except MlflowException as error:
-                raise TrackingError(
-                    f"cannot search the runs for {filter!r}: {' '.join(str(error).split())}"
-                ) from error
+                reason = " ".join(str(error).split())
+                raise TrackingError(f"cannot search the runs for {filter!r}: {reason}") from error
             yield from page
             token = page.token or ""
 
     def discard(self, run_id: str) -> None:
-        """Delete a run that has nothing to tell, such as a parent without children (MLflow keeps it as deleted)."""
+        """Delete a run without content, such as a parent without children (MLflow can restore it)."""
         self.client.delete_run(run_id)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A store travels to other processes closed: connections do not survive the journey."""
+        """A store is pickled closed: connections cannot be."""
         return {**self.__dict__, "_client": None, "_experiment_id": ""}
 
-    def _find_or_create_experiment(self, client: "MlflowClient", create: bool) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = client.get_experiment_by_name(self.experiment)
-        if found is None and not create:
-            names = [each.name for each in client.search_experiments() if each.name != "Default"]
-            raise TrackingError(
-                f"experiment {self.experiment!r}: not in {self.uri}; there {'are' if len(names) > 1 else 'is'} "
-                f"{', '.join(names) or 'none'}"
-            )
-        if found is None:
-            with self._lock() if not self.is_server else contextlib.nullcontext():
-                found = client.get_experiment_by_name(
-                    self.experiment
-                )  # somebody else may have been first
-                if found is None:
-                    place = None if self.is_server else str(self.artifacts)
-                    tags = {_PLACE_TAG: _BESIDE} if self.database else {}
-                    try:
-                        return str(
-                            client.create_experiment(
-                                self.experiment, artifact_location=place, tags=tags
-                            )
-                        )
-                    except MlflowException as error:
-                        found = client.get_experiment_by_name(self.experiment)
-                        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-                            raise
-        if found.lifecycle_stage != "active":
-            raise ConfigError(
-                "experiment",
-                f"{self.experiment!r} was deleted from {self.uri}: take another name, or bring it back with "
-                f"`mlflow experiments restore --experiment-id {found.experiment_id}`",
-            )
-        if (
-            self.database
-            and found.tags.get(_PLACE_TAG) == _BESIDE
-            and found.artifact_location != str(self.artifacts)
-        ):
-            self._follow_move(self.database, found.artifact_location)
-        return str(found.experiment_id)
+    def _check_connection(self) -> None:
+        """Create a missing SQLite file; else one quick try: MLflow itself would retry for minutes."""
+        if self.database is not None:
+            if not self.database.exists():
+                with self._lock():
+                    self._create_database(self.database)
+            with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
+                connection.execute("PRAGMA schema_version").fetchone()
+            return
+        parts = urlsplit(self.uri)
+        port = _PORTS.get(parts.scheme.split("+")[0])
+        if port and parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
 
     def _create_database(self, database: Path) -> None:
-        """Make the whole database under another name, then move it to its place. To be called under the lock."""
+        """Create the database under another name, then rename it. Called under the lock."""
         if database.exists():
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        print(
-            f"creating the run store {database} (once, takes some seconds) ...",
-            file=sys.stderr,
-            flush=True,
-        )
+        message = f"creating the run store {database} (once, takes some seconds) ..."
+        print(message, file=sys.stderr, flush=True)
         for leftover in database.parent.glob(f"{database.name}.creating-*"):
             leftover.unlink()
-        unfinished = database.with_name(f"{database.name}.creating-{os.getpid()}")
-        # a folder that can't be written shows here at once, not after MLflow's retries
-        unfinished.touch()
-        with _quiet():
-            store = SqlAlchemyStore(f"sqlite:///{unfinished}", str(self.artifacts))
-            store.engine.dispose()
-        unfinished.replace(database)
+        draft = database.with_name(f"{database.name}.creating-{os.getpid()}")
+        draft.touch()  # a folder that cannot be written fails here, not after MLflow's retries
+        with quiet("mlflow", "mlflow.store.db.utils", "urllib3"):
+            SqlAlchemyStore(f"sqlite:///{draft}", str(self.artifacts)).engine.dispose()
+        draft.replace(database)
+
+    def _open_experiment(self, client: "MlflowClient", create: bool) -> str:
+        from mlflow.exceptions import MlflowException
+
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None and not create:
+            names = [other.name for other in client.search_experiments() if other.name != "Default"]
+            verb = "are" if len(names) > 1 else "is"
+            message = f"not in {self.uri}; there {verb} {', '.join(names) or 'none'}"
+            raise TrackingError(f"experiment {self.experiment!r}: {message}")
+        if experiment is None:
+            with contextlib.nullcontext() if self.is_server else self._lock():
+                # Another process may have created it in the meantime.
+                experiment = client.get_experiment_by_name(self.experiment)
+                if experiment is None:
+                    artifacts = None if self.is_server else str(self.artifacts)
+                    tags = {_ARTIFACTS_TAG: _BESIDE} if self.database else {}
+                    try:
+                        return str(client.create_experiment(self.experiment, artifacts, tags))
+                    except MlflowException as error:
+                        experiment = client.get_experiment_by_name(self.experiment)
+                        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                            raise
+        if experiment.lifecycle_stage != "active":
+            raise ConfigError(
+                "experiment",
+                f"{self.experiment!r} was deleted from {self.uri}: choose another name, or restore "
+                f"it with `mlflow experiments restore --experiment-id {experiment.experiment_id}`",
+            )
+        location, beside = experiment.artifact_location, experiment.tags.get(_ARTIFACTS_TAG)
+        if self.database and beside == _BESIDE and location != str(self.artifacts):
+            self._follow_move(self.database, location)
+        return str(experiment.experiment_id)
 
     def _follow_move(self, database: Path, old: str) -> None:
-        """Point a database that was moved or copied to the artifacts that moved with it: MLflow keeps full paths."""
-        new = str(self.artifacts)
-        with (
-            self._lock(),
-            contextlib.closing(sqlite3.connect(database, timeout=20)) as connection,
-            connection,
-        ):
+        """Correct the artifact paths in a database that was moved or copied: MLflow keeps full paths."""
+        new, start = str(self.artifacts), len(old) + 1
+        connection = sqlite3.connect(database, timeout=20)
+        with self._lock(), contextlib.closing(connection), connection:
             connection.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
                 (new, old),
             )
             connection.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
-                (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE substr(artifact_uri, 1, ?) = ?",
+                (new, start, start, f"{old}/"),
             )
 
     @contextlib.contextmanager
@@ -272,56 +257,61 @@ class Store:
             with FileLock(path, timeout=_LOCK_SECONDS):
                 yield
         except Timeout as error:
-            raise TrackingError(
-                f"{path}: another process has held it for {_LOCK_SECONDS:.0f} s, creating a store takes a few: end it"
-            ) from error
-
-    def _check_database_server(self) -> None:
-        """One quick try at a database server's port: MLflow itself would go on trying for minutes."""
-        parts = urlsplit(self.uri)
-        port = _PORTS.get(parts.scheme.split("+")[0])
-        if port and parts.hostname:
-            try:
-                socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
-            except OSError as error:
-                raise self._unusable(error) from error
-
-    def _unusable(self, error: BaseException) -> TrackingError:
-        reason = " ".join(str(_root_cause(error)).split())[:300] or type(error).__name__
-        way_out = (
-            "mend the file or move it away"
-            if self.database
-            else "start the server, or mend MLFLOW_TRACKING_URI"
-        )
-        message = f"{self.uri}: the run store cannot be used ({reason}): {way_out}"
-        password = urlsplit(self.uri).password
-        return TrackingError(message.replace(f":{password}@", ":***@") if password else message)
+            message = f"another process has held it for {_LOCK_SECONDS:.0f} s; end that process"
+            raise TrackingError(f"{path}: {message}") from error
 
 
-def _check_database_file(path: Path) -> None:
-    """One quick read of a SQLite file: where that fails, MLflow itself would go on trying for minutes."""
-    with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
-        connection.execute("PRAGMA schema_version").fetchone()
+def existing(config: DictConfig, experiment: str | None = None) -> Store:
+    """The store that a command's config names, opened for reading.
+
+    Args:
+        config: The complete config, with `tracking`.
+        experiment: Instead of the one in the config.
+
+    Raises:
+        ConfigError: A bad value below `tracking`.
+        TrackingError: There is no such store, or it cannot be read.
+    """
+    override = {"experiment": experiment} if experiment else {}
+    node = OmegaConf.merge(config.tracking, override)
+    assert isinstance(node, DictConfig)
+    check(resolve(node), "tracking")
+    store: Store = instantiate(node, "tracking")
+    return store.open(create=False)
 
 
 @contextlib.contextmanager
 def brief_http() -> Iterator[None]:
-    """Let requests to a tracking server give up within some seconds (MLflow's default is minutes).
+    """Requests to a tracking server fail after some seconds (MLflow's default is minutes).
 
-    What the environment sets itself stays as it is.
+    Variables that the environment sets keep their values.
     """
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    ours = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(ours)
+    limits = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(limits)
     try:
         yield
     finally:
-        for name in ours:
+        for name in limits:
             os.environ.pop(name, None)
 
 
+@contextlib.contextmanager
+def quiet(*names: str, level: int = logging.CRITICAL) -> Iterator[None]:
+    """Raise the level of loggers; what MLflow logs here is raised and reported in one line anyway."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
+
+
 def _import_mlflow() -> None:
-    """Import MLflow (about a second) so that it neither reports home nor chats on the terminal."""
+    """Import MLflow (about a second) without telemetry and without messages on the terminal."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -335,61 +325,18 @@ def _import_mlflow() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MLflow from printing tracebacks of what is raised, and reported in one line, anyway."""
-    loggers = [
-        logging.getLogger("mlflow"),
-        logging.getLogger("mlflow.store.db.utils"),
-        logging.getLogger("urllib3"),
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _root_cause(error: BaseException) -> BaseException:
-    """What the operating system said, if it is at the bottom of this; libraries wrap it in paragraphs."""
-    below: BaseException | None = error
-    while below is not None:
-        if isinstance(below, OSError) and below.strerror:
-            return below
-        below = below.__cause__ or below.__context__
+    """The operating system's error, if it caused this one; libraries wrap it in paragraphs."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause
+        cause = cause.__cause__ or cause.__context__
     return error
 
 
-def existing(config: DictConfig, experiment: str | None = None) -> Store:
-    """The store that a program's config names, opened.
-
-    Args:
-        config: Whole, with `tracking`.
-        experiment: Instead of the one that it names.
-
-    Raises:
-        ConfigError: A value of `tracking` that cannot be.
-        TrackingError: There is no such store, or it cannot be read.
-    """
-    node = (
-        OmegaConf.merge(config.tracking, {"experiment": experiment})
-        if experiment
-        else config.tracking
-    )
-    assert isinstance(node, DictConfig)
-    check(resolve(node), "tracking")
-    store: Store = instantiate(node, "tracking")
-    return store.open(create=False)
-
-
-VANISHED = "the process vanished (killed?)"
-
-
 def owner_tags() -> dict[str, str]:
-    """Tags that name this process for good: process ids are used again, so the start belongs to it."""
+    """Tags that identify this process; process ids are reused, so its start is one of them."""
     return {
         "host": socket.gethostname(),
         "pid": str(psutil.Process().pid),
@@ -398,39 +345,34 @@ def owner_tags() -> dict[str, str]:
 
 
 def reap(store: Store) -> list[str]:
-    """End the runs of this host that still count as running though their process is gone.
+    """End the runs of this host that are RUNNING although their process is gone.
 
     They become FAILED, with the tags `failure` and `trial_state`. Runs of other hosts and programs
-    are left alone.
-
-    Args:
-        store: The store to tidy, opened if it is not yet.
+    are not changed.
 
     Returns:
         The ids of the runs that were ended.
     """
     query = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-    gone = [run for run in store.search(query) if not _is_alive(run.data.tags)]
-    for run in gone:
-        store.client.set_tag(run.info.run_id, "failure", VANISHED)
-        store.client.set_tag(run.info.run_id, "trial_state", "fail")
-        store.client.set_terminated(run.info.run_id, "FAILED")
-    return [run.info.run_id for run in gone]
+    ids = [run.info.run_id for run in store.search(query) if not _is_alive(run.data.tags)]
+    for run_id in ids:
+        close(store, run_id, "fail", VANISHED)
+    return ids
 
 
 def close(store: Store, run_id: str, state: str, reason: str) -> None:
-    """End a run whose process cannot do it any more, or overrule how it ended.
+    """End a run from outside its process, or overrule how it ended.
 
     Args:
         store: Opened if it is not yet.
         run_id: The run.
         state: Its `trial_state`: complete, pruned, over_limit or fail; fail makes it FAILED, the
             others FINISHED.
-        reason: One line; the tag `failure` or `ended_early`. Empty for none.
+        reason: One line, the tag `failure` or `ended_early`. Empty for none.
     """
     status = "FAILED" if state == "fail" else "FINISHED"
-    run = store.client.get_run(run_id)
     tag = "failure" if state == "fail" else "ended_early"
+    run = store.client.get_run(run_id)
     tags = run.data.tags
     if reason and tags.get(tag) != reason:
         store.client.set_tag(run_id, tag, reason)
@@ -444,7 +386,7 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
 
 def _is_alive(tags: dict[str, str]) -> bool:
     if "pid" not in tags or "process_start" not in tags:
-        return True  # not started by us: not ours to end
+        return True  # another program's run
     try:
         process = psutil.Process(int(tags["pid"]))
         same = abs(_seconds_after_boot(process) - float(tags["process_start"])) < 1
@@ -454,5 +396,5 @@ def _is_alive(tags: dict[str, str]) -> bool:
 
 
 def _seconds_after_boot(process: psutil.Process) -> float:
-    """Start of a process, counted from the boot: a clock that is set while it runs does not move this."""
+    """Start of a process after the boot; setting the clock does not change it."""
     return process.create_time() - psutil.boot_time()

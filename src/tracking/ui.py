@@ -1,4 +1,4 @@
-"""MLflow's user interface on this project's runs: `python -m src.tracking.ui [port=5000]`, on this machine only."""
+"""MLflow's user interface on this machine: `python -m src.tracking.ui [port=5000]`."""
 
 import os
 import socket
@@ -12,14 +12,13 @@ _USAGE = "python -m src.tracking.ui [port=5000] [folder=mlruns] [uri=sqlite:///r
 
 
 def main(arguments: list[str]) -> None:
-    """Become the server of MLflow's user interface; does not return unless the store is a server itself.
+    """Replace this process by the server; returns only if the store is a server itself.
 
     Args:
         arguments: `port=`, `folder=` and `uri=`, each optional.
 
     Raises:
-        UserError: An argument that is none of these, a port that is not free, or a store that
-            cannot be used.
+        UserError: An unknown argument, a port that is not free, or a store that cannot be used.
     """
     options = {"port": "5000", "folder": "mlruns", "uri": ""}
     for argument in arguments:
@@ -34,42 +33,29 @@ def main(arguments: list[str]) -> None:
         return
     store.open()
     reap(store)
-    page = f"http://{_HOST}:{port}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
-    print(f"MLflow's user interface, up in some seconds (Ctrl+C ends it): {page}", flush=True)
+    page = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    print(f"MLflow's user interface (Ctrl+C ends it): http://{_HOST}:{port}{page}", flush=True)
     os.environ["PYTHONWARNINGS"] = "ignore"
-    # MLflow would start eight more processes for jobs on prompts and traces, which there are none
-    # of here
+    # MLflow would start eight more processes for jobs on prompts and traces.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        _HOST,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    server += ["--backend-store-uri", store.uri, "--artifacts-destination", str(store.artifacts)]
-    server += ["--registry-store-uri", store.uri, "--uvicorn-opts", "--log-level warning"]
-    os.execv(sys.executable, server)
+    server = f"-m mlflow server --host {_HOST} --port {port} --workers 1".split()
+    server += ["--backend-store-uri", store.uri, "--registry-store-uri", store.uri]
+    server += ["--artifacts-destination", str(store.artifacts)]
+    server += ["--uvicorn-opts", "--log-level warning"]
+    os.execv(sys.executable, [sys.executable, *server])
 
 
 def _free_port(text: str) -> int:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise ConfigError("port", f"must be a number from 1 to 65535, but got {text}")
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # a server that ended just now is no hindrance
+        # A server that ended just now does not block the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, int(text)))
         except OSError as error:
-            raise ConfigError(
-                "port", f"{text} is not free ({error.strerror}): try port={int(text) + 1}"
-            ) from error
+            message = f"{text} is not free ({error.strerror}): try port={int(text) + 1}"
+            raise ConfigError("port", message) from error
     return int(text)
 
 

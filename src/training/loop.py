@@ -23,11 +23,12 @@ from src.core.errors import ConfigError
 from src.data.module import DataModule
 from src.models import fit_once
 from src.models.precision import cast_as_recorded
-from src.tracking.run import Run, RunLogger
+from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import figures, teachers
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, fits, load_weights
 from src.training.classifier import Classifier
+from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
 
 log = logging.getLogger(__name__)

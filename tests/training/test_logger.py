@@ -1,8 +1,19 @@
+import shutil
+
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.tracking.run import Run, RunLogger
+from src.tracking.run import Run
+from src.tracking.store import Store
+from src.training.logger import RunLogger
+
+
+@pytest.fixture
+def store(empty_database, tmp_path):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return Store(uri=f"sqlite:///{tmp_path}/mlflow.db")
 
 
 class Line(pl.LightningModule):
