@@ -151,7 +151,7 @@ def find(store: Store, name: str) -> CardSubject:
         except TrackingError as error:
             raise UserError(f"model={error}") from error
         subject = of_run(store, version.run_id, name)
-        requested = (version.name, version.version)
+        requested = (version.name, version.number)
         order = sorted(subject.versions, key=lambda v: (v.name, v.number) != requested)
         return replace(subject, versions=tuple(order))
     if not re.fullmatch(r"[0-9a-f]+", name):

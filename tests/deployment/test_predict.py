@@ -456,7 +456,7 @@ def test_a_registered_model(
     for name, number in (("skin", 2), ("skin/1", 1), ("skin@champion", 1)):
         version = registry.resolve(recorded.store, name)
         expected = ("skin", number, recorded.seeds[number - 1])
-        assert (version.name, version.version, version.run_id) == expected
+        assert (version.name, version.number, version.run_id) == expected
     status, output = typed(*recorded.arguments("skin@champion"))
     assert status == 0, output
     assert "skin version 1, custom" in output
