@@ -23,7 +23,7 @@ from src.deployment.compression import origin as compression
 from src.efficiency.profile import static_cost
 from src.metrics.registry import parse_limits, parse_objectives
 from src.reporting import comparison
-from src.sweep.records import STATE, EndedEarly, discard, inherit, seed_folder
+from src.sweep.records import STATE, EndedEarly, copy_latest_state, discard_states, seed_folder
 from src.sweep.repeats import aggregate
 from src.sweep.trial import TrialContext
 from src.tracking.run import Run, masked
@@ -249,7 +249,7 @@ def single_run(config: DictConfig) -> None:
         store, config, plain, overrides, RunContext(config.study or "", parent=config.get("origin"))
     ) as run:
         record(config, folder, overrides, run)
-    discard([folder])
+    discard_states([folder])
     comparison.show_single(store, run.id, objectives, limits)
 
 
@@ -286,16 +286,16 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         context.task.study, (commit, dirty), payload["study_run"], context.task.number
     )
     if payload["repeats"] == 1:
-        inherit(context.resume, context.folder)
+        copy_latest_state(context.resume, context.folder)
         metrics = _trial_run(config, store, place, context, context.folder)[1]
     else:
         for seed in range(config.seed, config.seed + payload["repeats"]):
-            inherit(
+            copy_latest_state(
                 [seed_folder(each, seed) for each in context.resume],
                 seed_folder(context.folder, seed),
             )
         metrics = _repeated(config, store, place, context)
-    discard(
+    discard_states(
         [context.folder, *context.resume]
     )  # not before the outcome is committed; a failure may be tried again
     return metrics
@@ -332,7 +332,7 @@ def _repeated(
                     pairs.append((origin.origin_of(store, run_id), run_id))
                 done.append(metrics)
                 context.repeat_ended(seed, run_id, metrics)
-                discard([seed_folder(each, seed) for each in (context.folder, *context.resume)])
+                discard_states([seed_folder(each, seed) for each in (context.folder, *context.resume)])
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             context.give_up(early.state, "", str(early))

@@ -255,7 +255,7 @@ def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
     settings, n_objectives = plan.settings, len(plan.objectives)
     make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
     with ExitStack() as stack:
-        executor = _executor(plan, url)
+        executor = _executor(plan)
         stack.callback(executor.close, settings.grace_s)
         executor.warm_up()  # imports for seconds, while the study is opened
         storage = open_storage(url)
@@ -315,18 +315,18 @@ def _own(
             ownership.is_held,
         )
         try:
-            standing = owner.run()
+            status = owner.run()
         except (KeyboardInterrupt, SystemExit):
-            done = owner.standing.counted
+            status = owner.status
             view.say(
-                f"stopped: {done} of {owner.total} trials are done; the same command goes on with the rest"
+                f"stopped: {status.counted} of {status.total} trials are done; the same command goes on with the rest"
             )
             raise
     test = plan.config.test == "auto"
     table = comparison.summarise_study(store, rows.parent, plan.objectives, plan.limits, test)
-    left = owner.total - standing.counted
+    left = status.total - status.counted
     finished = bool((table["status"] == "FINISHED").any())
-    return finished and left <= 0 and standing.counts["fail"] == 0
+    return finished and left <= 0 and status.counts["fail"] == 0
 
 
 def _open_study(
@@ -340,7 +340,7 @@ def _open_study(
     pruner = made if isinstance(made, optuna.pruners.BasePruner) else None
     seed = int(plan.config.seed)
     first = make_sampler(settings.sampler, seed, len(plan.objectives), 0)
-    study = studies.open_study(storage, definition, first.sampler, pruner, spaces.Space.differences)
+    study = studies.open_study(storage, definition, first.sampler, pruner)
     n_finished = len(studies.finished(study.get_trials(deepcopy=False)))
     n_drawn = len(
         study.get_trials(deepcopy=False)
@@ -363,8 +363,7 @@ def _open_study(
             settings.warm_start,
             plan.objectives,
             plan.limits,
-            plan.space.params_of,
-            plan.space.suggest,
+            plan.space,
         )
         log.warning("%d trials of study %s are taken over as known", taken, settings.warm_start)
     if n_finished:
@@ -376,11 +375,9 @@ def _open_study(
     return study, sampler
 
 
-def _executor(plan: StudyPlan, url: str) -> Executor:
+def _executor(plan: StudyPlan) -> Executor:
     node = plan.settings.executor
     given: dict[str, Any] = {} if plan.settings.n_jobs is None else {"n_jobs": plan.settings.n_jobs}
-    if "storage_url" in node:  # this executor works through the study's database
-        given["storage_url"] = url
     check(node, "hydra.sweeper.executor")
     executor: Executor = instantiate(OmegaConf.create(node), "hydra.sweeper.executor", **given)
     return executor

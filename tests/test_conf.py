@@ -38,7 +38,6 @@ FILLED = {  # what a choice leaves to the user
     "better/lite0_blocks10_distilled": ["loss.teacher=0123abcd"],
     "timm": ["model.net.name=mobilenetv3_small_050"],
     "threshold": ["hydra.sweeper.pruner.lower=0.1"],
-    "workers": ["hydra.sweeper.storage=sqlite:///studies.db"],
 }
 
 

@@ -65,6 +65,7 @@ class Setup:
         sampler: Proposes, unless it is a grid; None: random.
         n_jobs: Trials at once, where an executor is made.
         body: Of the trials.
+        storage: URL of the study's database; None: a SQLite file in `folder`.
 
     All else is as in `Policy`.
     """
@@ -85,11 +86,12 @@ class Setup:
     grace_s: float = 5.0
     learns_from_pruned: bool = True
     body: str = BODY
+    storage: str | None = None
 
     @property
     def url(self) -> str:
         """Of the study's database."""
-        return default_url(self.folder)
+        return self.storage or default_url(self.folder)
 
     @property
     def store(self) -> Store:
@@ -165,7 +167,7 @@ class StubExecutor(LocalExecutor):
 def opened(
     setup: Setup,
     make_executor: Callable[[optuna.storages.BaseStorage], Executor] | None = None,
-    show: Callable[[StudyStatus], None] = lambda standing: None,
+    show: Callable[[StudyStatus], None] = lambda status: None,
 ) -> Iterator[Scheduler]:
     """The owner of the study, opened as `src.study` opens it.
 
@@ -191,9 +193,9 @@ def opened(
         stack.callback(executor.close, setup.grace_s)
         executor.warm_up()
         sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-        study = studies.open_study(storage, definition, sampler, None, spaces.Space.differences)
-        rows = StudyRecorder(store, STUDY, study.user_attrs.get("study_run"))
-        study.set_user_attr("study_run", rows.parent.id)
+        study = studies.open_study(storage, definition, sampler, None)
+        recorder = StudyRecorder(store, STUDY, study.user_attrs.get("study_run"))
+        study.set_user_attr("study_run", recorder.parent.id)
         payload = {
             "overrides": parsed.fixed,
             "objectives": stubs.objectives(setup.n_objectives),
@@ -203,11 +205,11 @@ def opened(
                 "experiment": store.experiment,
                 "folder": str(store.folder),
             },
-            "study_run": rows.parent.id,
+            "study_run": recorder.parent.id,
             "repeats": 1,
             "git": ["unknown", None],
         }
-        with rows.parent:
+        with recorder.parent:
             yield Scheduler(
                 study,
                 setup.url,
@@ -216,7 +218,7 @@ def opened(
                 limits,
                 executor,
                 setup.policy,
-                rows,
+                recorder,
                 setup.folder / "trials",
                 setup.body,
                 payload,
@@ -240,8 +242,8 @@ def read_setup(arguments: Sequence[str]) -> Setup:
 def main(arguments: Sequence[str]) -> None:
     """Bring a study to its total, and print how it stands as a line of JSON."""
     with opened(read_setup(arguments)) as owner:
-        standing = owner.run()
-        print(json.dumps({"counted": standing.counted, "total": owner.total, **standing.counts}))
+        status = owner.run()
+        print(json.dumps({"counted": status.counted, "total": status.total, **status.counts}))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def measure(setup: Setup, size: int) -> tuple[float, float]:
     ):
         sampler.seconds = 0.0
         owner.run()
-        assert owner.standing.n_seen == RUN, owner.standing.counts
+        assert owner.status.n_seen == RUN, owner.status.counts
         return 1000 * sum(owner.seconds) / RUN, 1000 * sampler.seconds / RUN
 
 

@@ -1,4 +1,4 @@
-"""Hydra override grammar for sweeps; overrides as typed -> columns."""
+"""Hydra's override grammar for sweeps, and recorded overrides as typed table columns."""
 
 import math
 import re
@@ -21,33 +21,44 @@ from hydra.errors import HydraException
 
 from src.core.errors import ConfigError
 
-# Left to the config itself, for they are about the study as a whole.
-_OF_THE_STUDY = ("hydra", "sweeps", "tracking", "objective", "study", "test", "repeats", "dry_run")
-_PLAIN_TEXT = re.compile(
-    r"[A-Za-z_][A-Za-z0-9_./-]*"
-)  # what the grammar takes for a string without quotes ...
-_NOT_PLAIN = ("null", "true", "false", "nan", "inf")  # ... but for these, in any case
+# Keys of the study as a whole: they cannot differ between trials.
+STUDY_KEYS = ("hydra", "sweeps", "tracking", "objective", "study", "test", "repeats", "dry_run")
+# Text that the grammar reads as a string without quotes, but for these words.
+_UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_RESERVED = ("null", "true", "false", "nan", "inf")
 _SWEEP_TEXT = re.compile(
     r"\s*((int|float|str|bool)\()?(choice|range|interval|glob|tag|sort|shuffle)\(.*\)\s*"
 )
-_BETWEEN_CLAUSES = re.compile(  # a blank or " and " before a key, with no quote open
+# Between two clauses of a condition: a blank or " and " before a key, outside of quotes.
+_CLAUSE_BREAK = re.compile(
     r"""\s+(?:and\s+)?(?=[\w./@]+=)(?=(?:[^']*'[^']*')*[^']*$)(?=(?:[^"]*"[^"]*")*[^"]*$)"""
 )
 
 
 @dataclass
 class BareInterval(IntervalSweep):
-    """`interval(1,10)`: bounds written as integers and not cast; the grammar makes floats of them."""
+    """`interval(1,10)` with integer bounds and no cast, of which the grammar makes floats."""
+
+
+def _interval(start: float, end: float) -> IntervalSweep:
+    kind = BareInterval if isinstance(start, int) and isinstance(end, int) else IntervalSweep
+    return kind(start=float(start), end=float(end))
+
+
+# A cast, as in int(interval(1,10)), turns a BareInterval into a plain IntervalSweep.
+_FUNCTIONS = create_functions()
+_FUNCTIONS.functions["interval"] = _interval
+_PARSER = OverridesParser(_FUNCTIONS)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One override, parsed.
+    """One parsed override.
 
     Attributes:
         prefix: "", "+", "++" or "~".
-        key: Without the prefix, with the package if it has one.
-        value: A plain value, or a ChoiceSweep, RangeSweep or IntervalSweep of Hydra.
+        key: Without the prefix, with the package if there is one.
+        value: A plain value, or Hydra's ChoiceSweep, RangeSweep or IntervalSweep.
         text: As typed.
     """
 
@@ -63,21 +74,20 @@ class Assignment:
 
 
 def assignment(text: str, where: str = "") -> Assignment:
-    """Read one override.
+    """Parse one override.
 
     Args:
         text: Such as "model.net.width=choice(8,16)", "+x=1,2" or "~callbacks.x".
-        where: The key that an error names; the override's own if empty.
+        where: The key that an error names; the override's key if empty.
 
     Raises:
-        ConfigError: It is not in the grammar, or the grammar reads something else into it than the
-            writer meant.
+        ConfigError: A syntax error, or a text that Hydra reads as something else than it says.
     """
     where = where or text.partition("=")[0].lstrip("+~")
     try:
         override = _PARSER.parse_override(text)
     except HydraException as error:
-        raise ConfigError(where, _syntax(text, error)) from None
+        raise ConfigError(where, _syntax_problem(text, error)) from None
     key = override.get_key_element().lstrip("+~")
     prefix = override.get_key_element().removesuffix(key)
     value = override.value()
@@ -92,53 +102,47 @@ def assignment(text: str, where: str = "") -> Assignment:
 
 
 def clauses(text: str, where: str) -> dict[str, tuple[Any, ...]]:
-    """Read a condition, such as "model=custom and model.net.depth=3,4", into what each key may be.
+    """Parse a condition, such as "model=custom and model.net.depth=3,4": key -> allowed values.
 
     Args:
-        text: "key=value" or "key=value,other", several of them joined by " and " or by spaces.
+        text: Clauses "key=value" or "key=value,other", joined by " and " or by spaces.
         where: The key that an error names.
 
     Raises:
-        ConfigError: It is no such text, or names a key twice.
+        ConfigError: Another kind of text, or a key that is named twice.
     """
-    found: dict[str, tuple[Any, ...]] = {}
-    for part in _BETWEEN_CLAUSES.split(text.strip()):
-        read = assignment(part, where) if "=" in part else None
-        is_list = (
-            read is not None and isinstance(read.value, ChoiceSweep) and not read.value.shuffle
-        )
-        if read is None or read.prefix or (read.is_sweep and not is_list):
-            raise ConfigError(
-                where, f'must be like "model=custom and model.net.depth=3,4", but got {text!r}'
-            )
-        if read.key in found:
-            raise ConfigError(
-                where, f"names {read.key} twice in {text!r}: write {read.key}=one,other"
-            )
-        found[read.key] = tuple(read.value.list) if is_list else (read.value,)
-    return found
+    allowed: dict[str, tuple[Any, ...]] = {}
+    for part in _CLAUSE_BREAK.split(text.strip()):
+        parsed = assignment(part, where) if "=" in part else None
+        value = parsed.value if parsed else None
+        is_list = isinstance(value, ChoiceSweep) and not value.shuffle
+        if parsed is None or parsed.prefix or (parsed.is_sweep and not is_list):
+            example = '"model=custom and model.net.depth=3,4"'
+            raise ConfigError(where, f"must be like {example}, but got {text!r}")
+        key = parsed.key
+        if key in allowed:
+            raise ConfigError(where, f"names {key} twice in {text!r}: write {key}=one,other")
+        allowed[key] = tuple(value.list) if is_list else (value,)
+    return allowed
 
 
 def refuse_key(key: str, where: str) -> None:
-    """Raise ConfigError if `key` cannot differ from trial to trial."""
+    """Raise ConfigError if `key` cannot differ between trials."""
     root = re.split(r"[./@]", key)[0]
-    if root in _OF_THE_STUDY:
+    if root in STUDY_KEYS:
         raise ConfigError(where, f"cannot be swept: {root} belongs to the study as a whole")
 
 
 def refuse_nested(value: Any, where: str) -> None:
-    """Raise ConfigError if there is a sweep, or a text that was meant for one, within a plain value."""
+    """Raise ConfigError if a plain value contains a sweep, or a quoted text that looks like one."""
     if isinstance(value, Sweep | Glob):
-        raise ConfigError(
-            where,
-            "a sweep inside of a list, a mapping or another sweep is none: list the whole values",
-        )
+        problem = "a sweep inside of a list, a mapping or another sweep has no effect"
+        raise ConfigError(where, f"{problem}: list the whole values")
     if isinstance(value, str | QuotedString):
         text = value if isinstance(value, str) else value.text
         if _SWEEP_TEXT.fullmatch(text):
-            raise ConfigError(
-                where, f"{text!r} is a quoted text here, not a sweep: leave out the quotes"
-            )
+            problem = f"{text!r} is a quoted text here, not a sweep: leave out the quotes"
+            raise ConfigError(where, problem)
     parts = list(value.values()) if isinstance(value, Mapping) else value
     if isinstance(parts, Sequence) and not isinstance(parts, str):
         for part in parts:
@@ -146,10 +150,10 @@ def refuse_nested(value: Any, where: str) -> None:
 
 
 def text_of(value: Any) -> str:
-    """`value` as the grammar reads it back: null, true, 0.5, plain, 'with, comma', [1,2], {a:1}.
+    """`value` in the grammar's notation: null, true, 0.5, plain, 'with, comma', [1,2], {a:1}.
 
     Raises:
-        TypeError: No text of the grammar gives this value.
+        TypeError: The grammar has no notation for this value.
     """
     if value is None:
         return "null"
@@ -158,136 +162,111 @@ def text_of(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        plain = _PLAIN_TEXT.fullmatch(value) and value.lower() not in _NOT_PLAIN
+        plain = _UNQUOTED.fullmatch(value) and value.lower() not in _RESERVED
         return value if plain else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, Mapping):
-        return (
-            "{" + ",".join(f"{_dict_key(key)}:{text_of(item)}" for key, item in value.items()) + "}"
-        )
+        for key in value:
+            if isinstance(key, str) and not _UNQUOTED.fullmatch(key):
+                raise TypeError(f"the key {key!r} cannot be written in an override")
+        items = (f"{text_of(key)}:{text_of(item)}" for key, item in value.items())
+        return "{" + ",".join(items) + "}"
     if isinstance(value, Sequence):
         return "[" + ",".join(map(text_of, value)) + "]"
     raise TypeError(f"{type(value).__name__} is no value of a config")
 
 
 def identity(value: Any) -> Any:
-    """What two values have in common if they are the same to a config: 4 and 4.0 are, 4 and '4', 1 and true are not."""
+    """Equal for values that a config treats as the same: 4 and 4.0, but not 4 and '4', 1 and true."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ("[", *map(identity, value))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and value == value else text_of(value)
 
 
-def _interval(start: float, end: float) -> IntervalSweep:
-    kind = BareInterval if isinstance(start, int) and isinstance(end, int) else IntervalSweep
-    return kind(start=float(start), end=float(end))
-
-
-def _parser() -> OverridesParser:
-    functions = create_functions()
-    functions.functions["interval"] = _interval  # a cast makes a plain IntervalSweep of a bare one
-    return OverridesParser(functions)
-
-
-_PARSER = _parser()
-
-
-def _dict_key(key: Any) -> str:
-    if isinstance(key, str) and not _PLAIN_TEXT.fullmatch(key):
-        raise TypeError(f"the key {key!r} cannot be written in an override")
-    return text_of(key)
-
-
 def _refuse_misreadings(value: Any, where: str, text: str) -> None:
+    problem = ""
     if isinstance(value, Glob):
-        raise ConfigError(
-            where, f"{text} cannot be resolved in a sweep: list the options, {where}=one,other"
-        )
-    if not isinstance(value, Sweep):
-        if value is not None:
-            _refuse_in_element(value, where, text)
-        return
+        problem = f"{text} cannot be resolved in a sweep: list the options, {where}=one,other"
+    elif isinstance(value, Sweep):
+        problem = _sweep_problem(value, where, text)
+    else:
+        try:
+            refuse_nested(value, where)
+        except ConfigError:
+            if isinstance(value, str):
+                raise
+            problem = f"the sweep inside {text} has no effect in Hydra: "
+            problem += "list the whole values, choice([64,64],[128,64])"
+    if problem:
+        raise ConfigError(where, problem)
+
+
+def _sweep_problem(value: Sweep, where: str, text: str) -> str:
     if isinstance(value, ChoiceSweep):
         if any(isinstance(item, IntervalSweep) for item in value.list):
-            raise ConfigError(
-                where, f"{text} would be a choice of intervals: give one interval(lowest,highest)"
-            )
+            return f"{text} would be a choice of intervals: give one interval(lowest,highest)"
         for item in value.list:
             refuse_nested(item, where)
     if isinstance(value, BareInterval):
         low, high = int(value.start or 0), int(value.end or 0)
-        problem = f"interval({low},{high}) is of floats: write int(interval({low},{high})) or interval({low}.0,{high}.0)"
-        raise ConfigError(where, problem)
-    if value.tags - {"log"}:
-        raise ConfigError(
-            where,
-            f"the only tag is log, but got {', '.join(sorted(value.tags - {'log'}))} in {text}",
-        )
+        ways = f"int(interval({low},{high})) or interval({low}.0,{high}.0)"
+        return f"interval({low},{high}) is of floats: write {ways}"
+    if unknown := value.tags - {"log"}:
+        return f"the only tag is log, but got {', '.join(sorted(unknown))} in {text}"
     if value.tags and not isinstance(value, IntervalSweep):
-        raise ConfigError(where, f"only an interval can be tagged log, but got {text}")
+        return f"only an interval can be tagged log, but got {text}"
+    return ""
 
 
-def _refuse_in_element(value: Any, where: str, text: str) -> None:
-    """Of a value that is no sweep: a sweep inside of it is silently none."""
-    try:
-        refuse_nested(value, where)
-    except ConfigError as error:
-        if isinstance(value, str):
-            raise
-        problem = f"the sweep inside {text} is none to Hydra: list the whole values, choice([64,64],[128,64])"
-        raise ConfigError(error.key, problem) from None
-
-
-def _syntax(text: str, error: HydraException) -> str:
+def _syntax_problem(text: str, error: HydraException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or ["syntax error"]
     value = text.partition("=")[2]
     if "NoneType" in lines[0] and "choice" in value:
-        return f"choice() does not take null, as in {value}: write the values with commas alone, null,1, or as a list"
+        ways = "write the values with commas alone, null,1, or as a list"
+        return f"choice() does not take null, as in {value}: {ways}"
     reason = lines[0].split(": ", 1)[-1] if "while evaluating" in lines[0] else lines[0]
-    known = f" ({lines[1].strip()})" if "Unknown function" in reason and len(lines) > 1 else ""
-    return f"cannot read {text!r}: {reason}{known}"
+    hint = f" ({lines[1].strip()})" if "Unknown function" in reason and len(lines) > 1 else ""
+    return f"cannot read {text!r}: {reason}{hint}"
 
 
-REMOVED = "removed"  # what `~key` made of a parameter
+# Recorded overrides as columns
+
+REMOVED = "removed"  # value of a deleted key (`~key`)
 BINS = 5
-LOG_SPAN = 10.0  # positive values that span this factor belong on a logarithmic axis
+LOG_SPAN = 10.0  # positive values that span this factor are shown on a logarithmic axis
 _QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 _STRUCTURE = re.compile(rf"\\.|{_QUOTED}|[\[({{]|[\])}}]|\s+", re.DOTALL)
 _KEY = re.compile(r"\+{0,2}([A-Za-z_$][^\s=\[\]{}()'\",]*)=")
 _INTEGER = re.compile(r"[+-]?(0|[1-9](_?\d)*)")
 _FLOAT = re.compile(r"[+-]?(\d(_?\d)*\.?(\d(_?\d)*)?|\.\d(_?\d)*)([eE][+-]?\d+)?")
-_PLAIN = re.compile(r"""(['"])([^'"\\]+)\1""")
+_QUOTED_PLAIN = re.compile(r"""(['"])([^'"\\]+)\1""")
 _LIST_PARTS = re.compile(rf"({_QUOTED})|\s*([,\[\]{{}}])\s*", re.DOTALL)
 NUMBER, LIST, TEXT = range(3)  # kinds of values, in the order of an axis
-_Key = tuple[int, float, tuple[float, ...], str]
 
 
 def scan(overrides: str) -> dict[str, str]:
-    """Take the tag `overrides` of a trial apart.
+    """Split the tag `overrides` of a trial into key -> value as typed, without "+".
 
-    Blanks within brackets or quotes do not part overrides, nor does one that no key follows, as in
-    `note=two words`.
+    Blanks inside brackets or quotes do not separate overrides, nor does a blank that no key
+    follows, as in `note=two words`. A deleted key has the value "removed". The last value of a
+    repeated key counts.
 
     Args:
-        overrides: As typed, parted by blanks, such as "model.net.dense=[128, 64] +loss='a b'
-            ~callbacks.x".
-
-    Returns:
-        Values as typed, by key without "+"; of a deletion "removed". Of a key that stands there
-        twice the last counts.
+        overrides: Such as "model.net.dense=[128, 64] +loss='a b' ~callbacks.x".
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     key = ""
     for piece in _pieces(overrides):
         head = _KEY.match(piece)
         if piece.startswith("~"):
             key = ""
-            found[piece[1:].partition("=")[0]] = REMOVED
+            values[piece[1:].partition("=")[0]] = REMOVED
         elif head:
             key = head[1]
-            found[key] = piece[head.end() :]
+            values[key] = piece[head.end() :]
         elif key:
-            found[key] += f" {piece}"
-    return found
+            values[key] += f" {piece}"
+    return values
 
 
 def parameters(table: pd.DataFrame) -> pd.DataFrame:
@@ -297,13 +276,16 @@ def parameters(table: pd.DataFrame) -> pd.DataFrame:
         table: From `src.reporting.comparison.compare`: `run_id`, `overrides`.
 
     Returns:
-        A row a row of the table, indexed by run_id; a column a parameter that takes at least two
-        values, in the order of their first appearance: integers or floats where all values are
-        numbers (floats, if some are missing), else text, lists written as "[128, 64]"; missing
-        (NaN, None) where a trial does not have the parameter.
+        A row for each row of the table, indexed by run_id; a column for each parameter with at
+        least two values, in order of first appearance. Columns hold integers or floats where all
+        values are numbers (floats, if some are missing), else text, lists written as "[128, 64]".
+        NaN or None where a trial does not have the parameter.
     """
-    columns = {name: column for name, column in _columns(table).items() if column.nunique() > 1}
-    return pd.DataFrame(columns, index=_index(table))
+    index = pd.Index(table["run_id"], name="run_id")
+    cells = [scan(text) if isinstance(text, str) else {} for text in table["overrides"]]
+    names = {name: None for cell in cells for name in cell}  # a dict keeps their order
+    columns = {name: _typed([cell.get(name) for cell in cells], index) for name in names}
+    return pd.DataFrame({name: c for name, c in columns.items() if c.nunique() > 1}, index=index)
 
 
 def is_numeric(column: pd.Series) -> bool:
@@ -312,18 +294,13 @@ def is_numeric(column: pd.Series) -> bool:
 
 
 def is_log(column: pd.Series) -> bool:
-    """Whether a column belongs on a logarithmic axis: positive numbers that span at least a factor of ten."""
-    known = column.dropna()
-    return (
-        is_numeric(column)
-        and len(known) > 0
-        and known.min() > 0
-        and known.max() >= LOG_SPAN * known.min()
-    )
+    """Whether a column is shown on a logarithmic axis: positive, spanning a factor of ten or more."""
+    low, high = (column.min(), column.max()) if is_numeric(column) else (0, 0)
+    return bool(low > 0 and high >= LOG_SPAN * low)
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:
-    """Different values as an axis shows them, none missing.
+    """The distinct values in the order of an axis, missing ones left out.
 
     Numbers by size; then lists of numbers, the shorter first, those of one length by their numbers
     from the first on: [], [32], [128], [64, 32], [128, 64]; then texts by the alphabet.
@@ -332,60 +309,52 @@ def in_order(values: Iterable[Any]) -> list[Any]:
 
 
 def has_order(values: Iterable[Any]) -> bool:
-    """Whether the values can be told smaller from larger: all are numbers, or all are lists of numbers."""
+    """Whether the values are ordered: all are numbers, or all are lists of numbers."""
     return {kind for kind, *_ in map(_sort_key, values)} in ({NUMBER}, {LIST})
 
 
 def levels(column: pd.Series, bins: int = BINS) -> pd.DataFrame:
-    """The values of a parameter as few enough groups to compare.
+    """The values of a parameter in few enough groups to compare.
 
-    Numbers with more than 2 x `bins` different values are put into `bins` groups of about equally
-    many trials; equal values are never parted, so there may be fewer groups. All else keeps a group
-    a value.
+    Numbers with more than 2 x `bins` distinct values are divided into `bins` quantile groups.
+    Equal values stay together, so there may be fewer groups. Otherwise each value is a group.
 
     Args:
         column: Of `parameters`.
         bins: Groups of a continuous parameter, at least 2.
 
     Returns:
-        A row a trial that has the parameter, indexed as the column: `value` (text; of a group its
-        range, "0.1 to 0.3") and `position` (the number, of a group its median; of what is no number
-        the place in `in_order`).
+        A row for each trial that has the parameter, indexed as the column: `value` (text; the range
+        of a group, "0.1 to 0.3") and `position` (the number, the median of a group, or the position
+        of a value that is no number in `in_order`).
     """
-    known = column.dropna()
-    if is_numeric(column) and known.nunique() > 2 * bins:
-        return _binned(known.astype(float), bins)
-    values = in_order(known)
-    places = {
-        value: float(value if is_numeric(column) else place) for place, value in enumerate(values)
+    present = column.dropna()
+    if is_numeric(column) and present.nunique() > 2 * bins:
+        return _binned(present.astype(float), bins)
+    positions = {
+        value: float(value if is_numeric(column) else number)
+        for number, value in enumerate(in_order(present))
     }
-    return pd.DataFrame(
-        {"value": known.map(_text).astype(object), "position": known.map(places).astype(float)}
-    )
+    value = present.map(_text).astype(object)
+    return pd.DataFrame({"value": value, "position": present.map(positions).astype(float)})
 
 
-def _binned(known: pd.Series, bins: int) -> pd.DataFrame:
-    share = known.rank(method="average").sub(0.5) / len(
-        known
-    )  # equal values share the middle of their ranks
-    group = (share * bins).astype(int)
-    bounds = known.groupby(group).agg(["min", "max"])
-    names: dict[Any, str] = {}
-    for digits in (3, 4, 6, 17):  # as few as tell the groups apart
-        names = {each: _range(row["min"], row["max"], digits) for each, row in bounds.iterrows()}
-        if len(set(names.values())) == len(names):
+def _binned(numbers: pd.Series, bins: int) -> pd.DataFrame:
+    # Equal values share the middle of their ranks.
+    quantile = numbers.rank(method="average").sub(0.5) / len(numbers)
+    group = (quantile * bins).astype(int)
+    bounds = numbers.groupby(group).agg(["min", "max"])
+    labels: dict[Any, str] = {}
+    for digits in (3, 4, 6, 17):  # as few as distinguish the groups
+        for number, row in bounds.iterrows():
+            low, high = (
+                _text(end) if end == round(end) else f"{end:.{digits}g}" for end in row.to_list()
+            )
+            labels[number] = low if low == high else f"{low} to {high}"
+        if len(set(labels.values())) == len(labels):
             break
-    return pd.DataFrame(
-        {
-            "value": group.map(names).astype(object),
-            "position": known.groupby(group).transform("median"),
-        }
-    )
-
-
-def _range(low: float, high: float, digits: int) -> str:
-    first, last = (_text(end) if end == round(end) else f"{end:.{digits}g}" for end in (low, high))
-    return first if first == last else f"{first} to {last}"
+    position = numbers.groupby(group).transform("median")
+    return pd.DataFrame({"value": group.map(labels).astype(object), "position": position})
 
 
 def _text(value: Any) -> str:
@@ -394,34 +363,19 @@ def _text(value: Any) -> str:
     return str(int(value)) if value == round(value) and abs(value) < 1e15 else repr(float(value))
 
 
-def _columns(table: pd.DataFrame) -> dict[str, pd.Series]:
-    cells = [scan(text) if isinstance(text, str) else {} for text in table["overrides"]]
-    names = {name: None for cell in cells for name in cell}  # a dict keeps their order
-    return {name: _typed([cell.get(name) for cell in cells], _index(table)) for name in names}
-
-
 def _typed(texts: list[str | None], index: pd.Index) -> pd.Series:
     numbers = [None if text is None else _number(text) for text in texts]
-    if any(
-        number is None and text is not None for number, text in zip(numbers, texts, strict=True)
-    ):
-        return pd.Series(
-            [None if text is None else _tidy(text) for text in texts], index=index, dtype=object
-        )
-    whole = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
-    return pd.Series(
-        [math.nan if number is None else number for number in numbers],
-        index,
-        int if whole else float,
-    )
-
-
-def _index(table: pd.DataFrame) -> pd.Index:
-    return pd.Index(table["run_id"], name="run_id")
+    pairs = list(zip(numbers, texts, strict=True))
+    if any(number is None and text is not None for number, text in pairs):
+        tidy = [None if text is None else _tidy(text) for text in texts]
+        return pd.Series(tidy, index=index, dtype=object)
+    is_int = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
+    filled = [math.nan if number is None else number for number in numbers]
+    return pd.Series(filled, index, int if is_int else float)
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """What blanks outside of brackets and quotes part."""
+    """The parts between blanks that are outside of brackets and quotes."""
     depth = start = 0
     for match in _STRUCTURE.finditer(text):
         token = match[0]
@@ -438,38 +392,27 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _tidy(text: str) -> str:
-    """One spelling of a value: blanks in lists as in "[128, 64]"; quotes only to tell a text from a number."""
+    """One spelling for a value: lists as "[128, 64]", quotes only around what reads as a number."""
     if text[:1] in ("[", "{"):
         return _LIST_PARTS.sub(lambda part: part[1] or {",": ", "}.get(part[2], part[2]), text)
-    plain = _PLAIN.fullmatch(text)
+    plain = _QUOTED_PLAIN.fullmatch(text)
     return plain[2] if plain and _number(plain[2]) is None else text
 
 
 def _number(text: str) -> int | float | None:
     if _INTEGER.fullmatch(text):
         return int(text)
-    if not _FLOAT.fullmatch(text):
-        return None
-    value = float(text)
+    value = float(text) if _FLOAT.fullmatch(text) else math.inf
     return value if math.isfinite(value) else None
 
 
-def _sort_key(value: Any) -> _Key:
+def _sort_key(value: Any) -> tuple[int, float, tuple[float, ...], str]:
     number = _number(value) if isinstance(value, str) else float(value)
     if number is not None:
         return NUMBER, number, (), ""
-    parts = _numbers(value)
-    return (TEXT, 0.0, (), value) if parts is None else (LIST, len(parts), parts, "")
-
-
-def _numbers(text: str) -> tuple[float, ...] | None:
-    """The numbers of a list of numbers; None if it is no such list."""
-    if not (text.startswith("[") and text.endswith("]")):
-        return None
-    inside = text[1:-1].strip()
-    found = [_number(part.strip()) for part in inside.split(",")] if inside else []
-    return (
-        None
-        if any(part is None for part in found)
-        else tuple(part for part in found if part is not None)
-    )
+    if value.startswith("[") and value.endswith("]"):
+        parts = [_number(part.strip()) for part in value[1:-1].split(",") if value[1:-1].strip()]
+        numbers = tuple(part for part in parts if part is not None)
+        if len(numbers) == len(parts):
+            return LIST, len(numbers), numbers, ""
+    return TEXT, 0.0, (), value

@@ -1,43 +1,126 @@
-"""Config -> pruner; rungs (multi-objective ASHA)."""
+"""Config -> pruner; `Rungs`, asynchronous successive halving for several objectives (MO-ASHA)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from inspect import signature
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import optuna
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner
 
-from src.core.config import check, resolve
+from src.core.config import resolve
 from src.core.errors import ConfigError
 from src.metrics.pareto import as_losses, crowding, ranks
 from src.metrics.registry import Limit, Objective, recorded_name
 from src.sweep.records import Pruned, earlier_tries, total_violation
-from src.sweep.samplers import as_node, build, target_of
-
-if TYPE_CHECKING:
-    import optuna
-
+from src.sweep.samplers import FACTS, as_node, build, target_of
 
 KEY = "hydra.sweeper.pruner"
+_AUTO = "auto"  # replaced by the number of epochs, which Optuna would wait for a trial to learn
 _GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class BestSoFar:
+    """Best values of the objectives so far, and the values that the limits are checked against.
+
+    Args:
+        objectives: Of the study.
+        limits: Of the study.
+
+    Attributes:
+        epoch: The last that was trained and validated, from 1; 0 before the first.
+        best: Objective's metric -> best value so far; only of metrics measured every epoch.
+        limited: Recorded name of a limited metric -> its value at the best epoch so far by the
+            first objective that is measured every epoch; without such an objective, at the last
+            epoch. Its best value so far may belong to another epoch, whose weights are not kept.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
+        self.objectives = list(objectives)
+        self.limits = list(limits)
+        validated = (item.metric for item in objectives if item.metric.startswith("val/"))
+        self._leading = next(validated, None)
+        self.epoch = 0
+        self.best: dict[str, float] = {}
+        self.limited: dict[str, float] = {}
+
+    def add(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Add an epoch.
+
+        Args:
+            epoch: From 1.
+            metrics: `val/...`; a metric that is undefined in this epoch may be absent.
+        """
+        self.epoch = epoch
+        before = dict(self.best)
+        for objective in self.objectives:
+            name = objective.metric
+            if name in metrics:
+                # fmax and fmin ignore NaN.
+                better = np.fmax if objective.direction == "maximize" else np.fmin
+                self.best[name] = float(better(before.get(name, math.nan), metrics[name]))
+        leading = self._leading
+        if leading not in before or self.best[leading] != before[leading]:
+            recorded = {recorded_name(name): float(value) for name, value in metrics.items()}
+            names = {recorded_name(limit.metric) for limit in self.limits} & recorded.keys()
+            self.limited = {name: recorded[name] for name in names}
+
+
+@runtime_checkable
+class EpochPruner(Protocol):
+    """A pruner that is none of Optuna's and works for any number of objectives.
+
+    A parameter `max_epochs` of its constructor is filled in from trainer.max_epochs.
+    """
+
+    def check_trial(
+        self, trial: optuna.Trial, epochs: int, best: BestSoFar, cost: Mapping[str, float]
+    ) -> None:
+        """Compare the trial with the others after an epoch that is not its last.
+
+        Args:
+            trial: The running trial.
+            epochs: Epochs to be trained.
+            best: Best values so far, this epoch included.
+            cost: Metrics known before training, by the run record's names.
+
+        Raises:
+            Pruned: The trial is stopped here.
+        """
+
+
+@dataclass(frozen=True)
+class RungDecision:
+    """Decision at a rung.
+
+    Attributes:
+        goes_on: Whether the trial trains on.
+        position: Its rank among the trials at the rung so far, from 1.
+        of: Number of those trials, itself included.
+    """
+
+    goes_on: bool
+    position: int
+    of: int
 
 
 @dataclass(frozen=True)
 class Rungs:
-    """The epochs at which trials are compared.
+    """The epochs at which trials are compared. Values at rungs are user attributes of the trials.
+
+    Source: Schmucker et al., Multi-objective Asynchronous Successive Halving, arXiv 2106.12639.
 
     Attributes:
-        max_epochs: Epochs of a trial that is never stopped.
+        max_epochs: Epochs of a trial that is not stopped.
         min_epochs: The first rung; every trial trains this long.
-        reduction_factor: Each rung lies this many times as far as the one before, and of the trials
-            at a rung one in this many goes on.
+        reduction_factor: Ratio of consecutive rungs; one in this many trials goes on at a rung.
 
     Raises:
-        ConfigError: A value that cannot be; the message names the key.
+        ConfigError: An impossible value; the message names the key.
     """
 
     max_epochs: int
@@ -46,317 +129,260 @@ class Rungs:
 
     def __post_init__(self) -> None:
         if self.min_epochs < 1:
-            raise ConfigError(f"{KEY}.min_epochs", f"must be at least 1, but got {self.min_epochs}")
+            raise ConfigError("min_epochs", f"must be at least 1, but got {self.min_epochs}")
         if not 1 < self.reduction_factor < math.inf:
-            raise ConfigError(
-                f"{KEY}.reduction_factor", f"must be above 1, but got {self.reduction_factor}"
-            )
+            problem = f"must be above 1, but got {self.reduction_factor}"
+            raise ConfigError("reduction_factor", problem)
         if self.max_epochs <= self.min_epochs:
-            raise ConfigError(
-                f"{KEY}.min_epochs",
-                f"must be below trainer.max_epochs ({self.max_epochs}), but got {self.min_epochs}",
-            )
+            bound = f"must be below trainer.max_epochs ({self.max_epochs})"
+            raise ConfigError("min_epochs", f"{bound}, but got {self.min_epochs}")
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The rungs, counted from 1 and rising: min_epochs times powers of the factor, rounded, below max_epochs."""
-        found: list[int] = []
-        at = float(self.min_epochs)
-        while round(at) < self.max_epochs:
-            if not found or round(at) > found[-1]:
-                found.append(round(at))
-            at *= self.reduction_factor
-        return tuple(found)
+        """The rungs, from 1, rising: min_epochs times powers of the factor, below max_epochs."""
+        rungs: list[int] = []
+        exact = float(self.min_epochs)
+        while round(exact) < self.max_epochs:
+            if not rungs or round(exact) > rungs[-1]:
+                rungs.append(round(exact))
+            exact *= self.reduction_factor
+        return tuple(rungs)
 
-
-@dataclass(frozen=True)
-class RungDecision:
-    """What a rung says of a trial.
-
-    Attributes:
-        goes_on: Whether it trains on.
-        position: Its place among those at the rung so far, from 1.
-        of: How many those are, itself included.
-    """
-
-    goes_on: bool
-    position: int
-    of: int
-
-
-def goes_on(
-    points: np.ndarray,
-    own: int,
-    objectives: Sequence[Objective],
-    reduction_factor: float = 3,
-    broken: Sequence[float] | None = None,
-) -> RungDecision:
-    """Whether a trial is among the best 1 / `reduction_factor` of those at its rung.
-
-    The order is by non-dominated rank, then by crowding among the distinct points of the rank. Of n
-    trials the first n / `reduction_factor`, rounded down, go on; while that is fewer than there are
-    objectives, as many of the front as there are objectives: the first at a rung, and with two
-    objectives always both ends of the front. What is lost among the first few is lost to the study
-    (chosen on recorded curves, see benchmarks/pruning_replay.py).
-
-    Points that are equal (nets that have learned nothing yet all stand at chance level) are one
-    point to the crowding and to the front: one of them has its place, the others come behind the
-    rest of their rank. Which one is drawn from the row number: by order of arrival the newcomer
-    would always lose or always win, drawn like this about one in `reduction_factor` goes on.
-
-    Trials that break limits stand behind all that keep them, whatever their objectives, in order of
-    their violation; where all at the rung break them, those that do so least take the place of the
-    front.
-
-    Args:
-        points: One row a trial at this rung, in order of their numbers; one column an objective,
-            (N, M). A row with a value that is missing or not finite stands behind all others and
-            does not go on.
-        own: The row that is asked about.
-        objectives: M objectives; their directions say which way is better.
-        reduction_factor: Above 1.
-        broken: By how much each row breaks the limits in all, (N,); 0: not at all. None: there are
-            no limits.
-    """
-    losses = as_losses(points, objectives)
-    losses = np.where(np.isfinite(losses), losses, np.nan)
-    order, on_front = _order(
-        losses, objectives, np.zeros(len(losses)) if broken is None else np.asarray(broken)
-    )
-    place = int(np.flatnonzero(order == own)[0])
-    kept = max(math.floor(len(losses) / reduction_factor), min(on_front, len(objectives)))
-    return RungDecision(place < kept and not np.isnan(losses[own]).any(), place + 1, len(losses))
-
-
-class RungBook:
-    """The rungs of a study, kept as user attributes of its Optuna trials: any process of the study sees them all.
-
-    Args:
-        rungs: The epochs at which trials are compared.
-        objectives: What is compared, in the order of the recorded values: validation metrics and
-            whatever cost is known by then.
-        limits: Of the study; those of metrics that are not known at a rung are neither kept nor
-            broken there.
-    """
-
-    def __init__(
-        self, rungs: Rungs, objectives: Sequence[Objective], limits: Sequence[Limit] = ()
+    def check_trial(
+        self, trial: optuna.Trial, epochs: int, best: BestSoFar, cost: Mapping[str, float]
     ) -> None:
-        self.rungs = rungs
-        self.objectives = list(objectives)
-        self.limits = list(limits)
+        """See `EpochPruner`; a trial too short for a rung is not compared."""
+        if epochs <= self.min_epochs:
+            return
+        rungs = replace(self, max_epochs=epochs)
+        if best.epoch not in rungs.epochs:
+            return
+        values = {**best.best, **cost}
+        objectives = [item for item in best.objectives if item.metric in values]
+        point = [values[item.metric] for item in objectives]
+        decision = rungs.record(trial, best.epoch, point, objectives, best.limits, best.limited)
+        if not decision.goes_on:
+            rank = f"rank {decision.position} of {decision.of} at this rung"
+            raise Pruned(f"epoch {best.epoch} of {epochs}: {rank}")
 
     def record(
         self,
         trial: optuna.Trial,
         epoch: int,
         values: Sequence[float],
+        objectives: Sequence[Objective],
+        limits: Sequence[Limit] = (),
         limited: Mapping[str, float] | None = None,
     ) -> RungDecision:
-        """Enter what a trial has reached at a rung, then hold it against all that have come to it.
+        """Record a trial's values at a rung, then compare it with all trials that reached it.
 
-        Trials of an earlier study that this one was started from count too, if they have met this
-        rung. A trial that was made again (`retry_of`), however often, counts once, by its latest
-        attempt at the rung.
+        Trials of a warm start count too. A trial that was retried counts once, by its latest try at
+        the rung.
 
         Args:
-            trial: The trial, running.
-            epoch: A rung: one of `rungs.epochs`.
-            values: One for each objective; for a metric that moves, the best so far.
-            limited: What the limits are held against, by recorded names; see
-                `src.sweep.pruners.BestSoFar.limited`.
+            trial: The running trial.
+            epoch: One of `epochs`.
+            values: One for each objective; of a metric that changes, the best so far.
+            objectives: Validation metrics and known costs.
+            limits: Limits of metrics that are not in `limited` are neither kept nor broken.
+            limited: By recorded names, see `BestSoFar.limited`.
 
         Raises:
-            ValueError: `epoch` is no rung, or there are more or fewer values than objectives.
+            ValueError: `epoch` is no rung, or the number of values is wrong.
         """
-        if epoch not in self.rungs.epochs:
-            raise ValueError(f"epoch {epoch} is no rung; those are {self.rungs.epochs}")
-        if len(values) != len(self.objectives):
-            raise ValueError(
-                f"expected a value for each of {len(self.objectives)} objectives, but got {values}"
-            )
-        if limited:  # before the values: who sees those sees these
-            trial.set_user_attr(
-                limit_attribute(epoch), {name: _storable(value) for name, value in limited.items()}
-            )
-        # written before the others are read: of two trials that come at once at least one sees the
-        # other
-        trial.set_user_attr(attribute(epoch), [_storable(value) for value in values])
-        entries = self._entries(trial.study, epoch)
-        points = np.array([entries[number][0] for number in sorted(entries)], dtype=float)
-        broken = [entries[number][1] for number in sorted(entries)]
-        own = sorted(entries).index(trial.number)
-        return goes_on(points, own, self.objectives, self.rungs.reduction_factor, broken)
+        if epoch not in self.epochs:
+            raise ValueError(f"epoch {epoch} is no rung; those are {self.epochs}")
+        if len(values) != len(objectives):
+            number = f"a value for each of {len(objectives)} objectives"
+            raise ValueError(f"expected {number}, but got {values}")
+        # Limits before values: a process that reads the values reads the limits too. Values before
+        # the comparison: of two trials that arrive together at least one sees the other.
+        if limited:
+            stored = {name: _as_json(value) for name, value in limited.items()}
+            trial.set_user_attr(limit_attribute(epoch), stored)
+        trial.set_user_attr(attribute(epoch), [_as_json(value) for value in values])
+        trials = trial.study.get_trials(deepcopy=False)
+        numbers = sorted(_trials_at_rung(trials, epoch, len(objectives)))
+        points = [trials[number].user_attrs[attribute(epoch)] for number in numbers]
+        broken = []
+        for number in numbers:
+            stored = trials[number].user_attrs.get(limit_attribute(epoch), {})
+            metrics = {name: math.nan if v is None else v for name, v in stored.items()}
+            broken.append(total_violation(limits, metrics))
+        row = numbers.index(trial.number)
+        factor = self.reduction_factor
+        return goes_on(np.array(points, dtype=float), row, objectives, factor, broken)
 
-    def _entries(
-        self, study: optuna.Study, epoch: int
-    ) -> dict[int, tuple[list[float | None], float]]:
-        """Trial number -> values at the rung, and by how much the limits are broken there."""
-        found: dict[int, tuple[list[float | None], float]] = {}
-        replaced: set[int] = set()
-        trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            values = trial.user_attrs.get(attribute(epoch))
-            if values is None or len(values) != len(
-                self.objectives
-            ):  # the latter: begun under other objectives
-                continue
-            limited = trial.user_attrs.get(limit_attribute(epoch), {})
-            known = {name: math.nan if value is None else value for name, value in limited.items()}
-            found[trial.number] = values, total_violation(self.limits, known)
-            replaced |= {each.number for each in earlier_tries(trial, trials.__getitem__)}
-        return {number: entry for number, entry in found.items() if number not in replaced}
+
+def goes_on(
+    points: np.ndarray,
+    row: int,
+    objectives: Sequence[Objective],
+    reduction_factor: float = 3,
+    broken: Sequence[float] | None = None,
+) -> RungDecision:
+    """Whether a trial is among the best 1 / `reduction_factor` of the trials at its rung.
+
+    The order is by non-dominated rank, then by crowding among the distinct points of the rank. Of n
+    trials the first n / `reduction_factor`, rounded down, go on. While that is fewer than there are
+    objectives, as many of the front go on as there are objectives: the first at a rung, and with
+    two objectives both ends of the front (chosen on recorded curves, see
+    benchmarks/pruning_replay.py).
+
+    Equal points (all untrained nets are at chance level) are one point for the crowding and the
+    front: one of them keeps its rank's order, the others follow the rest of their rank. Which one is
+    drawn from the row number: by order of arrival the newcomer would always lose or always win.
+
+    Trials that break limits come after all that keep them, whatever their objectives, in order of
+    their violation. Where all break them, those with the least violation take the place of the
+    front.
+
+    Args:
+        points: Shape (N, M): a row for each trial at this rung, in order of trial numbers; a column
+            for each objective. A row with a value that is missing or not finite comes last and does
+            not go on.
+        row: The row in question.
+        objectives: M objectives.
+        reduction_factor: Above 1.
+        broken: Shape (N,): total violation of the limits, 0 where they hold. None: no limits.
+    """
+    losses = as_losses(points, objectives)
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    violation = np.zeros(len(losses)) if broken is None else np.asarray(broken)
+    rank = _constrained_ranks(losses, objectives, violation)
+    # Multiples of the golden ratio spread evenly over [0, 1): a reproducible draw without a seed.
+    draw = np.arange(len(losses)) * _GOLDEN % 1
+    room = np.full(len(losses), -1.0)  # crowding distance; less than any for a repeated point
+    for level in np.unique(rank):
+        rows = np.flatnonzero(rank == level)
+        rows = rows[np.argsort(draw[rows])]
+        rows = rows[np.unique(losses[rows], axis=0, return_index=True)[1]]
+        room[rows] = crowding(losses[rows])
+    order = np.lexsort((draw, -room, rank))
+    position = int(np.flatnonzero(order == row)[0])
+    n_front = int(((rank == 0) & (room >= 0)).sum())
+    n_kept = max(math.floor(len(losses) / reduction_factor), min(n_front, len(objectives)))
+    stays = position < n_kept and not np.isnan(losses[row]).any()
+    return RungDecision(bool(stays), position + 1, len(losses))
 
 
 def attribute(epoch: int) -> str:
-    """Name of the user attribute that holds a trial's values at a rung."""
+    """Name of the user attribute with a trial's values at a rung."""
     return f"rung:{epoch}"
 
 
 def limit_attribute(epoch: int) -> str:
-    """Name of the user attribute that holds what the limits are held against at a rung; absent without limits."""
+    """Name of the user attribute with a trial's limited metrics at a rung; absent without limits."""
     return f"rung_limits:{epoch}"
 
 
-def _storable(value: float) -> float | None:
+def _as_json(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _order(
-    losses: np.ndarray, objectives: Sequence[Objective], broken: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Row numbers, best first; and how many distinct points are on the front."""
-    rank = _constrained_ranks(losses, objectives, broken)
-    # multiples of the golden ratio spread evenly over [0, 1): a draw that needs no seed, and is the
-    # same everywhere
-    draw = np.arange(len(losses)) * _GOLDEN % 1
-    room = np.full(len(losses), -1.0)  # of a row that repeats another: less than any distance
-    for level in np.unique(rank):
-        rows = np.flatnonzero(rank == level)
-        rows = rows[np.argsort(draw[rows])]
-        _, first = np.unique(losses[rows], axis=0, return_index=True)
-        rows = rows[first]
-        room[rows] = crowding(losses[rows])
-    return np.lexsort((draw, -room, rank)), int(((rank == 0) & (room >= 0)).sum())
+def _trials_at_rung(
+    trials: Sequence[optuna.trial.FrozenTrial], epoch: int, n_objectives: int
+) -> Iterator[int]:
+    """Numbers of the trials with values at a rung, without those that a later try replaces."""
+    # Another number of values: recorded under other objectives.
+    at_rung = [
+        trial for trial in trials if len(trial.user_attrs.get(attribute(epoch), ())) == n_objectives
+    ]
+    replaced = {
+        earlier.number
+        for trial in at_rung
+        for earlier in earlier_tries(trial, trials.__getitem__)
+    }
+    return (trial.number for trial in at_rung if trial.number not in replaced)
 
 
 def _constrained_ranks(
-    losses: np.ndarray, objectives: Sequence[Objective], broken: np.ndarray
+    losses: np.ndarray, objectives: Sequence[Objective], violation: np.ndarray
 ) -> np.ndarray:
-    """Non-dominated ranks of the rows that keep the limits, then a rank for each violation; unknown rows last."""
+    """Non-dominated ranks of the feasible rows, then a rank for each violation; NaN rows last."""
     known = ~np.isnan(losses).any(axis=1)
-    kept = known & (broken <= 0)
-    # as losses all objectives go down
-    down = [Objective(objective.metric, "minimize") for objective in objectives]
-    rank = ranks(np.where(kept[:, None], losses, np.nan), down)
-    levels = rank[kept].max() + 1 if kept.any() else 0
-    rank[~kept] = max(levels, 1)
-    others = known & ~kept
-    if others.any():
-        degrees, order = np.unique(broken[others], return_inverse=True)
-        rank[others] = levels + order
-        rank[~known] = levels + len(degrees)
+    feasible = known & (violation <= 0)
+    minimized = [Objective(objective.metric, "minimize") for objective in objectives]
+    rank = ranks(np.where(feasible[:, None], losses, np.nan), minimized)
+    n_ranks = rank[feasible].max() + 1 if feasible.any() else 0
+    rank[~feasible] = max(n_ranks, 1)
+    infeasible = known & ~feasible
+    if infeasible.any():
+        degrees, order = np.unique(violation[infeasible], return_inverse=True)
+        rank[infeasible] = n_ranks + order
+        rank[~known] = n_ranks + len(degrees)
     return rank
-
-
-RUNGS = "src.sweep.pruners.Rungs"
-_AUTO = "auto"  # where Optuna would wait for a complete trial to know how many epochs there are
 
 
 def make_pruner(
     config: DictConfig | Mapping[str, Any], n_objectives: int, max_epochs: int
-) -> "BasePruner | Rungs":
+) -> BasePruner | EpochPruner:
     """Build the pruner that a config names, checked against the study.
 
     Args:
         config: `_target_` with its arguments, and `name`.
         n_objectives: Of the study.
-        max_epochs: Epochs of a trial that is never stopped; the step of a report is its epoch, from
-            1.
+        max_epochs: Epochs of a trial that is not stopped.
 
     Raises:
-        ConfigError: A value that the pruner does not take, or a study that it cannot serve.
+        ConfigError: A value that the pruner does not accept, or a study that it cannot serve.
     """
     pruner = pruner_from_spec(pruner_spec(config, max_epochs))
-    if (
-        n_objectives > 1
-        and isinstance(pruner, BasePruner)
-        and not isinstance(pruner, optuna.pruners.NopPruner)
-    ):
+    single = isinstance(pruner, BasePruner) and not isinstance(pruner, optuna.pruners.NopPruner)
+    if single and n_objectives > 1:
         name = as_node(config).get("name") or type(pruner).__name__
-        raise ConfigError(
-            KEY,
-            f"{name} works for one objective, this study has {n_objectives}: take hydra/sweeper/pruner=rungs",
-        )
+        problem = f"{name} works for one objective, this study has {n_objectives}"
+        raise ConfigError(KEY, f"{problem}: take hydra/sweeper/pruner=rungs")
     return pruner
 
 
 def pruner_spec(
     config: DictConfig | Mapping[str, Any], max_epochs: int | None = None
 ) -> dict[str, Any]:
-    """The pruner as plain JSON values, from which every trial's process builds its own.
+    """The pruner as JSON values, from which each trial's process builds its own.
 
     Args:
         config: `_target_` with its arguments, and `name`.
-        max_epochs: Epochs of a trial that is never stopped; rungs need it.
+        max_epochs: Epochs of a trial that is not stopped.
 
     Raises:
-        ConfigError: There is no such pruner, or a threshold without a bound.
+        ConfigError: There is no such pruner, or values that Optuna would refuse during the study.
     """
     node = as_node(config)
     target = target_of(node, KEY)
-    spec = {key: value for key, value in resolve(node).items() if key != "name"}
+    spec = {key: value for key, value in resolve(node).items() if key not in FACTS}
     if max_epochs is not None:
-        if node._target_ == RUNGS:
+        if "max_epochs" in signature(target).parameters:
             spec["max_epochs"] = max_epochs
         _fill_in(spec, max_epochs)
-    _refuse(target, spec)
-    return spec
-
-
-def pruner_from_spec(spec: Mapping[str, Any]) -> "BasePruner | Rungs":
-    """The pruner again.
-
-    Args:
-        spec: From `pruner_spec`.
-
-    Raises:
-        ConfigError: A value that the pruner does not take.
-    """
-    pass
-
-    if spec.get("_target_") == RUNGS:
-        check(spec, KEY)
-        return Rungs(**{key: value for key, value in spec.items() if key != "_target_"})
-    pruner = build(as_node(spec), KEY)
-    if not isinstance(pruner, BasePruner):
-        raise ConfigError(
-            f"{KEY}._target_", f"must be a pruner of Optuna or {RUNGS}, but got {spec['_target_']}"
-        )
-    return pruner
-
-
-def _refuse(target: Any, spec: Mapping[str, Any]) -> None:
-    """What Optuna would only stumble over in the middle of a study."""
-    if (
-        target is optuna.pruners.ThresholdPruner
-        and spec.get("lower") is None
-        and spec.get("upper") is None
-    ):
-        raise ConfigError(
-            f"{KEY}.lower", f"must be a number, or {KEY}.upper must, but both are null"
-        )
+    bounds = (spec.get("lower"), spec.get("upper"))
+    if target is optuna.pruners.ThresholdPruner and bounds == (None, None):
+        problem = f"must be a number, or {KEY}.upper must, but both are null"
+        raise ConfigError(f"{KEY}.lower", problem)
     if target is optuna.pruners.HyperbandPruner:
         first, last = spec.get("min_resource", 1), spec.get("max_resource", _AUTO)
         if isinstance(first, int) and first < 1:
             raise ConfigError(f"{KEY}.min_resource", f"must be at least 1, but got {first}")
         if isinstance(first, int) and isinstance(last, int) and last < first:
-            raise ConfigError(
-                f"{KEY}.max_resource", f"must be at least min_resource ({first}), but got {last}"
-            )
+            problem = f"must be at least min_resource ({first}), but got {last}"
+            raise ConfigError(f"{KEY}.max_resource", problem)
         factor = spec.get("reduction_factor", 3)
         if isinstance(factor, int) and factor < 2:
             raise ConfigError(f"{KEY}.reduction_factor", f"must be at least 2, but got {factor}")
+    return spec
+
+
+def pruner_from_spec(spec: Mapping[str, Any]) -> BasePruner | EpochPruner:
+    """Build the pruner of a `pruner_spec`.
+
+    Raises:
+        ConfigError: A value that the pruner does not accept.
+    """
+    pruner = build(as_node(spec), KEY)
+    if not isinstance(pruner, BasePruner | EpochPruner):
+        kinds = "must be a pruner of Optuna or have a method check_trial"
+        raise ConfigError(f"{KEY}._target_", f"{kinds}, but got {spec['_target_']}")
+    return pruner
 
 
 def _fill_in(spec: dict[str, Any], max_epochs: int) -> None:
@@ -367,154 +393,54 @@ def _fill_in(spec: dict[str, Any], max_epochs: int) -> None:
             _fill_in(part, max_epochs)
 
 
-class BestSoFar:
-    """The best values so far, and what the limits are held against.
+class TrialPruner:
+    """Prunes one trial; made from JSON values in the trial's own process.
 
     Args:
+        spec: From `pruner_spec`; None: nothing is pruned.
         objectives: Of the study.
-        limits: Of the study.
-
-    Attributes:
-        epoch: The last that was trained and validated, from 1; 0 before.
-        best: Objective's metric -> best value so far; of those that are measured every epoch.
-        limited: Recorded name of a limited metric -> its value at the best epoch so far, that of
-            the first objective that is measured every epoch; without such an objective, at the last
-            epoch. Its own best so far would combine epochs that no kept weights have: all recall at
-            one, all accuracy at another.
     """
 
-    def __init__(self, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
-        self._objectives = list(objectives)
-        self._limited = {recorded_name(limit.metric) for limit in limits}
-        self._leading = next(
-            (each.metric for each in objectives if each.metric.startswith("val/")), None
-        )
-        self.epoch = 0
-        self.best: dict[str, float] = {}
-        self.limited: dict[str, float] = {}
-
-    def add(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Take in an epoch.
-
-        Args:
-            epoch: Its number, from 1.
-            metrics: Its own, `val/...`; one that is undefined in it may be absent.
-        """
-        self.epoch = epoch
-        before = dict(self.best)
-        for objective in self._objectives:
-            name = objective.metric
-            if name in metrics:
-                self.best[name] = _better(objective, float(metrics[name]), before.get(name))
-        if (
-            self._leading is None
-            or self._leading not in before
-            or self.best[self._leading] != before[self._leading]
-        ):
-            named = {recorded_name(name): float(value) for name, value in metrics.items()}
-            self.limited = {name: named[name] for name in self._limited if name in named}
-
-
-def _better(objective: Objective, value: float, best: float | None) -> float:
-    if best is None or math.isnan(best):
-        return value
-    if math.isnan(value):
-        return best
-    return max(best, value) if objective.direction == "maximize" else min(best, value)
-
-
-class PrunerSpec:
-    """Stops a trial that is behind. Built from plain values, in the trial's own process.
-
-    Args:
-        spec: From `src.sweep.pruners.pruner_spec`; None: no trial is stopped.
-        objectives: Of the study.
-        limits: Of the study; a pruner of Optuna does not know them.
-    """
-
-    def __init__(
-        self,
-        spec: Mapping[str, Any] | None,
-        objectives: Sequence[Objective],
-        limits: Sequence[Limit],
-    ) -> None:
+    def __init__(self, spec: Mapping[str, Any] | None, objectives: Sequence[Objective]) -> None:
         self.spec = spec
         self.objectives = list(objectives)
-        self.limits = list(limits)
 
     @cached_property
-    def _made(self) -> Any:
-        pass
-
+    def _pruner(self) -> BasePruner | EpochPruner | None:
         return pruner_from_spec(self.spec) if self.spec else None
 
-    @cached_property
-    def rungs(self) -> "Rungs | None":
-        """The rungs, if the study has some."""
-        pass
-
-        return self._made if isinstance(self._made, Rungs) else None
-
     @property
-    def pruner(self) -> "optuna.pruners.BasePruner | None":
+    def optuna_pruner(self) -> BasePruner | None:
         """Optuna's pruner, if the study has one."""
-        return None if self.rungs else self._made
+        return self._pruner if isinstance(self._pruner, BasePruner) else None
 
-    def look(
+    def check_trial(
         self,
-        trial: "optuna.Trial",
+        trial: optuna.Trial,
         epochs: int,
         metrics: Mapping[str, float],
-        reached: BestSoFar,
-        cost: dict[str, float],
+        best: BestSoFar,
+        cost: Mapping[str, float],
     ) -> None:
-        """Hold the trial against the others after an epoch that is not its last.
+        """As `EpochPruner.check_trial`.
 
         Args:
-            trial: Attached with this object's `pruner`.
-            epochs: To be trained in all.
+            trial: Attached with `optuna_pruner`.
+            epochs: Epochs to be trained.
             metrics: Of this epoch, `val/...`.
-            reached: This epoch included.
-            cost: What is known before training, by the run record's names.
+            best: Best values so far, this epoch included.
+            cost: Metrics known before training.
 
         Raises:
-            Pruned: The trial is behind.
+            Pruned: The trial is stopped here.
         """
-        if self.rungs is not None:
-            self._at_rung(self.rungs, trial, epochs, reached, cost)
+        if isinstance(self._pruner, EpochPruner):
+            self._pruner.check_trial(trial, epochs, best, cost)
             return
         metric = self.objectives[0].metric
-        if len(self.objectives) > 1 or metric not in metrics:
+        if self._pruner is None or len(self.objectives) > 1 or metric not in metrics:
             return
-        trial.report(metrics[metric], reached.epoch)
+        trial.report(metrics[metric], best.epoch)
         if trial.should_prune():
-            raise Pruned(
-                f"epoch {reached.epoch} of {epochs}: {metric} {metrics[metric]:.4g} is behind"
-            )
-
-    def _at_rung(
-        self,
-        rungs: "Rungs",
-        trial: "optuna.Trial",
-        epochs: int,
-        reached: BestSoFar,
-        cost: dict[str, float],
-    ) -> None:
-        pass
-
-        epoch = reached.epoch
-        if epochs <= rungs.min_epochs:  # a trial this short has no rung
-            return
-        rungs = replace(rungs, max_epochs=epochs)
-        if epoch not in rungs.epochs:
-            return
-        known = reached.best | cost
-        objectives = [objective for objective in self.objectives if objective.metric in known]
-        values = [known[objective.metric] for objective in objectives]
-        verdict = RungBook(rungs, objectives, self.limits).record(
-            trial, epoch, values, reached.limited
-        )
-        if not verdict.goes_on:
-            raise Pruned(
-                f"epoch {epoch} of {epochs}: place {verdict.position} of {verdict.of} at this rung"
-            )
+            value = f"{metric} {metrics[metric]:.4g}"
+            raise Pruned(f"epoch {best.epoch} of {epochs}: {value} is behind the other trials")

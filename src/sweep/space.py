@@ -1,4 +1,4 @@
-"""Search space: domains, conditions, zip, exclude, cells."""
+"""Search space of a study: domains, conditions, paired values, exclusions, cells."""
 
 import random
 from collections import Counter
@@ -12,37 +12,52 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
 from src.core.errors import ConfigError
-from src.sweep import overrides as grammar
-from src.sweep.overrides import Assignment, assignment, clauses, identity, refuse_key, text_of
+from src.sweep.overrides import (
+    Assignment,
+    assignment,
+    clauses,
+    identity,
+    refuse_key,
+    refuse_nested,
+    text_of,
+)
 
 if TYPE_CHECKING:
     import optuna
 
-
 Category = str | int | float | bool | None
+# Key -> allowed values, as `src.sweep.overrides.identity`; all keys must match.
+Clauses = Mapping[str, frozenset[Any]]
+_PARAMS = "hydra.sweeper.params"
+_CONDITIONS = "hydra.sweeper.conditions"
+_ZIP = "hydra.sweeper.zip"
+_EXCLUDE = "hydra.sweeper.exclude"
 
 
 class Domain(Protocol):
-    """The values of a parameter. "Parameter" below is the value as Optuna knows it, "value" as the config gets it."""
+    """The values of a parameter.
+
+    "parameter" below is the value as Optuna knows it, "value" is the value in the config.
+    """
 
     @property
     def count(self) -> int | None:
-        """How many values; None if continuous."""
+        """Number of values; None if continuous."""
 
     def suggest(self, trial: "optuna.Trial", name: str) -> Any:
-        """The parameter that Optuna suggests under `name`; the same one that `parameter` gives for its value."""
+        """Let Optuna suggest a parameter under `name`."""
 
     def value(self, parameter: Any) -> Any:
-        """What the config gets for it."""
+        """The config's value for a parameter."""
 
     def parameter(self, value: Any) -> Any:
-        """What Optuna calls it; `value` must be contained."""
+        """The parameter for a value that the domain contains."""
 
     def contains(self, value: Any) -> bool:
         """Whether it is one of the values."""
 
     def parameters(self) -> Iterator[Any]:
-        """All of them in the grid's order; of a finite domain only."""
+        """All parameters of a finite domain in the grid's order."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +65,9 @@ class Categorical:
     """Listed values.
 
     Attributes:
-        values: Of any type that a config has, in the order given.
-        categories: What Optuna calls them: the values themselves where it takes them and tells them
-            apart, else texts.
+        values: Of any type that a config has, in the order of the list.
+        categories: Optuna's names for them: the values themselves where it accepts and
+            distinguishes them, else texts.
     """
 
     values: tuple[Any, ...]
@@ -63,19 +78,17 @@ class Categorical:
         """The choice among `values`.
 
         Raises:
-            ConfigError: None, or one of them twice.
+            ConfigError: No value, or a value that is listed twice.
         """
         if not values:
             raise ConfigError(where, "must have at least one value, but has none")
-        seen: set[Any] = set()
-        for value in values:
-            if identity(value) in seen:
-                raise ConfigError(
-                    where, f"must list each value once, but got {text_of(value)} again"
-                )
-            seen.add(identity(value))
-        categories = [_category(value) for value in values]
-        if len(set(categories)) < len(categories):  # Optuna compares by ==: 1 would be true
+        identities = [identity(value) for value in values]
+        for number, value in enumerate(values):
+            if identities[number] in identities[:number]:
+                problem = f"must list each value once, but got {text_of(value)} again"
+                raise ConfigError(where, problem)
+        categories = [value if _is_category(value) else text_of(value) for value in values]
+        if len(set(categories)) < len(categories):  # Optuna compares by ==: 1 equals true
             categories = [text_of(value) for value in values]
         return cls(tuple(values), tuple(categories))
 
@@ -90,10 +103,10 @@ class Categorical:
         return self.values[self.categories.index(parameter)]
 
     def parameter(self, value: Any) -> Category:  # noqa: D102
-        return self.categories[[identity(own) for own in self.values].index(identity(value))]
+        return self.categories[list(map(identity, self.values)).index(identity(value))]
 
     def contains(self, value: Any) -> bool:  # noqa: D102
-        return identity(value) in [identity(own) for own in self.values]
+        return identity(value) in map(identity, self.values)
 
     def parameters(self) -> Iterator[Category]:  # noqa: D102
         return iter(self.categories)
@@ -107,54 +120,47 @@ class Range:
     """Numbers at equal distances.
 
     Attributes:
-        start: The first of them. Decimals, so that 0.1 + 0.2 is 0.3.
+        start: The first of them; decimal, so that 0.1 + 0.2 is 0.3.
         step: Not 0; negative in a descending range.
-        count: How many.
-        is_whole: Whether they are ints, not floats.
-        is_shuffled: Whether a grid runs through them in a mixed order (always the same).
+        count: Number of values.
+        is_int: Whether they are ints, not floats.
+        is_shuffled: Whether a grid lists them in a mixed, but reproducible order.
     """
 
     start: Decimal
     step: Decimal
     count: int
-    is_whole: bool
+    is_int: bool
     is_shuffled: bool = False
 
     @classmethod
     def of(cls, sweep: RangeSweep, where: str) -> "Range":
-        """What Hydra's range() stands for; its stop is exclusive.
+        """Hydra's range(); its stop is exclusive.
 
         Raises:
             ConfigError: It is empty, its step is 0, or it has more digits than a float.
         """
-        given = [sweep.start or 0, sweep.stop or 0, sweep.step]
-        text = f"range({','.join(map(text_of, given))})"
-        if not all(map(isfinite, given)) or sweep.step == 0:
-            raise ConfigError(
-                where, f"must have finite bounds and a step other than 0, but got {text}"
-            )
-        start, stop, step = (Decimal(repr(number)) for number in given)
+        numbers = [sweep.start or 0, sweep.stop or 0, sweep.step]
+        text = f"range({','.join(map(text_of, numbers))})"
+        if not all(map(isfinite, numbers)) or sweep.step == 0:
+            problem = f"must have finite bounds and a step other than 0, but got {text}"
+            raise ConfigError(where, problem)
+        start, stop, step = (Decimal(repr(number)) for number in numbers)
         count = int(((stop - start) / step).to_integral_value(rounding=ROUND_CEILING))
         if count <= 0:
-            raise ConfigError(
-                where, f"must hold at least one number, but {text} is empty; its stop is exclusive"
-            )
-        found = cls(
-            start, step, count, all(isinstance(number, int) for number in given), sweep.shuffle
-        )
-        low, high = found._bounds()
-        if (
-            Decimal(repr(high)) - Decimal(repr(low))
-        ) % step != 0:  # Optuna would leave out the last number
-            raise ConfigError(
-                where,
-                f"has more digits than a float holds in {text}: list the numbers, choice(...)",
-            )
-        return found
+            problem = f"must hold at least one number, but {text} is empty; its stop is exclusive"
+            raise ConfigError(where, problem)
+        is_int = all(isinstance(number, int) for number in numbers)
+        made = cls(start, step, count, is_int, sweep.shuffle)
+        low, high = map(Decimal, map(repr, made._bounds()))
+        if (high - low) % step != 0:  # Optuna would omit the last number
+            problem = f"has more digits than a float holds in {text}: list the numbers, choice(...)"
+            raise ConfigError(where, problem)
+        return made
 
     def suggest(self, trial: "optuna.Trial", name: str) -> int | float:  # noqa: D102
         low, high = self._bounds()
-        if self.is_whole:
+        if self.is_int:
             return trial.suggest_int(name, int(low), int(high), step=int(abs(self.step)))
         return self.value(trial.suggest_float(name, low, high, step=float(abs(self.step))))
 
@@ -166,7 +172,7 @@ class Range:
         return self.value(value)
 
     def contains(self, value: Any) -> bool:  # noqa: D102
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        if not _is_number(value) or not isfinite(value):
             return False
         index = self._index(value)
         return 0 <= index < self.count and self._number(index) == value
@@ -179,19 +185,18 @@ class Range:
 
     def __str__(self) -> str:
         step = self._typed(self.step)
-        return f"range({self._number(0)},{self._number(self.count)}" + (
-            ")" if step == 1 else f",{step})"
-        )
+        end = ")" if step == 1 else f",{step})"
+        return f"range({self._number(0)},{self._number(self.count)}{end}"
 
     def _bounds(self) -> tuple[float, float]:
-        first, last = self._number(0), self._number(self.count - 1)
-        return min(first, last), max(first, last)
+        ends = self._number(0), self._number(self.count - 1)
+        return min(ends), max(ends)
 
     def _number(self, index: int) -> int | float:
         return self._typed(self.start + index * self.step)
 
     def _typed(self, number: Decimal) -> int | float:
-        return int(number) if self.is_whole else float(number)
+        return int(number) if self.is_int else float(number)
 
     def _index(self, number: float) -> int:
         return round((Decimal(repr(number)) - self.start) / self.step)
@@ -199,7 +204,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Interval:
-    """All numbers between two bounds, both of which belong to it; whole ones only if the bounds are ints."""
+    """All numbers between two bounds, both included; only integers if the bounds are ints."""
 
     low: int | float
     high: int | float
@@ -207,125 +212,114 @@ class Interval:
 
     @classmethod
     def of(cls, sweep: IntervalSweep, where: str) -> "Interval":
-        """What Hydra's interval() stands for.
+        """Hydra's interval().
 
         Raises:
-            ConfigError: The bounds are not in order, not finite, or not above 0 where the scale is
-                logarithmic.
+            ConfigError: The bounds are not in order, not finite, or not above 0 on a log scale.
         """
         assert sweep.start is not None
         assert sweep.end is not None
-        found = cls(sweep.start, sweep.end, "log" in sweep.tags)
-        if not isfinite(found.low) or not isfinite(found.high) or not found.low < found.high:
-            raise ConfigError(
-                where, f"must have finite bounds, the lower one first, but got {found}"
-            )
-        if found.log and found.low <= 0:
-            raise ConfigError(where, f"must have bounds above 0 on a log scale, but got {found}")
-        return found
+        made = cls(sweep.start, sweep.end, "log" in sweep.tags)
+        if not isfinite(made.low) or not isfinite(made.high) or not made.low < made.high:
+            problem = f"must have finite bounds, the lower one first, but got {made}"
+            raise ConfigError(where, problem)
+        if made.log and made.low <= 0:
+            raise ConfigError(where, f"must have bounds above 0 on a log scale, but got {made}")
+        return made
 
     @property
-    def is_whole(self) -> bool:
-        """Whether only whole numbers belong to it."""
+    def is_int(self) -> bool:
+        """Whether it contains only integers."""
         return isinstance(self.low, int)
 
     @property
     def count(self) -> int | None:  # noqa: D102
-        return int(self.high) - int(self.low) + 1 if self.is_whole else None
+        return int(self.high) - int(self.low) + 1 if self.is_int else None
 
     def suggest(self, trial: "optuna.Trial", name: str) -> int | float:  # noqa: D102
-        if self.is_whole:
+        if self.is_int:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def value(self, parameter: Any) -> int | float:  # noqa: D102
-        return int(parameter) if self.is_whole else float(parameter)
+        return int(parameter) if self.is_int else float(parameter)
 
     def parameter(self, value: Any) -> int | float:  # noqa: D102
         return self.value(value)
 
     def contains(self, value: Any) -> bool:  # noqa: D102
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not self.low <= value <= self.high
-        ):
-            return False
-        return not self.is_whole or value == int(value)
+        inside = _is_number(value) and self.low <= value <= self.high
+        return inside and (not self.is_int or value == int(value))
 
     def parameters(self) -> Iterator[int]:  # noqa: D102
         return iter(range(int(self.low), int(self.high) + 1))
 
     def __str__(self) -> str:
         text = f"interval({self.low!r},{self.high!r})"
-        text = f"int({text})" if self.is_whole else text
+        text = f"int({text})" if self.is_int else text
         return f"tag(log,{text})" if self.log else text
 
 
+def _is_category(value: Any) -> bool:
+    is_plain = value is None or isinstance(value, str | int | float)
+    return is_plain and not (isinstance(value, float) and not isfinite(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def domain_of(value: Any, where: str) -> Domain:
-    """The domain that a parsed value stands for; one that is no sweep is a choice of one.
+    """The domain of a parsed value; a plain value is a choice of one.
 
     Args:
         value: Of a `src.sweep.overrides.Assignment`.
         where: The key that an error names.
 
     Raises:
-        ConfigError: The values make no domain; the message says why.
+        ConfigError: The values make no domain.
     """
     if isinstance(value, RangeSweep):
         return Range.of(value, where)
     if isinstance(value, IntervalSweep):
         return Interval.of(value, where)
-    if isinstance(value, ChoiceSweep):
-        values = list(value.list)
-        if (
-            value.shuffle
-        ):  # mixed, but each time in the same way: Optuna refuses a study whose categories moved
-            random.Random(",".join(map(text_of, values))).shuffle(values)
-        return Categorical.of(values, where)
-    return Categorical.of([value], where)
-
-
-def listed(values: Sequence[Any], where: str) -> Categorical:
-    """The choice among values that come from a YAML list; texts are taken as they are.
-
-    Raises:
-        ConfigError: One of them cannot be written as an override, or is there twice.
-    """
-    for value in values:
-        grammar.refuse_nested(value, where)
-        try:
-            written = text_of(value)
-            read = grammar.assignment(f"key={written}", where).value
-        except TypeError as error:
-            raise ConfigError(where, f"cannot sweep {value!r}: {error}") from None
-        if identity(read) != identity(value):
-            raise ConfigError(
-                where, f"cannot sweep {value!r}: an override would read it as {read!r}"
-            )
+    values = list(value.list) if isinstance(value, ChoiceSweep) else [value]
+    if isinstance(value, ChoiceSweep) and value.shuffle:
+        # Reproducible: Optuna refuses a study whose categories changed their order.
+        random.Random(",".join(map(text_of, values))).shuffle(values)
     return Categorical.of(values, where)
 
 
-def _category(value: Any) -> Category:
-    if isinstance(value, float) and not isfinite(value):
-        return text_of(value)
-    return value if value is None or isinstance(value, str | int | float | bool) else text_of(value)
+def listed(values: Sequence[Any], where: str) -> Categorical:
+    """The choice among values of a YAML list; texts are taken literally.
+
+    Raises:
+        ConfigError: A value that no override can express, or that is listed twice.
+    """
+    for value in values:
+        refuse_nested(value, where)
+        try:
+            parsed = assignment(f"key={text_of(value)}", where).value
+        except TypeError as error:
+            raise ConfigError(where, f"cannot sweep {value!r}: {error}") from None
+        if identity(parsed) != identity(value):
+            problem = f"cannot sweep {value!r}: an override would read it as {parsed!r}"
+            raise ConfigError(where, problem)
+    return Categorical.of(values, where)
 
 
-Clauses = Mapping[
-    str, frozenset[Any]
-]  # key -> what it may be, as `src.sweep.overrides.identity`; all must hold
+def holds(clauses: Clauses, present: Mapping[str, Any]) -> bool:
+    """Whether every key of `clauses` has one of its allowed values in `present` (key -> identity)."""
+    return all(key in present and present[key] in allowed for key, allowed in clauses.items())
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of a space. Two cells are the same if their overrides are.
+    """One configuration of a space. Cells with equal overrides are equal.
 
     Attributes:
-        overrides: What Hydra is given, "key=value", in the space's order; only the parameters that
-            the cell has.
-        params: The same for Optuna: name -> what its `suggest_*` gives; enqueued, they give this
-            very cell.
+        overrides: For Hydra, "key=value", in the space's order; only active parameters.
+        params: For Optuna, name -> parameter; enqueued, they give this cell again.
     """
 
     overrides: tuple[str, ...]
@@ -337,17 +331,16 @@ class Parameter:
     """What is swept under one name.
 
     Attributes:
-        name: For Optuna: the key, "key@condition" or "key+key".
-        overrides: What stands before the "=": the key, with "+" or "++" if need be; several of
-            paired values.
-        domain: Its values; of paired values the rows, each a tuple with a value for each key.
-        when: Present only where these hold; empty: always.
+        name: For Optuna: the key, "key@condition", or "key+key" of paired values.
+        prefixed_keys: The keys before "=", with "+" or "++"; several of paired values.
+        domain: Its values; of paired values tuples with a value for each key.
+        when: Active only where these clauses hold; empty: always.
         condition: The same as text.
-        unless: Absent where one of these holds: there the key has a parameter of its own.
+        unless: Inactive where one of these holds: the key has another parameter there.
     """
 
     name: str
-    overrides: tuple[str, ...]
+    prefixed_keys: tuple[str, ...]
     domain: Domain
     when: Clauses = field(default_factory=dict)
     condition: str = ""
@@ -355,75 +348,64 @@ class Parameter:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The overrides without prefixes."""
-        return tuple(override.lstrip("+") for override in self.overrides)
+        """The keys without prefixes."""
+        return tuple(key.lstrip("+") for key in self.prefixed_keys)
 
     @property
     def depends_on(self) -> frozenset[str]:
-        """The keys that decide whether a cell has it."""
+        """The keys that decide whether it is active."""
         return frozenset(self.when).union(*self.unless)
 
     def is_active(self, present: Mapping[str, Any]) -> bool:
-        """Whether a cell has it that has these values (key -> identity)."""
+        """Whether a cell with these values (key -> identity) has the parameter."""
         return holds(self.when, present) and not any(
             holds(clauses, present) for clauses in self.unless
         )
 
     def values(self, parameter: Any) -> tuple[Any, ...]:
-        """The value of each key, for what Optuna suggested."""
+        """The value of each key for Optuna's parameter."""
         value = self.domain.value(parameter)
-        return tuple(value) if len(self.overrides) > 1 else (value,)
+        return tuple(value) if len(self.prefixed_keys) > 1 else (value,)
 
-    def may_be(self, key: str, allowed: Iterable[Any]) -> bool:
-        """Whether `key` is one of its own and can have one of these values (identities)."""
+    def can_be(self, key: str, allowed: Iterable[Any]) -> bool:
+        """Whether `key` is one of its keys and can have one of these values (identities)."""
         if key not in self.keys:
             return False
-        if isinstance(self.domain, Categorical):
-            place = self.keys.index(key)
-            own = {
-                identity(self.values(parameter)[place]) for parameter in self.domain.parameters()
-            }
-            return not own.isdisjoint(allowed)
-        return any(self.domain.contains(value) for value in allowed)  # a number is its own identity
-
-    def find(self, values: Sequence[Any]) -> tuple[Any, ...] | None:
-        """What Optuna calls these values (one for each key), as a tuple of one; None if it has no name for them."""
-        value = tuple(values) if len(self.overrides) > 1 else values[0]
-        return (self.domain.parameter(value),) if self.domain.contains(value) else None
+        if not isinstance(self.domain, Categorical):
+            # A number is its own identity.
+            return any(self.domain.contains(value) for value in allowed)
+        position = self.keys.index(key)
+        values = (self.values(parameter)[position] for parameter in self.domain.parameters())
+        return not set(map(identity, values)).isdisjoint(allowed)
 
     def __str__(self) -> str:
-        how = "" if self.overrides == self.keys else f" as {' '.join(self.overrides)}"
-        return f"{self.domain}{how}" + (f" when {self.condition}" if self.condition else "")
+        prefixes = self.prefixed_keys != self.keys
+        prefixed = f" as {' '.join(self.prefixed_keys)}" if prefixes else ""
+        condition = f" when {self.condition}" if self.condition else ""
+        return f"{self.domain}{prefixed}{condition}"
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Cells that are left out: those in which all clauses hold."""
+    """Excludes the cells in which all clauses hold."""
 
     text: str
     clauses: Clauses
 
 
-def holds(clauses: Clauses, present: Mapping[str, Any]) -> bool:
-    """Whether each key of `clauses` is present (key -> identity) with one of its values."""
-    return all(key in present and present[key] in allowed for key, allowed in clauses.items())
+class _PartialCell:
+    """A cell to which parameters are added one by one."""
 
+    def __init__(self, other: "_PartialCell | None" = None) -> None:
+        self.overrides: list[str] = list(other.overrides) if other else []
+        self.params: dict[str, Any] = dict(other.params) if other else {}
+        self.present: dict[str, Any] = dict(other.present) if other else {}  # key -> identity
 
-class _Draft:
-    """A cell that is being filled in."""
-
-    def __init__(self, before: "_Draft | None" = None) -> None:
-        self.overrides: list[str] = list(before.overrides) if before else []
-        self.params: dict[str, Any] = dict(before.params) if before else {}
-        self.present: dict[str, Any] = dict(before.present) if before else {}
-
-    def add(self, parameter: Parameter, chosen: Any) -> "_Draft":
+    def add(self, parameter: Parameter, chosen: Any) -> "_PartialCell":
         self.params[parameter.name] = chosen
-        for override, key, value in zip(
-            parameter.overrides, parameter.keys, parameter.values(chosen), strict=True
-        ):
-            self.present[key] = identity(value)
-            self.overrides.append(f"{override}={text_of(value)}")
+        for prefixed, value in zip(parameter.prefixed_keys, parameter.values(chosen), strict=True):
+            self.present[prefixed.lstrip("+")] = identity(value)
+            self.overrides.append(f"{prefixed}={text_of(value)}")
         return self
 
     def cell(self) -> Cell:
@@ -431,10 +413,10 @@ class _Draft:
 
 
 class Space:
-    """What a sweep searches.
+    """The search space of a study.
 
     Args:
-        parameters: Each behind those that its conditions name.
+        parameters: Each after those that its conditions name.
         exclusions: Cells that are left out.
     """
 
@@ -446,74 +428,74 @@ class Space:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is swept: there is exactly one cell, without overrides."""
+        """Whether nothing is swept: there is one cell, without overrides."""
         return not self.parameters
 
     def suggest(self, trial: "optuna.Trial") -> Cell:
-        """The cell that a study suggests for `trial`; it may be one that is excluded."""
-        draft = _Draft()
+        """The cell that a study suggests for `trial`; it may be excluded."""
+        partial = _PartialCell()
         for parameter in self.parameters:
-            if parameter.is_active(draft.present):
-                draft.add(parameter, parameter.domain.suggest(trial, parameter.name))
-        return draft.cell()
+            if parameter.is_active(partial.present):
+                partial.add(parameter, parameter.domain.suggest(trial, parameter.name))
+        return partial.cell()
 
     def cells(self) -> Iterator[Cell]:
-        """All cells but the excluded ones, the last parameter fastest.
+        """All cells that are not excluded; the last parameter varies fastest.
 
         Raises:
             ConfigError: A parameter is continuous.
         """
         for parameter in self.parameters:
             if parameter.domain.count is None:
-                problem = f"a grid cannot list {parameter.domain}: set hydra.sweeper.n_trials, or list values"
+                ways = "set hydra.sweeper.n_trials, or list values"
+                problem = f"a grid cannot list {parameter.domain}: {ways}"
                 raise ConfigError(parameter.name, problem)
-        return (
-            draft.cell()
-            for draft in self._drafts(0, _Draft())
-            if not self._exclusion(draft.present)
-        )
+        partials = self._partial_cells(0, _PartialCell())
+        return (each.cell() for each in partials if not self._exclusion(each.present))
 
     @cached_property
     def n_cells(self) -> int | None:
-        """How many cells there are without the excluded ones; None if a parameter is continuous."""
+        """Number of cells that are not excluded; None if a parameter is continuous."""
         if any(parameter.domain.count is None for parameter in self.parameters):
             return None
         named = {key for exclusion in self.exclusions for key in exclusion.clauses}
-        return self._count(
-            0, {}, named.union(*(parameter.depends_on for parameter in self.parameters))
-        )
+        named = named.union(*(parameter.depends_on for parameter in self.parameters))
+        return self._count(0, {}, named)
 
     def is_excluded(self, cell: Cell) -> str | None:
-        """The exclusion that forbids `cell`, as it was written; None if none does."""
-        draft = _Draft()
+        """The text of the exclusion that excludes `cell`; None if none does."""
+        partial = _PartialCell()
         for parameter in self.parameters:
             if parameter.name in cell.params:
-                draft.add(parameter, cell.params[parameter.name])
-        exclusion = self._exclusion(draft.present)
+                partial.add(parameter, cell.params[parameter.name])
+        exclusion = self._exclusion(partial.present)
         return exclusion.text if exclusion else None
 
-    def params_of(self, cell_overrides: Sequence[str]) -> dict[str, Any] | None:
-        """Optuna's parameters for the cell of these overrides, in any order; None if it is not within the space."""
+    def params_of(self, overrides: Sequence[str]) -> dict[str, Any] | None:
+        """Optuna's parameters of the cell with these overrides, in any order; None if outside."""
         try:
-            read = {found.key: found for found in map(assignment, cell_overrides)}
+            parsed = {each.key: each.value for each in map(assignment, overrides)}
         except ConfigError:
             return None
-        draft = _Draft()
+        partial = _PartialCell()
         for parameter in self.parameters:
-            if parameter.is_active(draft.present):
-                values = [read.pop(key).value for key in parameter.keys if key in read]
-                found = parameter.find(values) if len(values) == len(parameter.keys) else None
-                if found is None:
-                    return None
-                draft.add(parameter, found[0])
-        return None if read or self._exclusion(draft.present) else draft.params
+            if not parameter.is_active(partial.present):
+                continue
+            if not parsed.keys() >= set(parameter.keys):
+                return None
+            values = tuple(parsed.pop(key) for key in parameter.keys)
+            value = values if len(values) > 1 else values[0]
+            if not parameter.domain.contains(value):
+                return None
+            partial.add(parameter, parameter.domain.parameter(value))
+        return None if parsed or self._exclusion(partial.present) else partial.params
 
-    def contains(self, cell_overrides: Sequence[str]) -> bool:
-        """Whether the cell of these overrides, in any order, is one of the space's and not excluded."""
-        return self.params_of(cell_overrides) is not None
+    def contains(self, overrides: Sequence[str]) -> bool:
+        """Whether the cell with these overrides, in any order, is in the space and not excluded."""
+        return self.params_of(overrides) is not None
 
     def describe(self) -> dict[str, Any]:
-        """What makes this space, as JSON values; the same for spaces with the same cells in the same order."""
+        """JSON values that are equal for spaces with the same cells in the same order."""
         return {
             "parameters": {parameter.name: str(parameter) for parameter in self.parameters},
             "order": [parameter.name for parameter in self.parameters],
@@ -522,50 +504,35 @@ class Space:
 
     @staticmethod
     def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-        """In what two descriptions differ, a line each; empty if they are the same.
-
-        Args:
-            old: As `describe` gave it, perhaps stored in between as JSON.
-            new: The other one.
-        """
+        """The differences between two results of `describe`, a line each."""
         before, after = old["parameters"], new["parameters"]
-        lines = [
-            f"{name}: was {before[name]}, is no longer swept"
-            for name in before
-            if name not in after
-        ]
-        lines += [
-            f"{name}: was not swept, is {after[name]}" for name in after if name not in before
-        ]
-        shared = [name for name in before if name in after]
+        lines = [f"{name}: was {before[name]}, is no longer swept" for name in before if name not in after]
+        lines += [f"{name}: was not swept, is {after[name]}" for name in after if name not in before]
         lines += [
             f"{name}: was {before[name]}, is {after[name]}"
-            for name in shared
-            if before[name] != after[name]
+            for name in before
+            if name in after and before[name] != after[name]
         ]
-        lines += [
-            f"no longer excluded: {text}" for text in old["exclude"] if text not in new["exclude"]
-        ]
-        lines += [
-            f"newly excluded: {text}" for text in new["exclude"] if text not in old["exclude"]
-        ]
+        for label, one, other in (("no longer", old, new), ("newly", new, old)):
+            texts = [text for text in one["exclude"] if text not in other["exclude"]]
+            lines += [f"{label} excluded: {text}" for text in texts]
         if not lines and old["order"] != new["order"]:
             lines.append(f"order: was {', '.join(old['order'])}, is {', '.join(new['order'])}")
         return lines
 
-    def _drafts(self, start: int, draft: _Draft) -> Iterator[_Draft]:
+    def _partial_cells(self, start: int, partial: _PartialCell) -> Iterator[_PartialCell]:
         if start == len(self.parameters):
-            yield draft
+            yield partial
             return
         parameter = self.parameters[start]
-        if not parameter.is_active(draft.present):
-            yield from self._drafts(start + 1, draft)
+        if not parameter.is_active(partial.present):
+            yield from self._partial_cells(start + 1, partial)
             return
         for chosen in parameter.domain.parameters():
-            yield from self._drafts(start + 1, _Draft(draft).add(parameter, chosen))
+            yield from self._partial_cells(start + 1, _PartialCell(partial).add(parameter, chosen))
 
     def _count(self, start: int, present: dict[str, Any], named: set[str]) -> int:
-        """Branches only where a condition or an exclusion names the key; all else is a factor."""
+        """Branches only on keys that a condition or an exclusion names; others are factors."""
         factors: list[int] = []
         for number in range(start, len(self.parameters)):
             parameter = self.parameters[number]
@@ -585,16 +552,9 @@ class Space:
         return next((each for each in self.exclusions if holds(each.clauses, present)), None)
 
 
-__all__ = ["Cell", "Parsed", "Space", "parse"]
-_PARAMS = "hydra.sweeper.params"
-_CONDITIONS = "hydra.sweeper.conditions"
-_ZIP = "hydra.sweeper.zip"
-_EXCLUDE = "hydra.sweeper.exclude"
-
-
 @dataclass(frozen=True)
 class Parsed:
-    """A command line and a `sweeps/` file, taken apart.
+    """A parsed command line and `sweeps/` file.
 
     Attributes:
         space: What is swept.
@@ -612,15 +572,14 @@ def parse(
     zipped: Sequence[Mapping[str, Sequence[Any]]],
     exclude: Sequence[str],
 ) -> Parsed:
-    """The search space, by Hydra's override grammar.
+    """Parse the search space by Hydra's override grammar.
 
-    A key on the command line wins over the file's: a fixed value takes the key out of the space, a
-    sweep replaces the file's values where the file has the key (under its conditions, if it has
-    any).
+    The command line takes precedence over the file: a fixed value removes the key from the space; a
+    sweep replaces the file's values, under the file's conditions.
 
     Args:
-        arguments: The command line's overrides but for `hydra.*`.
-        params: Key -> text such as "choice(8,16)", or a list of the values as they are.
+        arguments: The command line's overrides without `hydra.*`.
+        params: Key -> text such as "choice(8,16)", or a list of the values.
         conditions: "model=custom" -> parameters that only cells with this value have. Several are
             joined by " and "; `model=a,b` is either. A key that is in `params` too has these values
             there instead. A text or number that is no sweep is a single value.
@@ -631,123 +590,110 @@ def parse(
     Raises:
         ConfigError: Something is not as above, or Hydra would silently read something else into it.
     """
-    line = _CommandLine.read(arguments)
-    builder = _Builder(line, [*params, *(key for group in conditions.values() for key in group)])
+    builder = _SpaceBuilder(arguments, [*params, *(key for c in conditions.values() for key in c)])
     builder.add_params(params)
     builder.add_zipped(zipped)
     builder.add_conditions(conditions)
-    parameters = _ordered(_distinguished(_reachable(builder.parameters)))
+    parameters = _ordered(_exclusive(_reachable(builder.parameters)))
     space = Space(parameters, builder.exclusions(exclude))
     if space.n_cells == 0:
         raise ConfigError(_EXCLUDE, "leaves no cell to run")
-    return Parsed(space, line.fixed)
+    return Parsed(space, builder.fixed)
 
 
-@dataclass
-class _CommandLine:
-    fixed: list[str] = field(default_factory=list)
-    values: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the fixed keys; the last one wins, as in Hydra
-    swept: dict[str, tuple[Assignment, Domain]] = field(default_factory=dict)
+class _SpaceBuilder:
+    """Collects the parameters of the command line and of the file.
 
-    @classmethod
-    def read(cls, arguments: Iterable[str]) -> "_CommandLine":
-        line = cls()
+    Args:
+        arguments: The command line's overrides.
+        keys: The file's keys, except those of pairs.
+    """
+
+    def __init__(self, arguments: Iterable[str], keys: Iterable[str]) -> None:
+        self.fixed: list[str] = []
+        self.values: dict[str, Any] = {}  # of fixed keys; as in Hydra the last one counts
+        self.swept: dict[str, tuple[Assignment, Domain]] = {}
         for argument in arguments:
-            read = assignment(argument)
-            if read.key in line.swept or (read.is_sweep and read.key in line.values):
-                raise ConfigError(read.key, f"is swept and given once more, by {argument}")
-            if read.is_sweep:
-                line.swept[read.key] = (read, domain_of(read.value, read.key))
+            parsed = assignment(argument)
+            if parsed.key in self.swept or (parsed.is_sweep and parsed.key in self.values):
+                raise ConfigError(parsed.key, f"is swept and given once more, by {argument}")
+            if parsed.is_sweep:
+                self.swept[parsed.key] = (parsed, domain_of(parsed.value, parsed.key))
             else:
-                line.fixed.append(argument)
-                line.values[read.key] = (
-                    ... if read.prefix == "~" else read.value
-                )  # a deleted key equals nothing
-        return line
-
-
-class _Builder:
-    """Gathers the parameters; `declared` holds what each key may be by the file, whatever the command line says."""
-
-    def __init__(self, line: _CommandLine, keys: Iterable[str]) -> None:
-        self.line = line
-        self.occurrences = Counter(key.lstrip("+") for key in keys)  # in the file, but for pairs
+                self.fixed.append(argument)
+                # A deleted key equals no value.
+                self.values[parsed.key] = ... if parsed.prefix == "~" else parsed.value
+        self.occurrences = Counter(key.lstrip("+") for key in keys)
         self.parameters: list[Parameter] = []
-        self.declared: dict[str, list[Domain]] = {
-            key: [domain] for key, (_, domain) in line.swept.items()
-        }
+        # All domains of a key in the file or on the command line, even if the latter fixes it.
+        self.declared = {key: [domain] for key, (_, domain) in self.swept.items()}
 
     def add_params(self, params: Mapping[str, Any]) -> None:
         """The file's parameters, then those that only the command line has."""
-        for key, value in params.items():
-            where, bare = f"{_PARAMS}.{key}", key.lstrip("+")
-            self._refuse_doubles([bare], where)
-            domain = self._declare(bare, _declared(key, value, where, may_be_fixed=False), where)
-            if bare not in self.line.values:
-                self.parameters.append(Parameter(bare, (key,), self._current(bare, domain)))
-        for key, (read, domain) in self.line.swept.items():
+        for prefixed, value in params.items():
+            where, key = f"{_PARAMS}.{prefixed}", prefixed.lstrip("+")
+            self._refuse_repeated([key], where)
+            domain = self._declare(key, _file_domain(prefixed, value, where), where)
+            if key not in self.values:
+                self.parameters.append(Parameter(key, (prefixed,), self._current(key, domain)))
+        for key, (parsed, domain) in self.swept.items():
             if not self.occurrences[key]:
-                self.parameters.append(Parameter(key, (read.prefix + key,), domain))
+                self.parameters.append(Parameter(key, (parsed.prefix + key,), domain))
 
     def add_zipped(self, zipped: Sequence[Mapping[str, Sequence[Any]]]) -> None:
         for number, group in enumerate(zipped):
             where = f"{_ZIP}[{number}]"
             keys = [key.lstrip("+") for key in group]
-            given = [key for key in keys if key in self.line.swept or key in self.line.values]
+            typed = [key for key in keys if key in self.swept or key in self.values]
             columns = {key: _column(key, values, where) for key, values in group.items()}
             if len({len(values) for values in columns.values()}) != 1 or len(columns) < 2:
                 lengths = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
-                raise ConfigError(
-                    where, f"must pair lists of equal length, but {lengths or 'is empty'}"
-                )
+                problem = f"must pair lists of equal length, but {lengths or 'is empty'}"
+                raise ConfigError(where, problem)
             for key, values in columns.items():
                 different = list({identity(value): value for value in values}.values())
                 self._declare(key.lstrip("+"), Categorical.of(different, where), where)
-            if given and len(given) < len(keys):
-                rest = ", ".join(key for key in keys if key not in given)
-                raise ConfigError(
-                    given[0], f"goes together with {rest} in {where}: give all of them, or none"
-                )
-            if doubled := [key for key in keys if self.occurrences[key]]:
-                raise ConfigError(where, f"{doubled[0]} is swept twice")
-            if not given:
-                self._refuse_doubles(keys, where)
+            if typed and len(typed) < len(keys):
+                others = ", ".join(key for key in keys if key not in typed)
+                problem = f"goes together with {others} in {where}: give all of them, or none"
+                raise ConfigError(typed[0], problem)
+            if repeated := [key for key in keys if self.occurrences[key]]:
+                raise ConfigError(where, f"{repeated[0]} is swept twice")
+            if not typed:
+                self._refuse_repeated(keys, where)
                 rows = list(zip(*columns.values(), strict=True))
                 texts = tuple("+".join(map(text_of, row)) for row in rows)
                 domain = Categorical(Categorical.of(rows, where).values, texts)
                 self.parameters.append(Parameter("+".join(keys), tuple(group), domain))
 
     def add_conditions(self, conditions: Mapping[str, Mapping[str, Any]]) -> None:
-        read = {text: clauses(text, _CONDITIONS) for text in conditions}
-        found = []
+        parsed = {text: clauses(text, _CONDITIONS) for text in conditions}
+        conditional = []
         for text, group in conditions.items():
-            for key, value in group.items():
-                where, bare = f"{_CONDITIONS}.{text}.{key}", key.lstrip("+")
-                domain = self._declare(bare, _declared(key, value, where, may_be_fixed=True), where)
-                name = f"{bare}@{text}" if self.occurrences[bare] > 1 else bare
-                found.append((text, Parameter(name, (key,), self._current(bare, domain))))
-        for text, needed in read.items():
-            self._check(needed, text, _CONDITIONS)
-        for text, parameter in found:
-            rest = self._unsettled(read[text])
-            if rest is not None and parameter.keys[0] not in self.line.values:
-                self.parameters.append(
-                    replace(parameter, when=rest, condition=text if rest else "")
-                )
+            for prefixed, value in group.items():
+                where, key = f"{_CONDITIONS}.{text}.{prefixed}", prefixed.lstrip("+")
+                domain = _file_domain(prefixed, value, where, allow_single=True)
+                domain = self._current(key, self._declare(key, domain, where))
+                name = f"{key}@{text}" if self.occurrences[key] > 1 else key
+                conditional.append((text, Parameter(name, (prefixed,), domain)))
+        for text, required in parsed.items():
+            self._check(required, text, _CONDITIONS)
+        for text, parameter in conditional:
+            when = self._open_clauses(parsed[text])
+            if when is not None and parameter.keys[0] not in self.values:
+                condition = text if when else ""
+                self.parameters.append(replace(parameter, when=when, condition=condition))
 
     def exclusions(self, exclude: Sequence[str]) -> list[Exclusion]:
-        """The exclusions that a cell can meet."""
-        found = []
+        """The exclusions that a cell can match."""
+        exclusions = []
         for number, text in enumerate(exclude):
             where = f"{_EXCLUDE}[{number}]"
-            read = clauses(text, where)
-            self._check(read, text, where)
-            rest = self._unsettled(read)
-            if rest is not None:
-                found.append(Exclusion(text, rest))
-        return found
+            required = clauses(text, where)
+            self._check(required, text, where)
+            if (rest := self._open_clauses(required)) is not None:
+                exclusions.append(Exclusion(text, rest))
+        return exclusions
 
     def _declare(self, key: str, domain: Domain, where: str) -> Domain:
         refuse_key(key, where)
@@ -755,117 +701,112 @@ class _Builder:
         return domain
 
     def _current(self, key: str, domain: Domain) -> Domain:
-        return self.line.swept[key][1] if key in self.line.swept else domain
+        return self.swept[key][1] if key in self.swept else domain
 
-    def _refuse_doubles(self, keys: Sequence[str], where: str) -> None:
+    def _refuse_repeated(self, keys: Sequence[str], where: str) -> None:
         taken = {key for parameter in self.parameters for key in parameter.keys}
         for key in keys:
             if key in taken or keys.count(key) > 1:
                 raise ConfigError(where, f"{key} is swept twice")
 
-    def _check(self, needed: Mapping[str, tuple[Any, ...]], text: str, where: str) -> None:
-        for key, values in needed.items():
-            if key in self.line.values and key not in self.declared:
-                continue
-            if key not in self.declared:
+    def _check(self, required: Mapping[str, tuple[Any, ...]], text: str, where: str) -> None:
+        """Refuse clauses about keys or values that no cell can have."""
+        for key, values in required.items():
+            domains = self.declared.get(key)
+            if domains is None and key not in self.values:
                 raise ConfigError(where, f"{key} in {text!r} is no parameter of the space")
-            for value in values:
-                if not any(domain.contains(value) for domain in self.declared[key]):
-                    domains = " or ".join(map(str, self.declared[key]))
-                    raise ConfigError(
-                        where, f"{key}={text_of(value)} in {text!r} is none of {domains}"
-                    )
+            for value in values if domains else ():
+                if not any(domain.contains(value) for domain in domains or ()):
+                    options = " or ".join(map(str, domains or ()))
+                    problem = f"{key}={text_of(value)} in {text!r} is none of {options}"
+                    raise ConfigError(where, problem)
 
-    def _unsettled(self, needed: Mapping[str, tuple[Any, ...]]) -> Clauses | None:
-        """The clauses that the command line has not met; None if it contradicts one."""
+    def _open_clauses(self, required: Mapping[str, tuple[Any, ...]]) -> Clauses | None:
+        """The clauses that the fixed values do not satisfy yet; None if they contradict one."""
         rest = {}
-        for key, values in needed.items():
+        for key, values in required.items():
             allowed = frozenset(map(identity, values))
-            if key not in self.line.values:
+            if key not in self.values:
                 rest[key] = allowed
-            elif self.line.values[key] is ... or identity(self.line.values[key]) not in allowed:
+            elif self.values[key] is ... or identity(self.values[key]) not in allowed:
                 return None
         return rest
 
 
-def _declared(key: str, value: Any, where: str, may_be_fixed: bool) -> Domain:
-    """What the file gives for a key: a text of the grammar, a list, or a single value where that may be."""
-    if key.lstrip("+") == key and key.startswith("~"):
+def _file_domain(key: str, value: Any, where: str, allow_single: bool = False) -> Domain:
+    """The domain of a key of the file: a text of the grammar, a list or, if allowed, one value."""
+    if key.startswith("~"):
         raise ConfigError(where, "a deletion cannot be swept")
+    problem = f"must be a text such as choice(8,16) or a list of values, but got {value!r}"
     if isinstance(value, Mapping):
-        raise ConfigError(
-            where, f"must be a text such as choice(8,16) or a list of values, but got {value!r}"
-        )
+        raise ConfigError(where, problem)
     if isinstance(value, str):
-        read = assignment(f"{key}={value.strip()}", where)
-        if read.is_sweep or may_be_fixed:
-            return domain_of(read.value, where)
+        parsed = assignment(f"{key}={value.strip()}", where)
+        if parsed.is_sweep or allow_single:
+            return domain_of(parsed.value, where)
     elif isinstance(value, Sequence):
         return listed(value, where)
-    elif may_be_fixed:
+    elif allow_single:
         return listed([value], where)
-    raise ConfigError(
-        where, f"must be a text such as choice(8,16) or a list of values, but got {value!r} alone"
-    )
+    raise ConfigError(where, f"{problem} alone")
 
 
 def _column(key: str, values: Any, where: str) -> list[Any]:
-    domain = _declared(key, values, where, may_be_fixed=False) if isinstance(values, str) else None
+    """The values of one key of a pair; the same value may be in several pairs."""
+    domain = _file_domain(key, values, where) if isinstance(values, str) else None
     if domain is not None and domain.count is not None:
         return [domain.value(parameter) for parameter in domain.parameters()]
     if domain is not None or not isinstance(values, Sequence):
         raise ConfigError(where, f"{key} must be a list of values, but got {values!r}")
     for value in values:
-        listed([value], where)  # the same value may be in several pairs
+        listed([value], where)
     return list(values)
 
 
 def _reachable(parameters: list[Parameter]) -> list[Parameter]:
     """Without the parameters whose conditions no cell can meet."""
-    while True:
-        kept = [
-            each
-            for each in parameters
-            if all(
-                any(other.may_be(key, allowed) for other in parameters)
-                for key, allowed in each.when.items()
-            )
-        ]
-        if len(kept) == len(parameters):
-            return kept
+
+    def can_hold(clauses: Clauses) -> bool:
+        return all(
+            any(parameter.can_be(key, allowed) for parameter in parameters)
+            for key, allowed in clauses.items()
+        )
+
+    while len(kept := [each for each in parameters if can_hold(each.when)]) < len(parameters):
         parameters = kept
+    return parameters
 
 
-def _distinguished(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """Of several parameters with the same key, let no two be in one cell: the one without a condition gives way."""
-    found = []
+def _exclusive(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Make parameters with the same key exclusive: one without a condition yields to the others."""
+    exclusive = []
     for parameter in parameters:
         others = [
             other
             for other in parameters
-            if other is not parameter and set(other.keys) & set(parameter.keys)
+            if other is not parameter and not set(other.keys).isdisjoint(parameter.keys)
         ]
         for other in others:
-            both = parameter.when.keys() & other.when.keys()
-            exclusive = any(parameter.when[key].isdisjoint(other.when[key]) for key in both)
-            if not exclusive and bool(parameter.when) == bool(other.when):
-                problem = f"{parameter.keys[0]} is swept twice where both {parameter.name} and {other.name} hold"
+            shared = parameter.when.keys() & other.when.keys()
+            disjoint = any(parameter.when[key].isdisjoint(other.when[key]) for key in shared)
+            if not disjoint and bool(parameter.when) == bool(other.when):
+                both = f"both {parameter.name} and {other.name} hold"
+                problem = f"{parameter.keys[0]} is swept twice where {both}"
                 raise ConfigError(_CONDITIONS, f"{problem}: make the conditions exclude each other")
         unless = () if parameter.when else tuple(other.when for other in others)
-        found.append(replace(parameter, unless=unless))
-    return found
+        exclusive.append(replace(parameter, unless=unless))
+    return exclusive
 
 
 def _ordered(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """In the order given, but each behind all those that its conditions name."""
-    waiting, found = list(parameters), list[Parameter]()
+    """In the same order, but each after all those that its conditions name."""
+    waiting, ordered = list(parameters), list[Parameter]()
     while waiting:
         open_keys = {key for parameter in waiting for key in parameter.keys}
         ready = next((each for each in waiting if each.depends_on.isdisjoint(open_keys)), None)
         if ready is None:
-            raise ConfigError(
-                _CONDITIONS, f"{', '.join(sorted(open_keys))} depend on each other in a circle"
-            )
+            names = ", ".join(sorted(open_keys))
+            raise ConfigError(_CONDITIONS, f"{names} depend on each other in a circle")
         waiting.remove(ready)
-        found.append(ready)
-    return found
+        ordered.append(ready)
+    return ordered

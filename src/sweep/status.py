@@ -1,29 +1,31 @@
-"""How a study stands: what is done, what runs, who leads. The owner keeps it, a view shows it."""
+"""Status of a running study: counts, front, running trials, events, remaining time."""
 
 import re
+import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from src.metrics.pareto import as_losses
+from src.metrics import pareto
 from src.metrics.registry import Limit, Objective, recorded_name
 from src.sweep.records import RunningTrial, State, TrialOutcome
+
+RECENT = 20  # finished trials from which the remaining time is estimated
 
 
 @dataclass(frozen=True)
 class Event:
-    """A trial has ended.
+    """The end of a trial.
 
     Attributes:
         number: The trial's.
         cell: Its overrides.
-        outcome: What came of it.
-        values: The objectives' values, if it is complete.
-        seconds: From its start to its end; None if this sitting did not start it.
+        outcome: Its outcome.
+        values: The objectives' values if it is complete.
+        seconds: From start to end; None if it was started in an earlier session.
         tail: Last lines of its log.
-        again: Whether it is tried again as another trial.
+        again: Whether it is retried as another trial.
     """
 
     number: int
@@ -36,7 +38,7 @@ class Event:
 
 
 class StudyStatus:
-    """Counts, front and events of a study, kept up to date trial by trial.
+    """Counts, front and events of a study; the scheduler updates it, a view shows it.
 
     Args:
         objectives: Of the study.
@@ -46,14 +48,14 @@ class StudyStatus:
 
     Attributes:
         counted: Trials that count towards the total.
-        counts: Trials by how they ended, but for `put_back`.
-        put_back: Trials that were stopped, or failed and are tried again: another one takes their
-            place.
-        front: The members' numbers and values.
-        running: What is under way.
-        events: Ends since they were last taken with `take_events`.
-        durations: Seconds of the trials that this sitting ran and that did not fail.
-        n_seen: Trials that ended by themselves in this sitting.
+        counts: Trials by final state, without `put_back`.
+        put_back: Trials that were stopped, or failed and are retried: another trial replaces them.
+        front: Numbers and values of the trials on the front.
+        cells: Overrides of the trials on the front, by number.
+        running: Running trials.
+        events: Ends since the last `take_events`.
+        durations: Seconds of the trials of this session that did not fail.
+        n_seen: Trials that ended by themselves in this session.
     """
 
     def __init__(
@@ -65,14 +67,14 @@ class StudyStatus:
         self.slots = slots
         self.counted = 0
         self.counts: dict[State, int] = {"complete": 0, "pruned": 0, "over_limit": 0, "fail": 0}
+        self.put_back = 0
         self.front: list[tuple[int, list[float]]] = []
-        self.cells: dict[int, list[str]] = {}  # of the front's members
+        self.cells: dict[int, list[str]] = {}
         self.running: list[RunningTrial] = []
         self.events: list[Event] = []
         self.durations: list[float] = []
         self.n_seen = 0
-        self.put_back = 0
-        self._reasons: set[str] = set()
+        self._reasons: set[str] = set()  # of failures; "" for a trial that did not fail
 
     def add(
         self,
@@ -85,85 +87,81 @@ class StudyStatus:
         """Count a trial that has ended.
 
         Args:
-            trial: As Optuna has it.
-            outcome: What came of it, if this sitting saw it end; else it is read from the trial.
-            seconds: How long it took, if this sitting ran it.
+            trial: As stored in the study.
+            outcome: If it ended in this session; None: the stored outcome.
+            seconds: Its duration if this session ran it.
             tail: Last lines of its log.
-            again: Whether it is tried again.
+            again: Whether it is retried.
         """
-        seen = outcome is not None
+        in_session = outcome is not None
         if outcome is None:
             stored = trial.user_attrs.get("outcome")
-            outcome = (
-                TrialOutcome(**stored)
-                if stored
-                else TrialOutcome("fail", "killed", "left without an outcome")
-            )
+            missing = TrialOutcome("fail", "killed", "left without an outcome")
+            outcome = TrialOutcome(**stored) if stored else missing
         if "same_as" in trial.user_attrs:
             return
-        if outcome.state == "fail" and (again or outcome.kind == "stopped"):
+        failed, stopped = outcome.state == "fail", outcome.kind == "stopped"
+        if failed and (again or stopped):
             self.put_back += 1
         else:
             self.counts[outcome.state] += 1
         cell = list(trial.user_attrs.get("cell", []))
-        values = self._values(outcome)
-        if values and self._keeps_limits(outcome):
-            self._challenge(trial.number, values, cell)
-        if not seen:
-            if outcome.state != "fail":
-                self._reasons.add("")
+        names = [recorded_name(objective.metric) for objective in self.objectives]
+        is_complete = outcome.state == "complete" and outcome.metrics.keys() >= set(names)
+        values = [outcome.metrics[name] for name in names] if is_complete else []
+        if values and self._is_feasible(outcome):
+            members = [*self.front, (trial.number, values)]
+            on_front = pareto.front(np.array([v for _, v in members]), self.objectives)
+            self.front = [m for m, stays in zip(members, on_front, strict=True) if stays]
+            cells = {**self.cells, trial.number: cell}
+            self.cells = {number: cells[number] for number, _ in self.front}
+        if not in_session:
+            self._reasons |= set() if failed else {""}
             return
-        if outcome.kind != "stopped" and not again:  # which says nothing yet about the trial
+        if not stopped and not again:  # a trial that runs again says nothing about the study yet
             self.n_seen += 1
-            self._reasons.add(_signature(outcome) if outcome.state == "fail" else "")
-        if seconds is not None and outcome.state != "fail":
+            # Without the numbers that differ from trial to trial.
+            reason = re.sub(r"0x[0-9a-f]+|[0-9]+", "#", outcome.reason)
+            self._reasons.add(f"{outcome.kind}: {reason}" if failed else "")
+        if seconds is not None and not failed:
             self.durations.append(seconds)
         self.events.append(Event(trial.number, cell, outcome, values, seconds, tail, again))
 
     def take_events(self) -> list[Event]:
-        """What ended since the last call."""
-        taken, self.events = self.events, []
-        return taken
+        """The ends since the last call."""
+        events, self.events = self.events, []
+        return events
 
     @property
     def best(self) -> tuple[int, list[float]] | None:
-        """The front's member that is best by the first objective."""
-        if not self.front:
-            return None
+        """Number and values of the trial that is best by the first objective."""
         sign = -1 if self.objectives[0].direction == "maximize" else 1
-        return min(self.front, key=lambda member: sign * member[1][0])
+        return min(self.front, key=lambda member: sign * member[1][0], default=None)
+
+    @property
+    def time_left(self) -> float | None:
+        """Estimated seconds until the study ends, from the mean of recent trials.
+
+        None before the first has ended, and if one of the last trials runs longer than the mean.
+        """
+        recent = self.durations[-RECENT:]
+        if not recent:
+            return None
+        mean, now = sum(recent) / len(recent), time.monotonic()
+        waiting = max(0, self.total - self.counted - len(self.running))
+        elapsed = [now - running.began for running in self.running]
+        if not waiting and any(seconds >= mean for seconds in elapsed):
+            return None
+        work = waiting * mean + sum(max(0.0, mean - seconds) for seconds in elapsed)
+        return work / (len(elapsed) or self.slots)
 
     def all_failed_alike(self) -> str:
-        """The reason, if every trial so far failed for the same one; empty otherwise."""
+        """The reason if every trial so far failed for the same one; empty otherwise."""
         return next(iter(self._reasons)) if len(self._reasons) == 1 else ""
 
-    def _values(self, outcome: TrialOutcome) -> list[float]:
-        names = [recorded_name(objective.metric) for objective in self.objectives]
-        if outcome.state != "complete" or any(name not in outcome.metrics for name in names):
-            return []
-        return [outcome.metrics[name] for name in names]
-
-    def _keeps_limits(self, outcome: TrialOutcome) -> bool:
-        metrics: dict[str, Any] = outcome.metrics
+    def _is_feasible(self, outcome: TrialOutcome) -> bool:
+        metrics = outcome.metrics
         return all(
             limit.holds(metrics.get(recorded_name(limit.metric), float("nan")))
             for limit in self.limits
         )
-
-    def _challenge(self, number: int, values: list[float], cell: list[str]) -> None:
-        """A newcomer to the front; whom it beats has to leave."""
-        losses = as_losses(np.array([*(held for _, held in self.front), values]), self.objectives)
-        rivals, own = losses[:-1], losses[-1]
-        if ((rivals <= own).all(axis=1) & (rivals < own).any(axis=1)).any():
-            return
-        beaten = (own <= rivals).all(axis=1) & (own < rivals).any(axis=1)
-        self.front = [member for member, out in zip(self.front, beaten, strict=True) if not out] + [
-            (number, values)
-        ]
-        self.cells[number] = cell
-        self.cells = {member: self.cells[member] for member, _ in self.front}
-
-
-def _signature(outcome: TrialOutcome) -> str:
-    """A failure's reason without the numbers that differ from trial to trial."""
-    return f"{outcome.kind}: {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', outcome.reason)}"

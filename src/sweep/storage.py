@@ -1,4 +1,4 @@
-"""Optuna database, ownership lock."""
+"""A study's Optuna database, SQLite or PostgreSQL, and the lock of the one process that asks and tells."""
 
 import contextlib
 import hashlib
@@ -21,27 +21,21 @@ from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 
 from src.core.errors import ConfigError, DependencyError, UserError
+from src.core.files import atomic_file
 
-# By their names in the mount table. A disk of another kind may be shared by machines.
-_LOCAL = {
-    "apfs",
-    "bcachefs",
-    "btrfs",
-    "ext2",
-    "ext3",
-    "ext4",
-    "f2fs",
-    "hfs",
-    "ntfs",
-    "overlay",
-    "tmpfs",
-    "xfs",
-    "zfs",
-}
+KEY = "hydra.sweeper.storage"
+# File systems, by their names in the mount table, that only one machine writes.
+_LOCAL = {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ntfs"}
+_LOCAL |= {"overlay", "tmpfs", "xfs", "zfs"}
+_BUSY_SECONDS = 60  # a writer waits so long for others; one commit takes milliseconds
+_CONNECT_SECONDS = 5
+_CREATE_SECONDS = 120.0
+# A silent loss of the connection is noticed within about a minute, on both sides.
+_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 
 class Connection(sqlite3.Connection):
-    """Waits for the disk only where the journal demands it: in a write-ahead log when that is folded in."""
+    """Waits for the disk only when the write-ahead log is folded in, where there is one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,63 +44,40 @@ class Connection(sqlite3.Connection):
 
 
 def set_journal(file: Path, busy_seconds: float) -> None:
-    """Choose the journal that fits the disk; kept in the file, so once is enough.
+    """Set the journal mode that suits the disk; SQLite stores it in the file.
 
     Args:
         file: A SQLite database.
-        busy_seconds: How long to wait for others; where they do not let go the journal stays as it
-            is.
+        busy_seconds: How long to wait for other users; after that the mode stays as it is.
     """
-    wanted = "wal" if is_local(file) else "delete"
+    mode = "wal" if is_local(file) else "delete"
     with contextlib.closing(sqlite3.connect(file, timeout=busy_seconds)) as connection:
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != mode:
             with contextlib.suppress(sqlite3.OperationalError):
-                connection.execute(f"PRAGMA journal_mode = {wanted}")
+                connection.execute(f"PRAGMA journal_mode = {mode}")
 
 
 def is_local(path: Path) -> bool:
-    """Whether only this machine can write there; False where that is not known."""
-    place = path.absolute()
-    mounts = {
-        Path(mount.mountpoint): mount.fstype.lower() for mount in psutil.disk_partitions(all=True)
-    }
-    return next(
-        (mounts[folder] in _LOCAL for folder in (place, *place.parents) if folder in mounts), False
-    )
-
-
-KEY = "hydra.sweeper.storage"
-_BUSY_SECONDS = 60  # a writer waits so long for the others; one commit takes milliseconds
-_CONNECT_SECONDS = 5
-_CREATE_SECONDS = 120.0
-# A server that vanished without a word is noticed within about a minute, by us and (an owner's
-# lock) by the server.
-_KEEPALIVE = {
-    "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-}
-_SERVER_KEEPALIVE = {
-    "tcp_keepalives_idle": 30,
-    "tcp_keepalives_interval": 10,
-    "tcp_keepalives_count": 3,
-}
+    """Whether only this machine can write there; False where that is unknown."""
+    path = path.absolute()
+    mounts = {Path(m.mountpoint): m.fstype.lower() for m in psutil.disk_partitions(all=True)}
+    kinds = (mounts[folder] for folder in (path, *path.parents) if folder in mounts)
+    return next(kinds, "") in _LOCAL
 
 
 def default_url(folder: Path) -> str:
-    """URL of the SQLite database that a study has if none is named: `optuna.db` in `folder`."""
+    """URL of the SQLite database `optuna.db` in `folder`, the default of a study."""
     return f"sqlite:///{Path(folder).absolute() / 'optuna.db'}"
 
 
 def resolve_url(url: str) -> str:
-    """The URL as every process can use it, from whichever working directory: absolute, and naming its driver.
+    """The URL as every process can use it: absolute, with the driver's name.
 
     Args:
         url: `sqlite:///<file>` or `postgresql://<user>:<password>@<host>/<database>`.
 
     Raises:
-        ConfigError: Another kind of URL, or one that would not outlive the process.
+        ConfigError: Another kind of URL, or a database that would not outlive the process.
     """
     expected = "must be sqlite:///<file> or postgresql://<user>:<password>@<host>/<database>"
     if url.startswith("sqlite:"):
@@ -120,32 +91,31 @@ def resolve_url(url: str) -> str:
     resolved = f"postgresql+psycopg://{rest}"
     try:
         host = sql.make_url(resolved).host or ""
-    except (sql.exc.ArgumentError, ValueError):  # its text may hold a piece of the password
+    except (sql.exc.ArgumentError, ValueError):  # its text may contain a part of the password
         raise ConfigError(KEY, f"{expected}, but got {_masked(url)}") from None
     if "@" in host:
-        raise ConfigError(
-            KEY, f"must have each @ of its password written as %40, but got {_masked(url)}"
-        )
+        problem = "must have each @ of its password written as %40"
+        raise ConfigError(KEY, f"{problem}, but got {_masked(url)}")
     return resolved
 
 
 def open_storage(url: str) -> BaseStorage:
-    """Open a database, made first if there is none; safe in several processes at once.
+    """Open a database, created first if there is none; several processes may do so at once.
 
     Args:
-        url: As for `resolve_url`. The folder of a SQLite database is made.
+        url: As for `resolve_url`. The folder of a SQLite database is created.
 
     Returns:
-        Optuna's storage, which keeps finished trials in memory: open it once and hand it on.
+        Optuna's storage, which caches finished trials: open it once and pass it on.
 
     Raises:
-        ConfigError: The URL cannot be.
+        ConfigError: An impossible URL.
         DependencyError: PostgreSQL's driver is not installed.
-        UserError: The database cannot be reached, made or read; said within seconds, the password
-            left out.
+        UserError: The database cannot be reached, created or read; reported within seconds, without
+            the password.
     """
     url = resolve_url(url)
-    _be_quiet()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _one_line_errors(url), _creation_lock(url):
         if file := _database_file(url):
             set_journal(file, _CONNECT_SECONDS)
@@ -155,69 +125,59 @@ def open_storage(url: str) -> BaseStorage:
 def attach(
     url: str, study_name: str, trial_id: int, pruner: optuna.pruners.BasePruner | None = None
 ) -> optuna.Trial:
-    """The trial with that id, for the process that runs it: it reports and reads, and never asks.
+    """The trial with that id, for the process that runs it.
 
-    Nothing is created or migrated, and no other trial is read, until the pruner needs them.
+    Nothing is created or migrated; no other trial is read until the pruner needs them.
 
     Args:
         url: Of a database that `open_storage` has opened before.
-        study_name: The study that the trial belongs to.
-        trial_id: Optuna's id of the trial; not its number.
-        pruner: What `should_prune` asks; None never prunes.
+        study_name: The study of the trial.
+        trial_id: Optuna's id of the trial, not its number.
+        pruner: Used by `should_prune`; None never prunes.
 
     Raises:
         UserError: The database cannot be reached, or has no such study or trial.
     """
     url = resolve_url(url)
-    _be_quiet()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    skip = {"skip_compatibility_check": True, "skip_table_creation": True}
     with _one_line_errors(url):
-        backend = RDBStorage(
-            _template(url),
-            _engine_options(url),
-            skip_compatibility_check=True,
-            skip_table_creation=True,
-        )
+        storage = RDBStorage(_template(url), _engine_options(url), **skip)
+        sampler, pruner = optuna.samplers.RandomSampler(), pruner or optuna.pruners.NopPruner()
         try:
-            study = optuna.Study(
-                study_name,
-                backend,
-                optuna.samplers.RandomSampler(),
-                pruner or optuna.pruners.NopPruner(),
-            )
-            return optuna.Trial(study, trial_id)
+            return optuna.Trial(optuna.Study(study_name, storage, sampler, pruner), trial_id)
         except KeyError:
-            raise UserError(
-                f"{_masked(url)}: no study {study_name!r} with a trial of id {trial_id}"
-            ) from None
+            problem = f"no study {study_name!r} with a trial of id {trial_id}"
+            raise UserError(f"{_masked(url)}: {problem}") from None
 
 
 class Ownership:
-    """Held by the one process that asks and tells a study; a context manager.
+    """Lock of the one process that asks and tells a study; a context manager.
 
-    The lock goes with the process, also when it is killed. Children made by a plain fork would keep
-    it: start trials from a fork server, or by spawning.
+    The lock ends with the process, even if that is killed. A plainly forked child would keep it:
+    start trials from a fork server, or by spawning.
 
     Args:
         url: The study's database, as for `resolve_url`.
         study_name: The study; it need not exist yet.
 
     Raises:
-        UserError: On entering: another process owns the study; the message names it.
+        UserError: On entering: another process holds the lock; the message names it.
     """
 
     def __init__(self, url: str, study_name: str) -> None:
         self.url = resolve_url(url)
         self.study_name = study_name
-        self._held: contextlib.ExitStack | None = None
+        self._stack: contextlib.ExitStack | None = None
         self._connection: sql.Connection | None = None
 
     def __enter__(self) -> "Ownership":
-        with contextlib.ExitStack() as stack:
-            if _database_file(self.url):
-                self._lock_file(stack)
+        with contextlib.ExitStack() as stack, _one_line_errors(self.url):
+            if file := _database_file(self.url):
+                self._lock_file(stack, f"{file}.{quote(self.study_name, safe='')}.owner")
             else:
                 self._lock_server(stack)
-            self._held = stack.pop_all()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -226,52 +186,44 @@ class Ownership:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        held, self._held, self._connection = self._held, None, None
-        if held is not None:
-            with contextlib.suppress(
-                sql.exc.SQLAlchemyError
-            ):  # the connection is gone, and the lock with it
-                held.close()
+        stack, self._stack, self._connection = self._stack, None, None
+        if stack is not None:
+            with contextlib.suppress(sql.exc.SQLAlchemyError):  # a lost connection lost the lock
+                stack.close()
 
     def is_held(self) -> bool:
-        """Whether the study is still ours: a lost connection to the server loses the lock."""
+        """Whether the lock is still held: a lost connection to the server loses it."""
         if self._connection is None:
-            return self._held is not None
+            return self._stack is not None
         try:
             self._connection.execute(sql.text("SELECT 1"))
         except sql.exc.SQLAlchemyError:
             return False
         return True
 
-    def _lock_file(self, stack: contextlib.ExitStack) -> None:
-        beside = f"{_database_file(self.url)}.{quote(self.study_name, safe='')}.owner"
-        with _one_line_errors(self.url):
-            Path(beside).parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{beside}.lock", timeout=0, thread_local=False)
+    def _lock_file(self, stack: contextlib.ExitStack, name: str) -> None:
+        lock, note = Path(f"{name}.lock"), Path(f"{name}.json")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(FileLock(lock, timeout=0, thread_local=False))
+        except Timeout:
             try:
-                stack.enter_context(lock)
-            except Timeout:
-                raise self._refused(_read(Path(f"{beside}.json"))) from None
-            _write(
-                Path(f"{beside}.json"),
-                {
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-                },
-            )
-            stack.callback(Path(f"{beside}.json").unlink, missing_ok=True)
+                owner = json.loads(note.read_text())
+            except (OSError, ValueError):
+                owner = {}
+            raise self._refused(owner) from None
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        with atomic_file(note) as draft:
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+            draft.write_text(json.dumps(owner))
+        stack.callback(note.unlink, missing_ok=True)
 
     def _lock_server(self, stack: contextlib.ExitStack) -> None:
-        key = _lock_key(f"owner of {self.study_name}")
-        with _one_line_errors(self.url):
-            connection = stack.enter_context(
-                _session(self.url, f"{socket.gethostname()[:40]} {os.getpid()}")
-            )
-            if not connection.execute(
-                sql.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}
-            ).scalar():
-                raise self._refused(_holder(connection, key))
+        key = {"key": _lock_key(f"owner of {self.study_name}")}
+        name = f"{socket.gethostname()[:40]} {os.getpid()}"
+        connection = stack.enter_context(_session(self.url, name))
+        if not connection.execute(sql.text("SELECT pg_try_advisory_lock(:key)"), key).scalar():
+            raise self._refused(_lock_holder(connection, key["key"]))
         self._connection = connection
 
     def _refused(self, owner: dict[str, Any]) -> UserError:
@@ -279,12 +231,13 @@ class Ownership:
         return UserError(f"study {self.study_name} is being run by {who}: wait for it, or end it")
 
 
-def _holder(connection: sql.Connection, key: int) -> dict[str, Any]:
-    """Who holds an advisory lock: the name that its session gave itself, seen by the same user and by superusers."""
+def _lock_holder(connection: sql.Connection, key: int) -> dict[str, Any]:
+    """Holder of an advisory lock by its application name, which the same user and superusers see."""
     query = """SELECT a.application_name, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
         WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database
-        WHERE datname = current_database()) AND l.classid::bigint = :high AND l.objid::bigint = :low"""
+        WHERE datname = current_database())
+        AND l.classid::bigint = :high AND l.objid::bigint = :low"""
     halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
     row = connection.execute(sql.text(query), halves).first()
     host, _, pid = (row[0] or "").rpartition(" ") if row else ("", "", "")
@@ -293,30 +246,28 @@ def _holder(connection: sql.Connection, key: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _creation_lock(url: str) -> Iterator[None]:
-    file = _database_file(url)
-    if file:
+    if file := _database_file(url):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.create.lock", timeout=_CREATE_SECONDS):
             yield
     else:
+        key = {"key": _lock_key("tables")}
         with _session(url, "paretoderm") as connection:
-            connection.execute(
-                sql.text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key("tables")}
-            )
+            connection.execute(sql.text("SELECT pg_advisory_lock(:key)"), key)
             yield
 
 
 @contextlib.contextmanager
 def _session(url: str, name: str) -> Iterator[sql.Connection]:
-    """A connection of its own, whose session's locks end with it."""
+    """A separate connection; its session's locks end with it."""
     options = _engine_options(url)
     options["connect_args"]["application_name"] = name
     engine = sql.create_engine(url, poolclass=sql.NullPool, isolation_level="AUTOCOMMIT", **options)
+    settings = {f"tcp_{name}": value for name, value in _KEEPALIVE.items()}
     with engine.connect() as connection:
-        for setting, value in {**_SERVER_KEEPALIVE, "idle_session_timeout": 0}.items():
-            with contextlib.suppress(
-                sql.exc.DBAPIError
-            ):  # a socket has no keepalive, an old server no such timeout
+        for setting, value in {**settings, "idle_session_timeout": 0}.items():
+            # A socket has no keepalive, an old server has no such timeout.
+            with contextlib.suppress(sql.exc.DBAPIError):
                 connection.execute(sql.text(f"SET {setting} = {value}"))
         yield connection
 
@@ -327,31 +278,23 @@ def _engine_options(url: str) -> dict[str, Any]:
     try:
         import psycopg  # noqa: F401
     except ImportError as error:
-        raise DependencyError(
-            f"{KEY}: PostgreSQL needs psycopg: run `pip install 'paretoderm[postgres]'` ({error})"
-        ) from error
-    # the encoding is set because a server made under the C locale would send bytes
-    arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "utf8", **_KEEPALIVE}
-    return {"pool_pre_ping": True, "connect_args": arguments}
+        way = f"run `pip install 'paretoderm[postgres]'` ({error})"
+        raise DependencyError(f"{KEY}: PostgreSQL needs psycopg: {way}") from error
+    # The encoding is set because a server that was created under the C locale would send bytes.
+    arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "utf8", "keepalives": 1}
+    return {"pool_pre_ping": True, "connect_args": {**arguments, **_KEEPALIVE}}
 
 
 @contextlib.contextmanager
 def _one_line_errors(url: str) -> Iterator[None]:
+    internal = optuna.exceptions.StorageInternalError
     try:
         yield
-    except (
-        sql.exc.SQLAlchemyError,
-        sqlite3.Error,
-        optuna.exceptions.StorageInternalError,
-        OSError,
-        RuntimeError,
-    ) as error:
-        cause = (
-            error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-        )
+    except (sql.exc.SQLAlchemyError, sqlite3.Error, internal, OSError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, internal) else error
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        password = sql.make_url(url).password
-        text = text.replace(str(password), "***") if password else text
+        if password := sql.make_url(url).password:
+            text = text.replace(str(password), "***")
         raise UserError(f"{KEY}: cannot use {_masked(url)}: {text[:300]}") from error
 
 
@@ -370,23 +313,5 @@ def _masked(url: str) -> str:
 
 def _lock_key(purpose: str) -> int:
     """A signed 64-bit number, as PostgreSQL's advisory locks take them."""
-    return int.from_bytes(
-        hashlib.sha256(f"paretoderm {purpose}".encode()).digest()[:8], signed=True
-    )
-
-
-def _be_quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the owner's to write
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    digest = hashlib.sha256(f"paretoderm {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], signed=True)

@@ -1,7 +1,7 @@
-"""What happens in a trial's own process: it attaches to its trial, runs the body, and commits what came out.
+"""A trial in its own process: attaches to its Optuna trial, runs the body and commits the outcome.
 
-The outcome is written into the study before the process ends. From then on the trial is finished,
-whatever becomes of its process, of the owner, or of the machine.
+The outcome is stored in the study before the process ends. From then on the trial is finished,
+whatever happens to its process, the scheduler or the machine.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.core.errors import DivergedError, UserError
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives, recorded_name
-from src.sweep.pruners import BestSoFar, PrunerSpec
+from src.sweep.pruners import BestSoFar, TrialPruner
 from src.sweep.records import (
     EndedEarly,
     Kind,
@@ -34,12 +34,11 @@ from src.sweep.repeats import Repeated, is_dropped
 if TYPE_CHECKING:
     import optuna
 
-
 log = logging.getLogger(__name__)
-TERMINATED = 143  # exit status of a process that SIGTERM unwound: whoever sent it knows why
+TERMINATED = 143  # exit status after SIGTERM: the sender knows the reason
 FAILED = 1
-COMMIT_PAUSES = (1, 2, 4, 8, 15, 30)  # s, between tries to commit an outcome
-PROGRESS_SECONDS = 1.0  # between two notes of how far the trial is
+COMMIT_PAUSES = (1, 2, 4, 8, 15, 30)  # s, between attempts to commit an outcome
+PROGRESS_SECONDS = 1.0  # between two progress notes
 KNOWN_BEFORE = (
     "efficiency/flops",
     "efficiency/params",
@@ -49,18 +48,19 @@ KNOWN_BEFORE = (
 
 
 class TrialContext:
-    """What a trial's body is given.
+    """Interface between a trial's body and its study.
 
     Args:
-        task: What to run.
+        task: The task to run.
 
     Attributes:
-        folder: The trial's own folder.
-        payload: From the owner: `overrides`, `objectives`, `limits`, `tracking`, `study_run`,
+        folder: The trial's folder.
+        payload: From the scheduler: `overrides`, `objectives`, `limits`, `tracking`, `study_run`,
             `repeats`, `pruner` ...
         objectives: Of the study.
         limits: Of the study.
-        outcome: What was committed; None before.
+        outcome: The committed outcome; None before.
+        pruning: Whether `epoch` may prune the trial.
     """
 
     def __init__(self, task: Task) -> None:
@@ -73,33 +73,30 @@ class TrialContext:
         self.pruning = True
         self._run_id: str | None = None
         self._cost: dict[str, float] = {}
-        self._reached = BestSoFar(self.objectives, self.limits)
-        self._stopping = PrunerSpec(self.payload.get("pruner"), self.objectives, self.limits)
-        self._noted = 0.0
+        self._best = BestSoFar(self.objectives, self.limits)
+        self._pruner = TrialPruner(self.payload.get("pruner"), self.objectives)
+        self._last_note = 0.0
 
     @cached_property
     def trial(self) -> "optuna.Trial":
-        """The Optuna trial, attached to on first use."""
+        """The Optuna trial; attached on first use."""
         from src.sweep.storage import attach
 
-        return attach(self.task.storage, self.task.study, self.task.trial_id, self._stopping.pruner)
+        task = self.task
+        return attach(task.storage, task.study, task.trial_id, self._pruner.optuna_pruner)
 
     @property
     def resume(self) -> list[Path]:
-        """Folders of earlier tries of this trial, the newest first: one may hold a state to go on from."""
+        """Folders of earlier tries of this trial, the newest first; they may hold a training state."""
         return [Path(folder) for folder in self.payload.get("continues", [])]
 
     def started(self, run_id: str) -> None:
-        """Note the trial's MLflow run, so that the owner can close it if this process cannot.
-
-        Args:
-            run_id: Of the run that stands for the trial.
-        """
+        """Record the id of the trial's MLflow run, so that the scheduler can close it."""
         self._run_id = run_id
         self.trial.set_user_attr("run_id", run_id)
 
     def known_cost(self, metrics: Mapping[str, float]) -> None:
-        """Hold what is known before training against the limits.
+        """Check the limits of metrics that are known before training.
 
         Args:
             metrics: By their names in the run record.
@@ -109,104 +106,93 @@ class TrialContext:
         """
         self._cost = {name: float(value) for name, value in metrics.items() if name in KNOWN_BEFORE}
         broken = [
-            limit for limit in self.limits if limit.metric in self._cost and not self._keeps(limit)
+            f"{self._cost[limit.metric]:g} breaks {limit}"
+            for limit in self.limits
+            if limit.metric in self._cost and not limit.holds(self._cost[limit.metric])
         ]
         if broken:
-            raise OverLimit(
-                "; ".join(f"{self._cost[limit.metric]:g} breaks {limit}" for limit in broken)
-            )
-
-    def _keeps(self, limit: Limit) -> bool:
-        return limit.holds(self._cost[limit.metric])
+            raise OverLimit("; ".join(broken))
 
     def epoch(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        """Tell how far the trial is; it may end here.
+        """Report an epoch.
 
         Args:
-            epoch: That was trained and validated, from 1.
-            epochs: To be trained in all.
+            epoch: The epoch that was trained and validated, from 1.
+            epochs: Epochs to be trained.
             metrics: Of this epoch, `val/...`.
 
         Raises:
-            Pruned: The trial is behind.
+            Pruned: The trial is stopped here.
         """
-        self._reached.add(epoch, metrics)
+        self._best.add(epoch, metrics)
         self._note(epoch, epochs, metrics)
-        if self.pruning and epoch < epochs and self._stopping.spec:
-            self._stopping.look(self.trial, epochs, metrics, self._reached, self._cost)
+        if self.pruning and epoch < epochs and self._pruner.spec:
+            self._pruner.check_trial(self.trial, epochs, metrics, self._best, self._cost)
 
     def resumed(self, history: Sequence[Mapping[str, float]]) -> None:
-        """The training goes on where an earlier try of this trial was broken off; nothing is decided for the past.
+        """Report the epochs of an earlier try that this one continues; nothing is pruned for them.
 
         Args:
-            history: Metrics of each epoch that was done.
+            history: Metrics of each epoch.
         """
         for epoch, metrics in enumerate(history, 1):
-            self._reached.add(epoch, metrics)
+            self._best.add(epoch, metrics)
 
     def repeat_done(self, seed: int) -> tuple[str, dict[str, float]] | None:
-        """Run id and metrics of a seed that an interrupted try of this trial had finished; None if it had not."""
-        found = self.trial.user_attrs.get(f"repeat:{seed}")
-        return (str(self.trial.user_attrs[f"repeat_run:{seed}"]), dict(found)) if found else None
+        """Run id and metrics of a seed that an earlier try finished; None if it did not."""
+        attributes = self.trial.user_attrs
+        metrics = attributes.get(f"repeat:{seed}")
+        return (str(attributes[f"repeat_run:{seed}"]), dict(metrics)) if metrics else None
 
     def repeat_ended(self, seed: int, run_id: str, metrics: Mapping[str, float]) -> None:
-        """One of several seeds is done; the configuration may be dropped here.
+        """Report the end of one of several seeds.
 
         Args:
             seed: Of the repeat.
             run_id: Its MLflow run.
-            metrics: Its final ones.
+            metrics: Its final metrics.
 
         Raises:
-            Pruned: The configuration is clearly behind another one after the seeds that both have.
+            Pruned: The configuration is significantly worse than another over the shared seeds.
         """
         if self.repeat_done(seed) is None:
             self.trial.set_user_attr(f"repeat_run:{seed}", run_id)
             self.trial.set_user_attr(f"repeat:{seed}", dict(metrics))
         trials = self.trial.study.get_trials(deepcopy=False)
-        own = _repeated(trials[self.task.number])
-        if len(own.seeds) >= int(self.payload["repeats"]):
+        candidate = _repeated(trials[self.task.number])
+        n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
+        if n_seeds >= n_repeats:
             return
-        rivals = [_repeated(trial) for trial in trials if trial.number != self.task.number]
-        objectives = [
-            Objective(recorded_name(each.metric), each.direction) for each in self.objectives
-        ]
-        rivals = [rival for rival in rivals if rival.seeds]
-        if is_dropped(own, rivals, objectives, float(self.payload["drop_p"]), self.limits):
-            raise Pruned(
-                f"after {len(own.seeds)} of {self.payload['repeats']} seeds: clearly behind another trial"
-            )
+        others = (_repeated(trial) for trial in trials if trial.number != self.task.number)
+        rivals = [rival for rival in others if rival.seeds]
+        objectives = [Objective(recorded_name(o.metric), o.direction) for o in self.objectives]
+        if is_dropped(candidate, rivals, objectives, float(self.payload["drop_p"]), self.limits):
+            problem = "significantly worse than another trial"
+            raise Pruned(f"after {n_seeds} of {n_repeats} seeds: {problem}")
 
     def commit(self, metrics: Mapping[str, float]) -> None:
-        """Write that the trial is complete: from here on it counts, whatever happens.
+        """Store that the trial is complete: from here on it counts.
 
         Args:
-            metrics: All that was recorded, under the run record's names.
+            metrics: All recorded metrics, by the run record's names.
 
         Raises:
             WrongReturnError: An objective is missing, or a value is no number.
             DivergedError: An objective or a limited metric is NaN or infinite.
         """
         if self.outcome is None:
-            self._write(
-                TrialOutcome(
-                    "complete",
-                    metrics=self._checked(metrics),
-                    run_id=self._run_id,
-                    epoch=self._reached.epoch,
-                )
-            )
+            checked, epoch = self._checked(metrics), self._best.epoch
+            outcome = TrialOutcome("complete", "", "", checked, self._run_id, epoch)
+            self._store(outcome)
 
     def give_up(self, state: State, kind: Kind, reason: str) -> None:
-        """Write that the trial ended without a result, if it was not committed before."""
+        """Store that the trial ended without a result, unless it is committed."""
         if self.outcome is None:
-            metrics = dict(self._cost)
-            self._write(
-                TrialOutcome(state, kind, reason, metrics, self._run_id, self._reached.epoch)
-            )
+            cost, epoch = dict(self._cost), self._best.epoch
+            self._store(TrialOutcome(state, kind, reason, cost, self._run_id, epoch))
 
-    def _write(self, outcome: TrialOutcome) -> None:
-        """Commit; a storage that is away for a moment is waited for, since hours of training hang on it."""
+    def _store(self, outcome: TrialOutcome) -> None:
+        """Store the outcome; a storage that does not answer is tried again for a minute."""
         for pause in (*COMMIT_PAUSES, None):
             try:
                 self.trial.set_user_attr("outcome", asdict(outcome))
@@ -214,9 +200,8 @@ class TrialContext:
             except Exception as error:
                 if pause is None or type(error).__name__ == "UpdateFinishedTrialError":
                     raise
-                log.warning(
-                    "the outcome is not committed yet: %s", " ".join(str(error).split())[:200]
-                )
+                problem = " ".join(str(error).split())[:200]
+                log.warning("the outcome is not committed yet: %s", problem)
                 time.sleep(pause)
         self.outcome = outcome
 
@@ -224,41 +209,39 @@ class TrialContext:
         from src.sweep.study import needed
 
         if not isinstance(metrics, Mapping):
-            raise WrongReturnError(
-                f"the trial must return its metrics by name, but returned {metrics!r}"[:300]
-            )
+            problem = f"the trial must return its metrics by name, but returned {metrics!r}"
+            raise WrongReturnError(problem[:300])
         try:
-            found = {str(name): float(value) for name, value in metrics.items()}
+            values = {str(name): float(value) for name, value in metrics.items()}
         except (TypeError, ValueError) as error:
             raise WrongReturnError(f"a metric is no number: {error}") from None
-        necessary = needed(self.objectives, self.limits)
-        missing = [name for name in necessary if name not in found]
-        if missing:
+        required = needed(self.objectives, self.limits)
+        if missing := [name for name in required if name not in values]:
             raise WrongReturnError(f"the trial returned no {', '.join(missing)}")
-        broken = [name for name in necessary if not math.isfinite(found[name])]
-        if broken:
-            raise DivergedError(f"{broken[0]} is {found[broken[0]]}")
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        for name in required:
+            if not math.isfinite(values[name]):
+                raise DivergedError(f"{name} is {values[name]}")
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _note(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        if epoch < epochs and time.monotonic() - self._noted < PROGRESS_SECONDS:
+        """Store the progress for the display; the last epoch always."""
+        if epoch < epochs and time.monotonic() - self._last_note < PROGRESS_SECONDS:
             return
-        self._noted = time.monotonic()
-        shown = {
-            item.metric: metrics[item.metric] for item in self.objectives if item.metric in metrics
-        }
+        self._last_note = time.monotonic()
+        names = [item.metric for item in self.objectives if item.metric in metrics]
+        shown = {name: metrics[name] for name in names}
         note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()}
         try:
             self.trial.set_user_attr("progress", note)
-        except Exception as error:  # only the view misses it
-            log.warning("progress is not noted: %s", " ".join(str(error).split())[:200])
+        except Exception as error:  # only the display lacks it
+            log.warning("progress is not recorded: %s", " ".join(str(error).split())[:200])
 
 
 def main(task: Task) -> None:
-    """Run one trial in this process and commit what comes out; the exit status says whether it ended in order.
+    """Run one trial in this process and commit its outcome.
 
     Args:
-        task: What to run.
+        task: The task to run.
 
     Raises:
         SystemExit: Status 1 after a failure, which is committed; another status passes through.
@@ -268,15 +251,18 @@ def main(task: Task) -> None:
     try:
         if task.payload.get("tell_begun"):
             context.trial.set_user_attr("begun", time.time())
-        metrics = body_of(task.body)(context)
-        context.commit(metrics)
+        module, _, function = task.body.partition(":")
+        body: Callable[[TrialContext], Mapping[str, float]]
+        body = getattr(importlib.import_module(module), function)
+        context.commit(body(context))
     except EndedEarly as early:
         context.give_up(early.state, "", str(early))
     except SystemExit as error:
         if error.code == TERMINATED or context.outcome is not None:
             raise
-        log.error("trial %d failed: its code left with status %s", task.number, error.code)
-        context.give_up("fail", "error", f"the trial's code left with status {error.code}")
+        reason = f"the trial's code left with status {error.code}"
+        log.error("trial %d failed: %s", task.number, reason)
+        context.give_up("fail", "error", reason)
         raise SystemExit(FAILED) from error
     except Exception as error:
         if not isinstance(error, UserError):
@@ -287,17 +273,8 @@ def main(task: Task) -> None:
         raise SystemExit(FAILED) from error
 
 
-def body_of(name: str) -> Callable[[TrialContext], Mapping[str, float]]:
-    """The function called "package.module:function"."""
-    module, _, function = name.partition(":")
-    found: Callable[[TrialContext], Mapping[str, float]] = getattr(
-        importlib.import_module(module), function
-    )
-    return found
-
-
 def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:
-    """The seeds of a trial that have ended."""
+    """The finished seeds of a trial."""
     seeds = {
         int(name.removeprefix("repeat:")): metrics
         for name, metrics in trial.user_attrs.items()

@@ -197,7 +197,7 @@ class LastState(Checkpoint):
 
     The state of the last epoch is always written, so that what follows the training can be broken
     off, too: a training that goes on from it has no epoch left, and only brings back which one is
-    the best. The file stays until somebody takes it away (`src.sweep.records.discard`).
+    the best. The file stays until somebody takes it away (`src.sweep.records.discard_states`).
 
     Must stand behind `BestEpoch`, as its state is written after the choice of each epoch.
 

@@ -1,19 +1,26 @@
-"""The same study, the same trial code, on every executor: real Ray, submitit, workers over a real PostgreSQL server."""
+"""The same study on engines for many machines: Ray, submitit, and a Ray cluster of two nodes with PostgreSQL."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
+from benchmarks.sweep import stubs
+from benchmarks.sweep.harness import STUDY, Setup, opened
 from src.core.cli import ROOT
+from src.sweep.executors.ray import RayExecutor
 from src.sweep.storage import open_storage
+from src.sweep.trial import TrialContext
 from src.tracking import read
 from src.tracking.store import Store
 
-STUDY = [
+COMMAND = [
     "-m",
     "model.net.width=4,8",
     "efficiency=fast",
@@ -26,25 +33,31 @@ STUDY = [
 ]
 
 
-def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PARETODERM_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choice", [["ray"], ["slurm", "hydra.sweeper.executor.cluster=local"]], ids=["ray", "submitit"]
+)
+def test_real_trials_run_on_an_engine(tmp_path: Path, choice: list[str]) -> None:
+    pytest.importorskip({"ray": "ray", "slurm": "submitit"}[choice[0]])
+    environment = {**os.environ, "PARETODERM_CACHE": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = str(ROOT)
     for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR"):
         environment.pop(name, None)
-    line = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(
-        line,
-        cwd=folder,
+    command = [sys.executable, "-m", "src.train", *COMMAND, f"hydra/sweeper/executor={choice[0]}"]
+    done = subprocess.run(
+        [*command, *choice[1:]],
+        cwd=tmp_path,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
+        timeout=280,
+        check=False,
     )
-
-
-def check(folder: Path, storage: str) -> None:
-    """Two trials, complete, and MLflow agrees."""
-    trials = optuna.load_study(study_name="shared", storage=open_storage(storage)).trials
-    runs = read.runs(Store(folder=folder / "mlruns"), "tags.kind = 'run'").sort_values("tags.trial")
+    assert done.returncode == 0, done.stdout + done.stderr
+    storage = open_storage(f"sqlite:///{tmp_path}/mlruns/optuna.db")
+    trials = optuna.load_study(study_name="shared", storage=storage).trials
+    store = Store(folder=tmp_path / "mlruns")
+    runs = read.runs(store, "tags.kind = 'run'").sort_values("tags.trial")
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
     assert runs["status"].tolist() == ["FINISHED", "FINISHED"]
     for trial, (_, run) in zip(trials, runs.iterrows(), strict=True):
@@ -54,36 +67,76 @@ def check(folder: Path, storage: str) -> None:
         ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "choice", [["ray"], ["slurm", "hydra.sweeper.executor.cluster=local"]], ids=["ray", "submitit"]
-)
-def test_trials_run_on_an_engine_for_many_machines(tmp_path: Path, choice: list[str]) -> None:
-    pytest.importorskip({"ray": "ray", "slurm": "submitit"}[choice[0]])
-    process = start(
-        tmp_path, "src.train", *STUDY, f"hydra/sweeper/executor={choice[0]}", *choice[1:]
-    )
-    said = process.communicate(timeout=280)[0]
-    assert process.returncode == 0, said
-    check(tmp_path, f"sqlite:///{tmp_path}/mlruns/optuna.db")
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Two Ray nodes on this machine with a core each."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster()
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+        nodes.wait_for_nodes()
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+def light_trial(context: TrialContext) -> dict[str, float]:
+    """A trial without torch and MLflow. The first two wait for each other; then that beside the head node hangs."""
+    import time
+
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    context.trial.set_user_attr("node", node)
+    folder, number = context.folder.parent, context.task.number
+    (folder / f"started-{number}").touch()
+    if number < 2:
+        while not (folder / f"started-{1 - number}").exists():
+            time.sleep(0.02)
+        while not is_head(node):
+            (folder / "hangs").write_text(node)
+            time.sleep(0.1)
+    return stubs.expected(context.payload["cell"])
+
+
+def is_head(node_id: str) -> bool:
+    import ray
+
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
+    return "node:__internal_head__" in node["Resources"]
 
 
 @pytest.mark.slow
-def test_two_workers_serve_one_study_through_postgresql(
-    tmp_path: Path, fresh_postgres: str
+def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
+    tmp_path: Path, fresh_postgres: str, cluster: Any
 ) -> None:
-    storage = f"storage={fresh_postgres}"
-    owner = start(
-        tmp_path, "src.train", *STUDY, f"hydra.sweeper.{storage}", "hydra/sweeper/executor=workers"
-    )
-    workers = [
-        start(tmp_path, "src.worker", storage, "n_jobs=1", "idle_exit_s=60") for _ in range(2)
-    ]
-    said = owner.communicate(timeout=280)[0]
-    for worker in workers:
-        worker.terminate()
-    served = [worker.communicate(timeout=60)[0] for worker in workers]
-    assert owner.returncode == 0, said
-    check(tmp_path, fresh_postgres)
-    assert sum(text.count("trial 0") > 0 for text in served) == 1, served
-    assert sum(text.count("trial 1") > 0 for text in served) == 1, served
+    """Both nodes run trials; the trial of the node that is lost is run again by the other one."""
+    body = f"{__name__}:light_trial"
+    setup = Setup(tmp_path, ("a=1,2", "b=4,5"), retries=1, body=body, storage=fresh_postgres)
+    hangs = tmp_path / "trials" / "hangs"
+
+    def remove_the_node_that_hangs(status: Any) -> None:
+        node_id = hangs.read_text() if hangs.exists() else ""
+        for node in cluster.list_all_nodes():
+            if node.node_id == node_id:
+                cluster.remove_node(node, allow_graceful=False)
+
+    with opened(
+        setup,
+        lambda storage: RayExecutor(address=cluster.address, n_jobs=2),
+        remove_the_node_that_hangs,
+    ) as scheduler:
+        status = scheduler.run()
+    storage = open_storage(fresh_postgres)
+    trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
+    assert len({trial.user_attrs["node"] for trial in trials}) == 2
+    assert (status.counted, status.counts["complete"], status.put_back) == (4, 4, 1)
+    (failed,) = (trial for trial in trials if trial.values is None)
+    assert failed.number < 2
+    assert failed.user_attrs["outcome"]["kind"] == "killed"
+    assert sorted(trial.value for trial in trials if trial.values) == [0.014, 0.015, 0.024, 0.025]

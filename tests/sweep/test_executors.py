@@ -1,4 +1,4 @@
-"""What every executor promises, held against each of them with real processes, jobs and workers."""
+"""What every executor promises, held against each of them with real processes and jobs."""
 
 import importlib.util
 import os
@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +14,10 @@ import pytest
 
 from benchmarks.sweep.faults import is_alive
 from src.core.errors import ConfigError, DependencyError, UserError
-from src.sweep.executors.agent import WorkerAgent
 from src.sweep.executors.base import Executor, ending
 from src.sweep.executors.local import LocalExecutor
 from src.sweep.executors.ray import RayExecutor
 from src.sweep.executors.slurm import SlurmExecutor
-from src.sweep.executors.tasks_table import TasksTable
-from src.sweep.executors.workers import WorkersExecutor
 from src.sweep.records import EndedTask, Task
 
 ENTRY = "stubs:run"
@@ -39,7 +35,7 @@ def task(tmp_path: Path) -> TaskMaker:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests: starting it takes seconds. The executors find it and leave it running."""
     if importlib.util.find_spec("ray") is None:  # imported, it would be too late for its token
@@ -50,22 +46,7 @@ def local_ray() -> Iterator[None]:
     keeper.close(0)
 
 
-@pytest.fixture
-def served_executor(tmp_path: Path) -> Iterator[Executor]:
-    """Tasks go through a database to one worker, a thread here."""
-    url = f"sqlite:///{tmp_path / 'tasks.db'}"
-    agent = WorkerAgent(
-        TasksTable(url), LocalExecutor(n_jobs=2, devices=None, threads=None, entry=ENTRY)
-    )
-    stop = threading.Event()
-    thread = threading.Thread(target=agent.run, args=(stop,))
-    thread.start()
-    yield WorkersExecutor(url, n_jobs=2)
-    stop.set()
-    thread.join()
-
-
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow), "slurm", "workers"])
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow), "slurm"])
 def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executor]:
     """An executor with two slots."""
     if request.param == "local":
@@ -73,14 +54,12 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Executo
     elif request.param == "ray":
         request.getfixturevalue("local_ray")
         made = RayExecutor(n_jobs=2, entry=ENTRY)
-    elif request.param == "slurm":
+    else:
         pytest.importorskip("submitit")
         made = SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1, entry=ENTRY)
         made._places = [
             type(place)(place.number) for place in made._places
         ]  # no threads: stubs need no torch
-    else:
-        made = request.getfixturevalue("served_executor")
     yield made
     made.close(0)
 

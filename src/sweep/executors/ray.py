@@ -1,4 +1,4 @@
-"""Trials as tasks of Ray, on this machine or on a cluster; each in a fresh worker process, none retried by Ray."""
+"""Trials as tasks of Ray, on this machine or a cluster; each in a fresh worker process, none retried by Ray."""
 
 import importlib.util
 import os
@@ -17,14 +17,13 @@ from src.sweep.records import EndedTask, Task
 
 
 class RayExecutor(Executor):
-    """Runs each trial as one Ray task. Ray chooses the machine and the GPU.
+    """Runs each trial as a Ray task. Ray chooses the machine and the GPU.
 
     Args:
-        address: Of a cluster that runs, such as "auto" or "ray://head:10001"; None starts Ray on
-            this machine.
-        n_jobs: How many trials at once; None: as many as the machine or the cluster has room for
-            when it is connected. On a cluster more than there is room for is allowed: Ray queues
-            them.
+        address: Of a running cluster, such as "auto" or "ray://head:10001"; None starts Ray on this
+            machine.
+        n_jobs: Trials at once; None: as many as the machine or the cluster has room for when it is
+            connected. On a cluster more are allowed: Ray queues them.
         cpus_per_trial: Cores that Ray reserves for a trial; also its torch threads.
         gpus_per_trial: GPUs that Ray reserves for a trial; 0.5 lets two share one.
         options: More arguments of `ray.init`, such as `object_store_memory`.
@@ -48,9 +47,8 @@ class RayExecutor(Executor):
     ) -> None:
         super().__init__(plain_slots(n_jobs) if n_jobs is not None else [])
         if importlib.util.find_spec("ray") is None:
-            raise DependencyError(
-                "executor=ray needs Ray, which is not installed: pip install -e '.[ray]'"
-            )
+            way = "pip install -e '.[ray]'"
+            raise DependencyError(f"executor=ray needs Ray, which is not installed: {way}")
         if cpus_per_trial <= 0:
             raise ConfigError("cpus_per_trial", f"must be above 0, but got {cpus_per_trial}")
         if gpus_per_trial < 0:
@@ -61,68 +59,51 @@ class RayExecutor(Executor):
         self._options = dict(options or {})
         self._entry = entry
         self._connected = self._started_ray = False
-        self._futures: dict[int, Any] = {}  # by slot
+        self._futures: dict[int, Any] = {}  # by slot number
 
     @property
     def slots(self) -> int:
         """How many trials can run at once."""
-        self._connect()
+        self.warm_up()
         return super().slots
 
     def warm_up(self) -> None:
         """Start Ray, or connect to it (some seconds)."""
-        self._connect()
-
-    def _connect(self) -> None:
         if self._connected:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if self._address is None and "ray" not in sys.modules:  # it reads these when it is imported
-            # Ray listens on every interface: let in only who has the token, which is ours and our
-            # children's
+        if self._address is None and "ray" not in sys.modules:  # it reads these when imported
+            # Ray listens on every interface: it admits only who has the token.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         import ray
 
         if not ray.is_initialized():
+            arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if self._address is None:
+                n_cpus = (self._n_jobs or 1) * self._needs["CPU"]
+                cores = max(usable_cores(), int(n_cpus + 0.999))
+                arguments |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
+            else:
+                arguments["address"] = self._address
             try:
-                ray.init(**self._init_arguments())
+                ray.init(**{**arguments, **self._options})
             except (ConnectionError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"Ray at {self._address or 'this machine'} cannot be used: {reason}"
-                ) from error
+                where = self._address or "this machine"
+                raise UserError(f"Ray at {where} cannot be used: {reason}") from error
             self._started_ray = True
         self._connected = True
         threads = max(1, int(self._needs["CPU"]))
-        self._places = plain_slots(self._n_jobs or self._room(ray.cluster_resources()), threads)
-
-    def _init_arguments(self) -> dict[str, Any]:
-        quiet: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": "ERROR",
-            "configure_logging": True,
-        }
-        if self._address is not None:
-            return {"address": self._address, **quiet, **self._options}
-        cores = max(usable_cores(), int((self._n_jobs or 1) * self._needs["CPU"] + 0.999))
-        return {
-            "address": "local",
-            "include_dashboard": False,
-            "num_cpus": cores,
-            **quiet,
-            **self._options,
-        }
+        self._slots = plain_slots(self._n_jobs or self._room(ray.cluster_resources()), threads)
 
     def _room(self, resources: Mapping[str, float]) -> int:
+        """How many trials fit into these resources."""
         room = min(int(resources.get(name, 0) / need) for name, need in self._needs.items() if need)
         if room < 1:
-            raise ConfigError(
-                "gpus_per_trial"
-                if self._needs["GPU"] > resources.get("GPU", 0)
-                else "cpus_per_trial",
-                f"must fit in what Ray has ({resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs)",
-            )
+            cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+            key = "gpus_per_trial" if self._needs["GPU"] > gpus else "cpus_per_trial"
+            raise ConfigError(key, f"must fit in what Ray has ({cpus:g} CPUs, {gpus:g} GPUs)")
         return room
 
     def _start(self, task: Task) -> None:
@@ -130,8 +111,7 @@ class RayExecutor(Executor):
 
         remote: Any = ray.remote
         needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
-        # a process of its own for each trial (max_calls); its failures are ours to count
-        # (max_retries)
+        # max_calls: a new process for each trial; max_retries: the scheduler retries.
         function = remote(max_retries=0, max_calls=1, **needs)(base.launcher(task, self._entry))
         self._futures[task.slot.number] = function.options(name=f"trial {task.number}").remote()
 
@@ -169,12 +149,8 @@ class RayExecutor(Executor):
             return
         import ray
 
-        ray.wait(
-            list(self._futures.values()),
-            num_returns=1,
-            timeout=max(0.0, seconds),
-            fetch_local=False,
-        )
+        futures = list(self._futures.values())
+        ray.wait(futures, num_returns=1, timeout=max(0.0, seconds), fetch_local=False)
 
     def _ask_to_end(self, task: Task, grace: float) -> None:
         self._cancel(task, force=False)  # a KeyboardInterrupt in the trial

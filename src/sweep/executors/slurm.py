@@ -1,4 +1,4 @@
-"""Trials as jobs of a Slurm cluster, through submitit; `cluster=local` runs the same jobs on this machine."""
+"""Trials as jobs of a Slurm cluster, by submitit; `cluster=local` runs the same jobs on this machine."""
 
 import contextlib
 import importlib.util
@@ -16,27 +16,26 @@ from src.sweep.executors import base
 from src.sweep.executors.base import ENTRY, Executor, plain_slots
 from src.sweep.records import EndedTask, Task
 
-_POLL_SECONDS = {
-    "slurm": 1.0,
-    "local": 0.1,
-}  # submitit looks for files; the scheduler itself it asks once a minute
+# submitit looks for files; it asks Slurm itself once a minute.
+_POLL_SECONDS = {"slurm": 1.0, "local": 0.1}
+# A shared disk shows the result file some seconds late.
 _LATE_SECONDS = {"slurm": 15.0, "local": 0.5}
 
 
 class SlurmExecutor(Executor):
-    """Submits each trial as one job. Its folder, and the study's storage, must be reachable from the nodes.
+    """Submits each trial as a job. The nodes must reach its folder and the study's storage.
 
     Args:
         n_jobs: How many jobs wait or run at once.
         cluster: "slurm", or "local" to try the jobs on this machine.
         folder: Where submitit keeps its files, on a shared disk; None: `submitit` in the trial's
-            own folder.
+            folder.
         partition: The partition; None: the cluster's default.
-        timeout_min: After which Slurm ends a job, in minutes.
+        timeout_min: Minutes after which Slurm ends a job.
         mem_gb: Memory of a job; None: the cluster's default.
         cpus_per_task: Cores of a job; also its torch threads.
         gpus_per_node: GPUs of a job.
-        setup: Shell commands that prepare a job, such as "module load cuda".
+        setup: Shell commands before a trial, such as "module load cuda".
         options: More of submitit's parameters, such as `slurm_account`.
         entry: What runs a trial, "package.module:function"; called with the task.
 
@@ -64,13 +63,18 @@ class SlurmExecutor(Executor):
     ) -> None:
         super().__init__(plain_slots(n_jobs, cpus_per_task))
         if importlib.util.find_spec("submitit") is None:
-            raise DependencyError(
-                "executor=slurm needs submitit, which is not installed: pip install -e '.[slurm]'"
-            )
+            way = "pip install -e '.[slurm]'"
+            raise DependencyError(f"executor=slurm needs submitit, which is not installed: {way}")
+        if cluster == "slurm":
+            import submitit
+
+            if submitit.SlurmExecutor.affinity() < 0:
+                problem = "this machine has no Slurm (srun is not found)"
+                raise UserError(f"executor=slurm: {problem}; use executor=local, or ray")
         self._cluster = cluster
         self._folder = folder
         self._entry = entry
-        wanted = {
+        parameters = {
             "slurm_partition": partition,
             "timeout_min": timeout_min,
             "mem_gb": mem_gb,
@@ -79,20 +83,9 @@ class SlurmExecutor(Executor):
             "slurm_setup": list(setup) or None,
             **(options or {}),
         }
-        self._parameters = {name: value for name, value in wanted.items() if value is not None}
-        if cluster == "slurm":
-            self._check_slurm()
-        self._jobs: dict[int, Any] = {}  # by slot
-        self._done_since: dict[int, float] = {}  # slot -> when its job was first seen to be done
-
-    @staticmethod
-    def _check_slurm() -> None:
-        from submitit import SlurmExecutor as Submitit
-
-        if Submitit.affinity() < 0:
-            raise UserError(
-                "executor=slurm: this machine has no Slurm (srun is not found); use executor=local, or ray"
-            )
+        self._parameters = {name: value for name, value in parameters.items() if value is not None}
+        self._jobs: dict[int, Any] = {}  # by slot number
+        self._done_since: dict[int, float] = {}  # by slot number: when the job was first done
 
     def _start(self, task: Task) -> None:
         import submitit
@@ -110,40 +103,31 @@ class SlurmExecutor(Executor):
     def job(self, task: Task) -> dict[str, Any] | None:
         """The job's id, with what else is needed to cancel it."""
         job = self._jobs.get(task.slot.number)
-        return (
-            base.note(self._cluster, str(job.job_id), self._files(task))
-            if job is not None
-            else None
-        )
+        if job is None:
+            return None
+        return base.note(self._cluster, str(job.job_id), self._files(task))
 
     def _gone(self) -> list[EndedTask]:
         ended = []
         for number, job in list(self._jobs.items()):
-            if job.done() and self._result_is_settled(number, job):
-                del self._jobs[number]
-                self._done_since.pop(number, None)
+            if not job.done():
+                continue
+            since = self._done_since.setdefault(number, time.monotonic())
+            is_late = time.monotonic() - since > _LATE_SECONDS[self._cluster]
+            if is_late or job.paths.result_pickle.exists():
+                del self._jobs[number], self._done_since[number]
                 ended.append(self._ended(number, job))
         return ended
-
-    def _result_is_settled(self, number: int, job: Any) -> bool:
-        """Whether the result is there, or will not come: a shared disk shows it some seconds late."""
-        since = self._done_since.setdefault(number, time.monotonic())
-        return (
-            job.paths.result_pickle.exists()
-            or time.monotonic() - since > _LATE_SECONDS[self._cluster]
-        )
 
     def _ended(self, number: int, job: Any) -> EndedTask:
         task = self._running[number]
         if not job.paths.result_pickle.exists():
             stopped = "stopped: " if number in self._deadlines else ""
-            state = str(job.state).lower()
-            return EndedTask(
-                task, None, f"{stopped}the job {job.job_id} ended without a result ({state})"
-            )
+            note = f"the job {job.job_id} ended without a result ({str(job.state).lower()})"
+            return EndedTask(task, None, stopped + note)
         try:
             code = int(job.result())
-        except Exception as error:  # what the job's own process raised outside of the trial
+        except Exception as error:  # raised by the job's process outside of the trial
             last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             return EndedTask(task, None, f"the job {job.job_id} failed: {last[:200]}")
         return EndedTask(task, code, base.ending(code))
@@ -153,13 +137,11 @@ class SlurmExecutor(Executor):
 
     def _ask_to_end(self, task: Task, grace: float) -> None:
         job = self._jobs.get(task.slot.number)
-        if job is None:
-            return
-        if self._cluster == "local":
+        if job is not None and self._cluster == "local":
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)  # passed on to the trial
-        else:
-            job.cancel()  # SIGTERM, later SIGKILL: the cluster's KillWait says when
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit passes it on to the trial
+        elif job is not None:
+            job.cancel()  # SIGTERM, and SIGKILL after the cluster's KillWait
 
     def _kill(self, task: Task) -> None:
         if task.slot.number in self._jobs:
