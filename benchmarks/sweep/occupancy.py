@@ -81,7 +81,8 @@ def measured(sweep: Sequence[str], n_jobs: int) -> tuple[float, list[float]]:
         opened(Setup(Path(folder), sweep), executor) as owner,
     ):
         owner.run()
-        assert owner.standing.counts["complete"] == owner.total, owner.standing.counts
+        status = owner.status
+        assert status.counts["complete"] == status.total, status.counts
     began, ended = made[-1].began, made[-1].ended
     return max(ended.values()) - min(began.values()), [
         ended[number] - began[number] for number in sorted(began)

@@ -85,8 +85,8 @@ def forked(folder: Path, rounds: int) -> list[tuple[float, float]]:
     seeds = f"seed={','.join(map(str, range(rounds + 1)))}"
     sweep = (*TINY, f"+callbacks.clock.file={folder / 'forked'}", seeds)
     with opened(Setup(folder, sweep, body="src.run:run_trial"), executor) as owner:
-        standing = owner.run()
-    assert standing.counts["complete"] == rounds + 1, standing.take_events()
+        status = owner.run()
+    assert status.counts["complete"] == rounds + 1, status.take_events()
     return since(made[-1].asked, folder / "forked")[1:]
 
 

@@ -6,7 +6,15 @@ from typing import Any
 import optuna
 import pytest
 
-from src.sweep.records import STATE, Pruned, Task, TrialOutcome, discard, inherit, seed_folder
+from src.sweep.records import (
+    STATE,
+    Pruned,
+    Task,
+    TrialOutcome,
+    copy_latest_state,
+    discard_states,
+    seed_folder,
+)
 from src.sweep.storage import open_storage
 from src.sweep.trial import TERMINATED, TrialContext, main
 from src.tracking.store import Store
@@ -31,7 +39,7 @@ def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path)
     )
     (newest / "checkpoint").mkdir(parents=True)  # broken off before it had a state
     own = tmp_path / "0004"
-    inherit([newest, middle, oldest], own)
+    copy_latest_state([newest, middle, oldest], own)
     assert (own / STATE).read_text() == "new"
     (own / STATE).write_text("gone on")
     assert [(folder / STATE).read_text() for folder in (middle, oldest)] == ["new", "old"]
@@ -39,8 +47,8 @@ def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path)
 
 
 def test_without_an_earlier_state_there_is_none(tmp_path: Path) -> None:
-    inherit([], tmp_path / "own")
-    inherit([tmp_path / "nowhere"], tmp_path / "own")
+    copy_latest_state([], tmp_path / "own")
+    copy_latest_state([tmp_path / "nowhere"], tmp_path / "own")
     assert not (tmp_path / "own").exists()
 
 
@@ -50,7 +58,7 @@ def test_every_state_of_a_trial_is_discarded_and_nothing_else(tmp_path: Path) ->
         left(seed_folder(trial, seed), "a seed's")
     (trial / "checkpoint" / "last.part").write_text("killed while writing")
     (trial / "checkpoint" / "best.ckpt").write_text("best")
-    discard([trial, tmp_path / "nowhere"])
+    discard_states([trial, tmp_path / "nowhere"])
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert set(files) == {trial / "checkpoint" / "best.ckpt", other / STATE}
 

@@ -79,7 +79,7 @@ class Bench:
         self.choice: SamplerChoice = make_sampler(config(name), seed, n, done)
         definition = Definition(f"{name} {n}", self.objectives, [LIMIT], {}, [])
         self.study: OwnedStudy = open_study(
-            storage or InMemoryStorage(), definition, self.choice.sampler, None, lambda old, new: []
+            storage or InMemoryStorage(), definition, self.choice.sampler, None
         )
 
     def run(

@@ -249,7 +249,7 @@ def test_at_a_rung_a_limit_is_held_against_the_best_epoch_so_far(tmp_path: Path)
     )  # once it found the melanomas, but its best epoch does not
     two_epochs(30.0, (0.5, 0.8), (0.4, 0.0))
     two_epochs(20.0, (0.4, 0.9), (0.4, 0.9))
-    with pytest.raises(Pruned, match="place 3 of 4"):
+    with pytest.raises(Pruned, match="rank 3 of 4"):
         two_epochs(1.0, (0.9, 0.7), (0.9, 0.7))  # the best of all, but for the limit
     found = [trial.user_attrs["rung_limits:2"] for trial in desk.study.trials]
     assert found == [{"best/val/recall/mel": recall} for recall in (0.1, 0.8, 0.9, 0.7)]
