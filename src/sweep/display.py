@@ -221,7 +221,7 @@ def clock(seconds: float) -> str:
 
 
 def shortened(cells: Sequence[str], width: int) -> list[str]:
-    """Fit texts like "model.net.width=8 optimizer.lr=0.001" into a column; differences stay visible.
+    """Fit texts like "model.net.width=8 optimizer.lr=0.1" into a column, keeping differences.
 
     Each step is taken only if the texts do not fit without it: keys lose their path where the last
     word is unique; overrides that all texts share are dropped; keys lose their end and long values
@@ -242,7 +242,9 @@ def shortened(cells: Sequence[str], width: int) -> list[str]:
     keys = {text.partition("=")[0] for part in parts for text in part}
     words = [re.split(r"[./]", key)[-1] for key in keys]
     short = {key: w for key, w in zip(keys, words, strict=True) if words.count(w) == 1}
-    parts = [[re.sub(r"^[^=]*", lambda m: short.get(m[0], m[0]), t) for t in part] for part in parts]
+    parts = [
+        [re.sub(r"^[^=]*", lambda m: short.get(m[0], m[0]), t) for t in part] for part in parts
+    ]
     if not fits() and len(parts) > 1:
         common = set.intersection(*map(set, parts))
         if common and any(set(part) - common for part in parts):

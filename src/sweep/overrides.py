@@ -114,7 +114,7 @@ def clauses(text: str, where: str) -> dict[str, tuple[Any, ...]]:
     allowed: dict[str, tuple[Any, ...]] = {}
     for part in _CLAUSE_BREAK.split(text.strip()):
         parsed = assignment(part, where) if "=" in part else None
-        value = parsed.value if parsed else None
+        value: Any = parsed.value if parsed else None
         is_list = isinstance(value, ChoiceSweep) and not value.shuffle
         if parsed is None or parsed.prefix or (parsed.is_sweep and not is_list):
             example = '"model=custom and model.net.depth=3,4"'
@@ -176,7 +176,7 @@ def text_of(value: Any) -> str:
 
 
 def identity(value: Any) -> Any:
-    """Equal for values that a config treats as the same: 4 and 4.0, but not 4 and '4', 1 and true."""
+    """Equal for values that a config treats alike: 4 and 4.0, but not 4 and '4', 1 and true."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ("[", *map(identity, value))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -294,7 +294,7 @@ def is_numeric(column: pd.Series) -> bool:
 
 
 def is_log(column: pd.Series) -> bool:
-    """Whether a column is shown on a logarithmic axis: positive, spanning a factor of ten or more."""
+    """Whether a column gets a logarithmic axis: positive, spanning a factor of ten or more."""
     low, high = (column.min(), column.max()) if is_numeric(column) else (0, 0)
     return bool(low > 0 and high >= LOG_SPAN * low)
 

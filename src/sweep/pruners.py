@@ -230,8 +230,8 @@ def goes_on(
     benchmarks/pruning_replay.py).
 
     Equal points (all untrained nets are at chance level) are one point for the crowding and the
-    front: one of them keeps its rank's order, the others follow the rest of their rank. Which one is
-    drawn from the row number: by order of arrival the newcomer would always lose or always win.
+    front: one of them keeps its rank's order, the others follow the rest of their rank. Which one
+    is drawn from the row number: by order of arrival the newcomer would always lose or win.
 
     Trials that break limits come after all that keep them, whatever their objectives, in order of
     their violation. Where all break them, those with the least violation take the place of the
@@ -272,7 +272,7 @@ def attribute(epoch: int) -> str:
 
 
 def limit_attribute(epoch: int) -> str:
-    """Name of the user attribute with a trial's limited metrics at a rung; absent without limits."""
+    """Name of the user attribute with a trial's limited metrics at a rung, if there are limits."""
     return f"rung_limits:{epoch}"
 
 
@@ -289,9 +289,7 @@ def _trials_at_rung(
         trial for trial in trials if len(trial.user_attrs.get(attribute(epoch), ())) == n_objectives
     ]
     replaced = {
-        earlier.number
-        for trial in at_rung
-        for earlier in earlier_tries(trial, trials.__getitem__)
+        earlier.number for trial in at_rung for earlier in earlier_tries(trial, trials.__getitem__)
     }
     return (trial.number for trial in at_rung if trial.number not in replaced)
 

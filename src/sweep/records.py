@@ -1,4 +1,4 @@
-"""Plain values of a study: slots, tasks, outcomes, kinds of failure, constraint violations, retries."""
+"""Plain values of a study: slots, tasks, outcomes, failures, constraint violations, retries."""
 
 import math
 import shutil
@@ -226,7 +226,7 @@ def copy_latest_state(earlier: Sequence[Path], folder: Path) -> None:
 
 
 def discard_states(folders: Iterable[Path]) -> None:
-    """Delete the training states in these folders of tries or seeds; missing folders are skipped."""
+    """Delete the training states in these folders of tries or seeds; folders may be missing."""
     for folder in folders:
         for state in (run / STATE for run in (folder, *folder.glob("seed-*"))):
             state.unlink(missing_ok=True)

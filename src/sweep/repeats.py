@@ -1,4 +1,4 @@
-"""Several seeds of one configuration: mean and spread, and whether the remaining seeds are worth training."""
+"""Several seeds of one configuration: mean, spread, and whether to train the remaining seeds."""
 
 import math
 import statistics
@@ -31,8 +31,8 @@ def clearly_behind(
 ) -> bool:
     """Whether `values` are worse than `rival` by a one-sided Wilcoxon signed-rank test over seeds.
 
-    Equal pairs are left out (Wilcoxon's treatment of zeros), as are pairs with NaN. n pairs reach at
-    best 2 ** -n: fewer than log2(1 / p) pairs (4 for 0.1) are never significant.
+    Equal pairs are left out (Wilcoxon's treatment of zeros), as are pairs with NaN. n pairs reach
+    at best 2 ** -n: fewer than log2(1 / p) pairs (4 for 0.1) are never significant.
 
     Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; `scipy.stats.wilcoxon`.
 
@@ -105,7 +105,9 @@ def is_dropped(
         violation(rival) == 0
         and _costs_no_more(rival, candidate, objectives)
         and all(
-            is_behind(rival, lambda metrics, m=item.metric: metrics.get(m, math.nan), item.direction)
+            is_behind(
+                rival, lambda metrics, m=item.metric: metrics.get(m, math.nan), item.direction
+            )
             for item in measured
         )
         for rival in rivals

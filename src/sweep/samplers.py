@@ -142,7 +142,7 @@ def build(node: DictConfig, path: str, **arguments: Any) -> Any:
 
 
 def _check_annotations(config: Mapping[str, Any], path: str) -> None:
-    """Check values against annotations such as `int | None`, which Optuna's modules keep as texts."""
+    """Check values against annotations like `int | None`, which Optuna's modules keep as texts."""
     parameters = inspect.signature(hydra.utils.get_object(config["_target_"])).parameters
     for key, value in config.items():
         if isinstance(value, Mapping) and "_target_" in value:

@@ -1,4 +1,4 @@
-"""The loop of a study: ask Optuna, submit to the executor, record what ended, tell Optuna, retry."""
+"""The loop of a study: ask Optuna, submit to the executor, record what ended, tell, retry."""
 
 import logging
 import time
@@ -340,7 +340,7 @@ class Scheduler:
             self.executor.close(self.policy.grace_s)
 
     def _resume(self) -> None:
-        """Read the trials of earlier sessions, and settle those that ended without their scheduler."""
+        """Read the trials of earlier sessions, and settle those that a killed scheduler left."""
         trials = self.study.get_trials(deepcopy=False)
         if self.space.n_cells is not None:
             # Cells that were copied from another study are not run, unless they count already.
@@ -366,7 +366,7 @@ class Scheduler:
                 self.status.counted -= 1
 
     def _settle_orphan(self, trial: FrozenTrial) -> None:
-        """Settle a trial of a killed scheduler: finished if it committed an outcome, else retried."""
+        """Settle a trial of a killed scheduler: finished if it committed, else retried."""
         outcome = studies.outcome_of(trial)
         if outcome is None:
             job = trial.user_attrs.get("job")
@@ -436,7 +436,7 @@ class Scheduler:
         return min(1.0, max(0.05, oldest + self.policy.time_limit_s - time.monotonic()))
 
     def _settle_all(self) -> None:
-        """Settle all ended trials; each stays queued until it is settled, in case of an interrupt."""
+        """Settle all ended trials; each stays queued until then, in case of an interrupt."""
         while self._ended:
             self._settle(self._ended[0])
             del self._running[self._ended.popleft().task.number]
@@ -482,9 +482,7 @@ class Scheduler:
             folders = [each.user_attrs.get("folder") for each in tries]
             discard_states(Path(folder) for folder in folders if folder)
         learns = self.policy.learns_from_pruned
-        told = studies.tell(
-            self.study, trial.number, outcome, self.objectives, self.limits, learns
-        )
+        told = studies.tell(self.study, trial.number, outcome, self.objectives, self.limits, learns)
         final = studies.outcome_of(told) or outcome
         if final != outcome:
             self.recorder.settle(told, final, tail)

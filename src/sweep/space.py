@@ -309,7 +309,7 @@ def listed(values: Sequence[Any], where: str) -> Categorical:
 
 
 def holds(clauses: Clauses, present: Mapping[str, Any]) -> bool:
-    """Whether every key of `clauses` has one of its allowed values in `present` (key -> identity)."""
+    """Whether every key has one of its allowed values in `present` (key -> identity)."""
     return all(key in present and present[key] in allowed for key, allowed in clauses.items())
 
 
@@ -506,8 +506,14 @@ class Space:
     def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         """The differences between two results of `describe`, a line each."""
         before, after = old["parameters"], new["parameters"]
-        lines = [f"{name}: was {before[name]}, is no longer swept" for name in before if name not in after]
-        lines += [f"{name}: was not swept, is {after[name]}" for name in after if name not in before]
+        lines = [
+            f"{name}: was {before[name]}, is no longer swept"
+            for name in before
+            if name not in after
+        ]
+        lines += [
+            f"{name}: was not swept, is {after[name]}" for name in after if name not in before
+        ]
         lines += [
             f"{name}: was {before[name]}, is {after[name]}"
             for name in before

@@ -1,4 +1,4 @@
-"""A study's Optuna database, SQLite or PostgreSQL, and the lock of the one process that asks and tells."""
+"""A study's Optuna database, SQLite or PostgreSQL, and the lock of its one scheduler."""
 
 import contextlib
 import hashlib
@@ -140,9 +140,13 @@ def attach(
     """
     url = resolve_url(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    skip = {"skip_compatibility_check": True, "skip_table_creation": True}
     with _one_line_errors(url):
-        storage = RDBStorage(_template(url), _engine_options(url), **skip)
+        storage = RDBStorage(
+            _template(url),
+            _engine_options(url),
+            skip_compatibility_check=True,
+            skip_table_creation=True,
+        )
         sampler, pruner = optuna.samplers.RandomSampler(), pruner or optuna.pruners.NopPruner()
         try:
             return optuna.Trial(optuna.Study(study_name, storage, sampler, pruner), trial_id)
@@ -232,7 +236,7 @@ class Ownership:
 
 
 def _lock_holder(connection: sql.Connection, key: int) -> dict[str, Any]:
-    """Holder of an advisory lock by its application name, which the same user and superusers see."""
+    """Holder of an advisory lock, by the application name of its session."""
     query = """SELECT a.application_name, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
         WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database

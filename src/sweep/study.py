@@ -214,7 +214,10 @@ def tell(
     if outcome.state in ("complete", "over_limit"):
         # A study with these draws nothing and starts nothing.
         passive = copy.copy(study)
-        passive.sampler, passive.pruner = optuna.samplers.RandomSampler(), optuna.pruners.NopPruner()
+        passive.sampler, passive.pruner = (
+            optuna.samplers.RandomSampler(),
+            optuna.pruners.NopPruner(),
+        )
         handle = optuna.Trial(passive, frozen._trial_id)
         for name, violation in violations(limits, outcome.metrics).items():
             if name not in frozen.constraints:  # a killed scheduler may have set some

@@ -87,7 +87,7 @@ class TrialContext:
 
     @property
     def resume(self) -> list[Path]:
-        """Folders of earlier tries of this trial, the newest first; they may hold a training state."""
+        """Folders of earlier tries, the newest first; they may hold a training state."""
         return [Path(folder) for folder in self.payload.get("continues", [])]
 
     def started(self, run_id: str) -> None:

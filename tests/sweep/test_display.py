@@ -190,7 +190,10 @@ def event(outcome: TrialOutcome, **changes: Any) -> Event:
             event(TrialOutcome("complete"), values=[0.6123, 3.2e6]),
             "trial 4 done: balanced accuracy 0.612, FLOPs 3.2M",
         ),
-        (event(TrialOutcome("over_limit", "", "7 breaks x <= 5")), "trial 4 over a limit: 7 breaks x <= 5"),
+        (
+            event(TrialOutcome("over_limit", "", "7 breaks x <= 5")),
+            "trial 4 over a limit: 7 breaks x <= 5",
+        ),
     ],
 )
 def test_lines_of_events(ended: Event, line: str) -> None:
@@ -213,7 +216,9 @@ def test_log_gets_events_at_once_and_a_status_line_every_half_minute() -> None:
             clock_s = float(second)
             shown = busy(counts={"complete": second, "pruned": 0, "over_limit": 0, "fail": 0})
             if second == 10:
-                shown.events = [event(FAILURE, tail="step 1 [bold]\nstep 2", seconds=80.0, again=True)]
+                shown.events = [
+                    event(FAILURE, tail="step 1 [bold]\nstep 2", seconds=80.0, again=True)
+                ]
             view.show(shown)
     lines = file.getvalue().splitlines()
     first = "trial 4 failed: no room at all (1:20), put back in the queue"
@@ -224,7 +229,9 @@ def test_log_gets_events_at_once_and_a_status_line_every_half_minute() -> None:
     shown = busy(counts={"complete": 30, "pruned": 0, "over_limit": 0, "fail": 0})
     line = " ".join(status_line("pareto", shown).split())
     assert line in " ".join("\n".join(lines[3:]).split())  # broken at blanks only
-    assert line.startswith("pareto: 9/100 trials finished (30 done, 3 put back in the queue); 3 running")
+    assert line.startswith(
+        "pareto: 9/100 trials finished (30 done, 3 put back in the queue); 3 running"
+    )
     assert "\x1b" not in file.getvalue()
 
 
@@ -236,7 +243,10 @@ def test_terminal_is_redrawn_twice_a_second_and_ends_with_the_last_state() -> No
             clock_s = step / 50
             shown = busy(counts={"complete": step, "pruned": 0, "over_limit": 0, "fail": 0})
             view.show(shown)
-        shown.events = [event(TrialOutcome("complete"), values=[0.5, 1.0]), event(FAILURE, tail="last words")]
+        shown.events = [
+            event(TrialOutcome("complete"), values=[0.5, 1.0]),
+            event(FAILURE, tail="last words"),
+        ]
         view.show(shown)
         view.say("stopped")
     text = file.getvalue()

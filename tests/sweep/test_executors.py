@@ -217,9 +217,7 @@ class TestLocal:
         names = "torch pytorch_lightning optuna mlflow torchmetrics src.sweep.executors.base"
         assert all(f"'{module}'" in loaded for module in names.split())
 
-    def test_ctrl_c_does_not_reach_a_trial(
-        self, two_local: LocalExecutor, task: TaskMaker
-    ) -> None:
+    def test_ctrl_c_does_not_reach_a_trial(self, two_local: LocalExecutor, task: TaskMaker) -> None:
         submitted = two_local.submit(task(note="started", wait_for="go"))
         os.kill(pid(submitted), signal.SIGINT)
         assert two_local.wait(0.3) == []

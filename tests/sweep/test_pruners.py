@@ -63,7 +63,10 @@ class Curves:
         self.spec = json.loads(json.dumps(pruner_spec(node, max_epochs)))
         pruner = make_pruner(node, 1, max_epochs)
         assert isinstance(pruner, optuna.pruners.BasePruner)
-        sampler, definition = optuna.samplers.RandomSampler(0), Definition(name, [ACCURACY], [], {}, [])
+        sampler, definition = (
+            optuna.samplers.RandomSampler(0),
+            Definition(name, [ACCURACY], [], {}, []),
+        )
         self.study = open_study(open_storage(url), definition, sampler, pruner)
 
     def train(self, *values: float) -> int | None:
@@ -482,9 +485,7 @@ def study() -> optuna.Study:
 
 def test_a_rung_compares_all_trials_in_the_storage(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    study = optuna.create_study(
-        storage=url, study_name="s", directions=["maximize", "minimize"]
-    )
+    study = optuna.create_study(storage=url, study_name="s", directions=["maximize", "minimize"])
     first, second, third = (study.ask() for _ in range(3))
     assert reach(first, 2, [0.3, 10.0]) == (True, 1, 1)
     assert reach(second, 2, [0.2, 20.0]) == (False, 2, 2)

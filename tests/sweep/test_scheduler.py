@@ -760,7 +760,9 @@ def test_a_study_goes_on_while_mlflow_does_not_answer(
     assert (started, status.counts["fail"]) == (CELLS, 6)
     runs = runs_of(recorder.store)
     assert [runs[number].data.tags["failure"] for number in range(6)] == [*reasons] * 3
-    assert [runs[number].data.tags["overrides"] for number in range(6)] == list(map(" ".join, CELLS))
+    assert [runs[number].data.tags["overrides"] for number in range(6)] == list(
+        map(" ".join, CELLS)
+    )
 
 
 def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:

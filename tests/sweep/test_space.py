@@ -375,10 +375,7 @@ def test_continuous_values_come_back_from_their_text(seed, log):
     found = space("a=" + ("tag(log,interval(1e-7,1e3))" if log else "interval(-1.5,0.7)"))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial, cell = ask(study, found)
-    assert (
-        PARSER.parse_overrides(list(cell.overrides))[0].value()
-        == trial.params["a"]
-    )
+    assert PARSER.parse_overrides(list(cell.overrides))[0].value() == trial.params["a"]
     assert found.params_of(cell.overrides) == cell.params
 
 
@@ -399,10 +396,7 @@ def test_listed_values_reach_hydra_as_they_are(values):
     except ConfigError as error:
         assert "once" in error.problem or "cannot sweep" in error.problem  # noqa: PT017
         return
-    read = [
-        PARSER.parse_overrides(list(cell.overrides))[0].value()
-        for cell in found.cells()
-    ]
+    read = [PARSER.parse_overrides(list(cell.overrides))[0].value() for cell in found.cells()]
     assert [(type(value), value) for value in read] == [(type(value), value) for value in values]
 
 

@@ -1,4 +1,4 @@
-"""What executors share: the base class, slots and devices, a trial's process, jobs, the fork server's imports."""
+"""What executors share: base class, slots, a trial's process, jobs, imports of the fork server."""
 
 import contextlib
 import faulthandler
@@ -446,7 +446,7 @@ def oom_kills() -> int:
 
 
 def launcher(task: Task, entry: str) -> Callable[[], int]:
-    """A function that runs the task on another machine; pickled by value, it finds this package there.
+    """A function, pickled by value, that runs the task on another machine with this package.
 
     Args:
         task: The task.

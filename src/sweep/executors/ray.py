@@ -1,4 +1,4 @@
-"""Trials as tasks of Ray, on this machine or a cluster; each in a fresh worker process, none retried by Ray."""
+"""Trials as tasks of Ray, on this machine or a cluster; each in a fresh worker process."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Trials as jobs of a Slurm cluster, by submitit; `cluster=local` runs the same jobs on this machine."""
+"""Trials as jobs of a Slurm cluster, by submitit; `cluster=local` runs them on this machine."""
 
 import contextlib
 import importlib.util
