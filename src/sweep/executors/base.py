@@ -539,10 +539,14 @@ _MODULES = """
     mlflow.store.artifact.local_artifact_repo matplotlib.figure matplotlib.backends.backend_agg
     pandas pandas.io.formats.csvs pyarrow.pandas_compat email.policy email.contentmanager
     PIL.JpegImagePlugin sklearn.metrics sklearn.model_selection kornia.augmentation
-    src.sweep.executors.base src.sweep.samplers src.sweep.pruners src.data.synthetic
-    src.data.ham10000 src.models.custom src.losses.focal src.training.schedules
+    src.sweep.executors.base src.sweep.samplers src.sweep.pruners src.training.schedules
 """
-MODULES = tuple(_MODULES.split())
+_PARTS = [
+    f"src.{package}.{file.stem}"
+    for package in ("data", "losses", "models")
+    for file in sorted((Path(__file__).parents[2] / package).glob("*.py"))
+]
+MODULES = (*_MODULES.split(), *_PARTS)
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
