@@ -362,5 +362,5 @@ def _style(line: str) -> str:
 
 
 def _wrapped(line: str, indent: str = "") -> str:
-    indents = {"initial_indent": indent, "subsequent_indent": f"{indent}  "}
-    return textwrap.fill(line, WIDTH, break_on_hyphens=False, tabsize=4, **indents)
+    wrapper = textwrap.TextWrapper(WIDTH, indent, f"{indent}  ", break_on_hyphens=False, tabsize=4)
+    return wrapper.fill(line)

@@ -198,15 +198,15 @@ class Rungs:
         # Limits before values: a process that reads the values reads the limits too. Values before
         # the comparison: of two trials that arrive together at least one sees the other.
         if limited:
-            stored = {name: _as_json(value) for name, value in limited.items()}
-            trial.set_user_attr(limit_attribute(epoch), stored)
+            values_at = {name: _as_json(value) for name, value in limited.items()}
+            trial.set_user_attr(limit_attribute(epoch), values_at)
         trial.set_user_attr(attribute(epoch), [_as_json(value) for value in values])
         trials = trial.study.get_trials(deepcopy=False)
         numbers = sorted(_trials_at_rung(trials, epoch, len(objectives)))
         points = [trials[number].user_attrs[attribute(epoch)] for number in numbers]
         broken = []
-        for number in numbers:
-            stored = trials[number].user_attrs.get(limit_attribute(epoch), {})
+        for at_rung in (trials[number] for number in numbers):
+            stored = at_rung.user_attrs.get(limit_attribute(epoch), {})
             metrics = {name: math.nan if v is None else v for name, v in stored.items()}
             broken.append(total_violation(limits, metrics))
         row = numbers.index(trial.number)

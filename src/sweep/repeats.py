@@ -87,8 +87,11 @@ def is_dropped(
 
     def is_behind(rival: Repeated, value: Callable[[Metrics], float], way: Direction) -> bool:
         seeds = sorted(candidate.seeds.keys() & rival.seeds.keys())
-        pair = ([value(each.seeds[seed]) for seed in seeds] for each in (candidate, rival))
-        return clearly_behind(*pair, way, p)
+        ours = [value(candidate.seeds[seed]) for seed in seeds]
+        return clearly_behind(ours, [value(rival.seeds[seed]) for seed in seeds], way, p)
+
+    def is_worse(rival: Repeated, item: Objective) -> bool:
+        return is_behind(rival, lambda m: m.get(item.metric, math.nan), item.direction)
 
     needed = math.ceil(math.log2(1 / p))
     rivals = [each for each in rivals if len(candidate.seeds.keys() & each.seeds.keys()) >= needed]
@@ -104,12 +107,7 @@ def is_dropped(
     return bool(measured) and any(
         violation(rival) == 0
         and _costs_no_more(rival, candidate, objectives)
-        and all(
-            is_behind(
-                rival, lambda metrics, m=item.metric: metrics.get(m, math.nan), item.direction
-            )
-            for item in measured
-        )
+        and all(is_worse(rival, item) for item in measured)
         for rival in rivals
     )
 

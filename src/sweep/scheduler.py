@@ -508,7 +508,9 @@ class Scheduler:
 
     def _stop_overdue(self) -> None:
         limit = self.policy.time_limit_s
-        for running in self._running.values() if limit is not None else ():
+        if limit is None:
+            return
+        for running in self._running.values():
             overdue = not running.waits and time.monotonic() - running.began > limit
             if overdue and running.stopped is None:
                 reason = f"took longer than hydra.sweeper.time_limit_s={limit:g}"

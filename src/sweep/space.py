@@ -426,11 +426,6 @@ class Space:
         self.parameters = tuple(parameters)
         self.exclusions = tuple(exclusions)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is swept: there is one cell, without overrides."""
-        return not self.parameters
-
     def suggest(self, trial: "optuna.Trial") -> Cell:
         """The cell that a study suggests for `trial`; it may be excluded."""
         partial = _PartialCell()
@@ -489,10 +484,6 @@ class Space:
                 return None
             partial.add(parameter, parameter.domain.parameter(value))
         return None if parsed or self._exclusion(partial.present) else partial.params
-
-    def contains(self, overrides: Sequence[str]) -> bool:
-        """Whether the cell with these overrides, in any order, is in the space and not excluded."""
-        return self.params_of(overrides) is not None
 
     def describe(self) -> dict[str, Any]:
         """JSON values that are equal for spaces with the same cells in the same order."""

@@ -1,4 +1,4 @@
-"""What a trial that was broken off leaves behind, from its state to the outcome of the one that goes on from it."""
+"""A trial that is killed after its training, and the retry that continues from its state."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
-from src.sweep.records import (
+from src.sweep.records import STATE, Pruned, Task, TrialOutcome
     STATE,
     Pruned,
     Task,
@@ -24,45 +24,6 @@ from src.training.classifier import Classifier
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def left(folder: Path, text: str) -> Path:
-    state = folder / STATE
-    state.parent.mkdir(parents=True)
-    state.write_text(text)
-    return folder
-
-
-def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path) -> None:
-    newest, middle, oldest = (
-        tmp_path / "0003",
-        left(tmp_path / "0002", "new"),
-        left(tmp_path / "0001", "old"),
-    )
-    (newest / "checkpoint").mkdir(parents=True)  # broken off before it had a state
-    own = tmp_path / "0004"
-    copy_latest_state([newest, middle, oldest], own)
-    assert (own / STATE).read_text() == "new"
-    (own / STATE).write_text("gone on")
-    assert [(folder / STATE).read_text() for folder in (middle, oldest)] == ["new", "old"]
-    assert [file.name for file in (own / "checkpoint").iterdir()] == ["last.ckpt"]
-
-
-def test_without_an_earlier_state_there_is_none(tmp_path: Path) -> None:
-    copy_latest_state([], tmp_path / "own")
-    copy_latest_state([tmp_path / "nowhere"], tmp_path / "own")
-    assert not (tmp_path / "own").exists()
-
-
-def test_every_state_of_a_trial_is_discarded_and_nothing_else(tmp_path: Path) -> None:
-    trial, other = left(tmp_path / "0001", "own"), left(tmp_path / "0002", "another trial's")
-    for seed in (0, 11):
-        left(seed_folder(trial, seed), "a seed's")
-    (trial / "checkpoint" / "last.part").write_text("killed while writing")
-    (trial / "checkpoint" / "best.ckpt").write_text("best")
-    discard_states([trial, tmp_path / "nowhere"])
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert set(files) == {trial / "checkpoint" / "best.ckpt", other / STATE}
-
-
 EPOCHS = 3
 CELL = [
     "experiment=smoke",
@@ -77,7 +38,7 @@ CELL = [
 ]
 
 
-class Desk:
+class RealStudy:
     """A real study with real trials, run in this process."""
 
     def __init__(self, folder: Path) -> None:
@@ -127,18 +88,18 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("desk"))
+def study(tmp_path_factory: pytest.TempPathFactory) -> RealStudy:
+    return RealStudy(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
-def whole(desk: Desk) -> dict[str, float]:
+def undisturbed(study: RealStudy) -> dict[str, float]:
     """What a trial comes to that nobody disturbs."""
-    task = desk.task(1)
+    task = study.task(1)
     main(task)
-    assert desk.states() == []
-    assert desk.outcome(task).epoch == EPOCHS
-    return of_the_net(desk.outcome(task).metrics)
+    assert study.states() == []
+    assert study.outcome(task).epoch == EPOCHS
+    return of_the_net(study.outcome(task).metrics)
 
 
 def of_the_net(metrics: dict[str, float]) -> dict[str, float]:
@@ -163,8 +124,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(("repeats", "step"), [(1, "measure"), (2, "evaluate")])
 def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_again(
-    desk: Desk,
-    whole: dict[str, float],
+    study: RealStudy,
+    undisturbed: dict[str, float],
     steps: list[int],
     monkeypatch: pytest.MonkeyPatch,
     repeats: int,
@@ -173,39 +134,39 @@ def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_agai
     def terminated(*_: Any, **__: Any) -> Any:
         raise SystemExit(TERMINATED)
 
-    first = desk.task(repeats)
+    first = study.task(repeats)
     with monkeypatch.context() as killed:
         killed.setattr(loop, step, terminated)
         with pytest.raises(SystemExit):
             main(first)
     trained = len(steps)
     assert trained > 0
-    assert "outcome" not in desk.attributes(first)
-    assert desk.states() == [f"{first.number:04d}/" + ("seed-0/" if repeats > 1 else "") + STATE]
-    second = desk.task(repeats, Path(first.folder))
+    assert "outcome" not in study.attributes(first)
+    assert study.states() == [f"{first.number:04d}/" + ("seed-0/" if repeats > 1 else "") + STATE]
+    second = study.task(repeats, Path(first.folder))
     main(second)
     assert len(steps) == repeats * trained  # the other seed's, if there is one, and no more
-    outcome = desk.outcome(second)
+    outcome = study.outcome(second)
     assert (outcome.state, outcome.epoch) == ("complete", EPOCHS)
     assert (
-        of_the_net(outcome.metrics if repeats == 1 else desk.attributes(second)["repeat:0"])
-        == whole
+        of_the_net(outcome.metrics if repeats == 1 else study.attributes(second)["repeat:0"])
+        == undisturbed
     )
     assert outcome.metrics["time/images_per_s"] > 0
-    assert desk.states() == []
+    assert study.states() == []
 
 
-def test_a_pruned_trial_leaves_no_state(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pruned_trial_leaves_no_state(study: RealStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     def behind(context: TrialContext, epoch: int, *_: Any) -> None:
-        seen.append(desk.states())
+        seen.append(study.states())
         if epoch == 2:
             raise Pruned("behind")
 
     monkeypatch.setattr(TrialContext, "_note", behind)
-    task = desk.task(1)
+    task = study.task(1)
     main(task)
     assert len(seen[1]) == 1  # there was one
-    assert desk.outcome(task).state == "pruned"
-    assert desk.states() == []
+    assert study.outcome(task).state == "pruned"
+    assert study.states() == []

@@ -4,16 +4,28 @@ import multiprocessing
 import os
 import re
 import signal
+import sqlite3
 import sys
 import time
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
+import psutil
 import pytest
 
 from src.core.errors import ConfigError, DependencyError, UserError
-from src.sweep.storage import Ownership, attach, default_url, open_storage, resolve_url
+from src.sweep.storage import (
+    Connection,
+    Ownership,
+    attach,
+    default_url,
+    is_local,
+    open_storage,
+    resolve_url,
+    set_journal,
+)
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["src.sweep.storage"])
@@ -28,7 +40,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("fresh_postgres"))
 
 
-def open_when_told(url: str, pipe: Connection) -> None:
+def open_when_told(url: str, pipe: Pipe) -> None:
     pipe.send("ready")
     pipe.recv()
     try:
@@ -38,13 +50,13 @@ def open_when_told(url: str, pipe: Connection) -> None:
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def own_until_killed(url: str, pipe: Connection) -> None:
+def own_until_killed(url: str, pipe: Pipe) -> None:
     with Ownership(url, "mine"):
         pipe.send(os.getpid())
         time.sleep(120)
 
 
-def run_trials(url: str, pipe: Connection) -> None:
+def run_trials(url: str, pipe: Pipe) -> None:
     """What another machine does: attach to each trial it is told of, record, until told to end."""
     while (trial_id := pipe.recv()) is not None:
         trial = attach(url, "served", trial_id)
@@ -52,7 +64,7 @@ def run_trials(url: str, pipe: Connection) -> None:
         pipe.send(trial.number)
 
 
-def write_much(url: str, pipe: Connection) -> None:
+def write_much(url: str, pipe: Pipe) -> None:
     """Reports and attributes in a tight loop; says when it has begun."""
     trial = attach(url, "busy", pipe.recv())
     for step in range(pipe.recv()):
@@ -63,14 +75,14 @@ def write_much(url: str, pipe: Connection) -> None:
     pipe.send("done")
 
 
-def start(target: object, url: str) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+def start(target: object, url: str) -> tuple[multiprocessing.process.BaseProcess, Pipe]:
     ours, theirs = FORKSERVER.Pipe()
     process = FORKSERVER.Process(target=target, args=(url, theirs), daemon=True)  # type: ignore[arg-type]
     process.start()
     return process, ours
 
 
-def told(pipe: Connection) -> object:
+def told(pipe: Pipe) -> object:
     assert pipe.poll(100), "the process said nothing"
     return pipe.recv()
 
@@ -280,3 +292,64 @@ def test_opening_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     logging.getLogger().setLevel(logging.INFO)
     optuna.create_study(storage=open_storage(default_url(tmp_path)), study_name="s")
     assert capfd.readouterr() == ("", "")
+
+
+# The journal of a SQLite file suits its disk
+
+
+def disks(**kinds: str) -> list[SimpleNamespace]:
+    return [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in kinds.items()]
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> object:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "local"), [("ext4", True), ("XFS", True), ("nfs4", False), ("lustre", False)]
+)
+def test_disk_is_known_by_the_innermost_mount(
+    monkeypatch: pytest.MonkeyPatch, kind: str, local: bool
+) -> None:
+    other = "nfs" if local else "ext4"
+    mounts = disks(**{"/": other, "/home": kind, "/home/me/far": other, "/homes": other})
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    assert is_local(Path("/home/me/sweeps/optuna.db")) is local
+    assert is_local(Path("/home/me/far/optuna.db")) is not local
+
+
+def test_unknown_disk_counts_as_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [])
+    assert not is_local(Path("/home/optuna.db"))
+
+
+def test_journal_follows_the_file_from_disk_to_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.db"
+    for local, journal, waits in [
+        (False, "delete", 2),
+        (True, "wal", 1),
+        (True, "wal", 1),
+        (False, "delete", 2),
+    ]:
+        monkeypatch.setattr("src.sweep.storage.is_local", lambda path, local=local: local)
+        set_journal(file, 1.0)
+        connection = Connection(str(file))
+        assert (pragma(connection, "journal_mode"), pragma(connection, "synchronous")) == (
+            journal,
+            waits,
+        )
+        connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
+        connection.close()
+
+
+def test_journal_in_use_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    monkeypatch.setattr("src.sweep.storage.is_local", lambda path: True)
+    user = sqlite3.connect(file)
+    user.execute("CREATE TABLE t (x)")
+    user.execute("INSERT INTO t VALUES (1)")  # a transaction is open
+    set_journal(file, 0.0)
+    user.commit()
+    assert pragma(user, "journal_mode") == "delete"
