@@ -7,14 +7,6 @@ import optuna
 import pytest
 
 from src.sweep.records import STATE, Pruned, Task, TrialOutcome
-    STATE,
-    Pruned,
-    Task,
-    TrialOutcome,
-    copy_latest_state,
-    discard_states,
-    seed_folder,
-)
 from src.sweep.storage import open_storage
 from src.sweep.trial import TERMINATED, TrialContext, main
 from src.tracking.store import Store
