@@ -1,66 +1,70 @@
-"""What a study will take, before it takes it: every cell composed, built, counted and run for one batch."""
+"""Estimate a study without training: compose, build and count its cells, and time one batch."""
 
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
+import pandas as pd
 import torch
 from hydra.core.config_loader import ConfigLoader
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from omegaconf.errors import OmegaConfBaseException
 
-from src.core.cli import one_line
+from src.core.cli import console, one_line, say
 from src.core.config import check, resolve
+from src.core.errors import UserError
+from src.core.tables import Table
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
-from src.metrics.registry import Limit
+from src.metrics.formatting import engineering
+from src.metrics.registry import Limit, short_label
 from src.models.fit_once import is_fit_once
 from src.sweep.space import Space
 from src.training import loop
 
 log = logging.getLogger(__name__)
-SAMPLED = 24  # cells that are looked at, of a space with more
+PROBED = 3  # cells that are composed and checked before a study starts
+SAMPLED = 24  # cells that are estimated, of a larger space
 TIMED = 3  # batches, after one that is not timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
+COSTS = ("efficiency/flops", "efficiency/params")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell takes.
+    """The estimate of one cell of a study.
 
     Attributes:
         cell: Its overrides.
-        cost: By names in the run record.
-        seconds: Of training, all epochs; validation, measuring and recording come on top. Of a net
-            that is fitted once: of one pass over the training images, the fit itself on top too.
-        memory_mb: Weights, gradients, optimizer and the activations that one batch keeps for its
-            backward pass.
-        over: The limits that it breaks before it is trained: it would not be.
+        cost: By names of the run record.
+        seconds: Training time of all epochs, without validation, measuring and logging. For a net
+            that is fitted without epochs: of one pass over the training images.
+        memory_mb: Weights, gradients, optimizer state and the activations of one batch.
+        over: The limits that it exceeds before training: it would not be trained.
         problem: Why it cannot run; empty if it can.
     """
 
     cell: tuple[str, ...]
-    cost: dict[str, float]
-    seconds: float
-    memory_mb: float
+    cost: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    memory_mb: float = 0.0
     over: tuple[str, ...] = ()
     problem: str = ""
 
 
-def sample(space: Space, count: int, seed: int) -> Iterator[tuple[str, ...]]:
-    """Overrides of some cells: all of them in order if there are no more than `count`, else drawn at random."""
+def sample_cells(space: Space, count: int, seed: int) -> Iterator[tuple[str, ...]]:
+    """Overrides of some cells: all in order if there are at most `count`, otherwise random ones."""
     if space.n_cells is not None and space.n_cells <= count:
         yield from (cell.overrides for cell in space.cells())
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
-    drawn = (space.suggest(study.ask()) for _ in range(100 * count))
     seen: set[tuple[str, ...]] = set()
-    for cell in drawn:
+    for _ in range(100 * count):
+        cell = space.suggest(study.ask())
         if cell.overrides not in seen and not space.is_excluded(cell):
             seen.add(cell.overrides)
             yield cell.overrides
@@ -69,16 +73,45 @@ def sample(space: Space, count: int, seed: int) -> Iterator[tuple[str, ...]]:
 
 
 def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config of one trial, its values checked.
+    """Compose the config of one trial and check its values.
 
     Raises:
-        UserError: A value that cannot be; Hydra's own errors where it does not compose.
+        UserError: An impossible value. Hydra's errors pass through.
     """
-    found = loader.load_sweep_config(config, overrides)
-    found = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
-    check(resolve(found))
-    origin.is_compression(found)
-    return found
+    composed = loader.load_sweep_config(config, overrides)
+    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    check(resolve(composed))
+    origin.is_compression(composed)
+    return composed
+
+
+def probe(
+    space: Space, loader: ConfigLoader, config: DictConfig, shared: list[str]
+) -> tuple[DictConfig, list[str]] | None:
+    """Compose and check some cells, so that a mistake in all of them is reported at once.
+
+    Args:
+        space: The search space.
+        loader: Composes a cell's config.
+        config: The config that all trials share.
+        shared: Overrides of all trials.
+
+    Returns:
+        Config and overrides of the first valid cell; None if the cells have different problems.
+
+    Raises:
+        UserError: The problem that all of them have.
+    """
+    problems: dict[str, Exception] = {}
+    for cell in sample_cells(space, PROBED, seed=0):
+        overrides = [*shared, *cell]
+        try:
+            return compose_cell(loader, config, overrides), overrides
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            problems[str(one_line(error))] = error
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    return None
 
 
 def show(
@@ -86,73 +119,71 @@ def show(
     space: Space,
     loader: ConfigLoader,
     config: DictConfig,
-    overrides: list[str],
+    shared: list[str],
     limits: list[Limit],
     n_trials: int | None,
     n_jobs: int,
 ) -> list[Estimate]:
-    """Estimate a study and print what it will take.
+    """Estimate a study and print time and memory of its cells and in total.
 
     Args:
-        name: Of the study.
-        space: What is swept.
+        name: Name of the study.
+        space: The search space.
         loader: Composes a cell's config.
         config: The config that all trials share.
-        overrides: What all trials are given.
-        limits: A cell that breaks one before training is not timed.
-        n_trials: Of the study; None: all cells.
-        n_jobs: Trials at once.
+        shared: Overrides of all trials.
+        limits: A cell that exceeds one before training is not timed.
+        n_trials: Number of trials; None: all cells.
+        n_jobs: Number of parallel trials.
 
     Returns:
-        One estimate a cell that was looked at.
+        The estimates of the sampled cells.
     """
-    found = []
-    for number, cell in enumerate(sample(space, SAMPLED, seed=0)):
+    estimates = []
+    for number, cell in enumerate(sample_cells(space, SAMPLED, seed=0)):
         log.warning("dry run: cell %d, %s", number, " ".join(cell))
-        found.append(_estimate(cell, loader, config, overrides, limits))
-    console = Console(width=100)
+        estimates.append(estimate(cell, loader, config, shared, limits))
     total = space.n_cells if n_trials is None else min(n_trials, space.n_cells or n_trials)
-    console.print(_table(f"{name}: {len(found)} of {total or '?'} trials, not trained", found))
-    for line in _totals(found, total or len(found), int(config.repeats), n_jobs):
-        console.print(line, highlight=False, markup=False)
-    return found
+    title = f"{name}: {len(estimates)} of {total or '?'} trials, not trained"
+    console.print(table(title, estimates).to_rich())
+    for line in totals(estimates, total or len(estimates), int(config.repeats), n_jobs):
+        say(line)
+    return estimates
 
 
-def _estimate(
+def estimate(
     cell: tuple[str, ...],
     loader: ConfigLoader,
     config: DictConfig,
-    overrides: list[str],
+    shared: list[str],
     limits: list[Limit],
 ) -> Estimate:
+    """Compose, build and count one cell, and time it unless it exceeds a limit; see `show`."""
     try:
-        own = compose_cell(loader, config, [*overrides, *cell])
-        parts = loop.build(own)
+        composed = compose_cell(loader, config, [*shared, *cell])
+        parts = loop.build(composed)
         cost = static_cost(parts.classifier.net, parts.classifier.image_size)
-        over = tuple(
-            str(limit)
-            for limit in limits
-            if limit.metric in cost and not limit.holds(cost[limit.metric])
-        )
+        known = [limit for limit in limits if limit.metric in cost]
+        over = tuple(str(limit) for limit in known if not limit.holds(cost[limit.metric]))
         if over:
-            return Estimate(cell, cost, 0.0, 0.0, over)
-        if own.threads:
-            torch.set_num_threads(own.threads)
+            return Estimate(cell, cost, over=over)
+        if composed.threads:
+            torch.set_num_threads(composed.threads)
         if is_fit_once(parts.classifier.net):
-            return Estimate(cell, cost, _one_pass(parts), 0.0)
-        per_batch, activations = _one_batch(own, parts)
-        batches = len(parts.data.loader("train", train=True)) * own.trainer.max_epochs
+            return Estimate(cell, cost, time_one_pass(parts))
+        per_batch, activations = time_one_batch(composed, parts)
+        batches = len(parts.data.loader("train", train=True)) * composed.trainer.max_epochs
         weights = OPTIMIZER_COPIES * cost["efficiency/size_mb"]
         return Estimate(cell, cost, per_batch * batches, activations + weights)
-    except Exception as error:  # a cell that cannot be built is what a dry run is there to find
+    except Exception as error:  # to find such cells is what a dry run is for
         line = one_line(error)
         if line is None and not isinstance(error, (RuntimeError, MemoryError)):
             raise
-        return Estimate(cell, {}, 0.0, 0.0, problem=line or str(error).splitlines()[0])
+        return Estimate(cell, problem=line or str(error).splitlines()[0])
 
 
-def _one_pass(parts: loop.RunParts) -> float:
-    """Seconds in which a net looks at every training image once."""
+def time_one_pass(parts: loop.RunParts) -> float:
+    """Seconds of one pass over all training images, from one batch."""
     loader = parts.data.loader("train")
     batch = next(iter(loader))["image"]
     began = time.perf_counter()
@@ -161,14 +192,13 @@ def _one_pass(parts: loop.RunParts) -> float:
     return (time.perf_counter() - began) * len(parts.data.rows("train")) / len(batch)
 
 
-def _one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, float]:
-    """Seconds of a training step without the optimizer's, and MB that it keeps for its backward pass."""
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
-    )
+def time_one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, float]:
+    """Seconds of a training step without the optimizer, and MB kept for its backward pass."""
+    device = loop.training_device(config)
     classifier = parts.classifier.to(device).train()
     batch = next(iter(parts.data.loader("train", train=True)))
     images, labels = batch["image"].to(device), batch["label"].to(device)
+    augment = parts.data.augment
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -178,65 +208,58 @@ def _one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, float]:
     seconds = []
     for number in range(TIMED + 1):
         began = time.perf_counter()
-        fed = (
-            parts.data.augment(images.float().div_(255))
-            if parts.data.augment is not None
-            else images
-        )
-        with torch.autograd.graph.saved_tensors_hooks(keep if number == 0 else _same, _same):
-            loss = classifier.loss(classifier(fed), labels)
+        inputs = images if augment is None else augment(images.float().div_(255))
+        pack = keep if number == 0 else lambda tensor: tensor
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = classifier.loss(classifier(inputs), labels)
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    own = {parameter.untyped_storage().data_ptr() for parameter in classifier.parameters()}
-    return min(seconds[1:]), sum(size for key, size in kept.items() if key not in own) / 1e6
+    weights = {parameter.untyped_storage().data_ptr() for parameter in classifier.parameters()}
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    return min(seconds[1:]), activations / 1e6
 
 
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _table(title: str, estimates: list[Estimate]) -> Table:
-    drawn = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
+def table(title: str, estimates: list[Estimate]) -> Table:
+    """One row per estimated cell: overrides, cost, training time, memory, problem."""
+    rows = []
+    for one in estimates:
+        trained = not one.over and not one.problem
+        rows.append(
+            {
+                "cell": " ".join(one.cell),
+                **{name: one.cost.get(name) for name in COSTS},
+                "seconds": one.seconds if trained else None,
+                "memory_mb": one.memory_mb if trained else None,
+                "note": f"not trained: {'; '.join(one.over)}" if one.over else one.problem,
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        title,
+        labels={"seconds": "train", "memory_mb": "memory"}
+        | {name: short_label(name) for name in COSTS},
+        units={"seconds": "s", "memory_mb": "MB"},
+        formats=dict.fromkeys(COSTS, engineering) | {"seconds": ",.0f", "memory_mb": ",.0f"},
     )
-    drawn.add_column("cell", overflow="fold")
-    for label in ("FLOPs (M)", "params (k)", "train (s)", "memory (MB)"):
-        drawn.add_column(label, justify="right", no_wrap=True)
-    for each in estimates:
-        note = f"  [{'not trained: ' + '; '.join(each.over) if each.over else each.problem}]"
-        cell = " ".join(each.cell) + (note if each.over or each.problem else "")
-        if each.problem:
-            drawn.add_row(cell.replace("[", "\\["), "-", "-", "-", "-")
-            continue
-        cost = [
-            _scaled(each.cost, "efficiency/flops", 1e6),
-            _scaled(each.cost, "efficiency/params", 1e3),
-        ]
-        taken = ["-", "-"] if each.over else [f"{each.seconds:,.0f}", f"{each.memory_mb:,.0f}"]
-        drawn.add_row(cell.replace("[", "\\["), *cost, *taken)
-    return drawn
 
 
-def _scaled(cost: dict[str, float], name: str, unit: float) -> str:
-    return f"{cost[name] / unit:,.1f}" if name in cost else "-"
-
-
-def _totals(estimates: list[Estimate], total: int, repeats: int, n_jobs: int) -> list[str]:
-    able = [each for each in estimates if not each.problem and not each.over]
-    lines = []
-    broken = sum(bool(each.problem) for each in estimates)
-    if broken:
-        lines.append(f"{broken} of {len(estimates)} cells cannot run: see above")
-    if not able:
+def totals(estimates: list[Estimate], total: int, repeats: int, n_jobs: int) -> list[str]:
+    """Training time and memory of the whole study, in sentences."""
+    trained = [one for one in estimates if not one.problem and not one.over]
+    invalid = sum(bool(one.problem) for one in estimates)
+    lines = [f"{invalid} of {len(estimates)} cells cannot run: see above"] if invalid else []
+    if not trained:
         return [*lines, "no cell would be trained"]
-    mean = sum(each.seconds for each in able) / len(estimates)
+    mean = sum(one.seconds for one in trained) / len(estimates)
     hours = mean * total * repeats / n_jobs / 3600
-    lines += [
-        f"training: about {hours:.2g} h for {total} trials x {repeats} seeds, {n_jobs} at once ({mean:.0f} s a run on "
-        "average, timed alone on this machine; validation, measuring and pruning are not in it)",
-        f"memory: at most {max(each.memory_mb for each in able):,.0f} MB a trial beside the program itself "
-        "(weights, gradients, Adam's moments, activations of one batch)",
+    memory = max(one.memory_mb for one in trained)
+    return [
+        *lines,
+        f"training: about {hours:.2g} h for {total} trials x {repeats} seeds, {n_jobs} at once "
+        f"({mean:.0f} s per run on average, timed alone on this machine, without validation, "
+        "measuring and pruning)",
+        f"memory: at most {memory:,.0f} MB per trial beside the program itself (weights, "
+        "gradients, Adam's moments, activations of one batch)",
     ]
-    return lines

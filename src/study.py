@@ -14,12 +14,10 @@ from typing import Annotated, Any
 import optuna
 from annotated_types import Ge, Gt, Le
 from hydra.core.config_loader import ConfigLoader
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
 
 from src import dry_run
-from src.core.cli import ROOT, one_line
+from src.core.cli import ROOT
 from src.core.config import (
     check,
     check_arguments,
@@ -29,10 +27,11 @@ from src.core.config import (
     shared_config_digest,
 )
 from src.core.environment import git_state
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError
 from src.deployment.compression import origin
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives
 from src.reporting import comparison
+from src.run import open_store
 from src.sweep import space as spaces
 from src.sweep import study as studies
 from src.sweep.display import LiveView
@@ -44,14 +43,15 @@ from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.storage import Ownership, default_url, open_storage, resolve_url
 from src.sweep.study import warm_start
 from src.tracking.run import masked
-from src.tracking.store import Store, reap
+from src.tracking.store import Store
 
-PROBED = 3  # cells that are composed and checked before anything is started
+log = logging.getLogger(__name__)
+TRIAL_BODY = "src.run:run_trial"
 
 
 @dataclass
 class SweepSettings:
-    """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml says what each value means."""
+    """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml explains each value."""
 
     sampler: Any
     pruner: Any
@@ -77,17 +77,17 @@ class SweepSettings:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study as the command line asks for it.
+    """A study as the command line defines it.
 
     Attributes:
         config: The config that all trials share.
-        settings: How it is run.
-        name: Of the study.
-        space: What is swept.
-        overrides: What all trials are given.
-        objectives: What is made better.
-        limits: What has to be kept.
-        folder: Of the study.
+        settings: How the study is run.
+        name: Name of the study.
+        space: The search space.
+        overrides: Overrides of all trials.
+        objectives: The objectives.
+        limits: The constraints.
+        folder: The folder of the study.
     """
 
     config: DictConfig
@@ -101,263 +101,206 @@ class StudyPlan:
 
     @property
     def is_grid(self) -> bool:
-        """Whether the cells come in order."""
+        """Whether the cells are run in order."""
         return self.settings.n_trials is None or self.settings.sampler.get("name") == "grid"
 
 
 def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[str]) -> StudyPlan:
-    """Read and check what the command line asks for.
+    """Read and check the definition of a study.
+
+    Args:
+        config: `conf/train.yaml`, composed with what all trials share.
+        settings: The node `hydra.sweeper`.
+        arguments: The overrides of the command line, except those of `hydra.*`.
 
     Raises:
-        ConfigError: A value that cannot be; the message names the key.
+        ConfigError: An impossible value; the message names the key.
     """
-    plain = {
-        key: _plain(value)
-        for key, value in settings.items()
-        if key not in ("_target_", "_recursive_")
-    }
-    parts = ("sampler", "pruner", "executor")  # checked where they are built
-    values = {key: value for key, value in plain.items() if key not in parts}
-    check_arguments(SweepSettings, values, "hydra.sweeper")
-    own = SweepSettings(**plain)
+    plain = {key: _plain(settings[key]) for key in settings if not key.startswith("_")}
+    built_later = ("sampler", "pruner", "executor")  # and checked then
+    checked = {key: value for key, value in plain.items() if key not in built_later}
+    check_arguments(SweepSettings, checked, "hydra.sweeper")
+    sweep_settings = SweepSettings(**plain)
     check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
-    parsed = spaces.parse(arguments, own.params, own.conditions, own.zip, own.exclude)
-    choice = config.hydra.runtime.choices.get("sweeps")
-    made = choice or _made_name(arguments, parsed.fixed)
-    name = str(own.study_name or config.study or made)
-    if parsed.space.n_cells is None and (own.n_trials is None or own.sampler.get("name") == "grid"):
-        if own.n_trials is not None:
-            raise ConfigError(
-                "hydra/sweeper/sampler", "a grid needs cells, but an interval has none: take tpe"
-            )
-        next(iter(parsed.space.cells()))  # raises, and names the parameter that has no cells
-    if config.repeats > 1 and any(
-        "seed" in parameter.keys for parameter in parsed.space.parameters
-    ):
-        raise ConfigError(
-            "repeats", "trains under several seeds itself: do not sweep over seed as well"
-        )
+    parsed = spaces.parse(
+        arguments,
+        sweep_settings.params,
+        sweep_settings.conditions,
+        sweep_settings.zip,
+        sweep_settings.exclude,
+    )
+    file = config.hydra.runtime.choices.get("sweeps")
+    name = str(
+        sweep_settings.study_name or config.study or file or _make_name(arguments, parsed.fixed)
+    )
+    folder = Path(config.hydra.sweep.dir).absolute() / re.sub(r"[^\w.=,+-]", "_", name)
     objective = _plain(config.objective)
-    return StudyPlan(
+    plan = StudyPlan(
         config,
-        own,
+        sweep_settings,
         name,
         parsed.space,
         list(parsed.fixed),
         parse_objectives(objective),
         parse_limits(objective),
-        Path(config.hydra.sweep.dir).absolute() / re.sub(r"[^\w.=,+-]", "_", name),
+        folder,
     )
+    if plan.space.n_cells is None and plan.is_grid:
+        if sweep_settings.n_trials is not None:
+            problem = "a grid needs cells, but an interval has none: use tpe"
+            raise ConfigError("hydra/sweeper/sampler", problem)
+        next(iter(plan.space.cells()))  # raises, and names the parameter that has no cells
+    swept = {key for parameter in plan.space.parameters for key in parameter.keys}
+    if config.repeats > 1 and "seed" in swept:
+        problem = "trains under several seeds itself: do not sweep over seed as well"
+        raise ConfigError("repeats", problem)
+    return plan
 
 
-def probe(plan: StudyPlan, loader: ConfigLoader) -> tuple[DictConfig, list[str]] | None:
-    """Compose and check some cells: a mistake that they all share is told at once, not trial by trial.
-
-    Returns:
-        The first that is as it should be, with its overrides; None where they have mistakes of
-        their own.
-
-    Raises:
-        UserError: What is wrong with every one of them.
-    """
-    problems: dict[str, Exception] = {}
-    for overrides in dry_run.sample(plan.space, PROBED, seed=0):
-        every = [*plan.overrides, *overrides]
-        try:
-            return dry_run.compose_cell(loader, plan.config, every), every
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            problems[str(one_line(error))] = error
-    if len(problems) == 1:
-        raise next(iter(problems.values()))
-    return None
-
-
-def _made_name(arguments: list[str], fixed: list[str]) -> str:
-    """A name for a study that was given none: it tells what is swept, and differs wherever the command does."""
-    swept = [argument for argument in arguments if argument not in fixed]
-    words = "-".join(
-        argument.partition("=")[0].rpartition(".")[2] + "-" + argument.partition("=")[2]
-        for argument in swept
-    )
-    readable = re.sub(r"[^\w,.+-]+", "_", words)[:48].strip("-_,.")
-    return f"{readable or 'defaults'}-{hashlib.sha256(chr(10).join(sorted(arguments)).encode()).hexdigest()[:6]}"
+def _make_name(arguments: list[str], fixed: list[str]) -> str:
+    """A name from the swept parameters, and a digest of all arguments."""
+    swept = [argument.partition("=") for argument in arguments if argument not in fixed]
+    words = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in swept)
+    readable = re.sub(r"[^\w,.+-]+", "_", words)[:48].strip("-_,.") or "defaults"
+    digest = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()
+    return f"{readable}-{digest[:6]}"
 
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-log = logging.getLogger(__name__)
-BODY = "src.run:run_trial"
-
-
 def sweep(
     config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any], arguments: list[str]
 ) -> bool:
-    """Run the study that the command line asks for, or go on with it.
+    """Run a study, or resume it.
 
     Args:
         config: `conf/train.yaml`, composed with what all trials share.
         loader: Composes a trial's config.
         settings: The node `hydra.sweeper`.
-        arguments: The command line's overrides, but for Hydra's own.
+        arguments: The overrides of the command line, except those of `hydra.*`.
 
     Returns:
         Whether every trial ended well.
 
     Raises:
-        UserError: Bad input, another owner, a study that is defined otherwise, or trials that all
-            fail alike.
+        UserError: Bad input, another owner, a study with another definition, or trials that all
+            fail in the same way.
     """
     plan = make_plan(config, settings, arguments)
-    own = plan.settings
-    probed = probe(plan, loader)
-    if config.dry_run and config.origin is not None:
-        raise ConfigError("dry_run", "estimates trainings, and a compression is none: leave it out")
+    probed = dry_run.probe(plan.space, loader, config, plan.overrides)
     if config.dry_run:
-        seen = dry_run.show(
-            plan.name,
-            plan.space,
-            loader,
-            config,
-            plan.overrides,
-            plan.limits,
-            own.n_trials,
-            own.n_jobs or 1,
+        if config.origin is not None:
+            raise ConfigError("dry_run", "estimates trainings, not compressions: omit it")
+        n_trials, n_jobs = plan.settings.n_trials, plan.settings.n_jobs or 1
+        estimates = dry_run.show(
+            plan.name, plan.space, loader, config, plan.overrides, plan.limits, n_trials, n_jobs
         )
-        return any(not each.problem for each in seen)
-    store: Store = instantiate(config.tracking, "tracking")
-    store.open()
-    for run_id in reap(store):
-        log.warning("run %s had been left by a process that is gone: marked FAILED", run_id)
-    if probed is not None and origin.is_compression(cell := probed[0]):
-        default = dry_run.compose_cell(
-            loader, _without_hydras(config), origin.free_overrides(plan.overrides)
-        )
-        origin.check_study(cell, default, probed[1], store)
-    url = resolve_url(
-        plan.settings.storage
-        or default_url(store.database.parent if store.database else store.folder)
-    )
+        return any(not estimate.problem for estimate in estimates)
+    store = open_store(config)
+    if probed is not None and origin.is_compression(probed[0]):
+        # without the study's own overrides of hydra.*, which exist only beside its file
+        shared = copy.deepcopy(config)
+        with flag_override(shared, ["struct", "readonly"], False):
+            shared.hydra.overrides.hydra = []
+        default = dry_run.compose_cell(loader, shared, origin.free_overrides(plan.overrides))
+        origin.check_study(probed[0], default, probed[1], store)
+    folder = store.database.parent if store.database else store.folder
+    url = resolve_url(plan.settings.storage or default_url(folder))
     with Ownership(url, plan.name) as ownership:
         return _run(plan, store, url, ownership)
 
 
-def _without_hydras(config: DictConfig) -> DictConfig:
-    """The config without the overrides of Hydra's own keys, which may be of what a study's file alone has."""
-    plain = copy.deepcopy(config)
-    with flag_override(plain, ["struct", "readonly"], False):
-        plain.hydra.overrides.hydra = []
-    return plain
-
-
 def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
-    settings, n_objectives = plan.settings, len(plan.objectives)
-    make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
-    with ExitStack() as stack:
-        executor = _executor(plan)
-        stack.callback(executor.close, settings.grace_s)
-        executor.warm_up()  # imports for seconds, while the study is opened
-        storage = open_storage(url)
-        study, sampler = _open_study(plan, storage, url)
-        rows = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), _study_tags(plan))
-        study.set_user_attr("study_run", rows.parent.id)
-        with rows.parent:
-            return _own(plan, store, url, study, sampler, executor, rows, ownership)
-
-
-def _study_tags(plan: StudyPlan) -> dict[str, str]:
-    """What a report needs to tell what the study was for, and to name the command that trains a trial again."""
-    return {
-        "objectives": "; ".join(map(str, plan.objectives)),
-        "limits": "; ".join(map(str, plan.limits)),
-        "sweeps": str(plan.config.hydra.runtime.choices.get("sweeps") or ""),
-        "fixed_overrides": masked(shlex.join(plan.overrides)),
-    }
-
-
-def _own(
-    plan: StudyPlan,
-    store: Store,
-    url: str,
-    study: studies.OwnedStudy,
-    sampler: SamplerChoice,
-    executor: Executor,
-    rows: StudyRecorder,
-    ownership: Ownership,
-) -> bool:
     settings = plan.settings
-    policy = RunPolicy(
-        n_trials=settings.n_trials,
-        is_grid=plan.is_grid or sampler.is_grid,
-        retries=settings.retries,
-        retried=tuple(settings.retried),
-        time_limit_s=settings.time_limit_s,
-        stop_after=settings.stop_after,
-        retry_failed=settings.retry_failed,
-        grace_s=settings.grace_s,
-        learns_from_pruned=sampler.learns_from_pruned,
-    )
-    with LiveView(plan.name, plan.objectives) as view:
-        owner = Scheduler(
-            study,
-            url,
-            plan.space,
-            plan.objectives,
-            plan.limits,
-            executor,
-            policy,
-            rows,
-            plan.folder,
-            BODY,
-            _payload(plan, store, rows, not executor.queues),
-            view.show,
-            ownership.is_held,
+    make_pruner(settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
+    with ExitStack() as stack:
+        executor = _make_executor(plan)
+        stack.callback(executor.close, settings.grace_s)
+        executor.warm_up()  # imports in the background, while the study is opened
+        study, sampler = _open_study(plan, open_storage(url), url)
+        tags = {
+            "objectives": "; ".join(map(str, plan.objectives)),
+            "limits": "; ".join(map(str, plan.limits)),
+            "sweeps": str(plan.config.hydra.runtime.choices.get("sweeps") or ""),
+            "fixed_overrides": masked(shlex.join(plan.overrides)),
+        }
+        recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), tags)
+        study.set_user_attr("study_run", recorder.parent.id)
+        policy = RunPolicy(
+            n_trials=settings.n_trials,
+            is_grid=plan.is_grid or sampler.is_grid,
+            retries=settings.retries,
+            retried=tuple(settings.retried),
+            time_limit_s=settings.time_limit_s,
+            stop_after=settings.stop_after,
+            retry_failed=settings.retry_failed,
+            grace_s=settings.grace_s,
+            learns_from_pruned=sampler.learns_from_pruned,
         )
-        try:
-            status = owner.run()
-        except (KeyboardInterrupt, SystemExit):
-            status = owner.status
-            view.say(
-                f"stopped: {status.counted} of {status.total} trials are done; the same command goes on with the rest"
+        payload = _payload(plan, store, recorder, not executor.queues)
+        with recorder.parent:
+            with LiveView(plan.name, plan.objectives) as view:
+                scheduler = Scheduler(
+                    study,
+                    url,
+                    plan.space,
+                    plan.objectives,
+                    plan.limits,
+                    executor,
+                    policy,
+                    recorder,
+                    plan.folder,
+                    TRIAL_BODY,
+                    payload,
+                    view.show,
+                    ownership.is_held,
+                )
+                try:
+                    status = scheduler.run()
+                except (KeyboardInterrupt, SystemExit):
+                    status = scheduler.status
+                    view.say(
+                        f"stopped: {status.counted} of {status.total} trials are done; "
+                        "the same command resumes the study"
+                    )
+                    raise
+            compared = comparison.summarise_study(
+                store,
+                recorder.parent,
+                plan.objectives,
+                plan.limits,
+                test_front=plan.config.test == "auto",
             )
-            raise
-    test = plan.config.test == "auto"
-    table = comparison.summarise_study(store, rows.parent, plan.objectives, plan.limits, test)
-    left = status.total - status.counted
-    finished = bool((table["status"] == "FINISHED").any())
-    return finished and left <= 0 and status.counts["fail"] == 0
+    is_complete = status.total <= status.counted and status.counts["fail"] == 0
+    return is_complete and bool((compared["status"] == "FINISHED").any())
 
 
 def _open_study(
     plan: StudyPlan, storage: optuna.storages.BaseStorage, url: str
 ) -> tuple[studies.OwnedStudy, SamplerChoice]:
-    settings = plan.settings
+    settings, n_objectives, seed = plan.settings, len(plan.objectives), int(plan.config.seed)
     definition = studies.Definition(
         plan.name, plan.objectives, plan.limits, plan.space.describe(), flat_settings(plan.config)
     )
-    made = make_pruner(settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
+    made = make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
     pruner = made if isinstance(made, optuna.pruners.BasePruner) else None
-    seed = int(plan.config.seed)
-    first = make_sampler(settings.sampler, seed, len(plan.objectives), 0)
+    first = make_sampler(settings.sampler, seed, n_objectives, 0)
     study = studies.open_study(storage, definition, first.sampler, pruner)
-    n_finished = len(studies.finished(study.get_trials(deepcopy=False)))
-    n_drawn = len(
-        study.get_trials(deepcopy=False)
-    )  # those that were broken off, too: they must not be drawn again
-    sampler = make_sampler(settings.sampler, seed, len(plan.objectives), n_drawn)
+    trials = study.get_trials(deepcopy=False)
+    n_finished = len(studies.finished(trials))
+    # interrupted trials are counted as well: their proposals must not be drawn again
+    sampler = make_sampler(settings.sampler, seed, n_objectives, len(trials))
     study.sampler = sampler.sampler
     if sampler.name == "cmaes" and not url.startswith("sqlite:"):
-        raise ConfigError(
-            "hydra.sweeper.sampler",
-            "cmaes keeps its state as a pickle, which is not read from a server",
-        )
+        problem = "cmaes keeps its state as a pickle, which is not read from a server"
+        raise ConfigError("hydra.sweeper.sampler", problem)
     if sampler.name == "brute_force" and plan.space.n_cells is None:
-        raise ConfigError(
-            "hydra.sweeper.sampler", "brute_force needs cells, but an interval has none: take tpe"
-        )
+        problem = "brute_force needs cells, but an interval has none: use tpe"
+        raise ConfigError("hydra.sweeper.sampler", problem)
     if settings.warm_start:
-        taken = warm_start(
+        count = warm_start(
             study,
             storage,
             settings.warm_start,
@@ -365,36 +308,43 @@ def _open_study(
             plan.limits,
             plan.space,
         )
-        log.warning("%d trials of study %s are taken over as known", taken, settings.warm_start)
+        log.warning("%d trials of study %s are taken over", count, settings.warm_start)
     if n_finished:
         log.warning(
-            "study %s has %d trials already: going on with it (for a new one: hydra.sweeper.study_name=...)",
+            "study %s has %d trials already and is resumed (for a new one: "
+            "hydra.sweeper.study_name=...)",
             plan.name,
             n_finished,
         )
     return study, sampler
 
 
-def _executor(plan: StudyPlan) -> Executor:
+def _make_executor(plan: StudyPlan) -> Executor:
     node = plan.settings.executor
-    given: dict[str, Any] = {} if plan.settings.n_jobs is None else {"n_jobs": plan.settings.n_jobs}
+    arguments: dict[str, Any] = {}
+    if plan.settings.n_jobs is not None:
+        arguments["n_jobs"] = plan.settings.n_jobs
     check(node, "hydra.sweeper.executor")
-    executor: Executor = instantiate(OmegaConf.create(node), "hydra.sweeper.executor", **given)
+    executor: Executor = instantiate(OmegaConf.create(node), "hydra.sweeper.executor", **arguments)
     return executor
 
 
-def _payload(plan: StudyPlan, store: Store, rows: StudyRecorder, local: bool) -> dict[str, Any]:
-    """What every trial is given; plain values."""
+def _payload(
+    plan: StudyPlan, store: Store, recorder: StudyRecorder, is_local: bool
+) -> dict[str, Any]:
+    """What every trial needs, as plain values."""
     return {
         "overrides": plan.overrides,
         "objectives": [
-            {"metric": each.metric, "direction": each.direction} for each in plan.objectives
+            {"metric": objective.metric, "direction": objective.direction}
+            for objective in plan.objectives
         ],
-        "limits": [f"{each.metric} {each.operator} {each.value!r}" for each in plan.limits],
+        "limits": [f"{limit.metric} {limit.operator} {limit.value!r}" for limit in plan.limits],
         "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
-        "study_run": rows.parent.id,
-        "git": list(git_state(ROOT)) if local else None,  # elsewhere the code may be another
-        "tell_begun": not local,
+        "study_run": recorder.parent.id,
+        # on another machine the code may be another
+        "git": list(git_state(ROOT)) if is_local else None,
+        "tell_begun": not is_local,
         "fixed": plan.overrides,
         "conf_digest": conf_digest(),
         "shared_digest": shared_config_digest(plan.config),

@@ -371,7 +371,7 @@ def test_an_owner_killed_in_the_middle_goes_on_from_the_epoch_it_had_reached(
     assert new["status"] == "FINISHED"
     assert [trial.state.name for trial in place.trials("murdered")] == ["FAIL", "COMPLETE"]
     resumed = (place.folder / "logs" / "studies" / "murdered" / "0001" / "trial.log").read_text()
-    assert "training goes on after epoch" in resumed
+    assert "training resumes after epoch" in resumed
     history = place.store.client.get_metric_history(new["run_id"], "val/loss")
     assert len(history) == EPOCHS, "the curve has a gap, or an epoch twice"
 

@@ -17,19 +17,22 @@ FORMULA_STARTS = ("=", "+", "@", "-", "\t", "\r")
 
 
 @contextmanager
-def atomic_file(path: Path, what: str = "the file") -> Iterator[Path]:
+def atomic_file(path: Path, what: str = "the file", make_folder: bool = False) -> Iterator[Path]:
     """Yield a draft path; the draft replaces `path` if the block ends without an exception.
 
     The draft lies in a temporary folder beside `path`. Other files in that folder are deleted.
 
     Args:
-        path: The file to write. Its folder must exist.
+        path: The file to write.
         what: Named in the error message, such as "the model".
+        make_folder: Create the folder of `path` if it does not exist.
 
     Raises:
         UserError: The file cannot be written: no such folder, no permission, or the disk is full.
     """
     try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             draft = Path(folder) / path.name
             yield draft

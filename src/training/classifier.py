@@ -1,43 +1,55 @@
-"""The one LightningModule: it is given net, loss, optimizer and schedule, and logs the run record's metrics."""
+"""The LightningModule: combines net, loss, optimizer and schedule, and logs the metrics."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
+from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from src.core.errors import ConfigError
+from src.core.config import check_targets, instantiate
+from src.core.errors import ConfigError, UserError
 from src.metrics.classification import ClassificationMetrics, probabilities
+from src.models import precision
+from src.training.checkpoint import load_weights
+
+RECIPE = "classifier"  # key of a checkpoint, beside its state_dict
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images (B, 3, S, S) as float32 in [0, 1], memory format kept; floats are returned as they are."""
+    """Images (B, 3, S, S) as float32 in [0, 1], memory format kept; floats are unchanged."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 class Classifier(LightningModule):
     """Image classifier.
 
-    Metrics are logged once an epoch under the run record's names: `train/loss`, `val/loss`,
+    Metrics are logged once an epoch under the names of the run record: `train/loss`, `val/loss`,
     `val/accuracy` ...
 
     Args:
         name: Name of the architecture, for the record.
-        net: Normalised images (B, 3, S, S) -> logits (B, K), or (B, 1) for two classes. A net with
-            an attribute `backbone` may be given a learning-rate factor for it.
-        loss: Logits and targets (B,) -> scalar.
+        net: Normalised images (B, 3, S, S) -> logits (B, K), or (B, 1) for two classes. The
+            learning-rate factor applies to its attribute `backbone`, if it has one.
+        loss: Logits and targets (B,) -> scalar. A loss with a true attribute `needs_images` is also
+            called with `images=`, the augmented batch (B, 3, S, S), while training.
         classes: Class names in label order.
         optimizer: Parameter groups -> optimizer.
-        scheduler: Optimizer and number of steps -> schedule, stepped every training step.
+        scheduler: Optimizer and number of steps -> schedule, stepped after every training step.
         image_size: Side of the input, px; for the record.
-        mean: Channel means that are taken off, in [0, 1] units, red first.
+        mean: Channel means that are subtracted, in [0, 1] units, red first.
         std: Channel deviations that are divided by.
         backbone_lr_factor: The backbone's learning rate as a multiple of the optimizer's.
+
+    Attributes:
+        recipe: Plain values from which `load_from_checkpoint` rebuilds the classifier; None for one
+            that was not built from a config.
     """
 
     config_only = ("net",)
@@ -57,26 +69,25 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3:
-            raise ConfigError(
-                "mean", f"mean and std must have three numbers each, but got {mean} and {std}"
-            )
+            problem = f"mean and std must have three numbers each, but got {mean} and {std}"
+            raise ConfigError("mean", problem)
         self.name = name
         self.image_size = image_size
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         self.loss = loss
+        self.recipe: dict[str, Any] | None = None
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._backbone_lr_factor = backbone_lr_factor
         self.mean: Tensor
         self.inverse_std: Tensor
+        inverse_std = 1 / torch.tensor(std).view(1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer(
-            "inverse_std", 1 / torch.tensor(std).view(1, 3, 1, 1), persistent=False
-        )
+        self.register_buffer("inverse_std", inverse_std, persistent=False)
         self.metrics = ClassificationMetrics(tuple(classes))
         self._loss_sum: Tensor | float = 0.0
         self._loss_count = 0
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._evaluated: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), uint8 or float in [0, 1] -> logits."""
@@ -85,57 +96,61 @@ class Classifier(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         logits = self(batch["image"])
-        needs_images = getattr(self.loss, "needs_images", False)
-        images = {"images": batch["image"]} if needs_images else {}
-        loss = self.loss(logits, batch["label"], **images)
-        self._count_loss(loss, len(batch["label"]))
+        more = {"images": batch["image"]} if getattr(self.loss, "needs_images", False) else {}
+        loss = self.loss(logits, batch["label"], **more)
+        self._add_loss(loss, len(batch["label"]))
         if self.trainer.is_last_batch:
-            # once an epoch: logging every step costs several per cent of a small net's training
-            # time
+            # once an epoch: logging every step costs several per cent of a small net's time
             self.log("train/loss", self._mean_loss(), on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Forget what an earlier evaluation counted."""
+        """Reset the mean of the loss."""
         self._loss_sum, self._loss_count = 0.0, 0
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what was counted before."""
-        self._start_evaluation()
+        """Reset the mean of the loss and the metrics."""
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._evaluated = []
+        self.metrics.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Count one batch."""
-        self._evaluate(batch)
+        """Evaluate one batch."""
+        logits = self(batch["image"]).float()
+        self._add_loss(self.loss(logits, batch["label"]), len(batch["label"]))
+        probability = probabilities(logits)
+        self.metrics.update(probability, batch["label"])
+        self._evaluated.append((batch["row"], probability))
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss and the metrics."""
         self._log_evaluation("val")
 
-    def on_test_epoch_start(self) -> None:
-        """Forget what an earlier evaluation counted."""
-        self._start_evaluation()
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Count one batch."""
-        self._evaluate(batch)
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """Log test/loss and the metrics."""
         self._log_evaluation("test")
 
+    def _log_evaluation(self, split: str) -> None:
+        values = {"loss": self._mean_loss(), **self.metrics.compute()}
+        # every rank evaluates the whole split: the mean over ranks changes nothing
+        self.log_dict({f"{split}/{key}": value for key, value in values.items()}, sync_dist=True)
+
     def predictions(self) -> tuple[Tensor, Tensor]:
         """Rows (N,) and probabilities (N, K) of the last evaluation, on the CPU."""
-        rows, probability = zip(*self._seen, strict=True)
+        rows, probability = zip(*self._evaluated, strict=True)
         return torch.cat(rows).cpu(), torch.cat(probability).float().cpu()
 
     def train_with(
         self, optimizer: Callable[..., Optimizer], scheduler: Callable[..., LRScheduler]
     ) -> None:
-        """Take another optimizer and schedule for the next training."""
+        """Use another optimizer and schedule in the next training."""
         self._optimizer, self._scheduler = optimizer, scheduler
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over what is trained, its backbone apart, and the schedule stepped every step."""
+        """The optimizer, with a parameter group for the backbone, and the schedule."""
         optimizer = self._optimizer(self._parameter_groups())
         total = int(self.trainer.estimated_stepping_batches)
         return {
@@ -144,23 +159,21 @@ class Classifier(LightningModule):
         }
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         backbone = getattr(self.net, "backbone", None)
         if backbone is None or self._backbone_lr_factor == 1.0:
-            return [{"params": [p for p in self.net.parameters() if p.requires_grad]}]
-        inside = {id(p) for p in backbone.parameters()}
-        trained = [p for p in self.net.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trained if id(p) not in inside]}]
-        slow = [p for p in trained if id(p) in inside]
-        lr = self._optimizer_lr() * self._backbone_lr_factor
-        return groups + ([{"params": slow, "lr": lr}] if slow else [])
-
-    def _optimizer_lr(self) -> float:
+            return [{"params": trained}]
         keywords: dict[str, Any] = getattr(self._optimizer, "keywords", {})
         if "lr" not in keywords:
             raise ConfigError("backbone_lr_factor", "needs an optimizer with an `lr` in its config")
-        return float(keywords["lr"])
+        ids = {id(parameter) for parameter in backbone.parameters()}
+        groups = [{"params": [parameter for parameter in trained if id(parameter) not in ids]}]
+        if slow := [parameter for parameter in trained if id(parameter) in ids]:
+            lr = float(keywords["lr"]) * self._backbone_lr_factor
+            groups.append({"params": slow, "lr": lr})
+        return groups
 
-    def _count_loss(self, loss: Tensor, size: int) -> None:
+    def _add_loss(self, loss: Tensor, size: int) -> None:
         self._loss_sum = self._loss_sum + loss.detach() * size
         self._loss_count += size
 
@@ -169,20 +182,87 @@ class Classifier(LightningModule):
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
 
-    def _start_evaluation(self) -> None:
-        self._loss_sum, self._loss_count = 0.0, 0
-        self._seen = []
-        self.metrics.reset()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the recipe, so that `load_from_checkpoint` needs no arguments."""
+        if self.recipe is not None:
+            checkpoint[RECIPE] = self.recipe
 
-    def _evaluate(self, batch: dict[str, Tensor]) -> None:
-        logits = self(batch["image"]).float()
-        self._count_loss(self.loss(logits, batch["label"]), len(batch["label"]))
-        probability = probabilities(logits)
-        self.metrics.update(probability, batch["label"])
-        self._seen.append((batch["row"], probability))
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Path | str, map_location: Any = "cpu", **arguments: Any
+    ) -> "Classifier":
+        """Rebuild a trained classifier from its checkpoint alone, in evaluation mode.
 
-    def _log_evaluation(self, split: str) -> None:
-        values = {"loss": self._mean_loss(), **self.metrics.compute()}
-        # every rank evaluates the whole split, so the values are equal and their mean changes
-        # nothing
-        self.log_dict({f"{split}/{key}": value for key, value in values.items()}, sync_dist=True)
+        Only tensors and basic types are read: nothing in the file is executed, and the recipe may
+        name only parts of this project and its libraries.
+
+        Args:
+            checkpoint_path: A `best.ckpt` or `last.ckpt` of this project.
+            map_location: The device.
+            **arguments: Arguments of the constructor that replace recorded ones, such as `loss` or
+                `optimizer`, which are None otherwise.
+
+        Raises:
+            UserError: The file is no checkpoint, or it has no recipe.
+        """
+        try:
+            content = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{checkpoint_path}: no such checkpoint") from error
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{checkpoint_path}: not a checkpoint: {reason}") from error
+        recipe = content.get(RECIPE)
+        if recipe is None:
+            problem = "does not say how its classifier is built; load it into one with load_weights"
+            raise UserError(f"{checkpoint_path}: {problem}")
+        check_targets(recipe)
+        classifier = build_classifier(recipe, **arguments)
+        tensors = content["state_dict"].values()
+        if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+            precision.cast(classifier.net)
+        load_weights(classifier, checkpoint_path)
+        return classifier.to(map_location).eval()
+
+
+def make_recipe(
+    model: Mapping[str, Any], classes: Sequence[str], image_size: int
+) -> dict[str, Any]:
+    """What a checkpoint records to rebuild its classifier: plain values.
+
+    Args:
+        model: The resolved config group `model`.
+        classes: Class names in label order.
+        image_size: Side of the net's input, px.
+    """
+    net = dict(model["net"])
+    if "weights" in net:
+        net["weights"] = "random"  # the checkpoint's follow
+    settings = {key: value for key, value in model.items() if key != "image_size"}
+    return {"model": {**settings, "net": net}, "classes": list(classes), "image_size": image_size}
+
+
+def build_classifier(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
+    """Build a classifier without trained weights.
+
+    Args:
+        recipe: From `make_recipe`.
+        **arguments: Arguments of `Classifier`, such as `net`, `loss`, `optimizer`.
+    """
+    model = OmegaConf.create(dict(recipe["model"]))
+    classes = tuple(recipe["classes"])
+    if "net" not in arguments:
+        outputs = 1 if len(classes) == 2 else len(classes)
+        arguments["net"] = instantiate(model.net, "model.net", outputs=outputs)
+    defaults = {"loss": nn.Identity(), "optimizer": None, "scheduler": None}
+    image_size = recipe["image_size"]
+    classifier: Classifier = instantiate(
+        model,
+        "model",
+        ("net",),
+        **{**defaults, **arguments},
+        classes=classes,
+        image_size=image_size,
+    )
+    classifier.recipe = dict(recipe)
+    return classifier

@@ -1,21 +1,38 @@
-"""Pictures and tables logged with each run."""
+"""Figures and tables logged with each run: contact sheet, learning curves, confusion matrix."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from src.metrics.registry import class_metrics, count_metrics
 
-QUALITY = ("balanced_accuracy", "accuracy", "auroc", "recall/mel")
+if TYPE_CHECKING:
+    from src.data.module import DataModule
+
+Images = npt.NDArray[np.uint8]
+CELL, GAP, MARGIN, TEXT = 72, 4, 16, 15  # of the contact sheet, px
+HEADINGS = ("as stored", "as fed to the network")
+PER_CLASS = 6  # images on the contact sheet
+PANELS = {  # of the learning curves: axis label -> metrics
+    "loss (lower is better)": ["train/loss", "val/loss"],
+    "quality, 0 to 1 (higher is better)": [
+        "val/balanced_accuracy",
+        "val/accuracy",
+        "val/auroc",
+        "val/recall/mel",
+    ],
+}
 
 
 def per_class_table(matrix: np.ndarray, classes: tuple[str, ...]) -> pd.DataFrame:
-    """One row a class: images, recall, precision, F1 and specificity, each in [0, 1].
+    """One row per class: number of images, recall, precision, F1 and specificity in [0, 1].
 
     Args:
         matrix: Confusion matrix (K, K); rows are true classes, columns predicted ones.
@@ -29,34 +46,25 @@ def per_class_table(matrix: np.ndarray, classes: tuple[str, ...]) -> pd.DataFram
 
 
 def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -> Figure:
-    """Counts, coloured by the share of the true class; recall stands on the diagonal.
+    """Counts, coloured by the share of the true class; the colour of the diagonal is the recall.
 
     Args:
         matrix: Confusion matrix (K, K); rows are true classes, columns predicted ones.
         classes: Class names in label order.
-        split: Which split was predicted; for the title.
+        split: The split that was predicted, for the title.
     """
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    totals = matrix.sum(axis=1)
+    share = matrix / np.maximum(totals, 1)[:, None]
     side = 2.4 + 0.62 * len(classes)
     figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(classes)):
-        for column in range(len(classes)):
-            axes.text(
-                column,
-                row,
-                f"{int(matrix[row, column])}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share[row, column] > 0.6 else "black",
-            )
+    for (row, column), count in np.ndenumerate(matrix):
+        colour = "white" if share[row, column] > 0.6 else "black"
+        axes.text(column, row, f"{int(count)}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(
-        range(len(classes)),
-        [f"{name} ({int(n)})" for name, n in zip(classes, matrix.sum(1), strict=True)],
-    )
+    labels = [f"{name} ({int(total)})" for name, total in zip(classes, totals, strict=True)]
+    axes.set_yticks(range(len(classes)), labels)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (images)")
     axes.set_title(f"Confusion on {split}: images, {int(matrix.sum())} in all", fontsize=10)
@@ -69,26 +77,18 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
 
     Args:
         history: Indexed by epoch (from 0); columns by recorded names, such as `train/loss`; empty
-            ones are left out.
-        chosen_epoch: The epoch that was kept, marked by a line.
+            ones are omitted.
+        chosen_epoch: The kept epoch, marked by a line.
     """
-    panels = [
-        ("loss (lower is better)", ["train/loss", "val/loss"]),
-        (
-            "quality, 0 to 1 (higher is better)",
-            ["val/balanced_accuracy", "val/accuracy", "val/auroc", "val/recall/mel"],
-        ),
-    ]
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    for axes, (label, names) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axes, (label, names) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         for name in names:
             if name in history and history[name].notna().any():
                 series = history[name].dropna()
                 axes.plot(series.index + 1, series, marker=".", label=name)
         if chosen_epoch is not None:
-            axes.axvline(
-                chosen_epoch + 1, color="0.5", linestyle="--", linewidth=1, label="kept epoch"
-            )
+            line = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "kept epoch"}
+            axes.axvline(chosen_epoch + 1, **line)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
@@ -98,21 +98,27 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
     return figure
 
 
-Images = npt.NDArray[np.uint8]
-CELL = 72  # side of one image on the sheet, px
-GAP = 4
-MARGIN = 16
-TEXT = 15
-HEADINGS = ("as stored", "as fed to the network")
+def contact_sheet(data: "DataModule") -> Image.Image:
+    """Some training images of each class, before and after augmentation."""
+    before, after = {}, {}
+    rows = data.rows("train")
+    for label, name in enumerate(data.classes):
+        images = data.cache.images[rows[data.labels[rows] == label][:PER_CLASS]]
+        floats = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+        if data.augment is not None:
+            floats = data.augment(floats)
+        heading = f"{name} ({data.class_counts[label]})"
+        before[heading] = images
+        after[heading] = floats.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    return draw_contact_sheet(before, after)
 
 
-def draw(before: Mapping[str, Images], after: Mapping[str, Images]) -> Image.Image:
-    """Draw a row a class: its label, its images as stored on the left, as augmented on the right.
+def draw_contact_sheet(before: Mapping[str, Images], after: Mapping[str, Images]) -> Image.Image:
+    """Draw a row per class: its label, its images as stored on the left, augmented on the right.
 
     Args:
-        before: Images of each class, uint8 (n, H, W, 3), by the label that is shown; n may differ
-            and may be 0.
-        after: The same images after augmentation, same labels and shapes.
+        before: Label -> images, uint8 (n, H, W, 3); n may differ and may be 0.
+        after: The same images after augmentation, with the same labels and shapes.
 
     Returns:
         The sheet, RGB.
@@ -121,9 +127,8 @@ def draw(before: Mapping[str, Images], after: Mapping[str, Images]) -> Image.Ima
         ValueError: The labels of `before` and `after` differ.
     """
     if list(before) != list(after):
-        raise ValueError(
-            f"before and after must have the same labels, but got {list(before)} and {list(after)}"
-        )
+        labels = f"{list(before)} and {list(after)}"
+        raise ValueError(f"before and after must have the same labels, but got {labels}")
     font = ImageFont.load_default(TEXT)
     columns = max([1, *(len(images) for block in (before, after) for images in block.values())])
     label_width = round(max([0.0, *(font.getlength(label) for label in before)])) + 2 * GAP
@@ -140,12 +145,9 @@ def draw(before: Mapping[str, Images], after: Mapping[str, Images]) -> Image.Ima
         pen.text((MARGIN, y + CELL // 2), label, fill="black", font=font, anchor="lm")
         for left, images in zip(lefts, (before[label], after[label]), strict=True):
             for column, pixels in enumerate(images):
-                sheet.paste(_cell(pixels), (left + column * (CELL + GAP), y))
+                # small images are enlarged without smoothing: the pixels are what the net sees
+                image = Image.fromarray(pixels)
+                small = max(image.size) <= CELL
+                method = Image.Resampling.NEAREST if small else Image.Resampling.BOX
+                sheet.paste(image.resize((CELL, CELL), method), (left + column * (CELL + GAP), y))
     return sheet
-
-
-def _cell(pixels: Images) -> Image.Image:
-    """One image, enlarged without smoothing where it is small: pixels are what the network sees."""
-    image = Image.fromarray(pixels)
-    resampling = Image.Resampling.NEAREST if max(image.size) <= CELL else Image.Resampling.BOX
-    return image.resize((CELL, CELL), resampling)

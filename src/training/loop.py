@@ -1,4 +1,4 @@
-"""One config -> one trained, measured, logged run."""
+"""Build the parts of a run from its config, fit, evaluate and measure them."""
 
 import json
 import logging
@@ -17,17 +17,16 @@ from pytorch_lightning import __version__ as lightning_version
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from src.core.config import instantiate
+from src.core.config import instantiate, resolve
 from src.core.environment import config_hash, keep_freed_memory, seed_everything
 from src.core.errors import ConfigError
 from src.data.module import DataModule
 from src.models import fit_once
 from src.models.precision import cast_as_recorded
 from src.tracking.run import Run
-from src.tracking.store import Store
 from src.training import figures, teachers
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, fits, load_weights
-from src.training.classifier import Classifier
+from src.training.classifier import Classifier, build_classifier, make_recipe
 from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
 
@@ -37,7 +36,7 @@ NEVER = 10**9  # steps; the metrics are logged once an epoch
 
 @dataclass
 class RunParts:
-    """What a config is built into: data that are ready, and a classifier that fits them."""
+    """What a config is built into: prepared data, and a classifier for them."""
 
     data: DataModule
     classifier: Classifier
@@ -48,10 +47,10 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
 
     Args:
         config: A composed `conf/train.yaml`.
-        pretrained: False when a checkpoint follows, so that no weights are looked for.
+        pretrained: False if a checkpoint will be loaded: no weights and no teachers are loaded.
 
     Raises:
-        UserError: A value, a file or a package is not as it should be; the message names it.
+        UserError: A value, a file or a package cannot be used; the message names it.
     """
     keep_freed_memory()
     seed_everything(config.seed)
@@ -63,59 +62,46 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
         data.prepare()
     except ConfigError as error:
         raise (error if error.key.startswith("data.") else error.under("data")) from error
-    if not pretrained and "weights" in config.model.net:
-        config = config.copy()
-        config.model.net.weights = "random"
+    # the net is built for the images' size, also where it differs from model.image_size
+    recipe = make_recipe(resolve(config.model), data.classes, data.image_size)
+    node = config.model.net if pretrained else OmegaConf.create(recipe["model"]["net"])
     seed_everything(config.seed)
-    net: nn.Module = instantiate(config.model.net, "model.net", outputs=data.outputs)
+    net: nn.Module = instantiate(node, "model.net", outputs=data.outputs)
     cast_as_recorded(net, config)
     if fit_once.is_fit_once(net):
-        data.augment = None  # it sees each image once, as it is
-    loss = build_loss(config, data, taught=pretrained)
-    classifier = instantiate(
-        config.model,
-        "model",
-        ("net", "image_size"),
+        data.augment = None  # it sees each image once
+    factory = instantiate(config.optimizer, "optimizer")
+    try:
+        factory([nn.Parameter(torch.zeros(1))])
+    except ValueError as error:  # before anything is trained
+        raise ConfigError("optimizer", str(error)) from error
+    classifier = build_classifier(
+        recipe,
         net=net,
-        # what the net is built for, also where it was set apart from model.image_size
-        image_size=data.image_size,
-        loss=loss,
-        classes=data.classes,
-        optimizer=_optimizer(config),
+        loss=build_loss(config, data, load_teachers=pretrained),
+        optimizer=factory,
         scheduler=instantiate(config.scheduler, "scheduler"),
     )
     return RunParts(data, classifier)
 
 
-def build_loss(config: DictConfig, data: DataModule, taught: bool = True) -> nn.Module:
-    """The loss, with the teachers that it asks for.
+def build_loss(config: DictConfig, data: DataModule, load_teachers: bool = True) -> nn.Module:
+    """Build the loss. A loss whose config has a `teacher` is built with `teachers=`, loaded nets.
 
     Args:
         config: A composed `conf/train.yaml`.
-        data: Ready.
-        taught: False where nothing is trained, so that no teachers are looked for.
+        data: Prepared; a loss is built with `class_counts=`, its training images per class.
+        load_teachers: False where nothing is trained.
 
     Raises:
-        UserError: A value is not as it should be, or a teacher cannot be had.
+        UserError: A value is impossible, or a teacher cannot be loaded.
     """
-    given: dict[str, Any] = {}
-    if "teacher" in config.loss and taught:
-        store: Store = instantiate(config.tracking, "tracking")
-        given["teachers"] = teachers.load(store, config.loss.teacher, data)
-    loss: nn.Module = instantiate(
-        config.loss, "loss", ("teacher",), class_counts=data.seen_counts, **given
-    )
+    arguments: dict[str, Any] = {"class_counts": data.seen_counts}
+    if "teacher" in config.loss and load_teachers:
+        store = instantiate(config.tracking, "tracking")
+        arguments["teachers"] = teachers.load(store, config.loss.teacher, data)
+    loss: nn.Module = instantiate(config.loss, "loss", ("teacher",), **arguments)
     return loss
-
-
-def _optimizer(config: DictConfig) -> Any:
-    """The optimizer's factory, tried once, so that an impossible value is found before anything is trained."""
-    factory = instantiate(config.optimizer, "optimizer")
-    try:
-        factory([nn.Parameter(torch.zeros(1))])
-    except ValueError as error:
-        raise ConfigError("optimizer", str(error)) from error
-    return factory
 
 
 def prepare_fit(
@@ -125,20 +111,20 @@ def prepare_fit(
     folder: Path,
     after: Sequence[Callback] = (),
 ) -> tuple[Trainer, EpochProgress, BestEpoch]:
-    """The trainer with its callbacks: progress, the kept epoch, and what the config names.
+    """Build the trainer with its callbacks: progress, best epoch, and those of the config.
 
     Args:
         config: A composed `conf/train.yaml`.
-        parts: Of the same config.
-        run: Where to log; None on the ranks of a distributed run that do not write.
-        folder: The run's own folder; the checkpoint goes there.
-        after: Further callbacks, behind all others.
+        parts: Built from the same config.
+        run: Where to log; None on ranks of a distributed run that do not write.
+        folder: The folder of the run, for the checkpoint.
+        after: Further callbacks, after all others.
     """
-    _set_threads(config)
-    if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
-        raise ConfigError(
-            "trainer.max_epochs", f"must be at least 1, but got {config.trainer.max_epochs}"
-        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    epochs = config.trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {epochs}")
     has_validation = parts.data.has("val")
     best: BestEpoch = instantiate(
         config.callbacks.best,
@@ -151,18 +137,11 @@ def prepare_fit(
         for name, node in config.callbacks.items()
         if name != "best"
     ]
-    if not has_validation:
-        others = [
-            callback for callback in others if not isinstance(callback, StopEarly)
-        ]  # it has nothing to watch
+    if not has_validation:  # nothing to stop early by
+        others = [callback for callback in others if not isinstance(callback, StopEarly)]
     progress = EpochProgress(config.model.name)
     trainer = _trainer(config, run, folder, [best, *others, progress, *after])
     return trainer, progress, best
-
-
-def _set_threads(config: DictConfig) -> None:
-    if config.threads:
-        torch.set_num_threads(config.threads)
 
 
 def train(
@@ -176,51 +155,45 @@ def train(
     on_resume: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
     keep_state_s: float | None = None,
 ) -> Path:
-    """Fit, and bring the classifier back to its chosen epoch; a net that is fitted once has none, see `once.train`.
+    """Fit the classifier and load the weights of its best epoch into it.
+
+    A net with a method `fit_once` is fitted by it, without epochs (`src.models.fit_once`).
 
     Args:
         config: A composed `conf/train.yaml`.
-        parts: Of the same config.
-        run: Where to log; None on the ranks of a distributed run that do not write.
-        folder: The run's own folder; the checkpoint goes there.
-        resume: A `last.ckpt` of the same config, in any folder, after whose epoch the training goes
-            on; its epochs are logged to `run` again. One that does not fit is warned of, and the
-            training starts from scratch.
-        on_epoch: Given epoch, from 1, and metrics after each epoch's validation, on the first rank;
-            not for the epochs that `resume` has done. What it raises ends the training and comes
-            out of here.
-        on_resume: Given the metrics of each epoch that `resume` has done, before the training goes
-            on.
-        keep_state_s: Keep a `checkpoint/last.ckpt` at most so many seconds old (0: every epoch's),
-            and in the end that of the last epoch, after which no other is trained. It stays:
-            whoever has recorded the outcome discards it.
+        parts: Built from the same config.
+        run: Where to log; None on ranks of a distributed run that do not write.
+        folder: The folder of the run, for the checkpoint.
+        resume: A `last.ckpt` of the same config, from any folder. The training resumes after its
+            epoch, and its epochs are logged to `run` again. If it does not fit, a warning is logged
+            and the training starts from scratch.
+        on_epoch: Called on the first rank with epoch, from 1, and metrics after the validation of
+            each new epoch. Its exception ends the training and is raised here.
+        on_resume: Called with the metrics of each epoch in `resume`, before the training continues.
+        keep_state_s: Keep a `checkpoint/last.ckpt` that is at most so many seconds old (0: of every
+            epoch), and finally that of the last epoch. It stays until the caller discards it.
 
     Returns:
-        The path of the chosen epoch's checkpoint.
+        The path of the best epoch's checkpoint.
     """
     if fit_once.is_fit_once(net := parts.classifier.net):
-        _set_threads(config)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         return fit_once.train(parts.classifier, net, parts.data, config.seed, run, folder)
     identity = _identity(config, parts.data)
     last = LastState(folder / "checkpoint", identity, keep_state_s, on_resume)
-    hook = AfterEpoch(on_epoch)
-    trainer, progress, best = prepare_fit(config, parts, run, folder, [hook, last])
+    after_epoch = AfterEpoch(on_epoch)
+    trainer, progress, best = prepare_fit(config, parts, run, folder, [after_epoch, last])
     state = resume if resume is not None and fits(resume, identity, parts.classifier) else None
+    safe = True if state else None  # nothing in the file is executed
     try:
-        with quiet_lightning(), hook.exceptions_unchanged():
-            # weights_only: nothing of a state's file is executed
-            trainer.fit(
-                parts.classifier,
-                datamodule=parts.data,
-                ckpt_path=state,
-                weights_only=True if state else None,
-            )
+        with quiet_lightning(), after_epoch.exceptions_unchanged():
+            trainer.fit(parts.classifier, datamodule=parts.data, ckpt_path=state, weights_only=safe)
     except MisconfigurationException as error:
         raise ConfigError("trainer or callbacks", str(error).splitlines()[0]) from error
     seconds = last.seconds
     if torch.distributed.is_initialized():
-        # what follows is the first rank's alone: with the group still there its metrics would wait
-        # for the others
+        # only the first rank continues: with the group alive its metrics would wait for the others
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     checkpoint = Path(best.best_model_path)
@@ -230,54 +203,48 @@ def train(
         figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
         run.artifact(curves, "figures")
         run.tag(chosen_by=best.chosen_by)
-        images_per_s = (
-            progress.images_per_s or last.images_per_s
-        )  # this process may have had no epoch to train
-        speeds = {
-            "time/fit_s": seconds,
-            "time/images_per_s": images_per_s,
-            "best/epoch": best.epoch,
-        }
-        run.log(speeds, step=trainer.global_step)
+        # after a resumption this process may have trained no epoch
+        speed = progress.images_per_s or last.images_per_s
+        values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
+        run.log(values, step=trainer.global_step)
     return checkpoint
 
 
 def _identity(config: DictConfig, data: DataModule) -> str:
-    """What two processes must have in common for one to go on with the other's training; device and paths are not."""
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    names = ("model", "augment", "loss", "optimizer", "scheduler", "callbacks", "trainer", "seed")
-    seen = {
-        "batch_size": data.batch_size,
-        "oversample": data.oversample,
-        "split": data.split_fingerprint,
+    """A digest of what must be equal for a training to resume; device and paths may differ."""
+    parts = ("model", "augment", "loss", "optimizer", "scheduler", "callbacks", "trainer", "seed")
+    plain = resolve(config)
+    content = {name: plain[name] for name in parts} | {
+        "data": {
+            "batch_size": data.batch_size,
+            "oversample": data.oversample,
+            "split": data.split_fingerprint,
+            "pixels": data.cache.fingerprint,
+        },
+        "lightning": lightning_version,
     }
-    learned = {name: plain[name] for name in names} | {
-        "data": {**seen, "pixels": data.cache.fingerprint}
-    }
-    return config_hash(learned | {"lightning": lightning_version}, without=("trainer.accelerator",))
+    return config_hash(content, without=("trainer.accelerator",))
 
 
 def evaluate(
     config: DictConfig, parts: RunParts, split: str, run: Run, folder: Path
 ) -> dict[str, float]:
-    """Measure the classifier on one split and write metrics, predictions, per-class table and confusion matrix.
+    """Evaluate on one split; log metrics, predictions, per-class table and confusion matrix.
 
     Args:
-        config: A composed `conf/train.yaml`; its trainer says on what device.
+        config: A composed `conf/train.yaml`; its trainer determines the device.
         parts: A trained classifier and its data.
-        split: "val", recorded as `best/val/...`, or "test".
-        run: Where to write.
-        folder: For the files on their way.
+        split: "val", logged as `best/val/...`, or "test".
+        run: Where to log.
+        folder: For temporary files.
 
     Returns:
         The metrics by their recorded names.
     """
-    on_cpu = (
-        {"accelerator": "cpu", "precision": "32-true"}
-        if fit_once.is_fit_once(parts.classifier.net)
-        else {}
-    )
-    trainer = _trainer(config, None, folder, [], devices=1, strategy="auto", **on_cpu)
+    changes: dict[str, Any] = {"devices": 1, "strategy": "auto"}
+    if fit_once.is_fit_once(parts.classifier.net):
+        changes |= {"accelerator": "cpu", "precision": "32-true"}
+    trainer = _trainer(config, None, folder, [], **changes)
     with quiet_lightning():
         trainer.test(parts.classifier, parts.data.loader(split), verbose=False)
     prefix = "best/val" if split == "val" else split
@@ -287,8 +254,8 @@ def evaluate(
     }
     run.log(values, step=0)
     rows, probability = parts.classifier.predictions()
-    frame = parts.data.predictions(rows.numpy(), probability.numpy())
-    run.table(frame, f"predictions/{split}.csv")
+    table = parts.data.predictions(rows.numpy(), probability.numpy())
+    run.table(table, f"predictions/{split}.csv")
     matrix = parts.classifier.metrics.confusion().cpu().numpy()
     run.table(figures.per_class_table(matrix, parts.data.classes), f"per_class/{split}.csv")
     picture = folder / f"confusion_{split}.png"
@@ -303,22 +270,19 @@ def measure(
     run: Run,
     known: Mapping[str, float | None] | None = None,
 ) -> None:
-    """Measure what the net costs, beside the reference net, and record it.
+    """Measure the cost of the net side by side with the reference net, and log it.
 
     Args:
         config: A composed `conf/train.yaml`.
         classifier: Trained.
-        run: Where to write.
-        known: What is known otherwise, by its name in the record; None: cannot be measured so, and
-            is left out.
+        run: Where to log.
+        known: Values by recorded name that replace measured ones; None: not measurable, omitted.
     """
     profiler = instantiate(config.efficiency, "efficiency")
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu"
-    )
+    device = training_device(config)
     profile = profiler.profile(classifier.net, classifier.image_size, device)
-    figures = {**profile.metrics, **(known or {})}
-    run.log({name: value for name, value in figures.items() if value is not None}, step=0)
+    metrics = {**profile.metrics, **(known or {})}
+    run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
     uncounted = profile.details["uncounted_operators"]
     run.tag(
@@ -327,8 +291,14 @@ def measure(
     )
 
 
+def training_device(config: DictConfig) -> torch.device:
+    """The device on which `trainer` trains a single process."""
+    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    return torch.device("cuda" if gpu else "cpu")
+
+
 def writes_record() -> bool:
-    """Whether this process owns the run: of a distributed run, the first rank does."""
+    """Whether this process logs the run: of a distributed run, the first rank does."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 

@@ -1,4 +1,4 @@
-"""What is seen while a run trains: one bar on a terminal, one line an epoch in a log, a call to whoever asked."""
+"""Progress of a training: a bar on a terminal, a line per epoch in a log, a callback for sweeps."""
 
 import logging
 import signal
@@ -19,17 +19,22 @@ from src.training.checkpoint import best_epoch
 
 log = logging.getLogger(__name__)
 SHOWN = ("train/loss", "val/loss", "val/balanced_accuracy", "val/accuracy")
+SILENCED = (
+    ".*LeafSpec.*is deprecated",
+    ".*smaller than the logging interval",
+    "Total length of `list` across ranks is zero",
+    "Checkpoint directory .* exists and is not empty",  # after a resumption
+)
 
 
 class EpochProgress(ProgressBar):
-    """Epochs, images a second and the latest validation figures.
+    """Epochs, images per second and the latest validation metrics.
 
     Args:
-        title: What the bar is called, such as the model's name.
+        title: Shown in front of the bar, such as the model's name.
 
     Attributes:
-        speeds: Training images a second of this process, one figure an epoch; validation is not
-            counted in.
+        speeds: Training images per second of each epoch of this process, without validation.
     """
 
     def __init__(self, title: str) -> None:
@@ -46,7 +51,7 @@ class EpochProgress(ProgressBar):
         return statistics.median(self.speeds) if self.speeds else 0.0
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first."""
+        """Lightning calls this on all ranks except the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -54,11 +59,11 @@ class EpochProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
+        """Open the bar; a resumed training starts in the middle of it."""
+        batches = int(trainer.num_training_batches)
         self._bar = tqdm(
-            total=int(trainer.max_epochs or 0) * int(trainer.num_training_batches),
-            initial=int(trainer.current_epoch)
-            * int(trainer.num_training_batches),  # not 0 when resumed
+            total=int(trainer.max_epochs or 0) * batches,
+            initial=int(trainer.current_epoch) * batches,
             desc=self._title,
             unit="step",
             leave=False,
@@ -68,7 +73,7 @@ class EpochProgress(ProgressBar):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock."""
+        """Start the clock of the epoch."""
         self._began = time.perf_counter()
         self._images = 0
 
@@ -86,21 +91,20 @@ class EpochProgress(ProgressBar):
             self._bar.update(1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training ends here for the images-a-second figure."""
+        """Stop the clock: validation does not count."""
         self._stop_clock()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the epoch's figures."""
+        """Show the metrics of the epoch."""
         self._stop_clock()
-        metrics = trainer.callback_metrics
-        figures = {name: float(metrics[name]) for name in SHOWN if name in metrics}
-        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        epoch = f"{self._title}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        line = f"{epoch}  {text}  {self.speeds[-1]:,.0f} images/s"
+        values = trainer.callback_metrics
+        text = "  ".join(f"{name} {float(values[name]):.3f}" for name in SHOWN if name in values)
+        epoch = trainer.current_epoch + 1
         if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(f"epoch {trainer.current_epoch + 1}  {text}")
+            self._bar.set_postfix_str(f"epoch {epoch}  {text}")
         elif trainer.global_rank == 0:
-            log.info(line)
+            name, speed = self._title, self.speeds[-1]
+            log.info(f"{name}: epoch {epoch}/{trainer.max_epochs}  {text}  {speed:,.0f} images/s")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -110,9 +114,8 @@ class EpochProgress(ProgressBar):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar, so that the error stands on a line of its own."""
-        if self._bar is not None:
-            self._bar.close()
+        """Close the bar, so that the error starts on a new line."""
+        self.on_train_end(trainer, pl_module)
 
     def _stop_clock(self) -> None:
         if self._began:
@@ -121,16 +124,14 @@ class EpochProgress(ProgressBar):
 
 
 class AfterEpoch(Checkpoint):
-    """Tell somebody outside the figures of each epoch, on the first rank; an exception of theirs ends the training.
+    """Call a function with the metrics of each epoch, on the first rank; its exception ends `fit`.
 
-    A `Checkpoint` only because Lightning calls those last, when the epoch's figures are whole and
-    its choice is made.
-
-    Must stand behind `BestEpoch`.
+    A `Checkpoint` because Lightning calls those last, when all metrics of the epoch are known. Must
+    be listed after `BestEpoch`.
 
     Args:
-        call: Given the epoch, from 1, and its metrics by their recorded names, undefined ones left
-            out; or None.
+        call: Called with the epoch, from 1, and its metrics by their recorded names, without
+            undefined ones; or None.
     """
 
     def __init__(self, call: Callable[[int, dict[str, float]], None] | None) -> None:
@@ -138,26 +139,23 @@ class AfterEpoch(Checkpoint):
         self._raised: BaseException | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Call; if that ends the training, complete the record first."""
+        """Call the function; if it raises, complete the record of the epoch first."""
         if self._call is None or not trainer.is_global_zero:
             return
-        figures = best_epoch(trainer).history[-1]
+        metrics = best_epoch(trainer).history[-1]
         try:
-            self._call(trainer.current_epoch + 1, dict(figures))
+            self._call(trainer.current_epoch + 1, dict(metrics))
         except BaseException as error:
             self._raised = error
-            for (
-                logger
-            ) in trainer.loggers:  # Lightning logs the training's figures only after this hook
-                training = {
-                    name: value for name, value in figures.items() if name.startswith("train/")
-                }
+            # Lightning logs the training's metrics only after this hook
+            training = {name: metrics[name] for name in metrics if name.startswith("train/")}
+            for logger in trainer.loggers:
                 logger.log_metrics(training, trainer.global_step - 1)
             raise
 
     @contextmanager
     def exceptions_unchanged(self) -> Iterator[None]:
-        """Around `fit`: Lightning makes a SystemExit of a KeyboardInterrupt, and has Ctrl+C ignored from then on."""
+        """Around `fit`: Lightning turns KeyboardInterrupt into SystemExit and disables Ctrl+C."""
         handler = signal.getsignal(signal.SIGINT)
         try:
             yield
@@ -170,18 +168,14 @@ class AfterEpoch(Checkpoint):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's announcements of hardware and products, and four warnings that say nothing."""
+    """Silence Lightning's announcements of hardware and products, and four warnings without use."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
-            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-            warnings.filterwarnings(
-                "ignore", message="Checkpoint directory .* exists and is not empty"
-            )  # resumed
+            for message in SILENCED:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         logger.setLevel(level)

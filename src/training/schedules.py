@@ -1,4 +1,4 @@
-"""Learning-rate schedules, all stepped once a training step. Each is given the optimizer and the number of steps."""
+"""Learning-rate schedules: functions of the optimizer and the number of steps."""
 
 import math
 from typing import Annotated
@@ -11,21 +11,23 @@ Fraction = Annotated[float, Interval(gt=0, lt=1)]
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The optimizer's own learning rate, unchanged."""
+    """The optimizer's learning rate, unchanged."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def onecycle(
     optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.3, cycle_momentum: bool = True
 ) -> LRScheduler:
-    """Rise to each parameter group's learning rate, then fall to nearly zero (Smith & Topin 2019, arXiv 1708.07120).
+    """Rise to each parameter group's learning rate, then fall to nearly zero.
+
+    Source: Smith & Topin 2019, arXiv 1708.07120.
 
     Args:
-        optimizer: Its groups' learning rates are the peaks.
-        total_steps: Training steps in all.
+        optimizer: The learning rates of its groups are the peaks.
+        total_steps: Number of training steps.
         warmup: Part of the steps spent rising, in (0, 1).
         cycle_momentum: Let momentum (Adam's first beta) fall from 0.95 to 0.85 and rise again, as
-            the paper does; what the optimizer was given for it then has no effect.
+            in the paper; the optimizer's own value then has no effect.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(
@@ -38,11 +40,13 @@ def onecycle(
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.05) -> LRScheduler:
-    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts).
+    """Linear warm-up, then half a cosine down to zero.
+
+    Source: Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.
 
     Args:
-        optimizer: Its groups' learning rates are the peaks.
-        total_steps: Training steps in all.
+        optimizer: The learning rates of its groups are the peaks.
+        total_steps: Number of training steps.
         warmup: Part of the steps spent rising, in (0, 1).
     """
     rising = max(1, round(warmup * total_steps))
@@ -50,8 +54,7 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.05) -> L
     def factor(step: int) -> float:
         if step < rising:
             return (step + 1) / rising
-        return 0.5 * (
-            1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total_steps - rising)))
-        )
+        progress = min(1.0, (step - rising) / max(1, total_steps - rising))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)

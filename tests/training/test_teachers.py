@@ -12,25 +12,26 @@ from src.models.custom import CustomCNN
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.training.classifier import Classifier
 from src.training.teachers import Teacher
 
 Typed = Callable[..., tuple[int, str]]
 
 
-def test_a_teacher_normalises_resizes_and_is_left_alone() -> None:
+def test_a_teacher_normalises_resizes_and_has_no_gradients() -> None:
     net = CustomCNN(image_size=32, outputs=3, width=4, norm="batch")
-    teacher = Teacher(net, 32, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    classifier = Classifier("net", net, nn.Identity(), "abc", None, None, 32, mean, std)  # type: ignore[arg-type]
+    teacher = Teacher(classifier)
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    by_hand = (images / 255 - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor(
-        [0.2, 0.3, 0.4]
-    ).view(1, 3, 1, 1)
-    torch.testing.assert_close(teacher(images), net(by_hand))
+    columns = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    normalised = (images / 255 - next(columns)) / next(columns)
+    torch.testing.assert_close(teacher(images), net(normalised))
     torch.testing.assert_close(teacher(images), teacher(images / 255))
     flat = torch.full((1, 3, 48, 48), 0.7)
     torch.testing.assert_close(teacher(flat), teacher(flat[..., :32, :32]))
     assert not net.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert nn.Module.state_dict(teacher).keys() == {f"net.{name}" for name in net.state_dict()}
 
 
 def test_a_student_learns_from_a_run_of_the_same_split_only(

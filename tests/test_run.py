@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import run as jobs
-from src import run as recording
 from src.core.cli import ROOT
 from src.core.config import WITHOUT_EFFECT
 from src.core.environment import config_hash
 from src.core.errors import ConfigError
+from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import loop
 
@@ -93,12 +93,12 @@ def test_every_trainer_for_one_device_may_be_a_trials(
 )
 def test_a_password_is_masked_and_all_else_stays(uri: str | None, shown: str | None) -> None:
     plain = {"tracking": {"uri": uri, "experiment": "e"}, "seed": 3}
-    assert recording.public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
+    assert jobs.public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
     assert plain["tracking"] == {"uri": uri, "experiment": "e"}
 
 
 def test_a_config_that_could_not_be_resolved_has_nothing_to_record() -> None:
-    assert recording.public({}) == {}
+    assert jobs.public({}) == {}
 
 
 def test_neither_parameters_nor_config_yaml_hold_the_password(
@@ -108,24 +108,24 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     net = SimpleNamespace(net=None, image_size=32)
     monkeypatch.setattr(loop, "build", lambda config: SimpleNamespace(classifier=net, data=None))
-    monkeypatch.setattr(recording, "static_cost", lambda net, size: {})
+    monkeypatch.setattr(jobs, "static_cost", lambda net, size: {})
     written: dict[str, Any] = {}
 
     class EnoughError(Exception):
         pass
 
-    def describe(config: DictConfig, *rest: Any) -> None:
-        written["config.yaml"] = OmegaConf.to_yaml(config, resolve=True)
+    def note(run: Run, content: str, name: str) -> None:
+        written[name] = content
         raise EnoughError
 
-    monkeypatch.setattr(recording, "describe_inputs", describe)
+    monkeypatch.setattr(Run, "text", note)
     _, plain, problem = jobs._checked(config, [], store)
     assert problem is None
     with (
         pytest.raises(EnoughError),
         jobs._start(store, config, plain, ["seed=0"], jobs.RunContext()) as run,
     ):
-        recording.record(config, tmp_path, ["seed=0"], run)
+        jobs.record(config, tmp_path, ["seed=0"], run)
     assert "postgresql://me:***@db.example.org" in written["config.yaml"]
     assert "s3cret" not in written["config.yaml"]
     assert config.tracking.uri == URI  # the job itself still needs it

@@ -1,0 +1,118 @@
+"""Use from Python: compose, run, study, load_model, predictions, and Lightning's own loading."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from src import api
+from src.core.errors import ConfigError, UserError
+from src.tracking import read
+from src.training.classifier import RECIPE, Classifier
+
+TINY = ["efficiency=fast", "data.source.lesions=100", "model.image_size=32", "data.batch_size=16"]
+SMALL = [*TINY, "model.net.width=4", "trainer.max_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, module_patch: pytest.MonkeyPatch, empty_database: Path
+) -> Path:
+    """A working folder; the module runs in it."""
+    path = tmp_path_factory.mktemp("api")
+    (path / "mlruns").mkdir()
+    (path / "mlruns" / "mlflow.db").write_bytes(empty_database.read_bytes())
+    module_patch.chdir(path)
+    module_patch.setenv("PARETODERM_CACHE", str(path / "cache"))
+    module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> api.RunResult:
+    config = api.compose(SMALL)
+    config.model.net.width = 6  # as one does in a notebook
+    return api.run(config)
+
+
+def test_a_run_returns_its_metrics_and_is_logged(result: api.RunResult) -> None:
+    row = read.runs(result.store, f"attributes.run_id = '{result.run_id}'").iloc[0]
+    assert row["status"] == "FINISHED"
+    assert result.metrics["best/val/accuracy"] == row["metrics.best/val/accuracy"]
+    assert "model.net.width=6" in row["tags.overrides"].split()
+    assert "test/accuracy" in result.metrics
+
+
+def test_predictions_are_those_of_the_model(folder: Path, result: api.RunResult) -> None:
+    table = api.predictions(result.run_id)
+    classes = [name for name in table if str(name).startswith("p/")]
+    accuracy = (table[classes].idxmax(axis=1).str.removeprefix("p/") == table["label"]).mean()
+    assert accuracy == pytest.approx(result.metrics["best/val/accuracy"])
+    model = api.load_model(result.run_id[:8])
+    pictures = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        probability = model(pictures)
+    assert probability.shape == (3, 7)
+    np.testing.assert_allclose(probability.sum(dim=1), 1, rtol=1e-5)
+    assert not model.training
+
+
+def test_lightning_loads_the_checkpoint_without_arguments(
+    folder: Path, result: api.RunResult
+) -> None:
+    path = read.artifact(result.store, result.run_id, "checkpoint/best.ckpt")
+    classifier = Classifier.load_from_checkpoint(path)
+    assert not classifier.training
+    assert (classifier.name, classifier.image_size) == ("custom", 32)
+    assert len(classifier.metrics.classes) == 7
+    pictures = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = api.load_model(result.run_id)(pictures)
+        logits = classifier(pictures.permute(0, 3, 1, 2))
+    torch.testing.assert_close(torch.softmax(logits, dim=1), expected)
+
+
+def test_a_checkpoint_that_names_other_code_is_refused(
+    folder: Path, result: api.RunResult, tmp_path: Path
+) -> None:
+    content = torch.load(
+        read.artifact(result.store, result.run_id, "checkpoint/best.ckpt"), weights_only=True
+    )
+    recipe = content[RECIPE]
+    recipe["model"]["net"]["_target_"] = "os.system"
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ConfigError, match=r"model\.net\._target_: must be a part of"):
+        Classifier.load_from_checkpoint(tmp_path / "evil.ckpt")
+    del content[RECIPE]
+    torch.save(content, tmp_path / "plain.ckpt")
+    with pytest.raises(UserError, match="does not say how its classifier is built"):
+        Classifier.load_from_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        Classifier.load_from_checkpoint(tmp_path / "nowhere.ckpt")
+
+
+@pytest.mark.usefixtures("own_fork_server")
+def test_a_study_has_trials_front_and_best(folder: Path) -> None:
+    study = api.study([*TINY, "model.net.width=4,0,8", "trainer.max_epochs=1"], name="widths")
+    assert (study.name, study.is_complete) == ("widths", False)
+    assert sorted(study.trials["status"]) == ["FAILED", "FINISHED", "FINISHED"]
+    best = study.best()
+    assert best["run_id"] == study.trials.iloc[0]["run_id"]
+    assert bool(best["front"])
+    assert set(study.front["run_id"]) <= set(study.trials["run_id"])
+    cheapest = study.best("efficiency/params")
+    assert cheapest["overrides"] == "model.net.width=4"
+    limit = f"efficiency/params <= {cheapest['efficiency/params']}"
+    assert study.best("val/accuracy", [limit])["run_id"] == cheapest["run_id"]
+    with pytest.raises(UserError, match="no trial has"):
+        study.best("val/accuracy", ["efficiency/params <= 1"])
+    assert isinstance(study.trials, pd.DataFrame)
+
+
+def test_bad_values_raise(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.net\.width"):
+        api.run(api.compose([*SMALL, "model.net.width=0"]))
+    with pytest.raises(ConfigError, match="dry_run"):
+        api.study([*SMALL, "model.net.width=4,8", "dry_run=true"])

@@ -1,0 +1,104 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
+
+from src.training.figures import (
+    CELL,
+    confusion_matrix,
+    draw_contact_sheet,
+    learning_curves,
+    per_class_table,
+)
+
+MATRIX = np.array([[8, 2, 0], [1, 4, 0], [3, 0, 7]])
+
+
+def test_per_class_table_agrees_with_scikit_learn() -> None:
+    true = np.repeat([0, 0, 0, 1, 1, 1, 2, 2, 2], MATRIX.ravel())
+    predicted = np.repeat([0, 1, 2] * 3, MATRIX.ravel())
+    precision, recall, f1, images = precision_recall_fscore_support(true, predicted)
+    table = per_class_table(MATRIX, ("a", "b", "c"))
+    assert table["class"].tolist() == ["a", "b", "c"]
+    assert table["images"].tolist() == images.tolist()
+    for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert table[name].tolist() == pytest.approx(values.tolist())
+    assert table["specificity"].tolist() == pytest.approx([11 / 15, 18 / 20, 15 / 15])
+
+
+def test_confusion_picture_shows_every_count_and_names_its_axes() -> None:
+    (axes, bar) = confusion_matrix(MATRIX, ("a", "b", "c"), "val").axes
+    assert [int(text.get_text()) for text in axes.texts] == MATRIX.ravel().tolist()
+    assert axes.get_xlabel() == "predicted class"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a (10)", "b (5)", "c (10)"]
+    assert "recall" in bar.get_ylabel()
+
+
+def test_learning_curves_end_where_training_ended() -> None:
+    history = pd.DataFrame({"train/loss": [2.0, 1.0, 0.5], "val/accuracy": [0.2, 0.5, 0.4]})
+    loss, quality = learning_curves(history, chosen_epoch=1).axes
+    assert loss.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert loss.lines[0].get_ydata().tolist() == [2.0, 1.0, 0.5]
+    assert "lower is better" in loss.get_ylabel()
+    assert "higher is better" in quality.get_ylabel()
+    assert list(quality.lines[-1].get_xdata()) == [2, 2]  # the kept epoch, counted from 1
+
+
+def images_of(colour: tuple[int, int, int], n: int = 3, size: int = 64) -> np.ndarray:
+    return np.full((n, size, size, 3), colour, dtype=np.uint8)
+
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+
+
+def pixels_of(sheet: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    """Rows and columns of the sheet that hold this colour exactly."""
+    return np.argwhere((np.asarray(sheet) == colour).all(axis=2))
+
+
+def test_classes_are_rows_and_before_is_left_of_after() -> None:
+    sheet = draw_contact_sheet(
+        {"mel (7)": images_of(RED), "nv (9)": images_of(GREEN)},
+        {"mel (7)": images_of(BLUE), "nv (9)": images_of(YELLOW)},
+    )
+    pixels = {colour: pixels_of(sheet, colour) for colour in (RED, GREEN, BLUE, YELLOW)}
+    for positions in pixels.values():
+        assert len(positions) == 3 * CELL**2
+    assert pixels[RED][:, 0].max() < pixels[GREEN][:, 0].min()
+    assert pixels[RED][:, 1].max() < pixels[BLUE][:, 1].min()
+    assert (np.unique(pixels[RED][:, 0]) == np.unique(pixels[BLUE][:, 0])).all()
+    assert (np.unique(pixels[GREEN][:, 1]) == np.unique(pixels[RED][:, 1])).all()
+
+
+def test_labels_and_headings_are_written_and_not_covered() -> None:
+    long, short = (
+        draw_contact_sheet({"x" * 30: images_of(RED)}, {"x" * 30: images_of(BLUE)}),
+        draw_contact_sheet({"": images_of(RED)}, {"": images_of(BLUE)}),
+    )
+    first_image = pixels_of(long, RED)[:, 1].min()
+    row = np.asarray(long)[pixels_of(long, RED)[:, 0].min() :, :first_image]
+    assert (row < 128).all(axis=2).sum() > 100  # dark text left of the images
+    assert first_image > pixels_of(short, RED)[:, 1].min()
+    heading = np.asarray(short)[: pixels_of(short, RED)[:, 0].min()]
+    assert (heading < 128).all(axis=2).sum() > 100
+
+
+@pytest.mark.parametrize("size", [8, 64, 224])
+def test_any_image_size_fills_its_cell(size: int) -> None:
+    sheet = draw_contact_sheet({"a": images_of(RED, size=size)}, {"a": images_of(BLUE, size=size)})
+    assert len(pixels_of(sheet, RED)) == 3 * CELL**2
+
+
+def test_classes_with_fewer_images_or_none() -> None:
+    sheet = draw_contact_sheet(
+        {"a": images_of(RED, 4), "b": images_of(GREEN, 1), "c": images_of(GREEN, 0)},
+        {"a": images_of(BLUE, 4), "b": images_of(YELLOW, 1), "c": images_of(YELLOW, 0)},
+    )
+    assert len(pixels_of(sheet, RED)) == 4 * CELL**2
+    assert len(pixels_of(sheet, GREEN)) == CELL**2
+
+
+def test_different_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="same labels"):
+        draw_contact_sheet({"a": images_of(RED)}, {"b": images_of(RED)})
