@@ -11,11 +11,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from src import study as launch
-from src import train
 from src.core import config as shared_config
 from src.core.cli import ROOT
 from src.core.errors import ConfigError, UserError
-from src.study import StudyPlan, make_plan, probe
+from src.study import StudyPlan, make_plan
 from src.sweep.storage import default_url, open_storage
 
 Plugins.instance()
@@ -189,21 +188,3 @@ def test_a_study_reopened_after_all_its_trials_were_broken_off_draws_others(
             drawn.append(plan.space.suggest(trial).params["optimizer.lr"])
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert len(set(drawn)) == 6
-
-
-def test_probing_tells_what_is_wrong_with_every_cell_and_lets_a_good_one_pass() -> None:
-    loader = ConfigLoaderImpl(create_config_search_path(str(ROOT / "conf")))
-    with pytest.raises(ConfigError, match="optimizer.lr|model.net.dropout"):
-        probe(planned("model.net.width=8,16", "model.net.dropout=7"), loader)
-    probe(planned("model.net.width=0,8"), loader)
-
-
-@pytest.mark.parametrize(
-    "flags", [["-m", "--cfg", "job"], ["--multirun", "-c", "job"], ["-m", "--cfg=job"]]
-)
-def test_showing_the_config_of_a_sweep_is_refused_in_one_line(run_entry, flags: list[str]) -> None:
-    status, said = run_entry(train.main, *flags, "model.net.width=8,16")
-    assert status == 2
-    assert said.startswith("error: --cfg: ")
-    assert said.count("\n") == 1
-    assert "-m" in said
