@@ -24,7 +24,7 @@ from src.core.config import check, resolve
 from src.tracking import read
 from src.tracking.store import Store
 
-# studies about a data set: what their cells hold is trained in tests/test_presets.py
+# studies about a data set: what their cells hold is trained in tests/test_conf.py
 ON_REAL_IMAGES = {
     **dict.fromkeys(
         ("better", "better_final", "leakage", "mamun2025", "mamun2025_64px"), "ham10000"
