@@ -183,7 +183,7 @@ def load_model(run_id: str, store: Store | None = None) -> nn.Module:
         UserError: No such run, or it has no trained model.
     """
     store = store or _store()
-    return CameraNet.of(trained.classifier(store, trained.single(store, run_id)))
+    return CameraNet.of(trained.load_classifier(store, trained.single(store, run_id)))
 
 
 def predictions(run_id: str, split: str = "val", store: Store | None = None) -> pd.DataFrame:

@@ -273,7 +273,9 @@ def _repeated(
                     pairs.append((origin.origin_of(store, run_id), run_id))
                 metrics.append(values)
                 context.repeat_ended(seed, run_id, values)
-                discard_states([seed_folder(folder, seed) for folder in (context.folder, *context.resume)])
+                discard_states(
+                    [seed_folder(folder, seed) for folder in (context.folder, *context.resume)]
+                )
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             context.give_up(early.state, "", str(early))

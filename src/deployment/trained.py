@@ -11,10 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from tqdm import tqdm
 
-from src.core.config import check_targets, instantiate
+from src.core.config import check_targets, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
@@ -30,7 +29,7 @@ from src.models.precision import cast_as_recorded
 from src.tracking import read
 from src.tracking.store import Store
 from src.training.checkpoint import load_weights
-from src.training.classifier import Classifier
+from src.training.classifier import Classifier, from_recipe, make_recipe
 
 SHOWN = 5  # run ids in a message
 EVALUATION = "evaluation"  # the tag `kind` of a run that evaluates another one
@@ -230,22 +229,9 @@ def build_classifier(config: DictConfig, classes: Sequence[str]) -> Classifier:
         raise UserError(
             f"{config.model.get('name')}: is no network; it cannot be evaluated on other data"
         )
-    config = config.copy()
-    if "weights" in config.model.net:
-        config.model.net.weights = "random"  # the checkpoint replaces them
-    outputs = 1 if len(classes) == 2 else len(classes)
-    net: nn.Module = instantiate(config.model.net, "model.net", outputs=outputs)
-    classifier: Classifier = instantiate(
-        config.model,
-        "model",
-        ("net", "image_size"),
-        net=cast_as_recorded(net, config),
-        image_size=config.data.image_size,
-        loss=nn.Identity(),
-        classes=tuple(classes),
-        optimizer=None,
-        scheduler=None,
-    )
+    recipe = make_recipe(resolve(config.model), classes, int(config.data.image_size))
+    classifier = from_recipe(recipe)
+    cast_as_recorded(classifier.net, config)
     return classifier.eval()
 
 

@@ -107,7 +107,10 @@ def train(
     checkpoint = folder / "checkpoint" / "best.ckpt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(checkpoint, "the checkpoint") as draft:
-        torch.save({"state_dict": module.state_dict()}, draft)
+        content: dict[str, Any] = {"state_dict": module.state_dict()}
+        if hasattr(module, "on_save_checkpoint"):
+            module.on_save_checkpoint(content)
+        torch.save(content, draft)
     if run is not None:
         run.tag(chosen_by=fit.chosen_by, **fit.tags)
         for name, table in fit.tables.items():

@@ -217,7 +217,7 @@ class Classifier(LightningModule):
             problem = "does not say how its classifier is built; load it into one with load_weights"
             raise UserError(f"{checkpoint_path}: {problem}")
         check_targets(recipe)
-        classifier = build_classifier(recipe, **arguments)
+        classifier = from_recipe(recipe, **arguments)
         tensors = content["state_dict"].values()
         if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
             precision.cast(classifier.net)
@@ -242,7 +242,7 @@ def make_recipe(
     return {"model": {**settings, "net": net}, "classes": list(classes), "image_size": image_size}
 
 
-def build_classifier(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
+def from_recipe(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
     """Build a classifier without trained weights.
 
     Args:

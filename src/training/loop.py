@@ -26,7 +26,7 @@ from src.models.precision import cast_as_recorded
 from src.tracking.run import Run
 from src.training import figures, teachers
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, fits, load_weights
-from src.training.classifier import Classifier, build_classifier, make_recipe
+from src.training.classifier import Classifier, from_recipe, make_recipe
 from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
 
@@ -75,7 +75,7 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
         factory([nn.Parameter(torch.zeros(1))])
     except ValueError as error:  # before anything is trained
         raise ConfigError("optimizer", str(error)) from error
-    classifier = build_classifier(
+    classifier = from_recipe(
         recipe,
         net=net,
         loss=build_loss(config, data, load_teachers=pretrained),

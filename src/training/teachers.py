@@ -13,7 +13,7 @@ from src.models.precision import cast_as_recorded
 from src.tracking import read
 from src.tracking.store import Store, TrackingError
 from src.training.checkpoint import load_weights
-from src.training.classifier import Classifier, as_float, build_classifier, make_recipe
+from src.training.classifier import Classifier, as_float, from_recipe, make_recipe
 
 KEY = "loss.teacher"
 
@@ -85,7 +85,7 @@ def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
     assert isinstance(config, DictConfig)
     check_targets(config)
     model = resolve(config.model)
-    classifier = build_classifier(make_recipe(model, data.classes, int(config.data.image_size)))
+    classifier = from_recipe(make_recipe(model, data.classes, int(config.data.image_size)))
     cast_as_recorded(classifier.net, config)
     load_weights(classifier, checkpoint)
     return Teacher(classifier)

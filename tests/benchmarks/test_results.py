@@ -231,7 +231,9 @@ def test_small_differences_do_not_read_as_zero() -> None:
     frame = pd.DataFrame({"p/mel": [], "p/nv": []})
     cell = results.Cell("s", "", "a", {}, frame, [frame], "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "paired_difference", lambda *_, **__: _difference(0.0004, 0.00001, 0.001))
+        patch.setattr(
+            results, "paired_difference", lambda *_, **__: _difference(0.0004, 0.00001, 0.001)
+        )
         text = results.difference(results.Pair(cell, cell), "accuracy", [200, 0, 0.95])
     assert text == ("+0.00040 [+0.00001, +0.00100]", "better")
 
