@@ -103,7 +103,8 @@ class StudyResult:
         if values.empty:
             raise UserError(f"{self.name}: no trial has {name} and keeps the limits")
         is_maximized = describe(name).direction == "maximize"
-        return rows.loc[values.idxmax() if is_maximized else values.idxmin()]
+        best = values.max() if is_maximized else values.min()
+        return rows[rows[name] == best].iloc[0]
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

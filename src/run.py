@@ -332,8 +332,8 @@ def _trial_run(
 
 def _commit(context: TrialContext, metrics: dict[str, float]) -> None:
     """Commit the outcome; a trial whose model lacks an objective does not count in the search."""
-    items = (*context.objectives, *context.limits)
-    missing = sorted({item.metric for item in items}.intersection(NOT_FOR_ALL) - metrics.keys())
+    needed = {item.metric for item in context.objectives} | {item.metric for item in context.limits}
+    missing = sorted(needed.intersection(NOT_FOR_ALL) - metrics.keys())
     if missing:
         reason = f"this model has no {missing[0]}; it is in the comparison, but not on the front"
         context.give_up("pruned", "", reason)

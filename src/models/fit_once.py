@@ -108,8 +108,9 @@ def train(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(checkpoint, "the checkpoint") as draft:
         content: dict[str, Any] = {"state_dict": module.state_dict()}
-        if hasattr(module, "on_save_checkpoint"):
-            module.on_save_checkpoint(content)
+        hook = getattr(module, "on_save_checkpoint", None)
+        if callable(hook):
+            hook(content)
         torch.save(content, draft)
     if run is not None:
         run.tag(chosen_by=fit.chosen_by, **fit.tags)

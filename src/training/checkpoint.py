@@ -170,7 +170,7 @@ def save_weights(module: nn.Module, path: Path | str) -> None:
     content: dict[str, Any] = {"state_dict": module.state_dict()}
     if pruned_layers.is_pruned(module):
         content[PRUNED] = True
-    if hasattr(module, "on_save_checkpoint"):
+    if isinstance(module, LightningModule):
         module.on_save_checkpoint(content)
     # torch's own writer has no plain error for a full disk
     packed = io.BytesIO()

@@ -167,7 +167,8 @@ class Classifier(LightningModule):
         if "lr" not in keywords:
             raise ConfigError("backbone_lr_factor", "needs an optimizer with an `lr` in its config")
         ids = {id(parameter) for parameter in backbone.parameters()}
-        groups = [{"params": [parameter for parameter in trained if id(parameter) not in ids]}]
+        fast = [parameter for parameter in trained if id(parameter) not in ids]
+        groups: list[dict[str, Any]] = [{"params": fast}]
         if slow := [parameter for parameter in trained if id(parameter) in ids]:
             lr = float(keywords["lr"]) * self._backbone_lr_factor
             groups.append({"params": slow, "lr": lr})
