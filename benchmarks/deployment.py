@@ -31,7 +31,7 @@ from src.deployment.benchmark.models import (
 from src.deployment.benchmark.result import BenchmarkRow
 from src.deployment.benchmark.worker import encoded
 from src.deployment.compression.base import CompressionContext
-from src.deployment.compression.onnx import FILE, OnnxStaticInt8
+from src.deployment.compression.onnx import OnnxStaticInt8
 from src.deployment.description import Description
 from src.deployment.runtimes.eager import CameraNet
 from src.deployment.runtimes.files import FORMATS, RuntimeName
@@ -61,7 +61,7 @@ def made(folder: Path) -> Iterator[BenchmarkModel]:
                 parts.classifier, parts.data, _describe(config, parts), _no_tuning, own
             )
             int8 = OnnxStaticInt8().compress(context)
-            yield of_file(int8.file or own / FILE, f"{model} int8")
+            yield of_file(int8.file or own / "model.onnx", f"{model} int8")
 
 
 def _in_runtime(

@@ -139,9 +139,9 @@ class BenchmarkModel:
 
     Attributes:
         label: Shown to people.
-        runtime: RuntimeName of the runtime.
+        runtime: Name of the runtime.
         run_id: The run; empty for a file until it is loaded.
-        model: RuntimeName of the architecture; empty for a file until it is loaded.
+        model: Name of the architecture; empty for a file until it is loaded.
         spec: What a worker loads, see `src.deployment.benchmark.worker.Session`.
         size_mb: Size of the file, 10^6 bytes.
         reason: Why it cannot be loaded; empty if it can.

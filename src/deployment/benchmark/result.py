@@ -80,7 +80,7 @@ class BenchmarkRow:
 
     Attributes:
         label: Shown to people.
-        runtime: RuntimeName of the runtime.
+        runtime: Name of the runtime.
         run_id: The run that the model comes from; empty if the model could not be loaded.
         model: Name of the architecture.
         precision: Precision of the weights.

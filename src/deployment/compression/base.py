@@ -1,7 +1,8 @@
 """The contract of a compression, what all compressions share, and bfloat16."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from src.core.errors import ConfigError, UserError
+from src.core.files import atomic_file
 from src.data.module import DataModule
 from src.deployment.description import Description
 from src.deployment.runtimes.base import ImageBatch
@@ -94,6 +96,32 @@ class Compression(Protocol):
             UserError: This net cannot be compressed; the message names the operator or layer.
         """
         ...
+
+
+class FileCompression(ABC):
+    """A compression whose result is a model file.
+
+    Attributes:
+        suffix: Of the file.
+        precision: Of the weights in it.
+    """
+
+    config_only = ("name",)
+    suffix: str
+    precision = "int8"
+
+    @abstractmethod
+    def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
+        """Write the model file; returns what is recorded. A file of a failed call is deleted."""
+
+    def compress(self, context: CompressionContext) -> CompressedModel:
+        """Write the file of the compressed model."""
+        context.network()
+        file = context.folder / f"model{self.suffix}"
+        description = replace(context.description, precision=self.precision)
+        with atomic_file(file, "the model") as draft:
+            facts = self.write(draft, context, description)
+        return CompressedModel(context.classifier, file, self.precision, facts)
 
 
 class Bfloat16:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,15 +13,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from src.core.errors import UserError
-from src.core.files import atomic_file
 from src.deployment.compression import base
-from src.deployment.compression.base import CompressedModel, CompressionContext
+from src.deployment.compression.base import CompressionContext, Facts, FileCompression
+from src.deployment.description import Description
 from src.deployment.runtimes import executorch as runtime
 from src.deployment.runtimes.base import ImageBatch, in_batches, naming_operators, needs, quiet
 from src.deployment.runtimes.eager import CameraNet
 from src.training.classifier import as_float
 
-FILE = "model.pte"
 BATCH = 32
 CHECKED = 32  # pictures on which the file is compared with the quantised graph
 # Mean difference of their probabilities. Kernels that round differently stay below 0.01.
@@ -72,7 +72,7 @@ class ExportedNet(nn.Module):
 
 
 @dataclass
-class ExecutorchInt8:
+class ExecutorchInt8(FileCompression):
     """Weights and activations in 8 bits, symmetric weights with a scale per output channel.
 
     Args:
@@ -95,12 +95,13 @@ class ExecutorchInt8:
     epochs: Annotated[int, Ge(0)] = 0
     lr: Annotated[float, Gt(0)] = 1e-4
 
-    config_only = ("name",)
+    suffix = runtime.FORMAT.suffix
 
-    def compress(self, context: CompressionContext) -> CompressedModel:
+    def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
         """Quantise the net, fine-tune it if epochs are set, and lower it to XNNPACK.
 
-        The file's output is compared with that of the quantised net.
+        The file's output is compared with that of the quantised net: kernels have computed
+        something else before.
         """
         camera, classifier = context.camera(), context.classifier
         with quiet(), needs("executorch"):
@@ -118,34 +119,28 @@ class ExecutorchInt8:
                 classifier.eval()
             prepared.cpu().eval()
         quantised = convert_pt2e(prepared.graph)
-        tensors = (
-            attrgetter(str(node.target))(quantised)
-            for node in quantised.graph.nodes
-            if node.op == "get_attr"
-        )
-        weights = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() > 1]
+        nodes = [node for node in quantised.graph.nodes if node.op == "get_attr"]
+        tensors = [attrgetter(str(node.target))(quantised) for node in nodes]
         facts = base.weight_facts(
-            [(tensor.numel(), tensor.dtype == torch.int8) for tensor in weights],
+            [
+                (tensor.numel(), tensor.dtype == torch.int8)
+                for tensor in tensors
+                if isinstance(tensor, Tensor) and tensor.dim() > 1
+            ],
             "XNNPACK's quantiser takes no layer of this net",
         )
         camera.net = ExportedNet(quantised).eval()
-        with atomic_file(context.folder / FILE, "the model") as draft:
-            runtime.FORMAT.write(camera, replace(context.description, precision="int8"), draft)
-            # Kernels have computed something else than the graph before.
-            checked = pictures[:CHECKED]
-            with torch.inference_mode():
-                expected = camera(torch.from_numpy(checked)).numpy()
-            output = in_batches(runtime.ExecutorchRuntime(draft), checked)
-            if not (difference := float(np.abs(output - expected).mean())) < TOLERANCE:
-                raise UserError(
-                    "ExecuTorch's kernels do not compute what the quantised net says: "
-                    f"probabilities differ by {difference:.3f} on average; take another compression"
-                )
-        facts |= {
-            "calibration": "moving_average" if self.epochs else self.method,
-            "calibration_images": len(pictures),
-        }
-        return CompressedModel(classifier, context.folder / FILE, "int8", facts)
+        runtime.FORMAT.write(camera, description, path)
+        with torch.inference_mode():
+            expected = camera(torch.from_numpy(pictures[:CHECKED])).numpy()
+        output = in_batches(runtime.ExecutorchRuntime(path), pictures[:CHECKED])
+        if not (difference := float(np.abs(output - expected).mean())) < TOLERANCE:
+            raise UserError(
+                "ExecuTorch's kernels do not compute what the quantised net says: "
+                f"probabilities differ by {difference:.3f} on average; take another compression"
+            )
+        method = "moving_average" if self.epochs else self.method
+        return facts | {"calibration": method, "calibration_images": len(pictures)}
 
     def prepare(self, context: CompressionContext, pictures: ImageBatch) -> ExportedNet:
         """The net with observers that have seen pictures; batch normalisation is folded."""

@@ -2,18 +2,18 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from src.core.files import atomic_file
 from src.deployment.compression import base
-from src.deployment.compression.base import CompressedModel, CompressionContext
+from src.deployment.compression.base import CompressionContext, Facts, FileCompression
+from src.deployment.description import Description
 from src.deployment.runtimes import litert as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
 
-FILE = "model.tflite"
 # Operators of the camera's picture, its normalisation and the probabilities; they stay in float32.
 FLOAT = ("INPUT", "OUTPUT", "SUB", "MUL", "SOFTMAX")
 _RANGE_UPDATE = {"minmax": "min_max_update", "moving_average": "moving_average_update"}
@@ -21,7 +21,7 @@ WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 @dataclass
-class LitertInt8:
+class LitertInt8(FileCompression):
     """Weights and activations in 8 bits, weights with a scale per output channel.
 
     The input is uint8 and the output float32; normalisation and softmax stay in float32.
@@ -40,24 +40,21 @@ class LitertInt8:
     seed: Annotated[int, Ge(0)] = 0
     float_last: Annotated[int, Ge(0)] = 1
 
-    config_only = ("name",)
+    suffix = runtime.FORMAT.suffix
 
-    def compress(self, context: CompressionContext) -> CompressedModel:
-        """Export, calibrate and quantise the net."""
-        camera = context.camera()
+    def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
+        """Export the net, calibrate and quantise the file."""
         pictures = context.calibration_images(self.images, self.seed)
-        with atomic_file(context.folder / FILE, "the model") as draft:
-            runtime.FORMAT.write(camera, replace(context.description, precision="int8"), draft)
-            draft.write_bytes(content := self._quantise(draft.read_bytes(), pictures))
-            from ai_edge_litert.schema_py_generated import TensorType
+        runtime.FORMAT.write(context.camera(), description, path)
+        path.write_bytes(content := self._quantise(path.read_bytes(), pictures))
+        from ai_edge_litert.schema_py_generated import TensorType
 
-            weights = [
-                (math.prod(tensor.shape), tensor.type == TensorType.INT8)
-                for _, tensor in _layers(content)
-            ]
-            facts = base.weight_facts(weights, "LiteRT's quantiser takes no layer of this net")
-        facts |= {"calibration": self.method, "calibration_images": len(pictures)}
-        return CompressedModel(context.classifier, context.folder / FILE, "int8", facts)
+        weights = [
+            (math.prod(tensor.shape), tensor.type == TensorType.INT8)
+            for _, tensor in _layers(content)
+        ]
+        facts = base.weight_facts(weights, "LiteRT's quantiser takes no layer of this net")
+        return facts | {"calibration": self.method, "calibration_images": len(pictures)}
 
     def _quantise(self, content: bytes, pictures: ImageBatch) -> bytes:
         with quiet(), needs("litert"):

@@ -1,22 +1,20 @@
 """int8 and float16 in ONNX files, by ONNX Runtime's quantiser and converter."""
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
 
-from src.core.files import atomic_file
 from src.deployment.compression import base
-from src.deployment.compression.base import CompressedModel, CompressionContext, Facts
-from src.deployment.description import KEY
+from src.deployment.compression.base import CompressionContext, Facts, FileCompression
+from src.deployment.description import KEY, Description
 from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
 
-FILE = "model.onnx"
 BATCH = 32  # calibration pictures in memory at once
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Activations that the layer before them absorbs, and sums. Pooling stays in float32: the memory
@@ -25,58 +23,50 @@ ABSORBED = ("Relu", "Clip", "Add")
 NORMALISATION = [1, 3, 1, 1]  # shape of the camera's constants, which are not weights
 
 
-class OnnxFloat32:
+class OnnxFloat32(FileCompression):
     """The plain export, as a reference for the other ONNX compressions."""
 
-    config_only = ("name",)
+    suffix, precision = runtime.FORMAT.suffix, "float32"
 
-    def compress(self, context: CompressionContext) -> CompressedModel:
+    def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
         """Export the net."""
-        camera = context.camera()
-        with atomic_file(context.folder / FILE, "the model") as draft:
-            runtime.FORMAT.write(camera, context.description, draft)
-        return CompressedModel(context.classifier, context.folder / FILE)
+        runtime.FORMAT.write(context.camera(), description, path)
+        return {}
 
 
-class RewrittenOnnx(ABC):
-    """An export that a tool of ONNX Runtime rewrites, and the precision of its weights then."""
+class RewrittenOnnx(FileCompression):
+    """An export that a tool of ONNX Runtime rewrites."""
 
-    config_only = ("name",)
-    precision = "int8"
+    suffix = runtime.FORMAT.suffix
 
     @abstractmethod
     def rewrite(self, plain: Path, path: Path, context: CompressionContext) -> Facts:
         """Rewrite the float32 file `plain` to `path`; returns what is recorded."""
 
-    def compress(self, context: CompressionContext) -> CompressedModel:
-        """Export, rewrite and describe the net."""
-        camera = context.camera()
-        with atomic_file(context.folder / FILE, "the model") as draft:
-            plain = draft.with_name("float32.onnx")
-            runtime.FORMAT.write(camera, context.description, plain)
-            with quiet(), needs("onnx"):
-                import onnx
+    def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
+        """Export the net, rewrite the file and describe it."""
+        plain = path.with_name("float32.onnx")
+        runtime.FORMAT.write(context.camera(), description, plain)
+        with quiet(), needs("onnx"):
+            import onnx
 
-                facts = self.rewrite(plain, draft, context)
-            model = onnx.load(draft)
-            description = replace(context.description, precision=self.precision)
-            metadata = {KEY: description.to_json()}
-            if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
-                metadata[runtime.SINGLE_KEY] = "true"  # one range for all pictures of a batch
-            onnx.helper.set_model_props(model, metadata)
-            draft.write_bytes(model.SerializeToString())
-            kind = onnx.TensorProto.DataType.Value(self.precision.upper())
-            weights = (
-                (math.prod(tensor.dims), tensor.data_type == kind)
-                for tensor in model.graph.initializer
-                if len(tensor.dims) > 1 and list(tensor.dims) != NORMALISATION
-            )
-            facts |= base.weight_facts(
-                weights,
-                f"no layer of this net can be made {self.precision} so: "
-                "it has none of the kind, or all are left out",
-            )
-        return CompressedModel(context.classifier, context.folder / FILE, self.precision, facts)
+            facts = self.rewrite(plain, path, context)
+        model = onnx.load(path)
+        metadata = {KEY: description.to_json()}
+        if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
+            metadata[runtime.SINGLE_KEY] = "true"  # one range for all pictures of a batch
+        onnx.helper.set_model_props(model, metadata)
+        path.write_bytes(model.SerializeToString())
+        kind = onnx.TensorProto.DataType.Value(self.precision.upper())
+        weights = (
+            (math.prod(tensor.dims), tensor.data_type == kind)
+            for tensor in model.graph.initializer
+            if len(tensor.dims) > 1 and list(tensor.dims) != NORMALISATION
+        )
+        problem = "it has none of the kind, or all are left out"
+        return facts | base.weight_facts(
+            weights, f"no layer of this net can be made {self.precision} so: {problem}"
+        )
 
 
 @dataclass

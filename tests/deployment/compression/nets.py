@@ -1,8 +1,10 @@
 """A small net whose output differs between pictures, and the context to compress it in."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from small_store import CLASSES, classifier
 from torch import nn
@@ -11,6 +13,7 @@ from src.data.module import DataModule
 from src.data.synthetic import Synthetic
 from src.deployment.compression.base import CompressionContext
 from src.deployment.description import Description
+from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
 from src.models.custom import CustomCNN
 from src.training.classifier import Classifier
 
@@ -20,6 +23,20 @@ DESCRIPTION = Description("run", "net", CLASSES, SIZE, "squash", "synthetic", "g
 # range of about 10 moves by a tenth, and a probability by at most a quarter of that, the steepest
 # slope of softmax. On average it is far less.
 NEAR = 0.025
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Data, validation pictures and the output of `confident` for them."""
+
+    data: DataModule
+    pictures: ImageBatch
+    expected: Probabilities
+
+    def is_near(self, output: Runtime | Probabilities) -> bool:
+        """Whether an output, or that of a runtime, is nearly the expected one."""
+        probabilities = in_batches(output, self.pictures) if callable(output) else output
+        return float(np.abs(probabilities - self.expected).mean()) < NEAR
 
 
 def prepared_data(folder: Path, size: int, native_size: int) -> DataModule:

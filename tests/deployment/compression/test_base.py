@@ -7,26 +7,24 @@ import pytest
 import torch
 from small_store import CLASSES, classifier
 
-from compression.nets import NEAR, confident, context
+from compression.nets import Sample, confident, context
 from src.core.config import check
 from src.core.errors import ConfigError, UserError
-from src.data.module import DataModule
 from src.deployment.compression.base import Bfloat16, Compression, stratified_sample
 from src.deployment.compression.executorch import ExecutorchInt8
 from src.deployment.compression.litert import LitertInt8
 from src.deployment.compression.onnx import OnnxDynamicInt8, OnnxFloat32, OnnxStaticInt8
-from src.deployment.runtimes.base import ImageBatch, Probabilities
 from src.models.custom import CustomCNN
 from src.models.precision import cast
 from src.models.svm import RadiomicsSVM
 from src.training.checkpoint import load_weights, save_weights
 
 
-def test_a_model_without_layers_is_refused(data: DataModule, tmp_path: Path) -> None:
+def test_a_model_without_layers_is_refused(sample: Sample, tmp_path: Path) -> None:
     methods: list[Compression] = [OnnxFloat32(), OnnxStaticInt8(), OnnxDynamicInt8()]
     for method in (*methods, Bfloat16(), ExecutorchInt8(), LitertInt8()):
         with pytest.raises(UserError, match="net is no network"):
-            method.compress(context(RadiomicsSVM(len(CLASSES)), data, tmp_path))
+            method.compress(context(RadiomicsSVM(len(CLASSES)), sample.data, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,8 @@ def test_a_wrong_setting_is_refused_by_its_key(target: str, key: str, value: obj
         check(config)
 
 
-def test_calibration_images_are_stratified_training_images(data: DataModule) -> None:
+def test_calibration_images_are_stratified_training_images(sample: Sample) -> None:
+    data = sample.data
     source = context(confident(), data, Path())
     images = source.calibration_images(40, seed=1)
     rows = {data.cache.images[row].tobytes(): row for row in range(len(data.labels))}
@@ -69,19 +68,18 @@ def test_strata_are_rounded_by_largest_remainders(number: int, counts: list[int]
     assert np.bincount(labels[chosen]).tolist() == counts
 
 
-def test_a_bfloat16_net_is_read_from_its_checkpoint(
-    data: DataModule, tmp_path: Path, pictures: ImageBatch, expected: Probabilities
-) -> None:
-    model = Bfloat16().compress(context(confident(), data, tmp_path))
+def test_a_bfloat16_net_is_read_from_its_checkpoint(sample: Sample, tmp_path: Path) -> None:
+    source = context(confident(), sample.data, tmp_path)
+    save_weights(source.classifier, tmp_path / "full.ckpt")
+    model = Bfloat16().compress(source)
     assert model.file is None
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    images = torch.from_numpy(sample.pictures).permute(0, 3, 1, 2)
     with torch.inference_mode():
         logits = model.classifier(images)
     assert logits.dtype == torch.float32
     assert {weight.dtype for weight in model.classifier.net.parameters()} == {torch.bfloat16}
-    assert np.abs(logits.softmax(1).numpy() - expected).mean() < NEAR
+    assert sample.is_near(logits.softmax(1).numpy())
     save_weights(model.classifier, tmp_path / "half.ckpt")
-    save_weights(context(confident(), data, tmp_path).classifier, tmp_path / "full.ckpt")
     assert (tmp_path / "half.ckpt").stat().st_size < 0.6 * (tmp_path / "full.ckpt").stat().st_size
     net = cast(CustomCNN(16, len(CLASSES), width=8, depth=1, dense=[64, 8]))
     restored = classifier(net, 16, [0.5] * 3, [0.2] * 3)

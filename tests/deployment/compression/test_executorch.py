@@ -7,10 +7,9 @@ from small_store import CLASSES
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-from compression.nets import NEAR, confident, context
-from src.data.module import DataModule
+from compression.nets import NEAR, Sample, confident, context
 from src.deployment.compression.executorch import ExecutorchInt8, ExportedNet
-from src.deployment.runtimes.base import ImageBatch, Probabilities, in_batches
+from src.deployment.runtimes.base import in_batches
 from src.deployment.runtimes.executorch import ExecutorchRuntime
 from src.training.classifier import Classifier
 
@@ -35,10 +34,8 @@ class Difficult(nn.Module):
         return 2 * logits
 
 
-def test_a_tuned_file_has_the_output_of_the_net(
-    data: DataModule, tmp_path: Path, pictures: ImageBatch
-) -> None:
-    net, settings = Difficult(), []
+def test_a_tuned_file_has_the_output_of_the_net(sample: Sample, tmp_path: Path) -> None:
+    net, settings, pictures = Difficult(), [], sample.pictures
     images = torch.from_numpy(pictures[:8]).permute(0, 3, 1, 2)
 
     def tune(classifier: Classifier, epochs: int, lr: float) -> None:
@@ -60,7 +57,7 @@ def test_a_tuned_file_has_the_output_of_the_net(
         for name, buffer in exported.named_buffers():
             assert "enabled" in name or torch.equal(buffer, buffers[name])  # no observers
 
-    source = context(net, data, tmp_path, tune)
+    source = context(net, sample.data, tmp_path, tune)
     with torch.inference_mode():
         expected = source.camera()(torch.from_numpy(pictures)).numpy()
     method = ExecutorchInt8(epochs=3, lr=0.01, images=32, float_last=0)
@@ -75,10 +72,8 @@ def test_a_tuned_file_has_the_output_of_the_net(
     assert model.facts["calibration"] == "moving_average"
 
 
-def test_weights_are_int8_with_a_scale_per_channel(
-    data: DataModule, pictures: ImageBatch, expected: Probabilities
-) -> None:
-    source = context(confident(), data, Path())
+def test_weights_are_int8_with_a_scale_per_channel(sample: Sample) -> None:
+    source = context(confident(), sample.data, Path())
     prepared = ExecutorchInt8(method="minmax").prepare(source, source.calibration_images(32, 0))
     prepared.load_state_dict(copy.deepcopy(prepared.state_dict()))  # as the best epoch's is
     quantised = convert_pt2e(prepared.graph)
@@ -89,4 +84,4 @@ def test_weights_are_int8_with_a_scale_per_channel(
     camera = source.camera()
     camera.net = ExportedNet(quantised).eval()
     with torch.inference_mode():
-        assert np.abs(camera(torch.from_numpy(pictures)).numpy() - expected).mean() < NEAR
+        assert sample.is_near(camera(torch.from_numpy(sample.pictures)).numpy())

@@ -9,9 +9,8 @@ import pytest
 from onnx import TensorProto
 from small_store import CLASSES
 
-from compression.nets import NEAR, confident, context
+from compression.nets import Sample, confident, context
 from src.core.errors import ConfigError
-from src.data.module import DataModule
 from src.deployment.compression.base import CompressedModel
 from src.deployment.compression.onnx import (
     OnnxDynamicInt8,
@@ -20,7 +19,7 @@ from src.deployment.compression.onnx import (
     OnnxStaticInt8,
 )
 from src.deployment.runtimes import onnx as runtime
-from src.deployment.runtimes.base import ImageBatch, Probabilities, in_batches
+from src.deployment.runtimes.base import in_batches
 from src.deployment.runtimes.onnx import OnnxRuntime
 
 METHODS = {
@@ -33,9 +32,9 @@ Compressed = Callable[[str], CompressedModel]
 
 
 @pytest.fixture(scope="module")
-def compressed(data: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+def compressed(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
     """Compresses `confident` by a method's name; the slow exporter is called once."""
-    plain = context(confident(), data, tmp_path_factory.mktemp("exported"))
+    plain = context(confident(), sample.data, tmp_path_factory.mktemp("exported"))
     METHODS["float32"].compress(plain)
 
     @functools.cache
@@ -45,7 +44,7 @@ def compressed(data: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Co
             copy = replace(runtime.FORMAT, export=lambda *_: content)
             patch.setattr(runtime, "FORMAT", copy)
             folder = tmp_path_factory.mktemp(name)
-            return METHODS[name].compress(context(confident(), data, folder))
+            return METHODS[name].compress(context(confident(), sample.data, folder))
 
     return compress
 
@@ -60,17 +59,13 @@ def size(model: CompressedModel) -> int:
     [("static", "int8", 0.45), ("dynamic", "int8", 0.45), ("float16", "float16", 0.65)],
 )
 def test_files_are_smaller_and_have_nearly_the_same_output(
-    name: str,
-    precision: str,
-    share: float,
-    compressed: Compressed,
-    pictures: ImageBatch,
-    expected: Probabilities,
+    name: str, precision: str, share: float, compressed: Compressed, sample: Sample
 ) -> None:
     model = compressed(name)
     assert model.file is not None
     runtime = OnnxRuntime(model.file)
-    assert 0 < np.abs(in_batches(runtime, pictures) - expected).mean() < NEAR
+    assert sample.is_near(runtime)
+    assert (runtime(sample.pictures[:1]) != sample.expected[:1]).any()
     assert runtime.description.precision == model.precision == precision
     assert runtime.description.classes == CLASSES
     assert [file.name for file in model.file.parent.iterdir()] == ["model.onnx"]
@@ -110,8 +105,9 @@ def test_dynamic_quantises_convolutions_only_if_asked(compressed: Compressed) ->
 
 
 def test_dynamic_output_does_not_depend_on_the_batch(
-    compressed: Compressed, pictures: ImageBatch
+    compressed: Compressed, sample: Sample
 ) -> None:
+    pictures = sample.pictures
     runtime = OnnxRuntime(compressed("dynamic").file)  # type: ignore[arg-type]
     assert runtime.batch == 1
     output = in_batches(runtime, pictures)
@@ -121,10 +117,10 @@ def test_dynamic_output_does_not_depend_on_the_batch(
 
 
 def test_a_net_with_no_layer_between_the_float_ones_is_refused(
-    data: DataModule, tmp_path: Path
+    sample: Sample, tmp_path: Path
 ) -> None:
     method = OnnxStaticInt8(images=8, float_first=2, float_last=2)
     message = r"float_first: of 4 layers, 2 \+ 2 in float32 leave none"
     with pytest.raises(ConfigError, match=message):
-        method.compress(context(confident(), data, tmp_path))
+        method.compress(context(confident(), sample.data, tmp_path))
     assert list(tmp_path.iterdir()) == []
