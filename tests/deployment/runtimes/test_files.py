@@ -1,5 +1,6 @@
 """The contract of every format: parity with PyTorch, its description, errors in one line."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,17 @@ FIXED_BATCH = {"onnx": None, "executorch": 1, "litert": 1}
 
 def test_every_format_is_tested() -> None:
     assert [*FORMATS] == [*FIXED_BATCH] == [*dict(CASES)] == [*HIDDEN]
+
+
+def test_the_formats_are_listed_without_heavy_imports(root: Path) -> None:
+    """An ONNX file is used without torch and MLflow, see benchmarks/startup.py."""
+    program = "import sys, src.deployment.runtimes.files; print(*sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    heavy = {"torch", "mlflow", "pandas", "hydra", "onnxruntime", "onnx", "pydantic"}
+    assert not heavy & set(ended.stdout.split())
 
 
 @pytest.mark.parametrize(("kind", "net"), CASES)
