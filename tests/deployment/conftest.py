@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_store import Place, write_run
+from small_store import SmallStore, write_run
 
 from src.deployment import trained
 from src.tracking.store import Store
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Place]:
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> Iterator[SmallStore]:
     """A store with one run, and the ONNX file of the run."""
     folder = tmp_path_factory.mktemp("deployment")
     (folder / "mlruns").mkdir()
@@ -22,14 +24,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
         store = Store(folder=folder / "mlruns")
         run_id = write_run(store, folder, seed=0)
         file = trained.write_file(store, trained.single(store, run_id), "onnx", folder)
-        yield Place(folder, store, run_id, file)
+        yield SmallStore(folder, store, run_id, file)
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
-def compressed(place: Place) -> str:
+def compressed(recorded: SmallStore) -> str:
     """Id of a run whose model is a file."""
-    file = place.folder / "compressed" / "model.onnx"
+    file = recorded.folder / "compressed" / "model.onnx"
     file.parent.mkdir()
-    shutil.copy(place.onnx, file)
-    return write_run(place.store, place.folder, seed=0, deployed=file)
+    shutil.copy(recorded.onnx, file)
+    return write_run(recorded.store, recorded.folder, seed=0, deployed=file)

@@ -29,7 +29,7 @@ CONFIG = (
 
 
 @dataclass(frozen=True)
-class Place:
+class SmallStore:
     """A store with one run.
 
     Attributes:

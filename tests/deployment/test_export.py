@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_store import Place
+from small_store import SmallStore
 
 from src import export
 from src.deployment.description import Decision
@@ -22,19 +22,19 @@ REFERENCE = np.array([[0.6, 0.4], [0.45, 0.55], [0.9, 0.1], [0.75, 0.25]], np.fl
 
 @pytest.fixture
 def command(
-    place: Place,
+    recorded: SmallStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     run_entry: Callable[..., tuple[int, str]],
 ) -> Command:
     """`python -m src.export` in an empty folder; the slow ONNX exporter is replaced by a copy."""
 
-    copy = dataclasses.replace(FORMATS["onnx"], export=lambda *_: place.onnx.read_bytes())
+    copy = dataclasses.replace(FORMATS["onnx"], export=lambda *_: recorded.onnx.read_bytes())
     monkeypatch.setitem(FORMATS, "onnx", copy)
     monkeypatch.chdir(tmp_path)
     common = [
-        f"tracking.uri=sqlite:///{place.folder / 'mlruns' / 'mlflow.db'}",
-        f"cache_dir={place.folder / 'cache'}",
+        f"tracking.uri=sqlite:///{recorded.folder / 'mlruns' / 'mlflow.db'}",
+        f"cache_dir={recorded.folder / 'cache'}",
         f"hydra.run.dir={tmp_path / 'log'}",
     ]
     return lambda *arguments: run_entry(export.main, *common, *arguments)
@@ -45,41 +45,41 @@ def models(folder: Path) -> list[Path]:
 
 
 def test_a_file_is_written_compared_and_recorded(
-    command: Command, place: Place, tmp_path: Path
+    command: Command, recorded: SmallStore, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "exports" / f"custom_{place.run_id[:8]}"
+    folder = tmp_path / "exports" / f"custom_{recorded.run_id[:8]}"
     folder.mkdir(parents=True)
     (folder / "model.pte").write_text("of an earlier export")
-    status, output = command(f"run={place.run_id[:12]}")
+    status, output = command(f"run={recorded.run_id[:12]}")
     assert status == 0, output
     path = folder / "model.onnx"
-    assert open_file(path).description.run_id == place.run_id
+    assert open_file(path).description.run_id == recorded.run_id
     assert (folder / "model.pte").read_text() == "of an earlier export"
     assert "100.00%" in output
     assert "mel from 0." in output
     assert f"exports/{folder.name}/model.onnx" in output
-    run = place.store.client.get_run(place.run_id)
+    run = recorded.store.client.get_run(recorded.run_id)
     metrics = {name.removeprefix("export/onnx/"): value for name, value in run.data.metrics.items()}
     assert metrics["max_difference"] < 1e-5
     assert metrics["agreement"] == 1
     assert metrics["size_mb"] == path.stat().st_size / 1e6
     assert metrics["images"] > 10
-    recorded = read.artifact(place.store, place.run_id, "export/onnx/model.onnx")
-    assert recorded.read_bytes() == path.read_bytes()
+    artifact = read.artifact(recorded.store, recorded.run_id, "export/onnx/model.onnx")
+    assert artifact.read_bytes() == path.read_bytes()
     assert run.info.status == "FINISHED"
 
 
 def test_a_difference_above_the_tolerance_leaves_no_file(
-    command: Command, place: Place, tmp_path: Path
+    command: Command, recorded: SmallStore, tmp_path: Path
 ) -> None:
-    status, output = command(f"run={place.run_id}", "tolerance=1e-30", "publish=false")
+    status, output = command(f"run={recorded.run_id}", "tolerance=1e-30", "publish=false")
     assert (status, models(tmp_path)) == (2, [])
     assert "error: format=onnx: differs by" in output
     assert "no file was left" in output
 
 
 def test_a_full_disk_ends_in_one_line(
-    command: Command, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, recorded: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Path.write_bytes
 
@@ -90,13 +90,13 @@ def test_a_full_disk_ends_in_one_line(
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    status, output = command(f"run={place.run_id}", "publish=false")
+    status, output = command(f"run={recorded.run_id}", "publish=false")
     assert (status, models(tmp_path)) == (2, [])
     assert "error: folder=exports: the export cannot be written there ([Errno 28]" in output
 
 
 def test_the_file_of_a_compressed_run_is_copied(
-    command: Command, place: Place, compressed: str, tmp_path: Path
+    command: Command, recorded: SmallStore, compressed: str, tmp_path: Path
 ) -> None:
     status, output = command(f"run={compressed}", "format=[onnx,litert]")
     assert (status, models(tmp_path)) == (2, [])
@@ -105,14 +105,14 @@ def test_the_file_of_a_compressed_run_is_copied(
     assert status == 0, output
     assert "its recorded predictions" in output
     path = tmp_path / "exports" / f"custom_{compressed[:8]}" / "model.onnx"
-    assert path.read_bytes() == place.onnx.read_bytes()
+    assert path.read_bytes() == recorded.onnx.read_bytes()
 
 
 def test_a_missing_extra_ends_before_any_work(
-    command: Command, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, recorded: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "litert_torch", None)
-    status, output = command(f"run={place.run_id}", "format=litert")
+    status, output = command(f"run={recorded.run_id}", "format=litert")
     assert (status, models(tmp_path)) == (2, [])
     assert "error: litert_torch: not installed, and needed here; install it with: pip" in output
 
@@ -131,9 +131,9 @@ def test_a_missing_extra_ends_before_any_work(
     ],
 )
 def test_bad_input_ends_in_one_line(
-    command: Command, place: Place, arguments: list[str], message: str
+    command: Command, recorded: SmallStore, arguments: list[str], message: str
 ) -> None:
-    status, output = command(*(text.replace("RUN", place.run_id) for text in arguments))
+    status, output = command(*(text.replace("RUN", recorded.run_id) for text in arguments))
     assert status == 2
     assert f"error: {message}" in output
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small_store import Place, write_run
+from small_store import SmallStore, write_run
 
 from src.core.config import instantiate
 from src.core.errors import UserError
@@ -21,42 +21,46 @@ FREE = "CC BY-NC 4.0: no commercial use"
 
 
 @pytest.fixture(scope="module")
-def trial(place: Place) -> tuple[str, list[str]]:
+def trial(recorded: SmallStore) -> tuple[str, list[str]]:
     """Ids of a trial and of its two seeds; the first one is also evaluated on test."""
-    with Run.start(place.store, "custom", {"kind": "trial", "study": "", "model": "custom"}) as run:
+    with Run.start(
+        recorded.store, "custom", {"kind": "trial", "study": "", "model": "custom"}
+    ) as run:
         pass
-    seeds = [write_run(place.store, place.folder, seed, parent=run.id) for seed in (1, 0)]
-    first = Run.attach(place.store, seeds[1])
-    first.table(read.predictions(place.store, seeds[1], "val"), "predictions/test.csv")
+    seeds = [write_run(recorded.store, recorded.folder, seed, parent=run.id) for seed in (1, 0)]
+    first = Run.attach(recorded.store, seeds[1])
+    first.table(read.predictions(recorded.store, seeds[1], "val"), "predictions/test.csv")
     first.flush()
     return run.id, seeds[::-1]
 
 
-def test_the_start_of_an_id_is_enough(place: Place) -> None:
-    run = trained.find(place.store, place.run_id[:12])
+def test_the_start_of_an_id_is_enough(recorded: SmallStore) -> None:
+    run = trained.find(recorded.store, recorded.run_id[:12])
     assert (run.run_id, run.repeated, run.model, run.data) == (
-        *(place.run_id, False, "custom", "synthetic"),
+        *(recorded.run_id, False, "custom", "synthetic"),
     )
-    assert [(net.run_id, net.seed) for net in run.nets] == [(place.run_id, "0")]
+    assert [(net.run_id, net.seed) for net in run.nets] == [(recorded.run_id, "0")]
     assert run.config.data.image_size == 16
-    assert run.title == f"custom ({place.run_id[:8]})"
+    assert run.title == f"custom ({recorded.run_id[:8]})"
 
 
-def test_a_trial_has_the_nets_of_its_seeds(place: Place, trial: tuple[str, list[str]]) -> None:
-    run = trained.find(place.store, trial[0])
+def test_a_trial_has_the_nets_of_its_seeds(
+    recorded: SmallStore, trial: tuple[str, list[str]]
+) -> None:
+    run = trained.find(recorded.store, trial[0])
     assert run.repeated
     assert [(net.run_id, net.seed) for net in run.nets] == [*zip(trial[1], "01", strict=True)]
     assert run.title == f"custom ({trial[0][:8]}, 2 seeds)"
-    assert len(run.predictions(place.store, "val")) == 2
-    assert run.predictions(place.store, "test") == []  # one of the two seeds has none
-    assert [run.count_predicted(place.store, split) for split in ("val", "test")] == [2, 1]
+    assert len(run.predictions(recorded.store, "val")) == 2
+    assert run.predictions(recorded.store, "test") == []  # one of the two seeds has none
+    assert [run.count_predicted(recorded.store, split) for split in ("val", "test")] == [2, 1]
     names = f"name one: {trial[1][0]} \\(seed 0\\), {trial[1][1]} \\(seed 1\\)"
     with pytest.raises(UserError, match=f"is a trial of several seeds, .*{names}"):
-        trained.single(place.store, trial[0])
+        trained.single(recorded.store, trial[0])
 
 
-def test_runs_without_a_net_are_refused_with_the_reason(place: Place) -> None:
-    store = place.store.open()
+def test_runs_without_a_net_are_refused_with_the_reason(recorded: SmallStore) -> None:
+    store = recorded.store.open()
     kinds = {"bare": "run", "study": "study", "empty": "trial"}
     ids = {}
     for name, kind in kinds.items():
@@ -85,42 +89,42 @@ def test_runs_without_a_net_are_refused_with_the_reason(place: Place) -> None:
     unfinished.__exit__(None, None, None)
 
 
-def test_damaged_records_are_refused(place: Place) -> None:
-    run_id = write_run(place.store, place.folder, seed=0)
-    run = trained.find(place.store, run_id)
-    artifacts = place.folder / "mlruns" / "artifacts" / run_id / "artifacts"
+def test_damaged_records_are_refused(recorded: SmallStore) -> None:
+    run_id = write_run(recorded.store, recorded.folder, seed=0)
+    run = trained.find(recorded.store, run_id)
+    artifacts = recorded.folder / "mlruns" / "artifacts" / run_id / "artifacts"
     (artifacts / "predictions" / "val.csv").write_text("")
     with pytest.raises(UserError, match=r"artifact 'predictions/val.csv' of run .* is no table"):
-        run.predictions(place.store, "val")
+        run.predictions(recorded.store, "val")
     config = artifacts / "config.yaml"
     config.write_text(config.read_text().replace(trained.CLASSIFIER, "os.system"))
     with pytest.raises(UserError, match="must be a part of"):
-        trained.find(place.store, run_id)
+        trained.find(recorded.store, run_id)
 
 
-def test_a_loaded_net_predicts_what_is_recorded(place: Place) -> None:
-    run = trained.find(place.store, place.run_id)
-    images = load_validation_images(run, None, None, str(place.folder / "cache"))
-    [recorded] = run.predictions(place.store, "val")
-    expected = recorded.set_index("image_id").loc[images.ids[3:]].filter(like="p/")
+def test_a_loaded_net_predicts_what_is_recorded(recorded: SmallStore) -> None:
+    run = trained.find(recorded.store, recorded.run_id)
+    images = load_validation_images(run, None, None, str(recorded.folder / "cache"))
+    [frame] = run.predictions(recorded.store, "val")
+    expected = frame.set_index("image_id").loc[images.ids[3:]].filter(like="p/")
     rows = np.arange(3, len(images.ids))
-    checkpoint = read.artifact(place.store, place.run_id, trained.CHECKPOINT)
+    checkpoint = read.artifact(recorded.store, recorded.run_id, trained.CHECKPOINT)
     classifier = trained.load_checkpoint(run.config, CLASSES, checkpoint)
     probabilities = trained.predict(classifier, images.pictures, rows, 5, "test")
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
-def test_another_nets_checkpoint_is_refused(place: Place, tmp_path: Path) -> None:
-    config = trained.find(place.store, place.run_id).config
-    checkpoint = read.artifact(place.store, place.run_id, trained.CHECKPOINT)
+def test_another_nets_checkpoint_is_refused(recorded: SmallStore, tmp_path: Path) -> None:
+    config = trained.find(recorded.store, recorded.run_id).config
+    checkpoint = read.artifact(recorded.store, recorded.run_id, trained.CHECKPOINT)
     with pytest.raises(UserError, match="not a checkpoint of this network"):
         trained.load_checkpoint(config, CLASSES[:5], checkpoint)
     with pytest.raises(UserError, match="no such checkpoint"):
         trained.load_checkpoint(config, CLASSES, tmp_path / "best.ckpt")
 
 
-def test_two_classes_come_from_one_logit(place: Place, tmp_path: Path) -> None:
-    config = trained.find(place.store, place.run_id).config
+def test_two_classes_come_from_one_logit(recorded: SmallStore, tmp_path: Path) -> None:
+    config = trained.find(recorded.store, recorded.run_id).config
     torch.manual_seed(0)
     net = instantiate(config.model.net, "model.net", outputs=1).eval()
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
@@ -136,29 +140,33 @@ def test_two_classes_come_from_one_logit(place: Place, tmp_path: Path) -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_another_training_precision_gives_a_warning(place: Place) -> None:
-    config = trained.find(place.store, place.run_id).config
+def test_another_training_precision_gives_a_warning(recorded: SmallStore) -> None:
+    config = trained.find(recorded.store, recorded.run_id).config
     assert trained.precision_warnings(config) == []
     config.trainer.precision = "bf16-mixed"
     [warning] = trained.precision_warnings(config)
     assert "come from a trainer in bf16-mixed precision" in warning
 
 
-def test_a_file_contains_the_description_of_its_run(place: Place) -> None:
-    description = open_file(place.onnx).description
-    assert place.onnx.name == f"{place.run_id}.onnx"
-    assert description == trained.describe(place.store, trained.single(place.store, place.run_id))
-    assert (description.run_id, description.model) == (place.run_id, "custom")
+def test_a_file_contains_the_description_of_its_run(recorded: SmallStore) -> None:
+    description = open_file(recorded.onnx).description
+    assert recorded.onnx.name == f"{recorded.run_id}.onnx"
+    assert description == trained.describe(
+        recorded.store, trained.single(recorded.store, recorded.run_id)
+    )
+    assert (description.run_id, description.model) == (recorded.run_id, "custom")
     assert (description.image_size, description.geometry) == (16, "squash")
     assert (description.data, description.split) == ("synthetic", "grouped")
     assert (description.precision, description.classes) == ("float32", CLASSES)
     assert description.licence == "none applies: drawn pictures"
 
 
-def test_the_threshold_is_chosen_on_val(place: Place) -> None:
-    decision = trained.choose_decision(place.store, trained.single(place.store, place.run_id))
+def test_the_threshold_is_chosen_on_val(recorded: SmallStore) -> None:
+    decision = trained.choose_decision(
+        recorded.store, trained.single(recorded.store, recorded.run_id)
+    )
     assert decision is not None
-    val = read.predictions(place.store, place.run_id, "val")
+    val = read.predictions(recorded.store, recorded.run_id, "val")
     positive = val.loc[val["label"] == "mel", "p/mel"]
     assert decision.positive == "mel"
     assert (positive >= decision.threshold).mean() >= 0.8
