@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +29,47 @@ TRAINED = [
 ]
 QUALITY = ("accuracy", "balanced_accuracy", "recall/mel")
 COST = ("flops", "params", "size_mb", "latency_ms/b1/p50", "latency_ratio", "throughput")
-Entry = Callable[..., tuple[int, str]]
+
+
+@dataclass
+class Study:
+    """A store with a trained trial of two seeds, and `python -m src.train` in its folder."""
+
+    store: Store
+    run_entry: Callable[..., tuple[int, str]]
+
+    def train(self, *arguments: str) -> str:
+        """The output of a command that ends with status 0."""
+        status, output = self.run_entry(train.main, *arguments)
+        assert status == 0, output
+        return output
+
+    def runs(self, query: str, *arguments: str) -> pd.DataFrame:
+        """The runs of a query; made by a command if there are none."""
+        if read.runs(self.store, query).empty:
+            self.train(*arguments)
+        return read.runs(self.store, query)
+
+    @property
+    def trial(self) -> pd.Series:
+        query = "tags.study = 'trained' and tags.kind = 'trial'"
+        options = ("repeats=2", "hydra.sweeper.study_name=trained")
+        return self.runs(query, "-m", *TRAINED, *options).iloc[0]
+
+    def seeds(self, trial: pd.Series) -> pd.DataFrame:
+        return read.children(self.store, trial["run_id"]).sort_values("tags.seed")
+
+    @property
+    def origin(self) -> pd.Series:
+        """The run of the trial's first seed."""
+        return self.seeds(self.trial).iloc[0]
+
+    @property
+    def in_a_file(self) -> str:
+        """Id of a run whose model is a file."""
+        run_id, name = self.origin["run_id"], "onnx_int8_dynamic"
+        query = f"tags.compression = '{name}' and tags.origin = '{run_id}'"
+        return str(self.runs(query, f"compression={name}", f"origin={run_id}")["run_id"].iloc[0])
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +81,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Pa
 
 
 @pytest.fixture
-def entry(folder: Path, run_entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Entry:
+def study(
+    folder: Path, run_entry: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> Study:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PARETODERM_CACHE", str(folder / "cache"))
-    return lambda *arguments: run_entry(train.main, *arguments)
-
-
-@pytest.fixture
-def store(folder: Path) -> Store:
-    return Store(folder=folder / "mlruns", uri=f"sqlite:///{folder}/mlruns/mlflow.db").open()
-
-
-@pytest.fixture
-def trial(entry: Entry, store: Store) -> pd.Series:
-    """A trained trial of two seeds, made by the first test that asks."""
-    query = "tags.study = 'trained' and tags.kind = 'trial'"
-    if read.runs(store, query).empty:
-        status, output = entry("-m", *TRAINED, "repeats=2", "hydra.sweeper.study_name=trained")
-        assert status == 0, output
-    return read.runs(store, query).iloc[0]
-
-
-@pytest.fixture
-def origin(trial: pd.Series, store: Store) -> pd.Series:
-    """The run of the trial's first seed."""
-    return seeds(store, trial).iloc[0]
-
-
-@pytest.fixture
-def in_a_file(entry: Entry, store: Store, origin: pd.Series) -> str:
-    """Id of a run whose model is a file."""
-    query = f"tags.compression = 'onnx_int8_dynamic' and tags.origin = '{origin['run_id']}'"
-    if read.runs(store, query).empty:
-        assert entry("compression=onnx_int8_dynamic", f"origin={origin['run_id']}")[0] == 0
-    return str(read.runs(store, query)["run_id"].iloc[0])
-
-
-def seeds(store: Store, trial: pd.Series) -> pd.DataFrame:
-    return read.children(store, trial["run_id"]).sort_values("tags.seed")
+    store = Store(folder=folder / "mlruns", uri=f"sqlite:///{folder}/mlruns/mlflow.db")
+    return Study(store.open(), run_entry)
 
 
 def accuracy(store: Store, run_id: str) -> float:
@@ -86,11 +96,9 @@ def accuracy(store: Store, run_id: str) -> float:
 
 
 @pytest.mark.parametrize("choice", COMPRESSIONS)
-def test_every_compression_is_a_measured_child(
-    choice: str, entry: Entry, origin: pd.Series, store: Store
-) -> None:
-    status, output = entry(f"compression={choice}", f"origin={origin['run_id']}")
-    assert status == 0, output
+def test_every_compression_is_a_measured_child(choice: str, study: Study) -> None:
+    store, origin = study.store, study.origin
+    study.train(f"compression={choice}", f"origin={origin['run_id']}")
     run = read.runs(store).iloc[0]
     run_id = run["run_id"]
     assert run["parent_id"] == run["tags.origin"] == origin["run_id"]
@@ -142,48 +150,41 @@ def test_every_compression_is_a_measured_child(
     ],
 )
 def test_impossible_requests_are_refused_before_a_run_starts(
-    arguments: str,
-    message: str,
-    entry: Entry,
-    trial: pd.Series,
-    origin: pd.Series,
-    in_a_file: str,
-    store: Store,
+    arguments: str, message: str, study: Study
 ) -> None:
-    ids = {"TRIAL": trial["run_id"], "ORIGIN": origin["run_id"], "FILED": in_a_file}
+    ids = {"TRIAL": study.trial["run_id"], "ORIGIN": study.origin["run_id"]}
+    ids["FILED"] = study.in_a_file
     for name, run_id in ids.items():
         arguments, message = arguments.replace(name, run_id), message.replace(name, run_id)
-    before = len(read.runs(store))
-    status, output = entry(*arguments.split())
+    before = len(read.runs(study.store))
+    status, output = study.run_entry(train.main, *arguments.split())
     assert status != 0
     assert message in " ".join(output.split())
     assert "Traceback" not in output
-    assert len(read.runs(store)) == before
+    assert len(read.runs(study.store)) == before
 
 
-def test_a_study_of_another_data_set_is_refused(store: Store) -> None:
+def test_a_study_of_another_data_set_is_refused(study: Study) -> None:
     """Its data would be ignored: they are the origin's."""
     default = OmegaConf.create(
         {"seed": 0, "repeats": 1, "origin": None, "data": {"name": "synthetic"}}
     )
     other = OmegaConf.create({**default, "origin": "abc", "data": {"name": "ham10000"}})
     with pytest.raises(ConfigError, match="sets data, which is the origin's"):
-        check_study(other, default, ["sweeps=mine", "origin=abc"], store)
+        check_study(other, default, ["sweeps=mine", "origin=abc"], study.store)
 
 
-def test_each_seed_of_a_trial_is_compared_with_its_origin(
-    entry: Entry, trial: pd.Series, store: Store
-) -> None:
-    status, output = entry(
+def test_each_seed_of_a_trial_is_compared_with_its_origin(study: Study) -> None:
+    store, trial = study.store, study.trial
+    study.train(
         *("-m", f"origin={trial['run_id']}", "compression=prune", "compression.epochs=1"),
         *("repeats=2", "hydra.sweeper.study_name=smaller"),
     )
-    assert status == 0, output
     trials = read.runs(store, "tags.study = 'smaller' and tags.kind = 'trial'")
     assert len(trials) == 1
     pruned = trials.iloc[0]
     assert pruned["tags.origin"] == trial["run_id"]
-    before, after = seeds(store, trial), seeds(store, pruned)
+    before, after = study.seeds(trial), study.seeds(pruned)
     assert list(after["tags.origin"]) == list(before["run_id"])
     assert list(after["tags.seed"]) == list(before["tags.seed"]) == ["0", "1"]
     assert {pruned["tags.lost_on"], *after["tags.lost_on"]} == {"test"}  # as a front member
@@ -199,43 +200,38 @@ def test_each_seed_of_a_trial_is_compared_with_its_origin(
     assert (after[parameters] < before[parameters].to_numpy()).all()
 
 
-def test_a_study_can_be_narrowed_and_its_table_shows_the_loss(
-    entry: Entry, origin: pd.Series, store: Store
-) -> None:
-    status, output = entry(
-        *("sweeps=compression", f"origin={origin['run_id']}", "hydra.sweeper.study_name=narrow"),
+def test_a_study_can_be_narrowed_and_its_table_shows_the_loss(study: Study) -> None:
+    output = study.train(
+        *("sweeps=compression", f"origin={study.origin['run_id']}"),
+        "hydra.sweeper.study_name=narrow",
         "hydra.sweeper.params.compression='choice(onnx_float32)'",
     )
-    assert status == 0, output
-    runs = read.runs(store, "tags.study = 'narrow' and tags.kind = 'run'")
+    runs = read.runs(study.store, "tags.study = 'narrow' and tags.kind = 'run'")
     assert list(runs["tags.compression"]) == ["onnx_float32"]
     table = " ".join(output[output.index("lost by compression, points") :].split())
     points = 100 * runs["metrics.compression/lost/balanced_accuracy"].iloc[0]
     assert f"onnx_float32 {points:.1f}" in table
 
 
-def test_other_data_than_the_origins_is_refused(
-    entry: Entry, origin: pd.Series, store: Store
-) -> None:
+def test_other_data_than_the_origins_is_refused(study: Study) -> None:
     """The origin's test images could be among the training images."""
+    origin, client = study.origin, study.store.client
     run_id, recorded = origin["run_id"], origin["tags.split_fingerprint"]
-    store.client.set_tag(run_id, "split_fingerprint", "another")
+    client.set_tag(run_id, "split_fingerprint", "another")
     try:
-        status, output = entry("compression=bfloat16", f"origin={run_id}")
+        status, output = study.run_entry(train.main, "compression=bfloat16", f"origin={run_id}")
     finally:
-        store.client.set_tag(run_id, "split_fingerprint", recorded)
+        client.set_tag(run_id, "split_fingerprint", recorded)
     assert status != 0
     assert f"are not those that run {run_id} was trained on" in " ".join(output.split())
     assert "Traceback" not in output
 
 
-def test_a_distilled_net_is_fine_tuned_with_its_teacher(
-    entry: Entry, origin: pd.Series, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teacher = origin["run_id"]
+def test_fine_tuning_uses_the_teacher(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = study.origin["run_id"]
     distilled = ("trainer.max_epochs=1", "loss=distillation", f"loss.teacher={teacher}")
-    assert entry(*TRAINED, *distilled)[0] == 0
-    student = read.runs(store)["run_id"].iloc[0]
+    study.train(*TRAINED, *distilled)
+    student = read.runs(study.store)["run_id"].iloc[0]
     loaded: list[object] = []
     load = teachers.load
 
@@ -244,14 +240,12 @@ def test_a_distilled_net_is_fine_tuned_with_its_teacher(
         return load(store, run_ids, data)
 
     monkeypatch.setattr(teachers, "load", spy)
-    status, output = entry("compression=prune", "compression.epochs=1", f"origin={student}")
-    assert status == 0, output
+    study.train("compression=prune", "compression.epochs=1", f"origin={student}")
     assert loaded == [teacher]
 
 
-def test_the_description_of_a_compressed_run_is_that_of_its_file(
-    store: Store, in_a_file: str
-) -> None:
+def test_the_description_of_a_compressed_run_is_that_of_its_file(study: Study) -> None:
+    store, in_a_file = study.store, study.in_a_file
     description = describe(store, single(store, in_a_file))
     file = read.artifact(store, in_a_file, "deployed/model.onnx")
     assert description == open_file(file).description
