@@ -32,9 +32,9 @@ def main() -> None:
     """Run the command line."""
 
     def job(config: DictConfig) -> None:
-        from src.reporting.clinical import evaluate
+        from src.reporting.clinical.evaluate import evaluate_run
 
-        evaluate.make(config)
+        evaluate_run(config)
 
     COMMAND.run(job)
 

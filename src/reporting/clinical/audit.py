@@ -1,4 +1,4 @@
-"""The clinical audit of predictions."""
+"""The clinical audit: rates with intervals, thresholds, calibration, subgroups and the verdict."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,6 @@ from src.metrics import calibration, curves, thresholds
 from src.metrics.bootstrap import (
     COLUMNS,
     Predictions,
-    Statistics,
     adjusted_interval,
     curve_statistics,
     estimates,
@@ -23,124 +22,8 @@ from src.metrics.bootstrap import (
 )
 from src.metrics.registry import class_metrics, overall_metrics
 from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import TargetRate
 from src.reporting.clinical import subgroups
-from src.reporting.clinical.record import ClinicalAudit, verdicts
-
-
-def rules(found: ClinicalAudit) -> dict[str, str]:
-    """By which rules the subgroups have a recall: the measure there, and what to call the rule."""
-    names = {
-        "recall": "the most probable class",
-        "recall_at_threshold": f"val's threshold for {TargetRate('sensitivity', found.settings.sensitivity)}",
-    }
-    there = set() if found.subgroups.empty else set(found.subgroups["measure"])
-    return {measure: rule for measure, rule in names.items() if measure in there}
-
-
-def metrics(found: ClinicalAudit) -> dict[str, float]:
-    """Figures by record names, `<split>/...`; what is not defined is left out."""
-    values: dict[str, float] = {}
-    for row in found.ranking.to_dict("records"):
-        values[f"{row['metric']}/{row['class']}"] = row["estimate"]
-    for row in [*found.overall.to_dict("records"), *found.fixed.to_dict("records")]:
-        values[row["metric"]] = row["estimate"]
-    values = {
-        name: value
-        for name, value in values.items()
-        if "/" in name or name == "isic_balanced_accuracy"
-    }
-    for row in found.calibration.to_dict("records"):
-        values |= {row["measure"]: row["before"], f"{row['measure']}_scaled": row["after"]}
-    if found.temperatures:
-        values["temperature"] = float(np.mean(found.temperatures))
-    chosen = found.operating[
-        found.operating["rule"] == f"sensitivity >= {found.settings.sensitivity:g}"
-    ]
-    for row in chosen.to_dict("records"):
-        values[f"chosen/{row['measure']}/{found.positive}"] = row["estimate"]
-    return {
-        f"{found.split}/{name}": float(value)
-        for name, value in values.items()
-        if np.isfinite(value)
-    }
-
-
-def audit_notes(found: ClinicalAudit, given: Predictions) -> tuple[str, ...]:
-    """Plain sentences that a reader needs to judge the figures.
-
-    Args:
-        found: The audit, but for its notes.
-        given: What it was made from.
-    """
-    share = found.positives / found.images
-    several = f"Figures are means over {found.seeds} nets (seeds). " if found.seeds > 1 else ""
-    told = [
-        f"{several}Intervals: {100 * found.settings.level:g}%, {found.settings.samples} resamplings of whole lesions "
-        f"or patients{' and of seeds' if found.seeds > 1 else ''}. Shares (recall, specificity, precision, predictive "
-        "values, accuracy) get the wider of that and the exact one (Clopper-Pearson, a lesion counted once), end by "
-        "end; * where an end is exact. A figure without an interval rests on fewer than two lesions of a kind, or no "
-        "resampling changes it.",
-        f"{share:.1%} of these images are {found.positive}. PPV and NPV hold for that share only; where it is rarer, "
-        "PPV is lower.",
-    ]
-    if found.lesions == found.images:
-        told.append(
-            "Every image is a group of its own: if some show the same lesion, the intervals are too narrow."
-        )
-    missing = [
-        name for label, name in enumerate(given.classes) if not (given.target == label).any()
-    ]
-    if missing:
-        told.append(
-            f"No images of {', '.join(missing)}: nothing is said of them, and means leave them out."
-        )
-    if found.temperatures:
-        told += _on_temperatures(found)
-    elif found.split == "val":
-        told.append(
-            "Thresholds and temperatures are chosen on these very images: here they are not applied."
-        )
-    else:
-        told.append("No validation predictions: no threshold was chosen and no temperature fitted.")
-    told.append(
-        "A calibration error is biased upwards, more so with fewer images, and has no interval; sensitivity at a fixed "
-        "specificity (and the reverse) is read off the ROC curve of these very images, so that it flatters."
-    )
-    return (*told, *_on_subgroups(found))
-
-
-def _on_temperatures(found: ClinicalAudit) -> list[str]:
-    told = [
-        "Thresholds and temperatures were chosen on validation, one a net, and applied as they were; the intervals "
-        "take them as given."
-    ]
-    if any(
-        not calibration.TEMPERATURES[0] < each < calibration.TEMPERATURES[1]
-        for each in found.temperatures
-    ):
-        told.append(
-            "A temperature stands at the bound of the search: validation does not tell how sure the net may be."
-        )
-    return told
-
-
-def _on_subgroups(found: ClinicalAudit) -> list[str]:
-    if found.informed is None:
-        return ["No metadata: no subgroups."]
-    if not found.informed:
-        return [f"No metadata: those given name none of the {found.images} images. No subgroups."]
-    told = []
-    if found.informed < found.images:
-        told.append(
-            f"The metadata know {found.informed} of the {found.images} images; the others are unknown."
-        )
-    if "skin type" not in set(found.subgroups["by"]):
-        told.append("The metadata do not tell skin type: how it fares on darker skin is not known.")
-    return told
-
-
-__all__ = ["ClinicalAudit", "AuditSettings", "audit"]
+from src.reporting.clinical.record import ClinicalAudit, RecallVerdict
 
 
 def audit(
@@ -149,138 +32,158 @@ def audit(
     metadata: pd.DataFrame | None = None,
     settings: AuditSettings | None = None,
     split: str = "test",
-    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> ClinicalAudit:
-    """Everything that recorded predictions say about clinical use.
+    """Compute the clinical figures of recorded predictions.
 
     Args:
-        test: Recorded predictions, one frame a net (seed), of the same images; see
-            `src.metrics.bootstrap.gather`.
-        val: The same nets' predictions for validation, in the same order. Thresholds and
+        test: One frame for each net (seed), of the same images; see `metrics.bootstrap.gather`.
+        val: Predictions of validation by the same nets in the same order. Thresholds and
             temperatures are fitted on them; without them there are none.
-        metadata: A column image_id and what is known of the images, see `subgroups.SOURCES`.
-        settings: What is asked; the defaults by default.
-        split: Prefix of the metric names, such as "test" or the name of external data; "val": the
-            images that thresholds are chosen on.
-        notes: What the caller knows against these predictions, in sentences, such as that the split
-            leaks: shown before all else and beside the verdicts.
+        metadata: A column image_id and more, see `subgroups.SOURCES`.
+        settings: The default ones by default.
+        split: Prefix of the metric names, such as "test" or the name of other data; "val": the
+            images on which thresholds are chosen.
+        warnings: What speaks against these predictions, in sentences, such as that the split leaks.
 
     Raises:
         ConfigError: No class that could be the one looked for.
         UserError: Predictions or metadata that do not fit together; the message names the culprit.
     """
     settings = settings or AuditSettings()
-    given = gather(test, [f"{split} predictions {number}" for number in range(1, len(test) + 1)])
-    chosen_on = _validation(val, given)
-    name = settings.looked_for(given.classes)
+    predictions = gather(test, [f"{split} predictions {n}" for n in range(1, len(test) + 1)])
+    on_val = _validation(val, predictions)
+    name = settings.looked_for(predictions.classes)
     informed = None if metadata is None else subgroups.informed(test[0], metadata)
-    parts: dict[str, Any] = {
-        **_intervals(test, given, name, settings),
-        "operating": thresholds.points(given, chosen_on, name, settings),
-        "isic": curves.isic_scores(given),
-        **_calibration(given, chosen_on),
-        "subgroups": subgroups.table(
-            test, metadata, name, settings, thresholds.usable_thresholds(chosen_on, name, settings)
-        )
-        if metadata is not None and informed
-        else pd.DataFrame(),
-        "roc": curves.roc(given),
-        "precision_recall": curves.precision_recall(given),
-    }
-    own = int((given.target == given.classes.index(name)).sum())
-    found = ClinicalAudit(
+    by_subgroup = pd.DataFrame()
+    if metadata is not None and informed:
+        usable = thresholds.usable_thresholds(on_val, name, settings)
+        by_subgroup = subgroups.table(test, metadata, name, settings, usable)
+    temperatures: tuple[float, ...] = ()
+    scaled = None
+    if on_val is not None:
+        temperatures = tuple(calibration.fit(net, on_val.target) for net in on_val.probability)
+        nets = zip(predictions.probability, temperatures, strict=True)
+        scaled = np.stack([calibration.scale(net, temperature) for net, temperature in nets])
+    operating = thresholds.points(predictions, on_val, name, settings)
+    result = ClinicalAudit(
         split=split,
-        classes=given.classes,
+        classes=predictions.classes,
         positive=name,
         settings=settings,
-        images=len(given.target),
-        lesions=given.groups,
-        positives=own,
-        seeds=len(given.probability),
-        verdicts=verdicts(parts["operating"], name, settings.goal, notes),
-        notes=(),
-        warnings=tuple(notes),
+        images=len(predictions.target),
+        lesions=predictions.groups,
+        positives=int((predictions.target == predictions.classes.index(name)).sum()),
+        seeds=len(predictions.probability),
+        verdicts=verdicts(operating, name, settings.goal, warnings),
+        **_rate_tables(test, predictions, name, settings),
+        operating=operating,
+        isic=curves.isic_scores(predictions),
+        calibration=calibration.compare(predictions, scaled),
+        bins=calibration.bins(predictions, scaled),
+        subgroups=by_subgroup,
+        roc=curves.roc(predictions),
+        precision_recall=curves.precision_recall(predictions),
+        temperatures=temperatures,
+        warnings=tuple(warnings),
         informed=informed,
-        metrics={},
-        **parts,
     )
-    return replace(found, notes=(*notes, *audit_notes(found, given)), metrics=metrics(found))
+    notes = _notes(result, predictions)
+    return replace(result, notes=tuple(notes), metrics=_record_metrics(result))
+
+
+def verdicts(
+    operating: pd.DataFrame, class_name: str, goal: float, warnings: Sequence[str] = ()
+) -> tuple[RecallVerdict, ...]:
+    """Verdicts on the most probable class and on the threshold that was chosen for sensitivity.
+
+    Args:
+        operating: From `metrics.thresholds.points`.
+        class_name: The class looked for.
+        goal: The recall to reach.
+        warnings: What speaks against the predictions.
+    """
+    specificity = operating[operating["measure"] == "specificity"].set_index("rule")["estimate"]
+    judged = operating["measure"] == "sensitivity"
+    judged &= ~operating["rule"].str.startswith("specificity")
+    return tuple(
+        RecallVerdict(
+            rule=str(row["rule"]),
+            class_name=class_name,
+            goal=goal,
+            recall=float(row["estimate"]),
+            low=float(row["low"]),
+            high=float(row["high"]),
+            specificity=float(specificity.get(row["rule"], np.nan)),
+            images=int(row["images"]),
+            lesions=int(row["groups"]),
+            problem=str(row["problem"]),
+            warnings=tuple(warnings),
+        )
+        for row in operating[judged].to_dict("records")
+    )
 
 
 def _validation(val: Sequence[pd.DataFrame], test: Predictions) -> Predictions | None:
-    """The nets' predictions for validation, or None; they must be of as many nets and of the same classes."""
+    """Predictions of validation, or None; they must be of as many nets and of the same classes."""
     if not val:
         return None
-    given = gather(val, [f"validation predictions {number}" for number in range(1, len(val) + 1)])
-    if len(given.probability) != len(test.probability):
+    predictions = gather(val, [f"validation predictions {n}" for n in range(1, len(val) + 1)])
+    if len(predictions.probability) != len(test.probability):
         raise UserError(
-            f"validation was predicted by {len(given.probability)} nets, these images by {len(test.probability)}; "
-            "give the predictions of the same nets"
+            f"validation was predicted by {len(predictions.probability)} nets, these images by "
+            f"{len(test.probability)}; give the predictions of the same nets"
         )
-    if given.classes != test.classes:
-        raise UserError(
-            f"validation has the classes {', '.join(given.classes)}, but not {', '.join(test.classes)}"
-        )
-    return given
+    if predictions.classes != test.classes:
+        others = ", ".join(test.classes)
+        message = f"validation has the classes {', '.join(predictions.classes)}, but not {others}"
+        raise UserError(message)
+    return predictions
 
 
-def _intervals(
-    frames: Sequence[pd.DataFrame], given: Predictions, name: str, settings: AuditSettings
+def _rate_tables(
+    frames: Sequence[pd.DataFrame], predictions: Predictions, name: str, settings: AuditSettings
 ) -> dict[str, pd.DataFrame]:
-    """The tables of figures with intervals that are not of decisions by a threshold."""
-    wanted = [
-        isic_balanced_accuracy(given),
-        *(curve_statistics(given, each, curves.CURVES) for each in given.classes),
-    ]
-    wanted += [_rates(given, each) for each in given.classes]
+    """The tables `overall`, `per_class`, `ranking` and `fixed`."""
     fixed = curves.fixed_points(settings.fixed)
-    if fixed:
-        wanted.append(curve_statistics(given, name, fixed))
-    known = _known(frames, given, settings)
-    found = pd.concat([known, estimates(given, wanted, settings).reset_index()], ignore_index=True)
-    measure = found["metric"].str.partition("/")[0].where(found["metric"].str.contains("/"), "")
-    per_class = _by_class(found[measure.isin(class_metrics())], "measure")
-    order = [
-        (given.classes.index(row["class"]), class_metrics().index(row["measure"]))
-        for _, row in per_class.iterrows()
-    ]
-    return {
-        "overall": found[measure == ""].reset_index(drop=True),
-        "per_class": per_class.loc[sorted(per_class.index, key=order.__getitem__)].reset_index(
-            drop=True
-        ),
-        "ranking": _by_class(found[measure.isin(curves.CURVES)], "metric"),
-        "fixed": found[measure.isin(fixed)].reset_index(drop=True),
+    statistics = [isic_balanced_accuracy(predictions)]
+    statistics += [curve_statistics(predictions, c, curves.CURVES) for c in predictions.classes]
+    for each in predictions.classes:
+        rates = thresholds.rates(predictions, each, thresholds.decide(predictions, each, None))
+        names = (f"{rate}/{each}" for rate in ("recall", "specificity", "precision", "npv"))
+        statistics.append(replace(rates, names=tuple(names)))
+    statistics += [curve_statistics(predictions, name, fixed)] if fixed else []
+    table = estimates(predictions, statistics, settings).reset_index()
+    table = pd.concat([_run_metrics(frames, predictions, settings), table], ignore_index=True)
+    parts = table["metric"].str.partition("/")
+    table = table.assign(measure=parts[0], **{"class": parts[2]})
+    per_class = table[table["measure"].isin(class_metrics())]
+    order = per_class["class"].map(list(predictions.classes).index) * len(class_metrics())
+    order += per_class["measure"].map(class_metrics().index)
+    per_class = per_class.loc[order.sort_values(kind="stable").index]
+    ranking, columns = table[table["measure"].isin(curves.CURVES)], ["class", "measure", *COLUMNS]
+    rows = {
+        "overall": table.loc[table["class"] == "", ["metric", *COLUMNS]],
+        "per_class": per_class[columns],
+        "ranking": ranking[columns].rename(columns={"measure": "metric"}),
+        "fixed": table.loc[table["measure"].isin(fixed), ["metric", *COLUMNS]],
     }
+    return {key: part.reset_index(drop=True) for key, part in rows.items()}
 
 
-def _rates(given: Predictions, name: str) -> Statistics:
-    """Recall, specificity and precision of one class, by the most probable class."""
-    rates = thresholds.rates(given, name, thresholds.decide(given, name, None))
-    return replace(
-        rates,
-        names=tuple(f"{each}/{name}" for each in ("recall", "specificity", "precision", "npv")),
-    )
-
-
-def _known(
-    frames: Sequence[pd.DataFrame], given: Predictions, settings: AuditSettings
+def _run_metrics(
+    frames: Sequence[pd.DataFrame], predictions: Predictions, settings: AuditSettings
 ) -> pd.DataFrame:
-    """What the analysis computes: figures over all classes, and F1. A mean over classes rests on the rarest of them."""
-    metrics = [*overall_metrics(), *(f"f1/{each}" for each in given.classes)]
-    known = intervals(frames, metrics, settings.samples, settings.seed, settings.level)
-    own = [given.target == label for label in range(len(given.classes))]
-    fewest = rarest_groups(given, [images for images in own if images.any()])
+    """Metrics over all classes, and F1; a mean over classes is as sure as its rarest class."""
+    metrics = [*overall_metrics(), *(f"f1/{name}" for name in predictions.classes)]
+    table = intervals(frames, metrics, settings.samples, settings.seed, settings.level)
+    kinds = [predictions.target == label for label in range(len(predictions.classes))]
+    rarest = rarest_groups(predictions, [images for images in kinds if images.any()])
     rows = []
-    for row in known.to_dict("records"):
+    for row in table.to_dict("records"):
         measure, _, name = str(row["metric"]).partition("/")
-        basis = (
-            given.group
-            if measure == "accuracy"
-            else given.basis(f"recall/{name}")
-            if name
-            else fewest
-        )
+        basis = predictions.basis(f"recall/{name}") if name else rarest
+        basis = predictions.group if measure == "accuracy" else basis
         low, high, kind = adjusted_interval(
             row["low"], row["high"], row["estimate"], basis, settings.level, measure == "accuracy"
         )
@@ -289,25 +192,67 @@ def _known(
     return pd.DataFrame(rows)[["metric", *COLUMNS]]
 
 
-def _by_class(found: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """`metric` taken apart: the class and what was measured of it."""
-    parts = found["metric"].str.partition("/")
-    table = found.drop(columns="metric").reset_index(drop=True)
-    table.insert(0, "class", parts[2].to_numpy())
-    table.insert(1, measure, parts[0].to_numpy())
-    return table
-
-
-def _calibration(given: Predictions, val: Predictions | None) -> dict[str, Any]:
-    """Calibration of the predictions, and what it is at the temperatures that validation asks for."""
-    temperatures: tuple[float, ...] = ()
-    scaled = None
-    if val is not None:
-        temperatures = tuple(calibration.fit(each, val.target) for each in val.probability)
-        nets = zip(given.probability, temperatures, strict=True)
-        scaled = np.stack([calibration.scale(each, temperature) for each, temperature in nets])
-    return {
-        "calibration": calibration.compare(given, scaled),
-        "bins": calibration.bins(given, scaled),
-        "temperatures": temperatures,
+def _record_metrics(result: ClinicalAudit) -> dict[str, float]:
+    """Figures by record names, `<split>/...`; undefined ones are left out."""
+    rows = [*result.overall.to_dict("records"), *result.fixed.to_dict("records")]
+    values: dict[Any, float] = {
+        row["metric"]: row["estimate"]
+        for row in rows
+        if "/" in row["metric"] or row["metric"] == "isic_balanced_accuracy"
     }
+    for row in result.ranking.to_dict("records"):
+        values[f"{row['metric']}/{row['class']}"] = row["estimate"]
+    for row in result.calibration.to_dict("records"):
+        values |= {row["measure"]: row["before"], f"{row['measure']}_scaled": row["after"]}
+    if result.temperatures:
+        values["temperature"] = float(np.mean(result.temperatures))
+    rule = f"sensitivity >= {result.settings.sensitivity:g}"
+    for row in result.operating[result.operating["rule"] == rule].to_dict("records"):
+        values[f"chosen/{row['measure']}/{result.positive}"] = row["estimate"]
+    return {f"{result.split}/{k}": float(v) for k, v in values.items() if np.isfinite(v)}
+
+
+def _notes(result: ClinicalAudit, predictions: Predictions) -> list[str]:
+    """How the figures are to be read, and what is missing."""
+    settings, several = result.settings, result.seeds > 1
+    notes = [
+        f"{f'Figures are means over {result.seeds} nets (seeds). ' if several else ''}"
+        f"Intervals: {100 * settings.level:g}%, {settings.samples} resamplings of whole lesions or "
+        f"patients{' and of seeds' if several else ''}. Shares (recall, specificity, precision, "
+        "predictive values, accuracy) get the wider of that and the exact one (Clopper-Pearson, a "
+        "lesion counted once), end by end; * marks an exact end. A figure without an interval "
+        "rests on fewer than two lesions of a kind, or no resampling changes it.",
+        f"{result.positives / result.images:.1%} of these images are {result.positive}. PPV and NPV "
+        "hold for that share only; where the class is rarer, PPV is lower.",
+    ]
+    if result.lesions == result.images:
+        notes.append("Each image is its own group: if lesions repeat, intervals are too narrow.")
+    labels = set(np.unique(predictions.target).tolist())
+    missing = [name for label, name in enumerate(result.classes) if label not in labels]
+    if missing:
+        notes.append(f"No images of {', '.join(missing)}: means leave these classes out.")
+    if result.temperatures:
+        notes.append(
+            "Thresholds and temperatures were chosen on validation, for each net, and applied "
+            "unchanged; the intervals take them as fixed."
+        )
+    elif result.split == "val":
+        notes.append("Thresholds and temperatures are chosen on these images: not applied here.")
+    else:
+        notes.append("No validation predictions: no threshold was chosen, no temperature fitted.")
+    lowest, highest = calibration.TEMPERATURES
+    if any(not lowest < temperature < highest for temperature in result.temperatures):
+        notes.append("A temperature is at the bound of the search: validation does not define it.")
+    notes.append(
+        "A calibration error is biased upwards, more so with fewer images, and has no interval. "
+        "Sensitivity at a fixed specificity (and the reverse) comes from the ROC curve of these "
+        "images and is too good."
+    )
+    if not result.informed:
+        known = "" if result.informed is None else f": it has none of the {result.images} images"
+        return [*notes, f"No metadata{known}. No subgroups."]
+    if result.informed < result.images:
+        notes.append(f"The metadata cover {result.informed} of the {result.images} images.")
+    if "skin type" not in set(result.subgroups["by"]):
+        notes.append("The metadata have no skin type: the recall on darker skin is not known.")
+    return notes

@@ -1,4 +1,4 @@
-"""ROC, reliability, subgroups, drop."""
+"""Figures of the clinical audit: ROC, precision-recall, reliability, subgroups, and the loss."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from src.metrics import calibration, thresholds
-from src.reporting.clinical.audit import rules
+from src.metrics.registry import short_label
 from src.reporting.clinical.record import ClinicalAudit, Evaluation
 from src.reporting.style import BLUE, VERMILLION
 
@@ -30,151 +30,146 @@ STYLE: Any = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.hashsalt": "paretoderm",  # the same audit, the same file
 }
-# of matplotlib's style for colour-blind people (tableau-colorblind10)
-PLOT_BLUE, ORANGE, GREY = "#006BA4", "#C85200", "#898989"
-_COLUMNS = 4
+GREY = "#898989"
+COLUMNS = 4  # panels in a row
+MARKERS = {
+    "argmax": {"marker": "o", "color": "black"},
+    "sensitivity": {"marker": "D", "color": VERMILLION},
+    "specificity": {"marker": "s", "color": VERMILLION},
+}
 
 
-def titles(found: ClinicalAudit) -> dict[str, str]:
-    """Which pictures there are for this audit, by file name, and what they show."""
-    shown = {
-        "roc": "ROC curves, a class a panel",
-        "precision_recall": "Precision-recall curves, a class a panel",
-        "reliability": f"Reliability{' before and after temperature scaling' if found.temperatures else ''}",
+def titles(result: ClinicalAudit) -> dict[str, str]:
+    """The figures of an audit: file name -> what they show."""
+    scaled = " before and after temperature scaling" if result.temperatures else ""
+    names = {
+        "roc": "ROC curves, one panel per class",
+        "precision_recall": "Precision-recall curves, one panel per class",
+        "reliability": f"Reliability{scaled}",
         "subgroups": "Subgroups with intervals and sizes",
     }
-    if found.roc.empty:
-        shown = {
-            name: title for name, title in shown.items() if name not in ("roc", "precision_recall")
-        }
-    return (
-        shown
-        if len(found.subgroups)
-        else {name: title for name, title in shown.items() if name != "subgroups"}
-    )
+    empty = {"roc", "precision_recall"} if result.roc.empty else set()
+    empty |= {"subgroups"} if result.subgroups.empty else set()
+    return {name: title for name, title in names.items() if name not in empty}
 
 
-def write(found: ClinicalAudit, folder: Path) -> list[Path]:
-    """Write each picture that there is something for as PNG (150 dpi) and SVG into an existing folder."""
+def write(result: ClinicalAudit, folder: Path) -> list[Path]:
+    """Write the figures of an audit as PNG (150 dpi) and SVG into an existing folder."""
     files = []
-    for name in titles(found):
+    for name in titles(result):
         with mpl.rc_context(STYLE):
-            figure = PICTURES[name](found)
+            figure = FIGURES[name](result)
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # placed once; each file would do it again
+            figure.set_layout_engine("none")  # placed once, not again for each file
             for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 files.append(folder / f"{name}.{kind}")
                 figure.savefig(files[-1], dpi=DPI, metadata=metadata)
     return files
 
 
-def roc(found: ClinicalAudit) -> Figure:
-    """A panel a class: the curve of each net, chance, and the operating points."""
-    figure, panels = _panels(found, found.roc)
+def roc(result: ClinicalAudit) -> Figure:
+    """One panel per class: the curve of each net, chance, and the operating points."""
+    figure, panels = _panels(result, result.roc)
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-        _lines(axes, found.roc[found.roc["class"] == name], "false_positive_rate", "sensitivity")
-        for rule, point in _points(found, name).items():
+        for _, curve in result.roc[result.roc["class"] == name].groupby("seed"):
+            axes.plot(curve["false_positive_rate"], curve["sensitivity"], **_line())
+        for rule, point in _operating_points(result, name).items():
             axes.plot(1 - point["specificity"], point["sensitivity"], **_marker(rule))
-        _title(axes, found, name, "auroc", "AUROC")
-    _finish(
-        figure,
-        found,
-        panels,
-        ("1 - specificity\n(lower is better)", "sensitivity\n(higher is better)"),
-    )
-    return figure
+        _set_title(axes, result, name, "auroc")
+    labels = ("1 - specificity\n(lower is better)", "sensitivity\n(higher is better)")
+    return _finish(figure, result, panels, labels)
 
 
-def precision_recall(found: ClinicalAudit) -> Figure:
-    """A panel a class: the curve of each net, the share of the class (chance), and the operating points."""
-    figure, panels = _panels(found, found.precision_recall)
-    sizes = found.per_class[found.per_class["measure"] == "recall"].set_index("class")["images"]
+def precision_recall(result: ClinicalAudit) -> Figure:
+    """One panel per class: the curve of each net, chance (the share of the class), the points."""
+    figure, panels = _panels(result, result.precision_recall)
     for name, axes in panels.items():
-        axes.axhline(sizes[name] / found.images, color=GREY, linestyle=":", linewidth=1)
-        _lines(
-            axes,
-            found.precision_recall[found.precision_recall["class"] == name],
-            "recall",
-            "precision",
-            steps=True,
-        )
-        for rule, point in _points(found, name).items():
+        chance = _row(result.per_class, name, "recall")["images"] / result.images
+        axes.axhline(chance, color=GREY, linestyle=":", linewidth=1)
+        rows = result.precision_recall[result.precision_recall["class"] == name]
+        for _, curve in rows.groupby("seed"):
+            # precision between two thresholds is that of the lower one, as average precision has it
+            axes.plot(curve["recall"], curve["precision"], drawstyle="steps-post", **_line())
+        for rule, point in _operating_points(result, name).items():
             axes.plot(point["sensitivity"], point["ppv"], **_marker(rule))
-        _title(axes, found, name, "average_precision", "AP")
-    _finish(figure, found, panels, ("recall\n(higher is better)", "precision\n(higher is better)"))
-    return figure
+        _set_title(axes, result, name, "average_precision")
+    labels = ("recall\n(higher is better)", "precision\n(higher is better)")
+    return _finish(figure, result, panels, labels)
 
 
-def reliability(found: ClinicalAudit) -> Figure:
-    """What was said against what came true, for the predicted class and the one looked for, with counts below."""
-    names = (calibration.TOP, found.positive)
+def reliability(result: ClinicalAudit) -> Figure:
+    """Confidence and frequency of the predicted class and of the class looked for, with counts."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, height_ratios=(3, 1), squeeze=False)
-    for column, name in enumerate(names):
+    styles: dict[bool, dict[str, Any]] = {
+        False: {"color": BLUE, "linestyle": "-"},
+        True: {"color": VERMILLION, "linestyle": "--"},
+    }
+    for column, name in enumerate((calibration.TOP, result.positive)):
         upper, lower = grid[0][column], grid[1][column]
-        upper.plot(
-            [0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="what is said comes true"
-        )
-        for after, (colour, marker, dash, label) in enumerate(
-            ((PLOT_BLUE, "o", "-", "as it is"), (ORANGE, "D", "--", "after temperature scaling"))
-        ):
-            rows = found.bins[(found.bins["class"] == name) & (found.bins["scaled"] == bool(after))]
-            if len(rows):
-                _bins(upper, lower, rows, {"color": colour, "linestyle": dash}, marker, label)
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="perfect")
+        for scaled, style in styles.items():
+            rows = result.bins[(result.bins["class"] == name) & (result.bins["scaled"] == scaled)]
+            if rows.empty:
+                continue
+            label, marker = ("after temperature scaling", "D") if scaled else ("as it is", "o")
+            line = {**style, "linewidth": 1}
+            points = (rows["confidence"], rows["frequency"])
+            upper.plot(*points, marker=marker, markersize=3.5, label=label, **line)
+            bins = range(calibration.BINS)
+            counts = rows.set_index("bin")["images"].reindex(bins, fill_value=0)
+            edges = np.arange(calibration.BINS + 1) / calibration.BINS
+            lower.stairs(counts.to_numpy(), edges, **line)
         what = "the predicted class" if name == calibration.TOP else name
-        upper.set_title(f"{what}: said and come true, by 15 bins")
-        upper.set_ylim(-0.03, 1.03)
-        _count_axis(lower)
-        lower.set_xlabel(f"probability of {what}")
-    grid[0][0].set_ylabel("share that it was right")
+        upper.set(title=f"{what}: confidence and frequency in 15 bins", ylim=(-0.03, 1.03))
+        lower.set(xlabel=f"probability of {what}", yscale="log")
+        lower.set_ylim(bottom=0.3)
+        lower.yaxis.set_major_locator(LogLocator(numticks=4))
+        lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        lower.yaxis.set_minor_formatter(NullFormatter())
+    grid[0][0].set_ylabel("share that is right")
     grid[1][0].set_ylabel("images in a bin")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def subgroups(found: ClinicalAudit) -> Figure:
-    """A forest plot: a line a subgroup, a panel a measure; the dashed line is the figure for all images."""
-    order = found.subgroups.drop_duplicates(["by", "subgroup"]).reset_index(drop=True)
-    places = {
-        (row["by"], row["subgroup"]): len(order) - number
-        for number, row in enumerate(order.to_dict("records"))
-    }
+def subgroups(result: ClinicalAudit) -> Figure:
+    """A forest plot: one line per subgroup, one panel per measure; dashed: all images."""
+    order = result.subgroups.drop_duplicates(["by", "subgroup"]).to_dict("records")
+    places = {(row["by"], row["subgroup"]): len(order) - n for n, row in enumerate(order)}
     heads = {
-        **{
-            measure: f"recall of {found.positive} by\n{fill(rule, 23)}"
-            for measure, rule in rules(found).items()
-        },
-        "auroc": f"AUROC of {found.positive}\nagainst the rest",
-        "balanced_accuracy": "balanced accuracy\n(number of classes)",
+        measure: f"recall of {result.positive} by\n{fill(rule, 23)}"
+        for measure, rule in result.rules.items()
     }
+    heads["auroc"] = f"{short_label('auroc')} of {result.positive}\nagainst the rest"
+    heads["balanced_accuracy"] = "balanced accuracy\n(number of classes)"
     figure = Figure(figsize=(2.8 + 1.8 * len(heads), 1.3 + 0.19 * len(order)), layout="constrained")
     panels = figure.subplots(1, len(heads), sharey=True)
-    first_of_kind = [
-        places[row["by"], row["subgroup"]] for row in order.drop_duplicates("by").to_dict("records")
-    ]
+    firsts = {row["by"]: places[row["by"], row["subgroup"]] for row in reversed(order)}
     for axes, (measure, head) in zip(panels, heads.items(), strict=True):
-        rows = found.subgroups[found.subgroups["measure"] == measure]
-        _forest(axes, rows, places)
-        axes.set_xlabel(f"{head}\n(higher is better)")
-        for place in first_of_kind[1:]:
+        rows = result.subgroups[result.subgroups["measure"] == measure]
+        for row in rows.to_dict("records"):
+            _forest_row(axes, row, places[row["by"], row["subgroup"]])
+        axes.set(xlabel=f"{head}\n(higher is better)", xlim=(0, 1.03))
+        for place in firsts.values():
             axes.axhline(place + 0.5, color="black", linewidth=0.6)
-        if measure in rules(found):
-            axes.axvline(found.settings.goal, color=ORANGE, linewidth=1)
-            axes.set_title(f"solid line: goal, {found.settings.goal:g}", color=ORANGE)
+        if measure in result.rules:
+            axes.axvline(result.settings.goal, color=VERMILLION, linewidth=1)
+            axes.set_title(f"solid line: goal, {result.settings.goal:g}", color=VERMILLION)
     labels = [
-        f"{row['subgroup'] if row['by'] in ('all', row['subgroup']) else row['by'] + ': ' + row['subgroup']}"
-        f"  ({row['images']} images; {found.positive}: {row['positives']} of {row['positive_lesions']} lesions)"
-        for _, row in order.iterrows()
+        f"{subgroup_name(row['by'], row['subgroup'])}  ({row['images']} images; {result.positive}: "
+        f"{row['positives']} of {row['positive_lesions']} lesions)"
+        for row in order
     ]
     panels[0].set_yticks(list(places.values()), labels)
-    panels[-1].set_title("dashed line: all images", color=GREY)
     panels[0].set_ylim(0.3, len(order) + 0.7)
+    panels[-1].set_title("dashed line: all images", color=GREY)
     return figure
 
 
-PICTURES: dict[str, Callable[[ClinicalAudit], Figure]] = {
+FIGURES: dict[str, Callable[[ClinicalAudit], Figure]] = {
     "roc": roc,
     "precision_recall": precision_recall,
     "reliability": reliability,
@@ -182,13 +177,71 @@ PICTURES: dict[str, Callable[[ClinicalAudit], Figure]] = {
 }
 
 
-def _panels(found: ClinicalAudit, points: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
-    """A square panel for each class that has a curve, the one looked for first."""
-    drawn = set(points["class"])
-    names = sorted(
-        (name for name in found.classes if name in drawn), key=lambda name: name != found.positive
+def subgroup_name(by: str, subgroup: str) -> str:
+    """Such as "sex: male", or "all"."""
+    return subgroup if by == subgroup else f"{by}: {subgroup}"
+
+
+def shift(result: Evaluation) -> Figure:
+    """Metrics on the own split and on other data side by side, with intervals.
+
+    Args:
+        result: With a `drop` table.
+    """
+    table = result.drop.iloc[::-1].reset_index(drop=True)
+    figure = Figure(figsize=(7.2, 1.3 + 0.42 * len(table)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    own = f"own {result.compared_with}"
+    for key, label, colour, marker, offset in (
+        ("own", own, BLUE, "o", 0.13),
+        ("external", result.data, VERMILLION, "s", -0.13),
+    ):
+        low, high = (table[key] - table[f"{key}_low"], table[f"{key}_high"] - table[key])
+        style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "capsize": 2.5}
+        spans = [low.clip(lower=0), high.clip(lower=0)]
+        axes.errorbar(table[key], table.index + offset, xerr=spans, label=label, **style)
+    axes.set_yticks(table.index, table["metric"].map(shift_label))
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(
+        "0 to 1, higher is better; intervals by lesion and seed\n"
+        "sensitivity and specificity: at the threshold chosen on own val"
     )
-    columns = min(_COLUMNS, len(names))
+    axes.grid(alpha=0.3)
+    axes.set_title(f"{result.evaluated.title}: {own} and {result.data}", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def shift_label(metric: str) -> str:
+    """A metric of the `drop` table for people, such as "recall/mel"."""
+    return metric.removeprefix("chosen/").replace("_", " ")
+
+
+def examples(result: Evaluation) -> Figure:
+    """Some own and some external images of each class, whole frames squashed.
+
+    Args:
+        result: With examples.
+    """
+    size = (9, 0.5 + 0.58 * len(result.examples))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(result.examples), 2, squeeze=False)
+    for (name, sides), row in zip(result.examples.items(), panels, strict=True):
+        for images, axes in zip(sides, row, strict=True):
+            axes.set(xticks=[], yticks=[], frame_on=False)
+            if len(images):
+                axes.imshow(np.concatenate(list(images), axis=1), interpolation="nearest")
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    panels[0][0].set_title(f"own {result.evaluated.data}", fontsize=10)
+    panels[0][1].set_title(result.data, fontsize=10)
+    return figure
+
+
+def _panels(result: ClinicalAudit, points: pd.DataFrame) -> tuple[Figure, dict[str, Axes]]:
+    """A square panel for each class that has a curve, the class looked for first."""
+    names = [name for name in result.classes if name in set(points["class"])]
+    names.sort(key=lambda name: name != result.positive)
+    columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(2.1 * columns + 0.4, 2.5 * rows + 0.9), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -197,218 +250,75 @@ def _panels(found: ClinicalAudit, points: pd.DataFrame) -> tuple[Figure, dict[st
     return figure, dict(zip(names, grid, strict=False))
 
 
-def _lines(axes: Axes, points: pd.DataFrame, x: str, y: str, steps: bool = False) -> None:
-    for _, curve in points.groupby("seed"):
-        # precision between two thresholds is that of the laxer one, as average precision counts it
-        axes.plot(
-            curve[x],
-            curve[y],
-            color=PLOT_BLUE,
-            linewidth=0.9,
-            alpha=0.8,
-            drawstyle="steps-post" if steps else "default",
-        )
+def _finish(
+    figure: Figure, result: ClinicalAudit, panels: dict[str, Axes], labels: tuple[str, str]
+) -> Figure:
+    """Set scales, label the outer panels, add one legend."""
+    for number, axes in enumerate(panels.values()):
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), box_aspect=1)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if number + COLUMNS >= len(panels):
+            axes.set_xlabel(labels[0])
+        if number % COLUMNS == 0:
+            axes.set_ylabel(labels[1])
+    several = result.seeds > 1
+    handles = [Line2D([], [], color=BLUE), Line2D([], [], color=GREY, linestyle=":")]
+    names = [f"each of {result.seeds} nets (seeds)" if several else "the net", "chance"]
+    for rule in result.operating["rule"].unique():
+        argmax = rule == thresholds.ARGMAX
+        handles.append(Line2D([], [], **_marker(rule)))
+        names.append("most probable class" if argmax else f"threshold from val: {rule}")
+    title = "points are means over the nets" if several else None
+    legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 3 if len(panels) > 2 else 2}
+    figure.legend(handles, names, title=title, title_fontsize=7.5, frameon=False, **legend)
+    return figure
 
 
-def _points(found: ClinicalAudit, name: str) -> dict[str, dict[str, float]]:
-    """Operating points by rule: the most probable class, and for the class looked for the chosen thresholds."""
-    own = found.per_class[found.per_class["class"] == name].set_index("measure")["estimate"]
-    points = {
-        thresholds.ARGMAX: {
-            "sensitivity": own["recall"],
-            "specificity": own["specificity"],
-            "ppv": own["precision"],
-        }
-    }
-    if name == found.positive:
-        for rule, rows in found.operating.groupby("rule", sort=False):
-            points[str(rule)] = dict(zip(rows["measure"], rows["estimate"], strict=True))
+def _operating_points(result: ClinicalAudit, name: str) -> dict[str, dict[str, float]]:
+    """Rates by rule: the most probable class; of the class looked for, the thresholds too."""
+    rows = result.per_class[result.per_class["class"] == name]
+    rates = rows.set_index("measure")["estimate"].rename({"recall": "sensitivity"})
+    points = {thresholds.ARGMAX: rates.rename({"precision": "ppv"}).to_dict()}
+    if name == result.positive:
+        for rule, table in result.operating.groupby("rule", sort=False):
+            points[str(rule)] = dict(zip(table["measure"], table["estimate"], strict=True))
     return points
 
 
+def _line() -> dict[str, Any]:
+    return {"color": BLUE, "linewidth": 0.9, "alpha": 0.8}
+
+
 def _marker(rule: str) -> dict[str, Any]:
-    kind = rule.split(" ")[0]
-    look = {"argmax": ("o", "black"), "sensitivity": ("D", ORANGE), "specificity": ("s", ORANGE)}[
-        kind
-    ]
-    return {
-        "marker": look[0],
-        "color": look[1],
-        "markersize": 5,
-        "markeredgecolor": "white",
-        "linestyle": "none",
-    }
+    style = {"markersize": 5, "markeredgecolor": "white", "linestyle": "none"}
+    return {**MARKERS[rule.split(" ")[0]], **style}
 
 
-def _title(axes: Axes, found: ClinicalAudit, name: str, metric: str, label: str) -> None:
-    rows = found.ranking[(found.ranking["class"] == name) & (found.ranking["metric"] == metric)]
-    row = rows.iloc[0]
-    size = found.per_class[
-        (found.per_class["class"] == name) & (found.per_class["measure"] == "recall")
-    ].iloc[0]
+def _row(table: pd.DataFrame, name: str, measure: str) -> pd.Series:
+    column = "measure" if "measure" in table else "metric"
+    return table[(table["class"] == name) & (table[column] == measure)].iloc[0]
+
+
+def _set_title(axes: Axes, result: ClinicalAudit, name: str, metric: str) -> None:
+    row, images = _row(result.ranking, name, metric), _row(result.per_class, name, "recall")
     span = f" [{row['low']:.2f}, {row['high']:.2f}]" if np.isfinite(row["low"]) else ""
-    looked_for = " (looked for)" if name == found.positive else ""
-    axes.set_title(
-        f"{name}{looked_for}: {size['images']} images\n{label} {row['estimate']:.2f}{span}"
-    )
+    looked_for = " (looked for)" if name == result.positive else ""
+    value = f"{short_label(f'{metric}/{name}')} {row['estimate']:.2f}{span}"
+    axes.set_title(f"{name}{looked_for}: {images['images']} images\n{value}")
 
 
-def _finish(
-    figure: Figure, found: ClinicalAudit, panels: dict[str, Axes], labels: tuple[str, str]
-) -> None:
-    """Scales and the labels of the outer panels; one legend for all."""
-    for number, axes in enumerate(panels.values()):
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_box_aspect(1)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if number + _COLUMNS >= len(panels):
-            axes.set_xlabel(labels[0])
-        if number % _COLUMNS == 0:
-            axes.set_ylabel(labels[1])
-    handles = [Line2D([], [], color=PLOT_BLUE), Line2D([], [], color=GREY, linestyle=":")]
-    names = [f"each of {found.seeds} nets (seeds)" if found.seeds > 1 else "the net", "chance"]
-    for rule in dict.fromkeys(found.operating["rule"]):
-        handles.append(Line2D([], [], **_marker(rule)))
-        names.append(
-            "most probable class" if rule == thresholds.ARGMAX else f"threshold from val: {rule}"
-        )
-    columns = 3 if len(panels) > 2 else 2
-    title = "points are means over the nets" if found.seeds > 1 else None
-    figure.legend(
-        handles,
-        names,
-        title=title,
-        title_fontsize=7.5,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
-
-
-def _count_axis(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.3)
-    axes.yaxis.set_major_locator(LogLocator(numticks=4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _bins(
-    upper: Axes, lower: Axes, rows: pd.DataFrame, line: dict[str, Any], marker: str, label: str
-) -> None:
-    upper.plot(
-        rows["confidence"],
-        rows["frequency"],
-        marker=marker,
-        markersize=3.5,
-        linewidth=1,
-        label=label,
-        **line,
-    )
-    edges = np.arange(calibration.BINS + 1) / calibration.BINS
-    counts = rows.set_index("bin")["images"].reindex(range(calibration.BINS), fill_value=0)
-    lower.stairs(counts.to_numpy(), edges, linewidth=1, **line)
-
-
-def _forest(axes: Axes, rows: pd.DataFrame, places: dict[tuple[str, str], int]) -> None:
-    for row in rows.to_dict("records"):
-        at = places[row["by"], row["subgroup"]]
-        if row["note"]:
-            axes.text(0.02, at, "too few", color=GREY, fontsize=7, va="center")
-            continue
-        everything = row["by"] == "all"
-        if everything:
-            axes.axvline(row["estimate"], color=GREY, linestyle="--", linewidth=1)
-        # a mean over nets may lie outside its interval, and there may be none
-        ends = (row["estimate"] - row["low"], row["high"] - row["estimate"])
-        reach = [[max(0.0, float(np.nan_to_num(end)))] for end in ends]
-        marker = "D" if everything else "o"
-        axes.errorbar(
-            row["estimate"],
-            at,
-            xerr=reach,
-            fmt=marker,
-            color=PLOT_BLUE,
-            markersize=4,
-            elinewidth=1,
-            capsize=2,
-        )
-        if row["measure"] == "balanced_accuracy":
-            axes.annotate(
-                f"{row['classes']}",
-                (row["estimate"] + reach[1][0], at),
-                (4, 0),
-                textcoords="offset points",
-                fontsize=6.5,
-                va="center",
-            )
-    axes.set_xlim(0, 1.03)
-
-
-def examples(found: Evaluation) -> Figure:
-    """Some own and some external images of each class, whole frames squashed: what differs is often seen at once.
-
-    Args:
-        found: With examples.
-    """
-    figure = Figure(figsize=(9, 0.5 + 0.58 * len(found.examples)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(found.examples), 2, squeeze=False)
-    for (name, sides), row in zip(found.examples.items(), panels, strict=True):
-        for images, axes in zip(sides, row, strict=True):
-            axes.set(xticks=[], yticks=[], frame_on=False)
-            if len(images):
-                axes.imshow(np.concatenate(list(images), axis=1), interpolation="nearest")
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    panels[0][0].set_title(f"own {found.evaluated.data}", fontsize=10)
-    panels[0][1].set_title(found.data, fontsize=10)
-    return figure
-
-
-def named(metric: str) -> str:
-    """A metric of the drop for people."""
-    return metric.removeprefix("chosen/").replace("_", " ")
-
-
-def drop(found: Evaluation) -> Figure:
-    """Own test and external data side by side, a row a metric, with intervals.
-
-    Args:
-        found: With a drop.
-    """
-    table = found.drop.iloc[::-1].reset_index(drop=True)
-    figure = Figure(figsize=(7.2, 1.3 + 0.42 * len(table)), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    sides = (
-        ("own", f"own {found.compared_with}", BLUE, "o", 0.13),
-        ("external", found.data, VERMILLION, "s", -0.13),
-    )
-    for key, label, colour, marker, shift in sides:
-        points = table[key]
-        spans = [
-            (points - table[f"{key}_low"]).clip(lower=0),
-            (table[f"{key}_high"] - points).clip(lower=0),
-        ]
-        axes.errorbar(
-            points,
-            table.index + shift,
-            xerr=spans,
-            fmt=marker,
-            color=colour,
-            label=label,
-            markersize=5,
-            capsize=2.5,
-        )
-    axes.set_yticks(table.index, table["metric"].map(named))
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(
-        "0 to 1, higher is better; intervals by lesion and seed\n"
-        "sensitivity and specificity: at the threshold chosen on own val"
-    )
-    axes.grid(alpha=0.3)
-    axes.set_title(
-        f"{found.evaluated.title}: own {found.compared_with} and {found.data}", fontsize=10
-    )
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    return figure
+def _forest_row(axes: Axes, row: dict[Any, Any], place: int) -> None:
+    if row["note"]:
+        axes.text(0.02, place, "too few", color=GREY, fontsize=7, va="center")
+        return
+    value, everything = row["estimate"], row["by"] == "all"
+    if everything:
+        axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
+    # a mean over nets may lie outside its interval, and there may be none
+    ends = [[max(0.0, float(np.nan_to_num(e)))] for e in (value - row["low"], row["high"] - value)]
+    style: dict[str, Any] = {"color": BLUE, "markersize": 4, "elinewidth": 1, "capsize": 2}
+    axes.errorbar(value, place, xerr=ends, fmt="D" if everything else "o", **style)
+    if row["measure"] == "balanced_accuracy":
+        at, text = (value + ends[1][0], place), str(row["classes"])
+        axes.annotate(text, at, (4, 0), textcoords="offset points", fontsize=6.5, va="center")

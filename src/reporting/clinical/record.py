@@ -1,6 +1,6 @@
-"""ClinicalAudit, Evaluation, verdicts, settings."""
+"""The results of a clinical audit and of an evaluation, with their settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -9,163 +9,111 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from src.core.errors import ConfigError
 from src.deployment.trained import RecordedModel, require_run_id
 from src.metrics.settings import AuditSettings
-from src.metrics.settings import AuditSettings as Clinical
 
-Outcome = Literal["PASS", "FAIL", "UNDECIDED"]
+Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
+Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class RecallVerdict:
-    """One rule's recall beside the goal.
+    """Recall of the class looked for, by one rule, compared with the goal.
 
     Attributes:
-        rule: How images are called positive: "argmax", or what the threshold was chosen for on
-            validation.
-        name: The class that is looked for.
-        goal: Recall to reach.
-        estimate: Reached, the mean over the seeds; NaN if it is not known.
-        low: Of the interval.
-        high: Of the interval.
-        images: Of the class.
-        lesions: Of the class.
-        outcome: PASS: all of the interval reaches the goal; FAIL: none of it does; else UNDECIDED,
-            as it is where there is a problem.
-        problem: What is wrong with the rule, or empty.
-        specificity: Reached by the same rule, for recall alone can be bought; NaN if it is not
-            known.
-        beware: What the caller knows against the predictions, in sentences.
+        rule: How images are called positive: "argmax", or the target rate of the threshold that
+            was chosen on validation.
+        class_name: The class looked for.
+        goal: The recall to reach.
+        recall, low, high: Mean over the seeds with its interval; NaN if unknown.
+        specificity: By the same rule; NaN if unknown.
+        images, lesions: Of the class.
+        problem: Why the threshold is of no use, or empty.
+        warnings: What speaks against the predictions, in sentences.
     """
 
     rule: str
-    name: str
+    class_name: str
     goal: float
-    estimate: float
+    recall: float
     low: float
     high: float
+    specificity: float
     images: int
     lesions: int
-    outcome: Outcome
     problem: str = ""
-    specificity: float = np.nan
-    beware: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> Verdict:
+        """PASS: the whole interval reaches the goal; FAIL: all of it is below; else UNDECIDED."""
+        if self.low >= self.goal and not self.problem:
+            return "PASS"
+        return "FAIL" if self.high < self.goal and not self.problem else "UNDECIDED"
 
     @property
     def text(self) -> str:
-        """The verdict in a sentence, and what stands against it."""
-        return " ".join([self._sentence, *(f"Beware: {each}" for each in self.beware)])
-
-    @property
-    def _sentence(self) -> str:
-        how = (
-            "the most probable class"
-            if self.rule == "argmax"
-            else f"the threshold chosen for {self.rule}"
-        )
+        """The verdict in a sentence, followed by the warnings."""
+        argmax = self.rule == "argmax"
+        rule = "the most probable class" if argmax else f"the threshold chosen for {self.rule}"
+        head = f"{self.outcome}: recall of {self.class_name} by {rule}"
         size = f"{self.images} images of {self.lesions} lesions"
-        if np.isnan(self.estimate):
-            return f"{self.outcome}: recall of {self.name} by {how} is not known ({self.problem or size})."
-        price = (
-            f" at a specificity of {self.specificity:.3f}" if not np.isnan(self.specificity) else ""
-        )
-        return (
-            f"{self.outcome}: recall of {self.name} by {how} is {self.estimate:.3f} {span(self.low, self.high)}{price} "
-            f"on {size}; {self._because} the goal of {self.goal:g}."
-        )
-
-    @property
-    def _because(self) -> str:
+        reasons = {
+            "PASS": "the whole interval reaches the goal",
+            "FAIL": "the whole interval is below the goal",
+            "UNDECIDED": "the interval contains the goal",
+        }
+        reason = reasons[self.outcome]
         if self.problem:
-            return f"{self.problem} fulfils it on validation, which says nothing of"
-        if np.isnan(self.low):
-            return "without an interval nothing is said of"
-        reasons = {"PASS": "the whole interval reaches", "FAIL": "the whole interval is below"}
-        return reasons.get(self.outcome, "the interval contains")
+            reason = f"no verdict, because on validation it is {self.problem}; the goal is"
+        elif np.isnan(self.low):
+            reason = "without an interval there is no verdict; the goal is"
+        if np.isnan(self.recall):
+            sentence = f"{head} is not known ({self.problem or size})."
+        else:
+            cost = f" at a specificity of {self.specificity:.3f}"
+            sentence = (
+                f"{head} is {self.recall:.3f} {interval_text(self.low, self.high)}"
+                f"{'' if np.isnan(self.specificity) else cost} on {size}; {reason} {self.goal:g}."
+            )
+        return " ".join([sentence, *(f"Warning: {warning}" for warning in self.warnings)])
 
 
-def span(low: float, high: float) -> str:
-    """An interval in words: "[0.500, 0.680]", or that there is none."""
+def interval_text(low: float, high: float) -> str:
+    """Such as "[0.500, 0.680]"."""
     return "(no interval)" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
-
-
-def judge(low: float, high: float, goal: float) -> Outcome:
-    """PASS if all of [low, high] is at least `goal`, FAIL if all of it is below; NaN decides nothing."""
-    if low >= goal:
-        return "PASS"
-    return "FAIL" if high < goal else "UNDECIDED"
-
-
-def verdicts(
-    points: pd.DataFrame, name: str, goal: float, beware: Sequence[str] = ()
-) -> tuple[RecallVerdict, ...]:
-    """A verdict on the most probable class, and one on the threshold that was chosen for sensitivity.
-
-    Args:
-        points: From `operating.points`.
-        name: The class that is looked for.
-        goal: Its recall must reach it.
-        beware: What the caller knows against the predictions.
-    """
-    specificity = points[points["measure"] == "specificity"].set_index("rule")["estimate"]
-    asked = (points["measure"] == "sensitivity") & ~points["rule"].str.startswith("specificity")
-    rows = points[asked].to_dict("records")
-    return tuple(
-        RecallVerdict(
-            rule=str(row["rule"]),
-            name=name,
-            goal=goal,
-            estimate=float(row["estimate"]),
-            low=float(row["low"]),
-            high=float(row["high"]),
-            images=int(row["images"]),
-            lesions=int(row["groups"]),
-            outcome="UNDECIDED"
-            if row["problem"]
-            else judge(float(row["low"]), float(row["high"]), goal),
-            problem=str(row["problem"]),
-            specificity=float(specificity.get(row["rule"], np.nan)),
-            beware=tuple(beware),
-        )
-        for row in rows
-    )
 
 
 @dataclass(frozen=True)
 class ClinicalAudit:
-    """What was found. Rates are in [0, 1]; figures are means over the seeds; intervals are by lesion.
+    """Clinical figures of predictions; rates in [0, 1], means over the seeds, intervals by lesion.
 
     Attributes:
-        split: Prefix of the metric names: the split, or the external data, that was predicted.
+        split: Prefix of the metric names: the split or the other data set.
         classes: Names in label order.
-        positive: The class that is looked for.
-        settings: What was asked.
-        images: Predicted.
-        lesions: Or patients, as the data group images.
-        positives: Images of the class that is looked for.
-        seeds: Nets.
-        verdicts: Recall against the goal, a rule each.
+        positive: The class looked for.
+        settings: Of the audit.
+        images, lesions, positives, seeds: Numbers of images, of lesions or patients, of images of
+            the class looked for, and of nets.
+        verdicts: Recall against the goal, one for each rule.
         per_class: class, measure (recall, precision, f1, specificity), then as
-            `resampling.estimates` has it.
-        overall: metric, then as `per_class`; images and groups of a mean over classes are the
-            rarest class's.
-        operating: See `operating.points`.
-        fixed: metric, then as `per_class`: sensitivity at fixed specificities and the reverse, read
-            off the ROC curve of these images themselves.
-        ranking: class, metric (auroc, average_precision, auroc_above_80_sensitivity, pauc_80), then
-            as `per_class`; images and groups are those of the rarer kind: the class, or the rest.
-        isic: See `isic.scores`.
-        calibration: See `calibration.compared`.
-        bins: See `calibration.bins`.
+            `metrics.bootstrap.estimates` returns it.
+        overall: metric, then as `per_class`; the groups of a mean over classes are the rarest
+            class's.
+        operating: See `metrics.thresholds.points`.
+        fixed: metric, then as `per_class`: sensitivity at fixed specificities and the reverse, from
+            the ROC curve of these images.
+        ranking: class, metric (of `metrics.curves.CURVES`), then as `per_class`; the groups are
+            those of the rarer kind: the class, or the others.
+        isic: See `metrics.curves.isic_scores`.
+        calibration, bins: See `metrics.calibration.compare` and `bins`.
         subgroups: See `subgroups.table`; empty without metadata of these images.
-        roc: See `curves.roc`.
-        precision_recall: See `curves.precision_recall`.
-        temperatures: Fitted on validation, one a net; none without validation.
-        notes: What a reader must know; `warnings` first.
-        metrics: Headline figures by record names, finite ones.
-        warnings: What the caller knows against these predictions.
-        informed: How many of the images the metadata name; None without metadata.
+        roc, precision_recall: See `metrics.curves`.
+        temperatures: Fitted on validation, one for each net; empty without validation.
+        warnings: What speaks against these predictions.
+        notes: How the figures are to be read.
+        metrics: Figures by record names, finite ones.
+        informed: How many of the images have metadata; None without metadata.
     """
 
     split: str
@@ -189,23 +137,26 @@ class ClinicalAudit:
     roc: pd.DataFrame
     precision_recall: pd.DataFrame
     temperatures: tuple[float, ...]
-    notes: tuple[str, ...]
-    metrics: dict[str, float]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
     informed: int | None = None
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables that have rows, by what to call their files."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: table
-            for name, table in found.items()
-            if isinstance(table, pd.DataFrame) and len(table)
+        """All tables with rows, by the names of their files."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {k: v for k, v in values.items() if isinstance(v, pd.DataFrame) and len(v)}
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """Measures of recall in `subgroups` -> the rule by which an image is called positive."""
+        names = {
+            "recall": "the most probable class",
+            "recall_at_threshold": f"val's threshold for sensitivity >= {self.settings.sensitivity:g}",
         }
-
-
-Images = npt.NDArray[np.uint8]
+        measures = set() if self.subgroups.empty else set(self.subgroups["measure"])
+        return {measure: rule for measure, rule in names.items() if measure in measures}
 
 
 @dataclass(frozen=True)
@@ -214,21 +165,19 @@ class Evaluation:
 
     Attributes:
         evaluated: The run.
-        data: Name of the external data; empty: it is of the run's own splits.
-        audits: Clinical audits by what was predicted, the most important first.
-        notes: Plain sentences that a reader needs: data, overlap, geometry, what is absent. What
-            speaks against a verdict is among the warnings of its audit.
-        drop: From the own test (or, where there is none, validation) to the external data, see
-            `drop.compared`.
+        data: Name of the other data set; empty: the run's own splits.
+        audits: By what was predicted, the most important first.
+        notes: On data, overlap, geometry and what is missing. Warnings are part of the audits.
+        drop: From own test (validation, where there is no test) to the other data, see
+            `external.domain_shift`.
         compared_with: Which own split that is.
-        by_original_label: See `drop.by_original_label`.
-        overlap: See `overlap.find`.
-        mapping: Original classes and what they count as: original_label, counts_as (empty: left
-            out), images.
-        predictions: Of the external images, a frame a net, by its seed.
-        tags: Of the external evaluation's run.
+        by_original_label: See `external.recall_by_original_label`.
+        overlap: See `external.find_overlap`.
+        mapping: original_label, counts_as (empty: left out), images.
+        predictions: Of the other data, one frame for each net, by its seed.
+        tags: Of the recorded evaluation of other data.
         examples: By class, some own and some external images, uint8 (n, S, S, 3).
-        choices: What is not as by default, such as "part=val".
+        choices: Settings that are not the default, such as "part=val".
     """
 
     evaluated: RecordedModel
@@ -248,30 +197,26 @@ class Evaluation:
     @property
     def title(self) -> str:
         """One line for people."""
-        chosen = f" ({', '.join(self.choices)})" if self.choices else ""
-        return f"{self.evaluated.title} on {self.data or 'its own ' + self.evaluated.data}{chosen}"
+        choices = f" ({', '.join(self.choices)})" if self.choices else ""
+        return f"{self.evaluated.title} on {self.data or 'its own ' + self.evaluated.data}{choices}"
 
     @property
     def folder(self) -> str:
-        """Name of its folder: other choices, another folder."""
-        chosen = (each.replace("=", "-") for each in self.choices)
-        return "_".join(["evaluation", self.evaluated.run_id[:8], self.data or "own", *chosen])
+        """Name of its folder, another one for other choices."""
+        choices = (choice.replace("=", "-") for choice in self.choices)
+        return "_".join(["evaluation", self.evaluated.run_id[:8], self.data or "own", *choices])
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Tables that have rows, by the names of their files."""
-        found = {
-            "drop": self.drop,
-            "by_original_label": self.by_original_label,
-            "labels": self.mapping,
-            "overlap": self.overlap,
-        }
-        return {name: table for name, table in found.items() if len(table)}
+        """All tables with rows, by the names of their files."""
+        tables = {"drop": self.drop, "by_original_label": self.by_original_label}
+        tables |= {"labels": self.mapping, "overlap": self.overlap}
+        return {name: table for name, table in tables.items() if len(table)}
 
 
 @dataclass
 class EvaluateSettings:
-    """What is evaluated, and how; `clinical` says what is asked of it."""
+    """The values of conf/command/evaluate.yaml, which says what each means."""
 
     run: str | None = None
     test: bool = False
@@ -284,7 +229,7 @@ class EvaluateSettings:
     publish: bool = True
 
     @property
-    def wanted(self) -> str:
+    def run_id(self) -> str:
         """The run's id, or the start of it.
 
         Raises:
@@ -294,26 +239,12 @@ class EvaluateSettings:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What of other data is evaluated in another way than by default, such as "part=val": for names."""
+        """How other data are evaluated, where not as by default, such as "part=val"."""
         keys = {"part": "part", "labels": "mapping", "unknown": "unknown", "overlap": "overlap"}
+        values = {key: getattr(self, name) for key, name in keys.items()}
         default = EvaluateSettings()
-        changed = {
-            key: getattr(self, each)
-            for key, each in keys.items()
-            if getattr(self, each) != getattr(default, each)
-        }
         return tuple(
-            f"{key}={Path(value).stem}" for key, value in changed.items()
-        )  # labels may be a path
-
-
-def clinical(values: dict[str, object]) -> Clinical:
-    """The `clinical` part.
-
-    Raises:
-        ConfigError: A value out of its range; the message names the key.
-    """
-    try:
-        return Clinical(**values)  # type: ignore[arg-type]  # checked against its signature before
-    except ConfigError as error:
-        raise error.under("clinical") from error
+            f"{key}={Path(value).stem}"  # labels may be a path
+            for key, value in values.items()
+            if value != getattr(default, keys[key])
+        )

@@ -1,17 +1,17 @@
-"""The same net on parts of the people: by age, sex, site of the body and skin type, where the data say so.
+"""Figures of parts of the people: by age, sex, body site and skin type, if the metadata have them.
 
-A group's figures come from its own images and lesions. Where it is too small for a figure it gets
-none, for one from a handful of images would be read as if it were more.
+A subgroup's figures use its images and lesions only. A subgroup with too few lesions has no figures,
+because those of a handful of images would be taken for more than they are.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.metrics import curves
-from src.metrics import thresholds as operating
+from src.metrics import curves, thresholds
 from src.metrics.bootstrap import (
     COLUMNS,
     Predictions,
@@ -22,8 +22,9 @@ from src.metrics.bootstrap import (
     mean_recall,
 )
 from src.metrics.settings import AuditSettings
+from src.metrics.thresholds import Threshold
 
-# What people are told apart by -> columns of metadata that say it, the first that is there
+# attribute -> columns of metadata that hold it; the first that exists is used
 SOURCES = {
     "age": ("age", "age_approx"),
     "sex": ("sex",),
@@ -34,11 +35,8 @@ SOURCES = {
         "anatom_site_special",
     ),
     "skin type": (
-        "fitzpatrick",
-        "fitzpatrick_skin_type",
-        "fitzpatrick_scale",
-        "skin_type",
-        "skin_tone",
+        *("fitzpatrick", "fitzpatrick_skin_type", "fitzpatrick_scale"),
+        *("skin_type", "skin_tone"),
     ),
 }
 AT_THRESHOLD = "recall_at_threshold"
@@ -47,219 +45,170 @@ UNKNOWN = "unknown"
 AGES = (30, 40, 50, 60, 70, 80)
 BANDS = (f"<{AGES[0]}", *(f"{start}-{start + 9}" for start in AGES[:-1]), f"{AGES[-1]}+")
 _NO_VALUE = ("", "nan", "none", "n/a", "na")
-_FRAME = ["by", "subgroup", "measure", "positives", "positive_lesions", *COLUMNS, "classes", "note"]
+_SIZES = ["positives", "positive_lesions"]
 
 
 def table(
     frames: Sequence[pd.DataFrame],
     metadata: pd.DataFrame,
-    name: str,
+    class_name: str,
     settings: AuditSettings,
-    thresholds: Sequence[operating.Threshold] | None = None,
+    chosen: Sequence[Threshold] | None = None,
 ) -> pd.DataFrame:
     """Figures of every subgroup.
 
     Args:
-        frames: Recorded predictions, one a seed.
-        metadata: A column image_id and some of those in `SOURCES`; images that it lacks are
-            unknown.
-        name: The class that is looked for.
+        frames: Recorded predictions, one frame for each seed.
+        metadata: A column image_id and some of those in `SOURCES`; other images are unknown.
+        class_name: The class looked for.
         settings: Intervals, and the smallest number of lesions.
-        thresholds: Chosen on validation, one a net, for a recall by them; None: there is none.
+        chosen: Thresholds from validation, one for each net, for recall by threshold.
 
     Returns:
-        A row a subgroup and measure: by ("all", "age", ...), subgroup, measure
-        ("balanced_accuracy", over the classes with enough lesions; "recall" of the class looked for
-        by the most probable class, "recall_at_threshold" by `thresholds`; "auroc" against the
-        rest), positives and positive_lesions (images and lesions of that class), then what
-        `estimates` gives, classes (that balanced accuracy is over), and a note where a figure is
-        withheld. Images and groups are those of the subgroup.
+        A row for each subgroup and measure: by ("all", "age", ...), subgroup, measure
+        ("balanced_accuracy" over the classes with enough lesions; "recall" of the class looked for
+        by the most probable class, "recall_at_threshold" by `chosen`; "auroc" against the others),
+        positives and positive_lesions (images and lesions of that class), then as `estimates` with
+        images and groups of the subgroup, classes (in balanced accuracy), and a note why a figure
+        is withheld.
 
     Raises:
-        UserError: As `gather`; no column image_id, an image twice, or an age that is no number.
+        UserError: As `gather`; no column image_id, a repeated image, or an age that is no number.
     """
-    known = metadata_of(frames[0]["image_id"].astype(str), metadata)
-    rows = _rows("all", "all", gather(frames), name, settings, thresholds)
-    for by, subgroup, images in _parts(known):
+    ids = frames[0]["image_id"].astype(str)
+    rows = _rows(gather(frames), class_name, settings, chosen, by="all", subgroup="all")
+    for by, subgroup, images in _parts(attributes(ids, metadata)):
         part = [frame[frame["image_id"].astype(str).isin(images)] for frame in frames]
-        rows += _rows(by, subgroup, gather(part), name, settings, thresholds)
-    return pd.DataFrame(rows, columns=_FRAME)
+        rows += _rows(gather(part), class_name, settings, chosen, by=by, subgroup=subgroup)
+    columns = ["by", "subgroup", "measure", *_SIZES, *COLUMNS, "classes", "note"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def informed(frame: pd.DataFrame, metadata: pd.DataFrame) -> int:
-    """How many of the predicted images the metadata name."""
-    return int(frame["image_id"].astype(str).isin(_named(metadata)).sum())
+    """How many of the predicted images have metadata."""
+    return int(frame["image_id"].astype(str).isin(_ids(metadata)).sum())
 
 
-def metadata_of(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
-    """What is known of these images, indexed by them: those of age, sex, site and skin type that the metadata have.
+def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
+    """Age, sex, site and skin type of these images, as far as the metadata have them.
 
-    Ages are in bands of ten years; what is not told is "unknown".
+    Returns:
+        Indexed by image; ages in bands of ten years; "unknown" where nothing is given.
     """
-    own = metadata.assign(image_id=_named(metadata))
-    own = own[own["image_id"].isin(images)]
-    twice = own["image_id"][own["image_id"].duplicated()]
-    if len(twice):
-        raise UserError(
-            f"the metadata name image {twice.iloc[0]} twice; each image must stand in them once"
-        )
-    by_name = {str(column).lower(): column for column in metadata}
+    rows = metadata.assign(image_id=_ids(metadata))
+    rows = rows[rows["image_id"].isin(images)]
+    repeated = rows["image_id"][rows["image_id"].duplicated()]
+    if len(repeated):
+        raise UserError(f"the metadata name image {repeated.iloc[0]} twice")
+    columns = {str(column).lower(): column for column in metadata}
     found = pd.DataFrame(index=pd.Index(images, name="image_id"))
-    for by, columns in SOURCES.items():
-        column = next((by_name[each] for each in columns if each in by_name), None)
+    for by, names in SOURCES.items():
+        column = next((columns[name] for name in names if name in columns), None)
         if column is not None:
-            values = own.set_index("image_id")[column].reindex(found.index)
-            found[by] = _bands(values) if by == "age" else _words(values)
+            values = rows.set_index("image_id")[column].reindex(found.index)
+            found[by] = _bands(_texts(values)) if by == "age" else _texts(values)
     return found
 
 
-def _named(metadata: pd.DataFrame) -> pd.Series:
+def _ids(metadata: pd.DataFrame) -> pd.Series:
     if "image_id" not in metadata:
-        raise UserError(
-            f"the metadata have no column image_id, but {', '.join(map(str, metadata.columns))}"
-        )
+        names = ", ".join(map(str, metadata.columns))
+        raise UserError(f"the metadata have no column image_id, but {names}")
     return metadata["image_id"].astype(str)
 
 
 def _rows(
-    by: str,
-    subgroup: str,
-    given: Predictions,
-    name: str,
+    predictions: Predictions,
+    class_name: str,
     settings: AuditSettings,
-    thresholds: Sequence[operating.Threshold] | None,
-) -> list[tuple[object, ...]]:
-    label = given.classes.index(name)
-    own = given.target == label
+    chosen: Sequence[Threshold] | None,
+    **names: str,
+) -> list[dict[str, Any]]:
+    """One row for each measure of a subgroup."""
+    label = predictions.classes.index(class_name)
+    positive = predictions.target == label
     lesions = np.array(
-        [_lesions(given, given.target == each) for each in range(len(given.classes))]
+        [_lesions(predictions, predictions.target == k) for k in range(len(predictions.classes))]
     )
-    notes = _too_few(given, label, lesions, settings.smallest)
-    wanted = {
-        measure: statistics
-        for measure, statistics in _statistics(
-            given, label, lesions >= settings.smallest, thresholds
-        ).items()
-        if not notes[measure]
-    }
-    found = (
-        estimates(given, list(wanted.values()), settings)
-        if wanted
-        else pd.DataFrame(columns=COLUMNS)
-    )
-    rows: list[tuple[object, ...]] = []
-    for measure in MEASURES:
-        if measure == AT_THRESHOLD and thresholds is None:
-            continue
-        # by position: a statistic keeps the name that it has in the whole audit
-        figures = found.iloc[list(wanted).index(measure)].to_dict() if measure in wanted else {}
-        values = {"estimate": np.nan, "low": np.nan, "high": np.nan, "interval": "", **figures}
-        values |= {
-            "images": len(given.target),
-            "groups": given.groups,
-            "seeds": len(given.probability),
-        }
-        sizes = (int(own.sum()), int(lesions[label]))
-        enough = int((lesions >= settings.smallest).sum())
-        rows.append(
-            (
-                by,
-                subgroup,
-                measure,
-                *sizes,
-                *(values[key] for key in COLUMNS),
-                enough,
-                notes[measure],
-            )
+    enough = lesions >= settings.smallest
+    notes = dict.fromkeys(MEASURES, "")
+    if enough.sum() < 2:
+        notes["balanced_accuracy"] = (
+            f"too few: fewer than two classes with {settings.smallest} lesions"
         )
-    return rows
+    if (others := _lesions(predictions, ~positive)) < settings.smallest:
+        notes["auroc"] = f"too few: {others} lesions of other classes"
+    if not enough[label]:
+        few = f"too few: {lesions[label]} lesions of {class_name}"
+        notes |= dict.fromkeys(("recall", AT_THRESHOLD, "auroc"), few)
+    measures = [name for name in MEASURES if name != AT_THRESHOLD or chosen is not None]
+    shown = [name for name in measures if not notes[name]]
+    statistics = [_statistics(predictions, label, enough, name, chosen) for name in shown]
+    figures = estimates(predictions, statistics, settings).to_dict("records") if shown else []
+    by_measure = dict(zip(shown, figures, strict=True))
+    sizes = {"positives": int(positive.sum()), "positive_lesions": int(lesions[label])}
+    sizes |= {"images": len(predictions.target), "groups": predictions.groups}
+    sizes |= {"seeds": len(predictions.probability), "classes": int(enough.sum())}
+    return [
+        {"interval": "", **by_measure.get(name, {}), **names, **sizes}
+        | {"measure": name, "note": notes[name]}
+        for name in measures
+    ]
 
 
 def _statistics(
-    given: Predictions,
+    predictions: Predictions,
     label: int,
     enough: np.ndarray,
-    thresholds: Sequence[operating.Threshold] | None,
-) -> dict[str, Statistics]:
-    """All that could be asked; `enough` tells which classes have the lesions to count in balanced accuracy."""
-    name = given.classes[label]
-    predicted = given.probability.argmax(axis=2)
-    wanted = {"auroc": curve_statistics(given, name, {"auroc": curves.area})}
-    if enough.any():
-        right = predicted == given.target
-        wanted["balanced_accuracy"] = mean_recall(
-            given, right, np.flatnonzero(enough).tolist(), "balanced_accuracy"
-        )
-    wanted["recall"] = _recall(given, name, predicted == label)
-    if thresholds is not None:
-        wanted[AT_THRESHOLD] = _recall(given, name, operating.decide(given, name, thresholds))
-    return wanted
-
-
-def _recall(given: Predictions, name: str, positive: np.ndarray) -> Statistics:
-    rates = operating.rates(given, name, positive)
+    measure: str,
+    chosen: Sequence[Threshold] | None,
+) -> Statistics:
+    """One measure; `enough`: the classes with enough lesions to count in balanced accuracy."""
+    name = predictions.classes[label]
+    if measure == "auroc":
+        return curve_statistics(predictions, name, {"auroc": curves.area})
+    if measure == "balanced_accuracy":
+        right = predictions.probability.argmax(axis=2) == predictions.target
+        return mean_recall(predictions, right, np.flatnonzero(enough).tolist(), measure)
+    decisions = thresholds.decide(predictions, name, None if measure == "recall" else chosen)
+    rates = thresholds.rates(predictions, name, decisions)
     return Statistics(
-        rates.names[:1],
-        rates.bases[:1],
-        lambda weights: rates.measure(weights)[..., :1],
-        shares=True,
+        (measure,), rates.bases[:1], lambda weights: rates.measure(weights)[..., :1], shares=True
     )
 
 
-def _too_few(given: Predictions, label: int, lesions: np.ndarray, smallest: int) -> dict[str, str]:
-    """Why a measure is withheld, or empty."""
-    notes = dict.fromkeys(MEASURES, "")
-    others = _lesions(given, given.target != label)
-    if (lesions >= smallest).sum() < 2:
-        notes["balanced_accuracy"] = f"too few: fewer than two classes with {smallest} lesions"
-    if others < smallest:
-        notes["auroc"] = f"too few: {others} lesions of other classes"
-    if lesions[label] < smallest:
-        few = f"too few: {lesions[label]} lesions of {given.classes[label]}"
-        notes |= dict.fromkeys(("recall", AT_THRESHOLD, "auroc"), few)
-    return notes
-
-
-def _lesions(given: Predictions, images: np.ndarray) -> int:
-    return len(np.unique(given.group[images]))
+def _lesions(predictions: Predictions, images: np.ndarray) -> int:
+    return len(np.unique(predictions.group[images]))
 
 
 def _parts(known: pd.DataFrame) -> Iterator[tuple[str, str, pd.Index]]:
-    """Subgroups and their images: ages and skin types in order, others the biggest first, the unknown last."""
+    """Subgroups and their images: ages and skin types in order, others by size, unknown last."""
     for by in known:
-        sizes = known[by].value_counts()
-        orders = {
-            "age": [band for band in BANDS if band in sizes],
-            "skin type": sorted(sizes.index),
-        }
-        order = orders.get(str(by), list(sizes.index))
-        for subgroup in [
-            *(each for each in order if each != UNKNOWN),
-            *([UNKNOWN] if UNKNOWN in sizes else []),
-        ]:
-            yield str(by), str(subgroup), known.index[known[by] == subgroup]
+        names = list(known[by].value_counts().index)
+        if by == "age":
+            names.sort(key=[*BANDS, UNKNOWN].index)
+        elif by == "skin type":
+            names.sort()
+        names.sort(key=lambda name: name == UNKNOWN)
+        for name in names:
+            yield str(by), str(name), known.index[known[by] == name]
 
 
-def _bands(values: pd.Series) -> pd.Series:
-    texts = _words(values)
+def _bands(texts: pd.Series) -> pd.Series:
     years = pd.to_numeric(texts.where(texts != UNKNOWN), errors="coerce")
-    strange = texts[years.isna() & (texts != UNKNOWN)]
-    if len(strange):
-        raise UserError(
-            f"the metadata give image {strange.index[0]} the age {strange.iloc[0]!r}, which is no number"
-        )
+    bad = texts[years.isna() & (texts != UNKNOWN)]
+    if len(bad):
+        image, age = bad.index[0], bad.iloc[0]
+        raise UserError(f"the metadata give image {image} the age {age!r}, which is no number")
     bands = pd.cut(years, [-np.inf, *AGES, np.inf], right=False, labels=list(BANDS))
     return bands.astype(object).fillna(UNKNOWN)
 
 
-def _words(values: pd.Series) -> pd.Series:
-    def word(value: object) -> str:
-        # numbers beside gaps are read as floats: type 3, not type 3.0
-        return (
-            str(int(value))
-            if isinstance(value, float) and value.is_integer()
-            else str(value).strip()
-        )
+def _texts(values: pd.Series) -> pd.Series:
+    def text(value: object) -> str:
+        # whole numbers beside gaps are read as floats: type 3, not type 3.0
+        whole = isinstance(value, float) and value.is_integer()
+        return str(int(value)) if whole else str(value).strip()  # type: ignore[call-overload]
 
-    texts = values.astype(object).where(values.notna(), UNKNOWN).map(word)
+    texts = values.astype(object).where(values.notna(), UNKNOWN).map(text)
     return texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
