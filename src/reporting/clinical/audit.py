@@ -161,7 +161,8 @@ def _rate_tables(
     order = per_class["class"].map(list(predictions.classes).index) * len(class_metrics())
     order += per_class["measure"].map(class_metrics().index)
     per_class = per_class.loc[order.sort_values(kind="stable").index]
-    ranking, columns = table[table["measure"].isin(curves.CURVES)], ["class", "measure", *COLUMNS]
+    columns = ["class", "measure", *COLUMNS]
+    ranking = table[table["measure"].isin(curves.CURVES) & (table["class"] != "")]
     rows = {
         "overall": table.loc[table["class"] == "", ["metric", *COLUMNS]],
         "per_class": per_class[columns],
@@ -222,8 +223,8 @@ def _notes(result: ClinicalAudit, predictions: Predictions) -> list[str]:
         "predictive values, accuracy) get the wider of that and the exact one (Clopper-Pearson, a "
         "lesion counted once), end by end; * marks an exact end. A figure without an interval "
         "rests on fewer than two lesions of a kind, or no resampling changes it.",
-        f"{result.positives / result.images:.1%} of these images are {result.positive}. PPV and NPV "
-        "hold for that share only; where the class is rarer, PPV is lower.",
+        f"{result.positives / result.images:.1%} of these images are {result.positive}. PPV and "
+        "NPV hold for that share only; where the class is rarer, PPV is lower.",
     ]
     if result.lesions == result.images:
         notes.append("Each image is its own group: if lesions repeat, intervals are too narrow.")

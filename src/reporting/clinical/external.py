@@ -126,8 +126,8 @@ def choose_labels(
     strange = ", ".join(name for name in data_classes if name not in net_classes)
     raise ConfigError(
         "labels",
-        f"no mapping for {strange}: {classes}; write one as conf/labels/<name>.yaml and name it, or "
-        "leave those images out with unknown=list",
+        f"no mapping for {strange}: {classes}; write one as conf/labels/<name>.yaml and name it, "
+        "or leave those images out with unknown=list",
     )
 
 
@@ -580,7 +580,8 @@ class ImageSizes:
         share = self.table["images"].iloc[0] / self.read
         return (
             f"{sizes[int(areas.argmin())]} to {sizes[int(areas.argmax())]} px, most often "
-            f"{sizes[0]} ({share:.0%}; {of} of {self.images:,}), median width/height {self.shape:.2f}"
+            f"{sizes[0]} ({share:.0%}; {of} of {self.images:,}), median width/height "
+            f"{self.shape:.2f}"
         )
 
 
@@ -752,8 +753,8 @@ def predict(
     """Predictions of the images whose class is known.
 
     Returns:
-        One frame for each net: image_id, group, label (the net's classes), original_label, p/<class>
-        in label order.
+        One frame for each net: image_id, group, label (the net's classes), original_label, then
+        p/<class> in label order.
     """
     frame = external.frame
     known = frame["label"].notna().to_numpy()
@@ -764,7 +765,9 @@ def predict(
         raise UserError(f"data={name}: no image remains whose class the mapping knows")
     tables = []
     for number, net in enumerate(evaluated.nets, 1):
-        classifier = trained.restore(trained.build_classifier(evaluated.config, classes), store, net.run_id)
+        classifier = trained.restore(
+            trained.build_classifier(evaluated.config, classes), store, net.run_id
+        )
         title = f"{name}, net {number} of {len(evaluated.nets)}"
         images, batch = external.cache.images, external.data.batch_size
         probability = trained.predict(classifier, images, rows, batch, title)

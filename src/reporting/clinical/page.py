@@ -26,13 +26,13 @@ HIGHER = "In [0, 1], higher is better."
 
 
 def summary(result: ClinicalAudit) -> list[str]:
-    """Sentences: warnings, sizes, verdicts, the threshold per 100 images, calibration, subgroups."""
+    """Sentences: warnings, sizes, verdicts, the threshold, calibration and weak subgroups."""
     nets = f", by {result.seeds} nets (seeds)" if result.seeds > 1 else ""
     sentences = [f"Warning: {warning}" for warning in result.warnings]
     sentences.append(
         f"{result.images} images of {result.lesions} lesions or patients ({result.split}){nets}; "
-        f"{result.positives} images ({result.positives / result.images:.1%}) are {result.positive}, the "
-        "class looked for."
+        f"{result.positives} images ({result.positives / result.images:.1%}) are "
+        f"{result.positive}, the class looked for."
     )
     sentences += [verdict.text for verdict in result.verdicts]
     rows = result.operating[result.operating["rule"].str.startswith("sensitivity")]
@@ -118,9 +118,9 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
         Table(
             ranking,
             "Each class against the rest, over all thresholds",
-            "Higher is better. The area above 80% sensitivity is at most 1, as isic-challenge-scoring "
-            "has it; the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance "
-            "is the share of the class.",
+            "Higher is better. The area above 80% sensitivity (isic-challenge-scoring) is at most 1; "
+            "the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance is the "
+            "share of the class.",
             labels=labels,
         ),
         Table(

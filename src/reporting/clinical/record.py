@@ -59,9 +59,9 @@ class RecallVerdict:
         head = f"{self.outcome}: recall of {self.class_name} by {rule}"
         size = f"{self.images} images of {self.lesions} lesions"
         reasons = {
-            "PASS": "the whole interval reaches the goal",
-            "FAIL": "the whole interval is below the goal",
-            "UNDECIDED": "the interval contains the goal",
+            "PASS": "the whole interval reaches the goal of",
+            "FAIL": "the whole interval is below the goal of",
+            "UNDECIDED": "the interval contains the goal of",
         }
         reason = reasons[self.outcome]
         if self.problem:

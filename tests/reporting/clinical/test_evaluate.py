@@ -6,7 +6,6 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from small_world import HAM, PER_CLASS, OnIsic, Place
 
 from src.core.cli import ROOT
 from src.core.errors import UserError
@@ -18,6 +17,8 @@ from src.reporting.clinical.record import EvaluateSettings
 from src.reporting.comparison import compare
 from src.tracking import read
 from src.tracking.run import Run
+
+from .small_world import HAM, PER_CLASS, OnIsic, Place
 
 FEW = Clinical(samples=100)
 PICTURES = ("roc", "precision_recall", "reliability", "subgroups")
@@ -39,7 +40,7 @@ def test_own_splits_of_a_run(place: Place, evaluated) -> None:
         line.startswith(("PASS: recall of mel", "FAIL: recall of mel", "UNDECIDED: "))
         for line in lines[1:9]
     )
-    assert "The own test split has not been looked at yet" in " ".join(said.split())
+    assert "The own test split has not been evaluated yet" in " ".join(said.split())
     folder = place.folder / "reports" / f"evaluation_{place.untested[:8]}_own"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no drafts
     assert [path.name for path in (folder / "clinical").iterdir()] == ["val"]
@@ -52,8 +53,8 @@ def test_own_splits_of_a_run(place: Place, evaluated) -> None:
         page,
         (folder / "clinical" / "val" / "clinical.md").read_text(),
     ):  # where the verdict stands
-        assert "Beware: Validation chose the epoch: its figures are too good." in written
-        assert "Beware: LEAKS: images of one lesion or patient are on both sides" in written
+        assert "Warning: Validation chose the epoch: its figures are too good." in written
+        assert "Warning: LEAKS: images of one lesion or patient are on both sides" in written
     run = run_of(place, place.untested)
     recorded = read.artifact(place.store, place.untested, "clinical/val")
     assert {path.name for path in recorded.iterdir()} == {
@@ -204,7 +205,7 @@ def test_melanoma_or_not_without_the_own_data(place: Place, trained: Place, on_o
 def test_own_data_that_are_not_the_runs_tell_no_overlap(
     place: Place, trained: Place, on_other_data
 ) -> None:
-    """A lesion of each class is missing from them; val and test are known from the record all the same."""
+    """One lesion of each class is missing; val and test are known from the record."""
     own, part = trained.folder / "ham", place.folder / "part"
     part.mkdir()
     for folder in own.glob("HAM10000_images_*"):
@@ -234,9 +235,10 @@ def test_own_data_that_are_not_the_runs_tell_no_overlap(
     )
     assert found.audits["ham10000"].warnings == (
         "Overlap with the training images: the own data here are not what the run was trained on.",
-        f"{len(known)} of these 84 images the run has had, and they were KEPT: the figures are too good.",
+        f"{len(known)} of these 84 images the run has had, and they were KEPT: "
+        "the figures are too good.",
     )
-    assert found.audits["ham10000"].verdicts[0].beware == found.audits["ham10000"].warnings
+    assert found.audits["ham10000"].verdicts[0].warnings == found.audits["ham10000"].warnings
 
 
 def test_a_folder_for_data_that_lie_in_none(place: Place, evaluated) -> None:
@@ -250,14 +252,6 @@ def test_a_folder_for_data_that_lie_in_none(place: Place, evaluated) -> None:
         assert said.endswith(
             "error: own_root: the run's own data (ham10000) lie in no folder; leave it out\n"
         )
-
-
-def test_what_is_not_as_by_default_is_in_the_name() -> None:
-    assert EvaluateSettings(test=True, own_root="/own", folder="x").choices == ()
-    chosen = EvaluateSettings(
-        part="val", mapping="/some/mine.yaml", unknown="list", overlap="keep"
-    ).choices
-    assert chosen == ("part=val", "labels=mine", "unknown=list", "overlap=keep")
 
 
 @pytest.mark.parametrize(

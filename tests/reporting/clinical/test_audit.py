@@ -1,23 +1,21 @@
-"""The clinical audit as a whole: what is in it, what it is called, what it refuses, and how it is shown."""
+"""The clinical audit: its figures, their names, what few lesions allow, what it refuses."""
 
-import io
-from pathlib import Path
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from clinical_cases import made_up
-from rich.console import Console
+from clinical_cases import frame, made_up
 from scipy.optimize import brentq
 from scipy.special import betainc
+from scipy.stats import binom
 
 from src.core.errors import ConfigError, UserError
-from src.metrics.bootstrap import intervals
+from src.metrics import curves
+from src.metrics.bootstrap import curve_statistics, estimates, gather, intervals
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import page as pages
+from src.metrics.thresholds import points
 from src.reporting.clinical.audit import audit
-from src.reporting.clinical.record import ClinicalAudit
+from src.reporting.clinical.page import markdown
+from src.reporting.clinical.record import ClinicalAudit, RecallVerdict
 
 SETTINGS = AuditSettings(samples=100)
 
@@ -35,7 +33,7 @@ def people(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def proportion(estimate: float, groups: int) -> tuple[float, float]:
-    """Clopper and Pearson's limits, as the rates at which so many, or so few, have a chance of 2.5%."""
+    """Clopper and Pearson's limits: rates at which so many, or so few, have a chance of 2.5%."""
     hits = estimate * groups
     low = brentq(lambda p: betainc(hits, groups - hits + 1, p) - 0.025, 0, 1) if hits else 0.0
     high = (
@@ -134,7 +132,7 @@ def test_images_without_the_class_leave_the_verdict_open() -> None:
     assert {verdict.outcome for verdict in found.verdicts} == {"UNDECIDED"}
     assert "test/auroc/mel" not in found.metrics
     assert any("No images of mel" in note for note in found.notes)
-    assert "not known" in pages.markdown(found)
+    assert "not known" in markdown(found)
 
 
 def test_nets_and_classes_must_be_the_same_on_validation() -> None:
@@ -171,39 +169,96 @@ def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
         AuditSettings(**{key: value})  # type: ignore[arg-type]
 
 
-def test_a_terminal_of_100_columns_shows_the_summary_first(found: ClinicalAudit) -> None:
-    screen = Console(width=100, file=io.StringIO(), color_system=None)
-    for part in pages.render(found):
-        screen.print(part)
-    shown = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert max(len(line) for line in shown.splitlines()) <= 100
-    assert shown.startswith("240 images of 120 lesions or patients (test), by 2 nets (seeds)")
-    assert "no medical device" in shown.partition("Finding mel")[0]
-    assert "…" not in shown
-    assert found.verdicts[0].outcome in shown
+NAMES = ("nv", "mel")
 
 
-def test_the_folder_is_written_whole(found: ClinicalAudit, tmp_path: Path) -> None:
-    before = dict(mpl.rcParams)
-    folder = tmp_path / "deep" / "clinical"
-    folder.mkdir(parents=True)
-    (folder / "old.txt").write_text("from before")
-    files = {path.name for path in pages.write(found, folder)}
-    drawn = ("roc", "precision_recall", "reliability", "subgroups")
-    pictures = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
-    tables = {f"{name}.csv" for name in found.tables}
-    assert files == {"clinical.md", *pictures, *tables}
-    assert [path.name for path in folder.parent.iterdir()] == ["clinical"]
-    assert dict(mpl.rcParams) == before
-    page = (folder / "clinical.md").read_text()
-    assert r"site: a \| b &lt;i&gt;" in page
-    assert "![ROC curves, a class a panel](roc.png)" in page
-    assert "'=1+1" in pd.read_csv(folder / "subgroups.csv")["subgroup"].to_list()
-    read = pd.read_csv(folder / "operating.csv")
-    assert read["estimate"].to_list() == pytest.approx(found.operating["estimate"].to_list())
+def found_of(found: int, lesions: int, others: int = 3) -> pd.DataFrame:
+    """So many of the lesions are found, all others are rejected; an image a lesion."""
+    target = np.array([1] * lesions + [0] * others)
+    predicted = np.array([1] * found + [0] * (lesions - found + others))
+    return frame(np.eye(2)[predicted], target, NAMES)
 
 
-def test_a_folder_that_cannot_be_is_one_line(found: ClinicalAudit, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written there"):
-        pages.write(found, tmp_path / "file" / "clinical")
+@pytest.mark.parametrize("lesions", [16, 20, 30])
+def test_a_recall_just_below_the_goal_passes_in_one_of_forty_at_most(lesions: int) -> None:
+    outcomes, lows = [], []
+    for found in range(lesions + 1):
+        row = points(
+            gather([found_of(found, lesions)]), None, "mel", AuditSettings(samples=500)
+        ).iloc[0]
+        figures = (row["estimate"], row["low"], row["high"], row["estimate"])
+        outcomes.append(RecallVerdict("argmax", "mel", 0.80, *figures, lesions, lesions).outcome)
+        lows.append(row["low"])
+    rise = np.diff(lows)
+    assert np.all(rise >= 0)  # more found is never less proof
+    assert np.all(rise[lesions // 2 :] > 0)
+    chance = binom.pmf(np.arange(lesions + 1), lesions, 0.79)
+    assert chance[[outcome == "PASS" for outcome in outcomes]].sum() <= 0.025
+    assert outcomes[0] == "FAIL"
+
+
+def test_one_lesion_of_the_class_gives_no_interval_to_an_order() -> None:
+    rng = np.random.default_rng(0)
+    target = np.array([1] * 4 + [0] * 60)
+    group = np.concatenate([[0] * 4, np.arange(1, 61)])  # four images of one melanoma
+    score = rng.random(64)
+    table = frame(np.stack([1 - score, score], axis=1), target, NAMES, group)
+    given_ = gather([table])
+    statistics = curves.CURVES | curves.fixed_points((0.9,))
+    found = estimates(given_, [curve_statistics(given_, "mel", statistics)], SETTINGS)
+    assert found["estimate"].notna().all()
+    assert found[["low", "high"]].isna().all(axis=None)
+    assert set(found["images"]) == {4}
+    assert set(found["groups"]) == {1}
+    overall = audit([table], settings=SETTINGS).overall.set_index("metric")
+    assert overall["low"].isna().to_dict() == {
+        name: name != "accuracy"
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "isic_balanced_accuracy")
+    }
+
+
+def test_what_no_resampling_changes_has_no_interval() -> None:
+    target = np.arange(40) % 2
+    perfect = audit([frame(np.eye(2)[target], target, NAMES)], settings=SETTINGS)
+    assert perfect.ranking["low"].isna().all()
+    overall = perfect.overall.set_index("metric")
+    assert overall.drop(index="accuracy")["low"].isna().all()
+    per_class = perfect.per_class.set_index(["class", "measure"])
+    assert per_class.loc[("mel", "f1"), "estimate"] == 1
+    assert per_class.loc[("mel", "f1"), ["low", "high", "interval"]].fillna("").to_list() == [
+        "",
+        "",
+        "",
+    ]
+    assert per_class.loc[("mel", "precision"), "low"] == pytest.approx(0.025 ** (1 / 20))
+    assert overall.loc["accuracy", "low"] == pytest.approx(0.025 ** (1 / 40))
+    wrong = audit(
+        [frame(np.eye(2)[1 - target], target, NAMES)], settings=SETTINGS
+    ).per_class.set_index(["class", "measure"])
+    assert wrong.loc[("mel", "f1"), "estimate"] == 0
+    assert np.isnan(wrong.loc[("mel", "f1"), "low"])
+
+
+def test_a_subgroup_is_measured_by_its_lesions() -> None:
+    target = np.array([1] * 12 + [0] * 20)
+    group = np.concatenate(
+        [np.arange(12) // 4, np.arange(3, 23)]
+    )  # twelve images of three melanomas
+    table = frame(np.eye(2)[target], target, NAMES, group)
+    people = pd.DataFrame({"image_id": table["image_id"], "sex": "male"})
+    rows = audit([table], metadata=people, settings=SETTINGS).subgroups.set_index(["by", "measure"])
+    assert rows.loc[("sex", "recall"), "note"] == "too few: 3 lesions of mel"
+    assert tuple(rows.loc[("sex", "recall"), ["positives", "positive_lesions"]]) == (12, 3)
+    assert np.isnan(rows.loc[("sex", "recall"), "estimate"])
+    assert rows.loc[("sex", "balanced_accuracy"), "note"].startswith(
+        "too few: fewer than two classes"
+    )
+
+
+def test_a_mean_over_classes_rests_on_the_rarest() -> None:
+    tables = made_up(4, images=60, nets=1)
+    given_ = gather(tables)
+    overall = audit(tables, settings=SETTINGS).overall.set_index("metric")
+    fewest = tables[0].groupby("label")["group"].nunique().min()
+    assert set(overall.drop(index="accuracy")["groups"]) == {fewest}
+    assert overall.loc["accuracy", "groups"] == given_.groups

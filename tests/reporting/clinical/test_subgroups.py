@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from src.core.errors import UserError
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical.subgroups import metadata_of, table
+from src.reporting.clinical.subgroups import attributes, table
 
 IMAGES = pd.Series([f"i{number:04d}" for number in range(8)])
 
@@ -18,7 +18,7 @@ def about(**columns: list[object]) -> pd.DataFrame:
 
 
 def test_ages_are_in_bands_and_what_is_not_told_is_unknown() -> None:
-    found = metadata_of(IMAGES, about(age=[0, 29.9, 30, 39, 79, 80, 85, None]))
+    found = attributes(IMAGES, about(age=[0, 29.9, 30, 39, 79, 80, 85, None]))
     assert found["age"].to_list() == [
         "<30",
         "<30",
@@ -37,7 +37,7 @@ def test_each_data_sets_names_are_known_and_missing_images_are_unknown() -> None
         anatom_site_general_challenge=["torso", None],
         Sex=["male", " female "],
     )
-    found = metadata_of(IMAGES[:3], theirs.assign(fitzpatrick_skin_type=["II", ""]))
+    found = attributes(IMAGES[:3], theirs.assign(fitzpatrick_skin_type=["II", ""]))
     assert found.loc["i0001"].to_dict() == {
         "age": "50-59",
         "sex": "female",
@@ -45,7 +45,7 @@ def test_each_data_sets_names_are_known_and_missing_images_are_unknown() -> None
         "skin type": "unknown",
     }
     assert found.loc["i0002"].to_list() == ["unknown"] * 4
-    assert list(metadata_of(IMAGES, about(sex=["male"] * 8))) == ["sex"]
+    assert list(attributes(IMAGES, about(sex=["male"] * 8))) == ["sex"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_each_data_sets_names_are_known_and_missing_images_are_unknown() -> None
 )
 def test_metadata_that_cannot_be_are_refused(metadata: pd.DataFrame, culprit: str) -> None:
     with pytest.raises(UserError, match=culprit):
-        metadata_of(IMAGES, metadata)
+        attributes(IMAGES, metadata)
 
 
 def test_skin_types_are_in_order_and_whole_numbers() -> None:

@@ -18,18 +18,19 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from mlflow.tracking._tracking_service import utils as mlflow_utils
 from omegaconf import DictConfig
-from small_world import OnIsic, Place, write_isic2019, write_own, write_siim2020
 
 from src import evaluate, train
 from src.core.cli import ROOT
 from src.deployment import trained as runs
 from src.metrics.settings import AuditSettings as Clinical
-from src.reporting.clinical import evaluate as make
 from src.reporting.clinical import plots
+from src.reporting.clinical.evaluate import other_data
 from src.reporting.clinical.record import EvaluateSettings, Evaluation
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
+
+from .small_world import OnIsic, Place, write_isic2019, write_own, write_siim2020
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
 
 @contextlib.contextmanager
 def untouched_process() -> Iterator[None]:
-    """What the entries change in a process is as before afterwards: logging, signals, environment, threads."""
+    """Restore logging, signals, environment and threads, which commands change."""
     signalled, root, threads = (
         signal.getsignal(signal.SIGTERM),
         logging.getLogger(),
@@ -155,7 +156,7 @@ def on_other_data(place: Place, composed: Callable[..., DictConfig]) -> Callable
     def make_one(*overrides: str, **settings: Any) -> Evaluation:
         store = place.store.open()
         found = runs.find(store, place.single)
-        return make.other_data(
+        return other_data(
             composed(*overrides), found, EvaluateSettings(**settings), Clinical(samples=100), store
         )
 

@@ -1,4 +1,4 @@
-"""Small data sets in official layouts, external ones that overlap with the own one, and what fixtures give."""
+"""Small data sets in official layouts; the external ones overlap with the own one."""
 
 import io
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def write_own(root: Path) -> None:
 
 
 def write_isic2019(root: Path, own: Path, unknown: int = 0) -> None:
-    """ISIC 2019's layout: 32 images, of which the first three are also in the own data, each in another way.
+    """ISIC 2019's layout: 32 images, of which three are also in the own data.
 
     ISIC_1000000_downsampled has an own image's id, ISIC_2000001 is own image 5 encoded anew,
     ISIC_2000002 is another photograph of an own lesion.
