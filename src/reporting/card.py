@@ -22,7 +22,7 @@ from src.core.cli import console, say
 from src.core.config import load_settings
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_folder
-from src.core.tables import Table, escape_markdown
+from src.core.tables import MISSING, Table, escape_markdown
 from src.deployment import trained
 from src.deployment.description import Description
 from src.deployment.runtimes.files import FORMATS, format_of, open_file
@@ -399,7 +399,7 @@ def _evaluations(record: RunRecord) -> pd.DataFrame:
                 row = table.query(query, engine="python", local_dict=names).iloc[0]
                 texts[column] = page.estimate_text(row.to_dict())
             except (TrackingError, IndexError):
-                texts[column] = page.NOTHING  # recorded without its files, or without the class
+                texts[column] = MISSING  # recorded without its files, or without the class
         overlap = f"{run.get(f'metrics.{data}/overlap', np.nan):,.0f}"
         rows.append(
             {
@@ -423,9 +423,7 @@ def _tables(
     for split, audit in audits.items():
         for sheet in page.audit_tables(audit):
             section = "Subgroups" if sheet.title.startswith("Subgroups: ") else "Quality"
-            title = escape_markdown(f"{sheet.title} ({split})")
-            caption = escape_markdown(sheet.caption)
-            text = f"**{title}**\n\n{page.as_markdown(sheet)}\n\n{caption}"
+            text = replace(sheet, title=f"{sheet.title} ({split})").to_markdown()
             if split == next(iter(audits)) or sheet.title.startswith(("All classes", "Each")):
                 sections[section].append(Markup(text))
     benchmarks = record.means("benchmark/")

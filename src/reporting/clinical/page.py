@@ -12,6 +12,7 @@ from rich.text import Text
 from src.core.files import atomic_folder
 from src.core.tables import MISSING, Table, escape_markdown
 from src.metrics import thresholds
+from src.metrics.formatting import label
 from src.metrics.registry import short_label
 from src.reporting.clinical.record import ClinicalAudit, Evaluation, interval_text
 
@@ -104,7 +105,7 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
     overall = result.overall
     overall = overall.assign(text=[estimate_text(r) for r in overall.to_dict("records")])
     overall, fixed = (
-        table.assign(metric=[short_label(metric) for metric in table["metric"]])
+        table.assign(metric=[label(f"val/{metric}") for metric in table["metric"]])
         for table in (overall, fixed)
     )
     rates: dict[str, Any] = dict.fromkeys(list(result.isic)[1:], ".3f")
@@ -118,9 +119,9 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
         Table(
             ranking,
             "Each class against the rest, over all thresholds",
-            "Higher is better. The area above 80% sensitivity (isic-challenge-scoring) is at most 1; "
-            "the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance is the "
-            "share of the class.",
+            "Higher is better. The area above 80% sensitivity (isic-challenge-scoring) is at most "
+            "1; the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance is "
+            "the share of the class.",
             labels=labels,
         ),
         Table(
@@ -182,7 +183,9 @@ def _calibration_table(result: ClinicalAudit) -> Table:
     own = result.split == "val"
     why = "Temperatures are fitted on these images" if own else "No validation predictions"
     fitted = f"T, for each net, fitted on validation: {heat}." if heat else f"{why}: not scaled."
-    frame = result.calibration.assign(measure=result.calibration["measure"].map(short_label))
+    frame = result.calibration.assign(
+        measure=result.calibration["measure"].map("val/{}".format).map(label)
+    )
     return Table(
         frame,
         "Calibration",
@@ -217,8 +220,8 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
         "positives": f"{result.positive}: images",
         "positive_lesions": f"{result.positive}: lesions",
         **heads,
-        "balanced_accuracy": short_label("balanced_accuracy"),
-        "auroc": short_label("auroc"),
+        "balanced_accuracy": label("val/balanced_accuracy"),
+        "auroc": label("val/auroc"),
     }
     few = f"{HIGHER} too few: under {result.settings.smallest} lesions."
     rules = " ".join(f"{heads[measure]}: by {rule}." for measure, rule in result.rules.items())
@@ -233,8 +236,8 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
         Table(
             wide[[*sizes, "balanced_accuracy", "auroc"]],
             f"Subgroups: balanced accuracy, and AUROC of {name} against the rest",
-            f"{few} Balanced accuracy is over the classes (number behind it) with at least so many: "
-            "it does not compare between unlike numbers of classes.",
+            f"{few} Balanced accuracy is over the classes (number behind it) with at least so "
+            "many: it does not compare between unlike numbers of classes.",
             labels=labels,
         ),
     ]
@@ -256,8 +259,8 @@ def evaluation_tables(result: Evaluation) -> list[Table]:
             }
         )
         caption = (
-            f"{HIGHER} A negative difference is a loss. Over the classes that both have. Sensitivity "
-            "and specificity: at the threshold chosen on own val."
+            f"{HIGHER} A negative difference is a loss. Over the classes that both have. "
+            "Sensitivity and specificity: at the threshold chosen on own val."
         )
         tables.append(Table(frame, f"From {own} to {other}", caption))
     if len(labels):
@@ -336,7 +339,7 @@ def evaluation_markdown(result: Evaluation) -> str:
 
 
 def write(result: ClinicalAudit, folder: Path) -> list[Path]:
-    """Write the page, the figures (PNG and SVG) and the tables (CSV): all of the folder, or nothing.
+    """Write the page, figures (PNG and SVG) and tables (CSV): all of the folder, or nothing.
 
     Args:
         result: The audit.

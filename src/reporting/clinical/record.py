@@ -151,10 +151,9 @@ class ClinicalAudit:
     @property
     def rules(self) -> dict[str, str]:
         """Measures of recall in `subgroups` -> the rule by which an image is called positive."""
-        names = {
-            "recall": "the most probable class",
-            "recall_at_threshold": f"val's threshold for sensitivity >= {self.settings.sensitivity:g}",
-        }
+        target = f"sensitivity >= {self.settings.sensitivity:g}"
+        names = {"recall": "the most probable class"}
+        names |= {"recall_at_threshold": f"val's threshold for {target}"}
         measures = set() if self.subgroups.empty else set(self.subgroups["measure"])
         return {measure: rule for measure, rule in names.items() if measure in measures}
 

@@ -1,7 +1,7 @@
 """Figures of parts of the people: by age, sex, body site and skin type, if the metadata have them.
 
-A subgroup's figures use its images and lesions only. A subgroup with too few lesions has no figures,
-because those of a handful of images would be taken for more than they are.
+A subgroup's figures use its images and lesions only. With too few lesions it has none, because
+those of a handful of images would be taken for more than they are.
 """
 
 from collections.abc import Iterator, Sequence
