@@ -66,6 +66,7 @@ def audit(
         nets = zip(predictions.probability, temperatures, strict=True)
         scaled = np.stack([calibration.scale(net, temperature) for net, temperature in nets])
     operating = thresholds.points(predictions, on_val, name, settings)
+    rates: dict[str, Any] = _rate_tables(test, predictions, name, settings)
     result = ClinicalAudit(
         split=split,
         classes=predictions.classes,
@@ -76,7 +77,7 @@ def audit(
         positives=int((predictions.target == predictions.classes.index(name)).sum()),
         seeds=len(predictions.probability),
         verdicts=verdicts(operating, name, settings.goal, warnings),
-        **_rate_tables(test, predictions, name, settings),
+        **rates,
         operating=operating,
         isic=curves.isic_scores(predictions),
         calibration=calibration.compare(predictions, scaled),

@@ -450,19 +450,19 @@ def domain_shift(
     for at, name in enumerate(names):
         is_share = name.startswith(("accuracy", "recall/", "chosen/"))
         row: dict[str, object] = {"metric": name}
-        ends = []
+        ends, kinds = [], []
         for key, (points, _, bases), values in zip(("own", "external"), sides, drawn, strict=False):
             figures = interval(values[:, at], points[at], bases[at], settings.level, is_share)
-            ends.append(figures[:4])
+            ends.append(figures[:3])
+            kinds.append(figures[3])
             row |= dict(zip((key, f"{key}_low", f"{key}_high"), figures[:3], strict=True))
             row |= {f"{key}_images": figures[4], f"{key}_groups": figures[5]}
-        (own_point, *own_ends, own_kind), (point, *external_ends, kind) = ends
-        gap = point - own_point
+        gap = ends[1][0] - ends[0][0]
         fewest = min((side[2][at] for side in sides), key=lambda basis: len(np.unique(basis)))
         low, high, both = interval(drawn[2][:, at], gap, fewest, settings.level, share=False)[1:4]
-        if is_share and ("exact" in (own_kind, kind) or not both):
-            low, high = newcombe((point, *external_ends), (own_point, *own_ends))
-        elif not (own_kind and kind):
+        if is_share and ("exact" in kinds or not both):
+            low, high = newcombe(ends[1], ends[0])
+        elif not all(kinds):
             low, high = np.nan, np.nan
         rows.append(row | {"difference": gap, "low": low, "high": high})
     sizes = [f"{key}_{what}" for key in ("own", "external") for what in ("images", "groups")]

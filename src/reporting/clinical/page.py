@@ -46,7 +46,8 @@ def summary(result: ClinicalAudit) -> list[str]:
             f"misses {misses}; of 100 others it alarms on {_of_hundred(1 - rates['specificity'])}; "
             f"of 100 alarms {_of_hundred(rates['ppv'])} are {result.positive}."
         )
-    ece, scaled = result.calibration.set_index("measure").loc["ece", ["before", "after"]]
+    errors = result.calibration.set_index("measure")
+    ece, scaled = (float(errors.at["ece", column]) for column in ("before", "after"))
     heat = ", ".join(f"{temperature:.2f}" for temperature in result.temperatures)
     after = f"; {scaled:.3f} after temperature scaling (T = {heat})" if np.isfinite(scaled) else ""
     sentences.append(f"Confidence and accuracy differ by {ece:.3f} on average (ECE){after}.")
@@ -108,7 +109,7 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
         table.assign(metric=[label(f"val/{metric}") for metric in table["metric"]])
         for table in (overall, fixed)
     )
-    rates: dict[str, Any] = dict.fromkeys(list(result.isic)[1:], ".3f")
+    rates = {str(name): ".3f" for name in result.isic if name != "class"}
     tables = [
         _operating_table(result),
         Table(

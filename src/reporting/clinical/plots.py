@@ -275,7 +275,7 @@ def _finish(
     return figure
 
 
-def _operating_points(result: ClinicalAudit, name: str) -> dict[str, dict[str, float]]:
+def _operating_points(result: ClinicalAudit, name: str) -> dict[str, dict[Any, float]]:
     """Rates by rule: the most probable class; of the class looked for, the thresholds too."""
     rows = result.per_class[result.per_class["class"] == name]
     rates = rows.set_index("measure")["estimate"].rename({"recall": "sensitivity"})

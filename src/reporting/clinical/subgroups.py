@@ -145,15 +145,15 @@ def _rows(
     shown = [name for name in measures if not notes[name]]
     statistics = [_statistics(predictions, label, enough, name, chosen) for name in shown]
     figures = estimates(predictions, statistics, settings).to_dict("records") if shown else []
-    by_measure = dict(zip(shown, figures, strict=True))
+    by_measure: dict[str, dict[Any, Any]] = dict(zip(shown, figures, strict=True))
     sizes = {"positives": int(positive.sum()), "positive_lesions": int(lesions[label])}
     sizes |= {"images": len(predictions.target), "groups": predictions.groups}
     sizes |= {"seeds": len(predictions.probability), "classes": int(enough.sum())}
-    return [
-        {"interval": "", **by_measure.get(name, {}), **names, **sizes}
-        | {"measure": name, "note": notes[name]}
-        for name in measures
-    ]
+    rows: list[dict[str, Any]] = []
+    for name in measures:
+        row: dict[str, Any] = {"interval": ""} | by_measure.get(name, {}) | names | sizes
+        rows.append(row | {"measure": name, "note": notes[name]})
+    return rows
 
 
 def _statistics(
