@@ -46,8 +46,8 @@ def summary(result: ClinicalAudit) -> list[str]:
             f"misses {misses}; of 100 others it alarms on {_of_hundred(1 - rates['specificity'])}; "
             f"of 100 alarms {_of_hundred(rates['ppv'])} are {result.positive}."
         )
-    errors = result.calibration.set_index("measure")
-    ece, scaled = (float(errors.at["ece", column]) for column in ("before", "after"))
+    error = result.calibration.set_index("measure").loc["ece"]
+    ece, scaled = float(error["before"]), float(error["after"])
     heat = ", ".join(f"{temperature:.2f}" for temperature in result.temperatures)
     after = f"; {scaled:.3f} after temperature scaling (T = {heat})" if np.isfinite(scaled) else ""
     sentences.append(f"Confidence and accuracy differ by {ece:.3f} on average (ECE){after}.")
