@@ -46,7 +46,7 @@ def summary(result: ClinicalAudit) -> list[str]:
             f"misses {misses}; of 100 others it alarms on {_of_hundred(1 - rates['specificity'])}; "
             f"of 100 alarms {_of_hundred(rates['ppv'])} are {result.positive}."
         )
-    error = result.calibration.set_index("measure").loc["ece"]
+    error = result.calibration[result.calibration["measure"] == "ece"].iloc[0]
     ece, scaled = float(error["before"]), float(error["after"])
     heat = ", ".join(f"{temperature:.2f}" for temperature in result.temperatures)
     after = f"; {scaled:.3f} after temperature scaling (T = {heat})" if np.isfinite(scaled) else ""
