@@ -12,9 +12,11 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -245,3 +247,60 @@ def _declare_operators() -> None:
     for schema in _SCHEMAS:
         declared.define(schema)
     _libraries.append(declared)
+
+
+# Packages that torchmetrics imports for metrics of images, texts and audio, and for plots.
+_NOT_FOR_TORCHMETRICS = ("matplotlib", "scipy", "torchvision", "transformers")
+
+
+class _TorchmetricsGuard(importlib.abc.MetaPathFinder):
+    """An import hook that hides `_NOT_FOR_TORCHMETRICS` while torchmetrics is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "torchmetrics":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                with _hidden_from_torchmetrics():
+                    execute(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install_torchmetrics_guard() -> None:
+    """Let torchmetrics be imported without packages that its classification metrics do not need.
+
+    They take 95% of its import time, more than PyTorch's. Its metrics of images, texts and audio
+    that need one of them, and its plots, are not available in a process of this project.
+    """
+    if "torchmetrics" not in sys.modules:
+        sys.meta_path.insert(0, _TorchmetricsGuard())
+
+
+@contextmanager
+def _hidden_from_torchmetrics() -> Iterator[None]:
+    """Let the checks of lightning_utilities, which torchmetrics uses, not find the packages."""
+    imports: Any = importlib.import_module("lightning_utilities.core.imports")
+    installed, met = imports.package_available, imports.RequirementCache.__bool__
+
+    def package_available(name: str) -> bool:
+        return name.split(".")[0] not in _NOT_FOR_TORCHMETRICS and installed(name)
+
+    def requirement_met(cache: Any) -> bool:
+        name = re.split(r"\W", str(cache.requirement or cache.module))[0]
+        return name not in _NOT_FOR_TORCHMETRICS and met(cache)
+
+    imports.package_available = package_available
+    imports.RequirementCache.__bool__ = requirement_met
+    try:
+        yield
+    finally:
+        imports.package_available = installed
+        imports.RequirementCache.__bool__ = met
