@@ -22,6 +22,7 @@ from src.core.files import atomic_file
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
 from src.data.siim2020 import SIIM2020
+from src.data.source import FolderSource
 
 TIMEOUT = (10, 30)  # seconds: to connect, to wait for the next bytes
 ISIC_API = "https://api.isic-archive.com/api/v2/"
@@ -49,8 +50,7 @@ class ArchiveCollection:
     Attributes:
         title: Its name and size, for people.
         number: Number of the collection in the archive.
-        variable: Environment variable that may name the folder.
-        licence: Licence and citation.
+        source: Reads the layout; it names the environment variable and the licence.
         manual: What to download by hand instead, and from where.
         folders: Image folders of the layout.
         tables: Published tables: name in the layout -> address below `CHALLENGES`.
@@ -63,8 +63,7 @@ class ArchiveCollection:
 
     title: str
     number: int
-    variable: str
-    licence: str
+    source: type[FolderSource]
     manual: str
     folders: tuple[str, ...]
     tables: Mapping[str, str]
@@ -123,14 +122,21 @@ def fetch(
         DataError: The downloaded files are not what the owners published.
     """
     collection = COLLECTIONS.get(name)
-    default = os.environ.get(collection.variable, f"data/{name}") if collection else "data/medmnist"
+    default = (
+        os.environ.get(collection.source.variable, f"data/{name}")
+        if collection
+        else "data/medmnist"
+    )
     folder = Path(root or default).expanduser().absolute()
     if collection is None:
         address, md5, path, notice = _medmnist_file(name, size, folder)
         manual = f"from MedMNIST's record on Zenodo (10519652) download {path.name}"
     else:
         _require("isic_cli", "isic-cli")
-        notice, manual = f"{collection.title}\nLicence: {collection.licence}", collection.manual
+        notice, manual = (
+            f"{collection.title}\nLicence: {collection.source.licence}",
+            collection.manual,
+        )
     digest = hashlib.md5(bytes(folder)).hexdigest()
     lock = Path(tempfile.gettempdir()) / f"paretoderm-fetch-{digest}.lock"
     try:
@@ -415,8 +421,7 @@ COLLECTIONS = {
     "ham10000": ArchiveCollection(
         "HAM10000: 10,015 images, about 3 GB",
         212,
-        "HAM10000_DIR",
-        HAM10000.licence,
+        HAM10000,
         "from the Harvard Dataverse (doi:10.7910/DVN/DBW86T) get HAM10000_metadata.csv and the "
         "unpacked folders HAM10000_images_part_1 and _2",
         ("HAM10000_images_part_1", "HAM10000_images_part_2"),
@@ -428,8 +433,7 @@ COLLECTIONS = {
     "isic2019": ArchiveCollection(
         "ISIC 2019, training set: 25,331 images, about 9 GB",
         65,
-        "ISIC2019_DIR",
-        ISIC2019.licence,
+        ISIC2019,
         "from the ISIC Challenge's data page, 2019, get the unpacked ISIC_2019_Training_Input, "
         "ISIC_2019_Training_GroundTruth.csv and _Metadata.csv",
         ("ISIC_2019_Training_Input",),
@@ -443,8 +447,7 @@ COLLECTIONS = {
     "siim2020": ArchiveCollection(
         "SIIM-ISIC 2020, training set: 33,126 images, about 23 GB",
         70,
-        "SIIM2020_DIR",
-        SIIM2020.licence,
+        SIIM2020,
         "from the ISIC Challenge's data page, 2020, get the training table as train.csv and the "
         "unpacked JPEG images as jpeg/train/",
         ("jpeg/train",),

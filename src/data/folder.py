@@ -5,15 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from src.core.errors import DataError
-from src.data.source import (
-    FolderSource,
-    Limit,
-    Manifest,
-    assemble,
-    class_order,
-    image_names,
-    root_folder,
-)
+from src.data.source import FolderSource, Limit, Manifest, class_order, image_names
 
 
 class ClassFolders(FolderSource):
@@ -29,20 +21,15 @@ class ClassFolders(FolderSource):
     """
 
     name = "folder"
+    title = "the class folders"
 
     def __init__(self, root: Path | str, positive: str | None = None, limit: Limit = None) -> None:
         super().__init__(root, limit)
         self.positive = positive
 
     def manifest(self) -> Manifest:
-        """List the images; the id of an image is `<class>/<file name>`.
-
-        Raises:
-            ConfigError: `positive` is not one of two classes.
-            DataError: The folder is missing, has fewer than two class folders, or a class folder
-                has no image.
-        """
-        root = root_folder(self.root, "the class folders")
+        """List the images; the id of an image is `<class>/<file name>`."""
+        root = self.folder()
         folders = [entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."]
         names = sorted(folder.name for folder in folders)
         if not names:
@@ -59,4 +46,4 @@ class ClassFolders(FolderSource):
                 )
             rows += [(f"{name}/{file}", label, None, str(root / name / file)) for file in files]
         frame = pd.DataFrame(rows, columns=["image_id", "label", "group", "path"])
-        return assemble(self.name, classes, frame, "image", root, positive, self.limit)
+        return self.assemble(classes, frame, "image", root, positive)

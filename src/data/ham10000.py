@@ -1,15 +1,6 @@
 """HAM10000: 10,015 dermatoscopic images of 7,470 pigmented lesions in seven classes."""
 
-from src.data.source import (
-    FolderSource,
-    Manifest,
-    assemble,
-    encode,
-    image_paths,
-    read_csv,
-    root_folder,
-    subfolder,
-)
+from src.data.source import FolderSource, Manifest, encode, image_paths, read_csv
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 LICENCE = "CC BY-NC 4.0. Cite: Tschandl, Rosendahl & Kittler, Scientific Data 5:180161, 2018"
@@ -26,16 +17,15 @@ class HAM10000(FolderSource):
     """
 
     name = "ham10000"
+    title = "HAM10000"
+    variable = "HAM10000_DIR"
+    fetch_name = "ham10000"
     licence = LICENCE
 
     def manifest(self) -> Manifest:
-        """Read and check the list; `dx`, `dx_type`, `age`, `sex`, `localization` are metadata.
-
-        Raises:
-            DataError: A folder, file or column is missing, or a row is invalid.
-        """
-        root = root_folder(self.root, "HAM10000", "HAM10000_DIR", "ham10000")
-        folders = [subfolder(root, f"HAM10000_images_part_{part}") for part in (1, 2)]
+        """Read and check the list; `dx`, `dx_type`, `age`, `sex`, `localization` are metadata."""
+        root = self.folder()
+        folders = [self.folder(f"HAM10000_images_part_{part}") for part in (1, 2)]
         path = root / "HAM10000_metadata.csv"
         table = read_csv(path, ["image_id", "lesion_id", "dx"])
         frame = table.drop(columns="lesion_id").assign(
@@ -43,4 +33,4 @@ class HAM10000(FolderSource):
             group=table["lesion_id"],
             path=image_paths(table["image_id"], folders),
         )
-        return assemble(self.name, CLASSES, frame, "lesion", path, limit=self.limit)
+        return self.assemble(CLASSES, frame, "lesion", path)

@@ -4,16 +4,7 @@ import pandas as pd
 
 from src.data.ham10000 import CLASSES, LICENCE
 from src.data.isic2019 import one_hot
-from src.data.source import (
-    FolderSource,
-    Manifest,
-    assemble,
-    encode,
-    image_paths,
-    read_csv,
-    root_folder,
-    subfolder,
-)
+from src.data.source import FolderSource, Manifest, encode, image_paths, read_csv
 
 _TRUTH = "ISIC2018_Task3_Test_GroundTruth"
 
@@ -31,16 +22,14 @@ class ISIC2018(FolderSource):
     """
 
     name = "isic2018"
+    title = "ISIC 2018"
+    variable = "ISIC2018_DIR"
     licence = LICENCE
 
     def manifest(self) -> Manifest:
-        """Read and check the list of images.
-
-        Raises:
-            DataError: A folder, file or column is missing, or a row is invalid.
-        """
-        root = root_folder(self.root, "ISIC 2018", "ISIC2018_DIR")
-        folder = subfolder(root, "ISIC2018_Task3_Test_Input")
+        """Read and check the list of images."""
+        root = self.folder()
+        folder = self.folder("ISIC2018_Task3_Test_Input")
         unpacked = root / _TRUTH / f"{_TRUTH}.csv"
         path = unpacked if unpacked.exists() else root / f"{_TRUTH}.csv"
         table = read_csv(path, ["image", *(name.upper() for name in CLASSES)])
@@ -53,4 +42,4 @@ class ISIC2018(FolderSource):
                 "path": image_paths(images, [folder]),
             }
         )
-        return assemble(self.name, CLASSES, frame, "image", path, limit=self.limit)
+        return self.assemble(CLASSES, frame, "image", path)

@@ -8,17 +8,7 @@ import pandas as pd
 
 from src.core.errors import DataError
 from src.data.ham10000 import CLASSES as HAM10000_CLASSES
-from src.data.source import (
-    FolderSource,
-    Limit,
-    Manifest,
-    assemble,
-    encode,
-    image_paths,
-    read_csv,
-    root_folder,
-    subfolder,
-)
+from src.data.source import FolderSource, Limit, Manifest, encode, image_paths, read_csv
 
 CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
 # Actinic keratosis belongs to akiec; squamous cell carcinoma is the usual choice, not an exact one.
@@ -41,6 +31,9 @@ class ISIC2019(FolderSource):
     """
 
     name = "isic2019"
+    title = "ISIC 2019"
+    variable = "ISIC2019_DIR"
+    fetch_name = "isic2019"
     licence = "CC BY-NC 4.0. Cite: Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019"
 
     def __init__(
@@ -53,13 +46,9 @@ class ISIC2019(FolderSource):
         self.classes = classes
 
     def manifest(self) -> Manifest:
-        """Read and check the list; `age_approx`, `sex`, `anatom_site_general` are metadata.
-
-        Raises:
-            DataError: A folder, file or column is missing, or a row is invalid.
-        """
-        root = root_folder(self.root, "ISIC 2019", "ISIC2019_DIR", "isic2019")
-        folder = subfolder(root, "ISIC_2019_Training_Input")
+        """Read and check the list; `age_approx`, `sex`, `anatom_site_general` are metadata."""
+        root = self.folder()
+        folder = self.folder("ISIC_2019_Training_Input")
         path = root / "ISIC_2019_Training_GroundTruth.csv"
         table = read_csv(path, ["image", *(name.upper() for name in CLASSES)])
         images = table["image"]
@@ -80,7 +69,7 @@ class ISIC2019(FolderSource):
         metadata = _metadata(root / "ISIC_2019_Training_Metadata.csv")
         frame = frame.merge(metadata, how="left", left_on="image_id", right_index=True)
         grouped_by = "image" if frame["group"].isna().all() else "lesion"
-        return assemble(self.name, classes, frame, grouped_by, path, limit=self.limit)
+        return self.assemble(classes, frame, grouped_by, path)
 
 
 def one_hot(table: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.Series:

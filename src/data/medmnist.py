@@ -15,15 +15,7 @@ from PIL import Image
 from src.core.errors import DataError
 from src.data.ham10000 import CLASSES as HAM10000_CLASSES
 from src.data.ham10000 import LICENCE as HAM10000_LICENCE
-from src.data.source import (
-    SPLITS,
-    FolderSource,
-    Limit,
-    Manifest,
-    absolute,
-    assemble,
-    root_folder,
-)
+from src.data.source import SPLITS, FolderSource, Limit, Manifest, absolute
 
 
 class MedMNIST(FolderSource):
@@ -42,6 +34,7 @@ class MedMNIST(FolderSource):
     """
 
     name = "medmnist"
+    title = "MedMNIST"
 
     def __init__(
         self,
@@ -51,7 +44,7 @@ class MedMNIST(FolderSource):
         limit: Limit = None,
     ) -> None:
         super().__init__(root, limit)
-        self.flag = flag
+        self.flag = self.name = self.fetch_name = flag
         self.size = size
         self._arrays: dict[str, npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
@@ -62,11 +55,7 @@ class MedMNIST(FolderSource):
         return HAM10000_LICENCE if settings.get("flag", "dermamnist") == "dermamnist" else ""
 
     def manifest(self) -> Manifest:
-        """Read the labels; `position` is the index of an image in the array of its split.
-
-        Raises:
-            DataError: The folder, the file or an array is missing, or an array is invalid.
-        """
+        """Read the labels; `position` is the index of an image in the array of its split."""
         path = self._file()
         labels = {side: _labels(path, side) for side in SPLITS}
         frame = pd.DataFrame(
@@ -90,7 +79,7 @@ class MedMNIST(FolderSource):
                 f"unknown label {largest}; {self.flag} has labels 0 to {len(classes) - 1}", path
             )
         positive = classes[1] if len(classes) == 2 else None
-        return assemble(self.flag, classes, frame, "image", path, positive, self.limit)
+        return self.assemble(classes, frame, "image", path, positive)
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
         """One stored image as RGB. The first call reads the array of its split into memory.
@@ -108,8 +97,7 @@ class MedMNIST(FolderSource):
     def _file(self) -> Path:
         path = absolute(self.root)
         if path.suffix != ".npz":
-            folder = root_folder(self.root, "MedMNIST", fetch=self.flag)
-            path = folder / f"{self.flag}{'' if self.size == 28 else f'_{self.size}'}.npz"
+            path = self.folder() / f"{self.flag}{'' if self.size == 28 else f'_{self.size}'}.npz"
         if not path.is_file():
             raise DataError(
                 "this file is missing; set data.root= to the folder that holds it or to the file, "

@@ -1,15 +1,6 @@
 """SIIM-ISIC 2020: dermatoscopic images of patients, melanoma or not."""
 
-from src.data.source import (
-    FolderSource,
-    Manifest,
-    assemble,
-    encode,
-    image_paths,
-    read_csv,
-    root_folder,
-    subfolder,
-)
+from src.data.source import FolderSource, Manifest, encode, image_paths, read_csv
 
 CLASSES = ("benign", "malignant")
 
@@ -26,16 +17,14 @@ class SIIM2020(FolderSource):
     """
 
     name = "siim2020"
+    title = "SIIM-ISIC 2020"
+    variable = "SIIM2020_DIR"
     licence = "CC BY-NC 4.0. Cite: Rotemberg et al., Scientific Data 8:34, 2021"
 
     def manifest(self) -> Manifest:
-        """Read and check the list; sex, age, site and `diagnosis` are metadata.
-
-        Raises:
-            DataError: A folder, file or column is missing, or a row is invalid.
-        """
-        root = root_folder(self.root, "SIIM-ISIC 2020", "SIIM2020_DIR")
-        folder = subfolder(root, "jpeg/train")
+        """Read and check the list; sex, age, site and `diagnosis` are metadata."""
+        root = self.folder()
+        folder = self.folder("jpeg/train")
         path = root / "train.csv"
         table = read_csv(path, ["image_name", "patient_id", "target"])
         images = table["image_name"]
@@ -45,6 +34,4 @@ class SIIM2020(FolderSource):
             group=table["patient_id"],
             path=image_paths(images, [folder]),
         )
-        return assemble(
-            self.name, CLASSES, frame, "patient", path, positive="malignant", limit=self.limit
-        )
+        return self.assemble(CLASSES, frame, "patient", path, positive="malignant")

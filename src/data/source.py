@@ -51,8 +51,9 @@ class Source(ABC):
 
     To add one, write a subclass in `src/data/<name>.py` and `conf/data/<name>.yaml`, whose
     `source._target_` names the class. The constructor receives the other keys of `source` and
-    nothing else; it must not read files. `manifest` returns the list of images, usually by
-    `assemble`. Images that are not files, such as arrays or drawings, need `picture` and `stamps`.
+    nothing else; it must not read files. `manifest` returns the list of images: derive from
+    `FolderSource` for a set of files, and use its `assemble`. Images that are not files, such as
+    arrays or drawings, need `picture` and `stamps`.
 
     Attributes:
         name: Name of the data set.
@@ -100,60 +101,94 @@ class Source(ABC):
 class FolderSource(Source):
     """A source whose files lie below one folder.
 
+    Attributes:
+        title: Name of the data set, for messages.
+        variable: Environment variable that may name the folder; "" if there is none.
+        fetch_name: Name of the data set for `python -m src.data.fetch`; "" if it has none.
+
     Args:
-        root: The folder.
+        root: The folder; `~` is expanded.
         limit: Use about this many images only, see `subset`; None uses all.
     """
+
+    title: str
+    variable = ""
+    fetch_name = ""
 
     def __init__(self, root: Path | str, limit: Limit = None) -> None:
         self.root = root
         self.limit = limit
 
+    def folder(self, name: str = "") -> Path:
+        """Absolute path of the folder, or of one that the official layout has below it.
 
-def root_folder(
-    root: Path | str, title: str, variable: str | None = None, fetch: str | None = None
-) -> Path:
-    """Absolute path of the folder of a data set.
+        Raises:
+            DataError: The folder does not exist or is a file.
+        """
+        root = absolute(self.root)
+        if not root.is_dir():
+            problem = "is a file, not a folder" if root.exists() else "is not there"
+            ways = ["set data.root=<folder>"]
+            if self.variable:
+                ways.append(f"the environment variable {self.variable}")
+            if self.fetch_name:
+                ways.append(f"fetch it with: python -m src.data.fetch name={self.fetch_name}")
+            raise DataError(f"the folder of {self.title} {problem}; {', or '.join(ways)}", root)
+        if not (root / name).is_dir():
+            raise DataError(
+                "this folder is missing; unpack it there, or set data.root= to the folder that "
+                f"holds {name}",
+                root / name,
+            )
+        return root / name
 
-    Args:
-        root: Path as the user typed it; `~` is expanded.
-        title: Name of the data set, for the message.
-        variable: Environment variable that may name the folder.
-        fetch: Name of the data set for `python -m src.data.fetch`.
+    def assemble(
+        self,
+        classes: tuple[str, ...],
+        frame: pd.DataFrame,
+        grouped_by: str,
+        path: Path,
+        positive: str | None = None,
+    ) -> Manifest:
+        """Check a complete list of images, sort it by image id, and apply the limit.
 
-    Raises:
-        DataError: The folder does not exist or is a file.
-    """
-    folder = absolute(root)
-    if folder.is_dir():
-        return folder
-    problem = "is a file, not a folder" if folder.exists() else "is not there"
-    ways = ["set data.root=<folder>"]
-    if variable:
-        ways.append(f"the environment variable {variable}")
-    if fetch:
-        ways.append(f"fetch it with: python -m src.data.fetch name={fetch}")
-    raise DataError(f"the folder of {title} {problem}; {', or '.join(ways)}", folder)
+        Args:
+            classes: Class names in label order.
+            frame: Columns `image_id`, `label`, `group`, `path`, optionally `split`, and metadata.
+                An image without a group becomes a group of one.
+            grouped_by: What a group is.
+            path: The file or folder that lists the images, for messages.
+            positive: The class to detect if there are two.
+
+        Raises:
+            DataError: An image is listed twice, or a class has no image.
+        """
+        repeated = frame.loc[frame["image_id"].duplicated(), "image_id"].drop_duplicates()
+        if len(repeated):
+            raise DataError(
+                f"image {repeated.iloc[0]} is listed more than once{_more(len(repeated) - 1)}; "
+                "keep one row per image",
+                path,
+            )
+        present = set(frame["label"])
+        empty = [name for label, name in enumerate(classes) if label not in present]
+        if empty:
+            raise DataError(
+                f"no image of class {', '.join(empty)}; add some, or remove the class from the "
+                "list of classes",
+                path,
+            )
+        leading = [column for column in MANIFEST_COLUMNS if column in frame]
+        frame = frame[leading + [column for column in frame if column not in leading]]
+        frame = frame.assign(group=frame["group"].fillna(frame["image_id"]).astype("str"))
+        frame = frame.sort_values("image_id", kind="stable", ignore_index=True)
+        manifest = Manifest(self.name, classes, frame, grouped_by, positive)
+        return manifest if self.limit is None else subset(manifest, self.limit)
 
 
 def absolute(path: Path | str) -> Path:
     """The absolute path, with `~` expanded."""
     return Path(path).expanduser().absolute()
-
-
-def subfolder(root: Path, name: str) -> Path:
-    """A folder that the official layout has below the root.
-
-    Raises:
-        DataError: It does not exist.
-    """
-    if not (root / name).is_dir():
-        raise DataError(
-            "this folder is missing; unpack it there, or set data.root= to the folder that "
-            f"holds {name}",
-            root / name,
-        )
-    return root / name
 
 
 def read_csv(
@@ -300,53 +335,6 @@ def image_paths(images: Iterable[str], folders: Sequence[Path]) -> list[str]:
         for name in image_names(folder):
             paths.setdefault(Path(name).stem, f"{folder}/{name}")
     return [paths.get(image, f"{folders[0]}/{image}.jpg") for image in images]
-
-
-def assemble(
-    source: str,
-    classes: tuple[str, ...],
-    frame: pd.DataFrame,
-    grouped_by: str,
-    path: Path,
-    positive: str | None = None,
-    limit: Limit = None,
-) -> Manifest:
-    """Check a complete list of images and sort it by image id.
-
-    Args:
-        source: Name of the data set.
-        classes: Class names in label order.
-        frame: Columns `image_id`, `label`, `group`, `path`, optionally `split`, and metadata. An
-            image without a group becomes a group of one.
-        grouped_by: What a group is.
-        path: The file or folder that lists the images, for messages.
-        positive: The class to detect if there are two.
-        limit: Use about this many images only, see `subset`.
-
-    Raises:
-        DataError: An image is listed twice, or a class has no image.
-    """
-    repeated = frame.loc[frame["image_id"].duplicated(), "image_id"].drop_duplicates()
-    if len(repeated):
-        raise DataError(
-            f"image {repeated.iloc[0]} is listed more than once{_more(len(repeated) - 1)}; "
-            "keep one row per image",
-            path,
-        )
-    present = set(frame["label"])
-    empty = [name for label, name in enumerate(classes) if label not in present]
-    if empty:
-        raise DataError(
-            f"no image of class {', '.join(empty)}; add some, or remove the class from the list "
-            "of classes",
-            path,
-        )
-    leading = [column for column in MANIFEST_COLUMNS if column in frame]
-    frame = frame[leading + [column for column in frame if column not in leading]]
-    frame = frame.assign(group=frame["group"].fillna(frame["image_id"]).astype("str"))
-    frame = frame.sort_values("image_id", kind="stable", ignore_index=True)
-    manifest = Manifest(source, classes, frame, grouped_by, positive)
-    return manifest if limit is None else subset(manifest, limit)
 
 
 def subset(manifest: Manifest, limit: int) -> Manifest:

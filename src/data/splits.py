@@ -86,16 +86,7 @@ def load(
     folder: Path,
     classes: Sequence[str] | None = None,
 ) -> pd.Series:
-    """`split` with its result kept in a file, because computing it takes a second or more.
-
-    Args:
-        frame: See `split`.
-        mode: See `split`.
-        fractions: See `split`.
-        seed: See `split`.
-        folder: Where splits are kept.
-        classes: See `split`.
-    """
+    """`split` with its result kept in `folder`, because computing it takes a second or more."""
     import sklearn
 
     names = [name for name in ("image_id", "label", "group", "split") if name in frame]

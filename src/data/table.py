@@ -11,11 +11,9 @@ from src.data.source import (
     FolderSource,
     Limit,
     Manifest,
-    assemble,
     class_order,
     encode,
     read_csv,
-    root_folder,
 )
 
 
@@ -39,6 +37,7 @@ class CsvTable(FolderSource):
     """
 
     name = "table"
+    title = "the table's images"
 
     def __init__(
         self,
@@ -64,13 +63,8 @@ class CsvTable(FolderSource):
         self.positive = positive
 
     def manifest(self) -> Manifest:
-        """Read and check the list of images.
-
-        Raises:
-            ConfigError: `positive` is not one of two classes.
-            DataError: The folder, the file or a column is missing, or a row is invalid.
-        """
-        root = root_folder(self.root, "the table's images")
+        """Read and check the list of images."""
+        root = self.folder()
         path = root / Path(self.csv).expanduser()
         required = [self.path_column, self.label_column, *filter(None, [self.split_column])]
         used = [*required, *filter(None, [self.group_column])]
@@ -90,4 +84,4 @@ class CsvTable(FolderSource):
         metadata = table.drop(columns=used).rename(columns=renamed)
         frame = pd.concat([pd.DataFrame(columns), metadata], axis=1)
         grouped_by = "group" if self.group_column else "image"
-        return assemble(self.name, classes, frame, grouped_by, path, positive, self.limit)
+        return self.assemble(classes, frame, grouped_by, path, positive)
