@@ -2,92 +2,88 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.efficiency.flops import count_flops
+from src.efficiency.flops import count_flops, count_parameters, count_trainable, size_mb
 
 
-class SmallCNN(nn.Module):
-    """Convolution - ReLU - pool, twice, then two dense layers; remembers nothing."""
-
-    def __init__(self, size: int, width: int, dense: int) -> None:
-        super().__init__()
-        side = ((size - 2) // 2 - 2) // 2
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, width, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(width, 2 * width, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(2 * width * side * side, dense),
-            nn.Dropout(0.5),
-            nn.Linear(dense, 7),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
-
-
-def by_hand(size: int, width: int, dense: int) -> int:
-    first = size - 2
-    second = first // 2 - 2
-    side = second // 2
-    convolutions = first**2 * width * 3 * 9 + second**2 * 2 * width * width * 9
-    return convolutions + 2 * width * side**2 * dense + dense * 7
+def small_cnn(size: int, width: int, dense: int) -> nn.Sequential:
+    """Convolution, ReLU and pooling, twice, then two dense layers."""
+    side = ((size - 2) // 2 - 2) // 2
+    return nn.Sequential(
+        *(nn.Conv2d(3, width, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(width, 2 * width, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(2 * width * side * side, dense)),
+        *(nn.Dropout(0.5), nn.Linear(dense, 7)),
+    )
 
 
 @settings(max_examples=8, deadline=None)
 @given(size=st.integers(12, 40), width=st.integers(1, 8), dense=st.integers(1, 16))
 def test_one_multiply_add_counts_as_one(size: int, width: int, dense: int) -> None:
-    net = SmallCNN(size, width, dense)
-    counted = count_flops(net, size)
-    assert counted.total == by_hand(size, width, dense)
+    first = size - 2
+    second = first // 2 - 2
+    convolutions = first**2 * width * 3 * 9 + second**2 * 2 * width * width * 9
+    by_hand = convolutions + 2 * width * (second // 2) ** 2 * dense + dense * 7
+    counted = count_flops(small_cnn(size, width, dense), size)
+    assert counted.total == by_hand
     assert counted.uncounted == {"aten::max_pool2d": 2}
 
 
-def test_half_of_what_torch_counts() -> None:
+def test_half_of_the_count_of_torch() -> None:
     """Torch's own counter takes a multiplication and an addition as two."""
-    net = SmallCNN(24, 4, 8).eval()
+    net = small_cnn(24, 4, 8).eval()
     with FlopCounterMode(display=False) as counter:
         net(torch.rand(1, 3, 24, 24))
     assert 2 * count_flops(net, 24).total == counter.get_total_flops()
 
 
 def test_strides_groups_and_padding() -> None:
-    net = nn.Sequential(
-        nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.Conv2d(12, 12, 5, padding=2, groups=12)
-    )
+    depthwise = nn.Conv2d(12, 12, 5, padding=2, groups=12)
+    net = nn.Sequential(nn.Conv2d(3, 12, 3, stride=2, padding=1), depthwise)
     assert count_flops(net, 16).total == 8 * 8 * 12 * 3 * 9 + 8 * 8 * 12 * 25
 
 
-def test_uncounted_operators_are_told() -> None:
+def test_uncounted_operators_are_listed_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Sigmoid(), nn.Sigmoid())
     assert count_flops(net, 8).uncounted == {"aten::sigmoid": 2, "aten::silu": 1}
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
 
 
-def test_net_is_left_as_it_is() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).to(
-        memory_format=torch.channels_last
-    )
+def test_network_and_random_state_are_unchanged() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    net.to(memory_format=torch.channels_last)
     net[0].requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     torch.manual_seed(5)
     state = torch.get_rng_state()
     count_flops(net, 10)
-    assert net.training
-    assert all(module.training for module in net)
+    assert all(module.training for module in net.modules())
     assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_is_printed(
-    capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
-) -> None:
-    count_flops(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()), 10)
-    assert capfd.readouterr() == ("", "")
-    assert not recwarn.list
+def test_parameters_from_layer_shapes() -> None:
+    dense = nn.Linear(32, 5, bias=False)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), dense)
+    expected = (3 * 9 + 1) * 8 + 2 * 8 + 32 * 5
+    assert count_parameters(net) == expected
+    # running mean and variance, and the 8-byte batch counter, are in the state dict only
+    assert size_mb(net) == pytest.approx(((expected + 2 * 8) * 4 + 8) / 1e6)
+    net[0].requires_grad_(False)
+    assert count_parameters(net) == expected
+    assert count_trainable(net) == expected - (3 * 9 + 1) * 8
+
+
+def test_shared_weights_count_once() -> None:
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    net[1].weight = net[0].weight
+    assert count_parameters(net) == 36
+    assert size_mb(net) == pytest.approx(36 * 4 / 1e6)
+    assert size_mb(net.to(torch.float16)) == pytest.approx(36 * 2 / 1e6)

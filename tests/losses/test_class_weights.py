@@ -10,7 +10,7 @@ from src.losses.class_weights import balanced
 
 
 @given(st.lists(st.integers(1, 200), min_size=2, max_size=9))
-def test_scikit_learns_balanced(counts: list[int]) -> None:
+def test_balanced_of_scikit_learn(counts: list[int]) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels)
     np.testing.assert_allclose(balanced(counts).numpy(), expected, rtol=1e-6)
@@ -18,9 +18,8 @@ def test_scikit_learns_balanced(counts: list[int]) -> None:
 
 def test_ham10000_by_hand() -> None:
     counts = [327, 514, 1099, 115, 1113, 6705, 142]
-    torch.testing.assert_close(
-        balanced(counts), torch.tensor([10015 / (7 * count) for count in counts])
-    )
+    expected = torch.tensor([10015 / (7 * count) for count in counts])
+    torch.testing.assert_close(balanced(counts), expected)
 
 
 @pytest.mark.parametrize("counts", [[0, 3], [5, 0, 0], []])

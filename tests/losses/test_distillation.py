@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,70 +13,66 @@ from src.losses.distillation import Distillation, divergence
 
 
 class Fixed(nn.Module):
-    """A teacher that says the same of every image; remembers what it was shown."""
+    """A teacher with the same answer for every image; it keeps its inputs."""
 
     def __init__(self, logits: list[float]) -> None:
         super().__init__()
         self.logits = torch.tensor(logits)
-        self.shown: list[torch.Tensor] = []
+        self.inputs: list[torch.Tensor] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.shown.append(images)
+        self.inputs.append(images)
         return self.logits.expand(len(images), -1)
 
 
 def test_divergence_by_hand() -> None:
-    # the student says one half each, the teacher 3/4 and 1/4
+    # student 1/2 and 1/2, teacher 3/4 and 1/4
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     value = divergence(torch.zeros(5, 2), torch.tensor([[0.75, 0.25]]).expand(5, 2))
     assert float(value) == pytest.approx(expected, abs=1e-6)
-    # logits 2 and 0 at temperature 2 are 1 and 0: e / (1 + e) against a teacher of one half each,
-    # times 4
+    # logits 2 and 0 at temperature 2 are 1 and 0: e / (1 + e); teacher 1/2 and 1/2; times 4
     p = math.e / (1 + math.e)
     expected = 4 * (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)))
     value = divergence(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.5]]), temperature=2.0)
     assert float(value) == pytest.approx(expected, abs=1e-6)
 
 
+@settings(max_examples=30)
 @given(st.floats(0.5, 10), st.integers(2, 5))
-def test_agreement_costs_nothing_and_disagreement_does(temperature: float, classes: int) -> None:
+def test_divergence_is_zero_for_equal_answers_only(temperature: float, classes: int) -> None:
     logits = torch.randn(4, classes)
     answers = torch.softmax(logits / temperature, dim=1)
     assert float(divergence(logits, answers, temperature)) == pytest.approx(0, abs=1e-4)
     assert float(divergence(logits + torch.eye(4, classes) * 3, answers, temperature)) > 0
 
 
-def test_several_teachers_answer_by_their_mean_and_share_weighs_both_parts() -> None:
-    logits, target, images = (
-        torch.randn(6, 3),
-        torch.tensor([0, 1, 2, 0, 1, 2]),
-        torch.rand(6, 3, 8, 8),
-    )
+def test_mean_of_the_teachers_and_share() -> None:
+    logits, images = torch.randn(6, 3), torch.rand(6, 3, 8, 8)
+    target = torch.tensor([0, 1, 2, 0, 1, 2])
     teachers = [Fixed([1.0, 0.0, 0.0]), Fixed([0.0, 0.0, 4.0])]
     loss = Distillation([5, 3, 1], teachers, temperature=2.0, share=0.3, weighted=True)
-    answers = (
-        torch.softmax(torch.tensor([0.5, 0, 0]), 0) + torch.softmax(torch.tensor([0.0, 0, 2.0]), 0)
-    ) / 2
+    softened = torch.tensor([[0.5, 0, 0], [0.0, 0, 2.0]]).softmax(dim=1)
+    answers = softened.mean(dim=0)
     student = torch.log_softmax(logits / 2, dim=1)
     soft = 4 * (answers * (answers.log() - student)).sum(dim=1).mean()
     hard = cross_entropy(logits, target, torch.tensor([9 / 15, 9 / 9, 9 / 3]))
     torch.testing.assert_close(loss(logits, target, images), 0.7 * hard + 0.3 * soft)
-    assert all(teacher.shown[0] is images for teacher in teachers)
+    assert all(teacher.inputs[0] is images for teacher in teachers)
 
 
-def test_labels_part_may_be_focal_loss_by_hand() -> None:
+def test_label_loss_may_be_focal() -> None:
     # logits 0 and log(3): the target has 3/4, the factor is (1/4)^2
     logits, target = torch.tensor([[0.0, math.log(3)]]), torch.tensor([1])
     loss = Distillation([1, 1], gamma=2.0)
     assert float(loss(logits, target)) == pytest.approx(-math.log(0.75) / 16, abs=1e-6)
 
 
-def test_what_is_evaluated_is_not_taught_and_teachers_are_no_part_of_the_state() -> None:
+def test_teachers_are_used_in_training_only_and_not_part_of_the_state() -> None:
     teacher = Fixed([9.0, 0.0])
     loss = Distillation([1, 1], [teacher])
     logits, target = torch.randn(3, 2), torch.tensor([0, 1, 1])
     torch.testing.assert_close(loss(logits, target), cross_entropy(logits, target))
-    assert not teacher.shown
+    assert not teacher.inputs
     assert not list(loss.modules())[1:]
     assert not loss.state_dict()
 

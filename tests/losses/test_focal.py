@@ -12,9 +12,8 @@ from src.losses.focal import Focal, focal
 def test_by_hand() -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     loss = Focal(class_counts=[1, 1, 1], gamma=2)(p.log(), torch.tensor([1, 2]))
-    assert loss.item() == pytest.approx(
-        -(0.8**2 * math.log(0.2) + 0.2**2 * math.log(0.8)) / 2, rel=1e-5
-    )
+    expected = -(0.8**2 * math.log(0.2) + 0.2**2 * math.log(0.8)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_weighted_mean_is_divided_by_the_sum_of_weights() -> None:

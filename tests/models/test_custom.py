@@ -64,10 +64,9 @@ def test_smallest_image_is_the_smallest(depth: int, padding: int) -> None:
             net.features(torch.zeros(1, 3, smallest - 1, smallest - 1))
 
 
-def test_too_small_an_image_is_refused_and_the_smallest_named() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^image_size: .*the smallest that this net takes is 22, but got 8$"
-    ):
+def test_too_small_image_is_refused_with_the_smallest() -> None:
+    expected = r"^image_size: .*the smallest that this net takes is 22, but got 8$"
+    with pytest.raises(ConfigError, match=expected):
         CustomCNN(image_size=8, outputs=7)
 
 
@@ -96,7 +95,7 @@ def test_dense_may_be_one_number_or_none() -> None:
         ("norm", "layer"),
     ],
 )
-def test_impossible_value_is_refused_with_its_key(key: str, value: object) -> None:
+def test_invalid_value_is_refused_with_its_key(key: str, value: object) -> None:
     config = {"net": {"_target_": "src.models.custom.CustomCNN", "image_size": 64, key: value}}
     with pytest.raises(ConfigError, match=rf"^net\.{key}: "):
         check(config)

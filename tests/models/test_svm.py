@@ -1,19 +1,28 @@
-"""The machine against scikit-learn's own, its state, and what it refuses."""
+"""The machine against scikit-learn's SVC, its state, its run record, and its errors."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 
+from src import run as runs
+from src import train
 from src.core.config import check
 from src.core.errors import ConfigError, DataError, UserError
+from src.metrics.registry import parse_limits, parse_objectives
 from src.models import radiomics
 from src.models.fit_once import TrainingSet, is_fit_once
 from src.models.svm import KERNELS, Kernel, KernelMachine, RadiomicsSVM, fit, folds_of
+from src.reporting.comparison import test_run as evaluate_on_test
+from src.tracking import read
+from src.tracking.store import Store
 from src.training.checkpoint import load_weights
 
 SETTINGS: dict[str, Any] = {
@@ -31,24 +40,18 @@ def points(classes: int = 2, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_set(classes: int = 2, n: int = 24, **changes: Any) -> TrainingSet:
-    """Grey pictures, each class brighter than the last."""
-    random = np.random.default_rng(1)
+    """Grey images, each class brighter than the one before."""
     labels = np.arange(n) % classes
-    images = (
-        np.clip(random.normal(60 + 60 * labels, 25, (8, 8, 3, n)), 0, 255)
-        .astype(np.uint8)
-        .transpose(3, 0, 1, 2)
-    )
-    names = ["benign", "mel", "other"][:classes]
-    given = {
+    levels = np.random.default_rng(1).normal(60 + 60 * labels, 25, (8, 8, 3, n))
+    images = np.clip(levels, 0, 255).astype(np.uint8).transpose(3, 0, 1, 2)
+    settings: dict[str, Any] = {
         "rows": np.arange(n),
         "groups": None,
-        "classes": names,
+        "classes": ["benign", "mel", "other"][:classes],
         "oversample": None,
         "seed": 0,
-        **changes,
     }
-    return TrainingSet(images=np.ascontiguousarray(images), labels=labels, **given)
+    return TrainingSet(np.ascontiguousarray(images), labels, **settings | changes)
 
 
 def as_input(training: TrainingSet) -> torch.Tensor:
@@ -63,56 +66,45 @@ def test_decision_values_are_those_of_scikit_learn(kernel: Kernel, cost: float, 
     scaler = MinMaxScaler(clip=clip).fit(known)
     theirs = SVC(kernel=kernel, C=cost, tol=1e-8).fit(scaler.transform(known), labels)
     expected = theirs.decision_function(scaler.transform(unknown))
-    # the same support vectors: the two ways to evaluate them agree to the last digits
-    copied = KernelMachine(
-        kernel,
-        theirs._gamma,
-        scaler.data_min_,
-        scaler.scale_,
-        theirs.support_vectors_,
-        theirs.dual_coef_,
-        theirs.intercept_,
-        clip,
-    )
+    # the same support vectors: equal to the last digits
+    scaling = scaler.data_min_, scaler.scale_
+    vectors = theirs.support_vectors_, theirs.dual_coef_, theirs.intercept_
+    copied = KernelMachine(kernel, theirs._gamma, *scaling, *vectors, clip)
     np.testing.assert_allclose(copied.decide(unknown)[:, 0], expected, rtol=1e-9, atol=1e-9)
-    # a fit of our own: within the solver's tolerance
+    # our fit: equal within the tolerance of the solver
     ours = next(fit(known, labels, 1, kernel, [cost], np.ones(2), clip))
     assert ours.gamma == pytest.approx(theirs._gamma)
     np.testing.assert_allclose(ours.decide(unknown)[:, 0], expected, atol=0.02)
 
 
-def test_several_classes_stand_each_against_the_rest() -> None:
+def test_several_classes_are_fitted_against_the_rest() -> None:
     known, labels = points(3)
     scaled = MinMaxScaler().fit_transform(known)
     weights = np.array([1.0, 3.0, 0.5])
     ours = next(fit(known, labels, 3, "rbf", [2.0], weights)).decide(known)
     for label in range(3):
-        theirs = SVC(kernel="rbf", C=2.0).fit(
-            scaled, labels == label, sample_weight=weights[labels]
-        )
+        theirs = SVC(kernel="rbf", C=2.0)
+        theirs.fit(scaled, labels == label, sample_weight=weights[labels])
         np.testing.assert_allclose(ours[:, label], theirs.decision_function(scaled), atol=5e-3)
 
 
-def test_a_class_weight_is_a_repetition() -> None:
+def test_class_weight_is_a_repetition() -> None:
     known, labels = points()
     twice = np.concatenate([np.arange(len(labels)), np.flatnonzero(labels == 1)])
     weighted = next(fit(known, labels, 1, "linear", [1.0], np.array([1.0, 2.0])))
     repeated = next(fit(known[twice], labels[twice], 1, "linear", [1.0], np.ones(2)))
     np.testing.assert_allclose(weighted.decide(known), repeated.decide(known), atol=0.02)
     # 9 and 3 images: half of the larger class is 4.5, so each of the three counts 4.5 / 3 times
-    few = training_set(rows=np.concatenate([np.arange(0, 24, 2)[:9], np.arange(1, 24, 2)[:3]]))
-    fitted_labels = few.labels[few.rows]
+    few = np.repeat([0, 1], [9, 3])
     plain = RadiomicsSVM(1, **SETTINGS)
-    assert plain.cost_factors(fitted_labels, 2, oversample=0.5).tolist() == [1.0, 4.5 / 3]
+    assert plain.cost_factors(few, 2, oversample=0.5).tolist() == [1.0, 4.5 / 3]
     balanced = RadiomicsSVM(1, **SETTINGS, class_weight="balanced")
-    factors = balanced.cost_factors(fitted_labels, 2, oversample=None)
-    assert factors.tolist() == pytest.approx([12 / 18, 12 / 6])
+    factors = balanced.cost_factors(few, 2, oversample=None).tolist()
+    assert factors == pytest.approx([12 / 18, 12 / 6])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_checkpoint_gives_the_same_decisions_and_is_tensors_only(
-    tmp_path: Path, classes: int
-) -> None:
+def test_checkpoint_gives_the_same_decisions(tmp_path: Path, classes: int) -> None:
     training = training_set(classes)
     outputs = 1 if classes == 2 else classes
     net = RadiomicsSVM(outputs, **SETTINGS)
@@ -121,89 +113,67 @@ def test_checkpoint_gives_the_same_decisions_and_is_tensors_only(
     assert net(as_input(training)).tolist() == [[0.0] * outputs] * 24
     net.fit_once(training)
     assert net.fitted
-    decided = net(as_input(training))
-    assert decided.shape == (24, outputs)
-    guess = (decided[:, 0] > 0).long() if classes == 2 else decided.argmax(dim=1)
+    decisions = net(as_input(training))
+    features = radiomics.extract(training.images, net.descriptors, net.bins)
+    np.testing.assert_allclose(decisions.numpy(), net.machine.decide(features), rtol=1e-6)
+    guess = (decisions[:, 0] > 0).long() if classes == 2 else decisions.argmax(dim=1)
     assert (guess.numpy() == training.labels).mean() > 0.8
     torch.save({"state_dict": net.state_dict()}, tmp_path / "best.ckpt")
     again = RadiomicsSVM(outputs, **SETTINGS)
     load_weights(again, tmp_path / "best.ckpt")  # weights_only
-    assert torch.equal(again(as_input(training)), decided)
+    assert torch.equal(again(as_input(training)), decisions)
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
-def test_state_of_another_machine_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "bins", "state"), [(1, 3, {}), (3, 2, {}), (1, 2, {"kernel": torch.tensor(9)})]
+)
+def test_state_of_another_machine_is_refused(
+    tmp_path: Path, outputs: int, bins: int, state: dict[str, torch.Tensor]
+) -> None:
     net = RadiomicsSVM(1, **SETTINGS)
     net.fit_once(training_set())
-    state = net.state_dict()
-    path = tmp_path / "best.ckpt"
-    torch.save({"state_dict": state}, path)
+    torch.save({"state_dict": net.state_dict() | state}, tmp_path / "best.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of this network"):
-        load_weights(RadiomicsSVM(1, **{**SETTINGS, "bins": 3}), path)
-    with pytest.raises(UserError, match="not a checkpoint of this network"):
-        load_weights(RadiomicsSVM(3, **SETTINGS), path)
-    torch.save({"state_dict": state | {"kernel": torch.tensor(9)}}, path)
-    with pytest.raises(UserError, match="not a checkpoint of this network"):
-        load_weights(RadiomicsSVM(1, **SETTINGS), path)
+        load_weights(RadiomicsSVM(outputs, **SETTINGS | {"bins": bins}), tmp_path / "best.ckpt")
 
 
-def test_sample_is_seeded_and_keeps_each_class_share() -> None:
-    def fitted(seed: int) -> np.ndarray:
-        return (
-            RadiomicsSVM(1, **SETTINGS, max_samples=12).fit_once(training_set(n=48, seed=seed)).rows
-        )
+def test_sample_is_seeded_and_stratified() -> None:
+    def rows(seed: int) -> np.ndarray:
+        net = RadiomicsSVM(1, **SETTINGS, max_samples=12)
+        return net.fit_once(training_set(n=48, seed=seed)).rows
 
-    assert len(fitted(0)) == 12
-    assert (fitted(0) % 2).sum() == 6  # labels alternate
-    np.testing.assert_array_equal(fitted(0), fitted(0))
-    assert not np.array_equal(fitted(0), fitted(1))
+    assert len(rows(0)) == 12
+    assert (rows(0) % 2).sum() == 6  # labels alternate
+    np.testing.assert_array_equal(rows(0), rows(0))
+    assert not np.array_equal(rows(0), rows(1))
 
 
 def test_search_table_holds_every_cell_and_marks_the_best_mean() -> None:
-    table = (
-        RadiomicsSVM(1, **{**SETTINGS, "costs": [0.1, 10.0]})
-        .fit_once(training_set())
-        .tables["search/grid.csv"]
-    )
-    assert list(zip(table["kernel"], table["C"], strict=True)) == [
-        (kernel, cost) for kernel in ("linear", "rbf") for cost in (0.1, 10.0)
-    ]
+    net = RadiomicsSVM(1, **SETTINGS | {"costs": [0.1, 10.0]})
+    table = net.fit_once(training_set()).tables["search/grid.csv"]
+    cells = list(zip(table["kernel"], table["C"], strict=True))
+    assert cells == [(kernel, cost) for kernel in ("linear", "rbf") for cost in (0.1, 10.0)]
     assert table["chosen"].sum() == 1
-    assert (
-        table.loc[table["chosen"], "balanced_accuracy"].item() == table["balanced_accuracy"].max()
-    )
+    best = table.loc[table["chosen"], "balanced_accuracy"].item()
+    assert best == table["balanced_accuracy"].max()
     assert {"accuracy", "macro_f1", "auroc", "spread", "support_vectors", "seconds"} <= set(table)
 
 
-def test_groups_stay_in_one_fold_and_images_need_not() -> None:
+def test_groups_stay_in_one_fold() -> None:
     labels = np.repeat([0, 1], 12)
     groups = np.repeat(np.arange(8), 3).astype(object)
-    for train, held_out in folds_of(labels, groups, ["a", "b"], 3, 0):
-        assert not set(groups[train]) & set(groups[held_out])
+    for train_rows, held_out in folds_of(labels, groups, ["a", "b"], 3, 0):
+        assert not set(groups[train_rows]) & set(groups[held_out])
     for _, held_out in folds_of(labels, None, ["a", "b"], 3, 0):
         assert np.bincount(labels[held_out]).tolist() == [4, 4]
 
 
-def test_features_of_the_forward_pass_are_those_of_the_pixels() -> None:
-    training = training_set()
-    net = RadiomicsSVM(1, **SETTINGS)
-    net.fit_once(training)
-    known = radiomics.extract(training.images, net.descriptors, net.bins)
-    np.testing.assert_allclose(
-        net(as_input(training)).numpy(), net.machine.decide(known), rtol=1e-6
-    )
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (np.arange(0, 24, 2), "class mel has 0 images to fit on, fewer than the 3 folds"),
-        (np.array([0, 2, 4, 6, 1, 3]), "class mel has 2 images to fit on, fewer than the 3 folds"),
-    ],
-)
-def test_too_few_of_a_class_is_one_line(rows: np.ndarray, message: str) -> None:
+@pytest.mark.parametrize(("rows", "count"), [(range(0, 24, 2), 0), ([0, 2, 4, 6, 1, 3], 2)])
+def test_too_few_images_of_a_class(rows: Any, count: int) -> None:
+    message = f"class mel has {count} images to fit on, fewer than the 3 folds"
     with pytest.raises(DataError, match=message) as caught:
-        RadiomicsSVM(1, **SETTINGS).fit_once(training_set(rows=rows))
+        RadiomicsSVM(1, **SETTINGS).fit_once(training_set(rows=np.array(rows)))
     assert "\n" not in str(caught.value)
 
 
@@ -219,7 +189,88 @@ def test_too_few_of_a_class_is_one_line(rows: np.ndarray, message: str) -> None:
         ({"kernel": "rbf"}, "model.net.kernel: unknown key"),
     ],
 )
-def test_impossible_settings_name_their_key(change: dict[str, Any], key: str) -> None:
+def test_invalid_settings_name_their_key(change: dict[str, Any], key: str) -> None:
+    net = {"_target_": "src.models.svm.RadiomicsSVM", **SETTINGS, **change}
     with pytest.raises(ConfigError, match=key) as caught:
-        check({"model": {"net": {"_target_": "src.models.svm.RadiomicsSVM", **SETTINGS, **change}}})
+        check({"model": {"net": net}})
     assert "\n" not in str(caught.value)
+
+
+def test_run_has_the_record_of_a_network_without_flops_and_epochs(
+    empty_database: Path,
+    tmp_path: Path,
+    run_entry: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    store = Store(experiment="paretoderm", folder=tmp_path, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    status, output = run_entry(
+        train.main,
+        *("experiment=smoke", "model=svm", "augment=none"),
+        *("model.net.kernels=[linear,rbf]", "model.net.bins=4"),
+        *(f"tracking.uri={store.uri}", f"data.cache_dir={tmp_path}/cache"),
+    )
+    assert status == 0, output
+    (run,) = (row for _, row in read.runs(store).iterrows())
+    assert run["status"] == "FINISHED"
+    quality = ("loss", "balanced_accuracy", "auroc")
+    costs = ("params", "size_mb", "latency_ratio", "peak_memory_mb", "latency_ms/b1/p50")
+    expected = [f"{split}/{name}" for split in ("best/val", "test") for name in quality]
+    expected += [f"efficiency/{name}" for name in (*costs, "throughput")] + ["time/fit_s"]
+    assert [name for name in expected if pd.isna(run.get(f"metrics.{name}"))] == []
+    assert not [name for name in run.index if "flops" in name and name.startswith("metrics.")]
+    assert "metrics.best/epoch" not in run
+    assert run["metrics.efficiency/trainable_params"] == 0
+    assert run["metrics.data/images/fitted"] == run["metrics.data/images/train"]
+    assert run["tags.weights"] == "none"
+    chosen_by = "train: 3-fold cross-validation, grouped, mean balanced_accuracy"
+    assert run["tags.chosen_by"] == chosen_by
+    folder = read.artifact(store, run["run_id"], "")
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names >= {
+        *("config.yaml", "overrides.txt", "environment.json", "efficiency.json"),
+        *("checkpoint/best.ckpt", "predictions/val.csv", "predictions/test.csv"),
+        *("per_class/test.csv", "search/grid.csv", "search/sample.csv"),
+        *("figures/contact_sheet.png", "figures/confusion_test.png"),
+    }
+    assert "figures/learning_curves.png" not in names
+    sample, grid = (pd.read_csv(folder / "search" / name) for name in ("sample.csv", "grid.csv"))
+    tested = set(pd.read_csv(folder / "predictions" / "test.csv")["image_id"])
+    assert len(sample) == run["metrics.data/images/train"]
+    assert not tested & set(sample["image_id"])
+    assert f"{grid.loc[grid['chosen'], 'kernel'].item()}, C=" in run["tags.svm"]
+    state = torch.load(folder / "checkpoint" / "best.ckpt", weights_only=True)["state_dict"]
+    numbers = sum(tensor.numel() for tensor in state.values()) - 1  # without the kernel's number
+    assert run["metrics.efficiency/params"] == numbers
+    before = {name: run[f"metrics.{name}"] for name in expected if name.startswith("test/")}
+    # from the checkpoint, whose shapes depend on the fit
+    again = evaluate_on_test(store, run["run_id"])
+    assert {name: again[name] for name in before} == pytest.approx(before, abs=1e-6)
+
+
+NO_FLOPS = "this model has no efficiency/flops; its row is in the comparison, off the front"
+
+
+@pytest.mark.parametrize(
+    ("objective", "outcome"),
+    [
+        ("efficiency/flops", ("pruned", NO_FLOPS)),
+        ("efficiency/latency_ratio", ("complete", "")),
+    ],
+)
+def test_study_over_flops_prunes_a_model_without_them(
+    objective: str, outcome: tuple[str, str]
+) -> None:
+    outcomes: list[Any] = []
+    plain = {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": objective}]}
+    context: Any = SimpleNamespace(
+        objectives=parse_objectives(plain),
+        limits=parse_limits(plain),
+        give_up=lambda state, kind, reason: outcomes.append((state, reason)),
+        commit=lambda metrics: outcomes.append(("complete", "")),
+    )
+    metrics = {"best/val/balanced_accuracy": 0.5, "efficiency/latency_ratio": 2.0}
+    runs._commit(context, metrics)
+    runs._commit(context, {**metrics, "efficiency/flops": 3.0})
+    assert outcomes == [outcome, ("complete", "")]

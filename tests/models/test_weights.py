@@ -25,8 +25,8 @@ from src.models.backbone import Backbone, load_imagenet
 TINY = "test_resnet"
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    """Take the local port for the hub; nobody answers at 9."""
+def use_port(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Use a local port as the hub; nothing listens at 9."""
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(
         constants,
@@ -37,10 +37,10 @@ def ask(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a hub that nobody reaches."""
+    """An empty cache, and a hub that cannot be reached."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    ask(monkeypatch, 9)
+    use_port(monkeypatch, 9)
     return tmp_path / "hub"
 
 
@@ -77,7 +77,7 @@ def hub(
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever)
     thread.start()
-    ask(monkeypatch, server.server_address[1])
+    use_port(monkeypatch, server.server_address[1])
     yield files
     server.shutdown()
     server.server_close()
@@ -94,7 +94,7 @@ def test_imagenet_weights_come_from_the_hub_and_then_from_its_cache(
     hub[filename] = (tmp_path / filename).read_bytes()
     for answering in (True, False):
         if not answering:
-            ask(monkeypatch, 9)
+            use_port(monkeypatch, 9)
         net = Backbone(TINY, image_size=32, outputs=2, weights="imagenet")
         assert net.loaded_weights == "imagenet"
         state = net.backbone.state_dict()
@@ -126,7 +126,7 @@ def test_hub_that_never_answers_is_given_up(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        ask(monkeypatch, silent.getsockname()[1])
+        use_port(monkeypatch, silent.getsockname()[1])
         monkeypatch.setattr(weights, "PATIENCE_S", 0.2)
         with pytest.raises(DependencyError, match="timed out|no answer within"):
             load_imagenet(TINY)
@@ -196,25 +196,17 @@ def test_file_without_tensors_is_named(tmp_path: Path) -> None:
 
 
 def test_misspelt_choice_is_answered_with_the_choices() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^weights: must be imagenet, random, auto or .*but got imagnet"
-    ):
+    expected = r"^weights: must be imagenet, random, auto or .*but got imagnet"
+    with pytest.raises(ConfigError, match=expected):
         weights.read("imagnet")
 
 
 def test_what_does_not_fit_is_listed_briefly() -> None:
     expected = {name: torch.zeros(2) for name in "abcde"}
-    with pytest.raises(ConfigError) as raised:
-        weights.fit(
-            {"a": torch.zeros(3), "z": torch.zeros(1), "fc": torch.zeros(1)},
-            expected,
-            ["fc"],
-            "x.pth",
-        )
-    assert (
-        str(raised.value)
-        == "weights: x.pth is of another net: b is missing, c is missing, d is missing and 3 more"
-    )
+    state = {"a": torch.zeros(3), "z": torch.zeros(1), "fc": torch.zeros(1)}
+    problems = "b is missing, c is missing, d is missing and 3 more"
+    with pytest.raises(ConfigError, match=f"^weights: x.pth is of another net: {problems}$"):
+        weights.fit(state, expected, ["fc"], "x.pth")
 
 
 LITE0 = pytest.mark.skipif(
