@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -17,19 +16,14 @@ from src.core.config import check_targets, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
-from src.deployment.runtimes.eager import CameraNet, as_classifier
 from src.deployment.runtimes.files import FORMATS, open_file
-from src.metrics import calibration
-from src.metrics.classification import probabilities
 from src.metrics.registry import MELANOMA
 from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import TargetRate, choose
-from src.models.fit_once import is_fit_once
-from src.models.precision import cast_as_recorded
 from src.tracking import read
 from src.tracking.store import Store
-from src.training.checkpoint import load_weights
-from src.training.classifier import Classifier, from_recipe, make_recipe
+
+if TYPE_CHECKING:
+    from src.training.classifier import Classifier
 
 SHOWN = 5  # run ids in a message
 EVALUATION = "evaluation"  # the tag `kind` of a run that evaluates another one
@@ -219,7 +213,7 @@ def class_names(store: Store, run: RecordedModel) -> list[str]:
     )
 
 
-def build_classifier(config: DictConfig, classes: Sequence[str]) -> Classifier:
+def build_classifier(config: DictConfig, classes: Sequence[str]) -> "Classifier":
     """The classifier of a run's config without weights; the training data is not needed.
 
     Raises:
@@ -229,24 +223,29 @@ def build_classifier(config: DictConfig, classes: Sequence[str]) -> Classifier:
         raise UserError(
             f"{config.model.get('name')}: is no network; it cannot be evaluated on other data"
         )
+    from src.models.precision import cast_as_recorded
+    from src.training.classifier import from_recipe, make_recipe
+
     recipe = make_recipe(resolve(config.model), classes, int(config.data.image_size))
     classifier = from_recipe(recipe)
     cast_as_recorded(classifier.net, config)
     return classifier.eval()
 
 
-def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> Classifier:
+def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> "Classifier":
     """As `build_classifier`, with the weights of the run's checkpoint.
 
     Raises:
         UserError: The run's model is not a network, or the checkpoint is of another one.
     """
+    from src.training.checkpoint import load_weights
+
     classifier = build_classifier(config, classes)
     load_weights(classifier, checkpoint)
     return classifier
 
 
-def restore(classifier: Classifier, store: Store, run_id: str) -> Classifier:
+def restore(classifier: "Classifier", store: Store, run_id: str) -> "Classifier":
     """The trained classifier of a run, given one that was built from its config.
 
     Returns:
@@ -257,18 +256,24 @@ def restore(classifier: Classifier, store: Store, run_id: str) -> Classifier:
     """
     file = deployed_file(store, run_id)
     if file is not None:
+        from src.deployment.runtimes.eager import as_classifier
+
         return as_classifier(open_file(file), classifier)
+    from src.training.checkpoint import load_weights
+
     load_weights(classifier, read.artifact(store, run_id, CHECKPOINT))
     return classifier
 
 
-def load_classifier(store: Store, run: RecordedModel) -> Classifier:
+def load_classifier(store: Store, run: RecordedModel) -> "Classifier":
     """The trained classifier of a single run; the training data is not needed."""
     return restore(build_classifier(run.config, class_names(store, run)), store, run.run_id)
 
 
-def load_network(store: Store, run: RecordedModel) -> Classifier:
+def load_network(store: Store, run: RecordedModel) -> "Classifier":
     """As `load_classifier`; a model that is fitted without epochs, such as an SVM, is refused."""
+    from src.models.fit_once import is_fit_once
+
     classifier = load_classifier(store, run)
     if is_fit_once(classifier.net):
         raise UserError(
@@ -285,6 +290,8 @@ def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Pat
             cannot be written.
     """
     path = folder / f"{run.run_id}{FORMATS[name].suffix}"
+    from src.deployment.runtimes.eager import CameraNet
+
     camera, description = CameraNet.of(load_network(store, run)), describe(store, run)
     with atomic_file(path, "the model") as draft:
         FORMATS[name].write(camera, description, draft)
@@ -327,6 +334,9 @@ def choose_decision(
     positive = next((name for name in classes if name.lower() in MELANOMA), None)
     if positive is None:
         return None
+    from src.metrics import calibration
+    from src.metrics.thresholds import TargetRate, choose
+
     score = frame[f"p/{positive}"].to_numpy(float)
     target = TargetRate("sensitivity", sensitivity)
     threshold = choose(score, (frame["label"] == positive).to_numpy(), target)
@@ -368,7 +378,7 @@ def precision_warnings(config: DictConfig) -> list[str]:
 
 
 def predict(
-    classifier: Classifier,
+    classifier: "Classifier",
     images: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.int64],
     batch_size: int,
@@ -386,6 +396,10 @@ def predict(
     Returns:
         float32 (M, K), each row summing to 1.
     """
+    import torch
+
+    from src.metrics.classification import probabilities
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = classifier.to(device)
     starts, outputs = range(0, len(rows), batch_size), []

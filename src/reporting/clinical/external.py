@@ -5,9 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import imagehash
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -21,7 +20,6 @@ from src.core.config import check, instantiate, resolve
 from src.core.errors import ConfigError, UserError
 from src.data import cache
 from src.data.cache import Geometry, ImageCache
-from src.data.module import DataModule
 from src.data.source import Manifest, Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
@@ -44,6 +42,9 @@ from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, Threshold
 from src.reporting.clinical.record import EvaluateSettings, Images
 from src.tracking.store import Store
+
+if TYPE_CHECKING:
+    from src.data.module import DataModule
 
 REST = "rest"  # in a mapping: none of the classes that its other lines name
 AUTO = "auto"
@@ -368,6 +369,8 @@ def _same_pictures(
 def _hashes(images: Images, what: str) -> npt.NDArray[np.float32]:
     """Perceptual hashes as signs, float32 (N, 64): products count the bits that differ."""
     bar = tqdm(images, f"hashing {what}", unit="image", file=sys.stderr, disable=None, leave=False)
+    import imagehash  # it imports SciPy
+
     bits = [imagehash.phash(Image.fromarray(image)).hash.ravel() for image in bar]
     return 2 * np.array(bits, dtype=np.float32).reshape(-1, BITS) - 1
 
@@ -667,7 +670,7 @@ class ExternalData:
         labels: Their classes for the nets.
     """
 
-    data: DataModule
+    data: "DataModule"
     manifest: Manifest
     cache: ImageCache
     rows: npt.NDArray[np.int64]
@@ -801,6 +804,6 @@ def examples(
     }
 
 
-def _load(data: DataModule, manifest: Manifest, size: int, geometry: Geometry) -> ImageCache:
+def _load(data: "DataModule", manifest: Manifest, size: int, geometry: Geometry) -> ImageCache:
     folder = Path(data.cache_dir)
     return cache.load(data.source, manifest, size, geometry, folder, data.on_unreadable)
