@@ -159,8 +159,8 @@ def recorded(metric: str, frame: pd.DataFrame) -> list[str]:
     if not name:
         return [metric]
     classes = [str(column).removeprefix("p/") for column in frame if str(column).startswith("p/")]
-    wanted = MELANOMA if name == "melanoma" else (name,)
-    return [f"{measure}/{each}" for each in classes if each.lower() in wanted][:1]
+    names = MELANOMA if name == "melanoma" else (name,)
+    return [f"{measure}/{c}" for c in classes if c.lower() in names][:1]
 
 
 def cost_text(metric: str, value: float) -> str:

@@ -163,12 +163,12 @@ def find(name: str, store: "Callable[[], Store]", threads: int) -> Predictor:
         runtime = open_file(path, threads)
         about = runtime.description
         return Predictor(f"{path.name} ({about.model}, run {about.run_id[:8]})", about, (runtime,))
-    from src.tracking import read, registry
+    from src.tracking import model_registry, read
 
     opened = store()
     is_run = bool(read.cached_runs(opened)["run_id"].str.startswith(name).any())
     try:
-        registered = registry.resolve(opened, name)
+        registered = model_registry.resolve(opened, name)
     except UserError as error:
         if is_run:
             return _of_run(opened, name, threads)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import beta
 
 from src.core.errors import ConfigError, UserError
 from src.metrics.curves import Curve, RocCurve, area
@@ -383,6 +382,8 @@ def clopper_pearson(estimate: float, groups: int, level: float) -> tuple[float, 
     Source: Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 26, 1934, by
         quantiles of beta distributions, which are defined between whole numbers too.
     """
+    from scipy.stats import beta  # takes half a second to import
+
     hits, tail = estimate * groups, (1 - level) / 2
     low = beta.ppf(tail, hits, groups - hits + 1) if hits > _ROUNDING else 0.0
     high = beta.ppf(1 - tail, hits + 1, groups - hits) if hits < groups - _ROUNDING else 1.0

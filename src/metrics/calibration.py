@@ -9,7 +9,6 @@ resampling adds to the bias: it gets no interval.
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from src.metrics.bootstrap import Predictions
@@ -90,6 +89,8 @@ def fit(probability: np.ndarray, target: np.ndarray) -> float:
         In [0.05, 20]; a bound if the likelihood grows beyond it, as for labels that are all
         predicted.
     """
+    from scipy.optimize import minimize_scalar  # takes some time to import
+
     logits = _log(probability)
     least, most = (1 / bound for bound in reversed(TEMPERATURES))
     # The loss is convex in the inverse temperature.

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from src.metrics.registry import ratio
 
@@ -158,6 +157,8 @@ def roc(predictions: "Predictions") -> pd.DataFrame:
         A row for each point: class, seed (number of the net, from 0), false_positive_rate,
         sensitivity, threshold.
     """
+    from sklearn.metrics import roc_curve  # takes a second to import
+
     rows = [
         (name, seed, *roc_curve(positive, score))
         for name, seed, positive, score in _scores_by_class(predictions)
@@ -167,6 +168,8 @@ def roc(predictions: "Predictions") -> pd.DataFrame:
 
 def precision_recall(predictions: "Predictions") -> pd.DataFrame:
     """Precision-recall curves, the lowest threshold first, precision 1 at recall 0 last."""
+    from sklearn.metrics import precision_recall_curve  # takes a second to import
+
     rows = []
     for name, seed, positive, score in _scores_by_class(predictions):
         precision, recall, threshold = precision_recall_curve(
@@ -205,8 +208,9 @@ def isic_scores(predictions: "Predictions") -> pd.DataFrame:
 
 
 def _binary_scores(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    matrix = confusion_matrix(positive, score > 0.5, labels=[False, True])
-    (rejected, alarms), (missed, hits) = matrix.tolist()
+    predicted = score > 0.5
+    hits, missed = int((positive & predicted).sum()), int((positive & ~predicted).sum())
+    alarms, rejected = int((~positive & predicted).sum()), int((~positive & ~predicted).sum())
     shares = {
         "accuracy": (hits + rejected, len(positive)),
         "sensitivity": (hits, hits + missed),

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from src.metrics.bootstrap import (
     Predictions,
@@ -120,6 +119,8 @@ def mcnemar(
         DifferentImagesError: The images, labels, groups or classes differ; the message names one.
         UserError: As `src.metrics.bootstrap.gather`.
     """
+    from scipy.stats import binomtest  # takes half a second to import
+
     both = _gather_both(a, b, names)
     right_a, right_b = (
         probability.mean(axis=0).argmax(axis=1) == both.target

@@ -162,7 +162,8 @@ _LOSS: dict[str, Any] = {"direction": "minimize", "kind": "number"}
 _ERROR: dict[str, Any] = {"direction": "minimize"}
 _COUNT: dict[str, Any] = {"phrase": "<quantity>", "format": "engineering"}
 _TIME: dict[str, Any] = {"kind": "time"}
-_SCALED = "after temperature scaling"
+_TRAINABLE = "trainable parameters"
+_SCALED, _CHOSEN, _ABOVE = "after temperature scaling", "chosen on validation", "above 80%"
 
 # The order is that of tables. The first entry whose name matches describes a metric.
 METRICS: list[Metric] = [
@@ -191,30 +192,16 @@ METRICS: list[Metric] = [
     # From `metrics.curves`.
     _audit("auroc/<class>", "AUROC of <class>", "AUROC"),
     _audit("average_precision/<class>", "average precision of <class>", "average precision"),
+    _audit("auroc_above_80_sensitivity/<class>", f"AUC {_ABOVE} sensitivity of <class>"),
+    _audit("pauc_80/<class>", f"pAUC {_ABOVE} TPR (ISIC 2024, at most 0.2) of <class>"),
     _audit(
-        "auroc_above_80_sensitivity/<class>",
-        "AUC above 80% sensitivity of <class>",
-        "AUC, sens >= 80%",
+        "sensitivity_at_spec<percent>/<class>", "sensitivity at <percent>% specificity of <class>"
     ),
     _audit(
-        "pauc_80/<class>",
-        "pAUC above 80% TPR (ISIC 2024, at most 0.2) of <class>",
-        "pAUC, TPR >= 80%",
-    ),
-    _audit(
-        "sensitivity_at_spec<percent>/<class>",
-        "sensitivity at <percent>% specificity of <class>",
-        "sens at <percent>% spec",
-    ),
-    _audit(
-        "specificity_at_sens<percent>/<class>",
-        "specificity at <percent>% sensitivity of <class>",
-        "spec at <percent>% sens",
+        "specificity_at_sens<percent>/<class>", "specificity at <percent>% sensitivity of <class>"
     ),
     # From `metrics.thresholds`.
-    _audit(
-        "chosen/<rate>/<class>", "<rate> of <class> at the threshold chosen on validation", "<rate>"
-    ),
+    _audit("chosen/<rate>/<class>", f"<rate> of <class> at the threshold {_CHOSEN}", "<rate>"),
     _audit(
         "isic_balanced_accuracy", "balanced accuracy, ties undecided (ISIC)", "bal. acc. (ISIC)"
     ),
@@ -222,12 +209,7 @@ METRICS: list[Metric] = [
     _audit("ece", "expected calibration error", "ECE", **_ERROR),
     _audit("ece_scaled", f"expected calibration error {_SCALED}", "ECE, scaled", **_ERROR),
     _audit("adaptive_ece", "adaptive calibration error", "adaptive ECE", **_ERROR),
-    _audit(
-        "adaptive_ece_scaled",
-        f"adaptive calibration error {_SCALED}",
-        "adaptive ECE, scaled",
-        **_ERROR,
-    ),
+    _audit("adaptive_ece_scaled", f"adaptive calibration error {_SCALED}", **_ERROR),
     _audit("brier", "Brier score", "Brier", **_ERROR),
     _audit("brier_scaled", f"Brier score {_SCALED}", "Brier, scaled", **_ERROR),
     _audit("nll", "negative log-likelihood", "NLL", **_LOSS),
@@ -235,13 +217,7 @@ METRICS: list[Metric] = [
     _audit("temperature", "temperature fitted on validation", "temperature", **_LOSS),
     _cost("efficiency/flops", "FLOPs", unit="multiply-adds", noun="multiply-adds", **_COUNT),
     _cost("efficiency/params", "parameters", "params", noun="parameters", **_COUNT),
-    _cost(
-        "efficiency/trainable_params",
-        "trainable parameters",
-        "trainable",
-        noun="trainable parameters",
-        **_COUNT,
-    ),
+    _cost("efficiency/trainable_params", _TRAINABLE, "trainable", noun=_TRAINABLE, **_COUNT),
     _cost("efficiency/size_mb", "size of the weights", "size", "MB"),
     _latency("1", "50", short="ms/image"),
     _latency("<batch>", "<percentile>", short="ms b<batch> p<percentile>"),
@@ -505,7 +481,7 @@ def _recorded_qualities() -> dict[str, Metric]:
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
 
 
 @functools.cache

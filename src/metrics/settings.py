@@ -1,30 +1,30 @@
-"""What the clinical audit is asked for, checked at the door, and the class that it looks for."""
+"""Settings of the clinical audit, checked when they are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.core.errors import ConfigError
-from src.metrics.registry import MELANOMA
+from src.metrics.registry import melanoma_of
 
 SAMPLES = 100  # fewest of the bootstrap
 
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """What the clinical audit asks.
+    """What the clinical audit computes.
 
     Attributes:
-        positive: The class that is looked for; None is the one that goes by a name of melanoma.
+        positive: The class looked for; None is the one called melanoma.
         goal: Recall that the class must reach, in (0, 1).
-        sensitivity: Wanted when a threshold is chosen on validation, in (0, 1).
-        specificity: Wanted when the other threshold is chosen on validation, in (0, 1).
+        sensitivity: Target of a threshold chosen on validation, in (0, 1).
+        specificity: Target of the other threshold chosen on validation, in (0, 1).
         fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse; each
             in (0, 1). None: it is left out.
         samples: Bootstrap samples, at least 100: fewer have no 2.5% at an end.
         seed: Of the random numbers, at least 0.
         level: Coverage of the intervals, in (0, 1).
-        smallest: A subgroup with fewer lesions of a class gets no figure for it; lesions, for more
-            images of the same ones tell little more.
+        smallest: Fewest lesions of a class in a subgroup with figures. Lesions are counted, because
+            more images of the same ones add little.
 
     Raises:
         ConfigError: A value out of its range; the key is the attribute.
@@ -53,21 +53,16 @@ class AuditSettings:
                 raise ConfigError(key, f"must be at least {least}, but got {getattr(self, key)}")
 
     def looked_for(self, classes: Sequence[str]) -> str:
-        """The name of the class that is looked for, among those that were predicted.
+        """The name of the class looked for, among those that were predicted.
 
         Raises:
             ConfigError: None of `classes` is it.
         """
-        if self.positive is not None:
-            if self.positive not in classes:
-                raise ConfigError(
-                    "positive", f"must be one of {', '.join(classes)}, but got {self.positive!r}"
-                )
-            return self.positive
-        found = next((name for name in classes if name.lower() in MELANOMA), None)
-        if found is None:
-            raise ConfigError(
-                "positive",
-                f"none of {', '.join(classes)} is called melanoma; name the class looked for",
-            )
-        return found
+        listed = ", ".join(classes)
+        if self.positive is not None and self.positive not in classes:
+            raise ConfigError("positive", f"must be one of {listed}, but got {self.positive!r}")
+        name = self.positive or melanoma_of(classes)
+        if name is None:
+            message = f"none of {listed} is called melanoma; name the class looked for"
+            raise ConfigError("positive", message)
+        return name

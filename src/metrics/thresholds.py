@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
 
 from src.metrics.bootstrap import Predictions, Statistics, by_group, estimates, evaluate
 from src.metrics.registry import ratio
@@ -70,6 +69,8 @@ def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Thres
     if not 0 < positive.sum() < len(positive):
         missing = "others" if len(positive) and positive.all() else "the class"
         return Threshold(np.nan, np.nan, np.nan, f"validation has no images of {missing}")
+    from sklearn.metrics import roc_curve  # takes a second to import
+
     # The highest threshold first, from infinity.
     alarm, recall, values = roc_curve(positive, score, drop_intermediate=False)
     hits, rejected = recall * positive.sum(), (1 - alarm) * (~positive).sum()

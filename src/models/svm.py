@@ -14,15 +14,15 @@ from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from src.core.errors import DataError
+from src.core.errors import ConfigError, DataError
 from src.metrics.classification import ClassificationMetrics, probabilities
+from src.metrics.registry import PRIMARY, overall_metrics
 from src.models import radiomics
 from src.models.fit_once import FitOnceRecord, TrainingSet
 from src.models.radiomics import limit_blas
 
 log = logging.getLogger(__name__)
 Kernel = Literal["linear", "poly", "rbf", "sigmoid"]
-Score = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 Values = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -170,7 +170,7 @@ def grid_search(
     costs: Sequence[float],
     weights: Values,
     clip: bool,
-    score: Score,
+    score: str,
 ) -> pd.DataFrame:
     """Cross-validate every kernel with every cost; the scaling is fitted in each fold.
 
@@ -210,7 +210,7 @@ def grid_search(
                         {
                             "kernel": kernel,
                             "C": cost,
-                            **{name: values.get(name, float("nan")) for name in get_args(Score)},
+                            **{name: values.get(name, float("nan")) for name in overall_metrics()},
                             "support_vectors": float(len(machine.support)),
                             "seconds": seconds,
                         }
@@ -267,18 +267,21 @@ class RadiomicsSVM(nn.Module):
         kernels: Annotated[Sequence[Kernel], MinLen(1)] = KERNELS,
         costs: Annotated[Sequence[Annotated[float, Gt(0)]], MinLen(1)] = (0.1, 1.0, 10.0, 100.0),
         folds: Annotated[int, Ge(2)] = 3,
-        score: Score = "balanced_accuracy",
+        score: str = PRIMARY,
         max_samples: Annotated[int, Ge(1)] = 5000,
         clip: bool = True,
         class_weight: Literal["balanced"] | None = None,
     ) -> None:
         super().__init__()
+        if score not in overall_metrics():
+            message = f"must be one of {', '.join(overall_metrics())}, but got {score!r}"
+            raise ConfigError("model.net.score", message)
         self.descriptors = tuple(descriptors)
         self.bins = bins
         self.kernels = tuple(kernels)
         self.costs = tuple(costs)
         self.folds = folds
-        self.score: Score = score
+        self.score = score
         self.max_samples = max_samples
         self.clip = clip
         self.class_weight = class_weight

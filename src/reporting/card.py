@@ -28,12 +28,12 @@ from src.deployment.description import Description
 from src.deployment.runtimes.files import FORMATS, format_of, open_file
 from src.deployment.trained import RecordedModel
 from src.metrics.formatting import joined, label
-from src.metrics.registry import LOST, MELANOMA
+from src.metrics.registry import LOST, MELANOMA, describe, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import evaluate, external, page
 from src.reporting.clinical.record import ClinicalAudit, EvaluateSettings
-from src.tracking import read, registry
-from src.tracking.registry import Version
+from src.tracking import model_registry, read
+from src.tracking.model_registry import Version
 from src.tracking.run import Run
 from src.tracking.store import Store, TrackingError, existing
 
@@ -44,8 +44,7 @@ MAX_DESCRIPTION = 5000  # characters of a version's description in MLflow's data
 TAGS = ["image-classification", "dermatology", "skin-lesions", "research-only"]
 TAGS += ["not-a-medical-device"]
 # Metrics of the run record -> names of Hugging Face's library of metrics.
-HUB_METRICS = {"balanced_accuracy": "balanced_accuracy", "accuracy": "accuracy"}
-HUB_METRICS |= {"macro_f1": "f1", "auroc": "roc_auc"}
+HUB_METRICS = {name: describe(f"test/{name}").hub for name in overall_metrics()}
 BENCHMARKED = ["reference", "p50_ms", "p90_ms", "p99_ms", "ratio", "jpeg_p50_ms", "cold_start_s"]
 BENCHMARKED += ["peak_memory_mb", "size_mb", "energy_mj"]
 # Columns of the table of external evaluations -> CSV file of the audit, its row.
@@ -147,7 +146,7 @@ def find(store: Store, name: str) -> CardSubject:
     names = sorted(model.name for model in store.client.search_registered_models())
     if "@" in name or "/" in name or name in names:
         try:
-            version = registry.resolve(store, name)
+            version = model_registry.resolve(store, name)
         except TrackingError as error:
             raise UserError(f"model={error}") from error
         subject = of_run(store, version.run_id, name)
@@ -169,7 +168,7 @@ def of_run(store: Store, run_id: str, name: str = "") -> CardSubject:
     except UserError as error:
         problem = str(error).removeprefix(f"run={run_id}: ")
         raise UserError(f"model={name or run_id}: {problem}") from error
-    return CardSubject(model, tuple(registry.of_run(store, model.run_id)))
+    return CardSubject(model, tuple(model_registry.of_run(store, model.run_id)))
 
 
 def publish(card: ModelCard, subject: CardSubject, store: Store) -> list[str]:
@@ -182,7 +181,7 @@ def publish(card: ModelCard, subject: CardSubject, store: Store) -> list[str]:
     Run.attach(store, run_id).text(str(card), f"{FOLDER}/{NAME}")
     for version in subject.versions:
         before = version.description.partition(HEADING)[0].strip()
-        registry.describe(store, version, shortened(card.text, before, run_id))
+        model_registry.describe(store, version, shortened(card.text, before, run_id))
     titles = [f"the description of {version.title}" for version in subject.versions]
     return [f"{FOLDER}/{NAME} of run {run_id}", *titles]
 
@@ -344,7 +343,7 @@ def build(
         pipeline_tag="image-classification",
         tags=[tag for tag in dict.fromkeys(tags) if tag != ABSENT],
         datasets=[model.data],
-        metrics=list(HUB_METRICS.values()),
+        metrics=[name for name in HUB_METRICS.values() if name],
         model_name=model.model,
         eval_results=[
             EvalResult(
@@ -356,7 +355,7 @@ def build(
                 metric_value=round(float(overall[name]["estimate"]), 4),
             )
             for name, hub_name in HUB_METRICS.items()
-            if name in overall and np.isfinite(overall[name]["estimate"])
+            if hub_name and name in overall and np.isfinite(overall[name]["estimate"])
         ]
         or None,
     )

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from src.core.errors import ConfigError
 from src.metrics.registry import Limit, Objective
 from src.reporting.decisions import Answer
-from src.tracking.registry import check_name
+from src.tracking.model_registry import check_name
 
 
 @dataclass(frozen=True)

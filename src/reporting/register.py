@@ -14,7 +14,7 @@ from src.deployment import trained
 from src.metrics.classification import probabilities
 from src.reporting.collect import PredictionReader
 from src.reporting.record import Report, ReportSettings
-from src.tracking import read, registry
+from src.tracking import model_registry, read
 
 
 class PyfuncModel(nn.Module):
@@ -98,7 +98,7 @@ def register(report: Report, reader: PredictionReader, settings: ReportSettings)
         read.artifact(reader.store, net_run, "checkpoint/best.ckpt"),
         classes,
     )
-    version = registry.register(
+    version = model_registry.register(
         reader.store,
         net_run,
         str(settings.register),

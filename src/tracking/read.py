@@ -146,7 +146,7 @@ def history(
     Raises:
         TrackingError: The store cannot be used.
     """
-    wanted = list(dict.fromkeys(run_ids))
+    ids = list(dict.fromkeys(run_ids))
     columns = _updated_runs(store).select(["run_id", "status", "end_time", _CHANGED]).to_pylist()
     versions = {
         run["run_id"]: _version(run["status"], run["end_time"], run[_CHANGED]) for run in columns
@@ -154,16 +154,16 @@ def history(
     cache = CachedFrame(store, "history", metric)
     with cache.lock():
         cached = None if refresh else cache.read()
-        known = cached[0] if cached else _HISTORY.empty_table()
-        seen = dict(zip(known["run_id"].to_pylist(), known["version"].to_pylist(), strict=True))
-        missing = [run for run in wanted if not versions.get(run) or seen.get(run) != versions[run]]
+        old = cached[0] if cached else _HISTORY.empty_table()
+        seen = dict(zip(old["run_id"].to_pylist(), old["version"].to_pylist(), strict=True))
+        missing = [run for run in ids if not versions.get(run) or seen.get(run) != versions[run]]
         fresh = _history_table(missing, _fetch(store, missing, metric), versions)
-        known = known.filter(pc.invert(pc.is_in(known["run_id"], pa.array(missing, pa.string()))))
-        table = pa.concat_tables([known, fresh])
+        old = old.filter(pc.invert(pc.is_in(old["run_id"], pa.array(missing, pa.string()))))
+        table = pa.concat_tables([old, fresh])
         if any(versions.get(run_id) for run_id in missing):
             cache.write(table.filter(pc.is_valid(table["version"])), {})
     frame = table.filter(pc.is_valid(table["step"])).drop_columns("version").to_pandas()
-    order = {run_id: position for position, run_id in enumerate(wanted)}
+    order = {run_id: position for position, run_id in enumerate(ids)}
     frame = frame.assign(order=frame["run_id"].map(order)).dropna(subset=["order"])
     return frame.sort_values(["order", "step"]).drop(columns="order").reset_index(drop=True)
 
@@ -309,21 +309,21 @@ def _updated_runs(store: Store, refresh: bool = False) -> pa.Table:
         if cached is None:
             _logger.info("reading all runs of experiment %s ...", store.experiment)
             fresh = _arrow(_by_id(store.search()))
-            known, gone_before = fresh.slice(0, 0), set()
+            old, gone_before = fresh.slice(0, 0), set()
         else:
-            known, gone_before = cached[0], set(cached[1]["deleted"])
-            fresh = _arrow(_changed_runs(store, known, cached[1]["looked"] - MARGIN_S))
+            old, gone_before = cached[0], set(cached[1]["deleted"])
+            fresh = _arrow(_changed_runs(store, old, cached[1]["looked"] - MARGIN_S))
         gone = {run.info.run_id for run in store.search(deleted=True)}
         if restored := gone_before - gone:
             fresh = _merge(fresh, _arrow(_by_ids(store, restored)), set())
         if cached is not None and not fresh.num_rows and gone == gone_before:
-            return known
-        table = _merge(known, fresh, gone)
+            return old
+        table = _merge(old, fresh, gone)
         cache.write(table, {"looked": began, "deleted": sorted(gone)})
         return table
 
 
-def _changed_runs(store: Store, known: pa.Table, since: float) -> dict[str, Cells]:
+def _changed_runs(store: Store, old: pa.Table, since: float) -> dict[str, Cells]:
     """Runs that may differ from the cached ones, by id."""
     filters = (
         "attributes.status = 'RUNNING'",
@@ -334,7 +334,7 @@ def _changed_runs(store: Store, known: pa.Table, since: float) -> dict[str, Cell
     changed: dict[str, Cells] = {}
     for filter in filters:
         changed |= _by_id(store.search(filter))
-    not_ended = known.filter(pc.is_in(known["status"], pa.array(NOT_ENDED)))["run_id"].to_pylist()
+    not_ended = old.filter(pc.is_in(old["status"], pa.array(NOT_ENDED)))["run_id"].to_pylist()
     return changed | _by_ids(store, set(not_ended) - changed.keys())
 
 
@@ -399,10 +399,10 @@ def _arrow(cells: dict[str, Cells]) -> pa.Table:
     return pa.table(arrays, names=names)
 
 
-def _merge(known: pa.Table, fresh: pa.Table, gone: set[str]) -> pa.Table:
-    """`fresh` over `known`, without the runs in `gone` and columns that no run has any more."""
-    known = known.filter(pc.invert(pc.is_in(known["run_id"], fresh["run_id"].combine_chunks())))
-    table = pa.concat_tables([known, fresh], promote_options="default")
+def _merge(old: pa.Table, fresh: pa.Table, gone: set[str]) -> pa.Table:
+    """`fresh` over `old`, without the runs in `gone` and columns that no run has any more."""
+    old = old.filter(pc.invert(pc.is_in(old["run_id"], fresh["run_id"].combine_chunks())))
+    table = pa.concat_tables([old, fresh], promote_options="default")
     if gone:
         table = table.filter(pc.invert(pc.is_in(table["run_id"], pa.array(sorted(gone)))))
     kept = [

@@ -28,7 +28,7 @@ from src.deployment.predict import NO_NUMBER, PredictSettings, columns, predicti
 from src.deployment.runtimes import onnx
 from src.deployment.runtimes.eager import CameraNet
 from src.models.custom import CustomCNN
-from src.tracking import read, registry
+from src.tracking import model_registry, read
 from src.tracking.run import Run
 from src.tracking.store import Store, TrackingError
 from src.training.checkpoint import save_weights
@@ -454,7 +454,7 @@ def test_a_registered_model(
         client.create_model_version("skin", f"runs:/{run_id}/model", run_id)
     client.set_registered_model_alias("skin", "champion", "1")
     for name, number in (("skin", 2), ("skin/1", 1), ("skin@champion", 1)):
-        version = registry.resolve(recorded.store, name)
+        version = model_registry.resolve(recorded.store, name)
         expected = ("skin", number, recorded.seeds[number - 1])
         assert (version.name, version.number, version.run_id) == expected
     status, output = typed(*recorded.arguments("skin@champion"))
@@ -465,7 +465,7 @@ def test_a_registered_model(
     np.testing.assert_allclose(matrix(rows), probability, atol=1e-6)
     for name in ("skin@nosuch", "skin/7", "skin/seven", "a:b"):
         with pytest.raises(TrackingError, match=name):
-            registry.resolve(recorded.store, name)
+            model_registry.resolve(recorded.store, name)
     status, output = typed(*recorded.arguments("nosuch"))
     assert status == 2
     last = output.splitlines()[-1]

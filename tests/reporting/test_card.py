@@ -26,7 +26,7 @@ from src.core.errors import UserError
 from src.metrics.settings import AuditSettings
 from src.reporting import card
 from src.reporting.card import ABSENT, MAX_DESCRIPTION, build, find, of_run, publish, shortened
-from src.tracking import read, registry
+from src.tracking import model_registry, read
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -483,7 +483,7 @@ def test_a_card_is_published_behind_the_former_description(
         written = publish(card_of(run_id), find(store, "derm"), store)
     assert written == [f"card/card.md of run {run_id}", "the description of derm, version 1"]
     assert read.artifact(store, run_id, "card/card.md").read_text() == str(card_of(run_id))
-    [version] = registry.of_run(store, run_id)
+    [version] = model_registry.of_run(store, run_id)
     before = "Which is the best? This one.\n\n# Model card: custom on ham10000\n\n"
     assert version.description.startswith(before)
     assert version.description.count("# Model card") == 1
@@ -529,7 +529,7 @@ def test_a_report_that_registers_a_model_gives_it_a_card(
     tracking = {"_target_": target, "uri": copy.store.uri, "experiment": "paretoderm"}
     values = {"register": "derm", "from_experiment": None, "tracking": tracking}
     card.attach(OmegaConf.create(values | {"alias": "champion"}))
-    [version] = registry.of_run(copy.store, copy.bare)
+    [version] = model_registry.of_run(copy.store, copy.bare)
     assert version.description.startswith("Which is the best? This one.\n\n# Model card: custom")
     assert read.artifact(copy.store, copy.bare, "card/card.md").exists()
     card.attach(OmegaConf.create(values | {"alias": "nobody"}))

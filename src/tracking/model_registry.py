@@ -124,12 +124,12 @@ def register(
     return int(version.version)
 
 
-def resolve(store: Store, wanted: str) -> Version:
+def resolve(store: Store, typed: str) -> Version:
     """The version that a text names.
 
     Args:
         store: Opened if it is not yet.
-        wanted: A model's name (its newest version), name@alias or name/number.
+        typed: A model's name (its newest version), name@alias or name/number.
 
     Raises:
         TrackingError: No such model, alias or version, or a version without a run.
@@ -137,25 +137,25 @@ def resolve(store: Store, wanted: str) -> Version:
     client = store.client
     from mlflow.exceptions import MlflowException
 
-    name, separator, which = (*re.split("([@/])", wanted, maxsplit=1), "", "")[:3]
+    name, separator, which = (*re.split("([@/])", typed, maxsplit=1), "", "")[:3]
     if not re.fullmatch(NAME, name):
         message = "not the name of a registered model; give name, name@alias or name/3"
-        raise TrackingError(f"{wanted}: {message}")
+        raise TrackingError(f"{typed}: {message}")
     try:
         if separator == "@":
             version = client.get_model_version_by_alias(name, which)
         elif separator:
             version = client.get_model_version(name, which)
         elif versions := client.search_model_versions(f"name = '{name}'"):
-            version = max(versions, key=lambda each: int(each.version))
+            version = max(versions, key=lambda version: int(version.version))
         else:
             names = [model.name for model in client.search_registered_models(max_results=_SHOWN)]
             listed = ", ".join(names) or "none"
-            raise TrackingError(f"{wanted}: no such registered model; there are {listed}")
+            raise TrackingError(f"{typed}: no such registered model; there are {listed}")
     except MlflowException as error:
-        raise TrackingError(f"{wanted}: {' '.join(str(error).split())}") from error
+        raise TrackingError(f"{typed}: {' '.join(str(error).split())}") from error
     if not version.run_id:
-        raise TrackingError(f"{wanted}: version {version.version} names no run that trained it")
+        raise TrackingError(f"{typed}: version {version.version} names no run that trained it")
     return Version(name, int(version.version), version.run_id)
 
 
