@@ -15,10 +15,11 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
+from src.metrics.registry import default_quality_metrics
 from src.training.checkpoint import best_epoch
 
 log = logging.getLogger(__name__)
-SHOWN = ("train/loss", "val/loss", "val/balanced_accuracy", "val/accuracy")
+SHOWN = ("train/loss", "val/loss", *(f"val/{name}" for name in default_quality_metrics()))
 SILENCED = (
     ".*LeafSpec.*is deprecated",
     ".*smaller than the logging interval",
