@@ -1,4 +1,4 @@
-"""Writes docs/reference/configuration.md from the files of conf/: `python docs/configuration.py`."""
+"""Write docs/reference/configuration.md from conf/: `python docs/configuration.py`."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs" / "reference" / "configuration.md"
 INTRODUCTION = """# Configuration
 
-Generated from the files of `conf/`. A run is composed of groups: choose a file by `group=choice` and
-set a value by `group.key=value`. `python -m src.train --help <group>` shows the same on the terminal.
+Generated from the files of `conf/`. A run is composed of groups: choose a file by `group=choice`
+and set a value by `group.key=value`. `python -m src.train --help <group>` shows the same on the
+terminal.
 """
 
 
@@ -30,7 +31,9 @@ def section(folder: Path) -> list[str]:
     if not files:
         return []
     lines = [f"## {group}", "", "| Choice | Meaning |", "|---|---|"]
-    lines += [f"| `{group}={file.stem}` | {header(file).replace('|', chr(92) + '|')} |" for file in choices]
+    for file in choices:
+        meaning = header(file).replace("|", r"\|")
+        lines.append(f"| `{group}={file.stem}` | {meaning} |")
     for file in files:
         text = file.read_text(encoding="utf-8").strip()
         lines += ["", f'??? note "{group}/{file.name}"', "    ```yaml"]
