@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_store
@@ -180,83 +181,65 @@ LOW, HIGH = [0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5], [2.0, 1.0, 3.0, 4.0, 5.0, 
 
 
 @pytest.mark.parametrize(
-    ("scores", "blocks", "ratio", "scope", "limit", "round_to", "expected"),
+    ("scores", "rules", "expected"),  # rules: ratio, scope, layer_limit, round_to
     [
         # The weakest quarter of each.
-        ((LOW, HIGH), 1, 0.25, "layer", 0.9, 1, {"0": [0, 2], "1": [0, 1]}),
+        ((LOW, HIGH), (0.25, "layer", 0.9, 1), {"0": [0, 2], "1": [0, 1]}),
         # A quarter of both is half of the weaker one, which may lose a quarter only.
-        ((LOW, HIGH), 1, 0.25, "global", 0.9, 1, {"0": [0, 2, 4, 6]}),
-        ((LOW, HIGH), 1, 0.25, "global", 0.25, 1, {"0": [0, 2], "1": [0, 1]}),
+        ((LOW, HIGH), (0.25, "global", 0.9, 1), {"0": [0, 2, 4, 6]}),
+        ((LOW, HIGH), (0.25, "global", 0.25, 1), {"0": [0, 2], "1": [0, 1]}),
         # 4 are closer to 3 than to 6.
-        ((LOW, HIGH), 1, 0.25, "global", 0.9, 3, {"0": [0, 2, 4, 6, 7]}),
-        ((LOW, HIGH), 1, 0.25, "layer", 0.9, 8, {}),
+        ((LOW, HIGH), (0.25, "global", 0.9, 3), {"0": [0, 2, 4, 6, 7]}),
+        ((LOW, HIGH), (0.25, "layer", 0.9, 8), {}),
         # No layer loses all channels: half of 16 is 7 of the first and one of the second.
-        (([0.0] * 8, HIGH), 1, 0.5, "global", 0.9, 1, {"0": [0, 1, 2, 3, 4, 5, 6], "1": [1]}),
-        # Both groups of a convolution lose the same channel; two stay.
-        (([3.0, 1.0, 2.0],), 2, 0.6, "layer", 0.9, 1, {"0": [1, 4]}),
+        (([0.0] * 8, HIGH), (0.5, "global", 0.9, 1), {"0": [0, 1, 2, 3, 4, 5, 6], "1": [1]}),
+        # Both groups of a grouped convolution lose the same channel; two stay.
+        (([3.0, 1.0, 2.0],), (0.6, "layer", 0.9, 1), {"0": [1, 4]}),
     ],
 )
-def test_choice(
-    scores: tuple[list[float], ...],
-    blocks: int,
-    ratio: float,
-    scope: str,
-    limit: float,
-    round_to: int,
-    expected: dict[str, list[int]],
-) -> None:
+def test_choice(scores: tuple[list[float], ...], rules: Any, expected: object) -> None:
+    blocks = 2 if len(scores) == 1 else 1
     groups = [
         ChannelGroup(str(number), torch.tensor(values), blocks, len(values))
         for number, values in enumerate(scores)
     ]
-    assert choose(groups, ratio, scope, limit, round_to) == expected  # type: ignore[arg-type]
+    assert choose(groups, *rules) == expected
 
 
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({}, "ratio"),
-        ({"ratio": 0.5, "flops_share": 0.5}, "ratio"),
-        ({"ratio": 0.95}, "layer_limit"),
-    ],
-)
-def test_contradictory_settings_are_refused(settings: dict[str, float], key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
+@pytest.mark.parametrize("settings", [{}, {"ratio": 0.5, "flops_share": 0.5}, {"ratio": 0.95}])
+def test_contradictory_settings_are_refused(settings: dict[str, float]) -> None:
+    message = "layer_limit" if settings == {"ratio": 0.95} else "set one of ratio and flops_share"
+    with pytest.raises(ConfigError, match=f"ratio: .*{message}"):
         Prune(**settings)  # type: ignore[arg-type]
 
 
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 7))
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 7, SIZE), nn.Flatten())
+
+
+def transformer() -> nn.Module:
+    return Backbone("test_vit", 160, 7, "random")
+
+
 @pytest.mark.parametrize(
-    ("net", "settings", "message"),
+    ("build", "settings", "message"),
     [
-        (
-            NETS["flatten"],
-            {"flops_share": 0.001},
-            r"flops_share=0.001 cannot be reached with layer_limit=0.9 .*0 8",
-        ),
-        (NETS["flatten"], {"round_to": 16}, r"round_to=16 takes no channel .*features\.0\.0 8"),
-        (NETS["flatten"], {"importance": "bn_scale"}, "it has no batch normalisation"),
-        (
-            lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 7)),
-            {},
-            "no convolution or dense",
-        ),
-        (
-            lambda: nn.Sequential(nn.Conv2d(3, 7, SIZE), nn.Flatten()),
-            {},
-            "its output is no dense layer",
-        ),
-        (
-            lambda: Backbone("test_vit", 160, 7, "random"),
-            {},
-            r"it has backbone \(VisionTransformer\), .* more",
-        ),
-        (FixedChannels, {}, "do not fit together"),
+        (NETS["flatten"], {"flops_share": 0.001}, "cannot be reached with layer_limit=0.9 .*0 8"),
+        (NETS["flatten"], {"ratio": 0.5, "round_to": 16}, r"takes no channel .*features\.0\.0 8"),
+        (NETS["flatten"], {"ratio": 0.5, "importance": "bn_scale"}, "has no batch normalisation"),
+        (dense, {"ratio": 0.5}, "no convolution or dense"),
+        (convolution, {"ratio": 0.5}, "its output is no dense layer"),
+        (transformer, {"ratio": 0.5}, r"it has backbone \(VisionTransformer\), .* more"),
+        (FixedChannels, {"ratio": 0.5}, "do not fit together"),
     ],
 )
 def test_nets_that_cannot_be_pruned_end_in_one_line(
-    net: Callable[[], nn.Module], settings: dict[str, float], message: str, data: DataModule
+    build: Callable[[], nn.Module], settings: dict[str, Any], message: str, data: DataModule
 ) -> None:
-    settings = settings if "flops_share" in settings else {"ratio": 0.5, **settings}
     with pytest.raises(UserError, match=message) as caught:
-        prune(classifier(net()), data, **settings)
+        prune(classifier(build()), data, **settings)
     assert "\n" not in str(caught.value)

@@ -31,11 +31,7 @@ class DataDependent(nn.Module):
     ("name", "net", "message"),
     [
         ("onnx", Bessel, r"has no operator for [\w.]*bessel_j0 of this net"),
-        (
-            "executorch",
-            DataDependent,
-            r"depends on what the picture shows \(return output \* 2 if images\.sum\(\) > 3",
-        ),
+        ("executorch", DataDependent, r"shows \(return output \* 2 if images\.sum\(\) > 3"),
     ],
 )
 def test_what_a_format_does_not_support_is_named(
@@ -51,14 +47,8 @@ def test_what_a_format_does_not_support_is_named(
 @pytest.mark.parametrize(
     ("text", "operators"),
     [
-        (
-            "Lowering not found: aten.special_bessel_j0.default\n\nWhile executing %x",
-            "aten.special_bessel_j0 of",
-        ),
-        (
-            "while executing %n : call_function[target=torch.ops.aten.nonzero.default](args = ())",
-            "aten.nonzero of",
-        ),
+        ("Lowering not found: aten.special_j0.default\n\nWhile executing %x", "aten.special_j0 of"),
+        ("%n : call_function[target=torch.ops.aten.nonzero.default](args = ())", "aten.nonzero of"),
         (
             "Operator torch._ops.aten.b.default is not in Core ATen\n"
             "Operator torch._ops.aten.a.out is not in",
@@ -67,10 +57,8 @@ def test_what_a_format_does_not_support_is_named(
     ],
 )
 def test_the_messages_of_each_exporter_are_read(text: str, operators: str) -> None:
-    with (
-        pytest.raises(UserError, match=f"^LiteRT has no operator for {operators}"),
-        naming_operators("LiteRT"),
-    ):
+    message = f"^LiteRT has no operator for {operators}"
+    with pytest.raises(UserError, match=message), naming_operators("LiteRT"):
         raise RuntimeError(text)
 
 
