@@ -1,28 +1,19 @@
-"""Runs of a study -> the table; origins, commands, predictions."""
+"""Reads the runs of a study and computes the table of a report: one row per trial."""
 
 import difflib
-import logging
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.core.errors import ConfigError, UserError
-from src.metrics.formatting import count, is_cost, joined
-from src.metrics.pareto import (
-    Scale,
-    contributions,
-    crowding,
-    front,
-    hypervolume,
-    knee,
-    over_time,
-    ranks,
-)
+from src.metrics import pareto
+from src.metrics.formatting import is_cost
 from src.metrics.registry import (
     COMPRESSION,
     LOST,
@@ -33,42 +24,43 @@ from src.metrics.registry import (
     parse_objectives,
     recorded_name,
 )
-from src.reporting import style
 from src.reporting.comparison import compare
 from src.reporting.decisions import quality_objective
-from src.reporting.record import Report
 from src.sweep.overrides import scan
 from src.tracking import read
-from src.tracking import read as cache
-from src.tracking import read as history
 from src.tracking.run import masked
 from src.tracking.store import Store
 
-NO_TRIALS = ("study", "audit", "evaluation")  # kinds of runs that trained nothing
-STUDY, TRIAL = (
-    "study",
-    "trial",
-)  # the tag `kind` of a study's own run, and of a run above several seeds
-COST = "efficiency/flops"  # the second objective of a study that has one only
-DEFAULT = (Objective("val/balanced_accuracy", "maximize"), Objective(COST, "minimize"))
-SHOWN_NAMES = 12
+FLOPS, SIZE = "efficiency/flops", "efficiency/size_mb"
+COSTS = (
+    FLOPS,
+    "efficiency/params",
+    "efficiency/latency_ratio",
+    "efficiency/latency_ms/b1/p50",
+    "efficiency/peak_memory_mb",
+)
+DEFAULT = (Objective("val/balanced_accuracy", "maximize"), Objective(FLOPS, "minimize"))
+MOST_NAMES = 12  # in an error message
+_UNTRAINED = ("study", "audit", "evaluation")  # kinds of runs without a trained net
+# A trial gets these from its study; a single run does not take them.
+_OF_A_STUDY = ("repeats=", "dry_run=", "test=", "seed=", "study=")
 
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """Runs that belong together.
+    """The runs of one study, or of a search.
 
     Attributes:
-        name: The study's, or what was asked for.
-        run_id: Of the study's own run; empty if there is none, as for a filter.
-        trials: A row a trial, as `src.tracking.read.runs` gives them.
-        seeds: The runs below trials of several seeds.
-        own_objectives: What the study itself was after; empty if it does not say so.
-        own_limits: What it had to keep.
-        sweeps: The file of sweeps/ that it came from; empty if none.
-        fixed_overrides: What all its trials were given on the command line, quoted for a shell;
-            None if not recorded.
-        origins: The runs that compressed trials were made from, wherever they stand.
+        name: Of the study, or the search.
+        run_id: The run of the study itself; empty if there is none, as for a search.
+        trials: One row per trial, as `src.tracking.read.runs` returns them.
+        seeds: The runs below trials with several seeds.
+        own_objectives: The recorded objectives of the study; empty if none are recorded.
+        own_limits: The recorded limits.
+        sweeps: The file of sweeps/ that the study was started with; empty if none.
+        fixed_overrides: What all trials had on the command line, quoted for a shell; None if it
+            is not recorded.
+        origins: The runs that compressed trials were made from, of this study or another one.
     """
 
     name: str
@@ -81,85 +73,94 @@ class StudyRuns:
     fixed_overrides: str | None = None
     origins: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def runs_of(self, run_id: str) -> list[str]:
-        """The trained runs of a trial: its finished seeds, or itself."""
+    def seeds_of(self, run_id: str) -> pd.DataFrame:
+        """The runs below a trial, by seed; no rows if it has none."""
         if self.seeds.empty:
-            return [run_id]
-        below = self.seeds[
-            (self.seeds["parent_id"] == run_id) & (self.seeds["status"] == "FINISHED")
-        ]
+            return self.seeds
+        below = self.seeds[self.seeds["parent_id"] == run_id]
         seeds = pd.to_numeric(below.get("tags.seed", pd.Series(dtype=float)), errors="coerce")
-        return list(below.loc[seeds.sort_values().index, "run_id"]) or [run_id]
+        return below.loc[seeds.sort_values().index] if len(seeds) else below
+
+    def runs_of(self, run_id: str) -> list[str]:
+        """The trained runs of a trial: its finished seeds, or the trial itself."""
+        below = self.seeds_of(run_id)
+        finished = below[below["status"] == "FINISHED"] if len(below) else below
+        return list(finished["run_id"]) if len(finished) else [run_id]
 
     def before(self, moment: pd.Timestamp) -> "StudyRuns":
-        """What the study was at an earlier time: the trials that had ended by then."""
+        """The study at an earlier time: the trials that had ended by then."""
         name = f"{self.name} before {moment:%Y-%m-%d %H:%M}"
-        return replace(
-            self, name=name, run_id="", trials=self.trials[self.trials["end_time"] < moment]
-        )
+        trials = self.trials[self.trials["end_time"] < moment]
+        return replace(self, name=name, run_id="", trials=trials)
 
 
 def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
-    """The study of that name.
+    """The study with this name.
 
     Args:
-        runs: All of the experiment.
+        runs: All runs of the experiment.
         name: Of the study.
-        store: For what is said when there is none.
+        store: Named in the error message.
 
     Raises:
-        UserError: There is no such study, or none of its trials has ended well; the message names
-            those there are.
+        UserError: There is no such study, or it has no trials; the message lists the studies.
     """
-    tagged = runs[_text(runs, "tags.study") == name]
-    parents = tagged[_text(tagged, "tags.kind") == STUDY]
+    tagged = runs[texts(runs, "tags.study") == name]
+    parents = tagged[texts(tagged, "tags.kind") == "study"]
     trials = tagged[tagged["parent_id"].isin(parents["run_id"])] if len(parents) else _tops(tagged)
     if trials.empty:
-        known = [str(each) for each in _text(runs, "tags.study").unique() if each]
         raise UserError(
-            f"study={name}: no such study in {_where(store)}, or it has no trials; there {_listed(known)}"
+            f"study={name}: no such study in {_where(store)}, or it has no trials; "
+            f"there {_listed(known_studies(runs))}"
         )
-    own = parents.iloc[0] if len(parents) else pd.Series(dtype=object)
-    objectives, limits = _purpose(own, trials)
-    given = own.get("tags.fixed_overrides")
+    parent = parents.iloc[0].dropna() if len(parents) else pd.Series(dtype=object)
+    objectives, limits = _recorded_purpose(parent, trials)
     return StudyRuns(
         name,
-        str(own.get("run_id", "")),
-        _own_columns(trials),
-        _own_columns(
-            tagged[tagged["parent_id"].isin(trials["run_id"]) & ~_made_from_parent(tagged)]
-        ),
+        str(parent.get("run_id", "")),
+        _filled(trials),
+        _filled(_seeds(tagged, trials)),
         objectives,
         limits,
-        str(own.get("tags.sweeps", "") or "") if isinstance(own.get("tags.sweeps"), str) else "",
-        given if isinstance(given, str) else None,
+        str(parent.get("tags.sweeps", "")),
+        parent.get("tags.fixed_overrides"),
         _origins(runs, trials),
     )
 
 
 def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
-    """All runs that were found by something else than a study's name, each as a trial.
+    """The runs of a search, each as a trial.
 
     Args:
-        runs: Those that were found; a study's own run is left out, a seed stands below its trial if
-            that was found too.
-        name: What was asked for.
-        store: For what is said when there is none.
+        runs: The result of the search. Runs of studies are left out; a seed is below its trial if
+            the search returned that, too.
+        name: The search.
+        store: Named in the error message.
 
     Raises:
-        UserError: There is none.
+        UserError: There are no runs.
     """
     trials = _tops(runs)
     if trials.empty:
         raise UserError(f"{name}: finds no runs in {_where(store)}")
-    seeds = runs[runs["parent_id"].isin(trials["run_id"]) & ~_made_from_parent(runs)]
-    if _text(trials, "tags.origin").ne("").any():
-        runs = cache.cached_runs(store)  # what was asked for need not hold the origins
-    objectives, limits = _purpose(pd.Series(dtype=object), trials)
+    seeds = _filled(_seeds(runs, trials))
+    objectives, limits = _recorded_purpose(pd.Series(dtype=object), trials)
+    if texts(trials, "tags.origin").ne("").any():
+        runs = read.cached_runs(store)  # the origins may be outside the search
     origins = _origins(runs, trials)
-    return StudyRuns(
-        name, "", _own_columns(trials), _own_columns(seeds), objectives, limits, origins=origins
-    )
+    return StudyRuns(name, "", _filled(trials), seeds, objectives, limits, origins=origins)
+
+
+def known_studies(runs: pd.DataFrame) -> list[str]:
+    """Names of the studies, the newest first."""
+    return [str(name) for name in texts(runs, "tags.study").unique() if name]
+
+
+def texts(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column with "" where a value, or the column, is missing."""
+    if column not in frame:
+        return pd.Series("", index=frame.index, dtype=object)
+    return frame[column].astype(object).where(frame[column].notna(), "")
 
 
 def purpose(
@@ -167,142 +168,104 @@ def purpose(
     objectives: Sequence[object] | None,
     limits: Sequence[object] | None,
 ) -> tuple[list[Objective], list[Limit], list[str]]:
-    """What the front is drawn over: as the command line says, else as the first study was.
+    """The objectives and limits of the front: from the command line, else from the first study.
 
     Args:
-        studies: To be reported on.
-        objectives: A list of `{metric: ..., direction: ...}` or of metrics' names; None or empty:
-            the study's own.
-        limits: Texts such as "efficiency/params <= 692e3"; None: the study's own, empty: none.
+        studies: That are reported on.
+        objectives: `{metric: ..., direction: ...}` or names of metrics; None or empty: those of
+            the study.
+        limits: Such as "efficiency/params <= 692e3"; None: those of the study, empty: none.
 
     Returns:
-        Objectives, limits, and what a reader has to know about them.
+        Objectives, limits, and warnings about them.
 
     Raises:
-        ConfigError: An objective or a limit that is none, or of a metric that no run has; or costs
-            alone.
+        ConfigError: An invalid objective or limit, one of a metric that no run has, or costs only.
     """
-    notes = []
+    first, warnings = studies[0], []
     if objectives:
         entries = [{"metric": each} if isinstance(each, str) else each for each in objectives]
-        chosen = _under("objectives", lambda: parse_objectives({"objectives": entries}))
+        chosen = _parsed("objectives", parse_objectives, entries)
     else:
-        chosen = list(studies[0].own_objectives or DEFAULT)
-        if any(
-            other.own_objectives not in ((), studies[0].own_objectives) for other in studies[1:]
-        ):
-            notes.append(
-                f"The studies had different objectives; these fronts are drawn over {studies[0].name}'s."
+        chosen = list(first.own_objectives or DEFAULT)
+        if any(other.own_objectives not in ((), first.own_objectives) for other in studies[1:]):
+            warnings.append(
+                f"The studies have different objectives; the fronts use those of {first.name}."
             )
     if len(chosen) == 1:
-        metric = COST if chosen[0].metric != COST else DEFAULT[0].metric
-        chosen.append(Objective(metric, describe(metric).direction))
-        notes.append(
-            f"There was one objective, {chosen[0]}; a front needs two: {chosen[1]} is the other."
-        )
-    given = (
-        list(studies[0].own_limits)
-        if limits is None
-        else _under("limits", lambda: parse_limits({"limits": limits}))
-    )
+        second = DEFAULT[0].metric if chosen[0].metric == FLOPS else FLOPS
+        chosen.append(Objective(second, describe(second).direction))
+        warnings.append(f"A front needs two objectives; {second} was added to {chosen[0].metric}.")
     if all(is_cost(each.metric) for each in chosen):
-        raise ConfigError(
-            "objectives", "must have one that is no cost, for without a quality none is best"
-        )
-    recorded = {
-        str(name)
-        for each in studies
-        for name in each.trials.columns
-        if str(name).startswith("metrics.")
-    }
+        raise ConfigError("objectives", "must have one that is no cost, else no model is the best")
+    kept = list(first.own_limits) if limits is None else _parsed("limits", parse_limits, limits)
+    names = [str(name) for each in studies for name in each.trials.columns]
+    recorded = {name for name in names if name.startswith("metrics.")}
     wanted = {f"objectives[{number}]": each.metric for number, each in enumerate(chosen)}
-    wanted |= {f"limits[{number}]": each.metric for number, each in enumerate(given)}
+    wanted |= {f"limits[{number}]": each.metric for number, each in enumerate(kept)}
     for key, metric in wanted.items():
         if f"metrics.{recorded_name(metric)}" not in recorded:
             raise ConfigError(key, f"no run has {metric}; there {_listed(_like(metric, recorded))}")
-    return chosen, given, notes
+    return chosen, kept, warnings
+
+
+def _parsed(key: str, parse: Callable[[dict[str, Any]], list[Any]], entries: object) -> list[Any]:
+    """Parse entries of this command's config; errors name its keys."""
+    try:
+        return parse({key: entries})
+    except ConfigError as error:
+        raise ConfigError(error.key.replace("objective.", "", 1) or key, error.problem) from None
 
 
 def _like(metric: str, recorded: set[str]) -> list[str]:
-    """Metrics that somebody may have meant: close ones, else those of the same kind, else all."""
+    """Similar metrics, else those of the same kind, else all."""
     names = sorted(name.removeprefix("metrics.best/").removeprefix("metrics.") for name in recorded)
     useful = [name for name in dict.fromkeys(names) if name.startswith(("val/", "efficiency/"))]
     same = [name for name in useful if name.split("/")[0] == metric.split("/")[0]]
     return difflib.get_close_matches(metric, useful, n=5, cutoff=0.75) or same or useful or names
 
 
-def known_studies(runs: pd.DataFrame) -> list[str]:
-    """Names of the studies, the newest first."""
-    return [str(name) for name in _text(runs, "tags.study").unique() if name]
-
-
-def _own_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """Without the columns that only other runs of the experiment have."""
-    fixed = [
-        name for name in runs.columns if not str(name).startswith(("tags.", "params.", "metrics."))
-    ]
-    filled = runs.columns[runs.notna().any() | runs.columns.isin(fixed)]
-    return runs[filled].reset_index(drop=True)
-
-
-def _tops(runs: pd.DataFrame) -> pd.DataFrame:
-    """Trials and runs of their own: not the seeds below a trial that is there too, and nothing that trained nothing."""
-    kinds = _text(runs, "tags.kind")
-    above = set(runs.loc[kinds == TRIAL, "run_id"])
-    return runs[~kinds.isin(NO_TRIALS) & ~runs["parent_id"].isin(above)]
-
-
-def _made_from_parent(runs: pd.DataFrame) -> pd.Series:
-    """Which runs stand below another one because they are that one compressed, and are no seed of it."""
-    return (_text(runs, "tags.origin") != "") & (_text(runs, "tags.origin") == runs["parent_id"])
+def _seeds(runs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """The runs below trials, without the compressed versions of a trial."""
+    origin = texts(runs, "tags.origin")
+    made_from_parent = (origin != "") & (origin == runs["parent_id"])
+    return runs[runs["parent_id"].isin(trials["run_id"]) & ~made_from_parent]
 
 
 def _origins(runs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """The runs that some trials were made from."""
-    wanted = _text(trials, "tags.origin")
-    return _own_columns(runs[runs["run_id"].isin(wanted[wanted != ""])])
+    """The runs that compressed trials were made from."""
+    return _filled(runs[runs["run_id"].isin(set(texts(trials, "tags.origin")) - {""})])
 
 
-def _purpose(
-    own: pd.Series, trials: pd.DataFrame
+def _recorded_purpose(
+    parent: pd.Series, trials: pd.DataFrame
 ) -> tuple[tuple[Objective, ...], tuple[Limit, ...]]:
-    """Objectives and limits as recorded: on the study's run, else in the config of its trials."""
-    told = own.get("tags.objectives")
-    objectives = [
-        {"metric": metric, "direction": direction}
-        for direction, metric in re.findall(
-            r"(maximize|minimize) ([^;\s]+)", told if isinstance(told, str) else ""
-        )
-    ]
-    told = own.get("tags.limits")
-    if isinstance(told, str):
-        limits = [text.strip() for text in told.split(";") if text.strip()]
+    """Objectives and limits of the study's run; limits also from the config of its trials."""
+    found = re.findall(r"(maximize|minimize) ([^;\s]+)", parent.get("tags.objectives", ""))
+    objectives = [{"metric": metric, "direction": direction} for direction, metric in found]
+    if "tags.limits" in parent:
+        limits = [text.strip() for text in parent["tags.limits"].split(";") if text.strip()]
     else:
-        limits = re.findall(r'"([^"]+[<>]=[^"]+)"', _first(trials, "params.objective.limits"))
+        configs = [text for text in texts(trials, "params.objective.limits") if text]
+        limits = re.findall(r'"([^"]+[<>]=[^"]+)"', configs[0]) if configs else []
     try:
         parsed = tuple(parse_objectives({"objectives": objectives})) if objectives else ()
         return parsed, tuple(parse_limits({"limits": limits}))
-    except ConfigError:  # recorded by a version that knew other metrics
+    except ConfigError:  # recorded by a version with other metrics
         return (), ()
 
 
-def _under(key: str, parse):  # type: ignore[no-untyped-def]
-    try:
-        return parse()
-    except ConfigError as error:
-        raise ConfigError(error.key.replace("objective.", "", 1) or key, error.problem) from None
+def _filled(runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the tags, parameters and metrics that none of these runs has."""
+    groups = runs.columns.str.startswith(("tags.", "params.", "metrics."))
+    return runs.loc[:, ~groups | runs.notna().any()].reset_index(drop=True)
 
 
-def _first(frame: pd.DataFrame, column: str) -> str:
-    found = _text(frame, column)
-    found = found[found != ""]
-    return str(found.iloc[0]) if len(found) else ""
-
-
-def _text(frame: pd.DataFrame, column: str) -> pd.Series:
-    if column not in frame:
-        return pd.Series("", index=frame.index, dtype=object)
-    return frame[column].astype(object).where(frame[column].notna(), "")
+def _tops(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with a trained net, without the seeds of a trial that is there, too."""
+    kinds = texts(runs, "tags.kind")
+    above = set(runs.loc[kinds == "trial", "run_id"])
+    return runs[~kinds.isin(_UNTRAINED) & ~runs["parent_id"].isin(above)]
 
 
 def _where(store: Store) -> str:
@@ -312,20 +275,17 @@ def _where(store: Store) -> str:
 def _listed(names: list[str]) -> str:
     if not names:
         return "is none"
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"{'are' if len(names) > 1 else 'is'} {', '.join(names[:SHOWN_NAMES])}{more}"
-
-
-log = logging.getLogger(__name__)
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{'are' if len(names) > 1 else 'is'} {', '.join(names[:MOST_NAMES])}{more}"
 
 
 class PredictionReader:
-    """Reads a store for a report.
+    """Reads predictions, learning curves and artifacts of the trials of a report.
 
     Args:
         store: Opened if it is not yet.
         studies: That are reported on.
-        refresh: Read histories from the store again.
+        refresh: Whether learning curves are read from the store again.
     """
 
     def __init__(self, store: Store, studies: Sequence[StudyRuns], refresh: bool = False) -> None:
@@ -335,206 +295,108 @@ class PredictionReader:
         self._predictions: dict[tuple[str, str], list[pd.DataFrame]] = {}
 
     def study_of(self, run_id: str) -> StudyRuns:
-        """The study that a trial belongs to."""
+        """The study of a trial."""
         return self._study[run_id]
 
     def predictions(self, run_id: str, split: str) -> list[pd.DataFrame]:
-        """What a trial's nets predicted on a split, a table a seed; empty where it was not recorded for every seed."""
+        """A trial's predictions on a split, one frame per seed; empty if a seed has none."""
         key = (run_id, split)
         if key not in self._predictions:
+            nets = self._study[run_id].runs_of(run_id)
             try:
-                self._predictions[key] = [
-                    history.predictions(self.store, each, split)
-                    for each in self._study[run_id].runs_of(run_id)
-                ]
+                frames = [read.predictions(self.store, net, split) for net in nets]
             except UserError:
-                self._predictions[key] = []
+                frames = []
+            self._predictions[key] = frames
         return self._predictions[key]
 
     def history(self, run_ids: Sequence[str], metric: str) -> tuple[pd.DataFrame, dict[str, str]]:
-        """A metric at every step of the nets of trials.
+        """A metric after every epoch of the nets of some trials.
 
         Returns:
             Columns run_id (of the net), step, value; and the trial of each net.
         """
-        trial_of = {net: run_id for run_id in run_ids for net in self._nets(run_id)}
-        return history.history(self.store, list(trial_of), metric, self._refresh), trial_of
-
-    def _nets(self, run_id: str) -> list[str]:
-        study = self._study[run_id]
-        below = study.seeds[study.seeds["parent_id"] == run_id] if len(study.seeds) else study.seeds
-        return list(below["run_id"]) if len(below) else [run_id]
+        trial_of = {}
+        for run_id in run_ids:
+            below = self._study[run_id].seeds_of(run_id)
+            trial_of |= dict.fromkeys(below["run_id"] if len(below) else [run_id], run_id)
+        return read.history(self.store, list(trial_of), metric, self._refresh), trial_of
 
     def artifacts(self, run_id: str) -> Path | None:
-        """The folder of a trained run's artifacts, if it is on this machine and holds a config."""
+        """The artifacts of a trained run, if they are on this machine and hold a config."""
         if self.store.is_server:
             return None
+        net = self._study[run_id].runs_of(run_id)[0]
         try:
-            return read.artifact(
-                self.store, self._study[run_id].runs_of(run_id)[0], "config.yaml"
-            ).parent
+            return read.artifact(self.store, net, "config.yaml").parent
         except UserError:
             return None
 
 
-FIGURE = "origin/"  # before the name of a metric: that of the origin
-SIZE = "efficiency/size_mb"
-FEW = 3  # compressed models that a sentence names
-POINT = 1.0  # percentage points that a compression may cost
-LEGEND = "from a model to its compression"
-OUTSIDE = "origin, no trial of this report"
-_SHARES = {"size": SIZE, "latency": "efficiency/latency_ratio", "FLOPs": "efficiency/flops"}
-_ENDS = ("/low", "/high")  # of a metric's interval
-
-
 def compressed(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the trials that are compressed ones."""
+    """The rows of compressed trials."""
     return table[table["compression"] != ""] if "compression" in table else table.iloc[:0]
 
 
 def with_origins(
     table: pd.DataFrame, origins: pd.DataFrame, metrics: Sequence[str]
 ) -> pd.DataFrame:
-    """Add columns origin_label and `origin/<metric>`; without an origin those of the compression go too.
+    """Add origin_label and `origin/<metric>`; without any origin, drop the compression columns.
 
     Args:
-        table: A row a trial, from `src.reporting.comparison.compare`.
-        origins: The runs that they were made from, those that the store has, likewise.
+        table: From `src.reporting.comparison.compare`.
+        origins: The runs that the trials were made from, as far as the store has them.
         metrics: Recorded names.
     """
     if not (table["origin"] != "").any():
         return table.drop(columns=list(COMPRESSION))
-    known = origins.set_index("run_id").reindex(table["origin"])
-    model = (
-        known["tags.model"].fillna("run")
-        if "tags.model" in known
-        else pd.Series("run", index=known.index)
-    )
-    label = (model + " " + table["origin"].str[:6].to_numpy()).to_numpy()
-    figures = {
-        f"{FIGURE}{name}": known.get(f"metrics.{name}", pd.Series(np.nan, known.index))
+    rows = origins.set_index("run_id").reindex(table["origin"])
+    model = rows.get("tags.model", pd.Series(index=rows.index, dtype=object)).fillna("run")
+    label = model.to_numpy() + " " + table["origin"].str[:6]
+    values = {
+        f"origin/{name}": rows[f"metrics.{name}"].to_numpy(dtype=float)
+        if f"metrics.{name}" in rows
+        else missing(len(table))
         for name in metrics
     }
-    values = pd.DataFrame(
-        {name: values.to_numpy(dtype=float) for name, values in figures.items()}, index=table.index
-    )
-    return table.assign(origin_label=np.where(table["origin"] != "", label, ""), **values)
+    return table.assign(origin_label=label.where(table["origin"] != "", ""), **values)
 
 
-def joins(report: Report, cost: str) -> pd.DataFrame:
-    """The lines from origins to compressed trials on one axis.
+def compression_costs(table: pd.DataFrame) -> pd.DataFrame:
+    """What compression changed, one row per compressed trial and metric.
 
     Returns:
-        A row a line: run_id, label and compression of the trial, origin, origin_label, from_x,
-        from_y, to_x, to_y, and whether the origin is outside the report, so that it has no point of
-        its own.
+        Columns label, compression, made_from; size, latency and FLOPs as shares of the origin;
+        metric; lost, low and high in percentage points (above 0: the compressed net is worse) with
+        the paired interval on the same images; split; verdict on a loss of one point. Columns
+        without values are left out.
     """
-    rows = compressed(style.drawn(report, cost))
-    names = {
-        "from_x": f"{FIGURE}{cost}",
-        "from_y": f"{FIGURE}{report.quality}",
-        "to_x": cost,
-        "to_y": "quality",
-    }
-    columns = ["run_id", "label", "compression", "origin", "origin_label"]
-    found = rows.reindex(columns=[*columns, *names.values()])
-    found.columns = pd.Index([*columns, *names])
-    inside = set(style.drawn(report, cost)["run_id"])
-    found = found.assign(outside=~found["origin"].isin(inside))
-    return found.replace([np.inf, -np.inf], np.nan).dropna(subset=["from_x", "from_y"])
-
-
-def lost(report: Report) -> pd.DataFrame:
-    """What compression cost, a row a compressed trial and metric; empty where no trial is compressed.
-
-    Returns:
-        Columns label, compression, made_from; size, latency and FLOPs as shares of the origin's,
-        where both are known; metric; lost, low and high: by how many percentage points the
-        compressed net is worse, with the paired interval on the same images; and the split that
-        these are of.
-    """
-    rows = compressed(report.table)
-    shares = {
-        title: rows[name] / rows[f"{FIGURE}{name}"]
-        for title, name in _SHARES.items()
-        if f"{FIGURE}{name}" in rows
-    }
-    about = (
-        rows[["label", "compression"]].assign(made_from=rows["origin_label"], **shares)
-        if len(rows)
-        else rows
-    )
+    rows = compressed(table)
     names = [
-        str(each)
-        for each in rows
-        if str(each).startswith(f"{LOST}/") and not str(each).endswith(_ENDS)
+        str(name) for name in rows if re.fullmatch(rf"{LOST}/.*(?<!/low)(?<!/high)", str(name))
     ]
-    tables = []
+    shares = {"size": SIZE, "latency": "efficiency/latency_ratio", "FLOPs": FLOPS}
+    frames = []
     for name in names:
-        figures = (
-            rows.reindex(columns=[name, *(f"{name}{end}" for end in _ENDS)]).astype(float) * 100
-        )
-        figures.columns = pd.Index(["lost", "low", "high"])
-        tables.append(
-            about.assign(metric=name.removeprefix(f"{LOST}/"))
-            .join(figures)
-            .assign(split=rows["lost_on"])
-        )
-    if not tables:
+        frame = rows[["label", "compression"]].assign(made_from=rows["origin_label"])
+        for title, cost in shares.items():
+            if f"origin/{cost}" in rows:
+                frame[title] = rows[cost] / rows[f"origin/{cost}"]
+        ends = [name, f"{name}/low", f"{name}/high"]
+        frame["metric"] = name.removeprefix(f"{LOST}/")
+        frame[["lost", "low", "high"]] = rows.reindex(columns=ends).astype(float) * 100
+        verdicts = [frame["high"] < 1, frame["low"] > 1]
+        less, more = "less than 1 point", "more than 1 point"
+        frame["verdict"] = np.select(verdicts, [less, more], "undecided")
+        frames.append(frame.assign(split=rows["lost_on"]))
+    if not frames:
         return pd.DataFrame()
-    found = pd.concat(tables).sort_index(kind="stable")
-    return found[found["lost"].notna()].dropna(axis="columns", how="all").reset_index(drop=True)
-
-
-def said(report: Report) -> list[str]:
-    """What compression cost, in a sentence a metric and split: who surely loses less than a point, who surely more.
-
-    "Surely": the whole interval is on that side.
-    """
-    found = lost(report)
-    if found.empty:
-        return []
-
-    def named(rows: pd.DataFrame) -> str:
-        verb = "lose" if len(rows) > 1 else "loses"
-        return (
-            f"{joined(rows['label'].tolist())} {verb}"
-            if len(rows) <= FEW
-            else f"{len(rows)} {verb}"
-        )
-
-    sentences = []
-    for (metric, split), rows in found.groupby(["metric", "split"], sort=False):
-        small, large = rows[rows["high"] < POINT], rows[rows["low"] > POINT]
-        label = describe(f"{split}/{metric}").label
-        told = [f"{named(small)} surely less than a point of {label}"] if len(small) else []
-        told += (
-            [f"{named(large)} surely more than a point{'' if told else f' of {label}'}"]
-            if len(large)
-            else []
-        )
-        unsure = len(rows) - len(small) - len(large)
-        if not told:
-            told = [f"whether any loses more or less than a point of {label} is not settled"]
-        elif unsure:
-            told.append(f"of {unsure} it is not settled")
-        sentences.append(
-            f"Of {count(len(rows), 'compressed model')} beside their origins: {'; '.join(told)}."
-        )
-    return sentences
-
-
-COSTS = (
-    "efficiency/flops",
-    "efficiency/params",
-    "efficiency/latency_ratio",
-    "efficiency/latency_ms/b1/p50",
-    "efficiency/peak_memory_mb",
-)
+    every = pd.concat(frames).sort_index(kind="stable")
+    return every[every["lost"].notna()].dropna(axis="columns", how="all").reset_index(drop=True)
 
 
 def values_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> np.ndarray:
-    """The objectives of each trial, (N, M); a row of NaN where the trial has no result that counts, or only a part."""
+    """The objectives of each trial, float (N, M); NaN in a row without a complete, feasible result."""
     names = [recorded_name(objective.metric) for objective in objectives]
     values = table.reindex(columns=names).to_numpy(dtype=float, copy=True)
     values[~table["feasible"].to_numpy(dtype=bool) | np.isnan(values).any(axis=1)] = np.nan
@@ -544,31 +406,29 @@ def values_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> np.ndarra
 def compared(
     study: StudyRuns, objectives: Sequence[Objective], limits: Sequence[Limit]
 ) -> pd.DataFrame:
-    """The trials as `compare` gives them, with study, time of their end, and a short unique name each."""
+    """The trials as `compare` returns them, with study, time of their end and a unique label."""
     table = compare(study.trials, objectives, limits).copy()
-    ended = study.trials.set_index("run_id")["end_time"]
+    runs = study.trials.set_index("run_id").reindex(table["run_id"])
     table["study"] = study.name
-    repeats = study.trials.set_index("run_id").get("params.repeats", pd.Series(dtype=object))
-    table["repeats"] = pd.to_numeric(repeats.reindex(table["run_id"]), errors="coerce").to_numpy()
-    table["ended"] = ended.reindex(table["run_id"]).to_numpy()
-    metrics = dict.fromkeys(
-        [*map(recorded_name, (each.metric for each in objectives)), *COSTS, SIZE]
-    )
-    table = with_origins(table, study.origins, list(metrics))
+    repeats = runs.get("params.repeats", pd.Series(index=runs.index, dtype=object))
+    table["repeats"] = pd.to_numeric(repeats, errors="coerce").to_numpy()
+    table["ended"] = runs["end_time"].array
+    metrics = [*(recorded_name(each.metric) for each in objectives), *COSTS, SIZE]
+    table = with_origins(table, study.origins, list(dict.fromkeys(metrics)))
     model = table["model"].where(table["model"] != "", "trial")
     if "compression" in table:
         model = (model + " " + table["compression"]).str.strip()
-    number = table["trial"].where(table["trial"] != "", table["run_id"].str[:8]).astype(str)
-    label = model + " #" + number
+    trial = table["trial"].where(table["trial"] != "", table["run_id"].str[:8])
+    label = model + " #" + trial.astype(str)
     twins = label.duplicated(keep=False)
     table["label"] = label.where(~twins, label + " " + table["run_id"].str[:6])
     return table
 
 
 def rank(
-    table: pd.DataFrame, objectives: Sequence[Objective], scale: Scale
+    table: pd.DataFrame, objectives: Sequence[Objective], scale: pareto.Scale
 ) -> tuple[pd.DataFrame, str]:
-    """Add rank, crowding, contribution, knee and state to a compared table.
+    """Add rank, crowding, contribution, knee and state.
 
     Args:
         table: From `compared`, of one study.
@@ -576,195 +436,129 @@ def rank(
         scale: On which distances and volumes are measured.
 
     Returns:
-        The table, and how the knee was found, in words.
+        The table, and in words how the knee was found.
     """
     values = values_of(table, objectives)
     known = ~np.isnan(values).any(axis=1)
     losses = scale.transform(values)
-    places = pd.Series(np.nan, index=table.index)
-    places[known] = ranks(values[known], list(objectives)).astype(float)
-    rarity, share = np.full(len(table), np.nan), np.full(len(table), np.nan)
-    for place in places.dropna().unique():
-        rows = np.flatnonzero(places == place)
-        rarity[rows] = crowding(losses[rows])
+    ranks, crowding, contribution = (np.full(len(table), np.nan) for _ in range(3))
+    ranks[known] = pareto.ranks(values[known], list(objectives))
+    for value in np.unique(ranks[known]):
+        crowding[ranks == value] = pareto.crowding(losses[ranks == value])
     members = np.flatnonzero(table["front"])
-    share[members] = contributions(losses[members])
-    at, words = knee(losses[members])
-    bend = np.zeros(len(table), dtype=bool)
-    if at is not None:
-        bend[members[at]] = True
-    table = table.assign(
-        rank=places, crowding=rarity, contribution=share, knee=bend, state=_states(table, known)
-    )
-    return table, words
+    contribution[members] = pareto.contributions(losses[members])
+    position, how = pareto.knee(losses[members])
+    knee = np.zeros(len(table), dtype=bool)
+    if position is not None:
+        knee[members[position]] = True
+    state = table["status"].str.lower()
+    finished = table["status"] == "FINISHED"
+    state = state.mask(finished, "dominated").mask(finished & ~known, "no value")
+    state = state.mask(finished & ~table["feasible"], "over limit").mask(table["front"], "front")
+    added = {"rank": ranks, "crowding": crowding, "contribution": contribution}
+    return table.assign(**added, knee=knee, state=state), how
 
 
-def progress(table: pd.DataFrame, objectives: Sequence[Objective], scale: Scale) -> pd.DataFrame:
-    """The hypervolume after each trial that has ended, in order of time; columns of `Report.progress`."""
+def progress(
+    table: pd.DataFrame, objectives: Sequence[Objective], scale: pareto.Scale
+) -> pd.DataFrame:
+    """The hypervolume after each trial that has ended, in order of time: `Report.progress`."""
     ended = table[table["ended"].notna()].sort_values("ended", kind="stable")
-    losses = scale.transform(values_of(ended, objectives))
-    return pd.DataFrame(
-        {
-            "study": ended["study"].to_numpy(),
-            "trials": np.arange(1, len(ended) + 1),
-            "ended": ended["ended"].to_numpy(),
-            "hypervolume": over_time(losses),
-        }
-    )
+    volumes = pareto.over_time(scale.transform(values_of(ended, objectives)))
+    ended = ended[["study", "ended"]].reset_index(drop=True)
+    ended.insert(1, "trials", np.arange(1, len(ended) + 1))
+    return ended.assign(hypervolume=volumes)
 
 
 def comparison(
-    tables: Sequence[pd.DataFrame], objectives: Sequence[Objective], scale: Scale
-) -> tuple[pd.DataFrame, list[str]]:
-    """Studies side by side; columns of `Report.comparison`.
+    tables: Sequence[pd.DataFrame], objectives: Sequence[Objective], scale: pareto.Scale
+) -> pd.DataFrame:
+    """Studies side by side: `Report.comparison`.
 
-    A member of a front is new if no other study's front has a point that is at least as good in
-    every objective.
+    A member of a front is new if no other front has a point that is at least as good in every
+    objective.
 
     Args:
-        tables: One a study, from `rank` or `compared`.
-        objectives: Of all of them.
-        scale: Fitted on all of them.
-
-    Returns:
-        The table, and the labels of the new points of the first study.
+        tables: One per study, from `rank` or `compared`.
+        objectives: The same for all studies.
+        scale: Fitted on all studies.
     """
     fronts = [values_of(table[table["front"]], objectives) for table in tables]
-    rows, fresh = [], []
-    for number, (table, own) in enumerate(zip(tables, fronts, strict=True)):
-        others = [each for other, each in enumerate(fronts) if other != number and len(each)]
-        new = [_is_new(point, others, objectives) for point in own]
-        if number == 0:
-            fresh = (
-                list(table.loc[table["front"], "label"][np.array(new, dtype=bool)]) if new else []
-            )
-        best = {
-            f"best {recorded_name(each.metric)}": _best(own[:, column], each)
-            for column, each in enumerate(objectives)
-        }
+    signs = [1.0 if each.direction == "minimize" else -1.0 for each in objectives]
+    rows = []
+    for number, (table, front) in enumerate(zip(tables, fronts, strict=True)):
+        others = np.vstack([front[:0], *fronts[:number], *fronts[number + 1 :]])
+        covered = (others[None] * signs <= front[:, None] * signs).all(axis=2).any(axis=1)
+        best = (front * signs).min(axis=0) * signs if len(front) else missing(len(signs))
         rows.append(
             {
                 "study": table["study"].iloc[0] if len(table) else "",
                 "trials": len(table),
-                "front": len(own),
-                "hypervolume": hypervolume(scale.transform(own)),
-                "new_points": int(np.sum(new)),
-                **best,
+                "front": len(front),
+                "hypervolume": pareto.hypervolume(scale.transform(front)),
+                "new_points": int((~covered).sum()),
+                "new": ", ".join(table.loc[table["front"], "label"][~covered]),
+            }
+            | {
+                f"best {recorded_name(each.metric)}": value
+                for each, value in zip(objectives, best, strict=True)
             }
         )
-    return pd.DataFrame(rows), fresh
+    return pd.DataFrame(rows)
 
 
-def _is_new(
-    point: np.ndarray, others: Sequence[np.ndarray], objectives: Sequence[Objective]
-) -> bool:
-    for other in others:
-        same = (other == point).all(axis=1).any()
-        beaten = not front(np.vstack([point[None], other]), list(objectives))[0]
-        if same or beaten:
-            return False
-    return True
-
-
-def _best(values: np.ndarray, objective: Objective) -> float:
-    if not len(values):
-        return float("nan")
-    return float(values.max() if objective.direction == "maximize" else values.min())
-
-
-def _states(table: pd.DataFrame, known: np.ndarray) -> pd.Series:
-    state = table["status"].str.lower()
-    finished = table["status"] == "FINISHED"
-    state = state.mask(finished & ~table["feasible"], "over limit")
-    state = state.mask(finished & table["feasible"] & ~known, "no value")
-    state = state.mask(finished & table["feasible"] & known, "dominated")
-    return state.mask(table["front"], "front")
+def missing(length: int) -> np.ndarray:
+    """An array of missing values."""
+    return np.full(length, np.nan)
 
 
 def quality_of(objectives: Sequence[Objective]) -> str:
-    """Which metric is the quality, by its recorded name: the one that the answers are about."""
+    """Recorded name of the metric that the answers are about."""
     return recorded_name(quality_objective(objectives).metric)
 
 
 def costs_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
-    """Which costs pictures can show, those that any trial has: FLOPs, parameters, latency, then other objectives."""
+    """Costs that at least one trial has: FLOPs, parameters, latency, then other objectives."""
     others = [each.metric for each in objectives if is_cost(each.metric)]
-    # what is stored in fewer bits has the same FLOPs and parameters: size and latency tell it apart
-    known = (COSTS[0], SIZE, COSTS[2], COSTS[1], *COSTS[3:]) if len(compressed(table)) else COSTS
-    names = list(dict.fromkeys([*known, *others]))
-    return [name for name in names if name in table and table[name].notna().any()]
-
-
-OF_A_STUDY = (
-    "repeats=",
-    "dry_run=",
-    "test=",
-    "seed=",
-    "study=",
-)  # a single run has none of these, or its own
+    names = [*COSTS, *others]
+    if len(compressed(table)):  # compression to fewer bits changes size and latency only
+        names = [FLOPS, SIZE, COSTS[2], COSTS[1], *COSTS[3:], *others]
+    return [name for name in dict.fromkeys(names) if name in table and table[name].notna().any()]
 
 
 def retrain(study: StudyRuns, trial: pd.Series, artifacts: Path | None) -> str:
-    """One line for a shell that trains a trial's configuration again, as a run of its own.
+    """One line for a shell that trains a trial's configuration again, as a single run.
 
     Args:
         study: Of the trial.
-        trial: Its row, as the store gives it: `tags.overrides`, `tags.seed`, `tags.kind`.
-        artifacts: The folder that holds the trained run's config.yaml; None if it is on a server.
+        trial: Its row, as the store has it: `tags.overrides`, `tags.seed`, `tags.origin`.
+        artifacts: The folder with the run's config.yaml; None if it is on a server.
 
     Returns:
-        The overrides as they were typed, where the record holds them all. Else, for studies that
-        were recorded without, Hydra is pointed to the recorded config; empty where not even that is
-        at hand.
+        The overrides as they were typed. If the record does not hold them all, Hydra is pointed to
+        the recorded config; empty if there is none on this machine.
     """
-    cell = [
-        f"{key}={value}" for key, value in scan(_override_text(trial.get("tags.overrides"))).items()
-    ]
-    seed = _override_text(trial.get("tags.seed"))
-    # a run of its own, unlike a trial, has all its overrides in its tag; a compressed one stands
-    # below its origin
-    above, origin = (_override_text(trial.get(name)) for name in ("parent_id", "tags.origin"))
-    fixed = "" if not study.run_id and above in ("", origin) else study.fixed_overrides
+    values = trial.dropna()
+    origin = str(values.get("tags.origin", ""))
+    # a single run has all overrides in its tag; a compressed single run is below its origin
+    single = not study.run_id and str(values.get("parent_id", "")) in ("", origin)
+    fixed = "" if single else study.fixed_overrides
+    command = ["python", "-m", "src.train"]
     if fixed is None:
-        return _from_config(artifacts)
-    shared = shlex.split(fixed)
-    kept = [each for each in [*shared, *cell] if not each.startswith(OF_A_STUDY)]
-    # the file of sweeps/ says MULTIRUN, which the command line overrules
-    file = [f"sweeps={study.sweeps}", "hydra.mode=RUN"] if study.sweeps else []
-    kept = [each for each in kept if not each.startswith("sweeps=")]
-    if origin:
-        kept = [
-            f"origin={_origin(study, trial)}" if each.startswith("origin=") else each
-            for each in kept
-        ]
-    one_of_several = ["repeats=1"] if study.sweeps else []
-    seeded = [f"seed={int(float(seed))}"] if seed else []
-    return shlex.join(["python", "-m", "src.train", *file, *kept, *one_of_several, *seeded])
-
-
-def _origin(study: StudyRuns, trial: pd.Series) -> str:
-    """The run that a trial's first seed was made from: the trial's own origin is a trial, too."""
-    first = study.runs_of(str(trial.get("run_id")))[0]
-    own = study.seeds[study.seeds["run_id"] == first] if len(study.seeds) else study.seeds
-    return _override_text((own.iloc[0] if len(own) else trial).get("tags.origin"))
-
-
-def _from_config(artifacts: Path | None) -> str:
-    if artifacts is None or not (artifacts / "config.yaml").exists():
-        return ""
-    where = ["--config-path", str(artifacts), "--config-name", "config"]
-    return shlex.join(
-        [
-            "python",
-            "-m",
-            "src.train",
-            *where,
-            "study=null",
-            "repeats=1",
-            "hydra.run.dir=logs/runs/again",
-        ]
-    )
-
-
-def _override_text(value: object) -> str:
-    return "" if value is None or value != value else str(value)
+        if artifacts is None or not (artifacts / "config.yaml").exists():
+            return ""
+        command += ["--config-path", str(artifacts), "--config-name", "config"]
+        return shlex.join([*command, "study=null", "repeats=1", "hydra.run.dir=logs/runs/again"])
+    cell = scan(str(values.get("tags.overrides", "")))
+    kept = [*shlex.split(fixed), *(f"{key}={value}" for key, value in cell.items())]
+    kept = [each for each in kept if not each.startswith((*_OF_A_STUDY, "sweeps="))]
+    if origin:  # the origin of the first seed: the trial's own origin is a trial, too
+        seeds = study.seeds_of(str(values.get("run_id")))
+        seeds = seeds[seeds["status"] == "FINISHED"] if len(seeds) else seeds
+        origin = seeds["tags.origin"].iloc[0] if len(seeds) else origin
+        kept = [f"origin={origin}" if each.startswith("origin=") else each for each in kept]
+    if study.sweeps:  # the file of sweeps/ says MULTIRUN; the command line overrules it
+        command += [f"sweeps={study.sweeps}", "hydra.mode=RUN"]
+        kept.append("repeats=1")
+    seed = [f"seed={int(float(values['tags.seed']))}"] if "tags.seed" in values else []
+    return shlex.join([*command, *kept, *seed])

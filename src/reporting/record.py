@@ -1,4 +1,4 @@
-"""Report and its settings: computed before anything is drawn."""
+"""Report and its settings: everything that is computed before anything is drawn or written."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -14,62 +14,49 @@ from src.tracking.model_registry import check_name
 
 @dataclass(frozen=True)
 class Report:
-    """A study, or several side by side, as a report tells it.
+    """A study, or several side by side.
 
-    Metrics are called by their recorded names: `best/val/...` at the chosen epoch, `test/...`,
+    Metrics have their recorded names: `best/val/...` at the chosen epoch, `test/...`,
     `efficiency/...`.
 
     Attributes:
-        title: What is reported on: the studies' names or the filter.
-        studies: Names of the studies, in the order they were asked for; one, unless several are
-            compared.
-        objectives: What the front is drawn over.
-        limits: What a member of the front has to keep.
-        written: When, UTC, to the second, ISO 8601.
+        title: Names of the studies, or the search.
+        studies: Names of the studies, in the order of the command line.
+        objectives: Of the front.
+        limits: That members of the front keep.
+        written: UTC, ISO 8601, to the second.
         source: The run store, without passwords.
-        table: A row a trial, those without a result too. Columns: those of
-            `src.reporting.comparison.compare`, then `study`, `label` (short and unique, such as
-            "custom #12"), `state` (front, dominated, over limit, pruned, over_limit, failed,
-            killed, running, no value), `rank` (0: the front; missing without a result), `crowding`,
-            `contribution` (of a front member to the hypervolume), `knee` (bool), `chosen` (names of
-            the answers that chose it, joined by ", "; empty for most), `command` (trains it again;
-            of members of the front and chosen ones), `ended` (UTC), `quality`, `quality_low`,
-            `quality_high` (what pictures show on the y axis, and its interval; missing where
-            unknown).
-        quality: Name of the metric in the column `quality`, such as best/val/balanced_accuracy.
-        costs: Recorded names of the costs that pictures can show on the x axis, those that any run
-            has.
-        parameters: A row a trial with a result, indexed by run_id; a column a swept parameter,
-            values as numbers where all are numbers, else text; missing where the parameter does not
-            belong to the trial.
+        table: One row per trial, also without a result. Columns: those of
+            `src.reporting.comparison.compare`, then `study`, `label` (unique, such as "custom
+            #12"), `state` (front, dominated, over limit, pruned, over_limit, failed, killed,
+            running, no value), `rank` (0: the front; missing without a result), `crowding`,
+            `contribution` (to the hypervolume), `knee` (bool), `chosen` (names of the answers that
+            chose it, joined by ", "), `command` (trains it again; of the front and chosen trials),
+            `ended` (UTC), `quality`, `quality_low`, `quality_high` (y axis of the charts, with its
+            interval).
+        quality: Metric in the column `quality`, such as best/val/balanced_accuracy.
+        costs: Recorded names of the costs that any run has.
+        parameters: One row per trial with a result, indexed by run_id; one column per swept
+            parameter, missing if the trial does not have it.
         answers: The decisions.
-        intervals: Columns run_id, label, split (val, test), metric (without prefix, such as
-            balanced_accuracy, recall/mel), estimate, low, high, images, groups, seeds. Only of
-            members of the front and chosen runs.
-        pairs: Neighbours on the front: columns run_a, run_b, label_a, label_b, metric, split,
-            difference (a - b), low, high, p_bootstrap, p_mcnemar, p_adjusted, tied (bool).
-        drops: From val to test: columns run_id, label, metric, val, test, drop (val - test), low,
-            high.
-        effects: Of one parameter: columns parameter, value (text), position (for sorting and
-            numeric axes), objective, mean (over all finished trials with that value), low, high, n,
-            best (value of the objective at the best setting of all other parameters), best_run.
-        importance: Columns parameter, objective, importance (fractions that sum to one an
-            objective).
-        curves: Columns run_id, label, state, epoch (from 1), value: the quality by epoch; only
-            epochs that were trained.
-        progress: Hypervolume over time: columns study, trials (ended so far), ended (UTC),
-            hypervolume.
-        recalls: Columns run_id, label, split, class, recall, low, high, images.
-        reference: How the hypervolume is measured: scales and reference point, one sentence an
-            objective.
-        hypervolume: Of the front of each study, by its name.
-        counts: How many trials ended how, by the names in `table.state`.
-        paragraphs: The findings in plain language, the most important first.
-        warnings: What a reader must know before believing the figures.
-        comparison: Where several studies (or two dates) are compared: columns study, trials, front,
-            hypervolume, new_points (front members that no other study's front weakly dominates),
-            best of each objective.
-        tables: Further tables by name, such as ablation tables with intervals.
+        intervals: run_id, label, split (val, test), metric (such as recall/mel), estimate, low,
+            high, images, groups, seeds; of the front and chosen runs.
+        pairs: Neighbours on the front: run_a, run_b, label_a, label_b, metric, split, difference
+            (a - b), low, high, p_bootstrap, p_mcnemar, p_adjusted, tied.
+        drops: From val to test: run_id, label, metric, val, test, drop (val - test), low, high.
+        effects: From `src.reporting.ablation.effects`.
+        importance: parameter, objective, importance.
+        curves: run_id, label, state, epoch (from 1), value (the quality).
+        progress: study, trials (that have ended), ended (UTC), hypervolume.
+        recalls: run_id, label, split, class, recall, low, high, images.
+        reference: How the hypervolume is measured: one sentence per objective.
+        hypervolume: Of the front of each study.
+        counts: Trials by `table.state`.
+        paragraphs: Findings that matter for the decision.
+        warnings: What may make the figures misleading.
+        comparison: Several studies, or two dates: study, trials, front, hypervolume, new_points
+            (members that no other front covers), new (their labels), best of each objective.
+        tables: Further tables by title.
     """
 
     title: str
@@ -102,7 +89,7 @@ class Report:
 
 @dataclass
 class ReportSettings:
-    """What is reported on, and how."""
+    """The command's config, see conf/command/report.yaml."""
 
     study: str | list[str] | None = None
     filter: str | None = None
@@ -124,41 +111,37 @@ class ReportSettings:
 
     @property
     def studies(self) -> list[str]:
-        """Names of the studies that are asked for, in order, each once."""
+        """Names of the studies, in order, without repetitions."""
         names = [self.study] if isinstance(self.study, str) else list(self.study or [])
         return list(dict.fromkeys(str(name) for name in names))
 
     def moment(self) -> pd.Timestamp | None:
-        """`before` as a time, UTC unless it says otherwise.
+        """`before` as a time, in UTC unless it has a time zone.
 
         Raises:
-            ConfigError: It is no date.
+            ConfigError: It is not a time.
         """
         if self.before is None:
             return None
         try:
-            found = pd.Timestamp(self.before)
+            time = pd.Timestamp(self.before)
         except ValueError as error:
-            raise ConfigError(
-                "before", f"must be a time such as 2026-11-21T12:00, but got {self.before}"
-            ) from error
-        return found.tz_localize("UTC") if found.tzinfo is None else found.tz_convert("UTC")
+            problem = f"must be a time such as 2026-11-21T12:00, but got {self.before}"
+            raise ConfigError("before", problem) from error
+        return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")
 
-    def check(self) -> None:
-        """Refuse what does not go together, before anything is read.
+    def __post_init__(self) -> None:
+        """Check combinations of keys before anything is read.
 
         Raises:
             ConfigError: The message names the key.
         """
         if self.filter and self.study:
-            raise ConfigError(
-                "filter",
-                "stands for itself: leave study out, or add tags.study = '...' to the filter",
-            )
+            problem = "excludes study: leave study out, or add tags.study = '...' to the filter"
+            raise ConfigError("filter", problem)
         if self.before and len(self.studies) != 1:
-            raise ConfigError(
-                "before", "compares a study with itself at an earlier time: name one study"
-            )
+            problem = "compares a study with itself at an earlier time: name one study"
+            raise ConfigError("before", problem)
         self.moment()
         if self.register is not None:
             check_name(self.register, "register")

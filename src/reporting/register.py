@@ -1,4 +1,4 @@
-"""The chosen model into the registry."""
+"""Registers the chosen model in MLflow's model registry."""
 
 import logging
 from collections.abc import Sequence
@@ -16,14 +16,16 @@ from src.reporting.collect import PredictionReader
 from src.reporting.record import Report, ReportSettings
 from src.tracking import model_registry, read
 
+log = logging.getLogger(__name__)
+
 
 class PyfuncModel(nn.Module):
-    """Normalisation, net and softmax in one.
+    """Normalisation, net and softmax in one module.
 
     Args:
         net: Normalised images (N, 3, S, S) -> logits (N, K), or (N, 1) for two classes.
-        mean: Channel means that are taken off, in [0, 1] units, red first.
-        std: Channel deviations that are divided by.
+        mean: Channel means, for images in [0, 1], red first.
+        std: Channel standard deviations.
     """
 
     def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
@@ -39,12 +41,14 @@ class PyfuncModel(nn.Module):
         return probabilities(self.net((images - self.mean) / self.std))
 
 
-def served(config_file: Path, checkpoint: Path, classes: Sequence[str]) -> tuple[PyfuncModel, int]:
-    """The net of a run and the side of its input in px.
+def pyfunc_model(
+    config_file: Path, checkpoint: Path, classes: Sequence[str]
+) -> tuple[PyfuncModel, int]:
+    """The net of a run with its preprocessing, and the side of its input in px.
 
     Args:
         config_file: The run's recorded config.
-        checkpoint: Its weights, of a pruned net too; nothing in the file is executed.
+        checkpoint: Its weights, also of a pruned net; nothing in the file is executed.
         classes: In label order.
 
     Raises:
@@ -54,35 +58,29 @@ def served(config_file: Path, checkpoint: Path, classes: Sequence[str]) -> tuple
     assert isinstance(config, DictConfig)
     check_targets(config.model)
     classifier = trained.load_checkpoint(config, classes, checkpoint)
-    return PyfuncModel(
-        classifier.net, list(config.model.mean), list(config.model.std)
-    ).eval(), classifier.image_size
-
-
-log = logging.getLogger(__name__)
-RECOMMENDED = "cheapest within"
+    model = PyfuncModel(classifier.net, list(config.model.mean), list(config.model.std))
+    return model.eval(), classifier.image_size
 
 
 def register(report: Report, reader: PredictionReader, settings: ReportSettings) -> None:
-    """Register the cheapest model within the margin of the best, or the best where there is no such answer.
+    """Register the cheapest model within the margin, or the best one without such an answer.
 
-    Of a trial of several seeds the net of the first seed is taken: to take the best of them would
-    be another choice.
+    Of a trial with several seeds the net of the first seed is registered: the best seed would be
+    another choice.
 
     Args:
         report: With its answers.
         reader: Of the same store.
-        settings: `register` is the model's name, `alias` what points to it.
+        settings: `register` is the name of the model, `alias` points to the version.
 
     Raises:
-        UserError: No answer chose a model, or its files are not there.
+        UserError: No answer chose a model, or its files are missing.
     """
-    answer = next(
-        (each for each in report.answers if each.run_id and each.name.startswith(RECOMMENDED)),
-        next((each for each in report.answers if each.run_id), None),
-    )
-    if answer is None:
+    answers = [answer for answer in report.answers if answer.run_id]
+    cheapest = [answer for answer in answers if answer.name.startswith("cheapest within")]
+    if not answers:
         raise UserError(f"register={settings.register}: no model was chosen, see the report")
+    answer = (cheapest or answers)[0]
     row = report.table.set_index("run_id").loc[answer.run_id]
     net_run = reader.study_of(answer.run_id).runs_of(answer.run_id)[0]
     frames = reader.predictions(answer.run_id, "val") or reader.predictions(answer.run_id, "test")
@@ -90,34 +88,15 @@ def register(report: Report, reader: PredictionReader, settings: ReportSettings)
         raise UserError(
             f"register={settings.register}: run {net_run} has no predictions that name its classes"
         )
-    classes = [
-        str(name).removeprefix("p/") for name in frames[0].columns if str(name).startswith("p/")
-    ]
-    net, image_size = served(
-        read.artifact(reader.store, net_run, "config.yaml"),
-        read.artifact(reader.store, net_run, "checkpoint/best.ckpt"),
-        classes,
-    )
+    names = [str(name) for name in frames[0].columns if str(name).startswith("p/")]
+    classes = [name.removeprefix("p/") for name in names]
+    files = [read.artifact(reader.store, net_run, "config.yaml")]
+    files.append(read.artifact(reader.store, net_run, "checkpoint/best.ckpt"))
+    net, image_size = pyfunc_model(files[0], files[1], classes)
+    tags = {name: row[name] for name in ("study", "trial", "split")} | {"answer": answer.name}
+    note = f"{answer.question}\n\n{answer.text}\n\nResearch software, no medical device."
+    target = (str(settings.register), settings.alias)
     version = model_registry.register(
-        reader.store,
-        net_run,
-        str(settings.register),
-        settings.alias,
-        net,
-        image_size,
-        classes,
-        {
-            "study": row["study"],
-            "trial": row["trial"],
-            "split": row["split"],
-            "answer": answer.name,
-        },
-        f"{answer.question}\n\n{answer.text}\n\nResearch software, no medical device.",
+        reader.store, net_run, *target, net, image_size, classes, tags, note
     )
-    log.info(
-        "registered %s as version %d of %s, alias %s",
-        row["label"],
-        version,
-        settings.register,
-        settings.alias,
-    )
+    log.info("registered %s as version %d of %s, alias %s", row["label"], version, *target)

@@ -1,8 +1,7 @@
-"""The Pareto report from end to end."""
+"""The Pareto report from end to end: compute, write, publish to MLflow, show."""
 
 import logging
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,31 +11,83 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
 
-from src.core.config import check, resolve
+from src.core.config import load_settings
 from src.core.errors import ConfigError, UserError
-from src.core.files import atomic_folder
+from src.core.files import atomic_folder, refuse_unwritable
+from src.core.tables import Table
 from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits, recorded_name
-from src.reporting import ablation, collect, importance, page, plots_html, plots_static
-from src.reporting import collect as front
-from src.reporting import page as tables
-from src.reporting import text as findings
-from src.reporting import text as narrative
-from src.reporting.collect import PredictionReader, StudyRuns, retrain
-from src.reporting.decisions import Answer, decide
-from src.reporting.page import markdown
+from src.reporting import ablation, charts, collect, comparison, page, text
+from src.reporting.collect import PredictionReader, StudyRuns, texts
+from src.reporting.decisions import Answer, decide, quality_objective
+from src.reporting.importance import importance
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
 from src.sweep import overrides
 from src.tracking import read
-from src.tracking import read as cache
 from src.tracking.run import Run, masked, recordable
 from src.tracking.store import Store, existing
 
-CURVES = 120  # trials whose learning curves are read and drawn
+MOST_CURVES = 120  # trials whose learning curves are read, besides the front and the chosen ones
+FEW_PARAMETERS = 3  # with more, each of them hides the effect of the others
+FOLDER = "report"  # within the artifacts of the study's run
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as a run's description
+log = logging.getLogger(__name__)
+console = Console(width=80)
+
+
+def make(config: DictConfig) -> Report:
+    """Make the report of a config.
+
+    Args:
+        config: A composed `conf/command/report.yaml`.
+
+    Returns:
+        The report, after it was written and published.
+
+    Raises:
+        UserError: Bad input, or nothing to report on; the message names the key.
+    """
+    settings = load_settings(config, ReportSettings, without=("tracking", "from_experiment"))
+    experiment = config.from_experiment
+    if not settings.studies and not settings.filter and not experiment:
+        raise UserError(
+            "study: name one, as in study=dense_size (or take experiment=..., or filter=...)"
+            + _hint(config)
+        )
+    store = existing(config, experiment)
+    studies, title = _studies(settings, store, settings.refresh)
+    name = re.sub(r"[^\w.=,+-]+", "_", title).strip("_.")[:100] or "report"
+    folder = Path(settings.folder) / name
+    refuse_unwritable(folder, "the report")
+    for study in studies:
+        _refuse_unfinished(study)
+    objectives, limits, notes = collect.purpose(studies, settings.objectives, settings.limits)
+    if settings.test and _test_chosen(studies, objectives, limits, settings, store):
+        studies, title = _studies(settings, store, refresh=False)
+    earlier = _earlier(studies[0], settings)
+    log.info("report on %s: %d trials", title, sum(len(each.trials) for each in studies))
+    reader = PredictionReader(store, studies, settings.refresh)
+    report = build(studies, objectives, limits, reader, settings, title, earlier)
+    report.warnings[:0] = notes
+    write(report, folder)
+    if settings.publish:
+        # a report on another question is not the study's own report
+        asked = settings.objectives is not None or settings.limits is not None or len(studies) > 1
+        for study in studies:
+            if study.run_id:
+                publish(report, study, folder, store, folder.name if asked else None)
+            else:
+                message = "%s has no run of its own in MLflow: the report is in %s only"
+                log.warning(message, study.name, folder)
+    if settings.register:
+        from src.reporting.register import register  # torch takes seconds to import
+
+        register(report, reader, settings)
+    show(report, folder)
+    return report
 
 
 def build(
@@ -52,85 +103,94 @@ def build(
 
     Args:
         studies: One, or several side by side; the answers are of the first.
-        objectives: Over which the fronts are drawn.
+        objectives: Of the fronts.
         limits: That their members keep.
-        reader: Of predictions and histories.
+        reader: Of predictions and learning curves.
         settings: Of the report.
         title: Of the report.
-        earlier: The first study as it was, to compare it with.
+        earlier: The first study at an earlier time, to compare it with.
     """
-    compared = [
-        front.compared(each, objectives, limits)
-        for each in [*studies, *([earlier] if earlier else [])]
-    ]
+    every = [*studies, *([earlier] if earlier else [])]
+    compared = [collect.compared(study, objectives, limits) for study in every]
     scale = Scale.fit(
-        np.vstack([front.values_of(each, objectives) for each in compared]), objectives
+        np.vstack([collect.values_of(table, objectives) for table in compared]), objectives
     )
-    ranked = [front.rank(each, objectives, scale) for each in compared[: len(studies)]]
-    tables = [each for each, _ in ranked]
+    ranked = [collect.rank(table, objectives, scale) for table in compared[: len(studies)]]
+    tables = [table for table, _ in ranked]
     if len(tables) > 1:
-        tables = [each.assign(label=each["study"] + " " + each["label"]) for each in tables]
-    own = tables[0]
-    answers = decide_on(own, objectives, limits, settings)
+        tables = [table.assign(label=table["study"] + " " + table["label"]) for table in tables]
+    answers = decide_on(tables[0], objectives, limits, settings)
     table = pd.concat(tables, ignore_index=True)
-    table = table.assign(chosen=_chosen(table, answers), command="")
-    quality = front.quality_of(objectives)
-    cost = cost_of(own, objectives)
-    metric = quality.removeprefix("best/").partition("/")[2]
-    measured = measure(table, cost, metric, reader, settings)
-    table = with_intervals(table, measured.intervals, quality)
-    table["command"] = _commands(table, reader)
-    parameters = overrides.parameters(
-        table[table["state"].isin(["front", "dominated", "over limit"])]
+    names: dict[str, list[str]] = {}
+    for answer in answers:
+        names.setdefault(answer.run_id, []).append(answer.name)
+    chosen = {run_id: ", ".join(some) for run_id, some in names.items() if run_id}
+    table = table.assign(chosen=table["run_id"].map(chosen).fillna(""), command="")
+    important = table["front"] | (table["chosen"] != "")
+    for position in table.index[important]:
+        run_id = str(table.at[position, "run_id"])
+        study = reader.study_of(run_id)
+        row = study.trials[study.trials["run_id"] == run_id].iloc[0]
+        table.at[position, "command"] = collect.retrain(study, row, reader.artifacts(run_id))
+    quality = collect.quality_of(objectives)
+    metric = quality.removeprefix("best/")
+    uncertainty = measure(
+        table, cost_of(table, objectives), metric.partition("/")[2], reader, settings
     )
-    first = table[
-        table["study"] == own["study"].iloc[0]
-    ]  # over several studies data and protocol would be mixed in
+    table = with_intervals(table, uncertainty.intervals, quality)
+    # over several studies data and protocol would be mixed in
+    first = table[table["study"] == tables[0]["study"].iloc[0]]
     effects = ablation.effects(first, overrides.parameters(first), objectives)
-    weights, reasons = importance.importance(first, overrides.parameters(first), objectives)
-    beside, fresh = front.comparison([*tables, *compared[len(studies) :]], objectives, scale)
-    trials = pd.concat([each.trials for each in studies], ignore_index=True)
-    volumes = {
-        each["study"].iloc[0]: hypervolume(scale.transform(_front(each, objectives)))
-        for each in tables
-    }
+    shares, caveats = importance(first, overrides.parameters(first), objectives)
+    with_result = table["state"].isin(["front", "dominated", "over limit"])
+    # the interesting trials, and others evenly from the best to the worst
+    others = table.index[~important & (table["state"] != "over_limit")]
+    even = np.linspace(0, len(others) - 1, min(MOST_CURVES, len(others))).round().astype(int)
+    shown = table[important | table.index.isin(others[even])]
+    history, trial_of = reader.history(list(shown["run_id"]), metric)
+    beside = collect.comparison([*tables, *compared[len(studies) :]], objectives, scale)
     report = Report(
         title=title,
-        studies=[each.name for each in studies],
+        studies=[study.name for study in studies],
         objectives=objectives,
         limits=limits,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         source=masked(reader.store.uri),
         table=table,
         quality=quality,
-        costs=front.costs_of(table, objectives),
-        parameters=parameters,
+        costs=collect.costs_of(table, objectives),
+        parameters=overrides.parameters(table[with_result]),
         answers=answers,
-        intervals=measured.intervals,
-        pairs=measured.pairs,
-        drops=measured.drops,
+        intervals=uncertainty.intervals,
+        pairs=uncertainty.pairs,
+        drops=uncertainty.drops,
         effects=effects,
-        importance=weights,
-        curves=_curves(table, quality, reader),
+        importance=shares,
+        curves=learning_curves(history, shown, trial_of),
         progress=pd.concat(
-            [front.progress(each, objectives, scale) for each in tables], ignore_index=True
+            [collect.progress(each, objectives, scale) for each in tables], ignore_index=True
         ),
-        recalls=measured.recalls,
+        recalls=uncertainty.recalls,
         reference=scale.describe(),
-        hypervolume=volumes,
-        counts=narrative.counts(table),
+        hypervolume={
+            each["study"].iloc[0]: hypervolume(
+                scale.transform(collect.values_of(each[each["front"]], objectives))
+            )
+            for each in tables
+        },
+        counts=text.counts(table),
         paragraphs=[],
         warnings=[],
         comparison=beside if len(compared) > 1 else pd.DataFrame(),
-        tables=_ablations(effects, objectives),
+        tables=_effect_tables(effects, objectives),
     )
-    floors = bounds_of(settings)["floors"]
-    # the reasons of one objective: those of the others say the same of the same trials
-    notes = [*measured.notes, *reasons[:1]]
+    # the caveats of several objectives are about the same trials
+    notes = [*uncertainty.warnings, *caveats[:1]]
+    trials = pd.concat([study.trials for study in studies], ignore_index=True)
     return replace(
         report,
-        paragraphs=findings.paragraphs(report, ranked[0][1], floors, settings.level, fresh),
-        warnings=findings.warnings(report, notes, trials),
+        paragraphs=text.findings(report, ranked[0][1], bounds_of(settings)["floors"]),
+        warnings=text.warnings(report, notes, trials),
     )
 
 
@@ -140,328 +200,203 @@ def decide_on(
     limits: Sequence[Limit],
     settings: ReportSettings,
 ) -> list[Answer]:
-    """The answers for one study.
-
-    Args:
-        table: Of its trials, with their labels.
-        objectives: Of the report.
-        limits: Of the report.
-        settings: Margin, budgets and floors.
+    """The answers for one study, from its table with labels.
 
     Raises:
-        ConfigError: A budget or a floor that is none; the message names the key.
+        ConfigError: An invalid budget or floor; the message names the key.
     """
-    return decide(
-        table,
-        objectives,
-        limits,
-        settings.margin,
-        **bounds_of(settings),
-        cost=cost_of(table, objectives),
-    )
+    cost = cost_of(table, objectives)
+    return decide(table, objectives, limits, settings.margin, **bounds_of(settings), cost=cost)
 
 
 def bounds_of(settings: ReportSettings) -> dict[str, list[Limit]]:
-    """Budgets and floors.
+    """Budgets and floors; `params <= 692e3` and `recall/mel >= 0.8` need no efficiency/ and val/.
 
     Raises:
-        ConfigError: A text that is no limit; the message names the key.
+        ConfigError: A text that is not a limit; the message names the key.
     """
-    return {
-        key: [
-            _limit(text, f"{key}[{number}]") for number, text in enumerate(getattr(settings, key))
-        ]
-        for key in ("budgets", "floors")
-    }
+    bounds: dict[str, list[Limit]] = {}
+    for key in ("budgets", "floors"):
+        bounds[key] = []
+        for number, bound in enumerate(getattr(settings, key)):
+            problems = []
+            for prefix in ("", "efficiency/", "val/"):
+                try:
+                    bounds[key] += parse_limits({"limits": [f"{prefix}{bound.strip()}"]})
+                    break
+                except ConfigError as error:
+                    problems.append(error.problem)
+            else:
+                raise ConfigError(f"{key}[{number}]", problems[0])
+    return bounds
 
 
 def cost_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> str:
-    """By which metric a model is cheap: the first cost among the objectives, else FLOPs."""
-    named = [each.metric for each in objectives if is_cost(each.metric)]
-    return named[0] if named else "efficiency/flops"
+    """The metric that says how cheap a model is: the first cost of the objectives, else FLOPs."""
+    costs = [each.metric for each in objectives if is_cost(each.metric)]
+    return costs[0] if costs else collect.FLOPS
 
 
-def _limit(text: str, key: str) -> Limit:
-    """A budget or a floor; `params <= 692e3` and `recall/mel >= 0.8` may stand without efficiency/ and val/."""
-    problems = []
-    for prefix in ("", "efficiency/", "val/"):
-        try:
-            return parse_limits({"limits": [f"{prefix}{text.strip()}"]})[0]
-        except ConfigError as error:
-            problems.append(error.problem)
-    raise ConfigError(key, problems[0])
+def learning_curves(
+    history: pd.DataFrame, table: pd.DataFrame, trial_of: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """One curve per trial, up to the last epoch that was trained.
+
+    The curve of a trial with several seeds is their mean up to the last epoch that all of them
+    have: beyond it, the mean of fewer seeds would jump.
+
+    Args:
+        history: What runs recorded after their epochs: run_id, step (of the optimizer), value; in
+            any order. The last row of a step counts (a resumed run may record it twice). A missing
+            value is an epoch without a point.
+        table: One row per trial: run_id, label, state.
+        trial_of: The trial of a run, for the seeds of a trial.
+
+    Returns:
+        `Report.curves`: run_id (of the trial), label, state, epoch (from 1), value; in the order of
+        the table, then by epoch. Trials without an epoch are left out.
+    """
+    points = history.drop_duplicates(["run_id", "step"], keep="last")
+    points = points.sort_values(["run_id", "step"], kind="stable")
+    points["epoch"] = points.groupby("run_id").cumcount() + 1
+    points["trial"] = points["run_id"].replace(trial_of or {})
+    seeds = points.groupby("trial")["run_id"].nunique()
+    means = points.groupby(["trial", "epoch"])["value"].agg(["mean", "size", "count"]).reset_index()
+    complete = (means["size"] == means["trial"].map(seeds)) & (means["count"] == means["size"])
+    means = means[complete].rename(columns={"trial": "run_id", "mean": "value"})
+    trials = table[["run_id", "label", "state"]].drop_duplicates("run_id")
+    curves = trials.merge(means[["run_id", "epoch", "value"]], on="run_id", how="inner")
+    return curves.reset_index(drop=True)
 
 
-def _front(table: pd.DataFrame, objectives: Sequence[Objective]) -> np.ndarray:
-    return front.values_of(table[table["front"]], objectives)
+def write(report: Report, folder: Path) -> None:
+    """Write all files: the complete folder or, if that fails, nothing; a former folder is replaced."""
+    from src.reporting import plots_static  # matplotlib
 
-
-def _chosen(table: pd.DataFrame, answers: Sequence[Answer]) -> pd.Series:
-    names = {
-        run_id: ", ".join(answer.name for answer in answers if answer.run_id == run_id)
-        for run_id in {answer.run_id for answer in answers if answer.run_id}
-    }
-    return table["run_id"].map(names).fillna("")
-
-
-def _commands(table: pd.DataFrame, reader: PredictionReader) -> pd.Series:
-    found = pd.Series("", index=table.index, dtype=object)
-    for at in table.index[table["front"] | (table["chosen"] != "")]:
-        run_id = str(table.at[at, "run_id"])
-        study = reader.study_of(run_id)
-        row = study.trials[study.trials["run_id"] == run_id].iloc[0]
-        found[at] = retrain(study, row, reader.artifacts(run_id))
-    return found
-
-
-def _curves(table: pd.DataFrame, quality: str, reader: PredictionReader) -> pd.DataFrame:
-    """Of the quality, for the interesting trials and for others evenly from the best to the worst."""
-    always = table["front"] | (table["chosen"] != "")
-    others = np.flatnonzero(~always & ~table["state"].isin(["over_limit"]))
-    picked = others[
-        np.unique(np.linspace(0, len(others) - 1, min(CURVES, len(others))).round().astype(int))
-    ]
-    shown = table[always | table.index.isin(table.index[picked])]
-    history, trial_of = reader.history(list(shown["run_id"]), quality.removeprefix("best/"))
-    return plots_html.learning_curves(history, shown, trial_of)
-
-
-def _ablations(effects: pd.DataFrame, objectives: Sequence[Objective]) -> dict[str, pd.DataFrame]:
-    if effects.empty:
-        return {}
-    return {
-        f"effect of {name}": ablation.ablation_table(effects, objectives, [name]).drop(
-            columns="parameter"
-        )
-        for name in effects["parameter"].unique()
-    }
-
-
-FOLDER = "report"  # within the artifacts of the study's run
-DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's UI shows as a run's description
+    drawn = charts.charts(report)
+    with atomic_folder(folder, "the report") as draft:
+        page.write(report, drawn, draft)
+        plots_static.write(drawn, draft / "figures")
 
 
 def publish(
     report: Report, study: StudyRuns, folder: Path, store: Store, beside: str | None = None
 ) -> None:
-    """Write a study's report to its run: files, headline figures and description; tag the members of its front.
+    """Write a report to the study's run: files, metrics, description; tag the front.
 
     Args:
         report: Of that study.
-        study: Must have a run of its own.
-        folder: That holds the report's files.
+        study: Has a run of its own.
+        folder: With the files of the report.
         store: Opened if it is not yet.
-        beside: Of a report on another question than the study's own, or on several studies: where
-            its files go below `report/`. Its figures and its front are not the study's: nothing
-            else is written.
+        beside: For a report on another question than the study's own, or on several studies: the
+            folder of its files below `report/`. Nothing else is written then.
     """
     run = Run.attach(store, study.run_id)
     if beside is not None:
         run.artifact(folder, f"{FOLDER}/{beside}")
         return
-    own = report.table[report.table["study"] == study.name]
+    rows = report.table[report.table["study"] == study.name]
     run.artifact(folder, FOLDER)
-    run.log(headline(report, own))
+    run.log(headline(report, rows))
     run.flush()
-    run.tag(**{DESCRIPTION: markdown(report), "report": report.written})
-    tag_front(own, study.trials, store)
+    run.tag(**{DESCRIPTION: page.markdown(report), "report": report.written})
+    before = study.trials.set_index("run_id")
+    for tag in ("front", "knee"):
+        was = (texts(before, f"tags.{tag}") == "true").reindex(rows["run_id"], fill_value=False)
+        for run_id, now, then in zip(rows["run_id"], rows[tag], was, strict=True):
+            if now != then:
+                Run.attach(store, str(run_id)).tag(**{tag: str(bool(now)).lower()})
 
 
-def headline(report: Report, own: pd.DataFrame) -> dict[str, float]:
-    """Metrics of the study's run: size and hypervolume of its front, the knee, and what each answer chose.
+def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
+    """Metrics of the study's run: size and hypervolume of the front, the knee, the answers.
 
     Args:
         report: Of the study.
-        own: Its rows of the table.
+        rows: Of the study, in the report's table.
     """
-    named = [recorded_name(objective.metric) for objective in report.objectives]
-    name = str(own["study"].iloc[0])
-    found = {
-        "report/front": float(own["front"].sum()),
-        "report/hypervolume": report.hypervolume.get(name, 0.0),
-    }
-    chosen = {"knee": own[own["knee"]]}
-    chosen |= {
-        answer.name: own[own["run_id"] == answer.run_id]
-        for answer in report.answers
-        if answer.run_id
-    }
-    for what, rows in chosen.items():
-        for metric in named:
-            if len(rows) and metric in rows and pd.notna(rows[metric].iloc[0]):
-                called = recordable(f"report/{_short(what)}/{metric.removeprefix('best/')}")
-                found[called] = float(rows[metric].iloc[0])
-    return found
-
-
-def tag_front(own: pd.DataFrame, trials: pd.DataFrame, store: Store) -> None:
-    """Set the tags `front` and `knee` where they are not yet what they should be.
-
-    Args:
-        own: The study's rows of the report's table.
-        trials: The same runs as the store gave them.
-        store: Opened if it is not yet.
-    """
-    before = trials.set_index("run_id")
-    for tag in ("front", "knee"):
-        now = pd.Series(own[tag].to_numpy(dtype=bool), index=own["run_id"])
-        was = (
-            before[f"tags.{tag}"] == "true"
-            if f"tags.{tag}" in before
-            else pd.Series(False, index=before.index)
-        )
-        changed = now[now != was.reindex(now.index).fillna(False).astype(bool)]
-        for run_id, value in changed.items():
-            Run.attach(store, str(run_id)).tag(**{tag: str(bool(value)).lower()})
-
-
-def _short(name: str) -> str:
-    """An answer's name as a part of a metric's name: no spaces, no signs that MLflow refuses."""
-    words = name.replace("<=", "at most").replace(">=", "at least").replace("/", "_").split()
-    return "_".join(
-        "".join(sign for sign in word if sign.isalnum() or sign in "._-") for word in words
-    )
-
-
-log = logging.getLogger(__name__)
-console = Console(width=100)
-PAGE = "report.html"
-
-
-def make(config: DictConfig) -> Report:
-    """Make the report that a config asks for.
-
-    Args:
-        config: A composed `conf/command/report.yaml`.
-
-    Returns:
-        The report, after it was written and published.
-
-    Raises:
-        UserError: Bad input, or nothing to report on; the message names the culprit.
-    """
-    settings, store = _settings(config)
-    studies, title = _studies(config, settings, store, settings.refresh)
-    folder = Path(settings.folder) / _folder_name(title)
-    _refuse_unwritable(folder)
-    for study in studies:
-        _refuse_empty(study)
-    objectives, limits, notes = collect.purpose(studies, settings.objectives, settings.limits)
-    if settings.test and _test_chosen(studies, objectives, limits, settings, store):
-        studies, title = _studies(config, settings, store, False)
-    earlier = _earlier(studies[0], settings)
-    log.info(
-        "computing the report on %s: %d trials", title, sum(len(each.trials) for each in studies)
-    )
-    reader = PredictionReader(store, studies, settings.refresh)
-    report = build(studies, objectives, limits, reader, settings, title, earlier)
-    report.warnings[:0] = notes
-    write(report, folder)
-    if settings.publish:
-        # another question than the study's own must not stand in its record as if it were
-        own = settings.objectives is None and settings.limits is None and len(studies) == 1
-        for study in studies:
-            if study.run_id:
-                publish(report, study, folder, store, None if own else folder.name)
-            else:
-                log.warning(
-                    "%s has no run of its own in MLflow: the report is in %s only",
-                    study.name,
-                    folder,
-                )
-    if settings.register:
-        from src.reporting.register import (
-            register,  # torch takes seconds to import, most reports need none
-        )
-
-        register(report, reader, settings)
-    show(report, folder)
-    return report
-
-
-def write(report: Report, folder: Path) -> None:
-    """Write the page, the pictures and the tables: the whole folder or, if that fails, nothing; what was there goes."""
-    with atomic_folder(folder, "the report") as draft:
-        tables.write_tables(report, draft)
-        plots_static.write(report, draft / "figures")
-        page.write(report, draft / PAGE)
+    volume = report.hypervolume.get(str(rows["study"].iloc[0]), 0.0)
+    metrics = {"report/front": float(rows["front"].sum()), "report/hypervolume": volume}
+    chosen = {"knee": rows[rows["knee"]]}
+    chosen |= {each.name: rows[rows["run_id"] == each.run_id] for each in report.answers}
+    for name, row in chosen.items():
+        words = name.replace("<=", "at most").replace(">=", "at least").replace("/", "_")
+        short = re.sub(r"[^\w.-]", "", re.sub(r"\s+", "_", words.strip()))
+        for metric in [recorded_name(objective.metric) for objective in report.objectives]:
+            if len(row) and pd.notna(row.get(metric, pd.Series([np.nan])).iloc[0]):
+                key = recordable(f"report/{short}/{metric.removeprefix('best/')}")
+                metrics[key] = float(row[metric].iloc[0])
+    return metrics
 
 
 def show(report: Report, folder: Path) -> None:
-    """Tell the findings on the terminal, 100 columns wide."""
+    """Print answers, findings, the front and warnings, 80 columns wide."""
     console.rule(f"{report.title}: the Pareto report", align="left")
     for answer in report.answers:
-        console.print(f"[bold]{escape(answer.question)}[/bold]")
+        console.print(answer.question, style="bold", markup=False, highlight=False)
         console.print(f"  {answer.text}", markup=False, highlight=False)
-    console.print()
-    for paragraph in report.paragraphs:
-        console.print(f"- {paragraph}", markup=False, highlight=False)
-    for warning in report.warnings:
-        console.print(f"! {warning}", markup=False, highlight=False)
-    console.print(f"look: {folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    console.print(page.short_front(report, comparison.MOST_ROWS).to_rich())
+    if len(report.comparison):
+        console.print(Table(report.comparison, "Studies side by side, on one scale").to_rich())
+    for sign, lines in (("-", report.paragraphs), ("!", report.warnings)):
+        for line in lines:
+            console.print(f"{sign} {line}", markup=False, highlight=False)
+    console.print(f"look: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _settings(config: DictConfig) -> tuple[ReportSettings, Store]:
-    plain = resolve(config)
-    own = {key: value for key, value in plain.items() if key not in ("tracking", "from_experiment")}
-    check({"_target_": "src.reporting.record.ReportSettings", **own})
-    settings = ReportSettings(**own)
-    settings.check()
-    if not settings.studies and not settings.filter and not plain["from_experiment"]:
-        raise UserError(
-            "study: name one, as in study=dense_size (or take experiment=..., or filter=...)"
-            + _hint(config)
+def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[str, pd.DataFrame]:
+    """Means by value for each parameter, the clearest differences, and the smallest good values."""
+    if effects.empty:
+        return {}
+    tables = {
+        f"effect of {name}": ablation.ablation_table(effects, objectives, [name]).drop(
+            columns="parameter"
         )
-    return settings, existing(config, plain["from_experiment"])
+        for name in effects["parameter"].unique()
+    }
+    # of costs a net's own figures say more than averages over unevenly drawn trials
+    qualities = [each for each in objectives if not is_cost(each.metric)]
+    tables["clearest differences"] = ablation.contrasts(effects, qualities)
+    quality = quality_objective(objectives)
+    ordered = effects[effects["ordered"] & (effects["objective"] == quality.metric)]
+    if len(ordered) and effects["parameter"].nunique() <= FEW_PARAMETERS:
+        names = ordered["parameter"].unique()
+        rows = [ablation.knee_of(effects, str(name), quality) for name in names]
+        tables["smallest sufficient values"] = pd.DataFrame(rows)
+    return tables
 
 
 def _hint(config: DictConfig) -> str:
-    """The studies there are, if the store can be read."""
+    """The studies of the store, if it can be read."""
     try:
-        names = collect.known_studies(cache.cached_runs(existing(config)))
+        names = collect.known_studies(read.cached_runs(existing(config)))
     except UserError:
         return ""
-    return f"; there are {', '.join(names[: collect.SHOWN_NAMES])}" if names else ""
+    return f"; there are {', '.join(names[: collect.MOST_NAMES])}" if names else ""
 
 
-def _studies(
-    config: DictConfig, settings: ReportSettings, store: Store, refresh: bool
-) -> tuple[list[StudyRuns], str]:
+def _studies(settings: ReportSettings, store: Store, refresh: bool) -> tuple[list[StudyRuns], str]:
+    """The studies, or the search, and the title."""
     if settings.filter:
-        found = read.runs(store, settings.filter)
-        return [collect.selection(found, settings.filter, store)], settings.filter
-    runs = cache.cached_runs(store, refresh=refresh)
+        runs = read.runs(store, settings.filter)
+        return [collect.selection(runs, settings.filter, store)], settings.filter
+    runs = read.cached_runs(store, refresh=refresh)
     if not settings.studies:
         name = f"experiment {store.experiment}"
         return [collect.selection(runs, name, store)], name
-    return [collect.study(runs, name, store) for name in settings.studies], " and ".join(
-        settings.studies
-    )
+    studies = [collect.study(runs, name, store) for name in settings.studies]
+    return studies, " and ".join(settings.studies)
 
 
-def _refuse_unwritable(folder: Path) -> None:
-    """Before anything is tested or computed."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder} is a file")
-    except OSError as error:
-        raise UserError(
-            f"folder={folder.parent}: the report cannot be written there ({error})"
-        ) from error
-
-
-def _refuse_empty(study: StudyRuns) -> None:
-    ends = _column(study.trials, "tags.trial_state").where(
-        study.trials["status"] == "FINISHED", study.trials["status"]
-    )
-    ends = ends.replace("", "complete").str.lower().str.replace("_", " ")
+def _refuse_unfinished(study: StudyRuns) -> None:
+    states, status = texts(study.trials, "tags.trial_state"), study.trials["status"]
+    ends = states.where(status == "FINISHED", status).replace("", "complete")
+    ends = ends.str.lower().str.replace("_", " ")
     if not (ends == "complete").any():
-        told = ", ".join(f"{number} {end}" for end, number in ends.value_counts().items())
+        numbers = ", ".join(f"{number} {end}" for end, number in ends.value_counts().items())
         raise UserError(
-            f"{study.name}: has no finished trial yet ({told}); nothing can be compared"
+            f"{study.name}: has no finished trial yet ({numbers}); nothing can be compared"
         )
 
 
@@ -472,15 +407,11 @@ def _earlier(study: StudyRuns, settings: ReportSettings) -> StudyRuns | None:
     earlier = study.before(moment)
     if earlier.trials.empty:
         first = study.trials["end_time"].min()
-        ended = f"the first did {first:%Y-%m-%dT%H:%M} UTC"
         raise UserError(
-            f"before={settings.before}: no trial of {study.name} had ended by then, {ended}"
+            f"before={settings.before}: no trial of {study.name} had ended by then, "
+            f"the first ended {first:%Y-%m-%dT%H:%M} UTC"
         )
     return earlier
-
-
-def _column(frame: pd.DataFrame, name: str) -> pd.Series:
-    return frame[name].fillna("") if name in frame else pd.Series("", index=frame.index)
 
 
 def _test_chosen(
@@ -490,30 +421,18 @@ def _test_chosen(
     settings: ReportSettings,
     store: Store,
 ) -> bool:
-    """Evaluate the answers and the members of the fronts on the test split, those that were not; whether any was."""
-    to_test = []
-    for number, study in enumerate(studies):
-        table = front.compared(study, objectives, limits)
-        wanted = table["front"]
+    """Evaluate answers and fronts on the test split, once; whether any run had no test figures."""
+    tested = False
+    tables = [collect.compared(study, objectives, limits) for study in studies]
+    for number, table in enumerate(tables):
+        chosen = table["front"].copy()
         if number == 0:
             answers = decide_on(table, objectives, limits, settings)
-            wanted = wanted | table["run_id"].isin([answer.run_id for answer in answers])
-        trained = table.get(recorded_name("val/accuracy"), pd.Series(index=table.index)).notna()
-        untested = table.get("test/accuracy", pd.Series(index=table.index)).isna() & (
-            table["tested"] == ""
-        )
-        to_test.append(table[wanted & trained & untested])
-    if not any(map(len, to_test)):
-        return False
-    from src.reporting import (
-        comparison as summary,  # torch takes seconds to import, most reports need none
-    )
-
-    tested = [
-        summary.test_once(store, rows, summary.ANSWER) for rows in to_test
-    ]  # all of them, not only up to the first
-    return any(tested)
-
-
-def _folder_name(title: str) -> str:
-    return re.sub(r"[^\w.=,+-]+", "_", title).strip("_.")[:100] or "report"
+            chosen |= table["run_id"].isin([answer.run_id for answer in answers])
+        names = [recorded_name("val/accuracy"), "test/accuracy"]
+        figures = table.reindex(columns=names).notna().to_numpy()
+        untested = figures[:, 0] & ~figures[:, 1] & (table["tested"] == "")
+        rows = table[chosen & untested]
+        if len(rows):
+            tested |= comparison.test_once(store, rows, comparison.ANSWER)
+    return tested

@@ -11,7 +11,7 @@ from sklearn.linear_model import LinearRegression
 
 from src.core.errors import ConfigError
 from src.metrics.registry import Objective
-from src.reporting.ablation import COLUMNS, ablation_table, effects, knee_of, say_effects
+from src.reporting.ablation import COLUMNS, ablation_table, contrasts, effects, knee_of
 from src.sweep.overrides import parameters
 
 ACCURACY = Objective("val/balanced_accuracy", "maximize")
@@ -203,25 +203,17 @@ def test_seeds_are_pooled_where_each_value_has_one_trial() -> None:
     low, high = stats.t.interval(0.95, 4, loc=0.7, scale=math.sqrt((0.03**2 + 0.05**2) / 2 / 3))
     best = at(found, "dense", "[128]")
     assert (best["adjusted_low"], best["adjusted_high"]) == pytest.approx((low, high))
-    (said,) = say_effects(found, [ACCURACY])  # one parameter: no others, and nothing to correct for
-    assert said.startswith(
-        "dense goes with a difference of 0.200 in balanced accuracy (validation): 0.500 [0.4"
-    )
-    assert said.endswith("(n=1) at [128].")
+    row = contrasts(found, [ACCURACY]).iloc[0]
+    assert row[["verdict", "low_value", "high_value"]].tolist() == ["clear", "[64]", "[128]"]
+    assert row["difference"] == pytest.approx(0.2)
+    assert row["basis"] == "one parameter"
 
 
 def test_what_is_never_a_number_does_not_count() -> None:
     table = GRID.assign(**{"best/val/balanced_accuracy": [0.6, math.inf, 0.4, -math.inf]})
     assert of(table, [ACCURACY])["n"].tolist() == [1, 1, 2]
-    assert "dropout" not in "".join(say_effects(of(table), [ACCURACY]))
-
-
-def test_a_cost_that_a_parameter_does_not_touch() -> None:
-    said = say_effects(of(noisy()), [FLOPS])
-    assert said[1:] == [
-        "No difference in FLOPs: loss, dropout.",
-        "3 parameters were looked at; no correction for that was made.",
-    ]
+    rows = contrasts(of(table), [ACCURACY]).set_index("parameter")
+    assert "dropout" not in rows.index  # only one of its values is left
 
 
 def test_a_continuous_parameter_is_shown_by_its_quantiles() -> None:
@@ -246,73 +238,6 @@ DENSE = study(
 )
 
 
-@pytest.mark.parametrize(
-    ("tolerance", "knee"),
-    [
-        (None, "[128]"),
-        (0.0, "[256]"),
-        (0.04, "[128]"),
-        (0.039, "[256]"),
-        (0.09, "[64]"),
-        (1.0, "[16]"),
-    ],
-)
-def test_the_knee_is_the_smallest_value_within_the_tolerance(
-    tolerance: float | None, knee: str
-) -> None:
-    found = of(DENSE)
-    assert found[found["objective"] == ACCURACY.metric]["value"].tolist() == [
-        "[16]",
-        "[32]",
-        "[64]",
-        "[128]",
-        "[256]",
-    ]
-    assert knee_of(found, "dense", ACCURACY, tolerance)[0] == knee
-
-
-def test_the_knee_in_words() -> None:
-    _, text = knee_of(of(DENSE), "dense", ACCURACY)
-    assert "best at [256] (0.645" in text
-    assert (
-        "Down to [128] (0.605) it loses 0.040, not more than the deviation over seeds (0.050)."
-        in text
-    )
-    assert "At [64], the next smaller value, it loses 0.085" in text
-    assert "balanced accuracy (validation) falls below [128]" in text
-    assert "smallest value tried" in knee_of(of(DENSE), "dense", ACCURACY, 1.0)[1]
-    dipped = DENSE.assign(**{"best/val/balanced_accuracy": [0.6, 0.6, 0.3, 0.6, 0.3]})
-    value, text = knee_of(of(dipped), "dense", ACCURACY, 0.01)
-    assert value == "[32]"
-    assert "no steady curve: [64]" in text
-
-
-def test_a_knee_of_a_cost_looks_the_other_way() -> None:
-    assert knee_of(of(DENSE), "dense", FLOPS, 0)[0] == "[16]"
-
-
-@pytest.mark.parametrize(("second", "knee"), [(0.507, "8"), (0.504, "16")])
-def test_without_repeats_the_interval_of_the_best_value_is_the_tolerance(
-    second: float, knee: str
-) -> None:
-    # variances pooled over three values: t(0.975, 6) * 0.01 / sqrt(3) = 2.447 * 0.00577 = 0.0141
-    rows = [
-        (f"width={w}", y + e, 1.0)
-        for w, y in ((4, 0.2), (8, second), (16, 0.52))
-        for e in (-0.01, 0.0, 0.01)
-    ]
-    value, text = knee_of(of(study(rows)), "width", ACCURACY)
-    assert value == knee
-    assert "half the width of the best value's 95% interval (0.014)" in text
-
-
-def test_a_knee_needs_an_order_and_figures() -> None:
-    with pytest.raises(ConfigError, match="order"):
-        knee_of(of(GRID), "loss", ACCURACY)
-    with pytest.raises(ConfigError, match="out of loss, dropout"):
-        knee_of(of(GRID), "width", ACCURACY)
-
-
 def noisy() -> pd.DataFrame:
     """Loss matters much, width somewhat, dropout not at all."""
     generator = np.random.default_rng(3)
@@ -321,59 +246,6 @@ def noisy() -> pd.DataFrame:
         accuracy = 0.4 + 0.2 * (loss == "focal") + 0.05 * (width == 16) + 0.01 * generator.normal()
         rows.append((f"loss={loss} width={width} dropout={dropout}", accuracy, float(width)))
     return study(rows)
-
-
-def test_findings_are_told_strongest_first_and_the_rest_is_said_to_tell_nothing() -> None:
-    said = say_effects(of(noisy()), [ACCURACY])
-    assert len(said) == 4
-    assert said[0].startswith(
-        "loss goes with a difference of 0.198 in balanced accuracy (validation): 0.425 [0.409, 0.442] (n=6) at plain,"
-    )
-    assert "0.623 [0.606, 0.639] (n=6) at focal, others averaged out." in said[0]
-    assert said[1].startswith("width goes with")
-    assert said[2].startswith(
-        "Nothing can be told of the effect on balanced accuracy (validation) of dropout (0.5"
-    )
-    assert said[2].endswith("the intervals of all values overlap.")
-    assert said[3] == "3 parameters were looked at; no correction for that was made."
-    both = say_effects(of(noisy()), BOTH)
-    assert both[3].startswith("width goes with a factor of 2 in FLOPs: 8.000")
-    assert both[:3] == said[:3]
-    assert [text for text in both if "looked at" in text] == both[-1:]
-
-
-def test_raw_means_of_uneven_trials_say_that_others_differ() -> None:
-    found = of(
-        unbalanced(12, noise=0.01), [ACCURACY]
-    )  # four fitted parameters leave 8 degrees of freedom
-    assert found["adjusted"].isna().all()
-    said = say_effects(found, [ACCURACY])
-    assert said[0].startswith("width goes with a difference of 0.")
-    assert said[0].endswith("; other parameters differ too.")
-    assert said[-1] == "2 parameters were looked at; no correction for that was made."
-    assert "; other parameters differ too)." in knee_of(found, "width", ACCURACY)[1]
-    assert "held equal" not in " ".join(said)
-    assert "averaged out" not in " ".join(said)
-
-
-def test_findings_warn_where_raw_means_mislead() -> None:
-    said = "\n".join(say_effects(of(unbalanced(200, noise=0.01)), [ACCURACY]))
-    assert "at good, other parameters held equal. The raw means differ by 0.5" in said
-    assert "for the other parameters were not drawn evenly" in said
-    assert "not drawn evenly" not in "\n".join(say_effects(of(noisy()), [ACCURACY]))
-
-
-def test_a_clear_pair_is_found_beside_a_value_that_is_hardly_known() -> None:
-    """The best mean, of c, has the widest interval; b against a is clear all the same."""
-    rows = [("x=a", 0.1 + e, 1.0) for e in (-0.01, 0, 0.01)] + [
-        ("x=b", 0.5 + e, 1.0) for e in (-0.01, 0, 0.01)
-    ]
-    table = of(study([*rows, ("x=c", 0.6, 1.0)]), [ACCURACY])
-    table[["adjusted", "adjusted_low", "adjusted_high"]] = math.nan
-    table.loc[2, ["low", "high"]] = [0.0, 1.2]
-    assert say_effects(table, [ACCURACY])[0].startswith(
-        "x goes with a difference of 0.400 in balanced"
-    )
 
 
 def test_costs_grow_by_factors() -> None:
@@ -385,9 +257,9 @@ def test_costs_grow_by_factors() -> None:
     adjusted = [at(found, "width", value, FLOPS)["adjusted"] for value in ("4", "8", "16")]
     # three settings of 32 px, two of 64 px
     assert adjusted == pytest.approx([1000 * w**2 * (32**3 * 64**2) ** (2 / 5) for w in (4, 8, 16)])
-    said = say_effects(found, [FLOPS])
-    assert said[0].startswith("width goes with a factor of 16 in FLOPs: ")
-    assert said[1].startswith("size goes with a factor of 4 in FLOPs: ")
+    rows = contrasts(found, [FLOPS])
+    assert rows["parameter"].tolist() == ["width", "size"]
+    assert rows["factor"].tolist() == pytest.approx([16, 4])
 
 
 def test_intervals_of_costs_stay_above_zero() -> None:
@@ -448,18 +320,11 @@ def test_adjusted_means_need_degrees_of_freedom(
     found = of(study(rows), [ACCURACY])
     assert found["adjusted"].notna().eq(known).all()
     assert found["adjusted_low"].notna().eq(known).all()
-    assert ("held equal" in " ".join(say_effects(found, [ACCURACY]))) <= known
+    assert contrasts(found, [ACCURACY])["basis"].eq("others held equal").any() <= known
 
 
 def test_fractions_never_multiply() -> None:
     assert not of(study([("a=1", 0.01, 1.0), ("a=2", 0.9, 1.0)]), [ACCURACY])["log"].any()
-
-
-def test_single_trials_tell_nothing() -> None:
-    said = say_effects(of(study([("a=1", 0.1, 1), ("a=2", 0.9, 2)])), BOTH)
-    assert [text.split(" of a: ")[1] for text in said] == [
-        "not two values have several trials or seeds."
-    ] * 2
 
 
 def test_the_table_for_people() -> None:
@@ -480,23 +345,6 @@ def test_the_table_for_people() -> None:
     assert ablation_table(of(GRID), [ACCURACY])["value"].tolist() == ["focal", "plain", "0", "0.5"]
 
 
-def test_ten_thousand_trials_are_no_work() -> None:
-    generator = np.random.default_rng(0)
-    size = 10_000
-    cells = pd.DataFrame({f"p{number}": generator.random(size) for number in range(4)})
-    cells = cells.assign(
-        **{f"c{number}": generator.choice(list("abcd"), size) for number in range(4)}
-    )
-    texts = [
-        " ".join(f"{key}={value}" for key, value in row.items()) for row in cells.to_dict("records")
-    ]
-    table = study([(text, value, 1.0) for text, value in zip(texts, cells["p0"], strict=True)])
-    found = of(table, [ACCURACY])
-    assert len(found) == 4 * 5 + 4 * 4
-    first = found[found["parameter"] == "p0"]["adjusted"].to_numpy()
-    assert first == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9], abs=0.02)
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_parameter_that_only_failed_trials_had_is_left_out() -> None:
     table = study(
@@ -510,3 +358,121 @@ def test_a_parameter_that_only_failed_trials_had_is_left_out() -> None:
 def test_a_cost_just_below_a_million_reads_as_one() -> None:
     found = of(study([("a=1", 0.1, 999_999.9), ("a=2", 0.2, 2e6)]), [FLOPS])
     assert ablation_table(found, [FLOPS]).iloc[:, 2].tolist() == ["1M (n=1)", "2M (n=1)"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "tolerance", "smallest"),
+    [
+        (ACCURACY, None, "[128]"),
+        (ACCURACY, 0.0, "[256]"),
+        (ACCURACY, 0.04, "[128]"),
+        (ACCURACY, 0.039, "[256]"),
+        (ACCURACY, 0.09, "[64]"),
+        (ACCURACY, 1.0, "[16]"),
+        (FLOPS, 0.0, "[16]"),
+    ],
+)
+def test_the_knee_is_the_smallest_value_within_the_tolerance(
+    objective: Objective, tolerance: float | None, smallest: str
+) -> None:
+    table = of(DENSE)
+    values = ["[16]", "[32]", "[64]", "[128]", "[256]"]
+    assert table[table["objective"] == objective.metric]["value"].tolist() == values
+    assert knee_of(table, "dense", objective, tolerance)["smallest"] == smallest
+
+
+def test_the_knee_has_its_losses_and_its_tolerance() -> None:
+    knee = knee_of(of(DENSE), "dense", ACCURACY)
+    assert (knee["best_value"], knee["next_smaller"]) == ("[256]", "[64]")
+    losses = [knee[name] for name in ("best_mean", "smallest_loss", "next_loss", "tolerance")]
+    assert losses == pytest.approx([0.645, 0.040, 0.085, 0.050])
+    assert knee["source"] == "deviation over seeds"
+    assert knee_of(of(DENSE), "dense", ACCURACY, 1.0)["next_smaller"] is None
+    dipped = DENSE.assign(**{"best/val/balanced_accuracy": [0.6, 0.6, 0.3, 0.6, 0.3]})
+    knee = knee_of(of(dipped), "dense", ACCURACY, 0.01)
+    assert (knee["smallest"], knee["exceptions"]) == ("[32]", "[64]")
+
+
+@pytest.mark.parametrize(("second", "smallest"), [(0.507, "8"), (0.504, "16")])
+def test_without_repeats_the_interval_of_the_best_value_is_the_tolerance(
+    second: float, smallest: str
+) -> None:
+    # variances pooled over three values: t(0.975, 6) * 0.01 / sqrt(3) = 2.447 * 0.00577 = 0.0141
+    rows = [
+        (f"width={w}", y + e, 1.0)
+        for w, y in ((4, 0.2), (8, second), (16, 0.52))
+        for e in (-0.01, 0.0, 0.01)
+    ]
+    knee = knee_of(of(study(rows)), "width", ACCURACY)
+    assert knee["smallest"] == smallest
+    assert knee["tolerance"] == pytest.approx(0.0141, abs=1e-4)
+
+
+def test_a_knee_needs_an_order_and_figures() -> None:
+    with pytest.raises(ConfigError, match="order"):
+        knee_of(of(GRID), "loss", ACCURACY)
+    with pytest.raises(ConfigError, match="out of loss, dropout"):
+        knee_of(of(GRID), "width", ACCURACY)
+
+
+def test_contrasts_are_sorted_and_have_a_verdict() -> None:
+    rows = contrasts(of(noisy()), BOTH)
+    assert rows[["parameter", "verdict"]].head(4).to_numpy().tolist() == [
+        *[["loss", "clear"], ["width", "clear"], ["dropout", "unclear"], ["width", "clear"]],
+    ]
+    assert rows["verdict"].tail(2).tolist() == ["none", "none"]
+    first = rows.iloc[0]
+    assert first[["low_value", "high_value"]].tolist() == ["plain", "focal"]
+    assert first[["low", "high", "difference"]].tolist() == pytest.approx(
+        [0.425, 0.623, 0.198], abs=6e-4
+    )
+    assert first["basis"] == "others averaged out"
+    assert rows.iloc[3]["factor"] == pytest.approx(2)
+
+
+def test_raw_means_of_uneven_trials_say_that_others_differ() -> None:
+    # four fitted parameters leave 8 degrees of freedom
+    table = of(unbalanced(12, noise=0.01), [ACCURACY])
+    assert table["adjusted"].isna().all()
+    rows = contrasts(table, [ACCURACY])
+    assert rows["parameter"].iloc[0] == "width"
+    assert set(rows["basis"]) == {"others differ, too"}
+    assert knee_of(table, "width", ACCURACY)["basis"] == "others differ, too"
+
+
+def test_the_raw_difference_shows_where_raw_means_mislead() -> None:
+    rows = contrasts(of(unbalanced(200, noise=0.01), [ACCURACY]), [ACCURACY])
+    loss = rows.set_index("parameter").loc["loss"]
+    assert loss["difference"] == pytest.approx(0.2, abs=0.01)
+    assert loss["raw_difference"] > 0.4
+    assert loss["basis"] == "others held equal"
+
+
+def test_a_clear_pair_is_found_beside_a_value_that_is_hardly_known() -> None:
+    """The best mean, of c, has the widest interval; b against a is clear all the same."""
+    rows = [(f"x={x}", y + e, 1.0) for x, y in (("a", 0.1), ("b", 0.5)) for e in (-0.01, 0, 0.01)]
+    table = of(study([*rows, ("x=c", 0.6, 1.0)]), [ACCURACY])
+    table[["adjusted", "adjusted_low", "adjusted_high"]] = math.nan
+    table.loc[2, ["low", "high"]] = [0.0, 1.2]
+    row = contrasts(table, [ACCURACY]).iloc[0]
+    assert row[["verdict", "low_value", "high_value"]].tolist() == ["clear", "a", "b"]
+    assert row["difference"] == pytest.approx(0.4)
+
+
+def test_single_trials_are_too_few() -> None:
+    rows = contrasts(of(study([("a=1", 0.1, 1), ("a=2", 0.9, 2)])), BOTH)
+    assert rows["verdict"].tolist() == ["too few", "too few"]
+
+
+def test_ten_thousand_trials_are_no_work() -> None:
+    generator = np.random.default_rng(0)
+    size = 10_000
+    cells = {f"p{number}": generator.random(size) for number in range(4)}
+    cells |= {f"c{number}": generator.choice(list("abcd"), size) for number in range(4)}
+    swept = pd.DataFrame(cells, index=pd.Index([f"run{n}" for n in range(size)], name="run_id"))
+    table = pd.DataFrame({"run_id": swept.index, "status": "FINISHED"})
+    table["best/val/balanced_accuracy"] = swept["p0"].to_numpy()
+    rows = effects(table, swept, [ACCURACY])
+    assert len(rows) == 4 * 5 + 4 * 4
+    first = rows[rows["parameter"] == "p0"]["adjusted"].to_numpy()
+    assert first == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9], abs=0.02)

@@ -11,7 +11,7 @@ from src.core.cli import ROOT
 from src.core.errors import UserError
 from src.deployment import trained as inference
 from src.models import pruned_layers
-from src.reporting.register import served
+from src.reporting.register import pyfunc_model
 from src.training.checkpoint import save_weights
 
 CLASSES = tuple("abc")
@@ -29,13 +29,13 @@ def config(width: int) -> DictConfig:
 
 
 @pytest.mark.parametrize("left", [4, 2])
-def test_a_net_is_served_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Path) -> None:
+def test_a_net_is_registered_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
     trained = inference.build_classifier(config(left), CLASSES)
     if left < 4:
         pruned_layers.mark(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
-    found, size = served(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
+    found, size = pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
@@ -48,4 +48,4 @@ def test_another_nets_checkpoint_is_refused(tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
     save_weights(inference.build_classifier(config(2), CLASSES), tmp_path / "best.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of this network"):
-        served(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
+        pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)

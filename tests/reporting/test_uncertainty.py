@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,23 +5,8 @@ import pytest
 from src.core.errors import ConfigError
 from src.metrics.bootstrap import intervals
 from src.metrics.paired import mcnemar, paired_difference
-from src.reporting.uncertainty import compare_neighbours, drops, say_drops, say_pairs, tied_groups
+from src.reporting.uncertainty import PAIRS, compare_neighbours, drops, tied_groups
 
-PAIRS = [
-    "run_a",
-    "run_b",
-    "label_a",
-    "label_b",
-    "metric",
-    "split",
-    "difference",
-    "low",
-    "high",
-    "p_bootstrap",
-    "p_mcnemar",
-    "p_adjusted",
-    "tied",
-]
 MEMBERS = [("r1", "tiny"), ("r2", "small"), ("r3", "middle"), ("r4", "large")]
 
 
@@ -109,10 +92,6 @@ def test_pairs_that_cannot_be_compared_stay_as_rows(
     assert pairs["difference"].notna().tolist() == [False, True, False]
     assert pairs["p_adjusted"][1] == pairs["p_bootstrap"][1]  # one test, nothing to correct
     assert pairs["tied"].tolist() == [False, True, False]
-    assert say_pairs(pairs)[-1] == (
-        "Not compared in accuracy (test), for want of recorded predictions of the same images: "
-        "small with tiny and large with middle."
-    )
 
 
 def test_fronts_of_one_or_none() -> None:
@@ -121,7 +100,6 @@ def test_fronts_of_one_or_none() -> None:
         assert list(pairs) == PAIRS
         assert pairs.empty
         assert tied_groups(pairs) == []
-        assert say_pairs(pairs) == []
 
 
 def test_bad_input_is_named(predictions: dict[str, list[pd.DataFrame]]) -> None:
@@ -182,7 +160,6 @@ def test_a_member_without_a_split_keeps_its_row() -> None:
     found = drops({"r1": answers(40)}, {}, [("r1", "tiny"), ("r2", "small")], "accuracy")
     assert found["val"].tolist() == pytest.approx([0.9, np.nan], nan_ok=True)
     assert found[["test", "drop", "low", "high"]].isna().all(axis=None)
-    assert say_drops(found) == []
 
 
 def test_all_is_decided_by_the_seed(predictions: dict[str, list[pd.DataFrame]]) -> None:
@@ -195,83 +172,3 @@ def test_all_is_decided_by_the_seed(predictions: dict[str, list[pd.DataFrame]]) 
     for first, second, other in zip(once(1), once(1), once(2), strict=True):
         pd.testing.assert_frame_equal(first, second)
         assert not first.equals(other)
-
-
-def pair(label_a: str, label_b: str, difference: float, p: float, tied: bool) -> dict[str, object]:
-    named = {"run_a": label_a, "run_b": label_b, "label_a": label_a, "label_b": label_b}
-    figures = {"difference": difference, "low": difference - 0.01, "high": difference + 0.01}
-    tests = {"p_bootstrap": p, "p_mcnemar": p, "p_adjusted": p, "tied": tied}
-    return named | {"metric": "balanced_accuracy", "split": "test"} | figures | tests
-
-
-def test_pairs_in_words() -> None:
-    tie, clear = pair("B", "A", 0.004, 0.41, True), pair("C", "B", 0.05, 0.003, False)
-    assert say_pairs(pd.DataFrame([tie, clear])) == [
-        "Of 2 pairs of neighbours on the front, 1 cannot be told apart in balanced accuracy (test), at the 5% level "
-        "(paired bootstrap by lesion or patient, p-values corrected for 2 comparisons by Holm-Bonferroni).",
-        "B and A could swap places: they differ by +0.004, 95% interval -0.006 to +0.014, p 0.41.",
-    ]
-    assert say_pairs(pd.DataFrame([clear]), level=0.9) == [
-        "The two neighbours on the front can be told apart in balanced accuracy (test), at the 10% level "
-        "(paired bootstrap by lesion or patient)."
-    ]
-    assert say_pairs(pd.DataFrame([tie, tie]))[0].startswith(
-        "None of the 2 pairs of neighbours on the front can be"
-    )
-    assert say_pairs(pd.DataFrame([clear, clear]))[0].startswith(
-        "All 2 pairs of neighbours on the front can be told"
-    )
-    worse = say_pairs(pd.DataFrame([clear, pair("D", "C", -0.03, 0.012, False)]))
-    assert worse[1] == (
-        "D costs more than C in the cost that orders the front and is worse by 0.030 (p 0.012): only another objective "
-        "speaks for it."
-    )
-
-
-def drop(label: str, lost: float, half: float) -> dict[str, object]:
-    figures = {
-        "val": 0.8,
-        "test": 0.8 - lost,
-        "drop": lost,
-        "low": lost - half,
-        "high": lost + half,
-    }
-    return {"run_id": label, "label": label, "metric": "balanced_accuracy"} | figures
-
-
-def test_drops_in_words() -> None:
-    small, big, gain = drop("A", 0.01, 0.02), drop("B", 0.05, 0.02), drop("C", -0.03, 0.01)
-    assert say_drops(pd.DataFrame([small])) == [
-        "From validation to test A loses 0.010 in balanced accuracy (95% interval of the drop -0.010 to +0.030, "
-        "which includes zero)."
-    ]
-    assert say_drops(pd.DataFrame([small, big])) == [
-        "From validation to test the 2 models that were tested lose 0.030 in balanced accuracy on average; B loses "
-        "most, 0.050 (95% interval of the drop +0.030 to +0.070, which excludes zero). 1 of the 2 intervals excludes "
-        "zero."
-    ]
-    assert say_drops(pd.DataFrame([big, big, small]))[0].endswith(
-        "2 of the 3 intervals exclude zero."
-    )
-    assert say_drops(pd.DataFrame([small, small]))[0].endswith(
-        "None of the 2 intervals excludes zero."
-    )
-    assert say_drops(pd.DataFrame([gain, gain])) == [
-        "From validation to test the 2 models that were tested gain 0.030 in balanced accuracy on average; none of "
-        "them loses."
-    ]
-    assert "A neither loses nor gains in" in say_drops(pd.DataFrame([drop("A", 0.0, 0.02)]))[0]
-    assert "too few lesions or patients" in say_drops(pd.DataFrame([drop("A", 0.01, np.nan)]))[0]
-
-
-def test_words_agree_with_the_figures(predictions: dict[str, list[pd.DataFrame]]) -> None:
-    pairs = compare_neighbours(predictions, MEMBERS, "recall/mel", "val")
-    said = say_pairs(pairs)
-    tied = pairs[pairs["tied"]]
-    assert len(said) == 1 + len(tied_groups(pairs))
-    assert "recall of mel (validation)" in said[0]
-    least, most = map(float, re.findall(r"differ by ([\d.]+) to ([\d.]+), ", said[1])[0])
-    assert least == pytest.approx(tied["difference"].abs().min(), abs=5e-4)
-    assert most == pytest.approx(tied["difference"].abs().max(), abs=5e-4)
-    for label in {*tied["label_a"], *tied["label_b"]}:
-        assert label in said[1].partition(", from the cheapest on")[0]

@@ -171,8 +171,9 @@ def test_ten_trials_are_enough_to_try() -> None:
 def test_below_fifty_trials_there_is_a_caveat(values: np.ndarray, said: str | None) -> None:
     found, reasons = importance(*study(values), [Objective(ACCURACY, "maximize")])
     assert found["importance"].sum() == pytest.approx(1)
-    sentence = f"Parameter importance for balanced accuracy (validation) rests on {said}; the others' settings were"
-    assert reasons == ([f"{sentence} drawn by the sampler."] if said else [])
+    sentence = f"Parameter importance for balanced accuracy (validation) rests on {said};"
+    sentence += " the sampler drew the settings of the others."
+    assert reasons == ([sentence] if said else [])
 
 
 def test_optuna_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,653 @@
+"""Describes each chart of a report; plots_html.py and plots_static.py both draw from this.
+
+Positions are numbers, NaN where a value is missing. Texts are plain; the renderers escape them.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from src.metrics.registry import recorded_name
+from src.reporting import collect, style
+from src.reporting.record import Report
+from src.reporting.style import Marker
+
+MOST_CURVES = 250
+MOST_LINES = 1500  # of parallel coordinates; more are a grey area, and slow
+MOST_ROWS = 40  # of the table of recalls
+MOST_PANELS = 3
+MOST_TICKS = 8
+SEEDS_NOTE = (
+    "A trial with several seeds has the mean curve of its seeds, up to the last epoch of all seeds."
+)
+_RANGE = " to "  # between the ends of a group of values of a continuous parameter
+_STATES = ("running", "killed", "failed", "over_limit", "pruned", "no value", "over limit")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        title: Label, unit and direction.
+        kind: How numbers are written; categories are texts, and their first is at the top.
+        log: Whether the scale is logarithmic.
+        ticks: Positions and their texts; None: round numbers.
+        limits: Lower and upper end; None: where the values end.
+    """
+
+    title: str
+    kind: Literal["number", "integer", "percent", "time", "category"] = "number"
+    log: bool = False
+    ticks: tuple[tuple[float, str], ...] | None = None
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points, a line, or both.
+
+    Attributes:
+        name: In the legend; empty: not in the legend.
+        x: Positions, or times.
+        y: Positions, as many as x.
+        low: Lower ends of intervals of y; none: no intervals.
+        high: Upper ends.
+        texts: What a point says when it is pointed at; lines, the first one is a heading.
+        label: Text beside the points.
+        marker: None: no points.
+        colour: Of the line; empty: no line.
+        width: Of the line, in pixels.
+        dash: A key of `style.DASHES`.
+        steps: Whether the line is horizontal up to the next point.
+        opacity: 0 to 1; at 0 the points only answer to the mouse.
+    """
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[Any]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    texts: Sequence[str] = ()
+    label: str = ""
+    marker: Marker | None = None
+    colour: str = ""
+    width: float = 2
+    dash: str = "solid"
+    steps: bool = False
+    opacity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars, the first at the bottom: lengths by category."""
+
+    name: str
+    categories: Sequence[str]
+    lengths: Sequence[float]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Values in [0, 1] by row and column, (R, C); `texts` is shown when a cell is pointed at."""
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: np.ndarray
+    texts: Sequence[Sequence[str]]
+    title: str
+
+
+@dataclass(frozen=True)
+class ParallelAxis:
+    """One axis of parallel coordinates: where each line crosses it, float (N,), no NaN."""
+
+    title: str
+    positions: np.ndarray
+    ticks: tuple[tuple[float, str], ...]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """A line per trial through all axes; `colours` (N,) are values of the colour scale."""
+
+    axes: Sequence[ParallelAxis]
+    colours: np.ndarray
+    title: str
+
+
+Drawable = Series | Bars | Heatmap | Parallel
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to show a picture: chosen by a button on the page, a panel on paper.
+
+    Attributes:
+        label: On the button.
+        series: As many in every view of a picture, in the same order.
+        x: The horizontal axis.
+        y: The vertical axis.
+        note: What this view leaves out.
+    """
+
+    label: str
+    series: Sequence[Drawable]
+    x: Axis = Axis("")
+    y: Axis = Axis("")
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Views of one picture, with its height and least width on the page in pixels."""
+
+    views: Sequence[View]
+    height: int = 480
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Pictures of one subject.
+
+    Attributes:
+        key: File name and link.
+        title: Heading.
+        text: How to read it.
+        pictures: At least one; all have as many views.
+        panels: What a file on paper shows: rows of views.
+        panel_size: Width and height of a panel, in inches.
+        legend: A line above the legend of the file.
+    """
+
+    key: str
+    title: str
+    text: str
+    pictures: Sequence[Picture]
+    panels: Sequence[Sequence[View]] = field(default=())
+    panel_size: tuple[float, float] = (4.6, 2.6)
+    legend: str = ""
+
+
+def charts(report: Report) -> list[Chart]:
+    """The charts that have something to show, in the order of the page."""
+    makers: tuple[Callable[[Report], Chart | None], ...]
+    makers = (front, recalls, effects, importance, parallel, curves, progress)
+    return [chart for chart in (make(report) for make in makers) if chart is not None]
+
+
+def front(report: Report) -> Chart | None:
+    """Quality against each cost: all trials, the fronts with intervals, the knee and the answers."""
+    costs = [cost for cost in report.costs if len(drawn(report, cost))]
+    if not costs:
+        return None
+    texts = dict(zip(report.table["run_id"], _hover(report), strict=True))
+    views = [_front_view(report, cost, texts) for cost in costs]
+    objectives = [objective.metric for objective in report.objectives]
+    panels: list[str] = []  # of several latencies one is enough: they look alike
+    for cost in sorted(costs, key=lambda name: name not in objectives):
+        if "latency" not in cost or not any("latency" in other for other in panels):
+            panels.append(cost)
+    panels = sorted(panels[:MOST_PANELS], key=costs.index)
+    text = (
+        "Each point is a trial. A line joins the best quality of the front up to each cost; a "
+        "member of the front below the line is on it for another objective. Point at a trial to "
+        "see its run; drag to zoom, double-click to zoom out; click on the legend to hide."
+    )
+    if len(collect.compressed(report.table)):
+        text += " A thin line leads from a model to its compressed version."
+    row = [views[costs.index(cost)] for cost in panels]
+    size = (max(3.5, 7.2 / MOST_PANELS * len(row)) / len(row), 2.8)
+    return Chart("front", "The front", text, [Picture(views, 620)], [row], size)
+
+
+def _front_view(report: Report, cost: str, texts: dict[str, str]) -> View:
+    table = report.table[report.table["quality"].notna()]
+    points = drawn(report, cost)
+    lines = origin_lines(report, cost)
+
+    def scatter(name: str, rows: pd.DataFrame, marker: Marker, **more: Any) -> Series:
+        x, y = (style.finite(rows[column]).to_numpy() for column in (cost, "quality"))
+        hover = [texts[run_id] for run_id in rows["run_id"]]
+        return Series(name, x, y, texts=hover, marker=marker, **more)
+
+    series: list[Series] = []
+    if len(collect.compressed(report.table)):
+        series += _origins(report, cost, lines)
+    opacity = 0.45 if len(table) > 2000 else 1.0
+    for state in (*_STATES, "dominated"):
+        if len(rows := table[table["state"] == state]):
+            name = f"{state.replace('_', ' ')} ({len(rows)})"
+            marker = style.STATES.get(state, style.STATES["no value"])
+            series.append(scatter(name, rows, marker, opacity=opacity))
+    several = len(report.studies) > 1
+    descending = style.direction(report, report.quality).startswith("lower")
+    for position, study in enumerate(report.studies):
+        rows = members(report)
+        rows = rows[rows["study"] == study] if several else rows
+        marker = style.STATES["front"]
+        if several:
+            marker = Marker(style.cycle(position), style.shape(position), marker.size)
+        known = rows[["quality", cost]].dropna().sort_values(cost)
+        best = known["quality"].cummin() if descending else known["quality"].cummax()
+        line = {"colour": marker.colour, "dash": style.dash(position), "steps": True}
+        series.append(Series("", known[cost].to_numpy(), best.to_numpy(), **line))
+        name = f"front{f' of {study}' if several else ''} ({len(rows)})"
+        ends = rows[["quality_low", "quality_high"]].to_numpy(dtype=float)
+        intervals = {} if np.isnan(ends).all() else {"low": ends[:, 0], "high": ends[:, 1]}
+        series.append(scatter(name, rows, marker, **intervals))
+    chosen = named(report)
+    for position, (_, row) in enumerate(chosen[chosen["quality"].notna()].iterrows()):
+        hollow = Marker(style.BLACK, style.shape(1 + position % 5), 17, hollow=True)
+        name = f"{position + 1}: {row['label']} ({row['name']})"
+        marker = style.KNEE if row["knee"] else hollow
+        series.append(scatter(name, row.to_frame().T, marker, label=str(position + 1)))
+    # Of points in one place Plotly reports the smallest: unseen points above the important runs.
+    targets = table[table["run_id"].isin(important(report))]
+    series.append(scatter("", targets, Marker(style.BLACK, size=5), opacity=0.0))
+    hidden = len(table) - len(points)
+    note = f"{hidden} trials without {style.metric(cost).label} are not shown."
+    log = style.logarithmic(cost, pd.concat([points[cost], lines["from_x"]]))
+    quality = Axis(style.axis_title(report, report.quality))
+    x = Axis(style.axis_title(report, cost), log=log)
+    return View(style.metric(cost).axis, series, x, quality, note if hidden else "")
+
+
+def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Series]:
+    """Lines from the models to their compressed versions, and points of models without a trial."""
+    x, y = (
+        np.column_stack([lines[f"from_{axis}"], lines[f"to_{axis}"], np.full(len(lines), np.nan)])
+        for axis in "xy"
+    )
+    kinds = ", ".join(collect.compressed(report.table)["compression"].unique())
+    name, colour = f"compression ({kinds})", style.ORIGIN.colour
+    outside = lines[lines["outside"]].drop_duplicates("origin")
+    texts = [
+        f"{row['origin_label']} (origin, not a trial of this report)\nrun {row['origin']}\n"
+        f"{style.metric(report.quality).label}: {style.with_unit(report.quality, row['from_y'])}\n"
+        f"{style.metric(cost).label}: {style.with_unit(cost, row['from_x'])}"
+        for row in outside.to_dict("records")
+    ]
+    return [
+        Series(name, x.ravel(), y.ravel(), colour=colour, width=1),
+        Series(
+            "origin, not a trial of this report",
+            outside["from_x"].to_numpy(),
+            outside["from_y"].to_numpy(),
+            texts=texts,
+            marker=style.ORIGIN,
+        ),
+    ]
+
+
+def _hover(report: Report) -> list[str]:
+    """What each trial says: name, state, run id, figures with units, interval, overrides."""
+    table = report.table
+    names = dict.fromkeys(
+        [report.quality, *(recorded_name(one.metric) for one in report.objectives), *report.costs]
+    )
+    texts = []
+    for row in table.to_dict("records"):
+        state = [row["state"].replace("_", " "), "knee" if row.get("knee") else "", row["chosen"]]
+        lines = [f"{row['label']} ({'; '.join(filter(None, state))})", f"run {row['run_id']}"]
+        if row.get("compression"):
+            lines.append(f"compressed ({row['compression']}) from {row['origin_label']}")
+        for name in names:
+            if name in row:
+                lines.append(f"{style.metric(name).label}: {style.with_unit(name, row[name])}")
+            if name == report.quality and pd.notna(row.get("quality_low")):
+                ends = style.number(row["quality_low"]), style.number(row["quality_high"])
+                lines[-1] += f" [{ends[0]}, {ends[1]}]"
+        texts.append("\n".join([*lines, *textwrap.wrap(str(row.get("overrides") or ""), 70)[:6]]))
+    return texts
+
+
+def recalls(report: Report) -> Chart | None:
+    """Recall of each class, of the front and the chosen runs; on test where it was measured."""
+    views = []
+    for split in ("test", "val"):
+        rows = report.recalls[report.recalls["split"] == split] if len(report.recalls) else None
+        if rows is None or rows.empty:
+            continue
+        runs = pd.Index(important(report)).intersection(rows["run_id"].unique(), sort=False)
+        classes = list(dict.fromkeys(rows["class"]))
+        wide = rows.pivot_table(index="run_id", columns="class", values="recall")
+        wide = wide.reindex(index=runs, columns=classes)
+        shown = wide.head(MOST_ROWS)
+        cells = {(row["run_id"], row["class"]): row for row in rows.to_dict("records")}
+        labels = dict(zip(rows["run_id"], rows["label"], strict=True))
+        texts = [
+            [_recall_text(labels[run], run, name, cells.get((run, name))) for name in classes]
+            for run in shown.index
+        ]
+        note = f"The first {len(shown)} of {len(wide)} runs." if len(shown) < len(wide) else ""
+        label = {"val": "validation"}.get(split, split)
+        title = f"recall on {label}, higher is better"
+        names = [labels[run] for run in shown.index]
+        heatmap = Heatmap(names, classes, shown.to_numpy(dtype=float), texts, title)
+        views.append(View(label, [heatmap], Axis("class", "category"), Axis("", "category"), note))
+    if not views:
+        return None
+    text = (
+        "The share of each class's images that was recognised, of the front and the chosen runs; "
+        "the cheapest run is at the top."
+    )
+    rows_shown = max(len(view.series[0].rows) for view in views)  # type: ignore[union-attr]
+    size = (2.4 + 0.45 * len(classes), 0.7 + 0.19 * rows_shown)
+    picture = Picture(views, max(360, 110 + 28 * rows_shown), 560)
+    return Chart("recalls", "Recall of each class", text, [picture], [views[:1]], size)
+
+
+def _recall_text(label: str, run_id: str, name: str, row: dict[Any, Any] | None) -> str:
+    if row is None:
+        return f"{label}\nrun {run_id}\n{name}: not measured"
+    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if pd.notna(row["low"]) else ""
+    return f"{label}\nrun {run_id}\n{name}: {row['recall']:.3f}{interval}\n{row['images']} images"
+
+
+def effects(report: Report) -> Chart | None:
+    """Each parameter's effect on each objective: the mean of all trials, and the best trial."""
+    frame = report.effects
+    if frame.empty:
+        return None
+    objectives = list(dict.fromkeys(frame["objective"]))
+    pictures = [
+        Picture([_effect(report, name, frame, objective) for objective in objectives], 360)
+        for name in dict.fromkeys(frame["parameter"])
+    ]
+    text = (
+        "Filled: the mean of all finished trials with that value, with its interval. Hollow: the "
+        "best trial with that value. A difference within the intervals may be chance. If the "
+        "sampler preferred some settings, the mean is over what it preferred."
+    )
+    panels = [[picture.views[row] for picture in pictures] for row in range(len(objectives))]
+    title = "The effect of each parameter"
+    return Chart("effects", title, text, pictures, panels, (max(1.65, 3.5 / len(pictures)), 1.6))
+
+
+def _effect(report: Report, parameter: str, frame: pd.DataFrame, objective: str) -> View:
+    rows = frame[(frame["parameter"] == parameter) & (frame["objective"] == objective)]
+    rows = rows.sort_values("position")
+    x, values = rows["position"].to_numpy(dtype=float), [str(value) for value in rows["value"]]
+    numeric = bool(
+        pd.to_numeric(rows["value"].astype(str).str.partition(_RANGE)[0], errors="coerce")
+        .notna()
+        .all()
+    )
+    log = numeric and style.logarithmic("", rows["position"])
+    places = np.log(x) if log else x
+    apart = len(x) < 2 or np.diff(places).min() >= 0.08 * np.ptp(places)
+    ticks = None if numeric and (not apart or any(_RANGE in value for value in values)) else values
+    means, best = [], []
+    for row in rows.to_dict("records"):
+        interval = f" [{style.number(row['low'])}, {style.number(row['high'])}]"
+        mean = f"mean {style.with_unit(objective, row['mean'])}{interval}"
+        means.append(f"{parameter} = {row['value']}\n{mean}\n{row['n']} trials")
+        figure = style.with_unit(objective, row["best"])
+        best.append(f"{parameter} = {row['value']}\n{figure}\nrun {row['best_run']}")
+    # a line would put texts in an order
+    first, second = (style.cycle(0), style.cycle(1)) if numeric else ("", "")
+    series = [
+        Series(
+            "mean of all",
+            x,
+            rows["mean"].to_numpy(dtype=float),
+            rows["low"].to_numpy(dtype=float),
+            rows["high"].to_numpy(dtype=float),
+            means,
+            marker=Marker(style.cycle(0)),
+            colour=first,
+        ),
+        Series(
+            "best trial",
+            x,
+            rows["best"].to_numpy(dtype=float),
+            texts=best,
+            marker=Marker(style.cycle(1), "diamond", 9, hollow=True),
+            colour=second,
+            width=1.5,
+            dash="dash",
+        ),
+    ]
+    limits = None if numeric or not len(x) else (x.min() - 0.5, x.max() + 0.5)
+    places_ticks = None if ticks is None else tuple(zip(x.tolist(), ticks, strict=True))
+    scale = Axis(parameter, log=log, ticks=places_ticks, limits=limits)
+    quality = Axis(style.axis_title(report, objective))
+    return View(style.metric(objective).label, series, scale, quality)
+
+
+def importance(report: Report) -> Chart | None:
+    """Each parameter's importance for each objective."""
+    if report.importance.empty:
+        return None
+    wide = report.importance.pivot_table(
+        index="parameter", columns="objective", values="importance", sort=False
+    )
+    wide = wide.sort_values(wide.columns[0])
+    names = [str(name) for name in wide.index]
+    bars = [
+        Bars(style.metric(str(name)).label, names, wide[name].to_numpy(), style.cycle(position))
+        for position, name in enumerate(wide)
+    ]
+    text = (
+        "PED-ANOVA: how much of the difference between the best trials and all trials each "
+        "parameter explains; the shares of an objective sum to one. It describes the settings of "
+        "the best trials, not what a change would do. If a sampler chose the trials, or some were "
+        "stopped early, parameters that varied together with others look important, too."
+    )
+    x = Axis("importance (share of what all parameters explain)", "percent")
+    view = View("all", bars, x, Axis("", "category"))
+    height = 190 + 24 * len(wide) * len(bars)
+    size = (4.6, 0.7 + 0.2 * len(wide) * len(bars))
+    title = "The importance of each parameter"
+    return Chart("importance", title, text, [Picture([view], height)], [[view]], size)
+
+
+def parallel(report: Report) -> Chart | None:
+    """A line per trial through its parameters and objectives, coloured by quality."""
+    table = report.table.set_index("run_id", drop=False)
+    table = table[table.index.isin(report.parameters.index)]
+    table = table[style.finite(table["quality"]).notna()]
+    rows = table.loc[_thinned(list(table.index), important(report), MOST_LINES)]
+    columns = {str(name): report.parameters[name].reindex(rows.index) for name in report.parameters}
+    titles = {name: name for name in columns}
+    for objective in report.objectives:
+        name = recorded_name(objective.metric)
+        if name in rows:
+            columns[name], titles[name] = rows[name], style.axis_title(report, name)
+    axes = [
+        _parallel_axis(name, titles[name], values)
+        for name, values in columns.items()
+        if values.replace([np.inf, -np.inf], np.nan).notna().any()
+    ]
+    if len(rows) < 2 or len(axes) < 2:
+        return None
+    title = style.axis_title(report, report.quality)
+    view = View("all", [Parallel(axes, rows["quality"].to_numpy(dtype=float), title)])
+    if len(rows) < len(table):
+        note = (
+            f"{len(rows)} of {len(table)} trials: the front, and others in even steps of quality."
+        )
+        view = View("all", view.series, note=note)
+    text = (
+        "A line is a trial; its colour is its quality. Drag along an axis to keep the trials that "
+        "pass there, click on the axis to reset it; drag an axis by its name to move it."
+    )
+    lines = max(style.wrapped(axis.title, 13).count("\n") + 1 for axis in axes)
+    picture = Picture([view], 390 + 15 * lines, 95 * len(axes))
+    size = (max(4.5, 1.1 * len(axes) + 1.2), 3.0)
+    title = "Parameters and objectives of each trial"
+    return Chart("parallel", title, text, [picture], [[view]], size)
+
+
+def _parallel_axis(name: str, title: str, values: pd.Series) -> ParallelAxis:
+    """Values as positions; a trial without a value crosses below all others."""
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        positions = style.finite(values)
+        log = style.logarithmic(name, positions)
+        marks = np.unique(positions.dropna())
+        if len(marks) > MOST_TICKS:
+            between = np.geomspace if log else np.linspace
+            marks = between(marks[0], marks[-1], 5)
+        positions = np.log10(positions) if log else positions
+        ticks = [(float(np.log10(mark) if log else mark), style.tick(mark)) for mark in marks]
+    else:
+        texts = sorted({str(value) for value in values.dropna()})
+        places = {text: float(place) for place, text in enumerate(texts)}
+        positions = values.map(lambda value: places.get(str(value)), na_action="ignore")
+        ticks = [(place, text) for text, place in places.items()]
+    known = positions.astype(float).to_numpy()
+    low, high = float(np.nanmin(known)), float(np.nanmax(known))
+    if np.isnan(known).any():
+        below = low - 0.15 * ((high - low) or 1.0)
+        known = np.where(np.isnan(known), below, known)
+        return ParallelAxis(title, known, ((below, "not set"), *ticks), below, high)
+    ends = (low, high) if high > low else (low - 0.5, high + 0.5)
+    return ParallelAxis(title, known, tuple(ticks), *ends)
+
+
+def curves(report: Report) -> Chart | None:
+    """The quality after each epoch; the curve of a pruned trial ends where the trial was stopped."""
+    frame = report.curves
+    if frame.empty:
+        return None
+    order = report.table.loc[report.table["run_id"].isin(frame["run_id"]), "run_id"]
+    runs = _thinned(list(order), important(report), MOST_CURVES)
+    shown = frame[frame["run_id"].isin(runs)].sort_values(["run_id", "epoch"])
+    names = named(report).set_index("run_id")["name"].to_dict()
+    series: list[Series] = []
+    others = shown[~shown["run_id"].isin(names)].groupby("state")
+    for state, rows in sorted(others, key=lambda pair: pair[0] == "front"):
+        marker = style.STATES.get(str(state), style.STATES["no value"])
+        colour = marker.colour if state in ("front", "pruned") else style.PALE
+        width, opacity = (2, 1.0) if state == "front" else (1, 0.8)
+        end = Marker(colour, marker.shape, 8, state != "front")
+        series += _curve(str(state).replace("_", " "), rows, end, width, "solid", opacity)
+    chosen = shown[shown["run_id"].isin(names)].groupby("run_id", sort=False)
+    for position, (run_id, rows) in enumerate(chosen):
+        end = Marker(style.cycle(position + 1), style.shape(position))
+        name = f"{rows['label'].iloc[0]} ({names[run_id]})"
+        series += _curve(name, rows, end, 3, style.dash(position), 1.0)
+    total = frame["run_id"].nunique()
+    note = f"{len(runs)} of {total} curves: the front, and others in even steps of quality."
+    quality = Axis(style.axis_title(report, report.quality.removeprefix("best/")))
+    epochs = Axis("epoch", "integer")
+    view = View("all", series, epochs, quality, note if len(runs) < total else "")
+    text = (
+        "The end of each curve is marked: pruned trials (triangles) end where they were stopped. "
+        f"The curves of the front are bold. {SEEDS_NOTE}"
+    )
+    repeats = report.table.get("repeats", pd.Series(dtype=float))
+    legend = SEEDS_NOTE if pd.to_numeric(repeats, errors="coerce").gt(1).any() else ""
+    pictures = [Picture([view], 520)]
+    return Chart("curves", "Learning curves", text, pictures, [[view]], (4.6, 2.8), legend)
+
+
+def _curve(
+    name: str, rows: pd.DataFrame, end: Marker, width: float, dash: str, opacity: float
+) -> list[Series]:
+    """All curves of one kind as one line with gaps, and a point where each curve ends."""
+    gap = rows.groupby("run_id", sort=False).tail(1).assign(epoch=np.nan, value=np.nan)
+    line = pd.concat([rows, gap]).sort_values("run_id", kind="stable")
+    ends = rows.groupby("run_id", sort=False).tail(1)
+
+    def texts(some: pd.DataFrame) -> list[str]:
+        return [
+            f"{label}\nrun {run}" for label, run in zip(some["label"], some["run_id"], strict=True)
+        ]
+
+    x, y = line["epoch"].to_numpy(), line["value"].to_numpy()
+    look = {"width": width, "dash": dash, "opacity": opacity}
+    return [
+        Series(name, x, y, texts=texts(line), colour=end.colour, **look),
+        Series(
+            "", ends["epoch"].to_numpy(), ends["value"].to_numpy(), texts=texts(ends), marker=end
+        ),
+    ]
+
+
+def progress(report: Report) -> Chart | None:
+    """The hypervolume of the front, by trials that have ended and by time."""
+    frame = report.progress
+    if frame.empty:
+        return None
+    by_trials, by_time = [], []
+    for position, (study, rows) in enumerate(frame.groupby("study", sort=False)):
+        changed = rows["hypervolume"].diff().fillna(1) != 0
+        changed.iloc[-1] = True
+        steps = rows[changed]
+        colour, dash = style.cycle(position), style.dash(position)
+        line = {"colour": colour, "dash": dash, "steps": True}
+        marker = Marker(colour, style.shape(position), 6) if len(steps) <= 60 else None
+        y = steps["hypervolume"].to_numpy()
+        trials = steps["trials"].to_numpy(dtype=float)
+        by_trials.append(Series(str(study), trials, y, marker=marker, **line))
+        times = [f"{ended:%Y-%m-%d %H:%M:%S}" for ended in steps["ended"]]
+        by_time.append(Series(str(study), times, y, marker=marker, **line))
+    y_axis = Axis("hypervolume of the front, higher is better")
+    views = [View("by trials", by_trials, Axis("trials that have ended", "integer"), y_axis)]
+    if frame["ended"].notna().all():
+        views.append(View("by time", by_time, Axis("time (UTC)", "time"), y_axis))
+    text = "If a line is flat at its end, more trials of this kind would hardly improve the front."
+    pictures = [Picture(views, 400)]
+    return Chart("progress", "Hypervolume over time", text, pictures, [views[:1]], (4.6, 2.2))
+
+
+def drawn(report: Report, cost: str) -> pd.DataFrame:
+    """The trials with a finite quality and a finite cost."""
+    if cost not in report.table or "quality" not in report.table:
+        return report.table.iloc[:0]
+    values = report.table[["quality", cost]].apply(style.finite)
+    return report.table[values.notna().all(axis="columns")]
+
+
+def origin_lines(report: Report, cost: str) -> pd.DataFrame:
+    """Lines from origins to their compressed versions.
+
+    Returns:
+        Columns run_id, label and compression of the trial, origin, origin_label, from_x, from_y,
+        to_x, to_y, outside (whether the origin has no point of its own in the report).
+    """
+    points = drawn(report, cost)
+    ends = [f"origin/{cost}", f"origin/{report.quality}", cost, "quality"]
+    columns = ["run_id", "label", "compression", "origin", "origin_label"]
+    lines = collect.compressed(points).reindex(columns=[*columns, *ends])
+    lines.columns = pd.Index([*columns, "from_x", "from_y", "to_x", "to_y"])
+    lines = lines.assign(outside=~lines["origin"].isin(points["run_id"]))
+    return lines.replace([np.inf, -np.inf], np.nan).dropna(subset=["from_x", "from_y"])
+
+
+def members(report: Report) -> pd.DataFrame:
+    """The front, sorted by the first cost."""
+    rows = report.table[report.table["state"] == "front"]
+    costs = [cost for cost in report.costs[:1] if cost in rows]
+    return rows.sort_values(costs, kind="stable") if costs else rows
+
+
+def named(report: Report) -> pd.DataFrame:
+    """The knee and the chosen runs; the column `name` says what each was chosen for."""
+    table = report.table
+    chosen, knee = table["chosen"].fillna(""), table["knee"].astype(bool)
+    names = (knee.map({True: "knee", False: ""}) + ", " + chosen).str.strip(", ")
+    return table.assign(name=names)[names != ""]
+
+
+def important(report: Report) -> list[str]:
+    """Run ids of the front, sorted by cost, then of the chosen runs."""
+    return list(dict.fromkeys([*members(report)["run_id"], *named(report)["run_id"]]))
+
+
+def _thinned(run_ids: Sequence[str], keep: Sequence[str], limit: int) -> list[str]:
+    """The runs to keep, and every n-th of the others, so that at most `limit` others are drawn."""
+    kept = set(keep)
+    others = [run for run in run_ids if run not in kept]
+    step = max(1, -(-len(others) // limit))
+    return [run for run in run_ids if run in kept] + others[::step]
