@@ -77,7 +77,7 @@ def test_the_terminal_tells_answers_and_where_to_look(reported) -> None:
     assert "look: reports/smoke/report.html" in reported.stdout
     assert "The images are drawn, not photographed" in reported.stdout
     told = [line for line in reported.stdout.splitlines() if not line.startswith("look:")]
-    assert max(map(len, told)) <= 100
+    assert max(map(len, told)) <= 80
 
 
 def test_files_are_there_and_hold_every_trial(place: Path, reported) -> None:
@@ -211,7 +211,7 @@ def test_a_study_beside_what_it_was_and_a_filter(place: Path, reported, here) ->
     before = f"before={middle.replace(' ', 'T')}"
     status, said = here("study=smoke", before, "publish=false", "folder=then", FEW_SAMPLES)
     assert status == 0, said
-    assert "Hypervolume, on one scale for all: " in " ".join(said.split())
+    assert "Studies side by side, on one scale" in " ".join(said.split())
     status, said = here(
         "filter=\"tags.model = 'custom' and tags.kind = 'trial'\"", "folder=found", FEW_SAMPLES
     )

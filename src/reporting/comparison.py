@@ -109,18 +109,21 @@ def comparison_table(table: pd.DataFrame, title: str, split: str) -> Table:
     prefix = "best/val" if split == "val" else split
     quality = f"{prefix}/{PRIMARY}"
     columns = [f"{prefix}/accuracy", f"{prefix}/recall/{melanoma_class(table, prefix)}", *COSTS]
-    figures = table.reindex(columns=[quality, f"spread/{quality}", *columns]).astype(float)
-    spread = figures.pop(f"spread/{quality}").map(" ±{:.3f}".format, na_action="ignore").fillna("")
-    best = figures.pop(quality).map("{:.3f}".format, na_action="ignore") + spread
+    spread = f"spread/{quality}"
+    if spread in table and table[spread].notna().any():
+        columns.insert(0, spread)
+    figures = table.reindex(columns=[quality, *columns]).astype(float)
     marks = table["status"].where(~table["status"].isin(["PRUNED", "OVER_LIMIT"]))
     marks = marks.fillna(table["status"].str.lower().str.replace("_", " "))
     marks = marks.mask(table["status"] == "FINISHED", "no").mask(table["front"], "yes")
     marks = marks.mask((table["status"] == "FINISHED") & ~table["feasible"], "over limit")
-    frame = pd.DataFrame({"model": row_names(table), quality: best}).join(figures)
-    labels = {name: short_label(name) for name in [quality, *columns]}
-    formats = {name: functools.partial(cell, name) for name in columns} | {quality: str}
+    frame = pd.concat([row_names(table), figures], axis="columns").assign(front=marks)
+    formats = {name: functools.partial(cell, name) for name in figures}
+    # in two lines, to fit a narrow terminal
+    heads = {name: "±" if name == spread else short_label(name) for name in figures}
+    labels = {name: head.replace(" ", "\n").replace("/", "/\n") for name, head in heads.items()}
     members = frozenset(np.flatnonzero(table["front"]).tolist())
-    return Table(frame.assign(front=marks), title, labels=labels, formats=formats, bold=members)
+    return Table(frame, title, labels=labels, formats=formats, bold=members)
 
 
 def degradation_table(table: pd.DataFrame) -> Table | None:

@@ -238,7 +238,7 @@ def markdown(report: Report) -> str:
     lines = [f"\n\n{part}" for part in parts]
     table = short_front(report, _MOST_ROWS)
     if len(table.frame):
-        body = table.to_markdown().rpartition("\n\n")[0].splitlines()
+        body = re.sub(r" {2,}", " ", table.to_markdown().rpartition("\n\n")[0]).splitlines()
         lines += [f"\n\n{body[0]}\n{body[1]}", *(f"\n{line}" for line in body[2:])]
     text = ""
     for line in lines:

@@ -231,21 +231,21 @@ def _number_points(axes: Axes, view: View) -> None:
     pixels = axes.figure.dpi / 72  # of a point, 1/72 inch
     every = np.concatenate([np.column_stack([one.x, one.y]).astype(float) for one in points])
     taken = axes.transData.transform(every[np.isfinite(every).all(axis=1)])
-    placed = np.empty((0, 2))
+    placed = np.empty((0, 3))  # x, y and half of the width of each label
     angles = np.arange(0.8, 7, np.pi / 8)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])
-    offsets = np.concatenate([reach * circle for reach in (11, 17, 25)])
+    offsets = np.concatenate([reach * circle for reach in (11, 17, 25, 34)])
     for one in labelled:
         at = axes.transData.transform([one.x[0], one.y[0]])
         spots = at + offsets * pixels
         inside = ((spots > axes.bbox.min + 6) & (spots < axes.bbox.max - 6)).all(axis=1)
         to_points = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1) / pixels
-        to_labels = np.full(len(spots), 99.0)
-        if len(placed):
-            to_labels = np.abs((spots[:, None] - placed) / pixels).max(axis=2).min(axis=1)
+        half = 2.8 * len(one.label)
+        gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels
+        covers = ((gaps[:, :, 0] < half + placed[:, 2]) & (gaps[:, :, 1] < 9)).any(axis=1)
         score = np.minimum(to_points, 9) - np.linalg.norm(offsets, axis=1) / 5
-        best = int(np.argmax(score - 1000.0 * (~inside + (to_labels < 11))))
-        placed = np.vstack([placed, spots[best]])
+        best = int(np.argmax(score - 1000.0 * (~inside + covers)))
+        placed = np.vstack([placed, [*spots[best], half]])
         arrow = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4}
         place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
         look: dict[str, Any] = {"fontweight": "bold", "fontsize": 7.5, "zorder": 6}

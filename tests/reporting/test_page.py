@@ -1,17 +1,38 @@
+"""The page in a browser, the tables of a report, CSV files, LaTeX and Markdown."""
+
 import re
+import shutil
+import subprocess
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from made_up import COSTS, make_report
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import COSTS, QUALITY, make_report, with_compressed
 
+from src.reporting import charts
 from src.reporting.decisions import Answer
-from src.reporting.page import render, write
+from src.reporting.page import MOST_CHARACTERS, markdown, render, short_front, tables, write
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>"
+
+
+def rendered(report):
+    return render(report, charts.charts(report))
+
+
+def written(report, folder):
+    """The page of a report."""
+    write(report, charts.charts(report), folder)
+    return folder / "report.html"
+
+
+def latex(report):
+    return short_front(report).to_latex("dense_size-front")
 
 
 class Opened:
@@ -57,7 +78,7 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def opened(browser, report, tmp_path_factory):
-    path = write(report, tmp_path_factory.mktemp("page") / "deep" / "report.html")
+    path = written(report, tmp_path_factory.mktemp("page") / "deep")
     found = Opened(browser, path)
     yield found
     assert found.errors == []
@@ -84,7 +105,7 @@ class Tree(HTMLParser):
 
 @pytest.mark.parametrize("name", ["report", "bare", "two_studies"])
 def test_the_page_is_well_formed(request, name):
-    text = render(request.getfixturevalue(name))
+    text = rendered(request.getfixturevalue(name))
     tree = Tree()
     tree.feed(text)
     assert text.startswith("<!DOCTYPE html>")
@@ -95,7 +116,7 @@ def test_the_page_is_well_formed(request, name):
 
 
 def test_the_headline_comes_first_with_run_commands_warnings_and_counts(report):
-    text = render(report)
+    text = rendered(report)
     answer = report.answers[0]
     command = report.table.set_index("run_id").at[answer.run_id, "command"]
     for part in (answer.question, answer.run_id, command, report.warnings[0]):
@@ -108,17 +129,10 @@ def test_the_headline_comes_first_with_run_commands_warnings_and_counts(report):
         )
 
 
-def test_a_page_is_written_whole_or_not_at_all(bare, tmp_path):
-    path = tmp_path / "report.html"
-    path.mkdir()  # cannot be replaced by a file
-    with pytest.raises(OSError, match=r"report\.html"):
-        write(bare, path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_a_second_writing_replaces_the_first_and_is_the_same(bare, tmp_path):
-    first = write(bare, tmp_path / "report.html").read_bytes()
-    assert write(bare, tmp_path / "report.html").read_bytes() == first
+def test_writing_twice_gives_the_same_files(bare, tmp_path):
+    first, second = (written(bare, tmp_path / name) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in (tmp_path / "a").iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.slow
@@ -156,28 +170,27 @@ def test_buttons_switch_the_x_axis(opened):
         "document.querySelector('#front .xtitle').textContent.startsWith('parameters')"
     )
     assert before[0].startswith("FLOPs (multiply-adds)")
-    assert title.text_content() == "parameterslower is better"  # in two lines
+    assert title.text_content() == "parameters, lower is better"
     assert [opened.pixel("dominated", number) for number in range(5)] != before[1]
     assert opened.page.locator("#front button[aria-pressed=true]").text_content() == "parameters"
-    assert "have no" not in opened.page.locator("#front .note").text_content()
+    assert "without" not in opened.page.locator("#front .note").text_content()
     opened.page.get_by_role("button", name="latency relative", exact=False).first.click()
     opened.page.wait_for_function(
         "document.querySelector('#front .xtitle').textContent.startsWith('latency')"
     )
-    assert "have no latency" in opened.page.locator("#front .note").text_content()
+    assert "without latency" in opened.page.locator("#front .note").text_content()
 
 
 @pytest.mark.slow
 def test_neighbours_are_told_how_to_read_the_two_p_values(opened):
     note = opened.page.locator("#table-pairs .note").text_content()
-    for part in ("Tied goes by p adjusted", "McNemar's p is of accuracy", "by image"):
+    for part in ("Tied: p adjusted is above", "McNemar's p is of accuracy", "by image"):
         assert part in note
 
 
 def test_texts_say_what_a_curve_of_seeds_is_and_what_importance_is_not(opened):
-    assert (
-        "a stopped trial's is of the seeds it had"
-        in opened.page.locator("#curves > .soft").first.text_content()
+    assert "mean curve of its seeds" in (
+        opened.page.locator("#curves > .soft").first.text_content()
     )
     text = opened.page.locator("#importance > .soft").first.text_content()
     for part in ("PED-ANOVA", "not what a change would do", "stopped early"):
@@ -262,7 +275,7 @@ def test_nothing_from_outside_runs_or_breaks_the_page(browser, small, tmp_path):
         importance=small.importance.replace({"parameter": {"loss": EVIL}}),
         tables={EVIL: pd.DataFrame({EVIL: [EVIL]})},
     )
-    found = Opened(browser, write(poisoned, tmp_path / "report.html"))
+    found = Opened(browser, written(poisoned, tmp_path))
     found.hover("front", 0)
     assert found.page.evaluate("window.pwned") is None
     assert found.page.locator("img").count() == 0
@@ -275,9 +288,7 @@ def test_nothing_from_outside_runs_or_breaks_the_page(browser, small, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bare", "two_studies"])
 def test_small_and_compared_studies_fit_a_phone(browser, request, name, tmp_path):
-    found = Opened(
-        browser, write(request.getfixturevalue(name), tmp_path / "report.html"), width=390
-    )
+    found = Opened(browser, written(request.getfixturevalue(name), tmp_path), width=390)
     assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert found.errors == []
     found.page.close()
@@ -285,7 +296,7 @@ def test_small_and_compared_studies_fit_a_phone(browser, request, name, tmp_path
 
 @pytest.mark.slow
 def test_ten_thousand_trials_stay_small_and_quick(browser, large, tmp_path):
-    path = write(large, tmp_path / "report.html")
+    path = written(large, tmp_path)
     assert path.stat().st_size < 6e6
     found = Opened(browser, path)
     row = large.table[large.table["state"] == "front"].iloc[0]
@@ -309,7 +320,7 @@ def test_ten_thousand_trials_stay_small_and_quick(browser, large, tmp_path):
 
 def test_a_study_without_quality_costs_or_parameters_still_has_a_page(small):
     table = small.table.assign(quality=float("nan"), chosen="", knee=False, state="no value")
-    text = render(
+    text = rendered(
         replace(
             small,
             table=table,
@@ -324,7 +335,142 @@ def test_a_study_without_quality_costs_or_parameters_still_has_a_page(small):
 
 def test_longer_reports_have_longer_pages_but_failures_are_capped():
     report = make_report(1500, seed=4)
-    text = render(report)
+    text = rendered(report)
     failed = int(report.table["state"].isin(["failed", "no value"]).sum())
     assert failed > 100
     assert f"The first 100 of {failed}; all are in table.csv." in text
+
+
+SPECIAL = "a&b%c$d#e_f{g}h~i^j\\k<l>m|n[o]"
+
+
+def test_csv_files_hold_the_frames_with_all_digits(report, tmp_path):
+    files = {path.name: path for path in write(report, [], tmp_path / "deep")}
+    frames = [
+        "table",
+        "intervals",
+        "pairs",
+        "drops",
+        "effects",
+        "importance",
+        "curves",
+        "progress",
+        "recalls",
+    ]
+    assert set(files) == {f"{name}.csv" for name in [*frames, "Losses", "parameters"]} | {
+        "front.tex",
+        "summary.md",
+        "report.html",
+    }
+    for name in frames:
+        back = pd.read_csv(
+            files[f"{name}.csv"], dtype={"value": str, "trial": str}, keep_default_na=True
+        )
+        assert list(back) == list(getattr(report, name))
+        assert len(back) == len(getattr(report, name))
+    table = pd.read_csv(files["table.csv"])
+    pd.testing.assert_series_equal(table[QUALITY], report.table[QUALITY], check_exact=True)
+
+
+def test_a_report_with_one_run_writes_what_there_is(bare, tmp_path):
+    names = [path.name for path in write(bare, [], tmp_path)]
+    assert names == ["table.csv", "front.tex", "summary.md", "report.html"]
+
+
+def test_a_table_s_name_cannot_leave_the_folder(bare, tmp_path):
+    report = replace(bare, tables={"../../out": pd.DataFrame({"x": [1]})})
+    files = write(report, [], tmp_path / "in")
+    assert all(path.parent == tmp_path / "in" for path in files)
+    assert (tmp_path / "in" / "out.csv").exists()
+
+
+def test_spreadsheets_run_no_formula(bare, tmp_path):
+    write(replace(bare, table=bare.table.assign(failure="=HYPERLINK(1)")), [], tmp_path)
+    assert "'=HYPERLINK(1)" in (tmp_path / "table.csv").read_text()
+
+
+def test_the_latex_table_has_a_row_per_member_with_its_interval(report):
+    members = charts.members(report)
+    text = latex(report)
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
+    assert len(body) == len(members)
+    for line, (_, row) in zip(body, members.iterrows(), strict=True):
+        assert line.strip().startswith(row["label"].replace("_", r"\_").replace("#", r"\#"))
+        assert f"{row[QUALITY]:.4f} [{row['quality_low']:.3f}, {row['quality_high']:.3f}]" in line
+        assert line.count(" & ") == 6
+    assert r"\label{tab:dense_size-front}" in text
+    assert r"\caption{Pareto front of dense\_size: " in text
+
+
+def test_compressed_models_have_a_column(report):
+    compressed = with_compressed()
+    front = tables(compressed)["table-front"].texts()
+    assert list(front)[:3] == ["label", "compression", "made from"]
+    assert "onnx_int8_static" in set(front["compression"])
+    assert len(front) == len(charts.members(compressed))
+    assert len(tables(compressed)["table-lost"].frame) == 6
+    assert "compression" in markdown(compressed).partition("| run")[0]
+    assert r"onnx\_int8\_static &" in latex(compressed)
+    assert "ompression" not in markdown(report) + latex(report)
+    assert "table-lost" not in tables(report)
+
+
+@given(st.text(alphabet=st.sampled_from("ab&%$#_{}~^\\<>|[]\"'é"), min_size=1))
+def test_nothing_from_outside_is_a_latex_command(bare, label):
+    text = latex(replace(bare, table=bare.table.assign(label=label), title=label))
+    row = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    commands = set(re.findall(r"\\[A-Za-z]+", row))
+    allowed = {r"\midrule", r"\textbackslash", r"\textasciitilde", r"\textasciicircum"}
+    assert {command.removesuffix("space") for command in commands} <= allowed
+    bare_text = re.sub(r"\\[{}$&%#_]", "", text)
+    assert bare_text.count("{") == bare_text.count("}")
+    assert not re.search(r"(?<!\\)[%#]", row)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(report, tmp_path):
+    table = report.table.assign(label=report.table["label"] + SPECIAL)
+    head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "x.tex").write_text(head + latex(replace(report, table=table)) + r"\end{document}")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "x.tex"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_markdown_says_answers_front_and_warnings(report):
+    text = markdown(report)
+    commands = report.table.set_index("run_id")["command"]
+    for answer in report.answers:
+        assert answer.question in text
+        assert answer.run_id in text
+        assert not answer.run_id or f"\n\n    {commands[answer.run_id]}\n" in text
+    assert report.warnings[0] in text
+    assert text.startswith("# dense_size: which model to take")
+    assert f"{len(report.table)} trials" in text
+    members = charts.members(report)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + min(len(members), 12)
+    assert len({line.count("|") for line in lines}) == 1
+    cheapest = members.iloc[0]
+    assert f"{cheapest[COSTS[0]] / 1e6:.3g}M" in lines[2]
+    ends = f"{cheapest['quality_low']:.3f}, {cheapest['quality_high']:.3f}"
+    assert ends in lines[2]
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+def test_markdown_stays_short_and_says_when_it_was_cut(report, count):
+    answers = [
+        Answer(f"a{number}", "Which? " * 30, "0" * 32, "Long text. " * 100)
+        for number in range(count)
+    ]
+    text = markdown(replace(report, answers=answers, warnings=["Beware. " * 200] * count))
+    assert len(text) < MOST_CHARACTERS
+    assert ("Shortened" in text) == (count > 1 or len(charts.members(report)) > 12)
+
+
+@given(st.text(max_size=300))
+def test_nothing_from_outside_is_html_or_a_cell_in_markdown(bare, text):
+    made = markdown(replace(bare, title=text, table=bare.table.assign(label=text), warnings=[text]))
+    assert "<" not in made
+    lines = [line for line in made.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert len(made) < MOST_CHARACTERS

@@ -1,35 +1,43 @@
-import math
+"""Charts as PNG and SVG files."""
+
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import matplotlib as mpl
+import numpy as np
 import pytest
-from made_up import make_report
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from made_up import make_report, with_compressed
+from matplotlib.colors import same_color
 from PIL import Image
 
-from src.reporting import plots_static, style
+from src.reporting import charts, plots_static, style
 
 NAMES = ["front", "recalls", "effects", "importance", "parallel", "curves", "progress"]
 
 
-def drawn(make, report):
+def drawn(chart):
     with mpl.rc_context(plots_static.STYLE):
-        figure = make(report)
-        FigureCanvasAgg(figure)
-        figure.draw_without_rendering()
-    return figure
+        return plots_static.draw(chart)
+
+
+def legend(figure):
+    return [text.get_text() for one in figure.legends for text in one.get_texts()]
 
 
 @pytest.fixture(scope="module")
 def files(small, tmp_path_factory):
-    return plots_static.write(small, tmp_path_factory.mktemp("pictures") / "deep")
+    folder = tmp_path_factory.mktemp("pictures") / "deep"
+    return plots_static.write(charts.charts(small), folder)
+
+
+@pytest.fixture(scope="module")
+def figures(small):
+    return {chart.key: drawn(chart) for chart in charts.charts(small)}
 
 
 def test_each_picture_is_a_png_of_160_dpi_and_an_svg(files):
-    assert [path.name for path in files] == [
-        f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")
-    ]
+    expected = [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    assert [path.name for path in files] == expected
     for path in files:
         if path.suffix == ".png":
             with Image.open(path) as picture:
@@ -41,19 +49,24 @@ def test_each_picture_is_a_png_of_160_dpi_and_an_svg(files):
 
 
 def test_the_same_report_gives_the_same_files(bare, tmp_path):
-    first, second = (
-        plots_static.write(bare, tmp_path / "a"),
-        plots_static.write(bare, tmp_path / "b"),
-    )
+    every = charts.charts(bare)
+    first, second = (plots_static.write(every, tmp_path / name) for name in "ab")
+    assert [path.name for path in first] == ["front.png", "front.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_a_study_with_one_run_shows_its_point_and_leaves_out_the_rest(bare, tmp_path):
-    assert [path.name for path in plots_static.write(bare, tmp_path)] == ["front.png", "front.svg"]
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_cut_off(figures, name):
+    figure = figures[name]
+    box = figure.get_tightbbox().padded(-0.05)
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= width
+    assert box.y1 <= height
 
 
-def test_the_front_has_a_panel_a_cost_with_units_and_directions(report):
-    panels = drawn(plots_static.front, report).axes
+def test_the_front_has_a_panel_per_cost_with_units_and_directions(figures):
+    panels = figures["front"].axes
     titles = [axes.get_xlabel().replace("\n", " ") for axes in panels]
     assert titles == [
         "FLOPs (multiply-adds), lower is better",
@@ -63,79 +76,57 @@ def test_the_front_has_a_panel_a_cost_with_units_and_directions(report):
     quality = "balanced accuracy (validation, chosen epoch), higher is better"
     assert panels[0].get_ylabel().replace("\n", " ") == quality
     assert panels[0].get_xscale() == panels[1].get_xscale() == "log"
+    assert "model.net." in figures["effects"].axes[-4].get_xlabel()
 
 
-def test_ten_named_points_have_numbers_that_do_not_overlap_and_a_key_below(report):
+def test_ten_named_points_have_numbers_that_do_not_overlap_and_a_legend(report):
     table = report.table.copy()
     members = table.index[table["state"] == "front"][:10]
     table.loc[members, "chosen"] = [f"best under {number}k parameters" for number in range(10)]
-    figure = drawn(plots_static.front, replace(report, table=table))
+    figure = drawn(charts.front(replace(report, table=table)))
     for axes in figure.axes:
-        texts = [mpl.text.Text.get_window_extent(text) for text in axes.texts]
-        assert len(texts) >= 10
-        for place, box in enumerate(texts):
-            assert not any(box.overlaps(other) for other in texts[:place])
-    key = [text.get_text() for text in figure.legends[0].get_texts()]
-    labels = table.loc[members, "label"]
-    assert all(any(f": {label} (" in entry for entry in key) for label in labels)
+        boxes = [mpl.text.Text.get_window_extent(text) for text in axes.texts]
+        assert len(boxes) >= 10
+        for position, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:position])
+    entries = [entry.replace("\n", " ") for entry in legend(figure)]
+    for label in table.loc[members, "label"]:
+        assert any(f": {label} (" in entry for entry in entries)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_cut_off(small, name):
-    figure = drawn(plots_static.PICTURES[name], small)
-    box = figure.get_tightbbox().padded(-0.05)
-    width, height = figure.get_size_inches()
-    assert box.x0 >= 0
-    assert box.y0 >= 0
-    assert box.x1 <= width
-    assert box.y1 <= height
-
-
-def test_studies_side_by_side_have_fronts_of_their_own(two_studies):
-    entries = [
-        text.get_text() for text in drawn(plots_static.front, two_studies).legends[0].get_texts()
-    ]
-    assert {"front of dense_size", "front of frontier"} <= set(entries)
-    lines = drawn(plots_static.progress, two_studies).axes[0].lines
-    assert [line.get_label() for line in lines] == ["dense_size", "frontier"]
+def test_studies_side_by_side_have_their_own_lines(two_studies):
+    entries = " ".join(legend(drawn(charts.front(two_studies))))
+    assert "front of dense_size" in entries
+    assert "front of frontier" in entries
+    figure = drawn(charts.progress(two_studies))
+    lines = figure.axes[0].lines
+    assert legend(figure) == ["dense_size", "frontier"]
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
 
 
-def test_pruned_curves_end_where_they_ended(report):
-    axes = drawn(plots_static.curves, report).axes[0]
-    lengths = sorted(len(line.get_xdata()) for line in axes.lines)
-    assert lengths == sorted(report.curves.groupby("run_id").size())
-
-
-def test_curves_say_that_they_are_means_where_trials_had_several_seeds(report):
-    said = []
-    for repeats in (1, 3):
-        several = replace(report, table=report.table.assign(repeats=repeats))
-        said.append(
-            drawn(plots_static.curves, several).legends[0].get_title().get_text().replace("\n", " ")
-        )
-    assert said == ["", style.CURVES_OF_SEEDS]
-
-
-def test_infinite_figures_stop_no_picture(report):
-    table = report.table.copy()
-    table.loc[table.index[table["state"] == "dominated"][0], "quality"] = math.inf
-    table.loc[table.index[table["state"] == "dominated"][1], list(report.costs)] = math.inf
-    for make in (plots_static.front, plots_static.PICTURES["parallel"]):
-        assert drawn(make, replace(report, table=table)) is not None
+def test_lines_join_origins_and_compressed_models():
+    report = with_compressed()
+    figure = drawn(charts.front(report))
+    ends = charts.origin_lines(report, report.costs[0])[["from_x", "from_y", "to_x", "to_y"]]
+    [line] = [
+        line
+        for line in figure.axes[0].get_lines()
+        if same_color(line.get_color(), style.ORIGIN.colour) and len(line.get_xdata()) == 9
+    ]
+    points = line.get_xydata()
+    known = points[~np.isnan(points).any(axis=1)]
+    np.testing.assert_array_equal(known.reshape(-1, 4), ends.to_numpy(dtype=float))
+    assert "origin, not a trial of this report" in legend(figure)
+    assert "MB" in figure.axes[1].get_xlabel()
 
 
 def test_a_dollar_in_a_name_is_a_dollar(small):
     table = small.table.assign(label=small.table["label"] + " $\\frac$")
-    entries = [
-        text.get_text()
-        for text in drawn(plots_static.front, replace(small, table=table)).legends[0].get_texts()
-    ]
+    entries = legend(drawn(charts.front(replace(small, table=table))))
     assert any("$\\frac$" in entry for entry in entries)
 
 
 def test_thousands_of_points_do_not_swell_the_svg(tmp_path):
-    large = make_report(4000, seed=5)
-    with mpl.rc_context(plots_static.STYLE):
-        plots_static.front(large).savefig(tmp_path / "front.svg")
+    chart = charts.front(make_report(4000, seed=5))
+    plots_static.write([chart], tmp_path)
     assert (tmp_path / "front.svg").stat().st_size < 2e6

@@ -1,3 +1,5 @@
+"""Learning curves, budgets and headline metrics of a report."""
+
 import math
 
 import pandas as pd
@@ -5,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.reporting.plots_html import COLUMNS, learning_curves
+from src.core.errors import ConfigError
+from src.metrics.registry import Limit
+from src.reporting.record import ReportSettings
+from src.reporting.report import bounds_of, headline, learning_curves
 
+CURVES = ["run_id", "label", "state", "epoch", "value"]
 TABLE = pd.DataFrame(
     {
         "run_id": ["good", "bad", "dead"],
@@ -35,7 +41,7 @@ def points(found: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
 
 def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
     found = learning_curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
-    assert list(found) == COLUMNS
+    assert list(found) == CURVES
     assert found.to_numpy().tolist() == [
         ["good", "custom #1", "front", 1, 0.3],
         ["good", "custom #1", "front", 2, 0.4],
@@ -77,4 +83,40 @@ def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
 def test_no_history_is_no_curve() -> None:
     found = learning_curves(history(), TABLE)
     assert found.empty
-    assert list(found) == COLUMNS
+    assert list(found) == CURVES
+
+
+def test_bounds_need_no_prefix_and_name_their_key() -> None:
+    settings = ReportSettings(budgets=["params<=692e3"], floors=[" recall/mel >= 0.8"])
+    assert bounds_of(settings) == {
+        "budgets": [Limit("efficiency/params", "<=", 692e3)],
+        "floors": [Limit("val/recall/mel", ">=", 0.8)],
+    }
+    with pytest.raises(ConfigError, match=r"floors\[1\]: must be like"):
+        bounds_of(ReportSettings(floors=["recall/mel >= 0.8", "params"]))
+
+
+def test_headline_metrics_are_of_the_knee_and_the_answers(report) -> None:
+    metrics = headline(report, report.table)
+    rows = report.table.set_index("run_id")
+    assert metrics["report/front"] == report.table["front"].sum()
+    assert metrics["report/hypervolume"] == report.hypervolume["dense_size"]
+    knee = report.table[report.table["knee"]].iloc[0]
+    assert metrics["report/knee/efficiency/flops"] == knee["efficiency/flops"]
+    best = rows.loc[report.answers[1].run_id, report.quality]
+    assert metrics["report/best_with_params_at_most_692k/val/balanced_accuracy"] == best
+    assert not [name for name in metrics if "melanoma" in name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"filter": "x", "study": "s"}, "filter: excludes study"),
+        ({"before": "2026-11-21", "study": ["a", "b"]}, "before: compares a study with itself"),
+        ({"before": "yesterdayish", "study": "a"}, "before: must be a time such as"),
+        ({"register": "a/b"}, "register: must be a model"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReportSettings(**settings)

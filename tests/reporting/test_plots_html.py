@@ -1,0 +1,107 @@
+"""Charts as the JSON that plotly.js reads."""
+
+import json
+import math
+
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import make_report, with_compressed
+
+from src.reporting import charts, plots_html
+from src.reporting.charts import Axis, Picture, Series, View
+from src.reporting.plots_html import figure, plain, rounded
+from src.reporting.style import Marker
+
+
+@pytest.mark.parametrize("make", [make_report, with_compressed])
+def test_every_figure_and_view_is_valid_for_plotly(make):
+    for chart in charts.charts(make()):
+        for picture in chart.pictures:
+            drawn = figure(picture)
+            json.dumps(drawn, allow_nan=False)
+            for view in drawn["views"]:
+                data = [dict(trace) for trace in drawn["data"]]
+                for number, changes in view["traces"].items():
+                    data[number] |= changes
+                go.Figure(data, drawn["layout"] | view["layout"])
+
+
+def test_a_view_holds_only_what_differs_and_the_first_view_undoes_it(report):
+    drawn = figure(charts.front(report).pictures[0])
+    first, second = drawn["views"][:2]
+    for number, trace in enumerate(drawn["data"]):
+        changes = second["traces"][number]
+        assert not {"y", "hovertext", "marker", "type"} & set(changes) or trace["mode"] == "lines"
+        assert first["traces"][number] == {key: trace[key] for key in first["traces"][number]}
+        assert set(changes) <= set(first["traces"][number])
+    assert first["layout"]["xaxis"] == drawn["layout"]["xaxis"]
+    assert second["layout"]["xaxis"]["title"]["text"].startswith("parameters")
+
+
+def test_points_lines_and_intervals_become_traces():
+    points = Series(
+        "a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], ["x\ny", "z"], marker=Marker("red")
+    )
+    line = Series("", [1, 2], [3, math.nan], colour="blue", dash="dash", steps=True)
+    ticks = ((1.0, "one"), (2.0, "<two>"))
+    view = View(
+        "v", [points, line], Axis("cost", log=True), Axis("size", ticks=ticks, limits=(0, 3))
+    )
+    drawn = figure(Picture([view]))
+    first, second = drawn["data"]
+    assert first["mode"] == "markers"
+    assert first["hovertext"] == ["<b>x</b><br>y", "<b>z</b><br>"]
+    assert first["error_y"]["array"] == pytest.approx([0.2, 0.2])
+    assert first["error_y"]["arrayminus"] == pytest.approx([0.1, 0.1])
+    assert second["line"] == {"color": "blue", "width": 2, "dash": "dash", "shape": "hv"}
+    assert second["y"] == [3, None]
+    assert not second["showlegend"]
+    assert drawn["layout"]["xaxis"]["type"] == "log"
+    assert drawn["layout"]["yaxis"]["ticktext"] == ["one", "&lt;two&gt;"]
+    assert drawn["layout"]["yaxis"]["range"] == [0, 3]
+
+
+def test_thousands_of_points_are_drawn_by_webgl_and_few_are_not(report, large):
+    assert len(large.table) > plots_html.WEBGL_FROM
+    for some, kind in ((report, "scatter"), (large, "scattergl")):
+        drawn = figure(charts.front(some).pictures[0])
+        assert {trace["type"] for trace in drawn["data"]} == {kind}
+
+
+def test_long_values_are_cut_unless_they_would_be_the_same(report):
+    def ticks(names):
+        parameters = report.parameters.replace({"loss": names})
+        chart = charts.parallel(type(report)(**vars(report) | {"parameters": parameters}))
+        [trace] = figure(chart.pictures[0])["data"]
+        return trace["dimensions"][3]["ticktext"]
+
+    assert ticks({"focal": "weighted_cross_entropy"}) == ["cross_entropy", "weighted_cros…"]
+    twins = {"cross_entropy": "weighted_cross_a", "focal": "weighted_cross_b"}
+    assert ticks(twins) == list(twins.values())
+
+
+def test_twelve_parallel_axes_fit_the_page(report):
+    numbers = {f"p{number}": range(len(report.parameters)) for number in range(5)}
+    parameters = report.parameters.assign(**numbers)
+    chart = charts.parallel(type(report)(**vars(report) | {"parameters": parameters}))
+    assert len(chart.pictures[0].views[0].series[0].axes) == 12
+    assert chart.pictures[0].width <= 1141  # see page.html.j2
+
+
+@given(st.text())
+def test_plain_text_holds_no_tag(text):
+    assert "<" not in plain(text).replace("<br>", "")
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True)))
+def test_rounding_keeps_five_figures_and_is_json(values):
+    short = rounded(values)
+    json.dumps(short, allow_nan=False)
+    for value, near in zip(values, short, strict=True):
+        if near is None:
+            # the largest floats round to infinity
+            assert not math.isfinite(value) or abs(value) > 1.7e308
+        else:
+            assert near == pytest.approx(value, rel=1e-4)
