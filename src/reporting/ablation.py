@@ -81,7 +81,8 @@ def effects(
         for objective in objectives:
             some = trials[objective].join(group, how="inner")
             for (position, value), same in some.groupby(["position", "value"], sort=True):
-                best = as_losses(same["result"].to_numpy()[:, None], [objective])[:, 0].argmin()
+                losses = as_losses(same["result"].to_numpy()[:, None], [objective])
+                best = int(losses.argmin())
                 row = (name, value, position, objective.metric, *_mean(same), len(same))
                 row += (same["result"].iloc[best], same.index[best])
                 row += adjusted[objective].get(name, {}).get(str(value), (math.nan,) * 3)
@@ -111,7 +112,7 @@ def additive_means(groups: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dic
             for name, group in groups.items()
         }
     ).fillna(MISSING)
-    dummies = {name: pd.get_dummies(values[name], dtype=float) for name in values}
+    dummies = {name: pd.get_dummies(values[name], dtype=float) for name in groups}
     design = np.concatenate([block.to_numpy() for block in dummies.values()], axis=1)
     left, scale, right = np.linalg.svd(design, full_matrices=False)
     rank = int((scale > scale[0] * max(design.shape) * np.finfo(float).eps).sum())
@@ -201,7 +202,9 @@ def contrasts(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFr
             "size": -found["factor"].astype(float).fillna(found["difference"].astype(float)),
         }
     )
-    return found.loc[order.sort_values(list(order), kind="stable").index].reset_index(drop=True)
+    return found.loc[
+        order.sort_values(["objective", "verdict", "size"], kind="stable").index
+    ].reset_index(drop=True)
 
 
 def knee_of(

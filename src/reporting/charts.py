@@ -28,6 +28,9 @@ _RANGE = " to "  # between the ends of a group of values of a continuous paramet
 _STATES = ("running", "killed", "failed", "over_limit", "pruned", "no value", "over limit")
 
 
+Values = Sequence[Any] | np.ndarray
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis.
@@ -68,10 +71,10 @@ class Series:
     """
 
     name: str
-    x: Sequence[Any]
-    y: Sequence[Any]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    x: Values
+    y: Values
+    low: Values = ()
+    high: Values = ()
     texts: Sequence[str] = ()
     label: str = ""
     marker: Marker | None = None
@@ -88,7 +91,7 @@ class Bars:
 
     name: str
     categories: Sequence[str]
-    lengths: Sequence[float]
+    lengths: Values
     colour: str
 
 
@@ -238,7 +241,11 @@ def _front_view(report: Report, cost: str, texts: dict[str, str]) -> View:
             marker = Marker(style.cycle(position), style.shape(position), marker.size)
         known = rows[["quality", cost]].dropna().sort_values(cost)
         best = known["quality"].cummin() if descending else known["quality"].cummax()
-        line = {"colour": marker.colour, "dash": style.dash(position), "steps": True}
+        line: dict[str, Any] = {
+            "colour": marker.colour,
+            "dash": style.dash(position),
+            "steps": True,
+        }
         series.append(Series("", known[cost].to_numpy(), best.to_numpy(), **line))
         name = f"front{f' of {study}' if several else ''} ({len(rows)})"
         ends = rows[["quality_low", "quality_high"]].to_numpy(dtype=float)
@@ -317,7 +324,9 @@ def recalls(report: Report) -> Chart | None:
         rows = report.recalls[report.recalls["split"] == split] if len(report.recalls) else None
         if rows is None or rows.empty:
             continue
-        runs = pd.Index(important(report)).intersection(rows["run_id"].unique(), sort=False)
+        runs = pd.Index(important(report)).intersection(
+            pd.Index(rows["run_id"].unique()), sort=False
+        )
         classes = list(dict.fromkeys(rows["class"]))
         wide = rows.pivot_table(index="run_id", columns="class", values="recall")
         wide = wide.reindex(index=runs, columns=classes)
@@ -565,7 +574,7 @@ def _curve(
         ]
 
     x, y = line["epoch"].to_numpy(), line["value"].to_numpy()
-    look = {"width": width, "dash": dash, "opacity": opacity}
+    look: dict[str, Any] = {"width": width, "dash": dash, "opacity": opacity}
     return [
         Series(name, x, y, texts=texts(line), colour=end.colour, **look),
         Series(
@@ -585,7 +594,7 @@ def progress(report: Report) -> Chart | None:
         changed.iloc[-1] = True
         steps = rows[changed]
         colour, dash = style.cycle(position), style.dash(position)
-        line = {"colour": colour, "dash": dash, "steps": True}
+        line: dict[str, Any] = {"colour": colour, "dash": dash, "steps": True}
         marker = Marker(colour, style.shape(position), 6) if len(steps) <= 60 else None
         y = steps["hypervolume"].to_numpy()
         trials = steps["trials"].to_numpy(dtype=float)

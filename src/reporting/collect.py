@@ -316,7 +316,7 @@ class PredictionReader:
         Returns:
             Columns run_id (of the net), step, value; and the trial of each net.
         """
-        trial_of = {}
+        trial_of: dict[str, str] = {}
         for run_id in run_ids:
             below = self._study[run_id].seeds_of(run_id)
             trial_of |= dict.fromkeys(below["run_id"] if len(below) else [run_id], run_id)
@@ -352,7 +352,7 @@ def with_origins(
         return table.drop(columns=list(COMPRESSION))
     rows = origins.set_index("run_id").reindex(table["origin"])
     model = rows.get("tags.model", pd.Series(index=rows.index, dtype=object)).fillna("run")
-    label = model.to_numpy() + " " + table["origin"].str[:6]
+    label = pd.Series(model.to_numpy(), table.index) + " " + table["origin"].str[:6]
     values = {
         f"origin/{name}": rows[f"metrics.{name}"].to_numpy(dtype=float)
         if f"metrics.{name}" in rows
@@ -488,7 +488,7 @@ def comparison(
     rows = []
     for number, (table, front) in enumerate(zip(tables, fronts, strict=True)):
         others = np.vstack([front[:0], *fronts[:number], *fronts[number + 1 :]])
-        covered = (others[None] * signs <= front[:, None] * signs).all(axis=2).any(axis=1)
+        covered = np.any((others[None] * signs <= front[:, None] * signs).all(axis=2), axis=1)
         best = (front * signs).min(axis=0) * signs if len(front) else missing(len(signs))
         rows.append(
             {

@@ -118,9 +118,9 @@ def comparison_table(table: pd.DataFrame, title: str, split: str) -> Table:
     marks = marks.mask(table["status"] == "FINISHED", "no").mask(table["front"], "yes")
     marks = marks.mask((table["status"] == "FINISHED") & ~table["feasible"], "over limit")
     frame = pd.concat([row_names(table), figures], axis="columns").assign(front=marks)
-    formats = {name: functools.partial(cell, name) for name in figures}
     # in two lines, to fit a narrow terminal
-    heads = {name: "±" if name == spread else short_label(name) for name in figures}
+    heads = {name: "±" if name == spread else short_label(name) for name in [quality, *columns]}
+    formats = {name: functools.partial(cell, name) for name in heads}
     labels = {name: head.replace(" ", "\n").replace("/", "/\n") for name, head in heads.items()}
     members = frozenset(np.flatnonzero(table["front"]).tolist())
     return Table(frame, title, labels=labels, formats=formats, bold=members)
@@ -354,9 +354,9 @@ def show(
     lines += failures(table)
     names = row_names(table)
     listed = shown[shown["front"]] if len(shown) > MOST_FAILURES else shown
-    for position, row in listed.iterrows():
+    for name, row in zip(names[listed.index], listed.to_dict("records"), strict=True):
         overrides = row["overrides"] if len(table) > 1 else ""
-        lines.append(f"run {row['run_id']}  {names[position]}  {overrides}".rstrip())
+        lines.append(f"run {row['run_id']}  {name}  {overrides}".rstrip())
     for line in lines:
         console.print(line, highlight=False, markup=False)
     address = f"python -m src.tracking.ui uri={store.uri}"

@@ -301,7 +301,8 @@ def _name(row: pd.Series) -> str:
 
 def _figures(row: pd.Series, metrics: Sequence[str]) -> str:
     """Label, qualities on validation, then costs; without the metrics that the run does not have."""
-    qualities, costs = [], []
+    qualities: list[str] = []
+    costs: list[str] = []
     for name in metrics:
         value, spread = _value(row, name), _value(row, f"spread/{name}")
         if not math.isnan(value):

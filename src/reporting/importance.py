@@ -95,31 +95,33 @@ def _ped_anova(losses: pd.Series, swept: pd.DataFrame, quantile: float) -> dict[
         quantile: The share of the best trials.
     """
     import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
 
-    distributions = {}
+    distributions: dict[str, BaseDistribution] = {}
     for name, column in swept.items():
-        known = column.dropna()
+        known, log = column.dropna(), is_log(column)
         if not is_numeric(column):
             distributions[str(name)] = CategoricalDistribution(sorted(known.unique()))
-            continue
-        kind, cast = FloatDistribution, float
-        if (known == known.round()).all():
-            kind, cast = IntDistribution, int
-        ends = cast(known.min()), cast(known.max())
-        distributions[str(name)] = kind(*ends, log=is_log(column))
-    columns = [swept[name].tolist() for name in swept]
-    has = swept.notna().to_numpy()
+        elif (known == known.round()).all():
+            distributions[str(name)] = IntDistribution(int(known.min()), int(known.max()), log=log)
+        else:
+            ends = float(known.min()), float(known.max())
+            distributions[str(name)] = FloatDistribution(*ends, log=log)
     trials = []
-    for loss, values, known in zip(losses.tolist(), zip(*columns, strict=True), has, strict=True):
+    values = zip(*(swept[name].tolist() for name in swept), strict=True)
+    for loss, row, has in zip(losses.tolist(), values, swept.notna().to_numpy(), strict=True):
         cell = {
             name: value
-            for name, value, is_known in zip(distributions, values, known, strict=True)
-            if is_known
+            for name, value, is_set in zip(distributions, row, has, strict=True)
+            if is_set
         }
         of_cell = {name: distributions[name] for name in cell}
-        trial = optuna.trial.create_trial(value=loss, params=cell, distributions=of_cell)
-        trials.append(trial)
+        trials.append(optuna.trial.create_trial(value=loss, params=cell, distributions=of_cell))
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -19,7 +19,16 @@ from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
 from src.reporting.record import Report
 
-FRAMES = ("table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress")
+FRAMES: tuple[str, ...] = (
+    "table",
+    "intervals",
+    "pairs",
+    "drops",
+    "effects",
+    "importance",
+    "curves",
+    "progress",
+)
 FRAMES += ("recalls", "comparison")
 MOST_CHARACTERS = 5000  # of the Markdown summary
 _MOST_ROWS = 12  # of the front in it
@@ -70,8 +79,8 @@ def tables(report: Report) -> dict[str, Table]:
 
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
     frame = frame.set_axis([str(name) for name in frame], axis="columns")
-    labels = {name: heading(report, name) for name in frame}
-    numbers = frame.select_dtypes("number").columns
+    labels = {str(name): heading(report, str(name)) for name in frame}
+    numbers = [str(name) for name in frame.select_dtypes("number")]
     return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
 
 
@@ -101,7 +110,8 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     """The front for a paper, a terminal or MLflow: model, quality with interval, costs, run."""
     members = charts.members(report)
     whole = front_table(report)
-    metrics = [name for name in whole.frame if "/" in name and members[name].notna().any()]
+    names = [str(name) for name in whole.frame]
+    metrics = [name for name in names if "/" in name and members[name].notna().any()]
     frame = pd.DataFrame(
         {"model": members["label"] + members["knee"].map({True: " (knee)", False: ""})}
     )
@@ -114,20 +124,28 @@ def short_front(report: Report, rows: int | None = None) -> Table:
             spans = [f" [{low:.3f}, {high:.3f}]" if low == low else "" for low, high in ends]
             frame[name] += spans
     frame["run"] = members["run_id"].str[:8]
-    caption = f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"
-    caption += "; with intervals" if "from" in whole.frame else ""
+    labels = {name: style.short_label(name) for name in metrics}
+    parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]
+    parts[0] += "; with intervals" if "from" in whole.frame else ""
+    for better in ("higher is better", "lower is better"):
+        if some := [labels[name] for name in metrics if style.direction(report, name) == better]:
+            parts.append(f"{better.capitalize()}: {', '.join(some)}")
+    caption = f"{'. '.join(parts)}. A multiply-add counts as one FLOP."
     formats: dict[str, Any] = dict.fromkeys(metrics, str)
-    labels = {name: style.axis_title(report, name) for name in metrics}
-    note = f"{caption}. A multiply-add counts as one FLOP."
-    return Table(frame.head(rows or len(frame)), "", note, labels, formats=formats)
+    return Table(frame.head(rows or len(frame)), "", caption, labels, formats=formats)
 
 
 def answers(report: Report) -> list[dict[str, str]]:
     """The answers, each with the label of its run and the command that trains it again."""
     runs = report.table.drop_duplicates("run_id").set_index("run_id")
     runs = runs.reindex([answer.run_id for answer in report.answers], columns=["label", "command"])
-    more = runs.fillna("").to_dict("records")
-    return [vars(answer) | row for answer, row in zip(report.answers, more, strict=True)]
+    runs = runs.fillna("")
+    return [
+        vars(answer) | {"label": str(label), "command": str(command)}
+        for answer, label, command in zip(
+            report.answers, runs["label"], runs["command"], strict=True
+        )
+    ]
 
 
 def render(report: Report, drawn: Sequence[Chart]) -> str:

@@ -125,7 +125,7 @@ def _series(axes: Axes, one: Series) -> None:
     line |= {"linestyle": style.DASHES[one.dash], "linewidth": 0.6 * one.width}
     if one.colour:
         draw = axes.step if one.steps else axes.plot
-        where = {"where": "post"} if one.steps else {}
+        where: dict[str, Any] = {"where": "post"} if one.steps else {}
         draw(x, y, label="_nothing" if one.marker else label, **line, **where)
     if len(one.low):
         colour = one.marker.colour if one.marker else one.colour
@@ -238,7 +238,8 @@ def _number_points(axes: Axes, view: View) -> None:
     for one in labelled:
         at = axes.transData.transform([one.x[0], one.y[0]])
         spots = at + offsets * pixels
-        inside = ((spots > axes.bbox.min + 6) & (spots < axes.bbox.max - 6)).all(axis=1)
+        low, high = np.array(axes.bbox.min) + 6, np.array(axes.bbox.max) - 6
+        inside = ((spots > low) & (spots < high)).all(axis=1)
         to_points = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1) / pixels
         half = 2.8 * len(one.label)
         gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels

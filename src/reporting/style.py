@@ -97,6 +97,11 @@ def metric(name: str) -> Metric:
         return Metric(name, name)
 
 
+def short_label(name: str) -> str:
+    """The head of a narrow column, such as "bal. acc." or "params"."""
+    return metric(name).short or metric(name).plain_label
+
+
 def direction(report: Report, name: str) -> str:
     """The words "higher is better" or "lower is better", from the objectives, else from the registry."""
     directions = {recorded_name(each.metric): each.direction for each in report.objectives}

@@ -1,4 +1,4 @@
-"""Realistic made-up reports, from a study with one finished run to one of 10,000 trials."""
+"""Realistic synthetic reports, from a study with one finished run to one of 10,000 trials."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from src.metrics.registry import Limit, Objective
-from src.reporting import collect
+from src.reporting import ablation, collect, uncertainty
 from src.reporting.decisions import Answer
 from src.reporting.record import Report
 
@@ -62,7 +62,7 @@ def make_report(
         intervals=_intervals(named, rng, seeds),
         pairs=_pairs(named, rng),
         drops=_drops(named, rng),
-        effects=_effects(finished, parameters),
+        effects=ablation.effects(finished, parameters, OBJECTIVES),
         importance=_importance(rng),
         curves=_curves(table, rng),
         progress=_progress(table, rng),
@@ -259,67 +259,27 @@ def _standing(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 def _answers(table: pd.DataFrame) -> list[Answer]:
     members = table[table["front"]].sort_values(COSTS[0])
     cheap, good = members.iloc[len(members) // 3], members.loc[members[QUALITY].idxmax()]
+    near = "Which is the cheapest model within 0.02 of the best?"
+    budget = "Which is the best model with at most 692k parameters?"
+    floor = "Which is the best that finds 80% of the melanomas?"
+    text = f"{cheap['label']} has {cheap[QUALITY]:.3f}, {good['label']} {good[QUALITY]:.3f}."
+    best = f"{good['label']} is the best of those within the budget."
     return [
-        Answer(
-            "cheapest within 0.02",
-            "Which is the cheapest model within 0.02 of the best?",
-            cheap["run_id"],
-            f"{cheap['label']} reaches {cheap[QUALITY]:.3f} with {cheap[COSTS[0]] / 1e6:.1f}M multiply-adds, a third "
-            f"of what the best, {good['label']}, needs for {good[QUALITY]:.3f}.",
-        ),
-        Answer(
-            "best with params <= 692k",
-            "Which is the best model with at most 692k parameters?",
-            good["run_id"],
-            f"{good['label']} is the best of those within the budget.",
-        ),
-        Answer(
-            "melanoma recall >= 0.8",
-            "Which is the best that finds 80% of the melanomas?",
-            "",
-            "No run qualifies: 0.79 is the most.",
-        ),
+        Answer("cheapest within 0.02", near, cheap["run_id"], text),
+        Answer("best with params <= 692k", budget, good["run_id"], best),
+        Answer("melanoma recall >= 0.8", floor, "", "No run qualifies: 0.79 is the most."),
     ]
 
 
 def _intervals(named: pd.DataFrame, rng: np.random.Generator, seeds: int) -> pd.DataFrame:
+    splits = (("val", "balanced_accuracy"), ("test", "balanced_accuracy"), ("test", "recall/mel"))
     rows = []
     for _, run in named.iterrows():
-        for split, metric in (
-            ("val", "balanced_accuracy"),
-            ("test", "balanced_accuracy"),
-            ("test", "recall/mel"),
-        ):
+        for split, metric in splits:
             middle, half = run[QUALITY] - 0.02 * (split == "test"), rng.uniform(0.01, 0.04)
-            rows.append(
-                (
-                    run["run_id"],
-                    run["label"],
-                    split,
-                    metric,
-                    middle,
-                    middle - half,
-                    middle + half,
-                    2003,
-                    1494,
-                    seeds,
-                )
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "run_id",
-            "label",
-            "split",
-            "metric",
-            "estimate",
-            "low",
-            "high",
-            "images",
-            "groups",
-            "seeds",
-        ],
-    )
+            figures = (middle, middle - half, middle + half, 2003, 1494, seeds)
+            rows.append((run["run_id"], run["label"], split, metric, *figures))
+    return pd.DataFrame(rows, columns=uncertainty.INTERVALS)
 
 
 def _pairs(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
@@ -327,80 +287,18 @@ def _pairs(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for (_, a), (_, b) in zip(members[:-1].iterrows(), members[1:].iterrows(), strict=True):
         gap, p = a[QUALITY] - b[QUALITY], float(rng.uniform(0, 0.5))
-        rows.append(
-            (
-                a["run_id"],
-                b["run_id"],
-                a["label"],
-                b["label"],
-                "balanced_accuracy",
-                "test",
-                gap,
-                gap - 0.02,
-            )
-        )
-        rows[-1] += (gap + 0.02, p, min(1.0, p * 1.1), min(1.0, p * 2), p > 0.05)
-    names = "run_a run_b label_a label_b metric split difference low high p_bootstrap p_mcnemar p_adjusted tied"
-    return pd.DataFrame(rows, columns=names.split())
+        names = (a["run_id"], b["run_id"], a["label"], b["label"], "balanced_accuracy", "test")
+        tests = (p, min(1.0, p * 1.1), min(1.0, p * 2), p > 0.05)
+        rows.append((*names, gap, gap - 0.02, gap + 0.02, *tests))
+    return pd.DataFrame(rows, columns=uncertainty.PAIRS)
 
 
 def _drops(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    chosen = named[named["chosen"] != ""]
+    chosen = named[named["chosen"] != ""][["run_id", "label", QUALITY]].reset_index(drop=True)
     drop = rng.uniform(0, 0.04, len(chosen))
-    return pd.DataFrame(
-        {
-            "run_id": chosen["run_id"],
-            "label": chosen["label"],
-            "metric": "balanced_accuracy",
-            "val": chosen[QUALITY],
-            "test": chosen[QUALITY] - drop,
-            "drop": drop,
-            "low": drop - 0.02,
-            "high": drop + 0.02,
-        }
-    ).reset_index(drop=True)
-
-
-def _effects(finished: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for parameter in parameters:
-        column = parameters[parameter]
-        if column.nunique() > 8:
-            column = column.round(1)
-        for objective in (QUALITY, COSTS[0], COSTS[3]):
-            values = finished.set_index("run_id")[objective]
-            for position, (value, group) in enumerate(values.groupby(column.reindex(values.index))):
-                at = value if isinstance(value, int | float | np.number) else position
-                half = 1.96 * group.std() / max(len(group), 1) ** 0.5
-                best = group.max() if objective == QUALITY else group.min()
-                mean = group.mean()
-                rows.append(
-                    (
-                        parameter,
-                        str(value),
-                        at,
-                        objective,
-                        mean,
-                        mean - half,
-                        mean + half,
-                        len(group),
-                        best,
-                    )
-                )
-                rows[-1] += (group.index[0],)
-    names = [
-        "parameter",
-        "value",
-        "position",
-        "objective",
-        "mean",
-        "low",
-        "high",
-        "n",
-        "best",
-        "best_run",
-    ]
-    return pd.DataFrame(rows, columns=names)
+    chosen = chosen.rename(columns={QUALITY: "val"}).assign(metric="balanced_accuracy", drop=drop)
+    chosen = chosen.assign(test=chosen["val"] - drop, low=drop - 0.02, high=drop + 0.02)
+    return chosen[uncertainty.DROPS]
 
 
 def _importance(rng: np.random.Generator) -> pd.DataFrame:
@@ -424,23 +322,13 @@ def _curves(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 
 def _progress(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     frames = []
-    for study, rows in table.groupby("study"):
-        ended = rows["ended"].sort_values()
-        count = np.arange(1, len(rows) + 1)
-        steps = np.maximum.accumulate(
-            0.75 * (1 - np.exp(-count / (len(rows) / 4))) + rng.normal(0, 0.02, len(rows))
-        )
-        frames.append(
-            pd.DataFrame(
-                {
-                    "study": study,
-                    "trials": count,
-                    "ended": ended.to_numpy(),
-                    "hypervolume": steps.clip(0),
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
+    for _, rows in table.groupby("study"):
+        rows = rows[["study", "ended"]].sort_values("ended").reset_index(drop=True)
+        trials = np.arange(1, len(rows) + 1)
+        steps = 0.75 * (1 - np.exp(-trials / (len(rows) / 4))) + rng.normal(0, 0.02, len(rows))
+        volumes = np.maximum.accumulate(steps).clip(0)
+        frames.append(rows.assign(trials=trials, hypervolume=volumes))
+    return pd.concat(frames, ignore_index=True)[["study", "trials", "ended", "hypervolume"]]
 
 
 def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
@@ -449,38 +337,25 @@ def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
         for split in ("val", "test"):
             for position, name in enumerate(CLASSES):
                 recall = float(np.clip(run[QUALITY] + rng.normal(0, 0.12), 0, 1))
-                low, high = max(recall - 0.08, 0), min(recall + 0.08, 1)
-                rows.append(
-                    (
-                        run["run_id"],
-                        run["label"],
-                        split,
-                        name,
-                        recall,
-                        low,
-                        high,
-                        20 + 130 * position,
-                    )
-                )
-    return pd.DataFrame(
-        rows, columns=["run_id", "label", "split", "class", "recall", "low", "high", "images"]
-    )
+                ends = (recall, max(recall - 0.08, 0), min(recall + 0.08, 1))
+                images = 20 + 130 * position
+                rows.append((run["run_id"], run["label"], split, name, *ends, images))
+    columns = ["run_id", "label", "split", "class", "recall", "low", "high", "images"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _comparison(table: pd.DataFrame, studies: tuple[str, ...]) -> pd.DataFrame:
-    rows = []
-    for study in studies:
-        own = table[table["study"] == study]
-        rows.append(
-            (
-                study,
-                len(own),
-                int(own["front"].sum()),
-                0.6,
-                3,
-                own[QUALITY].max(),
-                own[COSTS[0]].min(),
-            )
-        )
-    names = ["study", "trials", "front", "hypervolume", "new_points", QUALITY, COSTS[0]]
-    return pd.DataFrame(rows, columns=names)
+    rows = [(study, table[table["study"] == study]) for study in studies]
+    return pd.DataFrame(
+        {
+            "study": study,
+            "trials": len(own),
+            "front": int(own["front"].sum()),
+            "hypervolume": 0.6,
+            "new_points": 3,
+            "new": ", ".join(own["label"].head(3)),
+            QUALITY: own[QUALITY].max(),
+            COSTS[0]: own[COSTS[0]].min(),
+        }
+        for study, own in rows
+    )

@@ -182,7 +182,9 @@ def test_infinite_figures_do_not_stop_a_chart(report, name):
 def test_effects_have_a_picture_per_parameter_and_a_view_per_objective(report):
     chart = charts.effects(report)
     assert len(chart.pictures) == report.effects["parameter"].nunique()
-    rows = report.effects.query("parameter == 'model.net.width' and objective == @QUALITY")
+    rows = report.effects.query(
+        "parameter == 'model.net.width' and objective == 'val/balanced_accuracy'"
+    )
     rows = rows.sort_values("position")
     mean, best = chart.pictures[0].views[0].series
     assert list(mean.y) == list(rows["mean"])

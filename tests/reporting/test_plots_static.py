@@ -17,7 +17,9 @@ NAMES = ["front", "recalls", "effects", "importance", "parallel", "curves", "pro
 
 def drawn(chart):
     with mpl.rc_context(plots_static.STYLE):
-        return plots_static.draw(chart)
+        figure = plots_static.draw(chart)
+        figure.draw_without_rendering()
+    return figure
 
 
 def legend(figure):
