@@ -417,18 +417,21 @@ def rank_from_lowest(first: Figure, *others: Figure) -> Figure:
     )
 
 
+NUMERIC: dict[str, Callable[..., float]] = {
+    "sqrt": math.sqrt,
+    "rounded_up": lambda x: float(math.ceil(round(x, 6))),
+    "precision": precision,
+    "prevalence": prevalence,
+    "specificity": specificity,
+    "true_negative_share": true_negative_share,
+    "z_of_shares": z_of_shares,
+    "z_of_areas": z_of_areas,
+}
 FUNCTIONS: dict[str, Callable[..., Figure]] = {
-    "sqrt": functools.partial(at_corners, math.sqrt),
-    "rounded_up": functools.partial(at_corners, lambda x: float(math.ceil(round(x, 6)))),
-    "precision": functools.partial(at_corners, precision),
-    "prevalence": functools.partial(at_corners, prevalence),
-    "specificity": functools.partial(at_corners, specificity),
-    "true_negative_share": functools.partial(at_corners, true_negative_share),
-    "z_of_shares": functools.partial(at_corners, z_of_shares),
-    "z_of_areas": functools.partial(at_corners, z_of_areas),
+    **{name: functools.partial(at_corners, function) for name, function in NUMERIC.items()},
     "common_denominator": common_denominator,
     "rank_from_lowest": rank_from_lowest,
-    "rank_from_highest": lambda *areas: rank_from_lowest(*(0 - area for area in areas)),
+    "rank_from_highest": lambda *values: rank_from_lowest(*(0 - value for value in values)),
 }
 
 
@@ -608,36 +611,36 @@ def choose_runs(
         problem = f"no tested runs of {system.preset} (split {system.split}) are recorded{among}"
         return SystemRuns([], [problem])
     fewest = min(len(_differences(row, system)) for row in tested)
+    columns = [name for name in map(str, runs) if name.startswith("params.")]
+    columns = [*(name for name in columns if not name.startswith(FREE)), "tags.weights"]
     settings: dict[tuple[str, ...], list[dict[Any, Any]]] = {}
-    columns = [
-        name for name in runs if str(name).startswith("params.") and not str(name).startswith(FREE)
-    ]
     for row in tested:
         if len(_differences(row, system)) == fewest:
-            values = (_text(row, str(column)) for column in (*columns, "tags.weights"))
-            settings.setdefault(tuple(values), []).append(row)
+            settings.setdefault(tuple(_text(row, name) for name in columns), []).append(row)
     same = max(settings.values(), key=lambda rows: len({_text(row, "tags.seed") for row in rows}))
+    count = Counter(_text(row, "tags.seed") for row in same)
     # the first one is the newest; sorted, so that the same runs give the same bootstrap samples
     by_seed = {_text(row, "tags.seed"): row for row in reversed(same)}
     rows = [by_seed[seed] for seed in sorted(by_seed)]
-    differences = _differences(rows[0], system)
-    problems = [f"these runs have {', '.join(differences)}"] if differences else []
+    differences = ", ".join(_differences(rows[0], system))
+    problems = [f"these runs have {differences}"] if differences else []
     problems += [f"{len(rows)} of {seeds} seeds"] if len(rows) < seeds else []
-    count = Counter(_text(row, "tags.seed") for row in same)
-    again = ", ".join(
-        sorted((seed for seed in count if count[seed] > 1), key=lambda s: (len(s), s))
-    )
-    facts = [f"{len(rows)} seed{'s'[: len(rows) > 1]} of {system.preset}, split {system.split}"]
-    for name in ("weights", "commit", "study"):
-        texts = dict.fromkeys(
-            _commit(row) if name == "commit" else _text(row, f"tags.{name}") for row in rows
-        )
-        facts += [f"{name} {' and '.join(filter(None, texts))}"] if any(texts) else []
-    text = ", ".join(facts)
+    text = f"{len(rows)} seed{'s' * (len(rows) > 1)} of {system.preset}, split {system.split}"
+    for name in ("weights", "git_commit", "study"):
+        values = " and ".join(filter(None, dict.fromkeys(_fact(row, name) for row in rows)))
+        text += f", {name.removeprefix('git_')} {values}" if values else ""
+    again = ", ".join(sorted(seed for seed, number in count.items() if number > 1))
     text += f"; seed {again} trained more than once, the newest taken" if again else ""
     others = len(tested) - len(same)
     text += f"; runs with other settings left out: {others}" if others else ""
     return SystemRuns(rows, problems, text)
+
+
+def _fact(row: Mapping[Any, Any], tag: str) -> str:
+    """A tag; a commit is shortened, and marked if the tree had changes."""
+    dirty = tag == "git_commit" and _text(row, "tags.git_dirty").lower() == "true"
+    value = _text(row, f"tags.{tag}")
+    return (value[:7] if tag == "git_commit" else value) + " with changes" * dirty
 
 
 def _differences(row: Mapping[Any, Any], system: PaperSystem) -> list[str]:
@@ -669,11 +672,6 @@ def _text(row: Mapping[Any, Any], column: str) -> str:
     return "" if value is None or value != value else str(value)
 
 
-def _commit(row: Mapping[Any, Any]) -> str:
-    changed = _text(row, "tags.git_dirty").lower() == "true"
-    return _text(row, "tags.git_commit")[:7] + (" with changes" if changed else "")
-
-
 class RecordedRuns:
     """Recorded runs as figures.
 
@@ -689,11 +687,8 @@ class RecordedRuns:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._of = functools.cache(
-            lambda system: choose_runs(
-                runs, paper.systems[system], settings.studies, settings.seeds
-            )
-        )
+        limits = (settings.studies, settings.seeds)
+        self._of = functools.cache(lambda name: choose_runs(runs, paper.systems[name], *limits))
         self._predictions = functools.cache(self._read)
 
     def measure(self, system: str, metric: str, less: str = "") -> Figure:

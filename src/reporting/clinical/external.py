@@ -27,12 +27,11 @@ from src.metrics import curves, thresholds
 from src.metrics.bootstrap import (
     Predictions,
     Statistics,
-    adjusted_interval,
     curve_statistics,
+    estimates,
     evaluate,
     gather,
     interval,
-    intervals,
     metric_statistics,
     over_seeds,
     resample,
@@ -41,6 +40,7 @@ from src.metrics.bootstrap import (
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, Threshold
 from src.reporting.clinical.record import EvaluateSettings, Images
+from src.reporting.clinical.subgroups import recall
 from src.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Labels:
 
 
 def choose_labels(
-    wanted: str,
+    name: str,
     data_classes: Sequence[str],
     net_classes: Sequence[str],
     folder: Path = MAPPINGS,
@@ -95,7 +95,7 @@ def choose_labels(
     """The mapping from the classes of a data set to those of a net.
 
     Args:
-        wanted: Name of a file in `folder`, a path that ends in .yaml, or "auto": by name if the net
+        name: Name of a file in `folder`, a path that ends in .yaml, or "auto": by name if the net
             has all of the classes, else the one file that maps all of them to the net's.
         data_classes: Of the data set.
         net_classes: Of the net.
@@ -105,10 +105,10 @@ def choose_labels(
     Raises:
         ConfigError: No such mapping, or none or several that fit.
     """
-    if wanted != AUTO:
-        return _labels(wanted, _read_mapping(wanted, folder), net_classes)
+    if name != AUTO:
+        return _labels(name, _read_mapping(name, folder), net_classes)
     if set(data_classes) <= set(net_classes):
-        return Labels("identity", {name: name for name in data_classes}, tuple(net_classes))
+        return Labels("identity", {each: each for each in data_classes}, tuple(net_classes))
     mappings = {path.stem: _read_mapping(path.stem, folder) for path in folder.glob("*.yaml")}
     fitting = sorted(
         name
@@ -325,12 +325,12 @@ def find_overlap(
         _same_pictures(external, own, external_images, own_images).assign(why=REASONS[1]),
         _same_ids(external, known, "group").assign(why=REASONS[2]),
     ]
-    found = _first_reasons(tables)
+    overlap = _first_reasons(tables)
     groups = external[["image_id", "group"]]
-    met = found.merge(groups, on="image_id").drop_duplicates("group")
+    met = overlap.merge(groups, on="image_id").drop_duplicates("group")
     beside = groups.merge(met[["group", "own_image_id", "own_split"]], on="group")
-    found = _first_reasons([found, beside.assign(why=REASONS[3])])
-    return found.sort_values("image_id", ignore_index=True)
+    overlap = _first_reasons([overlap, beside.assign(why=REASONS[3])])
+    return overlap.sort_values("image_id", ignore_index=True)
 
 
 def _first_reasons(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -368,6 +368,8 @@ def _same_pictures(
 
 def _hashes(images: Images, what: str) -> npt.NDArray[np.float32]:
     """Perceptual hashes as signs, float32 (N, 64): products count the bits that differ."""
+    import imagehash
+
     bar = tqdm(images, f"hashing {what}", unit="image", file=sys.stderr, disable=None, leave=False)
     import imagehash  # it imports SciPy
 
@@ -528,13 +530,10 @@ def recall_by_original_label(
     rows = []
     for name in sorted(external[0]["original_label"].unique()):
         frames = [frame[frame["original_label"] == name] for frame in external]
-        counts_as, level = frames[0]["label"].iloc[0], settings.level
-        table = intervals(frames, [f"recall/{counts_as}"], settings.samples, settings.seed, level)
-        row = table.iloc[0]
-        recall, groups = float(row["estimate"]), frames[0]["group"].to_numpy()
-        low, high, _ = adjusted_interval(row["low"], row["high"], recall, groups, level, share=True)
+        predictions, counts_as = gather(frames), frames[0]["label"].iloc[0]
+        row = estimates(predictions, [recall(predictions, counts_as)], settings).iloc[0]
         sizes = (int(row["images"]), int(row["groups"]))
-        rows.append((name, counts_as, *sizes, recall, low, high))
+        rows.append((name, counts_as, *sizes, row["estimate"], row["low"], row["high"]))
     columns = ["original_label", "counts_as", "images", "groups", "recall", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -5,6 +5,7 @@ those of a handful of images would be taken for more than they are.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -170,10 +171,20 @@ def _statistics(
     if measure == "balanced_accuracy":
         right = predictions.probability.argmax(axis=2) == predictions.target
         return mean_recall(predictions, right, np.flatnonzero(enough).tolist(), measure)
-    decisions = thresholds.decide(predictions, name, None if measure == "recall" else chosen)
-    rates = thresholds.rates(predictions, name, decisions)
-    return Statistics(
-        (measure,), rates.bases[:1], lambda weights: rates.measure(weights)[..., :1], shares=True
+    return recall(predictions, name, None if measure == "recall" else chosen)
+
+
+def recall(
+    predictions: Predictions, class_name: str, chosen: Sequence[Threshold] | None = None
+) -> Statistics:
+    """Recall of a class by the most probable class, or by thresholds, one for each net."""
+    decisions = thresholds.decide(predictions, class_name, chosen)
+    rates = thresholds.rates(predictions, class_name, decisions)
+    return replace(
+        rates,
+        names=("recall",),
+        bases=rates.bases[:1],
+        measure=lambda weights: rates.measure(weights)[..., :1],
     )
 
 
