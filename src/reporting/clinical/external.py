@@ -368,11 +368,9 @@ def _same_pictures(
 
 def _hashes(images: Images, what: str) -> npt.NDArray[np.float32]:
     """Perceptual hashes as signs, float32 (N, 64): products count the bits that differ."""
-    import imagehash
-
-    bar = tqdm(images, f"hashing {what}", unit="image", file=sys.stderr, disable=None, leave=False)
     import imagehash  # it imports SciPy
 
+    bar = tqdm(images, f"hashing {what}", unit="image", file=sys.stderr, disable=None, leave=False)
     bits = [imagehash.phash(Image.fromarray(image)).hash.ravel() for image in bar]
     return 2 * np.array(bits, dtype=np.float32).reshape(-1, BITS) - 1
 
