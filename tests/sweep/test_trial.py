@@ -85,12 +85,7 @@ def is_behind(context: TrialContext) -> Any:
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB"
 TOO_SMALL = ConfigError("model.net.width", "must be at least 1, but got 0")
 FAILURES: list[tuple[str, Callable[[TrialContext], Any], str, str]] = [
-    (
-        "raises",
-        raises(ZeroDivisionError("by nothing")),
-        "error",
-        "ZeroDivisionError: by nothing",
-    ),
+    ("raises", raises(ZeroDivisionError("by nothing")), "error", "ZeroDivisionError: by nothing"),
     ("misconfigured", raises(TOO_SMALL), "bad_config", str(TOO_SMALL)),
     (
         "exhausts_memory",
