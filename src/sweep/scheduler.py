@@ -482,12 +482,14 @@ class Scheduler:
             folders = [each.user_attrs.get("folder") for each in tries]
             discard_states(Path(folder) for folder in folders if folder)
         learns = self.policy.learns_from_pruned
-        told = studies.tell(self.study, trial.number, outcome, self.objectives, self.limits, learns)
-        final = studies.outcome_of(told) or outcome
+        trial = studies.tell(
+            self.study, trial.number, outcome, self.objectives, self.limits, learns
+        )
+        final = studies.outcome_of(trial) or outcome
         if final != outcome:
-            self.recorder.settle(told, final, tail)
-        self.proposals.add(told)
-        self.status.add(told, final, seconds, tail, again)
+            self.recorder.settle(trial, final, tail)
+        self.proposals.add(trial)
+        self.status.add(trial, final, seconds, tail, again)
         if not again and final.kind != "stopped":
             self.status.counted += 1
 

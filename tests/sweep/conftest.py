@@ -17,13 +17,13 @@ import pytest
 def server_binaries() -> Path | None:
     """Folder of initdb and pg_ctl, which are often not on the PATH."""
     if shutil.which("pg_config"):
-        found = Path(
+        binaries = Path(
             subprocess.run(
                 ["pg_config", "--bindir"], capture_output=True, text=True, check=True
             ).stdout.strip()
         )
-        if (found / "initdb").exists():
-            return found
+        if (binaries / "initdb").exists():
+            return binaries
     on_path = shutil.which("initdb")
     if on_path:
         return Path(on_path).parent

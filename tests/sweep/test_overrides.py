@@ -233,12 +233,12 @@ def test_every_value_that_the_sweeper_writes_is_found_again(cell: dict, prefix: 
 def test_numbers_are_read_as_hydra_reads_them(numbers: list[float]) -> None:
     texts = [f"lr={number!r}" for number in numbers]
     read = [override.value() for override in PARSER.parse_overrides(texts)]
-    found = parameters(trials(*texts))
+    result = parameters(trials(*texts))
     if len(set(read)) == 1:
-        assert found.empty
+        assert result.empty
     else:
-        assert found["lr"].tolist() == read
-        assert is_numeric(found["lr"])
+        assert result["lr"].tolist() == read
+        assert is_numeric(result["lr"])
 
 
 def test_only_what_differs_is_a_parameter() -> None:
@@ -247,28 +247,28 @@ def test_only_what_differs_is_a_parameter() -> None:
         "model=custom width=8 loss=cross_entropy",
         "model=custom width=8",
     )
-    found = parameters(table)
-    assert found.index.tolist() == ["run0", "run1", "run2"]
-    assert list(found) == ["width", "loss"]
-    assert found["width"].tolist() == [4, 8, 8]
-    assert found["width"].dtype.kind == "i"
-    assert found["loss"].tolist() == ["focal", "cross_entropy", None]
+    result = parameters(table)
+    assert result.index.tolist() == ["run0", "run1", "run2"]
+    assert list(result) == ["width", "loss"]
+    assert result["width"].tolist() == [4, 8, 8]
+    assert result["width"].dtype.kind == "i"
+    assert result["loss"].tolist() == ["focal", "cross_entropy", None]
 
 
 def test_a_conditional_parameter_is_missing_where_a_trial_has_none() -> None:
-    found = parameters(trials("head=gap", "head=flatten units=64", "head=flatten units=32", None))
-    assert found["units"].dropna().tolist() == [64, 32]
-    assert found["units"].isna().tolist() == [True, False, False, True]
-    assert found["head"].isna().tolist() == [False, False, False, True]
+    result = parameters(trials("head=gap", "head=flatten units=64", "head=flatten units=32", None))
+    assert result["units"].dropna().tolist() == [64, 32]
+    assert result["units"].isna().tolist() == [True, False, False, True]
+    assert result["head"].isna().tolist() == [False, False, False, True]
 
 
 def test_two_spellings_are_one_value() -> None:
     twice = ["dense=[128,64] lr=1e-3 loss='focal'", "dense=[ 128, 64 ] lr=0.001 loss=focal"]
     assert list(parameters(trials(*twice))) == []
-    found = parameters(trials(*twice, "dense=[] lr=1 loss=ce"))
-    assert found["dense"].tolist() == ["[128, 64]", "[128, 64]", "[]"]
-    assert found["lr"].tolist() == [0.001, 0.001, 1]
-    assert found["loss"].tolist() == ["focal", "focal", "ce"]
+    result = parameters(trials(*twice, "dense=[] lr=1 loss=ce"))
+    assert result["dense"].tolist() == ["[128, 64]", "[128, 64]", "[]"]
+    assert result["lr"].tolist() == [0.001, 0.001, 1]
+    assert result["loss"].tolist() == ["focal", "focal", "ce"]
     assert parameters(trials("x='1, 2'", 'x="1"', "x=1"))["x"].tolist() == ["1, 2", '"1"', "1"]
 
 
@@ -303,16 +303,16 @@ def test_lists_stand_on_an_axis_by_length_then_by_size() -> None:
 
 
 def test_few_values_are_their_own_groups() -> None:
-    found = levels(pd.Series([4.0, 64, math.nan, 4], index=list("abcd")))
-    assert found["value"].to_dict() == {"a": "4", "b": "64", "d": "4"}
-    assert found["position"].tolist() == [4, 64, 4]
-    found = levels(pd.Series(["[64]", None, "[]", "[128]"], dtype=object))
-    assert found["value"].tolist() == ["[64]", "[]", "[128]"]
-    assert found["position"].tolist() == [1, 0, 2]
+    result = levels(pd.Series([4.0, 64, math.nan, 4], index=list("abcd")))
+    assert result["value"].to_dict() == {"a": "4", "b": "64", "d": "4"}
+    assert result["position"].tolist() == [4, 64, 4]
+    result = levels(pd.Series(["[64]", None, "[]", "[128]"], dtype=object))
+    assert result["value"].tolist() == ["[64]", "[]", "[128]"]
+    assert result["position"].tolist() == [1, 0, 2]
 
 
 def test_a_continuous_parameter_is_cut_at_its_quantiles() -> None:
-    found = levels(pd.Series(range(100)).sample(frac=1, random_state=0) / 100)
+    result = levels(pd.Series(range(100)).sample(frac=1, random_state=0) / 100)
     expected = {
         "0 to 0.19": 0.095,
         "0.2 to 0.39": 0.295,
@@ -320,8 +320,8 @@ def test_a_continuous_parameter_is_cut_at_its_quantiles() -> None:
         "0.6 to 0.79": 0.695,
         "0.8 to 0.99": 0.895,
     }
-    assert found["value"].value_counts().to_dict() == dict.fromkeys(expected, 20)
-    assert found.groupby("value")["position"].first().to_dict() == pytest.approx(expected)
+    assert result["value"].value_counts().to_dict() == dict.fromkeys(expected, 20)
+    assert result.groupby("value")["position"].first().to_dict() == pytest.approx(expected)
 
 
 @given(
@@ -329,15 +329,15 @@ def test_a_continuous_parameter_is_cut_at_its_quantiles() -> None:
 )
 def test_groups_part_no_equals_and_keep_the_order(numbers: list[float], bins: int) -> None:
     column = pd.Series(numbers)
-    found = levels(column, bins)
-    assert len(found) == len(column)
-    assert found["value"].nunique() <= 2 * bins
-    assert found["value"].nunique() == found["position"].nunique()
-    ranked = pd.DataFrame({"number": column, "position": found["position"]}).sort_values("number")
+    result = levels(column, bins)
+    assert len(result) == len(column)
+    assert result["value"].nunique() <= 2 * bins
+    assert result["value"].nunique() == result["position"].nunique()
+    ranked = pd.DataFrame({"number": column, "position": result["position"]}).sort_values("number")
     assert ranked["position"].is_monotonic_increasing
     assert ranked.groupby("number")["position"].nunique().eq(1).all()
 
 
 def test_names_of_groups_take_the_digits_that_they_need() -> None:
-    found = levels(pd.Series([1 + number * 1e-5 for number in range(50)]))
-    assert found["value"].nunique() == 5
+    result = levels(pd.Series([1 + number * 1e-5 for number in range(50)]))
+    assert result["value"].nunique() == 5

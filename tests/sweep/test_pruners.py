@@ -83,8 +83,8 @@ class Curves:
             except Pruned:
                 outcome = TrialOutcome("pruned", reason="behind")
                 break
-        told = tell(self.study, number, outcome, [ACCURACY], [], True)
-        assert told.state.name == outcome.state.upper()
+        trial = tell(self.study, number, outcome, [ACCURACY], [], True)
+        assert trial.state.name == outcome.state.upper()
         return epoch if outcome.state == "pruned" else None
 
 
@@ -192,8 +192,8 @@ def test_several_objectives_take_rungs_or_none(name: str) -> None:
     if name in ("none", "rungs"):
         make_pruner(config(name), 2, 18)
     else:
-        said = f"hydra.sweeper.pruner: {name} works for one objective, this study has 2: take hydra/sweeper/pruner=rungs"
-        with pytest.raises(ConfigError, match=said):
+        message = f"hydra.sweeper.pruner: {name} works for one objective, this study has 2: take hydra/sweeper/pruner=rungs"
+        with pytest.raises(ConfigError, match=message):
             make_pruner(config(name), 2, 18)
 
 
@@ -207,7 +207,7 @@ def test_number_of_epochs_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         (
             "median",
@@ -264,14 +264,14 @@ def test_number_of_epochs_is_filled_in() -> None:
         ),
     ],
 )
-def test_impossible_config_names_its_key(name: str, changes: dict[str, Any], said: str) -> None:
+def test_impossible_config_names_its_key(name: str, changes: dict[str, Any], message: str) -> None:
     node = config(name)
     for key, value in changes.items():
         OmegaConf.update(node, key, value)
     with pytest.raises(ConfigError) as caught:
         make_pruner(node, 1, 18)
-    assert said in str(caught.value)
-    assert str(caught.value).count("hydra.sweeper.pruner") == 1 + ("upper must" in said)
+    assert message in str(caught.value)
+    assert str(caught.value).count("hydra.sweeper.pruner") == 1 + ("upper must" in message)
 
 
 # Rungs

@@ -163,9 +163,9 @@ class TestEverySampler:
     def test_takes_what_is_enqueued_first(self, name: str, n: int) -> None:
         bench = Bench(name, n)
         bench.run(3)
-        wanted = {"kind": "b", "width": 24, "lr": 0.01, "dropout": 0.5}
-        bench.study.enqueue_trial(wanted)
-        assert bench.run(2)[0] == wanted
+        params = {"kind": "b", "width": 24, "lr": 0.01, "dropout": 0.5}
+        bench.study.enqueue_trial(params)
+        assert bench.run(2)[0] == params
 
     def test_goes_on_from_a_database(self, name: str, n: int, url: str) -> None:
         before = Bench(name, n, storage=open_storage(url)).run(3)
@@ -240,7 +240,7 @@ def test_every_argument_is_set_explicitly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "message"),
     [
         (
             "tpe",
@@ -266,10 +266,10 @@ def test_every_argument_is_set_explicitly() -> None:
         ("random", {"_target_": "optuna.samplers.GridSampler"}, "take hydra/sweeper/sampler=grid"),
     ],
 )
-def test_impossible_config_names_its_key(name: str, change: dict[str, Any], said: str) -> None:
+def test_impossible_config_names_its_key(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_sampler(OmegaConf.to_container(config(name)) | change, 0, 1, 0)  # type: ignore[operator,arg-type]
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("hydra.sweeper.sampler")
 
 

@@ -62,9 +62,9 @@ def test_grid_in_the_order_of_hydras_own_multirun():
     ],
 )
 def test_values_of_a_text(text, values):
-    for found in (space(f"a={text}"), space(params={"a": text})):
-        assert texts(found) == [f"a={value}" for value in values]
-        assert found.n_cells == len(values)
+    for grid in (space(f"a={text}"), space(params={"a": text})):
+        assert texts(grid) == [f"a={value}" for value in values]
+        assert grid.n_cells == len(values)
 
 
 def test_shuffled_values_are_all_there_and_stay_in_place():
@@ -83,14 +83,14 @@ def test_shuffled_values_are_all_there_and_stay_in_place():
 
 def test_prefixes_stay():
     assert texts(space("+a=1,2", "++b=3,4"))[0] == "+a=1 ++b=3"
-    found = parsed(["+c=1", "a=1,2", "~d", "++e=[1,2]", "b='x,y'"])
-    assert found.fixed == ["+c=1", "~d", "++e=[1,2]", "b='x,y'"]
+    grid = parsed(["+c=1", "a=1,2", "~d", "++e=[1,2]", "b='x,y'"])
+    assert grid.fixed == ["+c=1", "~d", "++e=[1,2]", "b='x,y'"]
 
 
 def test_an_empty_space_has_one_cell():
-    found = space("a=1")
-    assert found.n_cells == 1
-    assert [(cell.overrides, cell.params) for cell in found.cells()] == [((), {})]
+    grid = space("a=1")
+    assert grid.n_cells == 1
+    assert [(cell.overrides, cell.params) for cell in grid.cells()] == [((), {})]
 
 
 def test_the_command_line_wins():
@@ -129,11 +129,11 @@ def test_parameters_come_after_those_that_decide_on_them():
 
 
 def test_one_key_under_several_conditions():
-    found = space(
+    grid = space(
         "m=a,b,c", params={"lr": "1,2"}, conditions={"m=a": {"lr": "3,4"}, "m=b": {"lr": "5"}}
     )
-    assert texts(found) == ["m=a lr=3", "m=a lr=4", "m=b lr=5", "m=c lr=1", "m=c lr=2"]
-    assert {name for cell in found.cells() for name in cell.params} == {
+    assert texts(grid) == ["m=a lr=3", "m=a lr=4", "m=b lr=5", "m=c lr=1", "m=c lr=2"]
+    assert {name for cell in grid.cells() for name in cell.params} == {
         "m",
         "lr",
         "lr@m=a",
@@ -142,20 +142,20 @@ def test_one_key_under_several_conditions():
 
 
 def test_pairs():
-    found = space("c=0,1", zipped=[{"a": [32, 64], "+b": [[64, 1], None]}])
-    assert texts(found)[:2] == ["c=0 a=32 +b=[64,1]", "c=0 a=64 +b=null"]
-    assert next(found.cells()).params == {"c": 0, "a+b": "32+[64,1]"}
+    grid = space("c=0,1", zipped=[{"a": [32, 64], "+b": [[64, 1], None]}])
+    assert texts(grid)[:2] == ["c=0 a=32 +b=[64,1]", "c=0 a=64 +b=null"]
+    assert next(grid.cells()).params == {"c": 0, "a+b": "32+[64,1]"}
     assert texts(space("a=1,2", "b=3", zipped=[{"a": [32, 64], "b": [64, 32]}])) == ["a=1", "a=2"]
 
 
 def test_exclusions():
-    found = space("a=range(0,1,0.25)", "b=4,5", exclude=["a=0,0.25,0.5 b=4.0", "b=5 and a=0.75"])
-    assert texts(found) == ["a=0.0 b=5", "a=0.25 b=5", "a=0.5 b=5", "a=0.75 b=4"]
-    assert found.n_cells == 4
+    grid = space("a=range(0,1,0.25)", "b=4,5", exclude=["a=0,0.25,0.5 b=4.0", "b=5 and a=0.75"])
+    assert texts(grid) == ["a=0.0 b=5", "a=0.25 b=5", "a=0.5 b=5", "a=0.75 b=4"]
+    assert grid.n_cells == 4
     assert (
-        found.is_excluded(next(space("a=range(0,1,0.25)", "b=4,5").cells())) == "a=0,0.25,0.5 b=4.0"
+        grid.is_excluded(next(space("a=range(0,1,0.25)", "b=4,5").cells())) == "a=0,0.25,0.5 b=4.0"
     )
-    assert found.is_excluded(next(found.cells())) is None
+    assert grid.is_excluded(next(grid.cells())) is None
     assert texts(space("b=4", "a=1,2", params={"b": "4,5"}, exclude=["a=1 b=4", "a=2 b=5"])) == [
         "a=2"
     ]
@@ -260,24 +260,22 @@ def ask(study: optuna.Study, of: Space):
 
 
 def test_a_continuous_parameter_has_no_grid():
-    found = space("a=1,2", "b=interval(0.0,1)")
-    assert found.n_cells is None
+    grid = space("a=1,2", "b=interval(0.0,1)")
+    assert grid.n_cells is None
     with pytest.raises(ConfigError, match=r"^b: a grid cannot list interval\(0.0,1.0\)"):
-        found.cells()
+        grid.cells()
 
 
 def test_the_rich_space_by_hand():
-    found = space(
-        *FINITE["arguments"], **{key: FINITE[key] for key in FINITE if key != "arguments"}
-    )
+    grid = space(*FINITE["arguments"], **{key: FINITE[key] for key in FINITE if key != "arguments"})
     # loss x dropout x split x (custom: width, depth, lr, skip for depth 3 and 4, pairs; resnet50:
     # lr, frozen, pairs)
     custom = 2 * (2 * (1 + 3 + 3) - 3) * 2
     resnet50 = 2 * 2 - 1
-    assert found.n_cells == 7 * 7 * 2 * (custom + resnet50)
-    cells = list(found.cells())
-    assert len(cells) == len(set(cells)) == found.n_cells
-    assert not any(found.is_excluded(cell) for cell in cells)
+    assert grid.n_cells == 7 * 7 * 2 * (custom + resnet50)
+    cells = list(grid.cells())
+    assert len(cells) == len(set(cells)) == grid.n_cells
+    assert not any(grid.is_excluded(cell) for cell in cells)
 
 
 def rich(**without: Any) -> Space:
@@ -286,20 +284,20 @@ def rich(**without: Any) -> Space:
 
 
 def test_every_cell_comes_back_when_enqueued():
-    found = rich(arguments=[])
+    grid = rich(arguments=[])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for cell in itertools.islice(found.cells(), 0, None, 3):
+    for cell in itertools.islice(grid.cells(), 0, None, 3):
         study.enqueue_trial(cell.params)
-        trial, suggested = ask(study, found)
+        trial, suggested = ask(study, grid)
         assert suggested == cell
         assert suggested.params == cell.params == trial.params
         study.tell(trial, 0.0)
 
 
 def test_every_cell_is_found_by_its_overrides():
-    found = rich(arguments=[])
-    for cell in itertools.islice(found.cells(), 0, None, 7):
-        assert found.params_of(cell.overrides[::-1]) == cell.params
+    grid = rich(arguments=[])
+    for cell in itertools.islice(grid.cells(), 0, None, 7):
+        assert grid.params_of(cell.overrides[::-1]) == cell.params
     unfit = [
         (),
         ("model=vgg16",),
@@ -308,22 +306,22 @@ def test_every_cell_is_found_by_its_overrides():
         ("model=",),
         ("chioce(",),
     ]
-    assert not any(found.params_of(overrides) for overrides in unfit)
+    assert not any(grid.params_of(overrides) for overrides in unfit)
     forbidden = next(
-        each for each in rich(arguments=[], exclude=[]).cells() if found.is_excluded(each)
+        each for each in rich(arguments=[], exclude=[]).cells() if grid.is_excluded(each)
     )
-    assert found.params_of(forbidden.overrides) is None
+    assert grid.params_of(forbidden.overrides) is None
 
 
 def test_brute_force_finds_exactly_the_cells():
-    found = rich(arguments=[], params={"model": "custom,resnet50", "+dropout": "range(0,0.4,0.1)"})
+    grid = rich(arguments=[], params={"model": "custom,resnet50", "+dropout": "range(0,0.4,0.1)"})
     study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler(seed=1))
     seen = []
-    study.optimize(lambda trial: seen.append(found.suggest(trial)) or 0.0)
-    allowed = [cell for cell in seen if not found.is_excluded(cell)]
+    study.optimize(lambda trial: seen.append(grid.suggest(trial)) or 0.0)
+    allowed = [cell for cell in seen if not grid.is_excluded(cell)]
     assert len(seen) == len(set(seen))
-    assert set(allowed) == set(found.cells())
-    assert len(allowed) == found.n_cells
+    assert set(allowed) == set(grid.cells())
+    assert len(allowed) == grid.n_cells
 
 
 @pytest.mark.parametrize(
@@ -337,14 +335,14 @@ def test_brute_force_finds_exactly_the_cells():
     ids=lambda sampler: type(sampler).__name__,
 )
 def test_every_sampler_suggests_cells_of_the_grid(sampler):
-    found = rich()
-    cells = set(found.cells())
+    grid = rich()
+    cells = set(grid.cells())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study = optuna.create_study(sampler=sampler)
     for number in range(40):
-        trial, cell = ask(study, found)
-        assert (cell in cells) != bool(found.is_excluded(cell))
+        trial, cell = ask(study, grid)
+        assert (cell in cells) != bool(grid.is_excluded(cell))
         assert cell.params == trial.params
         study.tell(trial, float(number % 7))
 
@@ -356,25 +354,25 @@ STEPS = st.decimals("0.001", 10, places=3).map(float)
 @settings(max_examples=100, deadline=None)
 @given(NUMBERS, STEPS, st.integers(1, 60), st.integers(0, 2**31))
 def test_suggested_floats_are_those_of_the_grid(start, step, count, seed):
-    found = space(f"a=range({start!r},{start + (count - 0.5) * step!r},{step!r})")
-    cells = {cell.overrides: cell.params for cell in found.cells()}
+    grid = space(f"a=range({start!r},{start + (count - 0.5) * step!r},{step!r})")
+    cells = {cell.overrides: cell.params for cell in grid.cells()}
     assert len(cells) == count
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(5):
-        _, cell = ask(study, found)
+        _, cell = ask(study, grid)
         assert cells[cell.overrides] == cell.params
     study.enqueue_trial(list(cells.values())[-1])
-    assert ask(study, found)[1].params == list(cells.values())[-1]
+    assert ask(study, grid)[1].params == list(cells.values())[-1]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.booleans())
 def test_continuous_values_come_back_from_their_text(seed, log):
-    found = space("a=" + ("tag(log,interval(1e-7,1e3))" if log else "interval(-1.5,0.7)"))
+    grid = space("a=" + ("tag(log,interval(1e-7,1e3))" if log else "interval(-1.5,0.7)"))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    trial, cell = ask(study, found)
+    trial, cell = ask(study, grid)
     assert PARSER.parse_overrides(list(cell.overrides))[0].value() == trial.params["a"]
-    assert found.params_of(cell.overrides) == cell.params
+    assert grid.params_of(cell.overrides) == cell.params
 
 
 @settings(max_examples=100, deadline=None)
@@ -390,11 +388,11 @@ def test_continuous_values_come_back_from_their_text(seed, log):
 )
 def test_listed_values_reach_hydra_as_they_are(values):
     try:
-        found = space(params={"a": values})
+        grid = space(params={"a": values})
     except ConfigError as error:
         assert "once" in error.problem or "cannot sweep" in error.problem  # noqa: PT017
         return
-    read = [PARSER.parse_overrides(list(cell.overrides))[0].value() for cell in found.cells()]
+    read = [PARSER.parse_overrides(list(cell.overrides))[0].value() for cell in grid.cells()]
     assert [(type(value), value) for value in read] == [(type(value), value) for value in values]
 
 
@@ -422,5 +420,5 @@ def test_descriptions_differ_where_the_spaces_do():
 
 
 def test_large_spaces_are_counted_without_listing_them():
-    found = space(*(f"p{number}=range(0,100)" for number in range(20)), exclude=["p3=4 p7=5"])
-    assert found.n_cells == 100**18 * (100**2 - 1)
+    grid = space(*(f"p{number}=range(0,100)" for number in range(20)), exclude=["p3=4 p7=5"])
+    assert grid.n_cells == 100**18 * (100**2 - 1)

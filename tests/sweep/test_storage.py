@@ -40,7 +40,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("fresh_postgres"))
 
 
-def open_when_told(url: str, pipe: Pipe) -> None:
+def open_on_signal(url: str, pipe: Pipe) -> None:
     pipe.send("ready")
     pipe.recv()
     try:
@@ -50,14 +50,14 @@ def open_when_told(url: str, pipe: Pipe) -> None:
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def own_until_killed(url: str, pipe: Pipe) -> None:
+def hold_until_killed(url: str, pipe: Pipe) -> None:
     with Ownership(url, "mine"):
         pipe.send(os.getpid())
         time.sleep(120)
 
 
 def run_trials(url: str, pipe: Pipe) -> None:
-    """What another machine does: attach to each trial it is told of, record, until told to end."""
+    """What another machine does: attach to each trial it receives, record, until None arrives."""
     while (trial_id := pipe.recv()) is not None:
         trial = attach(url, "served", trial_id)
         trial.set_user_attr("value", trial.params["x"] * 2)
@@ -82,18 +82,18 @@ def start(target: object, url: str) -> tuple[multiprocessing.process.BaseProcess
     return process, ours
 
 
-def told(pipe: Pipe) -> object:
-    assert pipe.poll(100), "the process said nothing"
+def message_of(pipe: Pipe) -> object:
+    assert pipe.poll(100), "the process sent nothing"
     return pipe.recv()
 
 
 def test_eight_processes_open_a_new_database_at_once(url: str) -> None:
-    children = [start(open_when_told, url) for _ in range(8)]
+    children = [start(open_on_signal, url) for _ in range(8)]
     for _, pipe in children:
-        assert told(pipe) == "ready"
+        assert message_of(pipe) == "ready"
     for _, pipe in children:
         pipe.send("go")
-    assert [told(pipe) for _, pipe in children] == [0] * 8
+    assert [message_of(pipe) for _, pipe in children] == [0] * 8
     for process, _ in children:
         process.join(30)
     study = optuna.create_study(storage=open_storage(url), study_name="after")
@@ -108,7 +108,7 @@ def test_one_study_is_served_by_two_processes(url: str) -> None:
     for _ in range(5):
         trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
         pipe.send(trial._trial_id)
-        assert told(pipe) == trial.number
+        assert message_of(pipe) == trial.number
         running = study.get_trials(deepcopy=False)[trial.number]
         study.tell(trial, running.user_attrs["value"])
     pipe.send(None)
@@ -118,20 +118,20 @@ def test_one_study_is_served_by_two_processes(url: str) -> None:
     ]
 
 
-def test_many_write_while_the_owner_asks_and_one_is_killed(url: str) -> None:
+def test_many_processes_write_while_one_asks_and_one_is_killed(url: str) -> None:
     study = optuna.create_study(storage=open_storage(url), study_name="busy")
     children = [start(write_much, url) for _ in range(5)]
     for number, (_, pipe) in enumerate(children):
         pipe.send(study.ask()._trial_id)
         pipe.send(1_000_000 if number == 0 else 15)
     victim, pipe = children[0]
-    assert told(pipe) == "under way"
+    assert message_of(pipe) == "under way"
     for _ in range(10):
         study.tell(study.ask(), 1.0)
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     for _, pipe in children[1:]:
-        assert [told(pipe), told(pipe)] == ["under way", "done"]
+        assert [message_of(pipe), message_of(pipe)] == ["under way", "done"]
     trials = optuna.load_study(storage=open_storage(url), study_name="busy").trials
     assert [len(trial.intermediate_values) for trial in trials[1:5]] == [15] * 4
     assert [trial.user_attrs for trial in trials[1:5]] == [
@@ -161,18 +161,20 @@ def test_attached_trial_reports_to_the_pruner(url: str) -> None:
 
 
 @pytest.mark.parametrize(("study", "trial_id"), [("s", 12345), ("other", 1)])
-def test_attaching_to_what_is_not_there_is_told(tmp_path: Path, study: str, trial_id: int) -> None:
+def test_attaching_to_a_missing_trial_is_reported(
+    tmp_path: Path, study: str, trial_id: int
+) -> None:
     url = default_url(tmp_path)
     optuna.create_study(storage=open_storage(url), study_name="s").ask()
     with pytest.raises(UserError, match=f"no study '{study}' with a trial of id {trial_id}"):
         attach(url, study, trial_id)
 
 
-def test_second_owner_is_refused_until_the_first_is_killed(url: str) -> None:
+def test_a_second_scheduler_is_refused_until_the_first_is_killed(url: str) -> None:
     if url.startswith("sqlite"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
-    process, pipe = start(own_until_killed, url)
-    pid = told(pipe)
+    process, pipe = start(hold_until_killed, url)
+    pid = message_of(pipe)
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+"
     expected = rf"study mine is being run by {re.escape(os.uname().nodename)}, process {pid}, since {since}: wait"
     with pytest.raises(UserError, match=expected), Ownership(url, "mine"):
@@ -195,7 +197,7 @@ def test_second_owner_is_refused_until_the_first_is_killed(url: str) -> None:
     assert not ours.is_held()
 
 
-def test_owner_in_the_same_process_is_refused_and_lets_go(url: str) -> None:
+def test_a_second_lock_in_the_same_process_is_refused(url: str) -> None:
     with (
         Ownership(url, "a/b c"),
         pytest.raises(UserError, match="study a/b c is being run by"),
@@ -206,7 +208,7 @@ def test_owner_in_the_same_process_is_refused_and_lets_go(url: str) -> None:
         assert again.is_held()
 
 
-def test_owner_that_loses_its_connection_knows_it(fresh_postgres: str) -> None:
+def test_a_lost_connection_loses_the_lock(fresh_postgres: str) -> None:
     import psycopg
 
     with Ownership(fresh_postgres, "mine") as ours:
@@ -220,7 +222,7 @@ def test_owner_that_loses_its_connection_knows_it(fresh_postgres: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("sqlite:///", "must be sqlite:///<file>"),
         ("sqlite:///:memory:", "must be sqlite:///<file>"),
@@ -231,8 +233,8 @@ def test_owner_that_loses_its_connection_knows_it(fresh_postgres: str) -> None:
         ("postgresql://me:hu@sh@there/db", "%40, but got postgresql://me:[*]{3}@there/db"),
     ],
 )
-def test_url_that_cannot_be_is_refused(url: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_impossible_urls_are_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         open_storage(url)
     assert caught.value.key == "hydra.sweeper.storage"
     assert "hush" not in str(caught.value)
@@ -243,7 +245,7 @@ def test_url_that_cannot_be_is_refused(url: str, said: str) -> None:
     "use",
     [open_storage, lambda url: attach(url, "s", 1), lambda url: Ownership(url, "s").__enter__()],
 )
-def test_server_that_is_not_there_is_told_in_one_line_without_the_password(use: object) -> None:
+def test_a_missing_server_is_reported_in_one_line_without_the_password(use: object) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(
         UserError, match=r"cannot use postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: "
@@ -253,13 +255,13 @@ def test_server_that_is_not_there_is_told_in_one_line_without_the_password(use: 
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_password_is_told_without_showing_it(postgres_url: str) -> None:
+def test_a_wrong_password_is_reported_without_showing_it(postgres_url: str) -> None:
     with pytest.raises(UserError, match="password authentication failed") as caught:
         open_storage(postgres_url.replace("s3cret", "hush"))
     assert "hush" not in str(caught.value)
 
 
-def test_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "optuna.db").write_text("not a database, but long enough to look like one" * 40)
     with pytest.raises(UserError, match="file is not a database"):
         open_storage(default_url(tmp_path))
@@ -268,15 +270,13 @@ def test_file_that_is_no_database_is_told(tmp_path: Path) -> None:
         open_storage(default_url(tmp_path / "file"))
 
 
-def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(DependencyError, match=r"pip install 'paretoderm\[postgres\]'"):
         open_storage("postgresql://me@127.0.0.1:1/db")
 
 
-def test_url_holds_from_any_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_urls_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_url("sqlite:///sub/my.db") == f"sqlite:///{tmp_path}/sub/my.db"
     assert resolve_url(resolve_url("sqlite:///sub/my.db")) == resolve_url("sqlite:///sub/my.db")
@@ -286,7 +286,7 @@ def test_url_holds_from_any_working_directory(
     assert resolve_url("postgres://u:p@h/d") == resolve_url("postgresql+psycopg://u:p@h/d")
 
 
-def test_opening_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_opening_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import logging
 
     logging.getLogger().setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""What a study is, what counts in it, how outcomes are told, and how a new one starts from an old one."""
+"""The definition of a study, which trials count, outcomes told to Optuna, warm start."""
 
 import math
 from dataclasses import asdict, replace
@@ -62,20 +62,12 @@ def storage(database: str) -> BaseStorage:
     return opened
 
 
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in old | new
-        if old.get(key) != new.get(key)
-    ]
-
-
 def opened(storage: BaseStorage, **changes: Any) -> OwnedStudy:
     definition = replace(DEFINITION, **changes)
     return open_study(storage, definition, optuna.samplers.RandomSampler(0), None)
 
 
-def told(
+def tell_outcome(
     study: optuna.Study,
     outcome: TrialOutcome,
     learns_from_pruned: bool = True,
@@ -95,14 +87,14 @@ def told(
 
 
 class TestOpening:
-    def test_same_definition_goes_on(self, storage: BaseStorage, database: str) -> None:
+    def test_the_same_definition_continues(self, storage: BaseStorage, database: str) -> None:
         opened(storage).ask()
         again = opened(open_storage(database), fixed=["seed=1", "data=synthetic"])
         assert len(again.trials) == 1
         assert [direction.name for direction in again.directions] == ["MAXIMIZE", "MINIMIZE"]
 
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
             (
                 {"objectives": [Objective("val/accuracy", "minimize"), FLOPS]},
@@ -132,11 +124,11 @@ class TestOpening:
             ),
         ],
     )
-    def test_other_definition_is_refused(
-        self, storage: BaseStorage, changes: dict[str, Any], said: str
+    def test_another_definition_is_refused(
+        self, storage: BaseStorage, changes: dict[str, Any], message: str
     ) -> None:
         opened(storage)
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             opened(storage, **changes)
         message = str(caught.value)
         ways_out = "take another hydra.sweeper.study_name"
@@ -154,7 +146,7 @@ class TestOpening:
         ):
             opened(storage)
 
-    def test_study_whose_owner_was_killed_at_once_is_taken_over(self, storage: BaseStorage) -> None:
+    def test_an_empty_study_of_a_killed_scheduler_is_taken_over(self, storage: BaseStorage) -> None:
         optuna.create_study(storage=storage, study_name="mine", directions=["maximize", "minimize"])
         opened(storage).ask()
         assert len(opened(storage).trials) == 1
@@ -165,12 +157,12 @@ class TestOpening:
 
 class TestTelling:
     def test_complete(self, storage: BaseStorage) -> None:
-        trial = told(opened(storage), TrialOutcome("complete", metrics=GOOD, epoch=3))
+        trial = tell_outcome(opened(storage), TrialOutcome("complete", metrics=GOOD, epoch=3))
         assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.9, 5e6])
         assert trial.constraints == {"efficiency/params <= 1000": pytest.approx(-0.4)}
 
     def test_complete_that_breaks_a_limit_is_infeasible(self, storage: BaseStorage) -> None:
-        trial = told(
+        trial = tell_outcome(
             opened(storage), TrialOutcome("complete", metrics=GOOD), limits=[PARAMS, RECALL]
         )
         assert trial.constraints["val/recall/mel >= 0.8"] == pytest.approx(
@@ -179,7 +171,7 @@ class TestTelling:
         assert trial.values == [0.9, 5e6]
 
     def test_pruned(self, storage: BaseStorage) -> None:
-        trial = told(
+        trial = tell_outcome(
             opened(storage),
             TrialOutcome("pruned", reason="behind", metrics={"efficiency/flops": 5e6}),
         )
@@ -190,11 +182,11 @@ class TestTelling:
         study = opened(storage)
         trial = tell(study, study.ask().number, outcome, [ACCURACY, FLOPS], [PARAMS], True)
         assert (trial.state, trial.values) == (TrialState.FAIL, None)
-        assert trial.user_attrs["outcome"] == asdict(outcome)  # the trial itself could not write it
+        assert trial.user_attrs["outcome"] == asdict(outcome)  # the trial itself could not store it
 
     def test_over_a_limit_as_pruned(self, storage: BaseStorage) -> None:
         cost = {"efficiency/params": 3000.0, "efficiency/flops": 9e6}
-        trial = told(
+        trial = tell_outcome(
             opened(storage), TrialOutcome("over_limit", metrics=cost), limits=[PARAMS, RECALL]
         )
         assert (trial.state, trial.values) == (TrialState.PRUNED, None)
@@ -205,14 +197,16 @@ class TestTelling:
         over = TrialOutcome(
             "over_limit", metrics={"efficiency/params": 3000.0, "efficiency/flops": 9e6}
         )
-        first = told(study, over, learns_from_pruned=False)
+        first = tell_outcome(study, over, learns_from_pruned=False)
         assert (first.state, first.values) == (
             TrialState.COMPLETE,
             [0.0, 9e6],
         )  # nothing to compare with
         for accuracy in (0.7, 0.5, 0.9):
-            told(study, TrialOutcome("complete", metrics=GOOD | {"best/val/accuracy": accuracy}))
-        second = told(study, over, learns_from_pruned=False)
+            tell_outcome(
+                study, TrialOutcome("complete", metrics=GOOD | {"best/val/accuracy": accuracy})
+            )
+        second = tell_outcome(study, over, learns_from_pruned=False)
         assert second.values == [0.5, 9e6]
         assert second.constraints == {"efficiency/params <= 1000": 2.0}
 
@@ -224,19 +218,19 @@ class TestTelling:
             (LOSS, [PARAMS, Limit("val/loss", "<=", 2.5)], [], 2.5),
         ],
     )
-    def test_worst_of_what_is_minimized(
+    def test_worst_value_of_a_minimized_objective(
         self, objective: Objective, limits: list[Limit], losses: list[float], expected: float
     ) -> None:
         study = opened(InMemoryStorage(), objectives=[objective], limits=limits)
         for loss in losses:
-            told(
+            tell_outcome(
                 study,
                 TrialOutcome("complete", metrics=GOOD | {"best/val/loss": loss}),
                 objectives=[objective],
                 limits=limits,
             )
         over = TrialOutcome("over_limit", metrics={"efficiency/params": 3000.0})
-        assert told(study, over, False, [objective], limits).values == [expected]
+        assert tell_outcome(study, over, False, [objective], limits).values == [expected]
 
     @pytest.mark.parametrize(
         ("metrics", "kind", "reason"),
@@ -260,14 +254,14 @@ class TestTelling:
         self, storage: BaseStorage, metrics: dict[str, float], kind: str, reason: str
     ) -> None:
         study = opened(storage)
-        trial = told(study, TrialOutcome("complete", metrics=metrics, run_id="r", epoch=4))
+        trial = tell_outcome(study, TrialOutcome("complete", metrics=metrics, run_id="r", epoch=4))
         assert trial.state is TrialState.FAIL
         stored = study.get_trials(deepcopy=False)[trial.number].user_attrs["outcome"]
         assert (stored["state"], stored["kind"], stored["reason"]) == ("fail", kind, reason)
         assert (stored["run_id"], stored["epoch"]) == ("r", 4)
 
-    def test_over_a_limit_that_is_kept_is_a_failure(self, storage: BaseStorage) -> None:
-        trial = told(opened(storage), TrialOutcome("over_limit", metrics=GOOD))
+    def test_over_a_limit_without_breaking_one_is_a_failure(self, storage: BaseStorage) -> None:
+        trial = tell_outcome(opened(storage), TrialOutcome("over_limit", metrics=GOOD))
         assert (trial.state, trial.user_attrs["outcome"]["kind"]) == (
             TrialState.FAIL,
             "wrong_return",
@@ -275,7 +269,7 @@ class TestTelling:
 
     def test_telling_again_changes_nothing(self, storage: BaseStorage) -> None:
         study = opened(storage)
-        first = told(study, TrialOutcome("complete", metrics=GOOD))
+        first = tell_outcome(study, TrialOutcome("complete", metrics=GOOD))
         again = tell(
             study, first.number, TrialOutcome("fail", "killed"), [ACCURACY, FLOPS], [PARAMS], True
         )
@@ -286,12 +280,12 @@ class TestTelling:
         )
         assert len(study.trials) == 1
 
-    def test_telling_that_was_broken_off_is_finished(
+    def test_an_interrupted_tell_is_completed(
         self, storage: BaseStorage, recwarn: pytest.WarningsRecorder
     ) -> None:
         study = opened(storage)
         trial = study.ask()
-        trial.set_constraint("efficiency/params <= 1000", -0.4)  # as far as a killed owner came
+        trial.set_constraint("efficiency/params <= 1000", -0.4)  # where the scheduler was killed
         outcome = TrialOutcome("complete", metrics=GOOD)
         assert tell(study, trial, outcome, [ACCURACY, FLOPS], [PARAMS], True).values == [0.9, 5e6]
         assert [str(warning.message) for warning in recwarn] == []
@@ -354,8 +348,8 @@ class TestWarmStart:
             trial = old.ask({"w": optuna.distributions.IntDistribution(1, 100)})
             trial.set_user_attr("cell", [f"width={width}"])
             tell(old, trial, TrialOutcome("complete", metrics=metrics), [ACCURACY, FLOPS], [], True)
-        told(old, TrialOutcome("fail", "error", "no"))
-        told(
+        tell_outcome(old, TrialOutcome("fail", "error", "no"))
+        tell_outcome(
             old,
             TrialOutcome("over_limit", metrics={"efficiency/params": 5e3}),
             learns_from_pruned=False,
@@ -420,19 +414,21 @@ class TestWarmStart:
         assert new.best_trial.params == {"width": 8}
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "message"),
         [
             ("odl", "did you mean old?"),
             ("xyz", "there are: new, old"),
             ("new", "is this study itself"),
         ],
     )
-    def test_unknown_study_is_told(self, storage: BaseStorage, name: str, said: str) -> None:
+    def test_an_unknown_study_is_reported(
+        self, storage: BaseStorage, name: str, message: str
+    ) -> None:
         self.old(storage)
         new = opened(storage, **self.NEW)
         with pytest.raises(UserError, match="hydra.sweeper.warm_start: ") as caught:
             self.start(new, storage, [PARAMS], name)
-        assert said in str(caught.value)
+        assert message in str(caught.value)
 
 
 def test_finished_trials_are_read_once(tmp_path: Path) -> None:
