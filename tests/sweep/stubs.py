@@ -6,8 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.sweep.records import Task
+
+if TYPE_CHECKING:
+    from src.sweep.trial import TrialContext
 
 
 def run(task: Task) -> None:
@@ -62,6 +66,25 @@ def _show(task: Task, expression: str) -> None:
 def _child(task: Task, name: str) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (Path(task.folder) / name).write_text(str(child.pid))
+
+
+def train_on_two_nodes(context: "TrialContext") -> dict[str, float]:
+    """The body of a light trial on Ray. Trials 0 and 1 meet; then the one beside the head node hangs."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    context.trial.set_user_attr("node", node)
+    (resources,) = (each["Resources"] for each in ray.nodes() if each["NodeID"] == node)
+    folder, number = context.folder.parent, context.task.number
+    (folder / f"started-{number}").touch()
+    if number < 2:
+        while not (folder / f"started-{1 - number}").exists():
+            time.sleep(0.02)
+        while "node:__internal_head__" not in resources:
+            (folder / "hangs").write_text(node)
+            time.sleep(0.1)
+    a, b = (int(override.partition("=")[2]) for override in context.payload["cell"])
+    return {"best/val/balanced_accuracy": (10 * a + b) / 1000}
 
 
 ACTIONS = {

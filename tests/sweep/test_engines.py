@@ -11,12 +11,10 @@ from typing import Any
 import optuna
 import pytest
 
-from benchmarks.sweep import stubs
 from benchmarks.sweep.harness import STUDY, Setup, opened
 from src.core.cli import ROOT
 from src.sweep.executors.ray import RayExecutor
 from src.sweep.storage import open_storage
-from src.sweep.trial import TrialContext
 from src.tracking import read
 from src.tracking.store import Store
 
@@ -85,39 +83,13 @@ def cluster() -> Iterator[Any]:
         nodes.shutdown()
 
 
-def light_trial(context: TrialContext) -> dict[str, float]:
-    """A trial without torch and MLflow. The first two wait for each other; then that beside the head node hangs."""
-    import time
-
-    import ray
-
-    node = ray.get_runtime_context().get_node_id()
-    context.trial.set_user_attr("node", node)
-    folder, number = context.folder.parent, context.task.number
-    (folder / f"started-{number}").touch()
-    if number < 2:
-        while not (folder / f"started-{1 - number}").exists():
-            time.sleep(0.02)
-        while not is_head(node):
-            (folder / "hangs").write_text(node)
-            time.sleep(0.1)
-    return stubs.expected(context.payload["cell"])
-
-
-def is_head(node_id: str) -> bool:
-    import ray
-
-    (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
-    return "node:__internal_head__" in node["Resources"]
-
-
 @pytest.mark.slow
 def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
     tmp_path: Path, fresh_postgres: str, cluster: Any
 ) -> None:
     """Both nodes run trials; the trial of the node that is lost is run again by the other one."""
-    body = f"{__name__}:light_trial"
-    setup = Setup(tmp_path, ("a=1,2", "b=4,5"), retries=1, body=body, storage=fresh_postgres)
+    sweep, body = ("a=1,2", "b=4,5"), "stubs:train_on_two_nodes"
+    setup = Setup(tmp_path, sweep, retries=1, body=body, storage=fresh_postgres)
     hangs = tmp_path / "trials" / "hangs"
 
     def remove_the_node_that_hangs(status: Any) -> None:
