@@ -145,7 +145,13 @@ def load(
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(entry):
             record = _read_record(entry, key, len(ids), image_size)
-            if record is None or _became_readable(record, source, manifest):
+            if (
+                record is None
+                or any(  # an image may be readable now, such as after a disk came back
+                    not isinstance(decode(source, manifest, row, 1, "squash"), str)
+                    for row, _ in record["unreadable"]
+                )
+            ):
                 record = _build(
                     source,
                     manifest,
@@ -207,12 +213,6 @@ def _read_record(entry: Path, key: str, n_images: int, image_size: int) -> dict[
     if not intact:
         log.warning("%s is damaged and is rebuilt", entry)
     return record if intact else None
-
-
-def _became_readable(record: dict[str, Any], source: Source, manifest: Manifest) -> bool:
-    """Whether an image can be read now, such as after a disk came back."""
-    rows = [row for row, _ in record["unreadable"]]
-    return any(not isinstance(decode(source, manifest, row, 1, "squash"), str) for row in rows)
 
 
 def _build(

@@ -27,7 +27,13 @@ def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: tor
         batch_size: B.
         device: Of the network.
     """
-    layout = torch.channels_last if _is_channels_last(net) else torch.contiguous_format
+    channels_last = any(
+        parameter.dim() == 4
+        and parameter.is_contiguous(memory_format=torch.channels_last)
+        and not parameter.is_contiguous()
+        for parameter in net.parameters()
+    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (batch_size, 3, image_size, image_size)
     with torch.inference_mode():
         if device.type == "cuda":
@@ -61,15 +67,6 @@ def _python_peak(net: nn.Module, images: Tensor) -> int:
     finally:
         if not tracing:
             tracemalloc.stop()
-
-
-def _is_channels_last(net: nn.Module) -> bool:
-    return any(
-        parameter.dim() == 4
-        and parameter.is_contiguous(memory_format=torch.channels_last)
-        and not parameter.is_contiguous()
-        for parameter in net.parameters()
-    )
 
 
 class _LiveStorages(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """Support vector machine on global descriptors (Sun & Sun 2023) as a network."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -161,69 +162,6 @@ def folds_of(
     return list(splitter.split(np.zeros((len(labels), 1)), labels, groups))
 
 
-def grid_search(
-    features: Values,
-    labels: Labels,
-    classes: Sequence[str],
-    folds: Sequence[tuple[Labels, Labels]],
-    kernels: Sequence[Kernel],
-    costs: Sequence[float],
-    weights: Values,
-    clip: bool,
-    score: str,
-) -> pd.DataFrame:
-    """Cross-validate every kernel with every cost; the scaling is fitted in each fold.
-
-    Args:
-        features: Of the training images, (N, F).
-        labels: 0 to K - 1, (N,).
-        classes: K names.
-        folds: See `folds_of`.
-        kernels: Kernels to try.
-        costs: Values of C to try.
-        weights: Factor of C for each class, (K,).
-        clip: See `KernelMachine`.
-        score: The mean of this score over the folds chooses; the first of equals.
-
-    Returns:
-        One row per kernel and C: `kernel`, `C`, the mean of each score over the folds, `spread`
-        (sample standard deviation of the chosen score over the folds), `support_vectors` (mean),
-        `seconds` (all folds) and `chosen`.
-    """
-    outputs = 1 if len(classes) == 2 else len(classes)
-    rows: list[dict[str, object]] = []
-    total = len(folds) * len(kernels)
-    with tqdm(total=total, desc="kernel and C", unit="fit", leave=False, disable=None) as bar:
-        for train, held_out in folds:
-            for kernel in kernels:
-                start = time.perf_counter()
-                machines = fit(
-                    features[train], labels[train], outputs, kernel, costs, weights, clip
-                )
-                for cost, machine in zip(costs, machines, strict=True):
-                    metrics = ClassificationMetrics(tuple(classes))
-                    decisions = torch.from_numpy(machine.decide(features[held_out]))
-                    metrics.update(probabilities(decisions), torch.from_numpy(labels[held_out]))
-                    values = metrics.compute()
-                    seconds, start = time.perf_counter() - start, time.perf_counter()
-                    rows.append(
-                        {
-                            "kernel": kernel,
-                            "C": cost,
-                            **{name: values.get(name, float("nan")) for name in overall_metrics()},
-                            "support_vectors": float(len(machine.support)),
-                            "seconds": seconds,
-                        }
-                    )
-                bar.update()
-    cells = pd.DataFrame(rows).groupby(["kernel", "C"], sort=False)
-    table = cells.mean()
-    table.insert(len(table.columns) - 2, "spread", cells[score].std())
-    table["seconds"] *= len(folds)
-    table["chosen"] = table.index == table[score].idxmax()
-    return table.reset_index()
-
-
 class RadiomicsSVM(nn.Module):
     """Support vector machine on global descriptors: Sun & Sun 2023, section 3.2.
 
@@ -246,6 +184,9 @@ class RadiomicsSVM(nn.Module):
         clip: Whether features of other images are clipped to the range of the training images.
         class_weight: "balanced" multiplies C by n / (K n_c), so that rare classes count as much as
             frequent ones.
+
+    Raises:
+        ConfigError: `score` is not a metric of all classes.
     """
 
     outside_torch = True
@@ -275,7 +216,7 @@ class RadiomicsSVM(nn.Module):
         super().__init__()
         if score not in overall_metrics():
             message = f"must be one of {', '.join(overall_metrics())}, but got {score!r}"
-            raise ConfigError("model.net.score", message)
+            raise ConfigError("score", message)
         self.descriptors = tuple(descriptors)
         self.bins = bins
         self.kernels = tuple(kernels)
@@ -339,17 +280,7 @@ class RadiomicsSVM(nn.Module):
         log.info("features of %d images in %.0f s", len(rows), time.perf_counter() - start)
         weights = self.cost_factors(labels, len(training.classes), training.oversample)
         with limit_blas(threads):
-            table = grid_search(
-                features,
-                labels,
-                training.classes,
-                folds,
-                self.kernels,
-                self.costs,
-                weights,
-                self.clip,
-                self.score,
-            )
+            table = self._grid_search(features, labels, training.classes, folds, weights)
             kernel, cost = table.loc[table["chosen"], ["kernel", "C"]].iloc[0]
             outputs = len(self.intercept)
             machine = next(fit(features, labels, outputs, kernel, [cost], weights, self.clip))
@@ -365,6 +296,48 @@ class RadiomicsSVM(nn.Module):
             chosen_by=f"train: {self.folds}-fold cross-validation, {by}, mean {self.score}",
             tags={"svm": f"{machine.kernel}, C={cost:g}, {len(machine.support)} support vectors"},
         )
+
+    def _grid_search(
+        self,
+        features: Values,
+        labels: Labels,
+        classes: Sequence[str],
+        folds: Sequence[tuple[Labels, Labels]],
+        weights: Values,
+    ) -> pd.DataFrame:
+        """Cross-validate every kernel with every C; the scaling is fitted in each fold.
+
+        Returns:
+            One row per kernel and C: `kernel`, `C`, the mean of each score over the folds, `spread`
+            (sample standard deviation of the chosen score over the folds), `support_vectors`
+            (mean), `seconds` (all folds) and `chosen`: the best mean, the first of equals.
+        """
+        rows: list[dict[str, object]] = []
+        total, outputs = len(folds) * len(self.kernels), len(self.intercept)
+        bar = tqdm(total=total, desc="kernel and C", unit="fit", leave=False, disable=None)
+        for (train, held_out), kernel in itertools.product(folds, self.kernels):
+            start = time.perf_counter()
+            machines = fit(
+                features[train], labels[train], outputs, kernel, self.costs, weights, self.clip
+            )
+            for cost, machine in zip(self.costs, machines, strict=True):
+                metrics = ClassificationMetrics(tuple(classes))
+                decisions = torch.from_numpy(machine.decide(features[held_out]))
+                metrics.update(probabilities(decisions), torch.from_numpy(labels[held_out]))
+                values = metrics.compute()
+                scores = {name: values.get(name, float("nan")) for name in overall_metrics()}
+                seconds, start = time.perf_counter() - start, time.perf_counter()
+                support = float(len(machine.support))
+                cell = {"kernel": kernel, "C": cost}
+                rows.append({**cell, **scores, "support_vectors": support, "seconds": seconds})
+            bar.update()
+        bar.close()
+        cells = pd.DataFrame(rows).groupby(["kernel", "C"], sort=False)
+        table = cells.mean()
+        table.insert(len(table.columns) - 2, "spread", cells[self.score].std())
+        table["seconds"] *= len(folds)
+        table["chosen"] = table.index == table[self.score].idxmax()
+        return table.reset_index()
 
     def cost_factors(self, labels: Labels, n_classes: int, oversample: float | None) -> Values:
         """Factor of C for each class; repeating an image has the same effect as a factor.
