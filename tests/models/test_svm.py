@@ -249,7 +249,7 @@ def test_run_has_the_record_of_a_network_without_flops_and_epochs(
     assert {name: again[name] for name in before} == pytest.approx(before, abs=1e-6)
 
 
-NO_FLOPS = "this model has no efficiency/flops; its row is in the comparison, off the front"
+NO_FLOPS = "this model has no efficiency/flops; it is in the comparison, but not on the front"
 
 
 @pytest.mark.parametrize(
