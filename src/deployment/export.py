@@ -94,7 +94,7 @@ def load_validation_images(
     config.cache_dir = cache_dir
     if root is not None:
         if "root" not in config.source:
-            problem = f"the run's data ({run.data}) lie in no folder; leave it out"
+            problem = f"the run's data ({run.data}) have no folder; omit it"
             raise ConfigError("data.root", problem)
         config.root = config.source.root = root
     try:
@@ -239,7 +239,7 @@ def export(
             raise UserError(
                 f"format={form.name}: differs by {parity['max_difference']:.2g} from the run's own "
                 f"probabilities on {parity['images']} images, more than the tolerance of "
-                f"{tolerance:g}: no file was left"
+                f"{tolerance:g}: the file was deleted"
             )
         size_mb = path.stat().st_size / 1e6
     return {"format": form.name, "path": folder / path.name, "size_mb": size_mb, **parity}
@@ -284,7 +284,7 @@ def _show(rows: Sequence[Mapping[str, Any]], reference: Reference, run: Recorded
     shares = ("same_class", "same_side")
     table = Table(
         pd.DataFrame(rows)[["format", "size_mb", "max_difference", *shares]],
-        title=f"{run.title}, held against {reference.source} on {len(images.ids):,} "
+        title=f"{run.title}, compared with {reference.source} on {len(images.ids):,} "
         f"{images.split} images",
         labels={
             "size_mb": "size",
@@ -298,7 +298,7 @@ def _show(rows: Sequence[Mapping[str, Any]], reference: Reference, run: Recorded
     console.print(table.to_rich())
     if not images.as_recorded:
         say(
-            "These are not the images, labels and split of the run's record; the check holds anyway."
+            "Images, labels or split differ from the run's record; the comparison is valid all the same."
         )
     answer = "none, for there is no threshold"
     if decision is not None:

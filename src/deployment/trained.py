@@ -221,7 +221,7 @@ def build_classifier(config: DictConfig, classes: Sequence[str]) -> "Classifier"
     """
     if config.model.get("_target_") != CLASSIFIER:
         raise UserError(
-            f"{config.model.get('name')}: is no network; it cannot be evaluated on other data"
+            f"{config.model.get('name')}: is not a network; it cannot be evaluated on other data"
         )
     from src.models.precision import cast_as_recorded
     from src.training.classifier import from_recipe, make_recipe
@@ -277,7 +277,7 @@ def load_network(store: Store, run: RecordedModel) -> "Classifier":
     classifier = load_classifier(store, run)
     if is_fit_once(classifier.net):
         raise UserError(
-            f"run={run.run_id}: {run.model} is no network, and no format for devices holds it"
+            f"run={run.run_id}: {run.model} is not a network, and no file format supports it"
         )
     return classifier
 

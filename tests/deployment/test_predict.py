@@ -380,7 +380,7 @@ def test_a_csv_that_cannot_be_finished_leaves_the_former_one(
         (["model=MODEL", "input=it.png", "unsure_below=70"], "unsure_below: input should be less"),
         (["model=MODEL", "input=it.png", "gradcam=true"], "is an exported file, without gradients"),
         (["model=nosuch.onnx", "input=it.png"], "nosuch.onnx: no such file"),
-        (["model=text.jpg", "input=it.png"], "text.jpg: no kind of model that is known"),
+        (["model=text.jpg", "input=it.png"], "text.jpg: unknown suffix of a model file"),
         (["model=3f2a", "input=it.png"], "no run store is there"),
     ],
 )

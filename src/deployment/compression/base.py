@@ -47,7 +47,7 @@ class CompressionContext:
         """The net of the classifier; UserError if it has no layers, such as an SVM."""
         if is_fit_once(self.classifier.net):
             raise UserError(
-                f"{self.classifier.name} is no network: it has no layers that could be quantised"
+                f"{self.classifier.name} is not a network: it has no layers that could be quantised"
             )
         return self.classifier.net
 

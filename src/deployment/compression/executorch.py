@@ -127,7 +127,7 @@ class ExecutorchInt8(FileCompression):
                 for tensor in tensors
                 if isinstance(tensor, Tensor) and tensor.dim() > 1
             ],
-            "XNNPACK's quantiser takes no layer of this net",
+            "XNNPACK's quantiser supports no layer of this net",
         )
         camera.net = ExportedNet(quantised).eval()
         runtime.FORMAT.write(camera, description, path)

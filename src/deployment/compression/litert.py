@@ -53,7 +53,7 @@ class LitertInt8(FileCompression):
             (math.prod(tensor.shape), tensor.type == TensorType.INT8)
             for _, tensor in _layers(content)
         ]
-        facts = base.weight_facts(weights, "LiteRT's quantiser takes no layer of this net")
+        facts = base.weight_facts(weights, "LiteRT's quantiser supports no layer of this net")
         return facts | {"calibration": self.method, "calibration_images": len(pictures)}
 
     def _quantise(self, content: bytes, pictures: ImageBatch) -> bytes:

@@ -63,9 +63,10 @@ class RewrittenOnnx(FileCompression):
             for tensor in model.graph.initializer
             if len(tensor.dims) > 1 and list(tensor.dims) != NORMALISATION
         )
-        problem = "it has none of the kind, or all are left out"
+        problem = "it has no such layer, or all of them stay in float32"
         return facts | base.weight_facts(
-            weights, f"no layer of this net can be made {self.precision} so: {problem}"
+            weights,
+            f"no layer of this net can be converted to {self.precision} in this way: {problem}",
         )
 
 

@@ -72,7 +72,7 @@ def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: S
     origin = trained.recorded_config(store, run_id)
     if origin.model.get("_target_") != trained.CLASSIFIER:
         raise ConfigError(
-            "origin", f"{origin.model.get('name')} is no network: there is nothing to compress"
+            "origin", f"{origin.model.get('name')} is not a network: there is nothing to compress"
         )
     # A pruned net can be compressed further. One in bfloat16 or in a file cannot.
     kind = str((origin.get("compression") or {}).get("name", "none"))
@@ -102,7 +102,7 @@ def refuse_fixed_overrides(overrides: Sequence[str]) -> None:
         if fixed and not key.startswith(OPTIONAL):
             raise ConfigError(
                 key,
-                f"is the origin's: leave it out beside origin= ({', '.join(OPTIONAL)} can be set)",
+                f"is the origin's: omit it beside origin= ({', '.join(OPTIONAL)} can be set)",
             )
 
 

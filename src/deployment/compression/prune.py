@@ -129,7 +129,7 @@ class Prune:
         remaining = _widths(net)
         if remaining == widths:
             raise UserError(
-                f"{self._goal} with round_to={self.round_to} takes no channel out of "
+                f"{self._goal} with round_to={self.round_to} removes no channel of "
                 f"{classifier.name}: its layers have {_shorten(widths.items())}"
             )
         pruned_layers.mark(net)

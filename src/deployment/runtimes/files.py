@@ -39,7 +39,7 @@ def format_of(path: Path) -> Format:
         if form.suffix == path.suffix:
             return form
     suffixes = ", ".join(form.suffix for form in FORMATS.values())
-    raise UserError(f"{path}: no kind of model that is known by its suffix; known are {suffixes}")
+    raise UserError(f"{path}: unknown suffix of a model file; known are {suffixes}")
 
 
 def open_file(path: Path, threads: int = 1) -> Runtime:

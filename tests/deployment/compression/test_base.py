@@ -23,7 +23,7 @@ from src.training.checkpoint import load_weights, save_weights
 def test_a_model_without_layers_is_refused(sample: Sample, tmp_path: Path) -> None:
     methods: list[Compression] = [OnnxFloat32(), OnnxStaticInt8(), OnnxDynamicInt8()]
     for method in (*methods, Bfloat16(), ExecutorchInt8(), LitertInt8()):
-        with pytest.raises(UserError, match="net is no network"):
+        with pytest.raises(UserError, match="net is not a network"):
             method.compress(context(RadiomicsSVM(len(CLASSES)), sample.data, tmp_path))
 
 

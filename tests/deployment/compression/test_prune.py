@@ -229,7 +229,7 @@ def transformer() -> nn.Module:
     ("build", "settings", "message"),
     [
         (NETS["flatten"], {"flops_share": 0.001}, "cannot be reached with layer_limit=0.9 .*0 8"),
-        (NETS["flatten"], {"ratio": 0.5, "round_to": 16}, r"takes no channel .*features\.0\.0 8"),
+        (NETS["flatten"], {"ratio": 0.5, "round_to": 16}, r"removes no channel .*features\.0\.0 8"),
         (NETS["flatten"], {"ratio": 0.5, "importance": "bn_scale"}, "has no batch normalisation"),
         (dense, {"ratio": 0.5}, "no convolution or dense"),
         (convolution, {"ratio": 0.5}, "its output is no dense layer"),
