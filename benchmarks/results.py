@@ -34,8 +34,8 @@ from src.tracking.store import Store
 SETTINGS = Path(__file__).with_suffix(".yaml")
 # Parameters that do not make another configuration.
 ASIDE = ("seed", "origin", "data.root", "data.source.root", *WITHOUT_EFFECT)
-# Overrides that a column of the table shows.
-SHOWN = ("data", "model", "experiment", "data.split", "data.siblings", "model.image_size")
+# Parameters that a column of the table shows.
+SHOWN = ("data.split", "data.siblings", "data.image_size")
 LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=")
 COSTS = ("efficiency/params", "efficiency/flops", "efficiency/size_mb", "efficiency/latency_ratio")
 ROUNDING = 1e-7  # one more image of 10,000 changes any metric by more
@@ -74,12 +74,8 @@ class Cell:
     def is_system(self, system: Mapping[str, Any]) -> bool:
         """Whether it has the system's preset, image size and weights."""
         size = self.settings.get("data.image_size", "")
-        is_random = "random" in self.tag("weights")
-        return (
-            self.preset == system["preset"]
-            and size in ("", str(system.get("px", size)))
-            and not (system.get("weights") == "imagenet" and is_random)
-        )
+        same = self.preset == system["preset"] and size in ("", str(system.get("px", size)))
+        return same and not ("weights" in system and "random" in self.tag("weights"))
 
 
 @dataclass(frozen=True)
@@ -98,37 +94,30 @@ def texts(frame: pd.DataFrame, column: str) -> pd.Series:
     return frame[column].fillna("").astype(str) if column in frame else empty
 
 
-def is_below(key: str, parts: Sequence[str]) -> bool:
-    """Whether a dotted key is one of `parts` or inside one."""
-    return any(key == part or key.startswith(f"{part}.") for part in parts)
-
-
 def read_cells(store: Store, study: str, seeds: int) -> list[Cell]:
     """The configurations of a study, in order of their first run's start."""
     runs = read.runs(store, f"tags.study = '{study}' and tags.kind = 'run'")
     runs = runs.sort_values("start_time", kind="stable")
     keys = [str(name).removeprefix("params.") for name in runs if str(name).startswith("params.")]
-    keys = [key for key in keys if not is_below(key, ASIDE)]
+    keys = [key for key in keys if not f"{key}.".startswith(tuple(f"{part}." for part in ASIDE))]
     # null is like absent: a key that is newer than some runs makes no other configuration.
     values = pd.DataFrame({key: texts(runs, f"params.{key}").replace("null", "") for key in keys})
     groups = values.assign(preset=texts(runs, "tags.preset")).agg("\x1f".join, axis=1)
-    cells = []
-    for _, members in runs.groupby(groups, sort=False) if len(runs) else ():
-        settings = dict(values.loc[members.index[0]])
-        cells.append(read_cell(store, study, members, settings, seeds))
+    parts = runs.groupby(groups, sort=False) if len(runs) else ()
+    cells = [read_cell(store, study, part, values.loc[part.index[0]], seeds) for _, part in parts]
     return [name_apart(cell, cells) for cell in cells]
 
 
 def name_apart(cell: Cell, cells: Sequence[Cell]) -> Cell:
-    """The cell with the settings in its name in which it differs from cells of its name."""
-    twins = [c for c in cells if (c.name, c.tag("split")) == (cell.name, cell.tag("split"))]
+    """The cell with the settings in its name in which it differs from cells of the same name."""
+    twins = [other for other in cells if other.name == cell.name]
     differing = [key for key in cell.settings if len({twin.settings[key] for twin in twins}) > 1]
-    extra = [f"{key}={cell.settings[key] or 'null'}" for key in differing if key != "data.siblings"]
+    extra = [f"{key}={cell.settings[key] or 'null'}" for key in differing if key not in SHOWN]
     return replace(cell, name=", ".join([cell.name, *extra[:3]]))
 
 
 def read_cell(
-    store: Store, study: str, members: pd.DataFrame, settings: dict[str, str], seeds: int
+    store: Store, study: str, members: pd.DataFrame, settings: pd.Series, seeds: int
 ) -> Cell:
     """One configuration with its newest tested run of each seed."""
     tested = members["status"] == "FINISHED"
@@ -145,12 +134,10 @@ def read_cell(
         except UserError as error:
             problem = f"its seeds are not pooled: {error}"
     preset, model = (texts(members, f"tags.{tag}").iloc[0] for tag in ("preset", "model"))
-    typed = shlex.split(texts(members, "tags.overrides").iloc[0])
-    typed = [item for item in typed if not is_below(item.partition("=")[0], (*ASIDE, *SHOWN))]
     size = settings.get("data.image_size", "")
-    name = [preset.rpartition("/")[2] or model, *([f"{size} px"] if size else []), *typed]
+    name = (preset.rpartition("/")[2] or model) + (f", {size} px" if size else "")
     runs = runs if len(runs) else members
-    return Cell(study, preset, ", ".join(name), settings, runs, frames, problem)
+    return Cell(study, preset, name, dict(settings), runs, frames, problem)
 
 
 def recorded(metric: str, frame: pd.DataFrame) -> list[str]:
@@ -193,11 +180,11 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     return row
 
 
-def difference(pair: Pair, metric: str, bootstrap: Sequence[Any]) -> tuple[str, str]:
+def difference(pair: Pair, metric: str, bootstrap: Sequence[Any]) -> str:
     """First minus second with its interval, and "better", "worse" or "within chance"."""
     names = recorded(metric, pair.first.frames[0])
     if not names:
-        return "-", "not defined"
+        return "not defined"
     frames, titles = (pair.first.frames, pair.second.frames), (pair.first.name, pair.second.name)
     samples, seed, level = bootstrap
     result = paired_difference(
@@ -208,10 +195,9 @@ def difference(pair: Pair, metric: str, bootstrap: Sequence[Any]) -> tuple[str, 
     digits = next((n for n in range(3, 7) if all(round(value, n) for value in numbers)), 7)
     value, low, high = (f"{value:+.{digits}f}" for value in result[:3])
     if np.isnan(result.low):
-        return value, "not defined"
-    verdict = "better" if result.low > ROUNDING else "worse"
-    verdict = verdict if result.low > ROUNDING or result.high < -ROUNDING else "within chance"
-    return f"{value} [{low}, {high}]", verdict
+        return value
+    worse = "worse" if result.high < -ROUNDING else "within chance"
+    return f"{value} [{low}, {high}], {'better' if result.low > ROUNDING else worse}"
 
 
 def pair_row(pair: Pair, section: Mapping[str, Any], bootstrap: Sequence[Any]) -> dict[str, str]:
@@ -219,7 +205,7 @@ def pair_row(pair: Pair, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     row = {"model": pair.first.name, "minus": pair.second.name, "test images": pair.images}
     row |= {"split": pair.first.tag("split")}
     for metric in section["metrics"]:
-        row[short_label(metric)] = ", ".join(difference(pair, metric, bootstrap))
+        row[short_label(metric)] = difference(pair, metric, bootstrap)
     for metric in COSTS:
         costs = (pair.first.mean(metric), pair.second.mean(metric))
         row[f"{short_label(metric)} ratio"] = f"{costs[0] / costs[1]:.2g}" if costs[1] else "-"
@@ -259,13 +245,13 @@ def pairs_by_siblings(a: Cell, b: Cell) -> Iterator[Pair]:
     trained = [cell.mean("data/images/train") for cell in (a, b)]
     if trained[0] != trained[1]:
         raise UserError(f"{a.name}: the arms have {trained} training images")
-    yield Pair(replace(a, name=f"{a.name}: in"), replace(b, name="out"))
+    a, b = replace(a, name=f"{a.name}: in"), replace(b, name="out")
+    yield Pair(a, b)
     for label, value in (("with siblings", True), ("without", False)):
-        of_a, of_b = ([f[f["has_sibling"] == value] for f in c.frames] for c in (a, b))
-        if len(of_a[0]):
-            first = replace(a, name=f"{a.name}: in", frames=of_a)
-            second = replace(b, name="out", frames=of_b)
-            yield Pair(first, second, f"{label} ({len(of_a[0]):,})")
+        parts = [[f[f["has_sibling"] == value] for f in cell.frames] for cell in (a, b)]
+        first, second = replace(a, frames=parts[0]), replace(b, frames=parts[1])
+        if images := len(parts[0][0]):
+            yield Pair(first, second, f"{label} ({images:,})")
 
 
 def select(section: Mapping[str, Any], cells: list[Cell]) -> list[Cell]:
@@ -297,11 +283,9 @@ def origin(store: Store, cells: Sequence[Cell]) -> list[str]:
             name = f"sweeps={tags[0]}" if tags[0] else f"hydra.sweeper.study_name={study}"
             commands = [f"-m {name} {tags[1]}"]
         for command in commands:
-            typed = [
-                item for item in dict.fromkeys(shlex.split(command)) if not item.startswith(LOCAL)
-            ]
+            items = [item for item in shlex.split(command) if not item.startswith(LOCAL)]
             # Paths of this machine are of no use to a reader.
-            items = [re.sub("=/.*", "=...", item) for item in typed]
+            items = [re.sub("=/.*", "=...", item) for item in dict.fromkeys(items)]
             lines.append(f"Command: `python -m src.train {shlex.join(items)}`")
     runs = pd.concat([cell.runs for cell in cells]).drop_duplicates("run_id")
     dirty = texts(runs, "tags.git_dirty").str.lower().map({"true": " (changed)"}).fillna("")
@@ -320,9 +304,7 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
     bootstrap = [settings[key] for key in ("samples", "seed", "level")]
     systems = section.get("systems", [])
     studies = [*section["studies"], *(s["study"] for s in systems if "study" in s)]
-    found = [
-        c for study in dict.fromkeys(studies) for c in read_cells(store, study, settings["seeds"])
-    ]
+    found = [c for s in dict.fromkeys(studies) for c in read_cells(store, s, settings["seeds"])]
     cells = select(section, found)
     ready = [cell for cell in cells if not cell.problem]
     if not ready:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from src.metrics.registry import class_metrics, count_metrics
+from src.metrics.registry import class_metrics, count_metrics, default_quality_metrics
 
 if TYPE_CHECKING:
     from src.data.module import DataModule
@@ -23,10 +23,7 @@ PER_CLASS = 6  # images on the contact sheet
 PANELS = {  # of the learning curves: axis label -> metrics
     "loss (lower is better)": ["train/loss", "val/loss"],
     "quality, 0 to 1 (higher is better)": [
-        "val/balanced_accuracy",
-        "val/accuracy",
-        "val/auroc",
-        "val/recall/mel",
+        f"val/{name}" for name in (*default_quality_metrics(["mel"]), "auroc")
     ],
 }
 

@@ -235,7 +235,7 @@ def test_small_differences_do_not_read_as_zero() -> None:
             results, "paired_difference", lambda *_, **__: _difference(0.0004, 0.00001, 0.001)
         )
         text = results.difference(results.Pair(cell, cell), "accuracy", [200, 0, 0.95])
-    assert text == ("+0.00040 [+0.00001, +0.00100]", "better")
+    assert text == "+0.00040 [+0.00001, +0.00100], better"
 
 
 def _difference(value: float, low: float, high: float) -> object:
