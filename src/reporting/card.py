@@ -425,13 +425,8 @@ def _tables(
             text = replace(sheet, title=f"{sheet.title} ({split})").to_markdown()
             if split == next(iter(audits)) or sheet.title.startswith(("All classes", "Each")):
                 sections[section].append(Markup(text))
-    benchmarks = record.means("benchmark/")
-    texts = record.nets.iloc[0].dropna().to_dict()
-    references = {
-        str(name).removeprefix("tags.benchmark/"): value
-        for name, value in texts.items()
-        if str(name).startswith("tags.benchmark/")
-    }
+    tags = record.nets.iloc[0].dropna().filter(like="tags.benchmark/")
+    references = {str(name)[len("tags.benchmark/") :]: value for name, value in tags.items()}
     external_table = Table(
         evaluations.drop(columns="value"),
         "Evaluations on other data",
@@ -444,7 +439,7 @@ def _tables(
     cost = [
         _by_line(record.means("efficiency/latency_ms/"), "Latency of a batch, ms"),
         _by_line(record.means("export/"), "Exports, compared with the run's own predictions"),
-        _by_line(references | benchmarks, ratio, BENCHMARKED),
+        _by_line(references | record.means("benchmark/"), ratio, BENCHMARKED),
     ]
     for section, tables in (("Other data", [external_table]), ("Cost", cost)):
         sections[section] = [Markup(table.to_markdown()) for table in tables if len(table.frame)]
