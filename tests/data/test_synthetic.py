@@ -72,7 +72,7 @@ def test_same_pictures_in_another_process():
     assert there.stdout.strip() == here
 
 
-def test_order_threads_and_size_of_the_set_do_not_matter():
+def test_pictures_do_not_depend_on_order_threads_and_size_of_the_set():
     source = Synthetic(lesions=120, native_size=48)
     manifest = source.manifest()
     forwards = pixels(Synthetic(lesions=120, native_size=48), range(40))
@@ -96,7 +96,7 @@ def test_views_of_a_lesion_differ_but_less_than_lesions_do():
     source = Synthetic(native_size=48)
     manifest = source.manifest()
     frame = manifest.frame
-    pairs = frame[frame["view"] == 1].index[:80].to_numpy()  # each follows its own view 0
+    pairs = frame[frame["view"] == 1].index[:80].to_numpy()  # each follows view 0 of its lesion
     colour = pixels(source, range(pairs.max() + 1)).mean(axis=(1, 2))
     same = np.linalg.norm(colour[pairs] - colour[pairs - 1], axis=1)
     other = np.linalg.norm(colour[pairs] - np.roll(colour[pairs - 1], 1, axis=0), axis=1)
@@ -104,7 +104,7 @@ def test_views_of_a_lesion_differ_but_less_than_lesions_do():
     assert np.median(same) < 0.8 * np.median(other)
 
 
-def test_typical_kinds_differ_as_the_real_ones_do():
+def test_typical_kinds_differ_like_real_ones():
     source = Synthetic(ambiguity=0.0, max_views=1, native_size=48)
     labels = source.manifest().frame["label"].to_numpy()
     images = pixels(source, range(len(labels))).astype(float)
@@ -118,7 +118,7 @@ def test_typical_kinds_differ_as_the_real_ones_do():
     assert darkness["nv"] < darkness["df"]
 
 
-def test_colour_alone_does_not_tell_the_kinds_apart():
+def test_colour_alone_does_not_separate_the_kinds():
     """A linear model on mean colours beats chance, and leaves most of the task to shape and texture."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -147,7 +147,7 @@ def test_colour_alone_does_not_tell_the_kinds_apart():
     assert 1.5 / 7 < balanced_accuracy_score(frame["label"], guess) < 0.75
 
 
-def test_stamps_change_with_every_parameter_that_changes_pixels():
+def test_stamps_depend_on_every_parameter_of_the_pixels():
     def stamps(**arguments):
         source = Synthetic(lesions=100, **arguments)
         return source.stamps(source.manifest())
