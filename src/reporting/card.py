@@ -28,7 +28,7 @@ from src.deployment.description import Description
 from src.deployment.runtimes.files import FORMATS, format_of, open_file
 from src.deployment.trained import RecordedModel
 from src.metrics.formatting import joined, label
-from src.metrics.registry import LOST, MELANOMA, describe, overall_metrics
+from src.metrics.registry import LOST, MELANOMA, PRIMARY, describe, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import evaluate, external, page
 from src.reporting.clinical.record import ClinicalAudit, EvaluateSettings
@@ -49,7 +49,7 @@ BENCHMARKED = ["reference", "p50_ms", "p90_ms", "p99_ms", "ratio", "jpeg_p50_ms"
 BENCHMARKED += ["peak_memory_mb", "size_mb", "energy_mj"]
 # Columns of the table of external evaluations -> CSV file of the audit, its row.
 EXTERNAL = {
-    "balanced accuracy": ("overall", "metric == 'balanced_accuracy'"),
+    "balanced accuracy": ("overall", f"metric == '{PRIMARY}'"),
     "recall": ("per_class", "measure == 'recall' and `class`.str.lower() in @MELANOMA"),
     "recall at the threshold": (
         "operating",
@@ -324,7 +324,7 @@ def build(
         about=about,
         audit=audit,
         splits=list(audits),
-        balanced=page.estimate_text(overall["balanced_accuracy"]) if overall else ABSENT,
+        balanced=page.estimate_text(overall[PRIMARY]) if overall else ABSENT,
         summary=page.summary(audit)[:-1] if audit else [],
         lost=record.means(f"{LOST}/"),
         evaluations=evaluations.to_dict("records"),
@@ -408,7 +408,7 @@ def _evaluations(record: RunRecord) -> pd.DataFrame:
                 "left out": f"{overlap} (KEPT)" if run["tags.overlap"] == "keep" else overlap,
                 **texts,
                 "run": str(run_id)[:8],
-                "value": run.get(f"metrics.{data}/balanced_accuracy", np.nan),
+                "value": run.get(f"metrics.{data}/{PRIMARY}", np.nan),
             }
         )
     return pd.DataFrame(rows, columns=None if rows else ["value"])

@@ -17,6 +17,7 @@ from src.metrics.formatting import is_cost
 from src.metrics.registry import (
     COMPRESSION,
     LOST,
+    PRIMARY,
     Limit,
     Objective,
     describe,
@@ -39,7 +40,7 @@ COSTS = (
     "efficiency/latency_ms/b1/p50",
     "efficiency/peak_memory_mb",
 )
-DEFAULT = (Objective("val/balanced_accuracy", "maximize"), Objective(FLOPS, "minimize"))
+DEFAULT = (Objective(f"val/{PRIMARY}", "maximize"), Objective(FLOPS, "minimize"))
 MOST_NAMES = 12  # in an error message
 _UNTRAINED = ("study", "audit", "evaluation")  # kinds of runs without a trained net
 # A trial gets these from its study; a single run does not take them.

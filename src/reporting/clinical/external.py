@@ -37,6 +37,7 @@ from src.metrics.bootstrap import (
     resample,
     streams,
 )
+from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, Threshold
 from src.reporting.clinical.record import EvaluateSettings, Images
@@ -421,7 +422,7 @@ def domain_shift(
         groups of both sides.
     """
     shared = sorted(set(own[0]["label"]) & set(external[0]["label"]))
-    names = ["balanced_accuracy", "accuracy", *(f"recall/{name}" for name in shared)]
+    names = [PRIMARY, "accuracy", *(f"recall/{name}" for name in shared)]
     metrics, chosen = list(names), None
     looked_for = positive if positive in shared and len(shared) > 1 else None
     if looked_for is not None:
