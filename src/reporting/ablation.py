@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes seconds to import
 
 from src.core.errors import ConfigError
 from src.metrics.formatting import engineering, is_cost
@@ -129,7 +129,7 @@ def additive_means(groups: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dic
     if free == 0:  # one trial per unknown: only the pooled seeds show the noise
         free = (trials["seeds"] - 1).sum(skipna=False)
         variance = (noise**2 / trials["seeds"]).mean()
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, free) * math.sqrt(variance) if free > 0 else math.nan
+    reach = stdtrit(free, (1 + CONFIDENCE) / 2) * math.sqrt(variance) if free > 0 else math.nan
     means: dict[str, Adjusted] = {name: {} for name in dummies}
     end = 0
     for name, block in dummies.items():
@@ -331,7 +331,7 @@ def _mean(trials: pd.DataFrame) -> np.ndarray:
     n = n if n > 1 else trials["seeds"].iloc[0]
     half = math.nan
     if n > 1:  # NaN is not
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / math.sqrt(n)
+        half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * deviation / math.sqrt(n)
     ends = results.mean() + np.array([0.0, -half, half])
     return unit * np.exp(ends) if log else ends
 

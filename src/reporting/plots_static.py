@@ -88,7 +88,7 @@ def draw(chart: Chart) -> Figure:
         grid.flat, (view for views in chart.panels for view in views), strict=True
     ):
         _number_points(axes, view)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # else each file would compute the layout again
     return figure
 
 
