@@ -30,8 +30,8 @@ from src.deployment.trained import RecordedModel
 from src.metrics.formatting import joined, label
 from src.metrics.registry import LOST, MELANOMA, PRIMARY, describe, overall_metrics
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import evaluate, external, page
-from src.reporting.clinical.record import ClinicalAudit, EvaluateSettings
+from src.reporting.clinical import evaluate, external, presentation
+from src.reporting.clinical.results import ClinicalAudit, EvaluateSettings
 from src.tracking import model_registry, read
 from src.tracking.model_registry import Version
 from src.tracking.run import Run
@@ -324,8 +324,8 @@ def build(
         about=about,
         audit=audit,
         splits=list(audits),
-        balanced=page.estimate_text(overall[PRIMARY]) if overall else ABSENT,
-        summary=page.summary(audit)[:-1] if audit else [],
+        balanced=presentation.estimate_text(overall[PRIMARY]) if overall else ABSENT,
+        summary=presentation.summary(audit)[:-1] if audit else [],
         lost=record.means(f"{LOST}/"),
         evaluations=evaluations.to_dict("records"),
         part=part,
@@ -391,12 +391,12 @@ def _evaluations(record: RunRecord) -> pd.DataFrame:
         data, chosen = run["tags.data"], run["tags.part"]
         texts = {}
         for column, (file, query) in EXTERNAL.items():
-            name = f"{page.CLINICAL}/{data}/{file}.csv"
+            name = f"{presentation.CLINICAL}/{data}/{file}.csv"
             try:
                 table = pd.read_csv(read.artifact(record.store, str(run_id), name))
                 names = {"MELANOMA": MELANOMA}
                 row = table.query(query, engine="python", local_dict=names).iloc[0]
-                texts[column] = page.estimate_text(row.to_dict())
+                texts[column] = presentation.estimate_text(row.to_dict())
             except (TrackingError, IndexError):
                 texts[column] = MISSING  # recorded without its files, or without the class
         overlap = f"{run.get(f'metrics.{data}/overlap', np.nan):,.0f}"
@@ -420,7 +420,7 @@ def _tables(
     """The tables of the card as Markdown, by section."""
     sections: dict[str, list[Markup]] = {"Quality": [], "Subgroups": []}
     for split, audit in audits.items():
-        for sheet in page.audit_tables(audit):
+        for sheet in presentation.audit_tables(audit):
             section = "Subgroups" if sheet.title.startswith("Subgroups: ") else "Quality"
             text = replace(sheet, title=f"{sheet.title} ({split})").to_markdown()
             if split == next(iter(audits)) or sheet.title.startswith(("All classes", "Each")):

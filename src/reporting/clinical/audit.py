@@ -23,7 +23,7 @@ from src.metrics.bootstrap import (
 from src.metrics.registry import class_metrics, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import subgroups
-from src.reporting.clinical.record import ClinicalAudit, RecallVerdict
+from src.reporting.clinical.results import ClinicalAudit, RecallVerdict
 
 
 def audit(

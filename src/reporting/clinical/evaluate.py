@@ -14,10 +14,10 @@ from src.core.files import refuse_unwritable
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import external, page
+from src.reporting.clinical import external, presentation
 from src.reporting.clinical.audit import audit
 from src.reporting.clinical.external import REST, ExternalData, SourceData
-from src.reporting.clinical.record import ClinicalAudit, EvaluateSettings, Evaluation
+from src.reporting.clinical.results import ClinicalAudit, EvaluateSettings, Evaluation
 from src.tracking.run import Run, recordable
 from src.tracking.store import Store, existing
 
@@ -47,12 +47,12 @@ def evaluate_run(config: DictConfig) -> Evaluation:
     else:
         result = own_splits(evaluated, settings, clinical, store)
     folder = Path(settings.folder) / result.folder
-    page.write_evaluation(result, folder)
+    presentation.write_evaluation(result, folder)
     if settings.publish:
         publish(result, folder, store, config)
-    for part in page.render_evaluation(result):
+    for part in presentation.render_evaluation(result):
         console.print(part)
-    look = f"look: {folder / page.EVALUATION_PAGE}"
+    look = f"look: {folder / presentation.EVALUATION_PAGE}"
     console.print(look, markup=False, highlight=False, soft_wrap=True)
     return result
 
@@ -186,8 +186,8 @@ def publish(result: Evaluation, folder: Path, store: Store, config: DictConfig) 
     """
     if not result.data:
         run = Run.attach(store, result.evaluated.run_id)
-        run.artifact(folder / page.CLINICAL, page.CLINICAL)
-        run.artifact(folder / page.EVALUATION_PAGE)
+        run.artifact(folder / presentation.CLINICAL, presentation.CLINICAL)
+        run.artifact(folder / presentation.EVALUATION_PAGE)
         for split, audit_ in result.audits.items():
             prefix = RECORDED.get(split, split)
             names = {k: f"{prefix}/{k.removeprefix(f'{split}/')}" for k in audit_.metrics}
@@ -205,7 +205,7 @@ def publish(result: Evaluation, folder: Path, store: Store, config: DictConfig) 
     metrics |= {f"{name}/images": float(result_.images)}
     metrics |= {f"{name}/overlap": float(len(result.overlap))}
     title = " ".join([result.evaluated.model, "on", result.data, *result.choices])
-    tags = {**result.tags, DESCRIPTION: page.evaluation_markdown(result)}
+    tags = {**result.tags, DESCRIPTION: presentation.evaluation_markdown(result)}
     values = resolve(config, without=("tracking",))
     with Run.start(store, title, tags, {"evaluation": values}) as run:
         run.log({recordable(key): float(v) for key, v in metrics.items() if v == v})

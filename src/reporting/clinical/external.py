@@ -40,7 +40,7 @@ from src.metrics.bootstrap import (
 from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, Threshold
-from src.reporting.clinical.record import EvaluateSettings, Images
+from src.reporting.clinical.results import EvaluateSettings, Images
 from src.reporting.clinical.subgroups import recall
 from src.tracking.store import Store
 

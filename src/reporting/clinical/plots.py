@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from src.metrics import calibration, thresholds
 from src.metrics.registry import short_label
-from src.reporting.clinical.record import ClinicalAudit, Evaluation
+from src.reporting.clinical.results import ClinicalAudit, Evaluation
 from src.reporting.style import BLUE, VERMILLION
 
 DPI = 150

@@ -25,7 +25,7 @@ from src.deployment import trained as runs
 from src.metrics.settings import AuditSettings as Clinical
 from src.reporting.clinical import plots
 from src.reporting.clinical.evaluate import other_data
-from src.reporting.clinical.record import EvaluateSettings, Evaluation
+from src.reporting.clinical.results import EvaluateSettings, Evaluation
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store

@@ -14,8 +14,8 @@ from src.metrics.bootstrap import curve_statistics, estimates, gather, intervals
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import points
 from src.reporting.clinical.audit import audit
-from src.reporting.clinical.page import markdown
-from src.reporting.clinical.record import ClinicalAudit, RecallVerdict
+from src.reporting.clinical.presentation import markdown
+from src.reporting.clinical.results import ClinicalAudit, RecallVerdict
 
 SETTINGS = AuditSettings(samples=100)
 

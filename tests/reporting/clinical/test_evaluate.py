@@ -13,7 +13,7 @@ from src.deployment import trained as runs
 from src.metrics.registry import parse_objectives
 from src.metrics.settings import AuditSettings as Clinical
 from src.reporting.clinical import evaluate, external
-from src.reporting.clinical.record import EvaluateSettings
+from src.reporting.clinical.results import EvaluateSettings
 from src.reporting.comparison import compare
 from src.tracking import read
 from src.tracking.run import Run

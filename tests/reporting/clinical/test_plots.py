@@ -9,9 +9,9 @@ from clinical_cases import made_up
 from matplotlib.figure import Figure
 
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import page, plots
+from src.reporting.clinical import plots, presentation
 from src.reporting.clinical.audit import audit
-from src.reporting.clinical.record import ClinicalAudit
+from src.reporting.clinical.results import ClinicalAudit
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_mean_without_or_outside_its_interval_is_drawn(
     table = result.subgroups.assign(estimate=0.5, low=low, high=high, note="")
     changed = replace(result, subgroups=table)
     assert isinstance(plots.subgroups(changed), Figure)
-    text = " ".join(page.summary(changed))
+    text = " ".join(presentation.summary(changed))
     assert "nan" not in text
     assert ("0.500 (no interval)" in text) == bool(np.isnan(low))
 

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from src.core.errors import UserError
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import page
+from src.reporting.clinical import presentation
 from src.reporting.clinical.audit import audit
-from src.reporting.clinical.record import ClinicalAudit
+from src.reporting.clinical.results import ClinicalAudit
 
 FEW = AuditSettings(samples=100)
 LEAK = "The split leaks: lesions are on both sides."
@@ -39,7 +39,7 @@ def warned() -> ClinicalAudit:
 
 def printed(result: ClinicalAudit) -> str:
     screen = Console(width=100, file=io.StringIO(), color_system=None)
-    for part in page.render(result):
+    for part in presentation.render(result):
         screen.print(part)
     return screen.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
@@ -52,7 +52,7 @@ def test_warnings_come_first_and_follow_every_verdict(warned: ClinicalAudit) -> 
     assert "240 images of 120 lesions or patients (test), by 2 nets (seeds)" in output
     assert "no medical device" in output.partition("Finding mel")[0]
     assert "…" not in output
-    text = page.markdown(warned)
+    text = presentation.markdown(warned)
     assert text.split("\n\n")[1].startswith(f"- Warning: {LEAK}\n")
     assert all(verdict.text.endswith(f"Warning: {LEAK}") for verdict in warned.verdicts)
     assert text.count(LEAK) == 1 + len(warned.verdicts)
@@ -77,7 +77,7 @@ def test_a_threshold_that_every_image_passes_decides_nothing() -> None:
 
 
 def test_on_validation_nothing_is_called_missing() -> None:
-    text = page.markdown(audit(made_up(2), settings=FEW, split="val"))
+    text = presentation.markdown(audit(made_up(2), settings=FEW, split="val"))
     assert "No validation predictions" not in text
     assert "chosen on these images" in text
     assert "fitted on these images: not scaled" in text
@@ -97,10 +97,12 @@ def test_a_subgroups_recall_names_its_rule(warned: ClinicalAudit) -> None:
     everything = warned.operating.set_index(["rule", "measure"])["estimate"]
     assert rows["all", "recall_at_threshold"] == everything["sensitivity >= 0.8", "sensitivity"]
     assert rows["all", "recall"] == everything["argmax", "sensitivity"]
-    sentences = " ".join(page.summary(warned))
+    sentences = " ".join(presentation.summary(warned))
     assert "Recall of mel by the most probable class is lowest for s" in sentences
     assert "Recall of mel by val's threshold for sensitivity >= 0.8 is lowest for s" in sentences
-    [table] = [t for t in page.audit_tables(warned) if t.title == "Subgroups: recall of mel"]
+    [table] = [
+        t for t in presentation.audit_tables(warned) if t.title == "Subgroups: recall of mel"
+    ]
     heads = [table.heading(name) for name in table.frame]
     assert heads[-2:] == ["recall, argmax", "recall, threshold"]
 
@@ -122,7 +124,7 @@ def test_none_and_all_are_said_only_where_it_is_so(
     measures = ["sensitivity", "specificity", "ppv", "npv"]
     rule = {"rule": "sensitivity >= 0.8", "measure": measures}
     operating = pd.DataFrame(rule).assign(estimate=share, val=0.8)
-    text = " ".join(page.summary(replace(warned, operating=operating)))
+    text = " ".join(presentation.summary(replace(warned, operating=operating)))
     assert f"it finds {finds} and misses {misses}; of 100 others it alarms on {misses}" in text
     assert f"of 100 alarms {finds} are mel" in text
 
@@ -133,7 +135,7 @@ def test_fixed_points_can_be_left_out() -> None:
     assert found.fixed.empty
     assert "fixed" not in found.tables
     assert not any("_at_" in name for name in found.metrics)
-    assert "points of the ROC curve" not in page.markdown(found)
+    assert "points of the ROC curve" not in presentation.markdown(found)
 
 
 def test_the_number_of_images_with_metadata_is_noted() -> None:
@@ -143,7 +145,7 @@ def test_the_number_of_images_with_metadata_is_noted() -> None:
     none = audit(test, metadata=people(test[0]).assign(image_id="else"), settings=FEW)
     assert any("No metadata: it has none of the 60 images" in note for note in none.notes)
     assert none.subgroups.empty
-    assert "" not in page.summary(audit(test, metadata=test[0][["image_id"]], settings=FEW))
+    assert "" not in presentation.summary(audit(test, metadata=test[0][["image_id"]], settings=FEW))
 
 
 def test_goal_and_level_are_shown_as_asked() -> None:
@@ -158,7 +160,7 @@ def test_the_folder_is_written_completely(warned: ClinicalAudit, tmp_path: Path)
     folder = tmp_path / "deep" / "clinical"
     folder.mkdir(parents=True)
     (folder / "old.txt").write_text("from before")
-    files = {path.name for path in page.write(warned, folder)}
+    files = {path.name for path in presentation.write(warned, folder)}
     drawn = ("roc", "precision_recall", "reliability", "subgroups")
     figures = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert files == {"clinical.md", *figures, *(f"{name}.csv" for name in warned.tables)}
@@ -172,4 +174,4 @@ def test_the_folder_is_written_completely(warned: ClinicalAudit, tmp_path: Path)
     assert read["estimate"].to_list() == pytest.approx(warned.operating["estimate"].to_list())
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written there"):
-        page.write(warned, tmp_path / "file" / "clinical")
+        presentation.write(warned, tmp_path / "file" / "clinical")

@@ -14,7 +14,7 @@ from src.core.tables import MISSING, Table, escape_markdown
 from src.metrics import thresholds
 from src.metrics.formatting import label
 from src.metrics.registry import short_label
-from src.reporting.clinical.record import ClinicalAudit, Evaluation, interval_text
+from src.reporting.clinical.results import ClinicalAudit, Evaluation, interval_text
 
 DISCLAIMER = "Research only: this is no medical device, and nothing here is a diagnosis or advice."
 PAGE = "clinical.md"

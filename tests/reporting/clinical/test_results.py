@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from src.reporting.clinical.audit import verdicts
-from src.reporting.clinical.record import EvaluateSettings, RecallVerdict
+from src.reporting.clinical.results import EvaluateSettings, RecallVerdict
 
 
 @pytest.mark.parametrize(
