@@ -297,9 +297,7 @@ def _show(rows: Sequence[Mapping[str, Any]], reference: Reference, run: Recorded
     )
     console.print(table.to_rich())
     if not images.as_recorded:
-        say(
-            "Images, labels or split differ from the run's record; the comparison is valid all the same."
-        )
+        say("Images, labels or split differ from the run's record; the comparison is still valid.")
     answer = "none, for there is no threshold"
     if decision is not None:
         answer = f"{decision.positive} from {decision.threshold:.4g} ({decision.aim})"

@@ -33,7 +33,7 @@ class RuntimeNet(nn.Module):
         return RuntimeNet(self.runtime)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S), multiples of 1/255 in [0, 1] -> logits (N, K), or (N, 1) if K = 2."""
+        """Images (N, 3, S, S), multiples of 1/255 in [0, 1] -> logits (N, K); (N, 1) if K = 2."""
         pictures = images.detach().mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
         probabilities = in_batches(self.runtime, pictures.contiguous().cpu().numpy())
         logits = torch.from_numpy(probabilities).clamp_min(SMALLEST).log()
