@@ -1,23 +1,38 @@
-"""The main job around a training: what it refuses, what it inherits, and what it must not record."""
+"""One run: what is refused, what is logged, and the main job read back from the store."""
 
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from PIL import Image
 
-from src import run as jobs
+from src import run as runs
+from src import train
 from src.core.cli import ROOT
 from src.core.config import WITHOUT_EFFECT
 from src.core.environment import config_hash
 from src.core.errors import ConfigError
+from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import loop
 
+QUALITY = "loss accuracy balanced_accuracy macro_f1 auroc recall/mel specificity/mel"
+COST = "flops params trainable_params size_mb latency_ratio throughput peak_memory_mb"
+OTHERS = "train/loss time/fit_s time/images_per_s data/images/train data/unreadable"
+TAGS = "seed model data split weights git_commit data_fingerprint config_hash device"
 URI = "postgresql://me:s3cret@db.example.org:5432/runs"
 
 
@@ -26,58 +41,37 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", list(overrides))
 
 
-def refused(config: DictConfig) -> bool:
-    """Whether such a trial is refused, for its devices and nothing else."""
-    try:
-        jobs._refuse_several_devices(config)
-    except ConfigError as error:
-        return error.key == "trainer.devices"
-    return False
-
-
 @pytest.mark.parametrize(
-    "override",
+    ("overrides", "gpus", "several"),
     [
-        "devices=2",
-        "devices=[0,1]",
-        "devices='2'",
-        "strategy=ddp",
-        "strategy=ddp_spawn",
-        "num_nodes=2",
+        (["devices=2"], 4, True),
+        (["devices=[0,1]"], 4, True),
+        (["devices='2'"], 4, True),
+        (["strategy=ddp"], 4, True),
+        (["strategy=ddp_spawn"], 4, True),
+        (["num_nodes=2"], 4, True),
+        (["devices=1", "accelerator=gpu"], 4, False),
+        (["devices=[0]", "accelerator=gpu"], 4, False),
+        (["devices=[1]", "accelerator=gpu"], 4, False),
+        (["devices=auto", "accelerator=cpu"], 4, False),
+        (["devices=-1", "accelerator=cpu"], 4, False),
+        *((["devices=auto", "accelerator=auto"], gpus, gpus > 1) for gpus in (0, 1, 2)),
+        *((["devices=-1", "accelerator=auto"], gpus, gpus > 1) for gpus in (0, 1, 2)),
+        *(([name], 1, False) for name in ("auto", "cpu", "gpu")),  # choices of conf/trainer
     ],
 )
-def test_a_trial_on_several_devices_is_refused(override: str) -> None:
-    with pytest.raises(
-        ConfigError, match="trainer.devices: a trial of a study trains on one device"
-    ):
-        jobs._refuse_several_devices(composed(f"++trainer.{override}"))
-
-
-@pytest.mark.parametrize(
-    "override", ["devices=1", "devices=[0]", "devices=[1]", "devices=auto", "devices=-1"]
-)
-def test_one_device_is_accepted(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    accelerator = "cpu" if override in ("devices=auto", "devices=-1") else "gpu"
-    assert not refused(composed(f"++trainer.{override}", f"++trainer.accelerator={accelerator}"))
-
-
-@pytest.mark.parametrize("devices", ["auto", "-1"])
-@pytest.mark.parametrize(("count", "several"), [(0, False), (1, False), (2, True)])
-def test_all_gpus_are_several_where_there_are_several(
-    monkeypatch: pytest.MonkeyPatch, devices: str, count: int, several: bool
+def test_a_trial_on_several_devices_is_refused(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], gpus: int, several: bool
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    config = composed(f"++trainer.devices={devices}", "++trainer.accelerator=auto")
-    assert refused(config) == several
-
-
-@pytest.mark.parametrize("name", ["auto", "cpu", "gpu"])
-def test_every_trainer_for_one_device_may_be_a_trials(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert not refused(composed(f"trainer={name}"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = composed(
+        *(f"++trainer.{item}" if "=" in item else f"trainer={item}" for item in overrides)
+    )
+    if several:
+        with pytest.raises(ConfigError, match="trainer.devices: a trial of a study trains on one"):
+            runs._refuse_several_devices(config)
+    else:
+        runs._refuse_several_devices(config)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +87,12 @@ def test_every_trainer_for_one_device_may_be_a_trials(
 )
 def test_a_password_is_masked_and_all_else_stays(uri: str | None, shown: str | None) -> None:
     plain = {"tracking": {"uri": uri, "experiment": "e"}, "seed": 3}
-    assert jobs.public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
+    assert runs.public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
     assert plain["tracking"] == {"uri": uri, "experiment": "e"}
 
 
 def test_a_config_that_could_not_be_resolved_has_nothing_to_record() -> None:
-    assert jobs.public({}) == {}
+    assert runs.public({}) == {}
 
 
 def test_neither_parameters_nor_config_yaml_hold_the_password(
@@ -108,8 +102,8 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     net = SimpleNamespace(net=None, image_size=32)
     monkeypatch.setattr(loop, "build", lambda config: SimpleNamespace(classifier=net, data=None))
-    monkeypatch.setattr(jobs, "static_cost", lambda net, size: {})
-    written: dict[str, Any] = {}
+    monkeypatch.setattr(runs, "static_cost", lambda net, size: {})
+    written: dict[str, str] = {}
 
     class EnoughError(Exception):
         pass
@@ -119,17 +113,17 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(
         raise EnoughError
 
     monkeypatch.setattr(Run, "text", note)
-    _, plain, problem = jobs._checked(config, [], store)
+    _, plain, problem = runs._checked(config, [], store)
     assert problem is None
     with (
         pytest.raises(EnoughError),
-        jobs._start(store, config, plain, ["seed=0"], jobs.RunContext()) as run,
+        runs._start(store, config, plain, ["seed=0"], runs.RunContext()) as logged,
     ):
-        jobs.record(config, tmp_path, ["seed=0"], run)
+        runs.record(config, tmp_path, ["seed=0"], logged)
     assert "postgresql://me:***@db.example.org" in written["config.yaml"]
     assert "s3cret" not in written["config.yaml"]
     assert config.tracking.uri == URI  # the job itself still needs it
-    recorded = store.client.get_run(run.id).data
+    recorded = store.client.get_run(logged.id).data
     assert recorded.params["tracking.uri"] == "postgresql://me:***@db.example.org:5432/runs"
     assert "s3cret" not in str(recorded.params) + str(recorded.tags)
     assert recorded.tags["config_hash"] == config_hash(plain, WITHOUT_EFFECT)
@@ -138,11 +132,258 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(
 def test_a_password_that_was_typed_is_not_recorded_with_the_command(tmp_path: Path) -> None:
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     config = composed(f"tracking.uri={URI}")
-    _, plain, _ = jobs._checked(config, [], store)
-    with jobs._start(
-        store, config, plain, [f"tracking.uri={URI}", "seed=0"], jobs.RunContext()
-    ) as run:
+    _, plain, _ = runs._checked(config, [], store)
+    with runs._start(
+        store, config, plain, [f"tracking.uri={URI}", "seed=0"], runs.RunContext()
+    ) as logged:
         pass
-    tags = store.client.get_run(run.id).data.tags
+    tags = store.client.get_run(logged.id).data.tags
     assert "s3cret" not in str(tags)
     assert tags["overrides"].endswith(" seed=0")
+
+
+class Finished(NamedTuple):
+    folder: Path
+    store: Store
+    process: subprocess.CompletedProcess[str]
+
+    def study(self, name: str) -> pd.DataFrame:
+        """The runs of a study."""
+        return read.runs(self.store, f"tags.study = '{name}'")
+
+    def run(self, study: str) -> pd.Series:
+        """The only run of a study."""
+        (row,) = (row for _, row in self.study(study).iterrows())
+        return row
+
+    def csv(self, run_id: str, name: str) -> pd.DataFrame:
+        """A table among the artifacts of a run."""
+        return pd.read_csv(read.artifact(self.store, run_id, name))
+
+
+def command(folder: Path, *arguments: str) -> dict[str, Any]:
+    """Arguments of subprocess.Popen for `python -m src.train`, with all folders below `folder`."""
+    environment = {**os.environ, "PARETODERM_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    line = [sys.executable, "-m", "src.train", *arguments]
+    return {"args": line, "cwd": folder, "env": environment, "text": True}
+
+
+@pytest.fixture
+def typed(
+    multirun: Finished, monkeypatch: pytest.MonkeyPatch, run_entry: Callable[..., tuple[int, str]]
+) -> Callable[..., tuple[int, str]]:
+    """`python -m src.train <arguments>` in this process: status and output."""
+    monkeypatch.chdir(multirun.folder)
+    monkeypatch.setenv("PARETODERM_CACHE", str(multirun.folder / "cache"))
+    return functools.partial(run_entry, train.main)
+
+
+@pytest.fixture(scope="module")
+def multirun(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Three configurations, of which one is invalid."""
+    folder = tmp_path_factory.mktemp("multirun")
+    arguments = ["-m", "experiment=smoke", "model=custom", "model.net.width=4,0,8", "study=widths"]
+    process = subprocess.run(**command(folder, *arguments), capture_output=True, timeout=280)
+    return Finished(folder, Store(folder=folder / "mlruns"), process)
+
+
+@pytest.fixture(scope="module")
+def children(multirun: Finished) -> pd.DataFrame:
+    rows = multirun.study("widths")
+    return rows[rows["parent_id"].notna()].set_index("params.model.net.width").loc[["4", "0", "8"]]
+
+
+@pytest.fixture(scope="module")
+def parent(multirun: Finished) -> pd.Series:
+    rows = multirun.study("widths")
+    return rows[rows["parent_id"].isna()].iloc[0]
+
+
+def test_an_invalid_configuration_is_a_failed_run_and_the_others_continue(
+    multirun: Finished, children: pd.DataFrame
+) -> None:
+    assert children["status"].tolist() == ["FINISHED", "FAILED", "FINISHED"]
+    assert "model.net.width" in children.loc["0", "tags.failure"]
+    assert multirun.process.returncode == 1
+    assert "Traceback" not in multirun.process.stderr
+    assert "model.net.width" in multirun.process.stdout
+
+
+def test_the_parent_run_ties_the_runs_together(parent: pd.Series, children: pd.DataFrame) -> None:
+    assert parent["status"] == "FINISHED"
+    assert parent["name"] == parent["tags.study"] == "widths"
+    assert parent["metrics.runs/all"] == 3
+    assert set(children["parent_id"]) == {parent["run_id"]}
+    assert set(children["tags.study"]) == {"widths"}
+    assert children["tags.trial"].tolist() == ["0", "1", "2"]
+
+
+def test_a_run_has_all_metrics_tags_and_parameters(children: pd.DataFrame) -> None:
+    quality, cost, tags = QUALITY.split(), COST.split(), TAGS.split()
+    cost += [f"latency_ms/b{batch}/p{p}" for batch in (1, 64) for p in (50, 90, 99)]
+    metrics = [f"{split}/{name}" for split in ("val", "best/val") for name in quality]
+    metrics += [f"efficiency/{name}" for name in cost]
+    metrics += OTHERS.split()
+    for _, row in children[children["status"] == "FINISHED"].iterrows():
+        assert [name for name in metrics if pd.isna(row[f"metrics.{name}"])] == []
+        assert [tag for tag in tags if not row[f"tags.{tag}"]] == []
+        assert row["params.trainer.max_epochs"] == "2"
+        assert row["params.data.source.lesions"] == "120"
+
+
+def test_only_the_front_is_evaluated_on_test(children: pd.DataFrame) -> None:
+    finished = children[children["status"] == "FINISHED"]
+    quality = finished["metrics.best/val/balanced_accuracy"]
+    flops = finished["metrics.efficiency/flops"]
+    assert flops["4"] < flops["8"]
+    # the wider net is on the front only if it is better
+    expected = {"4": True, "8": bool(quality["8"] > quality["4"])}
+    assert {width: tag == "true" for width, tag in finished["tags.front"].items()} == expected
+    assert finished["metrics.test/accuracy"].notna().to_dict() == expected
+
+
+@pytest.mark.parametrize("w", [4, 8])
+def test_costs_are_those_of_the_architecture(children: pd.DataFrame, w: int) -> None:
+    # at 32 px three unpadded blocks leave a map of 2 x 2
+    convolutions = 3 * w * 9 + w + w * 2 * w * 9 + 2 * w + 2 * w * 4 * w * 9 + 4 * w
+    parameters = convolutions + (4 * w * 4 + 1) * 128 + 129 * 64 + 65 * 7
+    assert children.loc[str(w), "metrics.efficiency/params"] == parameters
+
+
+def test_artifacts_are_complete(multirun: Finished, children: pd.DataFrame) -> None:
+    artifacts = read.artifact(multirun.store, children.loc["4", "run_id"], "")
+    names = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
+    files = "config.yaml overrides.txt environment.json efficiency.json checkpoint/best.ckpt "
+    files += "figures/contact_sheet.png figures/learning_curves.png figures/confusion_val.png "
+    files += "figures/confusion_test.png per_class/val.csv predictions/val.csv predictions/test.csv"
+    assert names >= set(files.split())
+    assert "model.net.width=4" in (artifacts / "overrides.txt").read_text()
+    assert json.loads((artifacts / "environment.json").read_text())["packages"]["torch"]
+    for picture in (artifacts / "figures").glob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
+
+
+def test_predictions_agree_with_the_metrics(multirun: Finished, children: pd.DataFrame) -> None:
+    run_id = children.loc["4", "run_id"]
+    val, test = (multirun.csv(run_id, f"predictions/{split}.csv") for split in ("val", "test"))
+    probability = val.filter(like="p/")
+    assert probability.sum(axis=1).tolist() == pytest.approx([1.0] * len(val), abs=1e-4)
+    accuracy = (probability.idxmax(axis=1).str.removeprefix("p/") == val["label"]).mean()
+    assert children.loc["4", "metrics.best/val/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    images = multirun.csv(run_id, "per_class/val.csv").set_index("class")["images"]
+    assert images.to_dict() == val["label"].value_counts().to_dict()
+    assert set(test["group"]).isdisjoint(val["group"])
+
+
+def test_the_comparison_is_logged_and_printed(multirun: Finished, parent: pd.Series) -> None:
+    table = multirun.csv(parent["run_id"], "comparison.csv")
+    assert len(table) == 3
+    assert table["front"].sum() >= 1
+    assert table.iloc[-1]["status"] == "FAILED"
+    output = multirun.process.stdout
+    assert all(run_id in output for run_id in table["run_id"])
+    assert "make ui" in output
+    assert max(len(line) for line in output.splitlines() if "http://" not in line) <= 100
+
+
+def test_cost_is_of_the_size_that_the_net_is_built_for(
+    multirun: Finished, typed: Callable[..., tuple[int, str]]
+) -> None:
+    size = ["model=custom_gap", "model.image_size=32", "data.image_size=40"]
+    status, output = typed("experiment=smoke", *size, "trainer.max_epochs=1", "study=size")
+    assert status == 0, output
+    flops = multirun.run("size")["metrics.efficiency/flops"]
+    # padded, pooled to 40, 20, 10
+    convolutions = 40 * 40 * 27 * 32 + 20 * 20 * 9 * 32 * 64 + 10 * 10 * 9 * 64 * 128
+    # global average pooling may be counted once per value of its 5 x 5 map
+    assert flops - convolutions - 128 * 256 - 256 * 7 in (0, 5 * 5 * 128)
+
+
+def test_an_impossible_store_is_reported_once(typed: Callable[..., tuple[int, str]]) -> None:
+    status, output = typed("-m", "tracking.uri=file:///nowhere", "model=custom,custom_gap")
+    assert status == 2  # before any trial is started
+    assert "Traceback" not in output
+    assert output.count("must be sqlite:///") == 1
+
+
+def test_two_processes_train_one_run(multirun: Finished) -> None:
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    arguments = ["experiment=smoke", *ddp, "trainer.precision=32-true", "study=ddp"]
+    line = command(multirun.folder, *arguments)
+    subprocess.run(**line, capture_output=True, check=True, timeout=200)
+    row = multirun.run("ddp")
+    assert row["status"] == "FINISHED"
+    for split in ("val", "test"):
+        table = multirun.csv(row["run_id"], f"predictions/{split}.csv")
+        assert len(table) == table["image_id"].nunique() == row[f"metrics.data/images/{split}"]
+
+
+def test_two_classes_of_real_images(
+    multirun: Finished, shared_data: Path, typed: Callable[..., tuple[int, str]]
+) -> None:
+    data = ["data=siim2020", f"data.root={shared_data / 'siim2020'}", "data.source.limit=150"]
+    small = ["model.image_size=32", "efficiency=fast", "trainer.max_epochs=1", "data.batch_size=16"]
+    more = ["data.oversample=0.5", "loss=weighted_focal", "augment=sun2023", "study=siim"]
+    status, output = typed(*data, *small, *more)
+    assert status == 0, output
+    row = multirun.run("siim")
+    assert (row["tags.grouped_by"], row["tags.split"]) == ("patient", "grouped")
+    assert row["metrics.data/groups_on_two_sides"] == 0
+    table = multirun.csv(row["run_id"], "predictions/test.csv")
+    assert list(table.filter(like="p/")) == ["p/benign", "p/malignant"]
+    recall = (table["p/malignant"] > 0.5)[table["label"] == "malignant"].mean()
+    assert row["metrics.test/recall/malignant"] == pytest.approx(recall, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def endless(multirun: Finished) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Three trainings without an end; each study has the name of the signal it will receive."""
+    processes = {
+        name: subprocess.Popen(
+            **command(
+                multirun.folder, "experiment=smoke", "trainer.max_epochs=100000", f"study={name}"
+            ),
+            stderr=subprocess.PIPE,
+            # a background job of a shell ignores SIGINT, and its children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        for name in ("SIGINT", "SIGTERM", "SIGKILL")
+    }
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
+def end(process: subprocess.Popen[str], sent: signal.Signals) -> int:
+    """Send the signal in the third epoch; the exit status of the process."""
+    assert process.stderr is not None
+    next(line for line in process.stderr if "epoch 2/" in line)
+    process.send_signal(sent)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_is_marked_as_killed(
+    multirun: Finished, endless: dict[str, subprocess.Popen[str]], name: str
+) -> None:
+    assert end(endless[name], signal.Signals[name]) != 0
+    row = multirun.run(name)
+    assert row["status"] == "KILLED"
+    assert row["tags.failure"]
+
+
+def test_the_next_run_marks_a_killed_one(
+    multirun: Finished,
+    endless: dict[str, subprocess.Popen[str]],
+    typed: Callable[..., tuple[int, str]],
+) -> None:
+    end(endless["SIGKILL"], signal.SIGKILL)
+    assert multirun.run("SIGKILL")["status"] == "RUNNING"
+    status, output = typed("experiment=smoke", "trainer.max_epochs=1", "study=next")
+    assert status == 0, output
+    assert multirun.run("SIGKILL")["status"] == "FAILED"
+    assert multirun.run("next")["status"] == "FINISHED"

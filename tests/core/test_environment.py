@@ -1,9 +1,15 @@
+"""Seeds, versions, commit, config digests; settings of the process."""
+
+import gc
 import importlib.metadata
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.core.environment import config_hash, environment, git_state, seed_everything
+from src.core.cli import ROOT
+from src.core.environment import (
+    COLLECTOR_THRESHOLD,
+    collect_less_often,
+    config_hash,
+    environment,
+    git_state,
+    seed_everything,
+)
 from src.core.errors import ConfigError
 
 PLAIN = st.recursive(
@@ -50,7 +64,7 @@ def test_seed_out_of_range_is_refused(seed: int) -> None:
     seed_everything(2**32 - 1)
 
 
-def test_environment_is_json_and_true() -> None:
+def test_environment_is_json_and_correct() -> None:
     found = environment()
     assert json.loads(json.dumps(found)) == found
     assert found["packages"]["torch"] == torch.__version__
@@ -125,6 +139,95 @@ def test_hash_is_stable_between_versions() -> None:
     assert config_hash({"b": {"c": "x"}, "a": [1, 2.5, None]}) == "5e0c41a7e1b7"
 
 
-def test_importing_needs_no_lightning() -> None:
-    code = "import sys, src.core.environment; sys.exit('pytorch_lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def output(code: str) -> str:
+    """What Python prints when it runs some code in a new process."""
+    line = [sys.executable, "-c", code]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_torchvision_is_imported_beside_a_cpu_build_of_torch() -> None:
+    code = (
+        "import sys, src; hooks = len(sys.meta_path); "
+        "import torch, torchvision, timm, torchmetrics, pytorch_lightning; "
+        "print(hasattr(torch.ops.torchvision, 'nms'), hooks - len(sys.meta_path))"
+    )
+    assert output(code) == "True 1"
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = ("torch", "numpy", "psutil", "mlflow", "pytorch_lightning")
+    assert (
+        output(f"import sys, src; print([name for name in {heavy} if name in sys.modules])") == "[]"
+    )
+
+
+@pytest.fixture
+def thresholds() -> Iterator[tuple[int, int, int]]:
+    before = gc.get_threshold()
+    yield before
+    gc.set_threshold(*before)
+
+
+def test_importing_the_package_raises_the_collector_threshold() -> None:
+    assert gc.get_threshold()[0] >= COLLECTOR_THRESHOLD  # importing src has set it
+
+
+@pytest.mark.parametrize(
+    ("young", "expected"),
+    [(700, COLLECTOR_THRESHOLD), (0, 0), (COLLECTOR_THRESHOLD + 1, COLLECTOR_THRESHOLD + 1)],
+    ids=["default", "off", "more"],
+)
+def test_a_higher_or_disabled_threshold_is_kept(
+    young: int, expected: int, thresholds: tuple[int, int, int]
+) -> None:
+    gc.set_threshold(young, 11, 13)
+    collect_less_often()
+    assert gc.get_threshold()[:2] == (expected, 11)
+
+
+def test_cycles_are_still_collected(thresholds: tuple[int, int, int]) -> None:
+    class Node:
+        itself: "Node"
+
+    def cycle() -> Node:
+        node = Node()
+        node.itself = node
+        return node
+
+    gc.collect()  # so that the collector does not look just while the cycle is made
+    first = weakref.ref(cycle())
+    kept = [
+        [each] for each in range(2 * COLLECTOR_THRESHOLD)
+    ]  # new objects, which make the collector look
+    assert first() is None
+    del kept
+
+
+CODE = """
+import resource, sys
+import torch
+from src.core.environment import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def step():
+    return torch.ones(40_000_000 // 4).sum()  # over glibc's limit of 32 MB for what it may keep by itself
+for _ in range(25):  # the heap grows for up to five places, seen as late as the twelfth step, and then no more
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_repeated_large_blocks_are_faulted_in_once() -> None:
+    def page_faults(how: str) -> int:
+        line = [sys.executable, "-c", CODE, how]
+        return int(
+            subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        )
+
+    block = 40_000_000 / 4096  # pages
+    assert page_faults("default") > 19 * block
+    assert page_faults("kept") < 2 * block

@@ -1,4 +1,4 @@
-"""A training that is broken off and goes on gives what it would have given without the break: real fits, real kills."""
+"""Training: a resumed training equals one without interruption; real fits, real kills."""
 
 import math
 import multiprocessing
@@ -14,9 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from src.core.cli import ROOT
+from src.metrics.classification import ClassificationMetrics
 from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import loop
+from src.training.progress import quiet_lightning
 
 EPOCHS = 4
 Figures = dict[int, dict[str, float]]
@@ -128,7 +130,7 @@ def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
         ("callbacks=averaging", "callbacks.averaging.decay=0.9"),
     ],
 )
-def test_resumed_training_gives_what_an_unbroken_one_gives(
+def test_a_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, cache: Path, store: Store, changes: tuple[str, ...]
 ) -> None:
     config = compose_config(cache, *changes)
@@ -167,7 +169,7 @@ def test_resumed_training_gives_what_an_unbroken_one_gives(
     assert final[0] == final[1]
 
 
-def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(
+def test_a_training_resumes_twice_in_place(
     tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]]
 ) -> None:
     config = compose_config(cache)
@@ -199,7 +201,7 @@ def test_training_that_is_broken_off_twice_and_goes_on_in_place_is_whole(
     ids=["to the end", "stopped early", "without validation"],
 )
 @pytest.mark.parametrize("keep_state_s", [0, 1e9])
-def test_a_training_that_had_ended_has_no_epoch_left_and_brings_back_its_best_one(
+def test_a_finished_training_only_restores_its_best_epoch(
     tmp_path: Path,
     cache: Path,
     store: Store,
@@ -245,7 +247,7 @@ def test_a_training_that_had_ended_has_no_epoch_left_and_brings_back_its_best_on
     assert recorded[0].tags["chosen_by"] == recorded[1].tags["chosen_by"]
 
 
-def test_without_validation_it_goes_on_as_well(tmp_path: Path, cache: Path) -> None:
+def test_a_training_without_validation_resumes(tmp_path: Path, cache: Path) -> None:
     config = compose_config(cache, "data.fractions=[0.8,0.0,0.2]")
     whole: Figures = {}
     unbroken, _ = train(config, tmp_path / "whole", on_epoch=stop_after(99, whole))
@@ -279,7 +281,7 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
 @pytest.mark.parametrize(
     "moment", ["between epochs", "state written, not yet in place", "within an epoch"]
 )
-def test_killed_process_goes_on_after_its_last_whole_state(
+def test_a_killed_process_resumes_from_its_last_complete_state(
     tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]], moment: str
 ) -> None:
     config = compose_config(cache)
@@ -315,7 +317,7 @@ def flip_a_byte(state: Path) -> None:
         (lambda state: None, ("data.split_seed=5",), "another configuration or other data"),
     ],
 )
-def test_what_does_not_fit_is_said_and_training_starts_from_scratch(
+def test_a_state_that_does_not_fit_is_reported_and_training_starts_again(
     tmp_path: Path,
     cache: Path,
     caplog: pytest.LogCaptureFixture,
@@ -350,7 +352,7 @@ def state_of_two(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return state
 
 
-def test_where_it_runs_does_not_make_it_another_training(
+def test_a_training_resumes_on_another_device_and_store(
     tmp_path: Path, cache: Path, state_of_two: Path
 ) -> None:
     seen: Figures = {}
@@ -363,7 +365,7 @@ def test_where_it_runs_does_not_make_it_another_training(
 
 
 @pytest.mark.parametrize("raised", [EnoughError("x"), KeyboardInterrupt("x"), SystemExit("x")])
-def test_what_the_call_raises_comes_out_unchanged_and_quietly(
+def test_exceptions_of_the_callback_are_unchanged_and_quiet(
     tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str], raised: BaseException
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
@@ -379,7 +381,7 @@ def test_what_the_call_raises_comes_out_unchanged_and_quietly(
     assert "Traceback" not in shown
 
 
-def test_record_of_a_training_that_was_ended_has_its_last_epoch_whole(
+def test_the_last_epoch_of_a_stopped_training_is_logged(
     tmp_path: Path, cache: Path, store: Store
 ) -> None:
     seen: Figures = {}
@@ -391,3 +393,27 @@ def test_record_of_a_training_that_was_ended_has_its_last_epoch_whole(
         assert [value for _, value in shown[name]] == [seen[1][name], seen[2][name]]
     steps = [step for step, _ in shown["val/loss"]]
     assert [step for step, _ in shown["train/loss"]] == steps
+
+
+def balanced_accuracy(tmp_path: Path, width: int) -> float:
+    """On validation and test together, after the last epoch."""
+    overrides = [f"model.net.width={width}", f"data.cache_dir={tmp_path}", "trainer=cpu"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=overrides)
+    parts = loop.build(config)
+    trainer, _, _ = loop.prepare_fit(config, parts, None, tmp_path / str(width))
+    with quiet_lightning():
+        trainer.fit(parts.classifier, datamodule=parts.data)
+    metrics = ClassificationMetrics(parts.data.classes)
+    for split in ("val", "test"):
+        trainer.test(parts.classifier, parts.data.loader(split), verbose=False)
+        rows, probability = parts.classifier.predictions()
+        metrics.update(probability, torch.from_numpy(parts.data.labels[rows.numpy()]))
+    return metrics.compute()["balanced_accuracy"]
+
+
+@pytest.mark.slow
+def test_synthetic_lesions_are_learnt_better_by_a_wider_net(tmp_path: Path) -> None:
+    small, custom = balanced_accuracy(tmp_path, 8), balanced_accuracy(tmp_path, 32)
+    assert 2.5 / 7 < custom < 0.8
+    assert custom > small + 0.03
