@@ -1,4 +1,7 @@
-"""Hydra plugins: the sweeper, and sweeps/ on the search path. Hydra scans it at every start."""
+"""Hydra's plugins of this project: the sweeper, and sweeps/ as a config group.
+
+Hydra imports this file at every start: light imports only.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,19 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class StudiesSearchPath(SearchPathPlugin):
-    """Lets sweeps=<name> be found in the folder sweeps/, for this project's own commands only."""
+    """Makes sweeps=<name> a choice from the folder sweeps/, only for commands of this project."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Hydra calls this before it composes a config."""
+        """Called by Hydra before it composes a config."""
         if any(element.path.endswith(str(ROOT / "conf")) for element in search_path.get_path()):
             search_path.append("paretoderm", f"file://{ROOT}")
 
 
 class StudySweeper(Sweeper):
-    """Hydra's way to `src.study`.
+    """Runs `src.study.sweep` for -m.
 
     Args:
-        **settings: The config node `hydra.sweeper`; checked there.
+        **settings: The config node `hydra.sweeper`; checked by `src.study`.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -34,14 +37,14 @@ class StudySweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra calls this before `sweep`."""
+        """Called by Hydra before `sweep`."""
         self._context = hydra_context
         self._config = config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the study that the command line asks for."""
-        from src import study as launch
-        from src.core import cli as entry
+        """Run the study; a failure is noted for the exit status."""
+        from src import study
+        from src.core import cli
 
-        if not launch.sweep(self._config, self._context.config_loader, self._settings, arguments):
-            entry.failures.append("study")  # Hydra passes no result on
+        if not study.sweep(self._config, self._context.config_loader, self._settings, arguments):
+            cli.failures.append("study")

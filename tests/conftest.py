@@ -18,23 +18,20 @@ from typing import Any
 import hypothesis
 import pytest
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # several processes share the cores: more threads than one only get in the way
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import src  # noqa: F401  first: it lets a CUDA torchvision be imported beside a CPU torch
+import src  # noqa: F401  first: it installs the torchvision guard
 from src.core import cli
 from src.tracking.store import Store
 
-# a busy machine takes as long as it takes
+# no deadline on a busy machine
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PARETODERM_SHARED", ROOT.parent / "shared"))
-# WebGL without a graphics card, for parallel coordinates and for thousands of points; nothing is
-# asked of the network
+# WebGL without a graphics card, and no network
 BROWSER_FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -63,7 +60,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run store's database with all its tables: creating one takes seconds, copying it does not."""
+    """A run store's database with all tables: creating one takes seconds, copying it does not."""
     folder = tmp_path_factory.mktemp("database")
     Store(experiment="template", folder=folder, uri=f"sqlite:///{folder}/mlflow.db").open()
     return folder / "mlflow.db"
@@ -95,9 +92,9 @@ def browser() -> Iterator[Any]:
 def run_entry(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., tuple[int, str]]]:
-    """`run_entry(train.main, *arguments)`: `python -m src.train <arguments>` in this process: status and output.
+    """`run_entry(train.main, *arguments)` runs `python -m src.train <arguments>` in this process.
 
-    So the imports are paid once. Logging and the signal's handler are left as they were.
+    It returns exit status and output. Logging and the signal handler are restored.
     """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     handler, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
@@ -111,8 +108,8 @@ def run_entry(
             main()
         except SystemExit as end:
             status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        output = capsys.readouterr()
+        return status, output.out + output.err
 
     yield run
     cli.failures.clear()
@@ -122,7 +119,7 @@ def run_entry(
 
 @pytest.fixture(scope="module")
 def own_fork_server() -> Iterator[None]:
-    """The fork server that a module starts ends with it: what it has not imported, later trials would, each."""
+    """End the fork server that a module has started, so that the next module starts its own."""
     others = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     yield
     if others is None:
@@ -131,7 +128,7 @@ def own_fork_server() -> Iterator[None]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """An unused port."""
     return _port()
 
 
@@ -139,7 +136,7 @@ def free_port() -> int:
 def serve(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Path], AbstractContextManager[str]]:
-    """`with serve(database) as address`: MLflow's user interface on a SQLite database, as `make ui` starts it."""
+    """`with serve(database) as address`: MLflow's user interface on a SQLite database."""
 
     @contextlib.contextmanager
     def start(database: Path) -> Iterator[str]:

@@ -154,7 +154,7 @@ def quoted(text: str) -> str:
 
 
 def general_help(command: Command) -> str:
-    """The examples, then the config groups and studies; of commands other than train, the config."""
+    """The examples, then the config groups and studies; for other commands the config."""
     examples = command.examples.strip("\n")
     if command.config_name != "train":
         text = (CONF / f"{command.config_name}.yaml").read_text()

@@ -26,22 +26,10 @@ from src.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+# The packages whose versions are recorded.
 PACKAGES = (
-    "paretoderm",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "timm",
-    "kornia",
-    "fvcore",
-    "hydra-core",
-    "optuna",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
+    "paretoderm torch torchvision pytorch-lightning torchmetrics timm kornia fvcore hydra-core "
+    "optuna mlflow numpy pandas scikit-learn pillow"
 )
 MAX_SEED = 2**32 - 1  # the limit of NumPy
 GIT_TIMEOUT_S = 20  # a checkout on a sleeping network drive does not delay a run for longer
@@ -100,8 +88,8 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def package_versions() -> dict[str, str | None]:
     """Installed versions of the packages that may affect a result; None if not installed."""
-    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES.split())
+    for name in versions:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
