@@ -14,9 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from src.core.cli import ROOT, Command, quoted
 
 Entry = Callable[..., tuple[int, str]]
-READING = "{name: own, operation: sum, of: [5, 7]}"
-CLAIM = f"[{{id: size, claim: It is 12., where: abstract, printed: '12', readings: [{READING}]}}]"
-NO_NETS = ("paper.nets={}", "paper.figures={}")
 HELP = {  # command -> what --help shows: examples and keys
     "train": ["model: ", "data: ", "experiment: ", "efficientnet_lite0", "sweeps: "],
     "report": ["from_experiment:", "filter:", "budgets:", "register:"],
@@ -105,11 +102,6 @@ BAD_INPUT = [  # (command, arguments, part of the one line)
     ("audit", ["paper=nosuch"], "paper=nosuch: no such choice; paper has mamun2025, sun2023"),
     ("audit", ["paper=sun2023", "samples=3"], "samples: input should be greater than or equal"),
     ("audit", ["paper=sun2023", "sample=3"], "sample: unknown key"),
-    (
-        "audit",
-        ["paper=mamun2025", f"paper.claims={CLAIM}", *NO_NETS, "folder=/proc/reports"],
-        "folder=/proc/reports: the audit cannot be written there",
-    ),
     ("audit", ["paper=mamun2025", "tracking.uri=http://127.0.0.1:9"], "run store cannot be used"),
     ("report", [], "study: "),
     ("report", ["study=nosuch"], "nosuch"),
@@ -186,7 +178,6 @@ def test_hydra_reads_a_quoted_text_unchanged(text: str) -> None:
 def test_bad_input_ends_with_one_line_and_status_2(
     typed: Entry, folder: Path, name: str, arguments: list[str], message: str
 ) -> None:
-    files = set(folder.iterdir())
     status, output = typed(name, *arguments)
     assert status == 2, output
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -195,7 +186,6 @@ def test_bad_input_ends_with_one_line_and_status_2(
     assert "Traceback" not in output
     if name == "train":
         assert output.count("\n") == 1, output
-        assert set(folder.iterdir()) == files
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,9 @@ def output(code: str) -> str:
 def test_torchvision_is_imported_beside_a_cpu_build_of_torch() -> None:
     code = (
         "import sys, src; hooks = len(sys.meta_path); "
-        "import torch, torchvision, timm, torchmetrics, pytorch_lightning; "
-        "print(hasattr(torch.ops.torchvision, 'nms'), hooks - len(sys.meta_path))"
+        "import torch, torchvision; "
+        "print(hasattr(torch.ops.torchvision, 'nms'), hooks - len(sys.meta_path)); "
+        "import timm, torchmetrics, pytorch_lightning"
     )
     assert output(code) == "True 1"
 
@@ -210,8 +211,8 @@ from src.core.environment import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def step():
-    return torch.ones(40_000_000 // 4).sum()  # over glibc's limit of 32 MB for what it may keep by itself
-for _ in range(25):  # the heap grows for up to five places, seen as late as the twelfth step, and then no more
+    return torch.ones(40_000_000 // 4).sum()  # more than the 32 MB that glibc keeps by itself
+for _ in range(25):  # the heap has been seen to grow until the twelfth step
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):

@@ -1,4 +1,4 @@
-"""The average of the weights is what is validated and kept; the training itself goes on from the weights."""
+"""The average of the weights is validated and kept; training continues from the weights."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -65,7 +65,7 @@ def fitted(folder: Path, decay: float, has_validation: bool, precision: str = "3
 
 
 def expected(decay: Fraction) -> list[Fraction]:
-    """The average after each step of a weight that is 1, 2, 3 ..., by the formula of the class's docstring."""
+    """The average after each step of a weight 1, 2, 3 ..., by the formula of the class."""
     averages = [Fraction(1)]
     for step in range(1, STEPS):
         kept = min(decay, Fraction(1 + step, 10 + step))

@@ -87,7 +87,7 @@ def weights(parts: loop.RunParts) -> dict[str, torch.Tensor]:
 def interrupted(
     config: DictConfig, folder: Path, epoch: int, **options: Any
 ) -> tuple[Path, Figures]:
-    """Train, break off after writing the state of `epoch`: the call of the epoch behind it raises."""
+    """Train until the state of `epoch` is written: the callback of the next epoch raises."""
     seen: Figures = {}
     with pytest.raises(EnoughError):
         train(config, folder, on_epoch=stop_after(epoch + 1, seen), keep_state_s=0, **options)

@@ -1,4 +1,4 @@
-"""A finished run teaches another one, unless it may have learned from what the other is tested on."""
+"""A finished run teaches another one, unless it may have learned from its test images."""
 
 from collections.abc import Callable
 from pathlib import Path
