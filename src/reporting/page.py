@@ -80,7 +80,7 @@ def tables(report: Report) -> dict[str, Table]:
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
     frame = frame.set_axis([str(name) for name in frame], axis="columns")
     labels = {str(name): heading(report, str(name)) for name in frame}
-    numbers = [str(name) for name in frame.select_dtypes("number")]
+    numbers = [str(name) for name in frame.select_dtypes(["number", "bool"])]
     return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
 
 

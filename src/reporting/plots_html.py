@@ -163,7 +163,7 @@ def _scatter(one: Series, kind: str) -> dict[str, Any]:
             "width": 3,
         }
     if one.label:
-        trace |= {"text": [plain(one.label)] * len(one.x), "textposition": "top center"}
+        trace |= {"text": [plain(one.label)] * len(one.x), "textposition": "top right"}
     if len(one.texts):
         return trace | {"hovertext": [_heading(text) for text in one.texts], **_HOVER}
     return trace | {"hoverinfo": "x+y+name" if one.name and one.marker else "skip"}
