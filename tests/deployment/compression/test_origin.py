@@ -208,7 +208,7 @@ def test_a_study_can_be_narrowed_and_its_table_shows_the_loss(study: Study) -> N
     )
     runs = read.runs(study.store, "tags.study = 'narrow' and tags.kind = 'run'")
     assert list(runs["tags.compression"]) == ["onnx_float32"]
-    table = " ".join(output[output.index("lost by compression, points") :].split())
+    table = " ".join(output[output.index("Lost by compression") :].split())
     points = 100 * runs["metrics.compression/lost/balanced_accuracy"].iloc[0]
     assert f"onnx_float32 {points:.1f}" in table
 
