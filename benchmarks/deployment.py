@@ -3,9 +3,9 @@
     python -m benchmarks.deployment [seconds a model] [run ids]
 
 One thread, batch 1, each model in a process of its own, all in turns (see
-`src.deployment.benchmark`). Without ids the nets have random weights and int8 is calibrated on drawn lesions: time depends on
-neither. With ids those runs are measured in every runtime, a compressed one in its own. Takes about
-eight minutes on two quiet cores.
+`src.deployment.benchmark`). Without ids the nets have random weights and int8 is calibrated on
+drawn lesions: time depends on neither. With ids those runs are measured in every runtime, a
+compressed one in its own. Takes about eight minutes on two quiet cores.
 """
 
 import sys
