@@ -34,7 +34,7 @@ from src.deployment.compression.base import CompressionContext
 from src.deployment.compression.onnx import OnnxStaticInt8
 from src.deployment.description import Description
 from src.deployment.runtimes.eager import CameraNet
-from src.deployment.runtimes.files import FORMATS, RuntimeName
+from src.deployment.runtimes.formats import FORMATS, RuntimeName
 from src.tracking.store import Store
 from src.training import loop
 from src.training.checkpoint import save_weights

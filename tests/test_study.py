@@ -191,7 +191,7 @@ def test_the_shared_digest_ignores_settings_without_effect() -> None:
 def test_a_resumed_study_does_not_repeat_proposals_of_interrupted_trials(
     tmp_path: Path, sampler: str
 ) -> None:
-    """Trials that were stopped do not count, yet what was drawn for them must not be drawn again as something new."""
+    """Stopped trials do not count, yet their parameters must not be drawn again as new ones."""
     plan = planned(
         "optimizer.lr=tag(log,interval(1e-4,1e-2))",
         f"hydra/sweeper/sampler={sampler}",

@@ -23,7 +23,7 @@ from src.deployment import trained
 from src.deployment.description import Decision, Description
 from src.deployment.runtimes.base import Format, ImageBatch, Probabilities, in_batches
 from src.deployment.runtimes.eager import CameraNet, EagerRuntime
-from src.deployment.runtimes.files import FORMATS, FormatName, format_of, open_file
+from src.deployment.runtimes.formats import FORMATS, FormatName, format_of, open_file
 from src.deployment.trained import RecordedModel
 from src.tracking.run import Run
 from src.tracking.store import Store, existing

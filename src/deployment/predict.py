@@ -32,7 +32,7 @@ from src.data.source import IMAGE_SUFFIXES, Manifest
 from src.deployment.description import RESEARCH, Decision, Description
 from src.deployment.inputs import Batch, ImageInput
 from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
-from src.deployment.runtimes.files import FORMATS, open_file
+from src.deployment.runtimes.formats import FORMATS, open_file
 
 if TYPE_CHECKING:
     from src.tracking.store import Store

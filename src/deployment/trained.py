@@ -16,7 +16,7 @@ from src.core.config import check_targets, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
-from src.deployment.runtimes.files import FORMATS, open_file
+from src.deployment.runtimes.formats import FORMATS, open_file
 from src.metrics.registry import MELANOMA
 from src.metrics.settings import AuditSettings
 from src.tracking import read

@@ -19,7 +19,7 @@ TOP = "predicted class"  # in the column `class`: confidence of the predicted cl
 
 
 def equal_width(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Bin of each confidence, int (N,); bins are (i / bins, (i + 1) / bins], and 0 is in the first."""
+    """Bin of each confidence, int (N,); bins are (i / bins, (i + 1) / bins], 0 is in the first."""
     return np.clip(np.ceil(np.asarray(confidence, dtype=float) * bins).astype(int) - 1, 0, bins - 1)
 
 
@@ -50,7 +50,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, number: np.ndarray) -
 
 
 def error(table: pd.DataFrame) -> float:
-    """Expected calibration error: mean gap of confidence and frequency over the images, in [0, 1]."""
+    """Expected calibration error: mean gap of confidence and frequency over images, in [0, 1]."""
     gaps = (table["confidence"] - table["frequency"]).abs()
     return float(np.average(gaps, weights=table["images"]))
 

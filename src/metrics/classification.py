@@ -101,7 +101,7 @@ class ClassificationMetrics(Metric):
         self.target.append(target)
 
     def confusion(self) -> Tensor:
-        """Counts of this device's images, int64 (K, K); rows are true classes, columns predicted."""
+        """Counts on this device, int64 (K, K); rows are true classes, columns predicted ones."""
         if len(self.probability) == 0:
             return torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         predicted = dim_zero_cat(self.probability).argmax(dim=1)

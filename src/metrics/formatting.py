@@ -57,7 +57,7 @@ def number(name: str, value: float, apart_from: float | None = None) -> str:
 
 
 def quantity(name: str, value: float, apart_from: float | None = None) -> str:
-    """`value` with its unit: "30M multiply-adds", "3.21 ms", "0.83 x the reference net", "0.643"."""
+    """`value` with its unit: "30M multiply-adds", "3.21 ms", "0.83 x the reference net"."""
     metric = describe(name)
     return f"{number(name, value, apart_from)} {metric.noun or metric.unit}".rstrip()
 

@@ -158,7 +158,7 @@ def over_time(losses: np.ndarray) -> np.ndarray:
 
 
 def _dominated(members: np.ndarray, point: np.ndarray) -> float:
-    """The part of the box between `point` (M, 1) and the reference that a front (M, K) dominates."""
+    """Share of the box from `point` (M, 1) to the reference that a front (M, K) dominates."""
     moved = np.maximum(members, point)
     for at in range(len(point)):
         # Of the members that are as good as the point in this objective the best replaces all that

@@ -319,7 +319,7 @@ def count_metrics(
         metrics: Compute at least these; all by default.
 
     Returns:
-        Name without the split -> values (...,) in [0, 1]. NaN where undefined: the recall of a class
+        Name without the split -> values (...,) in [0, 1]. NaN if undefined: the recall of a class
         without images, the precision of a class never predicted, the F1 of a class without both,
         the specificity of a class that all images belong to. Means are over the defined classes.
     """
@@ -350,7 +350,7 @@ def melanoma_of(classes: Iterable[str]) -> str | None:
 
 
 def melanoma_class(table: "pd.DataFrame", prefix: str) -> str:
-    """The melanoma class of a table of runs, by its columns `<prefix>/recall/<class>`; "mel" without."""
+    """The melanoma class of a table of runs, by its columns `<prefix>/recall/<class>`, or "mel"."""
     head = f"{prefix}/recall/"
     columns = (str(name) for name in table)
     names = (name.removeprefix(head) for name in columns if name.startswith(head))
@@ -388,7 +388,7 @@ class Limit:
     value: float
 
     def violation(self, measured: float) -> float:
-        """Distance beyond the bound in the metric's unit; zero or less if satisfied, NaN for NaN."""
+        """Distance beyond the bound in the metric's unit; <= 0 if satisfied, NaN for NaN."""
         return measured - self.value if self.operator == "<=" else self.value - measured
 
     def holds(self, measured: float) -> bool:

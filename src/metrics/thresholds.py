@@ -107,7 +107,7 @@ def usable_thresholds(
 def decide(
     predictions: Predictions, class_name: str, thresholds: Sequence[Threshold] | None
 ) -> np.ndarray:
-    """Which images are positive, bool (S, N): from the threshold on, or by the most probable class."""
+    """Which images are positive, bool (S, N): by the threshold, or by the most probable class."""
     label = predictions.classes.index(class_name)
     if thresholds is None:
         by_argmax: np.ndarray = predictions.probability.argmax(axis=2) == label

@@ -26,7 +26,7 @@ Adjusted = dict[str, tuple[float, float, float]]  # value -> mean, low, high
 def effects(
     table: pd.DataFrame, parameters: pd.DataFrame, objectives: Sequence[Objective], bins: int = BINS
 ) -> pd.DataFrame:
-    """The effect of each value of each parameter over the finished trials, infeasible ones included.
+    """The effect of each value of each parameter over finished trials, also infeasible ones.
 
     The raw mean of a value averages over all other settings of its trials. If trials were not drawn
     evenly (TPE draws good regions more often), it mixes the effects of several parameters. The
@@ -304,7 +304,7 @@ def ablation_table(
 
 
 def compared_means(rows: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Rows with the adjusted means as mean, low and high if all values have them, else as they are."""
+    """Rows with the adjusted mean, low and high if all values have them, else unchanged."""
     names = {"adjusted": "mean", "adjusted_low": "low", "adjusted_high": "high"}
     if rows[list(names)].isna().any(axis=None) or np.allclose(rows["adjusted_low"], rows["low"]):
         return rows, False

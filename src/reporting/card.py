@@ -25,7 +25,7 @@ from src.core.files import atomic_folder
 from src.core.tables import MISSING, Table, escape_markdown
 from src.deployment import trained
 from src.deployment.description import Description
-from src.deployment.runtimes.files import FORMATS, format_of, open_file
+from src.deployment.runtimes.formats import FORMATS, format_of, open_file
 from src.deployment.trained import RecordedModel
 from src.metrics.formatting import joined, label
 from src.metrics.registry import LOST, MELANOMA, PRIMARY, describe, overall_metrics

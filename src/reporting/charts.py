@@ -188,7 +188,7 @@ def charts(report: Report) -> list[Chart]:
 
 
 def front(report: Report) -> Chart | None:
-    """Quality against each cost: all trials, the fronts with intervals, the knee and the answers."""
+    """Quality against each cost: all trials, fronts with intervals, the knee, the answers."""
     costs = [cost for cost in report.costs if len(drawn(report, cost))]
     if not costs:
         return None
@@ -524,7 +524,7 @@ def _parallel_axis(name: str, title: str, values: pd.Series) -> ParallelAxis:
 
 
 def curves(report: Report) -> Chart | None:
-    """The quality after each epoch; the curve of a pruned trial ends where the trial was stopped."""
+    """The quality after each epoch; the curve of a pruned trial ends where it was stopped."""
     frame = report.curves
     if frame.empty:
         return None

@@ -397,7 +397,7 @@ def compression_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def values_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> np.ndarray:
-    """The objectives of each trial, float (N, M); NaN in a row without a complete, feasible result."""
+    """The objectives of each trial, float (N, M); NaN without a complete, feasible result."""
     names = [recorded_name(objective.metric) for objective in objectives]
     values = table.reindex(columns=names).to_numpy(dtype=float, copy=True)
     values[~table["feasible"].to_numpy(dtype=bool) | np.isnan(values).any(axis=1)] = np.nan

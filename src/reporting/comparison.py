@@ -1,4 +1,4 @@
-"""Compares runs, evaluates the front on the test split once, and shows both at the end of a study."""
+"""Compares the runs of a study, evaluates its front on the test split once, and shows both."""
 
 import functools
 import logging
@@ -205,7 +205,7 @@ def summarise_study(
 
 
 def aggregates(table: pd.DataFrame, objectives: list[Objective]) -> dict[str, float]:
-    """Metrics of a study's run: trials by outcome, and the best value of each objective on the front.
+    """Metrics of a study's run: trials by outcome, best value of each objective on the front.
 
     Args:
         table: From `compare`.

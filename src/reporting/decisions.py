@@ -300,7 +300,7 @@ def _name(row: pd.Series) -> str:
 
 
 def _figures(row: pd.Series, metrics: Sequence[str]) -> str:
-    """Label, qualities on validation, then costs; without the metrics that the run does not have."""
+    """Label, qualities on validation, then costs; without metrics that the run does not have."""
     qualities: list[str] = []
     costs: list[str] = []
     for name in metrics:

@@ -22,7 +22,7 @@ MIN_BEST = 5  # ... but at least this number, as Optuna advises
 def importance(
     table: pd.DataFrame, parameters: pd.DataFrame, objectives: Sequence[Objective]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """How much each parameter decides whether a trial is among the best tenth, at least the best five.
+    """Importance of each parameter for being among the best tenth of trials (at least five).
 
     The density of a parameter's values among the best trials is compared with that among all
     trials; a parameter matters if they differ. Finished trials with a finite value count, also

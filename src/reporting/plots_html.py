@@ -1,4 +1,4 @@
-"""Draws charts with Plotly: figures as the JSON that plotly.js reads, without Plotly's Python classes."""
+"""Draws charts with Plotly, as the JSON that plotly.js reads."""
 
 import functools
 import html

@@ -270,7 +270,7 @@ def learning_curves(
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write all files: the complete folder or, if that fails, nothing; a former folder is replaced."""
+    """Write the complete folder or, if that fails, nothing; a former folder is replaced."""
     from src.reporting import plots_static  # matplotlib
 
     drawn = charts.charts(report)

@@ -1,4 +1,4 @@
-"""Colours, markers, axis titles and number formats that all figures and tables of a report share."""
+"""Colours, markers, axis titles and number formats of the figures and tables of a report."""
 
 import functools
 import math
@@ -103,7 +103,7 @@ def short_label(name: str) -> str:
 
 
 def direction(report: Report, name: str) -> str:
-    """The words "higher is better" or "lower is better", from the objectives, else from the registry."""
+    """Which way is better, in words, from the objectives, else from the registry."""
     directions = {recorded_name(each.metric): each.direction for each in report.objectives}
     try:
         better = directions.get(recorded_name(name)) or describe(name).direction
@@ -146,7 +146,7 @@ def with_unit(name: str, value: object) -> str:
 
 
 def logarithmic(name: str, values: pd.Series) -> bool:
-    """Whether an axis is logarithmic: for sizes of nets, and for positive values with a long tail."""
+    """Whether an axis is logarithmic: sizes of nets, and positive values with a long tail."""
     known = finite(values).dropna()
     if known.empty or known.min() <= 0:
         return False

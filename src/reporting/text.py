@@ -118,7 +118,7 @@ def warnings(report: Report, notes: Sequence[str], trials: pd.DataFrame) -> list
 
 
 def same_sizes(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
-    """Members of the front with equal FLOPs and parameters: only measured latency separates them."""
+    """Members of the front with equal FLOPs and parameters, separated by latency only."""
     sizes = [name for name in ("efficiency/flops", "efficiency/params") if name in table]
     timed = any("latency" in each.metric or "throughput" in each.metric for each in objectives)
     if not timed or not sizes:

@@ -1,4 +1,4 @@
-"""Intervals of chosen models, paired tests between neighbours on the front, drop from val to test."""
+"""Intervals of chosen models, paired tests of neighbours on the front, drop from val to test."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -161,7 +161,7 @@ class Store:
             token = page.token or ""
 
     def discard(self, run_id: str) -> None:
-        """Delete a run without content, such as a parent without children (MLflow can restore it)."""
+        """Delete a run without content, such as an empty parent (MLflow can restore it)."""
         self.client.delete_run(run_id)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class Store:
         return {**self.__dict__, "_client": None, "_experiment_id": ""}
 
     def _check_connection(self) -> None:
-        """Create a missing SQLite file; else one quick try: MLflow itself would retry for minutes."""
+        """Create a missing SQLite file; else try once: MLflow itself would retry for minutes."""
         if self.database is not None:
             if not self.database.exists():
                 with self._lock():
@@ -232,7 +232,7 @@ class Store:
         return str(experiment.experiment_id)
 
     def _follow_move(self, database: Path, old: str) -> None:
-        """Correct the artifact paths in a database that was moved or copied: MLflow keeps full paths."""
+        """Correct the artifact paths in a database that was moved: MLflow keeps full paths."""
         new, start = str(self.artifacts), len(old) + 1
         connection = sqlite3.connect(database, timeout=20)
         with self._lock(), contextlib.closing(connection), connection:
@@ -298,7 +298,7 @@ def brief_http() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(*names: str, level: int = logging.CRITICAL) -> Iterator[None]:
-    """Raise the level of loggers; what MLflow logs here is raised and reported in one line anyway."""
+    """Raise the level of loggers: errors of MLflow are raised and reported in one line anyway."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

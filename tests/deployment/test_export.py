@@ -13,7 +13,7 @@ from small_store import SmallStore
 from src import export
 from src.deployment.description import Decision
 from src.deployment.export import compare
-from src.deployment.runtimes.files import FORMATS, open_file
+from src.deployment.runtimes.formats import FORMATS, open_file
 from src.tracking import read
 
 REFERENCE = np.array([[0.6, 0.4], [0.45, 0.55], [0.9, 0.1], [0.75, 0.25]], np.float32)

@@ -19,7 +19,7 @@ def classifier(net: nn.Module, classes: tuple[str, ...]) -> Classifier:
 
 
 class RedOrBlue(nn.Module):
-    """Class 0 is red and class 1 is blue, wherever it is; with one logit, that of class 1 over class 0."""
+    """Class 0 is red, class 1 is blue; with one logit, that of class 1 over class 0."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()

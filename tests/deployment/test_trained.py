@@ -12,7 +12,7 @@ from src.core.config import instantiate
 from src.core.errors import UserError
 from src.deployment import trained
 from src.deployment.export import load_validation_images
-from src.deployment.runtimes.files import open_file
+from src.deployment.runtimes.formats import open_file
 from src.tracking import read
 from src.tracking.run import Run
 

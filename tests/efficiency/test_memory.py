@@ -14,7 +14,7 @@ def measured_floats(net: nn.Module, size: int, batch: int) -> float:
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_chain_of_dense_layers(batch: int) -> None:
-    """A chain frees what it has passed: at its widest point one layer's input and output are alive, and the images."""
+    """At the widest point of a chain, one layer's input and output and the images are alive."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 100), nn.Linear(100, 70), nn.Linear(70, 2))
     weights = 49 * 100 + 101 * 70 + 71 * 2
     assert measured_floats(net, 4, batch) == pytest.approx(weights + batch * (48 + 100 + 70))

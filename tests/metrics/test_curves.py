@@ -1,4 +1,4 @@
-"""Curves and their statistics against scikit-learn, torchmetrics, isic-challenge-scoring and hand arithmetic."""
+"""Curves against scikit-learn, torchmetrics, isic-challenge-scoring and hand arithmetic."""
 
 import warnings
 
@@ -139,7 +139,7 @@ def test_fixed_statistics_are_named_by_per_cent() -> None:
 
 
 def test_intervals_are_those_of_the_other_bootstrap() -> None:
-    """The area is computed there too, in another way; the draws are the same, so everything must agree."""
+    """Both compute the area from the same draws, in two ways: everything must agree."""
     tables = made_up(3, names=("benign", "malignant"))
     there = intervals(tables, ["auroc"], samples=100, seed=5).iloc[0]
     given_ = gather(tables)

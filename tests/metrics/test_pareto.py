@@ -473,7 +473,8 @@ def test_sentences_name_range_unit_direction_and_measure() -> None:
         np.array([[0.612, 30_037_824], [0.402, 4.1e9]]), [UP, FLOPS]
     ).describe()
     assert quality == (
-        "balanced accuracy (validation), more is better: 0 is 0.612 (best), 1 is 0.402 (worst); linear."
+        "balanced accuracy (validation), more is better: "
+        "0 is 0.612 (best), 1 is 0.402 (worst); linear."
     )
     assert cost == (
         "FLOPs (multiply-adds), less is better: 0 is 30M multiply-adds (best), "

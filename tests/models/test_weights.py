@@ -237,7 +237,7 @@ LITE0 = pytest.mark.skipif(
 def test_lite0_gives_what_the_original_gives(
     size: int, largest: dict[int, float], logits: list[float]
 ) -> None:
-    """Expected: the weights' own network, package efficientnet-lite-pytorch 0.1.0, run on this colour ramp."""
+    """Expected: the network of package efficientnet-lite-pytorch 0.1.0 on this colour ramp."""
     ramp = torch.arange(size) / (size - 1)
     down, across = ramp[:, None].expand(size, size), ramp[None].expand(size, size)
     image = torch.stack([down, across, down * across])[None] * 2 - 1

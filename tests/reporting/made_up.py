@@ -30,7 +30,7 @@ PARAMETERS = ("model.net.width", "model.net.dense", "model.net.dropout", "loss")
 def make_report(
     trials: int = 80, seed: int = 0, studies: tuple[str, ...] = ("dense_size",), seeds: int = 3
 ) -> Report:
-    """A study as it could have been: width and dense size buy quality with FLOPs, and a tenth of the trials failed."""
+    """A made-up study: width and dense size buy quality with FLOPs; a tenth of trials failed."""
     rng = np.random.default_rng(seed)
     table = pd.concat([_study(name, trials, rng) for name in studies], ignore_index=True)
     table = table.sort_values(QUALITY, ascending=False, na_position="last", ignore_index=True)
@@ -150,7 +150,7 @@ def with_compressed() -> Report:
 
 
 def _compressed(origin: dict, kind: str, lost: float) -> dict:
-    """A trial made from another one: a quarter of its size, half of its latency, worse by `lost`."""
+    """A trial made from another one: a quarter of its size, half its latency, worse by `lost`."""
     quality = origin[QUALITY] - lost
     return origin | {
         "run_id": f"{kind[:4]}{origin['run_id'][4:]}",

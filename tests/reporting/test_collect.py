@@ -388,7 +388,7 @@ def compressed_run(
 
 
 def a_study() -> pd.DataFrame:
-    """A trial, the same one compressed as another trial, and one that compressed a run of another study."""
+    """A trial, its compression as a trial, and a compression of a run of another study."""
     made = {"tags.origin": "aaaaaaaa", "tags.compression": "int8", "tags.lost_on": "test"}
     return pd.DataFrame(
         [

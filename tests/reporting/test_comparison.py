@@ -1,4 +1,4 @@
-"""What a study amounts to: its front tested once, its rows called by what they are, and what a reader must be told."""
+"""The comparison of a study: its front is tested once; rows and warnings are complete."""
 
 import math
 import shutil

@@ -36,7 +36,7 @@ FIVE = [  # number, quality, FLOPs, parameters, x the reference net, recall of m
 def study(
     rows: list[tuple[Any, ...]], limits: tuple[Limit, ...] = (), objectives: Any = None, **tags: Any
 ) -> Any:
-    """A comparison of trials #1, #2 ... whose run ids begin with 0000000n; `tags` are columns of the runs."""
+    """A comparison of trials #1, #2 ... with run ids 0000000n...; `tags` are columns."""
     frame = pd.DataFrame(rows, columns=["number", *COLUMNS]).rename(columns=COLUMNS)
     runs = frame.drop(columns="number").assign(
         **{

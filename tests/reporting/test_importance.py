@@ -14,7 +14,7 @@ ACCURACY = "val/balanced_accuracy"
 
 
 def study(values: np.ndarray, **columns: object) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A table and the parameters of its trials, at random: lr (logarithmic), width (integer), loss (text)."""
+    """A random table and its parameters: lr (logarithmic), width (integer), loss (text)."""
     generator = np.random.default_rng(0)
     n = len(values)
     ids = [f"run{number}" for number in range(n)]

@@ -55,7 +55,7 @@ class Opened:
         return picture
 
     def pixel(self, name, number):
-        """Where on the screen a point of the front's picture is: its trace by the start of its name."""
+        """Position of a point on the screen; its trace by the start of its name."""
         return self.front().evaluate(
             """(div, [name, number]) => {
               const trace = div._fullData.find(one => (one.name || "").startsWith(name));
@@ -124,8 +124,8 @@ def test_the_headline_comes_first_with_run_commands_warnings_and_counts(report):
     assert "<strong>80</strong> trials" in text
     for state, count in report.counts.items():
         assert (
-            f"<strong>{count}</strong> {'ended early, over limit' if state == 'over_limit' else state}"
-            in text
+            f"<strong>{count}</strong> "
+            f"{'ended early, over limit' if state == 'over_limit' else state}" in text
         )
 
 

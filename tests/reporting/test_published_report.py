@@ -56,7 +56,7 @@ BETTER = Trial(6, 18, 32e6)  # than the last member of the front
 
 
 def predictions(right: int) -> pd.DataFrame:
-    """Of every class that many images right, the others taken for the next class; two images a lesion."""
+    """`right` images of each class are correct, the others the next class; two per lesion."""
     label = np.repeat(np.arange(len(CLASSES)), IMAGES)
     number = np.tile(np.arange(IMAGES), len(CLASSES))
     said = np.where(number < right, label, (label + 1) % len(CLASSES))
@@ -108,7 +108,7 @@ def write_trial(store: Store, parent_id: str, trial: Trial, tested: bool) -> str
 
 
 def reported(store: Store, *overrides: str) -> Report:
-    """The report as `python -m src.report study=widths ...` makes it, its files beside the store's."""
+    """The report of `python -m src.report study=widths ...`, with its files beside the store."""
     GlobalHydra.instance().clear()
     typed = [
         f"study={STUDY}",
@@ -254,7 +254,7 @@ def runs(address: str, published: Store) -> str:
 
 @pytest.fixture(scope="module")
 def frame(browser: Any, address: str, runs: str, published: Store) -> Iterator[Any]:
-    """The report's page within MLflow's viewer, opened by hand: a frame that may run scripts and nothing else."""
+    """The page in a frame like that of MLflow's viewer: it may run scripts and nothing else."""
     with watched_page(browser, address) as page:
         page.goto(f"{runs}/{study_run(published)['run_id']}")
         page.get_by_role("tab", name="Artifacts").click()

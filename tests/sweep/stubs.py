@@ -69,7 +69,7 @@ def _child(task: Task, name: str) -> None:
 
 
 def train_on_two_nodes(context: "TrialContext") -> dict[str, float]:
-    """The body of a light trial on Ray. Trials 0 and 1 meet; then the one beside the head node hangs."""
+    """A light trial on Ray. Trials 0 and 1 meet; then the one beside the head node hangs."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()

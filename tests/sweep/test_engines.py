@@ -1,4 +1,4 @@
-"""The same study on engines for many machines: Ray, submitit, and a Ray cluster of two nodes with PostgreSQL."""
+"""The same study on Ray, submitit, and a Ray cluster of two nodes with PostgreSQL."""
 
 import importlib.util
 import os

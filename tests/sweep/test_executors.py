@@ -1,4 +1,4 @@
-"""Executors: the contract that each of them keeps with real processes and jobs, and what is special to each."""
+"""Executors: the contract of all, with real processes and jobs, and special cases."""
 
 import importlib.util
 import os
@@ -47,7 +47,7 @@ def task(tmp_path: Path) -> TaskMaker:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests: starting it takes seconds. The executors find it and leave it running."""
+    """One Ray for all tests: starting it takes seconds. The executors leave it running."""
     if importlib.util.find_spec("ray") is None:  # imported, it would be too late for its token
         pytest.skip("Ray is not installed")
     keeper = RayExecutor(n_jobs=2, options={"object_store_memory": 80 * 2**20})

@@ -1,4 +1,4 @@
-"""Trials' processes and owners killed at random: afterwards nothing is lost, nothing is double, both stores agree."""
+"""Trials and owners are killed at random: nothing is lost or double, both stores agree."""
 
 from pathlib import Path
 

@@ -101,7 +101,8 @@ def test_an_override_is_taken_apart(text, prefix, key, is_sweep):
     [
         (
             "a.b=[choice(64,128),64]",
-            r"a\.b: the sweep inside \[choice\(64,128\),64\] has no effect in Hydra: list the whole",
+            r"a\.b: the sweep inside \[choice\(64,128\),64\] has no effect in Hydra: "
+            r"list the whole",
         ),
         ("a.b={x:choice(1,2)}", "the sweep inside"),
         ("a.b=choice(choice(1,2),3)", "inside of a list, a mapping or another sweep has no effect"),
@@ -170,7 +171,10 @@ def test_what_is_no_condition_is_refused(text):
 
 # Recorded overrides as columns
 
-TYPED = "model.net.width=4 model.net.dense=[128, 64] model.net.dropout=0.38 loss=weighted_focal optimizer.lr=0.001"
+TYPED = (
+    "model.net.width=4 model.net.dense=[128, 64] model.net.dropout=0.38 "
+    "loss=weighted_focal optimizer.lr=0.001"
+)
 
 DOTTED_KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,6}(\.[a-z_][a-z0-9_]{0,6}){0,2}", fullmatch=True)
 PLAIN_VALUES = st.recursive(

@@ -1,4 +1,4 @@
-"""Pruners: the contract of every config, Optuna's by arithmetic, rungs for several objectives and limits."""
+"""Pruners: the contract of all, Optuna's by arithmetic, rungs for several objectives."""
 
 import binascii
 import json
@@ -192,7 +192,10 @@ def test_several_objectives_take_rungs_or_none(name: str) -> None:
     if name in ("none", "rungs"):
         make_pruner(config(name), 2, 18)
     else:
-        message = f"hydra.sweeper.pruner: {name} works for one objective, this study has 2: take hydra/sweeper/pruner=rungs"
+        message = (
+            f"hydra.sweeper.pruner: {name} works for one objective, this study has 2: "
+            "take hydra/sweeper/pruner=rungs"
+        )
         with pytest.raises(ConfigError, match=message):
             make_pruner(config(name), 2, 18)
 
@@ -553,7 +556,7 @@ def test_what_is_no_rung_is_refused(study: optuna.Study) -> None:
 
 
 def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
-    """Three connections to one database; the higher a trial's number, the better it is in both objectives."""
+    """Three connections to one database; a higher trial number is better in both objectives."""
     url = default_url(tmp_path)
     study = optuna.create_study(
         storage=open_storage(url), study_name="s", directions=["maximize", "minimize"]

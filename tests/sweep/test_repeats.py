@@ -154,7 +154,7 @@ def test_two_configurations_never_drop_each_other(own: list[int], other: list[in
 
 
 class TestWithLimits:
-    """Recall of at least 0.8 and a loss of at most 2, over four seeds: all clear, or all but one."""
+    """Recall at least 0.8 and loss at most 2, over four seeds: all clear, or all but one."""
 
     LIMITS = (Limit("val/recall/mel", ">=", 0.8), Limit("val/loss", "<=", 2.0))
 

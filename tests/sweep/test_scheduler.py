@@ -1,4 +1,4 @@
-"""The scheduler: what it asks and tells, and what becomes of trials that fail; proposals; runs in MLflow."""
+"""The scheduler: asking and telling, failed trials, proposals, runs in MLflow."""
 
 import itertools
 import shutil
@@ -290,7 +290,7 @@ def test_a_successful_retry_makes_the_cell_complete(setup: FastSetup) -> None:
 
 
 def test_a_training_state_is_kept_as_long_as_a_retry_may_use_it(setup: FastSetup) -> None:
-    """Killed twice, then complete; killed for good; failed by an error; pruned: each leaves a state."""
+    """Killed twice, then complete; killed for good; failed; pruned: each leaves a state."""
     present: dict[int, list[str]] = {}
     script: dict[Overrides, list[Result]] = {
         CELLS[0]: [(None, -9), (None, -9)],
@@ -419,7 +419,7 @@ class SchedulerKilledError(BaseException):
 def test_a_scheduler_killed_after_it_enqueued_a_retry_does_not_enqueue_it_twice(
     setup: FastSetup, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
-    """The retry is enqueued, the trial itself still counts as running; its process may even commit."""
+    """The retry is enqueued; the trial still counts as running and its process may commit."""
 
     def die(*arguments: Any) -> None:
         raise SchedulerKilledError

@@ -176,7 +176,8 @@ def test_a_second_scheduler_is_refused_until_the_first_is_killed(url: str) -> No
     process, pipe = start(hold_until_killed, url)
     pid = message_of(pipe)
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+"
-    expected = rf"study mine is being run by {re.escape(os.uname().nodename)}, process {pid}, since {since}: wait"
+    host = re.escape(os.uname().nodename)
+    expected = rf"study mine is being run by {host}, process {pid}, since {since}: wait"
     with pytest.raises(UserError, match=expected), Ownership(url, "mine"):
         pass
     with Ownership(url, "another") as other:
@@ -214,7 +215,8 @@ def test_a_lost_connection_loses_the_lock(fresh_postgres: str) -> None:
     with Ownership(fresh_postgres, "mine") as ours:
         with psycopg.connect(fresh_postgres, autocommit=True) as admin:
             admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid()"
             )
         assert not ours.is_held()
         with Ownership(fresh_postgres, "mine") as theirs:

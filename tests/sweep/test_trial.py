@@ -1,4 +1,4 @@
-"""What a trial's process writes into the study, whatever its body does; each on a real SQLite study."""
+"""What a trial's process writes into the study, on a real SQLite study."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from src.core.errors import ConfigError, UserError
 from src.core.files import expanded
 from src.deployment.description import Description
-from src.deployment.runtimes.files import FORMATS, RuntimeName, format_of
+from src.deployment.runtimes.formats import FORMATS, RuntimeName, format_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -15,7 +15,7 @@ from typing import Literal
 
 from src.core.errors import UserError
 from src.core.files import escape_formula
-from src.deployment.runtimes.files import RuntimeName
+from src.deployment.runtimes.formats import RuntimeName
 
 # How pydantic reads these classes from a file.
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}

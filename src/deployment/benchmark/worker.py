@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from src.core.errors import UserError
 from src.deployment.runtimes.base import ImageBatch, Runtime, needs, quiet
-from src.deployment.runtimes.files import FORMATS
+from src.deployment.runtimes.formats import FORMATS
 
 PICTURES = 8  # different pictures, queried in turn
 SIZE = (600, 450)  # px, as HAM10000's photographs

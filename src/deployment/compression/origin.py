@@ -12,7 +12,7 @@ from src.core.errors import ConfigError, UserError
 from src.deployment import trained
 from src.deployment.compression.base import CompressedModel, Compression, CompressionContext
 from src.deployment.runtimes.eager import as_classifier
-from src.deployment.runtimes.files import open_file
+from src.deployment.runtimes.formats import open_file
 from src.efficiency.profile import static_cost
 from src.metrics import paired
 from src.models.precision import KIND

@@ -14,7 +14,7 @@ from src.core.cli import ROOT
 from src.core.errors import ConfigError
 from src.data.module import DataModule
 from src.deployment.compression.origin import check_study
-from src.deployment.runtimes.files import FORMATS, open_file
+from src.deployment.runtimes.formats import FORMATS, open_file
 from src.deployment.trained import describe, single
 from src.tracking import read
 from src.tracking.store import Store

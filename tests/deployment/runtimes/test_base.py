@@ -11,7 +11,7 @@ from src.core.errors import UserError
 from src.deployment.description import Description
 from src.deployment.runtimes.base import ImageBatch, Probabilities, in_batches, naming_operators
 from src.deployment.runtimes.eager import CameraNet
-from src.deployment.runtimes.files import FORMATS
+from src.deployment.runtimes.formats import FORMATS
 
 DESCRIPTION = Description("3f2a", "odd", ("nv", "mel"), 4, "squash", "x", "grouped", "free")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtimes.nets import SEVEN, SIDE, describe, expected, varied
 from src.deployment.runtimes.base import ImageBatch
-from src.deployment.runtimes.files import FORMATS
+from src.deployment.runtimes.formats import FORMATS
 from src.models.custom import CustomCNN
 
 PROGRAM = """

@@ -24,7 +24,7 @@ from runtimes.nets import (
 from src.core.errors import UserError
 from src.deployment.runtimes.base import ImageBatch, in_batches
 from src.deployment.runtimes.eager import CameraNet
-from src.deployment.runtimes.files import FORMATS, open_file
+from src.deployment.runtimes.formats import FORMATS, open_file
 from src.models.custom import CustomCNN
 
 
@@ -60,7 +60,7 @@ def test_every_format_is_tested() -> None:
 
 def test_the_formats_are_listed_without_heavy_imports(root: Path) -> None:
     """An ONNX file is used without torch and MLflow, see benchmarks/startup.py."""
-    program = "import sys, src.deployment.runtimes.files; print(*sys.modules)"
+    program = "import sys, src.deployment.runtimes.formats; print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True
     )
