@@ -1,6 +1,5 @@
 """The wrapper around every command: Hydra, --help, one-line errors, exit status, the console."""
 
-import difflib
 import functools
 import os
 import re
@@ -21,10 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError, closest
+from src.core.files import CONF, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
 WIDTH = 100
 INTERRUPTED = 130
 # Folders of conf/ that are not part of a training config.
@@ -267,19 +265,6 @@ def one_line(error: BaseException, config_name: str = "train") -> str | None:
             return f"{key}: {str(cause).splitlines()[0]}"
         return f"{key}: unknown key{closest(key, _known_keys(config_name))}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> str:
-    """The question "; did you mean <similar name>?" for an unknown name, or an empty text.
-
-    Args:
-        name: The unknown name.
-        names: The valid ones.
-        before: Separates the question from the text in front of it.
-        count: Most suggestions, joined by "or".
-    """
-    matches = difflib.get_close_matches(name, names, n=count)
-    return f"{before}did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def _known_keys(config_name: str) -> list[str]:

@@ -14,9 +14,9 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.core.cli import CONF, ROOT, closest
 from src.core.environment import config_hash
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError, closest
+from src.core.files import CONF, ROOT
 
 Settings = TypeVar("Settings")
 

@@ -1,5 +1,6 @@
 """Errors that a user can correct: shown as one line, without a traceback."""
 
+import difflib
 from pathlib import Path
 
 
@@ -44,3 +45,16 @@ class DataError(UserError):
 
 class DependencyError(UserError):
     """A missing optional package, or a download that failed."""
+
+
+def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> str:
+    """The question "; did you mean <similar name>?" for an unknown name, or an empty text.
+
+    Args:
+        name: The unknown name.
+        names: The valid ones.
+        before: Separates the question from the text in front of it.
+        count: Most suggestions, joined by "or".
+    """
+    matches = difflib.get_close_matches(name, names, n=count)
+    return f"{before}did you mean {' or '.join(matches)}?" if matches else ""

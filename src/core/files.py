@@ -13,6 +13,8 @@ from src.core.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
 FORMULA_STARTS = ("=", "+", "@", "-", "\t", "\r")
 
 

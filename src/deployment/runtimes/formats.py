@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from src.core.errors import UserError
 from src.deployment.runtimes.base import Format, Runtime
 
-_NO_FORMAT = ("base", "eager", "files")
+_NO_FORMAT = ("base", "eager", "formats")
 # By runtime name. A module that defines FORMAT is found here; it imports its libraries late.
 FORMATS: dict[str, Format] = {
     form.name: form
