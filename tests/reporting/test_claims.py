@@ -171,6 +171,8 @@ def test_bad_config_names_its_key(path: tuple[Any, ...], value: Any, message: st
         ("count('tinny', 'flops')", "key: does not know 'tinny'; did you mean tiny"),
         ("measured('nett', 'auroc')", "key: does not know 'nett'; did you mean net"),
         ("measured('net', 'time/fit_s', less='none')", "less takes a metric on the test split"),
+        ("[x.__class__ for x in (1,)]", "ListComp is not allowed"),
+        ("(lambda: 1)()", "Lambda is not allowed"),
         ("published(3)", "published.3. is not defined .*missing 1 required"),
     ],
 )
