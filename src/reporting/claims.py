@@ -43,8 +43,10 @@ from src.tracking.run import Run, masked, recordable, text
 from src.tracking.store import Store
 
 # Nodes of an expression: calls of known functions and arithmetic.
-ARITHMETIC = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.keyword, ast.Name, ast.Constant)
-ARITHMETIC += (ast.operator, ast.unaryop, ast.expr_context)
+ARITHMETIC: tuple[type[ast.AST], ...] = (
+    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.keyword, ast.Name, ast.Constant),
+    *(ast.operator, ast.unaryop, ast.expr_context),
+)
 REPRODUCED = "reproduced"
 OTHER_READING = "reproduced under another reading"
 CONTRADICTED = "contradicted by its own numbers"
