@@ -30,7 +30,6 @@ from src.core.cli import CONF
 from src.core.config import flatten, instantiate
 from src.core.errors import ConfigError, UserError
 from src.deployment import trained
-from src.deployment.runtimes.eager import CameraNet
 from src.metrics.registry import (
     Limit,
     Objective,
@@ -184,7 +183,8 @@ def load_model(run_id: str, store: Store | None = None) -> nn.Module:
         UserError: No such run, or it has no trained model.
     """
     store = store or _store()
-    return CameraNet.of(trained.load_classifier(store, trained.single(store, run_id)))
+    model = trained.single(store, run_id)
+    return trained.load(store, model.run_id, model.config, trained.class_names(store, model))
 
 
 def predictions(run_id: str, split: str = "val", store: Store | None = None) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from src.data.module import DataModule
 from src.deployment import trained
 from src.deployment.description import Decision, Description
 from src.deployment.runtimes.base import Format, ImageBatch, Probabilities, in_batches
-from src.deployment.runtimes.eager import CameraNet, EagerRuntime
+from src.deployment.runtimes.eager import EagerRuntime
 from src.deployment.runtimes.formats import FORMATS, FormatName, format_of, open_file
 from src.deployment.trained import RecordedModel
 from src.tracking.run import Run
@@ -179,14 +179,13 @@ def load_reference(store: Store, run: RecordedModel, settings: ExportSettings) -
     if file is not None and settings.formats != [format_of(file).name]:
         problem = f"was compressed into a {file.suffix} file; take format={format_of(file).name}"
         raise ConfigError("format", f"run {run.run_id} {problem}")
-    classifier = None if file else trained.load_network(store, run)
-    for name in settings.formats if classifier else []:
+    camera = None if file else trained.load_network(store, run)
+    for name in settings.formats if camera else []:
         FORMATS[name].check_installed()
     images = load_validation_images(run, settings.images, settings.root, settings.cache_dir)
     about = trained.describe(store, run)
-    if classifier is not None:
-        camera = CameraNet.of(classifier)
-        eager = EagerRuntime(classifier, about, torch.get_num_threads())
+    if camera is not None:
+        eager = EagerRuntime(camera, about, torch.get_num_threads())
         output = in_batches(eager, images.pictures, title="PyTorch")
         return Reference(
             about, images, output, "PyTorch", lambda form, path: form.write(camera, about, path)

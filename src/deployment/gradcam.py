@@ -19,7 +19,7 @@ from src.data.cache import square
 from src.data.source import Manifest
 from src.deployment.description import Description
 from src.deployment.inputs import Batch, ImageInput
-from src.training.classifier import Classifier
+from src.deployment.runtimes.eager import CameraNet
 
 OPACITY = 0.5  # of the colours over the picture
 COLOURS = "inferno"
@@ -31,21 +31,22 @@ AXES = ((0.01, 0.02, 0.43, 0.86), (0.45, 0.02, 0.43, 0.86), (0.892, 0.1, 0.017, 
 
 
 class GradCam:
-    """Grad-CAM of a trained classifier (Selvaraju et al., ICCV 2017), on the classifier's device.
+    """Grad-CAM of a trained net (Selvaraju et al., ICCV 2017), on the net's device.
 
     Attributes:
         shape: Height and width of the map.
 
     Args:
-        classifier: In evaluation mode; it is copied.
+        camera: The net with its normalisation; it is copied.
+        size: Side of the input, px.
 
     Raises:
         UserError: The net has no convolution whose output is a map.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
-        self._device = classifier.mean.device
-        scores = _Scores(copy.deepcopy(classifier)).eval()
+    def __init__(self, camera: CameraNet, size: int) -> None:
+        self._device = camera.mean.device
+        scores = _Scores(copy.deepcopy(camera)).eval()
         maps: list[tuple[nn.Module, tuple[int, int]]] = []
 
         def note(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -60,7 +61,6 @@ class GradCam:
             if isinstance(part, nn.Conv2d):
                 hooks.append(part.register_forward_hook(note))
         try:
-            size = classifier.image_size
             with torch.no_grad():
                 scores(torch.zeros(1, 3, size, size, device=self._device))
         finally:
@@ -87,7 +87,7 @@ class GradCam:
             float32 (N, h, w), at least 0; all 0 if nothing speaks for the class.
         """
         images = torch.from_numpy(np.ascontiguousarray(pictures)).to(self._device)
-        images = images.permute(0, 3, 1, 2).float().div(255).requires_grad_()
+        images = images.permute(0, 3, 1, 2).float().requires_grad_()
         targets = torch.tensor(list(labels), device=self._device)
         evidence = self._method.attribute(images, targets, relu_attributions=True)
         assert isinstance(evidence, Tensor)
@@ -97,12 +97,12 @@ class GradCam:
 class _Scores(nn.Module):
     """One logit per class; a single logit speaks for class 1, its negative for class 0."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, camera: CameraNet) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.camera = camera
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(images)
+        logits = self.camera.logits(images)
         return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
@@ -150,7 +150,7 @@ class Overlays:
     """Writes Grad-CAM overlays of pictures.
 
     Args:
-        classifiers: Trained nets with the same classes; their maps are averaged.
+        cameras: Trained nets with the same classes; their maps are averaged.
         description: Of the model.
         name: A class; None: the most probable class of each picture.
 
@@ -160,12 +160,12 @@ class Overlays:
     """
 
     def __init__(
-        self, classifiers: Sequence[Classifier], description: Description, name: str | None
+        self, cameras: Sequence[CameraNet], description: Description, name: str | None
     ) -> None:
         if name is not None and name not in description.classes:
             classes = ", ".join(description.classes)
             raise ConfigError("gradcam", f"must be true, false or one of {classes}, but got {name}")
-        self._nets = [GradCam(classifier) for classifier in classifiers]
+        self._nets = [GradCam(camera, description.image_size) for camera in cameras]
         self._description = description
         self._name = name
 

@@ -35,8 +35,8 @@ from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_
 from src.deployment.runtimes.formats import FORMATS, open_file
 
 if TYPE_CHECKING:
+    from src.deployment.runtimes.eager import CameraNet
     from src.tracking.store import Store
-    from src.training.classifier import Classifier
 
 NO_NUMBER = "the model gives no number for it"
 SHOWN = 20  # pictures listed on the terminal; more are counted
@@ -129,14 +129,14 @@ class Predictor:
         title: Shown to people.
         description: Of the model; the decision of several is chosen for their mean.
         runtimes: One per seed.
-        classifiers: The torch nets, for Grad-CAM; empty for an exported file.
+        cameras: The torch nets, for Grad-CAM; empty for an exported file.
         notes: Sentences for people.
     """
 
     title: str
     description: Description
     runtimes: "tuple[Runtime, ...]"
-    classifiers: "tuple[Classifier, ...]" = ()
+    cameras: "tuple[CameraNet, ...]" = ()
     notes: tuple[str, ...] = ()
 
     def __call__(self, pictures: ImageBatch) -> Probabilities:
@@ -193,32 +193,31 @@ def _of_run(store: "Store", run_id: str, threads: int) -> Predictor:
 
     try:
         model = trained.find(store, run_id)
-        nets = [trained.find(store, net.run_id) for net in model.nets]
         description = trained.describe(store, model)
     except UserError as error:
         raise UserError(str(error).replace("run=", "model=", 1)) from error
     runtimes: list[Runtime] = []
-    classifiers = []
-    for net in nets:
+    cameras = []
+    for net in model.nets:
         file = trained.deployed_file(store, net.run_id)
         if file is not None:
             runtimes.append(open_file(file, threads))
             continue
-        classifier = trained.load_classifier(store, net)
-        classifiers.append(classifier)
+        camera = trained.load(store, net.run_id, model.config, description.classes)
+        cameras.append(camera)
         # the precision is a tag of the net's run, not of the trial
         tags = store.client.get_run(net.run_id).data.tags
         about = replace(description, precision=tags.get("precision", description.precision))
         # a model that is fitted at once computes its features with NumPy, on the CPU
-        on_gpu = torch.cuda.is_available() and not hasattr(classifier.net, "fit_once")
-        runtimes.append(EagerRuntime(classifier, about, threads, "cuda" if on_gpu else "cpu"))
-    several = ", mean of their probabilities" if len(nets) > 1 else ""
-    torch_only = len(classifiers) == len(nets)
+        on_gpu = torch.cuda.is_available() and not hasattr(camera.net, "fit_once")
+        runtimes.append(EagerRuntime(camera, about, threads, "cuda" if on_gpu else "cpu"))
+    several = ", mean of their probabilities" if len(model.nets) > 1 else ""
+    torch_only = len(cameras) == len(model.nets)
     return Predictor(
         model.title + several,
         replace(description, precision=runtimes[0].description.precision),
         tuple(runtimes),
-        tuple(classifiers) if torch_only else (),
+        tuple(cameras) if torch_only else (),
         tuple(trained.precision_warnings(model.config)) if torch_only else (),
     )
 
@@ -334,7 +333,7 @@ def _predict(
     about = model.description
     painter: Any = None
     if overlays is not None:
-        if not model.classifiers:
+        if not model.cameras:
             raise ConfigError(
                 "gradcam",
                 f"{model.title} is an exported file, without gradients; name the run that it was "
@@ -343,7 +342,7 @@ def _predict(
         from src.deployment.gradcam import Overlays
 
         one_class = None if settings.gradcam is True else str(settings.gradcam)
-        painter = Overlays(model.classifiers, about, one_class)
+        painter = Overlays(model.cameras, about, one_class)
     frames = []
     with (
         atomic_folder(overlays, "Grad-CAM", "out") if overlays else nullcontext() as folder,

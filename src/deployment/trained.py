@@ -7,32 +7,35 @@ from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from src.core.config import check_targets, resolve
+from src.core.config import check_targets, instantiate
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
+from src.deployment.runtimes.base import ImageBatch, Probabilities
 from src.deployment.runtimes.formats import FORMATS, open_file
 from src.metrics.registry import MELANOMA
 from src.metrics.settings import AuditSettings
 from src.tracking import read
 from src.tracking.store import Store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch, and Lightning: a recorded net is used without it
+    from torch import nn
+
+    from src.deployment.runtimes.eager import CameraNet
     from src.training.classifier import Classifier
 
-SHOWN = 5  # run ids in a message
 EVALUATION = "evaluation"  # the tag `kind` of a run that evaluates another one
 DEPLOYED = "deployed"  # artifact folder of a run whose model is a file, not a checkpoint
 CHECKPOINT = "checkpoint/best.ckpt"
 CLASSIFIER = "src.training.classifier.Classifier"  # _target_ of a network's config
-FLOAT32 = ("32", "32-true")  # in Lightning's names
+_SHOWN = 5  # run ids in a message
+_FLOAT32 = ("32", "32-true")  # in Lightning's names
 # Runtimes round differently: the stored threshold lies at most this far below the chosen score.
-SLACK = 1e-5
+_SLACK = 1e-5
 
 
 @dataclass(frozen=True)
@@ -83,26 +86,6 @@ class RecordedModel:
             return []
         return [read.predictions(store, net.run_id, split) for net in self.nets]
 
-    def mean_predictions(self, store: Store, split: str) -> pd.DataFrame | None:
-        """The mean of the nets' predictions; None unless all nets were evaluated on the split.
-
-        Raises:
-            UserError: The nets were evaluated on different images.
-        """
-        frames = self.predictions(store, split)
-        if not frames:
-            return None
-        images = [frame["image_id"].tolist() for frame in frames]
-        if images.count(images[0]) < len(images):
-            ids = ", ".join(net.run_id for net in self.nets)
-            raise UserError(
-                f"run={self.run_id}: its seeds were not evaluated on the same images; "
-                f"name one of {ids}"
-            )
-        columns = [str(name) for name in frames[0] if str(name).startswith("p/")]
-        mean = np.mean([frame[columns].to_numpy(float) for frame in frames], axis=0)
-        return frames[0].assign(**dict(zip(columns, mean.T, strict=True)))
-
     def count_predicted(self, store: Store, split: str) -> int:
         """Number of nets that were evaluated on a split."""
         return sum(read.has_predictions(store, net.run_id, split) for net in self.nets)
@@ -131,8 +114,8 @@ def find(store: Store, prefix: str) -> RecordedModel:
             "show the ids"
         )
     if len(matches) > 1:
-        ids = ", ".join(matches["run_id"].head(SHOWN))
-        more = f" and {len(matches) - SHOWN} more" if len(matches) > SHOWN else ""
+        ids = ", ".join(matches["run_id"].head(_SHOWN))
+        more = f" and {len(matches) - _SHOWN} more" if len(matches) > _SHOWN else ""
         raise UserError(f"run={prefix}: several runs start so: {ids}{more}; name more of the id")
     run = matches.iloc[0]
     kind = _tag(run, "kind") or "run"
@@ -141,11 +124,11 @@ def find(store: Store, prefix: str) -> RecordedModel:
         if kind == EVALUATION:
             what = f"is an evaluation of run {_tag(run, 'evaluated_run')}"
         raise UserError(f"run={prefix}: {what}, not a trained run; name one of its runs")
-    members = runs[runs["parent_id" if kind == "trial" else "run_id"] == run["run_id"]]
-    problems = {str(member["run_id"]): _untrained(member) for _, member in members.iterrows()}
-    trained = [member for _, member in members.iterrows() if not problems[member["run_id"]]]
+    column = "parent_id" if kind == "trial" else "run_id"
+    members = [member for _, member in runs[runs[column] == run["run_id"]].iterrows()]
+    trained = [member for member in members if not _missing_net(member)]
     if not trained:
-        reasons = "; ".join(sorted(set(problems.values()))) or "it has no seeds"
+        reasons = "; ".join(sorted(set(map(_missing_net, members)))) or "it has no seeds"
         raise UserError(
             f"run={prefix}: has no trained net to evaluate ({reasons}); name a finished run"
         )
@@ -169,7 +152,7 @@ def recorded_config(store: Store, run_id: str) -> DictConfig:
     return config
 
 
-def _untrained(run: pd.Series) -> str:
+def _missing_net(run: pd.Series) -> str:
     """Why a run has no trained net; empty if it has one."""
     if run["status"] != "FINISHED":
         reason = _tag(run, "failure")
@@ -213,8 +196,8 @@ def class_names(store: Store, run: RecordedModel) -> list[str]:
     )
 
 
-def build_classifier(config: DictConfig, classes: Sequence[str]) -> "Classifier":
-    """The classifier of a run's config without weights; the training data is not needed.
+def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
+    """The net of a run's config, with random weights; it needs no training data.
 
     Raises:
         UserError: The run's model is not a network.
@@ -223,62 +206,81 @@ def build_classifier(config: DictConfig, classes: Sequence[str]) -> "Classifier"
         raise UserError(
             f"{config.model.get('name')}: is not a network; it cannot be evaluated on other data"
         )
+    import torch
+
     from src.models.precision import cast_as_recorded
-    from src.training.classifier import from_recipe, make_recipe
 
-    recipe = make_recipe(resolve(config.model), classes, int(config.data.image_size))
-    classifier = from_recipe(recipe)
-    cast_as_recorded(classifier.net, config)
-    return classifier.eval()
+    recipe = config.model.net.copy()
+    if "weights" in recipe:
+        recipe.weights = "random"  # the checkpoint's follow
+    outputs = 1 if len(classes) == 2 else len(classes)
+    net: nn.Module = instantiate(recipe, "model.net", outputs=outputs)
+    return cast_as_recorded(net, config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
 
 
-def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> "Classifier":
-    """As `build_classifier`, with the weights of the run's checkpoint.
+def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> "CameraNet":
+    """As `build_net`, with the weights of the run's checkpoint and its normalisation.
 
     Raises:
         UserError: The run's model is not a network, or the checkpoint is of another one.
     """
-    from src.training.checkpoint import load_weights
+    from torch import nn
 
-    classifier = build_classifier(config, classes)
-    load_weights(classifier, checkpoint)
-    return classifier
+    from src.deployment.runtimes.eager import CameraNet
+    from src.models.weights import load_weights
+
+    net = build_net(config, classes)
+    load_weights(nn.ModuleDict({"net": net}), checkpoint)
+    return CameraNet(net, config.model.mean, config.model.std)
 
 
-def restore(classifier: "Classifier", store: Store, run_id: str) -> "Classifier":
-    """The trained classifier of a run, given one that was built from its config.
-
-    Returns:
-        `classifier` with the weights of the checkpoint, or a new one around the run's model file.
+def load(store: Store, run_id: str, config: DictConfig, classes: Sequence[str]) -> "CameraNet":
+    """The trained net of a run, or a net around its model file.
 
     Raises:
         UserError: There is no checkpoint, it is of another network, or a runtime is not installed.
+    """
+    file = deployed_file(store, run_id)
+    if file is None:
+        return load_checkpoint(config, classes, read.artifact(store, run_id, CHECKPOINT))
+    from src.deployment.runtimes.eager import CameraNet, RuntimeNet
+
+    return CameraNet(RuntimeNet(open_file(file)), [0.0] * 3, [1.0] * 3)
+
+
+def load_network(store: Store, run: RecordedModel) -> "CameraNet":
+    """The net of a single run; a model that is fitted without epochs, such as an SVM, is refused.
+
+    Raises:
+        UserError: As for `load`.
+    """
+    camera = load(store, run.run_id, run.config, class_names(store, run))
+    if hasattr(camera.net, "fit_once"):
+        raise UserError(
+            f"run={run.run_id}: {run.model} is not a network, and no file format supports it"
+        )
+    return camera
+
+
+def restore(classifier: "Classifier", store: Store, run_id: str) -> "Classifier":
+    """The trained classifier of a run, for an evaluation by Lightning.
+
+    Args:
+        classifier: Built from the run's config; it gets the weights of the checkpoint.
+        store: Of the run.
+        run_id: Of the run; if its model is a file, a new classifier around it is returned.
+
+    Raises:
+        UserError: As for `load`.
     """
     file = deployed_file(store, run_id)
     if file is not None:
         from src.deployment.runtimes.eager import as_classifier
 
         return as_classifier(open_file(file), classifier)
-    from src.training.checkpoint import load_weights
+    from src.models.weights import load_weights
 
     load_weights(classifier, read.artifact(store, run_id, CHECKPOINT))
-    return classifier
-
-
-def load_classifier(store: Store, run: RecordedModel) -> "Classifier":
-    """The trained classifier of a single run; the training data is not needed."""
-    return restore(build_classifier(run.config, class_names(store, run)), store, run.run_id)
-
-
-def load_network(store: Store, run: RecordedModel) -> "Classifier":
-    """As `load_classifier`; a model that is fitted without epochs, such as an SVM, is refused."""
-    from src.models.fit_once import is_fit_once
-
-    classifier = load_classifier(store, run)
-    if is_fit_once(classifier.net):
-        raise UserError(
-            f"run={run.run_id}: {run.model} is not a network, and no file format supports it"
-        )
     return classifier
 
 
@@ -290,9 +292,7 @@ def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Pat
             cannot be written.
     """
     path = folder / f"{run.run_id}{FORMATS[name].suffix}"
-    from src.deployment.runtimes.eager import CameraNet
-
-    camera, description = CameraNet.of(load_network(store, run)), describe(store, run)
+    camera, description = load_network(store, run), describe(store, run)
     with atomic_file(path, "the model") as draft:
         FORMATS[name].write(camera, description, draft)
     return path
@@ -318,38 +318,45 @@ def describe(store: Store, run: RecordedModel) -> Description:
     )
 
 
-def choose_decision(
-    store: Store, run: RecordedModel, sensitivity: float = AuditSettings.sensitivity
-) -> Decision | None:
+def choose_decision(store: Store, run: RecordedModel) -> Decision | None:
     """Choose threshold and temperature on validation; of a trial for its nets as one model.
 
     Returns:
-        The strictest threshold with the given sensitivity on val; None without a validation
-        split, a melanoma class or a useful threshold.
+        The strictest threshold with the default sensitivity of a clinical audit on val; None
+        without a validation split, a melanoma class or a useful threshold.
+
+    Raises:
+        UserError: The nets were evaluated on different images.
     """
-    frame = run.mean_predictions(store, "val")
-    if frame is None:
+    frames = run.predictions(store, "val")
+    if not frames:
         return None
-    classes = class_names(store, run)
+    images = [frame["image_id"].tolist() for frame in frames]
+    if images.count(images[0]) < len(images):
+        ids = ", ".join(net.run_id for net in run.nets)
+        raise UserError(
+            f"run={run.run_id}: its seeds were not evaluated on the same images; name one of {ids}"
+        )
+    classes, labels = class_names(store, run), frames[0]["label"]
     positive = next((name for name in classes if name.lower() in MELANOMA), None)
     if positive is None:
         return None
     from src.metrics import calibration
     from src.metrics.thresholds import TargetRate, choose
 
-    score = frame[f"p/{positive}"].to_numpy(float)
-    target = TargetRate("sensitivity", sensitivity)
-    threshold = choose(score, (frame["label"] == positive).to_numpy(), target)
+    columns = [f"p/{name}" for name in classes]
+    probability = np.mean([frame[columns].to_numpy(float) for frame in frames], axis=0)
+    score = probability[:, classes.index(positive)]
+    target = TargetRate("sensitivity", AuditSettings.sensitivity)
+    threshold = choose(score, (labels == positive).to_numpy(), target)
     if threshold.problem:
         return None
-    below = score[score < threshold.value].max(initial=threshold.value - 2 * SLACK)
-    probability = frame[[f"p/{name}" for name in classes]].to_numpy(float)
-    labels = pd.Categorical(frame["label"], classes).codes.astype(int)
+    below = score[score < threshold.value].max(initial=threshold.value - 2 * _SLACK)
     return Decision(
         positive,
         float((threshold.value + below) / 2),
         f"{target} on val",
-        calibration.fit(probability, labels),
+        calibration.fit(probability, pd.Categorical(labels, classes).codes.astype(int)),
     )
 
 
@@ -367,8 +374,8 @@ def licence_note(data: DictConfig) -> str:
 
 def precision_warnings(config: DictConfig) -> list[str]:
     """Warnings if a run's record was made in another precision than `predict` uses."""
-    precision = str(config.trainer.get("precision", FLOAT32[0]))
-    if precision in FLOAT32:
+    precision = str(config.trainer.get("precision", _FLOAT32[0]))
+    if precision in _FLOAT32:
         return []
     return [
         f"The run's own figures and thresholds come from a trainer in {precision} precision, "
@@ -378,16 +385,12 @@ def precision_warnings(config: DictConfig) -> list[str]:
 
 
 def predict(
-    classifier: "Classifier",
-    images: npt.NDArray[np.uint8],
-    rows: npt.NDArray[np.int64],
-    batch_size: int,
-    title: str,
-) -> npt.NDArray[np.float32]:
+    camera: "CameraNet", images: ImageBatch, rows: np.ndarray, batch_size: int, title: str
+) -> Probabilities:
     """Class probabilities of images, on a GPU if there is one, with a progress bar.
 
     Args:
-        classifier: Trained, in evaluation mode.
+        camera: A trained net.
         images: uint8 (N, S, S, 3).
         rows: Positions of the images to predict, int (M,).
         batch_size: Images per batch.
@@ -398,14 +401,11 @@ def predict(
     """
     import torch
 
-    from src.metrics.classification import probabilities
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier = classifier.to(device)
-    starts, outputs = range(0, len(rows), batch_size), []
+    camera, outputs = camera.to(device), []
+    starts = range(0, len(rows), batch_size)
     with torch.inference_mode():
         for start in tqdm(starts, title, leave=False, unit="batch", disable=None):
             batch = torch.from_numpy(images[rows[start : start + batch_size]])
-            logits = classifier(batch.permute(0, 3, 1, 2).to(device)).float()
-            outputs.append(probabilities(logits).cpu())
+            outputs.append(camera(batch.to(device)).cpu())
     return torch.cat(outputs).numpy()

@@ -69,11 +69,15 @@ def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Thres
     if not 0 < positive.sum() < len(positive):
         missing = "others" if len(positive) and positive.all() else "the class"
         return Threshold(np.nan, np.nan, np.nan, f"validation has no images of {missing}")
-    from sklearn.metrics import roc_curve  # takes a second to import
-
-    # The highest threshold first, from infinity.
-    alarm, recall, values = roc_curve(positive, score, drop_intermediate=False)
-    hits, rejected = recall * positive.sum(), (1 - alarm) * (~positive).sum()
+    # The highest threshold first, from infinity: positive and other images from each of them on.
+    values, position = np.unique(-score, return_inverse=True)
+    values = -np.append(-np.inf, values)
+    hits, alarms = (
+        np.append(0, np.cumsum(np.bincount(position, kind, len(values) - 1)))
+        for kind in (positive, ~positive)
+    )
+    recall, alarm = hits / hits[-1], alarms / alarms[-1]
+    rejected = alarms[-1] - alarms
     if target.measure == "sensitivity":
         at = int(np.argmax(hits >= target.least * positive.sum() - _ROUNDING))
     else:

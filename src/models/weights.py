@@ -1,4 +1,4 @@
-"""Sources of pretrained weights: a file, an installed package, or the hub. Nothing is executed."""
+"""Weights: of a checkpoint, a file, an installed package, or the hub. Nothing is executed."""
 
 import importlib.util
 import pickle
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from src.core.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError, UserError
+from src.models import pruned_layers
 
+PRUNED = "pruned"  # key of a checkpoint, beside its state_dict
 PATIENCE_S = 5.0  # timeout for the hub's first answer; its own client retries for 45 seconds
 # timm's name -> the package that carries its ImageNet weights.
 PACKAGES = {
@@ -20,6 +22,27 @@ PACKAGES = {
 }
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("", "net.backbone.", "backbone.", "module.", "model.")
+
+
+def load_weights(module: nn.Module, path: Path | str) -> None:
+    """Load the weights of a checkpoint. Nothing in the file is executed.
+
+    If the checkpoint is of a pruned net (see `src.training.checkpoint.save_weights`), the layers
+    are first shrunk to the sizes of its tensors. Of any other net the shapes must be equal.
+
+    Raises:
+        UserError: The file is absent, damaged, or of another network.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content.get(PRUNED) is True:
+            pruned_layers.fit(module, content["state_dict"])
+        module.load_state_dict(content["state_dict"])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint of this network: {reason}") from error
 
 
 def read(path: str | Path) -> dict[str, Tensor]:

@@ -57,9 +57,9 @@ def pyfunc_model(
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     check_targets(config.model)
-    classifier = trained.load_checkpoint(config, classes, checkpoint)
-    model = PyfuncModel(classifier.net, list(config.model.mean), list(config.model.std))
-    return model.eval(), classifier.image_size
+    net = trained.load_checkpoint(config, classes, checkpoint).net
+    model = PyfuncModel(net, list(config.model.mean), list(config.model.std))
+    return model.eval(), int(config.data.image_size)
 
 
 def register(report: Report, reader: PredictionReader, settings: ReportSettings) -> None:

@@ -17,14 +17,14 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from src.core.errors import ConfigError, DivergedError, UserError
+from src.core.errors import ConfigError, DivergedError
 from src.core.files import atomic_file
 from src.metrics.registry import describe, recorded_in_training
 from src.models import pruned_layers
+from src.models.weights import PRUNED
 from src.training.averaging import averaged
 
 log = logging.getLogger(__name__)
-PRUNED = "pruned"  # key of a checkpoint, beside its state_dict
 WRITING_SHARE = 0.05  # of the training time may be spent on writing the state
 
 
@@ -140,29 +140,10 @@ def _validation_mode(metric: str) -> str:
     return "max" if describe(metric).direction == "maximize" else "min"
 
 
-def load_weights(module: nn.Module, path: Path | str) -> None:
-    """Load the weights of a checkpoint. Nothing in the file is executed.
-
-    If the checkpoint is of a pruned net (see `save_weights`), the layers are first shrunk to the
-    sizes of its tensors. Of any other net the shapes must be equal.
-
-    Raises:
-        UserError: The file is absent, damaged, or of another network.
-    """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if content.get(PRUNED) is True:
-            pruned_layers.fit(module, content["state_dict"])
-        module.load_state_dict(content["state_dict"])
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint of this network: {reason}") from error
-
-
 def save_weights(module: nn.Module, path: Path | str) -> None:
-    """Write a checkpoint for `load_weights`, completely or not at all; it replaces an older one.
+    """Write a checkpoint, completely or not at all; it replaces an older one.
+
+    `src.models.weights.load_weights` reads it.
 
     Raises:
         UserError: The file cannot be written: no permission, or the disk is full.

@@ -17,7 +17,7 @@ from src.core.config import check_targets, instantiate
 from src.core.errors import ConfigError, UserError
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.models import precision
-from src.training.checkpoint import load_weights
+from src.models.weights import load_weights
 
 RECIPE = "classifier"  # key of a checkpoint, beside its state_dict
 

@@ -23,9 +23,10 @@ from src.core.errors import ConfigError
 from src.data.module import DataModule
 from src.models import fit_once
 from src.models.precision import cast_as_recorded
+from src.models.weights import load_weights
 from src.tracking.run import Run
 from src.training import figures, teachers
-from src.training.checkpoint import BestEpoch, LastState, StopEarly, fits, load_weights
+from src.training.checkpoint import BestEpoch, LastState, StopEarly, fits
 from src.training.classifier import Classifier, from_recipe, make_recipe
 from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning

@@ -10,9 +10,9 @@ from src.core.config import check_targets, resolve
 from src.core.errors import ConfigError
 from src.data.module import DataModule
 from src.models.precision import cast_as_recorded
+from src.models.weights import load_weights
 from src.tracking import read
 from src.tracking.store import Store, TrackingError
-from src.training.checkpoint import load_weights
 from src.training.classifier import Classifier, as_float, from_recipe, make_recipe
 
 KEY = "loss.teacher"

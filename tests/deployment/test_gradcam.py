@@ -7,15 +7,14 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.deployment.gradcam import GradCam, draw, relative
+from src.deployment.runtimes.eager import CameraNet
 from src.models.custom import CustomCNN
-from src.training.classifier import Classifier
 
 SIZE = 16
 
 
-def classifier(net: nn.Module, classes: tuple[str, ...]) -> Classifier:
-    made = Classifier("made", net, nn.Identity(), classes, None, None, SIZE, [0.0] * 3, [1.0] * 3)  # type: ignore[arg-type]
-    return made.eval()
+def camera(net: nn.Module) -> CameraNet:
+    return CameraNet(net, [0.0] * 3, [1.0] * 3)
 
 
 class RedOrBlue(nn.Module):
@@ -48,7 +47,7 @@ def test_it_is_the_papers_formula() -> None:
     torch.manual_seed(0)
     net = CustomCNN(image_size=SIZE, outputs=3, width=4, depth=1, dense=[8])
     pixels = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
-    method = GradCam(classifier(net, ("a", "b", "c")))
+    method = GradCam(camera(net), SIZE)
     found = method.maps(pixels, [2, 0])
     convolution, rest = net.features[0][0], net.features[0][1:]  # type: ignore[index]
     activation = convolution(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
@@ -64,7 +63,7 @@ def test_it_is_the_papers_formula() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_the_corner_that_speaks_for_a_class_lights_up(outputs: int, frozen: bool) -> None:
-    method = GradCam(classifier(RedOrBlue(outputs).requires_grad_(not frozen), ("red", "blue")))
+    method = GradCam(camera(RedOrBlue(outputs).requires_grad_(not frozen)), SIZE)
     for label, corner in ((0, slice(0, 4)), (1, slice(12, 16))):
         [found] = method.maps(corners()[None], [label])
         assert (found[corner, corner] > 0).all()
@@ -73,10 +72,10 @@ def test_the_corner_that_speaks_for_a_class_lights_up(outputs: int, frozen: bool
 
 
 def test_the_net_that_is_looked_at_stays_as_it_is() -> None:
-    given = classifier(RedOrBlue(2), ("red", "blue"))
-    GradCam(given).maps(corners()[None], [0])
-    assert given.net.act.inplace  # type: ignore[union-attr]
-    assert given.net.look.weight.grad is None  # type: ignore[union-attr]
+    net = camera(RedOrBlue(2))
+    GradCam(net, SIZE).maps(corners()[None], [0])
+    assert net.net.act.inplace  # type: ignore[union-attr]
+    assert net.net.look.weight.grad is None  # type: ignore[union-attr]
 
 
 def test_the_last_map_is_taken_and_not_the_gate_behind_it() -> None:
@@ -89,7 +88,7 @@ def test_the_last_map_is_taken_and_not_the_gate_behind_it() -> None:
             seen = self.act(self.look(images))
             return (seen * torch.sigmoid(self.gate(seen.mean((2, 3), keepdim=True)))).mean((2, 3))
 
-    assert GradCam(classifier(Gated(), ("red", "blue"))).maps(corners()[None], [0]).shape == (
+    assert GradCam(camera(Gated()), SIZE).maps(corners()[None], [0]).shape == (
         1,
         SIZE,
         SIZE,
@@ -99,7 +98,7 @@ def test_the_last_map_is_taken_and_not_the_gate_behind_it() -> None:
 def test_a_net_without_a_convolution_is_refused() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 2))
     with pytest.raises(UserError, match="gradcam: this net has no convolution"):
-        GradCam(classifier(net, ("a", "b")))
+        GradCam(camera(net), SIZE)
 
 
 def test_relative_maps_are_shares_of_their_maximum_in_each_cell() -> None:

@@ -97,11 +97,11 @@ def recorded(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def record(store: Store, config: DictConfig, seed: int, trial: Run, folder: Path) -> str:
     """A run with random weights and random predictions."""
     torch.manual_seed(seed)
-    classifier = trained.build_classifier(config, CODES)
+    net = torch.nn.ModuleDict({"net": trained.build_net(config, CODES)})
     with torch.no_grad():
-        for parameter in classifier.parameters():
+        for parameter in net.parameters():
             parameter.mul_(1 + seed)
-    save_weights(classifier, folder / "best.ckpt")
+    save_weights(net, folder / "best.ckpt")
     label = np.arange(70) % len(CODES)
     noise = np.random.default_rng(seed).normal(size=(70, len(CODES)))
     frame = pd.DataFrame({"image_id": [f"{row:02d}" for row in range(70)]})

@@ -20,10 +20,10 @@ from src.metrics.registry import parse_limits, parse_objectives
 from src.models import radiomics
 from src.models.fit_once import TrainingSet, is_fit_once
 from src.models.svm import KERNELS, Kernel, KernelMachine, RadiomicsSVM, fit, folds_of
+from src.models.weights import load_weights
 from src.reporting.comparison import test_run as evaluate_on_test
 from src.tracking import read
 from src.tracking.store import Store
-from src.training.checkpoint import load_weights
 
 SETTINGS: dict[str, Any] = {
     "descriptors": ["hu", "histogram"],

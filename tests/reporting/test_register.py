@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from src.core.cli import ROOT
 from src.core.errors import UserError
@@ -31,7 +32,7 @@ def config(width: int) -> DictConfig:
 @pytest.mark.parametrize("left", [4, 2])
 def test_a_net_is_registered_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
-    trained = inference.build_classifier(config(left), CLASSES)
+    trained = nn.ModuleDict({"net": inference.build_net(config(left), CLASSES)}).eval()
     if left < 4:
         pruned_layers.mark(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
@@ -46,6 +47,8 @@ def test_a_net_is_registered_as_it_was_saved_pruned_or_whole(left: int, tmp_path
 
 def test_another_nets_checkpoint_is_refused(tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
-    save_weights(inference.build_classifier(config(2), CLASSES), tmp_path / "best.ckpt")
+    save_weights(
+        nn.ModuleDict({"net": inference.build_net(config(2), CLASSES)}), tmp_path / "best.ckpt"
+    )
     with pytest.raises(UserError, match="not a checkpoint of this network"):
         pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.core.config import check
 from src.core.errors import ConfigError
+from src.models.weights import load_weights
 from src.training.averaging import AveragedWeights
-from src.training.checkpoint import BestEpoch, load_weights
+from src.training.checkpoint import BestEpoch
 
 STEPS = 4
 

@@ -42,10 +42,6 @@ CONDITIONS = (
 )
 # Notes on the start and memory of runtimes, shown if one of them was measured.
 RUNTIME_NOTES = {
-    (
-        "eager",
-        "compile",
-    ): "eager, compile: loaded with the imports of training, Lightning included.",
     ("compile",): "compile: compiled at its first start; later starts, as most of 3, use the disk "
     "cache.",
     ("executorch",): "executorch: its Python package imports torch, which dominates its start and "

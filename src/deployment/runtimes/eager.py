@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from src.core.errors import DependencyError
 from src.deployment.description import Description
 from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
-from src.training.classifier import Classifier
+
+if TYPE_CHECKING:  # Lightning: a recorded net is used without it
+    from src.training.classifier import Classifier
 
 SMALLEST = 1e-12  # probabilities below have the logarithm of this one
 
@@ -42,14 +45,14 @@ class RuntimeNet(nn.Module):
         return logits.to(images.device)
 
 
-def as_classifier(runtime: Runtime, like: Classifier) -> Classifier:
+def as_classifier(runtime: Runtime, like: "Classifier") -> "Classifier":
     """A classifier around a deployed model, which contains the normalisation.
 
     Args:
         runtime: A loaded model.
         like: A classifier of the same classes, which gives name and loss.
     """
-    return Classifier(
+    return type(like)(
         name=like.name,
         net=RuntimeNet(runtime),
         loss=like.loss,
@@ -84,7 +87,7 @@ class CameraNet(nn.Module):
         self.eval()
 
     @classmethod
-    def of(cls, classifier: Classifier) -> "CameraNet":
+    def of(cls, classifier: "Classifier") -> "CameraNet":
         """The net of a classifier with its normalisation."""
         std = (1 / classifier.inverse_std).flatten().tolist()
         return cls(classifier.net, classifier.mean.flatten().tolist(), std)
@@ -98,9 +101,14 @@ class CameraNet(nn.Module):
         copied: CameraNet = copy.deepcopy(self)
         return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # stub
 
+    def logits(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) from 0 to 255 -> logits (N, K), or (N, 1) for two classes."""
+        logits: Tensor = self.net((images.float() - self.mean) * self.scale)
+        return logits.float()
+
     def forward(self, pictures: Tensor) -> Tensor:
         """RGB pictures, uint8 (N, S, S, 3) -> probabilities (N, K), K = 2 for nets of one logit."""
-        logits = self.net((pictures.permute(0, 3, 1, 2).float() - self.mean) * self.scale).float()
+        logits = self.logits(pictures.permute(0, 3, 1, 2))
         if logits.shape[1] == 1:
             positive = torch.sigmoid(logits)
             return torch.cat([1 - positive, positive], dim=1)
@@ -111,8 +119,8 @@ class EagerRuntime:
     """A trained net as PyTorch runs it, in channels-last memory.
 
     Args:
-        classifier: Trained.
-        description: Of the classifier.
+        camera: The net with its normalisation.
+        description: Of the net.
         threads: Per call on the CPU. PyTorch's setting is one for the process.
         device: Such as "cpu" or "cuda".
     """
@@ -121,15 +129,11 @@ class EagerRuntime:
     batch: int | None = None
 
     def __init__(
-        self,
-        classifier: Classifier,
-        description: Description,
-        threads: int = 1,
-        device: str = "cpu",
+        self, camera: CameraNet, description: Description, threads: int = 1, device: str = "cpu"
     ) -> None:
         self.description = description
-        self._model = CameraNet.of(classifier.to(device)).to(device)
-        self._model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
+        self.camera = camera.to(device)
+        self.camera.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
         self._threads = threads
         self._device = device
 
@@ -139,7 +143,7 @@ class EagerRuntime:
             torch.set_num_threads(self._threads)
         batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self._device)
         with torch.inference_mode():
-            probabilities: Probabilities = self._model(batch).cpu().numpy()
+            probabilities: Probabilities = self.camera(batch).cpu().numpy()
         return probabilities
 
 
@@ -154,9 +158,9 @@ class CompiledRuntime(EagerRuntime):
 
     name = "compile"
 
-    def __init__(self, classifier: Classifier, description: Description, threads: int = 1) -> None:
-        super().__init__(classifier, description, threads)
-        self._model.compile()
+    def __init__(self, camera: CameraNet, description: Description, threads: int = 1) -> None:
+        super().__init__(camera, description, threads)
+        self.camera.compile()
         size = description.image_size
         try:
             self(np.zeros((1, size, size, 3), np.uint8))

@@ -766,12 +766,10 @@ def predict(
         raise UserError(f"data={name}: no image remains whose class the mapping knows")
     tables = []
     for number, net in enumerate(evaluated.nets, 1):
-        classifier = trained.restore(
-            trained.build_classifier(evaluated.config, classes), store, net.run_id
-        )
+        camera = trained.load(store, net.run_id, evaluated.config, classes)
         title = f"{name}, net {number} of {len(evaluated.nets)}"
         images, batch = external.cache.images, external.data.batch_size
-        probability = trained.predict(classifier, images, rows, batch, title)
+        probability = trained.predict(camera, images, rows, batch, title)
         scores = pd.DataFrame(probability, columns=[f"p/{each}" for each in classes])
         tables.append(external.labels.merged(pd.concat([frame, scores], axis=1)))
     return tables

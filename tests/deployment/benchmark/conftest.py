@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from torch import nn
 
 from src.core.cli import CONF
 from src.deployment import trained
@@ -86,7 +87,8 @@ def study(store: Store, tmp_path: Path) -> dict[str, str]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["model=custom", *tiny])
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
-    save_weights(trained.build_classifier(config, CLASSES), tmp_path / "best.ckpt")
+    net = trained.build_net(config, CLASSES)
+    save_weights(nn.ModuleDict({"net": net}), tmp_path / "best.ckpt")
     frame = pd.DataFrame({"image_id": list("abcd"), "group": list("abcd")})
     frame["label"] = [*CLASSES, CLASSES[0]]
     frame[[f"p/{name}" for name in CLASSES]] = np.full((4, 3), 1 / 3)

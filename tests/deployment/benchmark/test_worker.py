@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from src.core.cli import ROOT
 from src.core.errors import UserError
@@ -78,9 +79,10 @@ def test_a_torch_net_is_loaded_without_a_store_in_its_precision(
     config = OmegaConf.merge(recorded, {"compression": {"name": "bfloat16"}})
     assert isinstance(config, DictConfig)
     description = replace(describe(study["member"]), precision="bfloat16")
-    save_weights(trained.build_classifier(config, description.classes), tmp_path / "bfloat16.ckpt")
+    net = nn.ModuleDict({"net": trained.build_net(config, description.classes)})
+    save_weights(net, tmp_path / "bfloat16.ckpt")
     model = of_net(config, description, tmp_path / "bfloat16.ckpt", tmp_path / "net", "eager")
-    weights = session(model.spec)._runtime._model.net.parameters()  # type: ignore[attr-defined]
+    weights = session(model.spec)._runtime.camera.net.parameters()  # type: ignore[attr-defined]
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
 
 

@@ -17,7 +17,8 @@ from src.deployment.compression.onnx import OnnxDynamicInt8, OnnxFloat32, OnnxSt
 from src.models.custom import CustomCNN
 from src.models.precision import cast
 from src.models.svm import RadiomicsSVM
-from src.training.checkpoint import load_weights, save_weights
+from src.models.weights import load_weights
+from src.training.checkpoint import save_weights
 
 
 def test_a_model_without_layers_is_refused(sample: Sample, tmp_path: Path) -> None:
