@@ -66,6 +66,13 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
+@pytest.fixture
+def store(empty_database: Path, tmp_path: Path) -> Store:
+    """A run store without runs."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return Store(uri=f"sqlite:///{tmp_path}/mlflow.db", folder=tmp_path)
+
+
 @pytest.fixture(scope="module")
 def module_patch() -> Iterator[pytest.MonkeyPatch]:
     """`monkeypatch` for fixtures of a whole module."""

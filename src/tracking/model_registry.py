@@ -1,11 +1,9 @@
 """The model registry: register a trained net, find versions of registered models."""
 
 import contextlib
-import logging
-import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +11,19 @@ import numpy as np
 
 from src.core.errors import ConfigError
 from src.tracking.run import text
-from src.tracking.store import Store, TrackingError, quiet
+from src.tracking.store import Store, TrackingError, environment, mlflow_errors, quiet
 
 if TYPE_CHECKING:
     from torch import nn
 
-NAME = r"[^/:%\"']+"  # names of models that MLflow accepts
-_SHOWN = 5  # models named in the message about an unknown one
-EXAMPLES = 2  # images in the example: with one, torch.export takes the batch for a constant
+_NAME = r"[^/:%\"']+"  # names of models that MLflow accepts
+_MOST_NAMES = 5  # in the message about an unknown model
+_EXAMPLES = 2  # images in the example: with one, torch.export takes the batch for a constant
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model.
-
-    Attributes:
-        name: Of the registered model.
-        number: Of the version, from 1.
-        run_id: The run that trained the net.
-        aliases: Aliases of this version.
-        description: As in the registry.
-    """
+    """A version of a registered model, numbered from 1, and the run that trained the net."""
 
     name: str
     number: int
@@ -54,7 +44,7 @@ def check_name(name: str, key: str) -> None:
     Raises:
         ConfigError: MLflow would refuse the name.
     """
-    if not re.fullmatch(NAME, name) or not name.strip():
+    if not re.fullmatch(_NAME, name) or not name.strip():
         raise ConfigError(key, f"must be a model's name without / : % and quotes, but got {name!r}")
 
 
@@ -69,7 +59,7 @@ def register(
     tags: Mapping[str, Any],
     description: str,
 ) -> int:
-    """Make a trained net a version of a registered model.
+    """Make a trained net a version of a registered model, and return the version's number.
 
     Args:
         store: Opened if it is not yet.
@@ -82,66 +72,63 @@ def register(
         tags: More tags of the version.
         description: Markdown.
 
-    Returns:
-        The version's number.
-
     Raises:
         TrackingError: The store has no registry, or refuses.
     """
     client = store.client
     import mlflow
-    from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     dtype = np.dtype("float32")
-    images = TensorSpec(dtype, (-1, 3, image_size, image_size))
+    images = Schema([TensorSpec(dtype, (-1, 3, image_size, image_size))])
     # Without names: pyfunc would ask for a dict.
-    signature = ModelSignature(Schema([images]), Schema([TensorSpec(dtype, (-1, len(classes)))]))
+    signature = ModelSignature(images, Schema([TensorSpec(dtype, (-1, len(classes)))]))
     values = {key: text(value) for key, value in {**tags, "classes": list(classes)}.items()}
-    try:
-        with _environment_of(store), _quiet():
-            logged = Model.log(
-                None,
-                mlflow.pytorch,
-                name="model",
-                run_id=run_id,
-                pytorch_model=net.eval(),
-                signature=signature,
-                input_example=np.zeros((EXAMPLES, 3, image_size, image_size), dtype),
-                serialization_format="pt2",
-                pip_requirements=["torch"],
-            )
-            if not client.search_registered_models(f"name = '{name}'"):
-                about = "Chosen by a Pareto report of Paretoderm."
-                client.create_registered_model(name, description=about)
-            version = client.create_model_version(
-                name, logged.model_uri, run_id, tags=values, description=description
-            )
-            client.set_registered_model_alias(name, alias, version.version)
-    except MlflowException as error:
-        raise TrackingError(f"register={name}: {' '.join(str(error).split())}") from error
+    uri, variables = mlflow.get_tracking_uri(), {"MLFLOW_EXPERIMENT_ID": store.experiment_id}
+    with (
+        mlflow_errors(f"register={name}"),
+        # MLflow's module functions use this store, which also changes the environment
+        environment(MLFLOW_TRACKING_URI=store.uri, **variables),
+        contextlib.ExitStack() as stack,
+        warnings.catch_warnings(action="ignore"),
+        quiet(),
+    ):
+        stack.callback(mlflow.set_tracking_uri, uri)
+        mlflow.set_tracking_uri(store.uri)
+        logged = Model.log(
+            None,
+            mlflow.pytorch,
+            name="model",
+            run_id=run_id,
+            pytorch_model=net.eval(),
+            signature=signature,
+            input_example=np.zeros((_EXAMPLES, 3, image_size, image_size), dtype),
+            serialization_format="pt2",
+            pip_requirements=["torch"],
+        )
+        if not client.search_registered_models(f"name = '{name}'"):
+            about = "Chosen by a Pareto report of Paretoderm."
+            client.create_registered_model(name, description=about)
+        version = client.create_model_version(
+            name, logged.model_uri, run_id, tags=values, description=description
+        )
+        client.set_registered_model_alias(name, alias, version.version)
     return int(version.version)
 
 
 def resolve(store: Store, typed: str) -> Version:
-    """The version that a text names.
-
-    Args:
-        store: Opened if it is not yet.
-        typed: A model's name (its newest version), name@alias or name/number.
+    """The version that a text names: a model (its newest version), name@alias or name/number.
 
     Raises:
         TrackingError: No such model, alias or version, or a version without a run.
     """
     client = store.client
-    from mlflow.exceptions import MlflowException
-
     name, separator, which = (*re.split("([@/])", typed, maxsplit=1), "", "")[:3]
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(_NAME, name):
         message = "not the name of a registered model; give name, name@alias or name/3"
         raise TrackingError(f"{typed}: {message}")
-    try:
+    with mlflow_errors(typed):
         if separator == "@":
             version = client.get_model_version_by_alias(name, which)
         elif separator:
@@ -149,11 +136,9 @@ def resolve(store: Store, typed: str) -> Version:
         elif versions := client.search_model_versions(f"name = '{name}'"):
             version = max(versions, key=lambda version: int(version.version))
         else:
-            names = [model.name for model in client.search_registered_models(max_results=_SHOWN)]
-            listed = ", ".join(names) or "none"
+            models = client.search_registered_models(max_results=_MOST_NAMES)
+            listed = ", ".join(model.name for model in models) or "none"
             raise TrackingError(f"{typed}: no such registered model; there are {listed}")
-    except MlflowException as error:
-        raise TrackingError(f"{typed}: {' '.join(str(error).split())}") from error
     if not version.run_id:
         raise TrackingError(f"{typed}: version {version.version} names no run that trained it")
     return Version(name, int(version.version), version.run_id)
@@ -161,58 +146,16 @@ def resolve(store: Store, typed: str) -> Version:
 
 def of_run(store: Store, run_id: str) -> list[Version]:
     """The versions that a run trained, by name, the newest first."""
-    client = store.client
-    versions = client.search_model_versions(f"run_id = '{run_id}'")
-    aliases: dict[tuple[str, int], list[str]] = {}
-    for name in {version.name for version in versions}:  # versions do not list their aliases
-        for model in client.search_registered_models(f"name = '{name}'"):
-            for alias, number in model.aliases.items():
-                aliases.setdefault((name, int(number)), []).append(alias)
-    return sorted(
-        (
-            Version(
-                version.name,
-                int(version.version),
-                version.run_id or "",
-                tuple(sorted(aliases.get((version.name, int(version.version)), []))),
-                version.description or "",
-            )
-            for version in versions
-        ),
-        key=lambda version: (version.name, -version.number),
-    )
+    client, versions = store.client, list[Version]()
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        # a version that a search returns does not list its aliases
+        aliases = client.get_model_version(version.name, version.version).aliases
+        names = tuple(sorted(aliases))
+        number, description = int(version.version), version.description or ""
+        versions.append(Version(version.name, number, run_id, names, description))
+    return sorted(versions, key=lambda version: (version.name, -version.number))
 
 
 def describe(store: Store, version: Version, description: str) -> None:
     """Set the description of a version."""
     store.client.update_model_version(version.name, str(version.number), description)
-
-
-@contextlib.contextmanager
-def _environment_of(store: Store) -> Iterator[None]:
-    """Let MLflow's module functions use this store; they change the environment too."""
-    import mlflow
-
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    tracking = mlflow.get_tracking_uri()
-    try:
-        mlflow.set_tracking_uri(store.uri)
-        os.environ["MLFLOW_EXPERIMENT_ID"] = store.experiment_id
-        yield
-    finally:
-        mlflow.set_tracking_uri(tracking)
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress notes of MLflow and torch.export."""
-    with (
-        quiet("mlflow", "torch.export", "torch.onnx", level=logging.ERROR),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield

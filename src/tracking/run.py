@@ -11,23 +11,23 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.core.errors import ConfigError
-from src.tracking.store import Store, TrackingError, brief_http, owner_tags
+from src.tracking import store as tracking
+from src.tracking.store import Store, TrackingError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from mlflow.entities import Metric, Param, RunTag
 
-PARAM_LENGTH = 6000
-TAG_LENGTH = 8000
-NAME_LENGTH = 250
-PARAMS_PER_BATCH = 100
-METRICS_PER_BATCH = 1000
+_PARAM_LENGTH = 6000
+_TAG_LENGTH = 8000
+_NAME_LENGTH = 250
+_PARAMS_PER_BATCH = 100
+_METRICS_PER_BATCH = 1000
 # Metric with the time (seconds since the epoch) of the last write to a run that had ended: MLflow
 # keeps no time of change, and its search can compare only metrics by size.
 UPDATED = "record/updated"
@@ -40,15 +40,9 @@ T = TypeVar("T")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as flat parameters.
+    """A nested configuration as flat parameters: dotted, recordable keys -> text, cut to a limit.
 
-    Args:
-        config: Nested mappings; every other value, lists too, is a leaf.
-        prefix: Start of the keys, such as "model.".
-
-    Returns:
-        Dotted, recordable keys -> values as `text` writes them, cut to MLflow's limit. An empty
-        mapping is a leaf.
+    Everything but a mapping with content is a leaf. `prefix` is the start of the keys.
 
     Raises:
         ConfigError: Two keys that MLflow can only record as one.
@@ -58,7 +52,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             leaves = flatten(value, f"{prefix}{key}.")
         else:
-            leaves = {recordable(f"{prefix}{key}"): cut(text(value), PARAM_LENGTH)}
+            leaves = {recordable(f"{prefix}{key}"): cut(text(value), _PARAM_LENGTH)}
         if twins := flat.keys() & leaves.keys():
             message = f"would be recorded as {twins.pop()!r}, like another key: rename it"
             raise ConfigError(f"{prefix}{key}", message)
@@ -75,8 +69,7 @@ def cut(value: str, limit: int) -> str:
     """The value, or its start with its full length and hash, so that long values stay distinct."""
     if len(value) <= limit:
         return value
-    digest = hashlib.sha256(value.encode()).hexdigest()[:16]
-    note = f"... [cut from {len(value)} characters, sha256 {digest}]"
+    note = f"... [cut from {len(value)} characters, sha256 {_digest(value)}]"
     return value[: limit - len(note)] + note
 
 
@@ -90,11 +83,10 @@ def recordable(name: str) -> str:
     clean = posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")
     while clean.startswith(".."):
         clean = f"__{clean[2:]}"
-    if clean in ("", "."):
-        clean = "_"
-    if len(clean) > NAME_LENGTH:
-        clean = f"{clean[: NAME_LENGTH - 17]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return clean
+    clean = "_" if clean in ("", ".") else clean
+    if len(clean) <= _NAME_LENGTH:
+        return clean
+    return f"{clean[: _NAME_LENGTH - 17]}_{_digest(name)}"
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -113,10 +105,7 @@ class Run:
     traceback. The exception propagates, also when recording it fails.
 
     Attributes:
-        id: MLflow's id of the run.
-        name: The name shown to people.
-        store: Where the run is kept.
-        seconds: Time spent on tracking so far, in seconds.
+        seconds: Time spent on tracking so far.
         latest: The last value of each metric that was logged through this object.
     """
 
@@ -143,18 +132,14 @@ class Run:
         params: Mapping[str, Any] | None = None,
         parent_id: str | None = None,
     ) -> "Run":
-        """Create a run in the store.
+        """Create a run in the store; it is RUNNING until its context is left.
 
         Args:
             store: Opened if it is not yet.
-            name: The name shown to people.
-            tags: In addition to those that identify the program, its user and its process. Long
-                values are cut.
+            name: Shown to people.
+            tags: In addition to those that identify the program, its user and its process.
             params: A flat or nested configuration; recorded under dotted keys.
-            parent_id: Id of the run under which this one is shown.
-
-        Returns:
-            The run, RUNNING until its context is left.
+            parent_id: The run under which this one is shown.
 
         Raises:
             TrackingError: The store cannot be used.
@@ -165,17 +150,16 @@ class Run:
         except (KeyError, OSError):  # a container whose user id has no name
             user = "unknown"
         # What MLflow's own entry points write about the program; its UI shows it.
-        source = {"name": sys.argv[0] or "python", "type": "LOCAL"}
-        recorded = {f"mlflow.source.{key}": value for key, value in source.items()}
-        recorded |= {"mlflow.user": user, **owner_tags()}
+        recorded = {"mlflow.source.name": sys.argv[0] or "python", "mlflow.source.type": "LOCAL"}
+        recorded |= {"mlflow.user": user, **tracking.owner_tags()}
         recorded |= {"mlflow.parentRunId": parent_id} if parent_id else {}
-        recorded |= {key: cut(text(value), TAG_LENGTH) for key, value in (tags or {}).items()}
+        recorded |= {key: cut(text(value), _TAG_LENGTH) for key, value in (tags or {}).items()}
         created = store.client.create_run(store.experiment_id, tags=recorded, run_name=name)
         run = cls(store, created.info.run_id, name)
         try:
             run.params(params or {})
         except BaseException as error:
-            run._end("FAILED", error)
+            run._end(error)
             raise
         run.seconds = run._metric_seconds = time.perf_counter() - began
         return run
@@ -185,18 +169,14 @@ class Run:
         """A recorded run, to add to its record.
 
         Its status does not change, unless the context is entered and left. Metrics that are logged
-        outside a context need a `flush`. Writes to a run that has ended set the metric
-        `record/updated`, by which `src.tracking.read` finds them.
+        outside a context need a `flush`. Writes to a run that has ended set the metric `UPDATED`.
 
         Raises:
             TrackingError: The store has no such run.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            info = store.client.get_run(run_id).info
-        except MlflowException as error:
-            raise TrackingError(f"run {run_id}: {' '.join(str(error).split())}") from error
+        client = store.client
+        with tracking.mlflow_errors(f"run {run_id}"):
+            info = client.get_run(run_id).info
         run = cls(store, run_id, info.run_name)
         run._had_ended = info.status not in ("RUNNING", "SCHEDULED")
         return run
@@ -211,10 +191,8 @@ class Run:
         run = cls.attach(store, run_id)
         store.client.update_run(run_id, status="RUNNING")
         run._had_ended = False
-        run.tag(**owner_tags())
-        for tag in ("failure", "failure_log"):
-            if tag in store.client.get_run(run_id).data.tags:
-                store.client.delete_tag(run_id, tag)
+        run.tag(**tracking.owner_tags())
+        run.untag("failure", "failure_log")
         return run
 
     def move_below(self, parent: "Run") -> None:
@@ -225,11 +203,9 @@ class Run:
         parent.tag(**{name: tags[name] for name in _INPUT_TAGS if name in tags})
 
     def ends_early(self, state: str, reason: str) -> None:
-        """Let the run end as FINISHED with another `trial_state` than `complete`.
+        """Let the run end as FINISHED with the `trial_state` pruned or over_limit.
 
-        Args:
-            state: pruned, or over_limit.
-            reason: One line; the tag `ended_early`.
+        `reason` is one line, the tag `ended_early`.
         """
         self._final_tags = {"trial_state": state, "ended_early": reason}
 
@@ -237,46 +213,36 @@ class Run:
         """Record parameters, nested or flat. A recorded one cannot change its value."""
         from mlflow.entities import Param
 
-        flat = [Param(key, value) for key, value in flatten(params).items()]
-        with self._clock():
-            for batch in batches(flat, PARAMS_PER_BATCH):
-                self._write(params=batch)
+        entries = [Param(key, value) for key, value in flatten(params).items()]
+        for batch in batches(entries, _PARAMS_PER_BATCH):
+            self._write(params=batch)
 
-    def log(
-        self, metrics: Mapping[str, float], step: int = 0, timestamp: float | None = None
-    ) -> None:
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics; writing them takes at most a hundredth of the run's time.
 
         Args:
-            metrics: Names to values; NaN and infinity are kept. Characters that MLflow refuses in a
-                name become `_`.
+            metrics: NaN and infinity are kept. Characters that MLflow refuses in a name become `_`.
             step: Position on the horizontal axis, such as the number of optimizer steps.
-            timestamp: Seconds since the epoch; now, if None.
 
         Raises:
             TrackingError: Two different names that MLflow can only record as one.
         """
-        with self._clock():
-            for logged, value in metrics.items():
-                name = recordable(logged)
-                if self._names.setdefault(name, logged) != logged:
-                    twins = f"{self._names[name]!r} and {logged!r}"
-                    message = f"the metrics {twins} would both be {name!r}: rename one"
-                    raise TrackingError(message)
-                # Of the values of one step and millisecond MLflow shows the highest; the last one
-                # has to be later.
-                now = int((time.time() if timestamp is None else timestamp) * 1000)
-                if timestamp is None:
-                    now = max(now, self._newest.get(name, -1) + 1)
-                self._newest[name] = now
-                self._buffer.append((name, float(value), now, int(step)))
-                self.latest[logged] = float(value)
+        for logged, value in metrics.items():
+            name = recordable(logged)
+            if self._names.setdefault(name, logged) != logged:
+                twins = f"{self._names[name]!r} and {logged!r}"
+                raise TrackingError(f"the metrics {twins} would both be {name!r}: rename one")
+            # Of the values of one step and millisecond MLflow shows the highest.
+            now = max(int(time.time() * 1000), self._newest.get(name, -1) + 1)
+            self._newest[name] = now
+            self._buffer.append((name, float(value), now, int(step)))
+            self.latest[logged] = float(value)
         if self._metric_seconds < _SHARE * (time.monotonic() - self._started):
             try:
                 self.flush()
             except Exception as error:
                 # The values are still in the buffer; the next flush tries again.
-                reason = _one_line(error)
+                reason = _reason(error)
                 _logger.warning("metrics of run %s are not written yet: %s", self.id, reason)
 
     def flush(self) -> None:
@@ -285,11 +251,10 @@ class Run:
 
         began = time.perf_counter()
         try:
-            with self._clock():
-                while self._buffer:
-                    batch = self._buffer[: METRICS_PER_BATCH - 1]  # `_write` may add UPDATED
-                    self._write(metrics=[Metric(*entry) for entry in batch])
-                    del self._buffer[: len(batch)]
+            while self._buffer:
+                batch = self._buffer[: _METRICS_PER_BATCH - 1]  # `_write` may add UPDATED
+                self._write(metrics=[Metric(*entry) for entry in batch])
+                del self._buffer[: len(batch)]
         finally:
             self._metric_seconds += time.perf_counter() - began
 
@@ -297,24 +262,20 @@ class Run:
         """Set tags; existing ones are overwritten."""
         from mlflow.entities import RunTag
 
-        entries = [RunTag(key, cut(text(value), TAG_LENGTH)) for key, value in tags.items()]
-        with self._clock():
-            for batch in batches(entries, PARAMS_PER_BATCH):
-                self._write(tags=batch)
+        entries = [RunTag(key, cut(text(value), _TAG_LENGTH)) for key, value in tags.items()]
+        for batch in batches(entries, _PARAMS_PER_BATCH):
+            self._write(tags=batch)
 
-    def untag(self, name: str) -> None:
-        """Remove a tag, if the run has it."""
-        with self._clock():
-            if name in self.store.client.get_run(self.id).data.tags:
+    def untag(self, *names: str) -> None:
+        """Remove the tags that the run has."""
+        present = self.store.client.get_run(self.id).data.tags
+        for name in present.keys() & set(names):
+            with self._clock():
                 self.store.client.delete_tag(self.id, name)
-                self._write()
+            self._write()
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Copy a file, or the content of a folder, to the run.
-
-        Args:
-            path: The file or folder.
-            folder: Folder within the run's artifacts; their root, if None.
+        """Copy a file, or the content of a folder, to the run or to a folder of its artifacts.
 
         Raises:
             FileNotFoundError: There is nothing at `path`.
@@ -344,26 +305,24 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        self._end("FINISHED" if error is None else "KILLED" if killed else "FAILED", error)
+        self._end(error)
 
-    def _end(self, status: str, error: BaseException | None = None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         """Write the rest and close the run; raises only if no other exception is propagating."""
-        problems: list[Exception] = []
-        if error is None:
-            steps = [self.flush, functools.partial(self.tag, **self._final_tags)]
-        else:
-            trace = "".join(traceback.format_exception(error))
+        status, tags, problems = "FINISHED", self._final_tags, list[Exception]()
+        steps: list[Callable[[], None]] = [self.flush]
+        if error is not None:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
             # Lightning turns Ctrl+C into SystemExit(1): its cause is the reason.
-            exit_ = isinstance(error, SystemExit) and error.__context__ is not None
-            reason = _one_line((exit_ and error.__context__) or error)
-            tags = {"trial_state": "fail", "failure": reason, "failure_log": _TRACEBACK}
-            steps = [self.flush, functools.partial(self.tag, **tags)]
+            cause = (isinstance(error, SystemExit) and error.__context__) or error
+            tags = {"trial_state": "fail", "failure": _reason(cause), "failure_log": _TRACEBACK}
+            trace = "".join(traceback.format_exception(error))
             steps.append(functools.partial(self.text, trace, _TRACEBACK))
+        steps.append(functools.partial(self.tag, **tags))
 
-        def attempt(step: Any) -> None:
+        def attempt(step: Callable[[], None]) -> None:
             # A server that did not answer once is not waited for again and again.
-            with brief_http() if problems else contextlib.nullcontext():
+            with tracking.brief_http() if problems else contextlib.nullcontext():
                 try:
                     step()
                 except Exception as problem:
@@ -374,14 +333,14 @@ class Run:
                 attempt(step)
             if problems and error is None:
                 status = "FAILED"
-                failure = f"the record is incomplete: {_one_line(problems[0])}"
+                failure = f"the record is incomplete: {_reason(problems[0])}"
                 attempt(functools.partial(self.tag, trial_state="fail", failure=failure))
         finally:
             # In `finally`: a second Ctrl+C during the steps must not leave the run RUNNING.
             attempt(functools.partial(self.store.client.set_terminated, self.id, status))
             self._had_ended = True
         if problems:
-            reasons = "; ".join(map(_one_line, problems))
+            reasons = "; ".join(map(_reason, problems))
             message = f"run {self.id}: the record is incomplete ({reasons})"
             if error is None:
                 message += f": check that {self.store.uri} can be written"
@@ -389,17 +348,15 @@ class Run:
             error.add_note(message)
             _logger.warning(message)
 
-    def _write(
-        self,
-        metrics: "Sequence[Metric]" = (),
-        params: "Sequence[Param]" = (),
-        tags: "Sequence[RunTag]" = (),
-    ) -> None:
+    def _write(self, **entries: Any) -> None:
+        """Write a batch of metrics, params or tags, as entities of MLflow."""
         from mlflow.entities import Metric
 
-        now = time.time()
-        date = [Metric(UPDATED, now, int(now * 1000), 0)] if self._had_ended else []
-        self.store.client.log_batch(self.id, [*metrics, *date], params, tags)
+        if self._had_ended:
+            now = time.time()
+            entries.setdefault("metrics", []).append(Metric(UPDATED, now, int(now * 1000), 0))
+        with self._clock():
+            self.store.client.log_batch(self.id, **entries)
 
     @contextlib.contextmanager
     def _clock(self) -> Iterator[None]:
@@ -410,7 +367,11 @@ class Run:
             self.seconds += time.perf_counter() - began
 
 
-def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())
-    name = type(error).__name__
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:16]
+
+
+def _reason(error: BaseException) -> str:
+    """The type and the message of an error in one line."""
+    message, name = tracking.one_line(error), type(error).__name__
     return cut(f"{name}: {message}" if message else name, _REASON_LENGTH)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.core.config import check, instantiate, resolve
 from src.core.errors import ConfigError, UserError
@@ -28,6 +28,18 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Tag of an experiment whose artifacts lie beside its database, and move with it.
 _ARTIFACTS_TAG = "paretoderm.artifacts"
 _BESIDE = "beside the database"
+_LOGGERS = ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3", "torch.export", "torch.onnx")
+# MLflow reads these when it is imported: no telemetry, no messages on the terminal.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}.items():
+    os.environ.setdefault(_name, _value)
+# MLflow's own retries take minutes.
+_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
 class TrackingError(UserError):
@@ -74,18 +86,11 @@ class Store:
         elif urlsplit(self.uri).scheme in ("", "file"):
             message = f"must be sqlite:///<a file> or a server's URL, but got {self.uri}"
             raise ConfigError("uri", message)
+        self.artifacts = (self.database.parent if self.database else self.folder) / "artifacts"
+        # A tracking server decides where its artifacts go.
+        self.is_server = urlsplit(self.uri).scheme.split("+")[0] not in ("sqlite", *_PORTS)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-
-    @property
-    def is_server(self) -> bool:
-        """Whether the store is a tracking server, which decides where its artifacts go."""
-        return urlsplit(self.uri).scheme.split("+")[0] not in ("sqlite", *_PORTS)
-
-    @property
-    def artifacts(self) -> Path:
-        """The folder of the artifacts of a store without a server."""
-        return (self.database.parent if self.database else self.folder) / "artifacts"
 
     @property
     def client(self) -> "MlflowClient":
@@ -100,15 +105,10 @@ class Store:
         return self.open()._experiment_id
 
     def open(self, create: bool = True) -> "Store":
-        """Connect to the database and the experiment.
+        """Connect to the database and the experiment, and return the store itself.
 
-        Safe in several processes at once. Creating a store takes seconds and prints a line.
-
-        Args:
-            create: Create what is missing. False, for readers, refuses instead.
-
-        Returns:
-            The store itself.
+        Safe in several processes at once. What is missing is created, which takes seconds and
+        prints a line; with `create=False`, for readers, it is an error.
 
         Raises:
             TrackingError: The server does not answer, the database cannot be created or read, or
@@ -119,23 +119,29 @@ class Store:
         if not create and self.database is not None and not self.database.exists():
             message = "no run store is there: train something first, or set tracking.uri"
             raise TrackingError(f"{self.uri}: {message}")
-        _import_mlflow()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+        parts = urlsplit(self.uri)
+        port = _PORTS.get(parts.scheme.split("+")[0])
         try:
-            self._check_connection()
-            with brief_http(), quiet("mlflow", "mlflow.store.db.utils", "urllib3"):
+            if self.database is not None:
+                if not self.database.exists():
+                    self._create_database(self.database)
+                with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
+                    connection.execute("PRAGMA schema_version").fetchone()
+            elif port and parts.hostname:  # MLflow itself would retry for minutes
+                socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
+            with brief_http(), quiet():
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 self._experiment_id = self._open_experiment(client, create)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
-            reason = " ".join(str(_root_cause(error)).split())[:300] or type(error).__name__
+            reason = one_line(_root_cause(error))[:300] or type(error).__name__
             advice = "start the server, or correct MLFLOW_TRACKING_URI"
             advice = "repair the file or move it away" if self.database else advice
             message = f"{self.uri}: the run store cannot be used ({reason}): {advice}"
-            password = urlsplit(self.uri).password
-            message = message.replace(f":{password}@", ":***@") if password else message
+            message = message.replace(f":{parts.password}@", ":***@")
             raise TrackingError(message) from error
         self._client = client
         return self
@@ -148,57 +154,43 @@ class Store:
         """
         client, token = self.client, None
         from mlflow.entities import ViewType
-        from mlflow.exceptions import MlflowException
 
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         while token != "":
-            try:
+            with mlflow_errors(f"cannot search the runs for {filter!r}"):
                 page = client.search_runs([self.experiment_id], filter, view, _PAGE, None, token)
-            except MlflowException as error:
-                reason = " ".join(str(error).split())
-                raise TrackingError(f"cannot search the runs for {filter!r}: {reason}") from error
             yield from page
             token = page.token or ""
-
-    def discard(self, run_id: str) -> None:
-        """Delete a run without content, such as an empty parent (MLflow can restore it)."""
-        self.client.delete_run(run_id)
 
     def __getstate__(self) -> dict[str, Any]:
         """A store is pickled closed: connections cannot be."""
         return {**self.__dict__, "_client": None, "_experiment_id": ""}
 
-    def _check_connection(self) -> None:
-        """Create a missing SQLite file; else try once: MLflow itself would retry for minutes."""
-        if self.database is not None:
-            if not self.database.exists():
-                with self._lock():
-                    self._create_database(self.database)
-            with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
-                connection.execute("PRAGMA schema_version").fetchone()
-            return
-        parts = urlsplit(self.uri)
-        port = _PORTS.get(parts.scheme.split("+")[0])
-        if port and parts.hostname:
-            socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
-
     def _create_database(self, database: Path) -> None:
-        """Create the database under another name, then rename it. Called under the lock."""
-        if database.exists():
-            return
+        """Create the database under another name, then rename it, in one process at a time."""
+        from filelock import FileLock, Timeout
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        message = f"creating the run store {database} (once, takes some seconds) ..."
-        print(message, file=sys.stderr, flush=True)
-        for leftover in database.parent.glob(f"{database.name}.creating-*"):
-            leftover.unlink()
-        draft = database.with_name(f"{database.name}.creating-{os.getpid()}")
-        draft.touch()  # a folder that cannot be written fails here, not after MLflow's retries
-        with quiet("mlflow", "mlflow.store.db.utils", "urllib3"):
-            SqlAlchemyStore(f"sqlite:///{draft}", str(self.artifacts)).engine.dispose()
-        draft.replace(database)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        lock = database.with_name(f"{database.name}.lock")
+        try:
+            with FileLock(lock, timeout=_LOCK_SECONDS), quiet():
+                if database.exists():
+                    return
+                message = f"creating the run store {database} (once, takes some seconds) ..."
+                print(message, file=sys.stderr, flush=True)
+                for leftover in database.parent.glob(f"{database.name}.creating-*"):
+                    leftover.unlink()
+                draft = database.with_name(f"{database.name}.creating-{os.getpid()}")
+                draft.touch()  # an unwritable folder fails here, not after MLflow's retries
+                SqlAlchemyStore(f"sqlite:///{draft}", str(self.artifacts)).engine.dispose()
+                draft.replace(database)
+        except Timeout as error:
+            message = f"another process has held it for {_LOCK_SECONDS:.0f} s; end that process"
+            raise TrackingError(f"{lock}: {message}") from error
 
     def _open_experiment(self, client: "MlflowClient", create: bool) -> str:
+        """The id of the experiment, after it was created or its artifact paths were corrected."""
         from mlflow.exceptions import MlflowException
 
         experiment = client.get_experiment_by_name(self.experiment)
@@ -208,18 +200,15 @@ class Store:
             message = f"not in {self.uri}; there {verb} {', '.join(names) or 'none'}"
             raise TrackingError(f"experiment {self.experiment!r}: {message}")
         if experiment is None:
-            with contextlib.nullcontext() if self.is_server else self._lock():
-                # Another process may have created it in the meantime.
+            artifacts = None if self.is_server else str(self.artifacts)
+            tags = {_ARTIFACTS_TAG: _BESIDE} if self.database else {}
+            try:
+                return str(client.create_experiment(self.experiment, artifacts, tags))
+            except MlflowException as error:
                 experiment = client.get_experiment_by_name(self.experiment)
-                if experiment is None:
-                    artifacts = None if self.is_server else str(self.artifacts)
-                    tags = {_ARTIFACTS_TAG: _BESIDE} if self.database else {}
-                    try:
-                        return str(client.create_experiment(self.experiment, artifacts, tags))
-                    except MlflowException as error:
-                        experiment = client.get_experiment_by_name(self.experiment)
-                        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
-                            raise
+                # Another process may have created it in the meantime.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                    raise
         if experiment.lifecycle_stage != "active":
             raise ConfigError(
                 "experiment",
@@ -228,111 +217,79 @@ class Store:
             )
         location, beside = experiment.artifact_location, experiment.tags.get(_ARTIFACTS_TAG)
         if self.database and beside == _BESIDE and location != str(self.artifacts):
-            self._follow_move(self.database, location)
+            # MLflow keeps full paths; the database was moved.
+            values = {"old": location, "new": str(self.artifacts), "start": len(location) + 1}
+            connection = sqlite3.connect(self.database, timeout=20)
+            with contextlib.closing(connection), connection:
+                connection.execute(
+                    "UPDATE experiments SET artifact_location = :new "
+                    "WHERE artifact_location = :old",
+                    values,
+                )
+                connection.execute(
+                    "UPDATE runs SET artifact_uri = :new || substr(artifact_uri, :start) "
+                    "WHERE substr(artifact_uri, 1, :start) = :old || '/'",
+                    values,
+                )
         return str(experiment.experiment_id)
-
-    def _follow_move(self, database: Path, old: str) -> None:
-        """Correct the artifact paths in a database that was moved: MLflow keeps full paths."""
-        new, start = str(self.artifacts), len(old) + 1
-        connection = sqlite3.connect(database, timeout=20)
-        with self._lock(), contextlib.closing(connection), connection:
-            connection.execute(
-                "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
-                (new, old),
-            )
-            connection.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-                "WHERE substr(artifact_uri, 1, ?) = ?",
-                (new, start, start, f"{old}/"),
-            )
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        beside = self.database or self.folder / "store"
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        path = beside.with_name(f"{beside.name}.lock")
-        try:
-            with FileLock(path, timeout=_LOCK_SECONDS):
-                yield
-        except Timeout as error:
-            message = f"another process has held it for {_LOCK_SECONDS:.0f} s; end that process"
-            raise TrackingError(f"{path}: {message}") from error
 
 
 def existing(config: DictConfig, experiment: str | None = None) -> Store:
-    """The store that a command's config names, opened for reading.
-
-    Args:
-        config: The complete config, with `tracking`.
-        experiment: Instead of the one in the config.
+    """The store of `config.tracking`, opened for reading; `experiment` replaces that of the config.
 
     Raises:
         ConfigError: A bad value below `tracking`.
         TrackingError: There is no such store, or it cannot be read.
     """
-    override = {"experiment": experiment} if experiment else {}
-    node = OmegaConf.merge(config.tracking, override)
-    assert isinstance(node, DictConfig)
+    node: DictConfig = config.tracking.copy()
+    node.experiment = experiment or node.experiment
     check(resolve(node), "tracking")
     store: Store = instantiate(node, "tracking")
     return store.open(create=False)
 
 
 @contextlib.contextmanager
-def brief_http() -> Iterator[None]:
-    """Requests to a tracking server fail after some seconds (MLflow's default is minutes).
-
-    Variables that the environment sets keep their values.
-    """
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    limits = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(limits)
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables and restore them afterwards."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in limits:
+        for name in values:
             os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def brief_http() -> contextlib.AbstractContextManager[None]:
+    """Requests to a tracking server fail after some seconds, unless the environment says more."""
+    return environment(**{name: os.environ.get(name, value) for name, value in _BRIEF.items()})
 
 
 @contextlib.contextmanager
-def quiet(*names: str, level: int = logging.CRITICAL) -> Iterator[None]:
-    """Raise the level of loggers: errors of MLflow are raised and reported in one line anyway."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(level)
+def quiet() -> Iterator[None]:
+    """Without messages of MLflow's loggers: its errors are raised and reported in one line."""
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, _LOGGERS):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        yield
+
+
+@contextlib.contextmanager
+def mlflow_errors(what: str) -> Iterator[None]:
+    """Raise errors of MLflow as a `TrackingError` of one line that begins with `what`."""
+    from mlflow.exceptions import MlflowException
+
     try:
         yield
-    finally:
-        for logger, before in zip(loggers, levels, strict=True):
-            logger.setLevel(before)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"{what}: {one_line(error)}") from error
 
 
-def _import_mlflow() -> None:
-    """Import MLflow (about a second) without telemetry and without messages on the terminal."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The operating system's error, if it caused this one; libraries wrap it in paragraphs."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())
 
 
 def owner_tags() -> dict[str, str]:
@@ -345,13 +302,10 @@ def owner_tags() -> dict[str, str]:
 
 
 def reap(store: Store) -> list[str]:
-    """End the runs of this host that are RUNNING although their process is gone.
+    """End the runs of this host that are RUNNING although their process is gone; their ids.
 
     They become FAILED, with the tags `failure` and `trial_state`. Runs of other hosts and programs
     are not changed.
-
-    Returns:
-        The ids of the runs that were ended.
     """
     query = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
     ids = [run.info.run_id for run in store.search(query) if not _is_alive(run.data.tags)]
@@ -366,22 +320,30 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
     Args:
         store: Opened if it is not yet.
         run_id: The run.
-        state: Its `trial_state`: complete, pruned, over_limit or fail; fail makes it FAILED, the
-            others FINISHED.
+        state: Its `trial_state`; `fail` makes it FAILED, complete, pruned and over_limit FINISHED.
         reason: One line, the tag `failure` or `ended_early`. Empty for none.
     """
-    status = "FAILED" if state == "fail" else "FINISHED"
-    tag = "failure" if state == "fail" else "ended_early"
-    run = store.client.get_run(run_id)
-    tags = run.data.tags
-    if reason and tags.get(tag) != reason:
-        store.client.set_tag(run_id, tag, reason)
-    if state != "fail" and "failure" in tags:
-        store.client.delete_tag(run_id, "failure")
-    if tags.get("trial_state") != state:
-        store.client.set_tag(run_id, "trial_state", state)
-    if run.info.status != status and not (state == "fail" and run.info.status == "KILLED"):
-        store.client.set_terminated(run_id, status)
+    client, failed = store.client, state == "fail"
+    run = client.get_run(run_id)
+    tags = {"failure" if failed else "ended_early": reason} if reason else {}
+    for name, value in {**tags, "trial_state": state}.items():
+        if run.data.tags.get(name) != value:
+            client.set_tag(run_id, name, value)
+    if not failed and "failure" in run.data.tags:
+        client.delete_tag(run_id, "failure")
+    status = "FAILED" if failed else "FINISHED"
+    if run.info.status != status and not (failed and run.info.status == "KILLED"):
+        client.set_terminated(run_id, status)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The operating system's error, if it caused this one; libraries wrap it in paragraphs."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _is_alive(tags: dict[str, str]) -> bool:

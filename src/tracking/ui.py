@@ -14,9 +14,6 @@ _USAGE = "python -m src.tracking.ui [port=5000] [folder=mlruns] [uri=sqlite:///r
 def main(arguments: list[str]) -> None:
     """Replace this process by the server; returns only if the store is a server itself.
 
-    Args:
-        arguments: `port=`, `folder=` and `uri=`, each optional.
-
     Raises:
         UserError: An unknown argument, a port that is not free, or a store that cannot be used.
     """

@@ -11,10 +11,7 @@ from src.tracking.store import TrackingError
 @pytest.fixture
 def run_ids(store) -> list[str]:
     """Two runs, the first of which trained versions 1 and 3 of "skin", the other version 2."""
-    ids = []
-    for name in ("first", "second"):
-        with Run.start(store, name) as run:
-            ids.append(run.id)
+    ids = [Run.start(store, name).id for name in ("first", "second")]
     store.client.create_registered_model("skin")
     for run_id in (ids[0], ids[1], ids[0]):
         store.client.create_model_version("skin", f"runs:/{run_id}/model", run_id)
@@ -23,28 +20,21 @@ def run_ids(store) -> list[str]:
     return ids
 
 
-@pytest.mark.parametrize(
-    ("typed", "number"), [("skin", 3), ("skin/1", 1), ("skin@champion", 1), ("skin/2", 2)]
-)
-def test_a_version_is_found_by_what_is_typed(store, run_ids, typed, number):
-    assert resolve(store, typed) == Version("skin", number, run_ids[0 if number != 2 else 1])
-
-
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
+def test_versions_by_what_is_typed(store, run_ids):
+    for typed, number, run in (("skin", 3, 0), ("skin/1", 1, 0), ("skin@champion", 1, 0)):
+        assert resolve(store, typed) == Version("skin", number, run_ids[run])
+    assert resolve(store, "skin/2") == Version("skin", 2, run_ids[1])
+    for typed, message in (
         ("skins", "skins: no such registered model; there are skin"),
         ("skin/9", "skin/9: "),
         ("skin@nobody", "skin@nobody: "),
         ("skin/one", "skin/one: "),
         ("a:b", "a:b: not the name of a registered model"),
         ("", ": not the name of a registered model"),
-    ],
-)
-def test_an_unknown_version_is_named(store, run_ids, typed, message):
-    with pytest.raises(TrackingError) as raised:
-        resolve(store, typed)
-    assert str(raised.value).startswith(message)
+    ):
+        with pytest.raises(TrackingError) as raised:
+            resolve(store, typed)
+        assert str(raised.value).startswith(message)
 
 
 def test_the_versions_of_a_run_have_their_aliases(store, run_ids):
