@@ -13,18 +13,21 @@ from src.metrics.pareto import as_losses
 from src.metrics.registry import Objective, describe, recorded_name
 from src.sweep.overrides import BINS, has_order, is_numeric, levels
 
-CONFIDENCE = 0.95
-MIN_FREE = 10  # least residual degrees of freedom of the additive model
-MISSING = "(missing)"  # the value of a trial without the parameter
-MAX_LEVELS = 50  # texts with more values, such as file names, are not compared
 COLUMNS = ["parameter", "value", "position", "objective", "mean", "low", "high", "n"]
 COLUMNS += ["best", "best_run", "adjusted", "adjusted_low", "adjusted_high", "spread"]
 COLUMNS += ["ordered", "log"]
-Adjusted = dict[str, tuple[float, float, float]]  # value -> mean, low, high
+_QUANTILE = 0.975  # of Student's t: intervals of 95%
+_MIN_FREE = 10  # least residual degrees of freedom of the additive model
+_MISSING = "(missing)"  # the value of a trial without the parameter
+_MAX_LEVELS = 50  # texts with more values, such as file names, are not compared
+_ADJUSTED = {"adjusted": "mean", "adjusted_low": "low", "adjusted_high": "high"}
+_CONTRASTS = ["parameter", "objective", "verdict", "low_value", "low", "high_value", "high"]
+_CONTRASTS += ["difference", "factor", "raw_difference", "basis"]
+_ROUNDING = 1e-9  # relative
 
 
 def effects(
-    table: pd.DataFrame, parameters: pd.DataFrame, objectives: Sequence[Objective], bins: int = BINS
+    table: pd.DataFrame, parameters: pd.DataFrame, objectives: Sequence[Objective]
 ) -> pd.DataFrame:
     """The effect of each value of each parameter over finished trials, also infeasible ones.
 
@@ -50,11 +53,10 @@ def effects(
             seeds) are used if they are there.
         parameters: From `src.sweep.overrides.parameters`.
         objectives: Read at the chosen epoch; an objective that no trial has gets no rows.
-        bins: Groups of a continuous parameter.
 
     Returns:
         Sorted by parameter, objective, position. Columns parameter, value (text; of a continuous
-        parameter the range of one of up to `bins` quantile groups), position, objective, mean, low,
+        parameter the range of one of up to `BINS` quantile groups), position, objective, mean, low,
         high (95% t interval over trials; of a single trial over its seeds, if `repeats` is known;
         else missing), n (trials), best (of all trials with this value), best_run, adjusted,
         adjusted_low, adjusted_high (of one parameter with a trial per value by the pooled deviation
@@ -65,8 +67,8 @@ def effects(
     groups: dict[str, pd.DataFrame] = {}
     for name in parameters:
         column = parameters[name].reindex(finished.index)
-        if is_numeric(column) or column.nunique() <= MAX_LEVELS:
-            groups[str(name)] = levels(column, bins).assign(ordered=has_order(column.dropna()))
+        if is_numeric(column) or column.nunique() <= _MAX_LEVELS:
+            groups[str(name)] = levels(column, BINS).assign(ordered=has_order(column.dropna()))
     trials, adjusted = {}, {}
     for objective in objectives:
         metric = recorded_name(objective.metric)
@@ -75,7 +77,7 @@ def effects(
         results = results.replace([math.inf, -math.inf], math.nan).dropna(subset="result")
         log = is_cost(objective.metric) and bool((results["result"] > 0).all())
         trials[objective] = results.assign(log=log)
-        adjusted[objective] = additive_means(groups, trials[objective])
+        adjusted[objective] = _additive_means(groups, trials[objective])
     rows = []
     for name, group in groups.items():
         for objective in objectives:
@@ -85,42 +87,37 @@ def effects(
                 best = int(losses.argmin())
                 row = (name, value, position, objective.metric, *_mean(same), len(same))
                 row += (same["result"].iloc[best], same.index[best])
-                row += adjusted[objective].get(name, {}).get(str(value), (math.nan,) * 3)
+                row += adjusted[objective].get((name, str(value)), (math.nan,) * 3)
                 spread = math.sqrt((same["seed_spread"] ** 2).mean())
                 rows.append((*row, spread, bool(same["ordered"].all()), bool(same["log"].all())))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def additive_means(groups: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dict[str, Adjusted]:
-    """Adjusted mean and interval of each value of each parameter; NaN if trials cannot tell it.
+def _additive_means(
+    groups: dict[str, pd.DataFrame], trials: pd.DataFrame
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Adjusted mean and interval by parameter and value; see `effects`.
+
+    NaN where the trials cannot distinguish the parameters; empty if they are too few.
 
     Args:
         groups: Values (`src.sweep.overrides.levels`) by parameter, indexed by run.
         trials: Indexed by run: result, seed_spread, seeds, log.
-
-    Returns:
-        By parameter; empty if the trials are too few, see `effects`.
     """
     if trials.empty or not groups:
         return {}
     y, noise, log = trials["result"].to_numpy(), trials["seed_spread"], bool(trials["log"].all())
     if log:
         y, noise = np.log(y), noise / y
-    values = pd.DataFrame(
-        {
-            name: group["value"].reindex(trials.index).astype(object)
-            for name, group in groups.items()
-        }
-    ).fillna(MISSING)
+    columns = {name: group["value"].astype(object) for name, group in groups.items()}
+    values = pd.DataFrame(columns).reindex(trials.index).fillna(_MISSING)
     dummies = {name: pd.get_dummies(values[name], dtype=float) for name in groups}
     design = np.concatenate([block.to_numpy() for block in dummies.values()], axis=1)
-    left, scale, right = np.linalg.svd(design, full_matrices=False)
-    rank = int((scale > scale[0] * max(design.shape) * np.finfo(float).eps).sum())
-    left, scale, right = left[:, :rank], scale[:rank], right[:rank]
-    coefficients = right.T @ (left.T @ y / scale)
+    inverse = np.linalg.pinv(design, rcond=max(design.shape) * np.finfo(float).eps)
+    coefficients, rank = inverse @ y, int(np.linalg.matrix_rank(design))
     free = float(len(y) - rank)
     varying = values.loc[:, values.nunique() > 1]
-    if free < max(MIN_FREE, rank) and varying.shape[1] > 1:
+    if free < max(_MIN_FREE, rank) and varying.shape[1] > 1:
         # nearly as many unknowns as trials: residuals are small whatever the noise is
         cells = varying.value_counts()
         if len(cells) < math.prod(varying.nunique().tolist()) or cells.nunique() > 1:
@@ -129,36 +126,32 @@ def additive_means(groups: dict[str, pd.DataFrame], trials: pd.DataFrame) -> dic
     if free == 0:  # one trial per unknown: only the pooled seeds show the noise
         free = (trials["seeds"] - 1).sum(skipna=False)
         variance = (noise**2 / trials["seeds"]).mean()
-    reach = stdtrit(free, (1 + CONFIDENCE) / 2) * math.sqrt(variance) if free > 0 else math.nan
-    means: dict[str, Adjusted] = {name: {} for name in dummies}
+    reach = stdtrit(free, _QUANTILE) * math.sqrt(variance) if free > 0 else math.nan
+    means: dict[tuple[str, str], tuple[float, float, float]] = {}
     end = 0
     for name, block in dummies.items():
         start, end = end, end + block.shape[1]
-        has = block.get(MISSING, pd.Series(0, block.index)).to_numpy() == 0
+        has = block.get(_MISSING, pd.Series(0, block.index)).to_numpy() == 0
         for position, value in enumerate(block if has.any() else []):
             point = design[has].mean(axis=0)
             point[start:end] = np.eye(block.shape[1])[position]
-            projected = right @ point
+            weights = point @ inverse  # of the trials
             # estimable only within the space that the trials span
-            outside = np.linalg.norm(point - right.T @ projected)
-            half = reach * np.linalg.norm(projected / scale)
+            outside = np.linalg.norm(point - weights @ design)
+            half = reach * np.linalg.norm(weights)
             ends = point @ coefficients + np.array([0.0, -half, half])
             if outside >= 1e-8 * np.linalg.norm(point):
                 ends = np.full(3, math.nan)
-            means[name][str(value)] = tuple(np.exp(ends) if log else ends)
+            means[name, str(value)] = tuple(np.exp(ends) if log else ends)
     return means
 
 
 def contrasts(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """The clearest difference between two values of each parameter.
+    """The clearest difference between two values of each parameter in `effects`.
 
     A difference is clear if the 95% intervals of two values do not overlap (for one pair a level of
     about 0.006, without correction for the number of parameters). Adjusted means are compared if
     all values have one. `basis` says what other parameters do.
-
-    Args:
-        table: From `effects`.
-        objectives: The most important first.
 
     Returns:
         By objective, clear differences first, the largest first. Columns parameter, objective,
@@ -166,24 +159,22 @@ def contrasts(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFr
         interval), low_value and low (the smaller mean), high_value and high, difference, factor
         (of costs, whose effects multiply), raw_difference, basis.
     """
-    columns = ["parameter", "objective", "verdict", "low_value", "low", "high_value", "high"]
-    columns += ["difference", "factor", "raw_difference", "basis"]
     rows = []
-    for objective in objectives:
-        of = table[table["objective"] == objective.metric]
-        several = [group for _, group in of.groupby("parameter", sort=False) if len(group) > 1]
+    for number, objective in enumerate(objectives):
+        effects = table[table["objective"] == objective.metric]
+        several = [group for _, group in effects.groupby("parameter", sort=False) if len(group) > 1]
         for group in several:
-            means, by_model = compared_means(group)
-            known = means.dropna(subset=["mean", "low", "high"]).sort_values("mean", kind="stable")
+            compared, basis = _comparable(group, len(several))
+            means = compared.dropna(subset=["mean", "low", "high"])
+            means = means.sort_values("mean", kind="stable")
             row = {"parameter": group["parameter"].iloc[0], "objective": objective.metric}
-            row |= {"verdict": "too few", "basis": _basis(group, by_model, len(several))}
-            if len(known) > 1:
-                mean, low, high = (known[name].to_numpy() for name in ("mean", "low", "high"))
+            row |= {"verdict": "too few", "basis": basis, "number": number}
+            if len(means) > 1:
+                mean, low, high = means[["mean", "low", "high"]].to_numpy().T
                 apart = low[None, :] > high[:, None]
                 gaps = np.where(apart | ~apart.any(), mean[None, :] - mean[:, None], 0.0)
-                first, second = np.unravel_index(gaps.argmax(), gaps.shape)
-                less, more = known.iloc[int(first)], known.iloc[int(second)]
-                equal = mean[-1] - mean[0] <= 1e-9 * abs(mean).max()  # rounding
+                less, more = (means.iloc[at] for at in np.unravel_index(gaps.argmax(), gaps.shape))
+                equal = mean[-1] - mean[0] <= _ROUNDING * abs(mean).max()
                 row["verdict"] = "none" if equal else "clear" if apart.any() else "unclear"
                 raw = group.set_index("value")["mean"]
                 row |= {"low_value": less["value"], "low": less["mean"]}
@@ -192,34 +183,19 @@ def contrasts(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFr
                 row["factor"] = more["mean"] / less["mean"] if less["log"] else math.nan
                 row["raw_difference"] = raw[more["value"]] - raw[less["value"]]
             rows.append(row)
-    found = pd.DataFrame(rows, columns=columns)
-    order = pd.DataFrame(
-        {
-            "objective": found["objective"].map(
-                {each.metric: n for n, each in enumerate(objectives)}
-            ),
-            "verdict": found["verdict"] != "clear",
-            "size": -found["factor"].astype(float).fillna(found["difference"].astype(float)),
-        }
-    )
-    return found.loc[
-        order.sort_values(["objective", "verdict", "size"], kind="stable").index
-    ].reset_index(drop=True)
+    frame = pd.DataFrame(rows, columns=[*_CONTRASTS, "number"])
+    size = frame["factor"].astype(float).fillna(frame["difference"].astype(float))
+    frame = frame.assign(order=frame["verdict"] != "clear", size=-size)
+    frame = frame.sort_values(["number", "order", "size"], kind="stable", ignore_index=True)
+    return frame[_CONTRASTS]
 
 
-def knee_of(
-    table: pd.DataFrame, parameter: str, objective: Objective, tolerance: float | None = None
-) -> dict[str, object]:
+def knee_of(table: pd.DataFrame, parameter: str, objective: Objective) -> dict[str, object]:
     """The smallest value of an ordered parameter that loses no more than a tolerance.
 
-    Values are compared by adjusted means if all have one with an interval, else by raw means.
-
-    Args:
-        table: From `effects`.
-        parameter: Its values are numbers or lists of numbers.
-        objective: One of those in the table.
-        tolerance: In the unit of the objective. None: the deviation over seeds (root mean square
-            over the values); without repeats half of the best value's interval; else zero.
+    Values are numbers or lists of numbers. They are compared by adjusted means if all have one with
+    an interval, else by raw means. The tolerance is the deviation over seeds (root mean square over
+    the values); without repeats half of the best value's interval; else zero.
 
     Returns:
         parameter, objective, best_value and its mean, smallest (the value within the tolerance)
@@ -229,8 +205,8 @@ def knee_of(
     Raises:
         ConfigError: No such parameter or objective, or the values have no order.
     """
-    rows = table.query("parameter == @parameter and objective == @objective.metric")
-    rows = rows.reset_index(drop=True)
+    effects = table[table["objective"] == objective.metric]
+    rows = effects[effects["parameter"] == parameter].reset_index(drop=True)
     if rows.empty:
         names = ", ".join(table["parameter"].unique()) or "none"
         problem = f"must be one with {objective.metric}, out of {names}; but got {parameter}"
@@ -238,86 +214,76 @@ def knee_of(
     if not rows["ordered"].all():
         problem = f"must have values with an order to have a knee, but got {parameter}"
         raise ConfigError("parameter", problem)
-    means, by_model = compared_means(rows)
+    several = int((effects.groupby("parameter")["value"].nunique() > 1).sum())
+    means, basis = _comparable(rows, several)
     losses = as_losses(means["mean"].to_numpy()[:, None], [objective])[:, 0]
-    lost = losses - losses.min()
-    best, source = int(lost.argmin()), "given"
-    if tolerance is None and means["spread"].notna().any():
-        tolerance, source = math.sqrt((means["spread"] ** 2).mean()), "deviation over seeds"
-    elif tolerance is None:
+    losses = losses - losses.min()
+    best = int(losses.argmin())
+    tolerance, source = math.sqrt((means["spread"] ** 2).mean()), "deviation over seeds"
+    if math.isnan(tolerance):
         tolerance = (means["high"][best] - means["low"][best]) / 2
         source = "half the width of the best value's interval"
-        if math.isnan(tolerance):
-            tolerance, source = 0.0, "none known"
-    within = lost <= tolerance * (1 + 1e-9)  # rounding
+    if math.isnan(tolerance):
+        tolerance, source = 0.0, "none known"
+    within = losses <= tolerance * (1 + _ROUNDING)
     knee = int(np.flatnonzero(within)[0])
-    values = rows["value"].tolist()
-    exceptions = [
-        value for value, kept in zip(values[knee:], within[knee:], strict=True) if not kept
-    ]
-    several = table[table["objective"] == objective.metric].groupby("parameter")["value"].nunique()
+    values = rows["value"]
     return {
         "parameter": parameter,
         "objective": objective.metric,
         "best_value": values[best],
         "best_mean": float(means["mean"][best]),
         "smallest": values[knee],
-        "smallest_loss": float(lost[knee]),
+        "smallest_loss": float(losses[knee]),
         "next_smaller": values[knee - 1] if knee else None,
-        "next_loss": float(lost[knee - 1]) if knee else math.nan,
+        "next_loss": float(losses[knee - 1]) if knee else math.nan,
         "tolerance": float(tolerance),
         "source": source,
-        "exceptions": ", ".join(exceptions),
-        "basis": _basis(rows, by_model, int((several > 1).sum())),
+        "exceptions": ", ".join(values[~within & (values.index > knee)]),
+        "basis": basis,
     }
 
 
 def ablation_table(
-    table: pd.DataFrame, objectives: Sequence[Objective], parameters: Sequence[str] | None = None
+    table: pd.DataFrame, objectives: Sequence[Objective], parameter: str
 ) -> pd.DataFrame:
-    """Mean, interval and number of trials as text, one row per value.
-
-    Args:
-        table: From `effects`.
-        objectives: A column each.
-        parameters: Those to show; None: all.
+    """Mean, interval and number of trials as text, one row per value of a parameter in `effects`.
 
     Returns:
-        Columns parameter, value, and per objective one such as "balanced accuracy (validation),
-        higher is better" with cells "0.612 [0.580, 0.644] (n=6)", without brackets if no interval
-        is known, and "-" without a figure.
+        Columns value, and per objective one such as "balanced accuracy (validation), higher is
+        better" with cells "0.612 [0.580, 0.644] (n=6)", without brackets if no interval is known,
+        and "-" without a figure.
     """
-    rows = table if parameters is None else table[table["parameter"].isin(list(parameters))]
-    wide = rows[["parameter", "value"]].drop_duplicates().reset_index(drop=True)
+    rows = table[table["parameter"] == parameter]
+    wide = rows[["value"]].drop_duplicates().set_index("value")
     for objective in objectives:
-        cells = {}
-        for row in rows[rows["objective"] == objective.metric].to_dict("records"):
-            known = not math.isnan(row["low"])
-            interval = f" [{_figure(row['low'])}, {_figure(row['high'])}]" if known else ""
-            text = f"{_figure(row['mean'])}{interval} (n={row['n']})"
-            cells[row["parameter"], row["value"]] = text
+        some = rows[rows["objective"] == objective.metric].set_index("value")
+        mean, low, high = (some[name].map(_figure) for name in ("mean", "low", "high"))
+        interval = (" [" + low + ", " + high + "]").where(some["low"].notna(), "")
         better = "higher" if objective.direction == "maximize" else "lower"
-        keys = zip(wide["parameter"], wide["value"], strict=True)
         title = f"{describe(objective.metric).axis}, {better} is better"
-        wide[title] = [cells.get(key, "-") for key in keys]
-    return wide
+        wide[title] = mean + interval + " (n=" + some["n"].astype(str) + ")"
+    return wide.fillna("-").reset_index()
 
 
-def compared_means(rows: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Rows with the adjusted mean, low and high if all values have them, else unchanged."""
-    names = {"adjusted": "mean", "adjusted_low": "low", "adjusted_high": "high"}
-    if rows[list(names)].isna().any(axis=None) or np.allclose(rows["adjusted_low"], rows["low"]):
-        return rows, False
-    return rows.drop(columns=list(names.values())).rename(columns=names), True
+def _comparable(rows: pd.DataFrame, parameters: int) -> tuple[pd.DataFrame, str]:
+    """The effects of a parameter by adjusted means, if all values have them, else unchanged.
 
-
-def _basis(rows: pd.DataFrame, by_model: bool, parameters: int) -> str:
-    """What other parameters do where the values of one are compared."""
+    The text is the basis: what other parameters do where the values of this one are compared.
+    `parameters` is the number of parameters with several values.
+    """
+    by_model = not (
+        rows[list(_ADJUSTED)].isna().any(axis=None)
+        or np.allclose(rows["adjusted_low"], rows["low"])
+    )
+    basis = "others held equal" if by_model else "others differ, too"
     if parameters < 2:
-        return "one parameter"
-    if np.allclose(rows["adjusted"], rows["mean"]):
-        return "others averaged out"
-    return "others held equal" if by_model else "others differ, too"
+        basis = "one parameter"
+    elif np.allclose(rows["adjusted"], rows["mean"]):
+        basis = "others averaged out"
+    if by_model:
+        rows = rows.drop(columns=list(_ADJUSTED.values())).rename(columns=_ADJUSTED)
+    return rows, basis
 
 
 def _mean(trials: pd.DataFrame) -> np.ndarray:
@@ -331,7 +297,7 @@ def _mean(trials: pd.DataFrame) -> np.ndarray:
     n = n if n > 1 else trials["seeds"].iloc[0]
     half = math.nan
     if n > 1:  # NaN is not
-        half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * deviation / math.sqrt(n)
+        half = stdtrit(n - 1, _QUANTILE) * deviation / math.sqrt(n)
     ends = results.mean() + np.array([0.0, -half, half])
     return unit * np.exp(ends) if log else ends
 

@@ -29,22 +29,17 @@ from src.reporting.comparison import compare
 from src.reporting.decisions import quality_objective
 from src.sweep.overrides import scan
 from src.tracking import read
+from src.tracking.read import texts
 from src.tracking.run import masked
 from src.tracking.store import Store
 
-FLOPS, SIZE = "efficiency/flops", "efficiency/size_mb"
-COSTS = (
-    FLOPS,
-    "efficiency/params",
-    "efficiency/latency_ratio",
-    "efficiency/latency_ms/b1/p50",
-    "efficiency/peak_memory_mb",
-)
-DEFAULT = (Objective(f"val/{PRIMARY}", "maximize"), Objective(FLOPS, "minimize"))
+FLOPS, _SIZE, _RATIO = "efficiency/flops", "efficiency/size_mb", "efficiency/latency_ratio"
+_COSTS: tuple[str, ...] = (FLOPS, "efficiency/params", _RATIO)
+_COSTS += ("efficiency/latency_ms/b1/p50", "efficiency/peak_memory_mb")
+_DEFAULT = (Objective(f"val/{PRIMARY}", "maximize"), Objective(FLOPS, "minimize"))
 MOST_NAMES = 12  # in an error message
-_UNTRAINED = ("study", "audit", "evaluation")  # kinds of runs without a trained net
 # A trial gets these from its study; a single run does not take them.
-_OF_A_STUDY = ("repeats=", "dry_run=", "test=", "seed=", "study=")
+_OF_A_STUDY = ("repeats=", "dry_run=", "test=", "seed=", "study=", "sweeps=")
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,10 @@ class StudyRuns:
     """The runs of one study, or of a search.
 
     Attributes:
-        name: Of the study, or the search.
         run_id: The run of the study itself; empty if there is none, as for a search.
         trials: One row per trial, as `src.tracking.read.runs` returns them.
         seeds: The runs below trials with several seeds.
-        own_objectives: The recorded objectives of the study; empty if none are recorded.
-        own_limits: The recorded limits.
+        objectives: As recorded; empty if none are.
         sweeps: The file of sweeps/ that the study was started with; empty if none.
         fixed_overrides: What all trials had on the command line, quoted for a shell; None if it
             is not recorded.
@@ -68,25 +61,22 @@ class StudyRuns:
     run_id: str
     trials: pd.DataFrame
     seeds: pd.DataFrame
-    own_objectives: tuple[Objective, ...] = ()
-    own_limits: tuple[Limit, ...] = ()
+    objectives: tuple[Objective, ...] = ()
+    limits: tuple[Limit, ...] = ()
     sweeps: str = ""
     fixed_overrides: str | None = None
     origins: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def seeds_of(self, run_id: str) -> pd.DataFrame:
         """The runs below a trial, by seed; no rows if it has none."""
-        if self.seeds.empty:
-            return self.seeds
-        below = self.seeds[self.seeds["parent_id"] == run_id]
-        seeds = pd.to_numeric(below.get("tags.seed", pd.Series(dtype=float)), errors="coerce")
-        return below.loc[seeds.sort_values().index] if len(seeds) else below
+        rows = self.seeds[texts(self.seeds, "parent_id") == run_id]
+        seeds = pd.to_numeric(texts(rows, "tags.seed"), errors="coerce")
+        return rows.loc[seeds.sort_values().index]
 
     def runs_of(self, run_id: str) -> list[str]:
         """The trained runs of a trial: its finished seeds, or the trial itself."""
-        below = self.seeds_of(run_id)
-        finished = below[below["status"] == "FINISHED"] if len(below) else below
-        return list(finished["run_id"]) if len(finished) else [run_id]
+        seeds = self.seeds_of(run_id)
+        return list(texts(seeds[texts(seeds, "status") == "FINISHED"], "run_id")) or [run_id]
 
     def before(self, moment: pd.Timestamp) -> "StudyRuns":
         """The study at an earlier time: the trials that had ended by then."""
@@ -96,12 +86,7 @@ class StudyRuns:
 
 
 def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
-    """The study with this name.
-
-    Args:
-        runs: All runs of the experiment.
-        name: Of the study.
-        store: Named in the error message.
+    """The study with this name, out of all runs of the experiment.
 
     Raises:
         UserError: There is no such study, or it has no trials; the message lists the studies.
@@ -111,57 +96,33 @@ def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     trials = tagged[tagged["parent_id"].isin(parents["run_id"])] if len(parents) else _tops(tagged)
     if trials.empty:
         raise UserError(
-            f"study={name}: no such study in {_where(store)}, or it has no trials; "
+            f"study={name}: no such study in {_location(store)}, or it has no trials; "
             f"there {_listed(known_studies(runs))}"
         )
     parent = parents.iloc[0].dropna() if len(parents) else pd.Series(dtype=object)
-    objectives, limits = _recorded_purpose(parent, trials)
-    return StudyRuns(
-        name,
-        str(parent.get("run_id", "")),
-        _filled(trials),
-        _filled(_seeds(tagged, trials)),
-        objectives,
-        limits,
-        str(parent.get("tags.sweeps", "")),
-        parent.get("tags.fixed_overrides"),
-        _origins(runs, trials),
-    )
+    return _study_runs(name, parent, trials, tagged, runs)
 
 
 def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     """The runs of a search, each as a trial.
 
-    Args:
-        runs: The result of the search. Runs of studies are left out; a seed is below its trial if
-            the search returned that, too.
-        name: The search.
-        store: Named in the error message.
+    Runs of studies are left out; a seed is below its trial if the search returned that, too.
 
     Raises:
         UserError: There are no runs.
     """
     trials = _tops(runs)
     if trials.empty:
-        raise UserError(f"{name}: finds no runs in {_where(store)}")
-    seeds = _filled(_seeds(runs, trials))
-    objectives, limits = _recorded_purpose(pd.Series(dtype=object), trials)
-    if texts(trials, "tags.origin").ne("").any():
-        runs = read.cached_runs(store)  # the origins may be outside the search
-    origins = _origins(runs, trials)
-    return StudyRuns(name, "", _filled(trials), seeds, objectives, limits, origins=origins)
+        raise UserError(f"{name}: finds no runs in {_location(store)}")
+    # the origins may be outside the search
+    is_compressed = texts(trials, "tags.origin").ne("").any()
+    others = read.cached_runs(store) if is_compressed else runs
+    return _study_runs(name, pd.Series(dtype=object), trials, runs, others)
 
 
 def known_studies(runs: pd.DataFrame) -> list[str]:
     """Names of the studies, the newest first."""
     return [str(name) for name in texts(runs, "tags.study").unique() if name]
-
-
-def texts(frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column with "" where a value, or the column, is missing."""
-    if column not in frame:
-        return pd.Series("", index=frame.index, dtype=object)
-    return frame[column].astype(object).where(frame[column].notna(), "")
 
 
 def purpose(
@@ -185,29 +146,30 @@ def purpose(
     """
     first, warnings = studies[0], []
     if objectives:
-        entries = [{"metric": each} if isinstance(each, str) else each for each in objectives]
+        entries = [{"metric": entry} if isinstance(entry, str) else entry for entry in objectives]
         chosen = _parsed("objectives", parse_objectives, entries)
     else:
-        chosen = list(first.own_objectives or DEFAULT)
-        if any(other.own_objectives not in ((), first.own_objectives) for other in studies[1:]):
+        chosen = list(first.objectives or _DEFAULT)
+        if any(other.objectives not in ((), first.objectives) for other in studies[1:]):
             warnings.append(
                 f"The studies have different objectives; the fronts use those of {first.name}."
             )
     if len(chosen) == 1:
-        second = DEFAULT[0].metric if chosen[0].metric == FLOPS else FLOPS
+        second = _DEFAULT[0].metric if chosen[0].metric == FLOPS else FLOPS
         chosen.append(Objective(second, describe(second).direction))
         warnings.append(f"A front needs two objectives; {second} was added to {chosen[0].metric}.")
-    if all(is_cost(each.metric) for each in chosen):
+    if all(is_cost(objective.metric) for objective in chosen):
         raise ConfigError("objectives", "must have one that is no cost, else no model is the best")
-    kept = list(first.own_limits) if limits is None else _parsed("limits", parse_limits, limits)
-    names = [str(name) for each in studies for name in each.trials.columns]
-    recorded = {name for name in names if name.startswith("metrics.")}
-    wanted = {f"objectives[{number}]": each.metric for number, each in enumerate(chosen)}
-    wanted |= {f"limits[{number}]": each.metric for number, each in enumerate(kept)}
-    for key, metric in wanted.items():
-        if f"metrics.{recorded_name(metric)}" not in recorded:
-            raise ConfigError(key, f"no run has {metric}; there {_listed(_like(metric, recorded))}")
-    return chosen, kept, warnings
+    bounds = list(first.limits) if limits is None else _parsed("limits", parse_limits, limits)
+    columns = {str(name) for study in studies for name in study.trials.columns}
+    recorded = {name.removeprefix("metrics.") for name in columns if name.startswith("metrics.")}
+    for key, items in (("objectives", chosen), ("limits", bounds)):
+        for number, item in enumerate(items):
+            if recorded_name(item.metric) not in recorded:
+                problem = f"no run has {item.metric}; there "
+                problem += _listed(_similar(item.metric, recorded))
+                raise ConfigError(f"{key}[{number}]", problem)
+    return chosen, bounds, warnings
 
 
 def _parsed(key: str, parse: Callable[[dict[str, Any]], list[Any]], entries: object) -> list[Any]:
@@ -218,45 +180,51 @@ def _parsed(key: str, parse: Callable[[dict[str, Any]], list[Any]], entries: obj
         raise ConfigError(error.key.replace("objective.", "", 1) or key, error.problem) from None
 
 
-def _like(metric: str, recorded: set[str]) -> list[str]:
+def _similar(metric: str, recorded: set[str]) -> list[str]:
     """Similar metrics, else those of the same kind, else all."""
-    names = sorted(name.removeprefix("metrics.best/").removeprefix("metrics.") for name in recorded)
-    useful = [name for name in dict.fromkeys(names) if name.startswith(("val/", "efficiency/"))]
+    names = sorted({name.removeprefix("best/") for name in recorded})
+    useful = [name for name in names if name.startswith(("val/", "efficiency/"))]
     same = [name for name in useful if name.split("/")[0] == metric.split("/")[0]]
     return difflib.get_close_matches(metric, useful, n=5, cutoff=0.75) or same or useful or names
 
 
-def _seeds(runs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """The runs below trials, without the compressed versions of a trial."""
-    origin = texts(runs, "tags.origin")
-    made_from_parent = (origin != "") & (origin == runs["parent_id"])
-    return runs[runs["parent_id"].isin(trials["run_id"]) & ~made_from_parent]
-
-
-def _origins(runs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """The runs that compressed trials were made from."""
-    return _filled(runs[runs["run_id"].isin(set(texts(trials, "tags.origin")) - {""})])
-
-
-def _recorded_purpose(
-    parent: pd.Series, trials: pd.DataFrame
-) -> tuple[tuple[Objective, ...], tuple[Limit, ...]]:
-    """Objectives and limits of the study's run; limits also from the config of its trials."""
-    found = re.findall(r"(maximize|minimize) ([^;\s]+)", parent.get("tags.objectives", ""))
-    objectives = [{"metric": metric, "direction": direction} for direction, metric in found]
+def _study_runs(
+    name: str, parent: pd.Series, trials: pd.DataFrame, below: pd.DataFrame, runs: pd.DataFrame
+) -> StudyRuns:
+    """The record of a study: its seeds are among `below`, origins of its trials among `runs`."""
+    pairs = re.findall(r"(maximize|minimize) ([^;\s]+)", parent.get("tags.objectives", ""))
+    entries = [{"metric": metric, "direction": direction} for direction, metric in pairs]
     if "tags.limits" in parent:
         limits = [text.strip() for text in parent["tags.limits"].split(";") if text.strip()]
     else:
         configs = [text for text in texts(trials, "params.objective.limits") if text]
         limits = re.findall(r'"([^"]+[<>]=[^"]+)"', configs[0]) if configs else []
+    objectives, bounds = list[Objective](), list[Limit]()
     try:
-        parsed = tuple(parse_objectives({"objectives": objectives})) if objectives else ()
-        return parsed, tuple(parse_limits({"limits": limits}))
+        objectives = parse_objectives({"objectives": entries}) if entries else []
+        bounds = parse_limits({"limits": limits})
     except ConfigError:  # recorded by a version with other metrics
-        return (), ()
+        objectives = []
+    # compressed versions of a trial are below it, too
+    is_copy = (texts(below, "tags.origin") != "") & (
+        below["parent_id"] == texts(below, "tags.origin")
+    )
+    seeds = below[below["parent_id"].isin(trials["run_id"]) & ~is_copy]
+    origins = runs[runs["run_id"].isin(set(texts(trials, "tags.origin")) - {""})]
+    return StudyRuns(
+        name,
+        str(parent.get("run_id", "")),
+        _without_empty(trials),
+        _without_empty(seeds),
+        tuple(objectives),
+        tuple(bounds),
+        str(parent.get("tags.sweeps", "")),
+        parent.get("tags.fixed_overrides"),
+        _without_empty(origins),
+    )
 
 
-def _filled(runs: pd.DataFrame) -> pd.DataFrame:
+def _without_empty(runs: pd.DataFrame) -> pd.DataFrame:
     """Without the tags, parameters and metrics that none of these runs has."""
     groups = runs.columns.str.startswith(("tags.", "params.", "metrics."))
     return runs.loc[:, ~groups | runs.notna().any()].reset_index(drop=True)
@@ -265,11 +233,11 @@ def _filled(runs: pd.DataFrame) -> pd.DataFrame:
 def _tops(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with a trained net, without the seeds of a trial that is there, too."""
     kinds = texts(runs, "tags.kind")
-    above = set(runs.loc[kinds == "trial", "run_id"])
-    return runs[~kinds.isin(_UNTRAINED) & ~runs["parent_id"].isin(above)]
+    is_below = runs["parent_id"].isin(runs.loc[kinds == "trial", "run_id"])
+    return runs[~kinds.isin(["study", "audit", "evaluation"]) & ~is_below]
 
 
-def _where(store: Store) -> str:
+def _location(store: Store) -> str:
     return f"{masked(store.uri)} (experiment {store.experiment})"
 
 
@@ -283,10 +251,7 @@ def _listed(names: list[str]) -> str:
 class PredictionReader:
     """Reads predictions, learning curves and artifacts of the trials of a report.
 
-    Args:
-        store: Opened if it is not yet.
-        studies: That are reported on.
-        refresh: Whether learning curves are read from the store again.
+    `refresh` reads learning curves from the store again.
     """
 
     def __init__(self, store: Store, studies: Sequence[StudyRuns], refresh: bool = False) -> None:
@@ -312,15 +277,14 @@ class PredictionReader:
         return self._predictions[key]
 
     def history(self, run_ids: Sequence[str], metric: str) -> tuple[pd.DataFrame, dict[str, str]]:
-        """A metric after every epoch of the nets of some trials.
+        """A metric after every epoch of the nets of some trials, and the trial of each net.
 
-        Returns:
-            Columns run_id (of the net), step, value; and the trial of each net.
+        The columns are run_id (of the net), step, value.
         """
         trial_of: dict[str, str] = {}
         for run_id in run_ids:
-            below = self._study[run_id].seeds_of(run_id)
-            trial_of |= dict.fromkeys(below["run_id"] if len(below) else [run_id], run_id)
+            seeds = texts(self._study[run_id].seeds_of(run_id), "run_id")
+            trial_of |= dict.fromkeys(seeds if len(seeds) else [run_id], run_id)
         return read.history(self.store, list(trial_of), metric, self._refresh), trial_of
 
     def artifacts(self, run_id: str) -> Path | None:
@@ -336,7 +300,7 @@ class PredictionReader:
 
 def compressed(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of compressed trials."""
-    return table[table["compression"] != ""] if "compression" in table else table.iloc[:0]
+    return table[texts(table, "compression") != ""]
 
 
 def with_origins(
@@ -349,18 +313,14 @@ def with_origins(
         origins: The runs that the trials were made from, as far as the store has them.
         metrics: Recorded names.
     """
-    if not (table["origin"] != "").any():
+    is_made = table["origin"] != ""
+    if not is_made.any():
         return table.drop(columns=list(COMPRESSION))
-    rows = origins.set_index("run_id").reindex(table["origin"])
-    model = rows.get("tags.model", pd.Series(index=rows.index, dtype=object)).fillna("run")
-    label = pd.Series(model.to_numpy(), table.index) + " " + table["origin"].str[:6]
-    values = {
-        f"origin/{name}": rows[f"metrics.{name}"].to_numpy(dtype=float)
-        if f"metrics.{name}" in rows
-        else missing(len(table))
-        for name in metrics
-    }
-    return table.assign(origin_label=label.where(table["origin"] != "", ""), **values)
+    rows = origins.set_index("run_id").reindex(table["origin"]).set_axis(table.index)
+    label = texts(rows, "tags.model").replace("", "run") + " " + table["origin"].str[:6]
+    values = rows.reindex(columns=[f"metrics.{name}" for name in metrics]).astype(float)
+    values.columns = [f"origin/{name}" for name in metrics]
+    return table.assign(origin_label=label.where(is_made, ""), **values)
 
 
 def compression_costs(table: pd.DataFrame) -> pd.DataFrame:
@@ -372,28 +332,23 @@ def compression_costs(table: pd.DataFrame) -> pd.DataFrame:
         the paired interval on the same images; split; verdict on a loss of one point. Columns
         without values are left out.
     """
-    rows = compressed(table)
-    names = [
-        str(name) for name in rows if re.fullmatch(rf"{LOST}/.*(?<!/low)(?<!/high)", str(name))
-    ]
-    shares = {"size": SIZE, "latency": "efficiency/latency_ratio", "FLOPs": FLOPS}
-    frames = []
-    for name in names:
+    rows, frames = compressed(table), []
+    columns = [str(name) for name in rows if str(name).startswith(f"{LOST}/")]
+    for name in (name for name in columns if not name.endswith(("/low", "/high"))):
         frame = rows[["label", "compression"]].assign(made_from=rows["origin_label"])
-        for title, cost in shares.items():
+        for title, cost in (("size", _SIZE), ("latency", _RATIO), ("FLOPs", FLOPS)):
             if f"origin/{cost}" in rows:
                 frame[title] = rows[cost] / rows[f"origin/{cost}"]
-        ends = [name, f"{name}/low", f"{name}/high"]
         frame["metric"] = name.removeprefix(f"{LOST}/")
+        ends = [name, f"{name}/low", f"{name}/high"]
         frame[["lost", "low", "high"]] = rows.reindex(columns=ends).astype(float) * 100
-        verdicts = [frame["high"] < 1, frame["low"] > 1]
-        less, more = "less than 1 point", "more than 1 point"
-        frame["verdict"] = np.select(verdicts, [less, more], "undecided")
+        verdicts = {"less than 1 point": frame["high"] < 1, "more than 1 point": frame["low"] > 1}
+        frame["verdict"] = np.select(list(verdicts.values()), list(verdicts), "undecided")
         frames.append(frame.assign(split=rows["lost_on"]))
     if not frames:
         return pd.DataFrame()
-    every = pd.concat(frames).sort_index(kind="stable")
-    return every[every["lost"].notna()].dropna(axis="columns", how="all").reset_index(drop=True)
+    costs = pd.concat(frames).sort_index(kind="stable").dropna(subset="lost")
+    return costs.dropna(axis="columns", how="all").reset_index(drop=True)
 
 
 def values_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> np.ndarray:
@@ -408,53 +363,40 @@ def compared(
     study: StudyRuns, objectives: Sequence[Objective], limits: Sequence[Limit]
 ) -> pd.DataFrame:
     """The trials as `compare` returns them, with study, time of their end and a unique label."""
-    table = compare(study.trials, objectives, limits).copy()
-    runs = study.trials.set_index("run_id").reindex(table["run_id"])
-    table["study"] = study.name
-    repeats = runs.get("params.repeats", pd.Series(index=runs.index, dtype=object))
-    table["repeats"] = pd.to_numeric(repeats, errors="coerce").to_numpy()
-    table["ended"] = runs["end_time"].array
-    metrics = [*(recorded_name(each.metric) for each in objectives), *COSTS, SIZE]
+    table = compare(study.trials, objectives, limits)
+    runs = study.trials.set_index("run_id").reindex(table["run_id"]).reset_index()
+    repeats = pd.to_numeric(texts(runs, "params.repeats"), errors="coerce")
+    table = table.assign(study=study.name, repeats=repeats, ended=runs["end_time"])
+    metrics = [*(recorded_name(objective.metric) for objective in objectives), *_COSTS, _SIZE]
     table = with_origins(table, study.origins, list(dict.fromkeys(metrics)))
-    model = table["model"].where(table["model"] != "", "trial")
-    if "compression" in table:
-        model = (model + " " + table["compression"]).str.strip()
+    model = table["model"].replace("", "trial") + " " + texts(table, "compression")
     trial = table["trial"].where(table["trial"] != "", table["run_id"].str[:8])
-    label = model + " #" + trial.astype(str)
+    label = model.str.strip() + " #" + trial.astype(str)
     twins = label.duplicated(keep=False)
-    table["label"] = label.where(~twins, label + " " + table["run_id"].str[:6])
-    return table
+    return table.assign(label=label.mask(twins, label + " " + table["run_id"].str[:6]))
 
 
 def rank(
     table: pd.DataFrame, objectives: Sequence[Objective], scale: pareto.Scale
 ) -> tuple[pd.DataFrame, str]:
-    """Add rank, crowding, contribution, knee and state.
+    """Add rank, crowding, contribution, knee and state to a table of one study from `compared`.
 
-    Args:
-        table: From `compared`, of one study.
-        objectives: M of them.
-        scale: On which distances and volumes are measured.
-
-    Returns:
-        The table, and in words how the knee was found.
+    Distances and volumes are measured on `scale`. The text says how the knee was found.
     """
     values = values_of(table, objectives)
-    known = ~np.isnan(values).any(axis=1)
+    complete = ~np.isnan(values).any(axis=1)
     losses = scale.transform(values)
-    ranks, crowding, contribution = (np.full(len(table), np.nan) for _ in range(3))
-    ranks[known] = pareto.ranks(values[known], list(objectives))
-    for value in np.unique(ranks[known]):
+    ranks, crowding, contribution = np.full((3, len(table)), np.nan)
+    ranks[complete] = pareto.ranks(values[complete], list(objectives))
+    for value in np.unique(ranks[complete]):
         crowding[ranks == value] = pareto.crowding(losses[ranks == value])
     members = np.flatnonzero(table["front"])
     contribution[members] = pareto.contributions(losses[members])
     position, how = pareto.knee(losses[members])
-    knee = np.zeros(len(table), dtype=bool)
-    if position is not None:
-        knee[members[position]] = True
-    state = table["status"].str.lower()
+    knee = np.arange(len(table)) == (-1 if position is None else members[position])
     finished = table["status"] == "FINISHED"
-    state = state.mask(finished, "dominated").mask(finished & ~known, "no value")
+    state = table["status"].str.lower().mask(finished, "dominated")
+    state = state.mask(finished & ~complete, "no value")
     state = state.mask(finished & ~table["feasible"], "over limit").mask(table["front"], "front")
     added = {"rank": ranks, "crowding": crowding, "contribution": contribution}
     return table.assign(**added, knee=knee, state=state), how
@@ -464,11 +406,10 @@ def progress(
     table: pd.DataFrame, objectives: Sequence[Objective], scale: pareto.Scale
 ) -> pd.DataFrame:
     """The hypervolume after each trial that has ended, in order of time: `Report.progress`."""
-    ended = table[table["ended"].notna()].sort_values("ended", kind="stable")
+    ended = table[table["ended"].notna()].sort_values("ended", kind="stable", ignore_index=True)
     volumes = pareto.over_time(scale.transform(values_of(ended, objectives)))
-    ended = ended[["study", "ended"]].reset_index(drop=True)
-    ended.insert(1, "trials", np.arange(1, len(ended) + 1))
-    return ended.assign(hypervolume=volumes)
+    rows = ended[["study"]].assign(trials=ended.index + 1, ended=ended["ended"])
+    return rows.assign(hypervolume=volumes)
 
 
 def comparison(
@@ -485,32 +426,24 @@ def comparison(
         scale: Fitted on all studies.
     """
     fronts = [values_of(table[table["front"]], objectives) for table in tables]
-    signs = [1.0 if each.direction == "minimize" else -1.0 for each in objectives]
+    losses = [pareto.as_losses(front, objectives) for front in fronts]
     rows = []
     for number, (table, front) in enumerate(zip(tables, fronts, strict=True)):
-        others = np.vstack([front[:0], *fronts[:number], *fronts[number + 1 :]])
-        covered = np.any((others[None] * signs <= front[:, None] * signs).all(axis=2), axis=1)
-        best = (front * signs).min(axis=0) * signs if len(front) else missing(len(signs))
-        rows.append(
-            {
-                "study": table["study"].iloc[0] if len(table) else "",
-                "trials": len(table),
-                "front": len(front),
-                "hypervolume": pareto.hypervolume(scale.transform(front)),
-                "new_points": int((~covered).sum()),
-                "new": ", ".join(table.loc[table["front"], "label"][~covered]),
-            }
-            | {
-                f"best {recorded_name(each.metric)}": value
-                for each, value in zip(objectives, best, strict=True)
-            }
-        )
+        others = np.vstack([front[:0], *losses[:number], *losses[number + 1 :]])
+        covered = np.any((others[None] <= losses[number][:, None]).all(axis=2), axis=1)
+        row = {
+            "study": table["study"].iloc[0] if len(table) else "",
+            "trials": len(table),
+            "front": len(front),
+            "hypervolume": pareto.hypervolume(scale.transform(front)),
+            "new_points": int((~covered).sum()),
+            "new": ", ".join(table.loc[table["front"], "label"][~covered]),
+        }
+        for objective, values in zip(objectives, front.T, strict=True):
+            best = values.max if objective.direction == "maximize" else values.min
+            row[f"best {recorded_name(objective.metric)}"] = best() if len(values) else np.nan
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def missing(length: int) -> np.ndarray:
-    """An array of missing values."""
-    return np.full(length, np.nan)
 
 
 def quality_of(objectives: Sequence[Objective]) -> str:
@@ -520,10 +453,9 @@ def quality_of(objectives: Sequence[Objective]) -> str:
 
 def costs_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
     """Costs that at least one trial has: FLOPs, parameters, latency, then other objectives."""
-    others = [each.metric for each in objectives if is_cost(each.metric)]
-    names = [*COSTS, *others]
-    if len(compressed(table)):  # compression to fewer bits changes size and latency only
-        names = [FLOPS, SIZE, COSTS[2], COSTS[1], *COSTS[3:], *others]
+    # compression to fewer bits changes size and latency only
+    names = [FLOPS, _SIZE, _RATIO, *_COSTS] if len(compressed(table)) else [*_COSTS]
+    names += [objective.metric for objective in objectives if is_cost(objective.metric)]
     return [name for name in dict.fromkeys(names) if name in table and table[name].notna().any()]
 
 
@@ -551,15 +483,17 @@ def retrain(study: StudyRuns, trial: pd.Series, artifacts: Path | None) -> str:
         command += ["--config-path", str(artifacts), "--config-name", "config"]
         return shlex.join([*command, "study=null", "repeats=1", "hydra.run.dir=logs/runs/again"])
     cell = scan(str(values.get("tags.overrides", "")))
-    kept = [*shlex.split(fixed), *(f"{key}={value}" for key, value in cell.items())]
-    kept = [each for each in kept if not each.startswith((*_OF_A_STUDY, "sweeps="))]
-    if origin:  # the origin of the first seed: the trial's own origin is a trial, too
+    overrides = [*shlex.split(fixed), *(f"{key}={value}" for key, value in cell.items())]
+    overrides = [override for override in overrides if not override.startswith(_OF_A_STUDY)]
+    if origin:  # of the first seed: the trial's own origin is a trial, too
         seeds = study.seeds_of(str(values.get("run_id")))
-        seeds = seeds[seeds["status"] == "FINISHED"] if len(seeds) else seeds
-        origin = seeds["tags.origin"].iloc[0] if len(seeds) else origin
-        kept = [f"origin={origin}" if each.startswith("origin=") else each for each in kept]
+        origins = [*texts(seeds[texts(seeds, "status") == "FINISHED"], "tags.origin"), origin]
+        overrides = [
+            f"origin={origins[0]}" if override.startswith("origin=") else override
+            for override in overrides
+        ]
     if study.sweeps:  # the file of sweeps/ says MULTIRUN; the command line overrules it
         command += [f"sweeps={study.sweeps}", "hydra.mode=RUN"]
-        kept.append("repeats=1")
+        overrides.append("repeats=1")
     seed = [f"seed={int(float(values['tags.seed']))}"] if "tags.seed" in values else []
-    return shlex.join([*command, *kept, *seed])
+    return shlex.join([*command, *overrides, *seed])

@@ -12,11 +12,11 @@ from src.metrics.registry import Objective, describe, recorded_name
 from src.sweep.overrides import is_log, is_numeric
 
 COLUMNS = ["parameter", "objective", "importance"]
-MIN_TRIALS = 10
-FEW_TRIALS = 50  # with fewer, the five best are more than a tenth
-MAX_TRIALS = 2000  # more trials take seconds and change the second decimal at most
-BEST = 0.1  # share of the trials that are called the best ...
-MIN_BEST = 5  # ... but at least this number, as Optuna advises
+_MIN_TRIALS = 10
+_FEW_TRIALS = 50  # with fewer, the five best are more than a tenth
+_MAX_TRIALS = 2000  # more trials take seconds and change the second decimal at most
+_BEST = 0.1  # share of the trials that are called the best ...
+_MIN_BEST = 5  # ... but at least this number, as Optuna advises
 
 
 def importance(
@@ -50,83 +50,68 @@ def importance(
     notes: list[str] = []
     for objective in objectives:
         label = describe(objective.metric).label
-        values = (
-            finished.reindex(columns=[recorded_name(objective.metric)]).iloc[:, 0].astype(float)
-        )
-        values = values[np.isfinite(values)]
-        ranked = as_losses(values.to_numpy()[:, None], [objective])[:, 0]
-        losses = pd.Series(ranked, index=values.index).sort_values()
-        if len(losses) > MAX_TRIALS:
-            losses = losses.iloc[np.linspace(0, len(losses) - 1, MAX_TRIALS).round().astype(int)]
+        values = finished.reindex(columns=[recorded_name(objective.metric)]).astype(float)
+        losses = pd.Series(as_losses(values.to_numpy(), [objective])[:, 0], values.index)
+        losses = losses[np.isfinite(losses)].sort_values()
+        if len(losses) > _MAX_TRIALS:
+            losses = losses.iloc[np.linspace(0, len(losses) - 1, _MAX_TRIALS).round().astype(int)]
         swept = parameters.reindex(losses.index)
         swept = swept.loc[:, swept.nunique() > 1]
-        n_best = max(math.ceil(BEST * len(losses)), MIN_BEST)
+        n_best = max(math.ceil(_BEST * len(losses)), _MIN_BEST)
         best = losses <= losses.iloc[:n_best].max()  # with those that tie with the last of them
-        problem = ""
-        if len(losses) < MIN_TRIALS:
-            problem = f"{len(losses)} finished trials with a value, fewer than {MIN_TRIALS}"
-        elif swept.columns.empty:
-            problem = "no parameter differs among the trials"
-        elif losses.min() == losses.max():
-            problem = "all trials have the same value"
-        elif best.all():
-            problem = "too many trials share the worst value"
-        if problem:
+        few = f"{len(losses)} finished trials with a value, fewer than {_MIN_TRIALS}"
+        problems = {
+            few: len(losses) < _MIN_TRIALS,
+            "no parameter differs among the trials": swept.columns.empty,
+            "all trials have the same value": losses.min() == losses.max(),
+            "too many trials share the worst value": best.all(),
+        }
+        if problem := next((text for text, holds in problems.items() if holds), ""):
             notes.append(f"No parameter importance for {label}: {problem}.")
             continue
-        if len(losses) < FEW_TRIALS:
+        if len(losses) < _FEW_TRIALS:
             notes.append(
                 f"Parameter importance for {label} rests on the best {best.sum()} of {len(losses)} "
                 "trials; the sampler drew the settings of the others."
             )
         # Optuna rounds the number of best trials up: half a trial less is never rounded to one more
         shares = _ped_anova(losses, swept, (n_best - 0.5) / len(losses))
-        shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
-        rows += [(name, objective.metric, share) for name, share in shares.items()]
+        order = sorted(shares, key=lambda name: -shares[name])
+        rows += [(name, objective.metric, shares[name]) for name in order]
     return pd.DataFrame(rows, columns=COLUMNS), notes
 
 
 def _ped_anova(losses: pd.Series, swept: pd.DataFrame, quantile: float) -> dict[str, float]:
     """Shares by parameter; Optuna neither logs nor warns.
 
-    Args:
-        losses: By run, less is better.
-        swept: Parameters of the same runs; each has at least two values.
-        quantile: The share of the best trials.
+    Less is a better loss. At least two values in every column of `swept`, which has the same runs.
+    `quantile` is the share of the best trials.
     """
     import optuna
-    from optuna.distributions import (
-        BaseDistribution,
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna import distributions as kinds
 
-    distributions: dict[str, BaseDistribution] = {}
+    distributions: dict[str, kinds.BaseDistribution] = {}
     for name, column in swept.items():
-        known, log = column.dropna(), is_log(column)
+        values, log = column.dropna(), is_log(column)
         if not is_numeric(column):
-            distributions[str(name)] = CategoricalDistribution(sorted(known.unique()))
-        elif (known == known.round()).all():
-            distributions[str(name)] = IntDistribution(int(known.min()), int(known.max()), log=log)
+            distributions[str(name)] = kinds.CategoricalDistribution(sorted(values.unique()))
+            continue
+        low, high = float(values.min()), float(values.max())
+        if (values == values.round()).all():
+            distributions[str(name)] = kinds.IntDistribution(int(low), int(high), log=log)
         else:
-            ends = float(known.min()), float(known.max())
-            distributions[str(name)] = FloatDistribution(*ends, log=log)
+            distributions[str(name)] = kinds.FloatDistribution(low, high, log=log)
     trials = []
-    values = zip(*(swept[name].tolist() for name in swept), strict=True)
-    for loss, row, has in zip(losses.tolist(), values, swept.notna().to_numpy(), strict=True):
-        cell = {
-            name: value
-            for name, value, is_set in zip(distributions, row, has, strict=True)
-            if is_set
-        }
+    columns = [swept[name].tolist() for name in swept]
+    for loss, *row in zip(losses.tolist(), *columns, strict=True):
+        cell = dict(zip(distributions, row, strict=True))
+        cell = {name: value for name, value in cell.items() if not pd.isna(value)}
         of_cell = {name: distributions[name] for name in cell}
         trials.append(optuna.trial.create_trial(value=loss, params=cell, distributions=of_cell))
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
             study.add_trials(trials)
             evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)

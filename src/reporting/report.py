@@ -20,13 +20,14 @@ from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits, recorded_name
 from src.reporting import ablation, charts, collect, comparison, page, text
-from src.reporting.collect import PredictionReader, StudyRuns, texts
+from src.reporting.collect import PredictionReader, StudyRuns
 from src.reporting.decisions import Answer, decide, quality_objective
 from src.reporting.importance import importance
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
 from src.sweep import overrides
 from src.tracking import read
+from src.tracking.read import texts
 from src.tracking.run import Run, masked, recordable
 from src.tracking.store import Store, existing
 
@@ -350,9 +351,7 @@ def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[s
     if effects.empty:
         return {}
     tables = {
-        f"effect of {name}": ablation.ablation_table(effects, objectives, [name]).drop(
-            columns="parameter"
-        )
+        f"effect of {name}": ablation.ablation_table(effects, objectives, name)
         for name in effects["parameter"].unique()
     }
     # of costs a net's own figures say more than averages over unevenly drawn trials

@@ -7,9 +7,9 @@ import pandas as pd
 from src.metrics.formatting import count, figure
 from src.metrics.registry import Limit, Objective, describe, recorded_name
 from src.reporting import comparison
-from src.reporting.collect import texts
 from src.reporting.record import Report
 from src.reporting.uncertainty import tied_groups
+from src.tracking.read import texts
 
 STATES = {
     "front": "on the front",

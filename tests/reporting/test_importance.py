@@ -11,169 +11,133 @@ from src.metrics.registry import Direction, Objective
 from src.reporting.importance import COLUMNS, importance
 
 ACCURACY = "val/balanced_accuracy"
+OBJECTIVE = Objective(ACCURACY, "maximize")
+SWEPT = pd.DataFrame(
+    {
+        "lr": 10 ** np.random.default_rng(0).uniform(-4, -1, 200),
+        "width": np.random.default_rng(1).integers(4, 49, 200),
+        "loss": np.random.default_rng(2).choice(["focal", "plain", "smooth"], 200).astype(object),
+    },
+    index=pd.Index([f"run{number}" for number in range(200)], name="run_id"),
+)
 
 
-def study(values: np.ndarray, **columns: object) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A random table and its parameters: lr (logarithmic), width (integer), loss (text)."""
-    generator = np.random.default_rng(0)
-    n = len(values)
-    ids = [f"run{number}" for number in range(n)]
-    table = pd.DataFrame({"run_id": ids, "status": "FINISHED", f"best/{ACCURACY}": values})
-    swept = pd.DataFrame(
-        {
-            "lr": 10 ** generator.uniform(-4, -1, n),
-            "width": generator.integers(4, 49, n),
-            "loss": generator.choice(["focal", "plain", "smooth"], n).astype(object),
-        },
-        index=pd.Index(ids, name="run_id"),
-    )
-    return table.assign(**columns), swept
+def table_of(values: np.ndarray | pd.Series, **columns: object) -> pd.DataFrame:
+    """A table with these accuracies, of the first runs of `SWEPT`."""
+    values = np.asarray(values, dtype=float)
+    columns = {"run_id": SWEPT.index[: len(values)], "status": "FINISHED"} | columns
+    return pd.DataFrame({**columns, f"best/{ACCURACY}": values})
 
 
-def drawn(n: int) -> pd.DataFrame:
-    return study(np.zeros(n))[1]
-
-
-def ranking(values: np.ndarray, direction: Direction = "maximize") -> pd.DataFrame:
-    found, reasons = importance(*study(values), [Objective(ACCURACY, direction)])
-    assert len(reasons) == (len(values) < 50)
-    return found
+def ranking(
+    values: np.ndarray | pd.Series, swept: pd.DataFrame = SWEPT, direction: Direction = "maximize"
+) -> tuple[pd.DataFrame, list[str]]:
+    return importance(table_of(values), swept, [Objective(ACCURACY, direction)])
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-@pytest.mark.parametrize("parameter", ["lr", "width", "loss"])
-def test_the_one_parameter_that_counts_comes_first(parameter: str, direction: Direction) -> None:
-    column = drawn(200)[parameter]
-    values = {"lr": np.log10, "width": lambda each: each, "loss": lambda each: each == "focal"}[
-        parameter
-    ](column)
-    noise = np.random.default_rng(1).normal(0, 1e-3, len(column))
-    found = ranking(values.to_numpy(dtype=float) + noise, direction)
-    assert list(found) == COLUMNS
-    assert found["parameter"].iloc[0] == parameter
-    assert found["importance"].iloc[0] > 0.7
-    assert found["importance"].sum() == pytest.approx(1)
-    assert found["importance"].is_monotonic_decreasing
-    assert set(found["parameter"]) == {"lr", "width", "loss"}
-    assert set(found["objective"]) == {ACCURACY}
+def test_the_one_parameter_that_counts_comes_first(direction: Direction) -> None:
+    noise = np.random.default_rng(1).normal(0, 1e-3, len(SWEPT))
+    signals = {
+        "lr": np.log10(SWEPT["lr"]),
+        "width": SWEPT["width"],
+        "loss": SWEPT["loss"] == "focal",
+    }
+    for parameter, signal in signals.items():
+        shares, notes = ranking(signal.astype(float) + noise, direction=direction)
+        assert notes == []
+        assert list(shares) == COLUMNS
+        assert shares["parameter"].iloc[0] == parameter
+        assert shares["importance"].iloc[0] > 0.5
+        assert shares["importance"].sum() == pytest.approx(1)
+        assert shares["importance"].is_monotonic_decreasing
+        assert set(shares["parameter"]) == set(SWEPT)
+        assert set(shares["objective"]) == {ACCURACY}
 
 
-def test_each_objective_has_its_own_shares() -> None:
-    swept = drawn(100)
-    flops = swept["width"].to_numpy(dtype=float) ** 2
-    table, swept = study(np.log10(swept["lr"].to_numpy()), **{"efficiency/flops": flops})
-    both = [Objective(ACCURACY, "maximize"), Objective("efficiency/flops", "minimize")]
-    found, _ = importance(table, swept, both)
-    assert found.groupby("objective")["importance"].sum().tolist() == pytest.approx([1, 1])
-    assert found.groupby("objective", sort=False)["parameter"].first().tolist() == ["lr", "width"]
+def test_objectives_have_separate_shares() -> None:
+    table = table_of(
+        np.log10(SWEPT["lr"]), **{"efficiency/flops": SWEPT["width"].to_numpy() ** 2.0}
+    )
+    flops = Objective("efficiency/flops", "minimize")
+    shares, _ = importance(table, SWEPT, [OBJECTIVE, flops])
+    groups = shares.groupby("objective", sort=False)
+    assert groups["importance"].sum().tolist() == pytest.approx([1, 1])
+    assert groups["parameter"].first().tolist() == ["lr", "width"]
 
 
 def test_shares_are_those_of_an_optuna_study() -> None:
-    """The same trials in a study of Optuna's own making, without conversions from a table."""
-    own = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    """The same trials in a study that Optuna has made, without conversions from a table."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
 
     def objective(trial: optuna.Trial) -> float:
-        first, second = (
-            trial.suggest_float("x", 0.0, 1.0),
-            trial.suggest_categorical("kind", ["a", "b"]),
-        )
-        return first + 0.2 * (second == "b")
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        return trial.suggest_float("x", 0.0, 1.0) + 0.2 * (kind == "b")
 
-    for ends in (
-        {"x": 0.0, "kind": "a"},
-        {"x": 1.0, "kind": "b"},
-    ):  # so that the range is the one that was drawn
-        own.enqueue_trial(ends)
-    own.optimize(objective, n_trials=100)
-    expected = optuna.importance.get_param_importances(own)
-    table = pd.DataFrame(
-        {
-            "run_id": range(100),
-            "status": "FINISHED",
-            f"best/{ACCURACY}": [t.value for t in own.trials],
-        }
-    )
-    swept = pd.DataFrame([trial.params for trial in own.trials])
-    found, _ = importance(table, swept, [Objective(ACCURACY, "maximize")])
-    assert dict(zip(found["parameter"], found["importance"], strict=True)) == pytest.approx(
-        expected
-    )
+    for x, kind in ((0.0, "a"), (1.0, "b")):  # so that the range is the one that was drawn
+        study.enqueue_trial({"x": x, "kind": kind})
+    study.optimize(objective, n_trials=100)
+    swept = pd.DataFrame([trial.params for trial in study.trials], SWEPT.index[:100])
+    shares, _ = ranking(np.array([trial.value for trial in study.trials]), swept)
+    expected = optuna.importance.get_param_importances(study)
+    assert shares.set_index("parameter")["importance"].to_dict() == pytest.approx(expected)
 
 
 def test_a_conditional_parameter_counts_among_the_trials_that_have_it() -> None:
-    table, swept = study(np.zeros(200))
     has = np.arange(200) % 2 == 0
-    swept["units"] = np.where(has, swept["width"], math.nan)
-    table[f"best/{ACCURACY}"] = np.where(has, swept["width"] / 100 + 0.5, swept["lr"])
-    found, _ = importance(table, swept.drop(columns="width"), [Objective(ACCURACY, "maximize")])
-    assert found["parameter"].iloc[0] == "units"
-    assert found["importance"].notna().all()
+    swept = SWEPT.assign(units=SWEPT["width"].where(has)).drop(columns="width")
+    shares, _ = ranking((SWEPT["width"] / 100 + 0.5).where(has, SWEPT["lr"]), swept)
+    assert shares["parameter"].iloc[0] == "units"
+    assert shares["importance"].notna().all()
 
 
 def test_only_finished_trials_with_a_finite_value_count() -> None:
-    good = np.log10(drawn(60)["lr"].to_numpy())
-    clean = ranking(good)
-    table, swept = study(good)
-    more = swept.set_axis([f"more{number}" for number in range(60)]).rename_axis("run_id")
-    bad = pd.DataFrame({"run_id": more.index, "status": "FINISHED", f"best/{ACCURACY}": 99.0})
+    good = table_of(np.log10(SWEPT["lr"][:60]))
+    clean, _ = importance(good, SWEPT, [OBJECTIVE])
+    bad = pd.DataFrame(
+        {"run_id": SWEPT.index[60:120], "status": "FINISHED", f"best/{ACCURACY}": 99.0}
+    )
     bad.loc[:19, "status"] = "PRUNED"
     bad.loc[20:39, f"best/{ACCURACY}"] = math.nan
     bad.loc[40:, f"best/{ACCURACY}"] = math.inf
-    found, _ = importance(
-        pd.concat([bad, table]), pd.concat([more, swept]), [Objective(ACCURACY, "maximize")]
-    )
-    pd.testing.assert_frame_equal(found, clean)
+    shares, _ = importance(pd.concat([bad, good]), SWEPT, [OBJECTIVE])
+    pd.testing.assert_frame_equal(shares, clean)
 
 
 @pytest.mark.parametrize(
-    ("values", "reason"),
+    ("values", "columns", "reason"),
     [
-        (np.arange(9.0), "9 finished trials with a value, fewer than 10"),
-        (np.full(20, 0.5), "the same value"),
-        (np.r_[1.0, 1.0, np.zeros(18)], "share the worst value"),
+        (np.arange(9.0), ["lr"], "9 finished trials with a value, fewer than 10"),
+        (np.full(20, math.nan), ["lr"], "0 finished trials"),
+        (np.full(20, 0.5), ["lr"], "the same value"),
+        (np.r_[1.0, 1.0, np.zeros(18)], ["lr"], "share the worst value"),
+        (np.arange(20.0), [], "no parameter differs"),
+        (np.arange(20.0), ["constant"], "no parameter differs"),
     ],
 )
-def test_why_there_is_none(values: np.ndarray, reason: str) -> None:
-    found, reasons = importance(*study(values), [Objective(ACCURACY, "maximize")])
-    assert found.empty
-    assert list(found) == COLUMNS
-    assert len(reasons) == 1
-    assert "balanced accuracy (validation)" in reasons[0]
-    assert reason in reasons[0]
-
-
-def test_no_such_objective_and_no_parameter() -> None:
-    table, swept = study(np.arange(20.0))
-    _, reasons = importance(table, swept, [Objective("val/auroc", "maximize")])
-    assert "0 finished trials" in reasons[0]
-    _, reasons = importance(table, swept[[]], [Objective(ACCURACY, "maximize")])
-    assert "no parameter differs" in reasons[0]
-    _, reasons = importance(
-        table, swept.assign(width=1)[["width"]], [Objective(ACCURACY, "maximize")]
-    )
-    assert "no parameter differs" in reasons[0]
-
-
-def test_ten_trials_are_enough_to_try() -> None:
-    found = ranking(np.arange(10.0))
-    assert found["importance"].sum() == pytest.approx(1)
+def test_the_reason_without_shares(values: np.ndarray, columns: list[str], reason: str) -> None:
+    shares, [note] = ranking(values, SWEPT.assign(constant=1)[columns])
+    assert shares.empty
+    assert list(shares) == COLUMNS
+    assert "balanced accuracy (validation)" in note
+    assert reason in note
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "basis"),
     [
-        (np.arange(12.0), "the best 5 of 12 trials"),
+        (np.arange(10.0), "the best 5 of 10 trials"),
         (np.arange(49.0), "the best 5 of 49 trials"),
         (np.r_[np.full(7, 50.0), np.arange(33.0)], "the best 7 of 40 trials"),  # seven tie
         (np.arange(50.0), None),
     ],
 )
-def test_below_fifty_trials_there_is_a_caveat(values: np.ndarray, said: str | None) -> None:
-    found, reasons = importance(*study(values), [Objective(ACCURACY, "maximize")])
-    assert found["importance"].sum() == pytest.approx(1)
-    sentence = f"Parameter importance for balanced accuracy (validation) rests on {said};"
+def test_below_fifty_trials_there_is_a_caveat(values: np.ndarray, basis: str | None) -> None:
+    shares, notes = ranking(values)
+    assert shares["importance"].sum() == pytest.approx(1)
+    sentence = f"Parameter importance for balanced accuracy (validation) rests on {basis};"
     sentence += " the sampler drew the settings of the others."
-    assert reasons == ([sentence] if said else [])
+    assert notes == ([sentence] if basis else [])
 
 
 def test_optuna_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -190,15 +154,9 @@ def test_optuna_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ten_thousand_trials_are_thinned_evenly() -> None:
-    generator = np.random.default_rng(2)
-    swept = pd.DataFrame(generator.random((10_000, 8)), columns=list("abcdefgh"))
-    table = pd.DataFrame(
-        {
-            "run_id": swept.index,
-            "status": "FINISHED",
-            f"best/{ACCURACY}": swept["c"] + swept["f"] / 2,
-        }
-    )
-    found, _ = importance(table, swept, [Objective(ACCURACY, "maximize")])
-    assert found["parameter"].tolist()[:2] == ["c", "f"]
-    assert found["importance"].iloc[:2].sum() > 0.9
+    swept = pd.DataFrame(np.random.default_rng(2).random((10_000, 3)), columns=list("abc"))
+    values = {f"best/{ACCURACY}": swept["c"] + swept["a"] / 2}
+    table = pd.DataFrame({"run_id": swept.index, "status": "FINISHED", **values})
+    shares, _ = importance(table, swept, [OBJECTIVE])
+    assert shares["parameter"].tolist()[:2] == ["c", "a"]
+    assert shares["importance"].iloc[:2].sum() > 0.9
