@@ -27,8 +27,9 @@ from src.core.files import atomic_file
 from src.core.tables import Table, escape_markdown
 from src.metrics.bootstrap import gather, intervals
 from src.metrics.paired import paired_difference
-from src.metrics.registry import MELANOMA, parse_limits, short_label
+from src.metrics.registry import melanoma_of, parse_limits, short_label
 from src.tracking import read
+from src.tracking.read import texts
 from src.tracking.store import Store
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
@@ -88,12 +89,6 @@ class Pair:
     made_from: bool = False
 
 
-def texts(frame: pd.DataFrame, column: str) -> pd.Series:
-    """A column as text, empty where it is missing."""
-    empty = pd.Series("", index=frame.index, dtype=str)
-    return frame[column].fillna("").astype(str) if column in frame else empty
-
-
 def read_cells(store: Store, study: str, seeds: int) -> list[Cell]:
     """The configurations of a study, in order of their first run's start."""
     runs = read.runs(store, f"tags.study = '{study}' and tags.kind = 'run'")
@@ -105,23 +100,20 @@ def read_cells(store: Store, study: str, seeds: int) -> list[Cell]:
     groups = values.assign(preset=texts(runs, "tags.preset")).agg("\x1f".join, axis=1)
     parts = runs.groupby(groups, sort=False) if len(runs) else ()
     cells = [read_cell(store, study, part, values.loc[part.index[0]], seeds) for _, part in parts]
-    return [name_apart(cell, cells) for cell in cells]
-
-
-def name_apart(cell: Cell, cells: Sequence[Cell]) -> Cell:
-    """The cell with the settings in its name in which it differs from cells of the same name."""
-    twins = [other for other in cells if other.name == cell.name]
-    differing = [key for key in cell.settings if len({twin.settings[key] for twin in twins}) > 1]
-    extra = [f"{key}={cell.settings[key] or 'null'}" for key in differing if key not in SHOWN]
-    return replace(cell, name=", ".join([cell.name, *extra[:3]]))
+    named = []
+    for cell in cells:  # with the settings in its name in which it differs from its namesakes
+        twins = [other.settings for other in cells if other.name == cell.name]
+        differing = [key for key in keys if len({settings[key] for settings in twins}) > 1]
+        extra = [f"{key}={cell.settings[key] or 'null'}" for key in differing if key not in SHOWN]
+        named.append(replace(cell, name=", ".join([cell.name, *extra[:3]])))
+    return named
 
 
 def read_cell(
     store: Store, study: str, members: pd.DataFrame, settings: pd.Series, seeds: int
 ) -> Cell:
     """One configuration with its newest tested run of each seed."""
-    tested = members["status"] == "FINISHED"
-    tested &= members.get("metrics.test/accuracy", pd.Series(np.nan, members.index)).notna()
+    tested = (members["status"] == "FINISHED") & (texts(members, "metrics.test/accuracy") != "")
     runs = members[tested].drop_duplicates("tags.seed", keep="last").sort_values("tags.seed")
     problem, frames = f"{len(runs)} of {seeds} seeds" * (len(runs) < seeds), []
     for tag in ("split_fingerprint", "weights"):
@@ -140,14 +132,13 @@ def read_cell(
     return Cell(study, preset, name, dict(settings), runs, frames, problem)
 
 
-def recorded(metric: str, frame: pd.DataFrame) -> list[str]:
-    """The metric's name in these predictions; "recall/melanoma" is of the melanoma class."""
+def recorded(metric: str, frame: pd.DataFrame) -> str | None:
+    """The metric's name in these predictions, if they have it: melanoma has several names."""
     measure, _, name = metric.partition("/")
-    if not name:
-        return [metric]
-    classes = [str(column).removeprefix("p/") for column in frame if str(column).startswith("p/")]
-    names = MELANOMA if name == "melanoma" else (name,)
-    return [f"{measure}/{c}" for c in classes if c.lower() in names][:1]
+    if name != "melanoma":
+        return metric
+    melanoma = melanoma_of(str(column).removeprefix("p/") for column in frame)
+    return melanoma and f"{measure}/{melanoma}"
 
 
 def cost_text(metric: str, value: float) -> str:
@@ -166,8 +157,8 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     row["seeds"] = str(len(cell.runs))
     for metric in section["metrics"]:
         value, low, high = np.nan, np.nan, np.nan
-        if names := recorded(metric, cell.frames[0]):
-            table = intervals(cell.frames, names, *bootstrap)
+        if name := recorded(metric, cell.frames[0]):
+            table = intervals(cell.frames, [name], *bootstrap)
             value, low, high = table[["estimate", "low", "high"]].to_numpy(dtype=float)[0]
         text = "-" if np.isnan(value) else f"{value:.3f}"
         row[short_label(metric)] = text + f" [{low:.3f}, {high:.3f}]" * (not np.isnan(low))
@@ -182,13 +173,13 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
 
 def difference(pair: Pair, metric: str, bootstrap: Sequence[Any]) -> str:
     """First minus second with its interval, and "better", "worse" or "within chance"."""
-    names = recorded(metric, pair.first.frames[0])
-    if not names:
+    name = recorded(metric, pair.first.frames[0])
+    if name is None:
         return "not defined"
     frames, titles = (pair.first.frames, pair.second.frames), (pair.first.name, pair.second.name)
     samples, seed, level = bootstrap
     result = paired_difference(
-        *frames, names[0], samples, seed, level, titles, made_from=pair.made_from
+        *frames, name, samples, seed, level, titles, made_from=pair.made_from
     )
     numbers = [value for value in result[:3] if abs(value) > ROUNDING]
     # As many digits as it takes that no other value reads as zero.
@@ -304,8 +295,10 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
     bootstrap = [settings[key] for key in ("samples", "seed", "level")]
     systems = section.get("systems", [])
     studies = [*section["studies"], *(s["study"] for s in systems if "study" in s)]
-    found = [c for s in dict.fromkeys(studies) for c in read_cells(store, s, settings["seeds"])]
-    cells = select(section, found)
+    recorded_cells = [
+        c for s in dict.fromkeys(studies) for c in read_cells(store, s, settings["seeds"])
+    ]
+    cells = select(section, recorded_cells)
     ready = [cell for cell in cells if not cell.problem]
     if not ready:
         return ""
@@ -331,7 +324,7 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
     parts += [Table(pd.DataFrame(table)).to_markdown() for table in (shown, rows) if table]
     commands = section["studies"]
     notes += [f"{c.name}, {c.tag('split')}: {c.problem}" for c in cells if c.problem]
-    for study in set(commands) - {cell.study for cell in found}:
+    for study in set(commands) - {cell.study for cell in recorded_cells}:
         notes.append(f"{study}: no run; record it by {commands[study]}")
     for system in systems:
         if not any(cell.is_system(system) for cell in ready):
