@@ -42,6 +42,17 @@ def made_up(
     return tables
 
 
+def people(table: pd.DataFrame, number: int | None = None) -> pd.DataFrame:
+    """Metadata of the first `number` images, with text that Markdown or a spreadsheet would run."""
+    at = np.arange(len(table))
+    columns = {
+        "image_id": table["image_id"],
+        "sex": np.where(at % 2, "male", "=1+1"),
+        "localization": np.where(at % 5, "back", "a | b <i>"),
+    }
+    return pd.DataFrame(columns)[:number]
+
+
 @st.composite
 def scored(draw: st.DrawFn, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Scores and whether an image is of the class; few different scores, so that there are ties."""

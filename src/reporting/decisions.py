@@ -8,19 +8,8 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import ConfigError
-from src.metrics.formatting import (
-    bound,
-    count,
-    difference,
-    figure,
-    is_cost,
-    joined,
-    label,
-    number,
-    ratio,
-    short_bound,
-    significant,
-)
+from src.metrics import formatting
+from src.metrics.formatting import bound, count, is_cost, joined, label
 from src.metrics.pareto import as_losses
 from src.metrics.registry import MELANOMA, Limit, Objective, describe, melanoma_class, recorded_name
 
@@ -31,49 +20,15 @@ _ROUNDING = 1e-9  # 0.85 - 0.02 is a little more than 0.83, and 0.83 is within 0
 class Answer:
     """The answer to one question.
 
-    Attributes:
-        name: Short and unique, such as "cheapest within 0.02" or "best with params <= 692k".
-        question: The question in full.
-        run_id: The chosen run; empty if none qualifies.
-        text: The figures of the chosen run, what it gives up against the best run, and the next
-            run; or the run that comes closest and the limits that it misses.
+    The name is short and unique, such as "cheapest within 0.02" or "best with params <= 692k"; the
+    run id is empty if no run qualifies. The text has the figures of the chosen run, what it gives
+    up against the best run, and the next run; or the closest run and the limits that it misses.
     """
 
     name: str
     question: str
     run_id: str
     text: str
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The runs to choose from; metrics have their recorded names.
-
-    Attributes:
-        pool: Runs that finished, keep the limits of the study and have a quality.
-        quality: What "best" means.
-        price: What "cheap" means.
-        noun: "trial" or "run".
-    """
-
-    pool: pd.DataFrame
-    quality: Objective
-    price: Objective
-    noun: str
-
-    def best(self) -> pd.Series:
-        """The run with the best quality, the cheapest of equal ones."""
-        return in_order(self.pool, [self.quality, self.price]).iloc[0]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question: the best or the cheapest of the runs that keep some limits."""
-
-    name: str
-    question: str
-    cheapest: bool = False
-    limits: tuple[Limit, ...] = ()
 
 
 def decide(
@@ -85,7 +40,7 @@ def decide(
     floors: Sequence[Limit],
     cost: str,
 ) -> list[Answer]:
-    """Answer the questions of somebody who looks for a model.
+    """Answer the questions of somebody who looks for a model, also if no run qualifies.
 
     A run is considered if it finished, keeps the limits of the study and has a quality. Of runs
     with equal quality the cheaper one is taken, of equally cheap runs the better one, then the
@@ -102,41 +57,31 @@ def decide(
             there are budgets and floors, a last question has all of them.
         cost: Recorded name of the metric that says how cheap a run is.
 
-    Returns:
-        One answer per question, also to questions that no run qualifies for.
-
     Raises:
         ConfigError: A margin below 0, or objectives without a quality.
     """
     if not 0 <= margin < math.inf:
         raise ConfigError("margin", f"must be at least 0, but got {margin:g}")
-    quality = quality_objective(objectives)
-    quality = replace(quality, metric=recorded_name(quality.metric))
-    price = next(
-        (each for each in objectives if recorded_name(each.metric) == cost),
-        Objective(cost, describe(cost).direction),
-    )
-    finished = table[table["status"] == "FINISHED"]
-    measured = finished[_values(finished, quality.metric).notna()]
-    pool = measured[measured["feasible"].astype(bool)].reset_index(drop=True)
-    noun = "trial" if "kind" in table and (table["kind"] == "trial").any() else "run"
-    candidates = Candidates(pool, quality, price, noun)
-    excluded = {
-        "did not finish": len(table) - len(finished),
-        f"finished without {label(quality.metric)}": len(finished) - len(measured),
-        f"exceeded a limit of the study ({joined([bound(limit) for limit in limits])})": (
-            len(measured) - len(pool)
+    candidates = _Candidates(table, objectives, limits, cost)
+    best, cheapest = f"the best {candidates.what}", f"the cheapest ({candidates.cheap})"
+    near = candidates.near(margin)
+    answers = [
+        candidates.answer("best", f"has {best}, whatever it costs", (), False),
+        candidates.answer(
+            f"cheapest within {margin:g}", f"is {cheapest} within {margin:g} of {best}", near, True
         ),
-    }
-    left_out = joined([f"{number_of:,} {why}" for why, number_of in excluded.items() if number_of])
-    metrics = [quality.metric, *(recorded_name(each.metric) for each in objectives), price.metric]
-    answers = {}
-    for question in _questions(candidates, margin, budgets, floors):
-        run_id, text = _answer(candidates, question, metrics)
-        if left_out and (not question.limits or not run_id):
-            text += f" Not considered: {left_out}."
-        answers[question.name] = Answer(question.name, question.question, run_id, text)
-    return list(answers.values())
+    ]
+    questions = [([budget], False) for budget in budgets]
+    questions += [([floor], by_cost) for floor in floors for by_cost in (False, True)]
+    questions += [([*budgets, *floors], False)] if budgets and floors else []
+    for bounds, by_cost in questions:
+        recorded = [candidates.recorded(limit) for limit in bounds]
+        name = joined([formatting.short_bound(limit) for limit in recorded])
+        aim = f"is {cheapest}" if by_cost else f"has {best}"
+        aim += f" among those with {joined([bound(limit) for limit in recorded])}"
+        name = f"{'cheapest' if by_cost else 'best'} with {name}"
+        answers.append(candidates.answer(name, aim, recorded, by_cost))
+    return list({answer.name: answer for answer in answers}.values())
 
 
 def quality_objective(objectives: Sequence[Objective]) -> Objective:
@@ -150,137 +95,152 @@ def quality_objective(objectives: Sequence[Objective]) -> Objective:
         raise ConfigError(
             "objective.objectives", "must have one that is no cost, else no model is the best"
         )
-    maximised = [objective for objective in qualities if objective.direction == "maximize"]
-    return (maximised or qualities)[0]
+    return next((item for item in qualities if item.direction == "maximize"), qualities[0])
 
 
-def in_order(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """Rows sorted by the objectives, the best first; a missing value comes after all others."""
-    losses = [
-        as_losses(_values(table, each.metric).to_numpy(), [each]).ravel() for each in objectives
-    ]
-    return table.iloc[np.lexsort([np.where(np.isnan(x), np.inf, x) for x in losses[::-1]])]
+class _Candidates:
+    """The runs to choose from; metrics have their recorded names. Arguments as for `decide`."""
 
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        objectives: Sequence[Objective],
+        limits: Sequence[Limit],
+        cost: str,
+    ) -> None:
+        quality = quality_objective(objectives)
+        self._quality = replace(quality, metric=recorded_name(quality.metric))
+        recorded = {recorded_name(item.metric): item for item in objectives}
+        self._price = recorded.get(cost, Objective(cost, describe(cost).direction))
+        self._metrics = [self._quality.metric, *recorded, self._price.metric]
+        self.what = label(quality.metric)
+        most = "most" if self._price.direction == "maximize" else "least"
+        self.cheap = f"{most} {label(self._price.metric)}"
+        finished = table[table["status"] == "FINISHED"]
+        measured = finished[_values(finished, self._quality.metric).notna()]
+        self._pool = measured[measured["feasible"].astype(bool)].reset_index(drop=True)
+        is_study = "kind" in table and (table["kind"] == "trial").any()
+        self._noun = "trial" if is_study else "run"
+        bounds = joined([bound(limit) for limit in limits])
+        excluded = {
+            "did not finish": len(table) - len(finished),
+            f"finished without {self.what}": len(finished) - len(measured),
+            f"exceeded a limit of the study ({bounds})": len(measured) - len(self._pool),
+        }
+        self._excluded = joined([f"{number:,} {why}" for why, number in excluded.items() if number])
 
-def _questions(
-    candidates: Candidates, margin: float, budgets: Sequence[Limit], floors: Sequence[Limit]
-) -> list[Question]:
-    quality, price, pool = candidates.quality, candidates.price, candidates.pool
-    what = label(quality.metric)
-    cheap = f"{'most' if price.direction == 'maximize' else 'least'} {label(price.metric)}"
-    near: tuple[Limit, ...] = ()
-    if len(pool):
-        best = float(candidates.best()[quality.metric])
-        rising = quality.direction == "maximize"
+    def near(self, margin: float) -> list[Limit]:
+        """The limit of runs whose quality is within `margin` of the best one."""
+        if self._pool.empty:
+            return []
+        rising = self._quality.direction == "maximize"
         reach = (margin + _ROUNDING) * (-1 if rising else 1)
-        near = (Limit(quality.metric, ">=" if rising else "<=", best + reach),)
-    within = f"Which model is the cheapest ({cheap}) within {margin:g} of the best {what}?"
-    questions = [
-        Question("best", f"Which model has the best {what}, whatever it costs?"),
-        Question(f"cheapest within {margin:g}", within, True, near),
-    ]
+        best = float(self._best()[self._quality.metric])
+        return [Limit(self._quality.metric, ">=" if rising else "<=", best + reach)]
 
-    def limited(limits: Sequence[Limit], cheapest: bool = False) -> Question:
-        read = tuple(_recorded(pool, limit) for limit in limits)
-        aim = f"is the cheapest ({cheap})" if cheapest else f"has the best {what}"
-        name = joined([short_bound(limit) for limit in read])
-        bounds = joined([bound(limit) for limit in read])
-        question = f"Which model {aim} among those with {bounds}?"
-        return Question(
-            f"{'cheapest' if cheapest else 'best'} with {name}", question, cheapest, read
-        )
+    def recorded(self, limit: Limit) -> Limit:
+        """The limit on the recorded metric; melanoma by the name of that class in these runs."""
+        name = recorded_name(limit.metric)
+        head, _, class_name = name.rpartition("/")
+        is_melanoma = class_name.lower() in MELANOMA and head.endswith("/recall")
+        if name not in self._pool and is_melanoma:
+            name = f"{head}/{melanoma_class(self._pool, head.removesuffix('/recall'))}"
+        return replace(limit, metric=name)
 
-    questions += [limited([budget]) for budget in budgets]
-    for floor in floors:
-        questions += [limited([floor]), limited([floor], cheapest=True)]
-    return [*questions, limited([*budgets, *floors])] if budgets and floors else questions
+    def answer(self, name: str, aim: str, limits: Sequence[Limit], by_cost: bool) -> Answer:
+        """The best or the cheapest of the runs that keep some limits."""
+        run_id, text = self._choose(limits, by_cost)
+        if self._excluded and (not limits or not run_id):
+            text += f" Not considered: {self._excluded}."
+        return Answer(name, f"Which model {aim}?", run_id, text)
 
+    def _best(self) -> pd.Series:
+        """The run with the best quality, the cheapest of equal ones."""
+        return _in_order(self._pool, [self._quality, self._price]).iloc[0]
 
-def _recorded(pool: pd.DataFrame, limit: Limit) -> Limit:
-    """The limit on the recorded metric; melanoma by the name of that class in these runs."""
-    name = recorded_name(limit.metric)
-    head, _, class_name = name.rpartition("/")
-    if name not in pool and class_name.lower() in MELANOMA and head.endswith("/recall"):
-        name = f"{head}/{melanoma_class(pool, head.removesuffix('/recall'))}"
-    return replace(limit, metric=name)
+    def _choose(self, limits: Sequence[Limit], by_cost: bool) -> tuple[str, str]:
+        """The id of the chosen run and the explanation."""
+        pool, noun = self._pool, self._noun
+        if pool.empty:
+            return "", f"No {noun} has a result."
+        bounded = [limit.metric for limit in limits]
+        needed = dict.fromkeys([*bounded, *([self._price.metric] if by_cost else [])])
+        columns = {metric: _values(pool, metric).notna() for metric in needed}
+        has = pd.DataFrame(columns, index=pool.index)
+        considered = pool[has.all(axis=1)]
+        keeps = [_values(considered, limit.metric).map(limit.holds) for limit in limits]
+        qualified = considered[np.logical_and.reduce([considered["run_id"].notna(), *keeps])]
+        order = [self._price, self._quality] if by_cost else [self._quality, self._price]
+        rest, qualified = considered.drop(qualified.index), _in_order(qualified, order)
+        shown = list(dict.fromkeys([*self._metrics, *bounded]))
+        sentences = []
+        if considered.empty:
+            sentences.append(f"No {noun} has all the figures that this question needs.")
+        elif qualified.empty:
+            sentences.append(f"None of {count(len(considered), noun)} qualifies.")
+        else:
+            row = qualified.iloc[0]
+            sentences.append(f"{_figures(row, shown)}.")
+            if missing := [label(metric) for metric in shown if math.isnan(_value(row, metric))]:
+                sentences.append(f"It has no recorded {joined(missing)}.")
+            if limits:
+                among = count(len(considered), noun)
+                sentences.append(f"Qualified: {len(qualified):,} of {among}.")
+            sentences.append(self._against_best(limits, row))
+            if len(qualified) > 1:
+                sentences.append(f"Next: {_figures(qualified.iloc[1], shown)}.")
+        if len(qualified) <= 1 and len(rest) and limits:
+            sentences.append(_closest(limits, rest, shown))
+        for metric, number in (~has).sum().items():
+            if number:
+                lack = f"{label(str(metric))}: {count(int(number), noun)}"
+                sentences.append(f"Not considered for lack of {lack}.")
+        run_id = str(qualified.iloc[0]["run_id"]) if len(qualified) else ""
+        return run_id, " ".join(filter(None, sentences))
 
-
-def _answer(candidates: Candidates, question: Question, metrics: Sequence[str]) -> tuple[str, str]:
-    """The chosen run and the explanation."""
-    pool, quality, price, noun = (
-        candidates.pool,
-        candidates.quality,
-        candidates.price,
-        candidates.noun,
-    )
-    if pool.empty:
-        return "", f"No {noun} has a result."
-    needed = dict.fromkeys([limit.metric for limit in question.limits])
-    needed |= {price.metric: None} if question.cheapest else {}
-    has = {name: _values(pool, name).notna() for name in needed}
-    considered = pool[np.logical_and.reduce([pool["run_id"].notna(), *has.values()])]
-    keeps = [_values(considered, each.metric).map(each.holds) for each in question.limits]
-    qualified = considered[np.logical_and.reduce([considered["run_id"].notna(), *keeps])]
-    qualified = in_order(qualified, [price, quality] if question.cheapest else [quality, price])
-    told = list(dict.fromkeys([*metrics, *(limit.metric for limit in question.limits)]))
-    sentences = []
-    rest = considered.drop(qualified.index)
-    if qualified.empty and rest.empty:
-        sentences.append(f"No {noun} has all the figures that this question needs.")
-    elif qualified.empty:
-        sentences.append(f"None of {count(len(considered), noun)} qualifies.")
-    else:
-        row = qualified.iloc[0]
-        sentences.append(f"{_figures(row, told)}.")
-        if unknown := [label(name) for name in told if math.isnan(_value(row, name))]:
-            sentences.append(f"It has no recorded {joined(unknown)}.")
-        if question.limits:
-            among = count(len(considered), noun)
-            sentences.append(f"Qualified: {len(qualified):,} of {among}.")
-        sentences.append(_against_best(candidates, question, row))
-        if len(qualified) > 1:
-            sentences.append(f"Next: {_figures(qualified.iloc[1], told)}.")
-    if len(qualified) <= 1 and len(rest) and question.limits:
-        sentences.append(_closest(question, rest, told))
-    for name, known in has.items():
-        if missing := int((~known).sum()):
-            sentences.append(f"Not considered for lack of {label(name)}: {count(missing, noun)}.")
-    run_id = str(qualified.iloc[0]["run_id"]) if len(qualified) else ""
-    return run_id, " ".join(filter(None, sentences))
-
-
-def _against_best(candidates: Candidates, question: Question, row: pd.Series) -> str:
-    """What the chosen run gives up against the best one, and what that saves."""
-    best, name = candidates.best(), candidates.quality.metric
-    if row["run_id"] == best["run_id"]:
-        nothing = question.limits and len(candidates.pool) > 1
-        return "It is also the best of all." if nothing else ""
-    parts = [f"{difference(name, row[name], best[name])} of {label(name)} given up"]
-    costs = [limit.metric for limit in question.limits if is_cost(limit.metric)]
-    for cost in dict.fromkeys([candidates.price.metric, *costs]):
-        value, other = _value(row, cost), _value(best, cost)
-        if not math.isnan(value + other):
-            how = ratio(value, other)
-            instead = f"{figure(cost, value, other)} instead of {number(cost, other, value)}"
-            parts.append(f"{instead}{f' ({how})' if how else ''}")
-    return f"Compared with the best of all, {_name(best)}: {', '.join(parts)}."
+    def _against_best(self, limits: Sequence[Limit], row: pd.Series) -> str:
+        """What the chosen run gives up against the best one, and what that saves."""
+        best, name = self._best(), self._quality.metric
+        if row["run_id"] == best["run_id"]:
+            return "It is also the best of all." if limits and len(self._pool) > 1 else ""
+        lost = formatting.difference(name, row[name], best[name])
+        parts = [f"{lost} of {label(name)} given up"]
+        costs = [limit.metric for limit in limits if is_cost(limit.metric)]
+        for cost in dict.fromkeys([self._price.metric, *costs]):
+            value, other = _value(row, cost), _value(best, cost)
+            if not math.isnan(value + other):
+                instead = formatting.number(cost, other, value)
+                ratio = formatting.ratio(value, other)
+                parts.append(
+                    f"{formatting.figure(cost, value, other)} instead of {instead}"
+                    f"{f' ({ratio})' if ratio else ''}"
+                )
+        return f"Compared with the best of all, {_name(best)}: {', '.join(parts)}."
 
 
-def _closest(question: Question, rest: pd.DataFrame, told: Sequence[str]) -> str:
+def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) -> str:
     """The run that breaks the limits by the smallest sum of fractions of the bounds."""
     misses = [
-        np.maximum(_values(rest, each.metric).map(each.violation).to_numpy(dtype=float), 0)
-        / (abs(each.value) or 1.0)
-        for each in question.limits
+        np.maximum(_values(rest, limit.metric).map(limit.violation).to_numpy(dtype=float), 0)
+        / (abs(limit.value) or 1.0)
+        for limit in limits
     ]
     row = rest.iloc[int(np.sum(misses, axis=0).argmin())]
     parts = []
-    for limit in question.limits:
-        value = row[limit.metric]
+    for limit in limits:
+        name, value = limit.metric, row[limit.metric]
         if not limit.holds(value):
-            gap = difference(limit.metric, value, limit.value)
-            parts.append(f"{bound(limit)} by {gap} ({number(limit.metric, value, limit.value)})")
-    return f"The closest that does not qualify: {_figures(row, told)}; it misses {joined(parts)}."
+            gap = formatting.difference(name, value, limit.value)
+            parts.append(f"{bound(limit)} by {gap} ({formatting.number(name, value, limit.value)})")
+    return f"The closest that does not qualify: {_figures(row, shown)}; it misses {joined(parts)}."
+
+
+def _in_order(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
+    """Rows sorted by the objectives, the best first; a missing value comes after all others."""
+    losses = [
+        as_losses(_values(table, item.metric).to_numpy(), [item]).ravel() for item in objectives
+    ]
+    return table.iloc[np.lexsort([np.where(np.isnan(x), np.inf, x) for x in losses[::-1]])]
 
 
 def _values(table: pd.DataFrame, name: str) -> pd.Series:
@@ -306,9 +266,9 @@ def _figures(row: pd.Series, metrics: Sequence[str]) -> str:
     for name in metrics:
         value, spread = _value(row, name), _value(row, f"spread/{name}")
         if not math.isnan(value):
-            seeds = (
-                f" (standard deviation over the seeds {significant(spread)})" if spread > 0 else ""
-            )
-            (costs if is_cost(name) else qualities).append(f"{figure(name, value)}{seeds}")
+            text = formatting.figure(name, value)
+            if spread > 0:
+                text += f" (standard deviation over the seeds {formatting.significant(spread)})"
+            (costs if is_cost(name) else qualities).append(text)
     validation = f"{joined(qualities)} on validation" if qualities else ""
     return f"{_name(row)}: {', '.join(filter(None, [validation, *costs]))}"

@@ -8,17 +8,8 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.metrics.bootstrap import (
-    DifferentImagesError,
-    Predictions,
-    gather,
-    intervals,
-    metric_values,
-    over_seeds,
-    percentile_interval,
-    resampled_metrics,
-    streams,
-)
+from src.metrics import bootstrap
+from src.metrics.bootstrap import DifferentImagesError
 from src.metrics.paired import holm, mcnemar, paired_difference
 from src.metrics.registry import class_metrics, overall_metrics
 from src.reporting.collect import PredictionReader
@@ -29,7 +20,12 @@ INTERVALS += ["images", "groups", "seeds"]
 PAIRS = ["run_a", "run_b", "label_a", "label_b", "metric", "split", "difference", "low", "high"]
 PAIRS += ["p_bootstrap", "p_mcnemar", "p_adjusted", "tied"]
 DROPS = ["run_id", "label", "metric", "val", "test", "drop", "low", "high"]
+RECALLS = ["run_id", "label", "split", "class", "recall", "low", "high", "images"]
 MOST_RUNS = 40  # that get intervals
+ON_VALIDATION = (
+    "Neighbours on the front are compared on validation images, because not all were tested. "
+    "These images chose them, so differences look more certain than they are."
+)
 Frames = Mapping[str, Sequence[pd.DataFrame]]  # run id -> predictions, a frame per seed
 
 
@@ -49,12 +45,8 @@ def measure(
 ) -> Uncertainty:
     """Intervals of the front and the chosen runs, and tests between neighbours on the front.
 
-    Args:
-        table: All trials: run_id, study, label, front, knee, chosen, crowding and the cost.
-        cost: Sorts the front.
-        quality: Metric without its split, such as balanced_accuracy.
-        reader: Of the predictions.
-        settings: samples, level, seed.
+    `table` has all trials: run_id, study, label, front, knee, chosen, crowding and the cost, which
+    sorts the front. `quality` is a metric without its split, such as balanced_accuracy.
     """
     chosen = (table["chosen"] != "") | table["knee"]
     others = table[table["front"] & ~chosen].sort_values("crowding", ascending=False, kind="stable")
@@ -65,35 +57,77 @@ def measure(
         warnings.append(
             f"{more} members of the front, the most crowded ones, have no intervals and no tests."
         )
-    frames = {
-        split: {run_id: reader.predictions(run_id, split) for run_id in rows["run_id"]}
+    val, test = (
+        {run_id: reader.predictions(run_id, split) for run_id in rows["run_id"]}
         for split in ("val", "test")
-    }
-    every, problems = _intervals(rows, frames, settings)
-    warnings += problems
-    silent = rows[[not any(frames[split][run] for split in frames) for run in rows["run_id"]]]
-    if len(silent):
-        names = ", ".join(silent["label"])
-        warnings.append(f"No intervals and no tests of {names}: no predictions were recorded.")
-    recalls = every[every["metric"].str.startswith("recall/")].rename(
-        columns={"estimate": "recall"}
     )
-    recalls = recalls.assign(**{"class": recalls["metric"].str.removeprefix("recall/")})
-    recalls = recalls[["run_id", "label", "split", "class", "recall", "low", "high", "images"]]
+    frames = {"val": val, "test": test}
+    intervals, problems = _intervals(rows, frames, settings)
+    warnings += problems
+    if silent := [row.label for row in rows.itertuples() if not val[row.run_id] + test[row.run_id]]:
+        names = ", ".join(silent)
+        warnings.append(f"No intervals and no tests of {names}: no predictions were recorded.")
+    recalls = intervals[intervals["metric"].str.startswith("recall/")]
+    recalls = recalls.rename(columns={"estimate": "recall"})
+    recalls = recalls.assign(**{"class": recalls["metric"].str.removeprefix("recall/")})[RECALLS]
     pairs, drop = pd.DataFrame(columns=PAIRS), pd.DataFrame(columns=DROPS)
-    if len(every) and quality not in set(every["metric"]):
+    if len(intervals) and quality not in set(intervals["metric"]):
         warnings.append(f"No tests between neighbours: predictions do not determine {quality}.")
     else:
         sizes = [name for name in ("efficiency/flops", "efficiency/params") if name in rows]
-        order = list(dict.fromkeys([cost, *sizes, "run_id"]))
         members = rows[rows["front"] & (rows["study"] == table["study"].iloc[0])]
-        members = members.sort_values(order, kind="stable")
+        members = members.sort_values(list(dict.fromkeys([cost, *sizes, "run_id"])), kind="stable")
         pairs, problems = _pairs(members, frames, quality, settings)
         warnings += problems
-        both = rows[[bool(frames["val"][run] and frames["test"][run]) for run in rows["run_id"]]]
-        how = (quality, settings.samples, settings.seed, settings.level)
-        drop = drops(frames["val"], frames["test"], _names(both), *how)
-    return Uncertainty(every, pairs, drop, recalls.reset_index(drop=True), warnings)
+        both = [member for member in _members(rows) if val[member[0]] and test[member[0]]]
+        how = (settings.samples, settings.seed, settings.level)
+        drop = drops(val, test, both, quality, *how)
+    return Uncertainty(intervals, pairs, drop, recalls.reset_index(drop=True), warnings)
+
+
+def _members(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(rows["run_id"], rows["label"], strict=True))
+
+
+def _intervals(
+    rows: pd.DataFrame, frames: Mapping[str, Frames], settings: ReportSettings
+) -> tuple[pd.DataFrame, list[str]]:
+    """All metrics on both splits; AUROC, which takes as long as the rest, of chosen runs only."""
+    tables, problems = [], []
+    for row in rows.itertuples():
+        for split, predictions in ((name, runs[row.run_id]) for name, runs in frames.items()):
+            if not predictions:
+                continue
+            metrics = None
+            if not (row.chosen or row.knee):
+                columns = [str(name) for name in predictions[0] if str(name).startswith("p/")]
+                metrics = [name for name in overall_metrics() if name != "auroc"]
+                metrics += [f"{metric}{name[1:]}" for metric in class_metrics() for name in columns]
+            how = (settings.samples, settings.seed, settings.level)
+            try:
+                table = bootstrap.intervals(predictions, metrics, *how)
+            except UserError as error:
+                problems.append(f"No intervals of {row.label} on {split}: {error}")
+            else:
+                tables.append(table.assign(run_id=row.run_id, label=row.label, split=split))
+    nothing = pd.DataFrame(columns=INTERVALS, dtype=object)
+    return pd.concat(tables, ignore_index=True)[INTERVALS] if tables else nothing, problems
+
+
+def _pairs(
+    members: pd.DataFrame, frames: Mapping[str, Frames], metric: str, settings: ReportSettings
+) -> tuple[pd.DataFrame, list[str]]:
+    """Neighbours on test if all members were tested, else on validation, with a warning."""
+    nothing, how = pd.DataFrame(columns=PAIRS), (settings.samples, settings.seed, settings.level)
+    for split, warnings in (("test", []), ("val", [ON_VALIDATION])):
+        if len(members) < 2 or not all(frames[split][run_id] for run_id in members["run_id"]):
+            continue
+        try:
+            pairs = compare_neighbours(frames[split], _members(members), metric, split, *how)
+        except UserError as error:
+            return nothing, [f"Neighbours on the front could not be compared: {error}"]
+        return pairs, warnings
+    return nothing, []
 
 
 def compare_neighbours(
@@ -112,15 +146,9 @@ def compare_neighbours(
     1). So that this alone ties no pair, at least 8 N / (1 - level) samples are drawn (160 per pair
     at 0.95): it is then below a quarter of 1 - level. The intervals are of the same samples.
 
-    Args:
-        predictions: Of one split, see `src.metrics.bootstrap.gather`.
-        members: (run id, label) in order of cost, the cheapest first.
-        metric: Without the split, such as balanced_accuracy.
-        split: val or test, for the table.
-        samples: Least number of bootstrap samples.
-        seed: Of the random numbers.
-        level: Coverage of the intervals, in (0, 1); neighbours are tied if the adjusted p-value is
-            above 1 - level.
+    The predictions are of one split, see `src.metrics.bootstrap.gather`, and the members (run id,
+    label) are in order of cost, the cheapest first. `level` is the coverage of the intervals, in
+    (0, 1); neighbours are tied if the adjusted p-value is above 1 - level.
 
     Returns:
         `Report.pairs`, the cheapest pair first; a is the more expensive one. A pair without
@@ -151,12 +179,9 @@ def compare_neighbours(
 
 
 def tied_groups(pairs: pd.DataFrame) -> list[list[str]]:
-    """Runs that are linked by ties, in the order of `pairs`; two or more per group.
+    """Runs that are linked by ties in `Report.pairs`, in its order; two or more per group.
 
     Neighbours within a group cannot be distinguished; the ends of a long group may well differ.
-
-    Args:
-        pairs: From `compare_neighbours`.
     """
     groups: list[list[str]] = []
     for a, b in pairs.loc[pairs["tied"].astype(bool), ["run_a", "run_b"]].itertuples(index=False):
@@ -178,17 +203,9 @@ def drops(
     """What models lose from the split that chose them to the other split: the winner's curse.
 
     The lesions or patients of the two splits are resampled independently. The nets are the same on
-    both, so a sample takes the same seeds on both, if both have equally many. The interval holds
-    the spread of images and seeds; it does not correct for the choice, which the drop shows.
-
-    Args:
-        val: Predictions on the validation split.
-        test: On the test split, the seeds in the same order.
-        members: (run id, label) of the models.
-        metric: Without the split.
-        samples: Bootstrap samples.
-        seed: Of the random numbers.
-        level: Coverage of the intervals.
+    both, the seeds in the same order, so a sample takes the same seeds on both, if both have
+    equally many. The interval holds the spread of images and seeds; it does not correct for the
+    choice, which the drop shows. Members are (run id, label).
 
     Returns:
         `Report.drops`, one row per model; missing values without predictions of a split.
@@ -198,90 +215,43 @@ def drops(
     """
     rows = []
     for run_id, label in members:
-        both: list[Predictions | None] = []
-        for split, predictions in (("val", val), ("test", test)):
-            frames = predictions.get(run_id, [])
+        sides = []
+        for split, runs in (("val", val), ("test", test)):
+            frames = runs.get(run_id, [])
             names = [f"{label}, {split}, seed {number}" for number in range(1, len(frames) + 1)]
-            both.append(gather(frames, names) if frames else None)
-        means = [float(metric_values(each, [metric]).mean()) if each else math.nan for each in both]
+            sides += [bootstrap.gather(frames, names)] if frames else [None]
+        means = [
+            float(bootstrap.metric_values(side, [metric]).mean()) if side else math.nan
+            for side in sides
+        ]
         drop, interval = means[0] - means[1], (math.nan, math.nan)
-        first, second = both
-        if first and second:
-            val_rng, test_rng, val_seeds, test_seeds = streams(seed, 4)
-            of_val = resampled_metrics(first, [metric], samples, val_rng)
-            of_test = resampled_metrics(second, [metric], samples, test_rng)
+        if sides[0] and sides[1]:
+            *rngs, val_seeds, test_seeds = bootstrap.streams(seed, 4)
+            of_val, of_test = (
+                bootstrap.resampled_metrics(side, [metric], samples, rng)
+                for side, rng in zip(sides, rngs, strict=True)
+            )
             if of_val.shape == of_test.shape:
-                values = over_seeds(of_val - of_test, val_seeds)
+                values = bootstrap.over_seeds(of_val - of_test, val_seeds)
             else:
-                values = over_seeds(of_val, val_seeds) - over_seeds(of_test, test_seeds)
-            bases = [each.basis(metric) for each in (first, second)]
+                values = bootstrap.over_seeds(of_val, val_seeds)
+                values -= bootstrap.over_seeds(of_test, test_seeds)
+            bases = [side.basis(metric) for side in sides]
             basis = min(bases, key=lambda groups: len(np.unique(groups)))
-            interval = percentile_interval(values[:, 0], drop, basis, level)
+            interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)
         rows.append((run_id, label, metric, *means, drop, *interval))
     return pd.DataFrame(rows, columns=DROPS)
 
 
-def with_intervals(table: pd.DataFrame, every: pd.DataFrame, quality: str) -> pd.DataFrame:
+def with_intervals(table: pd.DataFrame, intervals: pd.DataFrame, quality: str) -> pd.DataFrame:
     """Add `quality`, `quality_low` and `quality_high`, the interval on the split of the quality.
 
-    Args:
-        table: All trials.
-        every: `Report.intervals`.
-        quality: Recorded name, such as best/val/balanced_accuracy.
+    `intervals` is `Report.intervals`, `quality` a recorded name such as best/val/balanced_accuracy.
     """
     split, _, metric = quality.removeprefix("best/").partition("/")
-    rows = every[(every["split"] == split) & (every["metric"] == metric)].set_index("run_id")
-    ends = rows[["low", "high"]].astype(float).reindex(table["run_id"]).to_numpy()
+    rows = intervals[(intervals["split"] == split) & (intervals["metric"] == metric)]
+    ends = rows.set_index("run_id")[["low", "high"]].astype(float).reindex(table["run_id"])
     values = table.get(quality, pd.Series(np.nan, index=table.index))
-    return table.assign(quality=values, quality_low=ends[:, 0], quality_high=ends[:, 1])
-
-
-def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(rows["run_id"], rows["label"], strict=True))
-
-
-def _intervals(
-    rows: pd.DataFrame, frames: Mapping[str, Frames], settings: ReportSettings
-) -> tuple[pd.DataFrame, list[str]]:
-    """All metrics on both splits; AUROC, which takes as long as the rest, of chosen runs only."""
-    tables, problems = [], []
-    chosen = (rows["chosen"] != "") | rows["knee"]
-    for (run_id, label), complete in zip(_names(rows), chosen, strict=True):
-        for split in frames:
-            predictions = frames[split][run_id]
-            if not predictions:
-                continue
-            columns = [str(name) for name in predictions[0] if str(name).startswith("p/")]
-            names = [name for name in overall_metrics() if name != "auroc"]
-            names += [
-                f"{each}/{name.removeprefix('p/')}" for each in class_metrics() for name in columns
-            ]
-            how = (settings.samples, settings.seed, settings.level)
-            try:
-                found = intervals(predictions, None if complete else names, *how)
-                tables.append(found.assign(run_id=run_id, label=label, split=split)[INTERVALS])
-            except UserError as error:
-                problems.append(f"No intervals of {label} on {split}: {error}")
-    nothing = pd.DataFrame({name: pd.Series(dtype=object) for name in INTERVALS})
-    return pd.concat(tables, ignore_index=True) if tables else nothing, problems
-
-
-def _pairs(
-    members: pd.DataFrame, frames: Mapping[str, Frames], metric: str, settings: ReportSettings
-) -> tuple[pd.DataFrame, list[str]]:
-    """Neighbours on test if all members were tested, else on validation, with a warning."""
-    nothing = pd.DataFrame(columns=PAIRS)
-    for split in ("test", "val"):
-        if len(members) < 2 or not all(frames[split][run_id] for run_id in members["run_id"]):
-            continue
-        how = (split, settings.samples, settings.seed, settings.level)
-        try:
-            pairs = compare_neighbours(frames[split], _names(members), metric, *how)
-        except UserError as error:
-            return nothing, [f"Neighbours on the front could not be compared: {error}"]
-        warning = (
-            "Neighbours on the front are compared on validation images, because not all were "
-            "tested. These images chose them, so differences look more certain than they are."
-        )
-        return pairs, [warning] if split == "val" else []
-    return nothing, []
+    return table.assign(
+        quality=values, quality_low=ends["low"].to_numpy(), quality_high=ends["high"].to_numpy()
+    )

@@ -1,3 +1,5 @@
+"""Intervals of drops and tests of neighbours: by hand, and by the tests of single pairs."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,42 +7,37 @@ import pytest
 from src.core.errors import ConfigError
 from src.metrics.bootstrap import intervals
 from src.metrics.paired import mcnemar, paired_difference
-from src.reporting.uncertainty import PAIRS, compare_neighbours, drops, tied_groups
+from src.reporting.uncertainty import DROPS, PAIRS, compare_neighbours, drops, tied_groups
 
 MEMBERS = [("r1", "tiny"), ("r2", "small"), ("r3", "middle"), ("r4", "large")]
+ONE = MEMBERS[:1]
 
 
 def answers(wrong: int, images: int = 400, prefix: str = "i") -> list[pd.DataFrame]:
     """One seed, two classes in turn; the first `wrong` images are answered wrong."""
-    target = np.arange(images) % 2
-    said = np.where(np.arange(images) < wrong, 1 - target, target)
-    table = pd.DataFrame(
-        {"image_id": [f"{prefix}{number}" for number in range(images)], "group": np.arange(images)}
-    )
-    names = np.array(["nv", "mel"])
-    return [table.assign(label=names[target], **{"p/nv": 1.0 - said, "p/mel": said * 1.0})]
+    target, number = np.arange(images) % 2, np.arange(images)
+    predicted = np.where(number < wrong, 1 - target, target)
+    ids = [f"{prefix}{at}" for at in number]
+    table = pd.DataFrame({"image_id": ids, "group": number})
+    scores = {"p/nv": 1.0 - predicted, "p/mel": predicted * 1.0}
+    return [table.assign(label=np.array(["nv", "mel"])[target], **scores)]
 
 
-@pytest.fixture
-def predictions() -> dict[str, list[pd.DataFrame]]:
-    # tiny is far worse; small, middle and large get all but a few images the same
-    return {"r1": answers(200), "r2": answers(103), "r3": answers(102), "r4": answers(100)}
+# tiny is far worse; small, middle and large get all but a few images the same
+PREDICTIONS = {"r1": answers(200), "r2": answers(103), "r3": answers(102), "r4": answers(100)}
 
 
-def test_pairs_hold_the_tests_and_their_correction(
-    predictions: dict[str, list[pd.DataFrame]],
-) -> None:
-    pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test", seed=3)
+def test_pairs_hold_the_tests_and_their_correction() -> None:
+    pairs = compare_neighbours(PREDICTIONS, MEMBERS, "accuracy", "test", seed=3)
     assert list(pairs) == PAIRS
     assert pairs["run_a"].tolist() == ["r2", "r3", "r4"]
     assert pairs["label_b"].tolist() == ["tiny", "small", "middle"]
     assert pairs["difference"].tolist() == pytest.approx([97 / 400, 1 / 400, 2 / 400])
     for row in pairs.itertuples():
-        alone = paired_difference(
-            predictions[row.run_a], predictions[row.run_b], "accuracy", seed=3
-        )
+        both = PREDICTIONS[row.run_a], PREDICTIONS[row.run_b]
+        alone = paired_difference(*both, "accuracy", seed=3)
         assert (row.difference, row.low, row.high, row.p_bootstrap) == alone
-        assert row.p_mcnemar == mcnemar(predictions[row.run_a], predictions[row.run_b]).p
+        assert row.p_mcnemar == mcnemar(*both).p
     # Holm by hand: the smallest is multiplied by three, the next by two and so on, and none falls
     first, third, second = pairs["p_bootstrap"]  # two images that differ are surer than one
     expected = [3 * first, max(2 * second, third), 2 * second]
@@ -49,70 +46,66 @@ def test_pairs_hold_the_tests_and_their_correction(
     assert pairs["tied"].dtype == bool
 
 
-def test_the_correction_can_tie_what_one_test_would_tell_apart() -> None:
+def test_the_correction_ties_what_one_test_would_separate() -> None:
     # neighbours differ by 5 images, each drawn 0 times with probability 1/e: p is about 2 / e^5 =
     # 0.013, and eight tests make it 0.11
-    wrong = [100 + 5 * number for number in range(9)]
     members = [(f"r{number}", f"m{number}") for number in range(9)]
-    told = {f"r{number}": answers(number_wrong) for number, number_wrong in enumerate(wrong)}
-    many = compare_neighbours(told, members, "accuracy", "val", samples=4000)
-    one = compare_neighbours(told, members[:2], "accuracy", "val", samples=4000)
+    runs = {f"r{number}": answers(100 + 5 * number) for number in range(9)}
+    many = compare_neighbours(runs, members, "accuracy", "val", samples=3000)
+    one = compare_neighbours(runs, members[:2], "accuracy", "val", samples=3000)
     assert many["p_bootstrap"].tolist() == pytest.approx([2 * np.exp(-5)] * 8, rel=0.5)
     assert not one["tied"].any()
     assert one["p_adjusted"][0] == one["p_bootstrap"][0]
-    loose = compare_neighbours(told, members, "accuracy", "val", samples=4000, level=0.5)
+    assert many["tied"].all()
+    loose = compare_neighbours(runs, members, "accuracy", "val", samples=3000, level=0.5)
     assert not loose["tied"].any()
     assert (loose["p_adjusted"] == many["p_adjusted"]).all()
-    assert many["tied"].all()
 
 
 @pytest.mark.parametrize(
-    ("asked", "level", "drawn"),
+    ("samples", "level", "drawn"),
     [(10, 0.95, 480), (10, 0.99, 2400), (10, 0.9, 240), (10, 0.5, 48), (1500, 0.95, 1500)],
 )
-def test_few_samples_tie_nothing_by_themselves(
-    predictions: dict[str, list[pd.DataFrame]], asked: int, level: float, drawn: int
-) -> None:
-    # 8 * 3 pairs / (1 - level); tiny is worse in 97 of 400 images, so no sample says otherwise: p
+def test_few_samples_alone_tie_nothing(samples: int, level: float, drawn: int) -> None:
+    # 8 * 3 pairs / (1 - level); tiny is worse in 97 of 400 images, so that no sample contradicts: p
     # is the smallest one
-    pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test", asked, level=level)
-    assert pairs["p_bootstrap"][0] == pytest.approx(2 / (drawn + 1))
-    assert pairs["p_adjusted"][0] == pytest.approx(6 / (drawn + 1))
-    assert not pairs["tied"][0]
-    same = paired_difference(predictions["r2"], predictions["r1"], "accuracy", drawn, level=level)
-    assert (pairs["low"][0], pairs["high"][0]) == (same.low, same.high)
+    how = ("accuracy", "test", samples)
+    row = compare_neighbours(PREDICTIONS, MEMBERS, *how, level=level).iloc[0]
+    assert row["p_bootstrap"] == pytest.approx(2 / (drawn + 1))
+    assert row["p_adjusted"] == pytest.approx(6 / (drawn + 1))
+    assert not row["tied"]
+    both = PREDICTIONS["r2"], PREDICTIONS["r1"]
+    same = paired_difference(*both, "accuracy", drawn, level=level)
+    assert (row["low"], row["high"]) == (same.low, same.high)
 
 
-def test_pairs_that_cannot_be_compared_stay_as_rows(
-    predictions: dict[str, list[pd.DataFrame]],
-) -> None:
-    del predictions["r1"]
-    predictions["r4"] = answers(100, prefix="other")
-    pairs = compare_neighbours(predictions, MEMBERS, "accuracy", "test")
+def test_pairs_that_cannot_be_compared_stay_as_rows() -> None:
+    runs = {**PREDICTIONS, "r1": [], "r4": answers(100, prefix="other")}
+    pairs = compare_neighbours(runs, MEMBERS, "accuracy", "test", 500)
     assert pairs["difference"].notna().tolist() == [False, True, False]
     assert pairs["p_adjusted"][1] == pairs["p_bootstrap"][1]  # one test, nothing to correct
     assert pairs["tied"].tolist() == [False, True, False]
+    for members in ([], ONE):
+        none = compare_neighbours({}, members, "accuracy", "test")
+        assert list(none) == PAIRS
+        assert none.empty
+        assert tied_groups(none) == []
 
 
-def test_fronts_of_one_or_none() -> None:
-    for members in ([], MEMBERS[:1]):
-        pairs = compare_neighbours({}, members, "accuracy", "test")
-        assert list(pairs) == PAIRS
-        assert pairs.empty
-        assert tied_groups(pairs) == []
-
-
-def test_bad_input_is_named(predictions: dict[str, list[pd.DataFrame]]) -> None:
-    with pytest.raises(ConfigError, match="'acuracy'"):
-        compare_neighbours(predictions, MEMBERS, "acuracy", "test")
-    with pytest.raises(ConfigError, match="level"):
-        compare_neighbours(predictions, MEMBERS, "accuracy", "test", level=2)
-    with pytest.raises(ConfigError, match="level"):
-        compare_neighbours(predictions, MEMBERS, "accuracy", "test", level=1.0)
-    with pytest.raises(ConfigError, match="samples.*got -1"):
-        compare_neighbours(predictions, MEMBERS, "accuracy", "test", samples=-1)
-    with pytest.raises(ConfigError, match="samples"):
-        drops(predictions, predictions, MEMBERS, "accuracy", samples=0)
+@pytest.mark.parametrize(
+    ("metric", "values", "message"),
+    [
+        ("acuracy", {}, "'acuracy'"),
+        ("accuracy", {"level": 2}, "level"),
+        ("accuracy", {"level": 1.0}, "level"),
+        ("accuracy", {"samples": -1}, "samples.*got -1"),
+    ],
+)
+def test_bad_input_is_named(metric: str, values: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare_neighbours(PREDICTIONS, MEMBERS, metric, "test", **values)
+    with pytest.raises(ConfigError, match=message):
+        drops(PREDICTIONS, PREDICTIONS, MEMBERS, metric, **values)
 
 
 @pytest.mark.parametrize(
@@ -133,42 +126,41 @@ def test_ties_link_neighbours(tied: list[bool], groups: list[list[str]]) -> None
 
 def test_drops_are_differences_of_independent_splits() -> None:
     val, test = {"r1": answers(40, 400, "v")}, {"r1": answers(75, 300, "t")}
-    found = drops(val, test, [("r1", "tiny")], "accuracy", samples=20_000)
-    assert list(found) == ["run_id", "label", "metric", "val", "test", "drop", "low", "high"]
-    row = found.iloc[0]
-    assert [row["val"], row["test"], row["drop"]] == pytest.approx([0.9, 0.75, 0.15])
+    table = drops(val, test, ONE, "accuracy", samples=20_000)
+    assert list(table) == DROPS
+    row = table.iloc[0]
+    assert row[["val", "test", "drop"]].tolist() == pytest.approx([0.9, 0.75, 0.15])
     # two independent rates: their variances add up
     half = 1.96 * np.sqrt(0.9 * 0.1 / 400 + 0.75 * 0.25 / 300)
-    assert [row["low"], row["high"]] == pytest.approx([0.15 - half, 0.15 + half], abs=0.006)
+    ends = [0.15 - half, 0.15 + half]
+    assert row[["low", "high"]].tolist() == pytest.approx(ends, abs=0.006)
 
 
 def test_a_drop_takes_the_same_seeds_on_both_splits() -> None:
-    # seeds differ by much, and each loses the same: the spread of the seeds is not in the drop
-    wrong = [0, 300, 600]
-    val = {"r1": [answers(lost, 1000, "v")[0] for lost in wrong]}
-    test = {"r1": [answers(lost + 50, 1000, "t")[0] for lost in wrong]}
-    row = drops(val, test, [("r1", "tiny")], "accuracy").iloc[0]
+    # seeds differ by much, and all lose the same: the spread of the seeds is not in the drop
+    val = {"r1": [answers(wrong, 1000, "v")[0] for wrong in (0, 300, 600)]}
+    test = {"r1": [answers(wrong, 1000, "t")[0] for wrong in (50, 350, 650)]}
+    row = drops(val, test, ONE, "accuracy").iloc[0]
     assert row["drop"] == pytest.approx(0.05)
     of_seeds = intervals(val["r1"], ["accuracy"]).iloc[0]
     assert row["high"] - row["low"] < (of_seeds["high"] - of_seeds["low"]) / 3
     # other numbers of seeds can't be matched
-    apart = drops(val, {"r1": test["r1"][:2]}, [("r1", "tiny")], "accuracy").iloc[0]
+    apart = drops(val, {"r1": test["r1"][:2]}, ONE, "accuracy").iloc[0]
     assert apart["high"] - apart["low"] > 3 * (row["high"] - row["low"])
 
 
 def test_a_member_without_a_split_keeps_its_row() -> None:
-    found = drops({"r1": answers(40)}, {}, [("r1", "tiny"), ("r2", "small")], "accuracy")
-    assert found["val"].tolist() == pytest.approx([0.9, np.nan], nan_ok=True)
-    assert found[["test", "drop", "low", "high"]].isna().all(axis=None)
+    table = drops({"r1": answers(40)}, {}, MEMBERS[:2], "accuracy")
+    assert table["val"].tolist() == pytest.approx([0.9, np.nan], nan_ok=True)
+    assert table[["test", "drop", "low", "high"]].isna().all(axis=None)
 
 
-def test_all_is_decided_by_the_seed(predictions: dict[str, list[pd.DataFrame]]) -> None:
-    def once(seed: int) -> list[pd.DataFrame]:
-        return [
-            compare_neighbours(predictions, MEMBERS, "balanced_accuracy", "test", 200, seed),
-            drops(predictions, predictions, MEMBERS, "balanced_accuracy", 200, seed),
-        ]
+def test_the_seed_decides_everything() -> None:
+    def tables(seed: int) -> list[pd.DataFrame]:
+        how = ("balanced_accuracy", 200, seed)
+        pairs = compare_neighbours(PREDICTIONS, MEMBERS, how[0], "test", *how[1:])
+        return [pairs, drops(PREDICTIONS, PREDICTIONS, MEMBERS, *how)]
 
-    for first, second, other in zip(once(1), once(1), once(2), strict=True):
+    for first, second, other in zip(tables(1), tables(1), tables(2), strict=True):
         pd.testing.assert_frame_equal(first, second)
         assert not first.equals(other)

@@ -8,18 +8,8 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.metrics import calibration, curves, thresholds
-from src.metrics.bootstrap import (
-    COLUMNS,
-    Predictions,
-    adjusted_interval,
-    curve_statistics,
-    estimates,
-    gather,
-    intervals,
-    isic_balanced_accuracy,
-    rarest_groups,
-)
+from src.metrics import bootstrap, calibration, curves, thresholds
+from src.metrics.bootstrap import COLUMNS, Predictions, gather
 from src.metrics.registry import class_metrics, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import subgroups
@@ -52,7 +42,7 @@ def audit(
     """
     settings = settings or AuditSettings()
     predictions = gather(test, [f"{split} predictions {n}" for n in range(1, len(test) + 1)])
-    on_val = _validation(val, predictions)
+    on_val = _validation(val, predictions) if val else None
     name = settings.looked_for(predictions.classes)
     informed = None if metadata is None else subgroups.informed(test[0], metadata)
     by_subgroup = pd.DataFrame()
@@ -66,7 +56,7 @@ def audit(
         nets = zip(predictions.probability, temperatures, strict=True)
         scaled = np.stack([calibration.scale(net, temperature) for net, temperature in nets])
     operating = thresholds.points(predictions, on_val, name, settings)
-    rates: dict[str, Any] = _rate_tables(test, predictions, name, settings)
+    tables: dict[str, Any] = _rate_tables(test, predictions, name, settings)
     result = ClinicalAudit(
         split=split,
         classes=predictions.classes,
@@ -77,7 +67,7 @@ def audit(
         positives=int((predictions.target == predictions.classes.index(name)).sum()),
         seeds=len(predictions.probability),
         verdicts=verdicts(operating, name, settings.goal, warnings),
-        **rates,
+        **tables,
         operating=operating,
         isic=curves.isic_scores(predictions),
         calibration=calibration.compare(predictions, scaled),
@@ -98,37 +88,27 @@ def verdicts(
 ) -> tuple[RecallVerdict, ...]:
     """Verdicts on the most probable class and on the threshold that was chosen for sensitivity.
 
-    Args:
-        operating: From `metrics.thresholds.points`.
-        class_name: The class looked for.
-        goal: The recall to reach.
-        warnings: What speaks against the predictions.
+    `operating` is from `metrics.thresholds.points`.
     """
     specificity = operating[operating["measure"] == "specificity"].set_index("rule")["estimate"]
-    judged = operating["measure"] == "sensitivity"
-    judged &= ~operating["rule"].str.startswith("specificity")
+    rows = operating[operating["measure"] == "sensitivity"]
+    rows = rows[~rows["rule"].str.startswith("specificity")].rename(columns={"groups": "lesions"})
     return tuple(
         RecallVerdict(
-            rule=str(row["rule"]),
             class_name=class_name,
             goal=goal,
-            recall=float(row["estimate"]),
-            low=float(row["low"]),
-            high=float(row["high"]),
-            specificity=float(specificity.get(row["rule"], np.nan)),
-            images=int(row["images"]),
-            lesions=int(row["groups"]),
-            problem=str(row["problem"]),
+            recall=row["estimate"],
+            specificity=specificity.get(row["rule"], np.nan),
             warnings=tuple(warnings),
+            **{str(key): row[key] for key in ("rule", "low", "high", "images", "lesions")},
+            problem=row["problem"],
         )
-        for row in operating[judged].to_dict("records")
+        for row in rows.to_dict("records")
     )
 
 
-def _validation(val: Sequence[pd.DataFrame], test: Predictions) -> Predictions | None:
-    """Predictions of validation, or None; they must be of as many nets and of the same classes."""
-    if not val:
-        return None
+def _validation(val: Sequence[pd.DataFrame], test: Predictions) -> Predictions:
+    """Predictions of validation; they must be of as many nets and of the same classes."""
     predictions = gather(val, [f"validation predictions {n}" for n in range(1, len(val) + 1)])
     if len(predictions.probability) != len(test.probability):
         raise UserError(
@@ -146,28 +126,28 @@ def _rate_tables(
     frames: Sequence[pd.DataFrame], predictions: Predictions, name: str, settings: AuditSettings
 ) -> dict[str, pd.DataFrame]:
     """The tables `overall`, `per_class`, `ranking` and `fixed`."""
-    fixed = curves.fixed_points(settings.fixed)
-    statistics = [isic_balanced_accuracy(predictions)]
-    statistics += [curve_statistics(predictions, c, curves.CURVES) for c in predictions.classes]
-    for each in predictions.classes:
-        rates = thresholds.rates(predictions, each, thresholds.decide(predictions, each, None))
-        names = (f"{rate}/{each}" for rate in ("recall", "specificity", "precision", "npv"))
-        statistics.append(replace(rates, names=tuple(names)))
-    statistics += [curve_statistics(predictions, name, fixed)] if fixed else []
-    table = estimates(predictions, statistics, settings).reset_index()
+    fixed, classes = curves.fixed_points(settings.fixed), predictions.classes
+    statistics = [bootstrap.isic_balanced_accuracy(predictions)]
+    statistics += [bootstrap.curve_statistics(predictions, c, curves.CURVES) for c in classes]
+    for label in classes:
+        rates = thresholds.rates(predictions, label, thresholds.decide(predictions, label, None))
+        names = tuple(f"{rate}/{label}" for rate in ("recall", "specificity", "precision", "npv"))
+        statistics.append(replace(rates, names=names))
+    statistics += [bootstrap.curve_statistics(predictions, name, fixed)] if fixed else []
+    table = bootstrap.estimates(predictions, statistics, settings).reset_index()
     table = pd.concat([_run_metrics(frames, predictions, settings), table], ignore_index=True)
     parts = table["metric"].str.partition("/")
     table = table.assign(measure=parts[0], **{"class": parts[2]})
-    per_class = table[table["measure"].isin(class_metrics())]
-    order = per_class["class"].map(list(predictions.classes).index) * len(class_metrics())
-    order += per_class["measure"].map(class_metrics().index)
-    per_class = per_class.loc[order.sort_values(kind="stable").index]
-    columns = ["class", "measure", *COLUMNS]
+    per_class = table[table["measure"].isin(class_metrics())].sort_values(
+        ["class", "measure"],
+        key=lambda column: column.map([*classes, *class_metrics()].index),
+        kind="stable",
+    )
     ranking = table[table["measure"].isin(curves.CURVES) & (table["class"] != "")]
     rows = {
         "overall": table.loc[table["class"] == "", ["metric", *COLUMNS]],
-        "per_class": per_class[columns],
-        "ranking": ranking[columns].rename(columns={"measure": "metric"}),
+        "per_class": per_class[["class", "measure", *COLUMNS]],
+        "ranking": ranking[["class", "measure", *COLUMNS]].rename(columns={"measure": "metric"}),
         "fixed": table.loc[table["measure"].isin(fixed), ["metric", *COLUMNS]],
     }
     return {key: part.reset_index(drop=True) for key, part in rows.items()}
@@ -178,25 +158,25 @@ def _run_metrics(
 ) -> pd.DataFrame:
     """Metrics over all classes, and F1; a mean over classes is as sure as its rarest class."""
     metrics = [*overall_metrics(), *(f"f1/{name}" for name in predictions.classes)]
-    table = intervals(frames, metrics, settings.samples, settings.seed, settings.level)
-    kinds = [predictions.target == label for label in range(len(predictions.classes))]
-    rarest = rarest_groups(predictions, [images for images in kinds if images.any()])
+    how = (settings.samples, settings.seed, settings.level)
+    table = bootstrap.intervals(frames, metrics, *how)
+    kinds = [predictions.target == label for label in np.unique(predictions.target)]
+    rarest = bootstrap.rarest_groups(predictions, kinds)
     rows = []
     for row in table.to_dict("records"):
-        measure, _, name = str(row["metric"]).partition("/")
+        name, share = str(row["metric"]).partition("/")[2], row["metric"] == "accuracy"
         basis = predictions.basis(f"recall/{name}") if name else rarest
-        basis = predictions.group if measure == "accuracy" else basis
-        low, high, kind = adjusted_interval(
-            row["low"], row["high"], row["estimate"], basis, settings.level, measure == "accuracy"
-        )
-        sizes = {"images": len(basis), "groups": len(np.unique(basis))}
-        rows.append(row | {"low": low, "high": high, "interval": kind} | sizes)
+        basis = predictions.group if share else basis
+        ends = (row["low"], row["high"], row["estimate"])
+        ends = bootstrap.adjusted_interval(*ends, basis, settings.level, share)
+        row |= dict(zip(("low", "high", "interval"), ends, strict=True))
+        rows.append(row | {"images": len(basis), "groups": len(np.unique(basis))})
     return pd.DataFrame(rows)[["metric", *COLUMNS]]
 
 
 def _record_metrics(result: ClinicalAudit) -> dict[str, float]:
     """Figures by record names, `<split>/...`; undefined ones are left out."""
-    rows = [*result.overall.to_dict("records"), *result.fixed.to_dict("records")]
+    rows = pd.concat([result.overall, result.fixed]).to_dict("records")
     values: dict[Any, float] = {
         row["metric"]: row["estimate"]
         for row in rows
@@ -216,45 +196,46 @@ def _record_metrics(result: ClinicalAudit) -> dict[str, float]:
 
 def _notes(result: ClinicalAudit, predictions: Predictions) -> list[str]:
     """How the figures are to be read, and what is missing."""
-    settings, several = result.settings, result.seeds > 1
-    notes = [
+    settings, several, informed = result.settings, result.seeds > 1, result.informed
+    labels = np.unique(predictions.target)
+    missing = [name for label, name in enumerate(result.classes) if label not in labels]
+    lowest, highest = calibration.TEMPERATURES
+    no_metadata = "" if informed is None else f": it has none of the {result.images} images"
+    skin_type = bool(informed) and "skin type" in set(result.subgroups["by"])
+    fitting = "No validation predictions: no threshold was chosen, no temperature fitted."
+    if result.temperatures:
+        fitting = (
+            "Thresholds and temperatures were chosen on validation, for each net, and applied "
+            "unchanged; the intervals take them as fixed."
+        )
+    elif result.split == "val":
+        fitting = "Thresholds and temperatures are chosen on these images: not applied here."
+    notes = {
         f"{f'Figures are means over {result.seeds} nets (seeds). ' if several else ''}"
         f"Intervals: {100 * settings.level:g}%, {settings.samples} resamplings of whole lesions or "
         f"patients{' and of seeds' if several else ''}. Shares (recall, specificity, precision, "
         "predictive values, accuracy) get the wider of that and the exact one (Clopper-Pearson, a "
         "lesion counted once), end by end; * marks an exact end. A figure without an interval "
-        "rests on fewer than two lesions of a kind, or no resampling changes it.",
+        "rests on fewer than two lesions of a kind, or no resampling changes it.": True,
         f"{result.positives / result.images:.1%} of these images are {result.positive}. PPV and "
-        "NPV hold for that share only; where the class is rarer, PPV is lower.",
-    ]
-    if result.lesions == result.images:
-        notes.append("Each image is its own group: if lesions repeat, intervals are too narrow.")
-    labels = set(np.unique(predictions.target).tolist())
-    missing = [name for label, name in enumerate(result.classes) if label not in labels]
-    if missing:
-        notes.append(f"No images of {', '.join(missing)}: means leave these classes out.")
-    if result.temperatures:
-        notes.append(
-            "Thresholds and temperatures were chosen on validation, for each net, and applied "
-            "unchanged; the intervals take them as fixed."
-        )
-    elif result.split == "val":
-        notes.append("Thresholds and temperatures are chosen on these images: not applied here.")
-    else:
-        notes.append("No validation predictions: no threshold was chosen, no temperature fitted.")
-    lowest, highest = calibration.TEMPERATURES
-    if any(not lowest < temperature < highest for temperature in result.temperatures):
-        notes.append("A temperature is at the bound of the search: validation does not define it.")
-    notes.append(
+        "NPV hold for that share only; where the class is rarer, PPV is lower.": True,
+        "Each image is its own group: if lesions repeat, intervals are too narrow.": (
+            result.lesions == result.images
+        ),
+        f"No images of {', '.join(missing)}: means leave these classes out.": bool(missing),
+        fitting: True,
+        "A temperature is at the bound of the search: validation does not define it.": any(
+            not lowest < temperature < highest for temperature in result.temperatures
+        ),
         "A calibration error is biased upwards, more so with fewer images, and has no interval. "
         "Sensitivity at a fixed specificity (and the reverse) comes from the ROC curve of these "
-        "images and is too good."
-    )
-    if not result.informed:
-        known = "" if result.informed is None else f": it has none of the {result.images} images"
-        return [*notes, f"No metadata{known}. No subgroups."]
-    if result.informed < result.images:
-        notes.append(f"The metadata cover {result.informed} of the {result.images} images.")
-    if "skin type" not in set(result.subgroups["by"]):
-        notes.append("The metadata have no skin type: the recall on darker skin is not known.")
-    return notes
+        "images and is too good.": True,
+        f"No metadata{no_metadata}. No subgroups.": not informed,
+        f"The metadata cover {informed} of the {result.images} images.": (
+            0 < (informed or 0) < result.images
+        ),
+        "The metadata have no skin type: the recall on darker skin is not known.": (
+            bool(informed) and not skin_type
+        ),
+    }
+    return [note for note, holds in notes.items() if holds]

@@ -1,34 +1,44 @@
 """`python -m src.evaluate` from end to end: a trained run on its own splits or on other data."""
 
+import contextlib
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from src.core.config import load_settings, resolve
+from src.core.cli import console, say
+from src.core.config import instantiate, load_settings, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import refuse_unwritable
+from src.data.source import Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import external, presentation
 from src.reporting.clinical.audit import audit
-from src.reporting.clinical.external import REST, ExternalData, SourceData
-from src.reporting.clinical.results import ClinicalAudit, EvaluateSettings, Evaluation
+from src.reporting.clinical.external import REST, ExternalData
+from src.reporting.clinical.results import EvaluateSettings, Evaluation, Images
 from src.tracking.run import Run, recordable
 from src.tracking.store import Store, existing
+
+if TYPE_CHECKING:
+    from src.data.module import DataModule
 
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's UI shows as a run's description
 RECORDED = {"val": "best/val"}  # name of a split's metrics in the run record at the kept epoch
 TESTED_FOR = "for a clinical audit"
 CHOSE_EPOCH = "Validation chose the epoch: its figures are too good."
-console = Console(width=100)
+LEAKS = (
+    "LEAKS: images of one lesion or patient are on both sides of the run's own split: "
+    "figures on it are too good."
+)
 
 
-def evaluate_run(config: DictConfig) -> Evaluation:
+def evaluate_run(config: DictConfig) -> None:
     """Evaluate the run that a composed conf/command/evaluate.yaml names; write, record and print.
 
     Raises:
@@ -49,12 +59,10 @@ def evaluate_run(config: DictConfig) -> Evaluation:
     folder = Path(settings.folder) / result.folder
     presentation.write_evaluation(result, folder)
     if settings.publish:
-        publish(result, folder, store, config)
+        _publish(result, folder, store, config, settings)
     for part in presentation.render_evaluation(result):
         console.print(part)
-    look = f"look: {folder / presentation.EVALUATION_PAGE}"
-    console.print(look, markup=False, highlight=False, soft_wrap=True)
-    return result
+    say(f"look: {folder / presentation.EVALUATION_PAGE}", wrap=False)
 
 
 def own_splits(
@@ -63,29 +71,31 @@ def own_splits(
     """Audit a run on its own validation and test splits, from its recorded predictions.
 
     Nothing is predicted, except the test split with `settings.test` if that was not done yet.
-
-    Args:
-        evaluated: The run.
-        settings: Whether the test split is used, and where the run's own data are.
-        clinical: Of the audit.
-        store: Holds the run.
     """
     val, test = evaluated.predictions(store, "val"), evaluated.predictions(store, "test")
-    if not test and settings.test:
-        test = _test_once(evaluated, store)
+    if settings.test and not test:
+        test = _test_now(evaluated, store)
     if not val and not test:
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
-    metadata, absent = external.own_metadata(evaluated, settings.own_root)
-    notes, warnings, audits = [absent] if absent else [], _leak_warnings(evaluated), {}
-    if test:
-        audits["test"] = _audit(test, val, metadata, clinical, "test", warnings)
-    else:
+    metadata, notes, warnings = None, [], _leak_warnings(evaluated)
+    try:
+        config = external.data_config(evaluated, settings.own_root)
+        source: Source = instantiate(config.source, "data.source")
+        metadata = source.manifest().frame
+    except UserError as error:
+        reason = f"the run's own data are not here ({error}); name them by own_root=<folder>"
+        notes.append(f"No metadata (age, sex, site): {reason}.")
+    audits = {}
+    with _keys_under_clinical():
+        if test:
+            audits["test"] = audit(test, val, metadata, clinical, "test", warnings)
+        if val:
+            on_val = [CHOSE_EPOCH, *warnings]
+            audits["val"] = audit(val, [], metadata, clinical, "val", on_val)
+    if not test:
         untested = _untested(evaluated, store)
         notes.append(f"{untested}: this is validation alone. test=true uses it, once.")
-    if val:
-        on_val = [CHOSE_EPOCH, *warnings]
-        audits["val"] = _audit(val, [], metadata, clinical, "val", on_val)
-    else:
+    if not val:
         seeds = evaluated.count_predicted(store, "val")
         some = f"Only {seeds} of {len(evaluated.nets)} seeds have predictions for validation"
         reason = some if seeds else "The run has no validation split"
@@ -100,136 +110,112 @@ def other_data(
     clinical: AuditSettings,
     store: Store,
 ) -> Evaluation:
-    """Predict other data with a run's nets, audit that, and compare it with the own test split.
+    """Predict other data with a run's nets, audit that, and compare it with the run's test split.
 
-    Args:
-        config: The `data` part of a composed conf/command/evaluate.yaml.
-        evaluated: The run.
-        settings: Mapping, part, overlap.
-        clinical: Of the audit.
-        store: Holds the run.
+    `config` is the `data` part of a composed conf/command/evaluate.yaml.
     """
-    val, test = evaluated.predictions(store, "val"), evaluated.predictions(store, "test")
-    if not val and not test:
-        message = "has no recorded predictions, which tell its classes; train it again"
-        raise UserError(f"run={evaluated.run_id}: {message}")
-    columns = map(str, (val or test)[0])
-    classes = [name.removeprefix("p/") for name in columns if name.startswith("p/")]
+    classes = trained.class_names(store, evaluated)
+    recorded = {split: evaluated.predictions(store, split) for split in ("val", "test")}
     data = external.open_data(config, evaluated, classes, settings)
-    own, own_warnings = external.find_source_data(data, evaluated, settings)
-    frames, images = external.whole_frames(data), len(data.rows)
-    overlap = _find_overlap(data, frames, own, {"val": val, "test": test})
-    overlap_note, overlap_warnings = _overlap_texts(overlap, images, own, settings)
-    warnings = [*own_warnings, *overlap_warnings, *_leak_warnings(evaluated)]
-    notes = [*_picture_notes(data, evaluated, frames, own), overlap_note]
-    shown = {} if own is None else external.examples(data, frames, own, classes)
+    source, source_warnings = external.source_data(data, evaluated, settings)
+    frames = external.full_frames(data)
+    overlap, overlap_note, overlap_warnings = _overlap(
+        data, frames, evaluated, source, recorded, settings
+    )
+    warnings = [*source_warnings, *overlap_warnings, *_leak_warnings(evaluated)]
+    notes = [*_picture_notes(data, evaluated, frames, source), overlap_note]
+    shown = {} if source is None else external.examples(data, frames, source, classes)
     if len(overlap) and settings.overlap == "exclude":
         data = external.exclude(data, overlap)
     predictions = external.predict(data, evaluated, classes, store)
     notes += [*_label_notes(data), *trained.precision_warnings(evaluated.config)]
-    if not test:
+    compared_with = "test" if recorded["test"] else "val"
+    if compared_with == "val":
         untested = _untested(evaluated, store)
         notes.append(f"{untested}; the drop is from validation, whose figures are too good.")
     # it names files and metrics
     name = re.sub(r"[^\w.+-]+", "_", str(data.data.name)).strip("_.") or "data"
-    val, compared = ([data.labels.merged(f) for f in side] for side in (val, test or val))
+    merged = {split: [data.labels.merge(net) for net in nets] for split, nets in recorded.items()}
     if REST in data.labels.classes and len(data.labels.classes) == 2 and not clinical.positive:
         clinical = replace(clinical, positive=data.labels.classes[1])
     metadata = data.frame.drop(columns=["label", "original_label"])
-    result = _audit(predictions, val, metadata, clinical, name, warnings)
-    mapping = data.frame[["original_label", "label"]].fillna({"label": ""})
-    mapping = mapping.value_counts(sort=False).rename("images").reset_index()
-    geometry, choices = data.data.geometry, settings.choices
-    if geometry != evaluated.config.data.geometry:
-        choices += (f"geometry={geometry}",)
+    with _keys_under_clinical():
+        result = audit(predictions, merged["val"], metadata, clinical, name, warnings)
+    geometry = data.data.geometry
+    differs = geometry != evaluated.config.data.geometry
+    return Evaluation(
+        evaluated,
+        name,
+        {name: result},
+        tuple(notes),
+        external=data,
+        drop=external.domain_shift(
+            merged[compared_with], predictions, merged["val"], result.positive, clinical
+        ),
+        compared_with=compared_with,
+        by_original_label=external.recall_by_original_label(predictions, clinical),
+        overlap=overlap,
+        predictions=dict(zip((net.seed for net in evaluated.nets), predictions, strict=True)),
+        examples=shown,
+        choices=(*settings.choices, *([f"geometry={geometry}"] if differs else [])),
+    )
+
+
+def _publish(
+    result: Evaluation, folder: Path, store: Store, config: DictConfig, settings: EvaluateSettings
+) -> None:
+    """Record an evaluation: own splits in the run itself, other data as a run of its own."""
+    if result.external is None:
+        run = Run.attach(store, result.evaluated.run_id)
+        run.artifact(folder / presentation.CLINICAL, presentation.CLINICAL)
+        run.artifact(folder / presentation.EVALUATION_PAGE)
+        for split, part in result.audits.items():
+            prefix = RECORDED.get(split, split)
+            run.log({f"{prefix}{key.removeprefix(split)}": v for key, v in part.metrics.items()})
+        run.flush()
+        return
+    [(name, part)] = result.audits.items()
+    metrics = dict(part.metrics)
+    metrics |= _values(part.overall, f"{name}/{{metric}}", "estimate")
+    metrics |= _values(part.per_class, f"{name}/{{measure}}/{{class}}", "estimate")
+    metrics |= _values(result.drop, f"{name}/change/{{metric}}", "difference")
+    metrics |= {f"{name}/images": part.images, f"{name}/overlap": len(result.overlap)}
+    title = " ".join([result.evaluated.model, "on", result.data, *result.choices])
+    data, values = result.external, resolve(config, without=("tracking",))
     tags = {
         "kind": trained.EVALUATION,
-        "evaluated_run": evaluated.run_id,
-        "model": evaluated.model,
+        "evaluated_run": result.evaluated.run_id,
+        "model": result.evaluated.model,
         "data": name,
         "part": settings.part,
         "data_fingerprint": data.cache.fingerprint,
         "labels": data.labels.name,
         "overlap": settings.overlap,
         "image_size": str(data.data.image_size),
-        "geometry": geometry,
+        "geometry": data.data.geometry,
+        DESCRIPTION: presentation.evaluation_markdown(result),
     }
-    seeds = [net.seed for net in evaluated.nets]
-    return Evaluation(
-        evaluated,
-        name,
-        {name: result},
-        tuple(notes),
-        drop=external.domain_shift(compared, predictions, val, result.positive, clinical),
-        compared_with="test" if test else "val",
-        by_original_label=external.recall_by_original_label(predictions, clinical),
-        overlap=overlap,
-        mapping=mapping.rename(columns={"label": "counts_as"}),
-        predictions=dict(zip(seeds, predictions, strict=True)),
-        tags=tags,
-        examples=shown,
-        choices=choices,
-    )
-
-
-def publish(result: Evaluation, folder: Path, store: Store, config: DictConfig) -> str:
-    """Record an evaluation: own splits in the run itself, other data as a run of its own.
-
-    Args:
-        result: The evaluation.
-        folder: Holds its files.
-        store: Opened if it is not yet.
-        config: A composed conf/command/evaluate.yaml, recorded with an evaluation of other data.
-
-    Returns:
-        Id of the run that holds it.
-    """
-    if not result.data:
-        run = Run.attach(store, result.evaluated.run_id)
-        run.artifact(folder / presentation.CLINICAL, presentation.CLINICAL)
-        run.artifact(folder / presentation.EVALUATION_PAGE)
-        for split, audit_ in result.audits.items():
-            prefix = RECORDED.get(split, split)
-            names = {k: f"{prefix}/{k.removeprefix(f'{split}/')}" for k in audit_.metrics}
-            run.log({names[key]: value for key, value in audit_.metrics.items()})
-        run.flush()
-        return run.id
-    [(name, result_)] = result.audits.items()
-    metrics = dict(result_.metrics)
-    for row in result_.overall.to_dict("records"):
-        metrics[f"{name}/{row['metric']}"] = row["estimate"]
-    for row in result_.per_class.to_dict("records"):
-        metrics[f"{name}/{row['measure']}/{row['class']}"] = row["estimate"]
-    for row in result.drop.to_dict("records"):
-        metrics[f"{name}/change/{row['metric']}"] = row["difference"]
-    metrics |= {f"{name}/images": float(result_.images)}
-    metrics |= {f"{name}/overlap": float(len(result.overlap))}
-    title = " ".join([result.evaluated.model, "on", result.data, *result.choices])
-    tags = {**result.tags, DESCRIPTION: presentation.evaluation_markdown(result)}
-    values = resolve(config, without=("tracking",))
     with Run.start(store, title, tags, {"evaluation": values}) as run:
         run.log({recordable(key): float(v) for key, v in metrics.items() if v == v})
         run.artifact(folder)
         run.text(OmegaConf.to_yaml(OmegaConf.create(values)), "evaluation.yaml")
-    return run.id
 
 
-def _audit(
-    predictions: list[pd.DataFrame],
-    val: list[pd.DataFrame],
-    metadata: pd.DataFrame | None,
-    clinical: AuditSettings,
-    split: str,
-    warnings: list[str],
-) -> ClinicalAudit:
-    """The clinical audit; a refused value is named by its key on the command line."""
+def _values(table: pd.DataFrame, name: str, column: str) -> dict[str, float]:
+    """A column by names that are formatted from the other columns."""
+    return {name.format_map(row): row[column] for row in table.to_dict("records")}
+
+
+@contextlib.contextmanager
+def _keys_under_clinical() -> Iterator[None]:
+    """Name a refused value of the audit by its key on the command line."""
     try:
-        return audit(predictions, val, metadata, clinical, split, warnings)
+        yield
     except ConfigError as error:
         raise error.under("clinical") from error
 
 
-def _test_once(evaluated: RecordedModel, store: Store) -> list[pd.DataFrame]:
+def _test_now(evaluated: RecordedModel, store: Store) -> list[pd.DataFrame]:
     """Evaluate the nets on their test split, for the first time; it is tagged."""
     from src.reporting import comparison
 
@@ -243,84 +229,84 @@ def _test_once(evaluated: RecordedModel, store: Store) -> list[pd.DataFrame]:
     return predictions
 
 
-def _find_overlap(
+def _overlap(
     data: ExternalData,
-    frames: external.Images,
-    own: SourceData | None,
-    recorded: dict[str, list[pd.DataFrame]],
-) -> pd.DataFrame:
-    """External images that the run has had; those with recorded predictions are always known."""
+    frames: Images,
+    evaluated: RecordedModel,
+    source: "DataModule | None",
+    recorded: Mapping[str, Sequence[pd.DataFrame]],
+    settings: EvaluateSettings,
+) -> tuple[pd.DataFrame, str, list[str]]:
+    """External images that the run has had, a note and warnings.
+
+    Images with recorded predictions are compared by id and group even without the run's data.
+    """
     listed = pd.concat(
         [nets[0][["image_id", "group"]].assign(split=s) for s, nets in recorded.items() if nets],
         ignore_index=True,
     )
-    known, images = (listed.iloc[:0], frames[:0]) if own is None else (own.frame, own.images)
-    rows = data.cache.frame.iloc[data.rows]
-    return external.find_overlap(rows, known, frames, images, listed)
-
-
-def _overlap_texts(
-    overlap: pd.DataFrame, images: int, own: SourceData | None, settings: EvaluateSettings
-) -> tuple[str, list[str]]:
-    """A note on the overlap, and warnings."""
+    members, pictures, same_split = listed.iloc[:0], frames[:0], False
+    if source is not None:
+        same_split = source.split_fingerprint == evaluated.split_fingerprint
+        members = source.frame.assign(split=source.side if same_split else "")
+        pictures = source.cache.images
+    rows, images = data.cache.frame.iloc[data.rows], len(data.rows)
+    overlap = external.find_overlap(rows, members, frames, pictures, listed)
+    note = "Overlap with the run's own images: "
     if overlap.empty:
         how = "by id, by picture (hash) and by lesion"
-        how = "by id and lesion of its val and test" if own is None else how
-        return f"Overlap with the run's own images: none of {images:,}, {how}.", []
+        how = "by id and lesion of its val and test" if source is None else how
+        return overlap, f"{note}none of {images:,}, {how}.", []
     counts = ", ".join(f"{n:,} {why}" for why, n in overlap["why"].value_counts().items())
-    sides = overlap["own_split"].value_counts().items()
-    if own is not None and own.same_split:
+    if same_split:
+        sides = overlap["own_split"].value_counts().items()
         counts += "; " + ", ".join(f"{number:,} of {side}" for side, number in sides)
-    note = f"Overlap with the run's own images: {len(overlap):,} of {images:,} ({counts})"
+    note += f"{len(overlap):,} of {images:,} ({counts})"
     if settings.overlap == "exclude":
-        return f"{note}, left out.", []
-    taken = "take the own and these images for independent, which they are not"
+        return overlap, f"{note}, left out.", []
+    assumed = "take the own and these images for independent, which they are not"
     kept = f"{len(overlap):,} of these {images:,} images the run has had, and they were KEPT"
-    return (
-        f"{note}, kept. The intervals of the differences {taken}.",
-        [f"{kept}: the figures are too good."],
-    )
+    note = f"{note}, kept. The intervals of the differences {assumed}."
+    return overlap, note, [f"{kept}: the figures are too good."]
 
 
 def _picture_notes(
-    data: ExternalData, evaluated: RecordedModel, frames: external.Images, own: SourceData | None
+    data: ExternalData, evaluated: RecordedModel, frames: Images, source: "DataModule | None"
 ) -> list[str]:
-    theirs = external.image_sizes(data.data.source, data.manifest)
-    notes = external.picture_notes(
-        None if own is None else own.sizes,
-        theirs,
-        data.data.image_size,
-        str(evaluated.config.data.geometry),
-        data.data.geometry,
-    )
-    training = "" if own is None else f", {external.dark_corners(own.images):.0%} in training"
+    sizes, training = external.image_sizes(data.data.source, data.manifest), ""
+    source_sizes = sizes.iloc[:0]
+    if source is not None:
+        source_sizes = external.image_sizes(source.source, source.source.manifest())
+        training = f", {external.dark_corners(source.cache.images):.0%} in training"
+    trained_with, now = str(evaluated.config.data.geometry), data.data.geometry
     corners = "Black in all four corners, as round dermatoscopes leave it"
-    return [*notes, f"{corners}: {external.dark_corners(frames):.0%} here{training}."]
+    return [
+        *external.picture_notes(source_sizes, sizes, data.data.image_size, trained_with, now),
+        f"{corners}: {external.dark_corners(frames):.0%} here{training}.",
+    ]
 
 
 def _label_notes(data: ExternalData) -> list[str]:
     frame, notes = data.frame, [f"Labels: {data.labels.name}."]
-    left_out = frame.loc[frame["label"].isna(), "original_label"].value_counts()
     if REST in data.labels.classes:
         names = " or ".join(name for name in data.labels.classes if name != REST)
         notes.append(
             f"The question is {names} or not. The rest's probability is the sum of the other "
             f"classes', so that {names} must outweigh all of them to be the most probable class."
         )
-    if len(left_out):
-        listed = ", ".join(f"{name} ({number:,})" for name, number in left_out.items())
+    unmapped = frame.loc[frame["label"].isna(), "original_label"].value_counts()
+    if len(unmapped):
+        listed = ", ".join(f"{name} ({number:,})" for name, number in unmapped.items())
         notes.append(f"Left out, of classes that the mapping does not know: {listed}.")
     return notes
 
 
 def _leak_warnings(evaluated: RecordedModel) -> list[str]:
-    leaks = "images of one lesion or patient are on both sides of the run's own split"
-    leaking = "leaking" in evaluated.split
-    return [f"LEAKS: {leaks}: figures on it are too good."] if leaking else []
+    return [LEAKS] if "leaking" in evaluated.split else []
 
 
 def _untested(evaluated: RecordedModel, store: Store) -> str:
-    seeds, nets = evaluated.count_predicted(store, "test"), len(evaluated.nets)
-    if seeds:
+    if seeds := evaluated.count_predicted(store, "test"):
+        nets = len(evaluated.nets)
         return f"Only {seeds} of {nets} seeds have been evaluated on the own test split"
     return "The own test split has not been evaluated yet"

@@ -13,7 +13,8 @@ from src.core.files import atomic_folder
 from src.core.tables import MISSING, Table, escape_markdown
 from src.metrics import thresholds
 from src.metrics.formatting import label
-from src.metrics.registry import short_label
+from src.metrics.registry import PRIMARY, short_label
+from src.reporting.clinical import subgroups
 from src.reporting.clinical.results import ClinicalAudit, Evaluation, interval_text
 
 DISCLAIMER = "Research only: this is no medical device, and nothing here is a diagnosis or advice."
@@ -21,19 +22,26 @@ PAGE = "clinical.md"
 EVALUATION_PAGE = "evaluation.md"
 CLINICAL = "clinical"  # folder of the audits, within an evaluation's
 SHOWN = 2  # tables of an audit on the terminal: operating points, and each class
-STYLES = {"PASS": "bold green", "FAIL": "bold red", "UNDECIDED": "bold yellow"}
-STYLES["Warning"] = "bold red"
+STYLES = {
+    "PASS": "bold green",
+    "FAIL": "bold red",
+    "UNDECIDED": "bold yellow",
+    "Warning": "bold red",
+}
 HIGHER = "In [0, 1], higher is better."
+EXACT = "*: an exact end."
+
+# ---- sentences
 
 
 def summary(result: ClinicalAudit) -> list[str]:
     """Sentences: warnings, sizes, verdicts, the threshold, calibration and weak subgroups."""
-    nets = f", by {result.seeds} nets (seeds)" if result.seeds > 1 else ""
+    name, nets = result.positive, f", by {result.seeds} nets (seeds)" if result.seeds > 1 else ""
     sentences = [f"Warning: {warning}" for warning in result.warnings]
     sentences.append(
         f"{result.images} images of {result.lesions} lesions or patients ({result.split}){nets}; "
-        f"{result.positives} images ({result.positives / result.images:.1%}) are "
-        f"{result.positive}, the class looked for."
+        f"{result.positives} images ({result.positives / result.images:.1%}) are {name}, the class "
+        "looked for."
     )
     sentences += [verdict.text for verdict in result.verdicts]
     rows = result.operating[result.operating["rule"].str.startswith("sensitivity")]
@@ -42,20 +50,22 @@ def summary(result: ClinicalAudit) -> list[str]:
         finds, misses = _of_hundred(rates["sensitivity"]), _of_hundred(1 - rates["sensitivity"])
         sentences.append(
             f"The threshold for {row['rule']} has {row['val']:.3f} on validation and "
-            f"{row['estimate']:.3f} here. Of 100 images of {result.positive} it finds {finds} and "
-            f"misses {misses}; of 100 others it alarms on {_of_hundred(1 - rates['specificity'])}; "
-            f"of 100 alarms {_of_hundred(rates['ppv'])} are {result.positive}."
+            f"{row['estimate']:.3f} here. Of 100 images of {name} it finds {finds} and misses "
+            f"{misses}; of 100 others it alarms on {_of_hundred(1 - rates['specificity'])}; of 100 "
+            f"alarms {_of_hundred(rates['ppv'])} are {name}."
         )
-    error = result.calibration[result.calibration["measure"] == "ece"].iloc[0]
-    ece, scaled = float(error["before"]), float(error["after"])
+    error = result.calibration.set_index("measure").loc["ece"]
     heat = ", ".join(f"{temperature:.2f}" for temperature in result.temperatures)
-    after = f"; {scaled:.3f} after temperature scaling (T = {heat})" if np.isfinite(scaled) else ""
-    sentences.append(f"Confidence and accuracy differ by {ece:.3f} on average (ECE){after}.")
+    after = f"; {error['after']:.3f} after temperature scaling (T = {heat})"
+    after = after if np.isfinite(error["after"]) else ""
+    sentences.append(
+        f"Confidence and accuracy differ by {error['before']:.3f} on average (ECE){after}."
+    )
     return [*sentences, *_weak_subgroups(result), DISCLAIMER]
 
 
 def _of_hundred(share: float) -> str:
-    """How many of a hundred; none and all are said only where it is so."""
+    """How many of a hundred; 0 and 100 only where the share is 0 or 1."""
     number = round(100 * share)
     if 0 < share < 1:
         return {0: "fewer than 1", 100: "more than 99"}.get(number, str(number))
@@ -64,24 +74,26 @@ def _of_hundred(share: float) -> str:
 
 def _weak_subgroups(result: ClinicalAudit) -> list[str]:
     """The subgroup with the lowest recall by each rule."""
-    sentences = []
+    sentences, table = [], result.subgroups
     for measure, rule in result.rules.items():
-        table = result.subgroups
         rows = table[(table["by"] != "all") & (table["measure"] == measure)]
-        known = rows.dropna(subset="estimate")
-        if len(known):
-            worst = known.sort_values("estimate", kind="stable").iloc[0]
-            interval = interval_text(worst["low"], worst["high"])
+        measured = rows.dropna(subset="estimate")
+        if len(measured):
+            worst = measured.sort_values("estimate", kind="stable").iloc[0]
             sentences.append(
                 f"Recall of {result.positive} by {rule} is lowest for {worst['by']} "
-                f"{worst['subgroup']}: {worst['estimate']:.3f} {interval} on {worst['positives']} "
-                f"images of {worst['positive_lesions']} lesions, the worst of {len(known)} "
-                "subgroups (some are low by chance)."
+                f"{worst['subgroup']}: {worst['estimate']:.3f} "
+                f"{interval_text(worst['low'], worst['high'])} on {worst['positives']} images of "
+                f"{worst['positive_lesions']} lesions, the worst of {len(measured)} subgroups "
+                "(some are low by chance)."
             )
-        if measure == "recall" and len(known) < len(rows):
-            few = len(rows) - len(known)
+        if measure == "recall" and len(measured) < len(rows):
+            few = len(rows) - len(measured)
             sentences.append(f"{few} of {len(rows)} subgroups are too small for a recall.")
     return sentences
+
+
+# ---- tables
 
 
 def estimate_text(row: Mapping[Any, Any]) -> str:
@@ -94,28 +106,33 @@ def estimate_text(row: Mapping[Any, Any]) -> str:
     return f"{row['estimate']:.2f} [{row['low']:.2f}-{row['high']:.2f}]{exact}"
 
 
+def _with_text(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(text=[estimate_text(row) for row in table.to_dict("records")])
+
+
+def _wide(table: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
+    """One row for each value of `index`, one column of texts for each value of `columns`."""
+    wide = _with_text(table).pivot(index=index, columns=columns, values="text")
+    return wide.loc[table[index].unique(), table[columns].unique()].reset_index()
+
+
 def audit_tables(result: ClinicalAudit) -> list[Table]:
     """All tables with rows, the most important first."""
-    name = result.positive
-    by_class = _wide(result.per_class, "class", "measure")
+    name, split = result.positive, {"text": result.split}
     sizes = result.per_class.drop_duplicates("class")[["class", "images", "groups"]]
-    per_class = sizes.merge(by_class, on="class").rename(columns={"groups": "lesions"})
+    per_class = sizes.merge(_wide(result.per_class, "class", "measure"), on="class")
     ranking = _wide(result.ranking, "class", "metric")
-    labels = {metric: short_label(f"{metric}/{name}") for metric in ranking.columns[1:]}
-    fixed = result.fixed.assign(text=[estimate_text(r) for r in result.fixed.to_dict("records")])
-    overall = result.overall
-    overall = overall.assign(text=[estimate_text(r) for r in overall.to_dict("records")])
     overall, fixed = (
-        table.assign(metric=[label(f"val/{metric}") for metric in table["metric"]])
-        for table in (overall, fixed)
+        _with_text(table).assign(metric=[label(f"val/{metric}") for metric in table["metric"]])
+        for table in (result.overall, result.fixed)
     )
-    rates = {str(name): ".3f" for name in result.isic if name != "class"}
     tables = [
         _operating_table(result),
         Table(
-            per_class.rename(columns={"f1": "F1"}),
+            per_class,
             "Each class, by the most probable class",
-            f"{HIGHER} Intervals by lesion. *: an exact end.",
+            f"{HIGHER} Intervals by lesion. {EXACT}",
+            labels={"f1": "F1", "groups": "lesions"},
         ),
         Table(
             ranking,
@@ -123,26 +140,26 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
             "Higher is better. The area above 80% sensitivity (isic-challenge-scoring) is at most "
             "1; the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance is "
             "the share of the class.",
-            labels=labels,
+            labels={metric: short_label(f"val/{metric}/{name}") for metric in ranking.columns[1:]},
         ),
         Table(
             overall[["metric", "text"]],
             "All classes",
             f"{HIGHER} ISIC: an image with several most probable classes is wrong.",
-            labels={"text": result.split},
+            labels=split,
         ),
         Table(
             fixed[["metric", "text"]],
             f"{name}: points of the ROC curve of these images",
             f"{HIGHER} No threshold was chosen beforehand, so that these are too good.",
-            labels={"text": result.split},
+            labels=split,
         ),
         Table(
             result.isic,
             "The ISIC challenges' table (isic-challenge-scoring: positive above 0.5)",
             f"{HIGHER} A rate of nothing counts as 1 there.",
             labels={"sensitivity": "sens.", "specificity": "spec."},
-            formats=rates,
+            formats={str(name): ".3f" for name in result.isic if name != "class"},
         ),
         _calibration_table(result),
         *_subgroup_tables(result),
@@ -150,45 +167,34 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
     return [table for table in tables if len(table.frame)]
 
 
-def _wide(table: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
-    """One row for each value of `index`, one column of texts for each value of `columns`."""
-    texts = table.assign(text=[estimate_text(row) for row in table.to_dict("records")])
-    wide = texts.pivot(index=index, columns=columns, values="text")
-    order = list(dict.fromkeys(table[columns]))
-    return wide.loc[list(dict.fromkeys(table[index])), order].reset_index()
-
-
 def _operating_table(result: ClinicalAudit) -> Table:
     operating = result.operating
     here = _wide(operating, "rule", "measure").assign(on=result.split)
     val = operating.pivot(index="rule", columns="measure", values="val").dropna(how="all")
-    val = val.map(lambda value: f"{value:.2f}").reset_index().assign(on="val")
+    val = val.map("{:.2f}".format).reset_index().assign(on="val")
     rows = pd.concat([val, here]).sort_values(
         "rule", key=lambda rules: rules.map(list(here["rule"]).index), kind="stable"
     )
     problems = operating[operating["problem"] != ""].drop_duplicates("rule")
-    texts = (f" {row['rule']}: {row['problem']}." for row in problems.to_dict("records"))
+    texts = "".join(f" {row.rule}: {row.problem}." for row in problems.itertuples())
     chosen = set(operating["rule"]) != {thresholds.ARGMAX}
     title = f"Finding {result.positive}: the most probable class"
     return Table(
         rows[["rule", "on", *thresholds.MEASURES]],
         f"{title}{', and thresholds chosen on validation' if chosen else ''}",
-        f"{HIGHER} *: an exact end.{' val: where the threshold was chosen.' if chosen else ''}"
-        f"{''.join(texts)}",
+        f"{HIGHER} {EXACT}{' val: where the threshold was chosen.' if chosen else ''}{texts}",
         labels={"ppv": "PPV", "npv": "NPV"},
     )
 
 
 def _calibration_table(result: ClinicalAudit) -> Table:
     heat = ", ".join(f"{temperature:.3f}" for temperature in result.temperatures)
-    own = result.split == "val"
-    why = "Temperatures are fitted on these images" if own else "No validation predictions"
+    on_val = result.split == "val"
+    why = "Temperatures are fitted on these images" if on_val else "No validation predictions"
     fitted = f"T, for each net, fitted on validation: {heat}." if heat else f"{why}: not scaled."
-    frame = result.calibration.assign(
-        measure=result.calibration["measure"].map("val/{}".format).map(label)
-    )
+    measures = [label(f"val/{measure}") for measure in result.calibration["measure"]]
     return Table(
-        frame,
+        result.calibration.assign(measure=measures),
         "Calibration",
         f"Lower is better; ECE in 15 bins. {fitted}",
         labels={"before": "as it is", "after": "scaled"},
@@ -200,33 +206,24 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
     """Recall by each rule, then balanced accuracy and AUROC; one row for each subgroup."""
     if result.subgroups.empty:
         return []
-    from src.reporting.clinical.plots import subgroup_name
-
-    rows = result.subgroups.assign(
-        subgroup=[
-            subgroup_name(*names) for names in result.subgroups[["by", "subgroup"]].to_numpy()
-        ]
-    )
-    classes = rows["classes"].map(" ({})".format).where(rows["measure"] == "balanced_accuracy", "")
-    texts = [estimate_text(row) for row in rows.to_dict("records")]
-    rows["text"] = (pd.Series(texts, index=rows.index) + classes).where(
-        rows["note"] == "", "too few"
-    )
-    wide = rows.pivot(index="subgroup", columns="measure", values="text")
+    rows, name = _with_text(result.subgroups), result.positive
+    names = map(subgroups.display_name, rows["by"], rows["subgroup"])
+    classes = rows["classes"].map(" ({})".format).where(rows["measure"] == PRIMARY, "")
+    texts = (rows["text"] + classes).where(rows["note"] == "", "too few")
+    rows = rows.assign(subgroup=list(names), text=texts)
     sizes = ["subgroup", "images", "groups", "positives", "positive_lesions"]
+    wide = rows.pivot(index="subgroup", columns="measure", values="text")
     wide = rows[sizes].drop_duplicates("subgroup").merge(wide, on="subgroup")
     heads = {"recall": "recall, argmax", "recall_at_threshold": "recall, threshold"}
     labels = {
         "groups": "lesions",
-        "positives": f"{result.positive}: images",
-        "positive_lesions": f"{result.positive}: lesions",
+        "positives": f"{name}: images",
+        "positive_lesions": f"{name}: lesions",
         **heads,
-        "balanced_accuracy": label("val/balanced_accuracy"),
-        "auroc": label("val/auroc"),
+        **{measure: label(f"val/{measure}") for measure in (PRIMARY, "auroc")},
     }
     few = f"{HIGHER} too few: under {result.settings.smallest} lesions."
     rules = " ".join(f"{heads[measure]}: by {rule}." for measure, rule in result.rules.items())
-    name = result.positive
     return [
         Table(
             wide[[*sizes, *result.rules]],
@@ -235,7 +232,7 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
             labels=labels,
         ),
         Table(
-            wide[[*sizes, "balanced_accuracy", "auroc"]],
+            wide[[*sizes, PRIMARY, "auroc"]],
             f"Subgroups: balanced accuracy, and AUROC of {name} against the rest",
             f"{few} Balanced accuracy is over the classes (number behind it) with at least so "
             "many: it does not compare between unlike numbers of classes.",
@@ -245,31 +242,33 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
 
 
 def evaluation_tables(result: Evaluation) -> list[Table]:
-    """The change from own to other data, and recall by original label; those with rows."""
-    own, other = f"own {result.compared_with}", result.data
-    drop, labels = result.drop, result.by_original_label
+    """The change from the run's own to other data, and recall by original label, if there are."""
+    drop, labels, source = result.drop, result.by_original_label, f"own {result.compared_with}"
     tables = []
     if len(drop):
-        frame = pd.DataFrame(
-            {
-                "metric": drop["metric"].str.removeprefix("chosen/").str.replace("_", " "),
-                own: _spans(drop, "own", "own_low", "own_high"),
-                other: _spans(drop, "external", "external_low", "external_high"),
-                "difference": _spans(drop, "difference", "low", "high", "+"),
-                "lesions": [f"{a:,} / {b:,}" for a, b in drop.filter(like="_groups").to_numpy()],
-            }
-        )
+        columns = {
+            "metric": drop["metric"].map(shift_label),
+            source: _spans(drop, "own", "own_low", "own_high"),
+            result.data: _spans(drop, "external", "external_low", "external_high"),
+            "difference": _spans(drop, "difference", "low", "high", "+"),
+            "lesions": [f"{a:,} / {b:,}" for a, b in drop.filter(like="_groups").to_numpy()],
+        }
         caption = (
             f"{HIGHER} A negative difference is a loss. Over the classes that both have. "
             "Sensitivity and specificity: at the threshold chosen on own val."
         )
-        tables.append(Table(frame, f"From {own} to {other}", caption))
+        tables.append(Table(pd.DataFrame(columns), f"From {source} to {result.data}", caption))
     if len(labels):
         frame = labels.assign(recall=_spans(labels, "recall", "low", "high"))
         frame = frame.drop(columns=["low", "high"]).rename(columns={"groups": "lesions"})
         caption = f"{HIGHER} Intervals by lesion."
-        tables.append(Table(frame, f"Recall by the labels of {other}", caption))
+        tables.append(Table(frame, f"Recall by the labels of {result.data}", caption))
     return tables
+
+
+def shift_label(metric: str) -> str:
+    """A metric of the `drop` table for people, such as "recall/mel"."""
+    return metric.removeprefix("chosen/").replace("_", " ")
 
 
 def _spans(table: pd.DataFrame, value: str, low: str, high: str, sign: str = "") -> list[str]:
@@ -279,6 +278,9 @@ def _spans(table: pd.DataFrame, value: str, low: str, high: str, sign: str = "")
         span = f" [{start:{sign}.2f}, {end:{sign}.2f}]" if np.isfinite(start) else ""
         texts.append(MISSING if np.isnan(point) else f"{point:{sign}.2f}{span}")
     return texts
+
+
+# ---- terminal, pages, files
 
 
 def render(result: ClinicalAudit) -> list[RenderableType]:
@@ -294,9 +296,7 @@ def render(result: ClinicalAudit) -> list[RenderableType]:
 def render_evaluation(result: Evaluation) -> list[RenderableType]:
     """What to print: the summary, the change to other data, then the first audit."""
     sentences, *tables, notes = render(next(iter(result.audits.values())))
-    more = (
-        f"{max(0, len(tables) - SHOWN)} more tables, the figures and CSV files are in the folder."
-    )
+    more = max(0, len(tables) - SHOWN)
     return [
         Text(result.title, style="bold"),
         sentences,
@@ -304,20 +304,30 @@ def render_evaluation(result: Evaluation) -> list[RenderableType]:
         *(table.to_rich() for table in evaluation_tables(result)),
         *tables[:SHOWN],
         notes,
-        Text(more),
+        Text(f"{more} more tables, the figures and CSV files are in the folder."),
     ]
+
+
+def figure_titles(result: ClinicalAudit) -> dict[str, str]:
+    """The figures of an audit: file name -> what they show."""
+    scaled = " before and after temperature scaling" if result.temperatures else ""
+    names = {"reliability": f"Reliability{scaled}"}
+    if len(result.roc):
+        curves = {"roc": "ROC curves", "precision_recall": "Precision-recall curves"}
+        names = {key: f"{what}, one panel per class" for key, what in curves.items()} | names
+    if len(result.subgroups):
+        names["subgroups"] = "Subgroups with intervals and sizes"
+    return names
 
 
 def markdown(result: ClinicalAudit) -> str:
     """The audit as a Markdown page; the figures are beside it."""
-    from src.reporting.clinical.plots import titles
-
     parts = [
         f"# Clinical audit: {escape_markdown(result.split)}",
-        "\n".join(f"- {escape_markdown(sentence)}" for sentence in summary(result)),
+        _bullets(summary(result)),
         "\n".join(f"> {escape_markdown(note)}  " for note in result.notes),
         *(table.to_markdown() for table in audit_tables(result)),
-        *(f"![{title}]({name}.png)" for name, title in titles(result).items()),
+        *(f"![{title}]({name}.png)" for name, title in figure_titles(result).items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -326,28 +336,22 @@ def evaluation_markdown(result: Evaluation) -> str:
     """The evaluation as a Markdown page; the audits have their own pages beside it."""
     parts = [f"# {escape_markdown(result.title)}"]
     for name, audit in result.audits.items():
-        parts.append(f"## {escape_markdown(name)}")
-        parts.append("\n".join(f"- {escape_markdown(sentence)}" for sentence in summary(audit)))
         page = f"{CLINICAL}/{name}/{PAGE}"
+        parts += [f"## {escape_markdown(name)}", _bullets(summary(audit))]
         parts.append(f"Full audit: [{page}]({page})")
-    if result.notes:
-        notes = "\n".join(f"- {escape_markdown(note)}" for note in result.notes)
-        parts += ["## Notes", notes]
+    parts += ["## Notes", _bullets(result.notes)] if result.notes else []
     parts += [table.to_markdown() for table in evaluation_tables(result)]
     parts += ["![Own and external figures with intervals](drop.png)"] if len(result.drop) else []
     parts += ["![Some own and some external images](examples.png)"] if result.examples else []
     return "\n\n".join(parts) + "\n"
 
 
-def write(result: ClinicalAudit, folder: Path) -> list[Path]:
+def _bullets(sentences: list[str] | tuple[str, ...]) -> str:
+    return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
+
+
+def write(result: ClinicalAudit, folder: Path) -> None:
     """Write the page, figures (PNG and SVG) and tables (CSV): all of the folder, or nothing.
-
-    Args:
-        result: The audit.
-        folder: Its former content is deleted.
-
-    Returns:
-        The files.
 
     Raises:
         UserError: The folder cannot be written.
@@ -356,10 +360,8 @@ def write(result: ClinicalAudit, folder: Path) -> list[Path]:
 
     with atomic_folder(folder, "the clinical audit") as draft:
         (draft / PAGE).write_text(markdown(result), encoding="utf-8")
-        for name, table in result.tables.items():
-            Table(table).to_csv(draft / f"{name}.csv")
+        _write_tables(result.tables, draft)
         plots.write(result, draft)
-    return sorted(folder.iterdir())
 
 
 def write_evaluation(result: Evaluation, folder: Path) -> None:
@@ -375,14 +377,17 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
         for name, audit in result.audits.items():
             write(audit, draft / CLINICAL / name)
         (draft / EVALUATION_PAGE).write_text(evaluation_markdown(result), encoding="utf-8")
-        for name, table in result.tables.items():
-            Table(table).to_csv(draft / f"{name}.csv")
+        _write_tables(result.tables, draft)
         for seed, frame in result.predictions.items():
             (draft / "predictions").mkdir(exist_ok=True)
             frame.to_csv(draft / "predictions" / f"seed_{seed}.csv", index=False)
         if len(result.drop):
-            figure = plots.shift(result)
             for kind in ("png", "svg"):
-                figure.savefig(draft / f"drop.{kind}")
+                plots.shift(result).savefig(draft / f"drop.{kind}")
         if result.examples:
             plots.examples(result).savefig(draft / "examples.png")
+
+
+def _write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    for name, table in tables.items():
+        Table(table).to_csv(folder / f"{name}.csv")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +12,25 @@ import pandas as pd
 from src.deployment.trained import RecordedModel, require_run_id
 from src.metrics.settings import AuditSettings
 
-Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
-Images = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    from src.reporting.clinical.external import ExternalData
+
+Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
+REASONS = {
+    "PASS": "the whole interval reaches the goal of",
+    "FAIL": "the whole interval is below the goal of",
+    "UNDECIDED": "the interval contains the goal of",
+}
 
 
 @dataclass(frozen=True)
 class RecallVerdict:
     """Recall of the class looked for, by one rule, compared with the goal.
 
-    Attributes:
-        rule: How images are called positive: "argmax", or the target rate of the threshold that
-            was chosen on validation.
-        class_name: The class looked for.
-        goal: The recall to reach.
-        recall, low, high: Mean over the seeds with its interval; NaN if unknown.
-        specificity: By the same rule; NaN if unknown.
-        images, lesions: Of the class.
-        problem: Why the threshold is of no use, or empty.
-        warnings: What speaks against the predictions, in sentences.
+    The rule says how images are called positive: "argmax", or the target rate of the threshold that
+    was chosen on validation. The recall, a mean over the seeds, its interval and the specificity by
+    the same rule are NaN if unknown. Images and lesions are of the class. `problem`: why the
+    threshold is of no use; `warnings`: what speaks against the predictions, in sentences.
     """
 
     rule: str
@@ -45,7 +46,7 @@ class RecallVerdict:
     warnings: tuple[str, ...] = ()
 
     @property
-    def outcome(self) -> Verdict:
+    def outcome(self) -> Literal["PASS", "FAIL", "UNDECIDED"]:
         """PASS: the whole interval reaches the goal; FAIL: all of it is below; else UNDECIDED."""
         if self.low >= self.goal and not self.problem:
             return "PASS"
@@ -56,26 +57,20 @@ class RecallVerdict:
         """The verdict in a sentence, followed by the warnings."""
         argmax = self.rule == "argmax"
         rule = "the most probable class" if argmax else f"the threshold chosen for {self.rule}"
-        head = f"{self.outcome}: recall of {self.class_name} by {rule}"
+        sentence = f"{self.outcome}: recall of {self.class_name} by {rule} is"
         size = f"{self.images} images of {self.lesions} lesions"
-        reasons = {
-            "PASS": "the whole interval reaches the goal of",
-            "FAIL": "the whole interval is below the goal of",
-            "UNDECIDED": "the interval contains the goal of",
-        }
-        reason = reasons[self.outcome]
+        reason = REASONS[self.outcome]
         if self.problem:
             reason = f"no verdict, because on validation it is {self.problem}; the goal is"
         elif np.isnan(self.low):
             reason = "without an interval there is no verdict; the goal is"
         if np.isnan(self.recall):
-            sentence = f"{head} is not known ({self.problem or size})."
+            sentence += f" not known ({self.problem or size})."
         else:
             cost = f" at a specificity of {self.specificity:.3f}"
-            sentence = (
-                f"{head} is {self.recall:.3f} {interval_text(self.low, self.high)}"
-                f"{'' if np.isnan(self.specificity) else cost} on {size}; {reason} {self.goal:g}."
-            )
+            cost = "" if np.isnan(self.specificity) else cost
+            interval = interval_text(self.low, self.high)
+            sentence += f" {self.recall:.3f} {interval}{cost} on {size}; {reason} {self.goal:g}."
         return " ".join([sentence, *(f"Warning: {warning}" for warning in self.warnings)])
 
 
@@ -145,15 +140,18 @@ class ClinicalAudit:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables with rows, by the names of their files."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {k: v for k, v in values.items() if isinstance(v, pd.DataFrame) and len(v)}
 
     @property
     def rules(self) -> dict[str, str]:
         """Measures of recall in `subgroups` -> the rule by which an image is called positive."""
-        target = f"sensitivity >= {self.settings.sensitivity:g}"
-        names = {"recall": "the most probable class"}
-        names |= {"recall_at_threshold": f"val's threshold for {target}"}
+        names = {
+            "recall": "the most probable class",
+            "recall_at_threshold": (
+                f"val's threshold for sensitivity >= {self.settings.sensitivity:g}"
+            ),
+        }
         measures = set() if self.subgroups.empty else set(self.subgroups["measure"])
         return {measure: rule for measure, rule in names.items() if measure in measures}
 
@@ -163,19 +161,14 @@ class Evaluation:
     """An evaluation of a run.
 
     Attributes:
-        evaluated: The run.
         data: Name of the other data set; empty: the run's own splits.
         audits: By what was predicted, the most important first.
         notes: On data, overlap, geometry and what is missing. Warnings are part of the audits.
-        drop: From own test (validation, where there is no test) to the other data, see
-            `external.domain_shift`.
-        compared_with: Which own split that is.
-        by_original_label: See `external.recall_by_original_label`.
-        overlap: See `external.find_overlap`.
-        mapping: original_label, counts_as (empty: left out), images.
+        external: The other data, without excluded images.
+        drop: From a split of the run, `compared_with` (validation, where there is no test), to the
+            other data, see `external.domain_shift`.
+        by_original_label, overlap, examples: See the functions of `external`.
         predictions: Of the other data, one frame for each net, by its seed.
-        tags: Of the recorded evaluation of other data.
-        examples: By class, some own and some external images, uint8 (n, S, S, 3).
         choices: Settings that are not the default, such as "part=val".
     """
 
@@ -183,13 +176,12 @@ class Evaluation:
     data: str
     audits: Mapping[str, ClinicalAudit]
     notes: tuple[str, ...]
+    external: "ExternalData | None" = None
     drop: pd.DataFrame = field(default_factory=pd.DataFrame)
     compared_with: str = ""
     by_original_label: pd.DataFrame = field(default_factory=pd.DataFrame)
     overlap: pd.DataFrame = field(default_factory=pd.DataFrame)
-    mapping: pd.DataFrame = field(default_factory=pd.DataFrame)
     predictions: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
     examples: Mapping[str, tuple[Images, Images]] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
 
@@ -207,9 +199,16 @@ class Evaluation:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables with rows, by the names of their files."""
-        tables = {"drop": self.drop, "by_original_label": self.by_original_label}
-        tables |= {"labels": self.mapping, "overlap": self.overlap}
+        """All tables with rows, by the names of their files; labels counts_as: empty if unknown."""
+        tables = {
+            "drop": self.drop,
+            "by_original_label": self.by_original_label,
+            "overlap": self.overlap,
+        }
+        if self.external is not None:
+            labels = self.external.frame[["original_label", "label"]].fillna({"label": ""})
+            labels = labels.rename(columns={"label": "counts_as"}).value_counts(sort=False)
+            tables["labels"] = labels.rename("images").reset_index()
         return {name: table for name, table in tables.items() if len(table)}
 
 
@@ -229,11 +228,7 @@ class EvaluateSettings:
 
     @property
     def run_id(self) -> str:
-        """The run's id, or the start of it.
-
-        Raises:
-            ConfigError: There is none.
-        """
+        """The run's id, or the start of it; ConfigError if there is none."""
         return require_run_id(self.run)
 
     @property
@@ -241,9 +236,8 @@ class EvaluateSettings:
         """How other data are evaluated, where not as by default, such as "part=val"."""
         keys = {"part": "part", "labels": "mapping", "unknown": "unknown", "overlap": "overlap"}
         values = {key: getattr(self, name) for key, name in keys.items()}
-        default = EvaluateSettings()
         return tuple(
             f"{key}={Path(value).stem}"  # labels may be a path
             for key, value in values.items()
-            if value != getattr(default, keys[key])
+            if value != getattr(EvaluateSettings, keys[key])
         )

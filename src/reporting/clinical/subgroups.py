@@ -4,7 +4,7 @@ A subgroup's figures use its images and lesions only. With too few lesions it ha
 those of a handful of images would be taken for more than they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +12,9 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.metrics import curves, thresholds
-from src.metrics.bootstrap import (
-    COLUMNS,
-    Predictions,
-    Statistics,
-    curve_statistics,
-    estimates,
-    gather,
-    mean_recall,
-)
+from src.metrics import bootstrap, curves, thresholds
+from src.metrics.bootstrap import COLUMNS, Predictions, Statistics, gather
+from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import Threshold
 
@@ -30,10 +23,8 @@ SOURCES = {
     "age": ("age", "age_approx"),
     "sex": ("sex",),
     "site": (
-        "localization",
-        "anatom_site_general",
-        "anatom_site_general_challenge",
-        "anatom_site_special",
+        *("localization", "anatom_site_general"),
+        *("anatom_site_general_challenge", "anatom_site_special"),
     ),
     "skin type": (
         *("fitzpatrick", "fitzpatrick_skin_type", "fitzpatrick_scale"),
@@ -41,12 +32,11 @@ SOURCES = {
     ),
 }
 AT_THRESHOLD = "recall_at_threshold"
-MEASURES = ("balanced_accuracy", "recall", AT_THRESHOLD, "auroc")
+MEASURES = (PRIMARY, "recall", AT_THRESHOLD, "auroc")
 UNKNOWN = "unknown"
 AGES = (30, 40, 50, 60, 70, 80)
 BANDS = (f"<{AGES[0]}", *(f"{start}-{start + 9}" for start in AGES[:-1]), f"{AGES[-1]}+")
 _NO_VALUE = ("", "nan", "none", "n/a", "na")
-_SIZES = ["positives", "positive_lesions"]
 
 
 def table(
@@ -56,14 +46,10 @@ def table(
     settings: AuditSettings,
     chosen: Sequence[Threshold] | None = None,
 ) -> pd.DataFrame:
-    """Figures of every subgroup.
+    """Figures of every subgroup, from predictions, a frame for each seed.
 
-    Args:
-        frames: Recorded predictions, one frame for each seed.
-        metadata: A column image_id and some of those in `SOURCES`; other images are unknown.
-        class_name: The class looked for.
-        settings: Intervals, and the smallest number of lesions.
-        chosen: Thresholds from validation, one for each net, for recall by threshold.
+    `metadata` has a column image_id and some of those in `SOURCES`; other images are unknown.
+    `chosen` are thresholds from validation, one for each net, for recall by threshold.
 
     Returns:
         A row for each subgroup and measure: by ("all", "age", ...), subgroup, measure
@@ -71,18 +57,30 @@ def table(
         by the most probable class, "recall_at_threshold" by `chosen`; "auroc" against the others),
         positives and positive_lesions (images and lesions of that class), then as `estimates` with
         images and groups of the subgroup, classes (in balanced accuracy), and a note why a figure
-        is withheld.
+        is withheld. Ages and skin types are in order, others by size, unknown is last.
 
     Raises:
         UserError: As `gather`; no column image_id, a repeated image, or an age that is no number.
     """
     ids = frames[0]["image_id"].astype(str)
     rows = _rows(gather(frames), class_name, settings, chosen, by="all", subgroup="all")
-    for by, subgroup, images in _parts(attributes(ids, metadata)):
-        part = [frame[frame["image_id"].astype(str).isin(images)] for frame in frames]
-        rows += _rows(gather(part), class_name, settings, chosen, by=by, subgroup=subgroup)
-    columns = ["by", "subgroup", "measure", *_SIZES, *COLUMNS, "classes", "note"]
+    people = attributes(ids, metadata)
+    for by in people:
+        names = list(people[by].value_counts().index)
+        if by in ("age", "skin type"):
+            names.sort(key=[*BANDS, UNKNOWN].index if by == "age" else None)
+        for name in sorted(names, key=lambda name: name == UNKNOWN):
+            images = people.index[people[by] == name]
+            part = gather([frame[frame["image_id"].astype(str).isin(images)] for frame in frames])
+            rows += _rows(part, class_name, settings, chosen, by=str(by), subgroup=str(name))
+    sizes = ["positives", "positive_lesions"]
+    columns = ["by", "subgroup", "measure", *sizes, *COLUMNS, "classes", "note"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def display_name(by: str, subgroup: str) -> str:
+    """Such as "sex: male", or "all"."""
+    return subgroup if by == subgroup else f"{by}: {subgroup}"
 
 
 def informed(frame: pd.DataFrame, metadata: pd.DataFrame) -> int:
@@ -94,7 +92,7 @@ def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
     """Age, sex, site and skin type of these images, as far as the metadata have them.
 
     Returns:
-        Indexed by image; ages in bands of ten years; "unknown" where nothing is given.
+        Indexed by image; ages in bands of ten years; "unknown" where there is no value.
     """
     rows = metadata.assign(image_id=_ids(metadata))
     rows = rows[rows["image_id"].isin(images)]
@@ -102,13 +100,13 @@ def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
     if len(repeated):
         raise UserError(f"the metadata name image {repeated.iloc[0]} twice")
     columns = {str(column).lower(): column for column in metadata}
-    found = pd.DataFrame(index=pd.Index(images, name="image_id"))
+    people = pd.DataFrame(index=pd.Index(images, name="image_id"))
     for by, names in SOURCES.items():
         column = next((columns[name] for name in names if name in columns), None)
         if column is not None:
-            values = rows.set_index("image_id")[column].reindex(found.index)
-            found[by] = _bands(_texts(values)) if by == "age" else _texts(values)
-    return found
+            values = _texts(rows.set_index("image_id")[column].reindex(people.index))
+            people[by] = _bands(values) if by == "age" else values
+    return people
 
 
 def _ids(metadata: pd.DataFrame) -> pd.Series:
@@ -118,91 +116,14 @@ def _ids(metadata: pd.DataFrame) -> pd.Series:
     return metadata["image_id"].astype(str)
 
 
-def _rows(
-    predictions: Predictions,
-    class_name: str,
-    settings: AuditSettings,
-    chosen: Sequence[Threshold] | None,
-    **names: str,
-) -> list[dict[str, Any]]:
-    """One row for each measure of a subgroup."""
-    label = predictions.classes.index(class_name)
-    positive = predictions.target == label
-    lesions = np.array(
-        [_lesions(predictions, predictions.target == k) for k in range(len(predictions.classes))]
-    )
-    enough = lesions >= settings.smallest
-    notes = dict.fromkeys(MEASURES, "")
-    if enough.sum() < 2:
-        notes["balanced_accuracy"] = (
-            f"too few: fewer than two classes with {settings.smallest} lesions"
-        )
-    if (others := _lesions(predictions, ~positive)) < settings.smallest:
-        notes["auroc"] = f"too few: {others} lesions of other classes"
-    if not enough[label]:
-        few = f"too few: {lesions[label]} lesions of {class_name}"
-        notes |= dict.fromkeys(("recall", AT_THRESHOLD, "auroc"), few)
-    measures = [name for name in MEASURES if name != AT_THRESHOLD or chosen is not None]
-    shown = [name for name in measures if not notes[name]]
-    statistics = [_statistics(predictions, label, enough, name, chosen) for name in shown]
-    figures = estimates(predictions, statistics, settings).to_dict("records") if shown else []
-    by_measure: dict[str, dict[Any, Any]] = dict(zip(shown, figures, strict=True))
-    sizes = {"positives": int(positive.sum()), "positive_lesions": int(lesions[label])}
-    sizes |= {"images": len(predictions.target), "groups": predictions.groups}
-    sizes |= {"seeds": len(predictions.probability), "classes": int(enough.sum())}
-    rows: list[dict[str, Any]] = []
-    for name in measures:
-        row: dict[str, Any] = {"interval": ""} | by_measure.get(name, {}) | names | sizes
-        rows.append(row | {"measure": name, "note": notes[name]})
-    return rows
+def _texts(values: pd.Series) -> pd.Series:
+    def text(value: Any) -> str:
+        # whole numbers beside gaps are read as floats: type 3, not type 3.0
+        integer = isinstance(value, float) and value.is_integer()
+        return str(int(value) if integer else value).strip()
 
-
-def _statistics(
-    predictions: Predictions,
-    label: int,
-    enough: np.ndarray,
-    measure: str,
-    chosen: Sequence[Threshold] | None,
-) -> Statistics:
-    """One measure; `enough`: the classes with enough lesions to count in balanced accuracy."""
-    name = predictions.classes[label]
-    if measure == "auroc":
-        return curve_statistics(predictions, name, {"auroc": curves.area})
-    if measure == "balanced_accuracy":
-        right = predictions.probability.argmax(axis=2) == predictions.target
-        return mean_recall(predictions, right, np.flatnonzero(enough).tolist(), measure)
-    return recall(predictions, name, None if measure == "recall" else chosen)
-
-
-def recall(
-    predictions: Predictions, class_name: str, chosen: Sequence[Threshold] | None = None
-) -> Statistics:
-    """Recall of a class by the most probable class, or by thresholds, one for each net."""
-    decisions = thresholds.decide(predictions, class_name, chosen)
-    rates = thresholds.rates(predictions, class_name, decisions)
-    return replace(
-        rates,
-        names=("recall",),
-        bases=rates.bases[:1],
-        measure=lambda weights: rates.measure(weights)[..., :1],
-    )
-
-
-def _lesions(predictions: Predictions, images: np.ndarray) -> int:
-    return len(np.unique(predictions.group[images]))
-
-
-def _parts(known: pd.DataFrame) -> Iterator[tuple[str, str, pd.Index]]:
-    """Subgroups and their images: ages and skin types in order, others by size, unknown last."""
-    for by in known:
-        names = list(known[by].value_counts().index)
-        if by == "age":
-            names.sort(key=[*BANDS, UNKNOWN].index)
-        elif by == "skin type":
-            names.sort()
-        names.sort(key=lambda name: name == UNKNOWN)
-        for name in names:
-            yield str(by), str(name), known.index[known[by] == name]
+    texts = values.astype(object).where(values.notna(), UNKNOWN).map(text)
+    return texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
 
 
 def _bands(texts: pd.Series) -> pd.Series:
@@ -215,11 +136,70 @@ def _bands(texts: pd.Series) -> pd.Series:
     return bands.astype(object).fillna(UNKNOWN)
 
 
-def _texts(values: pd.Series) -> pd.Series:
-    def text(value: object) -> str:
-        # whole numbers beside gaps are read as floats: type 3, not type 3.0
-        whole = isinstance(value, float) and value.is_integer()
-        return str(int(value)) if whole else str(value).strip()  # type: ignore[call-overload]
+def _rows(
+    predictions: Predictions,
+    class_name: str,
+    settings: AuditSettings,
+    chosen: Sequence[Threshold] | None,
+    **names: str,
+) -> list[dict[str, Any]]:
+    """One row for each measure of a subgroup."""
+    label, target = predictions.classes.index(class_name), predictions.target
+    positive, groups = target == label, predictions.group
+    labels = range(len(predictions.classes))
+    lesions = np.array([len(np.unique(groups[target == number])) for number in labels])
+    others, enough = len(np.unique(groups[~positive])), lesions >= settings.smallest
+    notes = dict.fromkeys(MEASURES, "")
+    if enough.sum() < 2:
+        notes[PRIMARY] = f"too few: fewer than two classes with {settings.smallest} lesions"
+    if others < settings.smallest:
+        notes["auroc"] = f"too few: {others} lesions of other classes"
+    if not enough[label]:
+        few = f"too few: {lesions[label]} lesions of {class_name}"
+        notes |= dict.fromkeys(("recall", AT_THRESHOLD, "auroc"), few)
+    measures = [name for name in MEASURES if name != AT_THRESHOLD or chosen is not None]
+    right = predictions.probability.argmax(axis=2) == target
+    statistics = {
+        PRIMARY: lambda: bootstrap.mean_recall(
+            predictions, right, np.flatnonzero(enough).tolist(), PRIMARY
+        ),
+        "recall": lambda: first_rates(predictions, class_name, ["recall"]),
+        AT_THRESHOLD: lambda: first_rates(predictions, class_name, [AT_THRESHOLD], chosen),
+        "auroc": lambda: bootstrap.curve_statistics(
+            predictions, class_name, {"auroc": curves.area}
+        ),
+    }
+    shown = [name for name in measures if not notes[name]]
+    figures: list[dict[Any, Any]] = []
+    if shown:
+        estimates = bootstrap.estimates(predictions, [statistics[n]() for n in shown], settings)
+        figures = estimates.to_dict("records")
+    by_measure = dict(zip(shown, figures, strict=True))
+    sizes = {"positives": int(positive.sum()), "positive_lesions": int(lesions[label])}
+    sizes |= {"images": len(target), "groups": predictions.groups}
+    sizes |= {"seeds": len(predictions.probability), "classes": int(enough.sum())}
+    return [
+        {"interval": "", **by_measure.get(name, {}), **names, **sizes}
+        | {"measure": name, "note": notes[name]}
+        for name in measures
+    ]
 
-    texts = values.astype(object).where(values.notna(), UNKNOWN).map(text)
-    return texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
+
+def first_rates(
+    predictions: Predictions,
+    class_name: str,
+    names: Sequence[str],
+    chosen: Sequence[Threshold] | None = None,
+) -> Statistics:
+    """Recall of a class and, with a second name, specificity.
+
+    They are by thresholds, one for each net, or by the most probable class.
+    """
+    decisions = thresholds.decide(predictions, class_name, chosen)
+    rates, number = thresholds.rates(predictions, class_name, decisions), len(names)
+    return replace(
+        rates,
+        names=tuple(names),
+        bases=rates.bases[:number],
+        measure=lambda weights: rates.measure(weights)[..., :number],
+    )

@@ -1,4 +1,4 @@
-"""Subgroups: who is in them, their figures, and what is withheld."""
+"""Subgroups: their members, their figures, and what is withheld."""
 
 import numpy as np
 import pandas as pd
@@ -11,40 +11,27 @@ from src.metrics.settings import AuditSettings
 from src.reporting.clinical.subgroups import attributes, table
 
 IMAGES = pd.Series([f"i{number:04d}" for number in range(8)])
+FEW = AuditSettings(samples=100)
+NAMES = ("nv", "mel", "df")
 
 
 def about(**columns: list[object]) -> pd.DataFrame:
     return pd.DataFrame({"image_id": IMAGES[: len(next(iter(columns.values())))], **columns})
 
 
-def test_ages_are_in_bands_and_what_is_not_told_is_unknown() -> None:
-    found = attributes(IMAGES, about(age=[0, 29.9, 30, 39, 79, 80, 85, None]))
-    assert found["age"].to_list() == [
-        "<30",
-        "<30",
-        "30-39",
-        "30-39",
-        "70-79",
-        "80+",
-        "80+",
-        "unknown",
-    ]
+def test_ages_are_in_bands_and_missing_ones_unknown() -> None:
+    ages = attributes(IMAGES, about(age=[0, 29.9, 30, 39, 79, 80, 85, None]))["age"]
+    bands = ["<30", "<30", "30-39", "30-39", "70-79", "80+", "80+", "unknown"]
+    assert ages.to_list() == bands
 
 
-def test_each_data_sets_names_are_known_and_missing_images_are_unknown() -> None:
-    theirs = about(
-        age_approx=[55.0, 50.0],
-        anatom_site_general_challenge=["torso", None],
-        Sex=["male", " female "],
-    )
-    found = attributes(IMAGES[:3], theirs.assign(fitzpatrick_skin_type=["II", ""]))
-    assert found.loc["i0001"].to_dict() == {
-        "age": "50-59",
-        "sex": "female",
-        "site": "unknown",
-        "skin type": "unknown",
-    }
-    assert found.loc["i0002"].to_list() == ["unknown"] * 4
+def test_columns_of_every_data_set() -> None:
+    columns = {"age_approx": [55.0, 50.0], "anatom_site_general_challenge": ["torso", None]}
+    columns |= {"Sex": ["male", " female "], "fitzpatrick_skin_type": ["II", ""]}
+    people = attributes(IMAGES[:3], about(**columns))
+    expected = {"age": "50-59", "sex": "female", "site": "unknown", "skin type": "unknown"}
+    assert people.loc["i0001"].to_dict() == expected
+    assert people.loc["i0002"].to_list() == ["unknown"] * 4
     assert list(attributes(IMAGES, about(sex=["male"] * 8))) == ["sex"]
 
 
@@ -56,7 +43,7 @@ def test_each_data_sets_names_are_known_and_missing_images_are_unknown() -> None
         (about(age=["old"]), "'old', which is no number"),
     ],
 )
-def test_metadata_that_cannot_be_are_refused(metadata: pd.DataFrame, culprit: str) -> None:
+def test_bad_metadata_are_refused(metadata: pd.DataFrame, culprit: str) -> None:
     with pytest.raises(UserError, match=culprit):
         attributes(IMAGES, metadata)
 
@@ -65,67 +52,56 @@ def test_skin_types_are_in_order_and_whole_numbers() -> None:
     tables = made_up(8, images=60, nets=1)
     types = [3.0, None, 1.0, 3.0, 3.0, 2.0] * 10
     metadata = pd.DataFrame({"image_id": tables[0]["image_id"], "fitzpatrick": types})
-    found = table(tables, metadata, "mel", AuditSettings(samples=100))
-    assert list(found["subgroup"].unique()) == ["all", "1", "2", "3", "unknown"]
+    names = table(tables, metadata, "mel", FEW)["subgroup"].unique()
+    assert list(names) == ["all", "1", "2", "3", "unknown"]
 
 
-def test_figures_are_those_of_the_groups_own_images() -> None:
+def test_figures_are_of_the_subgroups_images() -> None:
     tables = made_up(8, nets=2)
     sex = np.where(np.arange(len(tables[0])) % 3 == 0, "male", "female")
     metadata = pd.DataFrame({"image_id": tables[0]["image_id"], "sex": sex})
-    found = table(tables, metadata, "mel", AuditSettings(samples=100)).set_index(
-        ["subgroup", "measure"]
-    )
+    rows = table(tables, metadata, "mel", FEW).set_index(["subgroup", "measure"])
+    columns = [column for column in tables[0] if column.startswith("p/")]
     for subgroup in ("male", "female"):
-        parts = [each[sex == subgroup] for each in tables]
-        names = [column for column in parts[0] if column.startswith("p/")]
-        predicted = [each[names].to_numpy().argmax(axis=1) for each in parts]
-        target = parts[0]["label"].map([name.removeprefix("p/") for name in names].index).to_numpy()
-        own = target == names.index("p/mel")
+        parts = [frame[sex == subgroup] for frame in tables]
+        predicted = [part[columns].to_numpy().argmax(axis=1) for part in parts]
+        target = parts[0]["label"].radd("p/").map(columns.index).to_numpy()
+        melanoma = target == columns.index("p/mel")
         expected = {
-            "balanced_accuracy": [balanced_accuracy_score(target, each) for each in predicted],
-            "recall": [(each[own] == names.index("p/mel")).mean() for each in predicted],
-            "auroc": [roc_auc_score(own, each["p/mel"]) for each in parts],
+            "balanced_accuracy": [balanced_accuracy_score(target, labels) for labels in predicted],
+            "recall": [(labels == target)[melanoma].mean() for labels in predicted],
+            "auroc": [roc_auc_score(melanoma, part["p/mel"]) for part in parts],
         }
         for measure, values in expected.items():
-            row = found.loc[(subgroup, measure)]
+            row = rows.loc[(subgroup, measure)]
             assert row["estimate"] == pytest.approx(np.mean(values))
             assert row["low"] <= row["estimate"] <= row["high"]
-            sizes = (len(target), parts[0]["group"].nunique(), own.sum(), 2, 3)
+            sizes = (len(target), parts[0]["group"].nunique(), melanoma.sum(), 2, 3)
             assert tuple(row[["images", "groups", "positives", "seeds", "classes"]]) == sizes
 
 
-def test_too_small_a_group_gets_words_instead_of_figures() -> None:
+def test_small_subgroups_have_a_note_instead_of_figures() -> None:
     target = np.array([0] * 30 + [1] * 12 + [2] * 3)
-    right = frame(np.eye(3)[target], target, ("nv", "mel", "df"))
+    right = frame(np.eye(3)[target], target, NAMES)
     sex = ["male"] * 30 + ["male"] * 3 + ["female"] * 9 + ["unknown"] * 3
     metadata = pd.DataFrame({"image_id": right["image_id"], "sex": sex})
-    found = table([right], metadata, "mel", AuditSettings(samples=100)).set_index(
-        ["subgroup", "measure"]
-    )
-    assert found.loc[("all", "recall"), "estimate"] == 1
-    assert (
-        found.loc[("all", "balanced_accuracy"), "classes"] == 2
-    )  # three of df are too few to count
-    assert found.loc[("male", "recall"), "note"] == "too few: 3 lesions of mel"
-    assert found.loc[("female", "auroc"), "note"] == "too few: 9 lesions of mel"
-    assert (
-        found.loc[("female", "balanced_accuracy"), "note"]
-        == "too few: fewer than two classes with 10 lesions"
-    )
-    assert found.loc[["male", "female", "unknown"], "estimate"].isna().all()
-    assert list(found.index.get_level_values(0).unique()) == [
-        "all",
-        "male",
-        "female",
-        "unknown",
-    ]  # unknown is last
+    rows = table([right], metadata, "mel", FEW).set_index(["subgroup", "measure"])
+    assert rows.loc[("all", "recall"), "estimate"] == 1
+    assert rows.loc[("all", "balanced_accuracy"), "classes"] == 2  # three of df do not count
+    notes = {
+        ("male", "recall"): "too few: 3 lesions of mel",
+        ("female", "auroc"): "too few: 9 lesions of mel",
+        ("female", "balanced_accuracy"): "too few: fewer than two classes with 10 lesions",
+    }
+    assert rows.loc[list(notes), "note"].to_dict() == notes
+    assert rows.loc[["male", "female", "unknown"], "estimate"].isna().all()
+    order = ["all", "male", "female", "unknown"]  # by size, unknown is last
+    assert list(rows.index.get_level_values(0).unique()) == order
 
 
-def test_all_of_the_class_and_few_others_has_a_recall_but_no_area() -> None:
+def test_few_other_lesions_give_a_recall_but_no_area() -> None:
     target = np.array([1] * 12 + [0] * 2)
-    given = frame(np.eye(2)[target], target, ("nv", "mel"))
-    metadata = pd.DataFrame({"image_id": given["image_id"]})
-    found = table([given], metadata, "mel", AuditSettings(samples=100)).set_index("measure")
-    assert found.loc["recall", "estimate"] == 1
-    assert found.loc["auroc", "note"] == "too few: 2 lesions of other classes"
+    right = frame(np.eye(2)[target], target, NAMES[:2])
+    rows = table([right], right[["image_id"]], "mel", FEW).set_index("measure")
+    assert rows.loc["recall", "estimate"] == 1
+    assert rows.loc["auroc", "note"] == "too few: 2 lesions of other classes"
