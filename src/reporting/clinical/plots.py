@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from src.metrics import calibration, thresholds
 from src.metrics.registry import PRIMARY, short_label
@@ -49,8 +49,30 @@ def write(result: ClinicalAudit, folder: Path) -> None:
         with mpl.rc_context(STYLE):
             figure = FIGURES[name](result)
             figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
-            figure.set_layout_engine("none")  # the layout of the first file is kept
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+
+
+def _grid(
+    rows: int, columns: int, panel: tuple[float, float], margins: tuple[float, ...], **options: Any
+) -> tuple[Figure, Any]:
+    """A figure with a grid of axes of `panel` (width, height); all sizes are in inches.
+
+    The margins are left, right, bottom, top, between columns and between rows. They are set here,
+    because a layout engine takes half as long as all of the drawing.
+    """
+    (width, height), (left, right, bottom, top, across, down) = panel, margins
+    full_width = left + columns * (width + across) - across + right
+    full_height = bottom + rows * (height + down) - down + top
+    figure = Figure(figsize=(full_width, full_height))
+    options["gridspec_kw"] = {
+        "left": left / full_width,
+        "right": 1 - right / full_width,
+        "bottom": bottom / full_height,
+        "top": 1 - top / full_height,
+        "wspace": across / width,
+        "hspace": down / height,
+    }
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def roc(result: ClinicalAudit) -> Figure:
@@ -86,10 +108,10 @@ def _panels(result: ClinicalAudit, points: pd.DataFrame) -> tuple[Figure, dict[s
     names = [name for name in result.classes if name in set(points["class"])]
     names.sort(key=lambda name: name != result.positive)
     columns = min(COLUMNS, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.1 * columns + 0.4, 2.65 * rows + 0.9), layout="constrained")
-    shared: Any = {"sharex": True, "sharey": True, "squeeze": False}
-    grid = list(figure.subplots(rows, columns, **shared).flat)
+    margins = (0.65, 0.15, 1.1 if columns > 2 else 1.35, 0.42, 0.28, 0.95)
+    how: dict[str, Any] = {"sharex": True, "sharey": True}
+    figure, axes = _grid(-(-len(names) // columns), columns, (1.8, 1.8), margins, **how)
+    grid = list(axes.flat)
     for unused in grid[len(names) :]:
         unused.set_visible(False)
     return figure, dict(zip(names, grid, strict=False))
@@ -104,7 +126,7 @@ def _finish(
 ) -> Figure:
     """Set scales and titles, label the outer panels, add one legend."""
     for number, (name, axes) in enumerate(panels.items()):
-        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), box_aspect=1)
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))  # more take twice as long to draw
         if number + COLUMNS >= len(panels):
             axes.set_xlabel(labels[0])
@@ -124,7 +146,7 @@ def _finish(
         handles.append(Line2D([], [], **_marker(rule)))
         names.append("most probable class" if argmax else f"threshold from val: {rule}")
     title = "points are means over the nets" if several else None
-    legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 3 if len(panels) > 2 else 2}
+    legend: dict[str, Any] = {"loc": "lower center", "ncols": 3 if len(panels) > 2 else 2}
     figure.legend(handles, names, title=title, title_fontsize=7.5, frameon=False, **legend)
     return figure
 
@@ -153,8 +175,8 @@ def _row(table: pd.DataFrame, name: str, measure: str) -> pd.Series:
 
 def reliability(result: ClinicalAudit) -> Figure:
     """Confidence and frequency of the predicted class and of the class looked for, with counts."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True, height_ratios=(3, 1), squeeze=False)
+    margins = (0.6, 0.1, 0.8, 0.3, 0.5, 0.15)
+    figure, grid = _grid(2, 2, (3, 1.55), margins, sharex=True, height_ratios=(3, 1))
     styles: dict[bool, dict[str, Any]] = {
         False: {"color": BLUE, "linestyle": "-", "label": "as it is", "marker": "o"},
         True: {
@@ -180,11 +202,11 @@ def reliability(result: ClinicalAudit) -> Figure:
         lower.set_ylim(bottom=0.3)
         lower.yaxis.set_major_locator(LogLocator(numticks=4))
         lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        lower.yaxis.set_minor_formatter(NullFormatter())
+        lower.yaxis.set_minor_locator(NullLocator())
     grid[0][0].set_ylabel("share that is right")
     grid[1][0].set_ylabel("images in a bin")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -198,8 +220,14 @@ def subgroups(result: ClinicalAudit) -> Figure:
     }
     heads["auroc"] = f"{short_label('val/auroc')} of {result.positive}\nagainst the rest"
     heads[PRIMARY] = "balanced accuracy\n(number of classes)"
-    figure = Figure(figsize=(2.8 + 1.8 * len(heads), 1.3 + 0.19 * len(order)), layout="constrained")
-    panels = figure.subplots(1, len(heads), sharey=True)
+    labels = [
+        f"{display_name(row['by'], row['subgroup'])}  ({row['images']} images; {result.positive}: "
+        f"{row['positives']} of {row['positive_lesions']} lesions)"
+        for row in order
+    ]
+    margins = (0.2 + 0.055 * max(map(len, labels)), 0.15, 0.9, 0.3, 0.2, 0)
+    figure, grid = _grid(1, len(heads), (1.6, 0.19 * len(order) + 0.1), margins, sharey=True)
+    panels = grid[0]
     firsts = {row["by"]: heights[row["by"], row["subgroup"]] for row in reversed(order)}
     for axes, (measure, head) in zip(panels, heads.items(), strict=True):
         rows = result.subgroups[result.subgroups["measure"] == measure]
@@ -211,11 +239,6 @@ def subgroups(result: ClinicalAudit) -> Figure:
         if measure in result.rules:
             axes.axvline(result.settings.goal, color=VERMILLION, linewidth=1)
             axes.set_title(f"solid line: goal, {result.settings.goal:g}", color=VERMILLION)
-    labels = [
-        f"{display_name(row['by'], row['subgroup'])}  ({row['images']} images; {result.positive}: "
-        f"{row['positives']} of {row['positive_lesions']} lesions)"
-        for row in order
-    ]
     panels[0].set_yticks(list(heights.values()), labels)
     panels[0].set_ylim(0.3, len(order) + 0.7)
     panels[-1].set_title("dashed line: all images", color=GREY)
