@@ -9,7 +9,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.metrics import bootstrap
-from src.metrics.bootstrap import DifferentImagesError
+from src.metrics.bootstrap import DifferentImagesError, Predictions
 from src.metrics.paired import holm, mcnemar, paired_difference
 from src.metrics.registry import class_metrics, overall_metrics
 from src.reporting.collect import PredictionReader
@@ -64,7 +64,7 @@ def measure(
     frames = {"val": val, "test": test}
     intervals, problems = _intervals(rows, frames, settings)
     warnings += problems
-    if silent := [row.label for row in rows.itertuples() if not val[row.run_id] + test[row.run_id]]:
+    if silent := [label for run_id, label in _members(rows) if not val[run_id] + test[run_id]]:
         names = ", ".join(silent)
         warnings.append(f"No intervals and no tests of {names}: no predictions were recorded.")
     recalls = intervals[intervals["metric"].str.startswith("recall/")]
@@ -94,22 +94,21 @@ def _intervals(
 ) -> tuple[pd.DataFrame, list[str]]:
     """All metrics on both splits; AUROC, which takes as long as the rest, of chosen runs only."""
     tables, problems = [], []
-    for row in rows.itertuples():
-        for split, predictions in ((name, runs[row.run_id]) for name, runs in frames.items()):
+    complete = (rows["chosen"] != "") | rows["knee"]
+    for (run_id, label), every in zip(_members(rows), complete, strict=True):
+        for split, predictions in ((name, runs[run_id]) for name, runs in frames.items()):
             if not predictions:
                 continue
-            metrics = None
-            if not (row.chosen or row.knee):
-                columns = [str(name) for name in predictions[0] if str(name).startswith("p/")]
-                metrics = [name for name in overall_metrics() if name != "auroc"]
-                metrics += [f"{metric}{name[1:]}" for metric in class_metrics() for name in columns]
+            columns = [str(name) for name in predictions[0] if str(name).startswith("p/")]
+            metrics = [name for name in overall_metrics() if name != "auroc"]
+            metrics += [f"{metric}{name[1:]}" for metric in class_metrics() for name in columns]
             how = (settings.samples, settings.seed, settings.level)
             try:
-                table = bootstrap.intervals(predictions, metrics, *how)
+                table = bootstrap.intervals(predictions, None if every else metrics, *how)
             except UserError as error:
-                problems.append(f"No intervals of {row.label} on {split}: {error}")
+                problems.append(f"No intervals of {label} on {split}: {error}")
             else:
-                tables.append(table.assign(run_id=row.run_id, label=row.label, split=split))
+                tables.append(table.assign(run_id=run_id, label=label, split=split))
     nothing = pd.DataFrame(columns=INTERVALS, dtype=object)
     return pd.concat(tables, ignore_index=True)[INTERVALS] if tables else nothing, problems
 
@@ -215,28 +214,27 @@ def drops(
     """
     rows = []
     for run_id, label in members:
-        sides = []
+        sides: list[Predictions | None] = []
         for split, runs in (("val", val), ("test", test)):
             frames = runs.get(run_id, [])
             names = [f"{label}, {split}, seed {number}" for number in range(1, len(frames) + 1)]
-            sides += [bootstrap.gather(frames, names)] if frames else [None]
+            sides.append(bootstrap.gather(frames, names) if frames else None)
         means = [
             float(bootstrap.metric_values(side, [metric]).mean()) if side else math.nan
             for side in sides
         ]
         drop, interval = means[0] - means[1], (math.nan, math.nan)
-        if sides[0] and sides[1]:
-            *rngs, val_seeds, test_seeds = bootstrap.streams(seed, 4)
-            of_val, of_test = (
-                bootstrap.resampled_metrics(side, [metric], samples, rng)
-                for side, rng in zip(sides, rngs, strict=True)
-            )
+        first, second = sides
+        if first and second:
+            val_rng, test_rng, val_seeds, test_seeds = bootstrap.streams(seed, 4)
+            of_val = bootstrap.resampled_metrics(first, [metric], samples, val_rng)
+            of_test = bootstrap.resampled_metrics(second, [metric], samples, test_rng)
             if of_val.shape == of_test.shape:
                 values = bootstrap.over_seeds(of_val - of_test, val_seeds)
             else:
                 values = bootstrap.over_seeds(of_val, val_seeds)
                 values -= bootstrap.over_seeds(of_test, test_seeds)
-            bases = [side.basis(metric) for side in sides]
+            bases = [side.basis(metric) for side in (first, second)]
             basis = min(bases, key=lambda groups: len(np.unique(groups)))
             interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)
         rows.append((run_id, label, metric, *means, drop, *interval))

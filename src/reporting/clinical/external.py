@@ -642,7 +642,7 @@ def picture_notes(
             f"The shapes differ: width/height {before:.2f} in training, {after:.2f} here{squashed};"
             " a squashed lesion has another outline."
         )
-    if external.min(axis=None) < size:
+    if (external < size).to_numpy().any():
         notes.append(f"Pictures smaller than {size} px are enlarged and lack sharpness.")
     return notes
 
@@ -659,8 +659,8 @@ def examples(
 
     def some(images: Images, labels: pd.Series, name: str) -> Images:
         rows = np.flatnonzero(labels == name)
-        at = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int)) if len(rows) else []
-        return images[rows[at]]
+        at = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))
+        return images[rows[at] if len(rows) else rows]
 
     return {
         name: (some(*sides[0], name), some(*sides[1], name)) for name in external.labels.classes

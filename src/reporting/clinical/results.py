@@ -207,8 +207,8 @@ class Evaluation:
         }
         if self.external is not None:
             labels = self.external.frame[["original_label", "label"]].fillna({"label": ""})
-            labels = labels.rename(columns={"label": "counts_as"}).value_counts(sort=False)
-            tables["labels"] = labels.rename("images").reset_index()
+            counts = labels.rename(columns={"label": "counts_as"}).value_counts(sort=False)
+            tables["labels"] = counts.rename("images").reset_index()
         return {name: table for name, table in tables.items() if len(table)}
 
 
