@@ -100,7 +100,7 @@ class Ours:
         record[number] = (curve.best[epoch - 1], curve.flops)
         rows = sorted(record)
         points = np.array([record[row] for row in rows])
-        return goes_on(points, rows.index(number), OBJECTIVES, self.rungs.reduction_factor).goes_on
+        return goes_on(points, rows.index(number), OBJECTIVES, self.rungs.reduction_factor)[0]
 
 
 class Moasha:

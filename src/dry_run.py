@@ -1,9 +1,8 @@
 """Estimate a study without training: compose, build and count its cells, and time one batch."""
 
-import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -13,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.core.cli import console, one_line, say
+from src.core.cli import one_line
 from src.core.config import check, resolve
 from src.core.errors import UserError
 from src.core.tables import Table
@@ -25,43 +24,21 @@ from src.models.fit_once import is_fit_once
 from src.sweep.space import Space
 from src.training import loop
 
-log = logging.getLogger(__name__)
 PROBED = 3  # cells that are composed and checked before a study starts
 SAMPLED = 24  # cells that are estimated, of a larger space
 TIMED = 3  # batches, after one that is not timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
 COSTS = ("efficiency/flops", "efficiency/params")
+NUMBERS = (*COSTS, "seconds", "memory_mb")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The estimate of one cell of a study.
-
-    Attributes:
-        cell: Its overrides.
-        cost: By names of the run record.
-        seconds: Training time of all epochs, without validation, measuring and logging. For a net
-            that is fitted without epochs: of one pass over the training images.
-        memory_mb: Weights, gradients, optimizer state and the activations of one batch.
-        over: The limits that it exceeds before training: it would not be trained.
-        problem: Why it cannot run; empty if it can.
-    """
-
-    cell: tuple[str, ...]
-    cost: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    memory_mb: float = 0.0
-    over: tuple[str, ...] = ()
-    problem: str = ""
-
-
-def sample_cells(space: Space, count: int, seed: int) -> Iterator[tuple[str, ...]]:
+def sample_cells(space: Space, count: int) -> Iterator[tuple[str, ...]]:
     """Overrides of some cells: all in order if there are at most `count`, otherwise random ones."""
     if space.n_cells is not None and space.n_cells <= count:
         yield from (cell.overrides for cell in space.cells())
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen: set[tuple[str, ...]] = set()
     for _ in range(100 * count):
         cell = space.suggest(study.ask())
@@ -90,12 +67,6 @@ def probe(
 ) -> tuple[DictConfig, list[str]] | None:
     """Compose and check some cells, so that a mistake in all of them is reported at once.
 
-    Args:
-        space: The search space.
-        loader: Composes a cell's config.
-        config: The config that all trials share.
-        shared: Overrides of all trials.
-
     Returns:
         Config and overrides of the first valid cell; None if the cells have different problems.
 
@@ -103,7 +74,7 @@ def probe(
         UserError: The problem that all of them have.
     """
     problems: dict[str, Exception] = {}
-    for cell in sample_cells(space, PROBED, seed=0):
+    for cell in sample_cells(space, PROBED):
         overrides = [*shared, *cell]
         try:
             return compose_cell(loader, config, overrides), overrides
@@ -114,72 +85,57 @@ def probe(
     return None
 
 
-def show(
-    name: str,
-    space: Space,
+def estimate(
+    cell: Sequence[str],
     loader: ConfigLoader,
     config: DictConfig,
     shared: list[str],
     limits: list[Limit],
-    n_trials: int | None,
-    n_jobs: int,
-) -> list[Estimate]:
-    """Estimate a study and print time and memory of its cells and in total.
+) -> dict[str, Any]:
+    """Compose, build and count one cell, and time it unless it exceeds a limit.
 
     Args:
-        name: Name of the study.
-        space: The search space.
-        loader: Composes a cell's config.
+        cell: Its overrides, besides those of all trials, `shared`.
+        loader: Composes its config.
         config: The config that all trials share.
         shared: Overrides of all trials.
-        limits: A cell that exceeds one before training is not timed.
-        n_trials: Number of trials; None: all cells.
-        n_jobs: Number of parallel trials.
+        limits: Of the study.
 
     Returns:
-        The estimates of the sampled cells.
+        `cell` (text), `COSTS`, `seconds`: training time of all epochs, without validation,
+        measuring and logging, of a net that is fitted without epochs one pass over the training
+        images; `memory_mb`: weights, gradients, optimizer state and the activations of one batch;
+        `over`: the limits that it exceeds before training, which then does not take place;
+        `problem`: why it cannot run. The texts are empty and the numbers None where they do not
+        apply.
     """
-    estimates = []
-    for number, cell in enumerate(sample_cells(space, SAMPLED, seed=0)):
-        log.warning("dry run: cell %d, %s", number, " ".join(cell))
-        estimates.append(estimate(cell, loader, config, shared, limits))
-    total = space.n_cells if n_trials is None else min(n_trials, space.n_cells or n_trials)
-    title = f"{name}: {len(estimates)} of {total or '?'} trials, not trained"
-    console.print(table(title, estimates).to_rich())
-    for line in totals(estimates, total or len(estimates), int(config.repeats), n_jobs):
-        say(line)
-    return estimates
-
-
-def estimate(
-    cell: tuple[str, ...],
-    loader: ConfigLoader,
-    config: DictConfig,
-    shared: list[str],
-    limits: list[Limit],
-) -> Estimate:
-    """Compose, build and count one cell, and time it unless it exceeds a limit; see `show`."""
+    row: dict[str, Any] = {"cell": " ".join(cell), **dict.fromkeys(NUMBERS), "over": ""}
     try:
         composed = compose_cell(loader, config, [*shared, *cell])
         parts = loop.build(composed)
-        cost = static_cost(parts.classifier.net, parts.classifier.image_size)
-        known = [limit for limit in limits if limit.metric in cost]
-        over = tuple(str(limit) for limit in known if not limit.holds(cost[limit.metric]))
-        if over:
-            return Estimate(cell, cost, over=over)
+        net = parts.classifier.net
+        cost = static_cost(net, parts.classifier.image_size)
+        bounded = [limit for limit in limits if limit.metric in cost]
+        over = "; ".join(str(limit) for limit in bounded if not limit.holds(cost[limit.metric]))
+        seconds: float | None = None
+        memory: float | None = None
         if composed.threads:
             torch.set_num_threads(composed.threads)
-        if is_fit_once(parts.classifier.net):
-            return Estimate(cell, cost, time_one_pass(parts))
-        per_batch, activations = time_one_batch(composed, parts)
-        batches = len(parts.data.loader("train", train=True)) * composed.trainer.max_epochs
-        weights = OPTIMIZER_COPIES * cost["efficiency/size_mb"]
-        return Estimate(cell, cost, per_batch * batches, activations + weights)
+        if not over and is_fit_once(net):
+            seconds, memory = time_one_pass(parts), 0.0
+        elif not over:
+            per_batch, activations = time_one_batch(composed, parts)
+            n_batches = len(parts.data.loader("train", train=True))
+            seconds = per_batch * n_batches * composed.trainer.max_epochs
+            memory = activations + OPTIMIZER_COPIES * cost["efficiency/size_mb"]
+        costs = {name: cost.get(name) for name in COSTS}
+        measured = {"seconds": seconds, "memory_mb": memory, "over": over, "problem": ""}
     except Exception as error:  # to find such cells is what a dry run is for
         line = one_line(error)
         if line is None and not isinstance(error, (RuntimeError, MemoryError)):
             raise
-        return Estimate(cell, problem=line or str(error).splitlines()[0])
+        return row | {"problem": line or str(error).splitlines()[0]}
+    return row | costs | measured
 
 
 def time_one_pass(parts: loop.RunParts) -> float:
@@ -221,22 +177,11 @@ def time_one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, flo
     return min(seconds[1:]), activations / 1e6
 
 
-def table(title: str, estimates: list[Estimate]) -> Table:
+def table(title: str, cells: pd.DataFrame) -> Table:
     """One row per estimated cell: overrides, cost, training time, memory, problem."""
-    rows = []
-    for one in estimates:
-        trained = not one.over and not one.problem
-        rows.append(
-            {
-                "cell": " ".join(one.cell),
-                **{name: one.cost.get(name) for name in COSTS},
-                "seconds": one.seconds if trained else None,
-                "memory_mb": one.memory_mb if trained else None,
-                "note": f"not trained: {'; '.join(one.over)}" if one.over else one.problem,
-            }
-        )
+    over = cells["over"].where(cells["over"] == "", "not trained: " + cells["over"])
     return Table(
-        pd.DataFrame(rows),
+        cells[["cell", *NUMBERS]].assign(note=over + cells["problem"]),
         title,
         labels={"seconds": "train", "memory_mb": "memory"}
         | {name: short_label(name) for name in COSTS},
@@ -245,21 +190,19 @@ def table(title: str, estimates: list[Estimate]) -> Table:
     )
 
 
-def totals(estimates: list[Estimate], total: int, repeats: int, n_jobs: int) -> list[str]:
-    """Training time and memory of the whole study, in sentences."""
-    trained = [one for one in estimates if not one.problem and not one.over]
-    invalid = sum(bool(one.problem) for one in estimates)
-    lines = [f"{invalid} of {len(estimates)} cells cannot run: see above"] if invalid else []
-    if not trained:
+def totals(cells: pd.DataFrame, total: int, repeats: int, n_jobs: int) -> list[str]:
+    """Training time and memory of a study of `total` trials, in sentences."""
+    invalid = int((cells["problem"] != "").sum())
+    lines = [f"{invalid} of {len(cells)} cells cannot run: see above"] if invalid else []
+    if cells["seconds"].isna().all():
         return [*lines, "no cell would be trained"]
-    mean = sum(one.seconds for one in trained) / len(estimates)
+    mean = cells["seconds"].sum() / len(cells)
     hours = mean * total * repeats / n_jobs / 3600
-    memory = max(one.memory_mb for one in trained)
     return [
         *lines,
         f"training: about {hours:.2g} h for {total} trials x {repeats} seeds, {n_jobs} at once "
         f"({mean:.0f} s per run on average, timed alone on this machine, without validation, "
         "measuring and pruning)",
-        f"memory: at most {memory:,.0f} MB per trial beside the program itself (weights, "
-        "gradients, Adam's moments, activations of one batch)",
+        f"memory: at most {cells['memory_mb'].max():,.0f} MB per trial beside the program itself "
+        "(weights, gradients, Adam's moments, activations of one batch)",
     ]

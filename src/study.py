@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import optuna
+import pandas as pd
 from annotated_types import Ge, Gt, Le
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, flag_override
+from optuna.pruners import BasePruner
 
 from src import dry_run
-from src.core.cli import ROOT
+from src.core.cli import ROOT, console, say
 from src.core.config import (
     check,
     check_arguments,
@@ -38,10 +39,9 @@ from src.sweep.display import LiveView
 from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.records import Kind
-from src.sweep.samplers import SamplerChoice, make_sampler
+from src.sweep.samplers import GRID, SamplerChoice, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.storage import Ownership, default_url, open_storage, resolve_url
-from src.sweep.study import warm_start
 from src.tracking.run import masked
 from src.tracking.store import Store
 
@@ -77,24 +77,13 @@ class SweepSettings:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study as the command line defines it.
+    """A study as the command line defines it."""
 
-    Attributes:
-        config: The config that all trials share.
-        settings: How the study is run.
-        name: Name of the study.
-        space: The search space.
-        overrides: Overrides of all trials.
-        objectives: The objectives.
-        limits: The constraints.
-        folder: The folder of the study.
-    """
-
-    config: DictConfig
+    config: DictConfig  # that all trials share
     settings: SweepSettings
     name: str
     space: spaces.Space
-    overrides: list[str]
+    overrides: list[str]  # of all trials
     objectives: list[Objective]
     limits: list[Limit]
     folder: Path
@@ -102,7 +91,7 @@ class StudyPlan:
     @property
     def is_grid(self) -> bool:
         """Whether the cells are run in order."""
-        return self.settings.n_trials is None or self.settings.sampler.get("name") == "grid"
+        return self.settings.n_trials is None or self.settings.sampler.get("name") == GRID
 
 
 def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[str]) -> StudyPlan:
@@ -120,37 +109,23 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
     built_later = ("sampler", "pruner", "executor")  # and checked then
     checked = {key: value for key, value in plain.items() if key not in built_later}
     check_arguments(SweepSettings, checked, "hydra.sweeper")
-    sweep_settings = SweepSettings(**plain)
+    chosen = SweepSettings(**plain)
     check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
-    parsed = spaces.parse(
-        arguments,
-        sweep_settings.params,
-        sweep_settings.conditions,
-        sweep_settings.zip,
-        sweep_settings.exclude,
+    space, fixed = spaces.parse(
+        arguments, chosen.params, chosen.conditions, chosen.zip, chosen.exclude
     )
     file = config.hydra.runtime.choices.get("sweeps")
-    name = str(
-        sweep_settings.study_name or config.study or file or _make_name(arguments, parsed.fixed)
-    )
+    name = str(chosen.study_name or config.study or file or _make_name(arguments, fixed))
     folder = Path(config.hydra.sweep.dir).absolute() / re.sub(r"[^\w.=,+-]", "_", name)
     objective = _plain(config.objective)
-    plan = StudyPlan(
-        config,
-        sweep_settings,
-        name,
-        parsed.space,
-        list(parsed.fixed),
-        parse_objectives(objective),
-        parse_limits(objective),
-        folder,
-    )
-    if plan.space.n_cells is None and plan.is_grid:
-        if sweep_settings.n_trials is not None:
+    objectives, limits = parse_objectives(objective), parse_limits(objective)
+    plan = StudyPlan(config, chosen, name, space, fixed, objectives, limits, folder)
+    if space.n_cells is None and plan.is_grid:
+        if chosen.n_trials is not None:
             problem = "a grid needs cells, but an interval has none: use tpe"
             raise ConfigError("hydra/sweeper/sampler", problem)
-        next(iter(plan.space.cells()))  # raises, and names the parameter that has no cells
-    swept = {key for parameter in plan.space.parameters for key in parameter.keys}
+        space.cells()  # raises, and names the parameter that has no cells
+    swept = {key for parameter in space.parameters for key in parameter.keys}
     if config.repeats > 1 and "seed" in swept:
         problem = "trains under several seeds itself: do not sweep over seed as well"
         raise ConfigError("repeats", problem)
@@ -173,13 +148,7 @@ def _plain(value: Any) -> Any:
 def sweep(
     config: DictConfig, loader: ConfigLoader, settings: Mapping[str, Any], arguments: list[str]
 ) -> bool:
-    """Run a study, or resume it.
-
-    Args:
-        config: `conf/train.yaml`, composed with what all trials share.
-        loader: Composes a trial's config.
-        settings: The node `hydra.sweeper`.
-        arguments: The overrides of the command line, except those of `hydra.*`.
+    """Run the study of `make_plan`, or resume it; `loader` composes a trial's config.
 
     Returns:
         Whether every trial ended well.
@@ -191,13 +160,7 @@ def sweep(
     plan = make_plan(config, settings, arguments)
     probed = dry_run.probe(plan.space, loader, config, plan.overrides)
     if config.dry_run:
-        if config.origin is not None:
-            raise ConfigError("dry_run", "estimates trainings, not compressions: omit it")
-        n_trials, n_jobs = plan.settings.n_trials, plan.settings.n_jobs or 1
-        estimates = dry_run.show(
-            plan.name, plan.space, loader, config, plan.overrides, plan.limits, n_trials, n_jobs
-        )
-        return any(not estimate.problem for estimate in estimates)
+        return _show_estimate(plan, loader)
     store = open_store(config)
     if probed is not None and origin.is_compression(probed[0]):
         # without the study's own overrides of hydra.*, which exist only beside its file
@@ -212,34 +175,52 @@ def sweep(
         return _run(plan, store, url, ownership)
 
 
+def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
+    """Print time and memory of some cells and of the study; returns whether any cell can run."""
+    if plan.config.origin is not None:
+        raise ConfigError("dry_run", "estimates trainings, not compressions: omit it")
+    rows = []
+    for number, cell in enumerate(dry_run.sample_cells(plan.space, dry_run.SAMPLED)):
+        log.warning("dry run: cell %d, %s", number, " ".join(cell))
+        rows.append(dry_run.estimate(cell, loader, plan.config, plan.overrides, plan.limits))
+    cells = pd.DataFrame(rows)
+    counts = [count for count in (plan.settings.n_trials, plan.space.n_cells) if count is not None]
+    title = f"{plan.name}: {len(cells)} of {min(counts)} trials, not trained"
+    console.print(dry_run.table(title, cells).to_rich())
+    n_jobs = plan.settings.n_jobs or 1
+    for line in dry_run.totals(cells, min(counts), int(plan.config.repeats), n_jobs):
+        say(line)
+    return bool((cells["problem"] == "").any())
+
+
 def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
-    settings = plan.settings
-    make_pruner(settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
+    config, settings = plan.config, plan.settings
+    pruner = make_pruner(settings.pruner, len(plan.objectives), config.trainer.max_epochs)
     with ExitStack() as stack:
-        executor = _make_executor(plan)
+        check(settings.executor, "hydra.sweeper.executor")
+        node = OmegaConf.create(settings.executor)
+        if settings.n_jobs is not None:
+            node.n_jobs = settings.n_jobs
+        executor: Executor = instantiate(node, "hydra.sweeper.executor")
         stack.callback(executor.close, settings.grace_s)
         executor.warm_up()  # imports in the background, while the study is opened
-        study, sampler = _open_study(plan, open_storage(url), url)
+        study, sampler = _open_study(plan, pruner, url)
         tags = {
             "objectives": "; ".join(map(str, plan.objectives)),
             "limits": "; ".join(map(str, plan.limits)),
-            "sweeps": str(plan.config.hydra.runtime.choices.get("sweeps") or ""),
+            "sweeps": str(config.hydra.runtime.choices.get("sweeps") or ""),
             "fixed_overrides": masked(shlex.join(plan.overrides)),
         }
         recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), tags)
         study.set_user_attr("study_run", recorder.parent.id)
+        shared = ("n_trials", "retries", "time_limit_s", "stop_after", "retry_failed", "grace_s")
         policy = RunPolicy(
-            n_trials=settings.n_trials,
-            is_grid=plan.is_grid or sampler.is_grid,
-            retries=settings.retries,
+            is_grid=plan.is_grid,
             retried=tuple(settings.retried),
-            time_limit_s=settings.time_limit_s,
-            stop_after=settings.stop_after,
-            retry_failed=settings.retry_failed,
-            grace_s=settings.grace_s,
             learns_from_pruned=sampler.learns_from_pruned,
+            **{name: getattr(settings, name) for name in shared},
         )
-        payload = _payload(plan, store, recorder, not executor.queues)
+        payload = _payload(plan, store, recorder.parent.id, not executor.queues)
         with recorder.parent:
             with LiveView(plan.name, plan.objectives) as view:
                 scheduler = Scheduler(
@@ -266,82 +247,52 @@ def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
                         "the same command resumes the study"
                     )
                     raise
+            test_front = config.test == "auto"
             compared = comparison.summarise_study(
-                store,
-                recorder.parent,
-                plan.objectives,
-                plan.limits,
-                test_front=plan.config.test == "auto",
+                store, recorder.parent, plan.objectives, plan.limits, test_front=test_front
             )
     is_complete = status.total <= status.counted and status.counts["fail"] == 0
     return is_complete and bool((compared["status"] == "FINISHED").any())
 
 
-def _open_study(
-    plan: StudyPlan, storage: optuna.storages.BaseStorage, url: str
-) -> tuple[studies.OwnedStudy, SamplerChoice]:
-    settings, n_objectives, seed = plan.settings, len(plan.objectives), int(plan.config.seed)
-    definition = studies.Definition(
-        plan.name, plan.objectives, plan.limits, plan.space.describe(), flat_settings(plan.config)
-    )
-    made = make_pruner(settings.pruner, n_objectives, plan.config.trainer.max_epochs)
-    pruner = made if isinstance(made, optuna.pruners.BasePruner) else None
-    first = make_sampler(settings.sampler, seed, n_objectives, 0)
-    study = studies.open_study(storage, definition, first.sampler, pruner)
+def _open_study(plan: StudyPlan, pruner: Any, url: str) -> tuple[studies.OwnedStudy, SamplerChoice]:
+    settings, seed = plan.settings, int(plan.config.seed)
+    objectives, limits, space = plan.objectives, plan.limits, plan.space
+    fixed = flat_settings(plan.config)
+    definition = studies.definition(objectives, limits, space.describe(), fixed)
+    optuna_pruner = pruner if isinstance(pruner, BasePruner) else None
+    first = make_sampler(settings.sampler, seed, len(objectives), 0).sampler
+    study = studies.open_study(open_storage(url), plan.name, definition, first, optuna_pruner)
     trials = study.get_trials(deepcopy=False)
-    n_finished = len(studies.finished(trials))
+    n_finished = sum(trial.state.is_finished() for trial in trials)
     # interrupted trials are counted as well: their proposals must not be drawn again
-    sampler = make_sampler(settings.sampler, seed, n_objectives, len(trials))
+    sampler = make_sampler(settings.sampler, seed, len(objectives), len(trials))
     study.sampler = sampler.sampler
     if sampler.name == "cmaes" and not url.startswith("sqlite:"):
         problem = "cmaes keeps its state as a pickle, which is not read from a server"
         raise ConfigError("hydra.sweeper.sampler", problem)
-    if sampler.name == "brute_force" and plan.space.n_cells is None:
+    if sampler.name == "brute_force" and space.n_cells is None:
         problem = "brute_force needs cells, but an interval has none: use tpe"
         raise ConfigError("hydra.sweeper.sampler", problem)
     if settings.warm_start:
-        count = warm_start(
-            study,
-            storage,
-            settings.warm_start,
-            plan.objectives,
-            plan.limits,
-            plan.space,
-        )
+        count = studies.warm_start(study, settings.warm_start, objectives, limits, space)
         log.warning("%d trials of study %s are taken over", count, settings.warm_start)
     if n_finished:
+        way = "for a new one: hydra.sweeper.study_name=..."
         log.warning(
-            "study %s has %d trials already and is resumed (for a new one: "
-            "hydra.sweeper.study_name=...)",
-            plan.name,
-            n_finished,
+            "study %s has %d trials already and is resumed (%s)", plan.name, n_finished, way
         )
     return study, sampler
 
 
-def _make_executor(plan: StudyPlan) -> Executor:
-    node = plan.settings.executor
-    arguments: dict[str, Any] = {}
-    if plan.settings.n_jobs is not None:
-        arguments["n_jobs"] = plan.settings.n_jobs
-    check(node, "hydra.sweeper.executor")
-    executor: Executor = instantiate(OmegaConf.create(node), "hydra.sweeper.executor", **arguments)
-    return executor
-
-
-def _payload(
-    plan: StudyPlan, store: Store, recorder: StudyRecorder, is_local: bool
-) -> dict[str, Any]:
+def _payload(plan: StudyPlan, store: Store, study_run: str, is_local: bool) -> dict[str, Any]:
     """What every trial needs, as plain values."""
     return {
         "overrides": plan.overrides,
-        "objectives": [
-            {"metric": objective.metric, "direction": objective.direction}
-            for objective in plan.objectives
-        ],
+        "objectives": [vars(objective) for objective in plan.objectives],
         "limits": [f"{limit.metric} {limit.operator} {limit.value!r}" for limit in plan.limits],
         "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
-        "study_run": recorder.parent.id,
+        "study_run": study_run,
         # on another machine the code may be another
         "git": list(git_state(ROOT)) if is_local else None,
         "tell_begun": not is_local,

@@ -67,7 +67,7 @@ class Chaos:
     @property
     def n_cells(self) -> int:
         """Of the grid."""
-        return spaces.parse(list(self.sweep), {}, {}, [], []).space.n_cells or 0
+        return spaces.parse(list(self.sweep), {}, {}, [], [])[0].n_cells or 0
 
     @property
     def command(self) -> list[str]:
@@ -190,7 +190,7 @@ def problems(chaos: Chaos) -> list[str]:
 
 def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
     cells = [
-        cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], []).space.cells()
+        cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], [])[0].cells()
     ]
     complete = Counter(
         tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE

@@ -179,12 +179,10 @@ def opened(
     Raises:
         UserError: The study has an owner, or is another one.
     """
-    parsed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
+    space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
     objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     limits = parse_limits({"limits": list(setup.limits)})
-    definition = studies.Definition(
-        STUDY, objectives, limits, parsed.space.describe(), parsed.fixed
-    )
+    definition = studies.definition(objectives, limits, space.describe(), fixed)
     store = setup.store.open()
     with Ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
         reap(store)
@@ -193,11 +191,11 @@ def opened(
         stack.callback(executor.close, setup.grace_s)
         executor.warm_up()
         sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-        study = studies.open_study(storage, definition, sampler, None)
+        study = studies.open_study(storage, STUDY, definition, sampler, None)
         recorder = StudyRecorder(store, STUDY, study.user_attrs.get("study_run"))
         study.set_user_attr("study_run", recorder.parent.id)
         payload = {
-            "overrides": parsed.fixed,
+            "overrides": fixed,
             "objectives": stubs.objectives(setup.n_objectives),
             "limits": [str(limit) for limit in limits],
             "tracking": {
@@ -213,7 +211,7 @@ def opened(
             yield Scheduler(
                 study,
                 setup.url,
-                parsed.space,
+                space,
                 objectives,
                 limits,
                 executor,

@@ -3,8 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
@@ -35,7 +34,6 @@ _CLAUSE_BREAK = re.compile(
 )
 
 
-@dataclass
 class BareInterval(IntervalSweep):
     """`interval(1,10)` with integer bounds and no cast, of which the grammar makes floats."""
 
@@ -51,21 +49,12 @@ _FUNCTIONS.functions["interval"] = _interval
 _PARSER = OverridesParser(_FUNCTIONS)
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """One parsed override.
+class Assignment(NamedTuple):
+    """One parsed override."""
 
-    Attributes:
-        prefix: "", "+", "++" or "~".
-        key: Without the prefix, with the package if there is one.
-        value: A plain value, or Hydra's ChoiceSweep, RangeSweep or IntervalSweep.
-        text: As typed.
-    """
-
-    prefix: str
-    key: str
-    value: Any
-    text: str
+    prefix: str  # "", "+", "++" or "~"
+    key: str  # without the prefix, with the package if there is one
+    value: Any  # a plain value, or Hydra's ChoiceSweep, RangeSweep or IntervalSweep
 
     @property
     def is_sweep(self) -> bool:
@@ -91,35 +80,33 @@ def assignment(text: str, where: str = "") -> Assignment:
     key = override.get_key_element().lstrip("+~")
     prefix = override.get_key_element().removesuffix(key)
     value = override.value()
-    _refuse_misreadings(value, where, text.partition("=")[2])
+    if problem := _misreading(value, where, text.partition("=")[2]):
+        raise ConfigError(where, problem)
     if isinstance(value, ChoiceSweep):
+        refuse_nested(value.list, where)
         value.list = [Override._convert_value(item) for item in value.list]
-    if isinstance(value, Sweep):
+    if not isinstance(value, Sweep):
+        refuse_nested(value, where)
+    else:
         refuse_key(key, where)
         if prefix == "~":
             raise ConfigError(where, f"a deletion cannot be swept, but got {text}")
-    return Assignment(prefix, key, value, text)
+    return Assignment(prefix, key, value)
 
 
 def clauses(text: str, where: str) -> dict[str, tuple[Any, ...]]:
     """Parse a condition, such as "model=custom and model.net.depth=3,4": key -> allowed values.
 
-    Args:
-        text: Clauses "key=value" or "key=value,other", joined by " and " or by spaces.
-        where: The key that an error names.
-
-    Raises:
-        ConfigError: Another kind of text, or a key that is named twice.
+    Spaces alone join clauses too. ConfigError, under the key `where`, for another kind of text, or
+    for a key that is named twice.
     """
     allowed: dict[str, tuple[Any, ...]] = {}
     for part in _CLAUSE_BREAK.split(text.strip()):
-        parsed = assignment(part, where) if "=" in part else None
-        value: Any = parsed.value if parsed else None
+        prefix, key, value = assignment(part, where) if "=" in part else ("~", "", None)
         is_list = isinstance(value, ChoiceSweep) and not value.shuffle
-        if parsed is None or parsed.prefix or (parsed.is_sweep and not is_list):
+        if prefix or (isinstance(value, Sweep) and not is_list):
             example = '"model=custom and model.net.depth=3,4"'
             raise ConfigError(where, f"must be like {example}, but got {text!r}")
-        key = parsed.key
         if key in allowed:
             raise ConfigError(where, f"names {key} twice in {text!r}: write {key}=one,other")
         allowed[key] = tuple(value.list) if is_list else (value,)
@@ -136,25 +123,21 @@ def refuse_key(key: str, where: str) -> None:
 def refuse_nested(value: Any, where: str) -> None:
     """Raise ConfigError if a plain value contains a sweep, or a quoted text that looks like one."""
     if isinstance(value, Sweep | Glob):
-        problem = "a sweep inside of a list, a mapping or another sweep has no effect"
-        raise ConfigError(where, f"{problem}: list the whole values")
-    if isinstance(value, str | QuotedString):
-        text = value if isinstance(value, str) else value.text
-        if _SWEEP_TEXT.fullmatch(text):
-            problem = f"{text!r} is a quoted text here, not a sweep: leave out the quotes"
-            raise ConfigError(where, problem)
-    parts = list(value.values()) if isinstance(value, Mapping) else value
-    if isinstance(parts, Sequence) and not isinstance(parts, str):
+        problem = "a sweep inside of a list, a mapping or another sweep has no effect in Hydra"
+        way = "list the whole values, as in choice([64,64],[128,64])"
+        raise ConfigError(where, f"{problem}: {way}")
+    text = value.text if isinstance(value, QuotedString) else value
+    if isinstance(text, str) and _SWEEP_TEXT.fullmatch(text):
+        problem = f"{text!r} is a quoted text here, not a sweep: leave out the quotes"
+        raise ConfigError(where, problem)
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(parts, Iterable) and not isinstance(parts, str):
         for part in parts:
             refuse_nested(part, where)
 
 
 def text_of(value: Any) -> str:
-    """`value` in the grammar's notation: null, true, 0.5, plain, 'with, comma', [1,2], {a:1}.
-
-    Raises:
-        TypeError: The grammar has no notation for this value.
-    """
+    """`value` as an override: null, true, 0.5, plain, 'with, comma', [1,2], {a:1}; or TypeError."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -183,34 +166,19 @@ def identity(value: Any) -> Any:
     return value if is_number and value == value else text_of(value)
 
 
-def _refuse_misreadings(value: Any, where: str, text: str) -> None:
-    problem = ""
+def _misreading(value: Any, where: str, text: str) -> str:
+    """What is wrong with a value that Hydra reads as something else than `text` says; or ""."""
     if isinstance(value, Glob):
-        problem = f"{text} cannot be resolved in a sweep: list the options, {where}=one,other"
-    elif isinstance(value, Sweep):
-        problem = _sweep_problem(value, where, text)
-    else:
-        try:
-            refuse_nested(value, where)
-        except ConfigError:
-            if isinstance(value, str):
-                raise
-            problem = f"the sweep inside {text} has no effect in Hydra: "
-            problem += "list the whole values, choice([64,64],[128,64])"
-    if problem:
-        raise ConfigError(where, problem)
-
-
-def _sweep_problem(value: Sweep, where: str, text: str) -> str:
-    if isinstance(value, ChoiceSweep):
-        if any(isinstance(item, IntervalSweep) for item in value.list):
-            return f"{text} would be a choice of intervals: give one interval(lowest,highest)"
-        for item in value.list:
-            refuse_nested(item, where)
+        return f"{text} cannot be resolved in a sweep: list the options, {where}=one,other"
+    if not isinstance(value, Sweep):
+        return ""
+    items = value.list if isinstance(value, ChoiceSweep) else []
+    if any(isinstance(item, IntervalSweep) for item in items):
+        return f"{text} would be a choice of intervals: give one interval(lowest,highest)"
     if isinstance(value, BareInterval):
-        low, high = int(value.start or 0), int(value.end or 0)
-        ways = f"int(interval({low},{high})) or interval({low}.0,{high}.0)"
-        return f"interval({low},{high}) is of floats: write {ways}"
+        bounds = f"{value.start:.0f},{value.end:.0f}"
+        ways = f"int(interval({bounds})) or interval({bounds.replace(',', '.0,')}.0)"
+        return f"interval({bounds}) is of floats: write {ways}"
     if unknown := value.tags - {"log"}:
         return f"the only tag is log, but got {', '.join(sorted(unknown))} in {text}"
     if value.tags and not isinstance(value, IntervalSweep):
@@ -237,11 +205,9 @@ LOG_SPAN = 10.0  # positive values that span this factor are shown on a logarith
 _QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 _STRUCTURE = re.compile(rf"\\.|{_QUOTED}|[\[({{]|[\])}}]|\s+", re.DOTALL)
 _KEY = re.compile(r"\+{0,2}([A-Za-z_$][^\s=\[\]{}()'\",]*)=")
-_INTEGER = re.compile(r"[+-]?(0|[1-9](_?\d)*)")
-_FLOAT = re.compile(r"[+-]?(\d(_?\d)*\.?(\d(_?\d)*)?|\.\d(_?\d)*)([eE][+-]?\d+)?")
 _QUOTED_PLAIN = re.compile(r"""(['"])([^'"\\]+)\1""")
-_LIST_PARTS = re.compile(rf"({_QUOTED})|\s*([,\[\]{{}}])\s*", re.DOTALL)
 NUMBER, LIST, TEXT = range(3)  # kinds of values, in the order of an axis
+_LIST_PARTS = re.compile(rf"({_QUOTED})|\s*([,\[\]{{}}])\s*", re.DOTALL)
 
 
 def scan(overrides: str) -> dict[str, str]:
@@ -281,11 +247,20 @@ def parameters(table: pd.DataFrame) -> pd.DataFrame:
         values are numbers (floats, if some are missing), else text, lists written as "[128, 64]".
         NaN or None where a trial does not have the parameter.
     """
-    index = pd.Index(table["run_id"], name="run_id")
     cells = [scan(text) if isinstance(text, str) else {} for text in table["overrides"]]
-    names = {name: None for cell in cells for name in cell}  # a dict keeps their order
-    columns = {name: _typed([cell.get(name) for cell in cells], index) for name in names}
-    return pd.DataFrame({name: c for name, c in columns.items() if c.nunique() > 1}, index=index)
+    columns = {}
+    for name in {name: None for cell in cells for name in cell}:  # a dict keeps their order
+        texts = [cell.get(name) for cell in cells]
+        numbers = [None if text is None else _number(text) for text in texts]
+        if numbers.count(None) > texts.count(None):
+            column = pd.Series([text and _tidy(text) for text in texts], dtype=object)
+        else:
+            is_int = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
+            column = pd.Series(numbers, dtype=int if is_int else float)
+        if column.nunique() > 1:
+            columns[name] = column
+    index = pd.Index(table["run_id"], name="run_id")
+    return pd.DataFrame(columns, pd.RangeIndex(len(index))).set_axis(index)
 
 
 def is_numeric(column: pd.Series) -> bool:
@@ -329,49 +304,27 @@ def levels(column: pd.Series, bins: int = BINS) -> pd.DataFrame:
         of a value that is no number in `in_order`).
     """
     present = column.dropna()
-    if is_numeric(column) and present.nunique() > 2 * bins:
-        return _binned(present.astype(float), bins)
-    positions = {
-        value: float(value if is_numeric(column) else number)
-        for number, value in enumerate(in_order(present))
-    }
-    value = present.map(_text).astype(object)
-    return pd.DataFrame({"value": value, "position": present.map(positions).astype(float)})
-
-
-def _binned(numbers: pd.Series, bins: int) -> pd.DataFrame:
+    if not is_numeric(column):
+        positions = {value: float(number) for number, value in enumerate(in_order(present))}
+        return pd.DataFrame({"value": present.astype(object), "position": present.map(positions)})
+    present = present.astype(float)
+    if present.nunique() <= 2 * bins:
+        return pd.DataFrame({"value": present.map(_text).astype(object), "position": present})
     # Equal values share the middle of their ranks.
-    quantile = numbers.rank(method="average").sub(0.5) / len(numbers)
+    quantile = present.rank(method="average").sub(0.5) / len(present)
     group = (quantile * bins).astype(int)
-    bounds = numbers.groupby(group).agg(["min", "max"])
-    labels: dict[Any, str] = {}
+    bounds = present.groupby(group).agg(["min", "max"])
     for digits in (3, 4, 6, 17):  # as few as distinguish the groups
-        for number, row in bounds.iterrows():
-            low, high = (
-                _text(end) if end == round(end) else f"{end:.{digits}g}" for end in row.to_list()
-            )
-            labels[number] = low if low == high else f"{low} to {high}"
-        if len(set(labels.values())) == len(labels):
+        ends = bounds.map(lambda end, n=digits: _text(end) if end % 1 == 0 else f"{end:.{n}g}")
+        labels = (ends["min"] + " to " + ends["max"]).where(ends["min"] != ends["max"], ends["min"])
+        if labels.is_unique:
             break
-    position = numbers.groupby(group).transform("median")
+    position = present.groupby(group).transform("median")
     return pd.DataFrame({"value": group.map(labels).astype(object), "position": position})
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return str(int(value)) if value == round(value) and abs(value) < 1e15 else repr(float(value))
-
-
-def _typed(texts: list[str | None], index: pd.Index) -> pd.Series:
-    numbers = [None if text is None else _number(text) for text in texts]
-    pairs = list(zip(numbers, texts, strict=True))
-    if any(number is None and text is not None for number, text in pairs):
-        tidy = [None if text is None else _tidy(text) for text in texts]
-        return pd.Series(tidy, index=index, dtype=object)
-    is_int = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
-    filled = [math.nan if number is None else number for number in numbers]
-    return pd.Series(filled, index, int if is_int else float)
+def _text(number: float) -> str:
+    return str(int(number)) if number % 1 == 0 and abs(number) < 1e15 else repr(number)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -400,10 +353,13 @@ def _tidy(text: str) -> str:
 
 
 def _number(text: str) -> int | float | None:
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    value = float(text) if _FLOAT.fullmatch(text) else math.inf
-    return value if math.isfinite(value) else None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if not math.isfinite(value):
+        return None
+    return int(text) if re.fullmatch(r"[+-]?[\d_]+", text) else value
 
 
 def _sort_key(value: Any) -> tuple[int, float, tuple[float, ...], str]:
@@ -411,8 +367,8 @@ def _sort_key(value: Any) -> tuple[int, float, tuple[float, ...], str]:
     if number is not None:
         return NUMBER, number, (), ""
     if value.startswith("[") and value.endswith("]"):
-        parts = [_number(part.strip()) for part in value[1:-1].split(",") if value[1:-1].strip()]
-        numbers = tuple(part for part in parts if part is not None)
+        parts = value[1:-1].split(",") if value[1:-1].strip() else []
+        numbers = tuple(n for part in parts if (n := _number(part)) is not None)
         if len(numbers) == len(parts):
             return LIST, len(numbers), numbers, ""
     return TEXT, 0.0, (), value

@@ -15,15 +15,10 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Repeated:
-    """A configuration that is trained with several seeds.
+    """A configuration that is trained with several seeds."""
 
-    Attributes:
-        seeds: Seed -> metrics by name, of the seeds that have ended.
-        cost: Metrics that do not depend on the seed, by name: FLOPs, parameters.
-    """
-
-    seeds: Mapping[int, Metrics]
-    cost: Metrics = field(default_factory=dict)
+    seeds: Mapping[int, Metrics]  # of the seeds that have ended
+    cost: Metrics = field(default_factory=dict)  # that does not depend on the seed: FLOPs
 
 
 def clearly_behind(
@@ -41,9 +36,6 @@ def clearly_behind(
         rival: The same seeds, in the same order.
         direction: Which way is better.
         p: Level of the test, in (0, 1).
-
-    Raises:
-        ValueError: Different numbers of seeds.
     """
     sign = 1.0 if direction == "maximize" else -1.0
     leads = [sign * (theirs - ours) for ours, theirs in zip(values, rival, strict=True)]
@@ -82,32 +74,39 @@ def is_dropped(
         limits: Checked against the means of the recorded metrics.
     """
 
-    def violation(repeated: Repeated) -> float:
-        return total_violation(limits, aggregate(list(repeated.seeds.values()))[0])
+    def sign(item: Objective) -> int:
+        return -1 if item.direction == "maximize" else 1
+
+    def violation(item: Repeated) -> float:
+        return total_violation(limits, aggregate(list(item.seeds.values()))[0])
+
+    def mean_loss(item: Repeated) -> float:
+        values = [metrics.get(objectives[0].metric, math.nan) for metrics in item.seeds.values()]
+        mean = statistics.fmean(values)  # over all seeds; NaN if one has no value
+        return math.inf if math.isnan(mean) else sign(objectives[0]) * mean
 
     def is_behind(rival: Repeated, value: Callable[[Metrics], float], way: Direction) -> bool:
         seeds = sorted(candidate.seeds.keys() & rival.seeds.keys())
         ours = [value(candidate.seeds[seed]) for seed in seeds]
         return clearly_behind(ours, [value(rival.seeds[seed]) for seed in seeds], way, p)
 
-    def is_worse(rival: Repeated, item: Objective) -> bool:
-        return is_behind(rival, lambda m: m.get(item.metric, math.nan), item.direction)
+    def is_better(rival: Repeated, item: Objective) -> bool:
+        if item.metric not in candidate.cost:
+            return is_behind(rival, lambda m: m.get(item.metric, math.nan), item.direction)
+        theirs = rival.cost.get(item.metric, math.nan)  # NaN: unknown
+        return sign(item) * theirs <= sign(item) * candidate.cost[item.metric]
 
-    needed = math.ceil(math.log2(1 / p))
-    rivals = [each for each in rivals if len(candidate.seeds.keys() & each.seeds.keys()) >= needed]
+    least = math.ceil(math.log2(1 / p))
+    rivals = [item for item in rivals if len(candidate.seeds.keys() & item.seeds.keys()) >= least]
     if len(objectives) == 1:
-        order = sorted(rivals, key=lambda each: (violation(each), _mean_loss(each, objectives[0])))
-        rivals = order[:1]
+        rivals = sorted(rivals, key=lambda item: (violation(item), mean_loss(item)))[:1]
     if violation(candidate) > 0 and any(
         is_behind(rival, lambda metrics: total_violation(limits, metrics), "minimize")
         for rival in rivals
     ):
         return True
-    measured = [each for each in objectives if each.metric not in candidate.cost]
-    return bool(measured) and any(
-        violation(rival) == 0
-        and _costs_no_more(rival, candidate, objectives)
-        and all(is_worse(rival, item) for item in measured)
+    return any(item.metric not in candidate.cost for item in objectives) and any(
+        violation(rival) == 0 and all(is_better(rival, item) for item in objectives)
         for rival in rivals
     )
 
@@ -133,22 +132,3 @@ def aggregate(repeats: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, f
         for name, column in columns.items()
     }
     return means, deviations
-
-
-def _mean_loss(repeated: Repeated, objective: Objective) -> float:
-    """Mean over all seeds, lower is better; infinite if a seed has no value."""
-    values = [metrics.get(objective.metric, math.nan) for metrics in repeated.seeds.values()]
-    mean = statistics.fmean(values)
-    if math.isnan(mean):
-        return math.inf
-    return -mean if objective.direction == "maximize" else mean
-
-
-def _costs_no_more(rival: Repeated, candidate: Repeated, objectives: Sequence[Objective]) -> bool:
-    for objective in objectives:
-        if objective.metric in candidate.cost:
-            sign = -1 if objective.direction == "maximize" else 1
-            theirs = rival.cost.get(objective.metric, math.nan)
-            if not sign * theirs <= sign * candidate.cost[objective.metric]:  # NaN: not known
-                return False
-    return True

@@ -11,7 +11,7 @@ from typing import Any
 import hydra.utils
 import optuna
 from omegaconf import DictConfig, OmegaConf
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
 from src.core.config import check, instantiate, resolve
 from src.core.errors import ConfigError, DependencyError
@@ -20,31 +20,19 @@ KEY = "hydra.sweeper.sampler"
 GRID = "grid"  # no sampler of Optuna: the scheduler enqueues the cells in order
 # Facts that a config file states of its part; they are not passed to the constructor.
 FACTS = ("name", "learns_from_pruned", "max_objectives", "package")
-_TYPES: dict[str, Any] = {
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "str": str,
-    "None": type(None),
-}
+_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
+_TYPES["None"] = type(None)
 
 
 @dataclass(frozen=True)
 class SamplerChoice:
-    """A sampler and what the scheduler has to know about it.
+    """A sampler and what the scheduler has to know about it."""
 
-    Attributes:
-        sampler: Proposes; for a grid only a placeholder.
-        name: As in the config.
-        learns_from_pruned: Whether it learns from pruned trials with constraints. If not, trials
-            over a limit are told as complete with the worst values.
-        is_grid: Whether the space's cells are enqueued in order instead.
-    """
-
-    sampler: BaseSampler
-    name: str
+    sampler: BaseSampler  # for a grid, whose cells are enqueued in order, only a placeholder
+    name: str  # as in the config
+    # From pruned trials with constraints; if not, trials over a limit are told as complete with the
+    # worst values.
     learns_from_pruned: bool
-    is_grid: bool
 
 
 def make_sampler(
@@ -68,12 +56,13 @@ def make_sampler(
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     # Trials over a limit have the worst values: CMA-ES learns from those.
     warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
+    random = RandomSampler(seed + n_drawn)
     if name == GRID:
-        return SamplerChoice(optuna.samplers.RandomSampler(seed + n_drawn), name, True, True)
+        return SamplerChoice(random, name, True)
     if node.get("seed") is not None:
         raise ConfigError(f"{KEY}.seed", "must be left out: the study's seed is taken")
     target = target_of(node, KEY)
-    if target is optuna.samplers.GridSampler:
+    if target is GridSampler:
         problem = "Optuna's own grid knows nothing of this space: take hydra/sweeper/sampler=grid"
         raise ConfigError(KEY, problem)
     if n_objectives > node.get("max_objectives", n_objectives):
@@ -84,9 +73,8 @@ def make_sampler(
         way = f"run `pip install {package}`, or take another sampler"
         raise DependencyError(f"{KEY}: {name} needs {package}: {way}")
     arguments: dict[str, Any] = {}
-    if target is optuna.samplers.QMCSampler:
+    if target is QMCSampler:
         # One sequence for the study, which is stored in it and continued; random draws must differ.
-        random = optuna.samplers.RandomSampler(seed + n_drawn)
         arguments = {"seed": seed, "independent_sampler": random}
     elif "seed" in inspect.signature(target).parameters:
         arguments = {"seed": seed + n_drawn}
@@ -94,7 +82,7 @@ def make_sampler(
     if not isinstance(sampler, BaseSampler):
         problem = f"must be a sampler of Optuna, but got {node._target_}"
         raise ConfigError(f"{KEY}._target_", problem)
-    return SamplerChoice(sampler, name, bool(node.get("learns_from_pruned", True)), False)
+    return SamplerChoice(sampler, name, bool(node.get("learns_from_pruned", True)))
 
 
 def as_node(config: DictConfig | Mapping[str, Any]) -> DictConfig:
@@ -103,11 +91,7 @@ def as_node(config: DictConfig | Mapping[str, Any]) -> DictConfig:
 
 
 def target_of(node: DictConfig, path: str) -> Any:
-    """The object that `_target_` names.
-
-    Raises:
-        ConfigError: There is no `_target_`, or it cannot be imported.
-    """
+    """The object that `_target_` names; ConfigError if there is none that can be imported."""
     if "_target_" not in node:
         raise ConfigError(f"{path}._target_", "must name what is to be built, but is missing")
     try:
@@ -117,12 +101,12 @@ def target_of(node: DictConfig, path: str) -> Any:
 
 
 def build(node: DictConfig, path: str, **arguments: Any) -> Any:
-    """Check a node's arguments and build what it names.
+    """Check a node's arguments and build what its `_target_` names.
 
     Args:
         node: `_target_` with its arguments, and `FACTS`.
-        path: The key under which it stands.
-        **arguments: More arguments, that win over the node's.
+        path: The key of the node.
+        **arguments: More arguments, that replace the node's.
 
     Raises:
         ConfigError: The message names the argument.
@@ -147,14 +131,13 @@ def _check_annotations(config: Mapping[str, Any], path: str) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping) and "_target_" in value:
             _check_annotations(value, f"{path}.{key}")
-        elif key in parameters:
-            names = re.findall(r"\w+", str(parameters[key].annotation))
-            accepts_text = "str" not in names or isinstance(parameters[key].default, str)
-            if not names or not set(names) <= set(_TYPES) or not accepts_text:
-                continue
-            matches = any(isinstance(value, _TYPES[name]) for name in names)
-            if isinstance(value, bool):
-                matches = "bool" in names
-            if not matches:
-                problem = f"must be {' or '.join(names)}, but got {value!r}"
-                raise ConfigError(f"{path}.{key}", problem)
+            continue
+        parameter = parameters.get(key)
+        names = re.findall(r"\w+", str(parameter.annotation)) if parameter else []
+        accepts_text = "str" not in names or isinstance(parameter and parameter.default, str)
+        if not names or not set(names) <= set(_TYPES) or not accepts_text:
+            continue
+        matches = any(isinstance(value, _TYPES[name]) for name in names)
+        if not matches or (isinstance(value, bool) and "bool" not in names):
+            problem = f"must be {' or '.join(names)}, but got {value!r}"
+            raise ConfigError(f"{path}.{key}", problem)

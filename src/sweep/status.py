@@ -2,7 +2,8 @@
 
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -16,65 +17,36 @@ RECENT = 20  # finished trials from which the remaining time is estimated
 
 @dataclass(frozen=True)
 class Event:
-    """The end of a trial.
-
-    Attributes:
-        number: The trial's.
-        cell: Its overrides.
-        outcome: Its outcome.
-        values: The objectives' values if it is complete.
-        seconds: From start to end; None if it was started in an earlier session.
-        tail: Last lines of its log.
-        again: Whether it is retried as another trial.
-    """
+    """The end of a trial."""
 
     number: int
-    cell: list[str]
     outcome: TrialOutcome
-    values: list[float]
-    seconds: float | None
-    tail: str
-    again: bool
+    values: list[float]  # of the objectives, if it is complete
+    seconds: float | None  # from start to end; None if it was started in an earlier session
+    tail: str  # last lines of its log
+    again: bool  # retried as another trial
 
 
+@dataclass
 class StudyStatus:
-    """Counts, front and events of a study; the scheduler updates it, a view shows it.
+    """Counts, front and events of a study; the scheduler updates it, a view shows it."""
 
-    Args:
-        objectives: Of the study.
-        limits: Of the study; a trial that breaks one is not on the front.
-        total: Trials that the study shall reach.
-        slots: How many run at once.
-
-    Attributes:
-        counted: Trials that count towards the total.
-        counts: Trials by final state, without `put_back`.
-        put_back: Trials that were stopped, or failed and are retried: another trial replaces them.
-        front: Numbers and values of the trials on the front.
-        cells: Overrides of the trials on the front, by number.
-        running: Running trials.
-        events: Ends since the last `take_events`.
-        durations: Seconds of the trials of this session that did not fail.
-        n_seen: Trials that ended by themselves in this session.
-    """
-
-    def __init__(
-        self, objectives: list[Objective], limits: list[Limit], total: int, slots: int
-    ) -> None:
-        self.objectives = objectives
-        self.limits = limits
-        self.total = total
-        self.slots = slots
-        self.counted = 0
-        self.counts: dict[State, int] = {"complete": 0, "pruned": 0, "over_limit": 0, "fail": 0}
-        self.put_back = 0
-        self.front: list[tuple[int, list[float]]] = []
-        self.cells: dict[int, list[str]] = {}
-        self.running: list[RunningTrial] = []
-        self.events: list[Event] = []
-        self.durations: list[float] = []
-        self.n_seen = 0
-        self._reasons: set[str] = set()  # of failures; "" for a trial that did not fail
+    objectives: Sequence[Objective]
+    limits: Sequence[Limit]  # a trial that breaks one is not on the front
+    total: int  # trials that the study shall reach
+    slots: int  # how many run at once
+    counted: int = 0  # trials that count towards the total
+    counts: dict[State, int] = field(  # by final state, without `put_back`
+        default_factory=lambda: {"complete": 0, "pruned": 0, "over_limit": 0, "fail": 0}
+    )
+    put_back: int = 0  # trials that were stopped, or failed and are retried as another trial
+    front: list[tuple[int, list[float]]] = field(default_factory=list)  # numbers and values
+    cells: dict[int, list[str]] = field(default_factory=dict)  # overrides of those, by number
+    running: list[RunningTrial] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)  # since the last `take_events`
+    durations: list[float] = field(default_factory=list)  # s, of what did not fail in this session
+    n_seen: int = 0  # trials that ended by themselves in this session
+    _reasons: set[str] = field(default_factory=set)  # of failures; "" for another end
 
     def add(
         self,
@@ -105,15 +77,15 @@ class StudyStatus:
             self.put_back += 1
         else:
             self.counts[outcome.state] += 1
-        cell = list(trial.user_attrs.get("cell", []))
         names = [recorded_name(objective.metric) for objective in self.objectives]
         is_complete = outcome.state == "complete" and outcome.metrics.keys() >= set(names)
         values = [outcome.metrics[name] for name in names] if is_complete else []
-        if values and self._is_feasible(outcome):
+        bounded = {item: outcome.metrics.get(recorded_name(item.metric)) for item in self.limits}
+        if values and all(v is not None and item.holds(v) for item, v in bounded.items()):
             members = [*self.front, (trial.number, values)]
             on_front = pareto.front(np.array([v for _, v in members]), self.objectives)
             self.front = [m for m, stays in zip(members, on_front, strict=True) if stays]
-            cells = {**self.cells, trial.number: cell}
+            cells = {**self.cells, trial.number: list(trial.user_attrs.get("cell", []))}
             self.cells = {number: cells[number] for number, _ in self.front}
         if not in_session:
             self._reasons |= set() if failed else {""}
@@ -125,7 +97,7 @@ class StudyStatus:
             self._reasons.add(f"{outcome.kind}: {reason}" if failed else "")
         if seconds is not None and not failed:
             self.durations.append(seconds)
-        self.events.append(Event(trial.number, cell, outcome, values, seconds, tail, again))
+        self.events.append(Event(trial.number, outcome, values, seconds, tail, again))
 
     def take_events(self) -> list[Event]:
         """The ends since the last call."""
@@ -158,10 +130,3 @@ class StudyStatus:
     def all_failed_alike(self) -> str:
         """The reason if every trial so far failed for the same one; empty otherwise."""
         return next(iter(self._reasons)) if len(self._reasons) == 1 else ""
-
-    def _is_feasible(self, outcome: TrialOutcome) -> bool:
-        metrics = outcome.metrics
-        return all(
-            limit.holds(metrics.get(recorded_name(limit.metric), float("nan")))
-            for limit in self.limits
-        )

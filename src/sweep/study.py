@@ -1,20 +1,20 @@
 """An Optuna study: its definition, which trials count, outcomes told to Optuna, warm start."""
 
 import copy
-import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from src.core.errors import UserError
+from src.core.errors import UserError, closest
 from src.metrics.registry import Limit, Objective, recorded_name
-from src.sweep.records import TrialOutcome, violations
+from src.sweep.records import Kind, TrialOutcome, violations
 from src.sweep.space import Space
 
 _DEFINITION = "definition"
@@ -24,35 +24,25 @@ _EXHAUSTED = "exhausted"
 _WORST = {"maximize": 0.0, "minimize": 10.0}
 
 
-@dataclass(frozen=True)
-class Definition:
-    """What two sessions must have in common for their trials to belong to one study.
+def definition(
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    space: Mapping[str, Any],
+    fixed: Sequence[str],
+) -> dict[str, Any]:
+    """What two sessions must have in common for their trials to belong to one study, as JSON.
 
-    Attributes:
-        name: Of the study.
-        objectives: In the order of the trials' values.
-        limits: Constraints.
-        space: From `Space.describe`.
-        fixed: Overrides that all trials share, in any order.
+    Only the order of the objectives matters, not that of the limits and of the overrides `fixed`
+    that all trials share. `space` is a `Space.describe`.
     """
-
-    name: str
-    objectives: list[Objective]
-    limits: list[Limit]
-    space: dict[str, Any]
-    fixed: list[str]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON values."""
+    content = {
+        "objectives": [str(objective) for objective in objectives],
         # str(limit) would round its value.
-        limits = [f"{each.metric} {each.operator} {each.value!r}" for each in self.limits]
-        content = {
-            "objectives": [str(objective) for objective in self.objectives],
-            "limits": sorted(limits),
-            "space": self.space,
-            "fixed": sorted(self.fixed),
-        }
-        return dict(json.loads(json.dumps(content)))
+        "limits": sorted(f"{item.metric} {item.operator} {item.value!r}" for item in limits),
+        "fixed": sorted(fixed),
+        **space,
+    }
+    return dict(json.loads(json.dumps(content)))
 
 
 class OwnedStudy(optuna.Study):
@@ -71,7 +61,8 @@ class OwnedStudy(optuna.Study):
 
 def open_study(
     storage: BaseStorage,
-    definition: Definition,
+    name: str,
+    definition: Mapping[str, Any],
     sampler: optuna.samplers.BaseSampler,
     pruner: optuna.pruners.BasePruner | None,
 ) -> OwnedStudy:
@@ -79,7 +70,8 @@ def open_study(
 
     Args:
         storage: From `src.sweep.storage.open_storage`.
-        definition: The study that is asked for.
+        name: Of the study.
+        definition: From `definition`.
         sampler: Proposes.
         pruner: Of Optuna, for one objective; None: another pruner, or none.
 
@@ -87,9 +79,8 @@ def open_study(
         UserError: The study has another definition, or was not created by this program; the message
             says how to continue.
     """
-    name, plain = definition.name, definition.plain()
-    directions = [objective.direction for objective in definition.objectives]
-    pruner = pruner or optuna.pruners.NopPruner()  # for Optuna None is the median pruner
+    directions = [text.partition(" ")[0] for text in definition["objectives"]]
+    pruner = pruner or NopPruner()  # for Optuna None is the median pruner
     try:
         study = OwnedStudy(name, storage, sampler, pruner)
     except KeyError:
@@ -102,35 +93,34 @@ def open_study(
         if not same or study.user_attrs or study.get_trials(deepcopy=False):
             way = "take another hydra.sweeper.study_name or hydra.sweeper.storage"
             raise UserError(f"study {name} was not made by this program: {way}")
-        study.set_user_attr(_DEFINITION, plain)
-    elif differences := _differences(recorded, plain):
+        study.set_user_attr(_DEFINITION, definition)
+    elif recorded != definition:
         way = "take another hydra.sweeper.study_name"
-        if recorded["fixed"] == plain["fixed"]:  # results under other settings do not compare
+        if recorded["fixed"] == definition["fixed"]:  # results under other settings do not compare
             way += f", and hydra.sweeper.warm_start={name} to start from its trials"
-        problem = f"was started with other settings ({'; '.join(differences)})"
+        differences = "; ".join(_differences(recorded, definition))
+        problem = f"was started with other settings ({differences})"
         raise UserError(f"study {name} {problem}: {way}")
     return study
 
 
-def _differences(recorded: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    differences = []
-    for key in ("objectives", "limits", "fixed"):
+def _differences(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = recorded["parameters"], new["parameters"]
+    lines = [
+        f"{name}: was {before.get(name, 'not swept')}, is {after.get(name, 'no longer swept')}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+    for key in ("objectives", "limits", "fixed", "exclude", *([] if lines else ["order"])):
         was = [text for text in recorded[key] if text not in new[key]]
         now = [text for text in new[key] if text not in recorded[key]]
         if recorded[key] != new[key]:
             if not was and not now:  # only the order changed
                 was, now = recorded[key], new[key]
-            texts = (", ".join(was) or "none", ", ".join(now) or "none")
-            differences.append("{}: it has {}, not {}".format(key, *texts))
-    if recorded["space"] != new["space"]:
-        lines = Space.differences(recorded["space"], new["space"])
-        differences += [f"space: {text}" for text in lines] or ["space"]
-    return differences
-
-
-def finished(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that have ended, in whatever state."""
-    return [trial for trial in trials if trial.state.is_finished()]
+            lines.append(
+                f"{key}: it has {', '.join(was) or 'none'}, not {', '.join(now) or 'none'}"
+            )
+    return lines
 
 
 def counted(trials: Iterable[FrozenTrial]) -> int:
@@ -142,11 +132,12 @@ def counted(trials: Iterable[FrozenTrial]) -> int:
     trials = list(trials)
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
     count = 0
-    for trial in finished(trials):
+    for trial in trials:
         kind = trial.user_attrs.get("outcome", {}).get("kind")
         replaced = trial.number in retried or kind == "stopped"
         is_copy = bool({"warm_from", "same_as", "excluded"} & trial.user_attrs.keys())
-        count += not is_copy and not (trial.state is TrialState.FAIL and replaced)
+        is_final = trial.state is not TrialState.FAIL or not replaced
+        count += trial.state.is_finished() and is_final and not is_copy
     return count
 
 
@@ -207,17 +198,15 @@ def tell(
     if outcome.state == "complete":
         values = [outcome.metrics[recorded_name(objective.metric)] for objective in objectives]
     elif outcome.state == "over_limit" and not learns_from_pruned:
-        positions = range(len(objectives))
-        values = [_worst(study, index, objectives[index], limits, outcome) for index in positions]
+        values = [
+            _worst(study, index, objectives, limits, outcome) for index in range(len(objectives))
+        ]
     else:
         state = TrialState.FAIL if outcome.state == "fail" else TrialState.PRUNED
     if outcome.state in ("complete", "over_limit"):
         # A study with these draws nothing and starts nothing.
         passive = copy.copy(study)
-        passive.sampler, passive.pruner = (
-            optuna.samplers.RandomSampler(),
-            optuna.pruners.NopPruner(),
-        )
+        passive.sampler, passive.pruner = optuna.samplers.RandomSampler(), NopPruner()
         handle = optuna.Trial(passive, frozen._trial_id)
         for name, violation in violations(limits, outcome.metrics).items():
             if name not in frozen.constraints:  # a killed scheduler may have set some
@@ -229,29 +218,30 @@ def _consistent(
     outcome: TrialOutcome, objectives: Sequence[Objective], limits: Sequence[Limit]
 ) -> TrialOutcome:
     """The outcome, or the failure that it really is."""
-    if outcome.state == "over_limit":
-        if max(violations(limits, outcome.metrics).values(), default=0.0) > 0:
-            return outcome
-        reason = "reported as over a limit, but no metric breaks one"
-        return replace(outcome, state="fail", kind="wrong_return", reason=reason)
+    problems: list[tuple[Kind, str]] = []
+    breaks_limit = any(value > 0 for value in violations(limits, outcome.metrics).values())
+    if outcome.state == "over_limit" and not breaks_limit:
+        problems.append(("wrong_return", "reported as over a limit, but no metric breaks one"))
     for name in needed(objectives, limits) if outcome.state == "complete" else ():
         value = outcome.metrics.get(name)
         if value is None:
-            reason = f"{name} was not recorded"
-            return replace(outcome, state="fail", kind="wrong_return", reason=reason)
-        if not math.isfinite(value):
-            return replace(outcome, state="fail", kind="diverged", reason=f"{name} is {value}")
+            problems.append(("wrong_return", f"{name} was not recorded"))
+        elif not math.isfinite(value):
+            problems.append(("diverged", f"{name} is {value}"))
+    for kind, reason in problems[:1]:
+        return replace(outcome, state="fail", kind=kind, reason=reason)
     return outcome
 
 
 def _worst(
     study: optuna.Study,
     index: int,
-    objective: Objective,
+    objectives: Sequence[Objective],
     limits: Sequence[Limit],
     outcome: TrialOutcome,
 ) -> float:
     """The measured value of an objective, else the worst of the complete trials, else a bound."""
+    objective = objectives[index]
     measured = outcome.metrics.get(recorded_name(objective.metric), math.nan)
     if math.isfinite(measured):
         return measured
@@ -262,13 +252,12 @@ def _worst(
     ]
     if values:
         return max(values) if objective.direction == "minimize" else min(values)
-    bounds = [limit.value for limit in limits if limit.metric == objective.metric]
-    return bounds[0] if bounds else _WORST[objective.direction]
+    bounds = (limit.value for limit in limits if limit.metric == objective.metric)
+    return next(bounds, _WORST[objective.direction])
 
 
 def warm_start(
     study: optuna.Study,
-    storage: BaseStorage,
     old_name: str,
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
@@ -276,15 +265,8 @@ def warm_start(
 ) -> int:
     """Copy the complete trials of another study that are in this one's space and have its metrics.
 
-    A second call copies the trials that the old study got since.
-
-    Args:
-        study: Receives the copies.
-        storage: Contains both studies.
-        old_name: Name of the other study.
-        objectives: Of `study`; values are read from what the old trials recorded.
-        limits: Of `study`; checked against what the old trials recorded.
-        space: Of `study`.
+    The other study is in the same storage. Values and constraints are computed from what its trials
+    recorded. A second call copies the trials that it got since.
 
     Returns:
         Number of copied trials.
@@ -293,28 +275,29 @@ def warm_start(
         UserError: There is no study of that name, it is this one, or its trials shared other
             settings.
     """
+    key, storage = "hydra.sweeper.warm_start", study._storage
     names = [name for name in optuna.get_all_study_names(storage) if name != study.study_name]
     if old_name not in names:
-        close = difflib.get_close_matches(old_name, names, n=3)
-        hint = f"did you mean {' or '.join(close)}?"
-        if not close:
-            hint = f"there are: {', '.join(sorted([*names, study.study_name]))}"
+        hint = closest(old_name, names, count=3)
+        hint = hint or f"; there are: {', '.join(sorted([*names, study.study_name]))}"
         is_itself = old_name == study.study_name
         problem = "is this study itself" if is_itself else "is no study of this database"
-        raise UserError(f"hydra.sweeper.warm_start: {old_name} {problem}; {hint}")
+        raise UserError(f"{key}: {old_name} {problem}{hint}")
     old = optuna.load_study(study_name=old_name, storage=storage)
-    settings = [set(each.user_attrs.get(_DEFINITION, {}).get("fixed", [])) for each in (study, old)]
-    if differing := sorted(settings[0] ^ settings[1]):
+    new_fixed, old_fixed = (
+        set(item.user_attrs.get(_DEFINITION, {}).get("fixed", [])) for item in (study, old)
+    )
+    if differing := sorted(new_fixed ^ old_fixed):
         problem = f"was trained with other settings ({', '.join(differing[:6])})"
         way = "its results do not compare with this study's"
-        raise UserError(f"hydra.sweeper.warm_start: {old_name} {problem}: {way}")
-    present = {trial.user_attrs.get("warm_from") for trial in study.get_trials(deepcopy=False)}
-    copies = [
-        _copy(trial, source, objectives, limits, space)
-        for trial in old.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if (source := f"{old_name}#{trial.number}") not in present
-    ]
-    trials = [copy_ for copy_ in copies if copy_ is not None]
+        raise UserError(f"{key}: {old_name} {problem}: {way}")
+    copied = {trial.user_attrs.get("warm_from") for trial in study.get_trials(deepcopy=False)}
+    trials = []
+    for trial in old.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        source = f"{old_name}#{trial.number}"
+        trial_copy = _copy(trial, source, objectives, limits, space)
+        if source not in copied and trial_copy is not None:
+            trials.append(trial_copy)
     study.add_trials(trials)
     return len(trials)
 
@@ -335,12 +318,11 @@ def _copy(
     params = space.params_of(cell)
     if params is None or not all(map(math.isfinite, values)):
         return None
-    drawn = optuna.trial.FixedTrial(params)
-    space.suggest(drawn)  # type: ignore[arg-type]
+    domains = {parameter.name: parameter.domain for parameter in space.parameters}
     return optuna.trial.create_trial(
         values=values[: len(objectives)],
-        params=drawn.params,
-        distributions=drawn.distributions,
+        params=params,
+        distributions={name: domains[name].distribution for name in params},
         user_attrs={"outcome": asdict(outcome), "cell": cell, "warm_from": source},
         constraints=violations(limits, outcome.metrics),
     )

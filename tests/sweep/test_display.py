@@ -175,7 +175,7 @@ def test_numbers_and_times_are_short() -> None:
 
 
 def event(outcome: TrialOutcome, **changes: Any) -> Event:
-    values = {"number": 4, "cell": ["a=1"], "values": [], "seconds": None, "tail": ""}
+    values = {"number": 4, "values": [], "seconds": None, "tail": ""}
     return Event(outcome=outcome, **{**values, "again": False, **changes})
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from src.core.errors import ConfigError
 from src.sweep.overrides import (
+    STUDY_KEYS,
     assignment,
     clauses,
     has_order,
@@ -41,7 +42,7 @@ def parsed_by_hydra(text: str):
     return PARSER.parse_overrides([f"key={text}"])[0].value()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60)
 @given(VALUES)
 def test_hydra_reads_back_what_was_written(value):
     read = parsed_by_hydra(text_of(value))
@@ -49,25 +50,22 @@ def test_hydra_reads_back_what_was_written(value):
     assert type(read) is type(value)
 
 
-@pytest.mark.parametrize("value", [-math.inf, 1e-5, 1e22, 5e-324, -0.0, 10**30])
-def test_numbers_come_back_exactly(value):
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(-math.inf, 1e-5, 1e22, 5e-324, -0.0, 10**30),
+        # texts that look like something else
+        *("null", "True", "nan", "inf", "1_000", "8", "1e3", "a,b", "it's", "a\\", "", " a "),
+        "${x}",
+    ],
+)
+def test_special_values_come_back_exactly(value):
     assert repr(parsed_by_hydra(text_of(value))) == repr(value)
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["null", "True", "nan", "inf", "1_000", "8", "1e3", "a,b", "it's", "a\\", "", " a ", "${x}"],
-)
-def test_texts_that_look_like_something_else_stay_texts(value):
-    assert parsed_by_hydra(text_of(value)) == value
-
-
-@pytest.mark.parametrize("value", ["custom", "model/resnet50", "mobilenetv3_small", "a.b-c"])
-def test_plain_texts_are_not_quoted(value):
-    assert text_of(value) == value
-
-
-def test_a_value_without_a_text_is_refused():
+def test_notation_of_texts():
+    for value in ("custom", "model/resnet50", "mobilenetv3_small", "a.b-c"):
+        assert text_of(value) == value  # without quotes
     with pytest.raises(TypeError, match="no value of a config"):
         text_of(object())
     with pytest.raises(TypeError, match="key 'a b'"):
@@ -89,53 +87,48 @@ def test_identity_is_that_of_a_config():
         ("~a", "~", "a", False),
         ("db@backup=x,y", "", "db@backup", True),
         ("a=[1,2]", "", "a", False),
+        # no misreadings
+        ("objective=clinical", "", "objective", False),
+        ("a='x (y)'", "", "a", False),
+        ("a=int(3.7)", "", "a", False),
+        ("a=null", "", "a", False),
+        ("a=", "", "a", False),
+        ("tester=1,2", "", "tester", True),
     ],
 )
 def test_an_override_is_taken_apart(text, prefix, key, is_sweep):
     read = assignment(text)
-    assert (read.prefix, read.key, read.is_sweep, read.text) == (prefix, key, is_sweep, text)
+    assert (read.prefix, read.key, read.is_sweep) == (prefix, key, is_sweep)
+
+
+NESTED = (
+    r"a sweep inside of a list, a mapping or another sweep has no effect in Hydra: list the whole"
+)
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (
-            "a.b=[choice(64,128),64]",
-            r"a\.b: the sweep inside \[choice\(64,128\),64\] has no effect in Hydra: "
-            r"list the whole",
-        ),
-        ("a.b={x:choice(1,2)}", "the sweep inside"),
-        ("a.b=choice(choice(1,2),3)", "inside of a list, a mapping or another sweep has no effect"),
-        ("a.b=choice([range(3)],3)", "inside of a list"),
-        ("a.b=1,choice(2,3)", "inside of a list"),
+        ("a.b=[choice(64,128),64]", rf"a\.b: {NESTED}"),
+        ("a.b={x:choice(1,2)}", NESTED),
+        ("a.b=choice(choice(1,2),3)", NESTED),
+        ("a.b=choice([range(3)],3)", NESTED),
+        ("a.b=1,choice(2,3)", NESTED),
         ("a.b=interval(1,2),interval(3,4)", "would be a choice of intervals: give one"),
-        (
-            "a.b=choice(null,1)",
-            r"does not take null, as in choice\(null,1\): .* null,1, or as a list",
-        ),
-        (
-            "a.b=interval(1,10)",
-            r"is of floats: write int\(interval\(1,10\)\) or interval\(1\.0,10\.0\)",
-        ),
+        ("a.b=choice(null,1)", r"not take null, as in choice\(null,1\): .* null,1, or as a list"),
+        ("a.b=interval(1,10)", r"is of floats: write int\(interval\(1,10\)\) or .*\(1\.0,10\.0\)"),
         ("a.b=tag(log,interval(1,10))", "is of floats"),
         ("a.b=chioce(1,2)", r"Unknown function 'chioce' \(Available: .*choice"),
         ("a.b=x(1", "cannot read 'a.b=x"),
         ("a.b='choice(1,2)'", "is a quoted text here, not a sweep"),
         ("a.b=3,'int(interval(1,2))'", "is a quoted text here"),
-        (
-            "a.b=glob(*)",
-            r"glob\(\*\) cannot be resolved in a sweep: list the options, a\.b=one,other",
-        ),
+        ("a.b=glob(*)", r"glob\(\*\) cannot be resolved in a sweep: .*, a\.b=one,other"),
         ("a.b=tag(lgo,interval(0.1,1))", "the only tag is log, but got lgo"),
         ("a.b=tag(log,range(1,10))", "only an interval can be tagged log"),
         ("~a.b=1,2", "a deletion cannot be swept"),
-        ("hydra.job.name=a,b", "belongs to the study as a whole"),
-        ("tracking.uri=a,b", "tracking belongs to the study"),
-        ("objective=a,b", "objective belongs to the study"),
-        ("study=a,b", "study belongs"),
+        ("hydra.job.name=a,b", "hydra belongs to the study as a whole"),
         ("+test=true,false", "test belongs"),
-        ("repeats=1,2", "repeats belongs"),
-        ("dry_run=true,false", "dry_run belongs"),
+        *((f"{key}=a,b", f"{key} belongs") for key in STUDY_KEYS),
     ],
 )
 def test_what_would_be_misread_is_refused_in_one_line(text, problem):
@@ -145,19 +138,10 @@ def test_what_would_be_misread_is_refused_in_one_line(text, problem):
     assert caught.value.key == text.partition("=")[0].lstrip("+~")
 
 
-@pytest.mark.parametrize(
-    "text", ["objective=clinical", "a='x (y)'", "a=int(3.7)", "a=null", "a=", "tester=1,2"]
-)
-def test_what_is_no_misreading_passes(text):
-    assert assignment(text).text == text
-
-
 def test_clauses_of_conditions_and_exclusions():
     assert clauses("model=custom", "c") == {"model": ("custom",)}
-    assert clauses("model=a,b and model.net.depth=3", "c") == {
-        "model": ("a", "b"),
-        "model.net.depth": (3,),
-    }
+    several = {"model": ("a", "b"), "model.net.depth": (3,)}
+    assert clauses("model=a,b and model.net.depth=3", "c") == several
     assert clauses("a=4  b='x y=z' c=[1,2]", "c") == {"a": (4,), "b": ("x y=z",), "c": ([1, 2],)}
 
 
@@ -195,44 +179,59 @@ def trials(*overrides: str | None) -> pd.DataFrame:
     )
 
 
-def test_overrides_are_parted_where_no_bracket_and_no_quote_is_open() -> None:
-    assert scan(TYPED) == {
-        "model.net.width": "4",
-        "model.net.dense": "[128, 64]",
-        "model.net.dropout": "0.38",
-        "loss": "weighted_focal",
-        "optimizer.lr": "0.001",
-    }
-    assert scan("a='x y=2' +b={c: [1, 2]} ++d=\"it's ]\" e='don\\'t f=1'") == {
-        "a": "'x y=2'",
-        "b": "{c: [1, 2]}",
-        "d": '"it\'s ]"',
-        "e": "'don\\'t f=1'",
-    }
-    assert scan("") == scan("  ") == {}
+@pytest.mark.parametrize(
+    ("overrides", "values"),
+    [
+        (
+            TYPED,
+            {
+                "model.net.width": "4",
+                "model.net.dense": "[128, 64]",
+                "model.net.dropout": "0.38",
+                "loss": "weighted_focal",
+                "optimizer.lr": "0.001",
+            },
+        ),
+        (
+            "a='x y=2' +b={c: [1, 2]} ++d=\"it's ]\" e='don\\'t f=1'",
+            {"a": "'x y=2'", "b": "{c: [1, 2]}", "d": '"it\'s ]"', "e": "'don\\'t f=1'"},
+        ),
+        ("", {}),
+        ("  ", {}),
+        # A blank without a key behind it belongs to the value.
+        ("note=two words a=1", {"note": "two words", "a": "1"}),
+        (
+            "model@net=custom data/source=ham ~callbacks.x ~optimizer=adam",
+            {
+                "model@net": "custom",
+                "data/source": "ham",
+                "callbacks.x": "removed",
+                "optimizer": "removed",
+            },
+        ),
+        ("=", {}),
+        ("no key", {}),
+        ("a=", {"a": ""}),
+        # Nothing is closed here: read without an error.
+        ("a=[1 b=2", {"a": "[1 b=2"}),
+        ("a=1] b=2", {"a": "1]", "b": "2"}),
+        ("a='x b=2", {"a": "'x", "b": "2"}),
+    ],
+)
+def test_overrides_are_split_where_no_bracket_and_no_quote_is_open(
+    overrides: str, values: dict[str, str]
+) -> None:
+    assert scan(overrides) == values
 
 
-def test_a_blank_without_a_key_behind_it_belongs_to_the_value() -> None:
-    assert scan("note=two words a=1") == {"note": "two words", "a": "1"}
-    assert scan("model@net=custom data/source=ham ~callbacks.x ~optimizer=adam") == {
-        "model@net": "custom",
-        "data/source": "ham",
-        "callbacks.x": "removed",
-        "optimizer": "removed",
-    }
-
-
-@pytest.mark.parametrize("broken", ["a=[1 b=2", "a=1] b=2", "a='x b=2", "=", "no key", "a="])
-def test_what_nobody_closed_breaks_nothing(broken: str) -> None:
-    assert isinstance(scan(broken), dict)
-
-
+@settings(max_examples=40)
 @given(st.dictionaries(DOTTED_KEYS, PLAIN_VALUES, max_size=5), st.sampled_from(["", "+", "++"]))
-def test_every_value_that_the_sweeper_writes_is_found_again(cell: dict, prefix: str) -> None:
+def test_every_value_that_the_sweeper_writes_is_scanned(cell: dict, prefix: str) -> None:
     typed = {key: text_of(value) for key, value in cell.items()}
     assert scan(" ".join(f"{prefix}{key}={text}" for key, text in typed.items())) == typed
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(-(2**40), 2**40) | st.floats(-1e9, 1e9), min_size=2, max_size=6))
 def test_numbers_are_read_as_hydra_reads_them(numbers: list[float]) -> None:
     texts = [f"lr={number!r}" for number in numbers]
@@ -245,25 +244,23 @@ def test_numbers_are_read_as_hydra_reads_them(numbers: list[float]) -> None:
         assert is_numeric(result["lr"])
 
 
-def test_only_what_differs_is_a_parameter() -> None:
+def test_what_differs_is_a_parameter() -> None:
     table = trials(
         "model=custom width=4 loss=focal",
         "model=custom width=8 loss=cross_entropy",
         "model=custom width=8",
+        None,
     )
-    result = parameters(table)
+    result = parameters(table.iloc[:3])
     assert result.index.tolist() == ["run0", "run1", "run2"]
     assert list(result) == ["width", "loss"]
     assert result["width"].tolist() == [4, 8, 8]
     assert result["width"].dtype.kind == "i"
     assert result["loss"].tolist() == ["focal", "cross_entropy", None]
-
-
-def test_a_conditional_parameter_is_missing_where_a_trial_has_none() -> None:
-    result = parameters(trials("head=gap", "head=flatten units=64", "head=flatten units=32", None))
-    assert result["units"].dropna().tolist() == [64, 32]
-    assert result["units"].isna().tolist() == [True, False, False, True]
-    assert result["head"].isna().tolist() == [False, False, False, True]
+    assert parameters(table)["width"].dropna().tolist() == [4, 8, 8]  # one trial has none
+    assert parameters(trials("decay=null", "decay=0.1"))["decay"].tolist() == ["null", "0.1"]
+    assert parameters(trials("note=", "note=1"))["note"].tolist() == ["", "1"]
+    assert parameters(trials()).shape == (0, 0)
 
 
 def test_two_spellings_are_one_value() -> None:
@@ -274,14 +271,6 @@ def test_two_spellings_are_one_value() -> None:
     assert result["lr"].tolist() == [0.001, 0.001, 1]
     assert result["loss"].tolist() == ["focal", "focal", "ce"]
     assert parameters(trials("x='1, 2'", 'x="1"', "x=1"))["x"].tolist() == ["1, 2", '"1"', "1"]
-
-
-def test_numbers_beside_null_stay_text() -> None:
-    assert parameters(trials("decay=null", "decay=0.1"))["decay"].tolist() == ["null", "0.1"]
-
-
-def test_no_trial_has_no_parameter() -> None:
-    assert parameters(trials()).shape == (0, 0)
 
 
 def test_a_factor_of_ten_asks_for_a_logarithmic_axis() -> None:
@@ -326,8 +315,11 @@ def test_a_continuous_parameter_is_cut_at_its_quantiles() -> None:
     }
     assert result["value"].value_counts().to_dict() == dict.fromkeys(expected, 20)
     assert result.groupby("value")["position"].first().to_dict() == pytest.approx(expected)
+    digits = levels(pd.Series([1 + number * 1e-5 for number in range(50)]))
+    assert digits["value"].nunique() == 5  # names have the digits that distinguish them
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(0, 1).map(lambda x: round(x, 2)), min_size=1, max_size=80), st.integers(2, 6)
 )
@@ -340,8 +332,3 @@ def test_groups_part_no_equals_and_keep_the_order(numbers: list[float], bins: in
     ranked = pd.DataFrame({"number": column, "position": result["position"]}).sort_values("number")
     assert ranked["position"].is_monotonic_increasing
     assert ranked.groupby("number")["position"].nunique().eq(1).all()
-
-
-def test_names_of_groups_take_the_digits_that_they_need() -> None:
-    result = levels(pd.Series([1 + number * 1e-5 for number in range(50)]))
-    assert result["value"].nunique() == 5

@@ -1,45 +1,37 @@
+"""Seeds of one configuration: the test against a rival, dropping, mean and spread."""
+
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.metrics.registry import Direction, Limit, Objective
+from src.metrics.registry import PRIMARY, Limit, Objective
 from src.sweep.repeats import Repeated, aggregate, clearly_behind, is_dropped
 
-UP = Objective("val/balanced_accuracy", "maximize")
+UP = Objective(f"val/{PRIMARY}", "maximize")
 MELANOMA = Objective("val/recall/mel", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
 LOSS = Objective("val/loss", "minimize")
 
 
+RISING, HIGHER = [0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 1.1]
+
+
 @pytest.mark.parametrize(
-    ("own", "rival", "p", "expected"),
+    ("values", "rival", "p", "expected"),
     [
-        ([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 1.1], 0.1, True),  # 4 of 4: 1/16
-        ([0.1, 0.2, 0.3], [0.5, 0.7, 0.9], 0.1, False),  # 3 of 3: 1/8, not to be reached
-        ([0.1, 0.2, 0.3], [0.5, 0.7, 0.9], 0.125, True),
-        ([0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 1.1], 0.05, False),
-        ([0.5, 0.7, 0.9, 1.1], [0.1, 0.2, 0.3, 0.4], 0.1, False),  # ahead
-        (
-            [0.1, 0.2, 0.3, 1.0],
-            [0.5, 0.7, 0.9, 0.9],
-            0.1,
-            False,
-        ),  # leads +4 +5 +6 -1: W = 9, 2 of 16 as high: 1/8
-        (
-            [0.0, 0.0, 0.0, 0.0, 0.1],
-            [0.2, 0.3, 0.4, 0.5, 0.0],
-            0.1,
-            True,
-        ),  # only the smallest is negative: 2/32
-        (
-            [0.1, 0.2, 0.3, 0.4],
-            [0.5, 0.7, 0.9, 0.4],
-            0.1,
-            False,
-        ),  # an equal pair tells nothing: 3 are left
+        (RISING, HIGHER, 0.1, True),  # 4 of 4: 1/16
+        (RISING[:3], HIGHER[:3], 0.1, False),  # 3 of 3: at best 1/8
+        (RISING[:3], HIGHER[:3], 0.125, True),
+        (RISING, HIGHER, 0.05, False),
+        (HIGHER, RISING, 0.1, False),
+        # leads +4 +5 +6 -1: W = 9, 2 of 16 as high: 1/8
+        ([0.1, 0.2, 0.3, 1.0], [0.5, 0.7, 0.9, 0.9], 0.1, False),
+        # only the smallest is negative: 2/32
+        ([0.0, 0.0, 0.0, 0.0, 0.1], [0.2, 0.3, 0.4, 0.5, 0.0], 0.1, True),
+        (RISING, [0.5, 0.7, 0.9, 0.4], 0.1, False),  # an equal pair is ignored: 3 remain
         ([0.1, 0.2, 0.3, math.nan], [0.5, 0.7, 0.9, 0.4], 0.1, False),
         ([0.2] * 5, [0.2] * 5, 0.1, False),
         ([0.25] * 4, [0.5] * 4, 0.1, True),  # equal leads are exact too: 1/16
@@ -47,15 +39,14 @@ LOSS = Objective("val/loss", "minimize")
     ],
 )
 def test_clearly_behind_by_counting(
-    own: list[float], rival: list[float], p: float, expected: bool
+    values: list[float], rival: list[float], p: float, expected: bool
 ) -> None:
-    assert clearly_behind(own, rival, "maximize", p) is expected
-    assert (
-        clearly_behind([-value for value in own], [-value for value in rival], "minimize", p)
-        is expected
-    )
+    assert clearly_behind(values, rival, "maximize", p) is expected
+    opposite = [-value for value in values], [-value for value in rival]
+    assert clearly_behind(*opposite, "minimize", p) is expected
 
 
+@settings(max_examples=40)
 @given(st.permutations(range(1, 8)), st.lists(st.sampled_from([-1, 1]), min_size=7, max_size=7))
 def test_clearly_behind_is_the_share_of_signings_that_do_as_well(
     sizes: list[int], signs: list[int]
@@ -68,11 +59,6 @@ def test_clearly_behind_is_the_share_of_signings_that_do_as_well(
     assert clearly_behind([0.0] * 7, leads, "maximize") == (as_high / 2**7 <= 0.1)
 
 
-def test_different_numbers_of_seeds_are_refused() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        clearly_behind([0.1], [0.1, 0.2], "maximize")
-
-
 def repeated(
     values: list[float], metric: Objective = UP, first: int = 0, **cost: float
 ) -> Repeated:
@@ -83,32 +69,25 @@ def repeated(
 WEAK, MIDDLE, STRONG = [0.30, 0.31, 0.32, 0.33], [0.40, 0.42, 0.44, 0.46], [0.60, 0.64, 0.68, 0.72]
 
 
-@pytest.mark.parametrize(
-    ("direction", "dropped"), [("maximize", [True, False]), ("minimize", [False, True])]
-)
-def test_with_one_objective_the_best_mean_is_the_rival(
-    direction: Direction, dropped: list[bool]
-) -> None:
-    objective = Objective("val/loss", direction)
-    own, other = repeated(MIDDLE, LOSS), repeated(STRONG, LOSS)
-    assert [is_dropped(own, [other], [objective]), is_dropped(other, [own], [objective])] == dropped
-
-
-def test_only_the_best_rival_counts_with_one_objective() -> None:
-    # behind the second best in each seed, but not behind the best, who has one bad seed
-    own, second = repeated([0.5, 0.5, 0.5, 0.5]), repeated([0.51, 0.52, 0.53, 0.54])
+def test_with_one_objective_the_best_mean_is_the_rival() -> None:
+    for direction, dropped in (("maximize", [True, False]), ("minimize", [False, True])):
+        objective = Objective("val/loss", direction)  # type: ignore[arg-type]
+        middle, strong = repeated(MIDDLE, LOSS), repeated(STRONG, LOSS)
+        pairs = ((middle, strong), (strong, middle))
+        assert [is_dropped(one, [other], [objective]) for one, other in pairs] == dropped
+    # Behind the second best with each seed, but not behind the best, who has one bad seed:
+    candidate, second = repeated([0.5, 0.5, 0.5, 0.5]), repeated([0.51, 0.52, 0.53, 0.54])
     best = repeated([0.4, 0.9, 0.9, 0.9])
-    assert is_dropped(own, [second], [UP])
-    assert not is_dropped(own, [second, best], [UP])
+    assert is_dropped(candidate, [second], [UP])
+    assert not is_dropped(candidate, [second, best], [UP])
 
 
 def test_pairs_are_by_seed() -> None:
-    own = repeated([0.5, 0.5, 0.5, 0.5, 0.5], first=0)
+    candidate = repeated([0.5, 0.5, 0.5, 0.5, 0.5], first=0)
     shifted = repeated([0.6, 0.7, 0.8, 0.9, 1.0], first=2)  # seeds 2, 3 and 4 are shared: too few
-    assert not is_dropped(own, [shifted], [UP])
-    # a rival with a seed or two is no rival, though its mean is the best
-    lucky, steady = repeated([0.99]), repeated(STRONG)
-    assert is_dropped(own, [lucky, steady], [UP])
+    assert not is_dropped(candidate, [shifted], [UP])
+    # One with a seed or two is no rival, though its mean is the best.
+    assert is_dropped(candidate, [repeated([0.99]), repeated(STRONG)], [UP])
 
 
 @pytest.mark.parametrize(
@@ -133,9 +112,9 @@ def test_with_several_objectives_one_rival_must_be_better_in_each() -> None:
             {seed: {UP.metric: a, MELANOMA.metric: r} for seed, (a, r) in enumerate(pairs)}
         )
 
-    own = both(MIDDLE, MIDDLE)
-    assert is_dropped(own, [both(STRONG, STRONG)], [UP, MELANOMA])
-    assert not is_dropped(own, [both(STRONG, WEAK), both(WEAK, STRONG)], [UP, MELANOMA])
+    candidate = both(MIDDLE, MIDDLE)
+    assert is_dropped(candidate, [both(STRONG, STRONG)], [UP, MELANOMA])
+    assert not is_dropped(candidate, [both(STRONG, WEAK), both(WEAK, STRONG)], [UP, MELANOMA])
 
 
 @pytest.mark.parametrize("rivals", [[], [Repeated({})], [repeated([math.nan] * 4)]])
@@ -144,71 +123,78 @@ def test_nobody_is_dropped_for_nothing(rivals: list[Repeated]) -> None:
     assert not is_dropped(repeated(WEAK, flops=3), rivals, [FLOPS])  # a cost alone has no seeds
 
 
-@given(
-    st.lists(st.integers(0, 100), min_size=4, max_size=8),
-    st.lists(st.integers(0, 100), min_size=4, max_size=8),
+SEEDS = st.lists(st.integers(0, 100), min_size=4, max_size=8)
+
+
+@settings(max_examples=40)
+@given(SEEDS, SEEDS)
+def test_two_configurations_never_drop_each_other(first: list[int], second: list[int]) -> None:
+    one, other = (repeated([float(value) for value in values]) for values in (first, second))
+    assert not (is_dropped(one, [other], [UP]) and is_dropped(other, [one], [UP]))
+
+
+# With limits: recall at least 0.8 and loss at most 2, over four seeds
+
+LIMITS = (Limit("val/recall/mel", ">=", 0.8), Limit("val/loss", "<=", 2.0))
+GOOD_RECALL = [0.8, 0.9, 0.85, 1.0]
+
+
+def limited(
+    accuracy: list[float], recall: list[float], flops: float = 1.0, loss: float = 1.0
+) -> Repeated:
+    shared = {FLOPS.metric: flops, "best/val/loss": loss}
+    seeds = {
+        seed: {UP.metric: a, "best/val/recall/mel": r, **shared}
+        for seed, (a, r) in enumerate(zip(accuracy, recall, strict=True))
+    }
+    return Repeated(seeds, {FLOPS.metric: flops})
+
+
+KEEPS, BREAKS = limited(WEAK, [0.8, 0.85, 0.9, 0.95]), limited(STRONG, [0.7, 0.6, 0.5, 0.4])
+DEAR, CHEAP = limited(WEAK, [0.9] * 4, flops=9.0), limited(STRONG, [0.7] * 4)
+LITTLE = limited(WEAK, [0.7] * 4, loss=2.0)  # violation 1/8
+MUCH = limited(STRONG, [0.75] * 4, loss=3.0)  # 1/16 + 1/2
+
+
+@pytest.mark.parametrize(
+    ("candidate", "rivals", "objectives", "dropped"),
+    [
+        # One that breaks a limit does not drop one that keeps it, but the other way round.
+        (KEEPS, [BREAKS], [UP], False),
+        (KEEPS, [BREAKS], [UP, FLOPS], False),
+        (BREAKS, [KEEPS], [UP], True),
+        (BREAKS, [KEEPS], [UP, FLOPS], True),
+        # A lower cost does not save one that breaks a limit.
+        (CHEAP, [DEAR], [UP, FLOPS], True),
+        (CHEAP, [DEAR], [FLOPS], True),
+        (DEAR, [CHEAP], [FLOPS], False),
+        # A violation with three of four seeds is not significant: 1/8.
+        (limited(STRONG, [0.7, 0.85, 0.6, 0.5]), [limited(WEAK, [0.9] * 4)], [UP], False),
+        (limited(WEAK, [0.7, 0.85, 0.6, 0.5]), [limited(STRONG, [0.9] * 4)], [UP], True),
+        # Of two that break limits the smaller total violation wins.
+        (MUCH, [LITTLE], [UP], True),
+        (LITTLE, [MUCH], [UP], False),
+        # Among those that keep the limits all is as without.
+        (limited(WEAK, GOOD_RECALL), [limited(STRONG, GOOD_RECALL)], [UP], True),
+        (limited(STRONG, GOOD_RECALL), [limited(WEAK, GOOD_RECALL)], [UP], False),
+        # One with the best mean of all that breaks a limit is no rival.
+        (
+            limited(WEAK, GOOD_RECALL),
+            [limited([9.0] * 4, [0.1] * 4), limited(STRONG, GOOD_RECALL)],
+            [UP],
+            True,
+        ),
+    ],
 )
-def test_two_configurations_never_drop_each_other(own: list[int], other: list[int]) -> None:
-    pair = repeated([float(value) for value in own]), repeated([float(value) for value in other])
-    assert not (is_dropped(pair[0], [pair[1]], [UP]) and is_dropped(pair[1], [pair[0]], [UP]))
+def test_limits_decide_first(
+    candidate: Repeated, rivals: list[Repeated], objectives: list[Objective], dropped: bool
+) -> None:
+    assert is_dropped(candidate, rivals, objectives, limits=LIMITS) is dropped
 
 
-class TestWithLimits:
-    """Recall at least 0.8 and loss at most 2, over four seeds: all clear, or all but one."""
-
-    LIMITS = (Limit("val/recall/mel", ">=", 0.8), Limit("val/loss", "<=", 2.0))
-
-    def make(
-        self, accuracy: list[float], recall: list[float], flops: float = 1.0, loss: float = 1.0
-    ) -> Repeated:
-        fixed = {FLOPS.metric: flops, "best/val/loss": loss}
-        pairs = zip(accuracy, recall, strict=True)
-        seeds = {
-            seed: {UP.metric: a, "best/val/recall/mel": r, **fixed}
-            for seed, (a, r) in enumerate(pairs)
-        }
-        return Repeated(seeds, {FLOPS.metric: flops})
-
-    def dropped(
-        self, own: Repeated, *rivals: Repeated, objectives: tuple[Objective, ...] = (UP,)
-    ) -> bool:
-        return is_dropped(own, list(rivals), list(objectives), limits=self.LIMITS)
-
-    def test_one_that_breaks_a_limit_does_not_push_out_one_that_keeps_it(self) -> None:
-        keeps, breaks = (
-            self.make(WEAK, [0.8, 0.85, 0.9, 0.95]),
-            self.make(STRONG, [0.7, 0.6, 0.5, 0.4]),
-        )
-        for objectives in ((UP,), (UP, FLOPS)):
-            assert is_dropped(keeps, [breaks], list(objectives))  # as it was
-            assert not self.dropped(keeps, breaks, objectives=objectives)
-            assert self.dropped(breaks, keeps, objectives=objectives)
-
-    def test_cost_does_not_save_one_that_breaks_a_limit(self) -> None:
-        keeps = self.make(WEAK, [0.9] * 4, flops=9.0)
-        assert self.dropped(self.make(STRONG, [0.7] * 4, flops=1.0), keeps, objectives=(UP, FLOPS))
-        assert self.dropped(self.make(STRONG, [0.7] * 4, flops=1.0), keeps, objectives=(FLOPS,))
-        assert not self.dropped(keeps, self.make(STRONG, [0.7] * 4, flops=1.0), objectives=(FLOPS,))
-
-    def test_a_violation_that_is_not_clear_drops_nobody(self) -> None:
-        own = self.make(STRONG, [0.7, 0.85, 0.6, 0.5])  # three seeds of four: 1/8
-        assert not self.dropped(own, self.make(WEAK, [0.9] * 4))
-        assert self.dropped(
-            self.make(WEAK, [0.7, 0.85, 0.6, 0.5]), self.make(STRONG, [0.9] * 4)
-        )  # behind anyway
-
-    def test_of_two_that_break_limits_the_lesser_total_violation_wins(self) -> None:
-        little = self.make(WEAK, [0.7] * 4, loss=2.0)  # 1/8
-        much = self.make(STRONG, [0.75] * 4, loss=3.0)  # 1/16 + 1/2
-        assert self.dropped(much, little)
-        assert not self.dropped(little, much)
-
-    def test_among_those_that_keep_the_limits_all_is_as_without(self) -> None:
-        good = [0.8, 0.9, 0.85, 1.0]
-        assert self.dropped(self.make(WEAK, good), self.make(STRONG, good))
-        assert not self.dropped(self.make(STRONG, good), self.make(WEAK, good))
-        strong_but_blind = self.make([9.0] * 4, [0.1] * 4)  # best mean of all, but no rival
-        assert self.dropped(self.make(WEAK, good), strong_but_blind, self.make(STRONG, good))
+def test_without_limits_only_the_objectives_count() -> None:
+    assert is_dropped(KEEPS, [BREAKS], [UP])
+    assert is_dropped(KEEPS, [BREAKS], [UP, FLOPS])
 
 
 def test_aggregate_by_hand() -> None:
@@ -217,9 +203,6 @@ def test_aggregate_by_hand() -> None:
     )
     assert means == {"a": 3.0, "b": 5.0}  # not all have c
     assert spreads == pytest.approx({"a": math.sqrt((4 + 1 + 9) / 2), "b": 0.0})
-
-
-def test_aggregate_at_the_edges() -> None:
     assert aggregate([]) == ({}, {})
     assert aggregate([{"a": 2.0}]) == ({"a": 2.0}, {})
     means, spreads = aggregate([{"a": math.nan}, {"a": 1.0}])
@@ -227,6 +210,7 @@ def test_aggregate_at_the_edges() -> None:
     assert math.isnan(spreads["a"])
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_aggregate_agrees_with_numpy(values: list[float]) -> None:
     means, spreads = aggregate([{"a": value} for value in values])

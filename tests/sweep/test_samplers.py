@@ -19,7 +19,7 @@ from src.metrics.registry import Limit, Objective
 from src.sweep.records import TrialOutcome
 from src.sweep.samplers import SamplerChoice, make_sampler
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import Definition, OwnedStudy, open_study, tell
+from src.sweep.study import OwnedStudy, definition, open_study, tell
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "sweeper" / "sampler"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
@@ -30,7 +30,7 @@ SMALLER = {
     "nsgaiii": {"population_size": 6},
     "gp": {"n_startup_trials": 3},
 }
-ASKS = {"gp": 4}  # each after the third takes a good part of a second
+ASKS = {"gp": 4}  # each after the third takes half a second
 CASES = [(name, n) for name in NAMES for n in (1, 2) if (name, n) != ("cmaes", 2)]
 
 
@@ -59,9 +59,6 @@ def countable(trial: Any) -> dict[str, Any]:
     return dict(trial.params)
 
 
-SPACES: dict[str, Callable[[Any], dict[str, Any]]] = {"brute_force": countable}
-
-
 def metrics_of(params: dict[str, Any]) -> dict[str, float]:
     accuracy = 0.9 - 0.1 * abs(math.log10(params["lr"]) + 2) - params.get("dropout", 0.1)
     width = float(params["width"])
@@ -74,13 +71,13 @@ class Bench:
     def __init__(
         self, name: str, n: int, seed: int = 0, storage: BaseStorage | None = None, done: int = 0
     ) -> None:
-        self.name = name
         self.objectives = OBJECTIVES[:n]
-        self.suggest = SPACES.get(name, mixed)
+        self.suggest = countable if name == "brute_force" else mixed
         self.choice: SamplerChoice = make_sampler(config(name), seed, n, done)
-        definition = Definition(f"{name} {n}", self.objectives, [LIMIT], {}, [])
+        contents = definition(self.objectives, [LIMIT], {}, [])
+        storage = storage or InMemoryStorage()
         self.study: OwnedStudy = open_study(
-            storage or InMemoryStorage(), definition, self.choice.sampler, None
+            storage, f"{name} {n}", contents, self.choice.sampler, None
         )
 
     def run(
@@ -91,18 +88,15 @@ class Bench:
             trial = self.study.ask()
             drawn.append(self.suggest(trial))
             metrics = metrics_of(trial.params)
+            cost = {name: value for name, value in metrics.items() if name.startswith("efficiency")}
             if outcome is not None:
                 result = outcome(number, metrics)
             elif LIMIT.holds(metrics["efficiency/params"]):
                 result = TrialOutcome("complete", metrics=metrics)
             else:
-                cost = {
-                    key: value for key, value in metrics.items() if key.startswith("efficiency")
-                }
                 result = TrialOutcome("over_limit", reason="too big", metrics=cost)
-            tell(
-                self.study, trial, result, self.objectives, [LIMIT], self.choice.learns_from_pruned
-            )
+            learns = self.choice.learns_from_pruned
+            tell(self.study, trial, result, self.objectives, [LIMIT], learns)
         return drawn
 
 
@@ -116,63 +110,57 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("name", "n"), CASES)
-class TestEverySampler:
-    def test_draws_within_the_space_and_tells_what_came_of_it(self, name: str, n: int) -> None:
-        bench = Bench(name, n)
-        drawn = bench.run(ASKS.get(name, 30))
-        for params, trial in zip(drawn, bench.study.trials, strict=True):
-            assert params["kind"] in "abc"
-            assert 8 <= params["width"] <= 64
-            assert 1e-4 <= params["lr"] <= 1e-1
-            assert ("dropout" in params) == (params["kind"] == "b")
-            over = params["width"] > 32
-            learns = bench.choice.learns_from_pruned
-            assert trial.state is (TrialState.PRUNED if over and learns else TrialState.COMPLETE)
-            assert trial.constraints == {
-                "efficiency/params <= 32": pytest.approx(params["width"] / 32 - 1)
-            }
-        assert name == "gp" or {params["kind"] for params in drawn} == set("abc")
+def test_every_sampler_draws_within_the_space_as_its_seed_decides(name: str, n: int) -> None:
+    asks = ASKS.get(name, 20)
+    bench = Bench(name, n, seed=1)
+    drawn = bench.run(asks)
+    for params, trial in zip(drawn, bench.study.trials, strict=True):
+        assert params["kind"] in "abc"
+        assert 8 <= params["width"] <= 64
+        assert 1e-4 <= params["lr"] <= 1e-1
+        assert ("dropout" in params) == (params["kind"] == "b")
+        over = params["width"] > 32
+        learns = bench.choice.learns_from_pruned
+        assert trial.state is (TrialState.PRUNED if over and learns else TrialState.COMPLETE)
+        violation = pytest.approx(params["width"] / 32 - 1)
+        assert trial.constraints == {"efficiency/params <= 32": violation}
+    assert name == "gp" or {params["kind"] for params in drawn} == set("abc")
+    assert Bench(name, n, seed=1).run(asks) == drawn
+    assert Bench(name, n, seed=2).run(asks) != drawn
 
-    def test_seed_decides_all(self, name: str, n: int) -> None:
-        asks = ASKS.get(name, 15)
-        first = Bench(name, n, seed=1).run(asks)
-        assert Bench(name, n, seed=1).run(asks) == first
-        assert Bench(name, n, seed=2).run(asks) != first
 
-    def test_survives_every_outcome(self, name: str, n: int) -> None:
-        def outcome(number: int, metrics: dict[str, float]) -> TrialOutcome:
-            cost = {"efficiency/flops": metrics["efficiency/flops"], "efficiency/params": 40.0}
-            kept = metrics | {"efficiency/params": 8.0}
-            every = [
-                TrialOutcome(
-                    "over_limit", reason="first of all, with nothing to compare", metrics=cost
-                ),
-                TrialOutcome("complete", metrics=kept),
-                TrialOutcome("pruned", reason="behind", metrics=cost),
-                TrialOutcome("fail", "out_of_memory", "no memory"),
-                TrialOutcome("complete", metrics=kept | {"best/val/accuracy": math.nan}),
-            ]
-            return every[number % 5]
+@pytest.mark.parametrize(("name", "n"), CASES)
+def test_every_sampler_survives_every_outcome(name: str, n: int) -> None:
+    def outcome(number: int, metrics: dict[str, float]) -> TrialOutcome:
+        cost = {"efficiency/flops": metrics["efficiency/flops"], "efficiency/params": 40.0}
+        good = metrics | {"efficiency/params": 8.0}
+        every = [
+            TrialOutcome("over_limit", reason="first of all, with no other", metrics=cost),
+            TrialOutcome("complete", metrics=good),
+            TrialOutcome("pruned", reason="behind", metrics=cost),
+            TrialOutcome("fail", "out_of_memory", "no memory"),
+            TrialOutcome("complete", metrics=good | {"best/val/accuracy": math.nan}),
+        ]
+        return every[number % 5]
 
-        bench = Bench(name, n)
-        bench.run(10 if name == "gp" else 20, outcome)
-        counts = [trial.state.name for trial in bench.study.trials[5:10]]
-        over = "PRUNED" if bench.choice.learns_from_pruned else "COMPLETE"
-        assert counts == [over, "COMPLETE", "PRUNED", "FAIL", "FAIL"]
+    bench = Bench(name, n)
+    bench.run(10 if name == "gp" else 20, outcome)
+    states = [trial.state.name for trial in bench.study.trials[5:10]]
+    over = "PRUNED" if bench.choice.learns_from_pruned else "COMPLETE"
+    assert states == [over, "COMPLETE", "PRUNED", "FAIL", "FAIL"]
 
-    def test_takes_what_is_enqueued_first(self, name: str, n: int) -> None:
-        bench = Bench(name, n)
-        bench.run(3)
-        params = {"kind": "b", "width": 24, "lr": 0.01, "dropout": 0.5}
-        bench.study.enqueue_trial(params)
-        assert bench.run(2)[0] == params
 
-    def test_goes_on_from_a_database(self, name: str, n: int, url: str) -> None:
-        before = Bench(name, n, storage=open_storage(url)).run(3)
-        again = Bench(name, n, storage=open_storage(url), done=3)
-        after = again.run(2)
-        assert [trial.params for trial in again.study.trials] == before + after
-        assert not [params for params in after if params in before]
+@pytest.mark.parametrize(("name", "n"), CASES)
+def test_every_sampler_resumes_from_a_database(name: str, n: int, url: str) -> None:
+    before = Bench(name, n, storage=open_storage(url)).run(3)
+    resumed = Bench(name, n, storage=open_storage(url), done=3)
+    # What is enqueued is taken first.
+    params = {"kind": "b", "width": 24, "lr": 0.01, "dropout": 0.5}
+    resumed.study.enqueue_trial(params)
+    after = resumed.run(2)
+    assert after[0] == params
+    assert [trial.params for trial in resumed.study.trials] == before + after
+    assert not [drawn for drawn in after if drawn in before]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("qmc", "brute_force")])
@@ -193,35 +181,30 @@ def test_learns_to_stay_within_the_limit(name: str, n: int) -> None:
     assert over <= 4
 
 
-def test_brute_force_runs_every_cell_once_and_says_so() -> None:
+def test_brute_force_runs_every_cell_and_records_that_none_remains() -> None:
     bench = Bench("brute_force", 1)
     assert not bench.study.exhausted
     drawn = bench.run(64)
     assert len({tuple(sorted(params.items())) for params in drawn}) == 64
     assert bench.study.exhausted
-    reopened = OwnedStudy("brute_force 1", bench.study._storage)
-    assert reopened.exhausted
+    assert OwnedStudy("brute_force 1", bench.study._storage).exhausted
 
 
-def test_a_sampler_of_ones_own_needs_only_its_target() -> None:
+def test_a_custom_sampler_needs_only_its_target() -> None:
     """Its config states the facts that the scheduler needs; they are not passed on."""
     node = {
         "_target_": "optuna.samplers.RandomSampler",
-        "name": "mine",
+        "name": "custom",
         "learns_from_pruned": False,
         "max_objectives": 1,
         "package": "optuna",
     }
     choice = make_sampler(node, 0, 1, 0)
-    assert (choice.name, choice.learns_from_pruned, choice.is_grid) == ("mine", False, False)
-    with pytest.raises(ConfigError, match="mine works for one objective, this study has 2"):
+    assert (choice.name, choice.learns_from_pruned) == ("custom", False)
+    with pytest.raises(ConfigError, match="custom works for one objective, this study has 2"):
         make_sampler(node, 0, 2, 0)
-    with pytest.raises(DependencyError, match="mine needs absent: run `pip install absent`"):
+    with pytest.raises(DependencyError, match="custom needs absent: run `pip install absent`"):
         make_sampler({**node, "package": "absent"}, 0, 1, 0)
-
-
-def test_grid_is_a_grid_and_others_are_not() -> None:
-    assert [name for name in NAMES if make_sampler(config(name), 0, 1, 0).is_grid] == ["grid"]
     assert [make_sampler(config(name), 0, 1, 0).name for name in NAMES] == NAMES
 
 
@@ -239,45 +222,32 @@ def test_every_argument_is_set_explicitly() -> None:
         assert simple - deprecated - unset <= set(node), name
 
 
+STARTUP = "n_startup_trials"
+
+
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("name", "change", "n_objectives", "message"),
     [
-        (
-            "tpe",
-            {"n_startup_trials": "many"},
-            "sampler.n_startup_trials: must be int, but got 'many'",
-        ),
-        ("tpe", {"n_startup_trials": None}, "sampler.n_startup_trials: must be int, but got None"),
-        ("tpe", {"n_startup_trials": True}, "sampler.n_startup_trials: must be int, but got True"),
-        ("tpe", {"multivariate": "no"}, "sampler.multivariate: must be bool or None, but got 'no'"),
-        ("tpe", {"gama": 1}, "sampler.gama: unknown key; did you mean gamma"),
-        ("tpe", {"seed": 1}, "sampler.seed: must be left out"),
-        (
-            "tpe",
-            {"_target_": "optuna.samplers.TPE"},
-            "sampler._target_: cannot import optuna.samplers.TPE",
-        ),
-        ("tpe", {"_target_": "pathlib.Path"}, "sampler"),
-        (
-            "nsgaii",
-            {"population_size": 1},
-            "sampler: `population_size` must be greater than or equal to 2",
-        ),
-        ("random", {"_target_": "optuna.samplers.GridSampler"}, "take hydra/sweeper/sampler=grid"),
+        ("tpe", {STARTUP: "many"}, 1, ".n_startup_trials: must be int, but got 'many'"),
+        ("tpe", {STARTUP: None}, 1, ".n_startup_trials: must be int, but got None"),
+        ("tpe", {STARTUP: True}, 1, ".n_startup_trials: must be int, but got True"),
+        ("tpe", {"multivariate": "no"}, 1, ".multivariate: must be bool or None, but got 'no'"),
+        ("tpe", {"gama": 1}, 1, ".gama: unknown key; did you mean gamma"),
+        ("tpe", {"seed": 1}, 1, ".seed: must be left out"),
+        ("tpe", {"_target_": "optuna.samplers.TPE"}, 1, "._target_: cannot import optuna.samplers"),
+        ("tpe", {"_target_": "pathlib.Path"}, 1, ""),
+        ("nsgaii", {"population_size": 1}, 1, ": `population_size` must be greater than or equal"),
+        ("random", {"_target_": "optuna.samplers.GridSampler"}, 1, "hydra/sweeper/sampler=grid"),
+        ("cmaes", {}, 2, ": cmaes works for one objective, this study has 2"),
     ],
 )
-def test_impossible_config_names_its_key(name: str, change: dict[str, Any], message: str) -> None:
+def test_impossible_config_names_its_key(
+    name: str, change: dict[str, Any], n_objectives: int, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_sampler(OmegaConf.to_container(config(name)) | change, 0, 1, 0)  # type: ignore[operator,arg-type]
-    assert message in str(caught.value)
+        make_sampler({**config(name), **change}, 0, n_objectives, 0)  # type: ignore[dict-item]
     assert str(caught.value).startswith("hydra.sweeper.sampler")
-
-
-def test_evolution_strategy_refuses_several_objectives() -> None:
-    with pytest.raises(
-        ConfigError, match="hydra.sweeper.sampler: cmaes works for one objective, this study has 2"
-    ):
-        make_sampler(config("cmaes"), 0, 2, 0)
+    assert message in str(caught.value)
 
 
 def test_no_warning_that_says_nothing() -> None:

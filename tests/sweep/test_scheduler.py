@@ -73,18 +73,17 @@ def scripted(
     setup: FastSetup, answer: Answer | None = None, n_jobs: int = 1
 ) -> Iterator[tuple[Scheduler, ScriptedExecutor]]:
     """A session of the study; nothing is left open, so that sessions follow each other."""
-    parsed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
+    space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
     objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     limits = parse_limits({"limits": list(setup.limits)})
-    description = parsed.space.describe()
-    definition = studies.Definition(setup.name, objectives, limits, description, parsed.fixed)
+    definition = studies.definition(objectives, limits, space.describe(), fixed)
     sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-    study = studies.open_study(setup.memory, definition, sampler, None)
+    study = studies.open_study(setup.memory, setup.name, definition, sampler, None)
     executor = setup.executor(setup.memory, answer or complete, n_jobs)
     scheduler = Scheduler(
         study,
         "memory",
-        parsed.space,
+        space,
         objectives,
         limits,
         executor,
@@ -92,7 +91,7 @@ def scripted(
         setup.recorder,
         setup.folder / "trials",
         "",
-        {"overrides": parsed.fixed},
+        {"overrides": fixed},
         lambda status: None,
     )
     yield scheduler, executor
@@ -533,7 +532,7 @@ def warm(setup: FastSetup) -> tuple[StudyStatus, list[Overrides]]:
     """A session of the study "again", which starts from "stubs"."""
     with scripted(replace(setup, name="again")) as (scheduler, executor):
         values = scheduler.objectives, scheduler.limits, scheduler.space
-        warm_start(scheduler.study, setup.memory, "stubs", *values)
+        warm_start(scheduler.study, "stubs", *values)
         return scheduler.run(), [tuple(task.payload["cell"]) for task in executor.submitted]
 
 
@@ -579,7 +578,7 @@ def propose(
     is_grid: bool = False,
 ) -> TrialProposals:
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2)
-    space = spaces.parse(list(sweep), {}, {}, [], list(exclude)).space
+    space = spaces.parse(list(sweep), {}, {}, [], list(exclude))[0]
     return TrialProposals(optuna.create_study(sampler=sampler), space, is_grid)
 
 

@@ -6,16 +6,14 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from src.metrics.registry import parse_limits, parse_objectives
+from src.metrics.registry import PRIMARY, parse_limits, parse_objectives
 from src.sweep import status
 from src.sweep.records import RunningTrial, Task, TrialOutcome
 from src.sweep.space import Cell
 from src.sweep.status import StudyStatus
 
-ACCURACY, FLOPS = "best/val/balanced_accuracy", "efficiency/flops"
-OBJECTIVES = parse_objectives(
-    {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": FLOPS}]}
-)
+ACCURACY, FLOPS = f"best/val/{PRIMARY}", "efficiency/flops"
+OBJECTIVES = parse_objectives({"objectives": [{"metric": f"val/{PRIMARY}"}, {"metric": FLOPS}]})
 
 
 def make(limits: Sequence[str] = (), total: int = 10, slots: int = 2) -> StudyStatus:
