@@ -94,12 +94,7 @@ def estimate(
 ) -> dict[str, Any]:
     """Compose, build and count one cell, and time it unless it exceeds a limit.
 
-    Args:
-        cell: Its overrides, besides those of all trials, `shared`.
-        loader: Composes its config.
-        config: The config that all trials share.
-        shared: Overrides of all trials.
-        limits: Of the study.
+    Its overrides are those of the cell and `shared`, those of all trials.
 
     Returns:
         `cell` (text), `COSTS`, `seconds`: training time of all epochs, without validation,

@@ -258,11 +258,12 @@ def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
 def _open_study(plan: StudyPlan, pruner: Any, url: str) -> tuple[studies.OwnedStudy, SamplerChoice]:
     settings, seed = plan.settings, int(plan.config.seed)
     objectives, limits, space = plan.objectives, plan.limits, plan.space
-    fixed = flat_settings(plan.config)
-    definition = studies.definition(objectives, limits, space.describe(), fixed)
+    fixed, storage = flat_settings(plan.config), open_storage(url)
     optuna_pruner = pruner if isinstance(pruner, BasePruner) else None
     first = make_sampler(settings.sampler, seed, len(objectives), 0).sampler
-    study = studies.open_study(open_storage(url), plan.name, definition, first, optuna_pruner)
+    study = studies.open_study(
+        storage, plan.name, objectives, limits, space, fixed, first, optuna_pruner
+    )
     trials = study.get_trials(deepcopy=False)
     n_finished = sum(trial.state.is_finished() for trial in trials)
     # interrupted trials are counted as well: their proposals must not be drawn again
@@ -275,7 +276,7 @@ def _open_study(plan: StudyPlan, pruner: Any, url: str) -> tuple[studies.OwnedSt
         problem = "brute_force needs cells, but an interval has none: use tpe"
         raise ConfigError("hydra.sweeper.sampler", problem)
     if settings.warm_start:
-        count = studies.warm_start(study, settings.warm_start, objectives, limits, space)
+        count = studies.warm_start(study, settings.warm_start)
         log.warning("%d trials of study %s are taken over", count, settings.warm_start)
     if n_finished:
         way = "for a new one: hydra.sweeper.study_name=..."

@@ -189,9 +189,7 @@ def problems(chaos: Chaos) -> list[str]:
 
 
 def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
-    cells = [
-        cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], [])[0].cells()
-    ]
+    cells = [cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], [])[0].cells()]
     complete = Counter(
         tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE
     )

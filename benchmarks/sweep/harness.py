@@ -182,7 +182,6 @@ def opened(
     space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
     objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     limits = parse_limits({"limits": list(setup.limits)})
-    definition = studies.definition(objectives, limits, space.describe(), fixed)
     store = setup.store.open()
     with Ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
         reap(store)
@@ -191,7 +190,7 @@ def opened(
         stack.callback(executor.close, setup.grace_s)
         executor.warm_up()
         sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-        study = studies.open_study(storage, STUDY, definition, sampler, None)
+        study = studies.open_study(storage, STUDY, objectives, limits, space, fixed, sampler)
         recorder = StudyRecorder(store, STUDY, study.user_attrs.get("study_run"))
         study.set_user_attr("study_run", recorder.parent.id)
         payload = {

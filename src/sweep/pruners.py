@@ -145,15 +145,8 @@ class Rungs:
         """Record a trial's values at a rung, then compare it with all trials that reached it.
 
         Trials of a warm start count too. A trial that was retried counts once, by its latest try at
-        the rung.
-
-        Args:
-            trial: The running trial.
-            epoch: One of `epochs`.
-            values: One for each objective; of a metric that changes, the best so far.
-            objectives: Validation metrics and known costs.
-            limits: Limits of metrics that are not in `limited` are neither kept nor broken.
-            limited: By recorded names, see `BestSoFar.limited`.
+        the rung. The values are one for each objective, of a metric that changes the best so far.
+        Limits of metrics that are not in `limited`, as in `BestSoFar`, are neither kept nor broken.
 
         Returns:
             Whether the trial goes on, its rank from 1, and the number of trials at the rung so far.

@@ -26,16 +26,11 @@ def clearly_behind(
 ) -> bool:
     """Whether `values` are worse than `rival` by a one-sided Wilcoxon signed-rank test over seeds.
 
-    Equal pairs are left out (Wilcoxon's treatment of zeros), as are pairs with NaN. n pairs reach
-    at best 2 ** -n: fewer than log2(1 / p) pairs (4 for 0.1) are never significant.
+    Both have the same seeds in the same order. Equal pairs are left out (Wilcoxon's treatment of
+    zeros), as are pairs with NaN. n pairs reach at best 2 ** -n: fewer than log2(1 / p) pairs (4
+    for 0.1) are never significant at the level p, in (0, 1).
 
     Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; `scipy.stats.wilcoxon`.
-
-    Args:
-        values: One for each seed.
-        rival: The same seeds, in the same order.
-        direction: Which way is better.
-        p: Level of the test, in (0, 1).
     """
     sign = 1.0 if direction == "maximize" else -1.0
     leads = [sign * (theirs - ours) for ours, theirs in zip(values, rival, strict=True)]

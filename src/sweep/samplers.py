@@ -103,13 +103,8 @@ def target_of(node: DictConfig, path: str) -> Any:
 def build(node: DictConfig, path: str, **arguments: Any) -> Any:
     """Check a node's arguments and build what its `_target_` names.
 
-    Args:
-        node: `_target_` with its arguments, and `FACTS`.
-        path: The key of the node.
-        **arguments: More arguments, that replace the node's.
-
-    Raises:
-        ConfigError: The message names the argument.
+    `FACTS` are not passed on; `arguments` replace the node's. ConfigError names the argument below
+    `path`.
     """
     skipped = {*FACTS, *arguments}
     plain = {key: value for key, value in resolve(node).items() if key not in skipped}

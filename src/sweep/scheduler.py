@@ -273,7 +273,7 @@ class Scheduler:
 
     def __init__(
         self,
-        study: optuna.Study,
+        study: studies.OwnedStudy,
         storage: str,
         space: Space,
         objectives: list[Objective],
@@ -482,9 +482,7 @@ class Scheduler:
             folders = [each.user_attrs.get("folder") for each in tries]
             discard_states(Path(folder) for folder in folders if folder)
         learns = self.policy.learns_from_pruned
-        trial = studies.tell(
-            self.study, trial.number, outcome, self.objectives, self.limits, learns
-        )
+        trial = studies.tell(self.study, trial.number, outcome, learns)
         final = studies.outcome_of(trial) or outcome
         if final != outcome:
             self.recorder.settle(trial, final, tail)

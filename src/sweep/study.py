@@ -1,7 +1,6 @@
 """An Optuna study: its definition, which trials count, outcomes told to Optuna, warm start."""
 
 import copy
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,29 +23,12 @@ _EXHAUSTED = "exhausted"
 _WORST = {"maximize": 0.0, "minimize": 10.0}
 
 
-def definition(
-    objectives: Sequence[Objective],
-    limits: Sequence[Limit],
-    space: Mapping[str, Any],
-    fixed: Sequence[str],
-) -> dict[str, Any]:
-    """What two sessions must have in common for their trials to belong to one study, as JSON.
-
-    Only the order of the objectives matters, not that of the limits and of the overrides `fixed`
-    that all trials share. `space` is a `Space.describe`.
-    """
-    content = {
-        "objectives": [str(objective) for objective in objectives],
-        # str(limit) would round its value.
-        "limits": sorted(f"{item.metric} {item.operator} {item.value!r}" for item in limits),
-        "fixed": sorted(fixed),
-        **space,
-    }
-    return dict(json.loads(json.dumps(content)))
-
-
 class OwnedStudy(optuna.Study):
-    """A study that is asked and told outside of `optimize`."""
+    """A study that is asked and told outside of `optimize`; see `open_study`."""
+
+    objectives: Sequence[Objective]
+    limits: Sequence[Limit]
+    space: Space
 
     def stop(self) -> None:
         """Called by a sampler that has drawn all cells (brute force)."""
@@ -62,16 +44,22 @@ class OwnedStudy(optuna.Study):
 def open_study(
     storage: BaseStorage,
     name: str,
-    definition: Mapping[str, Any],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    space: Space,
+    fixed: Sequence[str],
     sampler: optuna.samplers.BaseSampler,
-    pruner: optuna.pruners.BasePruner | None,
+    pruner: optuna.pruners.BasePruner | None = None,
 ) -> OwnedStudy:
-    """Create the study, or load it and check it against its definition.
+    """Create the study, or load it and check that it has the same definition.
 
     Args:
         storage: From `src.sweep.storage.open_storage`.
         name: Of the study.
-        definition: From `definition`.
+        objectives: In the order of the trials' values.
+        limits: Constraints, in any order.
+        space: The search space.
+        fixed: Overrides that all trials share, in any order.
         sampler: Proposes.
         pruner: Of Optuna, for one objective; None: another pruner, or none.
 
@@ -79,13 +67,21 @@ def open_study(
         UserError: The study has another definition, or was not created by this program; the message
             says how to continue.
     """
-    directions = [text.partition(" ")[0] for text in definition["objectives"]]
+    directions = [objective.direction for objective in objectives]
+    definition = {
+        "objectives": [str(objective) for objective in objectives],
+        # str(limit) would round its value.
+        "limits": sorted(f"{item.metric} {item.operator} {item.value!r}" for item in limits),
+        "fixed": sorted(fixed),
+        **space.describe(),
+    }
     pruner = pruner or NopPruner()  # for Optuna None is the median pruner
     try:
         study = OwnedStudy(name, storage, sampler, pruner)
     except KeyError:
         optuna.create_study(storage=storage, study_name=name, directions=directions)
         study = OwnedStudy(name, storage, sampler, pruner)
+    study.objectives, study.limits, study.space = objectives, limits, space
     recorded = study.user_attrs.get(_DEFINITION)
     if recorded is None:
         # A scheduler that was killed at once leaves an empty study without a definition.
@@ -94,12 +90,11 @@ def open_study(
             way = "take another hydra.sweeper.study_name or hydra.sweeper.storage"
             raise UserError(f"study {name} was not made by this program: {way}")
         study.set_user_attr(_DEFINITION, definition)
-    elif recorded != definition:
+    elif differences := _differences(recorded, definition):
         way = "take another hydra.sweeper.study_name"
         if recorded["fixed"] == definition["fixed"]:  # results under other settings do not compare
             way += f", and hydra.sweeper.warm_start={name} to start from its trials"
-        differences = "; ".join(_differences(recorded, definition))
-        problem = f"was started with other settings ({differences})"
+        problem = f"was started with other settings ({'; '.join(differences)})"
         raise UserError(f"study {name} {problem}: {way}")
     return study
 
@@ -117,9 +112,8 @@ def _differences(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         if recorded[key] != new[key]:
             if not was and not now:  # only the order changed
                 was, now = recorded[key], new[key]
-            lines.append(
-                f"{key}: it has {', '.join(was) or 'none'}, not {', '.join(now) or 'none'}"
-            )
+            texts = [", ".join(side) or "none" for side in (was, now)]
+            lines.append("{}: it has {}, not {}".format(key, *texts))
     return lines
 
 
@@ -161,12 +155,7 @@ def needed(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str
 
 
 def tell(
-    study: optuna.Study,
-    trial: int | optuna.Trial,
-    outcome: TrialOutcome,
-    objectives: Sequence[Objective],
-    limits: Sequence[Limit],
-    learns_from_pruned: bool,
+    study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome, learns_from_pruned: bool
 ) -> FrozenTrial:
     """Tell Optuna the outcome of a trial; its user attribute `outcome` is the same afterwards.
 
@@ -180,8 +169,6 @@ def tell(
         trial: The trial, or its number.
         outcome: Becomes a failure if it is inconsistent: complete without a finite value for each
             objective and limit, or over a limit without breaking one.
-        objectives: Of the study, in its order.
-        limits: Of the study.
         learns_from_pruned: See `src.sweep.samplers.SamplerChoice`.
 
     Returns:
@@ -191,16 +178,14 @@ def tell(
     frozen = trial_of(study, number)
     if frozen.state.is_finished():
         return frozen
-    outcome = _consistent(outcome, objectives, limits)
+    outcome = _consistent(study, outcome)
     if frozen.user_attrs.get("outcome") != asdict(outcome):
         study._storage.set_trial_user_attr(frozen._trial_id, "outcome", asdict(outcome))
     state, values = TrialState.COMPLETE, None
     if outcome.state == "complete":
-        values = [outcome.metrics[recorded_name(objective.metric)] for objective in objectives]
+        values = [outcome.metrics[recorded_name(item.metric)] for item in study.objectives]
     elif outcome.state == "over_limit" and not learns_from_pruned:
-        values = [
-            _worst(study, index, objectives, limits, outcome) for index in range(len(objectives))
-        ]
+        values = [_worst(study, index, outcome) for index in range(len(study.objectives))]
     else:
         state = TrialState.FAIL if outcome.state == "fail" else TrialState.PRUNED
     if outcome.state in ("complete", "over_limit"):
@@ -208,21 +193,20 @@ def tell(
         passive = copy.copy(study)
         passive.sampler, passive.pruner = optuna.samplers.RandomSampler(), NopPruner()
         handle = optuna.Trial(passive, frozen._trial_id)
-        for name, violation in violations(limits, outcome.metrics).items():
+        for name, violation in violations(study.limits, outcome.metrics).items():
             if name not in frozen.constraints:  # a killed scheduler may have set some
                 handle.set_constraint(name, violation)
     return study.tell(number, values, state)
 
 
-def _consistent(
-    outcome: TrialOutcome, objectives: Sequence[Objective], limits: Sequence[Limit]
-) -> TrialOutcome:
+def _consistent(study: OwnedStudy, outcome: TrialOutcome) -> TrialOutcome:
     """The outcome, or the failure that it really is."""
     problems: list[tuple[Kind, str]] = []
-    breaks_limit = any(value > 0 for value in violations(limits, outcome.metrics).values())
+    breaks_limit = any(value > 0 for value in violations(study.limits, outcome.metrics).values())
     if outcome.state == "over_limit" and not breaks_limit:
         problems.append(("wrong_return", "reported as over a limit, but no metric breaks one"))
-    for name in needed(objectives, limits) if outcome.state == "complete" else ():
+    required = needed(study.objectives, study.limits)
+    for name in required if outcome.state == "complete" else ():
         value = outcome.metrics.get(name)
         if value is None:
             problems.append(("wrong_return", f"{name} was not recorded"))
@@ -233,15 +217,9 @@ def _consistent(
     return outcome
 
 
-def _worst(
-    study: optuna.Study,
-    index: int,
-    objectives: Sequence[Objective],
-    limits: Sequence[Limit],
-    outcome: TrialOutcome,
-) -> float:
+def _worst(study: OwnedStudy, index: int, outcome: TrialOutcome) -> float:
     """The measured value of an objective, else the worst of the complete trials, else a bound."""
-    objective = objectives[index]
+    objective = study.objectives[index]
     measured = outcome.metrics.get(recorded_name(objective.metric), math.nan)
     if math.isfinite(measured):
         return measured
@@ -252,17 +230,11 @@ def _worst(
     ]
     if values:
         return max(values) if objective.direction == "minimize" else min(values)
-    bounds = (limit.value for limit in limits if limit.metric == objective.metric)
+    bounds = (limit.value for limit in study.limits if limit.metric == objective.metric)
     return next(bounds, _WORST[objective.direction])
 
 
-def warm_start(
-    study: optuna.Study,
-    old_name: str,
-    objectives: Sequence[Objective],
-    limits: Sequence[Limit],
-    space: Space,
-) -> int:
+def warm_start(study: OwnedStudy, old_name: str) -> int:
     """Copy the complete trials of another study that are in this one's space and have its metrics.
 
     The other study is in the same storage. Values and constraints are computed from what its trials
@@ -295,34 +267,29 @@ def warm_start(
     trials = []
     for trial in old.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         source = f"{old_name}#{trial.number}"
-        trial_copy = _copy(trial, source, objectives, limits, space)
-        if source not in copied and trial_copy is not None:
-            trials.append(trial_copy)
+        if source not in copied:
+            trials += _copies(study, trial, source)
     study.add_trials(trials)
     return len(trials)
 
 
-def _copy(
-    trial: FrozenTrial,
-    source: str,
-    objectives: Sequence[Objective],
-    limits: Sequence[Limit],
-    space: Space,
-) -> FrozenTrial | None:
-    """A copy of a complete trial for another study; None if it does not belong there."""
+def _copies(study: OwnedStudy, trial: FrozenTrial, source: str) -> list[FrozenTrial]:
+    """A copy of a complete trial for the study; none if the trial does not belong there."""
     outcome, cell = outcome_of(trial), list(trial.user_attrs.get("cell", []))
     is_copy = bool({"same_as", "excluded"} & trial.user_attrs.keys())
     if is_copy or outcome is None or outcome.state != "complete":
-        return None
-    values = [outcome.metrics.get(name, math.nan) for name in needed(objectives, limits)]
-    params = space.params_of(cell)
+        return []
+    required = needed(study.objectives, study.limits)
+    values = [outcome.metrics.get(name, math.nan) for name in required]
+    params = study.space.params_of(cell)
     if params is None or not all(map(math.isfinite, values)):
-        return None
-    domains = {parameter.name: parameter.domain for parameter in space.parameters}
-    return optuna.trial.create_trial(
-        values=values[: len(objectives)],
+        return []
+    domains = {parameter.name: parameter.domain for parameter in study.space.parameters}
+    copied = optuna.trial.create_trial(
+        values=values[: len(study.objectives)],
         params=params,
         distributions={name: domains[name].distribution for name in params},
         user_attrs={"outcome": asdict(outcome), "cell": cell, "warm_from": source},
-        constraints=violations(limits, outcome.metrics),
+        constraints=violations(study.limits, outcome.metrics),
     )
+    return [copied]

@@ -31,8 +31,9 @@ from src.sweep.pruners import (
     pruner_spec,
 )
 from src.sweep.records import Pruned, TrialOutcome
+from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import definition, open_study, tell
+from src.sweep.study import open_study, tell
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "sweeper" / "pruner"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
@@ -63,8 +64,8 @@ class Curves:
     def __init__(self, name: str, node: DictConfig, max_epochs: int) -> None:
         self.spec = json.loads(json.dumps(pruner_spec(node, max_epochs)))
         pruner, sampler = make_pruner(node, 1, max_epochs), optuna.samplers.RandomSampler(0)
-        contents = definition([ACCURACY], [], {}, [])
-        self.study = open_study(InMemoryStorage(), name, contents, sampler, pruner)
+        definition = name, [ACCURACY], [], Space([], {}), []
+        self.study = open_study(InMemoryStorage(), *definition, sampler, pruner)
 
     def train(self, *values: float) -> int | None:
         """The epoch at which the trial was stopped; None if it reached its end."""
@@ -78,7 +79,7 @@ class Curves:
             except Pruned:
                 outcome = TrialOutcome("pruned", reason="behind")
                 break
-        ended = tell(self.study, trial, outcome, [ACCURACY], [], True)
+        ended = tell(self.study, trial, outcome, True)
         assert ended.state.name == outcome.state.upper()
         return epoch if outcome.state == "pruned" else None
 
@@ -307,10 +308,10 @@ def test_with_one_objective_it_is_the_order_of_values() -> None:
     assert np.flatnonzero(continues).tolist() == [1, 3]  # 7 / 3 is 2
 
 
-@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
-def test_a_trial_with_a_missing_value_is_last_and_does_not_go_on(missing: float) -> None:
-    assert verdicts([[missing, 1.0], [0.2, 10.0]], [UP, DOWN], 1.5) == ([False, True], [2, 1])
-    assert verdicts([[missing, 1.0]], [UP, DOWN])[0] == [False]  # not even as the first
+def test_a_trial_with_a_missing_value_is_last_and_does_not_go_on() -> None:
+    for missing in (math.nan, math.inf, -math.inf):
+        assert verdicts([[missing, 1.0], [0.2, 10.0]], [UP, DOWN], 1.5) == ([False, True], [2, 1])
+        assert verdicts([[missing, 1.0]], [UP, DOWN])[0] == [False]  # not even as the first
 
 
 @pytest.mark.parametrize("objectives", [[UP], [UP, DOWN]])
@@ -409,23 +410,16 @@ def test_a_rung_compares_all_trials_in_the_storage(database: str) -> None:
     assert study.trials[0].user_attrs[attribute(2)] == [0.3, 10.0]
 
 
-def test_a_retried_trial_counts_once(study: optuna.Study) -> None:
-    killed, retry, other = (study.ask() for _ in range(3))
-    reach(killed, [0.3, 10.0])
-    assert reach(killed, [0.3, 10.0])[2] == 1  # resumed shortly before the rung
-    retry.set_user_attr("retry_of", killed.number)
-    # The retry has not reached the rung yet: the first try counts.
-    assert reach(other, [0.1, 30.0]) == (False, 2, 2)
-    assert reach(retry, [0.3, 10.0]) == (True, 1, 2)
-
-
 @pytest.mark.parametrize("tries", [2, 3, 5])
-def test_a_trial_that_is_retried_several_times_counts_once(study: optuna.Study, tries: int) -> None:
-    chain = [study.ask() for _ in range(tries)]
+def test_a_retried_trial_counts_once(study: optuna.Study, tries: int) -> None:
+    chain, other = [study.ask() for _ in range(tries)], study.ask()
     for earlier, retry in zip(chain, chain[1:], strict=False):
         retry.set_user_attr("retry_of", earlier.number)
     reach(chain[0], [0.3, 10.0])  # those between were killed before the rung
-    assert reach(chain[-1], [0.2, 10.0]) == (True, 1, 1)
+    assert reach(chain[0], [0.3, 10.0])[2] == 1  # resumed shortly before the rung
+    # The last try has not reached the rung yet: the first one counts.
+    assert reach(other, [0.1, 30.0]) == (False, 2, 2)
+    assert reach(chain[-1], [0.3, 10.0]) == (True, 1, 2)
 
 
 def test_a_trial_that_breaks_a_limit_comes_after_one_that_keeps_it(study: optuna.Study) -> None:
@@ -443,18 +437,13 @@ def test_a_trial_that_breaks_a_limit_comes_after_one_that_keeps_it(study: optuna
     assert stored == {attribute(2): [0.95, 1.0], limit_attribute(2): {"best/val/recall/mel": None}}
 
 
-def test_trials_of_a_warm_start_count_if_they_have_values_at_the_rung(study: optuna.Study) -> None:
+def test_trials_with_values_at_the_rung_count(study: optuna.Study) -> None:
+    # of a warm start: one that reached the rung, one that did not, one with another objective
     for attributes in ({attribute(2): [0.8, 1.0]}, {}, {attribute(2): [0.8]}):
         attributes = {"warm_from": "older", **attributes}
         study.add_trial(optuna.trial.create_trial(values=[0.9, 1.0], user_attrs=attributes))
-    assert reach(study.ask(), [0.3, 10.0]) == (False, 2, 2)
-
-
-def test_a_missing_value_can_be_stored() -> None:
-    study = optuna.create_study()
-    assert reach(study.ask(), [math.nan]) == (False, 1, 1)
-    assert reach(study.ask(), [0.1]) == (True, 1, 2)
-    assert study.trials[0].user_attrs[attribute(2)] == [None]
+    assert reach(trial := study.ask(), [math.nan, 10.0]) == (False, 2, 2)
+    assert study.trials[trial.number].user_attrs[attribute(2)] == [None, 10.0]
 
 
 def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
@@ -501,6 +490,11 @@ def test_best_values_by_hand() -> None:
     assert best.epoch == 4
     assert best.best == {"val/accuracy": 0.5, "val/loss": 1.0}  # FLOPs are not measured per epoch
     assert best.limited == {}
+    # A limited metric that is undefined at the best epoch is unknown.
+    best = BestSoFar([ACCURACY], [RECALL])
+    best.add(1, {"val/accuracy": 0.5, "val/recall/mel": 0.9})
+    best.add(2, {"val/accuracy": 0.6})
+    assert best.limited == {}
 
 
 @pytest.mark.parametrize(
@@ -520,13 +514,6 @@ def test_a_limit_is_checked_at_the_best_epoch_so_far(
     for epoch, (accuracy, loss, recall) in enumerate(rows, 1):
         best.add(epoch, {"val/accuracy": accuracy, "val/loss": loss, "val/recall/mel": recall})
     assert best.limited == {"best/val/recall/mel": expected}
-
-
-def test_a_limit_that_is_undefined_at_the_best_epoch_is_unknown() -> None:
-    best = BestSoFar([ACCURACY], [RECALL])
-    best.add(1, {"val/accuracy": 0.5, "val/recall/mel": 0.9})
-    best.add(2, {"val/accuracy": 0.6})
-    assert best.limited == {}
 
 
 # A custom pruner, named by `_target_` alone

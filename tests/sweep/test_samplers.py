@@ -18,8 +18,9 @@ from src.core.errors import ConfigError, DependencyError
 from src.metrics.registry import Limit, Objective
 from src.sweep.records import TrialOutcome
 from src.sweep.samplers import SamplerChoice, make_sampler
+from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import OwnedStudy, definition, open_study, tell
+from src.sweep.study import OwnedStudy, open_study, tell
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hydra" / "sweeper" / "sampler"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
@@ -74,11 +75,9 @@ class Bench:
         self.objectives = OBJECTIVES[:n]
         self.suggest = countable if name == "brute_force" else mixed
         self.choice: SamplerChoice = make_sampler(config(name), seed, n, done)
-        contents = definition(self.objectives, [LIMIT], {}, [])
+        definition = f"{name} {n}", self.objectives, [LIMIT], Space([], {}), []
         storage = storage or InMemoryStorage()
-        self.study: OwnedStudy = open_study(
-            storage, f"{name} {n}", contents, self.choice.sampler, None
-        )
+        self.study: OwnedStudy = open_study(storage, *definition, self.choice.sampler)
 
     def run(
         self, asks: int, outcome: Callable[[int, dict[str, float]], TrialOutcome] | None = None
@@ -95,8 +94,7 @@ class Bench:
                 result = TrialOutcome("complete", metrics=metrics)
             else:
                 result = TrialOutcome("over_limit", reason="too big", metrics=cost)
-            learns = self.choice.learns_from_pruned
-            tell(self.study, trial, result, self.objectives, [LIMIT], learns)
+            tell(self.study, trial, result, self.choice.learns_from_pruned)
         return drawn
 
 

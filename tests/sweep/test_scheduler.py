@@ -76,9 +76,8 @@ def scripted(
     space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
     objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     limits = parse_limits({"limits": list(setup.limits)})
-    definition = studies.definition(objectives, limits, space.describe(), fixed)
     sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-    study = studies.open_study(setup.memory, setup.name, definition, sampler, None)
+    study = studies.open_study(setup.memory, setup.name, objectives, limits, space, fixed, sampler)
     executor = setup.executor(setup.memory, answer or complete, n_jobs)
     scheduler = Scheduler(
         study,
@@ -531,8 +530,7 @@ def test_waiting_in_an_engines_queue_is_no_running_time(setup: FastSetup, begins
 def warm(setup: FastSetup) -> tuple[StudyStatus, list[Overrides]]:
     """A session of the study "again", which starts from "stubs"."""
     with scripted(replace(setup, name="again")) as (scheduler, executor):
-        values = scheduler.objectives, scheduler.limits, scheduler.space
-        warm_start(scheduler.study, "stubs", *values)
+        warm_start(scheduler.study, "stubs")
         return scheduler.run(), [tuple(task.payload["cell"]) for task in executor.submitted]
 
 

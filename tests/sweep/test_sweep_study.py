@@ -16,8 +16,9 @@ from src.core.errors import UserError
 from src.metrics.registry import Limit, Objective
 from src.sweep import space as spaces
 from src.sweep.records import TrialOutcome, violations
+from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import OwnedStudy, counted, definition, needed, open_study, tell, warm_start
+from src.sweep.study import OwnedStudy, counted, needed, open_study, tell, warm_start
 
 ACCURACY = Objective("val/accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
@@ -25,12 +26,7 @@ LOSS = Objective("val/loss", "minimize")
 PARAMS = Limit("efficiency/params", "<=", 1000)
 RECALL = Limit("val/recall/mel", ">=", 0.8)
 AXES = [ACCURACY, FLOPS]
-DEFINITION = {
-    "objectives": AXES,
-    "limits": [PARAMS],
-    "space": {"parameters": {"width": "range(8,64)"}, "order": ["width"], "exclude": []},
-    "fixed": ["data=synthetic", "seed=1"],
-}
+DEFINITION = {"objectives": AXES, "limits": [PARAMS], "fixed": ["data=synthetic", "seed=1"]}
 GOOD = {
     "best/val/accuracy": 0.9,
     "efficiency/flops": 5e6,
@@ -44,21 +40,25 @@ def storage() -> BaseStorage:
     return InMemoryStorage()
 
 
-def opened(storage: BaseStorage, name: str = "mine", **changes: Any) -> OwnedStudy:
-    contents = definition(**{**DEFINITION, **changes})
-    return open_study(storage, name, contents, optuna.samplers.RandomSampler(0), None)
+def space_of(*arguments: str, conditions: Any = None, exclude: Any = ()) -> Space:
+    return spaces.parse(arguments, {}, conditions or {}, [], exclude)[0]
+
+
+SPACE = space_of("width=range(8,33,8)")
+
+
+def opened(storage: BaseStorage, name: str = "first", **changes: Any) -> OwnedStudy:
+    sampler = optuna.samplers.RandomSampler(0)
+    contents: dict[str, Any] = {**DEFINITION, "space": SPACE, **changes}
+    return open_study(storage, name, sampler=sampler, **contents)
 
 
 def tell_outcome(
-    study: optuna.Study,
-    outcome: TrialOutcome,
-    learns_from_pruned: bool = True,
-    objectives: list[Objective] = AXES,
-    limits: tuple[Limit, ...] = (PARAMS,),
+    study: OwnedStudy, outcome: TrialOutcome, learns_from_pruned: bool = True
 ) -> optuna.trial.FrozenTrial:
     trial = study.ask({"x": FloatDistribution(0, 1)})
     trial.set_user_attr("outcome", asdict(outcome))
-    return tell(study, trial, outcome, objectives, limits, learns_from_pruned)
+    return tell(study, trial, outcome, learns_from_pruned)
 
 
 def test_the_same_definition_continues(tmp_path: Path) -> None:
@@ -88,10 +88,7 @@ def test_the_same_definition_continues(tmp_path: Path) -> None:
             {"limits": [Limit("efficiency/params", "<=", 1000.0001)]},
             "limits: it has .*<= 1000, not .*<= 1000.0001",
         ),
-        (
-            {"space": {"parameters": {}, "order": [], "exclude": []}},
-            r"\(width: was range\(8,64\), is no longer swept",
-        ),
+        ({"space": space_of()}, r"\(width: was range\(8,40,8\), is no longer swept"),
         (
             {"fixed": ["seed=1", "data=ham10000"]},
             r"fixed: it has data=synthetic, not data=ham10000\)",
@@ -110,7 +107,7 @@ def test_another_definition_is_refused(
         opened(storage, **changes)
     ways_out = "take another hydra.sweeper.study_name"
     if "fixed" not in changes:  # results under other settings do not compare
-        ways_out += ", and hydra.sweeper.warm_start=mine to start from its trials"
+        ways_out += ", and hydra.sweeper.warm_start=first to start from its trials"
     assert str(caught.value).endswith(ways_out)
     assert "\n" not in str(caught.value)
 
@@ -138,16 +135,14 @@ def test_another_definition_is_refused(
 def test_another_space_is_refused(
     storage: BaseStorage, arguments: list[str], rest: dict[str, Any], problem: str
 ) -> None:
-    def of(arguments: list[str], conditions: Any = None, exclude: Any = ()) -> dict[str, Any]:
-        return spaces.parse(arguments, {}, conditions or {}, [], exclude)[0].describe()
-
-    opened(storage, space=of(["w=choice(8,16)", "b=1,2"]))
-    if not problem:
-        opened(storage, space=of(arguments, **rest))
-    else:
+    opened(storage, space=space_of("w=choice(8,16)", "b=1,2"))
+    space = space_of(*arguments, **rest)
+    if problem:
         with pytest.raises(UserError) as caught:
-            opened(storage, space=of(arguments, **rest))
+            opened(storage, space=space)
         assert f"({problem})" in str(caught.value)
+    else:
+        opened(storage, space=space)
 
 
 @pytest.mark.parametrize("asks", [0, 1])
@@ -155,11 +150,11 @@ def test_only_an_empty_study_without_a_definition_is_taken_over(
     storage: BaseStorage, asks: int
 ) -> None:
     directions = ["maximize", "minimize"]
-    study = optuna.create_study(storage=storage, study_name="mine", directions=directions)
+    study = optuna.create_study(storage=storage, study_name="first", directions=directions)
     for _ in range(asks):
         study.ask()
     if asks:
-        with pytest.raises(UserError, match="mine was not made by this program: take another"):
+        with pytest.raises(UserError, match="first was not made by this program: take another"):
             opened(storage)
     else:  # of a killed scheduler
         opened(storage).ask()
@@ -212,8 +207,8 @@ def test_outcomes_are_told_to_optuna(
     values: list[float] | None,
     constraints: dict[str, float],
 ) -> None:
-    study = opened(open_storage(default_url(tmp_path)))
-    trial = tell(study, study.ask().number, outcome, AXES, limits, True)
+    study = opened(open_storage(default_url(tmp_path)), limits=limits)
+    trial = tell(study, study.ask().number, outcome, True)
     assert (trial.state, trial.values) == (state, values)
     assert trial.constraints == pytest.approx(constraints)
     assert trial.user_attrs["outcome"] == asdict(outcome)
@@ -245,10 +240,9 @@ def test_worst_value_of_a_minimized_objective(
 ) -> None:
     study = opened(storage, objectives=[LOSS], limits=limits)
     for loss in losses:
-        complete = TrialOutcome("complete", metrics=GOOD | {"best/val/loss": loss})
-        tell_outcome(study, complete, objectives=[LOSS], limits=limits)
+        tell_outcome(study, TrialOutcome("complete", metrics=GOOD | {"best/val/loss": loss}))
     over = TrialOutcome("over_limit", metrics={"efficiency/params": 3000.0})
-    assert tell_outcome(study, over, False, [LOSS], limits).values == [expected]
+    assert tell_outcome(study, over, False).values == [expected]
 
 
 @pytest.mark.parametrize(
@@ -292,7 +286,7 @@ def test_an_inconsistent_outcome_is_a_failure(
 def test_a_trial_is_told_once(storage: BaseStorage) -> None:
     study = opened(storage)
     first = tell_outcome(study, TrialOutcome("complete", metrics=GOOD))
-    second = tell(study, first.number, TrialOutcome("fail", "killed"), AXES, [PARAMS], True)
+    second = tell(study, first.number, TrialOutcome("fail", "killed"), True)
     assert (second.state, second.values, second.user_attrs) == (
         TrialState.COMPLETE,
         first.values,
@@ -308,7 +302,7 @@ def test_an_interrupted_tell_is_completed(
     trial = study.ask()
     trial.set_constraint("efficiency/params <= 1000", -0.4)  # where the scheduler was killed
     outcome = TrialOutcome("complete", metrics=GOOD)
-    assert tell(study, trial, outcome, AXES, [PARAMS], True).values == [0.9, 5e6]
+    assert tell(study, trial, outcome, True).values == [0.9, 5e6]
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -352,9 +346,6 @@ def test_what_counts_and_what_does_not() -> None:
     assert counted(iter(trials)) == 4
 
 
-SPACE = spaces.parse(["width=range(8,33,8)"], {}, {}, [], [])[0]
-
-
 @pytest.fixture
 def old_and_new(storage: BaseStorage) -> tuple[OwnedStudy, OwnedStudy]:
     """A study with trials of all kinds, and an empty one with one objective."""
@@ -371,24 +362,20 @@ def old_and_new(storage: BaseStorage) -> tuple[OwnedStudy, OwnedStudy]:
     same = old.ask()
     same.set_user_attr("same_as", 0)
     old.tell(same, [0.9, 5e6])
-    return old, opened(storage, name="new", objectives=[ACCURACY], space={})
+    return old, opened(storage, name="new", objectives=[ACCURACY])
 
 
 def complete(study: OwnedStudy, width: int, metrics: dict[str, float]) -> None:
     trial = study.ask()
     trial.set_user_attr("cell", [f"width={width}"])
-    tell(study, trial, TrialOutcome("complete", metrics=metrics), AXES, [], True)
-
-
-def start(study: OwnedStudy, limits: tuple[Limit, ...] = (PARAMS,), name: str = "old") -> int:
-    return warm_start(study, name, [ACCURACY], limits, SPACE)
+    tell(study, trial, TrialOutcome("complete", metrics=metrics), True)
 
 
 def test_a_warm_start_copies_what_lies_in_the_new_space(
     old_and_new: tuple[OwnedStudy, OwnedStudy],
 ) -> None:
     old, new = old_and_new
-    assert start(new) == 3
+    assert warm_start(new, "old") == 3
     trials = new.trials
     assert [trial.params for trial in trials] == [{"width": 8}, {"width": 16}, {"width": 32}]
     assert [trial.values for trial in trials] == [[0.9], [0.8], [0.7]]
@@ -402,17 +389,16 @@ def test_a_warm_start_copies_what_lies_in_the_new_space(
     assert SPACE.suggest(new.ask()).params["width"] in (8, 16, 24, 32)
     assert new.best_trial.params == {"width": 8}
     # A second call copies what is new.
-    assert start(new) == 0
+    assert warm_start(new, "old") == 0
     complete(old, 24, GOOD)
-    assert start(new) == 1
+    assert warm_start(new, "old") == 1
     assert len(new.trials) == 3 + 1 + 1
 
 
-def test_a_warm_start_copies_only_what_has_the_new_metrics(
-    old_and_new: tuple[OwnedStudy, OwnedStudy],
-) -> None:
-    new = old_and_new[1]
-    assert start(new, (RECALL,)) == 2  # the last one recorded no recall
+@pytest.mark.usefixtures("old_and_new")
+def test_a_warm_start_copies_only_what_has_the_new_metrics(storage: BaseStorage) -> None:
+    new = opened(storage, name="newer", objectives=[ACCURACY], limits=[RECALL])
+    assert warm_start(new, "old") == 2  # the last one recorded no recall
     assert new.trials[0].constraints == {"val/recall/mel >= 0.8": pytest.approx(0.25)}
 
 
@@ -428,7 +414,7 @@ def test_an_unknown_study_is_reported(
     old_and_new: tuple[OwnedStudy, OwnedStudy], name: str, message: str
 ) -> None:
     with pytest.raises(UserError, match="hydra.sweeper.warm_start: ") as caught:
-        start(old_and_new[1], name=name)
+        warm_start(old_and_new[1], name)
     assert message in str(caught.value)
 
 
