@@ -1,10 +1,11 @@
 """COMMAND: download public data sets through their owners' clients."""
 
 import hashlib
+import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,37 +48,35 @@ The same command resumes an interrupted download."""
 class ArchiveCollection:
     """A data set of the ISIC Archive.
 
-    Attributes:
-        title: Its name and size, for people.
-        number: Number of the collection in the archive.
-        source: Reads the layout; it names the environment variable and the licence.
-        manual: What to download by hand instead, and from where.
-        folders: Image folders of the layout.
-        tables: Published tables: name in the layout -> address below `CHALLENGES`.
-        size: Number of images of the data set.
-        path_of: Image id, ids in the first table -> path of the image; None if the image does not
-            belong to the data set.
-        convert: Makes the metadata table of HAM10000 from the archive's records: its owners
-            publish the original elsewhere.
+    Without `tables`, the table of HAM10000 is made from the archive's records: its owners publish
+    it elsewhere.
     """
 
-    title: str
-    number: int
-    source: type[FolderSource]
-    manual: str
-    folders: tuple[str, ...]
-    tables: Mapping[str, str]
-    size: int
-    path_of: Callable[[str, frozenset[str]], str | None]
-    convert: Callable[[Sequence[Record]], pd.DataFrame] | None = None
+    number: int  # of the collection in the archive
+    size: int  # images of the data set
+    source: type[FolderSource]  # reads the layout; names the environment variable and the licence
+    title: str  # name and size, for people
+    manual: str  # what to download by hand instead, and from where
+    folder: str  # of the images in the layout
+    tables: Mapping[str, str]  # published tables: name in the layout -> address below CHALLENGES
+
+    def path_of(self, image: str, listed: frozenset[str]) -> str | None:
+        """Path of an image in the layout; None if it does not belong to the data set.
+
+        Args:
+            image: Its id in the archive.
+            listed: Ids in the first of `tables`.
+        """
+        if not self.tables:  # the collection of HAM10000 contains the test images of 2018 too
+            part = 1 if image <= "ISIC_0029305" else 2
+            inside = "ISIC_0024306" <= image <= "ISIC_0034320"
+            return f"{self.folder}{part}/{image}.jpg" if inside else None
+        names = [name for name in (image, f"{image}_downsampled") if name in listed]
+        return f"{self.folder}/{names[0]}.jpg" if names else None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Returns:
-        Exit status: 0; 2 after an error of the user or without a network; 130 when interrupted.
-    """
+    """Run the command; its exit status is 2 after a UserError and 130 when interrupted."""
     if {"-h", "--help"} & set(arguments):
         print(HELP.format(names=NAMES))
         return 0
@@ -86,9 +85,8 @@ def main(arguments: Sequence[str]) -> int:
         for argument in arguments:
             key, _, value = argument.partition("=")
             if key not in ("name", "root", "size", "url") or not value:
-                raise ConfigError(
-                    argument, "must be name=, root=, size= or url= with a value; see --help"
-                )
+                problem = "must be name=, root=, size= or url= with a value; see --help"
+                raise ConfigError(argument, problem)
             settings[key] = value
         if "name" not in settings:
             raise ConfigError("name", f"which data set? {NAMES}")
@@ -105,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 def fetch(
     name: str, root: Path | str | None = None, size: str = "28", url: str | None = None
 ) -> Path:
-    """Download a data set into a folder.
+    """Download a data set into a folder, which is returned.
 
     Args:
         name: A key of `COLLECTIONS`, or MedMNIST's name of a set.
@@ -113,30 +111,22 @@ def fetch(
         size: Side of MedMNIST's images, px.
         url: A mirror.
 
-    Returns:
-        The folder.
-
     Raises:
         ConfigError: No such data set or size.
         DependencyError: No network, or a client is not installed; names the manual steps.
         DataError: The downloaded files are not what the owners published.
     """
+    default = "data/medmnist"
     collection = COLLECTIONS.get(name)
-    default = (
-        os.environ.get(collection.source.variable, f"data/{name}")
-        if collection
-        else "data/medmnist"
-    )
-    folder = Path(root or default).expanduser().absolute()
-    if collection is None:
-        address, md5, path, notice = _medmnist_file(name, size, folder)
-        manual = f"from MedMNIST's record on Zenodo (10519652) download {path.name}"
-    else:
+    if collection is not None:
         _require("isic_cli", "isic-cli")
-        notice, manual = (
-            f"{collection.title}\nLicence: {collection.source.licence}",
-            collection.manual,
-        )
+        default = os.environ.get(collection.source.variable, f"data/{name}")
+        notice = f"{collection.title}\nLicence: {collection.source.licence}"
+        manual = collection.manual
+    else:
+        address, md5, file, notice = _medmnist_file(name, size)
+        manual = f"from MedMNIST's record on Zenodo (10519652) download {file}"
+    folder = Path(root or default).expanduser().absolute()
     digest = hashlib.md5(bytes(folder)).hexdigest()
     lock = Path(tempfile.gettempdir()) / f"paretoderm-fetch-{digest}.lock"
     try:
@@ -145,7 +135,7 @@ def fetch(
             if collection is not None:
                 print(notice)
                 download_collection(collection, folder, url or ISIC_API)
-            elif not path.exists() or checksum(path) != md5:
+            elif not (path := folder / file).exists() or checksum(path) != md5:
                 print(notice)
                 download(url or address, path, md5)
     except Timeout as error:
@@ -153,9 +143,8 @@ def fetch(
     except DependencyError as error:
         raise DependencyError(f"{error}\nBy hand: {manual}, put it into {folder}") from error
     except OSError as error:
-        raise DataError(
-            f"cannot be written to ({error.strerror or error}); choose another by root=", folder
-        ) from error
+        problem = f"cannot be written to ({error.strerror or error}); choose another by root="
+        raise DataError(problem, folder) from error
     finally:
         with suppress(OSError):
             folder.rmdir()  # succeeds only if it is empty
@@ -163,8 +152,8 @@ def fetch(
     return folder
 
 
-def _medmnist_file(name: str, size: str, folder: Path) -> tuple[str, str, Path, str]:
-    """Address, MD5, path and notice of a MedMNIST file."""
+def _medmnist_file(name: str, size: str) -> tuple[str, str, str, str]:
+    """Address, MD5, file name and notice of a MedMNIST file."""
     if size not in ("28", "64", "128", "224"):
         raise ConfigError("size", f"must be 28, 64, 128 or 224, but got {size}")
     if name == "dermamnist":
@@ -180,17 +169,13 @@ def _medmnist_file(name: str, size: str, folder: Path) -> tuple[str, str, Path, 
         f"{entry['python_class']}, {size} px. Licence: {entry['license']}\n"
         "Cite: Yang et al., Scientific Data 10:41, 2023, and the authors of the set"
     )
-    path = folder / f"{name}{suffix}.npz"
-    return entry[f"url{suffix}"], entry[f"MD5{suffix}"], path, notice
+    return entry[f"url{suffix}"], entry[f"MD5{suffix}"], f"{name}{suffix}.npz", notice
 
 
 def _require(module: str, package: str) -> None:
-    try:
-        __import__(module)
-    except ImportError as error:
-        raise DependencyError(
-            f"the package {package} is not installed; install it with: pip install -e '.[fetch]'"
-        ) from error
+    if importlib.util.find_spec(module) is None:
+        way = "install it with: pip install -e '.[fetch]'"
+        raise DependencyError(f"the package {package} is not installed; {way}")
 
 
 def download(url: str, path: Path, md5: str | None = None) -> None:
@@ -207,29 +192,22 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
         DataError: The checksum differs; the file is removed.
     """
     part = path.with_name(f"{path.name}.part")
-
-    def size() -> int:
-        return part.stat().st_size if part.exists() else 0
-
     if md5 is None:
         part.unlink(missing_ok=True)
     while True:
-        before = size()
+        before = _size(part)
         try:
             _transfer(url, part, path.name)
             break
         except requests.RequestException as error:
-            if md5 is None or size() <= before:  # no progress: do not burden the server
-                kept = f"; {size():,} bytes are kept, the same command resumes there"
-                raise DependencyError(
-                    f"cannot download {url} ({_reason(error)}){kept if md5 and size() else ''}"
-                ) from error
+            if md5 is None or _size(part) <= before:  # no progress: do not burden the server
+                kept = f"; {_size(part):,} bytes are kept, the same command resumes there"
+                problem = f"cannot download {url} ({_reason(error)})"
+                raise DependencyError(problem + (kept if md5 and _size(part) else "")) from error
     if md5 is not None and (actual := checksum(part)) != md5:
         part.unlink()
-        raise DataError(
-            f"MD5 of {url} is {actual}, but its owners publish {md5}; fetch again, or elsewhere",
-            path,
-        )
+        way = "fetch again, or elsewhere"
+        raise DataError(f"MD5 of {url} is {actual}, but its owners publish {md5}; {way}", path)
     part.replace(path)
 
 
@@ -239,6 +217,10 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP status {error.response.status_code}"
@@ -246,7 +228,7 @@ def _reason(error: requests.RequestException) -> str:
 
 
 def _transfer(url: str, part: Path, title: str) -> None:
-    start = part.stat().st_size if part.exists() else 0
+    start = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -278,61 +260,51 @@ def download_collection(collection: ArchiveCollection, folder: Path, api: str = 
         DependencyError: The archive cannot be reached, or refuses.
         DataError: The downloaded files are not what the owners published.
     """
-    from isic_cli.io.http import get_images, get_num_images
-    from isic_cli.session import get_session
-
     challenges = CHALLENGES if api == ISIC_API else api
-    number = str(collection.number)
+    listed: frozenset[str] = frozenset()
     try:
         # The client itself retries for many minutes before it reports a missing network.
-        requests.get(f"{api}collections/{number}/", timeout=TIMEOUT).raise_for_status()
-        for name in collection.folders:
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        answer = requests.get(f"{api}collections/{collection.number}/", timeout=TIMEOUT)
+        answer.raise_for_status()
         for table, address in collection.tables.items():
             download(challenges + address, folder / table)
-        first = next(iter(collection.tables), None)
-        listed = pd.read_csv(folder / first).iloc[:, 0] if first else ()
-        with get_session(api) as session:
-            total = get_num_images(session, collections=number)
-            images = iter(get_images(session, collections=number))
-            records = _download_images(images, total, collection, folder, frozenset(listed))
+            listed = listed or frozenset(pd.read_csv(folder / table).iloc[:, 0])
+        records = _download_images(collection, folder, api, listed)
     except requests.RequestException as error:
         raise DependencyError(f"cannot reach the ISIC Archive ({_reason(error)})") from error
     if len(records) != collection.size:
-        raise DataError(
-            f"the archive gave {len(records):,} of {collection.size:,} images; fetch again later",
-            folder,
-        )
-    if collection.convert is not None:
+        missing = f"{len(records):,} of {collection.size:,} images"
+        raise DataError(f"the archive gave {missing}; fetch again later", folder)
+    if not collection.tables:
         with atomic_file(folder / "HAM10000_metadata.csv", "the table of the images") as draft:
-            collection.convert(records).to_csv(draft, index=False)
+            ham10000_table(records).to_csv(draft, index=False)
 
 
 def _download_images(
-    images: Iterator[Record],
-    total: int,
-    collection: ArchiveCollection,
-    folder: Path,
-    listed: frozenset[str],
+    collection: ArchiveCollection, folder: Path, api: str, listed: frozenset[str]
 ) -> list[Record]:
     """Download missing images by the archive's client; returns the records of the data set."""
-    from isic_cli.io.http import download_image
+    from isic_cli.io.http import download_image, get_images, get_num_images
+    from isic_cli.session import get_session
     from rich.progress import Progress
     from tenacity import RetryError
 
     for stale in folder.rglob(".isic-partial.*"):  # of a process that was killed
         stale.unlink()
     records: list[Record] = []
-    with Progress() as progress, ThreadPoolExecutor(10) as pool:
-        task = progress.add_task("images", total=total)
+    number = str(collection.number)
+    with get_session(api) as session, Progress() as progress, ThreadPoolExecutor(10) as pool:
+        images = iter(get_images(session, collections=number))
+        task = progress.add_task("images", total=get_num_images(session, collections=number))
 
         def get(record: Record) -> Record | None:
             image, size = record["isic_id"], record["files"]["full"]["size"]
             name = collection.path_of(image, listed)
             path = folder / name if name is not None else None
-            if path is None or (path.exists() and path.stat().st_size == size):
+            if path is None or _size(path) == size:
                 progress.update(task, advance=1)
                 return None if path is None else record
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             try:
                 download_image(dict(record), path.parent, progress, task)
@@ -402,58 +374,39 @@ def ham10000_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("image_id")
 
 
-def _ham10000_path(image: str, _: frozenset[str]) -> str | None:
-    if not "ISIC_0024306" <= image <= "ISIC_0034320":
-        return None  # the collection contains the test images of 2018 too
-    return f"HAM10000_images_part_{1 if image <= 'ISIC_0029305' else 2}/{image}.jpg"
-
-
-def _isic2019_path(image: str, listed: frozenset[str]) -> str | None:
-    name = image if image in listed else f"{image}_downsampled"
-    return f"ISIC_2019_Training_Input/{name}.jpg" if name in listed else None
-
-
-def _siim2020_path(image: str, listed: frozenset[str]) -> str | None:
-    return f"jpeg/train/{image}.jpg" if image in listed else None
-
-
 COLLECTIONS = {
     "ham10000": ArchiveCollection(
-        "HAM10000: 10,015 images, about 3 GB",
         212,
+        10_015,
         HAM10000,
+        "HAM10000: 10,015 images, about 3 GB",
         "from the Harvard Dataverse (doi:10.7910/DVN/DBW86T) get HAM10000_metadata.csv and the "
         "unpacked folders HAM10000_images_part_1 and _2",
-        ("HAM10000_images_part_1", "HAM10000_images_part_2"),
+        "HAM10000_images_part_",
         {},
-        10_015,
-        _ham10000_path,
-        ham10000_table,
     ),
     "isic2019": ArchiveCollection(
-        "ISIC 2019, training set: 25,331 images, about 9 GB",
         65,
+        25_331,
         ISIC2019,
+        "ISIC 2019, training set: 25,331 images, about 9 GB",
         "from the ISIC Challenge's data page, 2019, get the unpacked ISIC_2019_Training_Input, "
         "ISIC_2019_Training_GroundTruth.csv and _Metadata.csv",
-        ("ISIC_2019_Training_Input",),
+        "ISIC_2019_Training_Input",
         {
             f"ISIC_2019_Training_{part}.csv": f"2019/ISIC_2019_Training_{part}.csv"
             for part in ("GroundTruth", "Metadata")
         },
-        25_331,
-        _isic2019_path,
     ),
     "siim2020": ArchiveCollection(
-        "SIIM-ISIC 2020, training set: 33,126 images, about 23 GB",
         70,
+        33_126,
         SIIM2020,
+        "SIIM-ISIC 2020, training set: 33,126 images, about 23 GB",
         "from the ISIC Challenge's data page, 2020, get the training table as train.csv and the "
         "unpacked JPEG images as jpeg/train/",
-        ("jpeg/train",),
+        "jpeg/train",
         {"train.csv": "2020/ISIC_2020_Training_GroundTruth.csv"},
-        33_126,
-        _siim2020_path,
     ),
 }
 NAMES = ", ".join([*COLLECTIONS, "dermamnist"])

@@ -17,7 +17,7 @@ class ClassFolders(FolderSource):
     Args:
         root: The folder that holds the class folders.
         positive: The class to detect if there are two: it becomes label 1. None: the last by name.
-        limit: Use about this many images only.
+        limit: See `FolderSource`.
     """
 
     name = "folder"
@@ -30,20 +30,18 @@ class ClassFolders(FolderSource):
     def manifest(self) -> Manifest:
         """List the images; the id of an image is `<class>/<file name>`."""
         root = self.folder()
-        folders = [entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."]
-        names = sorted(folder.name for folder in folders)
+        names = sorted(item.name for item in root.iterdir() if item.is_dir())
+        names = [name for name in names if not name.startswith(".")]
         if not names:
-            raise DataError(
-                "has no class folders; set data.root= to a folder that has one for each class", root
-            )
-        classes, positive = class_order(names, self.positive, root)
+            way = "set data.root= to a folder that has one for each class"
+            raise DataError(f"has no class folders; {way}", root)
+        classes = class_order(names, self.positive, root)
         rows = []
         for label, name in enumerate(classes):
             files = image_names(root / name)
             if not files:
-                raise DataError(
-                    "this class folder has no image; add some, or remove the folder", root / name
-                )
+                problem = "this class folder has no image; add some, or remove the folder"
+                raise DataError(problem, root / name)
             rows += [(f"{name}/{file}", label, None, str(root / name / file)) for file in files]
         frame = pd.DataFrame(rows, columns=["image_id", "label", "group", "path"])
-        return self.assemble(classes, frame, "image", root, positive)
+        return self.assemble(classes, frame, "image", root)

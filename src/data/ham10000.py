@@ -10,10 +10,6 @@ class HAM10000(FolderSource):
     """HAM10000 in its official layout: `HAM10000_metadata.csv`, `HAM10000_images_part_1/`, `_2/`.
 
     The images of one lesion are a group.
-
-    Args:
-        root: The folder of this layout.
-        limit: Use about this many images only.
     """
 
     name = "ham10000"

@@ -15,10 +15,6 @@ class ISIC2018(FolderSource):
     Layout: `ISIC2018_Task3_Test_Input/` and `ISIC2018_Task3_Test_GroundTruth.csv` (one column per
     class), which may lie in a folder of the same name as it is unpacked. The set does not say
     which images show one lesion: every image is a group. Codella et al., arXiv:1902.03368.
-
-    Args:
-        root: The folder of this layout.
-        limit: Use about this many images only.
     """
 
     name = "isic2018"
@@ -34,12 +30,7 @@ class ISIC2018(FolderSource):
         path = unpacked if unpacked.exists() else root / f"{_TRUTH}.csv"
         table = read_csv(path, ["image", *(name.upper() for name in CLASSES)])
         images = table["image"]
-        frame = pd.DataFrame(
-            {
-                "image_id": images,
-                "label": encode(one_hot(table, CLASSES, path), CLASSES, images, path),
-                "group": images,
-                "path": image_paths(images, [folder]),
-            }
-        )
+        labels = encode(one_hot(table, CLASSES, path), CLASSES, images, path)
+        paths = image_paths(images, [folder])
+        frame = pd.DataFrame({"image_id": images, "label": labels, "group": images, "path": paths})
         return self.assemble(CLASSES, frame, "image", path)

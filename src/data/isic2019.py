@@ -7,7 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from src.core.errors import DataError
-from src.data.ham10000 import CLASSES as HAM10000_CLASSES
+from src.data import ham10000
 from src.data.source import FolderSource, Limit, Manifest, encode, image_paths, read_csv
 
 CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
@@ -27,7 +27,7 @@ class ISIC2019(FolderSource):
         root: The folder of this layout.
         classes: "native" keeps the eight classes; "ham10000" maps them to HAM10000's seven, AK and
             SCC to akiec. The column `original_label` holds the class of the eight in both cases.
-        limit: Use about this many images only.
+        limit: See `FolderSource`.
     """
 
     name = "isic2019"
@@ -54,10 +54,9 @@ class ISIC2019(FolderSource):
         images = table["image"]
         # "UNK" is not a class: it is decoded here so that `encode` reports it as unknown label.
         names = one_hot(table, [*CLASSES, *(["UNK"] if "UNK" in table else [])], path)
-        mapped: pd.Series = names
-        classes: tuple[str, ...] = CLASSES
-        if self.classes == "ham10000":
-            mapped, classes = names.replace(AS_HAM10000), HAM10000_CLASSES
+        native = self.classes == "native"
+        classes = CLASSES if native else ham10000.CLASSES
+        mapped = names if native else names.replace(AS_HAM10000)
         frame = pd.DataFrame(
             {
                 "image_id": images,
@@ -74,11 +73,6 @@ class ISIC2019(FolderSource):
 
 def one_hot(table: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.Series:
     """Class name of each row of an ISIC ground truth: one column per class, named in capitals.
-
-    Args:
-        table: Column `image` and one column per class.
-        classes: Class names; each column is called like its class in capitals.
-        path: The file, for the message.
 
     Raises:
         DataError: A row does not have 1 in one of these columns and 0 in the others.
@@ -103,7 +97,6 @@ def _metadata(path: Path) -> pd.DataFrame:
     table = read_csv(path, ["image", "lesion_id"], complete=["image"])
     repeated = table.loc[table["image"].duplicated(), "image"]
     if len(repeated):
-        raise DataError(
-            f"image {repeated.iloc[0]} is listed more than once; keep one row per image", path
-        )
+        problem = f"image {repeated.iloc[0]} is listed more than once; keep one row per image"
+        raise DataError(problem, path)
     return table.rename(columns={"lesion_id": "group"}).set_index("image")

@@ -13,9 +13,8 @@ import pandas as pd
 from PIL import Image
 
 from src.core.errors import DataError
-from src.data.ham10000 import CLASSES as HAM10000_CLASSES
-from src.data.ham10000 import LICENCE as HAM10000_LICENCE
-from src.data.source import SPLITS, FolderSource, Limit, Manifest, absolute
+from src.data import ham10000
+from src.data.source import SPLITS, FolderSource, Limit, Manifest
 
 
 class MedMNIST(FolderSource):
@@ -30,7 +29,7 @@ class MedMNIST(FolderSource):
         root: The folder of `<flag>.npz` (28 px) or `<flag>_<size>.npz`; or an `.npz` file.
         flag: MedMNIST's name of the set.
         size: Side of the stored images, px.
-        limit: Use about this many images only.
+        limit: See `FolderSource`.
     """
 
     name = "medmnist"
@@ -52,34 +51,25 @@ class MedMNIST(FolderSource):
     @classmethod
     def licence_of(cls, settings: Mapping[str, Any]) -> str:
         """DermaMNIST is HAM10000; the licences of the other sets are unknown here."""
-        return HAM10000_LICENCE if settings.get("flag", "dermamnist") == "dermamnist" else ""
+        return ham10000.LICENCE if settings.get("flag", "dermamnist") == "dermamnist" else ""
 
     def manifest(self) -> Manifest:
         """Read the labels; `position` is the index of an image in the array of its split."""
         path = self._file()
-        labels = {side: _labels(path, side) for side in SPLITS}
-        frame = pd.DataFrame(
-            {
-                "label": np.concatenate([labels[side] for side in SPLITS]),
-                "path": str(path),
-                "split": np.repeat(SPLITS, [len(labels[side]) for side in SPLITS]),
-                "position": np.concatenate([np.arange(len(labels[side])) for side in SPLITS]),
-            }
-        )
+        labels = {split: pd.Series(_labels(path, split)) for split in SPLITS}
+        frame = pd.concat(labels, names=["split", "position"]).rename("label").reset_index()
         if frame.empty:
             raise DataError("holds no image; fetch the file again", path)
-        frame["image_id"] = frame["split"] + "_" + frame["position"].astype("str").str.zfill(6)
-        frame["group"] = frame["image_id"]
+        names = frame["split"] + "_" + frame["position"].astype("str").str.zfill(6)
+        frame = frame.assign(path=str(path), image_id=names, group=names)
         largest = int(frame["label"].max())
         classes = tuple(f"class_{label}" for label in range(largest + 1))
         if self.flag == "dermamnist":
-            classes = HAM10000_CLASSES
+            classes = ham10000.CLASSES
         if largest >= len(classes):
-            raise DataError(
-                f"unknown label {largest}; {self.flag} has labels 0 to {len(classes) - 1}", path
-            )
-        positive = classes[1] if len(classes) == 2 else None
-        return self.assemble(classes, frame, "image", path, positive)
+            expected = f"{self.flag} has labels 0 to {len(classes) - 1}"
+            raise DataError(f"unknown label {largest}; {expected}", path)
+        return self.assemble(classes, frame, "image", path)
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
         """One stored image as RGB. The first call reads the array of its split into memory.
@@ -87,15 +77,15 @@ class MedMNIST(FolderSource):
         Raises:
             DataError: The array of images is invalid.
         """
-        side = str(manifest.frame.at[row, "split"])
+        split = str(manifest.frame.at[row, "split"])
         with self._lock:
-            if side not in self._arrays:
-                self._arrays[side] = _images(self._file(), side)
+            if split not in self._arrays:
+                self._arrays[split] = _images(self._file(), split)
         position = manifest.frame["position"].to_numpy()[row]
-        return Image.fromarray(self._arrays[side][position]).convert("RGB")
+        return Image.fromarray(self._arrays[split][position]).convert("RGB")
 
     def _file(self) -> Path:
-        path = absolute(self.root)
+        path = Path(self.root).expanduser().absolute()
         if path.suffix != ".npz":
             path = self.folder() / f"{self.flag}{'' if self.size == 28 else f'_{self.size}'}.npz"
         if not path.is_file():
@@ -107,25 +97,25 @@ class MedMNIST(FolderSource):
         return path
 
 
-def _labels(path: Path, side: str) -> npt.NDArray[np.int64]:
-    array = _array(path, f"{side}_labels")
+def _labels(path: Path, split: str) -> npt.NDArray[np.int64]:
+    array = _array(path, f"{split}_labels")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.min(initial=0) < 0:
         raise DataError(
-            f"{side}_labels must be one whole number from 0 for each image, but is {array.dtype} "
+            f"{split}_labels must be one whole number from 0 for each image, but is {array.dtype} "
             f"{array.shape}; take a set with one label per image",
             path,
         )
     return array.astype(np.int64)
 
 
-def _images(path: Path, side: str) -> npt.NDArray[np.uint8]:
-    array, count = _array(path, f"{side}_images"), len(_labels(path, side))
+def _images(path: Path, split: str) -> npt.NDArray[np.uint8]:
+    array, count = _array(path, f"{split}_images"), len(_labels(path, split))
     flat = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)
     if not flat or array.dtype != np.uint8 or len(array) != count:
         raise DataError(
-            f"{side}_images must be uint8 (N, S, S) or (N, S, S, 3) with N = {count}, "
+            f"{split}_images must be uint8 (N, S, S) or (N, S, S, 3) with N = {count}, "
             f"but is {array.dtype} {array.shape}; take a two-dimensional set",
             path,
         )
@@ -133,15 +123,12 @@ def _images(path: Path, side: str) -> npt.NDArray[np.uint8]:
 
 
 def _array(path: Path, name: str) -> np.ndarray:
+    problem = "cannot be read as an .npz file of plain arrays"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if name not in arrays:
-                present = ", ".join(arrays.files)
-                raise DataError(
-                    f"has no array {name!r}, only {present}; fetch the file again", path
-                )
-            return arrays[name]
+            if name in arrays:
+                return arrays[name]
+            problem = f"has no array {name!r}, only {', '.join(arrays.files)}"
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"cannot be read as an .npz file of plain arrays ({error}); fetch it again", path
-        ) from error
+        raise DataError(f"{problem} ({error}); fetch it again", path) from error
+    raise DataError(f"{problem}; fetch the file again", path)

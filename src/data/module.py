@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def oversampled(
         random: Draws the remainder.
 
     Returns:
-        Positions in `labels`, (M,) with M >= N.
+        (M,) with M >= N.
 
     Raises:
         ConfigError: The ratio is not in (0, 1].
@@ -55,90 +56,66 @@ def oversampled(
     return np.repeat(np.arange(len(labels)), repeats)
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[np.ndarray]):
     """Row numbers of each batch of an epoch, drawn from seed and epoch number.
 
     In distributed training each rank takes every world-size-th batch; all ranks take the same
     number of batches.
 
-    Args:
-        rows: Row numbers in the cache.
-        labels: Label of each of `rows`.
-        batch_size: Images per batch.
-        train: Shuffle and oversample, and omit a short last batch (BatchNorm fails on a batch of
-            one); else every row once, in order.
-        oversample: See `oversampled`; in training only.
-        seed: Of the draws.
-        rank: Number of this process.
-        world_size: Number of processes.
-
-    Attributes:
-        size: Images in an epoch of all ranks.
+    With `train`, rows are shuffled and oversampled, and a short last batch is omitted (BatchNorm
+    fails on a batch of one); without it, every row comes one time, in order.
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        batch_size: int,
-        train: bool = False,
-        oversample: float | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._rows = rows
-        self._labels = labels
-        self._batch_size = batch_size
-        self._train = train
-        self._oversample = oversample
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._epoch = 0
-        self.size = len(self._order())
+    rows: np.ndarray  # row numbers in the cache
+    labels: np.ndarray  # of these rows
+    batch_size: int
+    train: bool = False
+    oversample: float | None = None  # see `oversampled`
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self._size = len(self._order())  # of an epoch of all ranks
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of each epoch."""
-        self._epoch = epoch
+        """Lightning's hook."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(self.size, self._batch_size)
-        short = rest > 0 and not (self._train and full)
-        return (full + short) // self._world_size
+        full, rest = divmod(self._size, self.batch_size)
+        short = rest > 0 and not (self.train and full)
+        return (full + short) // self.world_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order = self._order()
         for number in range(len(self)):
-            start = (number * self._world_size + self._rank) * self._batch_size
-            yield order[start : start + self._batch_size]
+            start = (number * self.world_size + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size]
 
     def _order(self) -> np.ndarray:
-        if not self._train:
-            return self._rows
-        random = np.random.default_rng((self._seed, self._epoch))
-        positions = oversampled(self._labels, self._oversample, random)
+        if not self.train:
+            return self.rows
+        random = np.random.default_rng((self.seed, self.epoch))
+        positions = oversampled(self.labels, self.oversample, random)
         random.shuffle(positions)
-        return self._rows[positions]
+        return self.rows[positions]
 
 
+@dataclass(eq=False)
 class CachedImages(Dataset[dict[str, Tensor]]):
-    """Batches from the memory-mapped cache; one gather per batch, so that no workers are needed.
+    """Batches from the memory-mapped cache; one gather per batch, so that no workers are needed."""
 
-    Args:
-        images: Cache, uint8 (N, S, S, 3).
-        labels: Labels of the complete cache, (N,).
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self._images = images
-        self._labels = labels
+    images: np.ndarray  # the cache, uint8 (N, S, S, 3)
+    labels: np.ndarray  # (N,)
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """`image` (uint8, (B, 3, S, S), channels last in memory), `label` and `row` (int64)."""
         return {
-            "image": torch.from_numpy(self._images[rows]).permute(0, 3, 1, 2),
-            "label": torch.from_numpy(self._labels[rows]),
+            "image": torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2),
+            "label": torch.from_numpy(self.labels[rows]),
             "row": torch.from_numpy(rows),
         }
 
@@ -150,18 +127,16 @@ class DataModule(LightningDataModule):
 
     Args:
         name: Name of the data set, for the run record.
-        source: Lists and decodes the images.
         image_size: Side of the square input of the network, px.
-        geometry: How an image becomes a square.
+        geometry: How an image becomes a square, see `src.data.cache.square`.
         split: "grouped" keeps a lesion or patient on one side; "image" is the papers' protocol and
             leaks; "official" is the owners' split.
         fractions: Parts of train, val and test; their sum is 1. Val or test may be 0.
         split_seed: Of the split, separate from the seed of the run: repeats share one split.
         oversample: Smallest size of a class relative to the largest in training (0.5: half of it),
             or None.
-        on_unreadable: What happens to unreadable images.
+        on_unreadable: See `src.data.cache.load`.
         batch_size: Images per batch (per process).
-        cache_dir: Folder of the decoded images.
         siblings: Leakage experiment with one test image per lesion, see
             `src.data.splits.arrange_siblings`: its other images are unused ("out") or in training
             ("in"). None: all are tested. Grouped splits only.
@@ -177,12 +152,12 @@ class DataModule(LightningDataModule):
         name: str,
         source: Source,
         image_size: Annotated[int, Ge(4)],
-        geometry: Literal["squash", "center_crop", "pad"],
-        split: Literal["grouped", "image", "official"],
+        geometry: cache.Geometry,
+        split: splits.SplitMode,
         fractions: list[float],
         split_seed: Annotated[int, Ge(0)],
         oversample: Annotated[float, Gt(0), Le(1)] | None,
-        on_unreadable: Literal["error", "skip"],
+        on_unreadable: cache.OnUnreadable,
         batch_size: Annotated[int, Ge(1)],
         cache_dir: str,
         siblings: splits.Siblings | None = None,
@@ -190,17 +165,14 @@ class DataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(fractions) != len(SPLITS):
-            raise ConfigError(
-                "fractions", f"must be three numbers, of train, val and test, but got {fractions}"
-            )
+        splits.check_fractions(fractions)
         self.name = name
         self.source = source
         self.image_size = image_size
         self.geometry = geometry
-        self._split: splits.SplitMode = split
+        self._split = split
         self.split_mode = splits.SIBLING_LABELS[siblings] if siblings else split
-        self.fractions = (fractions[0], fractions[1], fractions[2])
+        self.fractions = fractions
         self.split_seed = split_seed
         self.oversample = oversample
         self.on_unreadable = on_unreadable
@@ -215,36 +187,35 @@ class DataModule(LightningDataModule):
         """Read the list, build or open the cache, split. Later calls do nothing.
 
         Raises:
+            ConfigError: The split is impossible with these data.
             DataError: The data are invalid; the message names the file and the way out.
         """
         if self._ready:
             return self
         manifest = self.source.manifest()
+        folder, seed = self.cache_dir, self.split_seed
         self.cache = cache.load(
-            self.source,
-            manifest,
-            self.image_size,
-            self.geometry,
-            self.cache_dir,
-            self.on_unreadable,
+            self.source, manifest, self.image_size, self.geometry, folder, self.on_unreadable
         )
-        self.classes = manifest.classes
-        self.positive = manifest.positive
-        self.grouped_by = manifest.grouped_by
+        self.classes, self.grouped_by = manifest.classes, manifest.grouped_by
         self.frame: pd.DataFrame = self.cache.frame
         self.labels: np.ndarray = self.frame["label"].to_numpy(dtype=np.int64, copy=True)
-        self.side = splits.load(
-            self.frame, self._split, self.fractions, self.split_seed, self.cache_dir, self.classes
-        )
+        arguments = self._split, self.fractions, seed, self.classes
+        self.side = splits.load(self.frame, *arguments, folder)
         if self.siblings is not None:
-            splits.check_siblings(self._split, self.grouped_by)
+            if self._split != "grouped":
+                problem = "needs data.split=grouped, which it changes, but got data.split="
+                raise ConfigError("siblings", f"{problem}{self._split}")
+            if self.grouped_by == "image":
+                problem = "must be null: these data do not say which images show one lesion"
+                raise ConfigError("siblings", problem)
             self._has_sibling = splits.has_sibling(self.frame, self.side)
             self.side = splits.arrange_siblings(
-                self.frame, self.side, self.siblings, self.split_seed, self.classes
+                self.frame, self.side, self.siblings, seed, self.classes
             )
         self._rows = {name: np.flatnonzero((self.side == name).to_numpy()) for name in SPLITS}
         if not self.has("train"):
-            raise DataError(f"{self.name}: no image is left to train on")
+            raise DataError(f"{self.name}: there is no image to train on")
         self._ready = True
         return self
 
@@ -256,15 +227,18 @@ class DataModule(LightningDataModule):
     @property
     def class_counts(self) -> list[int]:
         """Training images of each class, before oversampling."""
-        labels = self.labels[self._rows["train"]]
-        return np.bincount(labels, minlength=len(self.classes)).tolist()
+        return np.bincount(self._train_labels, minlength=len(self.classes)).tolist()
 
     @property
     def seen_counts(self) -> list[int]:
         """Images of each class in a training epoch; an oversampled image counts repeatedly."""
-        labels = self.labels[self._rows["train"]]
-        positions = oversampled(labels, self.oversample, np.random.default_rng(self.seed))
-        return np.bincount(labels[positions], minlength=len(self.classes)).tolist()
+        random = np.random.default_rng(self.seed)
+        labels = self._train_labels[oversampled(self._train_labels, self.oversample, random)]
+        return np.bincount(labels, minlength=len(self.classes)).tolist()
+
+    @property
+    def _train_labels(self) -> np.ndarray:
+        return self.labels[self._rows["train"]]
 
     @property
     def split_fingerprint(self) -> str:
@@ -283,25 +257,19 @@ class DataModule(LightningDataModule):
 
     def record(self) -> dict[str, Any]:
         """Metrics of the data for the run record."""
-        counts = {f"data/images/{name}": len(self._rows[name]) for name in SPLITS}
+        values = {f"data/images/{name}": len(self._rows[name]) for name in SPLITS}
         if self.siblings is not None:
             siblings = self._has_sibling.iloc[self._rows["test"]]
-            counts["data/images/unused"] = int((self.side == splits.UNUSED).sum())
-            counts["data/images/test_with_sibling"] = int(siblings.sum())
-        return {
-            **counts,
-            "data/unreadable": len(self.cache.unreadable),
-            "data/groups_on_two_sides": splits.groups_on_two_sides(self.frame, self.side),
-        }
+            values["data/images/unused"] = int((self.side == splits.UNUSED).sum())
+            values["data/images/test_with_sibling"] = int(siblings.sum())
+        values["data/unreadable"] = len(self.cache.unreadable)
+        leaking = splits.groups_on_two_sides(self.frame, self.side)
+        return {**values, "data/groups_on_two_sides": leaking}
 
     def predictions(self, rows: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
-        """One row per image: id, group, true label and the probability of each class.
+        """One row per image: id, group, true label and the probability (N, K) of each class.
 
         With `siblings`, test images have the column `splits.HAS_SIBLING` too.
-
-        Args:
-            rows: Row numbers in the cache, (N,).
-            probability: (N, K).
         """
         frame = self.frame.iloc[rows]
         table = frame[["image_id", "group"]].reset_index(drop=True)
@@ -316,21 +284,12 @@ class DataModule(LightningDataModule):
         self, split: str, train: bool = False, rank: int = 0, world_size: int = 1
     ) -> "DataLoader[dict[str, Tensor]]":
         """Batches of a split: shuffled, oversampled and full for training, else all in order."""
-        rows = self._rows[split]
-        batches = EpochBatches(
-            rows,
-            self.labels[rows],
-            self.batch_size,
-            train,
-            self.oversample,
-            self.seed,
-            rank,
-            world_size,
-        )
+        rows, size = self._rows[split], self.batch_size
+        labels, ranks = self.labels[rows], (rank, world_size)
         return DataLoader(
             CachedImages(self.cache.images, self.labels),
             batch_size=None,  # the sampler yields batches
-            sampler=batches,
+            sampler=EpochBatches(rows, labels, size, train, self.oversample, self.seed, *ranks),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch would consume a global random number
         )

@@ -10,10 +10,6 @@ class SIIM2020(FolderSource):
 
     The images of one patient are a group. The complete set has 33,126 images of 2,056 patients,
     584 of them (1.8%) malignant: report the share of melanomas with every result on a part.
-
-    Args:
-        root: The folder of this layout.
-        limit: Use about this many images only.
     """
 
     name = "siim2020"
@@ -34,4 +30,4 @@ class SIIM2020(FolderSource):
             group=table["patient_id"],
             path=image_paths(images, [folder]),
         )
-        return self.assemble(CLASSES, frame, "patient", path, positive="malignant")
+        return self.assemble(CLASSES, frame, "patient", path)

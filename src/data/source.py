@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,10 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 Limit = Annotated[int, Ge(1)] | None
 MANIFEST_COLUMNS = ("image_id", "label", "group", "path", "split")
 _SUBSET_GROUPS = 5  # groups of each class that a subset keeps: enough for five folds
+_UNREADABLE_LISTS: dict[type[Exception], str] = {
+    FileNotFoundError: "this file is missing; put it there, or set data.root= to its folder",
+    pd.errors.EmptyDataError: "this file is empty; it must have a header and one row per image",
+}
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,19 @@ class Manifest:
             metadata such as age, sex, localization, original_label.
         grouped_by: What a group is: "lesion", "patient", "group" (column of a table) or "image"
             (the data set does not say which images belong together).
-        positive: Name of the class to detect if there are two classes, else None.
     """
 
     source: str
     classes: tuple[str, ...]
     frame: pd.DataFrame
     grouped_by: str
-    positive: str | None = None
 
 
 class Source(ABC):
-    """A data set in the layout of its owners.
+    """A data set in the layout of its owners; docs/extending.md says how to add one.
 
-    To add one, write a subclass in `src/data/<name>.py` and `conf/data/<name>.yaml`, whose
-    `source._target_` names the class. The constructor receives the other keys of `source` and
-    nothing else; it must not read files. `manifest` returns the list of images: derive from
-    `FolderSource` for a set of files, and use its `assemble`. Images that are not files, such as
-    arrays or drawings, need `picture` and `stamps`.
+    The constructor must not read files. For a set of files, derive from `FolderSource` and use its
+    `assemble`. Images that are not files, such as arrays or drawings, need `picture` and `stamps`.
 
     Attributes:
         name: Name of the data set.
@@ -125,7 +124,7 @@ class FolderSource(Source):
         Raises:
             DataError: The folder does not exist or is a file.
         """
-        root = absolute(self.root)
+        root = Path(self.root).expanduser().absolute()
         if not root.is_dir():
             problem = "is a file, not a folder" if root.exists() else "is not there"
             ways = ["set data.root=<folder>"]
@@ -135,60 +134,38 @@ class FolderSource(Source):
                 ways.append(f"fetch it with: python -m src.data.fetch name={self.fetch_name}")
             raise DataError(f"the folder of {self.title} {problem}; {', or '.join(ways)}", root)
         if not (root / name).is_dir():
-            raise DataError(
-                "this folder is missing; unpack it there, or set data.root= to the folder that "
-                f"holds {name}",
-                root / name,
-            )
+            way = f"unpack it there, or set data.root= to the folder that holds {name}"
+            raise DataError(f"this folder is missing; {way}", root / name)
         return root / name
 
     def assemble(
-        self,
-        classes: tuple[str, ...],
-        frame: pd.DataFrame,
-        grouped_by: str,
-        path: Path,
-        positive: str | None = None,
+        self, classes: tuple[str, ...], frame: pd.DataFrame, grouped_by: str, path: Path
     ) -> Manifest:
         """Check a complete list of images, sort it by image id, and apply the limit.
 
         Args:
             classes: Class names in label order.
-            frame: Columns `image_id`, `label`, `group`, `path`, optionally `split`, and metadata.
-                An image without a group becomes a group of one.
+            frame: The columns of `Manifest.frame`. An image without a group becomes a group of one.
             grouped_by: What a group is.
             path: The file or folder that lists the images, for messages.
-            positive: The class to detect if there are two.
 
         Raises:
             DataError: An image is listed twice, or a class has no image.
         """
         repeated = frame.loc[frame["image_id"].duplicated(), "image_id"].drop_duplicates()
         if len(repeated):
-            raise DataError(
-                f"image {repeated.iloc[0]} is listed more than once{_more(len(repeated) - 1)}; "
-                "keep one row per image",
-                path,
-            )
-        present = set(frame["label"])
-        empty = [name for label, name in enumerate(classes) if label not in present]
+            problem = f"image {repeated.iloc[0]} is listed more than once{_more(repeated)}"
+            raise DataError(f"{problem}; keep one row per image", path)
+        empty = [name for label, name in enumerate(classes) if label not in set(frame["label"])]
         if empty:
-            raise DataError(
-                f"no image of class {', '.join(empty)}; add some, or remove the class from the "
-                "list of classes",
-                path,
-            )
+            way = "add some, or remove the class from the list of classes"
+            raise DataError(f"no image of class {', '.join(empty)}; {way}", path)
         leading = [column for column in MANIFEST_COLUMNS if column in frame]
         frame = frame[leading + [column for column in frame if column not in leading]]
         frame = frame.assign(group=frame["group"].fillna(frame["image_id"]).astype("str"))
         frame = frame.sort_values("image_id", kind="stable", ignore_index=True)
-        manifest = Manifest(self.name, classes, frame, grouped_by, positive)
+        manifest = Manifest(self.name, classes, frame, grouped_by)
         return manifest if self.limit is None else subset(manifest, self.limit)
-
-
-def absolute(path: Path | str) -> Path:
-    """The absolute path, with `~` expanded."""
-    return Path(path).expanduser().absolute()
 
 
 def read_csv(
@@ -217,46 +194,32 @@ def read_csv(
             encoding="utf-8-sig",
             low_memory=False,
         ).dropna(how="all")
-    except FileNotFoundError as error:
-        raise DataError(
-            "this file is missing; put it there, or set data.root= to the folder that holds it",
-            path,
-        ) from error
-    except pd.errors.EmptyDataError as error:
-        raise DataError(
-            "this file is empty; it must have a header and one row per image", path
-        ) from error
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"cannot be read as a comma-separated table in UTF-8 ({reason}); correct the file", path
-        ) from error
+        other = f"cannot be read as a comma-separated table in UTF-8 ({reason}); correct the file"
+        raise DataError(_UNREADABLE_LISTS.get(type(error), other), path) from error
     for column in columns:
         if column not in frame:
             present = ", ".join(map(str, frame.columns))
-            raise DataError(
-                f"has no column {column!r}, only {present}; add it, or name the right file", path
-            )
+            way = "add it, or name the right file"
+            raise DataError(f"has no column {column!r}, only {present}; {way}", path)
     if frame.empty:
         raise DataError("lists no image; it must have a header and one row per image", path)
     for column in columns:
         text = frame[column].str.strip()
         frame[column] = text.mask(text == "")
-    for column in columns if complete is None else complete:
         empty = frame.index[frame[column].isna()]
-        if len(empty):
-            raise DataError(
-                f"column {column!r} is empty in line {empty[0] + 2}{_more(len(empty) - 1)}; "
-                "fill it in, or remove the row",
-                path,
-            )
+        if len(empty) and (complete is None or column in complete):
+            where = f"line {empty[0] + 2}{_more(empty)}"
+            way = "fill it in, or remove the row"
+            raise DataError(f"column {column!r} is empty in {where}; {way}", path)
     return frame
 
 
 def encode(
     names: pd.Series, classes: Sequence[str], images: pd.Series, path: Path, what: str = "label"
 ) -> pd.Series:
-    """Position of each name in `classes`.
+    """Position of each name in `classes`, int64 with the index of `names`.
 
     Args:
         names: One name per image; the index is the row in the file.
@@ -265,9 +228,6 @@ def encode(
         path: The file that lists the names, for the message.
         what: What a name is, for the message.
 
-    Returns:
-        int64 with the index of `names`.
-
     Raises:
         DataError: A name is not in `classes`.
     """
@@ -275,54 +235,40 @@ def encode(
     unknown = names.index[labels.isna()]
     if len(unknown):
         first = unknown[0]
-        raise DataError(
-            f"unknown {what} {names[first]!r} of image {images[first]} in line {first + 2}"
-            f"{_more(len(unknown) - 1)}; known are {', '.join(classes)}: correct or remove the row",
-            path,
-        )
+        image = f"image {images[first]} in line {first + 2}{_more(unknown)}"
+        way = f"known are {', '.join(classes)}: correct or remove the row"
+        raise DataError(f"unknown {what} {names[first]!r} of {image}; {way}", path)
     return labels.astype(np.int64)
 
 
-def class_order(
-    names: Sequence[str], positive: str | None, path: Path
-) -> tuple[tuple[str, ...], str | None]:
-    """Label order of the classes: of two classes, the one to detect is label 1.
+def class_order(names: Sequence[str], positive: str | None, path: Path) -> tuple[str, ...]:
+    """The classes in label order: of two, the one to detect becomes label 1.
 
     Args:
         names: Class names.
         positive: The class to detect if there are two; None means the last one.
         path: The file or folder that names the classes, for the message.
 
-    Returns:
-        The names in label order, and the name of label 1 if there are two classes, else None.
-
     Raises:
         ConfigError: `positive` is not one of two classes.
         DataError: There are fewer than two classes.
     """
+    listed = ", ".join(names)
     if len(names) < 2:
-        raise DataError(
-            f"has only one class, {', '.join(names)}; a classifier needs two or more", path
-        )
-    if positive is not None and (len(names) != 2 or positive not in names):
-        expected = (
-            f"one of {', '.join(names)}"
-            if len(names) == 2
-            else f"null, because there are {len(names)} classes"
-        )
+        raise DataError(f"has only one class, {listed}; a classifier needs two or more", path)
+    if positive is not None and not (len(names) == 2 and positive in names):
+        many = f"null, because there are {len(names)} classes"
+        expected = f"one of {listed}" if len(names) == 2 else many
         raise ConfigError("data.source.positive", f"must be {expected}, but got {positive}")
-    ordered = tuple(sorted(names, key=lambda name: name == positive))
-    return ordered, ordered[1] if len(ordered) == 2 else None
+    return tuple(sorted(names, key=lambda name: name == positive))
 
 
 def image_names(folder: Path) -> list[str]:
     """Sorted file names of the images in a folder, without hidden files and other suffixes."""
     # One scandir instead of one stat per image: this saves minutes on network drives.
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
-    return sorted(
-        name for name in names if name[0] != "." and Path(name).suffix.lower() in IMAGE_SUFFIXES
-    )
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
 
 
 def image_paths(images: Iterable[str], folders: Sequence[Path]) -> list[str]:
@@ -361,5 +307,5 @@ def subset(manifest: Manifest, limit: int) -> Manifest:
     return replace(manifest, frame=frame)
 
 
-def _more(count: int) -> str:
-    return f" (and {count} more)" if count else ""
+def _more(rows: Sized) -> str:
+    return f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""

@@ -17,7 +17,6 @@ from src.data.source import SPLITS
 
 SplitMode = Literal["grouped", "image", "official"]
 Siblings = Literal["out", "in"]
-Fractions = tuple[float, float, float]
 MAX_FOLDS = 20
 UNUSED = "unused"  # the side of images that are not used for training, selection or testing
 HAS_SIBLING = "has_sibling"  # column of the recorded test predictions
@@ -34,9 +33,9 @@ _SHUFFLES = 10  # foldings that are tried
 def split(
     frame: pd.DataFrame,
     mode: SplitMode,
-    fractions: Fractions,
+    fractions: Sequence[float],
     seed: int,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str],
 ) -> pd.Series:
     """Assign every image to a side, with every class on every side that is not empty.
 
@@ -59,32 +58,45 @@ def split(
         DataError: A class is too rare to be on every side.
     """
     parts = check_fractions(fractions)
+    labels = frame["label"].to_numpy()
     if mode == "official":
         if "split" not in frame:
-            raise ConfigError(
-                "split",
-                "must be grouped or image, because this data set has no official split, "
-                "but got official",
-            )
+            problem = "must be grouped or image, because this data set has no official split"
+            raise ConfigError("split", f"{problem}, but got official")
         sides = frame["split"].to_numpy()
-        _check_every_side(frame, sides, classes)
-    elif mode == "image":
-        _check_rare(frame.groupby("label").size(), parts, "images", classes)
-        sides = _by_image(frame["label"].to_numpy(), parts, seed)
     else:
-        folds = fold_counts(parts)
-        _check_rare(frame.groupby("label")["group"].nunique(), parts, "groups", classes)
-        sides = _by_group(frame, folds, seed, classes)
+        folds = fold_counts(parts) if mode == "grouped" else {}
+        unit = "group" if mode == "grouped" else "image_id"
+        counts = frame.groupby("label")[unit].nunique().to_numpy()
+        needed = sum(part > 0 for part in parts.values())
+        for name, count in zip(np.asarray(classes)[np.unique(labels)], counts, strict=True):
+            if count < needed:
+                unit = unit.removesuffix("_id")
+                raise DataError(
+                    f"class {name} has {count} {unit}s, fewer than the {needed} sides of the "
+                    "split; add images of it, leave the class out, or set a part of "
+                    "data.fractions to 0"
+                )
+        if mode == "grouped":
+            sides = _by_group(frame, folds, seed)
+        else:
+            sides = _by_image(labels, parts, seed)
+    absent = _absent(labels, sides)
+    if absent is not None:
+        raise DataError(
+            f"class {classes[absent[0]]} has no image in {absent[1]}; add images of it, leave the "
+            "class out, or set another data.split_seed, data.fractions or data.split"
+        )
     return pd.Series(sides, index=frame.index, name="split")
 
 
 def load(
     frame: pd.DataFrame,
     mode: SplitMode,
-    fractions: Fractions,
+    fractions: Sequence[float],
     seed: int,
+    classes: Sequence[str],
     folder: Path,
-    classes: Sequence[str] | None = None,
 ) -> pd.Series:
     """`split` with its result kept in `folder`, because computing it takes a second or more."""
     import sklearn
@@ -96,8 +108,7 @@ def load(
     if path.exists():
         return pd.Series(np.asarray(SPLITS)[np.load(path)], index=frame.index, name="split")
     sides = split(frame, mode, fractions, seed, classes)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path, "the split") as draft:
+    with atomic_file(path, "the split", make_folder=True) as draft:
         np.save(draft, sides.map(SPLITS.index).to_numpy(dtype=np.uint8))
     return sides
 
@@ -111,24 +122,22 @@ def groups_on_two_sides(frame: pd.DataFrame, sides: pd.Series) -> int:
     return int((sides[used].groupby(frame["group"][used]).nunique() > 1).sum())
 
 
-def check_fractions(fractions: Fractions) -> dict[str, float]:
+def check_fractions(fractions: Sequence[float]) -> dict[str, float]:
     """Part of each side.
 
     Raises:
         ConfigError: Not three parts from 0 to 1 whose sum is 1, or nothing to train on.
     """
-    shown = list(fractions)
-    if len(fractions) != len(SPLITS) or not all(0 <= part <= 1 for part in fractions):
-        raise ConfigError(
-            "fractions", f"must be three parts (train, val, test) from 0 to 1, but got {shown}"
-        )
-    if abs(sum(fractions) - 1) > _SUM_TOLERANCE:
-        raise ConfigError(
-            "fractions", f"must add up to 1, but {shown} add up to {sum(fractions):.6g}"
-        )
-    if fractions[0] == 0:
-        raise ConfigError("fractions", f"must leave something to train on, but got {shown}")
-    return dict(zip(SPLITS, fractions, strict=True))
+    shown, total = list(fractions), sum(fractions)
+    if len(shown) != len(SPLITS) or not all(0 <= part <= 1 for part in shown):
+        problem = f"must be three parts (train, val, test) from 0 to 1, but got {shown}"
+    elif abs(total - 1) > _SUM_TOLERANCE:
+        problem = f"must add up to 1, but {shown} add up to {total:.6g}"
+    elif shown[0] == 0:
+        problem = f"must leave something to train on, but got {shown}"
+    else:
+        return dict(zip(SPLITS, shown, strict=True))
+    raise ConfigError("fractions", problem)
 
 
 def fold_counts(parts: dict[str, float]) -> dict[str, int]:
@@ -150,33 +159,8 @@ def fold_counts(parts: dict[str, float]) -> dict[str, int]:
     )
 
 
-def check_siblings(mode: str, grouped_by: str) -> None:
-    """Check that a leakage experiment is possible with this split.
-
-    Args:
-        mode: Of the split.
-        grouped_by: What a group is, see `src.data.source.Manifest`.
-
-    Raises:
-        ConfigError: The split is not grouped, or it is unknown which images show one lesion.
-    """
-    if mode != "grouped":
-        raise ConfigError(
-            "siblings", f"needs data.split=grouped, which it changes, but got data.split={mode}"
-        )
-    if grouped_by == "image":
-        raise ConfigError(
-            "siblings", "must be null: these data do not say which images show one lesion"
-        )
-
-
 def has_sibling(frame: pd.DataFrame, sides: pd.Series) -> pd.Series:
-    """Whether an image is a test image whose group has other images; bool, index of `frame`.
-
-    Args:
-        frame: The frame of a manifest.
-        sides: Of a grouped split: "train", "val" or "test".
-    """
+    """Whether an image is a test image whose group has other images; sides of a grouped split."""
     return (sides == "test") & frame.groupby("group")["group"].transform("size").gt(1)
 
 
@@ -208,9 +192,8 @@ def arrange_siblings(
     tested = random.permutation(np.flatnonzero((sides == "test").to_numpy()))
     moved = np.sort(tested[frame["group"].iloc[tested].duplicated().to_numpy()])
     if not len(moved):
-        raise DataError(
-            "no lesion of the test split has several images: there is nothing that could leak"
-        )
+        problem = "no lesion of the test split has several images"
+        raise DataError(f"{problem}: there is nothing that could leak")
     arranged = sides.to_numpy(dtype=object).copy()
     arranged[moved] = UNUSED
     labels = frame["label"].to_numpy()
@@ -226,9 +209,8 @@ def arrange_siblings(
                 "data.fractions"
             )
         if needed and not (members & (arranged == "test")).any():
-            raise DataError(
-                f"class {name} has no test image left but siblings; set another data.split_seed"
-            )
+            way = "set another data.split_seed"
+            raise DataError(f"class {name} has no test image left but siblings; {way}")
         replaced.append(random.choice(trained, needed, replace=False))
     if siblings == "in":
         arranged[moved] = "train"
@@ -236,9 +218,7 @@ def arrange_siblings(
     return pd.Series(arranged, index=frame.index, name="split")
 
 
-def _by_image(
-    labels: npt.NDArray[np.int64], parts: dict[str, float], seed: int
-) -> npt.NDArray[np.str_]:
+def _by_image(labels: np.ndarray, parts: dict[str, float], seed: int) -> npt.NDArray[np.str_]:
     """Deal out each class separately: StratifiedShuffleSplit may leave a rare class off a side."""
     random = np.random.default_rng(seed)
     sides = np.full(len(labels), "train", dtype="<U5")
@@ -255,10 +235,8 @@ def _by_image(
     return sides
 
 
-def _by_group(
-    frame: pd.DataFrame, folds: dict[str, int], seed: int, classes: Sequence[str] | None
-) -> npt.NDArray[np.str_]:
-    """Deal out stratified folds of groups until every class is on every side."""
+def _by_group(frame: pd.DataFrame, folds: dict[str, int], seed: int) -> npt.NDArray[np.str_]:
+    """Deal out stratified folds of groups until every class is on every side, or give up."""
     from sklearn.model_selection import StratifiedGroupKFold  # the import takes most of a second
 
     n_folds = sum(folds.values())
@@ -279,20 +257,17 @@ def _by_group(
         folding = StratifiedGroupKFold(n_folds, shuffle=True, random_state=shuffle_seed)
         with warnings.catch_warnings():
             # A class with fewer images than folds: `_absent` checks which sides lack it.
-            warnings.filterwarnings(
-                "ignore", message="The least populated class", category=UserWarning
-            )
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             for number, (_, rows) in enumerate(folding.split(frame, labels, frame["group"])):
                 fold[rows] = number
         for _ in range(_DRAWS):
             sides = random.permutation(dealt)[fold]
             if _absent(labels, sides) is None:
                 return sides
-    _check_every_side(frame, sides, classes)
     return sides
 
 
-def _absent(labels: npt.NDArray[np.int64], sides: npt.NDArray[np.str_]) -> tuple[int, str] | None:
+def _absent(labels: np.ndarray, sides: npt.NDArray[np.str_]) -> tuple[int, str] | None:
     """The first class that is not on a side, with this side."""
     every = np.unique(labels)
     for side in np.unique(sides):
@@ -300,27 +275,3 @@ def _absent(labels: npt.NDArray[np.int64], sides: npt.NDArray[np.str_]) -> tuple
         if len(missing):
             return int(missing[0]), str(side)
     return None
-
-
-def _check_every_side(
-    frame: pd.DataFrame, sides: npt.NDArray[np.str_], classes: Sequence[str] | None
-) -> None:
-    absent = _absent(frame["label"].to_numpy(), sides)
-    if absent is not None:
-        label, side = absent
-        raise DataError(
-            f"class {classes[label] if classes else label} has no image in {side}; add images of "
-            "it, leave the class out, or set another data.split_seed, data.fractions or data.split"
-        )
-
-
-def _check_rare(
-    counts: pd.Series, parts: dict[str, float], unit: str, classes: Sequence[str] | None
-) -> None:
-    needed = sum(part > 0 for part in parts.values())
-    for label, count in counts[counts < needed].items():
-        name = classes[int(str(label))] if classes else label
-        raise DataError(
-            f"class {name} has {count} {unit}, fewer than the {needed} sides of the split; add "
-            "images of it, leave the class out, or set a part of data.fractions to 0"
-        )

@@ -8,7 +8,7 @@ images are for learning, they do not imitate patients.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from src.data.source import Manifest, Source
 
 VERSION = 1  # increase it with every change that alters a pixel: caches depend on it
 Plane = npt.NDArray[np.floating]  # (size, size)
-FloatArray = npt.NDArray[np.floating]
 Range = tuple[float, float]
 MARGIN = 2.0  # half side of the canvas in half-widths of a picture: rotated views stay inside
 # Absorption in red, green, blue at concentration 1.
@@ -28,73 +27,38 @@ MELANIN, BLOOD = (0.85, 1.55, 2.05), (0.18, 1.35, 0.85)
 # Colours of the blue-white veil, and of keratin and scar.
 BLUE, WHITE = (0.40, 0.43, 0.55), (0.95, 0.88, 0.80)
 SKINS = ((0.93, 0.76, 0.70), (0.86, 0.64, 0.55), (0.74, 0.53, 0.42))  # fair to brown
-# Share of the lesions, and range of each trait (uniform; "." is 0). radius: half-widths of the
-# picture. border: amplitude of its waves. soft: width of the edge. ring: pigment at the rim, not
-# in the middle. mottle: patchiness. asymmetry: pigment to one side. Others: strength of colours
-# and structures.
+# Share of the lesions, the kinds that atypical ones resemble, and range of each trait (uniform;
+# "." is 0). radius: half-widths of the picture. border: amplitude of its waves. soft: width of the
+# edge. ring: pigment at the rim, not in the middle. mottle: patchiness. asymmetry: pigment to one
+# side. Others: strength of colours and structures.
 _TABLE = """
-trait       akiec       bcc         bkl         df          mel         nv          vasc
-share       0.07        0.09        0.13        0.045       0.145       0.465       0.055
-radius      0.45-0.75   0.35-0.65   0.4-0.75    0.35-0.6    0.45-0.85   0.25-0.65   0.2-0.5
-elongation  0-0.4       0-0.3       0-0.5       0-0.2       0.1-0.5     0-0.4       0-0.3
-border      0.15-0.35   0.05-0.25   0.1-0.35    0.03-0.12   0.2-0.5     0.02-0.15   0.05-0.2
-soft        0.2-0.4     0.15-0.35   0.04-0.12   0.3-0.5     0.06-0.2    0.08-0.25   0.04-0.15
-melanin     0-0.25      0-0.15      0.25-0.6    0.2-0.45    0.5-1.1     0.3-0.8     0-0.2
-blood       0.3-0.6     0.15-0.4    0-0.15      0.1-0.35    0.05-0.35   0-0.25      0.5-1.1
-blue        .           .           0-0.35      .           0.2-0.8     .           0-0.3
-white       .           0-0.35      .           .           0-0.2       .           .
-mottle      0.3-0.8     0.1-0.5     0.2-0.7     0.05-0.2    0.5-1       0-0.35      0-0.4
-asymmetry   0.1-0.5     0.1-0.6     0-0.4       0-0.2       0.5-1       0-0.3       0-0.3
-ring        .           .           .           0.4-1       .           .           .
-network     .           .           .           0.1-0.5     0.2-0.8     0-0.9       .
-globules    .           .           0-0.4       .           0.1-0.6     0-0.7       .
-cysts       .           .           0.4-1       .           .           .           .
-nests       .           0.2-1       .           .           .           .           .
-lacunae     .           .           .           .           .           .           0.4-1
-vessels     0-0.2       0.5-1       .           .           .           .           .
-scar        .           .           .           0.4-1       .           .           .
-scale       0.4-1       .           .           .           .           .           .
+trait       akiec       bcc         bkl           df        mel         nv          vasc
+share       0.07        0.09        0.13          0.045     0.145       0.465       0.055
+mimics      bcc,bkl     akiec,mel   mel,nv,akiec  nv,bcc    nv,bkl      mel,bkl,df  mel,df
+radius      0.45-0.75   0.35-0.65   0.4-0.75      0.35-0.6  0.45-0.85   0.25-0.65   0.2-0.5
+elongation  0-0.4       0-0.3       0-0.5         0-0.2     0.1-0.5     0-0.4       0-0.3
+border      0.15-0.35   0.05-0.25   0.1-0.35      0.03-0.12 0.2-0.5     0.02-0.15   0.05-0.2
+soft        0.2-0.4     0.15-0.35   0.04-0.12     0.3-0.5   0.06-0.2    0.08-0.25   0.04-0.15
+melanin     0-0.25      0-0.15      0.25-0.6      0.2-0.45  0.5-1.1     0.3-0.8     0-0.2
+blood       0.3-0.6     0.15-0.4    0-0.15        0.1-0.35  0.05-0.35   0-0.25      0.5-1.1
+blue        .           .           0-0.35        .         0.2-0.8     .           0-0.3
+white       .           0-0.35      .             .         0-0.2       .           .
+mottle      0.3-0.8     0.1-0.5     0.2-0.7       0.05-0.2  0.5-1       0-0.35      0-0.4
+asymmetry   0.1-0.5     0.1-0.6     0-0.4         0-0.2     0.5-1       0-0.3       0-0.3
+ring        .           .           .             0.4-1     .           .           .
+network     .           .           .             0.1-0.5   0.2-0.8     0-0.9       .
+globules    .           .           0-0.4         .         0.1-0.6     0-0.7       .
+cysts       .           .           0.4-1         .         .           .           .
+nests       .           0.2-1       .             .         .           .           .
+lacunae     .           .           .             .         .           .           0.4-1
+vessels     0-0.2       0.5-1       .             .         .           .           .
+scar        .           .           .             0.4-1     .           .           .
+scale       0.4-1       .           .             .         .           .           .
 """
-# The kinds that atypical lesions of each kind resemble.
-_MIMICS = {
-    "akiec": ("bcc", "bkl"),
-    "bcc": ("akiec", "mel"),
-    "bkl": ("mel", "nv", "akiec"),
-    "df": ("nv", "bcc"),
-    "mel": ("nv", "bkl"),
-    "nv": ("mel", "bkl", "df"),
-    "vasc": ("mel", "df"),
-}
-
-
-class LesionKind(NamedTuple):
-    """Appearance of the lesions of one class.
-
-    Attributes:
-        share: Share of all lesions.
-        mimics: The kinds that its atypical lesions resemble.
-        traits: Range of each trait, drawn uniformly for each lesion.
-    """
-
-    share: float
-    mimics: tuple[str, ...]
-    traits: Mapping[str, Range]
-
-
-def _read_kinds() -> dict[str, LesionKind]:
-    (_, *names), (_, *shares), *rows = (line.split() for line in _TABLE.strip().splitlines())
-    kinds = {}
-    for column, name in enumerate(names):
-        traits: dict[str, Range] = {}
-        for trait, *ranges in rows:
-            low, _, high = ranges[column].partition("-")
-            traits[trait] = (0.0, 0.0) if low == "." else (float(low), float(high))
-        kinds[name] = LesionKind(float(shares[column]), _MIMICS[name], traits)
-    return kinds
-
-
-KINDS = _read_kinds()
-TRAITS = sorted(KINDS["nv"].traits)
+_ROWS, *_COLUMNS = zip(*(line.split() for line in _TABLE.strip().splitlines()), strict=True)
+TRAITS = sorted(_ROWS[3:])
+SHARES = {kind: float(share) for kind, share, *_ in _COLUMNS}
+MIMICS = {kind: mimics.split(",") for kind, _, mimics, *_ in _COLUMNS}
 
 
 class Synthetic(Source):
@@ -130,7 +94,7 @@ class Synthetic(Source):
 
     def manifest(self) -> Manifest:
         """List the pictures; the columns `lesion` and `view` number them."""
-        kinds = list(KINDS)
+        kinds = list(SHARES)
         rows = []
         for lesion in range(self.lesions):
             label, group = kinds.index(self._kind(lesion)), f"SYN_{lesion:05d}"
@@ -154,23 +118,26 @@ class Synthetic(Source):
         """Golden-ratio sequence through the shares: every run of lesions is nearly balanced."""
         start = np.random.default_rng([self.seed, 3]).random()
         point = (start + lesion * (5**0.5 - 1) / 2) % 1.0
-        edges = np.cumsum([kind.share for kind in KINDS.values()])
-        return list(KINDS)[min(int(np.searchsorted(edges, point, side="right")), len(KINDS) - 1)]
+        edges = np.cumsum(list(SHARES.values()))
+        return list(SHARES)[min(int(np.searchsorted(edges, point, side="right")), len(SHARES) - 1)]
 
     def _draw_canvas(self, lesion: int) -> Image.Image:
         rng = np.random.default_rng([self.seed, lesion, 0])
-        kind = KINDS[self._kind(lesion)]
+        kind = self._kind(lesion)
         typical = _draw_traits(rng, kind)
-        other = _draw_traits(rng, KINDS[kind.mimics[rng.integers(len(kind.mimics))]])
+        other = _draw_traits(rng, MIMICS[kind][rng.integers(len(MIMICS[kind]))])
         weight = self.ambiguity * rng.random() ** 2  # most lesions are typical
         mixed = {name: (1 - weight) * typical[name] + weight * other[name] for name in TRAITS}
         return _lesion(rng, mixed, self.native_size)
 
 
-def _draw_traits(rng: np.random.Generator, kind: LesionKind) -> dict[str, float]:
-    values = dict(zip(TRAITS, rng.random(len(TRAITS)), strict=True))
-    ranges = kind.traits
-    return {name: low + (high - low) * values[name] for name, (low, high) in ranges.items()}
+def _draw_traits(rng: np.random.Generator, kind: str) -> dict[str, float]:
+    column = dict(zip(_ROWS, _COLUMNS[list(SHARES).index(kind)], strict=True))
+    traits = {}
+    for name, value in zip(TRAITS, rng.random(len(TRAITS)), strict=True):
+        low, high = (0.0, 0.0) if column[name] == "." else map(float, column[name].split("-"))
+        traits[name] = low + (high - low) * value
+    return traits
 
 
 def _lesion(rng: np.random.Generator, traits: Mapping[str, float], native_size: int) -> Image.Image:
@@ -311,7 +278,7 @@ def _spots(rng: np.random.Generator, size: int, reach: float, most: float, radii
     return _reduced(image)
 
 
-def _lines(size: int, lines: Sequence[tuple[FloatArray, float]]) -> Plane:
+def _lines(size: int, lines: Sequence[tuple[np.ndarray, float]]) -> Plane:
     """Polylines: points (k, 2) in widths of the picture, 0 to 1, and line width in px of 192."""
     image = Image.new("L", (2 * size, 2 * size))
     pen = ImageDraw.Draw(image)
@@ -323,7 +290,7 @@ def _lines(size: int, lines: Sequence[tuple[FloatArray, float]]) -> Plane:
 
 def _vessels(rng: np.random.Generator, size: int, traits: Mapping[str, float]) -> Plane:
     """Arborising vessels: trunks from the border inwards that branch into thinner ones."""
-    lines: list[tuple[FloatArray, float]] = []
+    lines: list[tuple[np.ndarray, float]] = []
     for _ in range(round(5 * traits["vessels"])):
         angle = rng.uniform(0, 2 * np.pi)
         radius = traits["radius"] * rng.uniform(0.6, 1.0)
@@ -360,5 +327,5 @@ def _reduced(image: Image.Image) -> Plane:
     return np.asarray(image.reduce(2), dtype=np.float32) / np.float32(255)
 
 
-def _to_image(pixels: FloatArray) -> Image.Image:
+def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))

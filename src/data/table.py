@@ -5,19 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from src.core.errors import ConfigError
-from src.data.source import (
-    MANIFEST_COLUMNS,
-    SPLITS,
-    FolderSource,
-    Limit,
-    Manifest,
-    class_order,
-    encode,
-    read_csv,
-)
+from src.data import source
+from src.data.source import SPLITS, encode
 
 
-class CsvTable(FolderSource):
+class CsvTable(source.FolderSource):
     """Images that a CSV file lists, one row per image.
 
     The path as written is the image id. Other columns are kept as metadata; one whose name is a
@@ -33,7 +25,7 @@ class CsvTable(FolderSource):
         split_column: Column with train, val or test; None: there is no official split.
         classes: Class names in label order; None: the names in the file, sorted.
         positive: The class to detect if there are two: it becomes label 1. None: the last one.
-        limit: Use about this many images only.
+        limit: See `FolderSource`.
     """
 
     name = "table"
@@ -49,39 +41,37 @@ class CsvTable(FolderSource):
         split_column: str | None = None,
         classes: list[str] | None = None,
         positive: str | None = None,
-        limit: Limit = None,
+        limit: source.Limit = None,
     ) -> None:
         if classes is not None and len(set(classes)) < max(2, len(classes)):
             raise ConfigError("classes", f"must be two or more different names, but got {classes}")
         super().__init__(root, limit)
         self.csv = csv
-        self.path_column = path_column
-        self.label_column = label_column
-        self.group_column = group_column
-        self.split_column = split_column
+        self.columns = path_column, label_column, group_column, split_column
         self.classes = classes
         self.positive = positive
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> source.Manifest:
         """Read and check the list of images."""
         root = self.folder()
         path = root / Path(self.csv).expanduser()
-        required = [self.path_column, self.label_column, *filter(None, [self.split_column])]
-        used = [*required, *filter(None, [self.group_column])]
-        table = read_csv(path, used, complete=required)
-        images, names = table[self.path_column], table[self.label_column]
-        classes, positive = class_order(self.classes or sorted(names.unique()), self.positive, path)
+        path_column, label_column, group_column, split_column = self.columns
+        required = [path_column, label_column, *filter(None, [split_column])]
+        used = [*required, *filter(None, [group_column])]
+        table = source.read_csv(path, used, complete=required)
+        images, names = table[path_column], table[label_column]
+        classes = self.classes or sorted(names.unique())
+        order = source.class_order(classes, self.positive, path)
         columns = {
             "image_id": images,
-            "label": encode(names, classes, images, path),
-            "group": table[self.group_column] if self.group_column else images,
+            "label": encode(names, order, images, path),
+            "group": table[group_column] if group_column else images,
             "path": [str(root / image) for image in images],
         }
-        if self.split_column:
-            encode(table[self.split_column], SPLITS, images, path, "split")  # checks the names
-            columns["split"] = table[self.split_column]
-        renamed = {name: f"{name}_given" for name in MANIFEST_COLUMNS}
+        if split_column:
+            encode(table[split_column], SPLITS, images, path, "split")  # checks the names
+            columns["split"] = table[split_column]
+        renamed = {name: f"{name}_given" for name in source.MANIFEST_COLUMNS}
         metadata = table.drop(columns=used).rename(columns=renamed)
         frame = pd.concat([pd.DataFrame(columns), metadata], axis=1)
-        grouped_by = "group" if self.group_column else "image"
-        return self.assemble(classes, frame, grouped_by, path, positive)
+        return self.assemble(order, frame, "group" if group_column else "image", path)

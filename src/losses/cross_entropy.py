@@ -11,26 +11,10 @@ from src.losses.class_weights import ClassWeightedLoss
 from src.metrics.classification import one_per_class
 
 
-def cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
+class CrossEntropy(ClassWeightedLoss):
     """Mean cross-entropy in nats as torch defines it; two classes may share one column.
 
-    Args:
-        logits: (N, K), or (N, 1) for two classes.
-        target: Labels, int64 (N,).
-        weight: Weight of each class, (K,), K = 2 for logits (N, 1); the sum is divided by the sum
-            of the targets' weights.
-        label_smoothing: Share of the target's mass that is spread evenly over all classes, in
-            [0, 1).
-    """
-    return F.cross_entropy(
-        one_per_class(logits), target, weight=weight, label_smoothing=label_smoothing
-    )
-
-
-class CrossEntropy(ClassWeightedLoss):
-    """`cross_entropy` with the class weights of a training set.
+    With weights, the sum is divided by the sum of the targets' weights.
 
     Args:
         class_counts: Training images of each class, in label order.
@@ -50,4 +34,7 @@ class CrossEntropy(ClassWeightedLoss):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits (N, K) or (N, 1) and labels (N,) -> scalar."""
-        return cross_entropy(logits, target, self.weight, self.label_smoothing)
+        smoothing = self.label_smoothing
+        return F.cross_entropy(
+            one_per_class(logits), target, self.weight, label_smoothing=smoothing
+        )

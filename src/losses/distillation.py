@@ -13,27 +13,14 @@ from src.losses.focal import focal
 from src.metrics.classification import one_per_class
 
 
-def divergence(logits: Tensor, answers: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean Kullback-Leibler divergence from soft answers, times temperature squared, in nats.
-
-    The factor keeps the gradients of the same size at every temperature (Hinton, Vinyals & Dean,
-    Distilling the knowledge in a neural network, 2015, section 2).
-
-    Args:
-        logits: The student's, (N, K), or (N, 1) for two classes.
-        answers: The teachers' probabilities at this temperature, (N, K), K = 2 for logits (N, 1).
-        temperature: Divides the student's logits.
-    """
-    log_probability = F.log_softmax(one_per_class(logits) / temperature, dim=1)
-    return F.kl_div(log_probability, answers, reduction="batchmean") * temperature**2
-
-
 class Distillation(ClassWeightedLoss):
-    """Mix of `divergence` from the mean of the teachers' softened answers and a label loss.
+    """Mix of the divergence from the mean of the teachers' softened answers and a label loss.
 
-    The teachers see the same augmented images as the student (Beyer et al., Knowledge
-    distillation: a good teacher is patient and consistent, CVPR 2022). In evaluation the loss is
-    the label loss alone: cross-entropy or focal loss.
+    The divergence is the mean Kullback-Leibler divergence in nats times temperature squared, which
+    keeps the gradients of the same size at every temperature (Hinton, Vinyals & Dean, Distilling
+    the knowledge in a neural network, 2015, section 2). The teachers see the same augmented images
+    as the student (Beyer et al., Knowledge distillation: a good teacher is patient and consistent,
+    CVPR 2022). In evaluation the loss is the label loss alone: cross-entropy or focal loss.
 
     Args:
         class_counts: Training images of each class, in label order.
@@ -69,11 +56,13 @@ class Distillation(ClassWeightedLoss):
         hard = focal(logits, target, self.gamma, self.weight)
         if images is None or not self._teachers:
             return hard
-        soft = divergence(logits, self._answers(images), self.temperature)
-        return (1 - self.share) * hard + self.share * soft
+        student = F.log_softmax(one_per_class(logits) / self.temperature, dim=1)
+        soft = F.kl_div(student, self._answers(images), reduction="batchmean")
+        return (1 - self.share) * hard + self.share * (soft * self.temperature**2)
 
     @torch.no_grad()
     def _answers(self, images: Tensor) -> Tensor:
+        """Mean of the teachers' softened probabilities, (N, K)."""
         answers = []
         for teacher in self._teachers:
             logits = one_per_class(teacher.to(images.device)(images)).float()

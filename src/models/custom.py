@@ -53,11 +53,8 @@ class CustomCNN(nn.Module):
         super().__init__()
         smallest = smallest_image(depth, padding)
         if image_size < smallest:
-            raise ConfigError(
-                "image_size",
-                f"is too small, the smallest that this net takes is {smallest}, but got "
-                f"{image_size}",
-            )
+            problem = f"is too small, the smallest that this net takes is {smallest}"
+            raise ConfigError("image_size", f"{problem}, but got {image_size}")
         channels = [3] + [width * 2**block for block in range(depth)]
         side, blocks = image_size, []
         for inputs, maps in pairwise(channels):

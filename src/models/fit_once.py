@@ -1,10 +1,15 @@
-"""Models that are fitted without epochs: their protocol, and how such a fit is recorded."""
+"""Models that are fitted without epochs: their contract, and how such a fit is recorded.
+
+Such a model is a network (`nn.Module`) with a property `fitted`: bool, and a method
+`fit_once(data, seed)`: it gets the prepared `DataModule` and the seed of all draws, fits on the CPU
+in full precision, puts everything that is learnt into the state of the module, and returns a
+`FitOnceRecord`.
+"""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,73 +21,28 @@ from src.data.module import DataModule
 from src.tracking.run import Run
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """The images that a model is fitted to.
+class FitOnceRecord(NamedTuple):
+    """What a fit adds to the run record."""
 
-    Attributes:
-        images: The complete cache, uint8 (N, S, S, 3).
-        labels: Of the complete cache, (N,).
-        rows: Numbers of the training images.
-        groups: Lesion or patient of each image of the cache, (N,), for folds within the training
-            set; None if the split is by image.
-        classes: Names in label order.
-        oversample: Smallest size of a class relative to the largest, or None.
-        seed: Of all draws.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    rows: np.ndarray
-    groups: np.ndarray | None
-    classes: Sequence[str]
-    oversample: float | None
-    seed: int
+    rows: np.ndarray  # numbers of the images that were used
+    tables: Mapping[str, pd.DataFrame]  # name of the artifact -> table
+    chosen_by: str  # the criterion that chose the settings
+    tags: Mapping[str, str]  # more tags of the run
 
 
-@dataclass(frozen=True)
-class FitOnceRecord:
-    """What a fit adds to the run record.
-
-    Attributes:
-        rows: The images that were used.
-        tables: Name of the artifact -> table.
-        chosen_by: The criterion that chose the settings.
-        tags: More tags of the run.
-    """
-
-    rows: np.ndarray
-    tables: Mapping[str, pd.DataFrame]
-    chosen_by: str
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-class FitOnceModel(Protocol):
-    """A network (an `nn.Module`) that is fitted without epochs, on the CPU in full precision."""
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the module holds a fit."""
-        ...
-
-    def fit_once(self, training: TrainingSet) -> FitOnceRecord:
-        """Fit; everything that is learnt goes into the state of the module."""
-        ...
-
-
-def is_fit_once(net: Any) -> TypeGuard[FitOnceModel]:
+def is_fit_once(net: nn.Module) -> bool:
     """Whether a network is fitted without epochs: it has a method `fit_once`."""
     return hasattr(net, "fit_once")
 
 
 def train(
-    module: nn.Module, net: FitOnceModel, data: DataModule, seed: int, run: Run | None, folder: Path
+    module: nn.Module, net: Any, data: DataModule, seed: int, run: Run | None, folder: Path
 ) -> Path:
     """Fit the model, write the checkpoint and record the fit.
 
     Args:
         module: Its state dict is written; `net` is a part of it.
-        net: The model.
+        net: A model for which `is_fit_once` is true.
         data: Prepared.
         seed: Of all draws.
         run: Where to record; None: nowhere.
@@ -91,22 +51,11 @@ def train(
     Returns:
         The path of the checkpoint: a state dict as of any other run.
     """
-    groups = None if data.split_mode == "image" else data.frame["group"].to_numpy()
-    training = TrainingSet(
-        images=data.cache.images,
-        labels=data.labels,
-        rows=data.rows("train"),
-        groups=groups,
-        classes=data.classes,
-        oversample=data.oversample,
-        seed=seed,
-    )
     start = time.monotonic()
-    fit = net.fit_once(training)
+    fit = net.fit_once(data, seed)
     seconds = time.monotonic() - start
     checkpoint = folder / "checkpoint" / "best.ckpt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(checkpoint, "the checkpoint") as draft:
+    with atomic_file(checkpoint, "the checkpoint", make_folder=True) as draft:
         content: dict[str, Any] = {"state_dict": module.state_dict()}
         hook = getattr(module, "on_save_checkpoint", None)
         if callable(hook):
@@ -114,14 +63,10 @@ def train(
         torch.save(content, draft)
     if run is not None:
         run.tag(chosen_by=fit.chosen_by, **fit.tags)
-        for name, table in fit.tables.items():
+        sample = data.frame.iloc[fit.rows][["image_id", "group"]]
+        for name, table in {**fit.tables, "search/sample.csv": sample}.items():
             run.table(table, name)
-        run.table(data.frame.iloc[fit.rows][["image_id", "group"]], "search/sample.csv")
-        run.log(
-            {
-                "time/fit_s": seconds,
-                "time/images_per_s": len(fit.rows) / seconds,
-                "data/images/fitted": len(fit.rows),
-            }
-        )
+        speed, count = len(fit.rows) / seconds, len(fit.rows)
+        costs = {"time/fit_s": seconds, "time/images_per_s": speed}
+        run.log({**costs, "data/images/fitted": count})
     return checkpoint

@@ -1,22 +1,4 @@
-"""The contract of a network, and the dense layers that end the networks here.
-
-How to add a network: write a class in `src/models/<name>.py` and `conf/model/<name>.yaml` with
-`defaults: [_classifier, _self_]`, `name`, and `net._target_`, which names the class.
-
-The framework builds the network with the other keys of `net` and one more argument:
-    outputs: number of logits, 1 for two classes, else one per class.
-The side of the square input comes from the config: `image_size: ${data.image_size}`.
-It calls `net(images)` with float32 images (N, 3, S, S), from which `model.mean` is subtracted and
-which are divided by `model.std`, and expects logits (N, outputs).
-
-Optional attributes (capabilities) of a network:
-    backbone: a submodule; `model.backbone_lr_factor` scales its learning rate.
-    loaded_weights: str, what the network starts from, for the run record ("random" by default).
-    fit_once: a method that fits the network without epochs, see `src.models.fit_once`.
-    outside_torch: True if torch's operators do not do the work: no FLOPs are counted, and the
-        network is timed on the CPU, see `src.efficiency.profile`.
-A key `weights` in the config is set to "random" where a checkpoint follows.
-"""
+"""The dense layers that end the networks here; docs/extending.md has the contract of a network."""
 
 from collections.abc import Sequence
 from typing import Annotated

@@ -53,15 +53,15 @@ def fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if isinstance(layer, _RESIZABLE):
             _resize(name, layer, state)
     if _ends(module) != ends:
-        raise ValueError(
-            f"inputs and outputs must be {ends} as in the whole net, but are {_ends(module)}"
-        )
+        sizes = f"{ends} as in the complete net, but are {_ends(module)}"
+        raise ValueError(f"inputs and outputs must be {sizes}")
     mark(_net(module))
 
 
 def _resize(name: str, layer: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Resize the tensors of a layer that are in the state, and update its attributes."""
-    for key, old in _tensors(layer):
+    tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    for key, old in tensors:
         new = state.get(f"{name}.{key}")
         if new is None:
             continue  # load_state_dict reports it
@@ -69,37 +69,26 @@ def _resize(name: str, layer: nn.Module, state: Mapping[str, Tensor]) -> None:
         channels = zip(new.shape[:2], old.shape[:2], strict=False)
         fewer = all(1 <= count <= most for count, most in channels)
         if new.dim() != old.dim() or not fewer or new.shape[2:] != old.shape[2:]:
-            raise ValueError(
-                f"{name}.{key} is {tuple(new.shape)}, which is no part of {tuple(old.shape)}"
-            )
+            shapes = f"{tuple(new.shape)}, which is no part of {tuple(old.shape)}"
+            raise ValueError(f"{name}.{key} is {shapes}")
         empty = torch.empty(new.shape, dtype=old.dtype, device=old.device)
-        if isinstance(old, nn.Parameter):
-            empty = nn.Parameter(empty, old.requires_grad)
-        setattr(layer, key, empty)
-    lengths = {len(tensor) for _, tensor in _tensors(layer) if tensor.dim()}
+        trained = isinstance(old, nn.Parameter)
+        setattr(layer, key, nn.Parameter(empty, old.requires_grad) if trained else empty)
+    lengths = {len(getattr(layer, key)) for key, old in tensors if old.dim()}
     if len(lengths) > 1:
-        raise ValueError(
-            f"{name}: its tensors have different numbers of channels, {sorted(lengths)}"
-        )
+        numbers = f"different numbers of channels, {sorted(lengths)}"
+        raise ValueError(f"{name}: its tensors have {numbers}")
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Conv2d):
-        _update_convolution(name, layer)
+        outputs, inputs = layer.weight.shape[:2]
+        if layer.groups == layer.in_channels == layer.out_channels:
+            layer.groups = outputs
+        if outputs % layer.groups:
+            raise ValueError(f"{name}: {outputs} channels cannot be in {layer.groups} groups")
+        layer.out_channels, layer.in_channels = outputs, inputs * layer.groups
     elif isinstance(layer, _BATCH_NORM) and lengths:
         layer.num_features = lengths.pop()
-
-
-def _update_convolution(name: str, layer: nn.Conv2d) -> None:
-    outputs, inputs = layer.weight.shape[:2]
-    if layer.groups == layer.in_channels == layer.out_channels:
-        layer.groups = outputs
-    if outputs % layer.groups:
-        raise ValueError(f"{name}: {outputs} channels cannot be in {layer.groups} groups")
-    layer.out_channels, layer.in_channels = outputs, inputs * layer.groups
-
-
-def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
 def _ends(module: nn.Module) -> tuple[int, int]:

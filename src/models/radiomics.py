@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,33 +13,23 @@ from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 Descriptor = Literal["hu", "haralick", "histogram"]
+DESCRIPTORS: tuple[Descriptor, ...] = get_args(Descriptor)
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
 HARALICK = (
-    "angular_second_moment",
-    "contrast",
-    "correlation",
-    "variance",
-    "inverse_difference_moment",
-    "sum_average",
-    "sum_variance",
-    "sum_entropy",
-    "entropy",
-    "difference_variance",
-    "difference_entropy",
-    "information_1",
-    "information_2",
+    *("angular_second_moment", "contrast", "correlation", "variance"),
+    *("inverse_difference_moment", "sum_average", "sum_variance", "sum_entropy", "entropy"),
+    *("difference_variance", "difference_entropy", "information_1", "information_2"),
 )
+
+
+# Inspecting the libraries is slow.
+_blas_libraries = cache(ThreadpoolController)
 
 
 def limit_blas(threads: int) -> AbstractContextManager[Any]:
     """A context in which a matrix product uses at most this many threads."""
     return _blas_libraries().limit(limits=threads, user_api="blas")
-
-
-@cache
-def _blas_libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # cached, because inspecting the libraries is slow
 
 
 def grey(image: Pixels) -> Pixels:
@@ -66,7 +56,7 @@ def hu_moments(image: Pixels) -> Values:
     total = mass.sum()
     if total == 0:
         return np.zeros(7)
-    powers = []
+    powers = []  # of the centred coordinates of each axis
     for axis, length in enumerate(mass.shape):
         position = np.arange(length, dtype=np.float64)
         position -= position @ mass.sum(axis=1 - axis) / total
@@ -123,13 +113,6 @@ def histogram(image: Pixels, bins: int) -> Values:
     return np.bincount(cell, minlength=bins**3) / len(cell)
 
 
-_DESCRIPTORS: dict[Descriptor, Callable[[Pixels, int], Values]] = {
-    "hu": lambda image, bins: hu_moments(grey(image)),
-    "haralick": lambda image, bins: haralick(grey(image)),
-    "histogram": histogram,
-}
-
-
 def names(descriptors: Sequence[Descriptor], bins: int) -> tuple[str, ...]:
     """Name of each feature, in the order of `extract`."""
     features: dict[Descriptor, Sequence[str]] = {
@@ -161,10 +144,15 @@ def extract(
     Returns:
         float64 (M, F).
     """
+    functions: dict[Descriptor, Callable[[Pixels], Values]] = {
+        "hu": lambda image: hu_moments(grey(image)),
+        "haralick": lambda image: haralick(grey(image)),
+        "histogram": lambda image: histogram(image, bins),
+    }
 
     def describe(row: int) -> Values:
         image = np.ascontiguousarray(images[row])
-        return np.concatenate([_DESCRIPTORS[kind](image, bins) for kind in descriptors])
+        return np.concatenate([functions[kind](image) for kind in descriptors])
 
     numbers = range(len(images)) if rows is None else rows
     silent = None if title else True  # None: silent unless there is a terminal

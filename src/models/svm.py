@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.core.errors import ConfigError, DataError
+from src.data.module import DataModule
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.metrics.registry import PRIMARY, overall_metrics
 from src.models import radiomics
-from src.models.fit_once import FitOnceRecord, TrainingSet
-from src.models.radiomics import limit_blas
+from src.models.fit_once import FitOnceRecord
 
 log = logging.getLogger(__name__)
 Kernel = Literal["linear", "poly", "rbf", "sigmoid"]
@@ -38,7 +38,6 @@ class KernelMachine:
     """The result of a fit.
 
     Attributes:
-        kernel: Its name.
         gamma: Width of all kernels but the linear one.
         minimum: Of each feature in the training set, (F,).
         scale: Factor of each feature after its minimum is subtracted, (F,): 1 / range, or 1.
@@ -70,12 +69,12 @@ class KernelMachine:
         return similarity @ self.dual.T + self.intercept
 
 
-def _kernel_matrix(left: Values, right: Values, kernel: Kernel, gamma: float) -> Values:
+def _kernel_matrix(a: Values, b: Values, kernel: Kernel, gamma: float) -> Values:
     """Kernel matrix (N, M) of scaled features (N, F) and (M, F)."""
     from sklearn.metrics.pairwise import pairwise_kernels
 
     settings = {"gamma": gamma, "degree": DEGREE, "coef0": COEF0}
-    return pairwise_kernels(left, right, metric=kernel, filter_params=True, **settings)
+    return pairwise_kernels(a, b, metric=kernel, filter_params=True, **settings)
 
 
 def fit(
@@ -105,6 +104,7 @@ def fit(
     from sklearn.svm import SVC
 
     scaler = MinMaxScaler().fit(features)
+    scaling = scaler.data_min_, scaler.scale_
     scaled = (features - scaler.data_min_) * scaler.scale_
     spread = scaled.var()
     gamma = 1.0 / (scaled.shape[1] * spread) if spread > 0 else 1.0
@@ -119,17 +119,9 @@ def fit(
                 svc.fit(gram, positive, sample_weight=weights[labels])
                 dual[output, svc.support_] = svc.dual_coef_[0]
                 intercept[output] = svc.intercept_[0]
-        support = np.flatnonzero(dual.any(axis=0))
-        yield KernelMachine(
-            kernel,
-            gamma,
-            scaler.data_min_,
-            scaler.scale_,
-            scaled[support],
-            dual[:, support],
-            intercept,
-            clip,
-        )
+        used = np.flatnonzero(dual.any(axis=0))
+        vectors = scaled[used], dual[:, used], intercept
+        yield KernelMachine(kernel, gamma, *scaling, *vectors, clip)
 
 
 def folds_of(
@@ -199,11 +191,7 @@ class RadiomicsSVM(nn.Module):
     def __init__(
         self,
         outputs: int,
-        descriptors: Annotated[Sequence[radiomics.Descriptor], MinLen(1)] = (
-            "hu",
-            "haralick",
-            "histogram",
-        ),
+        descriptors: Annotated[Sequence[radiomics.Descriptor], MinLen(1)] = radiomics.DESCRIPTORS,
         bins: Annotated[int, Ge(2), Le(16)] = 8,
         kernels: Annotated[Sequence[Kernel], MinLen(1)] = KERNELS,
         costs: Annotated[Sequence[Annotated[float, Gt(0)]], MinLen(1)] = (0.1, 1.0, 10.0, 100.0),
@@ -258,29 +246,34 @@ class RadiomicsSVM(nn.Module):
         pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
         threads = torch.get_num_threads()
         features = radiomics.extract(pixels, self.descriptors, self.bins, threads=threads)
-        with limit_blas(threads):
+        with radiomics.limit_blas(threads):
             decisions = self.machine.decide(features)
         return torch.from_numpy(decisions).float().to(images.device)
 
-    def fit_once(self, training: TrainingSet) -> FitOnceRecord:
+    def fit_once(self, data: DataModule, seed: int) -> FitOnceRecord:
         """Draw the sample, choose kernel and C on it by cross-validation, and fit all of it.
 
         Raises:
             DataError: A class is too rare for the folds, or has no image.
         """
-        rows = _sample(training, self.max_samples)
-        labels = training.labels[rows]
-        groups = None if training.groups is None else training.groups[rows]
+        rows = data.rows("train")
+        if len(rows) > self.max_samples:
+            from sklearn.utils import resample
+
+            options = {"n_samples": self.max_samples, "stratify": data.labels[rows]}
+            rows = np.sort(resample(rows, replace=False, random_state=seed, **options))
+        labels = data.labels[rows]
+        groups = None if data.split_mode == "image" else data.frame["group"].to_numpy()[rows]
         # Before the features, because these take a while.
-        folds = folds_of(labels, groups, training.classes, self.folds, training.seed)
+        folds = folds_of(labels, groups, data.classes, self.folds, seed)
         start, threads = time.perf_counter(), torch.get_num_threads()
         features = radiomics.extract(
-            training.images, self.descriptors, self.bins, rows, threads, "features"
+            data.cache.images, self.descriptors, self.bins, rows, threads, "features"
         )
         log.info("features of %d images in %.0f s", len(rows), time.perf_counter() - start)
-        weights = self.cost_factors(labels, len(training.classes), training.oversample)
-        with limit_blas(threads):
-            table = self._grid_search(features, labels, training.classes, folds, weights)
+        weights = self.cost_factors(labels, len(data.classes), data.oversample)
+        with radiomics.limit_blas(threads):
+            table = self._grid_search(features, labels, data.classes, folds, weights)
             kernel, cost = table.loc[table["chosen"], ["kernel", "C"]].iloc[0]
             outputs = len(self.intercept)
             machine = next(fit(features, labels, outputs, kernel, [cost], weights, self.clip))
@@ -290,12 +283,9 @@ class RadiomicsSVM(nn.Module):
             parameter.data = torch.as_tensor(getattr(machine, name), dtype=torch.float64)
         self.kernel.fill_(KERNELS.index(machine.kernel))
         by = "by image" if groups is None else "grouped"
-        return FitOnceRecord(
-            rows=rows,
-            tables={"search/grid.csv": table},
-            chosen_by=f"train: {self.folds}-fold cross-validation, {by}, mean {self.score}",
-            tags={"svm": f"{machine.kernel}, C={cost:g}, {len(machine.support)} support vectors"},
-        )
+        chosen_by = f"train: {self.folds}-fold cross-validation, {by}, mean {self.score}"
+        tags = {"svm": f"{machine.kernel}, C={cost:g}, {len(machine.support)} support vectors"}
+        return FitOnceRecord(rows, {"search/grid.csv": table}, chosen_by, tags)
 
     def _grid_search(
         self,
@@ -313,13 +303,12 @@ class RadiomicsSVM(nn.Module):
             (mean), `seconds` (all folds) and `chosen`: the best mean, the first of equals.
         """
         rows: list[dict[str, object]] = []
-        total, outputs = len(folds) * len(self.kernels), len(self.intercept)
-        bar = tqdm(total=total, desc="kernel and C", unit="fit", leave=False, disable=None)
-        for (train, held_out), kernel in itertools.product(folds, self.kernels):
+        outputs, cells = len(self.intercept), list(itertools.product(folds, self.kernels))
+        bar = tqdm(cells, "kernel and C", unit="fit", leave=False, disable=None)
+        for (train, held_out), kernel in bar:
             start = time.perf_counter()
-            machines = fit(
-                features[train], labels[train], outputs, kernel, self.costs, weights, self.clip
-            )
+            arguments = (outputs, kernel, self.costs, weights, self.clip)
+            machines = fit(features[train], labels[train], *arguments)
             for cost, machine in zip(self.costs, machines, strict=True):
                 metrics = ClassificationMetrics(tuple(classes))
                 decisions = torch.from_numpy(machine.decide(features[held_out]))
@@ -328,13 +317,11 @@ class RadiomicsSVM(nn.Module):
                 scores = {name: values.get(name, float("nan")) for name in overall_metrics()}
                 seconds, start = time.perf_counter() - start, time.perf_counter()
                 support = float(len(machine.support))
-                cell = {"kernel": kernel, "C": cost}
-                rows.append({**cell, **scores, "support_vectors": support, "seconds": seconds})
-            bar.update()
-        bar.close()
-        cells = pd.DataFrame(rows).groupby(["kernel", "C"], sort=False)
-        table = cells.mean()
-        table.insert(len(table.columns) - 2, "spread", cells[self.score].std())
+                row = {"kernel": kernel, "C": cost, **scores}
+                rows.append({**row, "support_vectors": support, "seconds": seconds})
+        grouped = pd.DataFrame(rows).groupby(["kernel", "C"], sort=False)
+        table = grouped.mean()
+        table.insert(len(table.columns) - 2, "spread", grouped[self.score].std())
         table["seconds"] *= len(folds)
         table["chosen"] = table.index == table[self.score].idxmax()
         return table.reset_index()
@@ -367,20 +354,3 @@ class RadiomicsSVM(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if not 0 <= int(self.kernel) < len(KERNELS):
             rest[-1].append(f"kernel number {int(self.kernel)} is none of {len(KERNELS)}")
-
-
-def _sample(training: TrainingSet, size: int) -> np.ndarray:
-    """Rows to fit on: all, or a stratified sample of this size."""
-    if len(training.rows) <= size:
-        return training.rows
-    from sklearn.utils import resample
-
-    labels = training.labels[training.rows]
-    sample = resample(
-        training.rows,
-        replace=False,
-        n_samples=size,
-        stratify=labels,
-        random_state=training.seed,
-    )
-    return np.sort(sample)

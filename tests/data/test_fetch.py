@@ -1,15 +1,13 @@
 import dataclasses
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from src.core.errors import ConfigError, DataError, DependencyError
+from src.core.errors import DataError, DependencyError
 from src.data import fetch
 from src.data.fetch import COLLECTIONS, HAM10000_DX, download, download_collection, ham10000_table
 from src.data.ham10000 import HAM10000
@@ -20,94 +18,82 @@ medmnist = pytest.importorskip("medmnist", reason="the extra `fetch` is not inst
 pytest.importorskip("isic_cli", reason="the extra `fetch` is not installed")
 
 BODY = os.urandom(1_000_000)
-# The archive's diagnoses of HAM10000's classes, one image each, and the class.
+VASCULAR = "Benign soft tissue proliferations - Vascular"
+# The archive's diagnoses of HAM10000's classes by image number: the class, the diagnosis of level
+# 3, and other fields.
 DIAGNOSES = {
-    24306: (
-        "nv",
-        {
-            "diagnosis_1": "Benign",
-            "diagnosis_3": "Nevus",
-            "diagnosis_confirm_type": "histopathology",
-        },
-    ),
-    24400: ("akiec", {"diagnosis_3": "Solar or actinic keratosis"}),
-    24401: ("akiec", {"diagnosis_3": "Squamous cell carcinoma, NOS"}),
-    24402: ("bcc", {"diagnosis_3": "Basal cell carcinoma"}),
-    29305: ("bkl", {"diagnosis_3": "Pigmented benign keratosis"}),
-    29306: ("df", {"diagnosis_3": "Dermatofibroma"}),
-    29307: (
-        "mel",
-        {"diagnosis_2": "Malignant melanocytic proliferations", "diagnosis_3": "Melanoma, NOS"},
-    ),
-    34320: (
-        "vasc",
-        {
-            "diagnosis_2": "Benign soft tissue proliferations - Vascular",
-            "diagnosis_3": "Hemangioma",
-        },
-    ),
+    24306: ("nv", "Nevus", {"diagnosis_1": "Benign", "diagnosis_confirm_type": "histopathology"}),
+    24400: ("akiec", "Solar or actinic keratosis", {}),
+    24401: ("akiec", "Squamous cell carcinoma, NOS", {}),
+    24402: ("bcc", "Basal cell carcinoma", {}),
+    29305: ("bkl", "Pigmented benign keratosis", {}),
+    29306: ("df", "Dermatofibroma", {}),
+    29307: ("mel", "Melanoma, NOS", {"diagnosis_2": "Malignant melanocytic proliferations"}),
+    34320: ("vasc", "Hemangioma", {"diagnosis_2": VASCULAR}),
 }
+
+
+@pytest.fixture
+def file(tmp_path):
+    """The path of a download, `a.bin`."""
+    return tmp_path / "a.bin"
 
 
 def check_body(path: Path) -> None:
     assert path.read_bytes() == BODY
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
-def test_download_resumes_after_interruptions(owner, tmp_path):
+def test_download_resumes_after_interruptions(owner, file):
     md5 = owner.add_file("a.bin", BODY)
     owner.cut = [300_000, 400_000]
-    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
-    check_body(tmp_path / "a.bin")
+    download(f"{owner.url}a.bin", file, md5)
+    check_body(file)
     first, second, third = owner.ranges("a.bin")
     assert first is None
     assert 0 < int(second[6:-1]) < int(third[6:-1]) < len(BODY)
 
 
-def test_download_resumes_the_work_of_another_process(owner, tmp_path):
-    md5 = owner.add_file("a.bin", BODY)
+def test_download_resumes_the_work_of_another_process(owner, file):
+    md5, part = owner.add_file("a.bin", BODY), file.with_name("a.bin.part")
     owner.cut = [600_000, 0]  # the second answer brings nothing: give up
     with pytest.raises(DependencyError, match=r"bytes are kept, the same command resumes"):
-        download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
-    kept = (tmp_path / "a.bin.part").stat().st_size
+        download(f"{owner.url}a.bin", file, md5)
+    kept = part.stat().st_size
     assert kept > 0
-    assert not (tmp_path / "a.bin").exists()
-    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
+    assert not file.exists()
+    download(f"{owner.url}a.bin", file, md5)
     assert owner.ranges("a.bin")[-1] == f"bytes={kept}-"
-    check_body(tmp_path / "a.bin")
+    check_body(file)
+    file.rename(part)  # complete, but not yet moved
+    download(f"{owner.url}a.bin", file, md5)
+    check_body(file)
 
 
-def test_complete_part_is_moved(owner, tmp_path):
-    md5 = owner.add_file("a.bin", BODY)
-    (tmp_path / "a.bin.part").write_bytes(BODY)
-    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
-    check_body(tmp_path / "a.bin")
-
-
-def test_wrong_checksum_leaves_nothing(owner, tmp_path):
+def test_wrong_checksum_leaves_nothing(owner, file):
     md5 = owner.add_file("a.bin", BODY)
     with pytest.raises(DataError, match=f"MD5.*{md5}"):
-        download(f"{owner.url}a.bin", tmp_path / "a.bin", "0" * 32)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)  # of another file
+        download(f"{owner.url}a.bin", file, "0" * 32)
+    assert list(file.parent.iterdir()) == []
+    file.with_name("a.bin.part").write_bytes(b"x" * 1000)  # of another file
     with pytest.raises(DataError, match="MD5"):
-        download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)
-    download(f"{owner.url}a.bin", tmp_path / "a.bin", md5)  # from the start this time
-    check_body(tmp_path / "a.bin")
+        download(f"{owner.url}a.bin", file, md5)
+    download(f"{owner.url}a.bin", file, md5)  # from the start this time
+    check_body(file)
 
 
-def test_without_a_checksum_nothing_is_resumed(owner, tmp_path):
-    owner.files["a.csv"] = b"image\n1\n"
-    (tmp_path / "a.csv.part").write_bytes(b"old")
-    download(f"{owner.url}a.csv", tmp_path / "a.csv")
-    assert (tmp_path / "a.csv").read_bytes() == b"image\n1\n"
-    assert owner.ranges("a.csv") == [None]
+def test_without_a_checksum_nothing_is_resumed(owner, file):
+    owner.files["a.bin"] = b"image\n1\n"
+    file.with_name("a.bin.part").write_bytes(b"old")
+    download(f"{owner.url}a.bin", file)
+    assert file.read_bytes() == b"image\n1\n"
+    assert owner.ranges("a.bin") == [None]
 
 
-def test_missing_file_names_the_status(owner, tmp_path):
+def test_missing_file_names_the_status(owner, file):
     with pytest.raises(DependencyError, match="HTTP status 404"):
-        download(f"{owner.url}absent", tmp_path / "absent", "0" * 32)
-    assert list(tmp_path.iterdir()) == []
+        download(f"{owner.url}absent", file, "0" * 32)
+    assert list(file.parent.iterdir()) == []
 
 
 @pytest.fixture
@@ -128,9 +114,6 @@ def test_medmnist(owner, dermamnist, tmp_path, capsys):
         assert (tmp_path / f"dermamnist{suffix}.npz").read_bytes() == dermamnist[suffix]
     assert len(owner.requests) == 2
     assert "CC BY-NC 4.0" in capsys.readouterr().out
-
-
-def test_changed_medmnist_file_is_refused(owner, dermamnist, tmp_path, capsys):
     owner.files["dermamnist.npz"] = b"something else"
     assert fetch.main(["name=dermamnist", f"root={tmp_path / 'new'}"]) == 2
     assert "MD5" in capsys.readouterr().err
@@ -144,10 +127,10 @@ def resized(name: str, size: int) -> fetch.ArchiveCollection:
 @pytest.fixture
 def ham(owner):
     """HAM10000 with one image of each diagnosis; returns the collection and the images' bytes."""
-    bodies = [
-        owner.add_image(number, **diagnosis, lesion_id=f"IL_{number // 1000}", age_approx=45)
-        for number, (_, diagnosis) in DIAGNOSES.items()
-    ]
+    bodies = []
+    for number, (_, diagnosis, others) in DIAGNOSES.items():
+        clinical = {"diagnosis_3": diagnosis, "lesion_id": f"IL_{number // 1000}", **others}
+        bodies.append(owner.add_image(number, age_approx=45, **clinical))
     # of the test set of 2018: not in HAM10000
     owner.add_image(34500, diagnosis_3="Nevus", lesion_id="IL_34")
     return resized("ham10000", len(bodies)), bodies
@@ -167,9 +150,8 @@ def test_ham10000_is_read_by_its_source(owner, ham, tmp_path, monkeypatch, capsy
     assert f"ham10000 is in {tmp_path}" in output
     manifest = HAM10000(tmp_path).manifest()
     frame = manifest.frame.sort_values("image_id")
-    assert [manifest.classes[label] for label in frame["label"]] == [
-        dx for dx, _ in DIAGNOSES.values()
-    ]
+    classes = [manifest.classes[label] for label in frame["label"]]
+    assert classes == [dx for dx, _, _ in DIAGNOSES.values()]
     assert frame["group"].tolist() == ["IL_24"] * 4 + ["IL_29"] * 3 + ["IL_34"]
     assert frame["dx_type"].iloc[0] == "histo"
     assert (frame["age"] == 45).all()
@@ -190,16 +172,13 @@ def test_existing_images_are_not_downloaded_again(owner, ham, tmp_path):
     assert sorted(path.name for path in truncated.parent.iterdir()) == sorted(expected)
 
 
-def test_too_few_images_write_no_table(owner, ham, tmp_path):
+def test_incomplete_archive_writes_no_table(owner, ham, tmp_path):
     with pytest.raises(DataError, match="8 of 10,015 images"):
         download_collection(COLLECTIONS["ham10000"], tmp_path, owner.url)
-    assert not (tmp_path / "HAM10000_metadata.csv").exists()
-
-
-def test_unknown_diagnosis_is_named(owner, ham, tmp_path):
     owner.records[0]["metadata"]["clinical"]["diagnosis_3"] = "Scar"
     with pytest.raises(DataError, match=r"ISIC_0024306 .*Benign / Scar"):
         download_collection(ham[0], tmp_path, owner.url)
+    assert not (tmp_path / "HAM10000_metadata.csv").exists()
 
 
 def test_isic2019_is_read_by_its_source(owner, tmp_path):
@@ -234,11 +213,8 @@ def test_siim2020_is_read_by_its_source(owner, tmp_path):
     assert frame["label"].to_dict() == {"ISIC_2637011": 0, "ISIC_0015719": 1}
 
 
-def test_published_classes_are_all_reached():
+def test_table_has_the_official_classes_and_columns(shared_data):
     assert set(HAM10000_DX.values()) == {"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"}
-
-
-def test_table_has_the_official_columns(shared_data):
     official = pd.read_csv(shared_data / "ham10000" / "HAM10000_metadata.csv", nrows=5)
     clinical = {"diagnosis_3": "Nevus", "lesion_id": "IL_1"}
     record = {"isic_id": "ISIC_0024306", "metadata": {"acquisition": {}, "clinical": clinical}}
@@ -267,34 +243,24 @@ def test_without_a_network_one_line_and_the_manual_steps(closed_port, tmp_path, 
         (["ham10000"], "ham10000: must be name=, root=, size= or url="),
         (["name="], "name=: must be"),
         (["nmae=ham10000"], "nmae=ham10000: must be"),
+        (["name=dermamnist", "root=file"], "file: cannot be written to"),
     ],
 )
-def test_invalid_arguments_are_one_line(capsys, arguments, message):
+def test_invalid_arguments_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert fetch.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_help_of_the_command(root):
-    ended = subprocess.run(
-        [sys.executable, "-m", "src.data.fetch", "--help"], capture_output=True, text=True, cwd=root
-    )
-    assert ended.returncode == 0
-    names = re.search(r"^name= +(.*), or ", ended.stdout, re.M)[1].split(", ")
+def test_help_of_the_command(capsys):
+    assert fetch.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    names = re.search(r"^name= +(.*), or ", text, re.M)[1].split(", ")
     assert names == [*COLLECTIONS, "dermamnist"]
-    examples = set(re.findall(r"src\.data\.fetch name=(\w+)", ended.stdout))
+    examples = set(re.findall(r"src\.data\.fetch name=(\w+)", text))
     assert examples
     assert examples <= set(names)
-
-
-def test_root_that_is_a_file_is_named(owner, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=re.escape(str(tmp_path / "file"))):
-        fetch.fetch("dermamnist", tmp_path / "file", url=owner.url)
-
-
-def test_invalid_size_is_refused_before_anything_is_created(tmp_path):
-    with pytest.raises(ConfigError):
-        fetch.fetch("dermamnist", tmp_path / "new", size="30")
-    assert not (tmp_path / "new").exists()

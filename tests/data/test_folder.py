@@ -13,7 +13,6 @@ def test_folders_are_classes(layout):
     (root / "readme.md").write_text("no class")
     manifest = source.manifest()
     assert manifest.classes == ("benign", "malignant")
-    assert manifest.positive == "malignant"
     assert manifest.grouped_by == "image"
     assert manifest.frame["image_id"][0] == "benign/IMG_0000.JPG"
     assert manifest.frame["label"].tolist() == [0] * 12 + [1] * 12

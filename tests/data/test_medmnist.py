@@ -55,7 +55,6 @@ def test_grey_binary_file(tmp_path):
     source = MedMNIST(tmp_path / "any.npz", flag="any")
     manifest = source.manifest()
     assert manifest.classes == ("class_0", "class_1")
-    assert manifest.positive == "class_1"
     row = int(manifest.frame.index[manifest.frame["image_id"] == "val_000002"][0])
     pixels = np.asarray(source.picture(manifest, row))
     assert np.array_equal(pixels, np.repeat(arrays["val_images"][2][..., None], 3, axis=2))

@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +19,9 @@ class Squares(Source):
 
     name = "squares"
 
+    def __init__(self, grouped_by: str = "lesion") -> None:
+        self.grouped_by = grouped_by
+
     def manifest(self) -> Manifest:
         number = np.arange(80)
         frame = pd.DataFrame(
@@ -30,7 +32,7 @@ class Squares(Source):
                 "path": "",
             }
         )
-        return Manifest("squares", ("a", "b"), frame, "lesion")
+        return Manifest("squares", ("a", "b"), frame, self.grouped_by)
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
         return Image.new("RGB", (8, 8), (row, 0, 0))
@@ -39,9 +41,10 @@ class Squares(Source):
         return [str(row) for row in range(len(manifest.frame))]
 
 
-@pytest.fixture
-def module(tmp_path: Path):
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory):
     """Build a prepared module with changed settings."""
+    folder = tmp_path_factory.mktemp("cache")
 
     def build(**changes: object) -> DataModule:
         settings: dict[str, object] = {
@@ -55,7 +58,7 @@ def module(tmp_path: Path):
             "oversample": None,
             "on_unreadable": "error",
             "batch_size": 16,
-            "cache_dir": str(tmp_path),
+            "cache_dir": str(folder),
         }
         return DataModule(**settings | changes).prepare()
 
@@ -83,15 +86,10 @@ def test_oversampling_repeats_evenly_up_to_the_ratio(labels, ratio, seed):
         assert of_class.min() >= 1
 
 
-def test_ratio_of_a_half_makes_the_malignant_images_a_third():
-    labels = np.repeat([0, 1], [900, 30])
-    positions = oversampled(labels, 0.5, np.random.default_rng(0))
-    assert labels[positions].mean() == pytest.approx(1 / 3)
-
-
-def test_remainder_is_drawn_again():
+def test_oversampling_to_a_third_and_the_draw_of_its_remainder():
+    labels, random = np.repeat([0, 1], [900, 30]), np.random.default_rng(0)
+    assert labels[oversampled(labels, 0.5, random)].mean() == pytest.approx(1 / 3)
     labels = np.repeat([0, 1], [50, 7])
-    random = np.random.default_rng(0)
     draws = [oversampled(labels, 1.0, random).tolist() for _ in range(3)]
     assert draws[0] != draws[1] != draws[2]
 
@@ -158,18 +156,13 @@ def test_ranks_share_an_epoch_without_overlap(world: int):
     assert 50 - len(drawn) < 4 * world
 
 
-def test_short_last_batch_is_kept_in_evaluation_only():
-    rows, labels = np.arange(10), np.zeros(10, dtype=np.int64)
-
-    def sizes(batch_size: int, train: bool) -> list[int]:
-        batches = EpochBatches(rows, labels, batch_size, train)
-        sizes = [len(batch) for batch in batches]
-        assert len(sizes) == len(batches)
-        return sizes
-
-    assert sizes(4, train=False) == [4, 4, 2]
-    assert sizes(4, train=True) == [4, 4]
-    assert sizes(64, train=True) == [10]
+@pytest.mark.parametrize(
+    ("size", "train", "sizes"), [(4, False, [4, 4, 2]), (4, True, [4, 4]), (64, True, [10])]
+)
+def test_short_last_batch_is_kept_in_evaluation_only(size: int, train: bool, sizes: list[int]):
+    batches = EpochBatches(np.arange(10), np.zeros(10, dtype=np.int64), size, train)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == len(sizes)
 
 
 def test_augmentation_sees_floats_of_training_batches_only(module):
@@ -189,9 +182,17 @@ def test_augmentation_sees_floats_of_training_batches_only(module):
     assert augmented[0, 0, 0, 0].item() == pytest.approx(1 - red / 255)
 
 
-def test_fractions_must_be_three(module):
-    with pytest.raises(ConfigError, match="fractions: must be three numbers"):
-        module(fractions=[0.8, 0.2])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"fractions": [0.8, 0.2]}, "fractions: must be three parts"),
+        ({"siblings": "in", "split": "image"}, "siblings: needs data.split=grouped"),
+        ({"siblings": "out", "source": Squares("image")}, "siblings: must be null"),
+    ],
+)
+def test_impossible_splits_are_refused(module, changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        module(**changes)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The contract of a data source, and the errors of listings."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,11 @@ from hydra.utils import get_class
 
 from src.core.config import check, resolve
 from src.core.errors import ConfigError, DataError
+from src.data import source as sources
 from src.data.folder import ClassFolders
 from src.data.ham10000 import HAM10000
 from src.data.siim2020 import SIIM2020
-from src.data.source import (
-    SPLITS,
-    Source,
-    class_order,
-    encode,
-    image_names,
-    image_paths,
-    read_csv,
-    subset,
-)
+from src.data.source import SPLITS, Source, class_order, read_csv, subset
 from src.data.table import CsvTable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -37,15 +30,7 @@ LISTS = {
     "siim2020": ("train.csv", "image_name", "target"),
     "table": ("images.csv", "path", "label"),
 }
-every_layout = pytest.mark.parametrize("name", LAYOUTS)
 every_list = pytest.mark.parametrize("name", LISTS)
-
-
-def limited(name: str, source: Source, root: Path, limit: int | None) -> Source:
-    """The same source with a limit."""
-    if name == "table":
-        return CsvTable("images.csv", root, group_column="lesion", limit=limit)
-    return type(source)(root, limit=limit)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -61,8 +46,8 @@ def test_config_names_a_source_and_its_arguments(config: str) -> None:
     assert isinstance(kind.licence_of(source), str)
 
 
-@every_layout
-def test_manifest(layout, name):
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_source_keeps_the_contract(layout, tmp_path, name):
     source, root = layout(name)
     manifest = source.manifest()
     frame = manifest.frame
@@ -71,126 +56,110 @@ def test_manifest(layout, name):
     assert frame["image_id"].is_monotonic_increasing
     assert frame["label"].dtype == np.int64
     assert set(frame["label"]) == set(range(len(manifest.classes)))
-    assert frame["group"].notna().all()
     assert all(Path(path).is_absolute() and Path(path).is_file() for path in frame["path"])
-    assert (manifest.positive is None) == (len(manifest.classes) != 2)
-    assert manifest.positive in (None, manifest.classes[-1])
-    if "split" in frame:
-        assert set(frame["split"]) <= set(SPLITS)
-    if manifest.grouped_by == "image":
-        assert frame["group"].is_unique
-    else:
-        assert (frame["group"].value_counts() == 2).all()
+    assert "split" not in frame or set(frame["split"]) <= set(SPLITS)
+    sizes = frame["group"].value_counts()
+    assert sizes.sum() == len(frame)
+    assert (sizes == (1 if manifest.grouped_by == "image" else 2)).all()
+    assert source.picture(manifest, 0).mode == "RGB"
+    stamps = source.stamps(manifest)
+    assert len(stamps) == len(frame)
+    assert "absent" not in stamps
     # The order of the rows does not depend on the file.
     for path in root.glob("*.csv"):
         pd.read_csv(path).sample(frac=1, random_state=0).to_csv(path, index=False)
     pd.testing.assert_frame_equal(source.manifest().frame, frame)
-
-
-@every_layout
-def test_pictures_are_rgb_and_stamped(layout, name):
-    source, _ = layout(name)
-    manifest = source.manifest()
-    assert source.picture(manifest, 0).mode == "RGB"
-    stamps = source.stamps(manifest)
-    assert len(stamps) == len(manifest.frame)
-    assert "absent" not in stamps
-
-
-@every_layout
-def test_missing_root_names_the_alternatives(layout, tmp_path, name):
-    source, root = layout(name)
+    # A limit keeps complete groups of every class, always the same.
+    source.limit = 1
+    few = source.manifest().frame
+    assert set(few["label"]) == set(frame["label"])
+    assert len(few) < len(frame)
+    kept = frame[frame["group"].isin(few["group"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(few, kept)
+    pd.testing.assert_frame_equal(source.manifest().frame, few)
+    # A missing root names the alternatives.
     root.rename(tmp_path / "moved")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=rf"^{root}: .*data\.root=") as caught:
         source.manifest()
-    message = str(caught.value)
-    assert message.startswith(f"{root}: ")
-    assert "data.root=" in message
-    assert "\n" not in message
+    assert "\n" not in str(caught.value)
     if name in ("ham10000", "isic2018", "isic2019", "siim2020"):
-        assert f"{name.upper()}_DIR" in message
-
-
-@every_layout
-def test_limit_takes_complete_groups_of_every_class(layout, name):
-    source, root = layout(name)
-    complete = source.manifest().frame
-    few = limited(name, source, root, 1).manifest()
-    assert set(few.frame["label"]) == set(range(len(few.classes)))
-    assert len(few.frame) < len(complete)
-    kept = complete[complete["group"].isin(few.frame["group"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(few.frame, kept)
-    again = limited(name, source, root, 1).manifest().frame
-    pd.testing.assert_frame_equal(again, few.frame)
+        assert f"{name.upper()}_DIR" in str(caught.value)
 
 
 @every_list
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda table, image, label: table.drop(columns=label), "has no column '{label}', only .*"),
-        (lambda table, image, label: table.iloc[:0], "lists no image"),
-        (lambda table, image, label: None, "is empty"),
+        (lambda table, label: table.drop(columns=label), "has no column '{label}', only .*"),
+        (lambda table, label: table.iloc[:0], "lists no image"),
+        (lambda table, label: None, "is empty"),
         (
-            lambda table, image, label: table.assign(**{label: table[label].drop([3, 5])}),
+            lambda table, label: table.assign(**{label: table[label].drop([3, 5])}),
             r"column '{label}' is empty in line 5 \(and 1 more\)",
         ),
         (
-            lambda table, image, label: pd.concat([table, table.iloc[[7]]]),
+            lambda table, label: pd.concat([table, table.iloc[[7]]]),
             "image .*IMG_0007.* is listed more than once",
         ),
     ],
 )
 def test_invalid_list(layout, name, change, problem):
     source, root = layout(name)
-    file, image, label = LISTS[name]
-    changed = change(pd.read_csv(root / file, dtype=str), image, label)
+    file, _, label = LISTS[name]
+    changed = change(pd.read_csv(root / file, dtype=str), label)
     (root / file).write_text("" if changed is None else changed.to_csv(index=False))
     with pytest.raises(DataError, match=f"{file}: .*{problem.format(label=label)}"):
         source.manifest()
 
 
 @every_list
-def test_missing_list_is_named(layout, name):
+def test_absent_image_is_reported_by_the_cache_and_absent_list_here(layout, name):
     source, root = layout(name)
-    (root / LISTS[name][0]).unlink()
-    with pytest.raises(DataError, match=f"{LISTS[name][0]}: this file is missing.*data.root="):
-        source.manifest()
-
-
-@pytest.mark.parametrize(("name", "label"), [("ham10000", "mole"), ("siim2020", "2")])
-def test_unknown_label_is_named_with_its_image(layout, name, label):
-    source, root = layout(name)
-    file, image, column = LISTS[name]
-    table = pd.read_csv(root / file, dtype=str)
-    table.loc[4, column] = label
-    table.to_csv(root / file, index=False)
-    expected = f"{file}: unknown label '{label}' of image {table[image][4]} in line 6;"
-    with pytest.raises(DataError, match=expected):
-        source.manifest()
-
-
-@pytest.mark.parametrize(
-    ("name", "removed", "named"), [("ham10000", "df", "df"), ("siim2020", "1", "malignant")]
-)
-def test_class_without_images_is_named(layout, name, removed, named):
-    source, root = layout(name)
-    file, _, column = LISTS[name]
-    table = pd.read_csv(root / file, dtype=str)
-    table[table[column] != removed].to_csv(root / file, index=False)
-    with pytest.raises(DataError, match=f"{file}: no image of class {named};"):
-        source.manifest()
-
-
-@every_list
-def test_absent_image_is_left_to_the_cache(layout, name):
-    source, _ = layout(name)
     before = source.manifest().frame
     Path(before["path"][2]).unlink()
     after = source.manifest()
     assert after.frame["image_id"].tolist() == before["image_id"].tolist()
     assert Path(after.frame["path"][2]).stem == Path(before["path"][2]).stem
     assert source.stamps(after)[2] == "absent"
+    (root / LISTS[name][0]).unlink()
+    with pytest.raises(DataError, match=f"{LISTS[name][0]}: this file is missing.*data.root="):
+        source.manifest()
+
+
+@pytest.mark.parametrize(
+    ("name", "unknown", "removed", "removed_name"),
+    [("ham10000", "mole", "df", "df"), ("siim2020", "2", "1", "malignant")],
+)
+def test_unknown_label_and_class_without_images_are_named(
+    layout, name, unknown, removed, removed_name
+):
+    source, root = layout(name)
+    file, image, column = LISTS[name]
+    table = pd.read_csv(root / file, dtype=str)
+    table[table[column] != removed].to_csv(root / file, index=False)
+    with pytest.raises(DataError, match=f"{file}: no image of class {removed_name};"):
+        source.manifest()
+    table.loc[4, column] = unknown
+    table.to_csv(root / file, index=False)
+    expected = f"{file}: unknown label '{unknown}' of image {table[image][4]} in line 6;"
+    with pytest.raises(DataError, match=expected):
+        source.manifest()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("ham10000", "HAM10000_images_part_2"),
+        ("isic2018", "ISIC2018_Task3_Test_Input"),
+        ("isic2019", "ISIC_2019_Training_Input"),
+        ("siim2020", "jpeg/train"),
+    ],
+)
+def test_missing_folder_is_named(layout, name, folder):
+    source, root = layout(name)
+    shutil.rmtree(root / folder)
+    with pytest.raises(DataError, match=f"{folder}: this folder is missing.*data.root"):
+        source.manifest()
 
 
 def test_csv_with_byte_order_mark_blank_lines_and_spaces(tmp_path):
@@ -212,15 +181,10 @@ def test_file_that_is_no_table(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_encode_follows_the_order_of_the_classes(tmp_path):
-    names = pd.Series(["b", "a", "b"])
-    assert encode(names, ("b", "a"), names, tmp_path).tolist() == [0, 1, 0]
-
-
 def test_class_order_puts_the_positive_class_last(tmp_path):
-    assert class_order(["ill", "well"], "ill", tmp_path) == (("well", "ill"), "ill")
-    assert class_order(["ill", "well"], None, tmp_path) == (("ill", "well"), "well")
-    assert class_order(["a", "b", "c"], None, tmp_path) == (("a", "b", "c"), None)
+    assert class_order(["ill", "well"], "ill", tmp_path) == ("well", "ill")
+    assert class_order(["ill", "well"], None, tmp_path) == ("ill", "well")
+    assert class_order(["a", "b", "c"], None, tmp_path) == ("a", "b", "c")
     with pytest.raises(ConfigError, match="data.source.positive: must be one of ill, well, but"):
         class_order(["ill", "well"], "sick", tmp_path)
     with pytest.raises(ConfigError, match="must be null, because there are 3 classes, but got a"):
@@ -234,9 +198,9 @@ def test_images_are_searched_by_stem_in_each_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     one, two = tmp_path / "one", tmp_path / "two"
-    assert image_names(two) == ["b.png", "c.png"]
+    assert sources.image_names(two) == ["b.png", "c.png"]
     expected = [f"{one}/a.jpg", f"{one}/b.JPEG", f"{two}/c.png", f"{one}/x.jpg"]
-    assert image_paths(["a", "b", "c", "x"], [one, two]) == expected
+    assert sources.image_paths(["a", "b", "c", "x"], [one, two]) == expected
 
 
 @pytest.mark.parametrize(("kind", "limit", "slack"), [(HAM10000, 2000, 20), (SIIM2020, 500, 60)])
@@ -251,14 +215,12 @@ def test_subset_of_real_data_keeps_groups_and_shares(shared_data, kind, limit, s
         shares = manifest.frame["label"].value_counts(normalize=True).sort_index()
         subset_shares = few["label"].value_counts(normalize=True).sort_index()
         assert np.abs(subset_shares - shares).max() < 0.005
-
-
-def test_subset_as_large_as_the_set_is_the_set(layout):
-    manifest = layout("folder")[0].manifest()
-    assert subset(manifest, 24) is manifest
+    assert subset(manifest, len(manifest.frame)) is manifest
 
 
 def test_root_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="is a file, not a folder"):
         ClassFolders(tmp_path / "file").manifest()
+    with pytest.raises(DataError, match="the table's images is not there"):
+        CsvTable("images.csv", tmp_path / "absent").manifest()

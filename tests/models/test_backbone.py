@@ -1,5 +1,4 @@
 import copy
-import logging
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ def test_multiply_adds_of_resnet50() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [(TINY, 64), ("test_vit", 160), ("vgg11", 64), ("mobilenetv3_small_100", 64)]
+    ("name", "size"), [(TINY, 33), ("test_vit", 160), ("vgg11", 64), ("mobilenetv3_small_050", 100)]
 )
 def test_pooled_features_are_timms_own(name: str, size: int) -> None:
     net = random_net(name, size).eval()
@@ -59,14 +58,10 @@ def test_pooled_features_are_timms_own(name: str, size: int) -> None:
     features = net.backbone.forward_features(image)
     expected = net.backbone.forward_head(features, pre_logits=True)
     torch.testing.assert_close(net(image), net.head(expected.flatten(1)))
+    flat = random_net(name, size, pool="flatten").eval()
+    assert flat.head[-1].in_features == features.flatten(1).shape[1]
     if name.startswith("mobilenet"):
         torch.testing.assert_close(net(image), net.head(features.mean((2, 3))))
-
-
-@pytest.mark.parametrize("size", [33, 64, 100])
-def test_flatten_fits_any_image_size(size: int) -> None:
-    net = random_net(image_size=size, pool="flatten").eval()
-    assert net(torch.zeros(1, 3, size, size)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(("frozen", "changed"), [(True, {"head"}), (False, {"head", "backbone"})])
@@ -111,7 +106,6 @@ def test_unknown_name_is_refused_with_the_closest(name: str, hint: str) -> None:
     ("name", "size", "problem"),
     [
         ("vgg11", 16, "takes is 32, but got 16$"),
-        ("inception_v3", 64, "takes is 75, but got 64$"),
         ("test_vit", 8, "but got 8"),
     ],
 )
@@ -130,22 +124,16 @@ def test_invalid_value_is_refused_with_its_key(key: str, value: object) -> None:
         check({"net": net})
 
 
-def test_file_of_the_complete_network_is_loaded_without_its_classifier(tmp_path: Path) -> None:
+def test_files_of_the_complete_network_and_of_a_run_are_loaded(tmp_path: Path) -> None:
     complete = timm.create_model(TINY, num_classes=5).state_dict()
     torch.save(complete, tmp_path / "complete.pth")
     net = Backbone(TINY, image_size=32, outputs=2, weights=str(tmp_path / "complete.pth"))
     assert net.loaded_weights == "file:complete.pth"
-    for key, value in net.backbone.state_dict().items():
-        assert torch.equal(value, complete[key])
-
-
-def test_checkpoint_of_a_run_is_loaded(tmp_path: Path) -> None:
-    first = random_net(outputs=7, dense=[8])
-    state = {f"net.{key}": value for key, value in first.state_dict().items()}
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "best.ckpt")
-    second = Backbone(TINY, image_size=48, outputs=1, weights=str(tmp_path / "best.ckpt"))
-    for key, value in second.backbone.state_dict().items():
-        assert torch.equal(value, first.backbone.state_dict()[key])
+    again = Backbone(TINY, image_size=48, outputs=1, weights=str(tmp_path / "best.ckpt"))
+    for key, value in again.backbone.state_dict().items():
+        assert torch.equal(value, complete[key])
 
 
 def test_transformer_file_of_another_image_size_is_adapted(tmp_path: Path) -> None:
@@ -156,24 +144,13 @@ def test_transformer_file_of_another_image_size_is_adapted(tmp_path: Path) -> No
     assert net.backbone.pos_embed.shape != complete.pos_embed.shape
 
 
-@pytest.mark.parametrize("other", ["resnet18", "resnet101"])
-def test_file_of_another_network_is_refused(other: str, tmp_path: Path) -> None:
-    """The names of ResNet-50 are a subset of those of ResNet-101."""
+@pytest.mark.parametrize(("name", "other"), [("resnet34", "resnet18"), ("resnet18", "resnet34")])
+def test_file_of_another_network_is_refused(name: str, other: str, tmp_path: Path) -> None:
+    """The names of ResNet-18 are a subset of those of ResNet-34."""
     torch.save(timm.create_model(other).state_dict(), tmp_path / "other.pth")
     expected = r"^weights: .*other\.pth is of another net: layer.* and \d+ more$"
     with pytest.raises(ConfigError, match=expected):
-        Backbone("resnet50", image_size=32, outputs=2, weights=str(tmp_path / "other.pth"))
-
-
-def test_auto_warns_if_there_are_no_weights(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        net = Backbone(TINY, image_size=32, outputs=2, weights="auto")
-    assert net.loaded_weights == "random"
-    assert "RANDOM WEIGHTS" in caplog.text
+        Backbone(name, image_size=32, outputs=2, weights=str(tmp_path / "other.pth"))
 
 
 @pytest.mark.parametrize(

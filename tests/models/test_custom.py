@@ -45,12 +45,8 @@ def test_pooling_before_relu_is_the_same_function_as_after(norm: str) -> None:
     images = torch.randn(2, 3, 32, 32)
     expected = images
     for block in net.features:
-        for layer in [
-            *(x for x in block if not isinstance(x, nn.ReLU | nn.MaxPool2d)),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]:
-            expected = layer(expected)
+        weighted = [layer for layer in block if not isinstance(layer, nn.ReLU | nn.MaxPool2d)]
+        expected = nn.Sequential(*weighted, nn.ReLU(), nn.MaxPool2d(2))(expected)
     torch.testing.assert_close(net.features(images), expected)
 
 
@@ -71,9 +67,7 @@ def test_too_small_image_is_refused_with_the_smallest() -> None:
 
 
 def test_dense_may_be_one_number_or_none() -> None:
-    one, listed, none = (
-        CustomCNN(image_size=32, outputs=7, dense=dense) for dense in (16, [16], [])
-    )
+    one, listed, none = (CustomCNN(32, outputs=7, dense=dense) for dense in (16, [16], []))
     assert [p.shape for p in one.parameters()] == [p.shape for p in listed.parameters()]
     assert sum(isinstance(layer, nn.Linear) for layer in none.modules()) == 1
 
@@ -81,18 +75,9 @@ def test_dense_may_be_one_number_or_none() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("width", 0),
-        ("width", 2.5),
-        ("depth", 0),
-        ("padding", -1),
-        ("head", "max"),
-        ("dense", [0]),
-        ("dense", -3),
-        ("dense", "wide"),
-        ("dropout", 1.3),
-        ("dropout", 1.0),
-        ("dropout", -0.1),
-        ("norm", "layer"),
+        *(("width", 0), ("width", 2.5), ("depth", 0), ("padding", -1), ("head", "max")),
+        *(("dense", [0]), ("dense", -3), ("dense", "wide")),
+        *(("dropout", 1.3), ("dropout", 1.0), ("dropout", -0.1), ("norm", "layer")),
     ],
 )
 def test_invalid_value_is_refused_with_its_key(key: str, value: object) -> None:

@@ -65,11 +65,9 @@ def test_network_keeps_the_contract(name: str) -> None:
 
 VARIANTS = {
     "custom": ["model.net.dropout=0.3", "model.net.norm=batch", "model.net.head=gap"],
-    "timm": ["model.net.name=test_resnet"],
     "frozen": ["model.net.name=test_resnet", "model.net.frozen=true"],
     "flatten": ["model.net.name=test_resnet", "model.net.pool=flatten", "model.net.dense=[8]"],
     "transformer": ["model.net.name=test_vit"],
-    "mobilenet": ["model.net.name=mobilenetv3_small_050", "model.net.pool=flatten"],
 }
 
 

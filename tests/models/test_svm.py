@@ -16,9 +16,9 @@ from src import run as runs
 from src import train
 from src.core.config import check
 from src.core.errors import ConfigError, DataError, UserError
-from src.metrics.registry import parse_limits, parse_objectives
+from src.metrics.registry import PRIMARY, parse_limits, parse_objectives
 from src.models import radiomics
-from src.models.fit_once import TrainingSet, is_fit_once
+from src.models.fit_once import is_fit_once
 from src.models.svm import KERNELS, Kernel, KernelMachine, RadiomicsSVM, fit, folds_of
 from src.models.weights import load_weights
 from src.reporting.comparison import test_run as evaluate_on_test
@@ -39,49 +39,49 @@ def points(classes: int = 2, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(n, 5)) * [1, 10, 0.1, 5, 1] + labels[:, None], labels
 
 
-def training_set(classes: int = 2, n: int = 24, **changes: Any) -> TrainingSet:
-    """Grey images, each class brighter than the one before."""
+def data_of(classes: int = 2, n: int = 24, rows: Any = None) -> Any:
+    """What a fit reads of a data module: grey images, each class brighter than the one before."""
     labels = np.arange(n) % classes
     levels = np.random.default_rng(1).normal(60 + 60 * labels, 25, (8, 8, 3, n))
     images = np.clip(levels, 0, 255).astype(np.uint8).transpose(3, 0, 1, 2)
-    settings: dict[str, Any] = {
-        "rows": np.arange(n),
-        "groups": None,
-        "classes": ["benign", "mel", "other"][:classes],
-        "oversample": None,
-        "seed": 0,
-    }
-    return TrainingSet(np.ascontiguousarray(images), labels, **settings | changes)
+    return SimpleNamespace(
+        cache=SimpleNamespace(images=np.ascontiguousarray(images)),
+        labels=labels,
+        rows=lambda split: np.arange(n) if rows is None else np.array(rows),
+        split_mode="image",
+        classes=["benign", "mel", "other"][:classes],
+        oversample=None,
+    )
 
 
-def as_input(training: TrainingSet) -> torch.Tensor:
-    return torch.from_numpy(training.images).permute(0, 3, 1, 2).float() / 255
+def as_input(data: Any) -> torch.Tensor:
+    return torch.from_numpy(data.cache.images).permute(0, 3, 1, 2).float() / 255
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("cost", "clip"), [(0.5, False), (20.0, True)])
 def test_decision_values_are_those_of_scikit_learn(kernel: Kernel, cost: float, clip: bool) -> None:
-    known, labels = points()
-    unknown = points(n=50)[0][::-1] * 1.3
-    scaler = MinMaxScaler(clip=clip).fit(known)
-    theirs = SVC(kernel=kernel, C=cost, tol=1e-8).fit(scaler.transform(known), labels)
-    expected = theirs.decision_function(scaler.transform(unknown))
+    training, labels = points()
+    others = points(n=50)[0][::-1] * 1.3
+    scaler = MinMaxScaler(clip=clip).fit(training)
+    theirs = SVC(kernel=kernel, C=cost, tol=1e-8).fit(scaler.transform(training), labels)
+    expected = theirs.decision_function(scaler.transform(others))
     # the same support vectors: equal to the last digits
     scaling = scaler.data_min_, scaler.scale_
     vectors = theirs.support_vectors_, theirs.dual_coef_, theirs.intercept_
     copied = KernelMachine(kernel, theirs._gamma, *scaling, *vectors, clip)
-    np.testing.assert_allclose(copied.decide(unknown)[:, 0], expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(copied.decide(others)[:, 0], expected, rtol=1e-9, atol=1e-9)
     # our fit: equal within the tolerance of the solver
-    ours = next(fit(known, labels, 1, kernel, [cost], np.ones(2), clip))
+    ours = next(fit(training, labels, 1, kernel, [cost], np.ones(2), clip))
     assert ours.gamma == pytest.approx(theirs._gamma)
-    np.testing.assert_allclose(ours.decide(unknown)[:, 0], expected, atol=0.02)
+    np.testing.assert_allclose(ours.decide(others)[:, 0], expected, atol=0.02)
 
 
 def test_several_classes_are_fitted_against_the_rest() -> None:
-    known, labels = points(3)
-    scaled = MinMaxScaler().fit_transform(known)
+    training, labels = points(3)
+    scaled = MinMaxScaler().fit_transform(training)
     weights = np.array([1.0, 3.0, 0.5])
-    ours = next(fit(known, labels, 3, "rbf", [2.0], weights)).decide(known)
+    ours = next(fit(training, labels, 3, "rbf", [2.0], weights)).decide(training)
     for label in range(3):
         theirs = SVC(kernel="rbf", C=2.0)
         theirs.fit(scaled, labels == label, sample_weight=weights[labels])
@@ -89,11 +89,11 @@ def test_several_classes_are_fitted_against_the_rest() -> None:
 
 
 def test_class_weight_is_a_repetition() -> None:
-    known, labels = points()
+    training, labels = points()
     twice = np.concatenate([np.arange(len(labels)), np.flatnonzero(labels == 1)])
-    weighted = next(fit(known, labels, 1, "linear", [1.0], np.array([1.0, 2.0])))
-    repeated = next(fit(known[twice], labels[twice], 1, "linear", [1.0], np.ones(2)))
-    np.testing.assert_allclose(weighted.decide(known), repeated.decide(known), atol=0.02)
+    weighted = next(fit(training, labels, 1, "linear", [1.0], np.array([1.0, 2.0])))
+    repeated = next(fit(training[twice], labels[twice], 1, "linear", [1.0], np.ones(2)))
+    np.testing.assert_allclose(weighted.decide(training), repeated.decide(training), atol=0.02)
     # 9 and 3 images: half of the larger class is 4.5, so each of the three counts 4.5 / 3 times
     few = np.repeat([0, 1], [9, 3])
     plain = RadiomicsSVM(1, **SETTINGS)
@@ -105,23 +105,23 @@ def test_class_weight_is_a_repetition() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_checkpoint_gives_the_same_decisions(tmp_path: Path, classes: int) -> None:
-    training = training_set(classes)
+    data = data_of(classes)
     outputs = 1 if classes == 2 else classes
     net = RadiomicsSVM(outputs, **SETTINGS)
     assert is_fit_once(net)
     assert not net.fitted
-    assert net(as_input(training)).tolist() == [[0.0] * outputs] * 24
-    net.fit_once(training)
+    assert net(as_input(data)).tolist() == [[0.0] * outputs] * 24
+    net.fit_once(data, 0)
     assert net.fitted
-    decisions = net(as_input(training))
-    features = radiomics.extract(training.images, net.descriptors, net.bins)
+    decisions = net(as_input(data))
+    features = radiomics.extract(data.cache.images, net.descriptors, net.bins)
     np.testing.assert_allclose(decisions.numpy(), net.machine.decide(features), rtol=1e-6)
     guess = (decisions[:, 0] > 0).long() if classes == 2 else decisions.argmax(dim=1)
-    assert (guess.numpy() == training.labels).mean() > 0.8
+    assert (guess.numpy() == data.labels).mean() > 0.8
     torch.save({"state_dict": net.state_dict()}, tmp_path / "best.ckpt")
     again = RadiomicsSVM(outputs, **SETTINGS)
     load_weights(again, tmp_path / "best.ckpt")  # weights_only
-    assert torch.equal(again(as_input(training)), decisions)
+    assert torch.equal(again(as_input(data)), decisions)
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
@@ -132,31 +132,28 @@ def test_state_of_another_machine_is_refused(
     tmp_path: Path, outputs: int, bins: int, state: dict[str, torch.Tensor]
 ) -> None:
     net = RadiomicsSVM(1, **SETTINGS)
-    net.fit_once(training_set())
+    net.fit_once(data_of(), 0)
     torch.save({"state_dict": net.state_dict() | state}, tmp_path / "best.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of this network"):
         load_weights(RadiomicsSVM(outputs, **SETTINGS | {"bins": bins}), tmp_path / "best.ckpt")
 
 
 def test_sample_is_seeded_and_stratified() -> None:
-    def rows(seed: int) -> np.ndarray:
-        net = RadiomicsSVM(1, **SETTINGS, max_samples=12)
-        return net.fit_once(training_set(n=48, seed=seed)).rows
-
-    assert len(rows(0)) == 12
-    assert (rows(0) % 2).sum() == 6  # labels alternate
-    np.testing.assert_array_equal(rows(0), rows(0))
-    assert not np.array_equal(rows(0), rows(1))
+    data, net = data_of(n=48), RadiomicsSVM(1, **SETTINGS, max_samples=12)
+    first, same, other = (net.fit_once(data, seed).rows for seed in (0, 0, 1))
+    assert len(first) == 12
+    assert (first % 2).sum() == 6  # labels alternate
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
 
 
 def test_search_table_holds_every_cell_and_marks_the_best_mean() -> None:
     net = RadiomicsSVM(1, **SETTINGS | {"costs": [0.1, 10.0]})
-    table = net.fit_once(training_set()).tables["search/grid.csv"]
+    table = net.fit_once(data_of(), 0).tables["search/grid.csv"]
     cells = list(zip(table["kernel"], table["C"], strict=True))
     assert cells == [(kernel, cost) for kernel in ("linear", "rbf") for cost in (0.1, 10.0)]
     assert table["chosen"].sum() == 1
-    best = table.loc[table["chosen"], "balanced_accuracy"].item()
-    assert best == table["balanced_accuracy"].max()
+    assert table.loc[table["chosen"], PRIMARY].item() == table[PRIMARY].max()
     assert {"accuracy", "macro_f1", "auroc", "spread", "support_vectors", "seconds"} <= set(table)
 
 
@@ -173,7 +170,7 @@ def test_groups_stay_in_one_fold() -> None:
 def test_too_few_images_of_a_class(rows: Any, count: int) -> None:
     message = f"class mel has {count} images to fit on, fewer than the 3 folds"
     with pytest.raises(DataError, match=message) as caught:
-        RadiomicsSVM(1, **SETTINGS).fit_once(training_set(rows=np.array(rows)))
+        RadiomicsSVM(1, **SETTINGS).fit_once(data_of(rows=rows), 0)
     assert "\n" not in str(caught.value)
 
 
@@ -196,6 +193,11 @@ def test_invalid_settings_name_their_key(change: dict[str, Any], key: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_unknown_score_is_refused() -> None:
+    with pytest.raises(ConfigError, match="score: must be one of .*but got 'speed'"):
+        RadiomicsSVM(1, **SETTINGS, score="speed")
+
+
 def test_run_has_the_record_of_a_network_without_flops_and_epochs(
     empty_database: Path,
     tmp_path: Path,
@@ -207,16 +209,16 @@ def test_run_has_the_record_of_a_network_without_flops_and_epochs(
     monkeypatch.chdir(tmp_path)
     status, output = run_entry(
         train.main,
-        *("experiment=smoke", "model=svm", "augment=none"),
-        *("model.net.kernels=[linear,rbf]", "model.net.bins=4"),
-        *(f"tracking.uri={store.uri}", f"data.cache_dir={tmp_path}/cache"),
+        *("experiment=smoke", "model=svm", "augment=none", "model.net.bins=2"),
+        *("model.net.kernels=[linear,rbf]", "model.net.costs=[1]"),
+        *("model.net.descriptors=[hu,histogram]", f"tracking.uri={store.uri}"),
+        f"data.cache_dir={tmp_path}/cache",
     )
     assert status == 0, output
     (run,) = (row for _, row in read.runs(store).iterrows())
     assert run["status"] == "FINISHED"
-    quality = ("loss", "balanced_accuracy", "auroc")
     costs = ("params", "size_mb", "latency_ratio", "peak_memory_mb", "latency_ms/b1/p50")
-    expected = [f"{split}/{name}" for split in ("best/val", "test") for name in quality]
+    expected = [f"{split}/{name}" for split in ("best/val", "test") for name in ("loss", PRIMARY)]
     expected += [f"efficiency/{name}" for name in (*costs, "throughput")] + ["time/fit_s"]
     assert [name for name in expected if pd.isna(run.get(f"metrics.{name}"))] == []
     assert not [name for name in run.index if "flops" in name and name.startswith("metrics.")]
@@ -224,8 +226,7 @@ def test_run_has_the_record_of_a_network_without_flops_and_epochs(
     assert run["metrics.efficiency/trainable_params"] == 0
     assert run["metrics.data/images/fitted"] == run["metrics.data/images/train"]
     assert run["tags.weights"] == "none"
-    chosen_by = "train: 3-fold cross-validation, grouped, mean balanced_accuracy"
-    assert run["tags.chosen_by"] == chosen_by
+    assert run["tags.chosen_by"] == f"train: 3-fold cross-validation, grouped, mean {PRIMARY}"
     folder = read.artifact(store, run["run_id"], "")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names >= {
@@ -249,28 +250,19 @@ def test_run_has_the_record_of_a_network_without_flops_and_epochs(
     assert {name: again[name] for name in before} == pytest.approx(before, abs=1e-6)
 
 
-NO_FLOPS = "this model has no efficiency/flops; it is in the comparison, but not on the front"
-
-
-@pytest.mark.parametrize(
-    ("objective", "outcome"),
-    [
-        ("efficiency/flops", ("pruned", NO_FLOPS)),
-        ("efficiency/latency_ratio", ("complete", "")),
-    ],
-)
-def test_study_over_flops_prunes_a_model_without_them(
-    objective: str, outcome: tuple[str, str]
-) -> None:
+@pytest.mark.parametrize("objective", ["efficiency/flops", "efficiency/latency_ratio"])
+def test_study_over_flops_prunes_a_model_without_them(objective: str) -> None:
     outcomes: list[Any] = []
-    plain = {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": objective}]}
+    plain = {"objectives": [{"metric": f"val/{PRIMARY}"}, {"metric": objective}]}
     context: Any = SimpleNamespace(
         objectives=parse_objectives(plain),
         limits=parse_limits(plain),
-        give_up=lambda state, kind, reason: outcomes.append((state, reason)),
-        commit=lambda metrics: outcomes.append(("complete", "")),
+        give_up=lambda state, kind, reason: outcomes.append(f"{state}: {reason}"),
+        commit=lambda metrics: outcomes.append("complete"),
     )
-    metrics = {"best/val/balanced_accuracy": 0.5, "efficiency/latency_ratio": 2.0}
+    metrics = {f"best/val/{PRIMARY}": 0.5, "efficiency/latency_ratio": 2.0}
     runs._commit(context, metrics)
     runs._commit(context, {**metrics, "efficiency/flops": 3.0})
-    assert outcomes == [outcome, ("complete", "")]
+    no_flops = "this model has no efficiency/flops; it is in the comparison, but not on the front"
+    pruned = objective == "efficiency/flops"
+    assert outcomes == [f"pruned: {no_flops}" if pruned else "complete", "complete"]

