@@ -27,25 +27,19 @@ class Augment(nn.Module):
         super().__init__()
         for name, transform in transforms.items():
             if not isinstance(transform, nn.Module):
-                raise ConfigError(
-                    name, f"must be a transform with a _target_, but got {transform!r}"
-                )
+                problem = f"must be a transform with a _target_, but got {transform!r}"
+                raise ConfigError(name, problem)
             probability = getattr(transform, "p", 1.0)  # kornia accepts any number
             if not 0 <= probability <= 1:
-                raise ConfigError(
-                    f"{name}.p", f"must be a probability, 0 to 1, but got {probability}"
-                )
+                problem = f"must be a probability, 0 to 1, but got {probability}"
+                raise ConfigError(f"{name}.p", problem)
         self.transforms = nn.Sequential(*transforms.values())
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Augment a batch.
+        """Augment a batch, float (N, 3, S, S) in [0, 1].
 
-        Args:
-            images: Float (N, 3, S, S) in [0, 1].
-
-        Returns:
-            Same shape, type, device and range; channels last in memory, which convolutions prefer.
+        Shape, type, device and range stay; channels last in memory, which convolutions prefer.
         """
         if not len(self.transforms):
             return images

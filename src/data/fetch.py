@@ -61,12 +61,7 @@ class ArchiveCollection:
     tables: Mapping[str, str]  # published tables: name in the layout -> address below CHALLENGES
 
     def path_of(self, image: str, listed: frozenset[str]) -> str | None:
-        """Path of an image in the layout; None if it does not belong to the data set.
-
-        Args:
-            image: Its id in the archive.
-            listed: Ids in the first of `tables`.
-        """
+        """Path of an image by the ids in the first table; None if it is not in the data set."""
         if not self.tables:  # the collection of HAM10000 contains the test images of 2018 too
             part = 1 if image <= "ISIC_0029305" else 2
             inside = "ISIC_0024306" <= image <= "ISIC_0034320"
@@ -181,11 +176,8 @@ def _require(module: str, package: str) -> None:
 def download(url: str, path: Path, md5: str | None = None) -> None:
     """Download one file; resume after interruptions; move it to its path when it is complete.
 
-    Args:
-        url: Address.
-        path: The file; `<name>.part` beside it holds what has been downloaded so far.
-        md5: Checksum, hexadecimal. Without it nothing is resumed, because the parts of an old and
-            a new file could not be distinguished.
+    `<name>.part` beside it holds what has been downloaded so far. Without a checksum nothing is
+    resumed, because the parts of an old and a new file could not be distinguished.
 
     Raises:
         DependencyError: The server cannot be reached, refuses, or sends nothing new.
@@ -250,11 +242,8 @@ def _transfer(url: str, part: Path, title: str) -> None:
 def download_collection(collection: ArchiveCollection, folder: Path, api: str = ISIC_API) -> None:
     """Download the missing files of a data set. Needs isic-cli, of the extra `fetch`.
 
-    Args:
-        collection: The data set.
-        folder: Root of the layout.
-        api: Address of the archive's API with a slash at its end; a mirror serves the published
-            tables below it too.
+    `api` is the address of the archive's API with a slash at its end; a mirror serves the published
+    tables below it too.
 
     Raises:
         DependencyError: The archive cannot be reached, or refuses.

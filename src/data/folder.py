@@ -1,31 +1,28 @@
 """Any data set with one folder per class."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import pandas as pd
 
 from src.core.errors import DataError
-from src.data.source import FolderSource, Limit, Manifest, class_order, image_names
+from src.data.source import FolderSource, Manifest, class_order, image_names
 
 
+@dataclass(eq=False)
 class ClassFolders(FolderSource):
     """Images in one folder per class, named like the class: `<root>/<class>/<image>`.
 
     Every image is a group, because a folder does not say which images show one lesion; use
     `src.data.table.CsvTable` if that is known. Hidden entries and other files are ignored.
 
-    Args:
-        root: The folder that holds the class folders.
+    Attributes:
         positive: The class to detect if there are two: it becomes label 1. None: the last by name.
-        limit: See `FolderSource`.
     """
+
+    positive: str | None = None
 
     name = "folder"
     title = "the class folders"
-
-    def __init__(self, root: Path | str, positive: str | None = None, limit: Limit = None) -> None:
-        super().__init__(root, limit)
-        self.positive = positive
 
     def manifest(self) -> Manifest:
         """List the images; the id of an image is `<class>/<file name>`."""

@@ -1,20 +1,22 @@
 """ISIC 2019: dermatoscopic images of HAM10000, BCN_20000 and MSK in eight classes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from src.core.errors import DataError
-from src.data import ham10000
-from src.data.source import FolderSource, Limit, Manifest, encode, image_paths, read_csv
+from src.data import ham10000, source
+from src.data.source import FolderSource, Manifest, encode, image_paths, read_csv
 
 CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
 # Actinic keratosis belongs to akiec; squamous cell carcinoma is the usual choice, not an exact one.
 AS_HAM10000 = {"ak": "akiec", "scc": "akiec"}
 
 
+@dataclass(eq=False)
 class ISIC2019(FolderSource):
     """The training set of ISIC 2019 in its official layout.
 
@@ -23,27 +25,18 @@ class ISIC2019(FolderSource):
     lesion are a group; an image without a lesion_id is a group of one. The set contains HAM10000:
     do not train on one of them and test on the other without removing these images.
 
-    Args:
-        root: The folder of this layout.
+    Attributes:
         classes: "native" keeps the eight classes; "ham10000" maps them to HAM10000's seven, AK and
             SCC to akiec. The column `original_label` holds the class of the eight in both cases.
-        limit: See `FolderSource`.
     """
+
+    classes: Literal["native", "ham10000"] = "native"
 
     name = "isic2019"
     title = "ISIC 2019"
     variable = "ISIC2019_DIR"
     fetch_name = "isic2019"
     licence = "CC BY-NC 4.0. Cite: Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019"
-
-    def __init__(
-        self,
-        root: Path | str,
-        classes: Literal["native", "ham10000"] = "native",
-        limit: Limit = None,
-    ) -> None:
-        super().__init__(root, limit)
-        self.classes = classes
 
     def manifest(self) -> Manifest:
         """Read and check the list; `age_approx`, `sex`, `anatom_site_general` are metadata."""
@@ -95,8 +88,5 @@ def _metadata(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame({"group": pd.Series(dtype="str")}, index=pd.Index([], dtype="str"))
     table = read_csv(path, ["image", "lesion_id"], complete=["image"])
-    repeated = table.loc[table["image"].duplicated(), "image"]
-    if len(repeated):
-        problem = f"image {repeated.iloc[0]} is listed more than once; keep one row per image"
-        raise DataError(problem, path)
+    source.refuse_repeated(table["image"], path)
     return table.rename(columns={"lesion_id": "group"}).set_index("image")

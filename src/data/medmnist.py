@@ -4,6 +4,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from PIL import Image
 
 from src.core.errors import DataError
 from src.data import ham10000
-from src.data.source import SPLITS, FolderSource, Limit, Manifest
+from src.data.source import SPLITS, FolderSource, Manifest
 
 
+@dataclass(eq=False)
 class MedMNIST(FolderSource):
     """A two-dimensional MedMNIST set with one label per image, or an `.npz` file of the same form.
 
@@ -25,26 +27,20 @@ class MedMNIST(FolderSource):
     Every image is a group: DermaMNIST is HAM10000, and its official split has lesions on two
     sides. Yang et al., Scientific Data 10:41, 2023.
 
-    Args:
+    Attributes:
         root: The folder of `<flag>.npz` (28 px) or `<flag>_<size>.npz`; or an `.npz` file.
         flag: MedMNIST's name of the set.
         size: Side of the stored images, px.
-        limit: See `FolderSource`.
     """
+
+    flag: str = "dermamnist"
+    size: Literal[28, 64, 128, 224] = 28
 
     name = "medmnist"
     title = "MedMNIST"
 
-    def __init__(
-        self,
-        root: Path | str,
-        flag: str = "dermamnist",
-        size: Literal[28, 64, 128, 224] = 28,
-        limit: Limit = None,
-    ) -> None:
-        super().__init__(root, limit)
-        self.flag = self.name = self.fetch_name = flag
-        self.size = size
+    def __post_init__(self) -> None:
+        self.name = self.fetch_name = self.flag
         self._arrays: dict[str, npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
 

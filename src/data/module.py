@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,12 +120,13 @@ class CachedImages(Dataset[dict[str, Tensor]]):
         }
 
 
+@dataclass(eq=False, repr=False)
 class DataModule(LightningDataModule):
     """A source, cached, split and sampled by the config.
 
     The framework passes `augment` and `seed`; all other arguments come from conf/data.
 
-    Args:
+    Attributes:
         name: Name of the data set, for the run record.
         image_size: Side of the square input of the network, px.
         geometry: How an image becomes a square, see `src.data.cache.square`.
@@ -145,42 +146,27 @@ class DataModule(LightningDataModule):
         seed: Of shuffling and oversampling.
     """
 
+    name: str = field()  # without the default of Lightning's attribute
+    source: Source
+    image_size: Annotated[int, Ge(4)]
+    geometry: cache.Geometry
+    split: splits.SplitMode
+    fractions: list[float]
+    split_seed: Annotated[int, Ge(0)]
+    oversample: Annotated[float, Gt(0), Le(1)] | None
+    on_unreadable: cache.OnUnreadable
+    batch_size: Annotated[int, Ge(1)]
+    cache_dir: str
+    siblings: splits.Siblings | None = None
+    augment: nn.Module | None = None
+    seed: int = 0
+
     config_only = ("root",)  # the source reads it through interpolation
 
-    def __init__(
-        self,
-        name: str,
-        source: Source,
-        image_size: Annotated[int, Ge(4)],
-        geometry: cache.Geometry,
-        split: splits.SplitMode,
-        fractions: list[float],
-        split_seed: Annotated[int, Ge(0)],
-        oversample: Annotated[float, Gt(0), Le(1)] | None,
-        on_unreadable: cache.OnUnreadable,
-        batch_size: Annotated[int, Ge(1)],
-        cache_dir: str,
-        siblings: splits.Siblings | None = None,
-        augment: nn.Module | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        splits.check_fractions(fractions)
-        self.name = name
-        self.source = source
-        self.image_size = image_size
-        self.geometry = geometry
-        self._split = split
-        self.split_mode = splits.SIBLING_LABELS[siblings] if siblings else split
-        self.fractions = fractions
-        self.split_seed = split_seed
-        self.oversample = oversample
-        self.on_unreadable = on_unreadable
-        self.batch_size = batch_size
-        self.cache_dir = Path(cache_dir)
-        self.siblings = siblings
-        self.augment = augment
-        self.seed = seed
+        splits.check_fractions(self.fractions)
+        self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
         self._ready = False
 
     def prepare(self) -> "DataModule":
@@ -193,19 +179,19 @@ class DataModule(LightningDataModule):
         if self._ready:
             return self
         manifest = self.source.manifest()
-        folder, seed = self.cache_dir, self.split_seed
+        folder, seed = Path(self.cache_dir), self.split_seed
         self.cache = cache.load(
             self.source, manifest, self.image_size, self.geometry, folder, self.on_unreadable
         )
         self.classes, self.grouped_by = manifest.classes, manifest.grouped_by
         self.frame: pd.DataFrame = self.cache.frame
         self.labels: np.ndarray = self.frame["label"].to_numpy(dtype=np.int64, copy=True)
-        arguments = self._split, self.fractions, seed, self.classes
+        arguments = self.split, self.fractions, seed, self.classes
         self.side = splits.load(self.frame, *arguments, folder)
         if self.siblings is not None:
-            if self._split != "grouped":
+            if self.split != "grouped":
                 problem = "needs data.split=grouped, which it changes, but got data.split="
-                raise ConfigError("siblings", f"{problem}{self._split}")
+                raise ConfigError("siblings", f"{problem}{self.split}")
             if self.grouped_by == "image":
                 problem = "must be null: these data do not say which images show one lesion"
                 raise ConfigError("siblings", problem)

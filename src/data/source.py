@@ -4,9 +4,9 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -97,26 +97,23 @@ class Source(ABC):
         return [stamp(path) for path in manifest.frame["path"]]
 
 
+@dataclass(eq=False)
 class FolderSource(Source):
     """A source whose files lie below one folder.
 
     Attributes:
+        root: The folder; `~` is expanded.
+        limit: Use about this many images only, see `subset`; None uses all.
         title: Name of the data set, for messages.
         variable: Environment variable that may name the folder; "" if there is none.
         fetch_name: Name of the data set for `python -m src.data.fetch`; "" if it has none.
-
-    Args:
-        root: The folder; `~` is expanded.
-        limit: Use about this many images only, see `subset`; None uses all.
     """
 
-    title: str
-    variable = ""
+    root: Path | str
+    limit: Limit = field(default=None, kw_only=True)
+    title: ClassVar[str]
+    variable: ClassVar[str] = ""
     fetch_name = ""
-
-    def __init__(self, root: Path | str, limit: Limit = None) -> None:
-        self.root = root
-        self.limit = limit
 
     def folder(self, name: str = "") -> Path:
         """Absolute path of the folder, or of one that the official layout has below it.
@@ -143,19 +140,13 @@ class FolderSource(Source):
     ) -> Manifest:
         """Check a complete list of images, sort it by image id, and apply the limit.
 
-        Args:
-            classes: Class names in label order.
-            frame: The columns of `Manifest.frame`. An image without a group becomes a group of one.
-            grouped_by: What a group is.
-            path: The file or folder that lists the images, for messages.
+        The arguments are those of `Manifest`, and the file or folder that lists the images. An
+        image without a group becomes a group of one.
 
         Raises:
             DataError: An image is listed twice, or a class has no image.
         """
-        repeated = frame.loc[frame["image_id"].duplicated(), "image_id"].drop_duplicates()
-        if len(repeated):
-            problem = f"image {repeated.iloc[0]} is listed more than once{_more(repeated)}"
-            raise DataError(f"{problem}; keep one row per image", path)
+        refuse_repeated(frame["image_id"], path)
         empty = [name for label, name in enumerate(classes) if label not in set(frame["label"])]
         if empty:
             way = "add some, or remove the class from the list of classes"
@@ -216,20 +207,21 @@ def read_csv(
     return frame
 
 
+def refuse_repeated(images: pd.Series, path: Path) -> None:
+    """Raise a DataError if the file lists an image more than one time."""
+    repeated = images[images.duplicated()].drop_duplicates()
+    if len(repeated):
+        problem = f"image {repeated.iloc[0]} is listed more than once{_more(repeated)}"
+        raise DataError(f"{problem}; keep one row per image", path)
+
+
 def encode(
     names: pd.Series, classes: Sequence[str], images: pd.Series, path: Path, what: str = "label"
 ) -> pd.Series:
-    """Position of each name in `classes`, int64 with the index of `names`.
-
-    Args:
-        names: One name per image; the index is the row in the file.
-        classes: Valid names in label order.
-        images: Ids of the images, for the message.
-        path: The file that lists the names, for the message.
-        what: What a name is, for the message.
+    """Position of each name in `classes`, int64 with the index of `names`: the row in the file.
 
     Raises:
-        DataError: A name is not in `classes`.
+        DataError: A name is not in `classes`; the message has the id of its image.
     """
     labels = names.map({name: label for label, name in enumerate(classes)})
     unknown = names.index[labels.isna()]
@@ -242,12 +234,7 @@ def encode(
 
 
 def class_order(names: Sequence[str], positive: str | None, path: Path) -> tuple[str, ...]:
-    """The classes in label order: of two, the one to detect becomes label 1.
-
-    Args:
-        names: Class names.
-        positive: The class to detect if there are two; None means the last one.
-        path: The file or folder that names the classes, for the message.
+    """The classes in label order: of two, the one to detect (None: the last) becomes label 1.
 
     Raises:
         ConfigError: `positive` is not one of two classes.

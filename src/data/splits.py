@@ -66,21 +66,16 @@ def split(
         sides = frame["split"].to_numpy()
     else:
         folds = fold_counts(parts) if mode == "grouped" else {}
-        unit = "group" if mode == "grouped" else "image_id"
-        counts = frame.groupby("label")[unit].nunique().to_numpy()
+        unit, column = ("group", "group") if folds else ("image", "image_id")
+        counts = frame.groupby("label")[column].nunique()
         needed = sum(part > 0 for part in parts.values())
-        for name, count in zip(np.asarray(classes)[np.unique(labels)], counts, strict=True):
-            if count < needed:
-                unit = unit.removesuffix("_id")
-                raise DataError(
-                    f"class {name} has {count} {unit}s, fewer than the {needed} sides of the "
-                    "split; add images of it, leave the class out, or set a part of "
-                    "data.fractions to 0"
-                )
-        if mode == "grouped":
-            sides = _by_group(frame, folds, seed)
-        else:
-            sides = _by_image(labels, parts, seed)
+        for label, count in counts[counts < needed].items():
+            raise DataError(
+                f"class {classes[int(str(label))]} has {count} {unit}s, fewer than the {needed} "
+                "sides of the split; add images of it, leave the class out, or set a part of "
+                "data.fractions to 0"
+            )
+        sides = _by_group(frame, folds, seed) if folds else _by_image(labels, parts, seed)
     absent = _absent(labels, sides)
     if absent is not None:
         raise DataError(
@@ -172,17 +167,10 @@ def arrange_siblings(
     Of each test lesion one image is tested. Its other images, the siblings, are unused in the arm
     "out". In the arm "in" they train, in place of as many training images of the same class. So
     both arms have the same test images and equal class counts in training, and their differences
-    are paired by image.
-
-    Args:
-        frame: The frame of a manifest.
-        sides: Of a grouped split: "train", "val" or "test".
-        siblings: The arm.
-        seed: Of the draws; the same seed gives the same test images in both arms.
-        classes: Class names, for messages.
+    are paired by image. The same seed gives the same test images in both arms.
 
     Returns:
-        "train", "val", "test" or `UNUSED` with the index of `frame`.
+        "train", "val", "test" or `UNUSED` for each of the sides of a grouped split.
 
     Raises:
         DataError: No test lesion has several images, a class has fewer training images than

@@ -7,6 +7,7 @@ images are for learning, they do not imitate patients.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
 
@@ -61,10 +62,11 @@ SHARES = {kind: float(share) for kind, share, *_ in _COLUMNS}
 MIMICS = {kind: mimics.split(",") for kind, _, mimics, *_ in _COLUMNS}
 
 
+@dataclass(eq=False)
 class Synthetic(Source):
     """Procedural lesions. A picture depends on the seed and on its lesion and view number only.
 
-    Args:
+    Attributes:
         lesions: Number of lesions; a larger set begins with the lesions of a smaller one.
         max_views: Pictures per lesion: 1 to this many, uniformly drawn.
         native_size: Side of the square pictures, px.
@@ -73,22 +75,16 @@ class Synthetic(Source):
         seed: Of everything.
     """
 
+    lesions: Annotated[int, Ge(100)] = 540
+    max_views: Annotated[int, Ge(1)] = 3
+    native_size: Annotated[int, Ge(16)] = 96
+    ambiguity: Annotated[float, Ge(0), Le(1)] = 0.25
+    seed: Annotated[int, Ge(0)] = 0
+
     name = "synthetic"
     licence = "none applies: drawn pictures"
 
-    def __init__(
-        self,
-        lesions: Annotated[int, Ge(100)] = 540,
-        max_views: Annotated[int, Ge(1)] = 3,
-        native_size: Annotated[int, Ge(16)] = 96,
-        ambiguity: Annotated[float, Ge(0), Le(1)] = 0.25,
-        seed: Annotated[int, Ge(0)] = 0,
-    ) -> None:
-        self.lesions = lesions
-        self.max_views = max_views
-        self.native_size = native_size
-        self.ambiguity = ambiguity
-        self.seed = seed
+    def __post_init__(self) -> None:
         # The views of a lesion follow each other, across a few threads too.
         self._canvas = lru_cache(maxsize=32)(self._draw_canvas)
 
@@ -135,7 +131,8 @@ def _draw_traits(rng: np.random.Generator, kind: str) -> dict[str, float]:
     column = dict(zip(_ROWS, _COLUMNS[list(SHARES).index(kind)], strict=True))
     traits = {}
     for name, value in zip(TRAITS, rng.random(len(TRAITS)), strict=True):
-        low, high = (0.0, 0.0) if column[name] == "." else map(float, column[name].split("-"))
+        ends = "0-0" if column[name] == "." else column[name]
+        low, high = map(float, ends.split("-"))
         traits[name] = low + (high - low) * value
     return traits
 

@@ -1,5 +1,6 @@
 """Any data set that a CSV file lists: path, label, and optionally group and split."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -9,69 +10,58 @@ from src.data import source
 from src.data.source import SPLITS, encode
 
 
+@dataclass(eq=False)
 class CsvTable(source.FolderSource):
     """Images that a CSV file lists, one row per image.
 
     The path as written is the image id. Other columns are kept as metadata; one whose name is a
-    column of the manifest (image_id, label, group, path, split) gets the suffix `_given`.
+    column of the manifest (image_id, label, group, path, split) gets the suffix `_given`. Relative
+    image paths start at `root`.
 
-    Args:
-        csv: The file; a relative path starts at `root`.
-        root: The folder where relative image paths start.
-        path_column: Column with the path of the image.
-        label_column: Column with the class name.
+    Attributes:
         group_column: Column with the lesion or patient, whose images stay on one side of a split;
             an empty cell makes the image a group of one. None: every image is a group.
         split_column: Column with train, val or test; None: there is no official split.
         classes: Class names in label order; None: the names in the file, sorted.
         positive: The class to detect if there are two: it becomes label 1. None: the last one.
-        limit: See `FolderSource`.
     """
+
+    csv: Path | str = field(kw_only=True)  # a relative path starts at `root`
+    path_column: str = "path"
+    label_column: str = "label"
+    group_column: str | None = None
+    split_column: str | None = None
+    classes: list[str] | None = None
+    positive: str | None = None
 
     name = "table"
     title = "the table's images"
 
-    def __init__(
-        self,
-        csv: Path | str,
-        root: Path | str,
-        path_column: str = "path",
-        label_column: str = "label",
-        group_column: str | None = None,
-        split_column: str | None = None,
-        classes: list[str] | None = None,
-        positive: str | None = None,
-        limit: source.Limit = None,
-    ) -> None:
-        if classes is not None and len(set(classes)) < max(2, len(classes)):
-            raise ConfigError("classes", f"must be two or more different names, but got {classes}")
-        super().__init__(root, limit)
-        self.csv = csv
-        self.columns = path_column, label_column, group_column, split_column
-        self.classes = classes
-        self.positive = positive
+    def __post_init__(self) -> None:
+        names = self.classes
+        if names is not None and len(set(names)) < max(2, len(names)):
+            raise ConfigError("classes", f"must be two or more different names, but got {names}")
 
     def manifest(self) -> source.Manifest:
         """Read and check the list of images."""
         root = self.folder()
         path = root / Path(self.csv).expanduser()
-        path_column, label_column, group_column, split_column = self.columns
-        required = [path_column, label_column, *filter(None, [split_column])]
-        used = [*required, *filter(None, [group_column])]
+        required = [self.path_column, self.label_column, *filter(None, [self.split_column])]
+        used = [*required, *filter(None, [self.group_column])]
         table = source.read_csv(path, used, complete=required)
-        images, names = table[path_column], table[label_column]
+        images, names = table[self.path_column], table[self.label_column]
         classes = self.classes or sorted(names.unique())
         order = source.class_order(classes, self.positive, path)
         columns = {
             "image_id": images,
             "label": encode(names, order, images, path),
-            "group": table[group_column] if group_column else images,
+            "group": table[self.group_column] if self.group_column else images,
             "path": [str(root / image) for image in images],
         }
-        if split_column:
-            encode(table[split_column], SPLITS, images, path, "split")  # checks the names
-            columns["split"] = table[split_column]
+        if self.split_column:
+            columns["split"] = table[self.split_column]
+            encode(columns["split"], SPLITS, images, path, "split")  # checks the names
         renamed = {name: f"{name}_given" for name in source.MANIFEST_COLUMNS}
         metadata = table.drop(columns=used).rename(columns=renamed)
         frame = pd.concat([pd.DataFrame(columns), metadata], axis=1)
-        return self.assemble(order, frame, "group" if group_column else "image", path)
+        return self.assemble(order, frame, "group" if self.group_column else "image", path)

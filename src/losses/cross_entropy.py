@@ -14,13 +14,8 @@ from src.metrics.classification import one_per_class
 class CrossEntropy(ClassWeightedLoss):
     """Mean cross-entropy in nats as torch defines it; two classes may share one column.
 
-    With weights, the sum is divided by the sum of the targets' weights.
-
-    Args:
-        class_counts: Training images of each class, in label order.
-        weighted: Whether classes are weighted inversely to their counts.
-        label_smoothing: Share of the target's mass that is spread evenly over all classes, in
-            [0, 1).
+    If `weighted`, the sum is divided by the sum of the targets' weights. `label_smoothing` is the
+    share of the target's mass that is spread evenly over all classes.
     """
 
     def __init__(

@@ -23,7 +23,6 @@ class Distillation(ClassWeightedLoss):
     CVPR 2022). In evaluation the loss is the label loss alone: cross-entropy or focal loss.
 
     Args:
-        class_counts: Training images of each class, in label order.
         teachers: Networks: images (N, 3, S, S), uint8 or in [0, 1] -> logits. The framework loads
             them from the runs that the config key `teacher` names. They are not part of the state.
         temperature: Softens the answers of both sides.

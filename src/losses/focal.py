@@ -37,13 +37,7 @@ def focal(
 
 
 class Focal(ClassWeightedLoss):
-    """`focal` with the class weights of a training set.
-
-    Args:
-        class_counts: Training images of each class, in label order.
-        gamma: Reduces the loss of well-classified images, at least 0.
-        weighted: Whether classes are weighted inversely to their counts.
-    """
+    """`focal`, with the class weights of a training set if `weighted`."""
 
     def __init__(
         self,

@@ -45,8 +45,8 @@ class Backbone(nn.Module):
             the hub, or the hub; "random"; "auto": imagenet if available, else random with a
             warning; otherwise the path of a file.
         frozen: No gradients for the backbone, and its batch normalisation stays in evaluation mode.
-        dense: Widths of the dense layers, first to last; a number is one layer, an empty list none.
-        dropout: Probability after each dense layer (before the output if there is none), in [0, 1).
+        dense: See `dense_head`.
+        dropout: See `dense_head`.
         pool: "avg" is timm's own pooling (global average in most networks), "flatten" keeps every
             value of the last map.
         blocks: Number of inverted residual blocks to keep, counted from the input; later blocks
@@ -130,11 +130,7 @@ class Backbone(nn.Module):
 
 
 def load_imagenet(name: str, **options: Any) -> nn.Module:
-    """A timm network with its ImageNet weights.
-
-    Args:
-        name: timm's name.
-        **options: For timm.create_model; num_classes=0 omits the classifier.
+    """A timm network with its ImageNet weights; options are those of timm.create_model.
 
     Raises:
         DependencyError: The weights do not exist or are not available; names the alternatives.

@@ -30,8 +30,8 @@ class CustomCNN(nn.Module):
             its size.
         head: How the last map (N, C, h, w) becomes a vector: "flatten" keeps all C*h*w values,
             "gap" averages each channel.
-        dense: Widths of the dense layers, first to last; a number is one layer, an empty list none.
-        dropout: Probability after each dense layer (before the output if there is none), in [0, 1).
+        dense: See `dense_head`.
+        dropout: See `dense_head`.
         norm: "batch" adds batch normalisation after each convolution, which then has no bias.
 
     Raises:

@@ -9,7 +9,7 @@ in full precision, puts everything that is learnt into the state of the module, 
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from src.core.files import atomic_file
-from src.data.module import DataModule
-from src.tracking.run import Run
+
+if TYPE_CHECKING:
+    from src.data.module import DataModule
+    from src.tracking.run import Run
 
 
 class FitOnceRecord(NamedTuple):
@@ -36,20 +38,12 @@ def is_fit_once(net: nn.Module) -> bool:
 
 
 def train(
-    module: nn.Module, net: Any, data: DataModule, seed: int, run: Run | None, folder: Path
+    module: nn.Module, net: Any, data: "DataModule", seed: int, run: "Run | None", folder: Path
 ) -> Path:
-    """Fit the model, write the checkpoint and record the fit.
-
-    Args:
-        module: Its state dict is written; `net` is a part of it.
-        net: A model for which `is_fit_once` is true.
-        data: Prepared.
-        seed: Of all draws.
-        run: Where to record; None: nowhere.
-        folder: The folder of the run.
+    """Fit `net`, a part of `module`, and record the fit in the run, if there is one.
 
     Returns:
-        The path of the checkpoint: a state dict as of any other run.
+        The path of the checkpoint in the folder of the run: the state dict of `module`.
     """
     start = time.monotonic()
     fit = net.fit_once(data, seed)

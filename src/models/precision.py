@@ -13,9 +13,6 @@ def cast(net: nn.Module) -> nn.Module:
     """Convert weights and arithmetic to bfloat16 in place; input and logits stay float32.
 
     A new network, cast, loads the checkpoint of a cast one.
-
-    Args:
-        net: Normalised images (N, 3, S, S) -> logits.
     """
     net.to(torch.bfloat16)
     net.register_forward_pre_hook(_input_to_bfloat16)
@@ -24,12 +21,7 @@ def cast(net: nn.Module) -> nn.Module:
 
 
 def cast_as_recorded(net: nn.Module, config: DictConfig) -> nn.Module:
-    """Cast a new network if the run of this config is a bfloat16 compression.
-
-    Args:
-        net: As for `cast`.
-        config: Of the run.
-    """
+    """Cast a new network if the run of this config is a bfloat16 compression."""
     return cast(net) if str((config.get("compression") or {}).get("name")) == KIND else net
 
 

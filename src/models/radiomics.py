@@ -46,9 +46,6 @@ def hu_moments(image: Pixels) -> Values:
     Source: Hu, Visual pattern recognition by moment invariants, 1962, from scale-invariant central
         moments.
 
-    Args:
-        image: Grey levels, uint8 (S, S).
-
     Returns:
         float64 (7,); zeros for a black image, which has no moments.
     """
@@ -82,16 +79,10 @@ def hu_moments(image: Pixels) -> Values:
 def haralick(image: Pixels) -> Values:
     """Thirteen texture features of the grey-level co-occurrence, averaged over four directions.
 
-    They are invariant to reflections and quarter turns.
+    They are invariant to reflections and quarter turns, and in the order of `HARALICK`.
 
     Source: Haralick, Shanmugam & Dinstein, Textural features for image classification, 1973,
         features 1 to 13, computed by mahotas.
-
-    Args:
-        image: Grey levels, uint8 (S, S).
-
-    Returns:
-        float64 (13,), in the order of `HARALICK`.
     """
     from mahotas import features  # only runs of this model need the library
 
@@ -99,14 +90,10 @@ def haralick(image: Pixels) -> Values:
 
 
 def histogram(image: Pixels, bins: int) -> Values:
-    """Share of the pixels in each cell of hue, saturation and value.
+    """Share of an RGB image's pixels in each cell of hue, saturation and value.
 
-    Args:
-        image: RGB, uint8 (S, S, 3).
-        bins: Equal intervals per channel.
-
-    Returns:
-        float64 (bins^3,) with sum 1; the value varies fastest, the hue slowest.
+    Each channel has `bins` equal intervals; in the result, (bins^3,), the value varies fastest, the
+    hue slowest.
     """
     hsv = np.asarray(Image.fromarray(image).convert("HSV")).reshape(-1, 3)
     cell = (hsv.astype(np.int64) * bins >> 8) @ np.array([bins**2, bins, 1])

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.core.errors import ConfigError, DataError
-from src.data.module import DataModule
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.metrics.registry import PRIMARY, overall_metrics
 from src.models import radiomics
 from src.models.fit_once import FitOnceRecord
+
+if TYPE_CHECKING:
+    from src.data.module import DataModule
 
 log = logging.getLogger(__name__)
 Kernel = Literal["linear", "poly", "rbf", "sigmoid"]
@@ -129,12 +131,7 @@ def folds_of(
 ) -> list[tuple[Labels, Labels]]:
     """Rows of the training and held-out images of each fold, stratified, groups in one fold.
 
-    Args:
-        labels: 0 to K - 1, (N,).
-        groups: Lesion or patient, (N,); None: the folds are by image.
-        classes: K names, for the message.
-        folds: Number of folds.
-        seed: Of the folds.
+    Groups are lesions or patients, (N,); None: the folds are by image.
 
     Raises:
         DataError: A class has fewer groups (or images) than folds.
@@ -250,7 +247,7 @@ class RadiomicsSVM(nn.Module):
             decisions = self.machine.decide(features)
         return torch.from_numpy(decisions).float().to(images.device)
 
-    def fit_once(self, data: DataModule, seed: int) -> FitOnceRecord:
+    def fit_once(self, data: "DataModule", seed: int) -> FitOnceRecord:
         """Draw the sample, choose kernel and C on it by cross-validation, and fit all of it.
 
         Raises:
@@ -327,15 +324,9 @@ class RadiomicsSVM(nn.Module):
         return table.reset_index()
 
     def cost_factors(self, labels: Labels, n_classes: int, oversample: float | None) -> Values:
-        """Factor of C for each class; repeating an image has the same effect as a factor.
+        """Factor of C for each of K classes; repeating an image has the same effect as a factor.
 
-        Args:
-            labels: Of the images to fit, (N,); every class occurs.
-            n_classes: Number of classes K.
-            oversample: Smallest size of a class relative to the largest, or None.
-
-        Returns:
-            (K,).
+        Every class occurs in the labels. `oversample`: see `src.data.module.oversampled`.
         """
         from sklearn.utils.class_weight import compute_class_weight
 

@@ -84,13 +84,10 @@ def without_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> di
 def fit(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], dropped: Iterable[str], source: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file that a network needs.
+    """The tensors of a file, `state`, that a network needs, `expected`.
 
-    Args:
-        state: Of the file.
-        expected: Of the network.
-        dropped: Names that the file may have beside them, such as those of the classifier.
-        source: The file, for the message.
+    The file may have those in `dropped` beside them, such as those of the classifier. `source` is
+    the file, for the message.
 
     Raises:
         ConfigError: A tensor is missing, of another shape, or unknown; names the first three.
@@ -127,10 +124,8 @@ def from_hub(repository: str, filename: str | None) -> Path:
     """A weight file of the hub, from its cache or downloaded with a progress bar.
 
     Mirrors and offline mode are those of huggingface_hub (HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME).
-
-    Args:
-        repository: "owner/name", or "owner/name@revision".
-        filename: The file; None takes the first of the usual names that exists.
+    The repository is "owner/name", or "owner/name@revision"; without a file name, the first of the
+    usual names that exists is taken.
 
     Raises:
         DependencyError: The hub does not answer within seconds or does not have the file.

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_picture  # of tests/data
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import write_picture  # of tests/data
 from PIL import Image, ImageFile
 
 from src.core.errors import DataError, UserError

@@ -1,5 +1,5 @@
 import pandas as pd
-from conftest import TRUTH_2018, rows_of  # of tests/data
+from layouts import TRUTH_2018, rows_of  # of tests/data
 
 from src.data.ham10000 import CLASSES
 

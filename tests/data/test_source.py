@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LAYOUTS  # of tests/data
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
+from layouts import LAYOUTS  # of tests/data
 
 from src.core.config import check, resolve
 from src.core.errors import ConfigError, DataError
@@ -223,4 +223,4 @@ def test_root_that_is_a_file(tmp_path):
     with pytest.raises(DataError, match="is a file, not a folder"):
         ClassFolders(tmp_path / "file").manifest()
     with pytest.raises(DataError, match="the table's images is not there"):
-        CsvTable("images.csv", tmp_path / "absent").manifest()
+        CsvTable(tmp_path / "absent", csv="images.csv").manifest()

@@ -12,7 +12,7 @@ def test_groups_and_classes(layout):
     assert manifest.grouped_by == "group"
     assert manifest.frame["image_id"][0] == "pictures/IMG_0000.png"
     assert manifest.frame["path"][0] == str(root / "pictures/IMG_0000.png")
-    manifest = CsvTable("images.csv", root).manifest()
+    manifest = CsvTable(root, csv="images.csv").manifest()
     assert manifest.grouped_by == "image"
     assert manifest.frame["group"].is_unique
     assert "lesion" in manifest.frame
@@ -29,7 +29,7 @@ def test_columns_may_have_any_name_and_others_are_kept(layout, tmp_path):
         f"{role}_column": name
         for role, name in zip(("path", "label", "group"), names.values(), strict=True)
     }
-    source = CsvTable(tmp_path / "elsewhere.csv", root, **columns, split_column="split")
+    source = CsvTable(root, csv=tmp_path / "elsewhere.csv", **columns, split_column="split")
     frame = source.manifest().frame
     assert frame["split"].tolist() == table["split"].tolist()
     assert frame["group"].tolist() == table["patient"].tolist()
@@ -39,7 +39,7 @@ def test_columns_may_have_any_name_and_others_are_kept(layout, tmp_path):
 
 def test_one_column_may_have_two_roles(layout):
     _, root = layout("table")
-    frame = CsvTable("images.csv", root, group_column="path").manifest().frame
+    frame = CsvTable(root, csv="images.csv", group_column="path").manifest().frame
     assert frame["group"].tolist() == frame["image_id"].tolist()
 
 
@@ -48,7 +48,7 @@ def test_paths_may_be_absolute(layout):
     table = pd.read_csv(root / "images.csv")
     table["path"] = f"{root}/" + table["path"]
     table.to_csv(root / "images.csv", index=False)
-    frame = CsvTable("images.csv", root).manifest().frame
+    frame = CsvTable(root, csv="images.csv").manifest().frame
     assert frame["path"].tolist() == table["path"].tolist()
 
 
@@ -59,14 +59,14 @@ def test_unknown_split_is_named(layout):
     table.to_csv(root / "images.csv", index=False)
     expected = r"images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;"
     with pytest.raises(DataError, match=expected):
-        CsvTable("images.csv", root, split_column="fold").manifest()
+        CsvTable(root, csv="images.csv", split_column="fold").manifest()
 
 
 def test_classes_argument_sets_the_order_and_refuses_others(layout):
     _, root = layout("table")
 
     def frame(classes: list[str]) -> pd.DataFrame:
-        return CsvTable("images.csv", root, classes=classes).manifest().frame
+        return CsvTable(root, csv="images.csv", classes=classes).manifest().frame
 
     assert frame(["other", "nevus", "melanoma"])["label"][0] == 2
     with pytest.raises(DataError, match="unknown label 'other' of image"):
@@ -78,4 +78,4 @@ def test_classes_argument_sets_the_order_and_refuses_others(layout):
 @pytest.mark.parametrize("classes", [["a"], ["a", "a"], []])
 def test_invalid_classes(tmp_path, classes):
     with pytest.raises(ConfigError, match="classes: must be two or more different names"):
-        CsvTable("images.csv", tmp_path, classes=classes)
+        CsvTable(tmp_path, csv="images.csv", classes=classes)

@@ -83,13 +83,14 @@ def test_class_without_training_images_is_refused_by_weights(build) -> None:
         build([5, 0, 2])
 
 
+CROSS_ENTROPY = "cross_entropy.CrossEntropy"
+
+
 @pytest.mark.parametrize(
     ("target", "key", "value"),
     [
-        ("cross_entropy.CrossEntropy", "label_smoothing", 1.0),
-        ("cross_entropy.CrossEntropy", "label_smoothing", -0.1),
-        ("cross_entropy.CrossEntropy", "weighted", "perhaps"),
-        ("focal.Focal", "gamma", -1),
+        *((CROSS_ENTROPY, "label_smoothing", 1.0), (CROSS_ENTROPY, "label_smoothing", -0.1)),
+        *((CROSS_ENTROPY, "weighted", "perhaps"), ("focal.Focal", "gamma", -1)),
     ],
 )
 def test_invalid_value_is_refused_with_its_key(target: str, key: str, value: object) -> None:

@@ -4,10 +4,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from src.core.config import check
 from src.core.errors import ConfigError
 from src.models.backbone import Backbone
 
@@ -37,20 +35,15 @@ def test_backbone_ends_where_keras_without_top_ends(name: str, parameters: int, 
     Keras also counts the running statistics of batch normalisation, and its ResNet50 has a bias in
     each of its convolutions.
     """
-    net = random_net(name, 96, 1, pool="flatten", dense=128)
+    with torch.device("meta"):  # shapes only
+        net = random_net(name, 96, 1, pool="flatten", dense=128)
     running = [b.numel() for key, b in net.named_buffers() if key.endswith(("_mean", "_var"))]
     assert count(net.backbone) == parameters
     assert count(net) + sum(running) == table
 
 
-def test_multiply_adds_of_resnet50() -> None:
-    net = random_net("resnet50", 224, 7).eval()
-    flops = FlopCountAnalysis(net, torch.zeros(1, 3, 224, 224)).unsupported_ops_warnings(False)
-    assert flops.total() == pytest.approx(4.109e9, rel=5e-3)
-
-
 @pytest.mark.parametrize(
-    ("name", "size"), [(TINY, 33), ("test_vit", 160), ("vgg11", 64), ("mobilenetv3_small_050", 100)]
+    ("name", "size"), [(TINY, 33), ("test_vit", 160), ("mobilenetv3_small_050", 100)]
 )
 def test_pooled_features_are_timms_own(name: str, size: int) -> None:
     net = random_net(name, size).eval()
@@ -58,10 +51,12 @@ def test_pooled_features_are_timms_own(name: str, size: int) -> None:
     features = net.backbone.forward_features(image)
     expected = net.backbone.forward_head(features, pre_logits=True)
     torch.testing.assert_close(net(image), net.head(expected.flatten(1)))
-    flat = random_net(name, size, pool="flatten").eval()
-    assert flat.head[-1].in_features == features.flatten(1).shape[1]
     if name.startswith("mobilenet"):
         torch.testing.assert_close(net(image), net.head(features.mean((2, 3))))
+    if name == TINY:
+        flat = random_net(name, size, pool="flatten").eval()
+        assert flat.head[-1].in_features == features.flatten(1).shape[1]
+        assert flat(image).shape == (1, 2)
 
 
 @pytest.mark.parametrize(("frozen", "changed"), [(True, {"head"}), (False, {"head", "backbone"})])
@@ -90,10 +85,7 @@ def test_frozen_backbone_does_not_change(frozen: bool, changed: set[str]) -> Non
         ("resnet5O", ".*did you mean.*resnet50"),
         ("convnext_ato", ".*did you mean.*convnext_atto"),
         ("resnet50.a1_in2k", ".*did you mean.*resnet50.a1_in1k"),
-        ("hf-hub:timm/resnet50.a1_in1k", ""),
-        ("local-dir:/tmp", ""),
-        ("", ""),
-        ("zzzzzz", ""),
+        *(("hf-hub:timm/resnet50.a1_in1k", ""), ("local-dir:/tmp", ""), ("", ""), ("zzzzzz", "")),
     ],
 )
 def test_unknown_name_is_refused_with_the_closest(name: str, hint: str) -> None:
@@ -110,18 +102,10 @@ def test_unknown_name_is_refused_with_the_closest(name: str, hint: str) -> None:
     ],
 )
 def test_too_small_image_is_refused(name: str, size: int, problem: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^image_size: .*{problem}") as raised:
+    expected = pytest.raises(ConfigError, match=rf"^image_size: .*{problem}")
+    with torch.device("meta"), expected as raised:
         random_net(name, size)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("dropout", 1.3), ("dense", [0]), ("pool", "max"), ("image_size", 0)]
-)
-def test_invalid_value_is_refused_with_its_key(key: str, value: object) -> None:
-    net = {"_target_": "src.models.backbone.Backbone", "name": TINY, "image_size": 64, key: value}
-    with pytest.raises(ConfigError, match=rf"^net\.{key}: "):
-        check({"net": net})
 
 
 def test_files_of_the_complete_network_and_of_a_run_are_loaded(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from src.core.config import check
 from src.core.errors import ConfigError
 from src.models.custom import CustomCNN, smallest_image
 
@@ -70,17 +69,3 @@ def test_dense_may_be_one_number_or_none() -> None:
     one, listed, none = (CustomCNN(32, outputs=7, dense=dense) for dense in (16, [16], []))
     assert [p.shape for p in one.parameters()] == [p.shape for p in listed.parameters()]
     assert sum(isinstance(layer, nn.Linear) for layer in none.modules()) == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("width", 0), ("width", 2.5), ("depth", 0), ("padding", -1), ("head", "max")),
-        *(("dense", [0]), ("dense", -3), ("dense", "wide")),
-        *(("dropout", 1.3), ("dropout", 1.0), ("dropout", -0.1), ("norm", "layer")),
-    ],
-)
-def test_invalid_value_is_refused_with_its_key(key: str, value: object) -> None:
-    config = {"net": {"_target_": "src.models.custom.CustomCNN", "image_size": 64, key: value}}
-    with pytest.raises(ConfigError, match=rf"^net\.{key}: "):
-        check(config)
