@@ -59,8 +59,8 @@ class CsvTable(source.FolderSource):
             "path": [str(root / image) for image in images],
         }
         if self.split_column:
+            encode(table[self.split_column], SPLITS, images, path, "split")  # checks the names
             columns["split"] = table[self.split_column]
-            encode(columns["split"], SPLITS, images, path, "split")  # checks the names
         renamed = {name: f"{name}_given" for name in source.MANIFEST_COLUMNS}
         metadata = table.drop(columns=used).rename(columns=renamed)
         frame = pd.concat([pd.DataFrame(columns), metadata], axis=1)
