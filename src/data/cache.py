@@ -105,7 +105,7 @@ def load(
     manifest: Manifest,
     image_size: int,
     geometry: Geometry,
-    folder: Path,
+    folder: Path | str,
     on_unreadable: OnUnreadable = "error",
     workers: int | None = None,
 ) -> ImageCache:
@@ -128,10 +128,11 @@ def load(
         DataError: Images are unreadable and must not be skipped, or a class has no image left.
         UserError: The folder cannot be written, for example because the disk is full.
     """
+    folder = Path(folder).absolute()
     rows, ids = len(manifest.frame), manifest.frame["image_id"].tolist()
     stamps = source.stamps(manifest)
     key = _digest([FORMAT_VERSION, manifest.source, image_size, geometry, ids, stamps])
-    entry = folder.absolute() / f"{manifest.source}-{image_size}-{geometry}-{key[:16]}"
+    entry = folder / f"{manifest.source}-{image_size}-{geometry}-{key[:16]}"
     reader = copy.copy(source)  # what it loads for decoding is freed when the cache is built
     threads = workers or os.cpu_count() or 1
 
@@ -172,7 +173,7 @@ def load(
             pixels = np.memmap(entry / _PIXELS, dtype=np.uint8, mode="r", shape=shape)
     except OSError as error:
         raise UserError(
-            f"{folder.absolute()}: the cache of decoded images cannot be kept here "
+            f"{folder}: the cache of decoded images cannot be kept here "
             f"({error.strerror or error}); make room, or set data.cache_dir= to another folder"
         ) from error
     labels = [manifest.classes[label] for label in frame["label"]]

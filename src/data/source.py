@@ -21,7 +21,8 @@ Limit = Annotated[int, Ge(1)] | None
 MANIFEST_COLUMNS = ("image_id", "label", "group", "path", "split")
 _SUBSET_GROUPS = 5  # groups of each class that a subset keeps: enough for five folds
 _UNREADABLE_LISTS: dict[type[Exception], str] = {
-    FileNotFoundError: "this file is missing; put it there, or set data.root= to its folder",
+    FileNotFoundError: "this file is missing; put it there, or set data.root= to the folder "
+    "that holds it",
     pd.errors.EmptyDataError: "this file is empty; it must have a header and one row per image",
 }
 

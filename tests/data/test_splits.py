@@ -8,7 +8,7 @@ from src.core.errors import ConfigError, DataError
 from src.data import splits
 from src.data.ham10000 import HAM10000
 from src.data.siim2020 import SIIM2020
-from src.data.source import SPLITS, Manifest
+from src.data.source import SPLITS
 from src.data.splits import UNUSED, arrange_siblings
 
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -41,16 +41,6 @@ def frames(draw, least: int = 5, most_classes: int = 5) -> pd.DataFrame:
     sizes = st.lists(st.integers(1, 6), min_size=least, max_size=15)
     classes = draw(st.lists(sizes, min_size=2, max_size=most_classes))
     return table([(label, images) for label, groups in enumerate(classes) for images in groups])
-
-
-@pytest.fixture(scope="module")
-def ham(shared_data) -> Manifest:
-    return HAM10000(shared_data / "ham10000").manifest()
-
-
-@pytest.fixture(scope="module")
-def ham_sides(ham) -> pd.Series:
-    return split(ham.frame, "grouped")
 
 
 @settings(max_examples=25, deadline=None)
@@ -188,10 +178,10 @@ def test_stored_split_is_the_split(tmp_path):
     assert len(list(folder.iterdir())) == 2
 
 
-def test_real_lesions_and_patients(ham, ham_sides, shared_data):
-    frame = ham.frame
+def test_real_lesions_and_patients(shared_data):
+    frame = HAM10000(shared_data / "ham10000").manifest().frame
     for mode, fractions in (("grouped", FRACTIONS), ("image", FRACTIONS), ("image", (0.8, 0.2, 0))):
-        sides = ham_sides if mode == "grouped" else split(frame, mode, fractions)
+        sides = split(frame, mode, fractions)
         shares = pd.crosstab(frame["label"], sides, normalize="index")
         for side in set(sides):
             part = fractions[SPLITS.index(side)]
@@ -199,6 +189,10 @@ def test_real_lesions_and_patients(ham, ham_sides, shared_data):
             assert np.abs(shares[side] - part).max() < 0.02
         leaking = splits.groups_on_two_sides(frame, sides)
         assert leaking == 0 if mode == "grouped" else leaking > 500
+        if mode == "grouped":
+            out, into = both_arms(frame, sides, 0)
+            assert (out == UNUSED).sum() == (into == UNUSED).sum() > 300
+            assert (out == "train").sum() == (into == "train").sum() == (sides == "train").sum()
     patients = SIIM2020(shared_data / "siim2020").manifest().frame
     sides = split(patients, "grouped")
     assert splits.groups_on_two_sides(patients, sides) == 0
@@ -275,13 +269,3 @@ def test_arms_that_are_not_comparable_are_refused(arm, labels, groups, sides, pr
     frame = pd.DataFrame({"label": labels, "group": list(groups)})
     with pytest.raises(DataError, match=problem):
         arrange_siblings(frame, pd.Series(sides), arm, 0, CLASSES)
-
-
-def test_real_arms_have_equal_numbers_of_training_images(ham, ham_sides):
-    frame, sides = ham.frame, ham_sides
-    out, into = both_arms(frame, sides, 0)
-    several = frame["group"][sides == "test"].value_counts()
-    siblings = int((several - 1).sum())
-    assert (out == UNUSED).sum() == (into == UNUSED).sum() == siblings > 300
-    assert (out == "train").sum() == (into == "train").sum() == (sides == "train").sum()
-    assert splits.groups_on_two_sides(frame, into) == (several > 1).sum()
