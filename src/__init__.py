@@ -4,6 +4,5 @@ from src.core import environment
 
 __version__ = "0.1.0"
 
-environment.install_torchvision_guard()
-environment.install_torchmetrics_guard()
+environment.install_import_hooks()
 environment.collect_less_often()

@@ -30,13 +30,7 @@ from src.core.cli import CONF
 from src.core.config import flatten, instantiate
 from src.core.errors import ConfigError, UserError
 from src.deployment import trained
-from src.metrics.registry import (
-    Limit,
-    Objective,
-    describe,
-    parse_limits,
-    recorded_name,
-)
+from src.metrics.registry import Objective, describe, parse_limits, recorded_name
 from src.reporting import comparison
 from src.tracking import read
 from src.tracking.store import Store
@@ -44,13 +38,7 @@ from src.tracking.store import Store
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
-
-    Attributes:
-        run_id: Its id in MLflow.
-        metrics: Its final metrics by their recorded names, such as "best/val/balanced_accuracy".
-        store: The run store that holds it.
-    """
+    """A finished run: its id in MLflow and its final metrics by their recorded names."""
 
     run_id: str
     metrics: dict[str, float]
@@ -59,16 +47,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study that has ended.
+    """A study that has ended; `is_complete` if every trial ended well.
 
-    Attributes:
-        name: Its name.
-        is_complete: Whether every trial ended well.
-        trials: One row per trial, best first by the first objective: `run_id`, `status`,
-            `overrides`, `front` (bool), `feasible` (whether the limits hold), `failure`, and the
-            metrics by their recorded names.
-        objectives: The objectives of the study.
-        store: The run store that holds it.
+    `trials` has one row per trial, best first by the first objective: `run_id`, `status`,
+    `overrides`, `front` (bool), `feasible` (whether the limits hold), `failure`, and the metrics by
+    their recorded names, such as "best/val/balanced_accuracy".
     """
 
     name: str
@@ -101,17 +84,12 @@ class StudyResult:
         values = rows[name].dropna() if name in rows else pd.Series(dtype=float)
         if values.empty:
             raise UserError(f"{self.name}: no trial has {name} and keeps the limits")
-        is_maximized = describe(name).direction == "maximize"
-        best = values.max() if is_maximized else values.min()
+        best = values.max() if describe(name).direction == "maximize" else values.min()
         return rows[rows[name] == best].iloc[0]
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose `conf/train.yaml`.
-
-    Args:
-        overrides: As on the command line, such as ["model=custom", "trainer.max_epochs=1"].
-    """
+    """Compose `conf/train.yaml`, with overrides as on the command line, such as "model=custom"."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("train", list(overrides))
 
@@ -119,8 +97,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 def run(config: DictConfig) -> RunResult:
     """Train one run, or compress one, and log it to MLflow.
 
-    Args:
-        config: From `compose`; its values may have been changed since.
+    The config is from `compose`; its values may have been changed since.
 
     Raises:
         UserError: A value is impossible, or the run failed for a reason that the user can correct.
@@ -157,24 +134,14 @@ def study(overrides: Sequence[str], name: str | None = None) -> StudyResult:
         plan = studies.make_plan(config, settings, swept)
         is_complete = studies.sweep(config, loader, settings, swept)
     store = instantiate(config.tracking, "tracking")
-    trials = _trials(store, plan.name, plan.objectives, plan.limits)
+    parents = read.runs(store, "tags.kind = 'study'")
+    parent = parents.loc[parents["tags.study"] == plan.name, "run_id"].iloc[0]
+    trials = comparison.compare(read.children(store, parent), plan.objectives, plan.limits)
     return StudyResult(plan.name, is_complete, trials, plan.objectives, store)
 
 
-def _trials(
-    store: Store, name: str, objectives: list[Objective], limits: list[Limit]
-) -> pd.DataFrame:
-    parents = read.runs(store, "tags.kind = 'study'")
-    parent = parents.loc[parents["tags.study"] == name, "run_id"].iloc[0]
-    return comparison.compare(read.children(store, parent), objectives, limits)
-
-
 def load_model(run_id: str, store: Store | None = None) -> nn.Module:
-    """Load the trained model of a run, in evaluation mode.
-
-    Args:
-        run_id: Id of a run, or the start of it.
-        store: The run store; None: the one that the config names.
+    """Load the trained model of a run, whose id may be shortened, in evaluation mode.
 
     Returns:
         RGB pictures, uint8 (N, S, S, 3) -> probabilities (N, K) of the classes in label order.
@@ -188,12 +155,7 @@ def load_model(run_id: str, store: Store | None = None) -> nn.Module:
 
 
 def predictions(run_id: str, split: str = "val", store: Store | None = None) -> pd.DataFrame:
-    """The recorded predictions of a run.
-
-    Args:
-        run_id: Id of a run.
-        split: "val" or "test".
-        store: The run store; None: the one that the config names.
+    """The recorded predictions of a run on a split, "val" or "test".
 
     Returns:
         One row per image: `image_id`, `group`, `label`, and `p/<class>` for each class.

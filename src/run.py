@@ -39,7 +39,7 @@ class RunContext:
 
     Attributes:
         study: Name of the study; empty for a single run.
-        git: Commit and whether files differ from it, where known; None: looked up.
+        git: Commit and whether files differ from it; None: looked up.
         parent: Id of the parent run in MLflow.
         trial: Number of the trial.
         repeat: Number of the seed within the trial, from 0.
@@ -57,10 +57,7 @@ def single_run(
 ) -> str | None:
     """Train or compress one run, log it, and print its metrics.
 
-    Args:
-        config: A composed `conf/train.yaml`.
-        folder: For temporary files; None: Hydra's output folder.
-        overrides: What the config was composed with, for the record; None: those of Hydra.
+    The default `folder` for temporary files and the default overrides, for the record, are Hydra's.
 
     Returns:
         The run's id in MLflow; None on ranks of a distributed run that do not log.
@@ -113,47 +110,34 @@ def record(
 ) -> None:
     """Train or compress as the config says, and log everything to a run.
 
-    Args:
-        config: A composed `conf/train.yaml`; of a compression, with the origin's settings.
-        folder: For temporary files.
-        overrides: What the config was composed with, for the record.
-        run: Where to log.
-        context: Of the trial, in a study.
+    The config of a compression has the origin's settings. `folder` is for temporary files, the
+    overrides are for the record, and `context` is that of the trial, in a study.
     """
     compressed = origin.is_compression(config)
     cost: dict[str, float | None] = {}
     if compressed:
         parts = origin.origin_parts(config, run.store)
+        describe_inputs(config, overrides, parts, run, folder)
+        run.tag(weights=origin.initial_weights(run.store, config.origin))
+        cost = origin.compressed_cost(origin.compress(config, parts, run.store, run, folder))
+        if context is not None:
+            context.known_cost({name: value for name, value in cost.items() if value is not None})
     else:
         parts = loop.build(config)
         static = static_cost(parts.classifier.net, parts.classifier.image_size)
         if context is not None:
             context.known_cost(static)
         run.log(static, step=0)
-    describe_inputs(config, overrides, parts, run, folder)
-    if compressed:
-        run.tag(weights=origin.initial_weights(run.store, config.origin))
-        cost = origin.compressed_cost(origin.compress(config, parts, run.store, run, folder))
+        describe_inputs(config, overrides, parts, run, folder)
+        options: dict[str, Any] = {}
         if context is not None:
-            context.known_cost({name: value for name, value in cost.items() if value is not None})
-    else:
+            report, epochs = context.epoch, config.trainer.max_epochs
+            options["on_epoch"] = lambda epoch, metrics: report(epoch, epochs, metrics)
+            options["on_resume"] = context.resumed
+            options["keep_state_s"] = context.payload.get("keep_state_s")
         state = folder / STATE
-
-        def after_epoch(epoch: int, metrics: dict[str, float]) -> None:
-            if context is not None:
-                context.epoch(epoch, config.trainer.max_epochs, metrics)
-
-        checkpoint = loop.train(
-            config,
-            parts,
-            run,
-            folder,
-            resume=state if state.exists() else None,
-            on_epoch=after_epoch if context else None,
-            on_resume=context.resumed if context else None,
-            keep_state_s=context.payload.get("keep_state_s") if context else None,
-        )
-        run.artifact(checkpoint, "checkpoint")
+        resume = state if state.exists() else None
+        run.artifact(loop.train(config, parts, run, folder, resume=resume, **options), "checkpoint")
     loop.measure(config, parts.classifier, run, cost)
     # the test split is used only if no choice between runs can follow
     is_chosen_later = context is not None and parts.data.has("val")
@@ -213,11 +197,7 @@ def prepare_process() -> None:
 def run_trial(context: TrialContext) -> dict[str, float]:
     """Run a trial of a study in its own process: one run, or one for each of several seeds.
 
-    Args:
-        context: Of the trial; its payload holds `overrides`, `tracking`, `study_run` and `repeats`.
-
-    Returns:
-        The final metrics by their recorded names; of several seeds, their means.
+    Returns the final metrics by their recorded names; of several seeds, their means.
     """
     payload = context.payload
     config = compose_trial(payload)
@@ -229,9 +209,8 @@ def run_trial(context: TrialContext) -> dict[str, float]:
     if store.database is not None and not store.database.exists():
         problem = "not on this machine: set tracking.uri to a server that all machines reach"
         raise UserError(f"{store.uri}: {problem}")
-    commit, dirty = payload.get("git") or git_state(ROOT)
-    study, number = context.task.study, context.task.number
-    position = RunContext(study, (commit, dirty), payload["study_run"], number)
+    git = payload.get("git") or git_state(ROOT)
+    position = RunContext(context.task.study, git, payload["study_run"], context.task.number)
     if payload["repeats"] == 1:
         copy_latest_state(context.resume, context.folder)
         metrics = _trial_run(config, store, position, context, context.folder)[1]
@@ -251,31 +230,30 @@ def _repeated(
         earlier = [seed_folder(folder, seed) for folder in context.resume]
         copy_latest_state(earlier, seed_folder(context.folder, seed))
     adopted, plain, problem = _checked(config, context.payload["overrides"], store)
-    cell = " ".join(context.payload["cell"])
-    tags = _tags(adopted, plain, position) | {"kind": "trial", "overrides": cell}
     compressed = problem is None and origin.is_compression(config)
-    if compressed:
-        tags["origin"] = origin.origin_trial(store, config)
+    tags = {"origin": origin.origin_trial(store, config)} if compressed else {}
+    cell = context.payload["cell"]
     metrics: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # origin and compressed run of each seed
-    name = str(adopted.model.get("name", "trial"))
-    with Run.start(store, name, tags, public(plain), position.parent) as trial:
+    with _start(store, adopted, plain, cell, position, kind="trial", **tags) as trial:
         context.started(trial.id)
         if problem is not None:
             raise problem
         try:
             for repeat, seed in enumerate(seeds):
-                run_id, values = context.repeat_done(seed) or _one_seed(
-                    config, store, replace(position, parent=trial.id, repeat=repeat), seed, context
+                context.pruning = repeat == 0  # rungs judge a configuration only once
+                below = replace(position, parent=trial.id, repeat=repeat)
+                seeded = OmegaConf.merge(config, {"seed": seed})
+                run_id, values = context.repeat_done(seed) or _trial_run(
+                    seeded, store, below, context, seed_folder(context.folder, seed)
                 )
                 Run.attach(store, run_id).move_below(trial)
                 if compressed:
                     pairs.append((origin.origin_of(store, run_id), run_id))
                 metrics.append(values)
                 context.repeat_ended(seed, run_id, values)
-                discard_states(
-                    [seed_folder(folder, seed) for folder in (context.folder, *context.resume)]
-                )
+                folders = (context.folder, *context.resume)
+                discard_states([seed_folder(folder, seed) for folder in folders])
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             context.give_up(early.state, "", str(early))
@@ -287,15 +265,6 @@ def _repeated(
         trial.flush()
         _commit(context, means)
     return means
-
-
-def _one_seed(
-    config: DictConfig, store: Store, position: RunContext, seed: int, context: TrialContext
-) -> tuple[str, dict[str, float]]:
-    config = config.copy()
-    config.seed = seed
-    context.pruning = position.repeat == 0  # rungs judge a configuration only once
-    return _trial_run(config, store, position, context, seed_folder(context.folder, seed))
 
 
 def _trial_run(
@@ -321,9 +290,7 @@ def _trial_run(
             run.flush()
             context.give_up(early.state, "", str(early))
             return run.id, {}
-        metrics = {
-            name: value for name, value in run.latest.items() if not name.startswith(PER_EPOCH)
-        }
+        metrics = {k: v for k, v in run.latest.items() if not k.startswith(PER_EPOCH)}
         if is_whole_trial:
             run.flush()
             _commit(context, metrics)
@@ -359,17 +326,16 @@ def _checked(
 def _refuse_several_devices(config: DictConfig) -> None:
     """Refuse distributed trials: Lightning would start the other ranks with the study's command."""
     trainer, devices = config.trainer, config.trainer.get("devices", 1)
-    one_listed = isinstance(devices, ListConfig) and len(devices) == 1
-    all_devices = devices in ("auto", -1, "-1")
-    several = not all_devices and devices not in (1, "1") and not one_listed
-    several |= all_devices and trainer.accelerator != "cpu" and torch.cuda.device_count() > 1
+    if devices in ("auto", -1, "-1"):
+        several = trainer.accelerator != "cpu" and torch.cuda.device_count() > 1
+    else:
+        one_listed = isinstance(devices, ListConfig) and len(devices) == 1
+        several = devices not in (1, "1") and not one_listed
     several |= "ddp" in str(trainer.get("strategy", "auto")) or trainer.get("num_nodes", 1) != 1
     if several:
-        raise ConfigError(
-            "trainer.devices",
-            "a trial of a study trains on one device, but this asks for several: use trainer=gpu, "
-            "and hydra.sweeper.n_jobs for parallel trials",
-        )
+        problem = "a trial of a study trains on one device, but this asks for several: use "
+        problem += "trainer=gpu, and hydra.sweeper.n_jobs for parallel trials"
+        raise ConfigError("trainer.devices", problem)
 
 
 def _start(
@@ -378,16 +344,13 @@ def _start(
     plain: dict[str, Any],
     overrides: Sequence[str],
     position: RunContext,
+    kind: str = "run",
+    **more: str,
 ) -> Run:
-    tags = _tags(config, plain, position) | {"overrides": masked(" ".join(overrides))}
-    name = str(config.model.get("name", "run"))
-    return Run.start(store, name, tags, public(plain), position.parent)
-
-
-def _tags(config: DictConfig, plain: dict[str, Any], position: RunContext) -> dict[str, Any]:
     commit, dirty = position.git or git_state(ROOT)
     tags = {
-        "kind": "run",
+        "kind": kind,
+        "overrides": masked(" ".join(overrides)),
         "study": position.study,
         "preset": config.preset or "",
         "trial": position.trial,
@@ -402,4 +365,5 @@ def _tags(config: DictConfig, plain: dict[str, Any], position: RunContext) -> di
     }
     if origin.is_compression(config):
         tags |= {"origin": config.origin, "compression": config.compression.name}
-    return tags
+    name = str(config.model.get("name", kind))
+    return Run.start(store, name, tags | more, public(plain), position.parent)

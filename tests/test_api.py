@@ -77,9 +77,8 @@ def test_lightning_loads_the_checkpoint_without_arguments(
 def test_a_checkpoint_that_names_other_code_is_refused(
     folder: Path, result: api.RunResult, tmp_path: Path
 ) -> None:
-    content = torch.load(
-        read.artifact(result.store, result.run_id, "checkpoint/best.ckpt"), weights_only=True
-    )
+    path = read.artifact(result.store, result.run_id, "checkpoint/best.ckpt")
+    content = torch.load(path, weights_only=True)
     recipe = content[RECIPE]
     recipe["model"]["net"]["_target_"] = "os.system"
     torch.save(content, tmp_path / "evil.ckpt")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -64,14 +65,11 @@ def test_a_trial_on_several_devices_is_refused(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], gpus: int, several: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    config = composed(
-        *(f"++trainer.{item}" if "=" in item else f"trainer={item}" for item in overrides)
-    )
-    if several:
-        with pytest.raises(ConfigError, match="trainer.devices: a trial of a study trains on one"):
-            runs._refuse_several_devices(config)
-    else:
-        runs._refuse_several_devices(config)
+    keys = [f"++trainer.{item}" if "=" in item else f"trainer={item}" for item in overrides]
+    problem = "trainer.devices: a trial of a study trains on one"
+    expected: Any = pytest.raises(ConfigError, match=problem) if several else nullcontext()
+    with expected:
+        runs._refuse_several_devices(composed(*keys))
 
 
 @pytest.mark.parametrize(
@@ -85,19 +83,14 @@ def test_a_trial_on_several_devices_is_refused(
         (None, None),
     ],
 )
-def test_a_password_is_masked_and_all_else_stays(uri: str | None, shown: str | None) -> None:
+def test_a_password_is_masked_and_nothing_else(uri: str | None, shown: str | None) -> None:
     plain = {"tracking": {"uri": uri, "experiment": "e"}, "seed": 3}
     assert runs.public(plain) == {"tracking": {"uri": shown, "experiment": "e"}, "seed": 3}
     assert plain["tracking"] == {"uri": uri, "experiment": "e"}
+    assert runs.public({}) == {}  # of a config that could not be resolved
 
 
-def test_a_config_that_could_not_be_resolved_has_nothing_to_record() -> None:
-    assert runs.public({}) == {}
-
-
-def test_neither_parameters_nor_config_yaml_hold_the_password(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_no_record_has_the_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = composed(f"tracking.uri={URI}")
     store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     net = SimpleNamespace(net=None, image_size=32)
@@ -115,31 +108,20 @@ def test_neither_parameters_nor_config_yaml_hold_the_password(
     monkeypatch.setattr(Run, "text", note)
     _, plain, problem = runs._checked(config, [], store)
     assert problem is None
+    typed = [f"tracking.uri={URI}", "seed=0"]
     with (
         pytest.raises(EnoughError),
-        runs._start(store, config, plain, ["seed=0"], runs.RunContext()) as logged,
+        runs._start(store, config, plain, typed, runs.RunContext()) as logged,
     ):
-        runs.record(config, tmp_path, ["seed=0"], logged)
+        runs.record(config, tmp_path, typed, logged)
     assert "postgresql://me:***@db.example.org" in written["config.yaml"]
     assert "s3cret" not in written["config.yaml"]
     assert config.tracking.uri == URI  # the job itself still needs it
     recorded = store.client.get_run(logged.id).data
     assert recorded.params["tracking.uri"] == "postgresql://me:***@db.example.org:5432/runs"
     assert "s3cret" not in str(recorded.params) + str(recorded.tags)
+    assert recorded.tags["overrides"].endswith(" seed=0")
     assert recorded.tags["config_hash"] == config_hash(plain, WITHOUT_EFFECT)
-
-
-def test_a_password_that_was_typed_is_not_recorded_with_the_command(tmp_path: Path) -> None:
-    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
-    config = composed(f"tracking.uri={URI}")
-    _, plain, _ = runs._checked(config, [], store)
-    with runs._start(
-        store, config, plain, [f"tracking.uri={URI}", "seed=0"], runs.RunContext()
-    ) as logged:
-        pass
-    tags = store.client.get_run(logged.id).data.tags
-    assert "s3cret" not in str(tags)
-    assert tags["overrides"].endswith(" seed=0")
 
 
 class Finished(NamedTuple):
@@ -153,7 +135,7 @@ class Finished(NamedTuple):
 
     def run(self, study: str) -> pd.Series:
         """The only run of a study."""
-        (row,) = (row for _, row in self.study(study).iterrows())
+        [row] = (row for _, row in self.study(study).iterrows())
         return row
 
     def csv(self, run_id: str, name: str) -> pd.DataFrame:
@@ -169,10 +151,11 @@ def command(folder: Path, *arguments: str) -> dict[str, Any]:
     return {"args": line, "cwd": folder, "env": environment, "text": True}
 
 
+Typed = Callable[..., tuple[int, str]]
+
+
 @pytest.fixture
-def typed(
-    multirun: Finished, monkeypatch: pytest.MonkeyPatch, run_entry: Callable[..., tuple[int, str]]
-) -> Callable[..., tuple[int, str]]:
+def typed(multirun: Finished, monkeypatch: pytest.MonkeyPatch, run_entry: Typed) -> Typed:
     """`python -m src.train <arguments>` in this process: status and output."""
     monkeypatch.chdir(multirun.folder)
     monkeypatch.setenv("PARETODERM_CACHE", str(multirun.folder / "cache"))
@@ -201,16 +184,13 @@ def parent(multirun: Finished) -> pd.Series:
 
 
 def test_an_invalid_configuration_is_a_failed_run_and_the_others_continue(
-    multirun: Finished, children: pd.DataFrame
+    multirun: Finished, parent: pd.Series, children: pd.DataFrame
 ) -> None:
     assert children["status"].tolist() == ["FINISHED", "FAILED", "FINISHED"]
     assert "model.net.width" in children.loc["0", "tags.failure"]
     assert multirun.process.returncode == 1
     assert "Traceback" not in multirun.process.stderr
     assert "model.net.width" in multirun.process.stdout
-
-
-def test_the_parent_run_ties_the_runs_together(parent: pd.Series, children: pd.DataFrame) -> None:
     assert parent["status"] == "FINISHED"
     assert parent["name"] == parent["tags.study"] == "widths"
     assert parent["metrics.runs/all"] == 3
@@ -288,9 +268,7 @@ def test_the_comparison_is_logged_and_printed(multirun: Finished, parent: pd.Ser
     assert max(len(line) for line in output.splitlines() if "http://" not in line) <= 100
 
 
-def test_cost_is_of_the_size_that_the_net_is_built_for(
-    multirun: Finished, typed: Callable[..., tuple[int, str]]
-) -> None:
+def test_cost_is_of_the_size_that_the_net_is_built_for(multirun: Finished, typed: Typed) -> None:
     size = ["model=custom_gap", "model.image_size=32", "data.image_size=40"]
     status, output = typed("experiment=smoke", *size, "trainer.max_epochs=1", "study=size")
     assert status == 0, output
@@ -301,7 +279,7 @@ def test_cost_is_of_the_size_that_the_net_is_built_for(
     assert flops - convolutions - 128 * 256 - 256 * 7 in (0, 5 * 5 * 128)
 
 
-def test_an_impossible_store_is_reported_once(typed: Callable[..., tuple[int, str]]) -> None:
+def test_an_impossible_store_is_reported_once(typed: Typed) -> None:
     status, output = typed("-m", "tracking.uri=file:///nowhere", "model=custom,custom_gap")
     assert status == 2  # before any trial is started
     assert "Traceback" not in output
@@ -310,7 +288,8 @@ def test_an_impossible_store_is_reported_once(typed: Callable[..., tuple[int, st
 
 def test_two_processes_train_one_run(multirun: Finished) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    arguments = ["experiment=smoke", *ddp, "trainer.precision=32-true", "study=ddp"]
+    arguments = ["experiment=smoke", "trainer.max_epochs=1", *ddp, "trainer.precision=32-true"]
+    arguments += ["study=ddp", "efficiency.batch_sizes=[1]"]
     line = command(multirun.folder, *arguments)
     subprocess.run(**line, capture_output=True, check=True, timeout=200)
     row = multirun.run("ddp")
@@ -320,9 +299,7 @@ def test_two_processes_train_one_run(multirun: Finished) -> None:
         assert len(table) == table["image_id"].nunique() == row[f"metrics.data/images/{split}"]
 
 
-def test_two_classes_of_real_images(
-    multirun: Finished, shared_data: Path, typed: Callable[..., tuple[int, str]]
-) -> None:
+def test_two_classes_of_real_images(multirun: Finished, shared_data: Path, typed: Typed) -> None:
     data = ["data=siim2020", f"data.root={shared_data / 'siim2020'}", "data.source.limit=150"]
     small = ["model.image_size=32", "efficiency=fast", "trainer.max_epochs=1", "data.batch_size=16"]
     more = ["data.oversample=0.5", "loss=weighted_focal", "augment=sun2023", "study=siim"]
@@ -340,16 +317,16 @@ def test_two_classes_of_real_images(
 @pytest.fixture(scope="module")
 def endless(multirun: Finished) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Three trainings without an end; each study has the name of the signal it will receive."""
+    signals = ("SIGINT", "SIGTERM", "SIGKILL")
+    smoke = ["experiment=smoke", "trainer.max_epochs=100000"]
     processes = {
         name: subprocess.Popen(
-            **command(
-                multirun.folder, "experiment=smoke", "trainer.max_epochs=100000", f"study={name}"
-            ),
+            **command(multirun.folder, *smoke, f"study={name}"),
             stderr=subprocess.PIPE,
             # a background job of a shell ignores SIGINT, and its children inherit that
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        for name in ("SIGINT", "SIGTERM", "SIGKILL")
+        for name in signals
     }
     yield processes
     for process in processes.values():
@@ -377,9 +354,7 @@ def test_an_interrupted_run_is_marked_as_killed(
 
 
 def test_the_next_run_marks_a_killed_one(
-    multirun: Finished,
-    endless: dict[str, subprocess.Popen[str]],
-    typed: Callable[..., tuple[int, str]],
+    multirun: Finished, endless: dict[str, subprocess.Popen[str]], typed: Typed
 ) -> None:
     end(endless["SIGKILL"], signal.SIGKILL)
     assert multirun.run("SIGKILL")["status"] == "RUNNING"

@@ -34,12 +34,9 @@ failures: list[str] = []
 
 
 def say(line: str, wrap: bool = True, style: str | None = None) -> None:
-    """Print one line of text to the terminal, without markup.
+    """Print one line of text to the terminal, without markup, wrapped at 100 columns.
 
-    Args:
-        line: The text.
-        wrap: Wrap at 100 columns. False for paths and commands, which users copy.
-        style: A style of rich, such as "bold red".
+    Paths and commands, which users copy, are not wrapped. `style` is one of rich.
     """
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=not wrap)
 
@@ -72,13 +69,12 @@ class Command:
             return typed
         if key in self.lists and "," in value and value[0] not in "['\"":
             value = f"[{value}]"
-        if key in self.texts and value not in ("", "null") and value[0] not in "'\"":
+        if key in self.texts and value != "null":
             if key in self.lists and value.startswith("[") and value.endswith("]"):
-                items = [item.strip() for item in value[1:-1].split(",") if item.strip()]
-                quotes = [item if item[0] in "'\"" else quoted(item) for item in items]
-                value = f"[{','.join(quotes)}]"
+                items = [item.strip() for item in value[1:-1].split(",")]
+                value = f"[{','.join(_quoted_once(item) for item in items if item)}]"
             else:
-                value = quoted(value)
+                value = _quoted_once(value)
         return f"{self.renamed.get(key, key)}={value}"
 
     def run(self, job: Callable[[DictConfig], object]) -> None:
@@ -89,8 +85,7 @@ class Command:
         traceback after a bug. `--help` lists what can be set, `--help <group>` the choices of a
         config group. SIGTERM raises SystemExit, so that a run that is terminated can be closed.
 
-        Args:
-            job: Imports what it needs itself: --help must not wait for torch or MLflow.
+        `job` imports what it needs itself: --help must not wait for torch or MLflow.
         """
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments):
@@ -131,9 +126,7 @@ class Command:
 def one_line_errors(full_error: bool = False, config_name: str = "train") -> Iterator[None]:
     """Exit with one line and status 2 after a mistake of the user, with status 130 after Ctrl+C.
 
-    Args:
-        full_error: Show the traceback instead.
-        config_name: The primary config, for suggestions.
+    Show the traceback instead if `full_error`. Similar keys of the primary config are suggested.
     """
     try:
         yield
@@ -149,6 +142,11 @@ def one_line_errors(full_error: bool = False, config_name: str = "train") -> Ite
 def quoted(text: str) -> str:
     """A text as Hydra's grammar reads it: backslashes are escaped before a quote and at the end."""
     return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
+
+
+def _quoted_once(text: str) -> str:
+    """A text in quotes; unchanged if it is empty or in quotes already."""
+    return quoted(text) if text and text[0] not in "'\"" else text
 
 
 def general_help(command: Command) -> str:
@@ -201,14 +199,11 @@ def choices_help(group: str) -> str:
 def _header(file: Path) -> str:
     """The first sentence of the comment at the top of a config file."""
     sentence = ""
-    for line in file.read_text().splitlines():
-        if "@package" in line:
-            continue
-        if not line.startswith("# ") or (sentence and re.match(r"# [\w ]+: ", line)):
+    for line in re.sub(r"^.*@package.*\n", "", file.read_text(), flags=re.M).splitlines():
+        is_example = sentence and re.match(r"# [\w ]+: ", line)
+        if not line.startswith("# ") or is_example or sentence.endswith("."):
             break
         sentence = f"{sentence} {line.lstrip('# ')}".strip()
-        if sentence.endswith("."):
-            break
     return sentence
 
 
@@ -218,12 +213,8 @@ def _folder(group: str) -> Path:
 
 def _choices(folder: Path) -> list[str]:
     """Names of the choices, also in subfolders. Files with a leading underscore are no choices."""
-    files = [file for pattern in ("*.yaml", "*/*.yaml") for file in sorted(folder.glob(pattern))]
-    return [
-        str(file.relative_to(folder).with_suffix(""))
-        for file in files
-        if not file.stem.startswith("_")
-    ]
+    files = [*sorted(folder.glob("[!_]*.yaml")), *sorted(folder.glob("*/[!_]*.yaml"))]
+    return [str(file.relative_to(folder).with_suffix("")) for file in files]
 
 
 def fail(message: str) -> NoReturn:
@@ -239,9 +230,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def one_line(error: BaseException, config_name: str = "train") -> str | None:
     """The message of a user's mistake on one line; None if the error is a bug.
 
-    Args:
-        error: The exception; errors of Hydra's composition are reworded.
-        config_name: The primary config, searched for keys of similar names.
+    Errors of Hydra's composition are reworded; the primary config is searched for similar keys.
     """
     if isinstance(error, UserError):
         return " ".join(str(error).split())
@@ -255,10 +244,8 @@ def one_line(error: BaseException, config_name: str = "train") -> str | None:
     if choice := re.search(r"Could not find '([^']+)'", text):
         group, _, name = choice[1].rpartition("/")
         names = _choices(_folder(group))
-        return (
-            f"{group}={name}: no such choice{closest(name, names, ', ')}; "
-            f"{group} has {', '.join(names)}"
-        )
+        similar = closest(name, names, ", ")
+        return f"{group}={name}: no such choice{similar}; {group} has {', '.join(names)}"
     if override := re.search(r"Could not override '([^']+)'", text):
         key, cause = override[1], error.__cause__
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
@@ -273,13 +260,14 @@ def _known_keys(config_name: str) -> list[str]:
 
     from src.core.config import flatten
 
+    keys: set[str] = set()
     with suppress(HydraException, OmegaConfBaseException, ValueError):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             leaves = flatten(hydra.compose(config_name))
-        parts = [leaf.split(".") for leaf in leaves]
-        return sorted({".".join(key[:end]) for key in parts for end in range(1, len(key) + 1)})
-    return []
+        for leaf in leaves:
+            keys |= {leaf[: dot.start()] for dot in re.finditer(r"\.|$", leaf)}
+    return sorted(keys)
 
 
 def format_bug(error: BaseException) -> str:

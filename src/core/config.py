@@ -31,17 +31,8 @@ ROOT_VALUES: dict[str, Any] = {
     "origin": str | None,
 }
 # Keys that do not change what a trial computes.
-WITHOUT_EFFECT = (
-    "tracking",
-    "study",
-    "preset",
-    "objective",
-    "test",
-    "data.cache_dir",
-    "threads",
-    "repeats",
-    "dry_run",
-)
+WITHOUT_EFFECT = ("tracking", "study", "preset", "objective", "test")
+WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run")
 _TRUSTED_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -49,9 +40,7 @@ _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 def resolve(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
     """The config as plain values, with all interpolations resolved.
 
-    Args:
-        config: A config or a node of one.
-        without: Keys at its top that are omitted and not resolved.
+    Keys at its top in `without` are omitted and not resolved.
 
     Raises:
         ConfigError: An interpolation cannot be resolved, or a mandatory value (`???`) is missing.
@@ -64,14 +53,12 @@ def resolve(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
             else value
             for key, value in values.items()
         }
-    except MissingMandatoryValue as error:
-        key = error.full_key or "config"
-        group = key.partition(".")[0]
-        message = f"has no default: give it one, {key}=... (--help {group})"
-        raise ConfigError(key, message) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
-        raise ConfigError(key, str(error).splitlines()[0]) from error
+        problem = str(error).splitlines()[0]
+        if isinstance(error, MissingMandatoryValue):
+            problem = f"has no default: give it one, {key}=... (--help {key.partition('.')[0]})"
+        raise ConfigError(key, problem) from error
 
 
 def load_settings(
@@ -99,13 +86,10 @@ def load_settings(
 def check(config: Mapping[str, Any], path: str = "") -> None:
     """Check every value that is passed to a constructor against the constructor's annotations.
 
-    Args:
-        config: A resolved config, or a part of it.
-        path: The key of that part.
+    `config` is resolved, or the part of one at the key `path`.
 
     Raises:
-        ConfigError: An unknown key, a wrong type or a value out of range; the message names the
-            key.
+        ConfigError: An unknown key, a wrong type or a value out of range; it names the key.
     """
     if "_target_" in config:
         name = config["_target_"]
@@ -125,10 +109,8 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
 def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path: str = "") -> None:
     """Check keyword arguments against the signature and the annotations of a class or function.
 
-    Args:
-        target: The class or function. Its attribute `config_only` lists keys that are for readers.
-        values: Argument -> value; Hydra's own keys such as `_target_` are ignored.
-        path: The key of the values, for error messages.
+    Hydra's own keys such as `_target_` and those in the target's attribute `config_only`, which are
+    for readers, are ignored.
 
     Raises:
         ConfigError: An unknown key, a wrong type or a value out of range.
@@ -189,13 +171,10 @@ def check_targets(config: Any, path: str = "") -> None:
 
 
 def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **objects: Any) -> Any:
-    """Build what `_target_` names.
+    """Build what `_target_` of the node at the key `path` names.
 
-    Args:
-        config: The node to build.
-        path: The key of the node, for error messages.
-        without: Keys that are not passed on.
-        **objects: Arguments that are not in the config: built parts, counts.
+    Keys in `without` are not passed on; `objects` are arguments that are not in the config, such as
+    built parts and counts.
 
     Raises:
         ConfigError: The constructor refused a value.
@@ -221,9 +200,7 @@ def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **ob
 def flatten(config: DictConfig | Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, Any]:
     """Dotted key -> value of every leaf; interpolations stay as they are written.
 
-    Args:
-        config: The config.
-        without: Dotted keys that are omitted, with everything below them.
+    Dotted keys in `without` are omitted, with everything below them.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     leaves: dict[str, Any] = {}
@@ -232,12 +209,8 @@ def flatten(config: DictConfig | Mapping[str, Any], without: Iterable[str] = ())
             leaves |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
         else:
             leaves[str(key)] = value
-    skipped = tuple(without)
-    return {
-        key: value
-        for key, value in leaves.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in skipped)
-    }
+    skipped = tuple(f"{name}." for name in without)
+    return {key: leaf for key, leaf in leaves.items() if not f"{key}.".startswith(skipped)}
 
 
 def shared_config_digest(config: DictConfig) -> str:
@@ -253,10 +226,7 @@ def conf_digest() -> str:
 
 
 def compose_trial(payload: Mapping[str, Any]) -> DictConfig:
-    """Compose the config of a trial.
-
-    Args:
-        payload: The trial's overrides, and the digests taken when the study started.
+    """Compose the config of a trial from its overrides and the digests of the start of the study.
 
     Raises:
         UserError: The files in conf/ have changed since, and so has what all trials share.

@@ -5,7 +5,6 @@ import functools
 import gc
 import hashlib
 import importlib.abc
-import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
@@ -15,8 +14,9 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,11 +34,6 @@ PACKAGES = (
 MAX_SEED = 2**32 - 1  # the limit of NumPy
 GIT_TIMEOUT_S = 20  # a checkout on a sleeping network drive does not delay a run for longer
 COLLECTOR_THRESHOLD = 20_000  # objects; Python's default is 700 in 3.11
-
-# glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_BLOCK = 2**30  # bytes
-_NEVER = 2**31 - 1
 
 
 def seed_everything(seed: int) -> None:
@@ -63,10 +58,8 @@ def seed_everything(seed: int) -> None:
 def environment() -> dict[str, Any]:
     """Versions and hardware, ready for JSON.
 
-    Returns:
-        `packages` (name -> version, None if not installed), `python`, `platform`, `cpu`, `cores`
-        (those this process may use), `ram_gb` (10^9 bytes), `gpus` (names), `cuda` (None on a CPU
-        build), `torch_threads`.
+    `ram_gb` is in 10^9 bytes, `cores` are those that this process may use, and `cuda` is None on a
+    CPU build of torch.
     """
     import psutil
     import torch
@@ -90,21 +83,17 @@ def package_versions() -> dict[str, str | None]:
     """Installed versions of the packages that may affect a result; None if not installed."""
     versions: dict[str, str | None] = dict.fromkeys(PACKAGES.split())
     for name in versions:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def cpu_name() -> str:
     """The model of the processor, as the operating system reports it."""
     information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = information.read_text() if information.exists() else ""
+    name = re.search(r"^model name\s*:(.*)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def device_name(device: "torch.device") -> str:
@@ -121,38 +110,28 @@ def git_state(root: Path | str) -> tuple[str | None, bool | None]:
         (commit, dirty); (None, None) without git, a checkout or a commit.
     """
 
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(root), *arguments]
+    def git(*arguments: str) -> str:
         options: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
-        try:
-            return subprocess.run(command, timeout=GIT_TIMEOUT_S, **options).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return None
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, timeout=GIT_TIMEOUT_S, **options).stdout.strip()
 
-    commit = git("rev-parse", "--verify", "HEAD")
-    if commit is None:
-        return None, None
-    changes = git("status", "--porcelain")
-    return commit, None if changes is None else bool(changes)
+    commit: str | None = None
+    with suppress(OSError, subprocess.SubprocessError):
+        commit = git("rev-parse", "--verify", "HEAD")
+        return commit, bool(git("status", "--porcelain"))
+    return commit, None
 
 
 def config_hash(config: Mapping[str, Any], without: Collection[str] = ()) -> str:
-    """Twelve hex digits of SHA-256 over a config, independent of the order of its keys.
+    """Twelve hex digits of SHA-256 over plain values, independent of the order of keys.
 
-    Args:
-        config: Plain values: mappings, sequences, texts, numbers, None.
-        without: Dotted keys that do not change the result, such as "tracking" or
-            "trainer.enable_progress_bar".
+    Dotted keys in `without`, such as "trainer.enable_progress_bar", do not change the result.
     """
 
     def reduced(value: Any, path: str = "") -> Any:
         if isinstance(value, Mapping):
-            names = {key: f"{path}{key}" for key in value}
-            return {
-                key: reduced(value[key], f"{name}.")
-                for key, name in names.items()
-                if name not in without
-            }
+            keys = [key for key in value if f"{path}{key}" not in without]
+            return {key: reduced(value[key], f"{path}{key}.") for key in keys}
         if isinstance(value, list | tuple):
             return [reduced(inner, f"{path}{number}.") for number, inner in enumerate(value)]
         return value
@@ -164,17 +143,14 @@ def config_hash(config: Mapping[str, Any], without: Collection[str] = ()) -> str
 def keep_freed_memory() -> bool:
     """Make glibc's allocator keep freed memory in this process, instead of returning it each step.
 
-    Returns:
-        Whether it was set; other C libraries have no such setting.
+    Returns whether it was set; other C libraries have no such setting.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    linux = sys.platform.startswith("linux")
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if linux else None
     if set_option is None:
         return False
-    return bool(
-        set_option(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) and set_option(_M_TRIM_THRESHOLD, _NEVER)
-    )
+    trim_threshold, mmap_threshold = -1, -3  # of glibc's malloc.h
+    return bool(set_option(mmap_threshold, 2**30) and set_option(trim_threshold, 2**31 - 1))
 
 
 def collect_less_often() -> None:
@@ -189,42 +165,49 @@ def collect_less_often() -> None:
         gc.set_threshold(COLLECTOR_THRESHOLD, *older)
 
 
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+# Packages that torchmetrics imports for metrics of images, texts and audio, and for plots.
+_NOT_FOR_TORCHMETRICS = ("matplotlib", "scipy", "torchvision", "transformers")
 _libraries: list[Any] = []  # torch.library.Library removes its operators when it is collected
 
 
-class _TorchvisionGuard(importlib.abc.MetaPathFinder):
-    """An import hook that runs `_declare_operators` before torchvision is imported."""
+class _Hook(importlib.abc.MetaPathFinder):
+    """Calls a function with the import specification of a package, before its first import."""
+
+    def __init__(self, package: str, function: Callable[[ModuleSpec], None]) -> None:
+        self._package, self._function = package, function
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname == "torchvision":
-            sys.meta_path.remove(self)
-            _declare_operators()
-        return None
+    ) -> ModuleSpec | None:
+        if fullname != self._package:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None:
+            self._function(spec)
+        return spec
 
 
-def install_torchvision_guard() -> None:
-    """Let a torchvision built for CUDA be imported beside a CPU build of torch.
+def install_import_hooks() -> None:
+    """Let torchvision be imported beside a CPU build of torch, and torchmetrics quickly.
 
-    Its compiled operators cannot be loaded then, and its import fails on the missing declarations.
+    The compiled operators of a torchvision built for CUDA cannot be loaded then, and its import
+    fails on the missing declarations. torchmetrics takes more time to import than PyTorch, 95% of
+    it for packages that its classification metrics do not need. Its metrics of images, texts and
+    audio that need one of them, and its plots, are not available in a process of this project.
     """
-    if "torchvision" not in sys.modules:
-        sys.meta_path.insert(0, _TorchvisionGuard())
+    hooks = {"torchvision": _declare_operators, "torchmetrics": _import_without_packages}
+    for package, function in hooks.items():
+        if package not in sys.modules:
+            sys.meta_path.insert(0, _Hook(package, function))
 
 
-def _declare_operators() -> None:
+def _declare_operators(spec: ModuleSpec) -> None:
     """Declare torchvision's operators, unless its compiled library registers them itself."""
     import torch
 
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return
-    for library in sorted(Path(spec.origin).parent.glob("_C.*")):
+    libraries = sorted(Path(spec.origin or "").parent.glob("_C.*"))
+    for library in libraries:
         if library.suffix in (".so", ".pyd"):
             try:
                 torch.ops.load_library(library)
@@ -232,51 +215,17 @@ def _declare_operators() -> None:
                 break
             return
     declared = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS:
-        declared.define(schema)
+    for name in ("nms", "qnms"):
+        declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _libraries.append(declared)
 
 
-# Packages that torchmetrics imports for metrics of images, texts and audio, and for plots.
-_NOT_FOR_TORCHMETRICS = ("matplotlib", "scipy", "torchvision", "transformers")
-
-
-class _TorchmetricsGuard(importlib.abc.MetaPathFinder):
-    """An import hook that hides `_NOT_FOR_TORCHMETRICS` while torchmetrics is imported."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "torchmetrics":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                with _hidden_from_torchmetrics():
-                    execute(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def install_torchmetrics_guard() -> None:
-    """Let torchmetrics be imported without packages that its classification metrics do not need.
-
-    They take 95% of its import time, more than PyTorch's. Its metrics of images, texts and audio
-    that need one of them, and its plots, are not available in a process of this project.
-    """
-    if "torchmetrics" not in sys.modules:
-        sys.meta_path.insert(0, _TorchmetricsGuard())
-
-
-@contextmanager
-def _hidden_from_torchmetrics() -> Iterator[None]:
-    """Let the checks of lightning_utilities, which torchmetrics uses, not find the packages."""
+def _import_without_packages(spec: ModuleSpec) -> None:
+    """Hide packages while torchmetrics is imported, from the checks of lightning_utilities."""
     imports: Any = importlib.import_module("lightning_utilities.core.imports")
     installed, met = imports.package_available, imports.RequirementCache.__bool__
+    loader: Any = spec.loader
+    execute = loader.exec_module
 
     def package_available(name: str) -> bool:
         return name.split(".")[0] not in _NOT_FOR_TORCHMETRICS and installed(name)
@@ -285,10 +234,13 @@ def _hidden_from_torchmetrics() -> Iterator[None]:
         name = re.split(r"\W", str(cache.requirement or cache.module))[0]
         return name not in _NOT_FOR_TORCHMETRICS and met(cache)
 
-    imports.package_available = package_available
-    imports.RequirementCache.__bool__ = requirement_met
-    try:
-        yield
-    finally:
-        imports.package_available = installed
-        imports.RequirementCache.__bool__ = met
+    def exec_module(module: ModuleType) -> None:
+        imports.package_available = package_available
+        imports.RequirementCache.__bool__ = requirement_met
+        try:
+            execute(module)
+        finally:
+            imports.package_available = installed
+            imports.RequirementCache.__bool__ = met
+
+    loader.exec_module = exec_module

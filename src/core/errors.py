@@ -11,10 +11,9 @@ class UserError(Exception):
 class ConfigError(UserError):
     """An impossible value in the configuration.
 
-    Args:
-        key: The configuration key as the user types it. A constructor passes the name of its
-            argument, and `src.core.config.instantiate` prepends the path.
-        problem: What is wrong and what would be right, such as "must be at least 1, but got 0".
+    `key` is the configuration key as the user types it; a constructor passes the name of its
+    argument, and `src.core.config.instantiate` prepends the path. `problem` says what is wrong and
+    what would be right, such as "must be at least 1, but got 0".
     """
 
     def __init__(self, key: str, problem: str) -> None:
@@ -32,12 +31,7 @@ class DivergedError(UserError):
 
 
 class DataError(UserError):
-    """A data set on disk that cannot be used.
-
-    Args:
-        problem: What is wrong and what to do.
-        path: The file or folder.
-    """
+    """A data set at `path` that cannot be used: what is wrong and what to do."""
 
     def __init__(self, problem: str, path: Path | str | None = None) -> None:
         super().__init__(f"{path}: {problem}" if path is not None else problem)
@@ -50,11 +44,8 @@ class DependencyError(UserError):
 def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> str:
     """The question "; did you mean <similar name>?" for an unknown name, or an empty text.
 
-    Args:
-        name: The unknown name.
-        names: The valid ones.
-        before: Separates the question from the text in front of it.
-        count: Most suggestions, joined by "or".
+    `before` separates the question from the text in front of it; at most `count` valid names are
+    suggested.
     """
     matches = difflib.get_close_matches(name, names, n=count)
     return f"{before}did you mean {' or '.join(matches)}?" if matches else ""

@@ -22,12 +22,8 @@ FORMULA_STARTS = ("=", "+", "@", "-", "\t", "\r")
 def atomic_file(path: Path, what: str = "the file", make_folder: bool = False) -> Iterator[Path]:
     """Yield a draft path; the draft replaces `path` if the block ends without an exception.
 
-    The draft lies in a temporary folder beside `path`. Other files in that folder are deleted.
-
-    Args:
-        path: The file to write.
-        what: Named in the error message, such as "the model".
-        make_folder: Create the folder of `path` if it does not exist.
+    The draft lies in a temporary folder beside `path`, whose other files are deleted. `what` is
+    named in the error message, such as "the model".
 
     Raises:
         UserError: The file cannot be written: no such folder, no permission, or the disk is full.
@@ -47,28 +43,33 @@ def atomic_file(path: Path, what: str = "the file", make_folder: bool = False) -
 def atomic_folder(folder: Path, what: str, key: str = "folder") -> Iterator[Path]:
     """Yield an empty draft folder; it replaces `folder` if the block ends without an exception.
 
-    Args:
-        folder: The folder to write. Its former content is deleted only after success.
-        what: Named in the error message, such as "the report".
-        key: The config key that names the parent folder, for the error message.
+    The error message names `what` is written, such as "the report", and the config `key` of the
+    parent folder.
 
     Raises:
         UserError: The folder cannot be written. It is unchanged then, as after any exception.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.{os.getpid()}.former")
+    former = folder.with_name(f"{draft.name}.former")
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        if folder.exists():
-            folder.replace(former)
-        draft.replace(folder)
-    except OSError as error:
-        message = f"{key}={folder.parent}: {what} cannot be written there ({error})"
-        raise UserError(message) from error
+        with _writing(folder, what, key):
+            draft.mkdir(parents=True)
+            yield draft
+            if folder.exists():
+                folder.replace(former)
+            draft.replace(folder)
     finally:
         for leftover in (draft, former):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path, what: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{key}={folder.parent}: {what} cannot be written there ({error})"
+        raise UserError(message) from error
 
 
 def refuse_unwritable(folder: Path, what: str, key: str = "folder") -> None:
@@ -77,15 +78,11 @@ def refuse_unwritable(folder: Path, what: str, key: str = "folder") -> None:
     Raises:
         UserError: The parent folder cannot be created or written, or `folder` is a file.
     """
-    try:
+    with _writing(folder, what, key):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
+        tempfile.TemporaryFile(dir=folder.parent).close()
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file")
-    except OSError as error:
-        message = f"{key}={folder.parent}: {what} cannot be written there ({error})"
-        raise UserError(message) from error
 
 
 def expanded(name: str) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich import box
@@ -72,13 +72,8 @@ class Table:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        for name in self._names:
-            numeric = self._is_numeric(name)
-            table.add_column(
-                Text(self.heading(name)),
-                justify="right" if numeric else "left",
-                overflow="fold",
-            )
+        for name, side in zip(self._names, self._sides(), strict=True):
+            table.add_column(Text(self.heading(name)), justify=side, overflow="fold")
         for position, row in enumerate(self.texts().itertuples(index=False)):
             style = "bold" if position in self.bold else None
             table.add_row(*(Text(cell) for cell in row), style=style)
@@ -86,23 +81,20 @@ class Table:
 
     def to_markdown(self) -> str:
         """A GitHub table with the title above and the caption below; special characters escaped."""
-        texts = self.texts().map(escape_markdown)
-        texts.columns = pd.Index([escape_markdown(name) for name in texts.columns])
-        align = ["right" if self._is_numeric(name) else "left" for name in self._names]
-        body = texts.to_markdown(index=False, disable_numparse=True, colalign=align)
-        parts = [f"**{escape_markdown(self.title)}**" if self.title else "", body]
-        parts.append(escape_markdown(self.caption) if self.caption else "")
+        texts = self.texts().map(escape_markdown).rename(columns=escape_markdown)
+        body = texts.to_markdown(index=False, disable_numparse=True, colalign=self._sides())
+        title = f"**{escape_markdown(self.title)}**" if self.title else ""
+        parts = (title, body, escape_markdown(self.caption))
         return "\n\n".join(part for part in parts if part)
 
     def to_latex(self, label: str = "") -> str:
         """A table environment; the preamble needs booktabs."""
         styler = self.texts().style.hide(axis="index").format(escape="latex")
         styler = styler.format_index(escape="latex", axis=1)
-        align = "".join("r" if self._is_numeric(name) else "l" for name in self._names)
         caption = " ".join(part for part in (self.title, self.caption) if part)
         return styler.to_latex(
             hrules=True,
-            column_format=align,
+            column_format="".join(side[0] for side in self._sides()),
             caption="".join(LATEX.get(letter, letter) for letter in caption) or None,
             label=f"tab:{label}" if label else None,
         )
@@ -128,16 +120,19 @@ class Table:
             return how(value)
         return format(value, how) if how else str(value)
 
-    def _is_numeric(self, column: str) -> bool:
-        return column in self.formats or pd.api.types.is_numeric_dtype(self.frame[column])
+    def _sides(self) -> list[Literal["left", "right"]]:
+        """The alignment of each column."""
+        numeric = pd.api.types.is_numeric_dtype
+        return [
+            "right" if name in self.formats or numeric(self.frame[name]) else "left"
+            for name in self._names
+        ]
 
 
 def escape_markdown(text: object, longest: int = 10_000) -> str:
     """Text from outside as one line of plain Markdown: no tags, no emphasis, no table cells.
 
-    Args:
-        text: Any value; it is converted to text.
-        longest: Longer texts are cut and end in "…".
+    Texts of more than `longest` letters are cut and end in "…".
     """
     line = " ".join(str(text).split())
     line = line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -26,15 +26,11 @@ class Flops:
 
 
 def count_flops(net: nn.Module, image_size: int) -> Flops:
-    """Count the multiply-adds of one forward pass in evaluation mode, batch 1.
+    """Count the multiply-adds of one forward pass of images (1, 3, S, S) in evaluation mode.
 
     One fused multiply-add counts as one, which both papers call FLOPs; counting multiplications
     and additions separately gives about twice as many. If the work depends on the values of the
-    input, it is counted for one random input.
-
-    Args:
-        net: Images (1, 3, S, S) -> anything. A copy is traced.
-        image_size: S, px.
+    input, it is counted for one random input. A copy of the net is traced.
     """
     # On the CPU in the default layout: the count is the same everywhere.
     traced = deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

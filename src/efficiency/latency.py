@@ -26,8 +26,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,16 +43,11 @@ _REMINDER_S = 60.0
 _FINE_NS = 10_000  # a coarser thread clock (Windows: 15.6 ms) cannot time a call
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Time of a network relative to a reference network.
+class Ratio(NamedTuple):
+    """Time of a network relative to a reference network; 2.0 is twice as slow.
 
-    Attributes:
-        value: 2.0 is twice as slow as the reference.
-        pairs: Calls of each network.
-        clock: "thread CPU time" or "wall".
-        net_ms: Mean of the network's fastest calls on that clock.
-        reference_ms: The same for the reference.
+    `pairs` are the calls of each network, `clock` is "thread CPU time" or "wall", and the
+    milliseconds are means of the fastest calls on that clock.
     """
 
     value: float
@@ -74,10 +69,7 @@ def alone(lock: Path) -> Iterator[None]:
     """Hold a lock file while timing; warn once a minute while another process holds it.
 
     The system releases the lock of a process that dies. Other work on the machine continues, and so
-    do measurements in a container with its own temporary folder.
-
-    Args:
-        lock: Such as `shared_lock()`. Every user may use it (mode 0666).
+    do measurements in a container with its own temporary folder. Every user may use the file.
     """
     file_lock = FileLock(lock, mode=0o666)
     timeout = 0.0
@@ -118,13 +110,10 @@ def warm_up(net: nn.Module, images: Tensor, seconds: float) -> None:
 
 
 def latencies_ms(net: nn.Module, images: Tensor, seconds: float, min_repeats: int) -> np.ndarray:
-    """Time consecutive calls on the wall clock.
+    """Time consecutive calls with a batch (B, 3, S, S) on the wall clock.
 
-    Args:
-        net: In evaluation mode, warm, on the device of `images`.
-        images: A batch (B, 3, S, S).
-        seconds: Stop after this much timed work ...
-        min_repeats: ... but not before this many calls.
+    The network is warm, in evaluation mode and on the device of the images. Timing stops after
+    `seconds` of timed work, but not before `min_repeats` calls.
 
     Returns:
         Milliseconds per call (not per image), in order; on a GPU until it has finished.
@@ -148,16 +137,10 @@ def latency_ratio(
 ) -> Ratio:
     """Time a network and a reference network in turns: network, reference, network ...
 
-    The clock is the CPU time of the thread with one torch thread on a CPU; else, where this is not
-    the duration, the wall clock, with less certain ratios on a busy machine.
-
-    Args:
-        net: In evaluation mode, warm, on the device of `images`.
-        images: Its input.
-        reference: Likewise.
-        reference_images: Its input.
-        seconds: Stop after this much timed work of both networks on that clock ...
-        min_pairs: ... but not before this many calls of each.
+    Both are warm, in evaluation mode, and on the device of their images. The clock is the CPU time
+    of the thread with one torch thread on a CPU; else, where this is not the duration, the wall
+    clock, with less certain ratios on a busy machine. Timing stops after `seconds` of timed work of
+    both networks on that clock, but not before `min_pairs` calls of each.
     """
     now, clock = _fairest_clock(images.device)
     times: list[tuple[int, int]] = []
@@ -165,9 +148,8 @@ def latency_ratio(
     while total < seconds * 1e9 or len(times) < min_pairs:
         times.append((_time(net, images, now), _time(reference, reference_images, now)))
         total += sum(times[-1])
-    net_ms, reference_ms = np.sort(np.array(times), axis=0)[:FASTEST].mean(axis=0).tolist()
-    ratio = net_ms / reference_ms
-    return Ratio(ratio, len(times), clock, net_ms / 1e6, reference_ms / 1e6)
+    net_ns, reference_ns = np.sort(np.array(times), axis=0)[:FASTEST].mean(axis=0).tolist()
+    return Ratio(net_ns / reference_ns, len(times), clock, net_ns / 1e6, reference_ns / 1e6)
 
 
 def _time(net: nn.Module, images: Tensor, now: Callable[[], int]) -> int:

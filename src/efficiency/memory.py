@@ -20,12 +20,8 @@ def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: tor
     that works outside torch it is the peak of Python's and numpy's allocations, besides weights
     and input.
 
-    Args:
-        net: Images (B, 3, S, S) -> anything, on `device`, in evaluation mode. Call it once before,
-            so that CUDA's libraries are loaded.
-        image_size: S, px.
-        batch_size: B.
-        device: Of the network.
+    The network is on `device`, in evaluation mode, and takes images (B, 3, S, S). Call it once
+    before, so that CUDA's libraries are loaded.
     """
     channels_last = any(
         parameter.dim() == 4
@@ -70,10 +66,9 @@ def _python_peak(net: nn.Module, images: Tensor) -> int:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Sum of the storages that operators return, until they are freed; views share one.
+    """The bytes of storages that operators return, until they are freed, and their `peak`.
 
-    Attributes:
-        peak: Most bytes alive at once.
+    Views share one storage.
     """
 
     def __init__(self) -> None:

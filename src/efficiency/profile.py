@@ -28,8 +28,7 @@ class Profile:
     Attributes:
         metrics: By their names in the run record, `efficiency/...`; units in
             `src.metrics.registry`.
-        details: How they were measured, ready for JSON: `device`, `uncounted_operators`, `threads`,
-            `repeats` ...
+        details: How they were measured, ready for JSON: `device`, `uncounted_operators` ...
     """
 
     metrics: dict[str, float]
@@ -105,12 +104,9 @@ class Profiler:
     ) -> Profile:
         """Measure everything on copies; torch's random state is restored.
 
-        Args:
-            net: Images (B, 3, S, S) -> anything. One with a true attribute `outside_torch` works on
-                the CPU in any case: it is timed there, beside the reference on the CPU, and has
-                no multiply-adds, because the counter sees only torch's operators.
-            image_size: S, px.
-            device: "cpu" or a CUDA device.
+        A network with a true attribute `outside_torch` works on the CPU in any case: it is timed
+        there, beside the reference on the CPU, and has no multiply-adds, because the counter sees
+        only torch's operators.
         """
         device = torch.device("cpu" if _outside_torch(net) else device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -121,15 +117,14 @@ class Profiler:
             timed, details = self._time(copies[0], image_size, copies[1], device)
             memory = peak_memory_mb(copies[0], image_size, 1, device)
         metrics = _static(net, counted) | timed | {"efficiency/peak_memory_mb": memory}
+        not_counted = "not counted: the work is not done by torch's operators"
         conditions = {
             "device": device_name(device),
             "device_type": device.type,
             "torch": torch.__version__,
             "threads": self.threads,
             "channels_last": self.layout is torch.channels_last,
-            "flop_convention": flops.CONVENTION
-            if counted
-            else "not counted: the work is not done by torch's operators",
+            "flop_convention": flops.CONVENTION if counted else not_counted,
             "uncounted_operators": counted.uncounted if counted else {},
             "latency_clock": "wall",
             "timed_on": "noise" if counted else "smooth pictures in [0, 1]",
@@ -153,9 +148,8 @@ class Profiler:
                 fewest = self.min_repeats if batch == 1 else self.min_batch_repeats
                 times = latency.latencies_ms(net, images, self.seconds, fewest)
                 repeats[f"b{batch}"] = len(times)
-                for percentile, value in zip(
-                    PERCENTILES, np.percentile(times, PERCENTILES).tolist(), strict=True
-                ):
+                for percentile in PERCENTILES:
+                    value = float(np.percentile(times, percentile))
                     metrics[f"efficiency/latency_ms/b{batch}/p{percentile}"] = value
             image = self._images(1, image_size, device, smooth)
             reference_image = self._images(1, self.reference_size, device)
@@ -167,13 +161,9 @@ class Profiler:
         median = metrics[f"efficiency/latency_ms/b{largest}/p50"]
         metrics["efficiency/throughput"] = 1e3 * largest / median
         metrics["efficiency/latency_ratio"] = ratio.value
-        return metrics, {
-            "repeats": repeats | {"ratio": ratio.pairs},
-            "ratio_estimator": latency.ESTIMATOR,
-            "ratio_clock": ratio.clock,
-            "ratio_net_ms": ratio.net_ms,
-            "ratio_reference_ms": ratio.reference_ms,
-        }
+        details = {f"ratio_{name}": getattr(ratio, name) for name in ratio._fields[2:]}
+        details |= {"repeats": repeats | {"ratio": ratio.pairs}}
+        return metrics, details | {"ratio_estimator": latency.ESTIMATOR}
 
     def _images(
         self, batch: int, image_size: int, device: torch.device, smooth: bool = False

@@ -12,14 +12,8 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import ConfigError, UserError
+from src.metrics import registry
 from src.metrics.curves import Curve, RocCurve, area
-from src.metrics.registry import (
-    class_metrics,
-    count_metrics,
-    mean_of_defined,
-    overall_metrics,
-    ratio,
-)
 from src.metrics.settings import AuditSettings
 
 COLUMNS = ["estimate", "low", "high", "interval", "images", "groups", "seeds"]
@@ -35,11 +29,8 @@ class DifferentImagesError(UserError):
 class Predictions:
     """Predictions of S nets (seeds) for the same N images in G groups; K classes.
 
-    Attributes:
-        classes: Names in label order.
-        group: Number of the image's lesion or patient, int (N,) in [0, G).
-        target: True labels, int (N,).
-        probability: float32 (S, N, K), as the metrics of the run record use them.
+    `group` is the number of the image's lesion or patient, int (N,) in [0, G), `target` the true
+    label, int (N,), and `probability` float32 (S, N, K), as the metrics of the run record use it.
     """
 
     classes: tuple[str, ...]
@@ -55,8 +46,9 @@ class Predictions:
     @property
     def metrics(self) -> list[str]:
         """All metrics that can be computed, by their names without the split."""
-        of_classes = [f"{metric}/{name}" for metric in class_metrics() for name in self.classes]
-        return [*overall_metrics(), *of_classes]
+        per_class = registry.class_metrics()
+        of_classes = [f"{metric}/{name}" for metric in per_class for name in self.classes]
+        return [*registry.overall_metrics(), *of_classes]
 
     def basis(self, metric: str) -> np.ndarray:
         """Groups of the images that a metric depends on.
@@ -73,13 +65,10 @@ class Predictions:
 class Statistics:
     """M statistics that are computed together for S nets.
 
-    Attributes:
-        names: M names.
-        bases: For each statistic the groups of the images that it depends on, int (up to N,).
-            For a mean over kinds of images, the groups of the rarest kind, see `rarest_groups`.
-        measure: Weights of the groups (G, B), whole numbers -> values (B, S, M), NaN if undefined.
-        shares: Whether each is a share of its basis, such as sensitivity. Shares have an exact
-            interval too.
+    `bases` are for each statistic the groups of the images that it depends on, int (up to N,); for
+    a mean over kinds of images, the groups of the rarest kind, see `rarest_groups`. `measure` maps
+    weights of the groups (G, B), whole numbers, to values (B, S, M), NaN if undefined. `shares`:
+    each is a share of its basis, such as sensitivity, and has an exact interval too.
     """
 
     names: tuple[str, ...]
@@ -91,14 +80,11 @@ class Statistics:
 def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predictions:
     """Recorded predictions for the same images, in the same order.
 
-    Args:
-        frames: One for each net: columns image_id, group, label, and p/<class> in label order. An
-            image without a group is a group of its own.
-        names: Names of the frames in errors; "predictions 1" and so on by default.
+    A frame for each net has the columns image_id, group, label, and p/<class> in label order. An
+    image without a group is a group of its own. `names` are those of the frames in errors.
 
     Raises:
-        DifferentImagesError: Other images, labels, groups or classes than in the first frame; the
-            message names one.
+        DifferentImagesError: Other images, labels, groups or classes than in the first frame.
         UserError: No frame, an empty one, a missing column, a repeated image or a label that is no
             class.
     """
@@ -131,23 +117,21 @@ def metric_statistics(predictions: Predictions, metrics: Sequence[str]) -> Stati
     cells = (predictions.group * classes + predictions.target) * classes + predicted
     counts = [np.bincount(row, minlength=groups * classes**2).reshape(groups, -1) for row in cells]
     table = np.concatenate(counts, axis=1).astype(float)  # (G, S * K * K)
-    curves = []
-    if "auroc" in metrics:
-        labels = [1] if classes == 2 else range(classes)
-        curves = [
-            [
-                RocCurve(score[:, k], predictions.target == k, predictions.group, groups, True)
-                for k in labels
-            ]
-            for score in predictions.probability
+    labels = range(1 if classes == 2 else 0, classes if "auroc" in metrics else 0)
+    curves = [
+        [
+            RocCurve(score[:, k], predictions.target == k, predictions.group, groups, True)
+            for k in labels
         ]
+        for score in predictions.probability
+    ]
 
     def measure(weights: np.ndarray) -> np.ndarray:
         matrices = (weights.T @ table).reshape(weights.shape[1], -1, classes, classes)
-        values = count_metrics(matrices, predictions.classes, metrics)
-        if curves:
+        values = registry.count_metrics(matrices, predictions.classes, metrics)
+        if labels:
             areas = [[area(*curve.counts(weights)) for curve in of_net] for of_net in curves]
-            values["auroc"] = mean_of_defined(np.array(areas).transpose(2, 0, 1))
+            values["auroc"] = registry.mean_of_defined(np.array(areas).transpose(2, 0, 1))
         return np.stack([values[name] for name in metrics], axis=2)
 
     return Statistics(tuple(metrics), tuple(map(predictions.basis, metrics)), measure)
@@ -177,13 +161,9 @@ def curve_statistics(
 def mean_recall(
     predictions: Predictions, right: np.ndarray, labels: Sequence[int], name: str
 ) -> Statistics:
-    """Balanced accuracy: the mean recall over those of the classes that were drawn.
+    """Balanced accuracy: the mean recall over those of the classes `labels` that were drawn.
 
-    Args:
-        predictions: The images.
-        right: Whether each net recognised an image, bool (S, N).
-        labels: Numbers of the classes that count.
-        name: Name of the statistic.
+    `right`: whether each net recognised an image, bool (S, N).
     """
     positive = predictions.target[:, None] == np.asarray(list(labels))
     images = by_group(predictions, positive.astype(float))
@@ -191,7 +171,8 @@ def mean_recall(
 
     def measure(weights: np.ndarray) -> np.ndarray:
         drawn = (weights.T @ hits.reshape(predictions.groups, -1)).reshape(-1, *hits.shape[1:])
-        return mean_of_defined(ratio(drawn, (weights.T @ images)[:, None, :]))[..., None]
+        recalls = registry.ratio(drawn, (weights.T @ images)[:, None, :])
+        return registry.mean_of_defined(recalls)[..., None]
 
     basis = rarest_groups(predictions, positive.T[positive.any(axis=0)])
     return Statistics((name,), (basis,), measure)
@@ -200,15 +181,15 @@ def mean_recall(
 def isic_balanced_accuracy(predictions: Predictions) -> Statistics:
     """Balanced accuracy of ISIC 2018 task 3 and 2019: an image with two top classes is wrong."""
     top = predictions.probability == predictions.probability.max(axis=2, keepdims=True)
-    images = np.arange(len(predictions.target))
-    right = top[:, images, predictions.target] & (top.sum(axis=2) == 1)
+    right = top[:, np.arange(len(predictions.target)), predictions.target] & (top.sum(axis=2) == 1)
     labels = range(len(predictions.classes))
     return mean_recall(predictions, right, labels, "isic_balanced_accuracy")
 
 
-def evaluate(predictions: Predictions, statistics: Statistics) -> np.ndarray:
-    """The statistics of each net on all images, float (S, M)."""
-    return statistics.measure(np.ones((predictions.groups, 1)))[0]
+def evaluate(predictions: Predictions, *statistics: Statistics) -> np.ndarray:
+    """The statistics of each net on all images, float (S, M in all)."""
+    weights = np.ones((predictions.groups, 1))
+    return np.concatenate([part.measure(weights)[0] for part in statistics], axis=1)
 
 
 def resample(
@@ -233,7 +214,7 @@ def resample(
         drawn = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
         weights = np.ascontiguousarray(counts.T, dtype=float)
-        values.append(np.concatenate([each.measure(weights) for each in statistics], axis=2))
+        values.append(np.concatenate([part.measure(weights) for part in statistics], axis=2))
     return np.concatenate(values)
 
 
@@ -268,18 +249,11 @@ def intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Percentile intervals of metrics on one split.
+    """Percentile intervals of metrics on one split; the estimate is the mean over the seeds.
 
     Means of a sample are over the classes with images in it, as in the run record. A sample in
-    which a metric is undefined is left out for that metric.
-
-    Args:
-        predictions: One frame for each seed, of the same images, see `gather`. The estimate is the
-            mean over the seeds.
-        metrics: Names without the split, such as recall/mel; all by default.
-        samples: Number of bootstrap samples.
-        seed: Of the random numbers.
-        level: Coverage, in (0, 1).
+    which a metric is undefined is left out for that metric. There is one frame for each seed, of
+    the same images, see `gather`. Metrics are named without the split; all by default.
 
     Returns:
         A row for each metric: metric, estimate (NaN unless every seed defines it), low, high (NaN
@@ -291,15 +265,13 @@ def intervals(
     """
     gathered = gather(predictions)
     statistics = metric_statistics(gathered, gathered.metrics if metrics is None else metrics)
-    points = evaluate(gathered, statistics).mean(axis=0)
-    group_rng, seed_rng = streams(seed, 2)
-    values = over_seeds(resample(gathered, [statistics], samples, group_rng), seed_rng)
+    points, values = _points_and_samples(gathered, [statistics], samples, seed)
     rows = []
     for at, (name, basis) in enumerate(zip(statistics.names, statistics.bases, strict=True)):
         low, high = percentile_interval(values[:, at], points[at], basis, level)
         sizes = (len(basis), len(np.unique(basis)), len(predictions))
         rows.append((name, points[at], low, high, *sizes))
-    columns = ["metric", "estimate", "low", "high", "images", "groups", "seeds"]
+    columns = ["metric", *(column for column in COLUMNS if column != "interval")]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -308,26 +280,28 @@ def estimates(
 ) -> pd.DataFrame:
     """Means over the seeds with intervals that hold for few lesions, see `adjusted_interval`.
 
-    Args:
-        predictions: The images.
-        statistics: What to compute; names must differ.
-        settings: Samples, seed and level.
-
     Returns:
         A row for each statistic, indexed by its name: estimate (NaN unless every seed defines it),
         low, high, interval ("bootstrap"; "exact" where an end is Clopper and Pearson's; "" for
         none), images and groups of its basis, seeds.
     """
-    group_rng, seed_rng = streams(settings.seed, 2)
-    values = over_seeds(resample(predictions, statistics, settings.samples, group_rng), seed_rng)
-    points = np.concatenate([evaluate(predictions, each) for each in statistics], axis=1)
-    bases = [(basis, each.shares) for each in statistics for basis in each.bases]
+    points, values = _points_and_samples(predictions, statistics, settings.samples, settings.seed)
+    bases = [(basis, part.shares) for part in statistics for basis in part.bases]
     rows = [
         (*interval(column, point, basis, settings.level, shares), len(predictions.probability))
-        for column, point, (basis, shares) in zip(values.T, points.mean(axis=0), bases, strict=True)
+        for column, point, (basis, shares) in zip(values.T, points, bases, strict=True)
     ]
-    index = pd.Index([name for each in statistics for name in each.names], name="metric")
+    index = pd.Index([name for part in statistics for name in part.names], name="metric")
     return pd.DataFrame(rows, columns=COLUMNS, index=index)
+
+
+def _points_and_samples(
+    predictions: Predictions, statistics: Sequence[Statistics], samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the seeds: on all images (M,), and of the samples (samples, M)."""
+    points = evaluate(predictions, *statistics).mean(axis=0)
+    group_rng, seed_rng = streams(seed, 2)
+    return points, over_seeds(resample(predictions, statistics, samples, group_rng), seed_rng)
 
 
 def interval(
@@ -391,12 +365,7 @@ def clopper_pearson(estimate: float, groups: int, level: float) -> tuple[float, 
 
 
 def rarest_groups(predictions: Predictions, kinds: Iterable[np.ndarray]) -> np.ndarray:
-    """Groups of the kind of images with the fewest groups; it limits how sure a mean can be.
-
-    Args:
-        predictions: The images.
-        kinds: Which images are of each kind, bool (N,).
-    """
+    """Groups of the kind of images, bool (N,), with the fewest: it limits how sure a mean is."""
     groups = (predictions.group[kind] for kind in kinds)
     return min(groups, key=lambda numbers: len(np.unique(numbers)))
 
@@ -428,8 +397,7 @@ def _ordered(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if len(repeated):
         message = f"image {repeated.iloc[0]} is in it twice; each image must be predicted once"
         raise UserError(f"{name}: {message}")
-    unknown = sorted(set(ordered["label"]) - set(classes))
-    if unknown:
+    if unknown := sorted(set(ordered["label"]) - set(classes)):
         raise UserError(f"{name}: label {unknown[0]!r} is none of its classes {', '.join(classes)}")
     return ordered
 

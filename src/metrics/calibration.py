@@ -30,15 +30,11 @@ def equal_content(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, number: np.ndarray) -> pd.DataFrame:
-    """Confidence against the observed frequency in each bin.
-
-    Args:
-        confidence: float (N,).
-        right: Whether the prediction is right, bool (N,).
-        number: Bin of each image, int (N,).
+    """Confidence (N,) against the observed frequency of `right`, bool (N,), in each bin.
 
     Returns:
-        A row for each bin with images: bin, images, confidence (mean), frequency (share right).
+        A row for each bin `number`, int (N,), with images: bin, images, confidence (mean),
+        frequency (share right).
     """
     images = pd.DataFrame(
         {"bin": number, "confidence": confidence.astype(float), "frequency": right.astype(float)}
@@ -56,11 +52,7 @@ def error(table: pd.DataFrame) -> float:
 
 
 def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Calibration of one net.
-
-    Args:
-        probability: float (N, K).
-        target: Labels, int (N,).
+    """Calibration of one net from its probabilities (N, K) and the true labels (N,).
 
     Returns:
         ece (15 bins of equal width) and adaptive_ece (15 of equal content) of the predicted class,
@@ -79,30 +71,22 @@ def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def fit(probability: np.ndarray, target: np.ndarray) -> float:
-    """The temperature with the highest likelihood of the labels.
+    """The temperature with the highest likelihood of the labels (N,), in [0.05, 20].
 
-    Args:
-        probability: float (N, K); their logarithms serve as logits.
-        target: Labels, int (N,).
-
-    Returns:
-        In [0.05, 20]; a bound if the likelihood grows beyond it, as for labels that are all
-        predicted.
+    The logarithms of the probabilities (N, K) serve as logits. A bound is returned if the
+    likelihood grows beyond it, as for labels that are all predicted.
     """
     from scipy.optimize import minimize_scalar  # takes some time to import
 
     logits = _log(probability)
-    least, most = (1 / bound for bound in reversed(TEMPERATURES))
-    # The loss is convex in the inverse temperature.
-    optimum = minimize_scalar(
-        lambda inverse: _nll(inverse * logits, target),
-        bounds=(least, most),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    ends = {1 / inverse: _nll(inverse * logits, target) for inverse in (least, most)}
-    best = min(ends, key=lambda temperature: ends[temperature])
-    return float(best if ends[best] < optimum.fun else 1 / optimum.x)
+    bounds = [1 / bound for bound in reversed(TEMPERATURES)]
+
+    def loss(inverse: float) -> float:  # convex in the inverse temperature
+        return _nll(inverse * logits, target)
+
+    optimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    end = min(bounds, key=loss)
+    return float(1 / end if loss(end) < optimum.fun else 1 / optimum.x)
 
 
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
@@ -113,32 +97,26 @@ def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
 def bins(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
     """Reliability in 15 bins of equal width, of the predicted class and of each class.
 
-    Args:
-        predictions: All nets together; a bin counts an image once for each net.
-        scaled: The same probabilities at the nets' temperatures, (S, N, K), or None.
+    `scaled` are the same probabilities at the nets' temperatures, (S, N, K), or None.
 
     Returns:
-        A row for each bin: class, scaled (bool), bin, images (mean over the nets), confidence,
-        frequency.
+        A row for each bin of all nets together: class, scaled (bool), bin, images (mean over the
+        nets), confidence, frequency.
     """
-    frames = []
+    tables = {}
     seeds = len(predictions.probability)
     for is_scaled, probability in ((False, predictions.probability), (True, scaled)):
         if probability is None:
             continue
-        right = probability.argmax(axis=2) == predictions.target
-        curves = {TOP: (probability.max(axis=2), right)}
+        curves = {TOP: (probability.max(axis=2), probability.argmax(axis=2) == predictions.target)}
         for label, name in enumerate(predictions.classes):
             positive = np.tile(predictions.target == label, (seeds, 1))
             curves[name] = (probability[:, :, label], positive)
         for name, (confidence, outcome) in curves.items():
             flat = confidence.ravel()
             table = reliability(flat, outcome.ravel(), equal_width(flat))
-            table["images"] = table["images"] / seeds
-            table.insert(0, "class", name)
-            table.insert(1, "scaled", is_scaled)
-            frames.append(table)
-    return pd.concat(frames, ignore_index=True)
+            tables[name, is_scaled] = table.assign(images=table["images"] / seeds)
+    return pd.concat(tables, names=["class", "scaled"]).reset_index([0, 1]).reset_index(drop=True)
 
 
 def compare(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
@@ -147,12 +125,12 @@ def compare(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame
     Returns:
         A row for each measure: measure, before, after (NaN without scaling).
     """
-    before, after = (
-        pd.DataFrame([summary(net, predictions.target) for net in nets]).mean()
-        for nets in (predictions.probability, () if scaled is None else scaled)
-    )
-    table = pd.DataFrame({"before": before, "after": after}, index=before.index, dtype=float)
-    return table.rename_axis("measure").reset_index()
+    nets = {"before": predictions.probability, "after": () if scaled is None else scaled}
+    means = {
+        column: pd.DataFrame([summary(net, predictions.target) for net in part], dtype=float).mean()
+        for column, part in nets.items()
+    }
+    return pd.DataFrame(means, index=means["before"].index).rename_axis("measure").reset_index()
 
 
 def _log(probability: np.ndarray) -> np.ndarray:

@@ -17,9 +17,8 @@ from src.metrics.registry import count_metrics
 def one_per_class(logits: Tensor) -> Tensor:
     """Logits with a column for each class, (N, K), K >= 2.
 
-    Args:
-        logits: (N, K), returned as they are, or (N, 1) for two classes: z is the log-odds of class
-            1. It becomes [0, z], whose softmax is [1 - sigmoid(z), sigmoid(z)].
+    Logits (N, 1) are for two classes: z is the log-odds of class 1 and becomes [0, z], whose
+    softmax is [1 - sigmoid(z), sigmoid(z)]. Others are returned unchanged.
     """
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
@@ -30,17 +29,10 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def mean_auroc(probability: Tensor, target: Tensor) -> float:
-    """Exact area under the ROC curve.
+    """Exact area under the ROC curve of probabilities (N, K) and labels (N,), in [0, 1].
 
     Two classes: that of class 1. More: the unweighted mean of each class against the rest, over the
-    classes that have both images and others.
-
-    Args:
-        probability: float (N, K).
-        target: Labels, int (N,).
-
-    Returns:
-        In [0, 1]; NaN if no class has both.
+    classes that have both images and others; NaN if none has.
     """
     areas = []
     for label in [1] if probability.shape[1] == 2 else range(probability.shape[1]):
@@ -56,11 +48,8 @@ class ClassificationMetrics(Metric):
 
     The predicted class is the most probable one, the first of equals.
 
-    Args:
-        classes: Class names in label order, at least two.
-
     Raises:
-        ConfigError: A name that cannot be part of a metric's name, or a repeated one.
+        ConfigError: Class names that are fewer than two, repeated, or no part of a metric's name.
     """
 
     full_state_update = False
@@ -88,11 +77,7 @@ class ClassificationMetrics(Metric):
 
     def update(self, probability: Tensor, target: Tensor) -> None:
         """Keep a batch: probabilities (N, K) and labels (N,). Nothing waits for the GPU here."""
-        if (
-            probability.ndim != 2
-            or probability.shape[1] != len(self.classes)
-            or target.shape != probability.shape[:1]
-        ):
+        if target.ndim != 1 or probability.shape != (len(target), len(self.classes)):
             raise ValueError(
                 f"expected probabilities (N, {len(self.classes)}) and labels (N,), "
                 f"but got {tuple(probability.shape)} and {tuple(target.shape)}"

@@ -1,6 +1,7 @@
 """ROC and precision-recall curves, their areas, and the scores of the ISIC challenges."""
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,6 @@ from src.metrics.registry import ratio
 if TYPE_CHECKING:
     from src.metrics.bootstrap import Predictions
 
-ROC_COLUMNS = ["class", "seed", "false_positive_rate", "sensitivity", "threshold"]
-PRECISION_RECALL_COLUMNS = ["class", "seed", "recall", "precision", "threshold"]
 SENSITIVITY = 0.80  # lower bound of the ISIC challenges' partial areas
 _ROUNDING = 1e-9  # 0.07 * 100 is more than 7 in floating point
 
@@ -24,15 +23,10 @@ Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class RocCurve:
     """Images of one class and the others, counted by distinct score and group, highest score first.
 
-    Neighbouring scores that only other classes have are merged. All statistics here remain exact,
-    and a rare class has few rows.
-
-    Args:
-        score: float (N,).
-        positive: Whether an image is of the class, bool (N,).
-        group: int (N,) in [0, `groups`).
-        groups: Number of groups, G.
-        area_only: Merge neighbouring scores that only the class has too. `area` remains exact.
+    Scores (N,) are of images that are `positive`, bool (N,), and in a `group`, int (N,), one of
+    `groups`. Neighbouring scores that only other classes have are merged: all statistics here
+    remain exact, and a rare class has few rows. With `area_only`, those that only the class has
+    are merged, too: `area` remains exact.
     """
 
     def __init__(
@@ -54,11 +48,8 @@ class RocCurve:
     def counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """True and false positives, from the threshold that no image passes to the one all pass.
 
-        Args:
-            weights: Of the groups, (G, B).
-
         Returns:
-            Two arrays (T + 1, B) for T distinct (merged) scores.
+            Two arrays (T + 1, B) for weights of the groups (G, B) and T distinct (merged) scores.
         """
         start = np.zeros((1, weights.shape[1]))
         hits = np.cumsum(self._positive @ weights, axis=0)
@@ -111,26 +102,18 @@ def area_above_sensitivity(
     return pauc(hits, alarms, sensitivity) + sensitivity * (1 - start)
 
 
-def sensitivity_at(specificity: float) -> Curve:
+def sensitivity_at(specificity: float, hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
     """The best sensitivity among thresholds with at least this specificity, not interpolated."""
-
-    def curve(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-        allowed = alarms <= (1 - specificity) * alarms[-1] + _ROUNDING
-        best = np.where(allowed, hits, 0).max(axis=0)
-        return np.where(alarms[-1] > 0, ratio(best, hits[-1]), np.nan)
-
-    return curve
+    allowed = alarms <= (1 - specificity) * alarms[-1] + _ROUNDING
+    best = np.where(allowed, hits, 0).max(axis=0)
+    return np.where(alarms[-1] > 0, ratio(best, hits[-1]), np.nan)
 
 
-def specificity_at(sensitivity: float) -> Curve:
+def specificity_at(sensitivity: float, hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
     """The best specificity among thresholds with at least this sensitivity, not interpolated."""
-
-    def curve(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-        enough = hits >= sensitivity * hits[-1] - _ROUNDING
-        fewest = np.where(enough, alarms, alarms[-1]).min(axis=0)
-        return np.where(hits[-1] > 0, 1 - ratio(fewest, alarms[-1]), np.nan)
-
-    return curve
+    enough = hits >= sensitivity * hits[-1] - _ROUNDING
+    fewest = np.where(enough, alarms, alarms[-1]).min(axis=0)
+    return np.where(hits[-1] > 0, 1 - ratio(fewest, alarms[-1]), np.nan)
 
 
 CURVES: dict[str, Curve] = {
@@ -143,40 +126,52 @@ CURVES: dict[str, Curve] = {
 
 def fixed_points(values: Sequence[float]) -> dict[str, Curve]:
     """Sensitivity at each of these specificities, and the reverse, by their record names."""
-    return {f"sensitivity_at_spec{100 * value:.4g}": sensitivity_at(value) for value in values} | {
-        f"specificity_at_sens{100 * value:.4g}": specificity_at(value) for value in values
+    kinds = {"sensitivity_at_spec": sensitivity_at, "specificity_at_sens": specificity_at}
+    return {
+        f"{name}{100 * value:.4g}": functools.partial(curve, value)
+        for name, curve in kinds.items()
+        for value in values
     }
 
 
 def roc(predictions: "Predictions") -> pd.DataFrame:
     """ROC curves, the highest threshold (infinity) first; points on a straight line are left out.
 
-    A class without images, or without others, has no curve.
-
     Returns:
         A row for each point: class, seed (number of the net, from 0), false_positive_rate,
-        sensitivity, threshold.
+        sensitivity, threshold. A class without images, or without others, has no curve.
     """
     from sklearn.metrics import roc_curve  # takes a second to import
 
-    rows = [
-        (name, seed, *roc_curve(positive, score))
-        for name, seed, positive, score in _scores_by_class(predictions)
-    ]
-    return _points(rows, ROC_COLUMNS)
+    return _points(predictions, roc_curve, ("false_positive_rate", "sensitivity"))
 
 
 def precision_recall(predictions: "Predictions") -> pd.DataFrame:
     """Precision-recall curves, the lowest threshold first, precision 1 at recall 0 last."""
     from sklearn.metrics import precision_recall_curve  # takes a second to import
 
-    rows = []
-    for name, seed, positive, score in _scores_by_class(predictions):
+    def curve(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, ...]:
         precision, recall, threshold = precision_recall_curve(
             positive, score, drop_intermediate=True
         )
-        rows.append((name, seed, recall, precision, np.append(threshold, np.inf)))
-    return _points(rows, PRECISION_RECALL_COLUMNS)
+        return recall, precision, np.append(threshold, np.inf)
+
+    return _points(predictions, curve, ("recall", "precision"))
+
+
+def _points(
+    predictions: "Predictions", curve: Callable[..., tuple[np.ndarray, ...]], axes: Sequence[str]
+) -> pd.DataFrame:
+    """The curve of each class that has both kinds of images, by each net."""
+    columns = ["class", "seed", *axes, "threshold"]
+    frames = [pd.DataFrame(columns=columns)]
+    for label, name in enumerate(predictions.classes):
+        positive = predictions.target == label
+        if 0 < positive.sum() < len(positive):
+            for seed, scores in enumerate(predictions.probability):
+                values = (name, seed, *curve(positive, scores[:, label]))
+                frames.append(pd.DataFrame(dict(zip(columns, values, strict=True))))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def isic_scores(predictions: "Predictions") -> pd.DataFrame:
@@ -187,27 +182,22 @@ def isic_scores(predictions: "Predictions") -> pd.DataFrame:
         accuracy, sensitivity, specificity, dice, ppv, npv at a probability above 0.5 (1 where a
         rate has no images), then auc, auc_sens_80, ap, which are NaN unless both kinds are there.
     """
-    areas = {"auc": area, "auc_sens_80": area_above_sensitivity, "ap": average_precision}
     nets = []
     for probability in predictions.probability:
-        rows = []
-        for label in range(len(predictions.classes)):
-            positive, score = predictions.target == label, probability[:, label]
-            both = 0 < positive.sum() < len(positive)
-            counts = RocCurve(score, positive, np.zeros(len(score), dtype=int), 1).counts(
-                np.ones((1, 1))
-            )
-            values = {
-                key: curve(*counts).item() if both else np.nan for key, curve in areas.items()
-            }
-            rows.append(_binary_scores(score, positive) | values)
+        rows = [
+            _isic_scores(probability[:, label], predictions.target == label)
+            for label in range(len(predictions.classes))
+        ]
         nets.append(pd.DataFrame(rows, index=pd.Index(predictions.classes, name="class")))
     table = sum(nets[1:], nets[0]) / len(nets)
     table.loc["macro_average"] = table.mean()
     return table.reset_index()
 
 
-def _binary_scores(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+def _isic_scores(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
+    areas = {"auc": area, "auc_sens_80": area_above_sensitivity, "ap": average_precision}
+    both = 0 < positive.sum() < len(positive)
+    counts = RocCurve(score, positive, np.zeros(len(score), dtype=int), 1).counts(np.ones((1, 1)))
     predicted = score > 0.5
     hits, missed = int((positive & predicted).sum()), int((positive & ~predicted).sum())
     alarms, rejected = int((~positive & predicted).sum()), int((~positive & ~predicted).sum())
@@ -219,22 +209,5 @@ def _binary_scores(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
         "ppv": (hits, hits + alarms),
         "npv": (rejected, rejected + missed),
     }
-    return {name: part / total if total else 1.0 for name, (part, total) in shares.items()}
-
-
-def _scores_by_class(
-    predictions: "Predictions",
-) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
-    """Class, seed, which images are of the class, and their scores; classes with both kinds."""
-    for label, name in enumerate(predictions.classes):
-        positive = predictions.target == label
-        if 0 < positive.sum() < len(positive):
-            for seed, score in enumerate(predictions.probability):
-                yield name, seed, positive, score[:, label]
-
-
-def _points(
-    rows: Sequence[tuple[str, int, np.ndarray, np.ndarray, np.ndarray]], columns: list[str]
-) -> pd.DataFrame:
-    frames = [pd.DataFrame(dict(zip(columns, row, strict=True))) for row in rows]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    rates = {name: part / total if total else 1.0 for name, (part, total) in shares.items()}
+    return rates | {key: curve(*counts).item() if both else np.nan for key, curve in areas.items()}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from src.core.errors import ConfigError
 from src.metrics.registry import Limit, describe
@@ -16,10 +17,9 @@ def is_cost(name: str) -> bool:
 
 def cell(name: str, value: float) -> str:
     """`value` as a table cell, by the registry's format; three decimals for other names."""
-    try:
+    spec = ".3f"
+    with suppress(ConfigError):
         spec = describe(name).format
-    except ConfigError:
-        spec = ".3f"
     return engineering(value) if spec == "engineering" else format(value, spec)
 
 
@@ -39,11 +39,8 @@ def label(name: str) -> str:
 def number(name: str, value: float, apart_from: float | None = None) -> str:
     """`value` without its unit, with enough digits to differ from 0, 1 and `apart_from`.
 
-    Args:
-        name: The metric.
-        value: A finite number.
-        apart_from: Another value of the metric in the same sentence. Different values get
-            different texts.
+    `value` is finite; `apart_from` is another value of the metric in the same sentence, which gets
+    another text if it differs.
     """
     if value == 0 or (value == 1 and describe(name).kind == "fraction"):
         return f"{value:.0f}"
@@ -84,13 +81,12 @@ def ratio(value: float, other: float) -> str:
     Empty if one of them is zero or less.
     """
     low, high = sorted((value, other))
-    if low == high:
-        return "the same"
-    if low <= 0:
-        return ""
+    if low == high or low <= 0:
+        return "the same" if low == high else ""
+    less = value < other
     if high / low >= 2:
-        return f"{significant(high / low)} times {'less' if value < other else 'as much'}"
-    return f"{significant(100 * abs(value / other - 1))}% {'less' if value < other else 'more'}"
+        return f"{significant(high / low)} times {'less' if less else 'as much'}"
+    return f"{significant(100 * abs(value / other - 1))}% {'less' if less else 'more'}"
 
 
 def bound(limit: Limit) -> str:

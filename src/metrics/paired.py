@@ -6,15 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from src.metrics.bootstrap import (
-    Predictions,
-    gather,
-    metric_values,
-    over_seeds,
-    percentile_interval,
-    resampled_metrics,
-    streams,
-)
+from src.metrics import bootstrap
 from src.metrics.registry import LOST, default_quality_metrics
 
 
@@ -68,22 +60,23 @@ def paired_difference(
     Raises:
         ValueError: `made_from` with different numbers of nets.
         ConfigError: An unknown metric, `samples` below 1 or `level` outside (0, 1).
-        DifferentImagesError: The images, labels, groups or classes differ; the message names one.
         UserError: As `src.metrics.bootstrap.gather`.
     """
     both = _gather_both(a, b, names)
-    of_a, of_b = np.split(metric_values(both, [metric])[:, 0], [len(a)])
+    of_a, of_b = np.split(bootstrap.metric_values(both, [metric])[:, 0], [len(a)])
     difference = float(of_a.mean() - of_b.mean())
     if made_from and len(a) != len(b):
         raise ValueError(f"{len(a)} nets cannot have been made from {len(b)}")
-    group_rng, a_rng, b_rng = streams(seed, 3)
-    values = resampled_metrics(both, [metric], samples, group_rng)
-    first, second = values[:, : len(a)], values[:, len(a) :]
+    group_rng, a_rng, b_rng = bootstrap.streams(seed, 3)
+    values = bootstrap.resampled_metrics(both, [metric], samples, group_rng)
+    first, second = np.split(values, [len(a)], axis=1)
     if made_from:
-        differences = over_seeds(first - second, a_rng)[:, 0]
+        differences = bootstrap.over_seeds(first - second, a_rng)[:, 0]
     else:
-        differences = (over_seeds(first, a_rng) - over_seeds(second, b_rng))[:, 0]
-    low, high = percentile_interval(differences, difference, both.basis(metric), level)
+        means = bootstrap.over_seeds(first, a_rng) - bootstrap.over_seeds(second, b_rng)
+        differences = means[:, 0]
+    basis = both.basis(metric)
+    low, high = bootstrap.percentile_interval(differences, difference, basis, level)
     if np.isnan(low):
         return PairedDifference(difference, low, high, np.nan)
     defined = differences[~np.isnan(differences)]
@@ -102,22 +95,11 @@ def mcnemar(
     It tests accuracy, whatever the metric of interest is, and takes images as independent: with
     several images of a lesion or patient its p-value is too small; use the paired bootstrap. With
     several seeds a model's prediction is the class with the highest mean probability, so the
-    seeds' ensemble is tested; the spread between seeds is not in the p-value.
+    seeds' ensemble is tested; the spread between seeds is not in the p-value. The p-value is 1
+    without a discordant image. Arguments and errors are those of `paired_difference`.
 
     Source: McNemar, Note on the sampling error of the difference between correlated proportions or
         percentages, Psychometrika 12, 1947; exact as a sign test on the discordant images.
-
-    Args:
-        a: Predictions of one model, a frame for each seed.
-        b: Those of the other, of the same images in any order.
-        names: Names of the models in errors.
-
-    Returns:
-        The counts and the p-value, 1 without a discordant image.
-
-    Raises:
-        DifferentImagesError: The images, labels, groups or classes differ; the message names one.
-        UserError: As `src.metrics.bootstrap.gather`.
     """
     from scipy.stats import binomtest  # takes half a second to import
 
@@ -133,19 +115,13 @@ def mcnemar(
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """P-values adjusted for several tests by the Holm-Bonferroni step-down procedure.
+    """P-values (N,) adjusted for several tests by the Holm-Bonferroni step-down procedure.
 
     Rejecting those below 0.05 rejects any true hypothesis with a probability of at most 0.05,
-    however the tests depend on each other.
+    however the tests depend on each other. A NaN stays NaN and does not count as a test.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
         Statistics 6, 1979.
-
-    Args:
-        p: P-values (N,); a NaN stays NaN and does not count as a test.
-
-    Returns:
-        Adjusted p-values, float (N,), in the same order, each at most 1.
     """
     values = np.asarray(p, dtype=float)
     adjusted = np.full(values.shape, np.nan)
@@ -160,34 +136,30 @@ def degradation(
 ) -> dict[str, float]:
     """What a compression lost, with 95% intervals by lesion or patient (and by seed).
 
-    Args:
-        origin: Predictions of the origins, a frame for each seed.
-        compressed: Those of the nets that were made from them, in the same order, of the same
-            images.
+    `compressed` are predictions of the nets that were made from those of `origin`, in the same
+    order, of the same images.
 
     Returns:
         `compression/lost/<metric>`, the same with `/low` and `/high`, for the default quality
         metrics; positive: the compressed net is worse.
     """
-    classes = [str(name).removeprefix("p/") for name in origin[0] if str(name).startswith("p/")]
     names = ("the origin", "the compressed net")
+    metrics = default_quality_metrics(bootstrap.gather(origin, names[:1] * len(origin)).classes)
     lost: dict[str, float] = {}
-    for metric in default_quality_metrics(classes):
-        value, low, high, _ = paired_difference(
-            origin, compressed, metric, names=names, made_from=True
-        )
+    for metric in metrics:
+        gap = paired_difference(origin, compressed, metric, names=names, made_from=True)
         key = f"{LOST}/{metric}"
-        lost |= {key: value, f"{key}/low": low, f"{key}/high": high}
+        lost |= {key: gap.difference, f"{key}/low": gap.low, f"{key}/high": gap.high}
     return lost
 
 
 def _gather_both(
     a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame], names: tuple[str, str]
-) -> Predictions:
+) -> bootstrap.Predictions:
     """Both models' predictions of the same images, those of `a` first."""
     titles = [
         name if len(frames) == 1 else f"{name}, seed {number}"
         for name, frames in zip(names, (a, b), strict=True)
         for number in range(1, len(frames) + 1)
     ]
-    return gather([*a, *b] if a and b else [], titles)
+    return bootstrap.gather([*a, *b] if a and b else [], titles)

@@ -14,24 +14,21 @@ LOG_SPAN = 10.0  # costs that span at least this factor are compared by their lo
 _FLAT = 1e-9  # points closer to the plane of `knee` lie on it
 
 
+def _table(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
+    return np.asarray(values, dtype=float).reshape(-1, len(objectives))
+
+
 def as_losses(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
     """`values` as a float table (N, M) in which less is better in every column."""
     signs = [-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives]
-    return np.asarray(values, dtype=float).reshape(-1, len(objectives)) * np.array(signs)
+    return _table(values, objectives) * np.array(signs)
 
 
 def front(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
-    """Which rows are not dominated by another row.
+    """Which rows of `values`, (N, M), are not dominated by another row, bool (N,).
 
     A row dominates another if it is at least as good in every objective and better in one; equal
     rows are on the front together. A row with a missing value is never on it and dominates none.
-
-    Args:
-        values: A row for each run, a column for each objective, (N, M); NaN without a value.
-        objectives: M objectives.
-
-    Returns:
-        Membership, bool (N,).
     """
     losses = as_losses(values, objectives)
     members: np.ndarray = ~np.isnan(losses).any(axis=1)
@@ -40,17 +37,12 @@ def front(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
 
 
 def ranks(values: np.ndarray, objectives: Sequence[Objective]) -> np.ndarray:
-    """Non-dominated rank: 0 is the front, 1 the front of the others, and so on.
+    """Non-dominated rank, int (N,): 0 is the front, 1 the front of the others, and so on.
+
+    Rows with a missing value have the rank after the last, 1 if there is none.
 
     Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section
         III-A.
-
-    Args:
-        values: As for `front`.
-        objectives: M objectives.
-
-    Returns:
-        Ranks, int (N,). Rows with a missing value have the rank after the last, 1 if there is none.
     """
     losses = as_losses(values, objectives)
     complete = ~np.isnan(losses).any(axis=1)
@@ -76,11 +68,8 @@ def crowding(values: np.ndarray) -> np.ndarray:
     Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section
         III-B.
 
-    Args:
-        values: Points of one rank, (N, M), no NaN; directions do not matter.
-
     Returns:
-        Sums over the objectives, float (N,), each in [0, M] or infinite.
+        Sums over the objectives of points of one rank, (N, M), float (N,), in [0, M] or infinite.
     """
     points = np.asarray(values, dtype=float)
     distances = np.zeros(len(points))
@@ -96,10 +85,9 @@ def crowding(values: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(losses: np.ndarray) -> float:
-    """The share of the volume below the reference point that `losses` dominate.
+    """The share of the volume below the reference point that scaled losses (N, M) dominate.
 
-    Args:
-        losses: Scaled losses, (N, M); rows with a missing or infinite value add nothing.
+    Rows with a missing or infinite value add nothing.
     """
     points = np.asarray(losses, dtype=float)
     points = points[_below_reference(points)]
@@ -111,11 +99,7 @@ def hypervolume(losses: np.ndarray) -> float:
 def contributions(losses: np.ndarray) -> np.ndarray:
     """What the hypervolume would lose without each point; 0 for dominated and repeated points.
 
-    Args:
-        losses: Scaled losses, (N, M).
-
-    Returns:
-        Shares as in `hypervolume`, float (N,).
+    Scaled losses (N, M) -> shares as in `hypervolume`, float (N,).
     """
     table = np.asarray(losses, dtype=float)
     shares = np.zeros(len(table))
@@ -130,18 +114,12 @@ def contributions(losses: np.ndarray) -> np.ndarray:
 
 
 def over_time(losses: np.ndarray) -> np.ndarray:
-    """The hypervolume after each trial.
+    """The hypervolume after each trial, for scaled losses (N, M) in the order in which they ended.
 
     A new point of the front adds its box up to the reference point minus the part of the box that
     the front dominates, which is the hypervolume of the front's points moved into the box (the
     "limit set" of While et al., A fast way of calculating exact hypervolumes, IEEE Transactions on
     Evolutionary Computation 16, 2012, section III).
-
-    Args:
-        losses: Scaled losses in the order in which the trials ended, (N, M).
-
-    Returns:
-        Shares as in `hypervolume`, float (N,), never falling.
     """
     table = np.asarray(losses, dtype=float)
     columns = table.shape[1]
@@ -180,16 +158,13 @@ def knee(losses: np.ndarray) -> tuple[int | None, str]:
     """The point of a front farthest from the plane through its ends, towards the ideal.
 
     The plane goes through the best point of each objective (of equal ones the best in the rest);
-    with two objectives it is the chord. Losses are first scaled to the front's range; constant
-    objectives are left out. Where there is no such plane (three or more objectives: one point is
-    best in two of them, or the plane's normal does not point away from the ideal), the point
-    closest to the ideal, the best of every objective, is taken.
+    with two objectives it is the chord. Losses (K, M) are first scaled to the front's range;
+    constant objectives are left out. Where there is no such plane (three or more objectives: one
+    point is best in two of them, or the plane's normal does not point away from the ideal), the
+    point closest to the ideal, the best of every objective, is taken.
 
     Source: Das, On characterizing the "knee" of the Pareto curve based on normal-boundary
         intersection, Structural Optimization 18, 1999.
-
-    Args:
-        losses: The members of one front, (K, M), less is better; no NaN.
 
     Returns:
         Row of the knee, the first of equal ones, or None; and how it was found or why there is
@@ -219,7 +194,7 @@ def knee(losses: np.ndarray) -> tuple[int | None, str]:
     plane = "chord between the ends" if objectives == 2 else plane
     if distances[at] <= _FLAT:
         return None, f"No knee: no point of the front lies nearer to the ideal than the {plane}."
-    share = f"{distances[at]:.2f}" if distances[at] >= 0.005 else f"{distances[at]:.1g}"
+    share = format(distances[at], ".2f" if distances[at] >= 0.005 else ".1g")
     distance = f"{share} of the front's range towards the ideal (Das 1999)"
     return at, f"Knee: the point farthest from the {plane}, {distance}."
 
@@ -228,12 +203,8 @@ def knee(losses: np.ndarray) -> tuple[int | None, str]:
 class Scale:
     """Maps objective values to losses in [0, 1], in the same way for all studies compared.
 
-    Attributes:
-        objectives: M objectives.
-        best: The best value of each; NaN without a value.
-        worst: The worst value of each; NaN without a value.
-        logarithmic: Whether the objective is scaled by its log10: positive costs that span a factor
-            of ten.
+    `best` and `worst` values are NaN for an objective without a value. Positive costs that span a
+    factor of ten are `logarithmic`: scaled by their log10.
     """
 
     objectives: tuple[Objective, ...]
@@ -243,42 +214,37 @@ class Scale:
 
     @classmethod
     def fit(cls, values: np.ndarray, objectives: Sequence[Objective]) -> "Scale":
-        """The scale that spans `values`; fit it on several studies together to compare them.
+        """The scale that spans `values`, (N, M); NaN and infinity are ignored.
 
-        Args:
-            values: A row for each run, a column for each objective, (N, M); NaN and infinity are
-                ignored.
-            objectives: M objectives.
+        Fit it on several studies together to compare them.
         """
-        losses = as_losses(values, objectives)
-        best, worst, logarithmic = [], [], []
-        for objective, column in zip(objectives, losses.T, strict=True):
+        rows = []
+        for objective, column in zip(objectives, _table(values, objectives).T, strict=True):
             finite = column[np.isfinite(column)]
-            sign = -1.0 if objective.direction == "maximize" else 1.0
-            ends = (sign * finite.min(), sign * finite.max()) if len(finite) else (np.nan, np.nan)
-            best.append(float(ends[0]))
-            worst.append(float(ends[1]))
-            spans = min(ends) > 0 and max(ends) >= LOG_SPAN * min(ends)
-            logarithmic.append(bool(is_cost(objective.metric) and spans))
-        return cls(tuple(objectives), tuple(best), tuple(worst), tuple(logarithmic))
+            low, high = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
+            spans = bool(is_cost(objective.metric) and low > 0 and high >= LOG_SPAN * low)
+            ends = (high, low) if objective.direction == "maximize" else (low, high)
+            rows.append((float(ends[0]), float(ends[1]), spans))
+        best, worst, logarithmic = zip(*rows, strict=True)
+        return cls(tuple(objectives), best, worst, logarithmic)
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Losses of `values` (N, M), float (N, M).
+        """Losses of `values` (N, M), float (N, M): 0 is the best fitted value, 1 the worst.
 
-        0 is the best fitted value, 1 the worst; other values may lie outside. NaN stays NaN. An
-        objective whose fitted values are all equal becomes 0.
+        Other values may lie outside. NaN stays NaN. An objective whose fitted values are all equal
+        becomes 0.
         """
-        table = np.asarray(values, dtype=float).reshape(-1, len(self.objectives))
-        losses = np.empty_like(table)
-        for at, ends in enumerate(zip(self.best, self.worst, strict=True)):
-            column, (best, worst) = table[:, at], ends
+        losses = _table(values, self.objectives).copy()
+        ranges = zip(losses.T, self.best, self.worst, self.logarithmic, strict=True)
+        for column, best, worst, logarithmic in ranges:  # columns are views of the losses
             if best == worst or np.isnan(best):
-                losses[:, at] = np.where(np.isnan(column), np.nan, 0.0)
+                column[~np.isnan(column)] = 0.0
                 continue
-            if self.logarithmic[at]:
+            if logarithmic:
                 with np.errstate(divide="ignore", invalid="ignore"):  # -inf and NaN are kept
-                    column, best, worst = np.log10(column), np.log10(best), np.log10(worst)
-            losses[:, at] = (column - best) / (worst - best)
+                    np.log10(column, out=column)
+                best, worst = np.log10(best), np.log10(worst)
+            column[:] = (column - best) / (worst - best)
         return losses
 
     def describe(self) -> list[str]:
@@ -286,15 +252,14 @@ class Scale:
         lines = []
         rows = zip(self.objectives, self.best, self.worst, self.logarithmic, strict=True)
         for objective, best, worst, logarithmic in rows:
-            name, better = objective.metric, "less"
-            better = "more" if objective.direction == "maximize" else better
-            head = f"{describe(name).axis}, {better} is better:"
+            name, better = objective.metric, "more" if objective.direction == "maximize" else "less"
             if np.isnan(best):
-                lines.append(f"{head} no run has a value.")
+                text = "no run has a value."
             elif best == worst:
-                lines.append(f"{head} {quantity(name, best)} in all runs, which counts as 0.")
+                text = f"{quantity(name, best)} in all runs, which counts as 0."
             else:
-                low, high = quantity(name, best, worst), quantity(name, worst, best)
+                ends = quantity(name, best, worst), quantity(name, worst, best)
                 by = "log10" if logarithmic else "linear"
-                lines.append(f"{head} 0 is {low} (best), 1 is {high} (worst); {by}.")
+                text = f"0 is {ends[0]} (best), 1 is {ends[1]} (worst); {by}."
+            lines.append(f"{describe(name).axis}, {better} is better: {text}")
         return lines

@@ -62,8 +62,7 @@ class Metric:
         noun: In a sentence behind the value and in place of the label: "30M multiply-adds".
         phrase: The metric with its value in a sentence; `<quantity>` is the value with its unit.
         format: In a table cell: a format specification or "engineering" (30.0M).
-        audited: Whether only the clinical audit (src.evaluate) computes it. No training can choose
-            by it.
+        audited: Only the clinical audit (src.evaluate) computes it: no training can choose by it.
         from_counts: Confusion matrices (..., K, K), rows are true classes and columns predicted
             ones -> values (...,), or (..., K) for a metric of each class; NaN where undefined.
         hub: Name in the Hugging Face library of metrics, if it has one.
@@ -130,6 +129,14 @@ def _f1(counts: np.ndarray) -> np.ndarray:
     return ratio(2 * hits, counts.sum(axis=-1) + counts.sum(axis=-2))
 
 
+def _mean_recall(counts: np.ndarray) -> np.ndarray:
+    return mean_of_defined(_recall(counts))
+
+
+def _mean_f1(counts: np.ndarray) -> np.ndarray:
+    return mean_of_defined(_f1(counts))
+
+
 def _specificity(counts: np.ndarray) -> np.ndarray:
     hits, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2)
     others = counts.sum(axis=(-2, -1))[..., None] - counts.sum(axis=-1)
@@ -141,14 +148,16 @@ def _accuracy(counts: np.ndarray) -> np.ndarray:
     return ratio(hits.sum(axis=-1), counts.sum(axis=(-2, -1)))
 
 
-def _audit(name: str, label: str, short: str = "", **values: Any) -> Metric:
-    """A metric that only the clinical audit computes."""
-    return Metric(f"<split>/{name}", label, short, audited=True, **values)
+def _split(name: str, label: str, short: str = "", **values: Any) -> Metric:
+    return Metric(f"<split>/{name}", label, short, **values)
+
+
+# A metric that only the clinical audit computes.
+_audit = functools.partial(_split, audited=True)
 
 
 def _cost(name: str, label: str, short: str = "", unit: str = "", **values: Any) -> Metric:
-    values = {"direction": "minimize", "kind": "cost", "noun": "", **values}
-    return Metric(name, label, short, unit, **values)
+    return Metric(name, label, short, unit, **{"direction": "minimize", "kind": "cost"} | values)
 
 
 def _latency(batch: str, percentile: str, short: str) -> Metric:
@@ -163,48 +172,32 @@ _ERROR: dict[str, Any] = {"direction": "minimize"}
 _COUNT: dict[str, Any] = {"phrase": "<quantity>", "format": "engineering"}
 _TIME: dict[str, Any] = {"kind": "time"}
 _TRAINABLE = "trainable parameters"
-_SCALED, _CHOSEN, _ABOVE = "after temperature scaling", "chosen on validation", "above 80%"
+_SCALED, _CHOSEN = "after temperature scaling", "chosen on validation"
+_AT, _ABOVE = "at <percent>", "above 80%"
 
 # The order is that of tables. The first entry whose name matches describes a metric.
 METRICS: list[Metric] = [
     Metric("train/loss", "training loss", **_LOSS),
-    Metric("<split>/loss", "loss", **_LOSS),
-    Metric("<split>/accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
-    Metric(
-        "<split>/balanced_accuracy",
-        "balanced accuracy",
-        "bal. acc.",
-        from_counts=lambda counts: mean_of_defined(_recall(counts)),
-        hub="balanced_accuracy",
-    ),
-    Metric(
-        "<split>/macro_f1",
-        "macro F1",
-        from_counts=lambda counts: mean_of_defined(_f1(counts)),
-        hub="f1",
-    ),
+    _split("loss", "loss", **_LOSS),
+    _split("accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
+    _split(PRIMARY, "balanced accuracy", "bal. acc.", from_counts=_mean_recall, hub=PRIMARY),
+    _split("macro_f1", "macro F1", from_counts=_mean_f1, hub="f1"),
     # From the scores: `metrics.classification.mean_auroc`, resampled by `metrics.bootstrap`.
-    Metric("<split>/auroc", "AUROC", hub="roc_auc"),
-    Metric("<split>/recall/<class>", "recall of <class>", "<class> recall", from_counts=_recall),
-    Metric("<split>/precision/<class>", "precision of <class>", from_counts=_precision),
-    Metric("<split>/f1/<class>", "F1 of <class>", from_counts=_f1),
-    Metric("<split>/specificity/<class>", "specificity of <class>", from_counts=_specificity),
+    _split("auroc", "AUROC", hub="roc_auc"),
+    _split("recall/<class>", "recall of <class>", "<class> recall", from_counts=_recall),
+    _split("precision/<class>", "precision of <class>", from_counts=_precision),
+    _split("f1/<class>", "F1 of <class>", from_counts=_f1),
+    _split("specificity/<class>", "specificity of <class>", from_counts=_specificity),
     # From `metrics.curves`.
     _audit("auroc/<class>", "AUROC of <class>", "AUROC"),
     _audit("average_precision/<class>", "average precision of <class>", "average precision"),
     _audit("auroc_above_80_sensitivity/<class>", f"AUC {_ABOVE} sensitivity of <class>"),
     _audit("pauc_80/<class>", f"pAUC {_ABOVE} TPR (ISIC 2024, at most 0.2) of <class>"),
-    _audit(
-        "sensitivity_at_spec<percent>/<class>", "sensitivity at <percent>% specificity of <class>"
-    ),
-    _audit(
-        "specificity_at_sens<percent>/<class>", "specificity at <percent>% sensitivity of <class>"
-    ),
+    _audit("sensitivity_at_spec<percent>/<class>", f"sensitivity {_AT}% specificity of <class>"),
+    _audit("specificity_at_sens<percent>/<class>", f"specificity {_AT}% sensitivity of <class>"),
     # From `metrics.thresholds`.
     _audit("chosen/<rate>/<class>", f"<rate> of <class> at the threshold {_CHOSEN}", "<rate>"),
-    _audit(
-        "isic_balanced_accuracy", "balanced accuracy, ties undecided (ISIC)", "bal. acc. (ISIC)"
-    ),
+    _audit(f"isic_{PRIMARY}", "balanced accuracy, ties undecided (ISIC)", "bal. acc. (ISIC)"),
     # From `metrics.calibration`.
     _audit("ece", "expected calibration error", "ECE", **_ERROR),
     _audit("ece_scaled", f"expected calibration error {_SCALED}", "ECE, scaled", **_ERROR),
@@ -273,11 +266,8 @@ def recorded_in_training(name: str) -> Metric:
 def short_label(name: str) -> str:
     """The head of a table column, such as "bal. acc.", "mel recall" or "params".
 
-    Args:
-        name: As in the run record, with or without the split; after `compression/lost/` too.
-
-    Raises:
-        ConfigError: An unknown metric.
+    The name is that of the run record, with or without the split; after `compression/lost/` too.
+    A ConfigError if there is no such metric.
     """
     name = name.removeprefix(f"{LOST}/")
     try:
@@ -301,8 +291,7 @@ def class_metrics() -> list[str]:
 def default_quality_metrics(classes: Iterable[str] = ()) -> list[str]:
     """The metrics of a short table, without split: the primary one, accuracy, melanoma recall.
 
-    Args:
-        classes: Class names; the recall is left out where none of them is melanoma.
+    The recall is left out where none of the classes is melanoma.
     """
     melanoma = melanoma_of(classes)
     return [PRIMARY, "accuracy", *([f"recall/{melanoma}"] if melanoma else [])]
@@ -311,10 +300,10 @@ def default_quality_metrics(classes: Iterable[str] = ()) -> list[str]:
 def count_metrics(
     counts: np.ndarray, classes: Sequence[str], metrics: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """All metrics that follow from confusion matrices.
+    """All metrics that follow from confusion matrices (..., K, K); rows are true classes.
 
     Args:
-        counts: (..., K, K); rows are true classes, columns predicted ones.
+        counts: The matrices.
         classes: K names in label order.
         metrics: Compute at least these; all by default.
 
@@ -326,14 +315,12 @@ def count_metrics(
     values: dict[str, np.ndarray] = {}
     measures = None if metrics is None else {name.partition("/")[0] for name in metrics}
     for name, metric in _recorded_qualities().items():
-        if metric.from_counts is None or (
-            measures is not None and name.partition("/")[0] not in measures
-        ):
+        measure = name.partition("/")[0]
+        if metric.from_counts is None or (measures is not None and measure not in measures):
             continue
         computed = metric.from_counts(counts)
         if metric.is_per_class:
-            names = (name.replace("<class>", class_name) for class_name in classes)
-            values |= {key: computed[..., at] for at, key in enumerate(names)}
+            values |= {f"{measure}/{key}": computed[..., at] for at, key in enumerate(classes)}
         else:
             values[name] = computed
     return values
@@ -359,12 +346,7 @@ def melanoma_class(table: "pd.DataFrame", prefix: str) -> str:
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric to optimise.
-
-    Attributes:
-        metric: Name in the run record.
-        direction: The registry's, unless the config says otherwise.
-    """
+    """A metric of the run record to optimise; the direction is the registry's unless configured."""
 
     metric: str
     direction: Direction
@@ -375,13 +357,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a metric.
-
-    Attributes:
-        metric: Name in the run record.
-        operator: "<=" or ">=".
-        value: The bound; a value equal to it satisfies the limit.
-    """
+    """A bound on a metric of the run record; a value equal to it satisfies the limit."""
 
     metric: str
     operator: Operator
@@ -400,23 +376,18 @@ class Limit:
 
 
 def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
-    """The objectives of a `conf/objective/` file.
+    """The objectives of a `conf/objective/` file: a list of `{metric: ..., direction: ...}`.
 
-    Args:
-        config: `objectives`: a list of `{metric: ..., direction: maximize | minimize}`. The
-            direction may be left out; the opposite of the better one is accepted (worst case).
+    The direction may be left out; the opposite of the better one is accepted (worst case).
 
     Raises:
-        ConfigError: No objective, an unknown or repeated metric, or another direction; the message
-            names the key.
+        ConfigError: No objective, an unknown or repeated metric, or another direction.
     """
     entries = config.get("objectives") or []
     if not entries:
-        raise ConfigError(
-            "objective.objectives",
-            "must list at least one {metric: ..., direction: ...}, but is empty",
-        )
-    objectives: list[Objective] = []
+        problem = "must list at least one {metric: ..., direction: ...}, but is empty"
+        raise ConfigError("objective.objectives", problem)
+    directions: dict[str, Direction] = {}
     for number, entry in enumerate(entries):
         key = f"objective.objectives[{number}]"
         keys = set(entry) if isinstance(entry, Mapping) else set()
@@ -428,11 +399,11 @@ def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
         if direction not in DIRECTIONS:
             message = f"must be {' or '.join(DIRECTIONS)}, but got {direction!r}"
             raise ConfigError(f"{key}.direction", message)
-        if metric.name in [objective.metric for objective in objectives]:
+        if metric.name in directions:
             message = f"must name each metric once, but got {metric.name} again"
             raise ConfigError(f"{key}.metric", message)
-        objectives.append(Objective(metric.name, direction))
-    return objectives
+        directions[metric.name] = direction
+    return [Objective(name, direction) for name, direction in directions.items()]
 
 
 def parse_limits(config: Mapping[str, Any]) -> list[Limit]:

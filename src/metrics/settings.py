@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from src.core.errors import ConfigError
 from src.metrics.registry import melanoma_of
 
-SAMPLES = 100  # fewest of the bootstrap
-
 
 @dataclass(frozen=True)
 class AuditSettings:
@@ -18,10 +16,9 @@ class AuditSettings:
         goal: Recall that the class must reach, in (0, 1).
         sensitivity: Target of a threshold chosen on validation, in (0, 1).
         specificity: Target of the other threshold chosen on validation, in (0, 1).
-        fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse; each
-            in (0, 1). None: it is left out.
+        fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse.
         samples: Bootstrap samples, at least 100: fewer have no 2.5% at an end.
-        seed: Of the random numbers, at least 0.
+        seed: Of the random numbers.
         level: Coverage of the intervals, in (0, 1).
         smallest: Fewest lesions of a class in a subgroup with figures. Lesions are counted, because
             more images of the same ones add little.
@@ -41,23 +38,18 @@ class AuditSettings:
     smallest: int = 10
 
     def __post_init__(self) -> None:
-        for key in ("goal", "sensitivity", "specificity", "level"):
-            if not 0 < getattr(self, key) < 1:
-                raise ConfigError(key, f"must be between 0 and 1, but got {getattr(self, key):g}")
         object.__setattr__(self, "fixed", tuple(self.fixed))  # a config gives a list
-        for value in self.fixed:
+        shares = [(key, getattr(self, key)) for key in ("goal", "sensitivity", "specificity")]
+        shares += [("level", self.level), *(("fixed", value) for value in self.fixed)]
+        for key, value in shares:
             if not 0 < value < 1:
-                raise ConfigError("fixed", f"must be between 0 and 1 each, but got {value:g}")
-        for key, least in (("samples", SAMPLES), ("smallest", 1), ("seed", 0)):
+                raise ConfigError(key, f"must be between 0 and 1, but got {value:g}")
+        for key, least in (("samples", 100), ("smallest", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(key, f"must be at least {least}, but got {getattr(self, key)}")
 
     def looked_for(self, classes: Sequence[str]) -> str:
-        """The name of the class looked for, among those that were predicted.
-
-        Raises:
-            ConfigError: None of `classes` is it.
-        """
+        """The name of the class looked for; a ConfigError if it is none of `classes`."""
         listed = ", ".join(classes)
         if self.positive is not None and self.positive not in classes:
             raise ConfigError("positive", f"must be one of {listed}, but got {self.positive!r}")

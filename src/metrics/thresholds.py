@@ -22,12 +22,9 @@ _ROUNDING = 1e-9  # 0.07 * 100 is more than 7 in floating point
 
 @dataclass(frozen=True)
 class TargetRate:
-    """The rate that a threshold must reach on validation.
+    """The rate `least`, in (0, 1), that a threshold must reach on validation.
 
-    Attributes:
-        measure: "sensitivity": take the highest threshold that reaches it; "specificity": the
-            lowest one.
-        least: The rate, in (0, 1).
+    Of "sensitivity" the highest threshold that reaches it is taken, of "specificity" the lowest.
     """
 
     measure: Literal["sensitivity", "specificity"]
@@ -39,14 +36,10 @@ class TargetRate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and its rates where it was chosen.
+    """A threshold and its rates in [0, 1] where it was chosen.
 
-    Attributes:
-        value: Positive from this score on; infinity: nothing is positive; NaN: no threshold can be
-            chosen.
-        sensitivity: In [0, 1].
-        specificity: In [0, 1].
-        problem: Why it is of no use, or empty.
+    Positive is what scores at least `value`; infinity: nothing is; NaN: no threshold can be chosen.
+    `problem` says why it is of no use, or is empty.
     """
 
     value: float
@@ -56,15 +49,9 @@ class Threshold:
 
 
 def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Threshold:
-    """The best threshold that reaches a target rate; of equally good ones the highest.
+    """The best threshold for scores (N,) that reaches a rate; of equally good ones the highest.
 
-    Args:
-        score: float (N,).
-        positive: Whether an image is of the class, bool (N,).
-        target: The rate to reach.
-
-    Returns:
-        One of the scores, or infinity; NaN if the images are all of one kind.
+    It is one of the scores, or infinity; NaN if `positive`, bool (N,), has images of one kind only.
     """
     if not 0 < positive.sum() < len(positive):
         missing = "others" if len(positive) and positive.all() else "the class"
@@ -123,34 +110,20 @@ def decide(
 def rates(
     predictions: Predictions, class_name: str, decisions: np.ndarray, usable: bool = True
 ) -> Statistics:
-    """Sensitivity, specificity and predictive values of decisions.
+    """Sensitivity, specificity and predictive values of decisions, bool (S, N), on a class.
 
-    Args:
-        predictions: The images.
-        class_name: The class looked for.
-        decisions: Of each net, bool (S, N).
-        usable: False where no threshold could be chosen: all rates are undefined then.
+    All rates are undefined unless `usable`: no threshold could be chosen then.
     """
     positive = predictions.target == predictions.classes.index(class_name)
-    kinds = (
-        positive & decisions,
-        ~positive & decisions,
-        positive & ~decisions,
-        ~positive & ~decisions,
-    )
+    kinds = [right & side for side in (decisions, ~decisions) for right in (positive, ~positive)]
     table = by_group(predictions, np.stack(kinds, axis=2).transpose(1, 0, 2).astype(float))
-    seeds = len(decisions)
 
     def measure(weights: np.ndarray) -> np.ndarray:
-        counts = (weights.T @ table.reshape(predictions.groups, -1)).reshape(-1, seeds, 4)
-        hits, alarms, missed, rejected = np.moveaxis(counts, 2, 0)
-        values = [
-            ratio(hits, hits + missed),
-            ratio(rejected, rejected + alarms),
-            ratio(hits, hits + alarms),
-            ratio(rejected, rejected + missed),
-        ]
-        return np.stack(values, axis=2) if usable else np.full((*hits.shape, 4), np.nan)
+        counts = weights.T @ table.reshape(predictions.groups, -1)
+        hits, alarms, missed, rejected = np.moveaxis(counts.reshape(-1, len(decisions), 4), 2, 0)
+        parts = np.stack([hits, rejected, hits, rejected], axis=2)
+        others = np.stack([missed, alarms, alarms, missed], axis=2)
+        return ratio(parts, parts + others) if usable else np.full(parts.shape, np.nan)
 
     rows = (positive, ~positive, decisions.any(axis=0), (~decisions).any(axis=0))
     bases = tuple(predictions.group[images] for images in rows)
@@ -160,37 +133,32 @@ def rates(
 def points(
     test: Predictions, val: Predictions | None, class_name: str, settings: AuditSettings
 ) -> pd.DataFrame:
-    """Rates by the most probable class and by the thresholds chosen on validation.
+    """Rates on test by the most probable class and by the thresholds that the nets have on `val`.
 
-    Args:
-        test: Where they are applied.
-        val: Where they are chosen, by the same nets; None: only the most probable class is used.
-        class_name: The class looked for.
-        settings: Target rates, samples, seed and level.
+    Without `val` only the most probable class is used.
 
     Returns:
         A row for each rule and measure: rule ("argmax" or the target rate), threshold (one for each
         net, as text), measure, val (the rate on validation), then the rate on test as `estimates`
         returns it, and problem.
     """
-    rules: list[TargetRate | None] = [None]
+    rules: dict[str, list[Threshold]] = {ARGMAX: []}
     if val is not None:
-        rules.append(TargetRate("sensitivity", settings.sensitivity))
-        rules.append(TargetRate("specificity", settings.specificity))
+        sensitivity = TargetRate("sensitivity", settings.sensitivity)
+        for rule in (sensitivity, TargetRate("specificity", settings.specificity)):
+            rules[str(rule)] = choose_each(val, class_name, rule)
     tables = []
-    for rule in rules:
-        thresholds = None if rule is None or val is None else choose_each(val, class_name, rule)
-        usable = not any(np.isnan(threshold.value) for threshold in thresholds or ())
+    for name, thresholds in rules.items():
+        usable = not any(np.isnan(threshold.value) for threshold in thresholds)
         on_val = np.full(len(MEASURES), np.nan)
         if val is not None and usable:
-            decisions = decide(val, class_name, thresholds)
+            decisions = decide(val, class_name, thresholds or None)
             on_val = evaluate(val, rates(val, class_name, decisions)).mean(axis=0)
-        statistics = rates(test, class_name, decide(test, class_name, thresholds), usable)
+        statistics = rates(test, class_name, decide(test, class_name, thresholds or None), usable)
         table = estimates(test, [statistics], settings).rename_axis("measure").reset_index()
-        values = " ".join(f"{threshold.value:.4g}" for threshold in thresholds or ())
-        table.insert(0, "rule", ARGMAX if rule is None else str(rule))
-        table.insert(1, "threshold", values)
+        table.insert(0, "rule", name)
+        table.insert(1, "threshold", " ".join(f"{row.value:.4g}" for row in thresholds))
         table.insert(3, "val", on_val)
-        problems = {threshold.problem for threshold in thresholds or () if threshold.problem}
+        problems = {threshold.problem for threshold in thresholds if threshold.problem}
         tables.append(table.assign(problem="; ".join(sorted(problems))))
     return pd.concat(tables, ignore_index=True)

@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scipy import stats
-
 from src.metrics.registry import Direction, Limit, Objective
 from src.sweep.records import total_violation
 
@@ -32,6 +30,8 @@ def clearly_behind(
 
     Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; `scipy.stats.wilcoxon`.
     """
+    from scipy import stats  # takes a second to import
+
     sign = 1.0 if direction == "maximize" else -1.0
     leads = [sign * (theirs - ours) for ours, theirs in zip(values, rival, strict=True)]
     leads = [lead for lead in leads if lead != 0 and not math.isnan(lead)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Lt
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -19,13 +19,10 @@ class AveragedWeights(WeightAveraging):
     The average starts as the weights after the first step. After n further steps it moves by 1 - d
     towards the weights, d = min(decay, (1 + n) / (10 + n)): the warm-up of TensorFlow's
     ExponentialMovingAverage (`num_updates`), without which early epochs would be judged by the
-    initial weights. Averages often do better at no cost (Polyak & Juditsky, Acceleration of
-    stochastic approximation by averaging, SIAM J. Control Optim. 1992, section 3; Izmailov et al.,
-    Averaging weights leads to wider optima and better generalization, UAI 2018).
-
-    Args:
-        decay: The limit of d, in [0, 1). The average spans about 1 / (1 - decay) steps; 0 turns
-            averaging off.
+    initial weights. It spans about 1 / (1 - decay) steps; a decay of 0 turns averaging off.
+    Averages often do better at no cost (Polyak & Juditsky, Acceleration of stochastic approximation
+    by averaging, SIAM J. Control Optim. 1992, section 3; Izmailov et al., Averaging weights leads
+    to wider optima and better generalization, UAI 2018).
     """
 
     def __init__(self, decay: Annotated[float, Ge(0), Lt(1)] = 0.995) -> None:
@@ -50,10 +47,8 @@ class AveragedWeights(WeightAveraging):
                 average would be rounded away.
         """
         if trainer.precision.endswith("-true") and trainer.precision != "32-true":
-            problem = (
-                f"must keep weights in float32 with callbacks=averaging, but is {trainer.precision}"
-            )
-            raise ConfigError("trainer.precision", problem)
+            problem = "must keep weights in float32 with callbacks=averaging, but is "
+            raise ConfigError("trainer.precision", problem + trainer.precision)
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,11 +63,12 @@ def averaged(trainer: Trainer) -> Iterator[None]:
 
     Lightning does so itself only for full states, not where `save_weights_only` is asked for.
     """
-    callback = next((one for one in trainer.callbacks if isinstance(one, AveragedWeights)), None)  # type: ignore[attr-defined]
-    if callback is not None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [callback for callback in callbacks if isinstance(callback, AveragedWeights)]
+    for callback in averages:
         callback._swap_models(trainer.lightning_module)
     try:
         yield
     finally:
-        if callback is not None:
+        for callback in averages:
             callback._swap_models(trainer.lightning_module)

@@ -26,6 +26,7 @@ from src.training.averaging import averaged
 
 log = logging.getLogger(__name__)
 WRITING_SHARE = 0.05  # of the training time may be spent on writing the state
+_KEPT = ("epoch", "history", "steps")  # of `BestEpoch`, in a state
 
 
 class BestEpoch(ModelCheckpoint):
@@ -46,18 +47,16 @@ class BestEpoch(ModelCheckpoint):
     """
 
     def __init__(self, metric: str, folder: Path | str = ".", has_validation: bool = True) -> None:
-        mode = _validation_mode(metric)
-        self.chosen_by = metric if has_validation else "last epoch"
         super().__init__(
             dirpath=folder,
             filename="best",
+            mode=_validation_mode(metric),
             monitor=metric if has_validation else None,
-            mode=mode,
-            save_top_k=1,
             save_weights_only=True,
             enable_version_counter=False,
             save_on_train_epoch_end=not has_validation,
         )
+        self.chosen_by = metric if has_validation else "last epoch"
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.steps: list[int] = []
@@ -74,9 +73,10 @@ class BestEpoch(ModelCheckpoint):
             DivergedError: The training loss is not finite.
         """
         super().on_train_epoch_end(trainer, pl_module)
-        metrics = trainer.callback_metrics.items()
         fresh = {
-            name: float(value) for name, value in metrics if value is not self._before.get(name)
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if value is not self._before.get(name)
         }
         self.history.append(fresh)
         self.steps.append(trainer.global_step)
@@ -94,18 +94,17 @@ class BestEpoch(ModelCheckpoint):
     def state_dict(self) -> dict[str, Any]:
         """The choice so far, without paths: a resumed training may use another folder."""
         score = None if self.best_model_score is None else self.best_model_score.cpu()
-        return {"epoch": self.epoch, "score": score, "history": self.history, "steps": self.steps}
+        return {"score": score} | {name: getattr(self, name) for name in _KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue an earlier choice; `LastState` restores the kept weights."""
-        self.epoch = state_dict["epoch"]
-        self.history = state_dict["history"]
-        self.steps = state_dict["steps"]
+        for name in _KEPT:
+            setattr(self, name, state_dict[name])
         self.best_model_path = self.format_checkpoint_name({})
-        if state_dict["score"] is not None:
-            self.best_model_score = self.kth_value = self.current_score = state_dict["score"]
+        if (score := state_dict["score"]) is not None:
+            self.best_model_score = self.kth_value = self.current_score = score
             self.kth_best_model_path = self.best_model_path
-            self.best_k_models = {self.best_model_path: state_dict["score"]}
+            self.best_k_models = {self.best_model_path: score}
 
 
 def best_epoch(trainer: Trainer) -> BestEpoch:
@@ -115,13 +114,7 @@ def best_epoch(trainer: Trainer) -> BestEpoch:
 
 
 class StopEarly(EarlyStopping):
-    """Stop when a validation metric has not improved for some epochs.
-
-    Args:
-        metric: Name from the run record, such as "val/balanced_accuracy".
-        patience: Epochs without improvement.
-        min_delta: A smaller change is no improvement.
-    """
+    """Stop when a validation metric has not improved by `min_delta` for some epochs."""
 
     def __init__(
         self,
@@ -129,8 +122,7 @@ class StopEarly(EarlyStopping):
         patience: Annotated[int, Ge(1)] = 5,
         min_delta: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
-        mode = _validation_mode(metric)
-        super().__init__(metric, patience=patience, min_delta=min_delta, mode=mode)
+        super().__init__(metric, min_delta, patience, mode=_validation_mode(metric))
 
 
 def _validation_mode(metric: str) -> str:
@@ -148,9 +140,8 @@ def save_weights(module: nn.Module, path: Path | str) -> None:
     Raises:
         UserError: The file cannot be written: no permission, or the disk is full.
     """
-    content: dict[str, Any] = {"state_dict": module.state_dict()}
-    if pruned_layers.is_pruned(module):
-        content[PRUNED] = True
+    pruned = {PRUNED: True} if pruned_layers.is_pruned(module) else {}
+    content: dict[str, Any] = {"state_dict": module.state_dict(), **pruned}
     if isinstance(module, LightningModule):
         module.on_save_checkpoint(content)
     # torch's own writer has no plain error for a full disk
@@ -184,7 +175,6 @@ class LastState(Checkpoint):
             continues.
 
     Attributes:
-        path: The file; absent before it is first written.
         images_per_s: Training speed of the process that wrote the loaded state, or 0.
     """
 
@@ -226,7 +216,7 @@ class LastState(Checkpoint):
         history = self._best.history
         log.info("training resumes after epoch %d", len(history))
         # Lightning restores the progress, but not this
-        trainer.should_stop = self._loaded.get("stopped", False)
+        trainer.should_stop = self._loaded["stopped"]
         if self._on_resume is not None and trainer.is_global_zero:
             self._on_resume(history)
         for metrics, step in zip(history, self._best.steps, strict=True):
@@ -296,27 +286,24 @@ class LastState(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best weights; the hooks above restore the rest."""
         self._loaded = state_dict
-        self.images_per_s = state_dict.get("images_per_s", 0.0)
+        self.images_per_s = state_dict["images_per_s"]
         self._seconds_before = state_dict["seconds"]
         with atomic_file(self.path.with_name("best.ckpt"), make_folder=True) as draft:
             draft.write_bytes(state_dict["best"].numpy().tobytes())
 
 
 def fits(path: Path, identity: str, module: nn.Module) -> bool:
-    """Whether a training can resume from a file of `LastState`. If not, a warning gives the reason.
+    """Whether a training of `module` can resume from a file of `LastState`.
 
-    Args:
-        path: The file.
-        identity: As for `LastState`.
-        module: The module whose weights the file must hold.
+    If not, a warning gives the reason.
     """
     try:
         problem = _mismatch(path, identity, module)
     except FileNotFoundError:
         problem = "there is no such file"
     except Exception as error:
-        lines = str(error).splitlines()
-        problem = f"the file is damaged ({lines[0] if lines else type(error).__name__})"
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        problem = f"the file is damaged ({reason})"
     if problem:
         log.warning("%s: NOT RESUMED, training starts from scratch: %s", path, problem)
     return not problem

@@ -81,9 +81,9 @@ class Classifier(LightningModule):
         self._backbone_lr_factor = backbone_lr_factor
         self.mean: Tensor
         self.inverse_std: Tensor
-        inverse_std = 1 / torch.tensor(std).view(1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("inverse_std", inverse_std, persistent=False)
+        shaped_mean, shaped_std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        self.register_buffer("mean", shaped_mean, persistent=False)
+        self.register_buffer("inverse_std", 1 / shaped_std, persistent=False)
         self.metrics = ClassificationMetrics(tuple(classes))
         self._loss_sum: Tensor | float = 0.0
         self._loss_count = 0
@@ -95,9 +95,8 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        logits = self(batch["image"])
         more = {"images": batch["image"]} if getattr(self.loss, "needs_images", False) else {}
-        loss = self.loss(logits, batch["label"], **more)
+        loss = self.loss(self(batch["image"]), batch["label"], **more)
         self._add_loss(loss, len(batch["label"]))
         if self.trainer.is_last_batch:
             # once an epoch: logging every step costs several per cent of a small net's time
@@ -110,7 +109,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the mean of the loss and the metrics."""
-        self._loss_sum, self._loss_count = 0.0, 0
+        self.on_train_epoch_start()
         self._evaluated = []
         self.metrics.reset()
 
@@ -168,11 +167,9 @@ class Classifier(LightningModule):
             raise ConfigError("backbone_lr_factor", "needs an optimizer with an `lr` in its config")
         ids = {id(parameter) for parameter in backbone.parameters()}
         fast = [parameter for parameter in trained if id(parameter) not in ids]
-        groups: list[dict[str, Any]] = [{"params": fast}]
-        if slow := [parameter for parameter in trained if id(parameter) in ids]:
-            lr = float(keywords["lr"]) * self._backbone_lr_factor
-            groups.append({"params": slow, "lr": lr})
-        return groups
+        slow = [parameter for parameter in trained if id(parameter) in ids]
+        slow_lr = float(keywords["lr"]) * self._backbone_lr_factor
+        return [{"params": fast}, *([{"params": slow, "lr": slow_lr}] if slow else [])]
 
     def _add_loss(self, loss: Tensor, size: int) -> None:
         self._loss_sum = self._loss_sum + loss.detach() * size
@@ -180,7 +177,7 @@ class Classifier(LightningModule):
 
     def _mean_loss(self) -> Tensor | float:
         mean = self._loss_sum / max(self._loss_count, 1)
-        self._loss_sum, self._loss_count = 0.0, 0
+        self.on_train_epoch_start()
         return mean
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -192,16 +189,11 @@ class Classifier(LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: Path | str, map_location: Any = "cpu", **arguments: Any
     ) -> "Classifier":
-        """Rebuild a trained classifier from its checkpoint alone, in evaluation mode.
+        """Rebuild a trained classifier from a checkpoint of this project alone, in evaluation mode.
 
         Only tensors and basic types are read: nothing in the file is executed, and the recipe may
-        name only parts of this project and its libraries.
-
-        Args:
-            checkpoint_path: A `best.ckpt` or `last.ckpt` of this project.
-            map_location: The device.
-            **arguments: Arguments of the constructor that replace recorded ones, such as `loss` or
-                `optimizer`, which are None otherwise.
+        name only parts of this project and its libraries. `arguments` of the constructor replace
+        recorded ones, such as `loss` or `optimizer`, which are None otherwise.
 
         Raises:
             UserError: The file is no checkpoint, or it has no recipe.
@@ -244,26 +236,14 @@ def make_recipe(
 
 
 def from_recipe(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
-    """Build a classifier without trained weights.
-
-    Args:
-        recipe: From `make_recipe`.
-        **arguments: Arguments of `Classifier`, such as `net`, `loss`, `optimizer`.
-    """
+    """Build a classifier without trained weights; `arguments` are those of `Classifier`."""
     model = OmegaConf.create(dict(recipe["model"]))
     classes = tuple(recipe["classes"])
     if "net" not in arguments:
         outputs = 1 if len(classes) == 2 else len(classes)
         arguments["net"] = instantiate(model.net, "model.net", outputs=outputs)
+    arguments |= {"classes": classes, "image_size": recipe["image_size"]}
     defaults = {"loss": nn.Identity(), "optimizer": None, "scheduler": None}
-    image_size = recipe["image_size"]
-    classifier: Classifier = instantiate(
-        model,
-        "model",
-        ("net",),
-        **{**defaults, **arguments},
-        classes=classes,
-        image_size=image_size,
-    )
+    classifier: Classifier = instantiate(model, "model", ("net",), **defaults | arguments)
     classifier.recipe = dict(recipe)
     return classifier

@@ -31,9 +31,7 @@ PANELS = {  # of the learning curves: axis label -> metrics
 def per_class_table(matrix: np.ndarray, classes: tuple[str, ...]) -> pd.DataFrame:
     """One row per class: number of images, recall, precision, F1 and specificity in [0, 1].
 
-    Args:
-        matrix: Confusion matrix (K, K); rows are true classes, columns predicted ones.
-        classes: Class names in label order.
+    It is computed from a confusion matrix (K, K); rows are true classes, columns predicted ones.
     """
     table = pd.DataFrame({"class": classes, "images": matrix.sum(axis=1).astype(int)})
     values = count_metrics(matrix, classes)
@@ -45,10 +43,7 @@ def per_class_table(matrix: np.ndarray, classes: tuple[str, ...]) -> pd.DataFram
 def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -> Figure:
     """Counts, coloured by the share of the true class; the colour of the diagonal is the recall.
 
-    Args:
-        matrix: Confusion matrix (K, K); rows are true classes, columns predicted ones.
-        classes: Class names in label order.
-        split: The split that was predicted, for the title.
+    `matrix` is (K, K): rows are true classes, columns predicted ones of a split.
     """
     totals = matrix.sum(axis=1)
     share = matrix / np.maximum(totals, 1)[:, None]
@@ -62,8 +57,7 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     labels = [f"{name} ({int(total)})" for name, total in zip(classes, totals, strict=True)]
     axes.set_yticks(range(len(classes)), labels)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class (images)")
+    axes.set(xlabel="predicted class", ylabel="true class (images)")
     axes.set_title(f"Confusion on {split}: images, {int(matrix.sum())} in all", fontsize=10)
     figure.colorbar(image, ax=axes, label="share of the true class (diagonal: recall)", shrink=0.8)
     return figure
@@ -72,10 +66,8 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -
 def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
     """Loss and validation quality over the epochs.
 
-    Args:
-        history: Indexed by epoch (from 0); columns by recorded names, such as `train/loss`; empty
-            ones are omitted.
-        chosen_epoch: The kept epoch, marked by a line.
+    `history` is indexed by epoch (from 0), with columns by recorded names, such as `train/loss`;
+    empty ones are omitted. The kept epoch is marked by a line.
     """
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     for axes, (label, names) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
@@ -87,8 +79,7 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
             line = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "kept epoch"}
             axes.axvline(chosen_epoch + 1, **line)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
+        axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
@@ -100,12 +91,11 @@ def contact_sheet(data: "DataModule") -> Image.Image:
     before, after = {}, {}
     rows = data.rows("train")
     for label, name in enumerate(data.classes):
-        images = data.cache.images[rows[data.labels[rows] == label][:PER_CLASS]]
-        floats = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+        heading = f"{name} ({data.class_counts[label]})"
+        before[heading] = data.cache.images[rows[data.labels[rows] == label][:PER_CLASS]]
+        floats = torch.from_numpy(before[heading]).permute(0, 3, 1, 2).float().div(255)
         if data.augment is not None:
             floats = data.augment(floats)
-        heading = f"{name} ({data.class_counts[label]})"
-        before[heading] = images
         after[heading] = floats.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     return draw_contact_sheet(before, after)
 
@@ -113,12 +103,7 @@ def contact_sheet(data: "DataModule") -> Image.Image:
 def draw_contact_sheet(before: Mapping[str, Images], after: Mapping[str, Images]) -> Image.Image:
     """Draw a row per class: its label, its images as stored on the left, augmented on the right.
 
-    Args:
-        before: Label -> images, uint8 (n, H, W, 3); n may differ and may be 0.
-        after: The same images after augmentation, with the same labels and shapes.
-
-    Returns:
-        The sheet, RGB.
+    Both map a label to images, uint8 (n, H, W, 3); n may differ between labels and may be 0.
 
     Raises:
         ValueError: The labels of `before` and `after` differ.

@@ -1,6 +1,5 @@
 """Lightning logger that writes to a run of the store."""
 
-from argparse import Namespace
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -13,9 +12,7 @@ class RunLogger(Logger):
     """Lightning logger that writes the metrics of `self.log` to a `Run`.
 
     The run's owner records its parameters and ends it; `log_hyperparams` and `finalize` do nothing.
-
-    Args:
-        run: The run; None in the processes of a distributed training that are not the first.
+    `run` is None in the processes of a distributed training that are not the first.
     """
 
     def __init__(self, run: Run | None) -> None:
@@ -40,9 +37,7 @@ class RunLogger(Logger):
             self._run.log(values, step or 0)
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run's owner has recorded the configuration."""
 
     @rank_zero_only

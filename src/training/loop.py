@@ -4,9 +4,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -32,11 +31,9 @@ from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
 
 log = logging.getLogger(__name__)
-NEVER = 10**9  # steps; the metrics are logged once an epoch
 
 
-@dataclass
-class RunParts:
+class RunParts(NamedTuple):
     """What a config is built into: prepared data, and a classifier for them."""
 
     data: DataModule
@@ -44,11 +41,9 @@ class RunParts:
 
 
 def build(config: DictConfig, pretrained: bool = True) -> RunParts:
-    """Prepare the data and build the classifier.
+    """Prepare the data and build the classifier of a composed `conf/train.yaml`.
 
-    Args:
-        config: A composed `conf/train.yaml`.
-        pretrained: False if a checkpoint will be loaded: no weights and no teachers are loaded.
+    Neither weights nor teachers are loaded unless `pretrained`: a checkpoint will be.
 
     Raises:
         UserError: A value, a file or a package cannot be used; the message names it.
@@ -56,9 +51,7 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
     keep_freed_memory()
     seed_everything(config.seed)
     augment = instantiate(config.augment, "augment")
-    data: DataModule = instantiate(
-        config.data, "data", ("root",), augment=augment, seed=config.seed
-    )
+    data = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
     try:
         data.prepare()
     except ConfigError as error:
@@ -67,7 +60,7 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
     recipe = make_recipe(resolve(config.model), data.classes, data.image_size)
     node = config.model.net if pretrained else OmegaConf.create(recipe["model"]["net"])
     seed_everything(config.seed)
-    net: nn.Module = instantiate(node, "model.net", outputs=data.outputs)
+    net = instantiate(node, "model.net", outputs=data.outputs)
     cast_as_recorded(net, config)
     if fit_once.is_fit_once(net):
         data.augment = None  # it sees each image once
@@ -76,23 +69,17 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
         factory([nn.Parameter(torch.zeros(1))])
     except ValueError as error:  # before anything is trained
         raise ConfigError("optimizer", str(error)) from error
-    classifier = from_recipe(
-        recipe,
-        net=net,
-        loss=build_loss(config, data, load_teachers=pretrained),
-        optimizer=factory,
-        scheduler=instantiate(config.scheduler, "scheduler"),
-    )
+    loss = build_loss(config, data, load_teachers=pretrained)
+    scheduler = instantiate(config.scheduler, "scheduler")
+    classifier = from_recipe(recipe, net=net, loss=loss, optimizer=factory, scheduler=scheduler)
     return RunParts(data, classifier)
 
 
 def build_loss(config: DictConfig, data: DataModule, load_teachers: bool = True) -> nn.Module:
-    """Build the loss. A loss whose config has a `teacher` is built with `teachers=`, loaded nets.
+    """Build the loss with `class_counts=`, the training images per class of the prepared data.
 
-    Args:
-        config: A composed `conf/train.yaml`.
-        data: Prepared; a loss is built with `class_counts=`, its training images per class.
-        load_teachers: False where nothing is trained.
+    A loss whose config has a `teacher` is built with `teachers=`, loaded nets, too, unless
+    `load_teachers` is false: nothing is trained.
 
     Raises:
         UserError: A value is impossible, or a teacher cannot be loaded.
@@ -101,8 +88,7 @@ def build_loss(config: DictConfig, data: DataModule, load_teachers: bool = True)
     if "teacher" in config.loss and load_teachers:
         store = instantiate(config.tracking, "tracking")
         arguments["teachers"] = teachers.load(store, config.loss.teacher, data)
-    loss: nn.Module = instantiate(config.loss, "loss", ("teacher",), **arguments)
-    return loss
+    return cast("nn.Module", instantiate(config.loss, "loss", ("teacher",), **arguments))
 
 
 def prepare_fit(
@@ -112,14 +98,10 @@ def prepare_fit(
     folder: Path,
     after: Sequence[Callback] = (),
 ) -> tuple[Trainer, EpochProgress, BestEpoch]:
-    """Build the trainer with its callbacks: progress, best epoch, and those of the config.
+    """Build the trainer with its callbacks: progress, best epoch, those of the config, `after`.
 
-    Args:
-        config: A composed `conf/train.yaml`.
-        parts: Built from the same config.
-        run: Where to log; None on ranks of a distributed run that do not write.
-        folder: The folder of the run, for the checkpoint.
-        after: Further callbacks, after all others.
+    It logs to `run` (None on ranks of a distributed run that do not write) and writes the
+    checkpoint below `folder`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -127,21 +109,16 @@ def prepare_fit(
     if epochs is None or epochs < 1:
         raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {epochs}")
     has_validation = parts.data.has("val")
-    best: BestEpoch = instantiate(
-        config.callbacks.best,
-        "callbacks.best",
-        folder=folder / "checkpoint",
-        has_validation=has_validation,
-    )
-    others = [
-        instantiate(node, f"callbacks.{name}")
+    passed: dict[str, Any] = {"folder": folder / "checkpoint", "has_validation": has_validation}
+    callbacks = {
+        name: instantiate(node, f"callbacks.{name}", **(passed if name == "best" else {}))
         for name, node in config.callbacks.items()
-        if name != "best"
-    ]
+    }
+    best: BestEpoch = callbacks.pop("best")
     if not has_validation:  # nothing to stop early by
-        others = [callback for callback in others if not isinstance(callback, StopEarly)]
+        callbacks = {k: v for k, v in callbacks.items() if not isinstance(v, StopEarly)}
     progress = EpochProgress(config.model.name)
-    trainer = _trainer(config, run, folder, [best, *others, progress, *after])
+    trainer = _trainer(config, run, folder, [best, *callbacks.values(), progress, *after])
     return trainer, progress, best
 
 
@@ -215,32 +192,24 @@ def _identity(config: DictConfig, data: DataModule) -> str:
     """A digest of what must be equal for a training to resume; device and paths may differ."""
     parts = ("model", "augment", "loss", "optimizer", "scheduler", "callbacks", "trainer", "seed")
     plain = resolve(config)
-    content = {name: plain[name] for name in parts} | {
-        "data": {
-            "batch_size": data.batch_size,
-            "oversample": data.oversample,
-            "split": data.split_fingerprint,
-            "pixels": data.cache.fingerprint,
-        },
-        "lightning": lightning_version,
+    about = {
+        "batch_size": data.batch_size,
+        "oversample": data.oversample,
+        "split": data.split_fingerprint,
+        "pixels": data.cache.fingerprint,
     }
+    content = {name: plain[name] for name in parts} | {"data": about}
+    content["lightning"] = lightning_version
     return config_hash(content, without=("trainer.accelerator",))
 
 
 def evaluate(
     config: DictConfig, parts: RunParts, split: str, run: Run, folder: Path
 ) -> dict[str, float]:
-    """Evaluate on one split; log metrics, predictions, per-class table and confusion matrix.
+    """Evaluate a trained classifier on "val" (recorded as `best/val/...`) or "test".
 
-    Args:
-        config: A composed `conf/train.yaml`; its trainer determines the device.
-        parts: A trained classifier and its data.
-        split: "val", logged as `best/val/...`, or "test".
-        run: Where to log.
-        folder: For temporary files.
-
-    Returns:
-        The metrics by their recorded names.
+    Metrics, predictions, per-class table and confusion matrix are logged to `run`. Returns the
+    metrics by their recorded names.
     """
     changes: dict[str, Any] = {"devices": 1, "strategy": "auto"}
     if fit_once.is_fit_once(parts.classifier.net):
@@ -255,12 +224,12 @@ def evaluate(
     }
     run.log(values, step=0)
     rows, probability = parts.classifier.predictions()
-    table = parts.data.predictions(rows.numpy(), probability.numpy())
-    run.table(table, f"predictions/{split}.csv")
-    matrix = parts.classifier.metrics.confusion().cpu().numpy()
-    run.table(figures.per_class_table(matrix, parts.data.classes), f"per_class/{split}.csv")
+    classes, matrix = parts.data.classes, parts.classifier.metrics.confusion().cpu().numpy()
+    predictions = parts.data.predictions(rows.numpy(), probability.numpy())
+    run.table(predictions, f"predictions/{split}.csv")
+    run.table(figures.per_class_table(matrix, classes), f"per_class/{split}.csv")
     picture = folder / f"confusion_{split}.png"
-    figures.confusion_matrix(matrix, parts.data.classes, split).savefig(picture)
+    figures.confusion_matrix(matrix, classes, split).savefig(picture)
     run.artifact(picture, "figures")
     return values
 
@@ -271,13 +240,9 @@ def measure(
     run: Run,
     known: Mapping[str, float | None] | None = None,
 ) -> None:
-    """Measure the cost of the net side by side with the reference net, and log it.
+    """Measure the cost of the trained net side by side with the reference net, and log it.
 
-    Args:
-        config: A composed `conf/train.yaml`.
-        classifier: Trained.
-        run: Where to log.
-        known: Values by recorded name that replace measured ones; None: not measurable, omitted.
+    Values `known` by recorded name replace measured ones; None: not measurable, omitted.
     """
     profiler = instantiate(config.efficiency, "efficiency")
     device = training_device(config)
@@ -285,11 +250,10 @@ def measure(
     metrics = {**profile.metrics, **(known or {})}
     run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
-    uncounted = profile.details["uncounted_operators"]
-    run.tag(
-        device=profile.details["device"],
-        flops_uncounted=", ".join(f"{operator} x{times}" for operator, times in uncounted.items()),
-    )
+    uncounted = [
+        f"{name} x{calls}" for name, calls in profile.details["uncounted_operators"].items()
+    ]
+    run.tag(device=profile.details["device"], flops_uncounted=", ".join(uncounted))
 
 
 def training_device(config: DictConfig) -> torch.device:
@@ -306,7 +270,7 @@ def writes_record() -> bool:
 def _trainer(
     config: DictConfig, run: Run | None, folder: Path, callbacks: list[Any], **changes: Any
 ) -> Trainer:
-    settings: Mapping[str, Any] = {
+    settings: dict[str, Any] = {
         "logger": RunLogger(run) if run is not None else False,
         "callbacks": callbacks,
         "default_root_dir": str(folder),
@@ -315,13 +279,12 @@ def _trainer(
         "enable_checkpointing": bool(callbacks),
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
-        "log_every_n_steps": NEVER,
-        **changes,
+        "log_every_n_steps": 10**9,  # the metrics are logged once an epoch
     }
-    with quiet_lightning():
-        try:
-            return instantiate(config.trainer, "trainer", (), **settings)
-        except InstantiationException as error:
-            if isinstance(error.__cause__, MisconfigurationException):
-                raise ConfigError("trainer", str(error.__cause__).splitlines()[0]) from error
-            raise
+    try:
+        with quiet_lightning():
+            return instantiate(config.trainer, "trainer", (), **settings | changes)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException):
+            raise ConfigError("trainer", str(error.__cause__).splitlines()[0]) from error
+        raise

@@ -12,7 +12,6 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
-from torch import Tensor
 from tqdm import tqdm
 
 from src.metrics.registry import default_quality_metrics
@@ -29,10 +28,7 @@ SILENCED = (
 
 
 class EpochProgress(ProgressBar):
-    """Epochs, images per second and the latest validation metrics.
-
-    Args:
-        title: Shown in front of the bar, such as the model's name.
+    """Epochs, images per second and the latest validation metrics, behind a title.
 
     Attributes:
         speeds: Training images per second of each epoch of this process, without validation.
@@ -79,12 +75,7 @@ class EpochProgress(ProgressBar):
         self._images = 0
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Tensor],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
         self._images += len(batch["label"])
@@ -93,11 +84,13 @@ class EpochProgress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: validation does not count."""
-        self._stop_clock()
+        if self._began:
+            self.speeds.append(self._images / max(time.perf_counter() - self._began, 1e-9))
+            self._began = 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the metrics of the epoch."""
-        self._stop_clock()
+        self.on_validation_start(trainer, pl_module)  # there may have been no validation
         values = trainer.callback_metrics
         text = "  ".join(f"{name} {float(values[name]):.3f}" for name in SHOWN if name in values)
         epoch = trainer.current_epoch + 1
@@ -118,21 +111,13 @@ class EpochProgress(ProgressBar):
         """Close the bar, so that the error starts on a new line."""
         self.on_train_end(trainer, pl_module)
 
-    def _stop_clock(self) -> None:
-        if self._began:
-            self.speeds.append(self._images / max(time.perf_counter() - self._began, 1e-9))
-            self._began = 0.0
-
 
 class AfterEpoch(Checkpoint):
     """Call a function with the metrics of each epoch, on the first rank; its exception ends `fit`.
 
     A `Checkpoint` because Lightning calls those last, when all metrics of the epoch are known. Must
-    be listed after `BestEpoch`.
-
-    Args:
-        call: Called with the epoch, from 1, and its metrics by their recorded names, without
-            undefined ones; or None.
+    be listed after `BestEpoch`. The function gets the epoch, from 1, and its metrics by their
+    recorded names, without undefined ones.
     """
 
     def __init__(self, call: Callable[[int, dict[str, float]], None] | None) -> None:

@@ -30,24 +30,16 @@ def onecycle(
             in the paper; the optimizer's own value then has no effect.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(
-        optimizer,
-        max_lr=peaks,
-        total_steps=max(total_steps, 2),
-        pct_start=warmup,
-        cycle_momentum=cycle_momentum,
-    )
+    steps = max(total_steps, 2)
+    return OneCycleLR(optimizer, peaks, steps, pct_start=warmup, cycle_momentum=cycle_momentum)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: Fraction = 0.05) -> LRScheduler:
-    """Linear warm-up, then half a cosine down to zero.
+    """Linear warm-up over a part `warmup` of the steps, in (0, 1), then half a cosine down to zero.
+
+    The peaks are the learning rates of the optimizer's groups.
 
     Source: Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.
-
-    Args:
-        optimizer: The learning rates of its groups are the peaks.
-        total_steps: Number of training steps.
-        warmup: Part of the steps spent rising, in (0, 1).
     """
     rising = max(1, round(warmup * total_steps))
 

@@ -19,11 +19,7 @@ KEY = "loss.teacher"
 
 
 class Teacher(nn.Module):
-    """A trained classifier without gradients, which resizes the images it is called with.
-
-    Args:
-        classifier: Images -> logits, normalisation included.
-    """
+    """A trained classifier without gradients, which resizes the images it is called with."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -40,12 +36,7 @@ class Teacher(nn.Module):
 
 
 def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[Teacher]:
-    """Load the teachers that a config names.
-
-    Args:
-        store: The run store that holds them.
-        run_ids: Id of a run, or several.
-        data: The prepared data of the student.
+    """Load the teachers, one run id or several, of a student with the prepared `data`.
 
     Raises:
         ConfigError: No such run, one that is not finished or has no checkpoint, one of other
@@ -62,21 +53,21 @@ def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[T
 def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
     runs = read.runs(store, f"attributes.run_id = '{run_id}'") if run_id.isalnum() else None
     row = {} if runs is None or runs.empty else dict(runs.iloc[0].astype(str))
+    split, problem = row.get("tags.split_fingerprint"), ""
     if row.get("status") != "FINISHED":
         state = f"it is {row['status']}" if row else "there is no such run"
         problem = f"must be the id of a finished run in {store.uri}, but got {run_id}: {state}"
-        raise ConfigError(KEY, problem)
-    if row["tags.weights"].startswith("file:"):
+    elif row["tags.weights"].startswith("file:"):
         problem = f"run {run_id} started from a file of weights, whose training images are unknown"
-        raise ConfigError(KEY, f"{problem}; choose another run")
-    split = row["tags.split_fingerprint"]
-    if split != data.split_fingerprint:
-        raise ConfigError(
-            KEY,
+        problem += "; choose another run"
+    elif split != data.split_fingerprint:
+        problem = (
             f"run {run_id} was trained on another split ({split}, here {data.split_fingerprint}): "
             "it may have learned from images that are tested here; choose a run with the same "
-            "data.* and data.split_seed",
+            "data.* and data.split_seed"
         )
+    if problem:
+        raise ConfigError(KEY, problem)
     try:
         config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
         checkpoint = read.artifact(store, run_id, "checkpoint/best.ckpt")
@@ -84,8 +75,8 @@ def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
         raise ConfigError(KEY, f"must be the id of a run with a checkpoint: {error}") from error
     assert isinstance(config, DictConfig)
     check_targets(config)
-    model = resolve(config.model)
-    classifier = from_recipe(make_recipe(model, data.classes, int(config.data.image_size)))
+    recipe = make_recipe(resolve(config.model), data.classes, int(config.data.image_size))
+    classifier = from_recipe(recipe)
     cast_as_recorded(classifier.net, config)
     load_weights(classifier, checkpoint)
     return Teacher(classifier)

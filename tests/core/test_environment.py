@@ -19,7 +19,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.core.cli import ROOT
 from src.core.environment import (
     COLLECTOR_THRESHOLD,
     collect_less_often,
@@ -29,6 +28,7 @@ from src.core.environment import (
     seed_everything,
 )
 from src.core.errors import ConfigError
+from src.core.files import ROOT
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
@@ -57,24 +57,23 @@ def test_seed_reaches_every_generator() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_out_of_range_is_refused(seed: int) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"^seed: must be within 0 and 4294967295, but got {seed}$"
-    ):
+    problem = rf"^seed: must be within 0 and 4294967295, but got {seed}$"
+    with pytest.raises(ConfigError, match=problem):
         seed_everything(seed)
     seed_everything(2**32 - 1)
 
 
 def test_environment_is_json_and_correct() -> None:
-    found = environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["packages"]["torch"] == torch.__version__
-    assert found["packages"]["numpy"] == importlib.metadata.version("numpy")
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert 1 <= found["cores"] <= (os.cpu_count() or 1)
-    assert found["torch_threads"] == torch.get_num_threads()
-    assert len(found["gpus"]) == torch.cuda.device_count()
-    assert found["ram_gb"] > 0
-    assert found["cpu"]
+    values = environment()
+    assert json.loads(json.dumps(values)) == values
+    assert values["packages"]["torch"] == torch.__version__
+    assert values["packages"]["numpy"] == importlib.metadata.version("numpy")
+    assert values["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert 1 <= values["cores"] <= (os.cpu_count() or 1)
+    assert values["torch_threads"] == torch.get_num_threads()
+    assert len(values["gpus"]) == torch.cuda.device_count()
+    assert values["ram_gb"] > 0
+    assert values["cpu"]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -107,22 +106,17 @@ def test_git_state_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert git_state(Path.cwd()) == (None, None)
 
 
-@given(CONFIGS)
-def test_hash_is_of_the_content_not_of_its_order(config: dict[str, Any]) -> None:
-    assert (
-        config_hash(config)
-        == config_hash(dict(reversed(config.items())))
-        == config_hash(json.loads(json.dumps(config)))
-    )
-
-
 @given(CONFIGS, CONFIGS)
-def test_other_content_has_another_hash(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_hash_depends_on_the_content_and_not_on_its_order(
+    one: dict[str, Any], two: dict[str, Any]
+) -> None:
     same = json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
     assert (config_hash(one) == config_hash(two)) == same
+    assert config_hash(one) == config_hash(dict(reversed(one.items())))
+    assert config_hash(one) == config_hash(json.loads(json.dumps(one)))
 
 
-def test_keys_without_effect_are_left_out() -> None:
+def test_keys_without_effect_do_not_count() -> None:
     one = {"seed": 1, "tracking": {"uri": "a"}, "trainer": {"max_epochs": 2, "progress": True}}
     two = {"seed": 1, "tracking": {"uri": "b"}, "trainer": {"max_epochs": 2, "progress": False}}
     without = ["tracking", "trainer.progress"]
@@ -132,16 +126,13 @@ def test_keys_without_effect_are_left_out() -> None:
     assert config_hash(two, without) != config_hash(three, without)
     # a key is its whole path: "progress" at the top is another one
     assert config_hash({"progress": 1}, without) != config_hash({"progress": 2}, without)
-
-
-def test_hash_is_stable_between_versions() -> None:
-    """sha256 of {"a":[1,2.5,null],"b":{"c":"x"}}, by sha256sum."""
+    # sha256 of {"a":[1,2.5,null],"b":{"c":"x"}}, by sha256sum: stable between versions
     assert config_hash({"b": {"c": "x"}, "a": [1, 2.5, None]}) == "5e0c41a7e1b7"
 
 
-def output(code: str) -> str:
+def output(code: str, *arguments: str) -> str:
     """What Python prints when it runs some code in a new process."""
-    line = [sys.executable, "-c", code]
+    line = [sys.executable, "-c", code, *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -155,11 +146,27 @@ def test_torchvision_is_imported_beside_a_cpu_build_of_torch() -> None:
     assert output(code) == "True 1"
 
 
+TORCHMETRICS = """
+import sys, src
+from torchmetrics.functional.classification import binary_auroc
+hidden = ("matplotlib", "scipy", "torchvision", "transformers")
+assert not sys.modules.keys() & set(hidden), sys.modules.keys() & set(hidden)
+import torch
+assert binary_auroc(torch.tensor([0.1, 0.9]), torch.tensor([0, 1])) == 1
+import pytorch_lightning
+from lightning_utilities.core.imports import RequirementCache, package_available
+assert all(package_available(name) and RequirementCache(name) for name in hidden[:3])
+"""
+
+
+def test_torchmetrics_is_imported_without_packages_of_other_metrics() -> None:
+    assert output(TORCHMETRICS) == ""
+
+
 def test_importing_the_package_is_light() -> None:
     heavy = ("torch", "numpy", "psutil", "mlflow", "pytorch_lightning")
-    assert (
-        output(f"import sys, src; print([name for name in {heavy} if name in sys.modules])") == "[]"
-    )
+    code = f"import sys, src; print([name for name in {heavy} if name in sys.modules])"
+    assert output(code) == "[]"
 
 
 @pytest.fixture
@@ -167,10 +174,6 @@ def thresholds() -> Iterator[tuple[int, int, int]]:
     before = gc.get_threshold()
     yield before
     gc.set_threshold(*before)
-
-
-def test_importing_the_package_raises_the_collector_threshold() -> None:
-    assert gc.get_threshold()[0] >= COLLECTOR_THRESHOLD  # importing src has set it
 
 
 @pytest.mark.parametrize(
@@ -181,27 +184,25 @@ def test_importing_the_package_raises_the_collector_threshold() -> None:
 def test_a_higher_or_disabled_threshold_is_kept(
     young: int, expected: int, thresholds: tuple[int, int, int]
 ) -> None:
+    assert thresholds[0] >= COLLECTOR_THRESHOLD  # importing src has set it
     gc.set_threshold(young, 11, 13)
     collect_less_often()
     assert gc.get_threshold()[:2] == (expected, 11)
 
 
-def test_cycles_are_still_collected(thresholds: tuple[int, int, int]) -> None:
+@pytest.mark.usefixtures("thresholds")
+def test_cycles_are_still_collected() -> None:
     class Node:
         itself: "Node"
 
-    def cycle() -> Node:
-        node = Node()
-        node.itself = node
-        return node
-
-    gc.collect()  # so that the collector does not look just while the cycle is made
-    first = weakref.ref(cycle())
-    kept = [
-        [each] for each in range(2 * COLLECTOR_THRESHOLD)
-    ]  # new objects, which make the collector look
-    assert first() is None
-    del kept
+    gc.collect()  # so that the collector does not run just while the cycle is made
+    node = Node()
+    node.itself = node
+    cycle = weakref.ref(node)
+    del node
+    objects = [[number] for number in range(2 * COLLECTOR_THRESHOLD)]  # they start the collector
+    assert cycle() is None
+    del objects
 
 
 CODE = """
@@ -223,12 +224,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_repeated_large_blocks_are_faulted_in_once() -> None:
-    def page_faults(how: str) -> int:
-        line = [sys.executable, "-c", CODE, how]
-        return int(
-            subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        )
-
     block = 40_000_000 / 4096  # pages
-    assert page_faults("default") > 19 * block
-    assert page_faults("kept") < 2 * block
+    assert int(output(CODE, "default")) > 19 * block
+    assert int(output(CODE, "kept")) < 2 * block

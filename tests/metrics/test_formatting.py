@@ -1,16 +1,6 @@
 import pytest
 
-from src.metrics.formatting import (
-    bound,
-    difference,
-    figure,
-    joined,
-    label,
-    number,
-    quantity,
-    ratio,
-    short_bound,
-)
+from src.metrics import formatting
 from src.metrics.registry import Limit
 
 QUALITY, FLOPS, PARAMS = "best/val/balanced_accuracy", "efficiency/flops", "efficiency/params"
@@ -18,7 +8,7 @@ RATIO, LATENCY = "efficiency/latency_ratio", "efficiency/latency_ms/b1/p50"
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "apart_from", "told"),
+    ("name", "value", "apart_from", "text"),
     [
         (QUALITY, 0.6434, None, "0.643"),
         (QUALITY, 0.7996, 0.8, "0.7996"),  # reads differently from the bound that it misses
@@ -36,22 +26,22 @@ RATIO, LATENCY = "efficiency/latency_ratio", "efficiency/latency_ms/b1/p50"
         ("best/val/loss", 1.0, None, "1.000"),
     ],
 )
-def test_digits(name: str, value: float, apart_from: float | None, told: str) -> None:
-    assert number(name, value, apart_from) == told
+def test_digits(name: str, value: float, apart_from: float | None, text: str) -> None:
+    assert formatting.number(name, value, apart_from) == text
 
 
 def test_units() -> None:
-    assert quantity(PARAMS, 691_911) == "692k parameters"
-    assert quantity("efficiency/size_mb", 2.768) == "2.77 MB"
-    assert figure(RATIO, 0.83) == "latency 0.83 x the reference net"
-    assert figure(LATENCY, 3.21) == "3.21 ms for a batch of 1 (p50)"
-    assert figure("best/val/recall/mel", 0.81) == "recall of mel 0.810"
-    assert figure("time/fit_s", 61.24) == "training time 61.2 s"
-    assert label("best/val/loss") == "loss"
+    assert formatting.quantity(PARAMS, 691_911) == "692k parameters"
+    assert formatting.quantity("efficiency/size_mb", 2.768) == "2.77 MB"
+    assert formatting.figure(RATIO, 0.83) == "latency 0.83 x the reference net"
+    assert formatting.figure(LATENCY, 3.21) == "3.21 ms for a batch of 1 (p50)"
+    assert formatting.figure("best/val/recall/mel", 0.81) == "recall of mel 0.810"
+    assert formatting.figure("time/fit_s", 61.24) == "training time 61.2 s"
+    assert formatting.label("best/val/loss") == "loss"
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "second", "told"),
+    ("name", "first", "second", "text"),
     [
         (QUALITY, 0.643, 0.631, "1.2 percentage points"),
         (QUALITY, 0.64, 0.65, "1 percentage point"),
@@ -61,12 +51,16 @@ def test_units() -> None:
         ("best/val/loss", 0.75, 0.5, "0.25"),
     ],
 )
-def test_differences(name: str, first: float, second: float, told: str) -> None:
-    assert difference(name, first, second) == difference(name, second, first) == told
+def test_differences(name: str, first: float, second: float, text: str) -> None:
+    assert (
+        formatting.difference(name, first, second)
+        == formatting.difference(name, second, first)
+        == text
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "other", "told"),
+    ("value", "other", "text"),
     [
         (30, 4100, "137 times less"),
         (10, 32, "3.2 times less"),
@@ -78,8 +72,8 @@ def test_differences(name: str, first: float, second: float, told: str) -> None:
         (0, 5, ""),
     ],
 )
-def test_ratios(value: float, other: float, told: str) -> None:
-    assert ratio(value, other) == told
+def test_ratios(value: float, other: float, text: str) -> None:
+    assert formatting.ratio(value, other) == text
 
 
 def test_limits_and_lists() -> None:
@@ -88,14 +82,14 @@ def test_limits_and_lists() -> None:
         Limit(RATIO, "<=", 1),
         Limit("best/val/recall/mel", ">=", 0.8),
     ]
-    assert [short_bound(limit) for limit in limits] == [
+    assert [formatting.short_bound(limit) for limit in limits] == [
         "params <= 692k",
         "latency_ratio <= 1",
         "recall/mel >= 0.8",
     ]
-    assert joined([bound(limit) for limit in limits]) == (
+    assert formatting.joined([formatting.bound(limit) for limit in limits]) == (
         "parameters <= 692k, latency <= 1 x the reference net and recall of mel >= 0.8"
     )
-    assert bound(Limit(PARAMS, "<=", 691_911)) == "parameters <= 691.911k"
-    assert bound(Limit(LATENCY, "<=", 3)) == "latency of a batch of 1, p50 <= 3 ms"
-    assert [joined(parts) for parts in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]
+    assert formatting.bound(Limit(PARAMS, "<=", 691_911)) == "parameters <= 691.911k"
+    assert formatting.bound(Limit(LATENCY, "<=", 3)) == "latency of a batch of 1, p50 <= 3 ms"
+    assert [formatting.joined(parts) for parts in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]

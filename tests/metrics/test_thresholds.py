@@ -13,154 +13,128 @@ from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import ARGMAX, TargetRate, Threshold, choose, decide, points, rates
 
 
-def reached(score: np.ndarray, own: np.ndarray, threshold: float) -> tuple[float, float]:
-    positive = score >= threshold
-    return float(positive[own].mean()), float((~positive[~own]).mean())
+def rates_at(score: np.ndarray, positive: np.ndarray, threshold: float) -> tuple[float, float]:
+    passed = score >= threshold
+    return float(passed[positive].mean()), float((~passed[~positive]).mean())
 
 
-def test_the_strictest_threshold_with_enough_sensitivity() -> None:
+def test_the_best_threshold_by_hand() -> None:
     score = np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.85, 0.65, 0.4, 0.3, 0.1])
-    own = np.arange(10) < 5
+    positive = np.arange(10) < 5
     # four of five pass 0.6, with 0.85 and 0.65 of the others
-    assert choose(score, own, TargetRate("sensitivity", 0.8)) == Threshold(
-        0.6, 0.8, pytest.approx(0.6)
-    )
+    chosen = choose(score, positive, TargetRate("sensitivity", 0.8))
+    assert chosen == Threshold(0.6, 0.8, pytest.approx(0.6))
     # at most one other may pass: 0.7 lets 0.85 through and finds three
-    assert choose(score, own, TargetRate("specificity", 0.8)) == Threshold(0.7, 0.6, 0.8)
+    chosen = choose(score, positive, TargetRate("specificity", 0.8))
+    assert chosen == Threshold(0.7, 0.6, 0.8)
 
 
 @given(scored(), st.floats(0.01, 0.99), st.sampled_from(["sensitivity", "specificity"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_no_other_threshold_is_better(
     case: tuple[np.ndarray, np.ndarray], least: float, measure: str
 ) -> None:
-    score, own = case
-    found = choose(score, own, TargetRate(measure, least))  # type: ignore[arg-type]
-    assert (found.sensitivity, found.specificity) == pytest.approx(reached(score, own, found.value))
+    score, positive = case
+    chosen = choose(score, positive, TargetRate(measure, least))  # type: ignore[arg-type]
+    both = (chosen.sensitivity, chosen.specificity)
+    assert both == pytest.approx(rates_at(score, positive, chosen.value))
     at = 0 if measure == "sensitivity" else 1
-    pairs = [reached(score, own, each) for each in [*np.unique(score), np.inf]]
-    enough = [pair for pair in pairs if pair[at] >= least - 1e-9]
-    assert (found.sensitivity, found.specificity)[at] >= least - 1e-9
-    assert (found.sensitivity, found.specificity)[1 - at] == pytest.approx(
-        max(pair[1 - at] for pair in enough)
-    )
+    pairs = [rates_at(score, positive, value) for value in [*np.unique(score), np.inf]]
+    assert both[at] >= least - 1e-9
+    best = max(pair[1 - at] for pair in pairs if pair[at] >= least - 1e-9)
+    assert both[1 - at] == pytest.approx(best)
 
 
 @given(scored(), st.floats(0.01, 0.98), st.floats(0.001, 0.5))
-@settings(max_examples=30, deadline=None)
-def test_more_sensitivity_never_takes_a_stricter_threshold(
+@settings(max_examples=20)
+def test_more_sensitivity_never_takes_a_higher_threshold(
     case: tuple[np.ndarray, np.ndarray], least: float, more: float
 ) -> None:
-    score, own = case
-    higher = min(least + more, 0.99)
-    lax, strict = (choose(score, own, TargetRate("sensitivity", each)) for each in (higher, least))
-    assert lax.value <= strict.value
-    first, second = (
-        choose(score, own, TargetRate("specificity", each)) for each in (least, higher)
-    )
-    assert first.value <= second.value
-    assert first.sensitivity >= second.sensitivity
-
-
-def test_ties_are_decided_alike() -> None:
-    own = np.array([True, True, False, False])
-    found = choose(np.full(4, 0.5), own, TargetRate("sensitivity", 0.8))
-    assert (found.value, found.sensitivity, found.specificity) == (0.5, 1, 0)
-    assert found.problem == "only a threshold that every image passes"
-
-
-def test_a_wish_that_only_silence_fulfils() -> None:
-    own = np.array([True, False])
-    found = choose(np.array([0.2, 0.9]), own, TargetRate("specificity", 0.9))
-    assert (found.value, found.sensitivity, found.specificity) == (np.inf, 0, 1)
-    assert found.problem == "only a threshold that no image passes"
+    for measure, order in (("sensitivity", -1), ("specificity", 1)):
+        targets = [TargetRate(measure, rate) for rate in (least, min(least + more, 0.99))]  # type: ignore[arg-type]
+        first, second = (choose(*case, target) for target in targets)
+        assert order * first.value <= order * second.value
+        assert order * first.sensitivity >= order * second.sensitivity
 
 
 @pytest.mark.parametrize(
-    ("own", "lacks"), [([True, True], "others"), ([False, False], "the class"), ([], "the class")]
+    ("score", "positive", "measure", "expected", "problem"),
+    [
+        ([0.5] * 4, [1, 1, 0, 0], "sensitivity", (0.5, 1, 0), "every image passes"),
+        ([0.2, 0.9], [1, 0], "specificity", (np.inf, 0, 1), "no image passes"),
+        ([0, 1], [1, 1], "sensitivity", (np.nan,) * 3, "validation has no images of others"),
+        ([0, 1], [0, 0], "sensitivity", (np.nan,) * 3, "validation has no images of the class"),
+        ([], [], "sensitivity", (np.nan,) * 3, "validation has no images of the class"),
+    ],
 )
-def test_one_kind_of_images_gives_no_threshold(own: list[bool], lacks: str) -> None:
-    found = choose(
-        np.linspace(0, 1, len(own)), np.array(own, dtype=bool), TargetRate("sensitivity", 0.8)
-    )
-    assert np.isnan(found.value)
-    assert found.problem == f"validation has no images of {lacks}"
+def test_a_threshold_of_no_use_has_a_problem(
+    score: list[float], positive: list[int], measure: str, expected: tuple[float, ...], problem: str
+) -> None:
+    target = TargetRate(measure, 0.8)  # type: ignore[arg-type]
+    chosen = choose(np.array(score, dtype=float), np.array(positive, dtype=bool), target)
+    values = (chosen.value, chosen.sensitivity, chosen.specificity)
+    assert values == pytest.approx(expected, nan_ok=True)
+    assert chosen.problem.endswith(problem)
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rates_are_those_of_the_confusion_matrix(seed: int) -> None:
-    given_ = gather(made_up(seed, images=40, nets=1))
-    positive = decide(given_, "mel", [Threshold(0.4, 0, 0)])
-    (rejected, alarms), (missed, hits) = confusion_matrix(
-        given_.target == 1, positive[0], labels=[False, True]
-    )
+    predictions = gather(made_up(seed, images=40, nets=1))
+    positive = decide(predictions, "mel", [Threshold(0.4, 0, 0)])
+    matrix = confusion_matrix(predictions.target == 1, positive[0], labels=[False, True])
+    (rejected, alarms), (missed, hits) = matrix.tolist()
     expected = [hits / (hits + missed), rejected / (rejected + alarms)]
-    expected += [hits / max(hits + alarms, 1) if hits + alarms else np.nan]
-    expected += [rejected / max(rejected + missed, 1) if rejected + missed else np.nan]
-    found = evaluate(given_, rates(given_, "mel", positive))[0]
-    assert found.tolist() == pytest.approx([float(each) for each in expected], nan_ok=True)
+    expected += [hits / (hits + alarms) if hits + alarms else np.nan]
+    expected += [rejected / (rejected + missed) if rejected + missed else np.nan]
+    values = evaluate(predictions, rates(predictions, "mel", positive))[0]
+    assert values.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_most_probable_class_has_the_recorded_recall_and_its_interval() -> None:
     test = made_up(1)
-    found = points(gather(test), None, "mel", AuditSettings(samples=100, seed=4)).set_index(
-        "measure"
-    )
-    there = intervals(test, samples=100, seed=4).set_index("metric")
-    assert set(found["rule"]) == {ARGMAX}
-    assert found["val"].isna().all()
-    for here, name in (
-        ("sensitivity", "recall/mel"),
-        ("specificity", "specificity/mel"),
-        ("ppv", "precision/mel"),
-    ):
-        row, other = found.loc[here], there.loc[name]
+    table = points(gather(test), None, "mel", AuditSettings(samples=100, seed=4))
+    recorded = intervals(test, samples=100, seed=4).set_index("metric")
+    assert set(table["rule"]) == {ARGMAX}
+    assert table["val"].isna().all()
+    names = {"sensitivity": "recall", "specificity": "specificity", "ppv": "precision"}
+    for measure, name in names.items():
+        row, other = table.set_index("measure").loc[measure], recorded.loc[f"{name}/mel"]
         assert row["estimate"] == pytest.approx(other["estimate"])
         assert row["low"] <= other["low"] + 1e-9  # or wider, by the exact interval
         assert row["high"] >= other["high"] - 1e-9
 
 
-def test_val_chooses_and_test_reports() -> None:
+def test_thresholds_are_chosen_on_val_and_applied_to_test() -> None:
     val, test = made_up(5), made_up(6)
-    settings_ = AuditSettings(samples=100, sensitivity=0.7, specificity=0.85)
-    table = points(gather(test), gather(val), "mel", settings_).set_index(["rule", "measure"])
+    audit = AuditSettings(samples=100, sensitivity=0.7, specificity=0.85)
+    table = points(gather(test), gather(val), "mel", audit).set_index(["rule", "measure"])
     rule = "sensitivity >= 0.7"
-    chosen = [choose(*scores_of(each), TargetRate("sensitivity", 0.7)).value for each in val]
-    written = [float(each) for each in table.loc[(rule, "sensitivity"), "threshold"].split()]
-    assert written == pytest.approx(chosen, rel=1e-3)
-    for column, frames in (("val", val), ("estimate", test)):
-        pairs = [
-            reached(*scores_of(each), value) for each, value in zip(frames, chosen, strict=True)
-        ]
-        found = table.loc[[(rule, "sensitivity"), (rule, "specificity")], column]
-        assert found.to_list() == pytest.approx(np.mean(pairs, axis=0).tolist())
+    chosen = [choose(*scores_of(net), TargetRate("sensitivity", 0.7)).value for net in val]
+    texts = table.loc[(rule, "sensitivity"), "threshold"].split()
+    assert [float(text) for text in texts] == pytest.approx(chosen, rel=1e-3)
+    for column, nets in (("val", val), ("estimate", test)):
+        pairs = [rates_at(*scores_of(net), at) for net, at in zip(nets, chosen, strict=True)]
+        values = table.loc[[(rule, "sensitivity"), (rule, "specificity")], column]
+        assert values.to_list() == pytest.approx(np.mean(pairs, axis=0).tolist())
     assert table.loc[(rule, "sensitivity"), "val"] >= 0.7
     assert table.loc[("specificity >= 0.85", "specificity"), "val"] >= 0.85
+    without = [net[net["label"] != "mel"] for net in val]
+    table = points(gather(test), gather(without), "mel", audit)
+    chosen_rows = table[table["rule"] != ARGMAX]
+    assert chosen_rows[["val", "estimate", "low", "high"]].isna().all(axis=None)
+    assert set(chosen_rows["problem"]) == {"validation has no images of the class"}
 
 
 def scores_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return table["p/mel"].to_numpy(dtype=float), (table["label"] == "mel").to_numpy()
 
 
-def test_without_the_class_on_validation_the_rule_says_so() -> None:
-    test = made_up(6, nets=1)
-    val = [table[table["label"] != "mel"] for table in made_up(5, nets=1)]
-    table = points(gather(test), gather(val), "mel", AuditSettings(samples=100))
-    chosen = table[table["rule"] != ARGMAX]
-    assert chosen[["val", "estimate", "low", "high"]].isna().all(axis=None)
-    assert set(chosen["problem"]) == {"validation has no images of the class"}
-
-
 def test_a_perfect_rate_has_an_exact_interval_over_lesions() -> None:
     target = np.array([0, 0, 1, 1, 1, 1, 1, 1])
     right = frame(np.eye(2)[target], target, ("nv", "mel"), np.array([0, 1, 2, 2, 3, 3, 4, 4]))
-    row = (
-        points(gather([right]), None, "mel", AuditSettings(samples=100))
-        .set_index("measure")
-        .loc["sensitivity"]
-    )
+    table = points(gather([right]), None, "mel", AuditSettings(samples=100))
+    row = table.set_index("measure").loc["sensitivity"]
     assert (row["estimate"], row["high"], row["interval"], row["groups"]) == (1, 1, "exact", 3)
-    assert row["low"] == pytest.approx(
-        0.025 ** (1 / 3)
-    )  # all of three right is that likely at this rate
+    # all of three right is that likely at this rate
+    assert row["low"] == pytest.approx(0.025 ** (1 / 3))

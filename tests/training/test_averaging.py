@@ -76,7 +76,7 @@ def expected(decay: Fraction) -> list[Fraction]:
 
 @pytest.mark.parametrize("decay", [Fraction(0), Fraction(1, 5), Fraction(9, 10)])
 @pytest.mark.parametrize("has_validation", [True, False])
-def test_average_is_validated_and_kept_and_training_goes_on_from_the_weights(
+def test_average_is_validated_and_kept_and_training_continues_from_the_weights(
     tmp_path: Path, decay: Fraction, has_validation: bool
 ) -> None:
     module = fitted(tmp_path, float(decay), has_validation)
@@ -93,7 +93,7 @@ def test_warm_up_is_below_the_decay_at_first_by_hand() -> None:
 
 
 @pytest.mark.parametrize("decay", [1, 1.5, -0.1])
-def test_decay_that_is_none_is_refused_by_its_key(decay: float) -> None:
+def test_decay_out_of_range_is_refused_by_its_key(decay: float) -> None:
     node = {"_target_": "src.training.averaging.AveragedWeights", "decay": decay}
     with pytest.raises(ConfigError, match=r"callbacks\.averaging\.decay"):
         check({"callbacks": {"averaging": node}})
@@ -105,6 +105,6 @@ def test_weights_that_are_not_float32_are_refused(tmp_path: Path, precision: str
         fitted(tmp_path, 0.9, has_validation=True, precision=precision)
 
 
-def test_mixed_precision_is_averaged_as_any_other(tmp_path: Path) -> None:
+def test_mixed_precision_is_averaged(tmp_path: Path) -> None:
     module = fitted(tmp_path, 0.2, has_validation=True, precision="bf16-mixed")
     assert module.weight.item() == pytest.approx(float(expected(Fraction(1, 5))[-1]))

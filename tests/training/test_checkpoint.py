@@ -16,9 +16,9 @@ from src.training.checkpoint import BestEpoch, LastState, StopEarly, save_weight
 
 
 class Counter(LightningModule):
-    """Its one weight counts the epochs; its validation metric is told beforehand."""
+    """Its one weight counts the epochs; its validation metric is fixed beforehand."""
 
-    def __init__(self, values: list[float], losses: list[float] | None = None) -> None:
+    def __init__(self, values: Sequence[float] = (), losses: Sequence[float] = ()) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.values = values
@@ -29,12 +29,8 @@ class Counter(LightningModule):
         return -self.weight.sum()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log_dict(
-            {
-                "val/auroc": self.values[self.current_epoch],
-                "val/loss": -self.values[self.current_epoch],
-            }
-        )
+        value = self.values[self.current_epoch]
+        self.log_dict({"val/auroc": value, "val/loss": -value})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -43,9 +39,9 @@ class Counter(LightningModule):
 def fit(
     folder: Path,
     values: list[float],
-    metric: str,
+    metric: str = "val/auroc",
     has_validation: bool = True,
-    losses: object = None,
+    losses: Sequence[float] = (),
     more: Sequence[Callback] = (),
     kind: type[Counter] = Counter,
 ) -> BestEpoch:
@@ -60,67 +56,58 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(kind(values, losses), loader, loader if has_validation else None)  # type: ignore[arg-type]
+    trainer.fit(kind(values, losses), loader, loader if has_validation else None)
     return best
 
 
-@pytest.mark.parametrize("metric", ["val/auroc", "val/loss"])
-def test_best_epoch_is_kept_whichever_way_is_better(tmp_path: Path, metric: str) -> None:
-    best = fit(tmp_path, [0.5, 0.9, 0.7], metric)
-    assert best.epoch == 1
-    assert best.chosen_by == metric
+@pytest.mark.parametrize(
+    ("metric", "has_validation", "epoch"),
+    [("val/auroc", True, 1), ("val/loss", True, 1), ("val/auroc", False, 2)],
+)
+def test_best_epoch_is_kept_in_either_direction_and_the_last_one_without_validation(
+    tmp_path: Path, metric: str, has_validation: bool, epoch: int
+) -> None:
+    best = fit(tmp_path, [0.5, 0.9, 0.7], metric, has_validation)
+    assert best.epoch == epoch
+    assert best.chosen_by == (metric if has_validation else "last epoch")
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
-    module = Counter([0.0])
+    module = Counter()
     load_weights(module, best.best_model_path)
-    assert module.weight.item() == 2  # after two epochs
-    assert [figures["val/auroc"] for figures in best.history] == pytest.approx([0.5, 0.9, 0.7])
-
-
-def test_without_validation_the_last_epoch_is_kept_and_said(tmp_path: Path) -> None:
-    best = fit(tmp_path, [0.9, 0.5, 0.1], "val/auroc", has_validation=False)
-    assert best.chosen_by == "last epoch"
-    module = Counter([0.0])
-    load_weights(module, best.best_model_path)
-    assert module.weight.item() == 3
+    assert module.weight.item() == epoch + 1
+    if has_validation:
+        assert [row["val/auroc"] for row in best.history] == pytest.approx([0.5, 0.9, 0.7])
 
 
 def test_divergence_ends_training_with_its_epoch_and_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train/loss is nan in epoch 2: .*lower optimizer\.lr"):
-        fit(tmp_path, [0.5, 0.5, 0.5], "val/auroc", losses=[1.0, float("nan"), 1.0])
-
-
-def test_metric_that_nobody_records_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="val/balanced_acuracy"):
-        BestEpoch("val/balanced_acuracy", tmp_path)
+        fit(tmp_path, [0.5, 0.5, 0.5], losses=[1.0, float("nan"), 1.0])
 
 
 @pytest.mark.parametrize("kind", [BestEpoch, StopEarly])
-@pytest.mark.parametrize("metric", ["test/auroc", "train/loss"])
-def test_nothing_is_chosen_but_by_validation(kind: type, metric: str) -> None:
-    with pytest.raises(ConfigError, match="must be of the validation split"):
-        kind(metric)
+def test_epochs_are_chosen_by_validation_metrics_only(kind: type) -> None:
+    for metric in ("test/auroc", "train/loss"):
+        with pytest.raises(ConfigError, match="must be of the validation split"):
+            kind(metric)
+    with pytest.raises(ConfigError, match="val/balanced_acuracy"):
+        kind("val/balanced_acuracy")
+    assert [kind(metric).mode for metric in ("val/loss", "val/auroc")] == ["min", "max"]
 
 
-def test_early_stopping_knows_which_way_is_better() -> None:
-    assert StopEarly("val/loss").mode == "min"
-    assert StopEarly("val/auroc").mode == "max"
-
-
-def test_checkpoints_that_cannot_be_are_named_and_never_executed(tmp_path: Path) -> None:
+def test_bad_checkpoints_are_named_and_never_executed(tmp_path: Path) -> None:
     class Malicious:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
 
-    module = Counter([0.0])
-    with pytest.raises(UserError, match=r"nowhere\.ckpt: no such checkpoint"):
-        load_weights(module, tmp_path / "nowhere.ckpt")
     (tmp_path / "bad.ckpt").write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(UserError, match=r"bad\.ckpt: not a checkpoint"):
-        load_weights(module, tmp_path / "bad.ckpt")
-    assert not (tmp_path / "executed").exists()
     torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"other\.ckpt: not a checkpoint of this network"):
-        load_weights(module, tmp_path / "other.ckpt")
+    for name, problem in {
+        "nowhere": "no such checkpoint",
+        "bad": "not a checkpoint",
+        "other": "not a checkpoint of this network",
+    }.items():
+        with pytest.raises(UserError, match=rf"{name}\.ckpt: {problem}"):
+            load_weights(Counter(), tmp_path / f"{name}.ckpt")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(("seconds", "written"), [(0, [1, 2, 3, 4]), (1e9, [4]), (None, [])])
@@ -137,32 +124,31 @@ def test_state_is_written_as_often_as_asked_and_after_the_last_epoch(
                 seen.append(content["state_dict"]["weight"].item())
                 last.path.unlink()
 
-    fit(tmp_path, [0.5] * 4, "val/auroc", more=[last, Watch()])
+    fit(tmp_path, [0.5] * 4, more=[last, Watch()])
     assert seen == written
     assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
 
 
 def test_state_that_early_stopping_makes_the_last_one_is_written(tmp_path: Path) -> None:
     last = LastState(tmp_path, "any", 1e9)
-    best = fit(
-        tmp_path, [0.9, 0.5, 0.4, 0.3], "val/auroc", more=[last, StopEarly("val/auroc", patience=1)]
-    )
+    stop = StopEarly("val/auroc", patience=1)
+    best = fit(tmp_path, [0.9, 0.5, 0.4, 0.3], more=[last, stop])
     assert len(best.history) == 2
     assert torch.load(last.path, weights_only=True)["state_dict"]["weight"].item() == 2
 
 
-def test_metric_that_is_undefined_in_an_epoch_has_no_figure_there(tmp_path: Path) -> None:
+def test_metric_that_is_undefined_in_an_epoch_is_absent_there(tmp_path: Path) -> None:
     class Sometimes(Counter):
         def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
             super().validation_step(batch, batch_idx)
             if self.current_epoch == 0:
                 self.log("val/precision/mel", 0.5)
 
-    best = fit(tmp_path, [0.5, 0.6], "val/auroc", kind=Sometimes)
-    assert ["val/precision/mel" in figures for figures in best.history] == [True, False]
+    best = fit(tmp_path, [0.5, 0.6], kind=Sometimes)
+    assert ["val/precision/mel" in row for row in best.history] == [True, False]
 
 
-class Whole(nn.Module):
+class AllLayers(nn.Module):
     """A net of every kind of layer that can be made smaller."""
 
     def __init__(
@@ -194,29 +180,28 @@ def written(folder: Path, module: nn.Module, pruned: bool) -> Path:
 
 
 def test_smaller_net_is_opened_by_its_checkpoint(tmp_path: Path) -> None:
-    smaller, images = Whole(4, 6).eval(), torch.rand(2, 3, 8, 8)
+    smaller, images = AllLayers(4, 6).eval(), torch.rand(2, 3, 8, 8)
     path = written(tmp_path, smaller, pruned=True)
-    opened = Whole().eval()
+    opened = AllLayers().eval()
     opened.net[0].requires_grad_(False)
     load_weights(opened, path)
     assert torch.equal(opened(images), smaller(images))
     for one, other in zip(opened.modules(), smaller.modules(), strict=True):
         assert one.extra_repr() == other.extra_repr()  # channels, features and groups
-    assert [parameter.requires_grad for parameter in opened.parameters()] == [False] * 2 + [
-        True
-    ] * 9
-    save_weights(opened, path)  # after fine-tuning, say: it is still a pruned one
-    load_weights(Whole(), path)
+    trained = [parameter.requires_grad for parameter in opened.parameters()]
+    assert trained == [False] * 2 + [True] * 9
+    save_weights(opened, path)  # for example after fine-tuning: it is still a pruned one
+    load_weights(AllLayers(), path)
 
 
 def test_narrower_net_that_is_not_pruned_is_another_network(tmp_path: Path) -> None:
-    path = written(tmp_path, Whole(4, 6), pruned=False)
-    load_weights(Whole(4, 6), path)
+    path = written(tmp_path, AllLayers(4, 6), pruned=False)
+    load_weights(AllLayers(4, 6), path)
     with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint of this network"):
-        load_weights(Whole(), path)
+        load_weights(AllLayers(), path)
 
 
-class Scaled(Whole):
+class Scaled(AllLayers):
     """A net with a weight that no layer of a known kind has."""
 
     def __init__(self, width: int = 6) -> None:
@@ -225,46 +210,44 @@ class Scaled(Whole):
 
 
 @pytest.mark.parametrize(
-    ("smaller", "whole", "why"),
+    ("smaller", "full", "why"),
     [
+        (AllLayers(8), AllLayers(), r"net\.0\.weight is \(8, 3, 3, 3\), which is no part of"),
+        (AllLayers(4, kernel=1), AllLayers(), r"no part of \(6, 3, 3, 3\)"),
         (
-            Whole(8),
-            Whole(),
-            r"net\.0\.weight is \(8, 3, 3, 3\), which is no part of \(6, 3, 3, 3\)",
+            AllLayers(4, outputs=2),
+            AllLayers(),
+            r"inputs and outputs must be \(3, 3\) .* but are \(3, 2\)",
         ),
-        (Whole(4, kernel=1), Whole(), r"no part of \(6, 3, 3, 3\)"),
-        (Whole(4, outputs=2), Whole(), r"inputs and outputs must be \(3, 3\) .* but are \(3, 2\)"),
-        (Whole(3, 9, groups=3), Whole(6, 12), r"net\.3: 9 channels cannot be in 2 groups"),
-        (Whole(4).net, Whole(), r"Error\(s\) in loading"),
+        (AllLayers(3, 9, groups=3), AllLayers(6, 12), r"net\.3: 9 channels cannot be in 2 groups"),
+        (AllLayers(4).net, AllLayers(), r"Error\(s\) in loading"),
         (Scaled(4), Scaled(), r"Error\(s\) in loading"),
-        (Counter([0.0]), Whole(), r"Error\(s\) in loading"),
+        (Counter(), AllLayers(), r"Error\(s\) in loading"),
     ],
 )
-def test_what_is_no_part_of_the_net_is_refused_though_it_says_so(
-    smaller: nn.Module, whole: nn.Module, why: str, tmp_path: Path
+def test_a_checkpoint_that_is_no_pruned_part_of_the_net_is_refused(
+    smaller: nn.Module, full: nn.Module, why: str, tmp_path: Path
 ) -> None:
     pruned_layers.mark(getattr(smaller, "net", smaller))
     save_weights(smaller, tmp_path / "best.ckpt")
-    with pytest.raises(
-        UserError, match=rf"best\.ckpt: not a checkpoint of this network: .*{why}"
-    ) as caught:
-        load_weights(whole, tmp_path / "best.ckpt")
+    message = rf"best\.ckpt: not a checkpoint of this network: .*{why}"
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(full, tmp_path / "best.ckpt")
     assert "\n" not in str(caught.value)
 
 
 def test_tensors_of_one_layer_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
-    state = Whole(4).state_dict() | {"net.1.bias": torch.zeros(3)}
+    state = AllLayers(4).state_dict() | {"net.1.bias": torch.zeros(3)}
     torch.save({"state_dict": state, "pruned": True}, tmp_path / "best.ckpt")
-    with pytest.raises(
-        UserError, match=r"net\.1: its tensors have different numbers of channels, \[3, 4\]"
-    ):
-        load_weights(Whole(), tmp_path / "best.ckpt")
+    message = r"net\.1: its tensors have different numbers of channels, \[3, 4\]"
+    with pytest.raises(UserError, match=message):
+        load_weights(AllLayers(), tmp_path / "best.ckpt")
 
 
 def test_checkpoint_that_cannot_be_written_leaves_nothing_and_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = written(tmp_path, Counter([0.0]), pruned=False)
+    path = written(tmp_path, Counter(), pruned=False)
     content = path.read_bytes()
 
     def full(part: Path, packed: memoryview) -> None:
@@ -273,11 +256,10 @@ def test_checkpoint_that_cannot_be_written_leaves_nothing_and_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(
-        UserError, match=r"best\.ckpt: the checkpoint cannot be written there .*No space left"
-    ):
-        save_weights(Counter([0.0]), path)
+    message = r"best\.ckpt: the checkpoint cannot be written there .*No space left"
+    with pytest.raises(UserError, match=message):
+        save_weights(Counter(), path)
     assert [file.name for file in path.parent.iterdir()] == ["best.ckpt"]
     assert path.read_bytes() == content
     with pytest.raises(UserError, match="cannot be written there"):
-        save_weights(Counter([0.0]), path / "below" / "best.ckpt")
+        save_weights(Counter(), path / "below" / "best.ckpt")

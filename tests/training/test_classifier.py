@@ -46,7 +46,7 @@ def classifier(
 
 
 class Loader:
-    """What Lightning wants of a loader; it takes a bare list for several of them."""
+    """The loader that Lightning needs; it takes a bare list for several of them."""
 
     def __init__(self, batches: list[dict[str, Tensor]]) -> None:
         self.batches = batches
@@ -83,15 +83,10 @@ def trainer(epochs: int = 1) -> Trainer:
 def test_bytes_and_floats_are_normalised_alike() -> None:
     module = classifier()
     image = batches(3)[0]["image"]
-    expected = (image.numpy() / 255 - np.array([0.5, 0.4, 0.3]).reshape(1, 3, 1, 1)) / np.array(
-        [0.2, 0.3, 0.4]
-    ).reshape(1, 3, 1, 1)
-    wanted = module.net(torch.from_numpy(expected).float())
-    torch.testing.assert_close(module(image), wanted)
-    torch.testing.assert_close(module(image.float() / 255), wanted)
-
-
-def test_as_float_keeps_the_memory_format() -> None:
+    mean, std = (np.reshape(row, (1, 3, 1, 1)) for row in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+    expected = module.net(torch.from_numpy((image.numpy() / 255 - mean) / std).float())
+    torch.testing.assert_close(module(image), expected)
+    torch.testing.assert_close(module(image.float() / 255), expected)
     image = torch.zeros(2, 3, 4, 4, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     assert as_float(image).is_contiguous(memory_format=torch.channels_last)
 
@@ -107,11 +102,10 @@ def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, .
     assert rows.tolist() == list(range(16))
     assert probability.shape == (16, len(classes))
     np.testing.assert_allclose(probability.sum(dim=1), 1, rtol=1e-5)
-    wanted = balanced_accuracy_score(label, probability.argmax(dim=1))
-    assert logged["val/balanced_accuracy"] == pytest.approx(wanted, abs=1e-6)
-    assert logged["val/loss"] == pytest.approx(
-        log_loss(label, probability, labels=range(len(classes))), abs=1e-5
-    )
+    expected = balanced_accuracy_score(label, probability.argmax(dim=1))
+    assert logged["val/balanced_accuracy"] == pytest.approx(expected, abs=1e-6)
+    expected = log_loss(label, probability, labels=range(len(classes)))
+    assert logged["val/loss"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_it() -> None:
@@ -119,13 +113,10 @@ def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_i
     fitter = trainer()
     fitter.fit(module, Loader(data), Loader(data))
     with torch.no_grad():
-        losses = [
-            module.loss(module(batch["image"]), batch["label"]) * len(batch["label"])
-            for batch in data
-        ]
-    wanted = float(sum(losses)) / 16
-    assert float(fitter.callback_metrics["train/loss"]) == pytest.approx(wanted, rel=1e-5)
-    assert float(fitter.callback_metrics["val/loss"]) == pytest.approx(wanted, rel=1e-5)
+        image, label = (torch.cat([batch[key] for batch in data]) for key in ("image", "label"))
+        expected = float(module.loss(module(image), label))
+    for name in ("train/loss", "val/loss"):
+        assert float(fitter.callback_metrics[name]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_backbone_gets_its_learning_rate_factor() -> None:
@@ -134,8 +125,8 @@ def test_backbone_gets_its_learning_rate_factor() -> None:
     fitter.fit(module, Loader(batches(3)))
     head, backbone = fitter.optimizers[0].param_groups
     assert (head["lr"], backbone["lr"]) == (0.1, pytest.approx(0.01))
-    assert {id(p) for p in backbone["params"]} == {id(p) for p in module.net.backbone.parameters()}  # type: ignore[union-attr]
-    assert {id(p) for p in head["params"]} == {id(p) for p in module.net.head.parameters()}  # type: ignore[union-attr]
+    for group, part in ((head, module.net.head), (backbone, module.net.backbone)):
+        assert set(map(id, group["params"])) == set(map(id, part.parameters()))  # type: ignore[union-attr]
 
 
 def test_frozen_parameters_are_not_optimised() -> None:

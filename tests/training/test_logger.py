@@ -1,8 +1,10 @@
-import shutil
+"""Lightning's metrics reach the run; its parameters and its end stay with the run's owner."""
 
-import pytest
+from pathlib import Path
+
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.tracking.run import Run
@@ -10,31 +12,24 @@ from src.tracking.store import Store
 from src.training.logger import RunLogger
 
 
-@pytest.fixture
-def store(empty_database, tmp_path):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return Store(uri=f"sqlite:///{tmp_path}/mlflow.db")
-
-
 class Line(pl.LightningModule):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         self.save_hyperparameters({"secret": 1})
 
-    def training_step(self, batch, index):
-        loss = self.layer(batch[0]).square().mean()
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         self.log("train/steps", float(self.global_step), on_step=True, on_epoch=False)
-        return loss
+        return self.layer(batch[0]).square().mean()
 
-    def validation_step(self, batch, index):
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
         self.log("val/epoch_squared", float(self.current_epoch**2))
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(run, folder):
+def fit(run: Run | None, folder: Path) -> None:
     data = DataLoader(TensorDataset(torch.ones(8, 1)), batch_size=2)
     trainer = pl.Trainer(
         max_epochs=3,
@@ -49,27 +44,28 @@ def fit(run, folder):
     trainer.fit(Line(), data, data)
 
 
-def test_a_fit_logs_its_metrics_and_leaves_the_run_to_its_owner(store, tmp_path):
-    with Run.start(store, "fit", params={"own": 1}) as run:
+def test_a_fit_logs_its_metrics_and_leaves_the_run_to_its_owner(
+    empty_database: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with Run.start(store, "fit", params={"width": 1}) as run:
         fit(run, tmp_path)
         assert store.client.get_run(run.id).info.status == "RUNNING"
+        logger = RunLogger(run)
+        assert (logger.name, logger.version) == ("fit", run.id)
     data = store.client.get_run(run.id).data
-    assert set(data.metrics) == {"train/steps", "val/epoch_squared"}
-    assert data.params == {"own": "1"}
-    steps = store.client.get_metric_history(run.id, "train/steps")
-    assert [(entry.step, entry.value) for entry in steps] == [
-        (step, float(step)) for step in range(12)
-    ]
-    squares = store.client.get_metric_history(run.id, "val/epoch_squared")
-    assert [(entry.step, entry.value) for entry in squares] == [(3, 0.0), (7, 1.0), (11, 4.0)]
+    assert data.params == {"width": "1"}
+    points = {
+        name: [(point.step, point.value) for point in store.client.get_metric_history(run.id, name)]
+        for name in data.metrics
+    }
+    assert points == {
+        "train/steps": [(step, float(step)) for step in range(12)],
+        "val/epoch_squared": [(3, 0.0), (7, 1.0), (11, 4.0)],
+    }
 
 
-def test_a_process_without_a_run_logs_nothing(tmp_path):
+def test_a_process_without_a_run_logs_nothing(tmp_path: Path) -> None:
     fit(None, tmp_path)
     assert RunLogger(None).name is None
-
-
-def test_name_and_version_are_the_runs(store):
-    with Run.start(store, "named") as run:
-        logger = RunLogger(run)
-        assert (logger.name, logger.version) == ("named", run.id)

@@ -1,19 +1,20 @@
 """Training: a resumed training equals one without interruption; real fits, real kills."""
 
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.core.cli import ROOT
+from src.core.files import CONF
 from src.metrics.classification import ClassificationMetrics
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -21,11 +22,37 @@ from src.training import loop
 from src.training.progress import quiet_lightning
 
 EPOCHS = 4
-Figures = dict[int, dict[str, float]]
+STANDARD = [
+    "experiment=smoke",
+    f"trainer.max_epochs={EPOCHS}",
+    "trainer.accelerator=cpu",
+    "threads=1",
+    "data.oversample=0.5",
+    "augment=flips",
+    "scheduler=onecycle",
+    "model.net.width=4",
+    "model.net.dropout=0.5",
+    "callbacks.best.metric=val/loss",
+]
+WITHOUT_VALIDATION = ("data.fractions=[0.8,0.0,0.2]",)
 
 
 class EnoughError(Exception):
     """What a sweep would raise to end a training."""
+
+
+class Training(NamedTuple):
+    parts: loop.RunParts
+    epochs: dict[int, dict[str, float]]  # metrics of each epoch that was trained
+    folder: Path  # of the checkpoints
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    def assert_same_weights(self, other: "Training") -> None:
+        weights, expected = (part.parts.classifier.state_dict() for part in (self, other))
+        torch.testing.assert_close(weights, expected, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -34,90 +61,64 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(folder=tmp_path_factory.mktemp("store") / "mlruns")
-    store.open()
-    return store
+def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return Store(uri=f"sqlite:///{folder}/mlflow.db", experiment="template", folder=folder)
 
 
 def compose_config(cache: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(
-            "train",
-            [
-                "experiment=smoke",
-                f"data.cache_dir={cache}",
-                f"trainer.max_epochs={EPOCHS}",
-                "trainer.accelerator=cpu",
-                "threads=1",
-                "data.oversample=0.5",
-                "augment=flips",
-                "scheduler=onecycle",
-                "model.net.width=4",
-                "model.net.dropout=0.5",
-                "callbacks.best.metric=val/loss",
-                *overrides,
-            ],
-        )
-
-
-def stop_after(
-    epoch: int, seen: Figures, raised: BaseException | None = None
-) -> Callable[[int, dict[str, float]], None]:
-    def on_epoch(number: int, figures: dict[str, float]) -> None:
-        seen[number] = figures
-        if number == epoch:
-            raise raised or EnoughError(number)
-
-    return on_epoch
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*STANDARD, f"data.cache_dir={cache}", *overrides])
 
 
 def train(
-    config: DictConfig, folder: Path, run: Run | None = None, **options: Any
-) -> tuple[loop.RunParts, Path]:
+    config: DictConfig,
+    folder: Path,
+    run: Run | None = None,
+    stop: int = 0,
+    raised: BaseException | None = None,
+    **options: Any,
+) -> Training:
+    """Train; the callback raises in the epoch `stop`."""
     folder.mkdir(exist_ok=True)
     parts = loop.build(config)
-    return parts, loop.train(config, parts, run, folder, **options)
+    epochs: dict[int, dict[str, float]] = {}
 
+    def on_epoch(number: int, metrics: dict[str, float]) -> None:
+        epochs[number] = metrics
+        if number == stop:
+            raise raised or EnoughError(number)
 
-def weights(parts: loop.RunParts) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in parts.classifier.state_dict().items()}
-
-
-def interrupted(
-    config: DictConfig, folder: Path, epoch: int, **options: Any
-) -> tuple[Path, Figures]:
-    """Train until the state of `epoch` is written: the callback of the next epoch raises."""
-    seen: Figures = {}
-    with pytest.raises(EnoughError):
-        train(config, folder, on_epoch=stop_after(epoch + 1, seen), keep_state_s=0, **options)
-    state = folder / "checkpoint" / "last.ckpt"
-    assert state.exists()
-    return state, seen
+    expected: Any = pytest.raises(EnoughError) if stop and not raised else contextlib.nullcontext()
+    with expected:
+        best = loop.train(config, parts, run, folder, on_epoch=on_epoch, **options)
+        assert best == folder / "checkpoint" / "best.ckpt"
+    return Training(parts, epochs, folder / "checkpoint")
 
 
 @pytest.fixture(scope="module")
-def unbroken(
-    cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Figures, dict[str, torch.Tensor]]:
-    """Figures and weights of the standard training without a break."""
-    figures: Figures = {}
-    parts, _ = train(
-        compose_config(cache),
-        tmp_path_factory.mktemp("whole") / "run",
-        on_epoch=stop_after(99, figures),
-    )
-    return figures, weights(parts)
+def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """The standard training without a break."""
+    return train(compose_config(cache), tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture(scope="module")
+def stopped(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of the standard training after its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    return train(compose_config(cache), folder, stop=3, keep_state_s=0).state
 
 
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     """Every learning curve of a run as (step, value)."""
     run.flush()
-    names = run.store.client.get_run(run.id).data.metrics
-    found = {name: run.store.client.get_metric_history(run.id, name) for name in names}
+    client = run.store.client
+    names = client.get_run(run.id).data.metrics
+    points = {name: client.get_metric_history(run.id, name) for name in names}
     return {
-        name: sorted((point.step, point.value) for point in points)
-        for name, points in found.items()
+        name: sorted((point.step, point.value) for point in history)
+        for name, history in points.items()
         if name.startswith(("train/", "val/"))
     }
 
@@ -134,73 +135,51 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, cache: Path, store: Store, changes: tuple[str, ...]
 ) -> None:
     config = compose_config(cache, *changes)
-    whole: Figures = {}
-    with Run.start(store, "whole") as unbroken_run:
-        unbroken, _ = train(
-            config, tmp_path / "whole", unbroken_run, on_epoch=stop_after(99, whole)
-        )
-    state, early = interrupted(config, tmp_path / "first", 2)
-    late: Figures = {}
-    with Run.start(store, "resumed") as resumed_run:
-        resumed, best = train(
-            config,
-            tmp_path / "second",
-            resumed_run,
-            resume=state,
-            on_epoch=stop_after(99, late),
-            keep_state_s=0,
-        )
-    assert list(whole) == [1, 2, 3, 4]
-    assert list(late) == [3, 4]
-    assert {epoch: early[epoch] for epoch in (1, 2)} | late == whole  # to the last bit
-    assert math.isfinite(whole[1]["train/loss"])
-    assert best == tmp_path / "second" / "checkpoint" / "best.ckpt"
-    assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
-    torch.testing.assert_close(weights(resumed), weights(unbroken), rtol=0, atol=0)
-    steps = unbroken.data.loader("train", train=True).__len__()
-    assert [step for step, _ in curves(unbroken_run)["train/loss"]] == [
-        steps * (epoch + 1) - 1 for epoch in range(4)
-    ]
-    assert curves(resumed_run) == curves(unbroken_run)
-    final = [
-        run.store.client.get_run(run.id).data.metrics["best/epoch"]
-        for run in (unbroken_run, resumed_run)
-    ]
-    assert final[0] == final[1]
+    with Run.start(store, "complete") as complete_run:
+        complete = train(config, tmp_path / "complete", complete_run)
+    early = train(config, tmp_path / "first", stop=3, keep_state_s=0)
+    with Run.start(store, "resumed") as run:
+        late = train(config, tmp_path / "second", run, resume=early.state, keep_state_s=0)
+    assert list(complete.epochs) == [1, 2, 3, 4]
+    assert list(late.epochs) == [3, 4]
+    expected = {epoch: early.epochs[epoch] for epoch in (1, 2)} | late.epochs
+    assert complete.epochs == expected  # to the last bit
+    assert math.isfinite(complete.epochs[1]["train/loss"])
+    assert {path.name for path in late.folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    late.assert_same_weights(complete)
+    batches = len(complete.parts.data.loader("train", train=True))
+    steps = [step for step, _ in curves(complete_run)["train/loss"]]
+    assert steps == [batches * (epoch + 1) - 1 for epoch in range(4)]
+    assert curves(run) == curves(complete_run)
+    kept = [store.client.get_run(of.id).data.metrics["best/epoch"] for of in (complete_run, run)]
+    assert kept[0] == kept[1]
 
 
-def test_a_training_resumes_twice_in_place(
-    tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]]
-) -> None:
-    config = compose_config(cache)
-    state, first = interrupted(config, tmp_path / "trial", 1)
-    state, second = interrupted(config, tmp_path / "trial", 2, resume=state)
-    third: Figures = {}
-    _, best = train(
-        config, tmp_path / "trial", resume=state, on_epoch=stop_after(99, third), keep_state_s=0
-    )
-    assert (list(first), list(second), list(third)) == ([1, 2], [2, 3], [3, 4])
-    assert first | second | third == unbroken[0]
-    assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+def test_a_training_resumes_twice_in_place(tmp_path: Path, cache: Path, unbroken: Training) -> None:
+    config, state = compose_config(cache), None
+    epochs: dict[int, dict[str, float]] = {}
+    for stop, numbers in ((2, [1, 2]), (3, [2, 3]), (0, [3, 4])):
+        part = train(config, tmp_path / "trial", stop=stop, resume=state, keep_state_s=0)
+        assert list(part.epochs) == numbers
+        epochs |= part.epochs
+        state = part.state
+    assert epochs == unbroken.epochs
+    assert {path.name for path in part.folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+EARLY = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1")
 
 
 @pytest.mark.parametrize(
-    ("changes", "epochs"),
+    ("changes", "epochs", "keep_state_s"),
     [
-        ((), EPOCHS),
-        (
-            (
-                "callbacks=early_stopping",
-                "callbacks.early_stopping.patience=1",
-                "callbacks.best.metric=val/accuracy",
-            ),
-            0,
-        ),
-        (("data.fractions=[0.8,0.0,0.2]",), EPOCHS),
+        ((), EPOCHS, 0),
+        ((), EPOCHS, 1e9),
+        ((*EARLY, "callbacks.best.metric=val/accuracy"), 2, 1e9),  # see below
+        (WITHOUT_VALIDATION, EPOCHS, 1e9),
     ],
-    ids=["to the end", "stopped early", "without validation"],
+    ids=["to the end", "written once", "stopped early", "without validation"],
 )
-@pytest.mark.parametrize("keep_state_s", [0, 1e9])
 def test_a_finished_training_only_restores_its_best_epoch(
     tmp_path: Path,
     cache: Path,
@@ -210,53 +189,36 @@ def test_a_finished_training_only_restores_its_best_epoch(
     keep_state_s: float,
 ) -> None:
     config = compose_config(cache, *changes)
-    if not epochs:  # in the second epoch nothing has improved
+    if EARLY[0] in changes:  # in the second epoch nothing has improved
         config.callbacks.early_stopping.min_delta = 1.0
-    done: Figures = {}
-    with Run.start(store, "whole") as whole_run:
-        unbroken, best = train(
-            config,
-            tmp_path / "whole",
-            whole_run,
-            on_epoch=stop_after(99, done),
-            keep_state_s=keep_state_s,
-        )
-    assert list(done) == list(range(1, (epochs or 2) + 1))
-    state = tmp_path / "whole" / "checkpoint" / "last.ckpt"
-    more: Figures = {}
-    told: list[Any] = []
-    with Run.start(store, "again") as again_run:
-        again, found = train(
-            config,
-            tmp_path / "again",
-            again_run,
-            resume=state,
-            on_epoch=stop_after(99, more),
-            on_resume=told.append,
-            keep_state_s=keep_state_s,
-        )
-    assert more == {}
-    assert told == [list(done.values())]
-    assert found.read_bytes() == best.read_bytes()
-    torch.testing.assert_close(weights(again), weights(unbroken), rtol=0, atol=0)
-    assert curves(again_run) == curves(whole_run)
-    assert curves(again_run)["train/loss"]
-    recorded = [run.store.client.get_run(run.id).data for run in (whole_run, again_run)]
+    with Run.start(store, "complete") as first:
+        complete = train(config, tmp_path / "complete", first, keep_state_s=keep_state_s)
+    assert list(complete.epochs) == list(range(1, epochs + 1))
+    calls: list[Any] = []
+    options = {"resume": complete.state, "on_resume": calls.append, "keep_state_s": keep_state_s}
+    with Run.start(store, "again") as second:
+        again = train(config, tmp_path / "again", second, **options)
+    assert again.epochs == {}
+    assert calls == [list(complete.epochs.values())]
+    best = [part.folder / "best.ckpt" for part in (complete, again)]
+    assert best[0].read_bytes() == best[1].read_bytes()
+    again.assert_same_weights(complete)
+    assert curves(second) == curves(first)
+    assert curves(second)["train/loss"]
+    recorded = [store.client.get_run(run.id).data for run in (first, second)]
     for name in ("best/epoch", "time/images_per_s"):
         assert recorded[0].metrics[name] == recorded[1].metrics[name]
     assert recorded[0].tags["chosen_by"] == recorded[1].tags["chosen_by"]
 
 
 def test_a_training_without_validation_resumes(tmp_path: Path, cache: Path) -> None:
-    config = compose_config(cache, "data.fractions=[0.8,0.0,0.2]")
-    whole: Figures = {}
-    unbroken, _ = train(config, tmp_path / "whole", on_epoch=stop_after(99, whole))
-    state, _ = interrupted(config, tmp_path / "first", 1)
-    late: Figures = {}
-    resumed, _ = train(config, tmp_path / "second", resume=state, on_epoch=stop_after(99, late))
-    assert [list(figures) for figures in late.values()] == [["train/loss"]] * 3
-    assert late == {epoch: whole[epoch] for epoch in (2, 3, 4)}
-    torch.testing.assert_close(weights(resumed), weights(unbroken), rtol=0, atol=0)
+    config = compose_config(cache, *WITHOUT_VALIDATION)
+    complete = train(config, tmp_path / "complete")
+    early = train(config, tmp_path / "first", stop=2, keep_state_s=0)
+    late = train(config, tmp_path / "second", resume=early.state)
+    assert [list(metrics) for metrics in late.epochs.values()] == [["train/loss"]] * 3
+    assert late.epochs == {epoch: complete.epochs[epoch] for epoch in (2, 3, 4)}
+    late.assert_same_weights(complete)
 
 
 def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
@@ -265,7 +227,7 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
     def die(*_: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def on_epoch(epoch: int, figures: dict[str, float]) -> None:
+    def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 3 and moment == "between epochs":
             die()
         if epoch == 3 and moment == "state written, not yet in place":
@@ -282,7 +244,7 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
     "moment", ["between epochs", "state written, not yet in place", "within an epoch"]
 )
 def test_a_killed_process_resumes_from_its_last_complete_state(
-    tmp_path: Path, cache: Path, unbroken: tuple[Figures, dict[str, torch.Tensor]], moment: str
+    tmp_path: Path, cache: Path, unbroken: Training, moment: str
 ) -> None:
     config = compose_config(cache)
     processes = multiprocessing.get_context("forkserver")
@@ -291,11 +253,10 @@ def test_a_killed_process_resumes_from_its_last_complete_state(
     trial.start()
     trial.join(120)
     assert trial.exitcode == -signal.SIGKILL
-    late: Figures = {}
     state = tmp_path / "first" / "checkpoint" / "last.ckpt"
-    resumed, _ = train(config, tmp_path / "second", resume=state, on_epoch=stop_after(99, late))
-    assert late == {epoch: unbroken[0][epoch] for epoch in (3, 4)}
-    torch.testing.assert_close(weights(resumed), unbroken[1], rtol=0, atol=0)
+    late = train(config, tmp_path / "second", resume=state)
+    assert late.epochs == {epoch: unbroken.epochs[epoch] for epoch in (3, 4)}
+    late.assert_same_weights(unbroken)
 
 
 def flip_a_byte(state: Path) -> None:
@@ -321,47 +282,28 @@ def test_a_state_that_does_not_fit_is_reported_and_training_starts_again(
     tmp_path: Path,
     cache: Path,
     caplog: pytest.LogCaptureFixture,
-    state_of_two: Path,
+    stopped: Path,
     spoil: Callable[[Path], Any],
     changes: tuple[str, ...],
     reason: str,
 ) -> None:
     state = tmp_path / "last.ckpt"
-    state.write_bytes(state_of_two.read_bytes())
+    state.write_bytes(stopped.read_bytes())
     spoil(state)
-    seen: Figures = {}
-    with pytest.raises(EnoughError):
-        train(
-            compose_config(cache, *changes),
-            tmp_path / "second",
-            resume=state,
-            on_epoch=stop_after(1, seen),
-        )
-    assert list(seen) == [1]
-    (line,) = [
-        record.getMessage() for record in caplog.records if "NOT RESUMED" in record.getMessage()
-    ]
+    again = train(compose_config(cache, *changes), tmp_path / "second", stop=1, resume=state)
+    assert list(again.epochs) == [1]
+    messages = [record.getMessage() for record in caplog.records]
+    [line] = [message for message in messages if "NOT RESUMED" in message]
     assert str(state) in line
     assert reason in line
 
 
-@pytest.fixture(scope="module")
-def state_of_two(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """The state of the standard training after its second epoch."""
-    state, _ = interrupted(compose_config(cache), tmp_path_factory.mktemp("two"), 2)
-    return state
-
-
 def test_a_training_resumes_on_another_device_and_store(
-    tmp_path: Path, cache: Path, state_of_two: Path
+    tmp_path: Path, cache: Path, stopped: Path
 ) -> None:
-    seen: Figures = {}
-    elsewhere = compose_config(
-        cache, "trainer.accelerator=auto", "tracking.folder=elsewhere", "study=other"
-    )
-    with pytest.raises(EnoughError):
-        train(elsewhere, tmp_path / "second", resume=state_of_two, on_epoch=stop_after(3, seen))
-    assert list(seen) == [3]
+    changes = ("trainer.accelerator=auto", "tracking.folder=elsewhere", "study=other")
+    resumed = train(compose_config(cache, *changes), tmp_path / "run", stop=3, resume=stopped)
+    assert list(resumed.epochs) == [3]
 
 
 @pytest.mark.parametrize("raised", [EnoughError("x"), KeyboardInterrupt("x"), SystemExit("x")])
@@ -369,36 +311,31 @@ def test_exceptions_of_the_callback_are_unchanged_and_quiet(
     tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str], raised: BaseException
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    config = compose_config(cache)
-    parts = loop.build(config)
-    capfd.readouterr()
     with pytest.raises(type(raised)) as caught:
-        loop.train(config, parts, None, tmp_path, on_epoch=stop_after(1, {}, raised))
+        train(compose_config(cache), tmp_path / "run", stop=1, raised=raised)
     assert caught.value is raised
     assert signal.getsignal(signal.SIGINT) == handler
-    shown = "".join(capfd.readouterr())
-    assert "graceful" not in shown
-    assert "Traceback" not in shown
+    output = "".join(capfd.readouterr())
+    assert "graceful" not in output
+    assert "Traceback" not in output
 
 
 def test_the_last_epoch_of_a_stopped_training_is_logged(
     tmp_path: Path, cache: Path, store: Store
 ) -> None:
-    seen: Figures = {}
     run = Run.start(store, "pruned")
-    with pytest.raises(EnoughError):
-        train(compose_config(cache), tmp_path / "run", run, on_epoch=stop_after(2, seen))
-    shown = curves(run)
+    epochs = train(compose_config(cache), tmp_path / "run", run, stop=2).epochs
+    logged = curves(run)
     for name in ("train/loss", "val/loss"):
-        assert [value for _, value in shown[name]] == [seen[1][name], seen[2][name]]
-    steps = [step for step, _ in shown["val/loss"]]
-    assert [step for step, _ in shown["train/loss"]] == steps
+        assert [value for _, value in logged[name]] == [epochs[1][name], epochs[2][name]]
+    steps = [[step for step, _ in logged[name]] for name in ("train/loss", "val/loss")]
+    assert steps[0] == steps[1]
 
 
 def balanced_accuracy(tmp_path: Path, width: int) -> float:
     """On validation and test together, after the last epoch."""
     overrides = [f"model.net.width={width}", f"data.cache_dir={tmp_path}", "trainer=cpu"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=overrides)
     parts = loop.build(config)
     trainer, _, _ = loop.prepare_fit(config, parts, None, tmp_path / str(width))

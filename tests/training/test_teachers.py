@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -46,52 +45,34 @@ def test_a_student_learns_from_a_run_of_the_same_split_only(
         f"data.cache_dir={tmp_path}/cache",
         f"hydra.run.dir={tmp_path}/run",
         "trainer.max_epochs=1",
+        "model.net.width=8",
     ]
     assert run_entry(train.main, *common)[0] == 0
     store = Store(uri=f"sqlite:///{database}", experiment="template", folder=tmp_path)
     teacher = str(read.runs(store).at[0, "run_id"])
-    taught = [*common, "loss=distillation", "model.net.width=8"]
 
-    status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}")
-    assert status == 0, said
+    def distil(run_id: str, *more: str) -> tuple[int, str]:
+        return run_entry(train.main, *common, "loss=distillation", f"loss.teacher={run_id}", *more)
+
+    status, output = distil(teacher)
+    assert status == 0, output
     student = read.runs(store).iloc[0]
     assert student["params.loss.teacher"] == teacher
-    weights = torch.load(
-        read.artifact(store, student["run_id"], "checkpoint/best.ckpt"), weights_only=True
-    )
-    assert all(name.startswith("net.") for name in weights["state_dict"])
+    checkpoint = read.artifact(store, student["run_id"], "checkpoint/best.ckpt")
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(name.startswith("net.") for name in weights)
 
-    status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}", "data.split_seed=1")
-    assert status == 2
-    assert f"loss.teacher: run {teacher} was trained on another split" in said
+    def assert_refused(result: tuple[int, str], problem: str) -> None:
+        assert result[0] == 2
+        assert f"loss.teacher: {problem}" in result[1]
+        assert "Traceback" not in result[1]
+
+    other_split = distil(teacher, "data.split_seed=1")
+    assert_refused(other_split, f"run {teacher} was trained on another split")
     Run.attach(store, teacher).tag(weights="file:other.pt")
-    status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}")
-    assert status == 2
-    assert f"loss.teacher: run {teacher} started from a file of weights" in said
+    assert_refused(distil(teacher), f"run {teacher} started from a file of weights")
     store.client.set_terminated(teacher, "FAILED")
-    status, said = run_entry(train.main, *taught, f"loss.teacher={teacher}")
-    assert status == 2
-    assert "it is FAILED" in said
-    status, said = run_entry(train.main, *taught, "loss.teacher=0123abcd")
-    assert status == 2
-    assert "loss.teacher" in said
-    assert "0123abcd" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("given", ["loss.teacher=[]"])
-def test_no_teacher_at_all_is_refused(
-    run_entry: Typed, empty_database: Path, tmp_path: Path, given: str
-) -> None:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
-    status, said = run_entry(
-        train.main,
-        "experiment=smoke",
-        "loss=distillation",
-        given,
-        uri,
-        "tracking.experiment=template",
-    )
-    assert status == 2
-    assert "loss.teacher: must be the id of a finished run" in said
+    problem = f"must be the id of a finished run in {store.uri}, but got "
+    assert_refused(distil(teacher), f"{problem}{teacher}: it is FAILED")
+    assert_refused(distil("0123abcd"), f"{problem}0123abcd: there is no such run")
+    assert_refused(distil("[]"), "must be the id of a finished run, or a list of ids, but is empty")
