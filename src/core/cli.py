@@ -7,8 +7,8 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -81,21 +81,19 @@ class Command:
         """Compose the config from the command line and call `job` with it.
 
         Of a multirun, the sweeper calls `job`. The process ends with status 2 and one line on
-        stderr after a mistake of the user, with 1 after partial failures (`failures`), with a
-        traceback after a bug. `--help` lists what can be set, `--help <group>` the choices of a
-        config group. SIGTERM raises SystemExit, so that a run that is terminated can be closed.
-
-        `job` imports what it needs itself: --help must not wait for torch or MLflow.
+        stderr after a mistake of the user, with 130 after Ctrl+C, with 1 after partial failures
+        (`failures`), with a traceback after a bug. `--help` lists what can be set, `--help <group>`
+        the choices of a config group. SIGTERM raises SystemExit, so that a run that is terminated
+        can be closed. `job` imports what it needs itself: --help must not wait for torch or MLflow.
         """
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments):
-            group = next((word for word in arguments if not word.startswith("-")), None)
-            print(choices_help(group) if group else general_help(self))
+            print(_help(self, arguments))
             return
         flags = {argument.partition("=")[0] for argument in arguments}
         if {"-m", "--multirun"} & flags and {"--cfg", "-c"} & flags:
             fail("--cfg: shows the config of one run: omit -m and give one value for each key")
-        sys.argv[1:] = [self.hydra_argument(argument) for argument in arguments]
+        sys.argv[1:] = map(self.hydra_argument, arguments)
         signal.signal(signal.SIGTERM, _terminate)
         failures.clear()
         full_error = "HYDRA_FULL_ERROR" in os.environ
@@ -110,33 +108,22 @@ class Command:
                 refused.append(error)  # Hydra would print a line of its own
 
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.config_name)
-        with one_line_errors(full_error, self.config_name):
-            try:
-                main(task)()
-            finally:
-                if not full_error:
-                    del os.environ["HYDRA_FULL_ERROR"]
+        try:
+            main(task)()
             for error in refused:
                 raise error
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            message = one_line(error, self.config_name)
+            if full_error or message is None:
+                raise
+            fail(message)
+        finally:
+            del os.environ["HYDRA_FULL_ERROR"]
+            os.environ.update({"HYDRA_FULL_ERROR": "1"} if full_error else {})
         if failures:
             sys.exit(1)
-
-
-@contextmanager
-def one_line_errors(full_error: bool = False, config_name: str = "train") -> Iterator[None]:
-    """Exit with one line and status 2 after a mistake of the user, with status 130 after Ctrl+C.
-
-    Show the traceback instead if `full_error`. Similar keys of the primary config are suggested.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        message = one_line(error, config_name)
-        if full_error or message is None:
-            raise
-        fail(message)
 
 
 def quoted(text: str) -> str:
@@ -149,8 +136,10 @@ def _quoted_once(text: str) -> str:
     return quoted(text) if text and text[0] not in "'\"" else text
 
 
-def general_help(command: Command) -> str:
+def _help(command: Command, arguments: list[str]) -> str:
     """The examples, then the config groups and studies; for other commands the config."""
+    if group := next((word for word in arguments if not word.startswith("-")), None):
+        return _choices_help(group)
     examples = command.examples.strip("\n")
     if command.config_name != "train":
         text = (CONF / f"{command.config_name}.yaml").read_text()
@@ -182,7 +171,7 @@ A study sweeps over values. Each file of sweeps/ is a study:
 Every value is checked. A wrong one ends the command with one line that names its key."""
 
 
-def choices_help(group: str) -> str:
+def _choices_help(group: str) -> str:
     """The choices of a config group, each with the first sentence of its file."""
     folder = _folder(group)
     if not folder.is_dir():

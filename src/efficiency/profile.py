@@ -49,6 +49,7 @@ def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
     return _static(net, _count(net, image_size)) if getattr(net, "fitted", True) else {}
 
 
+@dataclass
 class Profiler:
     """Measures networks beside a reference network.
 
@@ -73,31 +74,22 @@ class Profiler:
         ConfigError: `batch_sizes` does not contain 1.
     """
 
-    def __init__(
-        self,
-        reference: nn.Module,
-        reference_size: Annotated[int, Ge(1)] = 64,
-        threads: Annotated[int, Ge(1)] = 1,
-        batch_sizes: Sequence[Annotated[int, Ge(1)]] = (1, 64),
-        warm_up_seconds: Annotated[float, Ge(0)] = 0.2,
-        seconds: Annotated[float, Gt(0)] = 0.8,
-        min_repeats: Annotated[int, Ge(1)] = 30,
-        min_batch_repeats: Annotated[int, Ge(1)] = 5,
-        ratio_seconds: Annotated[float, Gt(0)] = 2.5,
-        channels_last: bool = True,
-    ) -> None:
-        if 1 not in batch_sizes:
-            raise ConfigError("batch_sizes", f"must contain 1, but got {list(batch_sizes)}")
-        self.reference = reference
-        self.reference_size = reference_size
-        self.threads = threads
-        self.batch_sizes = sorted(set(batch_sizes))
-        self.warm_up_seconds = warm_up_seconds
-        self.seconds = seconds
-        self.min_repeats = min_repeats
-        self.min_batch_repeats = min_batch_repeats
-        self.ratio_seconds = ratio_seconds
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+    reference: nn.Module
+    reference_size: Annotated[int, Ge(1)] = 64
+    threads: Annotated[int, Ge(1)] = 1
+    batch_sizes: Sequence[Annotated[int, Ge(1)]] = (1, 64)
+    warm_up_seconds: Annotated[float, Ge(0)] = 0.2
+    seconds: Annotated[float, Gt(0)] = 0.8
+    min_repeats: Annotated[int, Ge(1)] = 30
+    min_batch_repeats: Annotated[int, Ge(1)] = 5
+    ratio_seconds: Annotated[float, Gt(0)] = 2.5
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        if 1 not in self.batch_sizes:
+            raise ConfigError("batch_sizes", f"must contain 1, but got {list(self.batch_sizes)}")
+        self.batch_sizes = sorted(set(self.batch_sizes))
+        self.layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
     def profile(
         self, net: nn.Module, image_size: int, device: torch.device | str = "cpu"
@@ -123,7 +115,7 @@ class Profiler:
             "device_type": device.type,
             "torch": torch.__version__,
             "threads": self.threads,
-            "channels_last": self.layout is torch.channels_last,
+            "channels_last": self.channels_last,
             "flop_convention": flops.CONVENTION if counted else not_counted,
             "uncounted_operators": counted.uncounted if counted else {},
             "latency_clock": "wall",

@@ -9,6 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -239,13 +240,24 @@ def describe(name: str) -> Metric:
     for entry in METRICS:
         match = _pattern(entry.name).fullmatch(name)
         if match:
-            values = match.groupdict()
-            split = _SPLITS.get(values.get("split", ""), "")
-            texts = (entry.label, entry.short, entry.phrase)
-            label, short, phrase = (_fill(text, values) for text in texts)
+            texts = [entry.label, entry.short, entry.phrase]
+            for key, value in match.groupdict().items():
+                texts = [text.replace(f"<{key}>", value) for text in texts]
+            label, short, phrase = texts
+            split = _SPLITS.get(match.groupdict().get("split", ""), "")
             label += f" ({split})" if split else ""
             return replace(entry, name=name, label=label, short=short, phrase=phrase, split=split)
-    raise ConfigError("metric", f"unknown metric {name!r}{_suggestion(name)}")
+    names = [
+        entry.name.replace("<split>", split)
+        for entry in METRICS
+        for split in (_SPLITS if "<split>" in entry.name else ("",))
+    ]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    # The first part alone finds a metric that was typed without its prefix.
+    close = close or [other for other in names if f"/{name.split('/')[0]}" in other][:3]
+    hint = "see src/metrics/registry.py for all names"
+    hint = f"did you mean {' or '.join(close)}?" if close else hint
+    raise ConfigError("metric", f"unknown metric {name!r}; {hint}")
 
 
 def recorded_in_training(name: str) -> Metric:
@@ -256,10 +268,8 @@ def recorded_in_training(name: str) -> Metric:
     """
     metric = describe(name)
     if metric.audited:
-        raise ConfigError(
-            "metric",
-            f"must be one that training records, but {name} is computed by src.evaluate alone",
-        )
+        problem = f"must be one that training records, but {name} is computed by src.evaluate alone"
+        raise ConfigError("metric", problem)
     return metric
 
 
@@ -407,10 +417,7 @@ def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
 
 
 def parse_limits(config: Mapping[str, Any]) -> list[Limit]:
-    """The limits of a `conf/objective/` file.
-
-    Args:
-        config: `limits`: a list of texts such as "efficiency/params <= 692e3"; may be absent.
+    """The limits of a `conf/objective/` file: texts such as "efficiency/params <= 692e3".
 
     Raises:
         ConfigError: A text that is no limit, or an unknown metric; the message names the key.
@@ -419,10 +426,9 @@ def parse_limits(config: Mapping[str, Any]) -> list[Limit]:
     for number, text in enumerate(config.get("limits") or []):
         key = f"objective.limits[{number}]"
         parts = re.fullmatch(r"\s*(.*?)\s*(<=|>=)\s*(\S+)\s*", str(text))
-        try:
+        value = math.nan
+        with suppress(ValueError):
             value = float(parts[3]) if parts else math.nan
-        except ValueError:
-            value = math.nan
         if parts is None or not math.isfinite(value):
             message = f'must be like "efficiency/params <= 692e3", but got {str(text)!r}'
             raise ConfigError(key, message)
@@ -433,9 +439,8 @@ def parse_limits(config: Mapping[str, Any]) -> list[Limit]:
 
 def _choosable(name: str, key: str) -> Metric:
     if name.startswith("test/"):
-        raise ConfigError(
-            key, f"must not be read on the split that is reported, but got {name}; take val/..."
-        )
+        problem = "must not be read on the split that is reported, but got "
+        raise ConfigError(key, f"{problem}{name}; take val/...")
     try:
         return recorded_in_training(name)
     except ConfigError as error:
@@ -451,24 +456,6 @@ def _recorded_qualities() -> dict[str, Metric]:
     }
 
 
-def _fill(text: str, values: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
-
-
 @functools.cache
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(_PLACEHOLDER.sub(lambda m: f"(?P<{m[1]}>{_PLACEHOLDERS[m[1]]})", name))
-
-
-def _suggestion(name: str) -> str:
-    names = [
-        entry.name.replace("<split>", split)
-        for entry in METRICS
-        for split in (_SPLITS if "<split>" in entry.name else ("",))
-    ]
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    # The first part alone finds a metric that was typed without its prefix.
-    close = close or [other for other in names if f"/{name.split('/')[0]}" in other][:3]
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return "; see src/metrics/registry.py for all names"

@@ -297,8 +297,17 @@ def fits(path: Path, identity: str, module: nn.Module) -> bool:
 
     If not, a warning gives the reason.
     """
+    problem = ""
     try:
-        problem = _mismatch(path, identity, module)
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch writes checksums, but does not check them
+                raise ValueError(f"in {damaged}")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in content["state_dict"].items()}:
+            problem = "it is of another network"
+        elif content["callbacks"][LastState.__qualname__]["identity"] != identity:
+            problem = "it is of another configuration or other data"
     except FileNotFoundError:
         problem = "there is no such file"
     except Exception as error:
@@ -307,17 +316,3 @@ def fits(path: Path, identity: str, module: nn.Module) -> bool:
     if problem:
         log.warning("%s: NOT RESUMED, training starts from scratch: %s", path, problem)
     return not problem
-
-
-def _mismatch(path: Path, identity: str, module: nn.Module) -> str:
-    """Why a state does not fit; empty if it does."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():  # torch writes checksums, but does not check them
-            return f"the file is damaged (in {damaged})"
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if shapes != {name: tensor.shape for name, tensor in content["state_dict"].items()}:
-        return "it is of another network"
-    if content["callbacks"][LastState.__qualname__]["identity"] != identity:
-        return "it is of another configuration or other data"
-    return ""

@@ -48,12 +48,7 @@ class EpochProgress(ProgressBar):
         return statistics.median(self.speeds) if self.speeds else 0.0
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks except the first."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Show the bar again."""
-        self._enabled = True
+        """Nothing: Lightning calls this on all ranks except the first, which show no bar anyway."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar; a resumed training starts in the middle of it."""
