@@ -1,11 +1,11 @@
 """Build the parts of a run from its config, fit, evaluate and measure them."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -30,10 +30,9 @@ from src.training.classifier import Classifier, from_recipe, make_recipe
 from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
 
-log = logging.getLogger(__name__)
 
-
-class RunParts(NamedTuple):
+@dataclass
+class RunParts:
     """What a config is built into: prepared data, and a classifier for them."""
 
     data: DataModule

@@ -116,7 +116,7 @@ def test_reliability_bins_count_each_image_once_a_net() -> None:
         if name != calibration.TOP:
             share = (predictions.target == predictions.classes.index(name)).mean()
             assert np.average(rows["frequency"], weights=rows["images"]) == pytest.approx(share)
-    both = calibration.bins(predictions, calibration.scale(predictions.probability, 1.0))
+    both = calibration.bins(predictions, predictions.probability.astype(float))
     assert both["scaled"].tolist() == [False] * len(table) + [True] * len(table)
 
 
