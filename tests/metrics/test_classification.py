@@ -5,10 +5,10 @@ import pickle
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from clinical_cases import frame
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor
@@ -39,21 +39,19 @@ def batches(k: int, present: list[int], n: int, seed: int) -> tuple[Tensor, Tens
 
 def reference_auroc(probability: np.ndarray, target: np.ndarray) -> float:
     k = probability.shape[1]
-    areas = [
-        sk.roc_auc_score(target == label, probability[:, label])
-        for label in ([1] if k == 2 else range(k))
-        if 0 < (target == label).sum() < len(target)
-    ]
+    labels = [1] if k == 2 else range(k)
+    kinds = [(target == label, probability[:, label]) for label in labels]
+    areas = [sk.roc_auc_score(*kind) for kind in kinds if 0 < kind[0].sum() < len(target)]
     return float(np.mean(areas)) if areas else math.nan
 
 
-@given(
-    st.integers(2, 7).flatmap(
-        lambda k: st.tuples(st.just(k), st.sets(st.integers(0, k - 1), min_size=1))
-    ),
-    st.integers(1, 60),
-    st.integers(0, 999),
+CLASSES = st.integers(2, 7).flatmap(
+    lambda k: st.tuples(st.just(k), st.sets(st.integers(0, k - 1), min_size=1))
 )
+
+
+@given(CLASSES, st.integers(1, 60), st.integers(0, 999))
+@settings(max_examples=50)
 def test_auroc_is_scikit_learns_over_the_classes_that_have_one(
     classes: tuple[int, set[int]], n: int, seed: int
 ) -> None:
@@ -83,21 +81,13 @@ def test_epoch_in_batches_has_the_keys_and_values_of_the_run_record(present: lis
     assert values["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
     assert values["auroc"] == pytest.approx(reference_auroc(probability.numpy(), true), abs=1e-5)
     recall = sk.recall_score(true, predicted, labels=range(7), average=None, zero_division=math.nan)
-    defined = {
-        f"recall/{name}": value
-        for name, value in zip(HAM, recall, strict=True)
-        if not math.isnan(value)
-    }
-    assert {
-        key: value for key, value in values.items() if key.startswith("recall/")
-    } == pytest.approx(defined)
-    assert {f"recall/{HAM[label]}" for label in present} == defined.keys()
-    assert set(values) - defined.keys() == {
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "auroc",
-    } | {f"{measure}/{name}" for measure in ("precision", "f1", "specificity") for name in HAM}
+    recalls = {f"recall/{name}": value for name, value in zip(HAM, recall, strict=True)}
+    defined = {f"recall/{HAM[label]}" for label in present}
+    assert {name for name in values if name.startswith("recall/")} == defined
+    for name in defined:
+        assert values[name] == pytest.approx(recalls[name])
+    others = {f"{measure}/{name}" for measure in ("precision", "f1", "specificity") for name in HAM}
+    assert set(values) == defined | others | set(overall_metrics())
     expected = sk.confusion_matrix(true, predicted, labels=range(7))
     np.testing.assert_array_equal(metrics.confusion().numpy(), expected)
 
@@ -130,7 +120,7 @@ def test_one_class_alone_has_no_auroc() -> None:
     )
 
 
-def test_reset_forgets_and_pickle_keeps() -> None:
+def test_reset_and_pickle() -> None:
     probability, target = batches(3, [0, 1, 2], 30, 2)
     metrics = ClassificationMetrics(("a", "b", "c"))
     metrics.update(probability, target)
@@ -156,17 +146,18 @@ def test_parts_of_several_processes_are_measured_as_one() -> None:
     assert parts[0].compute() == pytest.approx(expected.compute())
 
 
+BAD_NAMES = ["mel@1", "naïve", "a:b", "", "../x", "a//b", "a/", "./a", "tab\t"]
+
+
 @pytest.mark.parametrize(
-    "name", ["mel@1", "naïve", "a:b", "", "../x", "a//b", "a/", "./a", "tab\t"]
+    ("classes", "problem"),
+    [
+        *((("nv", name), "must be made of") for name in BAD_NAMES),
+        *((tuple(names), "must be two or more different") for names in ("", "a", "aba")),
+    ],
 )
-def test_name_that_no_metric_can_have_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="^classes: must be made of"):
-        ClassificationMetrics(("nv", name))
-
-
-@pytest.mark.parametrize("classes", [(), ("a",), ("a", "b", "a")])
-def test_classes_must_be_several_and_different(classes: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="^classes: must be two or more different"):
+def test_bad_class_names_are_refused(classes: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^classes: {problem}"):
         ClassificationMetrics(classes)
 
 
@@ -177,10 +168,9 @@ def test_names_may_hold_what_mlflow_allows() -> None:
 
 @pytest.mark.parametrize(("shape", "n"), [((4, 2), 4), ((4, 3), 5), ((4,), 4)])
 def test_batch_of_another_shape_is_refused(shape: tuple[int, ...], n: int) -> None:
+    metrics = ClassificationMetrics(("a", "b", "c"))
     with pytest.raises(ValueError, match=r"expected probabilities \(N, 3\)"):
-        ClassificationMetrics(("a", "b", "c")).update(
-            torch.zeros(shape), torch.zeros(n, dtype=torch.int64)
-        )
+        metrics.update(torch.zeros(shape), torch.zeros(n, dtype=torch.int64))
 
 
 def test_probabilities_of_both_conventions() -> None:
@@ -190,7 +180,7 @@ def test_probabilities_of_both_conventions() -> None:
     torch.testing.assert_close(probabilities(many), many.softmax(1))
 
 
-# true and predicted labels of 2 to 7 classes, any of which may be absent from either
+# a number of classes, any of which may be absent, then pairs of true and predicted labels
 LABELS = st.integers(2, 7).flatmap(
     lambda k: st.tuples(
         st.just(k),
@@ -199,43 +189,35 @@ LABELS = st.integers(2, 7).flatmap(
 )
 
 
-def split(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    true, predicted = zip(*pairs, strict=True)
-    return list(true), list(predicted)
-
-
-def matrix_of(k: int, pairs: list[tuple[int, int]]) -> np.ndarray:
-    return sk.confusion_matrix(*split(pairs), labels=range(k))
-
-
 @given(LABELS)
+@settings(max_examples=50)
 def test_count_metrics_are_those_of_scikit_learn(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     k, pairs = drawn
-    true, predicted = split(pairs)
-    found = count_metrics(matrix_of(k, pairs), [str(label) for label in range(k)])
+    true, predicted = np.array(pairs).T
+    matrix = sk.confusion_matrix(true, predicted, labels=range(k))
+    values = count_metrics(matrix, [str(label) for label in range(k)])
     options = {"labels": range(k), "average": None, "zero_division": math.nan}
     expected = {
         "recall": sk.recall_score(true, predicted, **options),
         "precision": sk.precision_score(true, predicted, **options),
         "f1": sk.f1_score(true, predicted, **options),
-        # The specificity is the recall of "not this class".
+        # the specificity is the recall of "not this class"
         "specificity": [
-            sk.recall_score(
-                [t != label for t in true], [p != label for p in predicted], zero_division=math.nan
-            )
+            sk.recall_score(true != label, predicted != label, zero_division=math.nan)
             for label in range(k)
         ],
     }
-    for measure, values in expected.items():
-        for label in range(k):
-            np.testing.assert_allclose(found[f"{measure}/{label}"], values[label])
+    for measure, of_classes in expected.items():
+        computed = [values[f"{measure}/{label}"] for label in range(k)]
+        np.testing.assert_allclose(computed, of_classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes that are predicted and absent
-        assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
-        assert found["balanced_accuracy"] == pytest.approx(
-            sk.balanced_accuracy_score(true, predicted)
-        )
-        assert found["macro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="macro"))
+        for name, score in {
+            "accuracy": sk.accuracy_score(true, predicted),
+            "balanced_accuracy": sk.balanced_accuracy_score(true, predicted),
+            "macro_f1": sk.f1_score(true, predicted, average="macro"),
+        }.items():
+            assert values[name] == pytest.approx(score)
 
 
 def test_count_metrics_by_hand() -> None:
@@ -276,10 +258,8 @@ def test_a_new_metric_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert short_label("best/val/kappa") == "kappa"  # tables label it
     [objective] = parse_objectives({"objectives": [{"metric": "val/kappa"}]})
     assert str(objective) == "maximize val/kappa"
-    frame = pd.DataFrame(probability.numpy(), columns=["p/a", "p/b", "p/c"]).assign(
-        image_id=range(90), group=range(90), label=[("a", "b", "c")[t] for t in target]
-    )
-    row = intervals([frame], ["kappa"], samples=50).iloc[0]  # the bootstrap resamples it
+    table = frame(probability.numpy(), target.numpy(), "abc")
+    row = intervals([table], ["kappa"], samples=50).iloc[0]  # the bootstrap resamples it
     assert row["estimate"] == pytest.approx(expected)
     assert row["low"] < expected < row["high"]
 
