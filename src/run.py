@@ -35,14 +35,10 @@ NOT_FOR_ALL = ("efficiency/flops",)  # some models have none, see src.efficiency
 
 @dataclass(frozen=True)
 class RunContext:
-    """The position of a run in a study.
+    """The position of a run in a study: trial, seed within it, and id of the parent run in MLflow.
 
-    Attributes:
-        study: Name of the study; empty for a single run.
-        git: Commit and whether files differ from it; None: looked up.
-        parent: Id of the parent run in MLflow.
-        trial: Number of the trial.
-        repeat: Number of the seed within the trial, from 0.
+    `study` is empty for a single run. `git` is the commit and whether files differ from it; None:
+    looked up.
     """
 
     study: str = ""
@@ -243,7 +239,8 @@ def _repeated(
             for repeat, seed in enumerate(seeds):
                 context.pruning = repeat == 0  # rungs judge a configuration only once
                 below = replace(position, parent=trial.id, repeat=repeat)
-                seeded = OmegaConf.merge(config, {"seed": seed})
+                seeded = config.copy()
+                seeded.seed = seed
                 run_id, values = context.repeat_done(seed) or _trial_run(
                     seeded, store, below, context, seed_folder(context.folder, seed)
                 )

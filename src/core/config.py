@@ -31,7 +31,7 @@ ROOT_VALUES: dict[str, Any] = {
     "origin": str | None,
 }
 # Keys that do not change what a trial computes.
-WITHOUT_EFFECT = ("tracking", "study", "preset", "objective", "test")
+WITHOUT_EFFECT: tuple[str, ...] = ("tracking", "study", "preset", "objective", "test")
 WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run")
 _TRUSTED_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -64,13 +64,10 @@ def resolve(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
 def load_settings(
     config: DictConfig, schema: Callable[..., Settings], path: str = "", without: Sequence[str] = ()
 ) -> Settings:
-    """Turn a config into a settings dataclass, every value checked against its annotation.
+    """Turn a config, or the node at the key `path`, into a settings dataclass.
 
-    Args:
-        config: A composed config or a node of one.
-        schema: The dataclass. Its own checks (`__post_init__`) may raise ConfigError.
-        path: The key of the node, for error messages; empty for a whole config.
-        without: Keys that are not fields, such as "tracking".
+    Every value is checked against its annotation; the dataclass's own checks (`__post_init__`) may
+    raise ConfigError. Keys in `without` are no fields, such as "tracking".
 
     Raises:
         ConfigError: An unknown key or a wrong value; the message names the key.

@@ -106,8 +106,7 @@ def device_name(device: "torch.device") -> str:
 def git_state(root: Path | str) -> tuple[str | None, bool | None]:
     """The commit that is checked out in `root`, and whether files differ (untracked ones count).
 
-    Returns:
-        (commit, dirty); (None, None) without git, a checkout or a commit.
+    (None, None) without git, a checkout or a commit.
     """
 
     def git(*arguments: str) -> str:

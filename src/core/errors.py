@@ -9,11 +9,10 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """An impossible value in the configuration.
+    """An impossible value in the configuration: its key, what is wrong and what would be right.
 
-    `key` is the configuration key as the user types it; a constructor passes the name of its
-    argument, and `src.core.config.instantiate` prepends the path. `problem` says what is wrong and
-    what would be right, such as "must be at least 1, but got 0".
+    A constructor passes the name of its argument as `key`; `src.core.config.instantiate` prepends
+    the path.
     """
 
     def __init__(self, key: str, problem: str) -> None:

@@ -75,8 +75,7 @@ def _writing(folder: Path, what: str, key: str) -> Iterator[None]:
 def refuse_unwritable(folder: Path, what: str, key: str = "folder") -> None:
     """Check, before any work, that `atomic_folder(folder, what)` will be possible.
 
-    Raises:
-        UserError: The parent folder cannot be created or written, or `folder` is a file.
+    A UserError if the parent folder cannot be created or written, or `folder` is a file.
     """
     with _writing(folder, what, key):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,12 @@ CONVENTION = "one fused multiply-add counts as one (fvcore)"
 
 @dataclass(frozen=True)
 class Flops:
-    """The count of a forward pass.
+    """The count of a forward pass of one image.
 
-    Attributes:
-        total: Multiply-adds of one image, by fvcore's table: convolutions, matrix products,
-            normalisations, adaptive average pooling, upsampling.
-        uncounted: Operators that are not in that table (max-pooling, sums, sigmoid ...) -> number
-            of calls. Reshapes, ReLU, clamp and dropout are free in fvcore and not listed.
+    The total is by fvcore's table: convolutions, matrix products, normalisations, adaptive average
+    pooling, upsampling. `uncounted` maps operators that are not in that table (max-pooling, sums,
+    sigmoid ...) to the number of calls. Reshapes, ReLU, clamp and dropout are free in fvcore and
+    not listed.
     """
 
     total: int

@@ -23,12 +23,9 @@ _COARSE = 8  # cells per side of the smooth images for networks that work outsid
 
 @dataclass(frozen=True)
 class Profile:
-    """The cost of a network.
+    """The cost of a network by the names of the run record, and how it was measured.
 
-    Attributes:
-        metrics: By their names in the run record, `efficiency/...`; units in
-            `src.metrics.registry`.
-        details: How they were measured, ready for JSON: `device`, `uncounted_operators` ...
+    The details are ready for JSON: `device`, `uncounted_operators`, `threads`, `repeats` ...
     """
 
     metrics: dict[str, float]
@@ -38,13 +35,8 @@ class Profile:
 def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
     """Costs that are known before training: multiply-adds, parameters, size. Takes a second.
 
-    Args:
-        net: Images (1, 3, S, S) -> anything. It is not changed.
-        image_size: S, px.
-
-    Returns:
-        By their names in the run record; empty if the network has a false attribute `fitted`: its
-        size depends on the data.
+    The net takes images (1, 3, S, S) and is not changed. The costs are by their names in the run
+    record; empty if the network has a false attribute `fitted`: its size depends on the data.
     """
     return _static(net, _count(net, image_size)) if getattr(net, "fitted", True) else {}
 

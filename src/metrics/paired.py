@@ -46,16 +46,10 @@ def paired_difference(
     model alone is right on fewer than about ten images, small p-values are too small, by up to
     half in simulations.
 
-    Args:
-        a: Predictions of one model, a frame for each seed, see `src.metrics.bootstrap.gather`.
-        b: Those of the other model, of the same images in any order.
-        metric: Name without the split.
-        samples: Number of bootstrap samples.
-        seed: Of the random numbers.
-        level: Coverage of the interval, in (0, 1).
-        names: Names of the models in errors.
-        made_from: Each net of one model was made from the net in the same position of the other,
-            such as a compressed one. Seeds are drawn in pairs then, and their effect cancels.
+    The models have a frame of predictions for each seed, see `src.metrics.bootstrap.gather`, of
+    the same images in any order. The metric is named without the split; `names` are those of the
+    models in errors. `made_from`: each net of one model was made from the net in the same position
+    of the other, such as a compressed one. Seeds are drawn in pairs then, and their effect cancels.
 
     Raises:
         ValueError: `made_from` with different numbers of nets.

@@ -263,8 +263,7 @@ def describe(name: str) -> Metric:
 def recorded_in_training(name: str) -> Metric:
     """As `describe`, for a metric by which a run, a study or an epoch may be chosen.
 
-    Raises:
-        ConfigError: As `describe`, or only the clinical audit computes it.
+    A ConfigError also if only the clinical audit computes it.
     """
     metric = describe(name)
     if metric.audited:

@@ -30,20 +30,12 @@ _KEPT = ("epoch", "history", "steps")  # of `BestEpoch`, in a state
 
 
 class BestEpoch(ModelCheckpoint):
-    """Keep the weights of the epoch with the best value of one validation metric.
+    """Keep the weights of the epoch with the best value of a validation metric in `best.ckpt`.
 
-    Without a validation split the last epoch is kept, and `chosen_by` says so.
-
-    Args:
-        metric: Name from the run record, such as "val/balanced_accuracy"; the registry of metrics
-            has its direction.
-        folder: Where `best.ckpt` is written; passed by the training code.
-        has_validation: Whether the run has a validation split; passed by the training code.
-
-    Attributes:
-        epoch: The kept epoch, from 0.
-        history: Metrics of each epoch; a metric that is undefined in an epoch is absent.
-        steps: Number of optimizer steps at the end of each epoch.
+    Without a validation split the last epoch is kept, and `chosen_by` says so. `folder` and
+    `has_validation` are passed by the training code. `epoch` is the kept one, from 0. `history`
+    has the metrics of each epoch, without those that are undefined in it, and `steps` the number
+    of optimizer steps at its end.
     """
 
     def __init__(self, metric: str, folder: Path | str = ".", has_validation: bool = True) -> None:
@@ -67,11 +59,7 @@ class BestEpoch(ModelCheckpoint):
         self._before = dict(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's metrics.
-
-        Raises:
-            DivergedError: The training loss is not finite.
-        """
+        """Keep the epoch's metrics; a DivergedError if the training loss is not finite."""
         super().on_train_epoch_end(trainer, pl_module)
         fresh = {
             name: float(value)
@@ -171,11 +159,7 @@ class LastState(Checkpoint):
         identity: Must be equal for a state to fit: a digest of config and data.
         seconds: Write at most every so many seconds; 0: after every epoch; None: never. Writing
             takes at most a twentieth of the training time, apart from the last epoch, unless 0.
-        on_resume: Called with the metrics of the epochs of earlier processes, before the training
-            continues.
-
-    Attributes:
-        images_per_s: Training speed of the process that wrote the loaded state, or 0.
+        on_resume: Called with the metrics of the earlier epochs before the training continues.
     """
 
     def __init__(

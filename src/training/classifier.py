@@ -28,10 +28,7 @@ def as_float(images: Tensor) -> Tensor:
 
 
 class Classifier(LightningModule):
-    """Image classifier.
-
-    Metrics are logged once an epoch under the names of the run record: `train/loss`, `val/loss`,
-    `val/accuracy` ...
+    """Image classifier; once an epoch it logs `train/loss`, `val/loss`, `val/accuracy` ...
 
     Args:
         name: Name of the architecture, for the record.
@@ -48,8 +45,7 @@ class Classifier(LightningModule):
         backbone_lr_factor: The backbone's learning rate as a multiple of the optimizer's.
 
     Attributes:
-        recipe: Plain values from which `load_from_checkpoint` rebuilds the classifier; None for one
-            that was not built from a config.
+        recipe: From `make_recipe`; None for a classifier that was not built from a config.
     """
 
     config_only = ("net",)
@@ -221,12 +217,9 @@ class Classifier(LightningModule):
 def make_recipe(
     model: Mapping[str, Any], classes: Sequence[str], image_size: int
 ) -> dict[str, Any]:
-    """What a checkpoint records to rebuild its classifier: plain values.
+    """The plain values that a checkpoint records to rebuild its classifier.
 
-    Args:
-        model: The resolved config group `model`.
-        classes: Class names in label order.
-        image_size: Side of the net's input, px.
+    `model` is the resolved config group; the input's side is in px.
     """
     net = dict(model["net"])
     if "weights" in net:

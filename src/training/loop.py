@@ -132,7 +132,7 @@ def train(
     on_resume: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
     keep_state_s: float | None = None,
 ) -> Path:
-    """Fit the classifier and load the weights of its best epoch into it.
+    """Fit the classifier and load the weights of its best epoch, whose checkpoint is returned.
 
     A net with a method `fit_once` is fitted by it, without epochs (`src.models.fit_once`).
 
@@ -149,9 +149,6 @@ def train(
         on_resume: Called with the metrics of each epoch in `resume`, before the training continues.
         keep_state_s: Keep a `checkpoint/last.ckpt` that is at most so many seconds old (0: of every
             epoch), and finally that of the last epoch. It stays until the caller discards it.
-
-    Returns:
-        The path of the best epoch's checkpoint.
     """
     if fit_once.is_fit_once(net := parts.classifier.net):
         if config.threads:
