@@ -19,18 +19,12 @@ _STRICT = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates 
 
 @dataclass(frozen=True)
 class Decision:
-    """How probabilities become a decision about one class. All of it is chosen on validation.
+    """How probabilities become a decision about one class. All of it is chosen on validation."""
 
-    Attributes:
-        positive: The class that is decided about.
-        threshold: Images with at least this probability count as positive, in [0, 1].
-        aim: What the threshold was chosen for, such as "sensitivity >= 0.8 on val".
-        temperature: Divides log-probabilities for calibrated ones; None if none was fitted.
-    """
-
-    positive: str
-    threshold: Annotated[float, Ge(0), Le(1)]
-    aim: str
+    positive: str  # the class that is decided about
+    threshold: Annotated[float, Ge(0), Le(1)]  # images with at least it are positive
+    aim: str  # what the threshold was chosen for, such as "sensitivity >= 0.8 on val"
+    # Divides log-probabilities for calibrated ones; None if none was fitted.
     temperature: Annotated[float, Gt(0)] | None = None
 
     __pydantic_config__ = _STRICT
@@ -38,31 +32,19 @@ class Decision:
 
 @dataclass(frozen=True)
 class Description:
-    """What is needed to feed a model, to read its output and to know its origin.
+    """What is needed to feed a model, to read its output and to know its origin."""
 
-    Attributes:
-        run_id: The run that trained (or compressed) the model.
-        model: Name of the architecture.
-        classes: In the order of the probabilities.
-        image_size: Side of the square input, px.
-        geometry: How a picture becomes square, see `src.data.cache.square`.
-        data: Name of the training data set.
-        split: How the data set was split, such as "grouped" or "image (leaking)".
-        licence: What the licence of the training data allows.
-        precision: Of the weights: "float32", "float16", "bfloat16" or "int8".
-        decision: Threshold and temperature; None without a validation split.
-    """
-
-    run_id: str
-    model: str
-    classes: Annotated[tuple[str, ...], MinLen(2)]
-    image_size: Annotated[int, Ge(1)]
+    run_id: str  # the run that trained (or compressed) the model
+    model: str  # name of the architecture
+    classes: Annotated[tuple[str, ...], MinLen(2)]  # in the order of the probabilities
+    image_size: Annotated[int, Ge(1)]  # side of the square input, px
+    # How a picture becomes square, see `src.data.cache.square`.
     geometry: Literal["squash", "center_crop", "pad"]
-    data: str
-    split: str
-    licence: str
-    precision: str = "float32"
-    decision: Decision | None = None
+    data: str  # name of the training data set
+    split: str  # how the data set was split, such as "grouped" or "image (leaking)"
+    licence: str  # what the licence of the training data allows
+    precision: str = "float32"  # of the weights: float32, float16, bfloat16 or int8
+    decision: Decision | None = None  # None without a validation split
 
     __pydantic_config__ = _STRICT
 
@@ -72,15 +54,7 @@ class Description:
 
     @classmethod
     def from_json(cls, content: str, path: str) -> "Description":
-        """Read a description from a model file.
-
-        Args:
-            content: Written by `to_json`.
-            path: The file, for the error message.
-
-        Raises:
-            UserError: The content is not such a description.
-        """
+        """Read what `to_json` wrote to the file `path`; UserError if it is no such description."""
         import pydantic  # takes 0.3 s, which processes that only write descriptions do not need
 
         try:
@@ -97,7 +71,6 @@ class Description:
             if isinstance(error, pydantic.ValidationError):
                 first = error.errors()[0]
                 reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-            raise UserError(
-                f"{path}: holds no description of a Paretoderm model ({reason}); export it again"
-            ) from None
+            problem = f"holds no description of a Paretoderm model ({reason})"
+            raise UserError(f"{path}: {problem}; export it again") from None
         return description

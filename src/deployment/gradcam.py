@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,11 @@ from src.core.errors import ConfigError, UserError
 from src.data.cache import square
 from src.data.source import Manifest
 from src.deployment.description import Description
-from src.deployment.inputs import Batch, ImageInput
+from src.deployment.inputs import ImageInput
+from src.deployment.runtimes.base import ImageBatch
 from src.deployment.runtimes.eager import CameraNet
 
+Maps = npt.NDArray[np.float32]
 OPACITY = 0.5  # of the colours over the picture
 COLOURS = "inferno"
 SIDE = 384  # px of a drawn picture, or the net's input size if that is larger
@@ -60,28 +61,18 @@ class GradCam:
                 part.inplace = False  # type: ignore[assignment]  # it would overwrite the map
             if isinstance(part, nn.Conv2d):
                 hooks.append(part.register_forward_hook(note))
-        try:
-            with torch.no_grad():
-                scores(torch.zeros(1, 3, size, size, device=self._device))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad():
+            scores(torch.zeros(1, 3, size, size, device=self._device))
+        for hook in hooks:
+            hook.remove()
         if not maps:
-            raise UserError(
-                "gradcam: this net has no convolution that keeps a map of the picture; "
-                "leave gradcam out"
-            )
+            problem = "this net has no convolution that keeps a map of the picture"
+            raise UserError(f"gradcam: {problem}; leave gradcam out")
         layer, self.shape = maps[-1]
         self._method = LayerGradCam(scores, layer)
 
-    def maps(
-        self, pictures: npt.NDArray[np.uint8], labels: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
-        """Evidence for a class at each position of the map.
-
-        Args:
-            pictures: (N, S, S, 3).
-            labels: One class per picture.
+    def maps(self, pictures: ImageBatch, labels: Sequence[int]) -> Maps:
+        """Evidence for a class per picture (N, S, S, 3) at each position of the map.
 
         Returns:
             float32 (N, h, w), at least 0; all 0 if nothing speaks for the class.
@@ -106,7 +97,7 @@ class _Scores(nn.Module):
         return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
-def relative(maps: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+def relative(maps: Maps, side: int) -> Maps:
     """Maps (N, h, w) divided by their maxima and resized to (N, side, side), bilinearly."""
     largest = maps.max(axis=(1, 2), keepdims=True)
     shares = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
@@ -117,20 +108,12 @@ def relative(maps: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32
 
 
 def draw(
-    picture: npt.NDArray[np.uint8],
-    shares: npt.NDArray[np.float32],
-    shape: tuple[int, int],
-    title: str,
-    label: str,
+    picture: npt.NDArray[np.uint8], shares: Maps, shape: tuple[int, int], title: str, label: str
 ) -> Figure:
     """A picture as the net sees it, and the same picture under the colours of its map.
 
-    Args:
-        picture: (side, side, 3), in the net's frame, possibly sharper than the net's input.
-        shares: In [0, 1], (side, side).
-        shape: Height and width of the map before it was resized.
-        title: Picture, class, probability.
-        label: Label of the colour bar.
+    `picture` (side, side, 3) may be sharper than the net's input; `shares` (side, side) is in
+    [0, 1]; `shape` is that of the map before it was resized; `label` is that of the colour bar.
     """
     figure = Figure(figsize=(8.8, 4.4), dpi=110)
     left, right, scale = (figure.add_axes(position) for position in AXES)
@@ -149,10 +132,8 @@ def draw(
 class Overlays:
     """Writes Grad-CAM overlays of pictures.
 
-    Args:
-        cameras: Trained nets with the same classes; their maps are averaged.
-        description: Of the model.
-        name: A class; None: the most probable class of each picture.
+    The maps of all nets are averaged. `name` is a class; None: the most probable one of each
+    picture.
 
     Raises:
         ConfigError: An unknown class.
@@ -170,44 +151,36 @@ class Overlays:
         self._name = name
 
     def write(
-        self, folder: Path, source: ImageInput, manifest: Manifest, batch: Batch, rows: pd.DataFrame
+        self, folder: Path, source: ImageInput, manifest: Manifest, rows: pd.DataFrame
     ) -> None:
-        """Write a file for each readable picture: `<row number, from 1>_<name>_<class>.png`.
+        """Write a file for each predicted picture: `<row number, from 1>_<name>_<class>.png`.
 
-        Args:
-            folder: Exists.
-            source: The pictures.
-            manifest: Of the pictures.
-            batch: Its squares are explained.
-            rows: Its predictions, one row per picture of the batch.
+        `rows` are the predictions of the pictures in `manifest`, one row each.
         """
-        records = rows.to_dict("records")
-        predicted = [(n, records[at]) for n, at in enumerate(batch.readable)]
-        predicted = [(n, record) for n, record in predicted if not record["problem"]]
-        nets = f", mean of {len(self._nets)} nets" if len(self._nets) > 1 else ""
-        side = max(SIDE, self._description.image_size)
+        about, nets = self._description, ""
+        if len(self._nets) > 1:
+            nets = f", mean of {len(self._nets)} nets"
+        side = max(SIDE, about.image_size)
+        predicted = rows[rows["problem"] == ""]
         for start in range(0, len(predicted), BATCH):
-            part = predicted[start : start + BATCH]
-            names = [self._name or str(record["top"]) for _, record in part]
-            labels = [self._description.classes.index(name) for name in names]
-            squares = batch.squares[[n for n, _ in part]]
-            maps = [relative(net.maps(squares, labels), side) for net in self._nets]
+            part = predicted.iloc[start : start + BATCH]
+            names = [self._name or str(top) for top in part["top"]]
+            labels = [about.classes.index(name) for name in names]
+            pictures = [source.picture(manifest, int(row)) for row in part.index]
+            squares = [square(item, about.image_size, about.geometry) for item in pictures]
+            maps = [relative(net.maps(np.stack(squares), labels), side) for net in self._nets]
             shares = np.asarray(np.mean(maps, axis=0, dtype=np.float32))
-            for (n, record), name, share in zip(part, names, shares, strict=True):
-                row, image = batch.rows[batch.readable[n]], str(record["image"])
-                picture = square(source.picture(manifest, row), side, self._description.geometry)
+            for n, (row, record) in enumerate(part.iterrows()):
+                image, name = str(record["image"]), names[n]
                 short = image if len(image) <= MAX_NAME else f"...{image[3 - MAX_NAME :]}"
+                title = f"{short}: {name}, p = {record[f'p/{name}']:.3f}"
+                if f"calibrated/{name}" in record:
+                    title += f" (calibrated {record[f'calibrated/{name}']:.3f})"
                 label = f"evidence for {name}: share of the largest\nin this picture{nets}"
-                title = f"{short}: {name}, {_probability(record, name)}"
-                figure = draw(picture, share, self._nets[0].shape, title, label)
+                picture = square(pictures[n], side, about.geometry)
+                figure = draw(picture, shares[n], self._nets[0].shape, title, label)
                 stem = _slug(image.rpartition(".")[0] or image)
-                figure.savefig(folder / f"{row + 1:06d}_{stem}_{_slug(name)}.png")
-
-
-def _probability(record: dict[Any, Any], name: str) -> str:
-    calibrated = record.get(f"calibrated/{name}")
-    note = "" if calibrated is None else f" (calibrated {calibrated:.3f})"
-    return f"p = {record[f'p/{name}']:.3f}{note}"
+                figure.savefig(folder / f"{int(str(row)) + 1:06d}_{stem}_{_slug(name)}.png")
 
 
 def _slug(text: str) -> str:

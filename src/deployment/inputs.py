@@ -6,7 +6,6 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +21,6 @@ from src.data.source import IMAGE_SUFFIXES, Manifest, Source, image_names, read_
 # Unicode categories of control characters, lone surrogates and line separators.
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 COLUMNS = ("path", "image")  # of a CSV; the first one that it has
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive pictures in the order of the input.
-
-    Attributes:
-        rows: Their positions in the manifest.
-        squares: The decoded pictures, uint8 (M, S, S, 3); unreadable ones are left out.
-        problems: One per row: why it could not be read; empty if it could.
-    """
-
-    rows: range
-    squares: npt.NDArray[np.uint8]
-    problems: tuple[str, ...]
-
-    @property
-    def readable(self) -> list[int]:
-        """Positions within `rows` of the pictures in `squares`."""
-        return [n for n, problem in enumerate(self.problems) if not problem]
 
 
 class ImageInput(Source):
@@ -74,18 +53,14 @@ class ImageInput(Source):
             named = [(str(path.relative_to(self.path)), path) for path in _pictures(self.path)]
             if not named:
                 suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise ConfigError(
-                    "input", f"{self.path} has no picture in it or below it ({suffixes})"
-                )
+                problem = f"{self.path} has no picture in it or below it ({suffixes})"
+                raise ConfigError("input", problem)
         else:
             header = list(map(str, read_csv(self.path, []).columns))
             column = next((name for name in COLUMNS if name in header), None)
             if column is None:
-                raise DataError(
-                    f"has no column {COLUMNS[0]!r} (or {COLUMNS[1]!r}), only {', '.join(header)}; "
-                    "add it",
-                    self.path,
-                )
+                missing = f"has no column {COLUMNS[0]!r} (or {COLUMNS[1]!r})"
+                raise DataError(f"{missing}, only {', '.join(header)}; add it", self.path)
             names = map(str, read_csv(self.path, [column])[column])
             named = [(name, self.path.parent / expanded(name)) for name in names]
         rows = [(_printable(name), str(path)) for name, path in named]
@@ -101,35 +76,32 @@ class ImageInput(Source):
 
     def batches(
         self, manifest: Manifest, size: int, image_size: int, geometry: Geometry, workers: int
-    ) -> Iterator[Batch]:
-        """Decode in threads, one batch ahead; at most two batches are in memory.
+    ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8], dict[int, str]]]:
+        """Decode `size` pictures at a time in threads, one batch ahead.
 
-        Args:
-            manifest: Of these pictures.
-            size: Pictures per batch.
-            image_size: Side of the square S, px.
-            geometry: How a picture becomes a square.
-            workers: Threads.
+        At most two batches are in memory. S is `image_size`, px.
+
+        Yields:
+            Rows of the manifest that could be read, in order; their squares, uint8 (M, S, S, 3);
+            other rows of the batch -> why they could not be read.
         """
         total = len(manifest.frame)
-        ahead: deque[tuple[range, list[Future[npt.NDArray[np.uint8] | str]]]] = deque()
+        waiting: deque[dict[int, Future[npt.NDArray[np.uint8] | str]]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
                 for start in range(0, total + size, size):  # one step more, for the last batch
                     rows = range(start, min(start + size, total))
-                    jobs = [
-                        pool.submit(decode, self, manifest, row, image_size, geometry)
-                        for row in rows
-                    ]
-                    ahead.append((rows, jobs))
-                    if len(ahead) > 1:
-                        rows, jobs = ahead.popleft()
-                        decoded = [job.result() for job in jobs]
-                        squares = [item for item in decoded if not isinstance(item, str)]
-                        problems = (item if isinstance(item, str) else "" for item in decoded)
-                        shape = (len(squares), image_size, image_size, 3)
-                        array = np.array(squares, dtype=np.uint8).reshape(shape)
-                        yield Batch(rows, array, tuple(problems))
+                    how = (image_size, geometry)
+                    jobs = {row: pool.submit(decode, self, manifest, row, *how) for row in rows}
+                    waiting.append(jobs)
+                    if len(waiting) < 2:
+                        continue
+                    decoded = {row: job.result() for row, job in waiting.popleft().items()}
+                    problems = {row: item for row, item in decoded.items() if isinstance(item, str)}
+                    readable = [row for row in decoded if row not in problems]
+                    squares = np.array([decoded[row] for row in readable], dtype=np.uint8)
+                    shape = (len(readable), image_size, image_size, 3)
+                    yield readable, squares.reshape(shape), problems
             finally:
                 pool.shutdown(cancel_futures=True)  # the caller may have stopped early
 
@@ -138,10 +110,8 @@ def _pictures(folder: Path) -> list[Path]:
     """Pictures in a folder and its subfolders, sorted, without hidden ones and linked folders."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"this folder cannot be listed ({error.strerror}); mend it, or name another",
-            error.filename,
-        )
+        problem = f"this folder cannot be listed ({error.strerror}); mend it, or name another"
+        raise DataError(problem, error.filename)
 
     paths: list[Path] = []
     for parent, folders, _ in os.walk(folder, onerror=refuse):

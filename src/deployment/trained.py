@@ -40,41 +40,35 @@ _SLACK = 1e-5
 
 @dataclass(frozen=True)
 class RecordedNet:
-    """A trained net: its run and its seed."""
+    """A trained net: its run, its seed, and whether its model is a file, not a checkpoint."""
 
     run_id: str
     seed: str
+    deployed: bool
 
 
 @dataclass(frozen=True)
 class RecordedModel:
-    """A run, or a trial with the runs of its seeds.
-
-    Attributes:
-        run_id: Of the run or trial.
-        repeated: Whether it is a trial of several seeds.
-        model: Name of the architecture.
-        data: Name of the training data set.
-        split: How the data set was split, such as "grouped" or "image (leaking)".
-        split_fingerprint: Of images, labels and split.
-        nets: In the order of their seeds.
-        config: Of the first net.
-    """
+    """A run, or a trial with the runs of its seeds (then `repeated` is true)."""
 
     run_id: str
     repeated: bool
-    model: str
-    data: str
-    split: str
-    split_fingerprint: str
-    nets: tuple[RecordedNet, ...]
-    config: DictConfig
+    model: str  # name of the architecture
+    data: str  # name of the training data set
+    split: str  # how the data set was split, such as "grouped" or "image (leaking)"
+    split_fingerprint: str  # of images, labels and split
+    nets: tuple[RecordedNet, ...]  # in the order of their seeds
+    config: DictConfig  # of the first net
 
     @property
     def title(self) -> str:
         """For people: the model and the start of the id."""
         seeds = f", {len(self.nets)} seeds" if len(self.nets) > 1 else ""
         return f"{self.model} ({self.run_id[:8]}{seeds})"
+
+    def count_predicted(self, store: Store, split: str) -> int:
+        """Number of nets that were evaluated on a split."""
+        return sum(read.has_predictions(store, net.run_id, split) for net in self.nets)
 
     def predictions(self, store: Store, split: str) -> list[pd.DataFrame]:
         """Predictions of each net; empty unless all nets were evaluated on the split.
@@ -86,17 +80,12 @@ class RecordedModel:
             return []
         return [read.predictions(store, net.run_id, split) for net in self.nets]
 
-    def count_predicted(self, store: Store, split: str) -> int:
-        """Number of nets that were evaluated on a split."""
-        return sum(read.has_predictions(store, net.run_id, split) for net in self.nets)
-
 
 def require_run_id(run: str | None) -> str:
     """The value of the key `run`; ConfigError if it is empty."""
     if run is None or not run.strip():
-        raise ConfigError(
-            "run", "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids"
-        )
+        example = "name one, as in run=3f2a9c; the tables of src.train and src.report show the ids"
+        raise ConfigError("run", example)
     return run.strip()
 
 
@@ -109,10 +98,8 @@ def find(store: Store, prefix: str) -> RecordedModel:
     runs = read.cached_runs(store)
     matches = runs[runs["run_id"].str.startswith(prefix)]
     if matches.empty:
-        raise UserError(
-            f"run={prefix}: no such run; `make ui` and the tables of src.train and src.report "
-            "show the ids"
-        )
+        where = "`make ui` and the tables of src.train and src.report show the ids"
+        raise UserError(f"run={prefix}: no such run; {where}")
     if len(matches) > 1:
         ids = ", ".join(matches["run_id"].head(_SHOWN))
         more = f" and {len(matches) - _SHOWN} more" if len(matches) > _SHOWN else ""
@@ -120,28 +107,31 @@ def find(store: Store, prefix: str) -> RecordedModel:
     run = matches.iloc[0]
     kind = _tag(run, "kind") or "run"
     if kind not in ("run", "trial"):
-        what = f"is a {kind}"
+        what = f"a {kind}"
         if kind == EVALUATION:
-            what = f"is an evaluation of run {_tag(run, 'evaluated_run')}"
-        raise UserError(f"run={prefix}: {what}, not a trained run; name one of its runs")
+            what = f"an evaluation of run {_tag(run, 'evaluated_run')}"
+        raise UserError(f"run={prefix}: is {what}, not a trained run; name one of its runs")
     column = "parent_id" if kind == "trial" else "run_id"
     members = [member for _, member in runs[runs[column] == run["run_id"]].iterrows()]
     trained = [member for member in members if not _missing_net(member)]
     if not trained:
         reasons = "; ".join(sorted(set(map(_missing_net, members)))) or "it has no seeds"
-        raise UserError(
-            f"run={prefix}: has no trained net to evaluate ({reasons}); name a finished run"
-        )
+        problem = f"has no trained net to evaluate ({reasons}); name a finished run"
+        raise UserError(f"run={prefix}: {problem}")
     trained.sort(key=lambda member: int(_tag(member, "seed") or 0))
-    nets = tuple(RecordedNet(str(member["run_id"]), _tag(member, "seed")) for member in trained)
-    for net in nets:
-        if not store.client.list_artifacts(net.run_id, DEPLOYED):
-            read.artifact(store, net.run_id, "checkpoint")
-    model, data, split, fingerprint = (
-        _tag(trained[0], name) for name in ("model", "data", "split", "split_fingerprint")
+    nets = []
+    for member in trained:
+        run_id = str(member["run_id"])
+        deployed = bool(store.client.list_artifacts(run_id, DEPLOYED))
+        if not deployed:
+            read.artifact(store, run_id, "checkpoint")  # an error if there is none
+        nets.append(RecordedNet(run_id, _tag(member, "seed"), deployed))
+    tags = ("model", "data", "split", "split_fingerprint")
+    model, data, split, fingerprint = (_tag(trained[0], name) for name in tags)
+    return RecordedModel(
+        *(str(run["run_id"]), kind == "trial", model, data, split, fingerprint, tuple(nets)),
+        recorded_config(store, nets[0].run_id),
     )
-    config, run_id = recorded_config(store, nets[0].run_id), str(run["run_id"])
-    return RecordedModel(run_id, kind == "trial", model, data, split, fingerprint, nets, config)
 
 
 def recorded_config(store: Store, run_id: str) -> DictConfig:
@@ -171,9 +161,8 @@ def single(store: Store, prefix: str) -> RecordedModel:
     run = find(store, prefix)
     if run.repeated:
         seeds = ", ".join(f"{net.run_id} (seed {net.seed})" for net in run.nets)
-        raise UserError(
-            f"run={prefix}: is a trial of several seeds, each a model of its own; name one: {seeds}"
-        )
+        problem = f"is a trial of several seeds, each a model of its own; name one: {seeds}"
+        raise UserError(f"run={prefix}: {problem}")
     return run
 
 
@@ -191,9 +180,8 @@ def class_names(store: Store, run: RecordedModel) -> list[str]:
     for split in ("val", "test"):
         for frame in run.predictions(store, split):
             return [str(name).removeprefix("p/") for name in frame if str(name).startswith("p/")]
-    raise UserError(
-        f"run={run.run_id}: has no recorded predictions, which tell its classes; train it again"
-    )
+    problem = "has no recorded predictions, which tell its classes; train it again"
+    raise UserError(f"run={run.run_id}: {problem}")
 
 
 def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
@@ -203,9 +191,8 @@ def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
         UserError: The run's model is not a network.
     """
     if config.model.get("_target_") != CLASSIFIER:
-        raise UserError(
-            f"{config.model.get('name')}: is not a network; it cannot be evaluated on other data"
-        )
+        problem = "is not a network; it cannot be evaluated on other data"
+        raise UserError(f"{config.model.get('name')}: {problem}")
     import torch
 
     from src.models.precision import cast_as_recorded
@@ -219,11 +206,7 @@ def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
 
 
 def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> "CameraNet":
-    """As `build_net`, with the weights of the run's checkpoint and its normalisation.
-
-    Raises:
-        UserError: The run's model is not a network, or the checkpoint is of another one.
-    """
+    """As `build_net`, with the weights of a checkpoint; UserError if it is of another net."""
     from torch import nn
 
     from src.deployment.runtimes.eager import CameraNet
@@ -249,26 +232,19 @@ def load(store: Store, run_id: str, config: DictConfig, classes: Sequence[str]) 
 
 
 def load_network(store: Store, run: RecordedModel) -> "CameraNet":
-    """The net of a single run; a model that is fitted without epochs, such as an SVM, is refused.
-
-    Raises:
-        UserError: As for `load`.
-    """
+    """`load` for a single run; a model that is fitted without epochs (an SVM) is refused."""
     camera = load(store, run.run_id, run.config, class_names(store, run))
     if hasattr(camera.net, "fit_once"):
-        raise UserError(
-            f"run={run.run_id}: {run.model} is not a network, and no file format supports it"
-        )
+        problem = f"{run.model} is not a network, and no file format supports it"
+        raise UserError(f"run={run.run_id}: {problem}")
     return camera
 
 
 def restore(classifier: "Classifier", store: Store, run_id: str) -> "Classifier":
     """The trained classifier of a run, for an evaluation by Lightning.
 
-    Args:
-        classifier: Built from the run's config; it gets the weights of the checkpoint.
-        store: Of the run.
-        run_id: Of the run; if its model is a file, a new classifier around it is returned.
+    `classifier`, built from the run's config, gets the weights of the checkpoint. If the run's
+    model is a file, a new classifier around the file is returned.
 
     Raises:
         UserError: As for `load`.
@@ -299,26 +275,27 @@ def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Pat
 
 
 def describe(store: Store, run: RecordedModel) -> Description:
-    """The description of a single run; that in its model file, if it has one."""
-    file = deployed_file(store, run.run_id)
+    """The description of a run or trial; of a single run that in its model file, if it has one."""
+    net = run.nets[0]
+    file = deployed_file(store, net.run_id) if net.deployed and not run.repeated else None
     if file is not None:
         return open_file(file).description
-    tags = store.client.get_run(run.run_id).data.tags
+    tags, classes = store.client.get_run(net.run_id).data.tags, class_names(store, run)
     return Description(
         run_id=run.run_id,
         model=run.model,
-        classes=tuple(class_names(store, run)),
+        classes=tuple(classes),
         image_size=int(run.config.data.image_size),
         geometry=run.config.data.geometry,
         data=run.data,
         split=run.split,
         licence=licence_note(run.config.data),
         precision=tags.get("precision", Description.precision),
-        decision=choose_decision(store, run),
+        decision=choose_decision(store, run, classes),
     )
 
 
-def choose_decision(store: Store, run: RecordedModel) -> Decision | None:
+def choose_decision(store: Store, run: RecordedModel, classes: list[str]) -> Decision | None:
     """Choose threshold and temperature on validation; of a trial for its nets as one model.
 
     Returns:
@@ -329,18 +306,14 @@ def choose_decision(store: Store, run: RecordedModel) -> Decision | None:
         UserError: The nets were evaluated on different images.
     """
     frames = run.predictions(store, "val")
-    if not frames:
+    positive = next((name for name in classes if name.lower() in MELANOMA), None)
+    if not frames or positive is None:
         return None
-    images = [frame["image_id"].tolist() for frame in frames]
+    images, labels = [frame["image_id"].tolist() for frame in frames], frames[0]["label"]
     if images.count(images[0]) < len(images):
         ids = ", ".join(net.run_id for net in run.nets)
-        raise UserError(
-            f"run={run.run_id}: its seeds were not evaluated on the same images; name one of {ids}"
-        )
-    classes, labels = class_names(store, run), frames[0]["label"]
-    positive = next((name for name in classes if name.lower() in MELANOMA), None)
-    if positive is None:
-        return None
+        problem = f"its seeds were not evaluated on the same images; name one of {ids}"
+        raise UserError(f"run={run.run_id}: {problem}")
     from src.metrics import calibration
     from src.metrics.thresholds import TargetRate, choose
 
@@ -352,12 +325,9 @@ def choose_decision(store: Store, run: RecordedModel) -> Decision | None:
     if threshold.problem:
         return None
     below = score[score < threshold.value].max(initial=threshold.value - 2 * _SLACK)
-    return Decision(
-        positive,
-        float((threshold.value + below) / 2),
-        f"{target} on val",
-        calibration.fit(probability, pd.Categorical(labels, classes).codes.astype(int)),
-    )
+    temperature = calibration.fit(probability, pd.Categorical(labels, classes).codes.astype(int))
+    middle = float((threshold.value + below) / 2)
+    return Decision(positive, middle, f"{target} on val", temperature)
 
 
 def licence_note(data: DictConfig) -> str:
@@ -387,17 +357,9 @@ def precision_warnings(config: DictConfig) -> list[str]:
 def predict(
     camera: "CameraNet", images: ImageBatch, rows: np.ndarray, batch_size: int, title: str
 ) -> Probabilities:
-    """Class probabilities of images, on a GPU if there is one, with a progress bar.
+    """Class probabilities (M, K) of images, on a GPU if there is one, with a progress bar.
 
-    Args:
-        camera: A trained net.
-        images: uint8 (N, S, S, 3).
-        rows: Positions of the images to predict, int (M,).
-        batch_size: Images per batch.
-        title: Of the progress bar.
-
-    Returns:
-        float32 (M, K), each row summing to 1.
+    `rows` are the positions of the images to predict, int (M,), in `images`, uint8 (N, S, S, 3).
     """
     import torch
 

@@ -1,7 +1,6 @@
-"""Which pictures are meant, in which order, and what becomes of those that cannot be read."""
+"""Which pictures are listed, in which order, and the reasons of those that cannot be read."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,50 +11,34 @@ from src.core.errors import ConfigError, DataError
 from src.data.cache import square
 from src.deployment.inputs import ImageInput
 
-Colour = tuple[int, int, int]
+
+def write(folder: Path, name: str, colour: tuple[int, int, int] = (200, 30, 60)) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), colour).save(path)
+    return path
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str, colour: Colour = (200, 30, 60), size: tuple[int, int] = (40, 30)) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, colour).save(path)
-        return path
-
-    return write
+def names(path: Path) -> list[str]:
+    return list(ImageInput(path).manifest().frame["image_id"])
 
 
-def names(given: Path) -> list[str]:
-    return list(ImageInput(given).manifest().frame["image_id"])
-
-
-def test_a_folder_is_taken_with_its_subfolders_without_what_is_hidden(
-    picture: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_folder_is_listed_with_its_subfolders_without_hidden_ones(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "sub/deep/c.PNG", "sub/a.jpg", ".hidden.png", ".git/d.png"):
-        picture(name)
+        write(tmp_path, name)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.jpg").mkdir()
     assert names(tmp_path) == ["a.jpg", "b.png", "sub/a.jpg", "sub/deep/c.PNG"]
 
 
 @pytest.mark.parametrize("column", ["path", "image"])
-def test_a_csv_keeps_its_order_and_names_what_stands_twice_twice(
-    picture: Callable[..., Path], tmp_path: Path, column: str
-) -> None:
-    elsewhere = picture("other/001.png")
-    picture("lists/b.png")
+def test_a_csv_keeps_its_order_and_repeats(tmp_path: Path, column: str) -> None:
+    other, near = write(tmp_path, "other/001.png"), write(tmp_path, "lists/b.png")
     csv = tmp_path / "lists" / "list.csv"
-    csv.write_text(f"age,{column}\n50,b.png\n60,{elsewhere}\n70,../other/001.png\n50,b.png\n")
-    assert names(csv) == ["b.png", str(elsewhere), "../other/001.png", "b.png"]
+    csv.write_text(f"age,{column}\n50,b.png\n60,{other}\n70,../other/001.png\n50,b.png\n")
+    assert names(csv) == ["b.png", str(other), "../other/001.png", "b.png"]
     paths = [Path(path).resolve() for path in ImageInput(csv).manifest().frame["path"]]
-    assert paths == [
-        tmp_path / "lists" / "b.png",
-        elsewhere,
-        elsewhere,
-        tmp_path / "lists" / "b.png",
-    ]
+    assert paths == [near, other, other, near]
 
 
 def test_a_csv_of_numbers_is_a_csv_of_names(tmp_path: Path) -> None:
@@ -84,28 +67,18 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         names(tmp_path)
 
 
-def test_batches_hold_the_squares_in_order_and_the_reasons(
-    picture: Callable[..., Path], tmp_path: Path
-) -> None:
-    colours = [(10 * number, 100, 250 - 10 * number) for number in range(7)]
-    paths = [
-        picture(f"{number}.png", colour, (30 + number, 20)) for number, colour in enumerate(colours)
-    ]
+def test_batches_hold_the_squares_in_order_and_the_reasons(tmp_path: Path) -> None:
+    paths = [write(tmp_path, f"{n}.png", (10 * n, 100, 250 - 10 * n)) for n in range(7)]
     paths[2].write_text("a text")
     paths[5].unlink()
     csv = tmp_path / "list.csv"
     csv.write_text("path\n" + "\n".join(path.name for path in paths) + "\n")
-    given = ImageInput(csv)
-    batches = list(given.batches(given.manifest(), 3, 8, "pad", 2))
-    assert [list(batch.rows) for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [batch.problems for batch in batches] == [
-        ("", "", "not an image"),
-        ("", "", "absent"),
-        ("",),
-    ]
-    assert [batch.readable for batch in batches] == [[0, 1], [0, 1], [0]]
+    source = ImageInput(csv)
+    batches = list(source.batches(source.manifest(), 3, 8, "pad", 2))
+    assert [rows for rows, _, _ in batches] == [[0, 1], [3, 4], [6]]
+    assert [problems for _, _, problems in batches] == [{2: "not an image"}, {5: "absent"}, {}]
     expected = [square(Image.open(paths[number]), 8, "pad") for number in (0, 1, 3, 4, 6)]
-    np.testing.assert_array_equal(np.concatenate([batch.squares for batch in batches]), expected)
+    np.testing.assert_array_equal(np.concatenate([part for _, part, _ in batches]), expected)
 
 
 def test_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
@@ -121,16 +94,12 @@ def test_a_name_gives_no_commands_to_the_terminal(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a\\x1b[31m\\nb\u202f\u00e9.png"]
 
 
-def test_what_is_no_file_and_what_no_system_takes_is_a_reason(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")  # opened, it would be waited for
+def test_special_files_and_impossible_names_have_a_reason(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would never end
     csv = tmp_path / "list.csv"
     csv.write_text(f"path\npipe.png\n~no such user/a.png\n{'a' * 300}.png\n{tmp_path}\n/dev/zero\n")
-    given = ImageInput(csv)
-    [batch] = given.batches(given.manifest(), 8, 8, "pad", 1)
-    assert [batch.problems[at] for at in (0, 1, 3, 4)] == [
-        "not a file",
-        "absent",
-        "not a file",
-        "not a file",
-    ]
-    assert "too long" in batch.problems[2]
+    source = ImageInput(csv)
+    [(rows, _, problems)] = source.batches(source.manifest(), 8, 8, "pad", 1)
+    assert rows == []
+    assert "too long" in problems.pop(2)
+    assert problems == {0: "not a file", 1: "absent", 3: "not a file", 4: "not a file"}

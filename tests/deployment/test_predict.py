@@ -1,118 +1,93 @@
 """Predictions: arithmetic, settings, and `python -m src.predict` with files, runs and names."""
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy.special import softmax
+from small_store import SmallStore, write_run
 
 from src import predict as entry
-from src.core.cli import CONF, ROOT
+from src.core.cli import ROOT
 from src.core.errors import ConfigError
 from src.data.cache import square
-from src.deployment import predict, trained
-from src.deployment.description import RESEARCH, Decision, Description
-from src.deployment.predict import NO_NUMBER, PredictSettings, columns, predictions_frame
-from src.deployment.runtimes import onnx
-from src.deployment.runtimes.eager import CameraNet
+from src.deployment import predict
+from src.deployment.description import KEY, RESEARCH, Decision
+from src.deployment.predict import NO_NUMBER, PredictSettings, predictions_frame
+from src.deployment.runtimes.formats import open_file
 from src.models.custom import CustomCNN
 from src.tracking import model_registry, read
 from src.tracking.run import Run
 from src.tracking.store import Store, TrackingError
-from src.training.checkpoint import save_weights
 
 CLASSES = ("bkl", "mel", "nv")
 CODES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")  # of the recorded runs
-SIZE = 16
-MEAN, STD = (0.7, 0.5, 0.4), (0.2, 0.25, 0.3)
+MEL, SIZE = CODES.index("mel"), 16
 NAMES = ["a.png", "b.png", "c.png"]
 P = np.array([[0.2, 0.3, 0.5], [0.1, 0.125, 0.775], [0.0, 1.0, 0.0], [0.4, 0.1, 0.5]], np.float32)
 Typed = Callable[..., tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A store with a trial of two seeds."""
+class Trial:
+    """A trial of two seeds in a store."""
 
     store: Store
     seeds: tuple[str, str]
-    trial: str
+    run_id: str
 
     def arguments(self, model: str, *more: str) -> list[str]:
         return [f"model={model}", "input=pictures", f"tracking.folder={self.store.folder}", *more]
 
-
-@pytest.fixture(scope="module")
-def net() -> CustomCNN:
-    torch.manual_seed(1)
-    net = CustomCNN(image_size=SIZE, outputs=len(CLASSES), width=4, depth=1, dense=[8]).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.mul_(2)  # farther from equal probabilities
-    return net
-
-
-@pytest.fixture(scope="module")
-def exported(net: CustomCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ONNX file of `net`."""
-    decision = Decision("mel", 0.3, "sensitivity >= 0.8 on val", temperature=1.7)
-    about = Description(
-        "3f2a" * 8, "custom", CLASSES, SIZE, "pad", "made", "grouped", "none", decision=decision
-    )
-    path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
-    onnx.FORMAT.write(CameraNet(net, MEAN, STD), about, path)
-    return path
+    def probabilities(self, run_id: str, paths: list[Path], geometry: str = "") -> np.ndarray:
+        """Of a run's weights, for the squares of pictures."""
+        path = read.artifact(self.store, run_id, "checkpoint/best.ckpt")
+        state = torch.load(path, weights_only=True)["state_dict"]
+        net = CustomCNN(image_size=SIZE, outputs=len(CODES), width=4, depth=1, dense=[8]).eval()
+        net.load_state_dict({name.removeprefix("net."): item for name, item in state.items()})
+        config = OmegaConf.load(read.artifact(self.store, run_id, "config.yaml"))
+        geometry = geometry or config.data.geometry
+        images = [Image.open(path).convert("RGB") for path in paths]
+        squares = np.stack([square(image, SIZE, geometry) for image in images])  # type: ignore[arg-type]
+        normal = (squares / 255 - np.array(config.model.mean)) / np.array(config.model.std)
+        with torch.no_grad():
+            logits = net(torch.from_numpy(normal.transpose(0, 3, 1, 2)).float())
+        return softmax(logits.double().numpy(), axis=1)
 
 
 @pytest.fixture(scope="module")
-def recorded(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """Made once; a test that adds a run deletes it."""
-    folder = tmp_path_factory.mktemp("recorded") / "mlruns"
-    folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    store = Store(folder=folder)
-    GlobalHydra.instance().clear()
-    tiny = [f"model.image_size={SIZE}", "model.net.width=4", "model.net.depth=1"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["model=custom", "data=synthetic", *tiny, "model.net.dense=[8]"])
+def trial(recorded: SmallStore) -> Trial:
+    """A test that adds a run deletes it."""
     tags = {"kind": "trial", "model": "custom", "data": "synthetic"}
-    with Run.start(store, "custom", tags) as trial:
+    with Run.start(recorded.store, "custom", tags) as run:
         pass
-    first, second = (record(store, config, seed, trial, folder.parent) for seed in (0, 1))
-    return Recorded(store, (first, second), trial.id)
+    seeds = [write_run(recorded.store, recorded.folder, seed, parent=run.id) for seed in (0, 1)]
+    return Trial(recorded.store, (seeds[0], seeds[1]), run.id)
 
 
-def record(store: Store, config: DictConfig, seed: int, trial: Run, folder: Path) -> str:
-    """A run with random weights and random predictions."""
-    torch.manual_seed(seed)
-    net = torch.nn.ModuleDict({"net": trained.build_net(config, CODES)})
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.mul_(1 + seed)
-    save_weights(net, folder / "best.ckpt")
-    label = np.arange(70) % len(CODES)
-    noise = np.random.default_rng(seed).normal(size=(70, len(CODES)))
-    frame = pd.DataFrame({"image_id": [f"{row:02d}" for row in range(70)]})
-    frame["label"], frame["group"] = np.array(CODES)[label], frame["image_id"]
-    frame[[f"p/{name}" for name in CODES]] = softmax(2 * np.eye(len(CODES))[label] + noise, 1)
-    tags = {"kind": "run", "model": "custom", "data": "synthetic", "split": "grouped"}
-    with Run.start(store, "custom", tags | {"seed": str(seed)}, parent_id=trial.id) as run:
-        run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
-        run.artifact(folder / "best.ckpt", "checkpoint")
-        run.table(frame, "predictions/val.csv")
-    return run.id
+@pytest.fixture(scope="module")
+def exported(recorded: SmallStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded run's ONNX file, with a decision that divides the pictures of `write`."""
+    path, runtime = tmp_path_factory.mktemp("exported") / "tiny.onnx", open_file(recorded.onnx)
+    images = map(Image.open, write(path.parent, [f"{number}.png" for number in range(9)]))
+    probability = runtime(np.stack([square(image, SIZE, "pad") for image in images]))
+    threshold = round(float(np.sort(probability[:, MEL])[3:5].mean()), 4)
+    decision = Decision("mel", threshold, "sensitivity >= 0.8 on val", temperature=1.7)
+    about = replace(runtime.description, geometry="pad", decision=decision)
+    model = onnx.load(recorded.onnx)
+    onnx.helper.set_model_props(model, {KEY: about.to_json()})
+    onnx.save(model, path)
+    return path
 
 
 @pytest.fixture
@@ -130,48 +105,27 @@ def typed(run_entry: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-def write(folder: Path, names: list[str]) -> Path:
+def write(folder: Path, names: list[str]) -> list[Path]:
     """Different pictures."""
     for number, name in enumerate(names):
         coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), np.uint8)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(coarse).resize((40 + number % 7, 30), Image.Resampling.BICUBIC)
         picture.save(folder / name)
-    return folder
+    return [folder / name for name in names]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path: Path) -> list[Path]:
     return write(tmp_path / "pictures", NAMES)
-
-
-def probabilities(net: torch.nn.Module, paths: list[Path], geometry: str = "pad") -> np.ndarray:
-    """Of the net itself, for the pictures' squares."""
-    images = [Image.open(path).convert("RGB") for path in paths]
-    squares = np.stack([square(image, SIZE, geometry) for image in images])  # type: ignore[arg-type]
-    normal = (squares / 255 - np.array(MEAN)) / np.array(STD)
-    with torch.no_grad():
-        logits = net(torch.from_numpy(normal.transpose(0, 3, 1, 2)).float())
-    return softmax(logits.double().numpy(), axis=1)
-
-
-def recorded_probabilities(recorded: Recorded, run_id: str, folder: Path) -> np.ndarray:
-    """Of a run's weights, for the pictures."""
-    path = read.artifact(recorded.store, run_id, "checkpoint/best.ckpt")
-    state = torch.load(path, weights_only=True)["state_dict"]
-    net = CustomCNN(image_size=SIZE, outputs=len(CODES), width=4, depth=1, dense=[8]).eval()
-    net.load_state_dict({name[4:]: value for name, value in state.items() if name[:4] == "net."})
-    config = OmegaConf.load(read.artifact(recorded.store, run_id, "config.yaml"))
-    images = [Image.open(folder / name).convert("RGB") for name in NAMES]
-    squares = np.stack([square(image, SIZE, config.data.geometry) for image in images])
-    normal = (squares / 255 - np.array(config.model.mean)) / np.array(config.model.std)
-    with torch.no_grad():
-        logits = net(torch.from_numpy(normal.transpose(0, 3, 1, 2)).float())
-    return softmax(logits.double().numpy(), axis=1)
 
 
 def matrix(frame: pd.DataFrame, kind: str = "p", classes: tuple[str, ...] = CODES) -> np.ndarray:
     return frame[[f"{kind}/{name}" for name in classes]].to_numpy()
+
+
+def threshold_in(output: str) -> float:
+    return float(re.findall(r"p\(mel\) = ([\d.e-]+)", output)[0])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
@@ -186,18 +140,15 @@ def test_calibrated_is_the_softmax_of_logarithms_over_the_temperature(temperatur
 
 def test_the_decision_uses_the_raw_probability_from_the_threshold_on() -> None:
     # 0.125 is exact in single precision
-    rows = predictions_frame(P, CLASSES, Decision("mel", 0.125, "", 5.0), None)
-    assert rows["decision"].tolist() == ["mel", "mel", "mel", "not mel"]
-    above = Decision("mel", float(np.nextafter(0.125, 1)), "", 5.0)
-    rows = predictions_frame(P, CLASSES, above, None)
-    assert rows["decision"].tolist() == ["mel", "not mel", "mel", "not mel"]
-    assert rows["top"].tolist() == ["nv", "nv", "mel", "nv"]  # independent of the decision
+    for threshold, second in ((0.125, "mel"), (float(np.nextafter(0.125, 1)), "not mel")):
+        rows = predictions_frame(P, CLASSES, Decision("mel", threshold, "", 5.0), None)
+        assert rows["decision"].tolist() == ["mel", second, "mel", "not mel"]
+        assert rows["top"].tolist() == ["nv", "nv", "mel", "nv"]  # independent of the decision
 
 
 def test_unsure_is_below_the_calibrated_confidence() -> None:
-    assert predictions_frame(P, CLASSES, None, 0.5)["unsure"].tolist() == [False] * 4
-    unsure = predictions_frame(P, CLASSES, None, 0.51)["unsure"].tolist()
-    assert unsure == [True, False, False, True]
+    for limit, expected in ((0.5, [False] * 4), (0.51, [True, False, False, True])):
+        assert predictions_frame(P, CLASSES, None, limit)["unsure"].tolist() == expected
     calibrated = softmax(np.log(P[1].astype(float)) / 5)[2]
     assert P[1, 2] > calibrated + 0.01
     rows = predictions_frame(P[1:2], CLASSES, Decision("mel", 0.5, "", 5.0), calibrated + 0.01)
@@ -218,11 +169,6 @@ def test_a_value_that_is_not_a_number_is_a_problem() -> None:
     assert rows["problem"].tolist() == [NO_NUMBER, ""]
     assert rows.drop(columns="problem").iloc[0].isna().all()
     assert rows.loc[1, ["top", "decision", "unsure"]].tolist() == ["nv", "mel", True]
-
-
-@pytest.mark.parametrize("decision", [None, Decision("mel", 0.2, ""), Decision("mel", 0.2, "", 2)])
-def test_the_columns_are_those_of_the_predictions(decision: Decision | None) -> None:
-    assert columns(CLASSES, decision) == ["image", *predictions_frame(P, CLASSES, decision, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -262,38 +208,40 @@ def test_an_impossible_input_does_not_exist(name: str) -> None:
 
 
 def test_a_folder_with_a_damaged_file(
-    exported: Path, net: CustomCNN, typed: Typed, tmp_path: Path
+    exported: Path, recorded: SmallStore, trial: Trial, typed: Typed, tmp_path: Path
 ) -> None:
-    names = [f"{number:02d}.png" for number in range(7)]
-    folder = write(tmp_path / "pictures", names)
-    (folder / "03.png").write_text("a text")
-    options = ("input=pictures", "unsure_below=0.5", "batch_size=3")
+    names = [f"{number:02d}.png" for number in range(9)]
+    paths = write(tmp_path / "pictures", names)
+    paths[3].write_text("a text")
+    readable = paths[:3] + paths[4:]
+    expected = trial.probabilities(recorded.run_id, readable, "pad")
+    calibrated = softmax(np.log(expected) / 1.7, axis=1)
+    confidence, decision = calibrated.max(axis=1), open_file(exported).description.decision
+    assert decision is not None
+    limit = np.sort(confidence)[3:5].mean()
+    options = ("input=pictures", f"unsure_below={limit}", "batch_size=3")
     status, output = typed(f"model={exported}", *options)
     assert status == 1, output
     assert " ".join(output.split()).count(RESEARCH) == 1
     assert max(map(len, output.splitlines())) <= 100
     assert "not an image" in output
-    assert "Decision: mel from p(mel) = 0.3 on" in output
+    assert threshold_in(output) == decision.threshold
     rows = pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False, na_values=[""])
     assert list(rows) == [
-        "image",
-        *(f"p/{name}" for name in CLASSES),
-        *(f"calibrated/{name}" for name in CLASSES),
+        *("image", *(f"{kind}/{name}" for kind in ("p", "calibrated") for name in CODES)),
         *("top", "confidence", "decision", "unsure", "problem"),
     ]
     assert rows["image"].tolist() == names
-    assert rows["problem"].fillna("").tolist() == ["", "", "", "not an image", "", "", ""]
-    assert rows.loc[3].drop(["image", "problem"]).isna().all()
+    assert rows.pop("problem").fillna("").tolist() == [*[""] * 3, "not an image", *[""] * 5]
+    assert rows.loc[3].drop("image").isna().all()
     rows = rows.drop(index=3)
-    expected = probabilities(net, [folder / name for name in rows["image"]])
-    calibrated = softmax(np.log(expected) / 1.7, axis=1)
-    np.testing.assert_allclose(matrix(rows, "p", CLASSES), expected, atol=1e-6)
-    np.testing.assert_allclose(matrix(rows, "calibrated", CLASSES), calibrated, atol=1e-6)
-    assert rows["top"].tolist() == [CLASSES[label] for label in expected.argmax(axis=1)]
-    np.testing.assert_allclose(rows["confidence"], calibrated.max(axis=1), atol=1e-6)
-    decisions = np.where(expected[:, 1] >= 0.3, "mel", "not mel")
+    np.testing.assert_allclose(matrix(rows), expected, atol=1e-6)
+    np.testing.assert_allclose(matrix(rows, "calibrated"), calibrated, atol=1e-6)
+    assert rows["top"].tolist() == [CODES[label] for label in expected.argmax(axis=1)]
+    np.testing.assert_allclose(rows["confidence"], confidence, atol=1e-6)
+    decisions = np.where(expected[:, MEL] >= decision.threshold, "mel", "not mel")
     assert rows["decision"].tolist() == decisions.tolist()
-    assert rows["unsure"].astype(bool).tolist() == (calibrated.max(axis=1) < 0.5).tolist()
+    assert rows["unsure"].astype(bool).tolist() == (confidence < limit).tolist()
     assert rows["decision"].nunique() == rows["unsure"].nunique() == 2  # both occur
 
 
@@ -330,12 +278,12 @@ def test_a_csv_keeps_its_order_and_formulas_are_quoted(
 
 
 def test_one_picture_without_a_csv(
-    exported: Path, net: CustomCNN, typed: Typed, tmp_path: Path
+    exported: Path, recorded: SmallStore, trial: Trial, typed: Typed, tmp_path: Path
 ) -> None:
-    write(tmp_path, ["it.png"])
+    paths = write(tmp_path, ["it.png"])
     status, output = typed(f"model={exported}", "input=it.png", "out=null")
     assert status == 0, output
-    assert f"{probabilities(net, [tmp_path / 'it.png'])[0, 1]:.4f}" in output
+    assert f"{trial.probabilities(recorded.run_id, paths, 'pad')[0, MEL]:.4f}" in output
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["it.png"]
 
 
@@ -360,38 +308,36 @@ def test_a_csv_that_cannot_be_finished_leaves_the_former_one(
         assert "cannot be written there" in output.splitlines()[-1]
         assert "No space left on device" in output.splitlines()[-1]
     assert (tmp_path / "out.csv").read_text() == "of yesterday"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
-        "it.png",
-        "out.csv",
-    ]
+    files = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    assert files == ["it.png", "out.csv"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["input=it.png"], "model: name a run, a registered model or an exported file"),
-        (["model=MODEL"], "input: name a picture, a folder or a CSV"),
-        (["model=MODEL", "input=nosuch"], "input: nosuch is not there"),
-        (["model=MODEL", "input=empty"], "input: empty has no picture in it or below it"),
-        (["model=MODEL", "input=list.csv"], "list.csv: has no column 'path' (or 'image')"),
-        (["model=MODEL", "input=text.jpg"], "text.jpg: not an image; name a picture"),
-        (["model=MODEL", "input=list.csv", "out=./list.csv"], "out: ./list.csv is the input"),
-        (["model=MODEL", "input=it.png", "out=text.jpg/out.csv"], "cannot be written there"),
-        (["model=MODEL", "input=it.png", "unsure_below=70"], "unsure_below: input should be less"),
-        (["model=MODEL", "input=it.png", "gradcam=true"], "is an exported file, without gradients"),
-        (["model=nosuch.onnx", "input=it.png"], "nosuch.onnx: no such file"),
-        (["model=text.jpg", "input=it.png"], "text.jpg: unknown suffix of a model file"),
-        (["model=3f2a", "input=it.png"], "no run store is there"),
+        ("input=it.png", "model: name a run, a registered model or an exported file"),
+        ("model=MODEL", "input: name a picture, a folder or a CSV"),
+        ("model=MODEL input=nosuch", "input: nosuch is not there"),
+        ("model=MODEL input=empty", "input: empty has no picture in it or below it"),
+        ("model=MODEL input=list.csv", "list.csv: has no column 'path' (or 'image')"),
+        ("model=MODEL input=text.jpg", "text.jpg: not an image; name a picture"),
+        ("model=MODEL input=list.csv out=./list.csv", "out: ./list.csv is the input"),
+        ("model=MODEL input=it.png out=text.jpg/out.csv", "cannot be written there"),
+        ("model=MODEL input=it.png unsure_below=70", "unsure_below: input should be less"),
+        ("model=MODEL input=it.png gradcam=true", "is an exported file, without gradients"),
+        ("model=nosuch.onnx input=it.png", "nosuch.onnx: no such file"),
+        ("model=text.jpg input=it.png", "text.jpg: unknown suffix of a model file"),
+        ("model=3f2a input=it.png", "no run store is there"),
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], message: str, exported: Path, typed: Typed, tmp_path: Path
+    arguments: str, message: str, exported: Path, typed: Typed, tmp_path: Path
 ) -> None:
     write(tmp_path, ["it.png"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.csv").write_text("file\nit.png\n")
     (tmp_path / "text.jpg").write_text("a text")
-    status, output = typed(*(word.replace("MODEL", str(exported)) for word in arguments))
+    status, output = typed(*arguments.replace("MODEL", str(exported)).split())
     assert status == 2
     assert message in output.splitlines()[-1]
     assert "Traceback" not in output
@@ -415,72 +361,70 @@ def test_an_onnx_file_needs_neither_torch_nor_mlflow(exported: Path, tmp_path: P
 
 
 def test_a_run_by_the_start_of_its_id(
-    recorded: Recorded, typed: Typed, pictures: Path, tmp_path: Path
+    trial: Trial, typed: Typed, pictures: list[Path], tmp_path: Path
 ) -> None:
-    run_id = recorded.seeds[0]
-    status, output = typed(*recorded.arguments(run_id[:10]))
+    run_id = trial.seeds[0]
+    status, output = typed(*trial.arguments(run_id[:10]))
     assert status == 0, output
     rows = pd.read_csv(tmp_path / "predictions.csv")
-    expected = recorded_probabilities(recorded, run_id, pictures)
+    expected = trial.probabilities(run_id, pictures)
     np.testing.assert_allclose(matrix(rows), expected, atol=1e-6)
-    threshold = float(re.findall(r"p\(mel\) = ([\d.e-]+)", output)[0])
-    decisions = np.where(expected[:, CODES.index("mel")] >= threshold, "mel", "not mel")
+    decisions = np.where(expected[:, MEL] >= threshold_in(output), "mel", "not mel")
     assert rows["decision"].tolist() == decisions.tolist()
 
 
 def test_the_seeds_of_a_trial_are_averaged_with_a_threshold_for_the_mean(
-    recorded: Recorded, typed: Typed, pictures: Path, tmp_path: Path
+    trial: Trial, typed: Typed, pictures: list[Path], tmp_path: Path
 ) -> None:
-    status, output = typed(*recorded.arguments(recorded.trial))
+    status, output = typed(*trial.arguments(trial.run_id))
     assert status == 0, output
-    assert "2 seeds), mean of their probabilities" in output
+    assert "2 seeds), mean of their probabilities" in " ".join(output.split())
     rows = pd.read_csv(tmp_path / "predictions.csv")
-    nets = [recorded_probabilities(recorded, run_id, pictures) for run_id in recorded.seeds]
+    nets = [trial.probabilities(run_id, pictures) for run_id in trial.seeds]
     np.testing.assert_allclose(matrix(rows), np.mean(nets, axis=0), atol=1e-6)
-    val = [read.predictions(recorded.store, run_id, "val") for run_id in recorded.seeds]
+    val = [read.predictions(trial.store, run_id, "val") for run_id in trial.seeds]
     mean = (val[0]["p/mel"] + val[1]["p/mel"]).to_numpy() / 2
-    melanoma = mean[val[0]["label"] == "mel"]
-    threshold = float(re.findall(r"p\(mel\) = ([\d.e-]+)", output)[0])
+    melanoma, threshold = mean[val[0]["label"] == "mel"], threshold_in(output)
     assert (melanoma >= threshold).mean() >= 0.8
     assert (melanoma > melanoma[melanoma >= threshold].min()).mean() < 0.8  # a stricter one fails
 
 
 def test_a_registered_model(
-    recorded: Recorded, typed: Typed, pictures: Path, tmp_path: Path
+    trial: Trial, typed: Typed, pictures: list[Path], tmp_path: Path
 ) -> None:
-    client = recorded.store.client
+    client = trial.store.client
     client.create_registered_model("skin")
-    for run_id in recorded.seeds:
+    for run_id in trial.seeds:
         client.create_model_version("skin", f"runs:/{run_id}/model", run_id)
     client.set_registered_model_alias("skin", "champion", "1")
     for name, number in (("skin", 2), ("skin/1", 1), ("skin@champion", 1)):
-        version = model_registry.resolve(recorded.store, name)
-        expected = ("skin", number, recorded.seeds[number - 1])
+        version = model_registry.resolve(trial.store, name)
+        expected = ("skin", number, trial.seeds[number - 1])
         assert (version.name, version.number, version.run_id) == expected
-    status, output = typed(*recorded.arguments("skin@champion"))
+    status, output = typed(*trial.arguments("skin@champion"))
     assert status == 0, output
     assert "skin version 1, custom" in output
     rows = pd.read_csv(tmp_path / "predictions.csv")
-    probability = recorded_probabilities(recorded, recorded.seeds[0], pictures)
+    probability = trial.probabilities(trial.seeds[0], pictures)
     np.testing.assert_allclose(matrix(rows), probability, atol=1e-6)
     for name in ("skin@nosuch", "skin/7", "skin/seven", "a:b"):
         with pytest.raises(TrackingError, match=name):
-            model_registry.resolve(recorded.store, name)
-    status, output = typed(*recorded.arguments("nosuch"))
+            model_registry.resolve(trial.store, name)
+    status, output = typed(*trial.arguments("nosuch"))
     assert status == 2
     last = output.splitlines()[-1]
     assert last.startswith("error: model: nosuch: no such registered model; there are ")
     assert last.endswith("nor does a run's id start so, nor is it an exported file")
 
 
-def test_a_name_that_is_also_an_id_is_refused(recorded: Recorded) -> None:
-    short, (first, second) = recorded.seeds[0][:6], recorded.seeds
-    client = recorded.store.client
+def test_a_name_that_is_also_an_id_is_refused(trial: Trial) -> None:
+    short, (first, second) = trial.seeds[0][:6], trial.seeds
+    client = trial.store.client
     client.create_registered_model(short)
     client.create_model_version(short, f"runs:/{second}/model", second)
 
     def run_of(name: str) -> str:
-        return predict.find(name, lambda: recorded.store, 1).runtimes[0].description.run_id
+        return predict.find(name, lambda: trial.store, 1).runtimes[0].description.run_id
 
     problem = f"{short} is a registered model, and a run's id starts so too"
     with pytest.raises(ConfigError, match=problem):
@@ -489,68 +433,57 @@ def test_a_name_that_is_also_an_id_is_refused(recorded: Recorded) -> None:
     client.delete_registered_model(short)
 
 
-def test_the_precision_of_a_trial_is_that_of_its_nets(recorded: Recorded) -> None:
-    for run_id in recorded.seeds:
-        recorded.store.client.set_tag(run_id, "precision", "bfloat16")
-    model = predict.find(recorded.trial, lambda: recorded.store, 1)
+def test_the_precision_of_a_trial_is_that_of_its_nets(trial: Trial) -> None:
+    for run_id in trial.seeds:
+        trial.store.client.set_tag(run_id, "precision", "bfloat16")
+    model = predict.find(trial.run_id, lambda: trial.store, 1)
     assert model.description.precision == "bfloat16"
-    for run_id in recorded.seeds:
-        recorded.store.client.delete_tag(run_id, "precision")
+    for run_id in trial.seeds:
+        trial.store.client.delete_tag(run_id, "precision")
 
 
 def test_a_compressed_run_that_is_a_file(
-    recorded: Recorded, exported: Path, typed: Typed, pictures: Path, tmp_path: Path
+    recorded: SmallStore,
+    compressed: str,
+    trial: Trial,
+    typed: Typed,
+    pictures: list[Path],
+    tmp_path: Path,
 ) -> None:
-    """The file predicts; the decision is chosen on the run's recorded predictions."""
-    config = OmegaConf.load(read.artifact(recorded.store, recorded.seeds[0], "config.yaml"))
-    config.data.geometry = "pad"
-    score = np.array([0.9, 0.2, 0.3, 0.4, 0.5, 0.1])  # 4 of 5 melanomas have 0.3 or more
-    val = pd.DataFrame({"image_id": list("uvwxyz"), "group": list("uvwxyz")})
-    val = val.assign(label=["mel"] * 5 + ["nv"])
-    val = val.assign(**{"p/bkl": 0.0, "p/mel": score, "p/nv": 1 - score})
-    tags = {"kind": "run", "seed": "5", "model": "custom", "data": "made", "split": "grouped"}
-    with Run.start(recorded.store, "custom", tags) as run:
-        run.text(OmegaConf.to_yaml(config), "config.yaml")
-        run.artifact(exported, "deployed")
-        run.table(val, "predictions/val.csv")
-    status, output = typed(*recorded.arguments(run.id))
-    assert status == 0, output
-    status, output = typed(f"model={exported}", "input=pictures", "out=file.csv")
-    assert status == 0, output
+    for name, out in ((compressed, "predictions.csv"), (str(recorded.onnx), "file.csv")):
+        status, output = typed(*trial.arguments(name, f"out={out}"))
+        assert status == 0, output
     rows, file = (pd.read_csv(tmp_path / name) for name in ("predictions.csv", "file.csv"))
-    np.testing.assert_array_equal(matrix(rows, "p", CLASSES), matrix(file, "p", CLASSES))
-    status, output = typed(*recorded.arguments(run.id, "gradcam=true"))
+    pd.testing.assert_frame_equal(rows, file)
+    status, output = typed(*trial.arguments(compressed, "gradcam=true"))
     assert status == 2
     assert "is an exported file, without gradients" in output.splitlines()[-1]
-    recorded.store.client.delete_run(run.id)
 
 
 def test_training_in_half_precision_is_noted(
-    recorded: Recorded, typed: Typed, pictures: Path
+    trial: Trial, typed: Typed, pictures: list[Path]
 ) -> None:
-    run_id, note = recorded.seeds[0], "bf16-mixed precision"
-    config = OmegaConf.load(read.artifact(recorded.store, run_id, "config.yaml"))
-    assert note not in " ".join(typed(*recorded.arguments(run_id))[1].split())
-    tags = {"kind": "run", "model": "custom", "data": "synthetic"}
-    with Run.start(recorded.store, "half", tags) as run:
-        config = OmegaConf.merge(config, {"trainer": {"precision": "bf16-mixed"}})
+    store, run_id, note = trial.store, trial.seeds[0], "bf16-mixed precision"
+    assert note not in " ".join(typed(*trial.arguments(run_id))[1].split())
+    with Run.start(store, "half", {"kind": "run", "model": "custom", "data": "synthetic"}) as run:
+        config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
+        config.trainer.precision = "bf16-mixed"
         run.text(OmegaConf.to_yaml(config), "config.yaml")
-        checkpoint = read.artifact(recorded.store, run_id, "checkpoint/best.ckpt")
-        run.artifact(checkpoint, "checkpoint")
-        run.table(read.predictions(recorded.store, run_id, "val"), "predictions/val.csv")
-    status, output = typed(*recorded.arguments(run.id))
+        run.artifact(read.artifact(store, run_id, "checkpoint/best.ckpt"), "checkpoint")
+        run.table(read.predictions(store, run_id, "val"), "predictions/val.csv")
+    status, output = typed(*trial.arguments(run.id))
     assert status == 0, output
     assert note in " ".join(output.split())
-    recorded.store.client.delete_run(run.id)
+    store.client.delete_run(run.id)
 
 
 @pytest.mark.parametrize("model", ["run", "trial"])
 def test_gradcam_draws_each_readable_picture(
-    recorded: Recorded, typed: Typed, pictures: Path, tmp_path: Path, model: str
+    trial: Trial, typed: Typed, pictures: list[Path], tmp_path: Path, model: str
 ) -> None:
-    (pictures / "broken.png").write_text("a text")
-    name = recorded.trial if model == "trial" else recorded.seeds[1]
-    status, output = typed(*recorded.arguments(name, "gradcam=mel", "out=out.csv"))
+    pictures[0].with_name("broken.png").write_text("a text")
+    name = trial.run_id if model == "trial" else trial.seeds[1]
+    status, output = typed(*trial.arguments(name, "gradcam=mel", "out=out.csv"))
     assert status == 1, output
     drawn = sorted((tmp_path / "out_gradcam").iterdir())
     names = ["000001_a_mel.png", "000002_b_mel.png", "000004_c_mel.png"]
@@ -558,7 +491,7 @@ def test_gradcam_draws_each_readable_picture(
     for path in drawn:
         assert np.asarray(Image.open(path).convert("L")).std() > 10  # it is not empty
     assert f"look: {tmp_path / 'out_gradcam'}" in output
-    status, output = typed(*recorded.arguments(name, "gradcam=melanoma", "out=other.csv"))
+    status, output = typed(*trial.arguments(name, "gradcam=melanoma", "out=other.csv"))
     assert status == 2
     assert "gradcam: must be true, false or one of akiec, bcc" in output.splitlines()[-1]
     assert not list(tmp_path.glob("other*"))

@@ -11,8 +11,9 @@ from small_store import SmallStore, write_run
 from src.core.config import instantiate
 from src.core.errors import UserError
 from src.deployment import trained
-from src.deployment.export import load_validation_images
+from src.deployment.export import validation_rows
 from src.deployment.runtimes.formats import open_file
+from src.deployment.trained import RecordedModel
 from src.tracking import read
 from src.tracking.run import Run
 
@@ -21,49 +22,48 @@ FREE = "CC BY-NC 4.0: no commercial use"
 
 
 @pytest.fixture(scope="module")
-def trial(recorded: SmallStore) -> tuple[str, list[str]]:
-    """Ids of a trial and of its two seeds; the first one is also evaluated on test."""
-    with Run.start(
-        recorded.store, "custom", {"kind": "trial", "study": "", "model": "custom"}
-    ) as run:
-        pass
-    seeds = [write_run(recorded.store, recorded.folder, seed, parent=run.id) for seed in (1, 0)]
-    first = Run.attach(recorded.store, seeds[1])
-    first.table(read.predictions(recorded.store, seeds[1], "val"), "predictions/test.csv")
-    first.flush()
-    return run.id, seeds[::-1]
+def run(recorded: SmallStore) -> RecordedModel:
+    """Found by the start of its id."""
+    return trained.find(recorded.store, recorded.run_id[:12])
 
 
-def test_the_start_of_an_id_is_enough(recorded: SmallStore) -> None:
-    run = trained.find(recorded.store, recorded.run_id[:12])
-    assert (run.run_id, run.repeated, run.model, run.data) == (
-        *(recorded.run_id, False, "custom", "synthetic"),
-    )
+@pytest.fixture(scope="module")
+def checkpoint(recorded: SmallStore) -> Path:
+    return read.artifact(recorded.store, recorded.run_id, trained.CHECKPOINT)
+
+
+def test_a_run_is_found(recorded: SmallStore, run: RecordedModel) -> None:
+    expected = (recorded.run_id, False, "custom", "synthetic")
+    assert (run.run_id, run.repeated, run.model, run.data) == expected
     assert [(net.run_id, net.seed) for net in run.nets] == [(recorded.run_id, "0")]
     assert run.config.data.image_size == 16
     assert run.title == f"custom ({recorded.run_id[:8]})"
 
 
-def test_a_trial_has_the_nets_of_its_seeds(
-    recorded: SmallStore, trial: tuple[str, list[str]]
-) -> None:
-    run = trained.find(recorded.store, trial[0])
-    assert run.repeated
-    assert [(net.run_id, net.seed) for net in run.nets] == [*zip(trial[1], "01", strict=True)]
-    assert run.title == f"custom ({trial[0][:8]}, 2 seeds)"
-    assert len(run.predictions(recorded.store, "val")) == 2
-    assert run.predictions(recorded.store, "test") == []  # one of the two seeds has none
-    assert [run.count_predicted(recorded.store, split) for split in ("val", "test")] == [2, 1]
-    names = f"name one: {trial[1][0]} \\(seed 0\\), {trial[1][1]} \\(seed 1\\)"
+def test_a_trial_has_the_nets_of_its_seeds(recorded: SmallStore) -> None:
+    store, tags = recorded.store, {"kind": "trial", "study": "", "model": "custom"}
+    with Run.start(store, "custom", tags) as parent:
+        pass
+    second, first = (write_run(store, recorded.folder, seed, parent=parent.id) for seed in (1, 0))
+    predicted = Run.attach(store, first)
+    predicted.table(read.predictions(store, first, "val"), "predictions/test.csv")
+    predicted.flush()
+    trial = trained.find(store, parent.id)
+    assert trial.repeated
+    assert [(net.run_id, net.seed) for net in trial.nets] == [(first, "0"), (second, "1")]
+    assert trial.title == f"custom ({parent.id[:8]}, 2 seeds)"
+    assert len(trial.predictions(store, "val")) == 2
+    assert trial.predictions(store, "test") == []  # one of the two seeds has none
+    assert [trial.count_predicted(store, split) for split in ("val", "test")] == [2, 1]
+    names = f"name one: {first} \\(seed 0\\), {second} \\(seed 1\\)"
     with pytest.raises(UserError, match=f"is a trial of several seeds, .*{names}"):
-        trained.single(recorded.store, trial[0])
+        trained.single(store, parent.id)
 
 
 def test_runs_without_a_net_are_refused_with_the_reason(recorded: SmallStore) -> None:
     store = recorded.store.open()
-    kinds = {"bare": "run", "study": "study", "empty": "trial"}
     ids = {}
-    for name, kind in kinds.items():
+    for name, kind in {"bare": "run", "study": "study", "empty": "trial"}.items():
         with Run.start(store, name, {"kind": kind}) as run:
             ids[name] = run.id
     with Run.start(store, "e", {"kind": "evaluation", "evaluated_run": "abc"}) as evaluation:
@@ -102,37 +102,34 @@ def test_damaged_records_are_refused(recorded: SmallStore) -> None:
         trained.find(recorded.store, run_id)
 
 
-def test_a_loaded_net_predicts_what_is_recorded(recorded: SmallStore) -> None:
-    run = trained.find(recorded.store, recorded.run_id)
-    images = load_validation_images(run, None, None, str(recorded.folder / "cache"))
+def test_a_loaded_net_predicts_what_is_recorded(
+    recorded: SmallStore, run: RecordedModel, checkpoint: Path
+) -> None:
+    data, _, rows = validation_rows(run, None, None, str(recorded.folder / "cache"))
     [frame] = run.predictions(recorded.store, "val")
-    expected = frame.set_index("image_id").loc[images.ids[3:]].filter(like="p/")
-    rows = np.arange(3, len(images.ids))
-    checkpoint = read.artifact(recorded.store, recorded.run_id, trained.CHECKPOINT)
-    classifier = trained.load_checkpoint(run.config, CLASSES, checkpoint)
-    probabilities = trained.predict(classifier, images.pictures, rows, 5, "test")
+    ids = data.frame["image_id"].iloc[rows[3:]]
+    camera = trained.load_checkpoint(run.config, CLASSES, checkpoint)
+    probabilities = trained.predict(camera, data.cache.images, rows[3:], 5, "test")
+    expected = frame.set_index("image_id").loc[ids].filter(like="p/")
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
-def test_another_nets_checkpoint_is_refused(recorded: SmallStore, tmp_path: Path) -> None:
-    config = trained.find(recorded.store, recorded.run_id).config
-    checkpoint = read.artifact(recorded.store, recorded.run_id, trained.CHECKPOINT)
+def test_another_nets_checkpoint_is_refused(run: RecordedModel, checkpoint: Path) -> None:
     with pytest.raises(UserError, match="not a checkpoint of this network"):
-        trained.load_checkpoint(config, CLASSES[:5], checkpoint)
+        trained.load_checkpoint(run.config, CLASSES[:5], checkpoint)
     with pytest.raises(UserError, match="no such checkpoint"):
-        trained.load_checkpoint(config, CLASSES, tmp_path / "best.ckpt")
+        trained.load_checkpoint(run.config, CLASSES, checkpoint.with_name("absent.ckpt"))
 
 
-def test_two_classes_come_from_one_logit(recorded: SmallStore, tmp_path: Path) -> None:
-    config = trained.find(recorded.store, recorded.run_id).config
+def test_two_classes_come_from_one_logit(run: RecordedModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = instantiate(config.model.net, "model.net", outputs=1).eval()
+    net = instantiate(run.config.model.net, "model.net", outputs=1).eval()
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "best.ckpt")
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
-    classifier = trained.load_checkpoint(config, ("benign", "malignant"), tmp_path / "best.ckpt")
-    probabilities = trained.predict(classifier, images, np.array([4, 1]), 8, "test")
-    mean, std = (np.array(config.model[name], dtype=np.float32) for name in ("mean", "std"))
+    camera = trained.load_checkpoint(run.config, ("no", "yes"), tmp_path / "best.ckpt")
+    probabilities = trained.predict(camera, images, np.array([4, 1]), 8, "test")
+    mean, std = (np.array(run.config.model[name], dtype=np.float32) for name in ("mean", "std"))
     normal = torch.from_numpy((images[[4, 1]] / np.float32(255) - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = torch.sigmoid(net(normal))[:, 0].numpy()
@@ -140,20 +137,19 @@ def test_two_classes_come_from_one_logit(recorded: SmallStore, tmp_path: Path) -
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_another_training_precision_gives_a_warning(recorded: SmallStore) -> None:
-    config = trained.find(recorded.store, recorded.run_id).config
-    assert trained.precision_warnings(config) == []
-    config.trainer.precision = "bf16-mixed"
+def test_another_training_precision_gives_a_warning(run: RecordedModel) -> None:
+    assert trained.precision_warnings(run.config) == []
+    config = OmegaConf.create({"trainer": {"precision": "bf16-mixed"}})
     [warning] = trained.precision_warnings(config)
     assert "come from a trainer in bf16-mixed precision" in warning
 
 
-def test_a_file_contains_the_description_of_its_run(recorded: SmallStore) -> None:
+def test_a_file_contains_the_description_of_its_run(
+    recorded: SmallStore, run: RecordedModel
+) -> None:
     description = open_file(recorded.onnx).description
     assert recorded.onnx.name == f"{recorded.run_id}.onnx"
-    assert description == trained.describe(
-        recorded.store, trained.single(recorded.store, recorded.run_id)
-    )
+    assert description == trained.describe(recorded.store, run)
     assert (description.run_id, description.model) == (recorded.run_id, "custom")
     assert (description.image_size, description.geometry) == (16, "squash")
     assert (description.data, description.split) == ("synthetic", "grouped")
@@ -161,10 +157,8 @@ def test_a_file_contains_the_description_of_its_run(recorded: SmallStore) -> Non
     assert description.licence == "none applies: drawn pictures"
 
 
-def test_the_threshold_is_chosen_on_val(recorded: SmallStore) -> None:
-    decision = trained.choose_decision(
-        recorded.store, trained.single(recorded.store, recorded.run_id)
-    )
+def test_the_threshold_is_chosen_on_val(recorded: SmallStore, run: RecordedModel) -> None:
+    decision = trained.choose_decision(recorded.store, run, list(CLASSES))
     assert decision is not None
     val = read.predictions(recorded.store, recorded.run_id, "val")
     positive = val.loc[val["label"] == "mel", "p/mel"]
@@ -182,16 +176,18 @@ def test_the_threshold_is_chosen_on_val(recorded: SmallStore) -> None:
 @pytest.mark.parametrize(
     ("source", "licence"),
     [
-        ({"_target_": "src.data.ham10000.HAM10000"}, FREE),
-        ({"_target_": "src.data.isic2018.ISIC2018"}, FREE),
-        ({"_target_": "src.data.isic2019.ISIC2019"}, FREE),
-        ({"_target_": "src.data.siim2020.SIIM2020"}, FREE),
-        ({"_target_": "src.data.medmnist.MedMNIST", "flag": "dermamnist"}, FREE),
-        ({"_target_": "src.data.medmnist.MedMNIST", "flag": "pathmnist"}, "unknown: ask the owner"),
-        ({"_target_": "src.data.table.CsvTable"}, "unknown: ask the owners of mine"),
-        ({"_target_": "src.data.synthetic.Synthetic"}, "none applies: drawn pictures"),
+        ("ham10000.HAM10000", FREE),
+        ("isic2018.ISIC2018", FREE),
+        ("isic2019.ISIC2019", FREE),
+        ("siim2020.SIIM2020", FREE),
+        ("medmnist.MedMNIST dermamnist", FREE),
+        ("medmnist.MedMNIST pathmnist", "unknown: ask the owner"),
+        ("table.CsvTable", "unknown: ask the owners of mine"),
+        ("synthetic.Synthetic", "none applies: drawn pictures"),
     ],
 )
-def test_the_licence_is_that_of_the_data(source: dict[str, str], licence: str) -> None:
-    data = OmegaConf.create({"name": "mine", "source": source})
+def test_the_licence_is_that_of_the_data(source: str, licence: str) -> None:
+    target, _, flag = source.partition(" ")
+    node = {"_target_": f"src.data.{target}", "flag": flag}
+    data = OmegaConf.create({"name": "mine", "source": node})
     assert trained.licence_note(data).startswith(licence)

@@ -23,28 +23,19 @@ from src.deployment.benchmark.models import BELOW_MINIMUM, QUERIES, SECONDS, Ben
 from src.deployment.benchmark.result import BenchmarkResult, BenchmarkRow, read, this_device
 from src.deployment.benchmark.worker import encoded
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # MLflow: exported files are measured without it
     from src.tracking.store import Store
 
 FOLDER = "benchmark"  # of a run's artifacts
 CONDITIONS = (
-    "queries",
-    "seconds",
-    "warm_up_s",
-    "turn_ms",
-    "cold_starts",
-    "jpeg_queries",
-    "cores",
-    "memory_mb",
-    "level",
-    "samples",
-    "seed",
+    *("queries", "seconds", "warm_up_s", "turn_ms", "cold_starts", "jpeg_queries"),
+    *("cores", "memory_mb", "level", "samples", "seed"),
 )
-# Notes on the start and memory of runtimes, shown if one of them was measured.
+# Notes on the start and memory of runtimes, shown if the runtime was measured.
 RUNTIME_NOTES = {
-    ("compile",): "compile: compiled at its first start; later starts, as most of 3, use the disk "
+    "compile": "compile: compiled at its first start; later starts, as most of 3, use the disk "
     "cache.",
-    ("executorch",): "executorch: its Python package imports torch, which dominates its start and "
+    "executorch": "executorch: its Python package imports torch, which dominates its start and "
     "memory; in C++ both are small.",
 }
 MAX_BUSY, MIN_BUSY = 1.1, 0.8  # cores per thread outside of which a note is shown
@@ -61,15 +52,11 @@ COLUMNS = {
 }
 
 
-def make(config: DictConfig) -> BenchmarkResult:
-    """Make the benchmark that a config asks for, or add the file of another machine to the record.
+def make(config: DictConfig) -> None:
+    """Make the benchmark that a config (conf/command/benchmark.yaml) asks for.
 
-    Args:
-        config: A composed `conf/command/benchmark.yaml`.
-
-    Returns:
-        The benchmark, after it was written and published. If no model could be measured,
-        `src.core.cli.failures` says so.
+    With `join` the file of another machine is added to the record instead. If no model could be
+    measured, `src.core.cli.failures` says so.
 
     Raises:
         UserError: Bad input.
@@ -82,7 +69,7 @@ def make(config: DictConfig) -> BenchmarkResult:
         runs = publish(result, file, _store(config))
         _show(result, file)
         say(f"added to the record of {', '.join(runs)}", wrap=False)
-        return result
+        return
     photograph, photograph_text = encoded(settings.image)
     file = settings.json_file or Path(settings.folder) / "benchmark"
     refuse_unwritable(file.with_name(f".{file.name}"), "the benchmark")
@@ -105,11 +92,9 @@ def make(config: DictConfig) -> BenchmarkResult:
         rows=rows,
     )
     file = settings.json_file or Path(settings.folder) / f"{result.name}.json"
+    contents = {file: result.to_json(), file.with_suffix(".csv"): result.to_csv()}
     try:
-        for path, content in (
-            (file, result.to_json()),
-            (file.with_suffix(".csv"), result.to_csv()),
-        ):
+        for path, content in contents.items():
             with atomic_file(path, "the benchmark") as draft:
                 draft.write_text(content, encoding="utf-8")
     finally:
@@ -121,11 +106,10 @@ def make(config: DictConfig) -> BenchmarkResult:
         say(f"to add it to the record of its runs: python -m src.benchmark join={file}", wrap=False)
     if all(row.reason for row in rows):
         cli.failures.append("no model could be measured")
-    return result
 
 
 def _store(config: DictConfig) -> "Store":
-    from src.tracking.store import existing  # MLflow: exported files are measured without it
+    from src.tracking.store import existing
 
     return existing(config)
 
@@ -133,16 +117,9 @@ def _store(config: DictConfig) -> "Store":
 def publish(
     result: BenchmarkResult, file: Path, store: "Store", only: Collection[str] | None = None
 ) -> list[str]:
-    """Add the rows to the record of their runs.
+    """Add the rows of a benchmark, written to `file`, to the record of their runs.
 
-    Args:
-        result: The benchmark.
-        file: Its JSON file.
-        store: Opened if it is not yet.
-        only: Run ids; None: all runs of the rows.
-
-    Returns:
-        Ids of the changed runs.
+    Only the runs in `only` are changed; None: all. Returns the ids of the changed runs.
 
     Raises:
         UserError: A run is not in the store, or two rows of a run would have the same metric names;
@@ -164,9 +141,10 @@ def publish(
     runs = {run_id: Run.attach(store, run_id) for run_id in ids}
     for row in rows:
         if not row.reason:
-            runs[row.run_id].log(result.metrics(row))
+            prefix = result.prefix(row)
+            runs[row.run_id].log({f"{prefix}/{name}": v for name, v in row.figures.items()})
             # a ratio means nothing without its reference
-            runs[row.run_id].tag(**{f"{result.prefix(row)}/reference": result.reference})
+            runs[row.run_id].tag(**{f"{prefix}/reference": result.reference})
     for run in runs.values():
         run.flush()
         run.artifact(file, FOLDER)
@@ -192,7 +170,7 @@ def _notes(rows: list[BenchmarkRow], settings: BenchmarkSettings, photograph: st
         notes.append("Processes are not pinned to a core: the scheduler moves them.")
     measured = [row for row in rows if not row.reason]
     runtimes = {row.runtime for row in measured}
-    notes += [text for names, text in RUNTIME_NOTES.items() if runtimes & set(names)]
+    notes += [text for name, text in RUNTIME_NOTES.items() if name in runtimes]
     for row in measured:
         busy = row.figures["cpu_ms"] / row.figures["mean_ms"]
         name = f"{row.label} in {row.runtime}"
@@ -217,13 +195,13 @@ def table(result: BenchmarkResult) -> Table:
         cells = []
         for name, decimals in COLUMNS.values():
             value = row.figures.get(name)
-            if name == "ratio" and value is not None:
+            if value is None:
+                cells.append("-" if row.reason else "")
+            elif name == "ratio":
                 low, high = row.figures.get("ratio_low"), row.figures.get("ratio_high")
                 # the interval of the reference itself has no width
                 interval = low is not None and low != high
                 cells.append(f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if interval else ""))
-            elif value is None:
-                cells.append("-" if row.reason else "")
             else:
                 cells.append(f"{value:,.{decimals}f}")
         shown.add_row(Text(row.label), row.runtime, *map(Text, cells))
@@ -233,21 +211,15 @@ def table(result: BenchmarkResult) -> Table:
 def lines(result: BenchmarkResult) -> list[str]:
     """Notes below the table."""
     measured = [row for row in result.rows if not row.reason]
-    notes = [
-        f"{row.label} in {row.runtime}: not measured: {row.reason}"
-        for row in result.rows
-        if row.reason
-    ]
+    failed = [row for row in result.rows if row.reason]
+    notes = [f"{row.label} in {row.runtime}: not measured: {row.reason}" for row in failed]
     if measured:
         calls = min(int(row.figures["queries"]) for row in measured)
         seconds = min(row.figures["seconds"] for row in measured)
         notes.append(f"at least {calls:,} calls and {seconds:.1f} s of each model, in turns")
-        notes.append(
-            f"ratio: p50 divided by that of {result.reference}, with its interval: 2 is twice as "
-            "slow"
-            if result.reference
-            else "ratio: absent, its reference was not measured"
-        )
+        base = result.reference
+        meaning = f"p50 divided by that of {base}, with its interval: 2 is twice as slow"
+        notes.append(f"ratio: {meaning if base else 'absent, its reference was not measured'}")
     reasons = {row.energy_absent for row in measured if row.energy_absent}
     return notes + [f"energy: absent, {reason}" for reason in sorted(reasons)] + result.notes
 

@@ -13,40 +13,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from src.core.cli import ROOT
 from src.core.errors import ConfigError
+from src.core.files import ROOT
 from src.deployment.benchmark.models import BenchmarkModel, BenchmarkSettings
 from src.deployment.benchmark.result import BenchmarkRow, finite
 from src.deployment.description import Description
 
-Times = npt.NDArray[np.float64]  # ms, of the queries of one turn
+Times = npt.NDArray[np.float64]  # ms, of the timed queries of one turn
 BLOCKS = 50  # blocks of consecutive turns that the bootstrap resamples
 MIN_BLOCKS = 5  # fewer blocks give no interval
 UNTIMED_SHARE = 8  # a turn begins with 1 + size // 8 untimed queries, which warm the caches
 POWERCAP = Path("/sys/class/powercap")
-START_S, ANSWER_S = 600.0, 600.0  # time limits of a worker; a large net is compiled at its start
+TIMEOUT_S = 600.0  # for an answer of a worker; a large net is compiled at its start
 THREAD_POOLS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
 )
-
-
-class TimeRatio(NamedTuple):
-    """A median divided by the reference's; 2.0 is twice as slow. NaN: too few turns."""
-
-    value: float
-    low: float
-    high: float
 
 
 def latencies(turns: Sequence[Times]) -> dict[str, float]:
@@ -58,197 +48,34 @@ def latencies(turns: Sequence[Times]) -> dict[str, float]:
 
 def ratio(
     turns: Sequence[Times], reference: Sequence[Times], samples: int, level: float, seed: int
-) -> TimeRatio:
+) -> tuple[float, float, float]:
     """The ratio of two medians, with a percentile interval by the block bootstrap.
 
     Disturbances of a machine last longer than one query. Therefore up to `BLOCKS` blocks of
     consecutive turns are resampled (Künsch, The jackknife and the bootstrap for general stationary
-    observations, Annals of Statistics 17, 1989), the same blocks of both models, which were
-    measured side by side.
+    observations, Annals of Statistics 17, 1989), the same blocks of both models: turn n of the
+    reference was measured beside turn n of the model. `level` is the coverage, in (0, 1).
 
-    Args:
-        turns: Of the model, in order.
-        reference: As many; turn n was measured beside turn n of the model.
-        samples: Bootstrap samples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the bootstrap.
+    Returns:
+        Ratio, 2.0 is twice as slow; lower and upper end, NaN after too few turns.
     """
     value = float(np.median(np.concatenate(turns)) / np.median(np.concatenate(reference)))
     number = min(BLOCKS, len(turns))
     if number < MIN_BLOCKS:
-        return TimeRatio(value, np.nan, np.nan)
-    edges = np.linspace(0, len(turns), number + 1).round().astype(int)
-    spans = [slice(start, end) for start, end in zip(edges[:-1], edges[1:], strict=True)]
-    ours = [np.concatenate(turns[span]) for span in spans]
-    theirs = [np.concatenate(reference[span]) for span in spans]
-    ratios = [
-        np.median(np.concatenate([ours[block] for block in sample]))
-        / np.median(np.concatenate([theirs[block] for block in sample]))
-        for sample in np.random.default_rng(seed).integers(number, size=(samples, number))
-    ]
+        return value, np.nan, np.nan
+    edges = pairwise(np.linspace(0, len(turns), number + 1).round().astype(int))
+    spans = [slice(start, end) for start, end in edges]
+    blocks = [[np.concatenate(series[span]) for span in spans] for series in (turns, reference)]
+    ratios = []
+    for sample in np.random.default_rng(seed).integers(number, size=(samples, number)):
+        upper, lower = (np.median(np.concatenate([block[n] for n in sample])) for block in blocks)
+        ratios.append(upper / lower)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return TimeRatio(value, float(low), float(high))
+    return value, float(low), float(high)
 
 
 class WorkerFailed(Exception):  # noqa: N818  not an error of ours: a row's reason
     """A model that cannot be measured further. The message is the reason, in one line."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn: times of its timed queries (ms, in order) and CPU time over them (all threads)."""
-
-    times: Times
-    cpu_ms: float
-
-
-class TimedModel(Protocol):
-    """A model that answers queries; both methods may raise `WorkerFailed`."""
-
-    def warm_up(self, seconds: float) -> Times:
-        """Query for that long, at least once: times in ms."""
-        ...
-
-    def turn(self, untimed: int, timed: int) -> Turn:
-        """Query that often."""
-        ...
-
-
-@dataclass
-class Stream:
-    """Measurements of one model.
-
-    Attributes:
-        turns: In order.
-        cpu_ms: CPU time of the timed queries.
-        joules: Energy counted during its turns; None without a counter.
-        calls: Timed and untimed queries of its turns, which the energy belongs to.
-        failure: Why it ended early; empty if it did not.
-    """
-
-    turns: list[Times] = field(default_factory=list)
-    cpu_ms: float = 0.0
-    joules: float | None = None
-    calls: int = 0
-    failure: str = ""
-
-    @property
-    def queries(self) -> int:
-        """Number of timed queries."""
-        return sum(len(turn) for turn in self.turns)
-
-    @property
-    def seconds(self) -> float:
-        """Total time of the timed queries."""
-        return float(sum(turn.sum() for turn in self.turns)) / 1e3
-
-
-def single_stream(
-    models: Sequence[TimedModel],
-    queries: int,
-    seconds: float,
-    warm_up_s: float,
-    turn_ms: float,
-    joules: Callable[[], float] | None = None,
-    progress: Callable[[float], None] = lambda share: None,
-) -> list[Stream]:
-    """Measure models in turns until each has enough queries and enough time.
-
-    Args:
-        models: The models.
-        queries: Minimum of timed queries of each model.
-        seconds: Minimum of timed seconds of each model.
-        warm_up_s: Warm-up of each model, before the first turn of any.
-        turn_ms: Approximate duration of the timed queries of a turn.
-        joules: An energy counter, read before and after each turn.
-        progress: Called with the completed share of the work, in [0, 1].
-
-    Returns:
-        One stream per model. Those without a failure have equally many turns.
-    """
-    streams = [Stream(joules=0.0 if joules else None) for _ in models]
-    sizes = []
-    for model, stream in zip(models, streams, strict=True):
-        try:
-            times = model.warm_up(warm_up_s)
-            # the first queries load the model and choose kernels
-            median = float(np.median(times[len(times) // 2 :]))
-            sizes.append(max(1, round(turn_ms / median)))
-        except WorkerFailed as reason:
-            stream.failure = str(reason)
-            sizes.append(0)
-    while active := [n for n, stream in enumerate(streams) if not stream.failure]:
-        done = min(
-            min(1.0, s.queries / queries, s.seconds / seconds if seconds else 1.0)
-            for s in (streams[n] for n in active)
-        )
-        progress(done)
-        if done >= 1:
-            break
-        for n in active:
-            untimed = 1 + sizes[n] // UNTIMED_SHARE
-            before = joules() if joules else 0.0
-            try:
-                turn = models[n].turn(untimed, sizes[n])
-            except WorkerFailed as reason:
-                streams[n].failure = str(reason)
-                continue
-            if joules:
-                streams[n].joules = (streams[n].joules or 0.0) + joules() - before
-            streams[n].turns.append(turn.times)
-            streams[n].cpu_ms += turn.cpu_ms
-            streams[n].calls += untimed + sizes[n]
-    return streams
-
-
-class Rapl:
-    """RAPL energy counters of whole processor packages, as Linux's powercap shows them.
-
-    Attributes:
-        absent: Why energy cannot be measured; empty if it can.
-
-    Args:
-        folder: Linux's powercap folder.
-    """
-
-    def __init__(self, folder: Path = POWERCAP) -> None:
-        self._packages: list[Path] = []
-        self._joules = 0.0
-        problem = "no RAPL counter on this machine"
-        try:
-            self._packages = [
-                path
-                for path in sorted(folder.glob("intel-rapl:[0-9]*"))
-                if path.name.count(":") == 1 and (path / "name").read_text().startswith("package")
-            ]
-            self._ranges = [
-                int((path / "max_energy_range_uj").read_text()) for path in self._packages
-            ]
-            self._last = self._read()
-            problem = problem if not self._packages else ""
-        except PermissionError:
-            counter = (self._packages or [folder])[0] / "energy_uj"
-            problem = f"RAPL counter not readable: permission ({counter})"
-        except (OSError, ValueError) as error:
-            problem = f"RAPL counter not readable: {error}"
-        note = "NVML counts graphics cards, and these models run on the CPU"
-        self.absent = f"{problem}; {note}" if problem else ""
-
-    def joules(self) -> float:
-        """Energy of all packages since the object was made.
-
-        Raises:
-            OSError: The counter has disappeared.
-        """
-        now = self._read()
-        for after, before, overflow in zip(now, self._last, self._ranges, strict=True):
-            # a counter restarts at zero when it reaches its range
-            self._joules += (after - before + (overflow if after < before else 0)) / 1e6
-        self._last = now
-        return self._joules
-
-    def _read(self) -> list[int]:
-        return [int((path / "energy_uj").read_text()) for path in self._packages]
 
 
 class WorkerProcess:
@@ -257,6 +84,7 @@ class WorkerProcess:
     Attributes:
         hello: The worker's message after its first query, see `worker.Session.hello`.
         cold_start_s: From starting the interpreter to that message. Files may be in the page cache.
+        jpeg: A picture file with which each query begins from the next warm-up on; None: none.
 
     Args:
         spec: What the worker loads, see `src.deployment.benchmark.worker.Session`.
@@ -266,6 +94,7 @@ class WorkerProcess:
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
+        self.jpeg: Path | None = None
         self._memory_mb = spec.get("memory_mb")
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  see `end`
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -280,39 +109,30 @@ class WorkerProcess:
             env={**os.environ, **pools, "PYTHONPATH": paths},
         )
         try:
-            self.hello = self._answer(START_S)
+            self.hello = self._answer()
         except BaseException:
             self.end()
             raise
         self.cold_start_s = time.perf_counter() - began
 
     def warm_up(self, seconds: float) -> Times:
-        """Query for that long, at least once: times in ms."""
-        return np.array(self.ask(do="warm_up", seconds=seconds)["ns"], dtype=float) / 1e6
-
-    def turn(self, untimed: int, timed: int, do: str = "turn") -> Turn:
-        """Query that often.
-
-        Args:
-            untimed: Queries before the timed ones.
-            timed: Timed queries.
-            do: "turn", or "jpeg" if each query begins with the photograph.
+        """Query for that long, at least once: times in ms.
 
         Raises:
             WorkerFailed: The process ended or does not answer.
         """
-        answer = self.ask(do=do, untimed=untimed, timed=timed)
-        return Turn(np.array(answer["ns"], dtype=float) / 1e6, answer["cpu_ns"] / 1e6)
+        if self.jpeg is not None:
+            self._ask(do="photograph", path=str(self.jpeg))
+        return np.array(self._ask(do="warm_up", seconds=seconds)["ns"], dtype=float) / 1e6
 
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """Send a command to `worker.Session.obey` and wait for the answer."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise self._ended("") from error
-        return self._answer(ANSWER_S)
+    def turn(self, untimed: int, timed: int) -> tuple[Times, float]:
+        """Query that often: times of the timed queries and their CPU time (all threads), ms.
+
+        Raises:
+            WorkerFailed: The process ended or does not answer.
+        """
+        answer = self._ask(do="turn", untimed=untimed, timed=timed)
+        return np.array(answer["ns"], dtype=float) / 1e6, answer["cpu_ns"] / 1e6
 
     def end(self) -> None:
         """Let the process end; kill it after ten seconds."""
@@ -328,9 +148,19 @@ class WorkerProcess:
             self._process.stdout.close()
         self._stderr.close()
 
-    def _answer(self, timeout: float) -> dict[str, Any]:
+    def _ask(self, **command: Any) -> dict[str, Any]:
+        """Send a command to `worker.Session.obey` and wait for the answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._failed() from error
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        timer = threading.Timer(timeout, self._process.kill)
+        timer = threading.Timer(TIMEOUT_S, self._process.kill)
         timer.start()
         try:
             line = self._process.stdout.readline()
@@ -338,22 +168,20 @@ class WorkerProcess:
         finally:
             timer.cancel()  # after Ctrl+C too, or this process would wait for the timer
         if not line:
-            raise self._ended(f"gave no answer within {timeout:.0f} s" if late else "")
+            raise self._failed(f"gave no answer within {TIMEOUT_S:.0f} s" if late else "")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise self._failed(answer["error"])
         return answer
 
-    def _ended(self, reason: str) -> WorkerFailed:
-        """The end of the process in one line: the signal or status, and its last error line."""
-        status = self._process.wait()
-        self._stderr.seek(0)
-        errors = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
-        how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        ending = f"ended {'by' if status < 0 else 'with'} {how}"
-        return self._failed(reason or ": ".join([ending, *errors[-1:]]))
-
-    def _failed(self, reason: str) -> WorkerFailed:
+    def _failed(self, reason: str = "") -> WorkerFailed:
+        """The reason, or the end of the process: its signal or status and its last error line."""
+        if not reason:
+            status = self._process.wait()
+            self._stderr.seek(0)
+            errors = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            reason = ": ".join([f"ended {how}", *errors[-1:]])
         if self._memory_mb and "emulation" not in reason:
             reason = f"{reason} (under memory_mb={self._memory_mb}, emulation)"
         return WorkerFailed(reason)
@@ -366,38 +194,132 @@ class WorkerProcess:
 
 
 @dataclass
-class JpegTimer:
-    """A worker's model whose queries begin with a JPEG file: decoding, square, model."""
+class Stream:
+    """Measurements of one model."""
 
-    worker: WorkerProcess
-    path: Path
+    turns: list[Times] = field(default_factory=list)  # in order
+    cpu_ms: float = 0.0  # CPU time of the timed queries
+    joules: float | None = None  # counted during its turns; None without a counter
+    calls: int = 0  # timed and untimed queries of its turns, which the energy belongs to
+    failure: str = ""  # why it ended early; empty if it did not
 
-    def warm_up(self, seconds: float) -> Times:
-        """Read the file; one query loads the decoder, another one is timed."""
-        self.worker.ask(do="photograph", path=str(self.path))
-        return self.turn(1, 1).times
+    @property
+    def queries(self) -> int:
+        """Number of timed queries."""
+        return sum(len(turn) for turn in self.turns)
 
-    def turn(self, untimed: int, timed: int) -> Turn:
-        """Query that often."""
-        return self.worker.turn(untimed, timed, "jpeg")
+    @property
+    def seconds(self) -> float:
+        """Total time of the timed queries."""
+        return float(sum(turn.sum() for turn in self.turns)) / 1e3
+
+
+def single_stream(
+    models: Sequence[WorkerProcess],
+    queries: int,
+    seconds: float,
+    warm_up_s: float,
+    turn_ms: float,
+    joules: Callable[[], float] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Stream]:
+    """Measure models in turns until each has enough queries and enough time.
+
+    Each model is warmed up for `warm_up_s` before the first turn of any. The timed queries of a
+    turn take about `turn_ms`. At the end each model has at least `queries` timed queries in at
+    least `seconds` s. The energy counter `joules` is read before and after each turn. `progress`
+    is called with the completed share of the work, in [0, 1].
+
+    Returns:
+        One stream per model. Those without a failure have equally many turns.
+    """
+    streams = [Stream(joules=0.0 if joules else None) for _ in models]
+    sizes = [0] * len(models)
+    for n, model in enumerate(models):
+        try:
+            times = model.warm_up(warm_up_s)
+        except WorkerFailed as reason:
+            streams[n].failure = str(reason)
+            continue
+        # the first queries load the model and choose kernels
+        sizes[n] = max(1, round(turn_ms / float(np.median(times[len(times) // 2 :]))))
+    while active := [n for n, stream in enumerate(streams) if not stream.failure]:
+        done = 1.0
+        for stream in (streams[n] for n in active):
+            done = min(done, stream.queries / queries, stream.seconds / seconds if seconds else 1)
+        progress(done)
+        if done >= 1:
+            break
+        for n in active:
+            untimed, before = 1 + sizes[n] // UNTIMED_SHARE, joules() if joules else 0.0
+            try:
+                times, cpu_ms = models[n].turn(untimed, sizes[n])
+            except WorkerFailed as reason:
+                streams[n].failure = str(reason)
+                continue
+            if joules:
+                streams[n].joules = (streams[n].joules or 0.0) + joules() - before
+            streams[n].turns.append(times)
+            streams[n].cpu_ms += cpu_ms
+            streams[n].calls += untimed + sizes[n]
+    return streams
+
+
+class Rapl:
+    """RAPL energy counters of whole processor packages, in Linux's powercap folder.
+
+    Attributes:
+        absent: Why energy cannot be measured; empty if it can.
+    """
+
+    def __init__(self, folder: Path = POWERCAP) -> None:
+        self._packages: list[Path] = []
+        self._joules = 0.0
+        problem = "no RAPL counter on this machine"
+        try:
+            self._packages = [
+                path
+                for path in sorted(folder.glob("intel-rapl:[0-9]*"))
+                if path.name.count(":") == 1 and (path / "name").read_text().startswith("package")
+            ]
+            self._ranges = self._read("max_energy_range_uj")
+            self._last = self._read("energy_uj")
+            problem = "" if self._packages else problem
+        except PermissionError:
+            counter = (self._packages or [folder])[0] / "energy_uj"
+            problem = f"RAPL counter not readable: permission ({counter})"
+        except (OSError, ValueError) as error:
+            problem = f"RAPL counter not readable: {error}"
+        note = "NVML counts graphics cards, and these models run on the CPU"
+        self.absent = f"{problem}; {note}" if problem else ""
+
+    def joules(self) -> float:
+        """Energy of all packages since the object was made.
+
+        Raises:
+            OSError: The counter has disappeared.
+        """
+        now = self._read("energy_uj")
+        for after, before, overflow in zip(now, self._last, self._ranges, strict=True):
+            # a counter restarts at zero when it reaches its range
+            self._joules += (after - before + (overflow if after < before else 0)) / 1e6
+        self._last = now
+        return self._joules
+
+    def _read(self, name: str) -> list[int]:
+        return [int((path / name).read_text()) for path in self._packages]
 
 
 def measure(
     models: Sequence[BenchmarkModel], settings: BenchmarkSettings, jpeg: bytes
 ) -> tuple[list[BenchmarkRow], str]:
-    """Measure models side by side.
-
-    Args:
-        models: At least one.
-        settings: Duration, threads and limits.
-        jpeg: Content of a JPEG file.
+    """Measure models, at least one, side by side; `jpeg` is the content of a JPEG file.
 
     Returns:
         One row per model, in order; and the reference, "" if no model could be measured.
     """
     rows = [BenchmarkRow(m.label, m.runtime, m.run_id, m.model, reason=m.reason) for m in models]
     energy = Rapl()
-    counter = None if energy.absent else energy.joules
     with ExitStack() as stack:
         with contextlib.suppress(ImportError):  # a device without torch has nothing to wait for
             from src.efficiency.latency import alone, shared_lock
@@ -405,29 +327,47 @@ def measure(
             stack.enter_context(alone(shared_lock()))
         workers = _start(models, rows, settings, stack)
         lengths = (settings.queries, settings.seconds, settings.warm_up_s, settings.turn_ms)
-        streams = _in_turns(workers, rows, "queries", *lengths, counter)
+        counter = None if energy.absent else energy.joules
+        streams = _in_turns(workers, rows, "queries", lengths, counter)
         for n, stream in streams.items():
-            joules = None if stream.joules is None else 1e3 * stream.joules / stream.calls
             rows[n].energy_absent = energy.absent
-            rows[n].figures |= finite(
-                latencies(stream.turns)
-                | {"queries": stream.queries, "seconds": stream.seconds, "energy_mj": joules}
-                | {"cpu_ms": stream.cpu_ms / stream.queries}
-            )
+            rows[n].figures |= latencies(stream.turns)
+            rows[n].figures |= {"queries": float(stream.queries), "seconds": stream.seconds}
+            rows[n].figures["cpu_ms"] = stream.cpu_ms / stream.queries
+            if stream.joules is not None:
+                rows[n].figures["energy_mj"] = 1e3 * stream.joules / stream.calls
         if settings.jpeg_queries:
             file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "photograph.jpg"
             file.write_bytes(jpeg)
-            timers = {n: JpegTimer(workers[n], file) for n in streams}
+            workers = {n: workers[n] for n in streams}
+            for worker in workers.values():
+                worker.jpeg = file
             lengths = (settings.jpeg_queries, 0.0, 0.0, settings.turn_ms)
-            for n, stream in _in_turns(timers, rows, "from a JPEG", *lengths).items():
+            for n, stream in _in_turns(workers, rows, "from a JPEG", lengths).items():
                 percentiles = latencies(stream.turns)
                 percentiles.pop("mean_ms")
                 rows[n].figures |= {f"jpeg_{name}": ms for name, ms in percentiles.items()}
     for row in rows:
         if row.reason:
             row.figures = {}
-    measured = {n: stream for n, stream in streams.items() if not rows[n].reason}
-    return rows, _add_ratios(rows, measured, settings)
+    turns = {n: stream.turns for n, stream in streams.items() if not rows[n].reason}
+    return rows, _add_ratios(rows, turns, settings)
+
+
+def _add_ratios(
+    rows: Sequence[BenchmarkRow], turns: Mapping[int, list[Times]], settings: BenchmarkSettings
+) -> str:
+    """Add the ratios to the measured rows; return the reference."""
+    base = reference(rows, settings.reference)
+    if base not in turns:
+        if settings.reference or not turns:
+            return ""
+        base = next(iter(turns))
+    bootstrap = (settings.samples, settings.level, settings.seed)
+    for n in turns:
+        value, low, high = ratio(turns[n], turns[base], *bootstrap)
+        rows[n].figures |= finite({"ratio": value, "ratio_low": low, "ratio_high": high})
+    return f"{rows[base].label} in {rows[base].runtime}"
 
 
 def _start(
@@ -439,9 +379,8 @@ def _start(
     """Start each model's process several times; the last one stays, by the model's position."""
     names = ("threads", "batch", "cores", "memory_mb")
     common = {name: getattr(settings, name) for name in names}
-    hellos: dict[int, list[dict[str, Any]]] = {
-        n: [] for n, row in enumerate(rows) if not row.reason
-    }
+    hellos: dict[int, list[dict[str, Any]]]
+    hellos = {n: [] for n, row in enumerate(rows) if not row.reason}
     workers: dict[int, WorkerProcess] = {}
     with _bar(settings.cold_starts * len(hellos), "cold starts", "process") as bar:
         for repeat in range(settings.cold_starts):
@@ -462,83 +401,50 @@ def _start(
         description = Description.from_json(first["description"], row.label)
         row.run_id, row.model = description.run_id, description.model
         row.precision, row.version = description.precision, first["version"]
-        medians = {}
-        for name in ("cold_start_s", "load_s", "peak_mb", "imported_mb"):
+        medians: dict[str, float] = {}
+        for name in ("cold_start_s", "load_s", "peak_memory_mb", "imported_memory_mb"):
             values = [hello[name] for hello in hellos[n]]
             medians[name] = float("nan") if None in values else statistics.median(values)
-        row.figures = finite(
-            {
-                "cold_start_s": medians["cold_start_s"],
-                "load_s": medians["load_s"],
-                "peak_memory_mb": medians["peak_mb"],
-                "imported_memory_mb": medians["imported_mb"],
-                "model_memory_mb": medians["peak_mb"] - medians["imported_mb"],
-                "size_mb": models[n].size_mb,
-            }
-        )
+        difference = medians["peak_memory_mb"] - medians["imported_memory_mb"]
+        size_mb = models[n].size_mb
+        row.figures = finite(medians | {"model_memory_mb": difference, "size_mb": size_mb})
     return workers
 
 
 def _in_turns(
-    models: Mapping[int, TimedModel],
+    models: Mapping[int, WorkerProcess],
     rows: Sequence[BenchmarkRow],
     title: str,
-    queries: int,
-    seconds: float,
-    warm_up_s: float,
-    turn_ms: float,
+    lengths: tuple[int, float, float, float],
     joules: Callable[[], float] | None = None,
 ) -> dict[int, Stream]:
-    """The complete streams, by position; a row whose model failed gets its reason."""
+    """`single_stream` with a bar; a row whose model failed gets its reason, and has no stream."""
     with _bar(100, title, "%") as bar:
 
         def progress(share: float) -> None:
             bar.update(int(100 * share) - bar.n)
 
-        lengths = (queries, seconds, warm_up_s, turn_ms)
         streams = single_stream(list(models.values()), *lengths, joules, progress)
     for n, stream in zip(models, streams, strict=True):
         rows[n].reason = stream.failure
     return {n: stream for n, stream in zip(models, streams, strict=True) if not stream.failure}
 
 
-def _add_ratios(
-    rows: Sequence[BenchmarkRow], streams: dict[int, Stream], settings: BenchmarkSettings
-) -> str:
-    """Add the ratios to the rows; return the reference."""
-    base = reference(rows, settings.reference)
-    if base not in streams:
-        if settings.reference or not streams:
-            return ""
-        base = next(iter(streams))
-    for n, stream in streams.items():
-        value, low, high = ratio(
-            stream.turns, streams[base].turns, settings.samples, settings.level, settings.seed
-        )
-        rows[n].figures |= finite({"ratio": value, "ratio_low": low, "ratio_high": high})
-    return f"{rows[base].label} in {rows[base].runtime}"
-
-
 def reference(rows: Sequence[BenchmarkRow], name: str | None) -> int:
-    """Position of the reference row.
+    """Position of the reference row, the first row that matches; of None the first row.
 
-    Args:
-        rows: At least one.
-        name: A runtime, the start of a run id or a label; or two of them, as in 3f2a9c:eager. The
-            first row that matches counts. None: the first row.
+    A name is a runtime, the start of a run id or a label; or two of them, as in 3f2a9c:eager.
 
     Raises:
         ConfigError: No row matches.
     """
     parts = name.split(":") if name else []
     for n, row in enumerate(rows):
-        if all(
-            part in (row.runtime, row.label) or (part and row.run_id.startswith(part))
-            for part in parts
-        ):
+        names = (row.runtime, row.label)
+        if all(part in names or (part and row.run_id.startswith(part)) for part in parts):
             return n
-    names = ", ".join(f"{row.label}:{row.runtime}" for row in rows)
-    raise ConfigError("reference", f"{name} is none of {names}")
+    labels = ", ".join(f"{row.label}:{row.runtime}" for row in rows)
+    raise ConfigError("reference", f"{name} is none of {labels}")
 
 
 def _bar(total: int, title: str, unit: str) -> "tqdm[Any]":

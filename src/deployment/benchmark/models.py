@@ -64,14 +64,13 @@ class BenchmarkSettings:
 
     @property
     def files(self) -> list[Path]:
-        """Exported models."""
-        return [expanded(name) for name in _as_list(self.file)]
+        """Exported models, without duplicates."""
+        return list(dict.fromkeys(expanded(name) for name in _as_list(self.file)))
 
     @property
     def runtimes(self) -> list[RuntimeName]:
         """Runtimes without duplicates, in the order of the command line."""
-        names = self.runtime if isinstance(self.runtime, list) else [self.runtime]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(_as_list(self.runtime)))
 
     @property
     def emulation(self) -> str:
@@ -118,13 +117,10 @@ class BenchmarkSettings:
                 "run",
                 "name runs or a study, as in run=3f2a9c, or an exported model, as in file=m.onnx",
             )
-        if self.cores and hasattr(os, "sched_getaffinity"):
-            available = len(os.sched_getaffinity(0))
-            if self.cores > available:
-                raise ConfigError(
-                    "cores",
-                    f"must be at most {available}, the cores of this process, but got {self.cores}",
-                )
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        if self.cores and available and self.cores > available:
+            problem = f"must be at most {available}, the cores of this process"
+            raise ConfigError("cores", f"{problem}, but got {self.cores}")
         _ = self.json_file
 
 
@@ -135,44 +131,30 @@ def _as_list(value: str | list[str] | None) -> list[str]:
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model in a runtime.
+    """A model in a runtime."""
 
-    Attributes:
-        label: Shown to people.
-        runtime: Name of the runtime.
-        run_id: The run; empty for a file until it is loaded.
-        model: Name of the architecture; empty for a file until it is loaded.
-        spec: What a worker loads, see `src.deployment.benchmark.worker.Session`.
-        size_mb: Size of the file, 10^6 bytes.
-        reason: Why it cannot be loaded; empty if it can.
-    """
-
-    label: str
+    label: str  # shown to people
     runtime: RuntimeName
-    run_id: str = ""
-    model: str = ""
+    run_id: str = ""  # empty for a file until it is loaded
+    model: str = ""  # name of the architecture; empty for a file until it is loaded
+    # What a worker loads, see `src.deployment.benchmark.worker.Session`.
     spec: dict[str, Any] = field(default_factory=dict)
-    size_mb: float | None = None
-    reason: str = ""
+    size_mb: float | None = None  # of the file, 10^6 bytes
+    reason: str = ""  # why it cannot be loaded; empty if it can
 
 
 def of_files(settings: BenchmarkSettings) -> list[BenchmarkModel]:
     """The requested exported models; files with equal names are labelled by their paths."""
-    paths = list(dict.fromkeys(settings.files))
+    paths = settings.files
     names = Counter(path.name for path in paths)
     return [of_file(path, path.name if names[path.name] == 1 else str(path)) for path in paths]
 
 
 def of_runs(store: "Store", settings: BenchmarkSettings, folder: Path) -> list[BenchmarkModel]:
-    """The requested runs in each requested runtime, exported where necessary.
+    """The requested runs in each requested runtime, exported to `folder` where necessary.
 
-    A run whose model is a file has only the runtime of that file. A model that cannot be exported
-    has a `reason`.
-
-    Args:
-        store: Opened if it is not yet.
-        settings: The runs and runtimes.
-        folder: For exported files; must exist until the measurement ends.
+    The folder must exist until the measurement ends. A run whose model is a file has only the
+    runtime of that file. A model that cannot be exported has a `reason`.
 
     Raises:
         UserError: No such run or study, a run without a trained net, or a study without a front.
@@ -233,12 +215,7 @@ def of_net(
 ) -> BenchmarkModel:
     """A trained torch net, copied to a folder so that a worker needs no run store.
 
-    Args:
-        config: The config of its run.
-        description: Its description.
-        checkpoint: Its weights.
-        folder: New, or written by this function for another runtime.
-        runtime: "eager" or "compile".
+    The folder is new, or was written by this function for the other of "eager" and "compile".
 
     Raises:
         UserError: The folder cannot be written.
@@ -253,12 +230,9 @@ def of_net(
             shutil.copy(checkpoint, folder / "best.ckpt")
     except OSError as error:
         raise UserError(f"{folder}: the model cannot be written there ({error})") from error
-    return BenchmarkModel(
-        f"{description.model} {description.run_id[:8]}",
-        runtime,
-        spec={"runtime": runtime, "net": str(folder)},
-        size_mb=checkpoint.stat().st_size / 1e6,
-    )
+    label = f"{description.model} {description.run_id[:8]}"
+    spec = {"runtime": runtime, "net": str(folder)}
+    return BenchmarkModel(label, runtime, spec=spec, size_mb=checkpoint.stat().st_size / 1e6)
 
 
 def of_file(path: Path, label: str) -> BenchmarkModel:

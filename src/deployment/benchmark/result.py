@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from src.core.environment import cpu_name
 from src.core.errors import UserError
 from src.core.files import escape_formula
 from src.deployment.runtimes.formats import RuntimeName
@@ -49,87 +50,51 @@ _BOARD = Path("/proc/device-tree/model")  # single-board computers and phones
 
 @dataclass
 class Device:
-    """A machine.
+    """A machine."""
 
-    Attributes:
-        name: Part of metric names; names the emulation, too.
-        cpu: Model of the processor or board.
-        cores: Cores that the process may use.
-        memory_gb: 10^9 bytes; None where the system does not say.
-        system: Operating system.
-        machine: Architecture, such as aarch64.
-        python: Version.
-        emulation: Limits of an emulated smaller device, such as "1 core, 512 MB"; empty: none.
-    """
-
-    name: str
-    cpu: str
-    cores: int
-    memory_gb: float | None
-    system: str
-    machine: str
-    python: str
-    emulation: str = ""
+    name: str  # part of metric names; names the emulation, too
+    cpu: str  # model of the processor or board
+    cores: int  # that the process may use
+    memory_gb: float | None  # 10^9 bytes; None where the system does not say
+    system: str  # operating system
+    machine: str  # architecture, such as aarch64
+    python: str  # version
+    emulation: str = ""  # of a smaller device, such as "1 core, 512 MB"; empty: none
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass
 class BenchmarkRow:
-    """A model in a runtime.
+    """A model in a runtime."""
 
-    Attributes:
-        label: Shown to people.
-        runtime: Name of the runtime.
-        run_id: The run that the model comes from; empty if the model could not be loaded.
-        model: Name of the architecture.
-        precision: Precision of the weights.
-        version: Version of the runtime.
-        reason: Why it was not measured, in one line; empty if it was.
-        energy_absent: Why its energy is unknown; empty if it is known.
-        figures: Values by the names of `FIGURES`.
-    """
-
-    label: str
+    label: str  # shown to people
     runtime: RuntimeName
-    run_id: str = ""
-    model: str = ""
-    precision: str = ""
-    version: str = ""
-    reason: str = ""
-    energy_absent: str = ""
-    figures: dict[str, float] = field(default_factory=dict)
+    run_id: str = ""  # the run that it comes from; empty if it could not be loaded
+    model: str = ""  # name of the architecture
+    precision: str = ""  # of the weights
+    version: str = ""  # of the runtime
+    reason: str = ""  # why it was not measured, in one line; empty if it was
+    energy_absent: str = ""  # why its energy is unknown; empty if it is known
+    figures: dict[str, float] = field(default_factory=dict)  # by the names of `FIGURES`
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass
 class BenchmarkResult:
-    """One benchmark.
-
-    Attributes:
-        device: The machine.
-        written: Date and time, ISO 8601, UTC.
-        threads: Threads of a call.
-        batch: Pictures of a call.
-        reference: Label of the row whose ratio is 1.
-        conditions: Other settings, and which photograph was used.
-        notes: Sentences for people.
-        rows: In the order of the command line.
-        kind: Marks such a file.
-        version: Version of the file layout.
-    """
+    """One benchmark."""
 
     device: Device
-    written: str
-    threads: int
-    batch: int
-    reference: str
-    conditions: dict[str, str | int | float | None]
-    notes: list[str]
-    rows: list[BenchmarkRow]
-    kind: Literal["paretoderm benchmark"] = KIND
-    version: Literal[1] = VERSION
+    written: str  # date and time, ISO 8601, UTC
+    threads: int  # of a call
+    batch: int  # pictures of a call
+    reference: str  # label of the row whose ratio is 1
+    conditions: dict[str, str | int | float | None]  # and which photograph was used
+    notes: list[str]  # sentences for people
+    rows: list[BenchmarkRow]  # in the order of the command line
+    kind: Literal["paretoderm benchmark"] = KIND  # marks such a file
+    version: Literal[1] = VERSION  # of the file layout
 
     __pydantic_config__ = _STRICT
 
@@ -138,10 +103,6 @@ class BenchmarkResult:
         """File name without suffix: device, threads, batch and time."""
         time = "".join(letter for letter in self.written[:19] if letter.isdigit() or letter == "T")
         return f"benchmark_{self.device.name}_t{self.threads}_b{self.batch}_{time}"
-
-    def metrics(self, row: BenchmarkRow) -> dict[str, float]:
-        """The figures of a row by their names in the run record."""
-        return {f"{self.prefix(row)}/{name}": value for name, value in row.figures.items()}
 
     def prefix(self, row: BenchmarkRow) -> str:
         """The start of the record names of a row's figures."""
@@ -153,13 +114,9 @@ class BenchmarkResult:
 
     def to_csv(self) -> str:
         """One line per row, one column per figure."""
+        common = {name: getattr(self, name) for name in ("threads", "batch", "reference")}
+        common = {"device": self.device.name, **common}
         names = [item.name for item in dataclasses.fields(BenchmarkRow) if item.name != "figures"]
-        common = {
-            "device": self.device.name,
-            "threads": self.threads,
-            "batch": self.batch,
-            "reference": self.reference,
-        }
         file = io.StringIO()
         writer = csv.DictWriter(file, [*names, *common, *FIGURES], lineterminator="\n")
         writer.writeheader()
@@ -204,18 +161,17 @@ def read(path: Path) -> BenchmarkResult:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"join={path}: damaged, {key}: {first['msg'].lower()}, but got {first['input']!r}"
-        ) from None
+        problem = f"{key}: {first['msg'].lower()}, but got {first['input']!r}"
+        raise UserError(f"join={path}: damaged, {problem}") from None
+    problem = ""
     if not re.fullmatch(r"[\w.-]+", result.device.name):
-        raise UserError(
-            f"join={path}: damaged, device.name: {result.device.name!r} cannot be a part of a "
-            "metric's name"
-        )
+        problem = f"device.name: {result.device.name!r} cannot be a part of a metric's name"
     for row in result.rows:
         for name, value in row.figures.items():
             if name not in FIGURES or value < 0:
-                raise UserError(f"join={path}: damaged, {row.label}: {name} = {value:g} cannot be")
+                problem = f"{row.label}: {name} = {value:g} cannot be"
+    if problem:
+        raise UserError(f"join={path}: damaged, {problem}")
     return result
 
 
@@ -226,12 +182,7 @@ def this_device(name: str | None, emulation: str) -> Device:
         name: Its name in the record; None: the name of the board or processor.
         emulation: Limits of an emulated device, which become a part of the name.
     """
-    try:
-        from src.core.environment import cpu_name
-
-        cpu = cpu_name()
-    except ImportError:  # a device without the libraries of training
-        cpu = platform.processor() or platform.machine()
+    cpu = cpu_name()
     if _BOARD.exists():
         cpu = _BOARD.read_text(errors="replace").strip("\0 \n") or cpu
     try:

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from src.core.errors import UserError
-from src.deployment.runtimes.base import ImageBatch, Runtime, needs, quiet
+from src.deployment.description import Description
+from src.deployment.runtimes.base import Runtime, needs, quiet
 from src.deployment.runtimes.formats import FORMATS
 
 PICTURES = 8  # different pictures, queried in turn
@@ -40,7 +41,7 @@ def main() -> None:
     try:
         emulate(spec.get("cores"), spec.get("memory_mb"))
         session = Session(spec, began)
-        answer(session.hello())
+        answer(session.hello)
         for line in sys.stdin:
             answer(session.obey(json.loads(line)))
     except UserError as error:
@@ -50,24 +51,19 @@ def main() -> None:
 
 
 def emulate(cores: int | None, memory_mb: int | None) -> None:
-    """Limit this process to its first cores and to so much memory.
+    """Limit this process to its first cores and to `memory_mb` (10^6 bytes); None: no limit.
 
     The limit is RLIMIT_DATA: the writable memory of the process. It is closer to the memory of a
     small device than RLIMIT_AS, which counts address space that is never touched and library files
     that are only mapped (torch maps gigabytes). Resident memory is checked too, see `Session`.
-
-    Args:
-        cores: None: all.
-        memory_mb: 10^6 bytes; None: no limit.
 
     Raises:
         UserError: This system has no such limits.
     """
     if cores:
         if not hasattr(os, "sched_setaffinity"):
-            raise UserError(
-                f"cores={cores}: this system cannot limit a process to cores; leave it out"
-            )
+            problem = "this system cannot limit a process to cores; leave it out"
+            raise UserError(f"cores={cores}: {problem}")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     if memory_mb:
         try:
@@ -75,13 +71,15 @@ def emulate(cores: int | None, memory_mb: int | None) -> None:
 
             resource.setrlimit(resource.RLIMIT_DATA, (memory_mb * 10**6,) * 2)
         except (ImportError, ValueError, OSError) as error:
-            raise UserError(
-                f"memory_mb={memory_mb}: this system cannot limit a process ({error})"
-            ) from error
+            problem = f"this system cannot limit a process ({error})"
+            raise UserError(f"memory_mb={memory_mb}: {problem}") from error
 
 
 class Session:
     """A loaded model and the pictures of its queries.
+
+    Attributes:
+        hello: Durations, memory, description and version, sent after the first query.
 
     Args:
         spec: `BenchmarkModel.spec` with `batch`, `threads` and, in an emulation, `memory_mb`.
@@ -108,46 +106,50 @@ class Session:
         size = self._runtime.description.image_size
         self._shape = (int(spec["batch"]), size, size, 3)
         self._runtime(np.full(self._shape, 127, np.uint8))
-        self._hello = {
+        self.hello = {
             "import_s": imported - began,
             "load_s": loaded - imported,
-            "imported_mb": imported_mb,
-            "peak_mb": self._checked_peak_mb(),
+            "imported_memory_mb": imported_mb,
+            "peak_memory_mb": self._checked_peak_mb(),
             "description": self._runtime.description.to_json(),
             "version": importlib.metadata.version(library.partition(".")[0].replace("_", "-")),
         }
-        self._pictures: list[ImageBatch] = []
+        rng = np.random.default_rng(0)
+        self._pictures = [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
         self._photograph = b""
         gc.disable()  # its pauses are Python's, not the model's
 
-    def hello(self) -> dict[str, Any]:
-        """Durations, memory, description and version, sent after the first query."""
-        return self._hello
-
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Execute one command: `warm_up`, `turn`, `photograph` or `jpeg`."""
-        if not self._pictures:
-            rng = np.random.default_rng(0)
-            self._pictures = [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
-        do = command["do"]
-        if do == "photograph":
+        """Execute one command: `warm_up`, `turn`, or `photograph`: queries then begin with it."""
+        if command["do"] == "photograph":
             self._photograph = Path(command["path"]).read_bytes()
+            self._query(0)  # loads the decoder
             return {}
-        if do != "warm_up":
-            query = self._query if do == "turn" else self._query_from_jpeg
-            return _timed(query, command["untimed"], command["timed"])
+        if command["do"] == "turn":
+            return self._timed(command["untimed"], command["timed"])
         times: list[int] = []
         end = time.perf_counter() + command["seconds"]
         while not times or time.perf_counter() < end:
-            times += _timed(self._query, 0, 1)["ns"]
+            times += self._timed(0, 1)["ns"]
         self._checked_peak_mb()
         return {"ns": times}
 
-    def _query(self, number: int) -> None:
-        self._runtime(self._pictures[number % PICTURES])
+    def _timed(self, untimed: int, timed: int) -> dict[str, Any]:
+        for number in range(untimed):
+            self._query(number)
+        times = []
+        cpu = time.process_time_ns()
+        for number in range(timed):
+            began = time.perf_counter_ns()
+            self._query(number)
+            times.append(time.perf_counter_ns() - began)
+        return {"ns": times, "cpu_ns": time.process_time_ns() - cpu}
 
-    def _query_from_jpeg(self, number: int) -> None:
-        """From the photograph's bytes to probabilities; each picture of a batch is decoded."""
+    def _query(self, number: int) -> None:
+        """One call; it decodes the photograph, if there is one, for each picture of the batch."""
+        if not self._photograph:
+            self._runtime(self._pictures[number % PICTURES])
+            return
         from src.data.cache import square
 
         size, geometry = self._shape[1], self._runtime.description.geometry
@@ -185,18 +187,6 @@ def high_water_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _timed(query: Callable[[int], None], untimed: int, timed: int) -> dict[str, Any]:
-    for number in range(untimed):
-        query(number)
-    times = []
-    cpu = time.process_time_ns()
-    for number in range(timed):
-        began = time.perf_counter_ns()
-        query(number)
-        times.append(time.perf_counter_ns() - began)
-    return {"ns": times, "cpu_ns": time.process_time_ns() - cpu}
-
-
 def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
     """Import everything that loading needs; the result loads the model."""
     form, threads = FORMATS.get(spec["runtime"]), int(spec["threads"])
@@ -215,7 +205,6 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
     # a torch net in the folder that `models.of_net` wrote: no run store is needed
     from omegaconf import DictConfig, OmegaConf
 
-    from src.deployment.description import Description
     from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
     from src.deployment.trained import load_checkpoint
 
@@ -225,18 +214,17 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
         description = Description.from_json((folder / "description.json").read_text(), str(folder))
         config = OmegaConf.load(folder / "config.yaml")
         assert isinstance(config, DictConfig)
-        net = load_checkpoint(config, description.classes, folder / "best.ckpt")
+        camera = load_checkpoint(config, description.classes, folder / "best.ckpt")
         runtime = EagerRuntime if spec["runtime"] == "eager" else CompiledRuntime
-        return runtime(net, description, threads)
+        return runtime(camera, description, threads)
 
     return load_net
 
 
 def encoded(image: str | None) -> tuple[bytes, str]:
-    """The content of a JPEG file, and its description.
+    """The content of a JPEG file, and its description. None: a drawn lesion.
 
-    Args:
-        image: A picture file; one that is not a JPEG is encoded as one. None: a drawn lesion.
+    A picture file that is not a JPEG is encoded as one.
 
     Raises:
         UserError: The file is not a picture.

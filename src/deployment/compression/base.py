@@ -46,9 +46,8 @@ class CompressionContext:
     def network(self) -> nn.Module:
         """The net of the classifier; UserError if it has no layers, such as an SVM."""
         if is_fit_once(self.classifier.net):
-            raise UserError(
-                f"{self.classifier.name} is not a network: it has no layers that could be quantised"
-            )
+            problem = "is not a network: it has no layers that could be quantised"
+            raise UserError(f"{self.classifier.name} {problem}")
         return self.classifier.net
 
     def camera(self) -> CameraNet:
@@ -90,11 +89,7 @@ class Compression(Protocol):
     """A way to make a trained net smaller. The constructor's arguments are its config keys."""
 
     def compress(self, context: CompressionContext) -> CompressedModel:
-        """Compress a trained classifier.
-
-        Raises:
-            UserError: This net cannot be compressed; the message names the operator or layer.
-        """
+        """Compress a trained classifier; UserError names the operator or layer that prevents it."""
         ...
 
 
@@ -138,17 +133,12 @@ class Bfloat16:
 def stratified_sample(
     labels: npt.NDArray[np.int64], number: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Draw positions, each class in proportion to its size but at least one.
+    """Draw positions in `labels` (N,), each class in proportion to its size but at least one.
 
-    Sizes are rounded by the largest-remainder method.
-
-    Args:
-        labels: Shape (N,).
-        number: Positions to draw; more than N gives all.
-        random: Draws the positions and their order.
+    Sizes are rounded by the largest-remainder method. More than N gives all.
 
     Returns:
-        Positions in `labels`, without repeats.
+        Positions in random order, without repeats.
     """
     if number >= len(labels):
         return random.permutation(len(labels))
@@ -178,15 +168,12 @@ def float_layers(
 def weight_facts(weights: Iterable[tuple[int, bool]], problem: str) -> Facts:
     """The number of compressed weight tensors and their share of all weights.
 
-    Args:
-        weights: The size of each tensor, and whether it is compressed.
-        problem: The message of the UserError if none is.
+    Each weight is the size of a tensor and whether it is compressed. If none is, a UserError with
+    the message `problem` is raised.
     """
     sizes = list(weights)
     compressed = [size for size, is_compressed in sizes if is_compressed]
     if not compressed:
         raise UserError(problem)
-    return {
-        "layers": len(compressed),
-        "share_of_weights": sum(compressed) / sum(size for size, _ in sizes),
-    }
+    share = sum(compressed) / sum(size for size, _ in sizes)
+    return {"layers": len(compressed), "share_of_weights": share}

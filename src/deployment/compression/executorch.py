@@ -75,16 +75,8 @@ class ExportedNet(nn.Module):
 class ExecutorchInt8(FileCompression):
     """Weights and activations in 8 bits, symmetric weights with a scale per output channel.
 
-    Args:
-        method: How a range follows from the images: "histogram" takes the one with the least
-            squared error, "minmax" the extremes.
-        images: Training images, stratified by class.
-        seed: Of their draw.
-        float_first: Layers with weights that stay in float32, from the input.
-        float_last: Layers with weights that stay in float32, from the output.
-        epochs: Of fine-tuning with simulated rounding; 0: none. The ranges then follow it as a
-            moving average of the extremes, whatever `method` is.
-        lr: Learning rate of the fine-tuning.
+    The arguments are explained in conf/compression/executorch_int8.yaml. With fine-tuning, the
+    ranges follow it as a moving average of the extremes, whatever `method` is.
     """
 
     method: Literal["histogram", "minmax"] = "histogram"

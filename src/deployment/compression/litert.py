@@ -24,15 +24,9 @@ WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 class LitertInt8(FileCompression):
     """Weights and activations in 8 bits, weights with a scale per output channel.
 
-    The input is uint8 and the output float32; normalisation and softmax stay in float32.
-
-    Args:
-        method: How a range follows from the images: "minmax" takes the extremes of all,
-            "moving_average" (the library's default) averages the extremes of each image, with
-            more weight on later ones.
-        images: Training images, stratified by class.
-        seed: Of their draw.
-        float_last: Layers with weights that stay in float32, from the output.
+    The input is uint8 and the output float32; normalisation and softmax stay in float32. The
+    arguments are explained in conf/compression/litert_int8.yaml; "minmax" takes the extremes of
+    all images, "moving_average" averages the extremes of each, with more weight on later ones.
     """
 
     method: Literal["minmax", "moving_average"] = "minmax"

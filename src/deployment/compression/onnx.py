@@ -16,6 +16,8 @@ from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
 
 BATCH = 32  # calibration pictures in memory at once
+# Methods of the settings by their names in ONNX Runtime.
+CALIBRATION = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Activations that the layer before them absorbs, and sums. Pooling stays in float32: the memory
 # layout would change around each.
@@ -63,11 +65,9 @@ class RewrittenOnnx(FileCompression):
             for tensor in model.graph.initializer
             if len(tensor.dims) > 1 and list(tensor.dims) != NORMALISATION
         )
-        problem = "it has no such layer, or all of them stay in float32"
-        return facts | base.weight_facts(
-            weights,
-            f"no layer of this net can be converted to {self.precision} in this way: {problem}",
-        )
+        problem = f"no layer of this net can be converted to {self.precision} in this way"
+        reason = "it has no such layer, or all of them stay in float32"
+        return facts | base.weight_facts(weights, f"{problem}: {reason}")
 
 
 @dataclass
@@ -76,18 +76,9 @@ class OnnxStaticInt8(RewrittenOnnx):
 
     Weights are symmetric, with a scale per output channel. Layers at both ends can stay in
     float32: a first convolution of 3 channels is slower in int8 than in float32, and logits lose
-    most by rounding.
-
-    Args:
-        method: How a range follows from the images: "minmax" takes the extremes, "percentile"
-            ignores outliers, "entropy" keeps the distributions before and after close.
-        percentile: Share of the values within the range, in %; for "percentile" only.
-        images: Training images, stratified by class.
-        seed: Of their draw.
-        activations: "uint8" suits x86, "int8" ARM.
-        reduce_range: 7 bits for weights: x86 processors without VNNI overflow with 8.
-        float_first: Layers with weights that stay in float32, from the input.
-        float_last: Layers with weights that stay in float32, from the output.
+    most by rounding. The arguments are explained in conf/compression/onnx_int8_static.yaml;
+    "minmax" takes the extremes of the images, "percentile" ignores outliers, "entropy" keeps the
+    distributions before and after close.
     """
 
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
@@ -107,20 +98,14 @@ class OnnxStaticInt8(RewrittenOnnx):
         pictures = context.calibration_images(self.images, self.seed)
         quant_pre_process(plain, path)
         quantize_static(
-            path,
-            path,
-            _calibration_reader(pictures),
+            *(path, path, _calibration_reader(pictures)),
             op_types_to_quantize=[*WEIGHTED, *ABSORBED],
             nodes_to_exclude=_float_nodes(path, self.float_first, self.float_last),
             per_channel=True,
             reduce_range=self.reduce_range,
             activation_type=QuantType.QUInt8 if self.activations == "uint8" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method={
-                "minmax": CalibrationMethod.MinMax,
-                "entropy": CalibrationMethod.Entropy,
-                "percentile": CalibrationMethod.Percentile,
-            }[self.method],
+            calibrate_method=getattr(CalibrationMethod, CALIBRATION[self.method]),
             # In batches: otherwise histograms keep every value of all images in memory.
             extra_options={"CalibStridedMinMax": 1, "CalibPercentile": self.percentile},
         )
@@ -132,10 +117,7 @@ class OnnxDynamicInt8(RewrittenOnnx):
     """Weights in 8 bits; activations are quantised at each call, by their range in the batch.
 
     So that the output for a picture does not depend on the others, the file asks for one picture
-    per call.
-
-    Args:
-        convolutions: Convolutions too, not only dense layers.
+    per call. With `convolutions` they are quantised too, not only dense layers.
     """
 
     convolutions: bool = False
@@ -147,13 +129,8 @@ class OnnxDynamicInt8(RewrittenOnnx):
 
         operators = WEIGHTED if self.convolutions else WEIGHTED[1:]
         quant_pre_process(plain, path)
-        quantize_dynamic(
-            path,
-            path,
-            op_types_to_quantize=list(operators),
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        how: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
+        quantize_dynamic(path, path, op_types_to_quantize=list(operators), **how)
         return {"quantised": ", ".join(operators)}
 
 

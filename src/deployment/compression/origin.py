@@ -40,25 +40,19 @@ def is_compression(config: DictConfig) -> bool:
     compressed = config.get("compression") is not None and "_target_" in config.compression
     has_origin = config.get("origin") is not None
     if compressed and not has_origin:
-        name = config.compression.name
-        raise ConfigError(
-            "origin", f"compression={name} needs the run to compress: origin=<run id>"
-        )
+        needed = f"compression={config.compression.name} needs the run to compress"
+        raise ConfigError("origin", f"{needed}: origin=<run id>")
     if has_origin and not compressed:
-        raise ConfigError(
-            "compression", "origin= is compressed: say how, such as compression=onnx_int8_static"
-        )
+        how = "say how, such as compression=onnx_int8_static"
+        raise ConfigError("compression", f"origin= is compressed: {how}")
     return compressed
 
 
 def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: Store) -> DictConfig:
     """The config of a compressed run: that of its origin, with some keys from the command line.
 
-    Args:
-        config: A composed `conf/train.yaml` with a compression and its origin. If the origin is a
-            trial, `config.seed` selects one of its runs; otherwise the run's seed is used.
-        overrides: Of `config`.
-        store: The store of the origin.
+    `config` is a composed `conf/train.yaml` with a compression and its origin. If the origin is a
+    trial, `config.seed` selects one of its runs; otherwise the run's seed is used.
 
     Returns:
         The config; its key `origin` is the id of a single run.
@@ -71,16 +65,13 @@ def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: S
     run_id = _origin_run_id(config, config.seed, store)
     origin = trained.recorded_config(store, run_id)
     if origin.model.get("_target_") != trained.CLASSIFIER:
-        raise ConfigError(
-            "origin", f"{origin.model.get('name')} is not a network: there is nothing to compress"
-        )
+        problem = "is not a network: there is nothing to compress"
+        raise ConfigError("origin", f"{origin.model.get('name')} {problem}")
     # A pruned net can be compressed further. One in bfloat16 or in a file cannot.
     kind = str((origin.get("compression") or {}).get("name", "none"))
     if kind == KIND or store.client.list_artifacts(run_id, trained.DEPLOYED):
-        raise ConfigError(
-            "origin",
-            f"{run_id} is compressed already ({kind}); take its origin, {origin.get('origin')}",
-        )
+        problem = f"{run_id} is compressed already ({kind})"
+        raise ConfigError("origin", f"{problem}; take its origin, {origin.get('origin')}")
     typed = [_key(override) for override in overrides]
     with open_dict(origin):
         for key in COMMAND_LINE:
@@ -100,10 +91,8 @@ def refuse_fixed_overrides(overrides: Sequence[str]) -> None:
     for key in map(_key, overrides):
         fixed = key.partition(".")[0] not in (*COMMAND_LINE, *IGNORED)
         if fixed and not key.startswith(OPTIONAL):
-            raise ConfigError(
-                key,
-                f"is the origin's: omit it beside origin= ({', '.join(OPTIONAL)} can be set)",
-            )
+            exceptions = f"{', '.join(OPTIONAL)} can be set"
+            raise ConfigError(key, f"is the origin's: omit it beside origin= ({exceptions})")
 
 
 def free_overrides(overrides: Sequence[str]) -> list[str]:
@@ -116,20 +105,15 @@ def check_study(
 ) -> None:
     """Raise UserError, before any trial, if every trial of a study would fail or ignore settings.
 
-    Args:
-        config: Of one trial.
-        default: Composed with `free_overrides(overrides)` only.
-        overrides: Of that trial.
-        store: The store of the origin.
+    `config` and `overrides` are those of one trial; `default` is composed with
+    `free_overrides(overrides)` only.
     """
     refuse_fixed_overrides(overrides)
     values, defaults = resolve(config), resolve(default)
     for key in sorted(defaults.keys() - {*COMMAND_LINE, *IGNORED}):
         if values[key] != defaults[key]:
-            raise ConfigError(
-                "sweeps",
-                f"the study's file sets {key}, which is the origin's; take one that compresses",
-            )
+            problem = f"the study's file sets {key}, which is the origin's"
+            raise ConfigError("sweeps", f"{problem}; take one that compresses")
     for seed in range(config.seed, config.seed + config.repeats):
         _origin_run_id(config, seed, store)
 
@@ -157,23 +141,18 @@ def _origin_run_id(config: DictConfig, seed: int, store: Store) -> str:
     except UserError as error:
         raise ConfigError("origin", str(error).removeprefix("run=")) from error
     runs = {net.seed: net.run_id for net in origin.nets}
+    if not origin.repeated and config.repeats > 1:
+        only = origin.nets[0].seed
+        raise ConfigError("repeats", f"must be 1: origin={name} is a run of one seed, {only}")
     if not origin.repeated:
-        if config.repeats > 1:
-            only = origin.nets[0].seed
-            raise ConfigError("repeats", f"must be 1: origin={name} is a run of one seed, {only}")
         return origin.run_id
     if config.repeats == 1:
-        every = f", or all by -m and repeats={len(runs)}" if len(runs) > 1 else ""
-        raise ConfigError(
-            "origin",
-            f"{name} is a trial of several seeds: name one of {', '.join(runs.values())}{every}",
-        )
+        choices = ", ".join(runs.values())
+        choices += f", or all by -m and repeats={len(runs)}" if len(runs) > 1 else ""
+        raise ConfigError("origin", f"{name} is a trial of several seeds: name one of {choices}")
     if str(seed) not in runs:
-        raise ConfigError(
-            "origin",
-            f"{name} has no finished run of seed {seed}, only of {', '.join(runs)}: "
-            "set seed and repeats",
-        )
+        problem = f"{name} has no finished run of seed {seed}, only of {', '.join(runs)}"
+        raise ConfigError("origin", f"{problem}: set seed and repeats")
     return runs[str(seed)]
 
 
@@ -209,12 +188,8 @@ def compress(
 ) -> CompressedModel:
     """Compress the classifier of `origin_parts`, replace it there, and record the model.
 
-    Args:
-        config: From `compressed_run_config`.
-        parts: From `origin_parts`.
-        store: The store of the origin.
-        run: Of the compressed model.
-        folder: Of that run.
+    `config` is that of `compressed_run_config`, `store` that of the origin; `run` is the compressed
+    model's, with its folder.
     """
 
     def tune(classifier: Classifier, epochs: int, lr: float) -> None:
@@ -240,16 +215,12 @@ def compress(
     description = replace(description, run_id=run.id, decision=decision)
     context = CompressionContext(parts.classifier, parts.data, description, tune, target)
     model = method.compress(context)
-    texts = {name: value for name, value in model.facts.items() if isinstance(value, str)}
-    numbers = {
-        f"compression/{name}": value
-        for name, value in model.facts.items()
-        if not isinstance(value, str)
-    }
-    run.tag(
-        precision=model.precision, **{f"compression.{name}": text for name, text in texts.items()}
-    )
-    run.log(numbers, step=0)
+    run.tag(precision=model.precision)
+    for name, value in model.facts.items():
+        if isinstance(value, str):
+            run.tag(**{f"compression.{name}": value})
+        else:
+            run.log({f"compression/{name}": value}, step=0)
     if model.file is None:
         checkpoint = folder / "checkpoint" / "best.ckpt"
         save_weights(model.classifier, checkpoint)
@@ -278,10 +249,8 @@ def compressed_cost(model: CompressedModel) -> dict[str, float | None]:
 def record_degradation(store: Store, run: Run, pairs: Sequence[tuple[str, str]]) -> None:
     """Record the loss of quality, on test if all runs were evaluated on it, else on val.
 
-    Args:
-        store: The store of the runs.
-        run: The compressed run, or the trial above several seeds.
-        pairs: Ids of origin and compressed run, one pair per seed.
+    `run` is the compressed run, or the trial above several seeds; `pairs` has the ids of origin and
+    compressed run, one pair per seed.
     """
     for split in ("test", "val"):
         if all(read.has_predictions(store, run_id, split) for pair in pairs for run_id in pair):

@@ -36,20 +36,14 @@ _ROUNDING = 1e-9  # 10 * (1 - 0.9) is less than 1
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Layers that must lose a channel together, and the importance of each channel.
+    """Layers that must lose a channel together, and the importance of each channel."""
 
-    Attributes:
-        root: Name of the first layer.
-        scores: Importance of each channel, (N,), comparable between groups. A channel of a
-            grouped convolution stands for its counterparts in all groups.
-        blocks: Groups of that convolution; else 1.
-        original: N before any pruning.
-    """
-
-    root: str
+    root: str  # name of the first layer
+    # Importance of each channel, (N,), comparable between groups. A channel of a grouped
+    # convolution stands for its counterparts in all groups.
     scores: Tensor
-    blocks: int
-    original: int
+    blocks: int  # groups of a grouped convolution; else 1
+    original: int  # N before any pruning
 
 
 @dataclass
@@ -61,23 +55,10 @@ class Prune:
     divided by their mean, so that layers can be compared. The channels are chosen here, because
     Torch-Pruning skips a layer that would lose all of them. The output layer keeps its neurons.
 
-    Args:
-        ratio: Share of the channels (and hidden neurons) that are removed.
-        flops_share: Instead: share of the multiply-adds that may remain; the smallest sufficient
-            ratio is searched for.
-        scope: "layer" removes the same share of each layer, "global" the least important channels
-            of all layers.
-        importance: "l1" and "l2", norm of the weights; "taylor", weights times gradients on
-            training images (Molchanov et al., Importance estimation for neural network pruning,
-            CVPR 2019); "bn_scale", the factors of batch normalisation (Liu et al., Learning
-            efficient convolutional networks through network slimming, ICCV 2017); "random", the
-            control.
-        round_to: The remaining channels of a layer are a multiple of this; 8 suits fast kernels.
-        layer_limit: Largest share of one layer's channels that is removed.
-        steps: Number of equal steps, each scored anew and fine-tuned.
-        epochs: Of fine-tuning after each step; 0: none.
-        lr: Learning rate of the fine-tuning.
-        images: Training images for the gradients of "taylor".
+    The arguments are explained in conf/compression/prune.yaml. Importance: "taylor" is Molchanov et
+    al., Importance estimation for neural network pruning, CVPR 2019; "bn_scale" the factors of
+    batch normalisation, Liu et al., Learning efficient convolutional networks through network
+    slimming, ICCV 2017. With `flops_share` the smallest sufficient ratio is searched for.
 
     Raises:
         ConfigError: Not exactly one of `ratio` and `flops_share` is set, or the ratio exceeds
@@ -223,14 +204,9 @@ class Prune:
 def choose(
     groups: Sequence[ChannelGroup], ratio: float, scope: Scope, layer_limit: float, round_to: int
 ) -> dict[str, list[int]]:
-    """Choose the channels to remove.
+    """Choose the channels to remove: a share `ratio` of all original channels, in [0, 1).
 
-    Args:
-        groups: Scored channel groups.
-        ratio: Share of all original channels to remove, in [0, 1).
-        scope: See `Prune`.
-        layer_limit: See `Prune`.
-        round_to: See `Prune`.
+    The other rules are those of `Prune`.
 
     Returns:
         Root name -> channel numbers; groups that lose none are absent.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from src.core.errors import DependencyError, UserError
 from src.deployment.description import Description
@@ -33,7 +34,6 @@ class Runtime(Protocol):
 
     Attributes:
         name: Of the runtime.
-        description: Of the model.
         batch: The only number of pictures that a call takes; None: any number.
     """
 
@@ -104,8 +104,6 @@ def in_batches(
             with copies of the last picture.
         title: Of a progress bar on a terminal; None: no bar.
     """
-    from tqdm import tqdm
-
     step = runtime.batch or size
     probabilities = []
     starts = range(0, len(pictures), step)
@@ -190,16 +188,12 @@ def naming_operators(label: str) -> Iterator[None]:
         if "data-dependent" in text:  # torch.export's term
             line = _SOURCE_LINE.search(text)
             step = f" ({line[1].strip()})" if line else ""
-            raise UserError(
-                f"{label} cannot hold a step of this net that depends on what the picture "
-                f"shows{step}; do without it"
-            ) from error
+            problem = f"a step of this net that depends on what the picture shows{step}"
+            raise UserError(f"{label} cannot hold {problem}; do without it") from error
         matches = (re.findall(pattern, text) for pattern in _MISSING_OPERATOR)
         names = next((names for names in matches if names), None)
         if names is None:
             raise
         operators = ", ".join(sorted({name.removesuffix(".default") for name in names}))
-        raise UserError(
-            f"{label} has no operator for {operators} of this net; "
-            "take another format, or a net without it"
-        ) from error
+        problem = f"has no operator for {operators} of this net"
+        raise UserError(f"{label} {problem}; take another format, or a net without it") from error

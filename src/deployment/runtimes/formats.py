@@ -43,11 +43,7 @@ def format_of(path: Path) -> Format:
 
 
 def open_file(path: Path, threads: int = 1) -> Runtime:
-    """Open a model file in the runtime of its suffix.
-
-    Args:
-        path: Ends in .onnx, .pte or .tflite.
-        threads: Per call.
+    """Open a model file (.onnx, .pte, .tflite) in its runtime, with `threads` per call.
 
     Raises:
         UserError: The file is absent, damaged or not from this project, or its runtime is not

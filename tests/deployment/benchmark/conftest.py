@@ -4,20 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
-from torch import nn
+from small_store import write_run
 
-from src.core.cli import CONF
-from src.deployment import trained
 from src.deployment.description import KEY, Description
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.training.checkpoint import save_weights
 
 CLASSES = ("red", "green", "blue")
 SIZE = 16
@@ -81,33 +73,21 @@ def store(empty_database: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def study(store: Store, tmp_path: Path) -> dict[str, str]:
-    """Ids of a study of three untrained nets; on its front: a run, and a trial of two seeds."""
-    GlobalHydra.instance().clear()
-    tiny = ["model.image_size=16", "model.net.width=4", "model.net.depth=1"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["model=custom", *tiny])
-    OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
-    net = trained.build_net(config, CLASSES)
-    save_weights(nn.ModuleDict({"net": net}), tmp_path / "best.ckpt")
-    frame = pd.DataFrame({"image_id": list("abcd"), "group": list("abcd")})
-    frame["label"] = [*CLASSES, CLASSES[0]]
-    frame[[f"p/{name}" for name in CLASSES]] = np.full((4, 3), 1 / 3)
-    frame.to_csv(tmp_path / "val.csv", index=False)
-    common = {"study": "widths", "model": "custom", "data": "drawn", "split": "grouped"}
+    """Ids of a study of untrained nets; on its front: a run, and a trial of two seeds."""
+    common = {"study": "widths", "model": "custom"}
 
-    def record(name: str, parent: str | None, **tags: str) -> str:
-        tags = common | {"seed": "0"} | tags
-        with Run.start(store, name, tags, parent_id=parent) as run:
-            if tags["kind"] == "run":
-                run.artifact(tmp_path / "config.yaml")
-                run.artifact(tmp_path / "best.ckpt", "checkpoint")
-                run.artifact(tmp_path / "val.csv", "predictions")
+    def parent(above: str | None, **tags: str) -> str:
+        with Run.start(store, tags["kind"], common | tags, parent_id=above) as run:
+            pass
         return run.id
 
-    ids = {"study": record("widths", None, kind="study")}
-    ids["member"] = record("member", ids["study"], kind="run", front="true")
-    ids["other"] = record("other", ids["study"], kind="run", front="false")
-    ids["trial"] = record("trial", ids["study"], kind="trial", front="true")
-    ids["seed1"] = record("seed1", ids["trial"], kind="run", seed="1")
-    ids["seed0"] = record("seed0", ids["trial"], kind="run", seed="0")
-    return ids
+    def net(above: str, seed: int, front: str = "") -> str:
+        run_id = write_run(store, tmp_path, seed, parent=above)
+        for name, value in {"study": "widths", "front": front}.items():
+            store.client.set_tag(run_id, name, value)
+        return run_id
+
+    study = parent(None, kind="study")
+    trial = parent(study, kind="trial", front="true")
+    ids = {"trial": trial, "seed1": net(trial, 1), "seed0": net(trial, 0)}
+    return ids | {"member": net(study, 0, "true"), "other": net(study, 0, "false")}

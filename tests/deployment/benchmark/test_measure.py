@@ -16,7 +16,6 @@ from src.deployment.benchmark.measure import (
     POWERCAP,
     Rapl,
     Times,
-    Turn,
     WorkerFailed,
     WorkerProcess,
     latencies,
@@ -32,7 +31,7 @@ from src.deployment.benchmark.worker import encoded
 Log = list[tuple[str, int, int]]
 
 
-class FakeModel:
+class FakeModel(WorkerProcess):
     """Answers each query in `ms`, and logs the calls."""
 
     def __init__(self, name: str, ms: float, log: Log, fails_at: int = 10**9) -> None:
@@ -42,12 +41,12 @@ class FakeModel:
         self.log.append((f"{self.name} warms up", 0, 0))
         return np.array([50 * self.ms, self.ms, self.ms, self.ms])  # the first one loads
 
-    def turn(self, untimed: int, timed: int) -> Turn:
+    def turn(self, untimed: int, timed: int) -> tuple[Times, float]:
         if self.turns_left == 0:
             raise WorkerFailed("its process died")
         self.turns_left -= 1
         self.log.append((self.name, untimed, timed))
-        return Turn(np.full(timed, self.ms), 0.5 * timed * self.ms)
+        return np.full(timed, self.ms), 0.5 * timed * self.ms
 
 
 def test_models_take_turns_of_equal_time_after_all_are_warm() -> None:
@@ -74,9 +73,13 @@ def test_models_take_turns_of_equal_time_after_all_are_warm() -> None:
 def test_both_minima_are_reached(
     ms: float, queries: int, seconds: float, turn_ms: float, expected: int
 ) -> None:
-    [stream] = single_stream([FakeModel("one", ms, [])], queries, seconds, 0.0, turn_ms)
+    shares: list[float] = []
+    models = [FakeModel("one", ms, [])]
+    [stream] = single_stream(models, queries, seconds, 0.0, turn_ms, progress=shares.append)
     assert stream.queries == expected >= queries
     assert stream.seconds >= seconds - 1e-9
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
 
 
 def test_the_fast_model_continues_until_the_slow_one_is_done() -> None:
@@ -95,18 +98,12 @@ def test_a_model_that_dies_leaves_and_the_others_continue() -> None:
     assert only.turns == []
 
 
-def test_energy_is_counted_during_a_models_own_turns() -> None:
+def test_energy_is_counted_only_during_the_turns_of_a_model() -> None:
     counter: Iterator[float] = iter(range(1000))  # one joule between two readings
     models = [FakeModel("a", 1.0, []), FakeModel("b", 1.0, [])]
     first, second = single_stream(models, 30, 0.0, 0.0, 10.0, joules=lambda: float(next(counter)))
     assert first.joules == second.joules == 3.0  # three turns
     assert first.calls == 3 * (1 + 10 // 8 + 10)  # untimed queries use energy too
-
-
-def test_progress_goes_from_nothing_to_all() -> None:
-    shares: list[float] = []
-    single_stream([FakeModel("one", 1.0, [])], 20, 0.0, 0.0, 10.0, progress=shares.append)
-    assert shares == [0.0, 0.5, 1.0]
 
 
 def test_percentiles_and_mean_are_over_all_queries() -> None:
@@ -281,7 +278,8 @@ def test_a_process_that_is_killed_or_waited_for_in_vain(
         monkeypatch.setattr(worker._process, "stdout", InterruptedPipe())
         with pytest.raises(KeyboardInterrupt):
             worker.turn(0, 1)
-        for timer in [each for each in threading.enumerate() if isinstance(each, threading.Timer)]:
+        threads = threading.enumerate()
+        for timer in [item for item in threads if isinstance(item, threading.Timer)]:
             timer.join(5)
             assert not timer.is_alive()  # a timer would keep this process waiting
     assert worker._process.returncode is not None

@@ -41,7 +41,7 @@ def test_a_session_answers_and_takes_a_batch(onnx_file: Path) -> None:
     model = session(spec, batch=3)
     assert len(model.obey({"do": "turn", "untimed": 2, "timed": 5})["ns"]) == 5
     assert len(model.obey({"do": "warm_up", "seconds": 0.0})["ns"]) == 1
-    assert model.hello()["version"]
+    assert model.hello["version"]
     with pytest.raises(UserError, match="does not fit: .* more than memory_mb=16"):
         session(spec, memory_mb=16)  # this process has more resident memory
 
@@ -73,7 +73,7 @@ def test_a_torch_net_is_loaded_without_a_store_in_its_precision(
     [model] = of_runs(store, BenchmarkSettings(run=study["member"][:12]), tmp_path / "nets")
     assert model.label == f"custom {study['member'][:8]}"
     loaded = session(model.spec, batch=2)
-    assert f'"run_id": "{study["member"]}"' in loaded.hello()["description"]
+    assert f'"run_id": "{study["member"]}"' in loaded.hello["description"]
     assert len(loaded.obey({"do": "turn", "untimed": 0, "timed": 2})["ns"]) == 2
     recorded = trained.find(store, study["member"]).config
     config = OmegaConf.merge(recorded, {"compression": {"name": "bfloat16"}})
