@@ -8,6 +8,7 @@ touched. A page with fewer table rows in a section is written beside the old one
 """
 
 import argparse
+import itertools
 import re
 import shlex
 import sys
@@ -205,30 +206,25 @@ def pair_row(pair: Pair, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
 
 def select_pairs(store: Store, kind: str, asked: Any, cells: list[Cell]) -> Iterator[Pair]:
     """The comparisons of a section of this kind; `asked`: pairs of presets."""
-    if kind == "compressed":
-        yield from (pair_with_origin(store, cell) for cell in cells)
+    if kind == "compressed":  # each net minus the net that it was made from
+        for cell in cells:
+            ids = list(texts(cell.runs, "tags.origin"))
+            frames = [read.predictions(store, run_id, "test") for run_id in ids]
+            runs = [read.runs(store, f"attributes.run_id = '{run_id}'") for run_id in ids]
+            origins = pd.concat(runs, ignore_index=True)
+            parts = [texts(origins, f"tags.{tag}").iloc[0] for tag in ("model", "compression")]
+            name = " after ".join(part for part in parts if part) + f" ({ids[0][:8]})"
+            second = Cell(cell.study, "", name, cell.settings, origins, frames, "")
+            yield Pair(cell, second, made_from=True)
     elif kind == "leakage":
         for a in (cell for cell in cells if cell.settings["data.siblings"] == "in"):
             same = {**a.settings, "data.siblings": "out"}
             for b in (cell for cell in cells if (cell.settings, cell.study) == (same, a.study)):
                 yield from pairs_by_siblings(a, b)
     else:
-        for a in cells:
-            for b in cells:
-                if (a.preset, b.preset) in asked and a.tag("split") == b.tag("split"):
-                    yield Pair(a, b)
-
-
-def pair_with_origin(store: Store, cell: Cell) -> Pair:
-    """A compressed net minus the net that it was made from."""
-    ids = list(texts(cell.runs, "tags.origin"))
-    frames = [read.predictions(store, run_id, "test") for run_id in ids]
-    runs = [read.runs(store, f"attributes.run_id = '{run_id}'") for run_id in ids]
-    origins = pd.concat(runs, ignore_index=True)
-    parts = [texts(origins, f"tags.{tag}").iloc[0] for tag in ("model", "compression")]
-    name = " after ".join(part for part in parts if part) + f" ({ids[0][:8]})"
-    origin = Cell(cell.study, "", name, cell.settings, origins, frames, "")
-    return Pair(cell, origin, made_from=True)
+        for a, b in itertools.product(cells, cells):
+            if (a.preset, b.preset) in asked and a.tag("split") == b.tag("split"):
+                yield Pair(a, b)
 
 
 def pairs_by_siblings(a: Cell, b: Cell) -> Iterator[Pair]:
@@ -342,21 +338,20 @@ def write(store: Store, settings: Mapping[str, Any], names: Sequence[str], file:
     """
     old = re.split(r"(?m)^(?=## )", file.read_text())[1:] if file.is_file() else []
     former = {text.splitlines()[0].removeprefix("## "): text.strip() for text in old}
-    texts_, fewer, figures = [], False, 0
+    sections, fewer, figures = [], False, False
     for name, section in settings["sections"].items():
         text = render(store, section, settings) if name in names else ""
         kept = former.pop(section["title"], "")
-        figures += bool(text)
+        figures |= bool(text)
         fewer |= bool(text) and text.count("\n|") < kept.count("\n|")
-        texts_ += [text or kept] if text or kept else []
+        sections += [text or kept] if text or kept else []
     if not figures:
         raise UserError(f"{store.uri} has no figures of {', '.join(names)}: {file} is unchanged")
     target = file.with_name(f"{file.stem}.new{file.suffix}") if fewer else file
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     head = f"# Results\n\nWritten by `python -m benchmarks.results` on {date}; not by hand."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target, "the page") as draft:
-        parts = [head, NOTES.format(**settings).strip(), *texts_, *former.values()]
+    with atomic_file(target, "the page", make_folder=True) as draft:
+        parts = [head, NOTES.format(**settings).strip(), *sections, *former.values()]
         draft.write_text("\n\n".join(parts) + "\n")
     return target
 

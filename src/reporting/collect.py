@@ -199,16 +199,13 @@ def _study_runs(
     else:
         configs = [text for text in texts(trials, "params.objective.limits") if text]
         limits = re.findall(r'"([^"]+[<>]=[^"]+)"', configs[0]) if configs else []
-    objectives, bounds = list[Objective](), list[Limit]()
     try:
         objectives = parse_objectives({"objectives": entries}) if entries else []
         bounds = parse_limits({"limits": limits})
     except ConfigError:  # recorded by a version with other metrics
-        objectives = []
+        objectives, bounds = [], []
     # compressed versions of a trial are below it, too
-    is_copy = (texts(below, "tags.origin") != "") & (
-        below["parent_id"] == texts(below, "tags.origin")
-    )
+    is_copy = below["parent_id"] == texts(below, "tags.origin")
     seeds = below[below["parent_id"].isin(trials["run_id"]) & ~is_copy]
     origins = runs[runs["run_id"].isin(set(texts(trials, "tags.origin")) - {""})]
     return StudyRuns(

@@ -13,9 +13,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from src.core import config
 from src.core.errors import ConfigError
 from src.tracking import store as tracking
 from src.tracking.store import Store, TrackingError
@@ -39,24 +39,19 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(params: Mapping[str, Any]) -> dict[str, str]:
     """A nested configuration as flat parameters: dotted, recordable keys -> text, cut to a limit.
-
-    Everything but a mapping with content is a leaf. `prefix` is the start of the keys.
 
     Raises:
         ConfigError: Two keys that MLflow can only record as one.
     """
     flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            leaves = flatten(value, f"{prefix}{key}.")
-        else:
-            leaves = {recordable(f"{prefix}{key}"): cut(text(value), _PARAM_LENGTH)}
-        if twins := flat.keys() & leaves.keys():
-            message = f"would be recorded as {twins.pop()!r}, like another key: rename it"
-            raise ConfigError(f"{prefix}{key}", message)
-        flat |= leaves
+    for key, value in config.flatten(params).items():
+        name = recordable(key)
+        if name in flat:
+            problem = f"would be recorded as {name!r}, like another key: rename it"
+            raise ConfigError(key, problem)
+        flat[name] = cut(text(value), _PARAM_LENGTH)
     return flat
 
 
@@ -138,12 +133,14 @@ class Run:
             store: Opened if it is not yet.
             name: Shown to people.
             tags: In addition to those that identify the program, its user and its process.
-            params: A flat or nested configuration; recorded under dotted keys.
+            params: A flat or nested configuration; recorded under dotted keys for good.
             parent_id: The run under which this one is shown.
 
         Raises:
             TrackingError: The store cannot be used.
         """
+        from mlflow.entities import Param
+
         began = time.perf_counter()
         try:
             user = getpass.getuser()
@@ -157,7 +154,9 @@ class Run:
         created = store.client.create_run(store.experiment_id, tags=recorded, run_name=name)
         run = cls(store, created.info.run_id, name)
         try:
-            run.params(params or {})
+            entries = [Param(key, value) for key, value in flatten(params or {}).items()]
+            for batch in batches(entries, _PARAMS_PER_BATCH):
+                run._write(params=batch)
         except BaseException as error:
             run._end(error)
             raise
@@ -208,14 +207,6 @@ class Run:
         `reason` is one line, the tag `ended_early`.
         """
         self._final_tags = {"trial_state": state, "ended_early": reason}
-
-    def params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters, nested or flat. A recorded one cannot change its value."""
-        from mlflow.entities import Param
-
-        entries = [Param(key, value) for key, value in flatten(params).items()]
-        for batch in batches(entries, _PARAMS_PER_BATCH):
-            self._write(params=batch)
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record metrics; writing them takes at most a hundredth of the run's time.
@@ -299,12 +290,7 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:

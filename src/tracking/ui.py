@@ -23,7 +23,17 @@ def main(arguments: list[str]) -> None:
         if key not in options or not value:
             raise UserError(f"{argument}: not an argument of {_USAGE}")
         options[key] = value
-    port = _free_port(options["port"])
+    port = options["port"]
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError("port", f"must be a number from 1 to 65535, but got {port}")
+    with socket.socket() as probe:
+        # A server that ended just now does not block the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, int(port)))
+        except OSError as error:
+            message = f"{port} is not free ({error.strerror}): try port={int(port) + 1}"
+            raise ConfigError("port", message) from error
     store = Store(uri=options["uri"] or None, folder=options["folder"])
     if store.is_server:
         print(f"the runs are on a tracking server: open {store.uri}")
@@ -40,20 +50,6 @@ def main(arguments: list[str]) -> None:
     server += ["--artifacts-destination", str(store.artifacts)]
     server += ["--uvicorn-opts", "--log-level warning"]
     os.execv(sys.executable, [sys.executable, *server])
-
-
-def _free_port(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise ConfigError("port", f"must be a number from 1 to 65535, but got {text}")
-    with socket.socket() as probe:
-        # A server that ended just now does not block the port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, int(text)))
-        except OSError as error:
-            message = f"{text} is not free ({error.strerror}): try port={int(text) + 1}"
-            raise ConfigError("port", message) from error
-    return int(text)
 
 
 if __name__ == "__main__":
