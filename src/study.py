@@ -5,7 +5,7 @@ import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +38,9 @@ from src.sweep import study as studies
 from src.sweep.display import LiveView
 from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
-from src.sweep.records import Kind
 from src.sweep.samplers import GRID, SamplerChoice, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
-from src.sweep.storage import Ownership, default_url, open_storage, resolve_url
+from src.sweep.storage import default_url, open_storage, ownership, resolve_url
 from src.tracking.run import masked
 from src.tracking.store import Store
 
@@ -49,15 +48,14 @@ log = logging.getLogger(__name__)
 TRIAL_BODY = "src.run:run_trial"
 
 
-@dataclass
-class SweepSettings:
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(RunPolicy):
     """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml explains each value."""
 
     sampler: Any
     pruner: Any
     executor: Any
     study_name: str | None = None
-    n_trials: Annotated[int, Ge(1)] | None = None
     storage: str | None = None
     warm_start: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
@@ -65,12 +63,6 @@ class SweepSettings:
     zip: list[dict[str, list[Any]]] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     n_jobs: Annotated[int, Ge(1)] | None = None
-    time_limit_s: Annotated[float, Gt(0)] | None = None
-    retries: Annotated[int, Ge(0)] = 1
-    retried: list[Kind] = field(default_factory=lambda: ["killed", "out_of_memory"])
-    retry_failed: bool = False
-    stop_after: Annotated[int, Ge(0)] = 3
-    grace_s: Annotated[float, Ge(0)] = 10
     keep_state_s: Annotated[float, Ge(0)] | None = 20
     drop_p: Annotated[float, Gt(0), Le(0.5)] = 0.1
 
@@ -171,8 +163,8 @@ def sweep(
         origin.check_study(probed[0], default, probed[1], store)
     folder = store.database.parent if store.database else store.folder
     url = resolve_url(plan.settings.storage or default_url(folder))
-    with Ownership(url, plan.name) as ownership:
-        return _run(plan, store, url, ownership)
+    with ownership(url, plan.name) as is_owner:
+        return _run(plan, store, url, is_owner)
 
 
 def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
@@ -193,7 +185,7 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     return bool((cells["problem"] == "").any())
 
 
-def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
+def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) -> bool:
     config, settings = plan.config, plan.settings
     pruner = make_pruner(settings.pruner, len(plan.objectives), config.trainer.max_epochs)
     with ExitStack() as stack:
@@ -213,30 +205,22 @@ def _run(plan: StudyPlan, store: Store, url: str, ownership: Ownership) -> bool:
         }
         recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), tags)
         study.set_user_attr("study_run", recorder.parent.id)
-        shared = ("n_trials", "retries", "time_limit_s", "stop_after", "retry_failed", "grace_s")
-        policy = RunPolicy(
-            is_grid=plan.is_grid,
-            retried=tuple(settings.retried),
-            learns_from_pruned=sampler.learns_from_pruned,
-            **{name: getattr(settings, name) for name in shared},
-        )
         payload = _payload(plan, store, recorder.parent.id, not executor.queues)
         with recorder.parent:
-            with LiveView(plan.name, plan.objectives) as view:
+            with LiveView(plan.name) as view:
                 scheduler = Scheduler(
                     study,
                     url,
-                    plan.space,
-                    plan.objectives,
-                    plan.limits,
                     executor,
-                    policy,
+                    settings,
+                    plan.is_grid,
+                    sampler.learns_from_pruned,
                     recorder,
                     plan.folder,
                     TRIAL_BODY,
                     payload,
                     view.show,
-                    ownership.is_held,
+                    is_owner,
                 )
                 try:
                     status = scheduler.run()

@@ -126,11 +126,10 @@ def run_entry(
 
 @pytest.fixture(scope="module")
 def own_fork_server() -> Iterator[None]:
-    """End the fork server that a module has started, so that the next module starts its own."""
-    others = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    """A fork server for this module: the first executor in a process decides what it imports."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     yield
-    if others is None:
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

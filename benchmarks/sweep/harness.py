@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from src.sweep import study as studies
 from src.sweep.executors import base
 from src.sweep.executors.base import Executor, plain_slots
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.records import EndedTask, Kind, Task, TrialOutcome
+from src.sweep.records import EndedTask, Task, TrialOutcome
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.status import StudyStatus
-from src.sweep.storage import Ownership, default_url, open_storage
+from src.sweep.storage import default_url, open_storage, ownership
 from src.sweep.trial import TERMINATED
 from src.tracking.store import Store, reap
 
@@ -52,14 +52,13 @@ Answer = Callable[[Task], tuple[TrialOutcome | None, int] | None]
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(RunPolicy):
     """A study of stub trials.
 
     Attributes:
         folder: Where all of it lies: the databases, the trials' folders.
         sweep: What is swept or fixed, as on a command line.
         exclude: Cells to leave out.
-        n_trials: As for the owner; None for a grid.
         n_objectives: 1 (balanced accuracy up), or 2 (and FLOPs down).
         limits: Such as "efficiency/flops <= 500e6".
         sampler: Proposes, unless it is a grid; None: random.
@@ -67,26 +66,21 @@ class Setup:
         body: Of the trials.
         storage: URL of the study's database; None: a SQLite file in `folder`.
 
-    All else is as in `Policy`.
+    All else is as in `RunPolicy`.
     """
 
     folder: Path
     sweep: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    n_trials: int | None = None
     n_objectives: int = 1
     limits: Sequence[str] = ()
     sampler: optuna.samplers.BaseSampler | None = None
     n_jobs: int = 2
-    retries: int = 0
-    retried: tuple[Kind, ...] = ("killed", "out_of_memory")
-    time_limit_s: float | None = None
-    stop_after: int = 3
-    retry_failed: bool = False
-    grace_s: float = 5.0
     learns_from_pruned: bool = True
     body: str = BODY
     storage: str | None = None
+    retries: int = field(default=0, kw_only=True)
+    grace_s: float = field(default=5.0, kw_only=True)
 
     @property
     def url(self) -> str:
@@ -98,14 +92,6 @@ class Setup:
         """The runs of the study."""
         return Store(
             uri=f"sqlite:///{self.folder / 'mlflow.db'}", experiment="stubs", folder=self.folder
-        )
-
-    @property
-    def policy(self) -> RunPolicy:
-        """The owner's."""
-        shared = {item.name for item in fields(RunPolicy)} & {item.name for item in fields(self)}
-        return RunPolicy(
-            is_grid=self.n_trials is None, **{name: getattr(self, name) for name in shared}
         )
 
 
@@ -129,8 +115,9 @@ class ScriptedExecutor(Executor):
         self.seconds = 0.0  # that writing the outcomes took
         self._asked_to_end: list[Task] = []
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: Task) -> Task:
         self.submitted.append(task)
+        return task
 
     def _gone(self) -> list[EndedTask]:
         for task in self.running():
@@ -146,13 +133,12 @@ class ScriptedExecutor(Executor):
         return []
 
     def _pause(self, seconds: float) -> None:
-        time.sleep(min(max(seconds, 0.0), 0.01))
+        time.sleep(min(seconds, 0.01))
 
-    def _ask_to_end(self, task: Task, grace: float) -> None:
-        self._asked_to_end.append(task)
+    def _ask_to_end(self, handle: Task) -> None:
+        self._asked_to_end.append(handle)
 
-    def _kill(self, task: Task) -> None:
-        self._asked_to_end.append(task)
+    _kill = _ask_to_end
 
 
 class StubExecutor(LocalExecutor):
@@ -183,7 +169,7 @@ def opened(
     objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     limits = parse_limits({"limits": list(setup.limits)})
     store = setup.store.open()
-    with Ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
+    with ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
         reap(store)
         storage = open_storage(setup.url)
         executor = make_executor(storage) if make_executor else StubExecutor(setup.n_jobs)
@@ -210,11 +196,10 @@ def opened(
             yield Scheduler(
                 study,
                 setup.url,
-                space,
-                objectives,
-                limits,
                 executor,
-                setup.policy,
+                setup,
+                setup.n_trials is None,
+                setup.learns_from_pruned,
                 recorder,
                 setup.folder / "trials",
                 setup.body,

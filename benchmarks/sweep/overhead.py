@@ -29,7 +29,6 @@ from rich.console import Console
 from benchmarks.sweep import stubs
 from benchmarks.sweep.harness import ScriptedExecutor, Setup, opened
 from src.core.cli import ROOT
-from src.metrics.registry import parse_objectives
 from src.sweep.display import LiveView
 from src.sweep.records import EndedTask, Task, TrialOutcome
 from src.sweep.samplers import make_sampler
@@ -127,7 +126,7 @@ def fill(owner: Scheduler, sampler: BaseSampler, n_trials: int) -> None:
     drawn = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
     for _ in range(n_trials):
         trial = drawn.ask()
-        cell = owner.space.suggest(trial)
+        cell = owner.study.space.suggest(trial)
         metrics = stubs.expected(cell.overrides)
         attributes = {
             "cell": list(cell.overrides),
@@ -163,9 +162,8 @@ def measure(setup: Setup, size: int) -> tuple[float, float]:
     with opened(setup, executor) as owner:
         there = len(owner.study.get_trials(deepcopy=False))
         fill(owner, optuna.samplers.RandomSampler(seed=size), size - RUN // 2 - there)
-    shown = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
     with (
-        LiveView("stubs", shown, Console(file=io.StringIO())) as view,
+        LiveView("stubs", Console(file=io.StringIO())) as view,
         opened(setup, executor, view.show) as owner,
     ):
         sampler.seconds = 0.0

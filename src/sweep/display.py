@@ -1,5 +1,6 @@
 """Display of a running study: a live table on a terminal, lines in a log."""
 
+import contextlib
 import logging
 import math
 import re
@@ -7,9 +8,7 @@ import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import TextIO
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.file_proxy import FileProxy
@@ -21,7 +20,7 @@ from rich.text import Text
 from src.core.errors import ConfigError
 from src.metrics.formatting import engineering
 from src.metrics.registry import Objective, describe
-from src.sweep.records import RunningTrial
+from src.sweep.records import RunningTrial, State
 from src.sweep.status import Event, StudyStatus
 
 WIDTH = 100  # columns at most
@@ -30,7 +29,13 @@ GAP = 2  # between columns
 DOTS = "..."
 REFRESH_S = 0.5  # between two drawings on a terminal
 STATUS_S = 30.0  # between two status lines elsewhere
-STYLES = {" failed": "red", " pruned": "yellow", " over ": "yellow", " done": "green"}
+WORDS: dict[State, str] = {
+    "complete": "done",
+    "pruned": "pruned",
+    "over_limit": "over a limit",
+    "fail": "failed",
+}
+STYLES = {"failed": "red", "pruned": "yellow", "over a limit": "yellow", "done": "green"}
 
 
 class LiveView:
@@ -41,120 +46,94 @@ class LiveView:
 
     Args:
         study: The study's name.
-        objectives: Shown in the first line.
-        console: Where to; None: standard output.
-        now: The clock, s.
+        console: Where to print; None: standard output.
     """
 
-    def __init__(
-        self,
-        study: str = "",
-        objectives: Sequence[Objective] = (),
-        console: Console | None = None,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, study: str = "", console: Console | None = None) -> None:
         self._study = study
-        self._objectives = objectives
         self._console = console or Console()
-        self._now = now
-        self._began = now()
+        self._began = time.monotonic()
         self._shown_at = -math.inf
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._status: StudyStatus | None = None
         self._live: Live | None = None
-        self._handlers: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "LiveView":
         if not self._console.is_terminal:
-            self._shown_at = self._now()  # the first status line comes after a while
+            self._shown_at = time.monotonic()  # the first status line comes after a while
             return self
         for handler in logging.getLogger().handlers:
             stream = getattr(handler, "stream", None)
             if isinstance(handler, logging.StreamHandler) and stream in (sys.stdout, sys.stderr):
                 # Log lines pass through the console, which prints them above the table.
-                self._handlers.append((handler, stream))
+                self._stack.callback(handler.setStream, stream)
                 handler.setStream(FileProxy(self._console, stream))
-        self._live = Live(console=self._console, auto_refresh=False)
-        self._live.start()
+        self._live = self._stack.enter_context(Live(console=self._console, auto_refresh=False))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._status is not None:
             self._draw(self._status)
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        for handler, stream in self._handlers:
-            handler.setStream(stream)
-        self._handlers = []
+        self._stack.close()
+        self._live = None
 
     def show(self, status: StudyStatus) -> None:
         """Print new events, and redraw if it is time; cheap otherwise."""
         self._status = status
         for event in status.take_events():
-            line = event_line(event, self._objectives)
+            line = event_line(event, status.objectives)
             self._events.append(line)
             tail = event.tail.splitlines() if event.outcome.state == "fail" else []
             if self._live is None or tail:  # the table shows the others
-                wrapped = line if self._live is not None else _wrapped(line)
-                self._print(Text(wrapped, style=_style(line)))
+                self.say(line if self._live is not None else _wrapped(line))
                 for text in tail:
-                    self._print(Text(_wrapped(text.rstrip(), "    "), style="dim"))
-        if self._now() - self._shown_at >= (STATUS_S if self._live is None else REFRESH_S):
-            self._shown_at = self._now()
+                    self._print(_wrapped(text.rstrip(), "    "), "dim")
+        if time.monotonic() - self._shown_at >= (STATUS_S if self._live is None else REFRESH_S):
+            self._shown_at = time.monotonic()
             self._draw(status)
 
     def say(self, line: str) -> None:
         """Print a line, above the table if there is one."""
-        self._print(Text(line, style=_style(line)))
+        self._print(line, _style(line))
 
     def _draw(self, status: StudyStatus) -> None:
         if self._live is None:
-            self._print(Text(_wrapped(status_line(self._study, status))))
+            self._print(_wrapped(status_line(self._study, status)))
             return
         rows, width = max(1, self._console.height - 16), self._console.width - 1
-        elapsed = self._now() - self._began
+        elapsed = time.monotonic() - self._began
         table = render(self._study, status, list(self._events), elapsed, width, rows)
         self._live.update(table, refresh=True)
 
-    def _print(self, text: Text) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style=style), highlight=False, soft_wrap=True)
 
 
 def event_line(event: Event, objectives: Sequence[Objective]) -> str:
     """An event in one line: "trial 12 done: balanced accuracy 0.612 (1:20)"."""
-    words = {"complete": "done", "pruned": "pruned", "over_limit": "over a limit", "fail": "failed"}
-    names = [objective.metric for objective in objectives]
-    result = event.outcome.reason
-    if event.values:
-        result = figures(dict(zip(names, event.values, strict=True)))
+    result = _values_text(event.values, objectives) if event.values else event.outcome.reason
     seconds = f" ({clock(event.seconds)})" if event.seconds is not None else ""
-    word = "stopped" if event.outcome.kind == "stopped" else words[event.outcome.state]
+    word = "stopped" if event.outcome.kind == "stopped" else WORDS[event.outcome.state]
     again = ", put back in the queue" if event.again else ""
     return f"trial {event.number} {word}: {' '.join(result.split())}{seconds}{again}"
 
 
 def status_line(study: str, status: StudyStatus) -> str:
     """The status in one line, for a log."""
-    counts = _counts(status).plain.strip()
-    parts = [f"{study}: {status.counted}/{status.total} trials finished ({counts})"]
+    parts = [f"{study}: {status.counted}/{status.total} trials finished ({_counts(status)})"]
     parts.append(f"{len(status.running)} running")
     if status.best is not None:
-        parts.append(f"best is trial {_best_text(status)}")
+        parts.append(f"best is {_best_text(status)}")
     return "; ".join([*parts, *filter(None, [_time_left(status)])])
 
 
 def render(
     study: str,
     status: StudyStatus,
-    events: Sequence[str] = (),
-    elapsed: float = 0.0,
-    width: int = WIDTH,
+    events: Sequence[str],
+    elapsed: float,
+    width: int,
     rows: int = 16,
 ) -> Group:
     """Draw the status as a table.
@@ -169,15 +148,15 @@ def render(
     """
     width = min(width, WIDTH)
     aims = ", ".join(f"{each.direction} {_label(each.metric)}" for each in status.objectives)
-    right = ", ".join(filter(None, [f"{clock(elapsed)} elapsed", _time_left(status)]))
-    title = Text(study, style="bold")
-    title.append(f"  {aims}", style="not bold dim")
-    title.truncate(width - len(right) - GAP, overflow="ellipsis")
-    label = f"{status.counted}/{status.total} trials, {status.slots} at once"
-    room = width - len(label) - GAP
-    bar = ProgressBar(max(status.total, 1), status.counted, complete_style="cyan", width=room)
-    parts: list[RenderableType] = [_line(title, right, width), _line(bar, label, width)]
-    parts.append(_counts(status))
+    times = ", ".join(filter(None, [f"{clock(elapsed)} elapsed", _time_left(status)]))
+    counts = f"{status.counted}/{status.total} trials, {status.slots} at once"
+    size = max(len(times), len(counts))
+    head = RichTable.grid(padding=(0, GAP, 0, 0))
+    head.add_column(width=width - size - GAP, no_wrap=True)
+    head.add_column(width=size, no_wrap=True, justify="right")
+    head.add_row(Text.assemble((study, "bold"), (f"  {aims}", "dim")), times)
+    head.add_row(ProgressBar(max(status.total, 1), status.counted, complete_style="cyan"), counts)
+    parts: list[RenderableType] = [head, _counts(status)]
     if status.running:
         parts += [Text(), _running_table(status, rows, width)]
         if (hidden := len(status.running) - rows) > 0:
@@ -187,8 +166,8 @@ def render(
         if len(status.objectives) > 1:
             n_front = len(status.front)
             parts.append(Text(f"front  {n_front} trial{'s' if n_front != 1 else ''}"))
-        line = f"best   trial {_best_text(status)}"
-        parts.append(Text(middle(line, width), style="bold", no_wrap=True))
+        line = middle(f"best   {_best_text(status)}", width)
+        parts.append(Text(line, style="bold", no_wrap=True))
         cell = " ".join(status.cells[status.best[0]])  # the only one that is shown in full
         lines = textwrap.wrap(cell, width - 7, break_on_hyphens=False)
         parts += [Text(f"       {line}", no_wrap=True) for line in lines]
@@ -199,9 +178,41 @@ def render(
     return Group(*parts)
 
 
-def figures(values: Mapping[str, float]) -> str:
-    """Metrics with labels: "balanced accuracy 0.612, FLOPs 30.0M"."""
-    return ", ".join(f"{_label(name)} {number(value)}" for name, value in values.items())
+def _running_table(status: StudyStatus, rows: int, width: int) -> RichTable:
+    """The running trials; column widths are set here, because cells are cut to them."""
+    running, now = status.running[:rows], time.monotonic()
+    metrics = [_shown_metric(trial, status.objectives[0].metric) for trial in running]
+    is_one = len({name for name, _ in metrics}) == 1
+    epochs = [(trial.progress.get("epoch", 0), trial.progress.get("epochs")) for trial in running]
+    columns = {
+        "trial": [str(trial.task.number) for trial in running],
+        "epoch": [f"{epoch}/{total or '?'}" for epoch, total in epochs],
+        _label(metrics[0][0]) if is_one else "metric": [
+            number(value) if is_one else f"{_label(name)} {number(value)}"
+            for name, value in metrics
+        ],
+        "time": [clock(now - trial.began) for trial in running],
+    }
+    # A head may take several lines, a value may not.
+    widths = [max(map(len, [*head.split(), *texts])) for head, texts in columns.items()]
+    widths[2] = min(widths[2], width // 3)
+    room = max(width - sum(widths) - GAP * len(widths), 5)
+    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for head, size in zip(columns, widths, strict=True):
+        table.add_column(head, width=size, justify="right", no_wrap=head == "trial")
+        if head == "trial":
+            table.add_column("overrides", width=room, no_wrap=True)
+    cells = shortened([" ".join(trial.cell.overrides) for trial in running], room)
+    for cell, trial, epoch, value, seconds in zip(cells, *columns.values(), strict=True):
+        table.add_row(trial, Text(cell), epoch, middle(value, widths[2]), seconds)
+    return table
+
+
+def _shown_metric(trial: RunningTrial, first: str) -> tuple[str, float | None]:
+    """The first objective's metric if it is reported during training, else the first reported."""
+    metrics: Mapping[str, float] = trial.progress.get("metrics", {})
+    name = first if first in metrics or not metrics else next(iter(metrics))
+    return name, metrics.get(name)
 
 
 def number(value: float | None) -> str:
@@ -237,14 +248,13 @@ def shortened(cells: Sequence[str], width: int) -> list[str]:
     def fits() -> bool:
         return all(len(" ".join(part)) <= width for part in parts)
 
-    if fits():
-        return [cell.strip() for cell in cells]
-    keys = {text.partition("=")[0] for part in parts for text in part}
-    words = [re.split(r"[./]", key)[-1] for key in keys]
-    short = {key: w for key, w in zip(keys, words, strict=True) if words.count(w) == 1}
-    parts = [
-        [re.sub(r"^[^=]*", lambda m: short.get(m[0], m[0]), t) for t in part] for part in parts
-    ]
+    if not fits():
+        keys = {text.partition("=")[0] for part in parts for text in part}
+        words = {key: re.split(r"[./]", key)[-1] for key in keys}
+        last = list(words.values())
+        short = {key: word for key, word in words.items() if last.count(word) == 1}
+        for part in parts:
+            part[:] = [re.sub(r"^[^=]*", lambda m: short.get(m[0], m[0]), text) for text in part]
     if not fits() and len(parts) > 1:
         common = set.intersection(*map(set, parts))
         if common and any(set(part) - common for part in parts):
@@ -268,83 +278,33 @@ def _cut(text: str, key_size: int, value_size: int) -> str:
     return f"{key[:key_size]}={middle(value, value_size)}" if sign else text
 
 
-def _line(left: RenderableType, right: str, width: int) -> RichTable:
-    line = RichTable.grid(expand=False)
-    line.add_column(width=width - len(right), no_wrap=True)
-    line.add_column(width=len(right), no_wrap=True, justify="right")
-    line.add_row(left, right)
-    return line
-
-
 def _counts(status: StudyStatus) -> Text:
-    counts = [
-        (status.counts["complete"], "done", "green"),
-        (status.counts["pruned"], "pruned", "yellow"),
-        (status.counts["over_limit"], "over a limit", "yellow"),
-        (status.counts["fail"], "failed", "red"),
-        (status.put_back, "put back in the queue", "dim"),
-    ]
-    line = Text()
-    for count, name, style in counts:
-        if count or name == "done":
-            line.append(f"{', ' if line else ''}{count} {name}", style=style if count else "")
-    return line
+    counts = [(status.counts[state], word, STYLES[word]) for state, word in WORDS.items()]
+    counts.append((status.put_back, "put back in the queue", "dim"))
+    shown = [entry for entry in counts if entry[0] or entry[1] == "done"]
+    texts = [Text(f"{count} {word}", style if count else "") for count, word, style in shown]
+    return Text(", ").join(texts)
 
 
 def _best_text(status: StudyStatus) -> str:
     assert status.best is not None
-    names = [objective.metric for objective in status.objectives]
-    return f"{status.best[0]}: {figures(dict(zip(names, status.best[1], strict=True)))}"
+    return f"trial {status.best[0]}: {_values_text(status.best[1], status.objectives)}"
 
 
-def _running_table(status: StudyStatus, rows: int, width: int) -> RichTable:
-    """The running trials; column widths are set here, because cells are cut to them."""
-    running = status.running[:rows]
-    first = status.objectives[0].metric
-    metrics = [_shown_metric(trial, first) for trial in running]
-    is_one = len({name for name, _ in metrics}) == 1
-    heads = ["trial", "epoch", _label(metrics[0][0]) if is_one else "metric", "time"]
-    progress = [trial.progress for trial in running]
-    now = time.monotonic()
-    columns = [
-        [str(trial.task.number) for trial in running],
-        [f"{each.get('epoch', 0)}/{each.get('epochs') or '?'}" for each in progress],
-        [number(v) if is_one else f"{_label(name)} {number(v)}" for name, v in metrics],
-        [clock(now - trial.began) for trial in running],
-    ]
-    # A head may take several lines, a value may not.
-    pairs = zip(heads, columns, strict=True)
-    widths = [max(map(len, [*head.split(), *texts])) for head, texts in pairs]
-    widths[2] = min(widths[2], width // 3)
-    room = max(width - sum(widths) - GAP * len(heads), 5)
-    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    table.add_column(heads[0], width=widths[0], justify="right", no_wrap=True)
-    table.add_column("overrides", width=room, no_wrap=True)
-    for head, size in zip(heads[1:], widths[1:], strict=True):
-        table.add_column(head, width=size, justify="right")
-    cells = shortened([" ".join(trial.cell.overrides) for trial in running], room)
-    for trial, cell, epoch, value, seconds in zip(columns[0], cells, *columns[1:], strict=True):
-        table.add_row(trial, Text(cell), epoch, middle(value, widths[2]), seconds)
-    return table
-
-
-def _shown_metric(trial: RunningTrial, first: str) -> tuple[str, float | None]:
-    """The first objective's metric if it is reported during training, else the first reported."""
-    metrics: Mapping[str, float] = trial.progress.get("metrics", {})
-    name = first if first in metrics or not metrics else next(iter(metrics))
-    return name, metrics.get(name)
+def _values_text(values: Sequence[float], objectives: Sequence[Objective]) -> str:
+    """Metrics with labels: "balanced accuracy 0.612, FLOPs 30.0M"."""
+    labels = [_label(objective.metric) for objective in objectives]
+    return ", ".join(f"{label} {number(v)}" for label, v in zip(labels, values, strict=True))
 
 
 def _time_left(status: StudyStatus) -> str:
     seconds = status.time_left
     if seconds is None or not (status.running or seconds):
         return ""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "under a minute left"
-    if minutes < 60:
-        return f"about {minutes} min left"
-    return f"about {minutes // 60} h {minutes % 60} min left"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"about {hours} h {minutes} min left"
+    return f"about {minutes} min left" if minutes else "under a minute left"
 
 
 def _label(name: str) -> str:
@@ -358,7 +318,7 @@ def _label(name: str) -> str:
 def _style(line: str) -> str:
     """The colour of an event's line."""
     head = line.split(":")[0]
-    return next((style for word, style in STYLES.items() if word in head), "")
+    return next((style for word, style in STYLES.items() if f" {word}" in head), "")
 
 
 def _wrapped(line: str, indent: str = "") -> str:

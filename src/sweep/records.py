@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from optuna.trial import FrozenTrial
 
@@ -15,77 +15,43 @@ from src.sweep.space import Cell
 from src.tracking.store import TrackingError
 
 State = Literal["complete", "pruned", "over_limit", "fail"]
-Kind = Literal[
-    "",
-    "error",
-    "diverged",
-    "out_of_memory",
-    "killed",
-    "time_limit",
-    "wrong_return",
-    "bad_config",
-    "stopped",
-]
 # Failures of a trial that was ended by others: its training state is kept for another try.
-EXTERNAL_KINDS: tuple[Kind, ...] = ("killed", "time_limit", "stopped")
+ExternalKind = Literal["killed", "time_limit", "stopped"]
+Kind = Literal["", "error", "diverged", "out_of_memory", "wrong_return", "bad_config", ExternalKind]
+EXTERNAL_KINDS: tuple[Kind, ...] = get_args(ExternalKind)
 STATE = "checkpoint/last.ckpt"  # training state of a run, in its folder
-MAX_CONTINUED = 5  # folders of earlier tries in which a retry looks for a training state
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one trial runs at a time.
+    """A device and threads for one trial at a time."""
 
-    Attributes:
-        number: From 0.
-        device: Id of the GPU that the trial sees, such as "0"; None: CPU, or the executor chooses.
-        threads: CPU threads of torch; None: torch's default.
-    """
-
-    number: int
-    device: str | None = None
-    threads: int | None = None
+    number: int  # from 0
+    device: str | None = None  # GPU id such as "0"; "": no GPU; None: the executor's choice
+    threads: int | None = None  # CPU threads of torch; None: torch's default
 
 
 @dataclass(frozen=True)
 class Task:
-    """One trial to run in its own process.
+    """One trial to run in its own process."""
 
-    Attributes:
-        storage: URL of the study's Optuna storage.
-        study: The study's name.
-        trial_id: Optuna's id of the trial, by which the process attaches to it.
-        number: The trial's number in the study.
-        folder: Absolute path of the trial's folder; its log is `trial.log` there.
-        body: What runs the trial, "package.module:function"; called with a
-            `src.sweep.trial.TrialContext`.
-        payload: What else the body needs; JSON values.
-        slot: Where it runs.
-    """
-
-    storage: str
+    storage: str  # URL of the study's Optuna storage
     study: str
-    trial_id: int
-    number: int
-    folder: str
-    body: str
-    payload: dict[str, Any]
-    slot: Slot = field(default_factory=lambda: Slot(0))
+    trial_id: int  # Optuna's id, by which the process attaches to the trial
+    number: int  # of the trial in the study
+    folder: str  # absolute path; the trial's log is `trial.log` there
+    body: str  # "package.module:function", called with a `src.sweep.trial.TrialContext`
+    payload: dict[str, Any]  # what else the body needs; JSON values
+    slot: Slot = Slot(0)
 
 
 @dataclass(frozen=True)
 class EndedTask:
-    """A task whose process has ended.
-
-    Attributes:
-        task: The task.
-        exitcode: 0 for success; negative: minus the signal's number; None: not known.
-        note: A readable reason, such as "killed by signal 9 (SIGKILL)"; empty for success.
-    """
+    """A task whose process has ended."""
 
     task: Task
-    exitcode: int | None
-    note: str = ""
+    exitcode: int | None  # negative: minus the signal's number; None: not known
+    note: str = ""  # a readable reason, such as "killed by signal 9 (SIGKILL)"
 
 
 @dataclass(frozen=True)
@@ -114,31 +80,18 @@ class TrialOutcome:
 
 @dataclass
 class RunningTrial:
-    """A trial that was submitted to the executor and whose end was not reported yet.
+    """A trial that was submitted to the executor and whose end was not reported yet."""
 
-    Attributes:
-        task: As the executor returned it.
-        cell: Its configuration.
-        began: When it was submitted or, if it had to wait, when it began; `time.monotonic`, s.
-        stopped: Kind and reason if the scheduler ended it.
-        waits: It may still wait in the engine's queue.
-        progress: What it last reported.
-    """
-
-    task: Task
+    task: Task  # as the executor returned it
     cell: Cell
-    began: float
-    stopped: tuple[Kind, str] | None = None
-    waits: bool = False
-    progress: dict[str, Any] = field(default_factory=dict)
+    began: float  # `time.monotonic` when it was submitted or, if it had to wait, when it began
+    stopped: tuple[Kind, str] | None = None  # kind and reason if the scheduler ended it
+    waits: bool = False  # it may still wait in the engine's queue
+    progress: dict[str, Any] = field(default_factory=dict)  # what it last reported
 
 
 class EndedEarly(Exception):  # noqa: N818  a decision, not an error
-    """A trial that is stopped by decision, not by failure.
-
-    Attributes:
-        state: The state under which it is recorded.
-    """
+    """A trial that is stopped by decision, not by failure."""
 
     state: State = "pruned"
 
@@ -163,17 +116,14 @@ class AllFailAlikeError(UserError):
 
 def classify(error: BaseException) -> tuple[Kind, str]:
     """Kind of failure of an exception, and its reason in one line."""
-    text = " ".join(str(error).split())[:500]
-    typed = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, DivergedError):
-        return "diverged", text
+    text, name = " ".join(str(error).split())[:500], type(error).__name__
     if isinstance(error, UserError) and not isinstance(error, TrackingError):
-        return "bad_config", text
+        return ("diverged" if isinstance(error, DivergedError) else "bad_config"), text
     if isinstance(error, WrongReturnError):
         return "wrong_return", text
-    names_memory = "not enough memory" in text or "CUDA out of" in text
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return ("out_of_memory" if is_memory or names_memory else "error"), typed
+    is_memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
+    is_memory = is_memory or "not enough memory" in text or "CUDA out of" in text
+    return ("out_of_memory" if is_memory else "error"), f"{name}: {text}" if text else name
 
 
 def violations(limits: Iterable[Limit], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -215,14 +165,13 @@ def copy_latest_state(earlier: Sequence[Path], folder: Path) -> None:
         earlier: Folders of the earlier tries, the newest first; the first with a state is taken.
         folder: Of this try.
     """
-    source = next((path for path in (each / STATE for each in earlier) if path.exists()), None)
-    if source is None:
-        return
-    target = folder / STATE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    shutil.copyfile(source, part)
-    part.replace(target)
+    states = [path / STATE for path in earlier if (path / STATE).exists()]
+    if states:
+        target = folder / STATE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part")
+        shutil.copyfile(states[0], part)
+        part.replace(target)
 
 
 def discard_states(folders: Iterable[Path]) -> None:
@@ -231,23 +180,6 @@ def discard_states(folders: Iterable[Path]) -> None:
         for state in (run / STATE for run in (folder, *folder.glob("seed-*"))):
             state.unlink(missing_ok=True)
             state.with_suffix(".part").unlink(missing_ok=True)
-
-
-def retry_attributes(trial: FrozenTrial, attempt: int) -> dict[str, Any]:
-    """User attributes of the trial that replaces a failed one.
-
-    Args:
-        trial: The failed one. Finished seeds and the origin of a warm start are carried over.
-        attempt: How many of the allowed retries are used up by the new trial.
-    """
-    kept = {
-        name: value
-        for name, value in trial.user_attrs.items()
-        if name in ("cell", "warm_from") or name.startswith("repeat")
-    }
-    folders = [trial.user_attrs.get("folder"), *trial.user_attrs.get("continues", [])]
-    continues = [folder for folder in folders if folder][:MAX_CONTINUED]
-    return {**kept, "retry_of": trial.number, "attempt": attempt, "continues": continues}
 
 
 def earlier_tries(

@@ -3,71 +3,47 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
+from annotated_types import Ge, Gt
 from optuna.trial import FrozenTrial, TrialState
 
 from src.core.errors import UserError
-from src.metrics.registry import Limit, Objective
+from src.sweep import records
 from src.sweep import study as studies
-from src.sweep.executors import base
+from src.sweep.executors import slurm
 from src.sweep.executors.base import Executor
-from src.sweep.records import (
-    EXTERNAL_KINDS,
-    AllFailAlikeError,
-    EndedTask,
-    Kind,
-    RunningTrial,
-    Task,
-    TrialOutcome,
-    discard_states,
-    earlier_tries,
-    retry_attributes,
-)
+from src.sweep.records import EndedTask, RunningTrial, TrialOutcome
 from src.sweep.space import Cell, Space
 from src.sweep.status import StudyStatus
 from src.tracking import store as tracking
 from src.tracking.run import Run
-from src.tracking.store import Store
 
 MAX_DRAWS = 200  # to find a cell that is not excluded, finished or running
 MAX_DRAWS_COUNTABLE = 20  # after that, where cells can be listed, one that nobody ran is taken
+MAX_CONTINUED = 5  # folders of earlier tries in which a retry looks for a training state
 PROGRESS_SECONDS = 1.0  # between two reads of the running trials' progress
 TAIL_LINES = 8
 Overrides = tuple[str, ...]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunPolicy:
-    """How a study is run.
+    """How the trials of a study are run; conf/hydra/sweeper/study.yaml explains each value."""
 
-    Attributes:
-        n_trials: Trials that the study shall reach, earlier sessions included; None: every cell.
-        is_grid: Whether the cells come in order instead of from the sampler.
-        retries: How often a trial is retried after a failure of one of the kinds in `retried`.
-        retried: Kinds of failures that a retry may cure.
-        time_limit_s: Seconds that a trial may take; None: no limit.
-        stop_after: The sweep stops if its first so many trials all fail alike; 0: never.
-        retry_failed: Whether final failures of earlier sessions are retried.
-        grace_s: Seconds that a trial gets to close its records when it is stopped.
-        learns_from_pruned: See `src.sweep.samplers.SamplerChoice`.
-    """
-
-    n_trials: int | None
-    is_grid: bool
-    retries: int = 1
-    retried: tuple[Kind, ...] = ("killed", "out_of_memory")
-    time_limit_s: float | None = None
-    stop_after: int = 3
+    n_trials: Annotated[int, Ge(1)] | None = None
+    retries: Annotated[int, Ge(0)] = 1
+    retried: Sequence[records.Kind] = ("killed", "out_of_memory")
+    time_limit_s: Annotated[float, Gt(0)] | None = None
+    stop_after: Annotated[int, Ge(0)] = 3
     retry_failed: bool = False
-    grace_s: float = 10.0
-    learns_from_pruned: bool = True
+    grace_s: Annotated[float, Ge(0)] = 10
 
 
 def cell_of(trial: FrozenTrial) -> Overrides:
@@ -106,12 +82,7 @@ class TrialProposals:
             self._finished[cell] = trial
 
     def enqueue(self, params: dict[str, Any], attributes: dict[str, Any]) -> None:
-        """Propose these parameters before any others.
-
-        Args:
-            params: Optuna's, by name.
-            attributes: User attributes of the trial.
-        """
+        """Propose Optuna's parameters, with user attributes of the trial, before any others."""
         self.study.enqueue_trial(params, user_attrs=attributes)
         self._n_enqueued += 1
 
@@ -190,18 +161,19 @@ class StudyRecorder:
 
     def __init__(
         self,
-        store: Store,
+        store: tracking.Store,
         study: str,
         run_id: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
         self.store = store
         self.study = study
+        tags = tags or {}
         if run_id:
             self.parent = Run.reopen(store, run_id)
-            self.parent.tag(**(tags or {}))
+            self.parent.tag(**tags)
         else:
-            self.parent = Run.start(store, study, {"study": study, "kind": "study", **(tags or {})})
+            self.parent = Run.start(store, study, {"study": study, "kind": "study", **tags})
         self._deferred: list[Callable[[], Any]] = []
 
     def settle(self, trial: FrozenTrial, outcome: TrialOutcome, tail: str) -> None:
@@ -212,8 +184,7 @@ class StudyRecorder:
             outcome: As told to the study.
             tail: Last lines of the trial's log; recorded of failures.
         """
-        cell, run_id = list(cell_of(trial)), trial.user_attrs.get("run_id")
-        write = partial(self.close_run, trial.number, cell, run_id, outcome, tail)
+        write = partial(self.close_run, trial, outcome, tail)
         try:
             write()
         except Exception as error:
@@ -227,20 +198,15 @@ class StudyRecorder:
             self._deferred[0]()
             del self._deferred[0]
 
-    def close_run(
-        self, number: int, cell: list[str], run_id: str | None, outcome: TrialOutcome, tail: str
-    ) -> str:
-        """Close a trial's run; it is created if the trial never did.
-
-        Returns:
-            The run's id.
-        """
+    def close_run(self, trial: FrozenTrial, outcome: TrialOutcome, tail: str) -> None:
+        """Close a trial's run; it is created if the trial never did."""
+        run_id, number = trial.user_attrs.get("run_id"), trial.number
         if run_id is None:
             query = f"tags.`mlflow.parentRunId` = '{self.parent.id}' and tags.trial = '{number}'"
             run_id = next((run.info.run_id for run in self.store.search(query)), None)
         if run_id is None:
             tags = {"study": self.study, "kind": "run", "trial": number, "repeat": 0}
-            tags["overrides"] = " ".join(cell)
+            tags["overrides"] = " ".join(cell_of(trial))
             run_id = Run.start(self.store, f"trial {number}", tags, parent_id=self.parent.id).id
         for child in self.store.search(f"tags.`mlflow.parentRunId` = '{run_id}'"):
             if child.info.status == "RUNNING":
@@ -249,65 +215,36 @@ class StudyRecorder:
         tracking.close(self.store, run_id, outcome.state, outcome.reason)
         if outcome.state == "fail":
             Run.attach(self.store, run_id).tag(failure_kind=outcome.kind, log_tail=tail)
-        return run_id
 
 
+@dataclass
 class Scheduler:
-    """Runs a study to its end: one process for each trial, the next one asked when one ends.
+    """Runs a study to its end: one process for each trial, the next one asked when one ends."""
 
-    Args:
-        study: To be asked and told; nobody else does.
-        storage: The URL by which the trials' processes find it.
-        space: The search space.
-        objectives: Of the study.
-        limits: Of the study.
-        executor: Runs the trials.
-        policy: How many trials, retries, seconds.
-        recorder: The study's record in MLflow.
-        folder: Of the study; each trial gets a folder below.
-        body: What runs in a trial's process, "package.module:function".
-        payload: What every trial gets; its overrides are appended to `overrides`.
-        show: Called with the status whenever it may have changed.
-        is_owner: Whether the study's lock is still held.
-    """
+    study: studies.OwnedStudy  # asked and told by nobody else
+    storage: str  # URL by which the trials' processes find the study
+    executor: Executor
+    policy: RunPolicy
+    is_grid: bool  # the cells come in order instead of from the sampler
+    learns_from_pruned: bool  # see `src.sweep.samplers.SamplerChoice`
+    recorder: StudyRecorder
+    folder: Path  # of the study; each trial gets a folder below
+    body: str  # what runs in a trial's process, "package.module:function"
+    payload: Mapping[str, Any]  # what every trial gets; its overrides are appended to `overrides`
+    show: Callable[[StudyStatus], None]  # called whenever the status may have changed
+    is_owner: Callable[[], bool] = lambda: True  # whether the study's lock is still held
 
-    def __init__(
-        self,
-        study: studies.OwnedStudy,
-        storage: str,
-        space: Space,
-        objectives: list[Objective],
-        limits: list[Limit],
-        executor: Executor,
-        policy: RunPolicy,
-        recorder: StudyRecorder,
-        folder: Path,
-        body: str,
-        payload: Mapping[str, Any],
-        show: Callable[[StudyStatus], None],
-        is_owner: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.study = study
-        self.storage = storage
-        self.space = space
-        self.objectives = objectives
-        self.limits = limits
-        self.executor = executor
-        self.policy = policy
-        self.recorder = recorder
-        self.folder = folder
-        self.body = body
-        self.payload = dict(payload)
-        self.show = show
-        self.is_owner = is_owner
-        self.proposals = TrialProposals(study, space, policy.is_grid)
+    def __post_init__(self) -> None:
+        self.proposals = TrialProposals(self.study, self.study.space, self.is_grid)
         self._running: dict[int, RunningTrial] = {}  # by trial number
         self._ended: deque[EndedTask] = deque()
         self._retried: set[int] = set()  # failed trials whose retry is enqueued
         self._progress_read_at = 0.0
-        counts = [count for count in (policy.n_trials, space.n_cells) if count is not None]
-        assert counts  # a grid has cells
-        self.status = StudyStatus(objectives, limits, min(counts), executor.slots)
+        # A grid has cells: at least one of the two is a number.
+        counts = (self.policy.n_trials, self.study.space.n_cells)
+        total = min(count for count in counts if count is not None)
+        study, slots = self.study, self.executor.slots
+        self.status = StudyStatus(study.objectives, study.limits, total, slots)
 
     def run(self) -> StudyStatus:
         """Bring the study to its total.
@@ -342,13 +279,13 @@ class Scheduler:
     def _resume(self) -> None:
         """Read the trials of earlier sessions, and settle those that a killed scheduler left."""
         trials = self.study.get_trials(deepcopy=False)
-        if self.space.n_cells is not None:
+        if (n_cells := self.study.space.n_cells) is not None:
             # Cells that were copied from another study are not run, unless they count already.
             copied = {cell_of(trial) for trial in trials if "warm_from" in trial.user_attrs}
             counted = {cell_of(trial) for trial in trials if studies.counted([trial])}
-            self.status.total = min(self.status.total, self.space.n_cells - len(copied - counted))
+            self.status.total = min(self.status.total, n_cells - len(copied - counted))
         self.status.counted = studies.counted(trials)
-        self._retried |= {each.user_attrs.get("retry_of", -1) for each in trials}
+        self._retried |= {trial.user_attrs.get("retry_of", -1) for trial in trials}
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._settle_orphan(trial)
@@ -370,11 +307,11 @@ class Scheduler:
         outcome = studies.outcome_of(trial)
         if outcome is None:
             job = trial.user_attrs.get("job")
-            if job and base.cancel(job):
+            if job and slurm.cancel(job):
                 log.warning("trial %d: cancelled its job %s", trial.number, job["id"])
             if "folder" not in trial.user_attrs and "fixed_params" not in trial.system_attrs:
-                storage, attributes = self.study._storage, ("excluded", "never started")
-                storage.set_trial_user_attr(trial._trial_id, *attributes)
+                storage, attribute = self.study._storage, ("excluded", "never started")
+                storage.set_trial_user_attr(trial._trial_id, *attribute)
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 return
             reason = "the sweep ended before this trial; it is started again as another one"
@@ -386,24 +323,22 @@ class Scheduler:
         """Submit the next trial; False if there is nothing to start."""
         if self.status.counted + len(self._running) >= self.status.total:
             return False
-        proposal = self.proposals.next({each.cell.overrides for each in self._running.values()})
+        proposal = self.proposals.next({trial.cell.overrides for trial in self._running.values()})
         if proposal is None:
             return False
         trial, cell = proposal
         number, folder = 2, self.folder / f"{trial.number:04d}"
         while folder.exists():  # of another study of that name; nothing is overwritten
             folder, number = self.folder / f"{trial.number:04d}-{number}", number + 1
-        overrides = [*self.payload.get("overrides", []), *cell.overrides]
-        payload = {**self.payload, "overrides": overrides, "cell": list(cell.overrides)}
-        payload["continues"] = trial.user_attrs.get("continues", [])
-        task = Task(
-            storage=self.storage,
-            study=self.study.study_name,
-            trial_id=trial._trial_id,
-            number=trial.number,
-            folder=str(folder),
-            body=self.body,
-            payload=payload,
+        payload = {
+            **self.payload,
+            "overrides": [*self.payload.get("overrides", []), *cell.overrides],
+            "cell": list(cell.overrides),
+            "continues": trial.user_attrs.get("continues", []),
+        }
+        name, trial_id = self.study.study_name, trial._trial_id
+        task = records.Task(
+            self.storage, name, trial_id, trial.number, str(folder), self.body, payload
         )
         trial.set_user_attr("folder", str(folder))
         task = self.executor.submit(task)
@@ -438,21 +373,19 @@ class Scheduler:
     def _settle_all(self) -> None:
         """Settle all ended trials; each stays queued until then, in case of an interrupt."""
         while self._ended:
-            self._settle(self._ended[0])
+            end = self._ended[0]
+            running = self._running[end.task.number]
+            trial = self.study._storage.get_trial(end.task.trial_id)
+            outcome = studies.outcome_of(trial)
+            in_order = outcome is not None and end.exitcode == 0
+            if outcome is None:
+                note = end.note or f"ended with status {end.exitcode}"
+                kind, reason = running.stopped or ("killed", note)
+                epoch = int(trial.user_attrs.get("progress", {}).get("epoch", 0))
+                run_id = trial.user_attrs.get("run_id")
+                outcome = TrialOutcome("fail", kind, reason, run_id=run_id, epoch=epoch)
+            self._finish(trial, outcome, in_order, time.monotonic() - running.began)
             del self._running[self._ended.popleft().task.number]
-
-    def _settle(self, end: EndedTask) -> None:
-        running = self._running[end.task.number]
-        trial = self.study._storage.get_trial(end.task.trial_id)
-        outcome = studies.outcome_of(trial)
-        in_order = outcome is not None and end.exitcode == 0
-        if outcome is None:
-            note = end.note or f"ended with status {end.exitcode}"
-            kind, reason = running.stopped or ("killed", note)
-            epoch = int(trial.user_attrs.get("progress", {}).get("epoch", 0))
-            run_id = trial.user_attrs.get("run_id")
-            outcome = TrialOutcome("fail", kind, reason, run_id=run_id, epoch=epoch)
-        self._finish(trial, outcome, in_order, time.monotonic() - running.began)
 
     def _finish(
         self, trial: FrozenTrial, outcome: TrialOutcome, in_order: bool, seconds: float | None
@@ -477,12 +410,12 @@ class Scheduler:
         tail = log_tail(Path(trial.user_attrs["folder"])) if "folder" in trial.user_attrs else ""
         if not in_order or outcome.state == "fail":
             self.recorder.settle(trial, outcome, tail)
-        if not again and outcome.kind not in EXTERNAL_KINDS:
-            tries = [trial, *earlier_tries(trial, partial(studies.trial_of, self.study))]
-            folders = [each.user_attrs.get("folder") for each in tries]
-            discard_states(Path(folder) for folder in folders if folder)
-        learns = self.policy.learns_from_pruned
-        trial = studies.tell(self.study, trial.number, outcome, learns)
+        if not again and outcome.kind not in records.EXTERNAL_KINDS:
+            by_number = partial(studies.trial_of, self.study)
+            tries = [trial, *records.earlier_tries(trial, by_number)]
+            folders = [attempted.user_attrs.get("folder") for attempted in tries]
+            records.discard_states(Path(folder) for folder in folders if folder)
+        trial = studies.tell(self.study, trial.number, outcome, self.learns_from_pruned)
         final = studies.outcome_of(trial) or outcome
         if final != outcome:
             self.recorder.settle(trial, final, tail)
@@ -492,23 +425,31 @@ class Scheduler:
             self.status.counted += 1
 
     def _enqueue_retry(self, trial: FrozenTrial, attempt: int) -> None:
+        """Enqueue a trial that replaces a failed one; `attempt` retries are used up by then."""
+        attributes = {  # finished seeds and the origin of a warm start are carried over
+            name: value
+            for name, value in trial.user_attrs.items()
+            if name in ("cell", "warm_from") or name.startswith("repeat")
+        }
+        folders = [trial.user_attrs.get("folder"), *trial.user_attrs.get("continues", [])]
+        continues = [folder for folder in folders if folder][:MAX_CONTINUED]
+        attributes |= {"retry_of": trial.number, "attempt": attempt, "continues": continues}
         params = trial.system_attrs.get("fixed_params") or trial.params
-        self.proposals.enqueue(params, retry_attributes(trial, attempt))
+        self.proposals.enqueue(params, attributes)
         self._retried.add(trial.number)
 
     def _refuse_equal_failures(self) -> None:
         n_seen, reason = self.status.n_seen, self.status.all_failed_alike()
         enough = 0 < self.policy.stop_after <= n_seen
         if reason and enough and self.status.counted < self.status.total:
-            raise AllFailAlikeError(
+            raise records.AllFailAlikeError(
                 f"the first {n_seen} trials all failed in the same way ({reason}): the sweep is "
                 "stopped; correct the cause, then the same command with "
                 "hydra.sweeper.retry_failed=true continues"
             )
 
     def _stop_overdue(self) -> None:
-        limit = self.policy.time_limit_s
-        if limit is None:
+        if (limit := self.policy.time_limit_s) is None:
             return
         for running in self._running.values():
             overdue = not running.waits and time.monotonic() - running.began > limit

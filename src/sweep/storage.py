@@ -8,9 +8,8 @@ import re
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
@@ -32,6 +31,11 @@ _CONNECT_SECONDS = 5
 _CREATE_SECONDS = 120.0
 # A silent loss of the connection is noticed within about a minute, on both sides.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+_HOLDER = """SELECT a.application_name, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND l.classid::bigint = :high AND l.objid::bigint = :low"""
 
 
 class Connection(sqlite3.Connection):
@@ -44,10 +48,10 @@ class Connection(sqlite3.Connection):
 
 
 def set_journal(file: Path, busy_seconds: float) -> None:
-    """Set the journal mode that suits the disk; SQLite stores it in the file.
+    """Set the journal mode of a SQLite database that suits its disk; SQLite stores it in the file.
 
     Args:
-        file: A SQLite database.
+        file: The database.
         busy_seconds: How long to wait for other users; after that the mode stays as it is.
     """
     mode = "wal" if is_local(file) else "delete"
@@ -86,10 +90,10 @@ def resolve_url(url: str) -> str:
             raise ConfigError(KEY, f"{expected}, the file's path without % and ?, but got {url}")
         return f"sqlite:///{Path(name).absolute()}"
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
-        raise ConfigError(KEY, f"{expected}, but got {_masked(url)}")
     resolved = f"postgresql+psycopg://{rest}"
     try:
+        if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
+            raise ValueError
         host = sql.make_url(resolved).host or ""
     except (sql.exc.ArgumentError, ValueError):  # its text may contain a part of the password
         raise ConfigError(KEY, f"{expected}, but got {_masked(url)}") from None
@@ -115,11 +119,16 @@ def open_storage(url: str) -> BaseStorage:
             the password.
     """
     url = resolve_url(url)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _one_line_errors(url), _creation_lock(url):
+    with _one_line_errors(url), contextlib.ExitStack() as stack:
         if file := _database_file(url):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{file}.create.lock", timeout=_CREATE_SECONDS))
             set_journal(file, _CONNECT_SECONDS)
-        return optuna.storages.get_storage(RDBStorage(_template(url), _engine_options(url)))
+        else:
+            connection = stack.enter_context(_session(url, "paretoderm"))
+            lock = sql.text("SELECT pg_advisory_lock(:key)")
+            connection.execute(lock, {"key": _lock_key("tables")})
+        return optuna.storages.get_storage(_rdb(url))
 
 
 def attach(
@@ -139,14 +148,8 @@ def attach(
         UserError: The database cannot be reached, or has no such study or trial.
     """
     url = resolve_url(url)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _one_line_errors(url):
-        storage = RDBStorage(
-            _template(url),
-            _engine_options(url),
-            skip_compatibility_check=True,
-            skip_table_creation=True,
-        )
+        storage = _rdb(url, skip_compatibility_check=True, skip_table_creation=True)
         sampler, pruner = optuna.samplers.RandomSampler(), pruner or optuna.pruners.NopPruner()
         try:
             return optuna.Trial(optuna.Study(study_name, storage, sampler, pruner), trial_id)
@@ -155,8 +158,9 @@ def attach(
             raise UserError(f"{_masked(url)}: {problem}") from None
 
 
-class Ownership:
-    """Lock of the one process that asks and tells a study; a context manager.
+@contextlib.contextmanager
+def ownership(url: str, study_name: str) -> Iterator[Callable[[], bool]]:
+    """Hold the lock of the one process that asks and tells a study.
 
     The lock ends with the process, even if that is killed. A plainly forked child would keep it:
     start trials from a fork server, or by spawning.
@@ -165,100 +169,66 @@ class Ownership:
         url: The study's database, as for `resolve_url`.
         study_name: The study; it need not exist yet.
 
+    Yields:
+        A function that says whether the lock is still held: a lost connection to a server loses it.
+
     Raises:
-        UserError: On entering: another process holds the lock; the message names it.
+        UserError: Another process holds the lock; the message names it.
     """
+    url = resolve_url(url)
+    stack = contextlib.ExitStack()
+    try:
+        with _one_line_errors(url):
+            lock = _lock_file if url.startswith("sqlite:") else _lock_server
+            is_held = lock(url, study_name, stack)
+        yield is_held
+    finally:
+        with contextlib.suppress(sql.exc.SQLAlchemyError):  # a lost connection lost the lock
+            stack.close()
 
-    def __init__(self, url: str, study_name: str) -> None:
-        self.url = resolve_url(url)
-        self.study_name = study_name
-        self._stack: contextlib.ExitStack | None = None
-        self._connection: sql.Connection | None = None
 
-    def __enter__(self) -> "Ownership":
-        with contextlib.ExitStack() as stack, _one_line_errors(self.url):
-            if file := _database_file(self.url):
-                self._lock_file(stack, f"{file}.{quote(self.study_name, safe='')}.owner")
-            else:
-                self._lock_server(stack)
-            self._stack = stack.pop_all()
-        return self
+def _lock_file(url: str, study_name: str, stack: contextlib.ExitStack) -> Callable[[], bool]:
+    name = f"{_database_file(url)}.{quote(study_name, safe='')}.owner"
+    note, lock = Path(f"{name}.json"), FileLock(f"{name}.lock", timeout=0, thread_local=False)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(lock)
+    except Timeout:
+        owner = {}
+        with contextlib.suppress(OSError, ValueError):
+            owner = json.loads(note.read_text())
+        raise _refused(study_name, **owner) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    with atomic_file(note) as draft:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        draft.write_text(json.dumps(owner))
+    stack.callback(note.unlink, missing_ok=True)
+    return lambda: lock.is_locked
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        stack, self._stack, self._connection = self._stack, None, None
-        if stack is not None:
-            with contextlib.suppress(sql.exc.SQLAlchemyError):  # a lost connection lost the lock
-                stack.close()
 
-    def is_held(self) -> bool:
-        """Whether the lock is still held: a lost connection to the server loses it."""
-        if self._connection is None:
-            return self._stack is not None
+def _lock_server(url: str, study_name: str, stack: contextlib.ExitStack) -> Callable[[], bool]:
+    key = _lock_key(f"owner of {study_name}")
+    connection = stack.enter_context(_session(url, f"{socket.gethostname()[:40]} {os.getpid()}"))
+    lock = sql.text("SELECT pg_try_advisory_lock(:key)")
+    if not connection.execute(lock, {"key": key}).scalar():
+        halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
+        application, since = connection.execute(sql.text(_HOLDER), halves).first() or ("", "")
+        host, _, pid = (application or "").rpartition(" ")
+        raise _refused(study_name, host, pid, since)
+
+    def is_held() -> bool:
         try:
-            self._connection.execute(sql.text("SELECT 1"))
+            connection.execute(sql.text("SELECT 1"))
         except sql.exc.SQLAlchemyError:
             return False
         return True
 
-    def _lock_file(self, stack: contextlib.ExitStack, name: str) -> None:
-        lock, note = Path(f"{name}.lock"), Path(f"{name}.json")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            stack.enter_context(FileLock(lock, timeout=0, thread_local=False))
-        except Timeout:
-            try:
-                owner = json.loads(note.read_text())
-            except (OSError, ValueError):
-                owner = {}
-            raise self._refused(owner) from None
-        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        with atomic_file(note) as draft:
-            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-            draft.write_text(json.dumps(owner))
-        stack.callback(note.unlink, missing_ok=True)
-
-    def _lock_server(self, stack: contextlib.ExitStack) -> None:
-        key = {"key": _lock_key(f"owner of {self.study_name}")}
-        name = f"{socket.gethostname()[:40]} {os.getpid()}"
-        connection = stack.enter_context(_session(self.url, name))
-        if not connection.execute(sql.text("SELECT pg_try_advisory_lock(:key)"), key).scalar():
-            raise self._refused(_lock_holder(connection, key["key"]))
-        self._connection = connection
-
-    def _refused(self, owner: dict[str, Any]) -> UserError:
-        who = "{host}, process {pid}, since {since}".format(**owner) if owner else "another process"
-        return UserError(f"study {self.study_name} is being run by {who}: wait for it, or end it")
+    return is_held
 
 
-def _lock_holder(connection: sql.Connection, key: int) -> dict[str, Any]:
-    """Holder of an advisory lock, by the application name of its session."""
-    query = """SELECT a.application_name, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
-        FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-        WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database
-        WHERE datname = current_database())
-        AND l.classid::bigint = :high AND l.objid::bigint = :low"""
-    halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
-    row = connection.execute(sql.text(query), halves).first()
-    host, _, pid = (row[0] or "").rpartition(" ") if row else ("", "", "")
-    return {"host": host, "pid": pid, "since": row[1]} if row and host else {}
-
-
-@contextlib.contextmanager
-def _creation_lock(url: str) -> Iterator[None]:
-    if file := _database_file(url):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.create.lock", timeout=_CREATE_SECONDS):
-            yield
-    else:
-        key = {"key": _lock_key("tables")}
-        with _session(url, "paretoderm") as connection:
-            connection.execute(sql.text("SELECT pg_advisory_lock(:key)"), key)
-            yield
+def _refused(study_name: str, host: str = "", pid: int | str = "", since: str = "") -> UserError:
+    owner = f"{host}, process {pid}, since {since}" if host else "another process"
+    return UserError(f"study {study_name} is being run by {owner}: wait for it, or end it")
 
 
 @contextlib.contextmanager
@@ -274,6 +244,12 @@ def _session(url: str, name: str) -> Iterator[sql.Connection]:
             with contextlib.suppress(sql.exc.DBAPIError):
                 connection.execute(sql.text(f"SET {setting} = {value}"))
         yield connection
+
+
+def _rdb(url: str, **options: Any) -> RDBStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    template = url.replace("{", "{{").replace("}", "}}")  # Optuna formats its URL
+    return RDBStorage(template, _engine_options(url), **options)
 
 
 def _engine_options(url: str) -> dict[str, Any]:
@@ -305,10 +281,6 @@ def _one_line_errors(url: str) -> Iterator[None]:
 def _database_file(url: str) -> Path | None:
     """The file of a resolved SQLite URL."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:") else None
-
-
-def _template(url: str) -> str:
-    return url.replace("{", "{{").replace("}", "}}")  # Optuna formats its URL
 
 
 def _masked(url: str) -> str:

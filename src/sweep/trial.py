@@ -16,19 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.core.errors import DivergedError, UserError
-from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives, recorded_name
+from src.metrics.registry import Objective, parse_limits, parse_objectives, recorded_name
+from src.sweep import records
 from src.sweep.pruners import BestSoFar, TrialPruner
-from src.sweep.records import (
-    EndedEarly,
-    Kind,
-    OverLimit,
-    Pruned,
-    State,
-    Task,
-    TrialOutcome,
-    WrongReturnError,
-    classify,
-)
+from src.sweep.records import TrialOutcome, WrongReturnError
 from src.sweep.repeats import Repeated, is_dropped
 
 if TYPE_CHECKING:
@@ -39,11 +30,8 @@ TERMINATED = 143  # exit status after SIGTERM: the sender knows the reason
 FAILED = 1
 COMMIT_PAUSES = (1, 2, 4, 8, 15, 30)  # s, between attempts to commit an outcome
 PROGRESS_SECONDS = 1.0  # between two progress notes
-KNOWN_BEFORE = (
-    "efficiency/flops",
-    "efficiency/params",
-    "efficiency/trainable_params",
-    "efficiency/size_mb",
+KNOWN_BEFORE = tuple(
+    f"efficiency/{name}" for name in ("flops", "params", "trainable_params", "size_mb")
 )
 
 
@@ -51,24 +39,20 @@ class TrialContext:
     """Interface between a trial's body and its study.
 
     Args:
-        task: The task to run.
+        task: The task to run. Its payload, from the scheduler, holds `overrides`, `objectives`,
+            `limits`, `tracking`, `study_run`, `repeats`, `pruner` ...
 
     Attributes:
-        folder: The trial's folder.
-        payload: From the scheduler: `overrides`, `objectives`, `limits`, `tracking`, `study_run`,
-            `repeats`, `pruner` ...
-        objectives: Of the study.
-        limits: Of the study.
         outcome: The committed outcome; None before.
         pruning: Whether `epoch` may prune the trial.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: records.Task) -> None:
         self.task = task
         self.folder = Path(task.folder)
         self.payload = task.payload
-        self.objectives: list[Objective] = parse_objectives(task.payload)
-        self.limits: list[Limit] = parse_limits(task.payload)
+        self.objectives = parse_objectives(task.payload)
+        self.limits = parse_limits(task.payload)
         self.outcome: TrialOutcome | None = None
         self.pruning = True
         self._run_id: str | None = None
@@ -111,7 +95,7 @@ class TrialContext:
             if limit.metric in self._cost and not limit.holds(self._cost[limit.metric])
         ]
         if broken:
-            raise OverLimit("; ".join(broken))
+            raise records.OverLimit("; ".join(broken))
 
     def epoch(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
         """Report an epoch.
@@ -130,10 +114,9 @@ class TrialContext:
             self._pruner.check_trial(self.trial, epochs, metrics, self._best, self._cost)
 
     def resumed(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Report the epochs of an earlier try that this one continues; nothing is pruned for them.
+        """Report the metrics of each epoch of an earlier try that this one continues.
 
-        Args:
-            history: Metrics of each epoch.
+        Nothing is pruned for them.
         """
         for epoch, metrics in enumerate(history, 1):
             self._best.add(epoch, metrics)
@@ -145,12 +128,7 @@ class TrialContext:
         return (str(attributes[f"repeat_run:{seed}"]), dict(metrics)) if metrics else None
 
     def repeat_ended(self, seed: int, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Report the end of one of several seeds.
-
-        Args:
-            seed: Of the repeat.
-            run_id: Its MLflow run.
-            metrics: Its final metrics.
+        """Report the MLflow run and the final metrics of one of several seeds.
 
         Raises:
             Pruned: The configuration is significantly worse than another over the shared seeds.
@@ -158,17 +136,16 @@ class TrialContext:
         if self.repeat_done(seed) is None:
             self.trial.set_user_attr(f"repeat_run:{seed}", run_id)
             self.trial.set_user_attr(f"repeat:{seed}", dict(metrics))
-        trials = self.trial.study.get_trials(deepcopy=False)
-        candidate = _repeated(trials[self.task.number])
+        trials = [_repeated(trial) for trial in self.trial.study.get_trials(deepcopy=False)]
+        candidate = trials.pop(self.task.number)
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
         if n_seeds >= n_repeats:
             return
-        others = (_repeated(trial) for trial in trials if trial.number != self.task.number)
-        rivals = [rival for rival in others if rival.seeds]
+        rivals = [rival for rival in trials if rival.seeds]
         objectives = [Objective(recorded_name(o.metric), o.direction) for o in self.objectives]
         if is_dropped(candidate, rivals, objectives, float(self.payload["drop_p"]), self.limits):
             problem = "significantly worse than another trial"
-            raise Pruned(f"after {n_seeds} of {n_repeats} seeds: {problem}")
+            raise records.Pruned(f"after {n_seeds} of {n_repeats} seeds: {problem}")
 
     def commit(self, metrics: Mapping[str, float]) -> None:
         """Store that the trial is complete: from here on it counts.
@@ -181,18 +158,18 @@ class TrialContext:
             DivergedError: An objective or a limited metric is NaN or infinite.
         """
         if self.outcome is None:
-            checked, epoch = self._checked(metrics), self._best.epoch
-            outcome = TrialOutcome("complete", "", "", checked, self._run_id, epoch)
-            self._store(outcome)
+            self._store("complete", "", "", self._checked(metrics))
 
-    def give_up(self, state: State, kind: Kind, reason: str) -> None:
+    def give_up(self, state: records.State, kind: records.Kind, reason: str) -> None:
         """Store that the trial ended without a result, unless it is committed."""
         if self.outcome is None:
-            cost, epoch = dict(self._cost), self._best.epoch
-            self._store(TrialOutcome(state, kind, reason, cost, self._run_id, epoch))
+            self._store(state, kind, reason, dict(self._cost))
 
-    def _store(self, outcome: TrialOutcome) -> None:
+    def _store(
+        self, state: records.State, kind: records.Kind, reason: str, metrics: dict[str, float]
+    ) -> None:
         """Store the outcome; a storage that does not answer is tried again for a minute."""
+        outcome = TrialOutcome(state, kind, reason, metrics, self._run_id, self._best.epoch)
         for pause in (*COMMIT_PAUSES, None):
             try:
                 self.trial.set_user_attr("outcome", asdict(outcome))
@@ -224,7 +201,7 @@ class TrialContext:
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _note(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        """Store the progress for the display; the last epoch always."""
+        """Store the progress for the display, at most once a second; the last epoch always."""
         if epoch < epochs and time.monotonic() - self._last_note < PROGRESS_SECONDS:
             return
         self._last_note = time.monotonic()
@@ -237,17 +214,15 @@ class TrialContext:
             log.warning("progress is not recorded: %s", " ".join(str(error).split())[:200])
 
 
-def main(task: Task) -> None:
+def main(task: records.Task) -> None:
     """Run one trial in this process and commit its outcome.
-
-    Args:
-        task: The task to run.
 
     Raises:
         SystemExit: Status 1 after a failure, which is committed; another status passes through.
     """
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     context = TrialContext(task)
+    kind: records.Kind
     try:
         if task.payload.get("tell_begun"):
             context.trial.set_user_attr("begun", time.time())
@@ -255,22 +230,21 @@ def main(task: Task) -> None:
         body: Callable[[TrialContext], Mapping[str, float]]
         body = getattr(importlib.import_module(module), function)
         context.commit(body(context))
-    except EndedEarly as early:
+        return
+    except records.EndedEarly as early:
         context.give_up(early.state, "", str(early))
+        return
     except SystemExit as error:
         if error.code == TERMINATED or context.outcome is not None:
             raise
-        reason = f"the trial's code left with status {error.code}"
-        log.error("trial %d failed: %s", task.number, reason)
-        context.give_up("fail", "error", reason)
-        raise SystemExit(FAILED) from error
+        kind, reason = "error", f"the trial's code left with status {error.code}"
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
-        kind, reason = classify(error)
-        log.error("trial %d failed: %s", task.number, reason)
-        context.give_up("fail", kind, reason)
-        raise SystemExit(FAILED) from error
+        kind, reason = records.classify(error)
+    log.error("trial %d failed: %s", task.number, reason)
+    context.give_up("fail", kind, reason)
+    raise SystemExit(FAILED)
 
 
 def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:

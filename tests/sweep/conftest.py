@@ -16,27 +16,13 @@ import pytest
 
 def server_binaries() -> Path | None:
     """Folder of initdb and pg_ctl, which are often not on the PATH."""
+    folders = []
     if shutil.which("pg_config"):
-        binaries = Path(
-            subprocess.run(
-                ["pg_config", "--bindir"], capture_output=True, text=True, check=True
-            ).stdout.strip()
-        )
-        if (binaries / "initdb").exists():
-            return binaries
-    on_path = shutil.which("initdb")
-    if on_path:
-        return Path(on_path).parent
-    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))  # where Debian puts it
-    return packaged[-1].parent if packaged else None
-
-
-def unprivileged_user() -> str | None:
-    """initdb refuses root: the user to run it as then, None if we are somebody else already."""
-    if os.geteuid() != 0:
-        return None
-    users = {entry.pw_name for entry in pwd.getpwall()}
-    return next((name for name in ("postgres", "nobody") if name in users), None)
+        options = {"capture_output": True, "text": True, "check": True}
+        folders.append(subprocess.run(["pg_config", "--bindir"], **options).stdout.strip())
+    folders += [Path(shutil.which("initdb") or "/nowhere").parent]
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # of Debian
+    return next((Path(path) for path in folders if (Path(path) / "initdb").exists()), None)
 
 
 @pytest.fixture(scope="session")
@@ -45,51 +31,37 @@ def postgres_url() -> Iterator[str]:
     binaries = server_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server is installed (pg_config --bindir has no initdb)")
-    user = unprivileged_user()
-    if os.geteuid() == 0 and user is None:
-        pytest.skip("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
-    # not below tmp_path: its folders are closed to other users
-    folder = Path(tempfile.mkdtemp(prefix="paretoderm-pg-", dir="/tmp"))
-    (folder / "password").write_text("s3cret")
-    if user is not None:
-        shutil.chown(folder, user)
-        shutil.chown(folder / "password", user)
+    user = None
+    if os.geteuid() == 0:  # initdb refuses root
+        users = {entry.pw_name for entry in pwd.getpwall()}
+        user = next((name for name in ("postgres", "nobody") if name in users), None)
+        if user is None:
+            pytest.skip("PostgreSQL refuses to run as root: no user postgres or nobody")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # Not below tmp_path: its folders are closed to other users.
+    with tempfile.TemporaryDirectory(
+        prefix="paretoderm-pg-", dir="/tmp", ignore_cleanup_errors=True
+    ) as name:
+        folder, role = Path(name), user or getpass.getuser()
+        data, password = str(folder / "data"), folder / "password"
+        password.write_text("s3cret")
+        for path in (folder, password) if user else ():
+            shutil.chown(path, user)
 
-    def run(*command: str) -> None:
-        with (folder.parent / f"{folder.name}.log").open("ab") as log:
-            subprocess.run(
-                [binaries / command[0], *command[1:]],
-                user=user, cwd=folder, stdout=log, stderr=log, check=True, timeout=120,
-                env={**os.environ, "LC_ALL": "C"},
-            )  # fmt: skip
+        def run(*command: str) -> None:
+            options = {"cwd": folder, "env": {**os.environ, "LC_ALL": "C"}, "timeout": 120}
+            with tempfile.TemporaryFile() as log:
+                command = (str(binaries / command[0]), *command[1:])
+                subprocess.run(command, user=user, stdout=log, stderr=log, check=True, **options)
 
-    data = str(folder / "data")
-    name = user or getpass.getuser()
-    try:
-        run(
-            "initdb",
-            "-D",
-            data,
-            "-U",
-            name,
-            "-A",
-            "scram-sha-256",
-            "--pwfile",
-            str(folder / "password"),
-            "-N",
-        )
+        accounts = ("-U", role, "-A", "scram-sha-256", "--pwfile", str(password))
+        run("initdb", "-D", data, *accounts, "-N")
         options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
         run("pg_ctl", "-D", data, "-o", options, "-w", "-t", "60", "start")
-        try:
-            yield f"postgresql://{name}:s3cret@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder.parent / f"{folder.name}.log").unlink(missing_ok=True)
+        yield f"postgresql://{role}:s3cret@127.0.0.1:{port}/postgres"
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
 @pytest.fixture

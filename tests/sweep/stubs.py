@@ -1,5 +1,6 @@
-"""Trials without a net: what a test asks for in the payload happens."""
+"""Trials without a net: the payload names the function of this module that runs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,57 +16,53 @@ if TYPE_CHECKING:
 
 
 def run(task: Task) -> None:
-    for action, value in task.payload.items():
-        ACTIONS[action](task, value)
+    globals()[task.payload["action"]](task)
+
+
+def succeed(task: Task) -> None:
+    print("a line")
+    print("another line", file=sys.stderr)
+
+
+def fail(task: Task) -> None:
+    raise ValueError("no such luck")
+
+
+def leave(task: Task) -> None:
+    sys.exit(3)
+
+
+def die(task: Task) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with_a_child(task: Task) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (Path(task.folder) / "child").write_text(str(child.pid))
+    die(task)
 
 
 def hang(task: Task) -> None:
-    """A trial that does not end by itself, whatever its payload."""
-    _note(task, "started")
-    time.sleep(600)
-
-
-def _hang(task: Task, seconds: float) -> None:
-    deaf = signal.SIG_IGN if task.payload.get("deaf") else signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, deaf)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """Do not end until the file "go" exists; on SIGTERM if the payload does not say "deaf"."""
+    if task.payload.get("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (Path(task.folder) / "started").write_text(str(os.getpid()))
+    while not (Path(task.folder).parent / "go").exists():
         time.sleep(0.05)
 
 
-def _fail(task: Task, message: str) -> None:
-    raise ValueError(message)
-
-
-def _note(task: Task, name: str) -> None:
-    """One line a run: a trial that ran twice shows."""
-    with (Path(task.folder) / name).open("a") as file:
-        file.write(f"{os.getpid()} {time.time()}\n")
-
-
-def _wait_for(task: Task, name: str) -> None:
-    while not (Path(task.folder).parent / name).exists():
-        time.sleep(0.02)
-
-
-def _show(task: Task, expression: str) -> None:
+def describe(task: Task) -> None:
     import torch
 
-    known = {
+    facts = {
         "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "threads": torch.get_num_threads(),
-        "session": os.getsid(0) == os.getpid(),
+        "leads a session": os.getsid(0) == os.getpid(),
         "variable": os.environ.get("PARETODERM_TEST"),
         "path": os.environ.get("PYTHONPATH"),
         "modules": sorted(sys.modules),
-        "main": getattr(sys.modules.get("__mp_main__"), "__file__", None),
     }
-    print(known[expression])
-
-
-def _child(task: Task, name: str) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    (Path(task.folder) / name).write_text(str(child.pid))
+    print(json.dumps(facts))
 
 
 def train_on_two_nodes(context: "TrialContext") -> dict[str, float]:
@@ -81,22 +78,7 @@ def train_on_two_nodes(context: "TrialContext") -> dict[str, float]:
         while not (folder / f"started-{1 - number}").exists():
             time.sleep(0.02)
         while "node:__internal_head__" not in resources:
-            (folder / "hangs").write_text(node)
+            (folder / "hangs").touch()
             time.sleep(0.1)
     a, b = (int(override.partition("=")[2]) for override in context.payload["cell"])
     return {"best/val/balanced_accuracy": (10 * a + b) / 1000}
-
-
-ACTIONS = {
-    "print": lambda task, text: print(text),
-    "print_error": lambda task, text: print(text, file=sys.stderr),
-    "exit": lambda task, code: sys.exit(code),
-    "kill": lambda task, number: os.kill(os.getpid(), number),
-    "deaf": lambda task, value: None,
-    "hang": _hang,
-    "fail": _fail,
-    "note": _note,
-    "wait_for": _wait_for,
-    "show": _show,
-    "child": _child,
-}

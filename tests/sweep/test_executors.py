@@ -1,6 +1,7 @@
 """Executors: the contract of all, with real processes and jobs, and special cases."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -11,36 +12,44 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copy
+from typing import Any
 
+import optuna
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from benchmarks.sweep import stubs
 from benchmarks.sweep.faults import is_alive
 from benchmarks.sweep.harness import STUDY, ScriptedExecutor, Setup, opened
+from benchmarks.sweep.stubs import expected
+from src import train
+from src.core.config import check_arguments
 from src.core.errors import ConfigError, DependencyError, UserError
-from src.sweep.executors import base
-from src.sweep.executors.base import Executor, local_slots, make_slots
+from src.sweep.executors import base, slurm
+from src.sweep.executors.base import Executor, local_slots
 from src.sweep.executors.local import LocalExecutor
 from src.sweep.executors.ray import RayExecutor
 from src.sweep.executors.slurm import SlurmExecutor
 from src.sweep.records import EndedTask, Slot, Task, TrialOutcome
 from src.sweep.storage import open_storage
+from src.tracking import read
 from src.tracking.store import Store
 
 ENTRY = "stubs:run"
 LONG = 60.0  # seconds that nothing here takes, on the slowest machine
+MEMORY = 80 * 2**20  # bytes of a Ray node's object store
 TaskMaker = Callable[..., Task]
+pytestmark = pytest.mark.usefixtures("own_fork_server")
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> TaskMaker:
-    def make(number: int = 0, **payload: object) -> Task:
+    def make(number: int, action: str, **payload: object) -> Task:
         folder = str(tmp_path / str(number))
-        return Task("sqlite:///none.db", "stubs", number, number, folder, "", payload)
+        return Task("", "stubs", number, number, folder, "", {"action": action, **payload})
 
     return make
 
@@ -50,31 +59,38 @@ def local_ray() -> Iterator[None]:
     """One Ray for all tests: starting it takes seconds. The executors leave it running."""
     if importlib.util.find_spec("ray") is None:  # imported, it would be too late for its token
         pytest.skip("Ray is not installed")
-    keeper = RayExecutor(n_jobs=2, options={"object_store_memory": 80 * 2**20})
+    keeper = RayExecutor(n_jobs=2, options={"object_store_memory": MEMORY, "num_cpus": 2})
     keeper.warm_up()
     yield
     keeper.close(0)
 
 
+def light(executor: Executor) -> Executor:
+    """Two slots without threads: the stubs need not import torch."""
+    executor.warm_up()
+    executor._slots = [Slot(0), Slot(1)]
+    return executor
+
+
 def local() -> LocalExecutor:
-    return LocalExecutor(n_jobs=2, devices=None, threads=None, entry=ENTRY)
-
-
-def slurm(entry: str = ENTRY) -> SlurmExecutor:
-    pytest.importorskip("submitit")
-    made = SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1, entry=entry)
-    made._slots = [Slot(slot.number) for slot in made._slots]  # no threads: stubs need no torch
+    made = LocalExecutor(n_jobs=2, devices=None, threads=2, entry=ENTRY)
+    made._modules = ["src", "torch", "stubs", "optuna"]
     return made
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow), "slurm"])
+def submitit(entry: str = ENTRY) -> Executor:
+    pytest.importorskip("submitit")
+    return light(SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1, entry=entry))
+
+
+@pytest.fixture(params=["local", "submitit", pytest.param("ray", marks=pytest.mark.slow)])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     """An executor with two slots."""
     if request.param == "ray":
         request.getfixturevalue("local_ray")
-        made: Executor = RayExecutor(n_jobs=2, entry=ENTRY)
+        made = light(RayExecutor(n_jobs=2, entry=ENTRY))
     else:
-        made = local() if request.param == "local" else slurm()
+        made = local() if request.param == "local" else submitit()
     yield made
     made.close(0)
 
@@ -94,239 +110,332 @@ def wait_until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def pid(task: Task) -> int:
-    """Process of a stub, when it has left its note."""
-    path = Path(task.folder) / "started"
+def pid(folder: Path | str) -> int:
+    """Process of a stub, when it has written its note."""
+    path = Path(folder) / "started"
     wait_until(lambda: path.exists() and path.read_text())
-    return int(path.read_text().split()[0])
-
-
-def release(task: Task) -> None:
-    """Let the stubs that wait for "go" continue."""
-    (Path(task.folder).parent / "go").touch()
+    return int(path.read_text())
 
 
 class TestEveryExecutor:
-    def test_success_and_a_log_to_which_a_second_run_is_appended(
-        self, executor: Executor, task: TaskMaker
-    ) -> None:
-        first = executor.submit(task(print="a line", print_error="another line"))
-        assert wait(executor) == [EndedTask(first, 0, "")]
-        executor.submit(task(print="second run"))
-        wait(executor)
-        assert {"a line", "another line"} < set(log(first).splitlines())
-        assert re.search("line.*second run", log(first), re.DOTALL)
-
-    def test_failures(self, executor: Executor, task: TaskMaker) -> None:
-        raising = executor.submit(task(0, fail="no such luck"))
-        assert wait(executor) == [EndedTask(raising, 1, "ended with exit code 1")]
-        assert "Traceback" in log(raising)
-        assert "ValueError: no such luck" in log(raising)
-        leaving = executor.submit(task(1, exit=3))
-        assert wait(executor) == [EndedTask(leaving, 3, "ended with exit code 3")]
-        executor.submit(task(2, kill=int(signal.SIGKILL)))
+    def test_ends_are_reported_and_logged(self, executor: Executor, task: TaskMaker) -> None:
+        """In the same folder: each log is appended to the one before."""
+        notes = {"succeed": (0, ""), "fail": (1, "ended with exit code 1")}
+        notes["leave"] = (3, "ended with exit code 3")
+        for action, (exitcode, note) in notes.items():
+            submitted = executor.submit(task(0, action))
+            assert wait(executor) == [EndedTask(submitted, exitcode, note)]
+        text = log(submitted)
+        assert {"a line", "another line"} < set(text.splitlines())
+        assert re.search("a line.*Traceback.*ValueError: no such luck", text, re.DOTALL)
+        executor.submit(task(1, "die"))
         [end] = wait(executor)
         assert end.exitcode in (None, -signal.SIGKILL)
         assert end.note
 
     def test_the_first_to_end_is_reported_while_the_other_runs(
-        self, executor: Executor, task: TaskMaker
+        self, executor: Executor, task: TaskMaker, tmp_path: Path
     ) -> None:
         assert (executor.slots, executor.free()) == (2, 2)
-        slow = executor.submit(task(1, wait_for="go"))
-        quick = executor.submit(task(2))
+        slow = executor.submit(task(1, "hang"))
+        quick = executor.submit(task(2, "succeed"))
         assert {slow.slot.number, quick.slot.number} == {0, 1}
         assert executor.free() == 0
         with pytest.raises(RuntimeError, match="all 2 slots are taken"):
-            executor.submit(task(2))
+            executor.submit(task(3, "succeed"))
         assert [end.task for end in wait(executor)] == [quick]
         assert executor.running() == [slow]
         assert executor.wait(0.05) == executor.wait(0) == []
-        again = executor.submit(task(3))
+        again = executor.submit(task(3, "hang"))
         assert again.slot == quick.slot
-        assert [end.task for end in wait(executor)] == [again]
-        release(slow)
-        assert [end.task for end in wait(executor)] == [slow]
+        executor.stop(quick, grace=0)  # has ended: its successor in the slot is not stopped
+        (tmp_path / "go").touch()
+        ended = wait(executor)
+        ended += wait(executor) if len(ended) < 2 else []
+        assert sorted((end.task.number, end.exitcode) for end in ended) == [(1, 0), (3, 0)]
 
-    def test_stopped(self, executor: Executor, task: TaskMaker) -> None:
-        hanging = executor.submit(task(note="started", hang=600))
-        number = pid(hanging)
+    def test_trials_are_stopped(self, executor: Executor, task: TaskMaker) -> None:
+        """One ignores SIGTERM and is killed, the other is asked to end when all is closed."""
+        deaf = executor.submit(task(0, "hang", deaf=True))
+        polite = executor.submit(task(1, "hang"))
+        numbers = [pid(submitted.folder) for submitted in (deaf, polite)]
+        executor.stop(deaf, grace=0.5)
+        [end] = wait(executor)
+        assert (end.task, bool(end.note)) == (deaf, True)
+        assert end.exitcode != 0
         # Ray may lose its request on a starved machine: then the trial is killed.
-        executor.stop(hanging, grace=LONG / 2)
-        [end] = wait(executor)
-        assert end.task == hanging
+        [end] = executor.close(grace=LONG / 2)
+        assert end.task == polite
         assert end.exitcode != 0
-        wait_until(lambda: not is_alive(number))
-
-    def test_stopped_although_it_ignores_sigterm(self, executor: Executor, task: TaskMaker) -> None:
-        hanging = executor.submit(task(deaf=True, hang=600, note="started"))
-        executor.stop(hanging, grace=0.5)
-        [end] = wait(executor)
-        assert end.exitcode != 0
-        assert end.note
-
-    def test_a_trial_that_has_ended_is_not_stopped(
-        self, executor: Executor, task: TaskMaker
-    ) -> None:
-        first = executor.submit(task(1))
-        wait(executor)
-        second = executor.submit(task(2, wait_for="go"))
-        assert first.slot == second.slot
-        executor.stop(first, grace=0)
-        release(second)
-        assert wait(executor) == [EndedTask(second, 0, "")]
-
-    def test_close_leaves_nothing_running(self, executor: Executor, task: TaskMaker) -> None:
-        running = [executor.submit(task(number, note="started", hang=600)) for number in range(2)]
-        numbers = [pid(item) for item in running]
-        ended = executor.close(grace=10)
-        assert sorted(end.task.number for end in ended) == [0, 1]
-        assert all(end.exitcode != 0 for end in ended)
-        wait_until(lambda: not any(is_alive(number) for number in numbers))
+        wait_until(lambda: not any(map(is_alive, numbers)))
         assert executor.running() == []
 
 
 @pytest.fixture
 def two_local() -> Iterator[LocalExecutor]:
-    made = LocalExecutor(n_jobs=2, devices=None, threads=2, entry=ENTRY)
+    made = local()
     yield made
     made.close(0)
-
-
-def shown(executor: Executor, task: Task) -> str:
-    executor.submit(task)
-    [end] = wait(executor)
-    assert end.exitcode == 0, log(end.task)
-    return log(task).strip()
 
 
 class TestLocal:
     def test_process_of_a_trial(
         self, two_local: LocalExecutor, task: TaskMaker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert shown(two_local, task(1, show="device")) == ""
-        assert shown(two_local, task(2, show="threads")) == "2"
-        assert shown(two_local, task(3, show="session")) == "True"
-        for value in ("one", "two"):
-            monkeypatch.setenv("PARETODERM_TEST", value)
-            assert shown(two_local, task(value, show="variable")) == value
-        monkeypatch.delenv("PARETODERM_TEST")
-        assert shown(two_local, task("none", show="variable")) == "None"
-        assert shown(two_local, task("path", show="path")) == str(os.environ.get("PYTHONPATH"))
-        loaded = shown(two_local, task("modules", show="modules"))
-        names = "torch pytorch_lightning optuna mlflow torchmetrics src.sweep.executors.base"
-        assert all(f"'{module}'" in loaded for module in names.split())
+        for variable in ("one", None):
+            if variable is None:
+                monkeypatch.delenv("PARETODERM_TEST")
+            else:
+                monkeypatch.setenv("PARETODERM_TEST", variable)
+            submitted = two_local.submit(task(variable, "describe"))
+            assert [end.exitcode for end in wait(two_local)] == [0]
+            facts = json.loads(log(submitted))
+            assert facts["variable"] == variable
+        assert (facts["device"], facts["threads"], facts["leads a session"]) == ("", 2, True)
+        assert facts["path"] == os.environ.get("PYTHONPATH")
+        assert {"torch", "optuna", "src.sweep.executors.base"} < set(facts["modules"])
 
-    def test_ctrl_c_does_not_reach_a_trial(self, two_local: LocalExecutor, task: TaskMaker) -> None:
-        submitted = two_local.submit(task(note="started", wait_for="go"))
-        os.kill(pid(submitted), signal.SIGINT)
+    def test_modules_of_the_fork_server_exist(self) -> None:
+        modules = LocalExecutor(devices=None, threads=None, preload=["a:b"])._modules or []
+        assert modules == [*base.MODULES, "a:b"]
+        packages = {module.partition(".")[0] for module in base.MODULES}
+        assert all(importlib.util.find_spec(package) for package in packages)
+
+    def test_ctrl_c_does_not_reach_a_trial(
+        self, two_local: LocalExecutor, task: TaskMaker, tmp_path: Path
+    ) -> None:
+        submitted = two_local.submit(task(0, "hang"))
+        os.kill(pid(submitted.folder), signal.SIGINT)
         assert two_local.wait(0.3) == []
-        release(submitted)
+        (tmp_path / "go").touch()
         assert wait(two_local) == [EndedTask(submitted, 0, "")]
 
     def test_children_of_a_killed_trial_are_killed(
         self, two_local: LocalExecutor, task: TaskMaker
     ) -> None:
-        submitted = two_local.submit(task(child="child", kill=int(signal.SIGKILL)))
+        submitted = two_local.submit(task(0, "die_with_a_child"))
         assert wait(two_local) == [EndedTask(submitted, -9, "killed by signal 9 (SIGKILL)")]
-        grandchild = int((Path(submitted.folder) / "child").read_text())
-        wait_until(lambda: not is_alive(grandchild))
+        child = int((Path(submitted.folder) / "child").read_text())
+        wait_until(lambda: not is_alive(child))
 
-    def test_a_folder_that_cannot_be_made_is_reported(
-        self, two_local: LocalExecutor, task: TaskMaker, tmp_path: Path
-    ) -> None:
-        (tmp_path / "0").touch()
-        two_local.submit(task())
-        [end] = wait(two_local)
-        assert end.exitcode is None
-        assert end.note.startswith("could not be started: ")
-        assert two_local.free() == 2
-
-    def test_a_missing_entry_is_logged(self, task: TaskMaker) -> None:
+    def test_what_cannot_start_is_reported(self, task: TaskMaker, tmp_path: Path) -> None:
         executor = LocalExecutor(n_jobs=1, devices=None, threads=None, entry="no.such.module:main")
-        submitted = executor.submit(task())
+        submitted = executor.submit(task(0, ""))
         assert [end.exitcode for end in wait(executor)] == [1]
         assert "No module named 'no'" in log(submitted)
+        (tmp_path / "1").touch()  # where the folder should be
+        executor.submit(task(1, ""))
+        [end] = wait(executor)
+        assert end.exitcode is None
+        assert end.note.startswith("could not be started: ")
+        assert executor.free() == 1
 
-    def test_a_lost_fork_server_is_reported_and_replaced(self, tmp_path: Path) -> None:
-        output = run_owner(tmp_path, "lost_server")
-        assert "killed: the process that starts the trials was gone" in output
-        assert "then [0]" in output
-
-    @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-    def test_trials_end_when_their_scheduler_is_gone(
-        self, tmp_path: Path, signum: signal.Signals
+    def test_a_lost_fork_server_is_reported_and_replaced(
+        self, two_local: LocalExecutor, task: TaskMaker
     ) -> None:
-        owner = start_owner(tmp_path, "hang")
-        notes = [tmp_path / str(number) / "started" for number in range(2)]
-        wait_until(lambda: all(n.exists() and n.read_text() for n in notes) or owner.poll())
-        numbers = [int(note.read_text().split()[0]) for note in notes]
-        assert all(is_alive(number) for number in numbers)
-        owner.send_signal(signum)
-        owner.wait(timeout=LONG)
-        wait_until(lambda: not any(is_alive(number) for number in numbers))
+        from multiprocessing import forkserver
 
-    def test_a_process_that_does_not_close_its_executor_ends(self, tmp_path: Path) -> None:
-        assert "not closed" in run_owner(tmp_path, "forget")
+        pid(two_local.submit(task(0, "hang")).folder)
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        [end] = wait(two_local)
+        assert end.note == "killed: the process that starts the trials was gone"
+        two_local.submit(task(1, "succeed"))
+        assert [end.exitcode for end in wait(two_local)] == [0]
+
+    @pytest.mark.parametrize("killed", [True, False])
+    def test_trials_end_with_a_scheduler_that_closes_nothing(
+        self, tmp_path: Path, killed: bool
+    ) -> None:
+        (tmp_path / "owner.py").write_text(OWNER)
+        root = Path(__file__).resolve().parents[2]
+        paths = os.pathsep.join([str(root), str(root / "tests/sweep")])
+        owner = subprocess.Popen(
+            [sys.executable, tmp_path / "owner.py", str(600 if killed else 0)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        number = pid(tmp_path / "0")
+        if killed:
+            assert is_alive(number)
+            owner.kill()
+        output, _ = owner.communicate(timeout=LONG)
+        assert output == ""
+        wait_until(lambda: not is_alive(number))
 
 
 OWNER = """
-import os, signal, sys, time
-from multiprocessing import forkserver
+import os, sys, time
 from src.sweep.executors.local import LocalExecutor
 from src.sweep.records import Task
 
-def task(number, **payload):
-    return Task("", "s", number, number, os.path.join(folder, str(number)), "", payload)
-
 if __name__ != "__main__":
     print("imported by a child")
-folder, what = sys.argv[1:]
 executor = LocalExecutor(n_jobs=2, devices=None, threads=None, preload=None, entry="stubs:run")
-for number in range(2):
-    executor.submit(task(number, note="started", hang=600))
-if what == "hang":
-    executor.wait(600)
-if what == "lost_server":
-    while not all(os.path.exists(os.path.join(folder, str(n), "started")) for n in range(2)):
-        time.sleep(0.05)
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
-    ended = []
-    while len(ended) < 2:
-        ended += executor.wait(60)
-    print([end.note for end in ended])
-    executor.submit(task(3))
-    print("then", [end.exitcode for end in executor.wait(60)])
-print("not closed")
+executor.submit(Task("", "s", 0, 0, os.path.abspath("0"), "", {"action": "hang"}))
+while not os.path.exists("0/started"):
+    time.sleep(0.02)
+executor.wait(float(sys.argv[1]))
 """
 
 
-def start_owner(folder: Path, what: str) -> "subprocess.Popen[str]":
-    (folder / "owner.py").write_text(OWNER)
-    root = Path(__file__).resolve().parents[2]
-    paths = os.pathsep.join([str(root), str(root / "tests/sweep")])
-    return subprocess.Popen(
-        [sys.executable, folder / "owner.py", folder, what],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run_owner(folder: Path, what: str) -> str:
-    output, _ = start_owner(folder, what).communicate(timeout=LONG)
-    assert "Traceback" not in output
-    assert "imported by a child" not in output
-    return output
+# Ray, and a cluster of two nodes with PostgreSQL
 
 
 def test_ray_reserves_what_fits(local_ray: None) -> None:
     with pytest.raises(ConfigError, match="gpus_per_trial: must fit in what Ray has"):
         RayExecutor(gpus_per_trial=1).slots  # noqa: B018
-    with pytest.raises(ConfigError, match="cpus_per_trial: must be above 0, but got -1"):
-        RayExecutor(cpus_per_trial=-1)
+    assert RayExecutor().slots == 2
+
+
+@pytest.fixture
+def second_node(local_ray: None) -> Iterator[Any]:
+    """A node with two cores beside the head node; returns what removes it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(shutdown_at_exit=False)
+    nodes.head_node = ray._private.worker._global_node
+    nodes.redis_address = nodes.head_node.redis_address
+    node = nodes.add_node(False, num_cpus=2, object_store_memory=MEMORY, include_dashboard=False)
+    wait_until(lambda: sum(each["Alive"] for each in ray.nodes()) == 2)
+    kill = [True]
+
+    def remove() -> None:
+        if kill:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            kill.clear()
+
+    yield remove
+    remove()
+
+
+@pytest.mark.slow
+def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
+    tmp_path: Path, fresh_postgres: str, empty_database: Path, second_node: Callable[[], None]
+) -> None:
+    """Both nodes run trials; the trial of the node that is lost is run again by the other one."""
+    copy(empty_database, tmp_path / "mlflow.db")
+    sweep, body = ("a=1,2", "b=4,5"), "stubs:train_on_two_nodes"
+    setup = Setup(tmp_path, sweep, retries=1, body=body, storage=fresh_postgres)
+    hangs = tmp_path / "trials" / "hangs"
+    with opened(
+        setup,
+        lambda storage: light(RayExecutor("auto", n_jobs=2, cpus_per_trial=2)),
+        lambda status: second_node() if hangs.exists() else None,
+    ) as scheduler:
+        status = scheduler.run()
+    storage = open_storage(fresh_postgres)
+    trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
+    assert len({trial.user_attrs["node"] for trial in trials}) == 2
+    assert (status.counted, status.counts["complete"], status.put_back) == (4, 4, 1)
+    (failed,) = (trial for trial in trials if trial.values is None)
+    assert failed.number < 2
+    assert failed.user_attrs["outcome"]["kind"] == "killed"
+    assert sorted(trial.value for trial in trials if trial.values) == [0.014, 0.015, 0.024, 0.025]
+
+
+# submitit: a real trial, jobs that outlive their scheduler, a fake `scancel`
+
+
+@pytest.mark.slow
+def test_a_real_trial_runs_as_a_job(
+    tmp_path: Path,
+    empty_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_entry: Callable[..., tuple[int, str]],
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PARETODERM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mlruns").mkdir()
+    copy(empty_database, tmp_path / "mlruns" / "mlflow.db")
+    status, output = run_entry(
+        train.main,
+        "-m",
+        "model.net.width=4",
+        "efficiency=fast",
+        "data.source.lesions=120",
+        "data.batch_size=16",
+        "model.image_size=32",
+        "trainer.max_epochs=1",
+        "hydra.sweeper.study_name=shared",
+        "hydra/sweeper/executor=slurm",
+        "hydra.sweeper.executor.cluster=local",
+        "hydra.sweeper.executor.cpus_per_task=1",
+    )
+    assert status == 0, output
+    storage = open_storage(f"sqlite:///{tmp_path}/mlruns/optuna.db")
+    [trial] = optuna.load_study(study_name="shared", storage=storage).trials
+    [(_, run)] = read.runs(Store(folder=tmp_path / "mlruns"), "tags.kind = 'run'").iterrows()
+    assert (trial.state, run["status"]) == (TrialState.COMPLETE, "FINISHED")
+    objectives = ("best/val/balanced_accuracy", "efficiency/flops")
+    assert trial.values == [run[f"metrics.{name}"] for name in objectives]
+
+
+def test_the_next_session_cancels_the_jobs_of_one_that_was_killed(
+    tmp_path: Path, empty_database: Path
+) -> None:
+    copy(empty_database, tmp_path / "mlflow.db")
+    setup = Setup(tmp_path, ("a=1,2", "action=hang"))
+    with opened(setup, lambda storage: submitit("stubs:hang")) as scheduler:
+        scheduler._resume()
+        assert scheduler._start_next()
+        number = pid(scheduler._running[0].task.folder)
+        scheduler.executor._running.clear()  # as by kill -9: nobody stops the job
+    assert is_alive(number)
+
+    def complete(task: Task) -> tuple[TrialOutcome, int]:
+        return TrialOutcome("complete", metrics=expected(task.payload["cell"])), 0
+
+    with opened(setup, lambda storage: ScriptedExecutor(storage, complete)) as scheduler:
+        status = scheduler.run()
+    wait_until(lambda: not is_alive(number))
+    assert (status.counted, status.counts["fail"]) == (2, 0)
+    storage = open_storage(setup.url)
+    first, *others = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
+    assert first.state is TrialState.FAIL
+    assert not slurm.cancel(first.user_attrs["job"])  # it is gone
+    assert not any("job" in trial.user_attrs for trial in others)
+
+
+def test_only_the_job_itself_is_cancelled(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "submitit"]
+    with subprocess.Popen(command) as process:
+        # Its command line is empty for a moment after Popen has returned.
+        wait_until(psutil.Process(process.pid).cmdline)
+        job = {"cluster": "local", "id": str(process.pid), "host": socket.gethostname()}
+        job["folder"] = "time"  # is in its command line
+        assert not slurm.cancel(job | {"folder": str(tmp_path)})  # another process with that id
+        assert not slurm.cancel(job | {"host": "another"})
+        assert is_alive(process.pid)
+        assert slurm.cancel(job)
+
+
+@pytest.mark.parametrize("status", [0, 1, None])
+def test_slurm_is_asked_to_cancel_a_job(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: int | None,
+) -> None:
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/log\necho Invalid job id >&2\nexit {status}\n'
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if status is not None:  # else this machine has no Slurm
+        (tmp_path / "scancel").write_text(script)
+        (tmp_path / "scancel").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    job = {"cluster": "slurm", "id": "4711", "folder": str(tmp_path), "host": "login"}
+    assert slurm.cancel(job) is (status == 0)
+    assert status is None or (tmp_path / "log").read_text() == "4711\n"
+    warns = "4711 of an earlier session may still be there: scancel 4711" in caplog.text
+    assert warns is (status != 0)
+    assert ("Invalid job id" in caplog.text) is (status == 1)
+
+
+# Bad arguments and missing packages
 
 
 def test_slurm_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,109 +453,53 @@ def test_a_missing_package_is_reported_with_the_way_out(
         made()
 
 
-@pytest.mark.parametrize("made", [RayExecutor, SlurmExecutor, LocalExecutor])
-def test_no_jobs_are_refused(made: Callable[..., Executor]) -> None:
-    with pytest.raises(ConfigError, match="n_jobs: must be at least 1, but got 0"):
-        made(n_jobs=0)
+@pytest.mark.parametrize(
+    ("made", "key"),
+    [
+        *((made, "n_jobs") for made in (RayExecutor, SlurmExecutor, LocalExecutor)),
+        (LocalExecutor, "trials_per_device"),
+        (LocalExecutor, "threads"),
+        (RayExecutor, "cpus_per_trial"),
+        (SlurmExecutor, "timeout_min"),
+    ],
+)
+def test_refused_numbers(made: type[Executor], key: str) -> None:
+    """By the annotations, which are checked before an executor is built."""
+    with pytest.raises(ConfigError, match=f"{key}: .*greater than .*, but got 0"):
+        check_arguments(made, {key: 0})
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "oom_kills", "note"),
+    ("exitcode", "out_of_memory", "note"),
     [
-        (0, 0, ""),
-        (3, 0, "ended with exit code 3"),
-        (-9, 0, "killed by signal 9 (SIGKILL)"),
-        (-9, 1, "killed by signal 9 (SIGKILL): out of memory"),
-        (-11, 1, "killed by signal 11 (SIGSEGV)"),
-        (-40, 0, "killed by signal 40"),
+        (0, False, ""),
+        (3, False, "ended with exit code 3"),
+        (-9, False, "killed by signal 9 (SIGKILL)"),
+        (-9, True, "killed by signal 9 (SIGKILL): out of memory"),
+        (-11, True, "killed by signal 11 (SIGSEGV)"),
+        (-40, False, "killed by signal 40"),
     ],
 )
-def test_exit_codes_in_words(exitcode: int, oom_kills: int, note: str) -> None:
-    assert base.ending(exitcode, oom_kills) == note
-
-
-# Jobs that outlive their scheduler: submitit's local jobs, and a fake `scancel`
-
-
-def test_the_next_session_cancels_the_jobs_of_one_that_was_killed(tmp_path: Path) -> None:
-    Store(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", experiment="stubs", folder=tmp_path).open()
-    setup = Setup(tmp_path, ("a=1,2", "b=4,5"))
-    with opened(setup, lambda storage: slurm("stubs:hang")) as scheduler:
-        scheduler._resume()
-        assert scheduler._start_next()
-        assert scheduler._start_next()
-        numbers = [pid(running.task) for running in scheduler._running.values()]
-        scheduler.executor._running.clear()  # as by kill -9: nobody stops the jobs
-    assert len(numbers) == 2
-    assert all(is_alive(number) for number in numbers)
-
-    def complete(task: Task) -> tuple[TrialOutcome, int]:
-        return TrialOutcome("complete", metrics=stubs.expected(task.payload["cell"])), 0
-
-    with opened(setup, lambda storage: ScriptedExecutor(storage, complete)) as scheduler:
-        status = scheduler.run()
-    wait_until(lambda: not any(is_alive(number) for number in numbers))
-    assert (status.counted, status.counts["fail"]) == (4, 0)
-    storage = open_storage(setup.url)
-    trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
-    assert [trial.state for trial in trials[:2]] == [TrialState.FAIL] * 2
-    assert not any(base.cancel(trial.user_attrs["job"]) for trial in trials[:2])  # they are gone
-    assert not any("job" in trial.user_attrs for trial in trials[2:])
-
-
-@pytest.fixture
-def sleeper() -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "submitit"])
-    wait_until(psutil.Process(process.pid).cmdline)  # empty for a moment after Popen has returned
-    yield process.pid
-    process.kill()
-    process.wait()
-
-
-def test_only_the_job_itself_is_cancelled(sleeper: int, tmp_path: Path) -> None:
-    job = base.note("local", str(sleeper), Path("time"))  # "time" is in its command line
-    assert job["host"] == socket.gethostname()
-    assert not base.cancel(job | {"folder": str(tmp_path)})  # another process with that id
-    assert not base.cancel(job | {"host": "another"})
-    assert is_alive(sleeper)
-    assert base.cancel(job)
-    wait_until(lambda: not is_alive(sleeper))
-
-
-@pytest.mark.parametrize("status", [0, 1, None])
-def test_slurm_is_told_the_id_of_the_job(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    status: int | None,
-) -> None:
-    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/told\necho Invalid job id >&2\nexit {status}\n'
-    monkeypatch.setenv("PATH", str(tmp_path))
-    if status is not None:  # else this machine has no Slurm
-        (tmp_path / "scancel").write_text(script)
-        (tmp_path / "scancel").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    assert base.cancel(base.note("slurm", "4711", tmp_path)) is (status == 0)
-    assert status is None or (tmp_path / "told").read_text() == "4711\n"
-    warns = "4711 of an earlier session may still be there: scancel 4711" in caplog.text
-    assert warns is (status != 0)
-    assert ("Invalid job id" in caplog.text) is (status == 1)
+def test_exit_codes_in_words(exitcode: int, out_of_memory: bool, note: str) -> None:
+    assert base.ending(exitcode, out_of_memory) == note
 
 
 # Slots and devices
 
 
 @pytest.mark.parametrize(
-    ("n_jobs", "devices", "per_device", "threads", "cores", "expected"),
+    ("n_jobs", "devices", "per_device", "threads", "visible", "expected"),
     [
-        (None, [], 1, "auto", 8, [(None, 8)]),
-        (3, [], 1, "auto", 8, [(None, 2)] * 3),
-        (None, ["2", "5"], 2, "auto", 16, [("2", 4), ("5", 4), ("2", 4), ("5", 4)]),
-        (2, None, 1, None, 4, [("", None), ("", None)]),  # the trials see no GPU
+        (None, "auto", 1, "auto", "", [(None, 8)]),
+        (3, "auto", 1, "auto", "", [(None, 2)] * 3),
+        (None, "auto", 2, "auto", "25", [("2", 2), ("5", 2), ("2", 2), ("5", 2)]),
+        (None, [1], 1, 3, "01", [("1", 3)]),
+        (2, None, 1, None, "0", [("", None), ("", None)]),  # the trials see no GPU
+        (None, [], 1, None, "0", [("", None)]),
     ],
 )
-def test_slots_by_hand(n_jobs, devices, per_device, threads, cores, expected) -> None:
-    slots = make_slots(n_jobs, devices, per_device, threads, cores)
+def test_slots_by_hand(n_jobs, devices, per_device, threads, visible, expected) -> None:
+    slots = local_slots(n_jobs, devices, per_device, threads, list(visible), 8)
     assert slots == [Slot(number, *values) for number, values in enumerate(expected)]
 
 
@@ -460,9 +513,9 @@ def test_slots_fit_the_machine(n_jobs: int, gpus: int, per_gpu: int, cores: int)
     devices = [str(number) for number in range(gpus)]
     if gpus and n_jobs > gpus * per_gpu:
         with pytest.raises(ConfigError, match=f"n_jobs: must be at most {gpus * per_gpu} "):
-            make_slots(n_jobs, devices, per_gpu, "auto", cores)
+            local_slots(n_jobs, "auto", per_gpu, "auto", devices, cores)
         return
-    slots = make_slots(n_jobs, devices, per_gpu, "auto", cores)
+    slots = local_slots(n_jobs, "auto", per_gpu, "auto", devices, cores)
     assert [slot.number for slot in slots] == list(range(n_jobs))
     assert sum(slot.threads or 0 for slot in slots) <= max(cores, n_jobs)
     used = Counter(slot.device for slot in slots)
@@ -474,30 +527,14 @@ def test_slots_fit_the_machine(n_jobs: int, gpus: int, per_gpu: int, cores: int)
     ("variable", "count", "ids"),
     [
         (None, 3, ["0", "1", "2"]),
-        (None, 0, []),
         ("", 0, []),
         ("-1", 0, []),
-        ("3,1", 2, ["3", "1"]),
         ("3, 1,99", 2, ["3", "1"]),
         ("GPU-8932f937-d72c,MIG-4", 2, ["GPU-8932f937-d72c", "MIG-4"]),
     ],
 )
 def test_visible_devices(variable: str | None, count: int, ids: list[str]) -> None:
     assert base.visible_devices(variable, count) == ids
-
-
-@pytest.mark.parametrize(
-    ("devices", "visible", "chosen"),
-    [
-        ("auto", ["0", "1"], ["0", "1"]),
-        ("auto", [], []),
-        (None, ["0"], None),
-        ([], ["0"], None),
-        ([1], ["0", "1"], ["1"]),
-    ],
-)
-def test_chosen_devices(devices, visible: list[str], chosen: list[str] | None) -> None:
-    assert base.chosen_devices(devices, visible) == chosen
 
 
 @pytest.mark.parametrize(
@@ -510,24 +547,21 @@ def test_chosen_devices(devices, visible: list[str], chosen: list[str] | None) -
 )
 def test_refused_devices(devices, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        base.chosen_devices(devices, ["0", "1"])
-
-
-@pytest.mark.parametrize("key", ["n_jobs", "trials_per_device", "threads"])
-def test_refused_numbers(key: str) -> None:
-    numbers = {"n_jobs": 1, "trials_per_device": 1, "threads": 1, key: 0}
-    with pytest.raises(ConfigError, match=f"{key}: must be at least 1, but got 0"):
-        local_slots(devices=None, **numbers)
+        local_slots(1, devices, 1, None, ["0", "1"], 8)
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"),
-    [("max 100000\n", None), ("200000 100000\n", 2.0), ("50000 100000", 0.5), ("", None)],
+    ("quota", "cores"),
+    [("max 100000\n", 4), ("200000 100000\n", 2), ("150000 100000", 2), ("50000 100000", 1)],
 )
-def test_quota_of_a_container(text: str, cores: float | None) -> None:
-    assert base.cores_of_quota(text) == cores
+def test_quota_of_a_container(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(base, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    assert base.usable_cores() == cores
 
 
 def test_this_machine_has_a_slot() -> None:
-    assert base.usable_cores() >= 1
-    assert local_slots(None, "auto", 1, "auto")
+    assert LocalExecutor().slots >= 1

@@ -24,42 +24,31 @@ def test_kinds_of_errors(error: Exception, kind: str) -> None:
 
 
 def write_state(folder: Path, text: str) -> Path:
-    state = folder / STATE
-    state.parent.mkdir(parents=True)
-    state.write_text(text)
+    (folder / STATE).parent.mkdir(parents=True)
+    (folder / STATE).write_text(text)
     return folder
 
 
 def test_the_newest_state_is_inherited_and_the_earlier_ones_stay(tmp_path: Path) -> None:
-    newest, middle, oldest = (
-        tmp_path / "0003",
-        write_state(tmp_path / "0002", "new"),
-        write_state(tmp_path / "0001", "old"),
-    )
+    older = [write_state(tmp_path / "0002", "new"), write_state(tmp_path / "0001", "old")]
+    newest, target = tmp_path / "0003", tmp_path / "0004"
     (newest / "checkpoint").mkdir(parents=True)  # broken off before it had a state
-    own = tmp_path / "0004"
-    copy_latest_state([newest, middle, oldest], own)
-    assert (own / STATE).read_text() == "new"
-    (own / STATE).write_text("gone on")
-    assert [(folder / STATE).read_text() for folder in (middle, oldest)] == ["new", "old"]
-    assert [file.name for file in (own / "checkpoint").iterdir()] == ["last.ckpt"]
-
-
-def test_without_an_earlier_state_there_is_none(tmp_path: Path) -> None:
-    copy_latest_state([], tmp_path / "own")
-    copy_latest_state([tmp_path / "nowhere"], tmp_path / "own")
-    assert not (tmp_path / "own").exists()
+    copy_latest_state([newest, tmp_path / "nowhere"], target)
+    assert not target.exists()
+    copy_latest_state([newest, *older], target)
+    assert (target / STATE).read_text() == "new"
+    (target / STATE).write_text("gone on")
+    assert [(folder / STATE).read_text() for folder in older] == ["new", "old"]
+    assert [file.name for file in (target / "checkpoint").iterdir()] == ["last.ckpt"]
 
 
 def test_every_state_of_a_trial_is_discarded_and_nothing_else(tmp_path: Path) -> None:
-    trial, other = (
-        write_state(tmp_path / "0001", "own"),
-        write_state(tmp_path / "0002", "another trial's"),
-    )
+    trial = write_state(tmp_path / "0001", "a trial's")
+    other = write_state(tmp_path / "0002", "another trial's")
     for seed in (0, 11):
         write_state(seed_folder(trial, seed), "a seed's")
     (trial / "checkpoint" / "last.part").write_text("killed while writing")
     (trial / "checkpoint" / "best.ckpt").write_text("best")
     discard_states([trial, tmp_path / "nowhere"])
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert set(files) == {trial / "checkpoint" / "best.ckpt", other / STATE}
+    files = {file for file in tmp_path.rglob("*") if file.is_file()}
+    assert files == {trial / "checkpoint" / "best.ckpt", other / STATE}

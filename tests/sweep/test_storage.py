@@ -16,16 +16,8 @@ import psutil
 import pytest
 
 from src.core.errors import ConfigError, DependencyError, UserError
-from src.sweep.storage import (
-    Connection,
-    Ownership,
-    attach,
-    default_url,
-    is_local,
-    open_storage,
-    resolve_url,
-    set_journal,
-)
+from src.sweep import storage as storages
+from src.sweep.storage import attach, default_url, is_local, open_storage, ownership, resolve_url
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["src.sweep.storage"])
@@ -51,22 +43,15 @@ def open_on_signal(url: str, pipe: Pipe) -> None:
 
 
 def hold_until_killed(url: str, pipe: Pipe) -> None:
-    with Ownership(url, "mine"):
+    with ownership(url, "mine"):
         pipe.send(os.getpid())
         time.sleep(120)
 
 
-def run_trials(url: str, pipe: Pipe) -> None:
-    """What another machine does: attach to each trial it receives, record, until None arrives."""
-    while (trial_id := pipe.recv()) is not None:
-        trial = attach(url, "served", trial_id)
-        trial.set_user_attr("value", trial.params["x"] * 2)
-        pipe.send(trial.number)
-
-
 def write_much(url: str, pipe: Pipe) -> None:
-    """Reports and attributes in a tight loop; says when it has begun."""
+    """Reports and attributes in a tight loop, as on another machine; says when it has begun."""
     trial = attach(url, "busy", pipe.recv())
+    trial.set_user_attr("twice", 2 * trial.params["x"])
     for step in range(pipe.recv()):
         trial.report(float(step), step)
         trial.set_user_attr(f"at {step}", step)
@@ -89,8 +74,7 @@ def message_of(pipe: Pipe) -> object:
 
 def test_eight_processes_open_a_new_database_at_once(url: str) -> None:
     children = [start(open_on_signal, url) for _ in range(8)]
-    for _, pipe in children:
-        assert message_of(pipe) == "ready"
+    assert [message_of(pipe) for _, pipe in children] == ["ready"] * 8
     for _, pipe in children:
         pipe.send("go")
     assert [message_of(pipe) for _, pipe in children] == [0] * 8
@@ -101,28 +85,12 @@ def test_eight_processes_open_a_new_database_at_once(url: str) -> None:
     assert optuna.load_study(storage=open_storage(url), study_name="after").best_value == 1.0
 
 
-def test_one_study_is_served_by_two_processes(url: str) -> None:
-    storage = open_storage(url)
-    study = optuna.create_study(storage=storage, study_name="served")
-    process, pipe = start(run_trials, url)
-    for _ in range(5):
-        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
-        pipe.send(trial._trial_id)
-        assert message_of(pipe) == trial.number
-        running = study.get_trials(deepcopy=False)[trial.number]
-        study.tell(trial, running.user_attrs["value"])
-    pipe.send(None)
-    process.join(30)
-    assert [trial.value for trial in study.trials] == [
-        2 * trial.params["x"] for trial in study.trials
-    ]
-
-
 def test_many_processes_write_while_one_asks_and_one_is_killed(url: str) -> None:
     study = optuna.create_study(storage=open_storage(url), study_name="busy")
     children = [start(write_much, url) for _ in range(5)]
     for number, (_, pipe) in enumerate(children):
-        pipe.send(study.ask()._trial_id)
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        pipe.send(trial._trial_id)
         pipe.send(1_000_000 if number == 0 else 15)
     victim, pipe = children[0]
     assert message_of(pipe) == "under way"
@@ -133,13 +101,13 @@ def test_many_processes_write_while_one_asks_and_one_is_killed(url: str) -> None
     for _, pipe in children[1:]:
         assert [message_of(pipe), message_of(pipe)] == ["under way", "done"]
     trials = optuna.load_study(storage=open_storage(url), study_name="busy").trials
-    assert [len(trial.intermediate_values) for trial in trials[1:5]] == [15] * 4
-    assert [trial.user_attrs for trial in trials[1:5]] == [
-        {f"at {step}": step for step in range(15)}
-    ] * 4
+    for trial in trials[1:5]:
+        assert len(trial.intermediate_values) == 15
+        notes = {f"at {step}": step for step in range(15)}
+        assert trial.user_attrs == {"twice": 2 * trial.params["x"], **notes}
     lost = trials[0]
     assert 4 <= len(lost.intermediate_values) < 1_000_000
-    assert 0 <= len(lost.intermediate_values) - len(lost.user_attrs) <= 1
+    assert 0 <= len(lost.intermediate_values) - (len(lost.user_attrs) - 1) <= 1
     assert [trial.value for trial in trials[5:]] == [1.0] * 10
 
 
@@ -151,76 +119,64 @@ def test_attached_trial_reports_to_the_pruner(url: str) -> None:
         study.tell(done, 1.0)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
     worse, better = (attach(url, "s", study.ask()._trial_id, pruner) for _ in range(2))
-    worse.report(1.5, 1)
-    better.report(0.5, 1)
-    assert worse.should_prune()
-    assert not better.should_prune()
     plain = attach(url, "s", study.ask()._trial_id)
-    plain.report(1e9, 1)
-    assert not plain.should_prune()
+    for trial, value in ((worse, 1.5), (better, 0.5), (plain, 1e9)):
+        trial.report(value, 1)
+    assert [trial.should_prune() for trial in (worse, better, plain)] == [True, False, False]
 
 
-@pytest.mark.parametrize(("study", "trial_id"), [("s", 12345), ("other", 1)])
-def test_attaching_to_a_missing_trial_is_reported(
-    tmp_path: Path, study: str, trial_id: int
-) -> None:
+def test_attaching_to_a_missing_trial_is_reported(tmp_path: Path) -> None:
     url = default_url(tmp_path)
     optuna.create_study(storage=open_storage(url), study_name="s").ask()
-    with pytest.raises(UserError, match=f"no study '{study}' with a trial of id {trial_id}"):
-        attach(url, study, trial_id)
+    for study, trial_id in (("s", 12345), ("other", 1)):
+        with pytest.raises(UserError, match=f"no study '{study}' with a trial of id {trial_id}"):
+            attach(url, study, trial_id)
 
 
 def test_a_second_scheduler_is_refused_until_the_first_is_killed(url: str) -> None:
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
     process, pipe = start(hold_until_killed, url)
     pid = message_of(pipe)
     since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+"
     host = re.escape(os.uname().nodename)
     expected = rf"study mine is being run by {host}, process {pid}, since {since}: wait"
-    with pytest.raises(UserError, match=expected), Ownership(url, "mine"):
+    with pytest.raises(UserError, match=expected), ownership(url, "mine"):
         pass
-    with Ownership(url, "another") as other:
-        assert other.is_held()
+    with ownership(url, "another") as is_held:
+        assert is_held()
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join(30)
-    # a server needs a moment to see that its client is gone
+    # A server needs a moment to see that its client is gone.
     deadline = time.monotonic() + 30
     while True:
         try:
-            with Ownership(url, "mine") as ours:
-                assert ours.is_held()
+            with ownership(url, "mine") as is_held:
+                assert is_held()
             break
         except UserError:
             assert time.monotonic() < deadline, "the killed owner still owns the study"
             time.sleep(0.05)
-    assert not ours.is_held()
+    assert not is_held()
 
 
 def test_a_second_lock_in_the_same_process_is_refused(url: str) -> None:
-    with (
-        Ownership(url, "a/b c"),
-        pytest.raises(UserError, match="study a/b c is being run by"),
-        Ownership(url, "a/b c"),
-    ):
+    first, second = ownership(url, "a/b c"), ownership(url, "a/b c")
+    with first, pytest.raises(UserError, match="study a/b c is being run by"), second:
         pass
-    with Ownership(url, "a/b c") as again:
-        assert again.is_held()
+    with ownership(url, "a/b c") as is_held:
+        assert is_held()
 
 
 def test_a_lost_connection_loses_the_lock(fresh_postgres: str) -> None:
     import psycopg
 
-    with Ownership(fresh_postgres, "mine") as ours:
+    others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    with ownership(fresh_postgres, "mine") as is_held:
         with psycopg.connect(fresh_postgres, autocommit=True) as admin:
-            admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE pid <> pg_backend_pid()"
-            )
-        assert not ours.is_held()
-        with Ownership(fresh_postgres, "mine") as theirs:
-            assert theirs.is_held()
+            admin.execute(f"SELECT pg_terminate_backend(pid) {others}")
+        assert not is_held()
+        with ownership(fresh_postgres, "mine") as is_held_again:
+            assert is_held_again()
 
 
 @pytest.mark.parametrize(
@@ -239,19 +195,17 @@ def test_impossible_urls_are_refused(url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         open_storage(url)
     assert caught.value.key == "hydra.sweeper.storage"
-    assert "hush" not in str(caught.value)
     assert "sh@" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [open_storage, lambda url: attach(url, "s", 1), lambda url: Ownership(url, "s").__enter__()],
-)
+USES = [open_storage, lambda url: attach(url, "s", 1), lambda url: ownership(url, "s").__enter__()]
+
+
+@pytest.mark.parametrize("use", USES)
 def test_a_missing_server_is_reported_in_one_line_without_the_password(use: object) -> None:
     pytest.importorskip("psycopg")
-    with pytest.raises(
-        UserError, match=r"cannot use postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: "
-    ) as caught:
+    problem = r"cannot use postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db: "
+    with pytest.raises(UserError, match=problem) as caught:
         use("postgresql://me:hush@127.0.0.1:1/db")  # type: ignore[operator]
     assert "hush" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -278,33 +232,20 @@ def test_a_missing_driver_is_reported_with_its_extra(monkeypatch: pytest.MonkeyP
         open_storage("postgresql://me@127.0.0.1:1/db")
 
 
-def test_urls_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_are_absolute_and_opening_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_url("sqlite:///sub/my.db") == f"sqlite:///{tmp_path}/sub/my.db"
     assert resolve_url(resolve_url("sqlite:///sub/my.db")) == resolve_url("sqlite:///sub/my.db")
     assert default_url(Path("sub")) == f"sqlite:///{tmp_path}/sub/optuna.db"
-    open_storage("sqlite:///sub/{brace} my.db")
-    assert (tmp_path / "sub" / "{brace} my.db").exists()
     assert resolve_url("postgres://u:p@h/d") == resolve_url("postgresql+psycopg://u:p@h/d")
-
-
-def test_opening_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    import logging
-
-    logging.getLogger().setLevel(logging.INFO)
-    optuna.create_study(storage=open_storage(default_url(tmp_path)), study_name="s")
+    optuna.create_study(storage=open_storage("sqlite:///sub/{brace} my.db"), study_name="s")
+    assert (tmp_path / "sub" / "{brace} my.db").exists()
     assert capfd.readouterr() == ("", "")
 
 
 # The journal of a SQLite file suits its disk
-
-
-def disks(**kinds: str) -> list[SimpleNamespace]:
-    return [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in kinds.items()]
-
-
-def pragma(connection: sqlite3.Connection, name: str) -> object:
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 @pytest.mark.parametrize(
@@ -314,44 +255,36 @@ def test_disk_is_known_by_the_innermost_mount(
     monkeypatch: pytest.MonkeyPatch, kind: str, local: bool
 ) -> None:
     other = "nfs" if local else "ext4"
-    mounts = disks(**{"/": other, "/home": kind, "/home/me/far": other, "/homes": other})
+    kinds = {"/": other, "/home": kind, "/home/me/far": other, "/homes": other}
+    mounts = [SimpleNamespace(mountpoint=path, fstype=name) for path, name in kinds.items()]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
     assert is_local(Path("/home/me/sweeps/optuna.db")) is local
     assert is_local(Path("/home/me/far/optuna.db")) is not local
-
-
-def test_unknown_disk_counts_as_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [])
-    assert not is_local(Path("/home/optuna.db"))
+    mounts.clear()
+    assert not is_local(Path("/home/optuna.db"))  # an unknown disk counts as shared
 
 
 def test_journal_follows_the_file_from_disk_to_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.db"
-    for local, journal, waits in [
-        (False, "delete", 2),
-        (True, "wal", 1),
-        (True, "wal", 1),
-        (False, "delete", 2),
-    ]:
-        monkeypatch.setattr("src.sweep.storage.is_local", lambda path, local=local: local)
-        set_journal(file, 1.0)
-        connection = Connection(str(file))
-        assert (pragma(connection, "journal_mode"), pragma(connection, "synchronous")) == (
-            journal,
-            waits,
-        )
+    settings = {False: ("delete", 2), True: ("wal", 1)}  # journal_mode, synchronous
+    for local in (False, True, True, False):
+        monkeypatch.setattr(storages, "is_local", lambda path, local=local: local)
+        storages.set_journal(file, 1.0)
+        connection = storages.Connection(str(file))
+        names = ("journal_mode", "synchronous")
+        modes = tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        assert modes == settings[local]
         connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
         connection.close()
 
 
 def test_journal_in_use_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "a.db"
-    monkeypatch.setattr("src.sweep.storage.is_local", lambda path: True)
-    user = sqlite3.connect(file)
+    monkeypatch.setattr(storages, "is_local", lambda path: True)
+    user = sqlite3.connect(tmp_path / "a.db")
     user.execute("CREATE TABLE t (x)")
     user.execute("INSERT INTO t VALUES (1)")  # a transaction is open
-    set_journal(file, 0.0)
+    storages.set_journal(tmp_path / "a.db", 0.0)
     user.commit()
-    assert pragma(user, "journal_mode") == "delete"
+    assert user.execute("PRAGMA journal_mode").fetchone()[0] == "delete"

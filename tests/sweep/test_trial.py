@@ -15,10 +15,11 @@ from src.sweep.records import OverLimit, Pruned, Task, TrialOutcome
 from src.sweep.storage import open_storage
 from src.sweep.trial import TrialContext, main
 
-GOOD = {"best/val/accuracy": 0.5, "efficiency/flops": 10.0}
+QUALITY = "best/val/accuracy"
+GOOD = {QUALITY: 0.5, "efficiency/flops": 10.0}
 OBJECTIVES = [{"metric": "val/accuracy"}, {"metric": "efficiency/flops"}]
 RUNGS = {"_target_": "src.sweep.pruners.Rungs", "min_epochs": 2, "reduction_factor": 2}
-RUNGS["max_epochs"] = 6
+RUNGS |= {"max_epochs": 6}
 
 
 class StudyOnDisk:
@@ -43,8 +44,11 @@ class StudyOnDisk:
         trial_id, folder = asked._trial_id, str(self.folder)
         return Task(self.url, "s", trial_id, asked.number, folder, function, payload)
 
-    def context(self) -> TrialContext:
-        return TrialContext(self.task())
+    def context(self, flops: float | None = None) -> TrialContext:
+        context = TrialContext(self.task())
+        if flops is not None:
+            context.known_cost({"efficiency/flops": flops})
+        return context
 
     def attributes(self, number: int = 0) -> dict[str, Any]:
         return self.study.trials[number].user_attrs
@@ -82,44 +86,28 @@ def is_behind(context: TrialContext) -> Any:
     raise Pruned("last of all")
 
 
-OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB"
 TOO_SMALL = ConfigError("model.net.width", "must be at least 1, but got 0")
-FAILURES: list[tuple[str, Callable[[TrialContext], Any], str, str]] = [
-    ("raises", raises(ZeroDivisionError("by nothing")), "error", "ZeroDivisionError: by nothing"),
-    ("misconfigured", raises(TOO_SMALL), "bad_config", str(TOO_SMALL)),
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+# By kind: body, reason.
+FAILURES: list[tuple[str, Callable[[TrialContext], Any], str]] = [
+    ("error", raises(ZeroDivisionError("by nothing")), "ZeroDivisionError: by nothing"),
+    ("error", raises(SystemExit(3)), "the trial's code left with status 3"),
+    ("bad_config", raises(TOO_SMALL), str(TOO_SMALL)),
+    ("out_of_memory", raises(MEMORY), f"OutOfMemoryError: {MEMORY}"),
+    ("diverged", lambda _: {**GOOD, QUALITY: math.nan}, f"{QUALITY} is nan"),
+    ("wrong_return", lambda _: {"efficiency/flops": 1.0}, f"the trial returned no {QUALITY}"),
     (
-        "exhausts_memory",
-        raises(torch.OutOfMemoryError(OUT_OF_MEMORY)),
-        "out_of_memory",
-        f"OutOfMemoryError: {OUT_OF_MEMORY}",
-    ),
-    ("leaves", raises(SystemExit(3)), "error", "the trial's code left with status 3"),
-    (
-        "diverges",
-        lambda context: {**GOOD, "best/val/accuracy": math.nan},
-        "diverged",
-        "best/val/accuracy is nan",
-    ),
-    (
-        "forgets",
-        lambda context: {"efficiency/flops": 1.0},
         "wrong_return",
-        "the trial returned no best/val/accuracy",
-    ),
-    (
-        "returns_nothing",
-        lambda context: None,
-        "wrong_return",
+        lambda _: None,
         "the trial must return its metrics by name, but returned None",
     ),
     (
-        "returns_words",
-        lambda context: {**GOOD, "efficiency/flops": "many"},
         "wrong_return",
+        lambda _: {**GOOD, "efficiency/flops": "many"},
         "a metric is no number: could not convert string to float: 'many'",
     ),
 ]
-BODIES = {name: body for name, body, *_ in FAILURES} | {
+BODIES = {f"failure {number}": body for number, (_, body, _) in enumerate(FAILURES)} | {
     "good": good,
     "commits_then_fails": commits_then_fails,
     "is_behind": is_behind,
@@ -140,27 +128,24 @@ def test_a_complete_trial_has_its_finite_metrics_its_run_and_its_epoch(study: St
     assert progress == {"epoch": 1, "epochs": 2, "metrics": {"val/accuracy": 0.5}}
 
 
-@pytest.mark.parametrize(("body", "kind", "reason"), [(n, k, r) for n, _, k, r in FAILURES])
+@pytest.mark.parametrize("number", range(len(FAILURES)))
 def test_every_failure_is_committed_with_its_kind_and_reason(
-    study: StudyOnDisk, body: str, kind: str, reason: str
+    study: StudyOnDisk, number: int
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        main(study.task(body))
+        main(study.task(f"failure {number}"))
     assert end.value.code == trials.FAILED
     outcome = study.outcome()
+    kind, _, reason = FAILURES[number]
     assert (outcome.state, outcome.kind, outcome.reason) == ("fail", kind, reason)
 
 
-def test_a_committed_outcome_stays(study: StudyOnDisk) -> None:
-    with pytest.raises(SystemExit):
-        main(study.task("commits_then_fails"))
+def test_a_committed_outcome_stays_and_a_terminated_trial_commits_none(study: StudyOnDisk) -> None:
+    for body in ("commits_then_fails", "terminated"):
+        with pytest.raises(SystemExit):
+            main(study.task(body))
     assert study.outcome().state == "complete"
-
-
-def test_a_terminated_trial_commits_nothing(study: StudyOnDisk) -> None:
-    with pytest.raises(SystemExit):
-        main(study.task("terminated"))
-    assert "outcome" not in study.attributes()
+    assert "outcome" not in study.attributes(1)
 
 
 def test_a_pruned_trial_keeps_its_cost_and_its_last_epoch(study: StudyOnDisk) -> None:
@@ -194,8 +179,7 @@ def test_rungs_compare_the_best_so_far_and_the_known_cost(tmp_path: Path) -> Non
     study = StudyOnDisk(tmp_path, pruner=RUNGS)
     pruned = []
     for accuracy, flops in ((0.9, 10.0), (0.8, 5.0), (0.7, 20.0), (0.6, 30.0)):
-        context = study.context()
-        context.known_cost({"efficiency/flops": flops})
+        context = study.context(flops)
         context.epoch(1, 6, {"val/accuracy": accuracy})
         try:
             context.epoch(2, 6, {"val/accuracy": accuracy - 0.1})  # the best so far counts
@@ -210,8 +194,7 @@ def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
     study = StudyOnDisk(tmp_path, OBJECTIVES, pruner=RUNGS, limits=["val/recall/mel >= 0.8"])
 
     def two_epochs(flops: float, *epochs: tuple[float, float]) -> None:
-        context = study.context()
-        context.known_cost({"efficiency/flops": flops})
+        context = study.context(flops)
         for number, (accuracy, recall) in enumerate(epochs, 1):
             context.epoch(number, 6, {"val/accuracy": accuracy, "val/recall/mel": recall})
 
@@ -227,8 +210,7 @@ def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
 def test_the_last_epoch_is_never_a_rung(tmp_path: Path) -> None:
     study = StudyOnDisk(tmp_path, pruner=RUNGS)
     for accuracy in (0.9, 0.1):
-        context = study.context()
-        context.known_cost({"efficiency/flops": 100 * (1 - accuracy)})
+        context = study.context(100 * (1 - accuracy))
         context.epoch(2, 2, {"val/accuracy": accuracy})
     assert "rung:2" not in study.attributes(1)
 

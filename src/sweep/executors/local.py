@@ -7,9 +7,10 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,14 +20,14 @@ from annotated_types import Ge
 
 import src
 from src.sweep.executors import base
-from src.sweep.executors.base import ENTRY, Executor, local_slots
 from src.sweep.records import EndedTask, Task
 
 _RESTART_PAUSES = (0.1, 0.5)  # s, between attempts to start a trial
 _LOST = 255  # multiprocessing's exit code when the fork server is gone
+_ORPHAN_SECONDS = 15.0  # that a trial gets to close its records when its scheduler is gone
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(base.Executor):
     """Runs each trial in a process forked from a fork server.
 
     A trial's process leads its own session: Ctrl+C does not reach it, and its children end with it.
@@ -40,10 +41,10 @@ class LocalExecutor(Executor):
         preload: Modules that the fork server imports besides `src.sweep.executors.base.MODULES`;
             None: nothing is imported ahead. There is one fork server in a process, so the first
             executor decides.
-        entry: What runs a trial, "package.module:function"; called with the task.
+        entry: See `Executor`.
 
     Raises:
-        ConfigError: An impossible number, or a GPU that is not there.
+        ConfigError: More trials than the GPUs take, or a GPU that is not there.
     """
 
     def __init__(
@@ -53,51 +54,71 @@ class LocalExecutor(Executor):
         trials_per_device: Annotated[int, Ge(1)] = 1,
         threads: Literal["auto"] | Annotated[int, Ge(1)] | None = "auto",
         preload: Sequence[str] | None = (),
-        entry: str = ENTRY,
+        entry: str = base.ENTRY,
     ) -> None:
-        super().__init__(local_slots(n_jobs, devices, trials_per_device, threads))
-        self._entry = entry
+        visible: list[str] = []
+        if devices:
+            import torch
+
+            # Asks the driver's management library, which starts no CUDA in this process.
+            count = torch.cuda.device_count()
+            visible = base.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), count)
+        cores = base.usable_cores()
+        slots = base.local_slots(n_jobs, devices, trials_per_device, threads, visible, cores)
+        super().__init__(slots, entry)
         self._modules = None if preload is None else [*base.MODULES, *preload]
         self._context = multiprocessing.get_context("forkserver")
-        self._processes: dict[int, ForkServerProcess] = {}  # by slot number
-        self._oom_kills = base.oom_kills()
+        self._oom_kills = _oom_kills()
         # Without `close` the interpreter would wait for all trials at its end.
-        atexit.register(_kill_all, self._processes)
+        atexit.register(_kill_all, self._handles.values())
 
     def warm_up(self) -> None:
         """Start the fork server, which imports in the background."""
-        preload = [base.__name__] if self._modules else []
-        with base.preloading(Path(src.__file__).resolve().parent.parent, self._modules):
-            self._context.set_forkserver_preload(preload)
+        self._context.set_forkserver_preload([base.__name__] if self._modules else [])
+        # The fork server gets this process's sys.path only after it has preloaded (Python < 3.14).
+        paths = [str(Path(src.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+        variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        if self._modules:
+            variables[base.PRELOAD] = ",".join(self._modules)
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
             forkserver.ensure_running()
+        finally:
+            for name, value in before.items():
+                del os.environ[name]
+                if value is not None:
+                    os.environ[name] = value
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: Task) -> ForkServerProcess:
         Path(task.folder).mkdir(parents=True, exist_ok=True)
         arguments = (task, self._entry, dict(os.environ))
+        main = sys.modules["__main__"]
         for pause in (*_RESTART_PAUSES, None):
             self.warm_up()
             child = self._context.Process(target=_trial, args=arguments, name="trial")
             try:
-                with _without_main_module():
-                    child.start()
+                # A child would import and so execute the main script, and does not need it.
+                sys.modules["__main__"] = types.ModuleType("__main__")
+                child.start()
                 break
             except (OSError, EOFError):
                 if pause is None:
                     raise
                 time.sleep(pause)  # a fork server that was killed just now may seem alive
-        self._processes[task.slot.number] = child
+            finally:
+                sys.modules["__main__"] = main
+        return child
 
     def _gone(self) -> list[EndedTask]:
-        sentinels = {child.sentinel: number for number, child in self._processes.items()}
+        sentinels = {child.sentinel: number for number, child in self._handles.items()}
         ready = multiprocessing.connection.wait(list(sentinels), 0)
-        return [self._ended(sentinels[sentinel]) for sentinel in ready]  # type: ignore[index]
+        return [self._ended(sentinels[sentinel]) for sentinel in ready]
 
     def _ended(self, number: int) -> EndedTask:
-        task, child = self._running[number], self._processes.pop(number)
+        task, child = self._running[number], self._handles.pop(number)
         child.join()
         code, pid = child.exitcode, child.pid
-        assert code is not None
-        assert pid is not None
         lost = False
         if code == _LOST:
             with contextlib.suppress(ProcessLookupError):
@@ -107,24 +128,20 @@ class LocalExecutor(Executor):
         child.close()
         if lost:
             return EndedTask(task, None, "killed: the process that starts the trials was gone")
-        killed = base.oom_kills() - self._oom_kills
-        self._oom_kills += killed
-        return EndedTask(task, code, base.ending(code, killed))
+        before, self._oom_kills = self._oom_kills, _oom_kills()
+        return EndedTask(task, code, base.ending(code, self._oom_kills > before))
 
     def _pause(self, seconds: float) -> None:
-        sentinels = [child.sentinel for child in self._processes.values()]
-        multiprocessing.connection.wait(sentinels, max(0.0, seconds))
+        sentinels = [child.sentinel for child in self._handles.values()]
+        multiprocessing.connection.wait(sentinels, seconds)
 
-    def _ask_to_end(self, task: Task, grace: float) -> None:
-        child = self._processes.get(task.slot.number)
-        if child is not None and child.pid is not None and child.exitcode is None:
+    def _ask_to_end(self, handle: ForkServerProcess) -> None:
+        if handle.pid is not None and handle.exitcode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGTERM)
+                os.kill(handle.pid, signal.SIGTERM)
 
-    def _kill(self, task: Task) -> None:
-        child = self._processes.get(task.slot.number)
-        if child is not None:
-            _kill_all({task.slot.number: child})
+    def _kill(self, handle: ForkServerProcess) -> None:
+        _kill_all([handle])
 
 
 def _trial(task: Task, entry: str, environment: Mapping[str, str]) -> None:
@@ -133,27 +150,23 @@ def _trial(task: Task, entry: str, environment: Mapping[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
-    base.log_to(Path(task.folder) / base.LOG)
-    owner = multiprocessing.parent_process()
-    assert owner is not None
-    sentinel = owner.sentinel
-    base.end_with(lambda: multiprocessing.connection.wait([sentinel]))
+    threading.Thread(target=_end_with_scheduler, daemon=True).start()
     sys.exit(base.run(task, entry))
 
 
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Hide the main script: a child would import and so execute it, and does not need it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+def _end_with_scheduler() -> None:
+    """End this process and its children when the scheduler is gone: by SIGTERM, then by SIGKILL."""
+    scheduler = multiprocessing.parent_process()
+    assert scheduler is not None
+    multiprocessing.connection.wait([scheduler.sentinel])
+    print("the process that runs the study is gone: this trial ends", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORPHAN_SECONDS)
+    os.killpg(0, signal.SIGKILL)
 
 
-def _kill_all(processes: dict[int, ForkServerProcess]) -> None:
-    for child in processes.values():
+def _kill_all(children: Iterable[ForkServerProcess]) -> None:
+    for child in children:
         if child.pid is not None and child.exitcode is None:
             _signal_group(child.pid, signal.SIGKILL)
             child.kill()  # in case it has no group yet
@@ -162,3 +175,14 @@ def _kill_all(processes: dict[int, ForkServerProcess]) -> None:
 def _signal_group(leader: int, signum: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signum)
+
+
+def _oom_kills() -> int:
+    """Processes of this control group or machine that the kernel has killed for lack of memory."""
+    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0

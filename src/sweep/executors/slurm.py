@@ -2,27 +2,32 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
+import socket
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psutil
 from annotated_types import Ge
 
 from src.core.errors import DependencyError, UserError
 from src.sweep.executors import base
-from src.sweep.executors.base import ENTRY, Executor, plain_slots
 from src.sweep.records import EndedTask, Task
 
+log = logging.getLogger(__name__)
 # submitit looks for files; it asks Slurm itself once a minute.
 _POLL_SECONDS = {"slurm": 1.0, "local": 0.1}
 # A shared disk shows the result file some seconds late.
 _LATE_SECONDS = {"slurm": 15.0, "local": 0.5}
+_SCANCEL_SECONDS = 60.0
 
 
-class SlurmExecutor(Executor):
+class SlurmExecutor(base.Executor):
     """Submits each trial as a job. The nodes must reach its folder and the study's storage.
 
     Args:
@@ -37,12 +42,11 @@ class SlurmExecutor(Executor):
         gpus_per_node: GPUs of a job.
         setup: Shell commands before a trial, such as "module load cuda".
         options: More of submitit's parameters, such as `slurm_account`.
-        entry: What runs a trial, "package.module:function"; called with the task.
+        entry: See `Executor`.
 
     Raises:
         DependencyError: submitit is not installed.
         UserError: This machine has no Slurm.
-        ConfigError: An impossible number.
     """
 
     queues = True
@@ -59,9 +63,9 @@ class SlurmExecutor(Executor):
         gpus_per_node: Annotated[int, Ge(0)] = 0,
         setup: Sequence[str] = (),
         options: dict[str, Any] | None = None,
-        entry: str = ENTRY,
+        entry: str = base.ENTRY,
     ) -> None:
-        super().__init__(plain_slots(n_jobs, cpus_per_task))
+        super().__init__(base.plain_slots(n_jobs, cpus_per_task), entry)
         if importlib.util.find_spec("submitit") is None:
             way = "pip install -e '.[slurm]'"
             raise DependencyError(f"executor=slurm needs submitit, which is not installed: {way}")
@@ -73,7 +77,6 @@ class SlurmExecutor(Executor):
                 raise UserError(f"executor=slurm: {problem}; use executor=local, or ray")
         self._cluster = cluster
         self._folder = folder
-        self._entry = entry
         parameters = {
             "slurm_partition": partition,
             "timeout_min": timeout_min,
@@ -84,16 +87,15 @@ class SlurmExecutor(Executor):
             **(options or {}),
         }
         self._parameters = {name: value for name, value in parameters.items() if value is not None}
-        self._jobs: dict[int, Any] = {}  # by slot number
-        self._done_since: dict[int, float] = {}  # by slot number: when the job was first done
+        self._done_since: dict[str, float] = {}  # job id -> when it was first done
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: Task) -> Any:
         import submitit
 
         submitter = submitit.AutoExecutor(folder=self._files(task), cluster=self._cluster)
         submitter.update_parameters(name=f"trial-{task.number}", **self._parameters)
         try:
-            self._jobs[task.slot.number] = submitter.submit(base.launcher(task, self._entry))
+            return submitter.submit(base.launcher(task, self._entry))
         except submitit.core.utils.FailedSubmissionError as error:
             raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
 
@@ -101,21 +103,22 @@ class SlurmExecutor(Executor):
         return Path(self._folder) if self._folder else Path(task.folder) / "submitit"
 
     def job(self, task: Task) -> dict[str, Any] | None:
-        """The job's id, with what else is needed to cancel it."""
-        job = self._jobs.get(task.slot.number)
+        """What `cancel` needs to know about a job, as plain values."""
+        job = self._handles.get(task.slot.number)
         if job is None:
             return None
-        return base.note(self._cluster, str(job.job_id), self._files(task))
+        files, host = str(self._files(task)), socket.gethostname()
+        return {"cluster": self._cluster, "id": str(job.job_id), "folder": files, "host": host}
 
     def _gone(self) -> list[EndedTask]:
         ended = []
-        for number, job in list(self._jobs.items()):
+        for number, job in self._handles.items():
             if not job.done():
                 continue
-            since = self._done_since.setdefault(number, time.monotonic())
+            since = self._done_since.setdefault(job.job_id, time.monotonic())
             is_late = time.monotonic() - since > _LATE_SECONDS[self._cluster]
             if is_late or job.paths.result_pickle.exists():
-                del self._jobs[number], self._done_since[number]
+                del self._done_since[job.job_id]
                 ended.append(self._ended(number, job))
         return ended
 
@@ -128,21 +131,54 @@ class SlurmExecutor(Executor):
         try:
             code = int(job.result())
         except Exception as error:  # raised by the job's process outside of the trial
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            return EndedTask(task, None, f"the job {job.job_id} failed: {last[:200]}")
+            return EndedTask(task, None, f"the job {job.job_id} failed: {base.last_line(error)}")
         return EndedTask(task, code, base.ending(code))
 
     def _pause(self, seconds: float) -> None:
-        time.sleep(max(0.0, min(seconds, _POLL_SECONDS[self._cluster])))
+        time.sleep(min(seconds, _POLL_SECONDS[self._cluster]))
 
-    def _ask_to_end(self, task: Task, grace: float) -> None:
-        job = self._jobs.get(task.slot.number)
-        if job is not None and self._cluster == "local":
+    def _ask_to_end(self, handle: Any) -> None:
+        if self._cluster == "local":
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)  # submitit passes it on to the trial
-        elif job is not None:
-            job.cancel()  # SIGTERM, and SIGKILL after the cluster's KillWait
+                os.kill(int(handle.job_id), signal.SIGTERM)  # submitit passes it on to the trial
+        else:
+            handle.cancel()  # SIGTERM, and SIGKILL after the cluster's KillWait
 
-    def _kill(self, task: Task) -> None:
-        if task.slot.number in self._jobs:
-            self._jobs[task.slot.number].cancel()
+    def _kill(self, handle: Any) -> None:
+        handle.cancel()
+
+
+def cancel(job: Mapping[str, Any]) -> bool:
+    """Cancel a job, queued or running; one that has ended is ignored.
+
+    Args:
+        job: From `SlurmExecutor.job`.
+
+    Returns:
+        Whether there was something to cancel; of a cluster: whether it accepted the command. A
+        cluster that does not answer causes a warning only: its job will find its trial finished.
+    """
+    if job["cluster"] == "local":
+        if job["host"] != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(int(job["id"]))
+            command = " ".join(process.cmdline())
+            if "submitit" not in command or job["folder"] not in command:  # the id was reused
+                return False
+            process.send_signal(signal.SIGTERM)  # submitit passes it on to the trial
+        except psutil.Error:
+            return False
+        return True
+    arguments = ["scancel", str(job["id"])]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": _SCANCEL_SECONDS}
+    try:
+        done = subprocess.run(arguments, check=False, **options)
+        message = done.stderr.strip()[:200]
+        problem = f"status {done.returncode}: {message}" if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        text = "job %s of an earlier session may still be there: %s: %s"
+        log.warning(text, job["id"], " ".join(arguments), problem)
+    return not problem
