@@ -4,8 +4,8 @@ Positions are numbers, NaN where a value is missing. Texts are plain; the render
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,21 +26,15 @@ SEEDS_NOTE = (
 )
 _RANGE = " to "  # between the ends of a group of values of a continuous parameter
 _STATES = ("running", "killed", "failed", "over_limit", "pruned", "no value", "over limit")
-
-
+_THINNED = "the front, and others in even steps of quality."
 Values = Sequence[Any] | np.ndarray
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """One axis; `ticks` are positions and texts; without ticks or limits they are chosen freely.
 
-    Attributes:
-        title: Label, unit and direction.
-        kind: How numbers are written; categories are texts, and their first is at the top.
-        log: Whether the scale is logarithmic.
-        ticks: Positions and their texts; None: round numbers.
-        limits: Lower and upper end; None: where the values end.
+    A logarithmic scale is for numbers. Categories are texts, and their first is at the top.
     """
 
     title: str
@@ -56,10 +50,7 @@ class Series:
 
     Attributes:
         name: In the legend; empty: not in the legend.
-        x: Positions, or times.
-        y: Positions, as many as x.
-        low: Lower ends of intervals of y; none: no intervals.
-        high: Upper ends.
+        low, high: Ends of intervals of y; none: no intervals.
         texts: What a point says when it is pointed at; lines, the first one is a heading.
         label: Text beside the points.
         marker: None: no points.
@@ -133,12 +124,7 @@ Drawable = Series | Bars | Heatmap | Parallel
 class View:
     """One way to show a picture: chosen by a button on the page, a panel on paper.
 
-    Attributes:
-        label: On the button.
-        series: As many in every view of a picture, in the same order.
-        x: The horizontal axis.
-        y: The vertical axis.
-        note: What this view leaves out.
+    The views of a picture have equally many series, in the same order. `note` says what is omitted.
     """
 
     label: str
@@ -165,7 +151,7 @@ class Chart:
         key: File name and link.
         title: Heading.
         text: How to read it.
-        pictures: At least one; all have as many views.
+        pictures: At least one; all have equally many views.
         panels: What a file on paper shows: rows of views.
         panel_size: Width and height of a panel, in inches.
         legend: A line above the legend of the file.
@@ -175,8 +161,8 @@ class Chart:
     title: str
     text: str
     pictures: Sequence[Picture]
-    panels: Sequence[Sequence[View]] = field(default=())
-    panel_size: tuple[float, float] = (4.6, 2.6)
+    panels: Sequence[Sequence[View]]
+    panel_size: tuple[float, float]
     legend: str = ""
 
 
@@ -189,7 +175,7 @@ def charts(report: Report) -> list[Chart]:
 
 def front(report: Report) -> Chart | None:
     """Quality against each cost: all trials, fronts with intervals, the knee, the answers."""
-    costs = [cost for cost in report.costs if len(drawn(report, cost))]
+    costs = [cost for cost in report.costs if len(_drawn(report, cost))]
     if not costs:
         return None
     texts = dict(zip(report.table["run_id"], _hover(report), strict=True))
@@ -199,7 +185,7 @@ def front(report: Report) -> Chart | None:
     for cost in sorted(costs, key=lambda name: name not in objectives):
         if "latency" not in cost or not any("latency" in other for other in panels):
             panels.append(cost)
-    panels = sorted(panels[:MOST_PANELS], key=costs.index)
+    row = [views[costs.index(cost)] for cost in sorted(panels[:MOST_PANELS], key=costs.index)]
     text = (
         "Each point is a trial. A line joins the best quality of the front up to each cost; a "
         "member of the front below the line is on it for another objective. Point at a trial to "
@@ -207,24 +193,20 @@ def front(report: Report) -> Chart | None:
     )
     if len(collect.compressed(report.table)):
         text += " A thin line leads from a model to its compressed version."
-    row = [views[costs.index(cost)] for cost in panels]
     size = (max(3.5, 7.2 / MOST_PANELS * len(row)) / len(row), 2.8)
     return Chart("front", "The front", text, [Picture(views, 620)], [row], size)
 
 
-def _front_view(report: Report, cost: str, texts: dict[str, str]) -> View:
+def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
     table = report.table[report.table["quality"].notna()]
-    points = drawn(report, cost)
-    lines = origin_lines(report, cost)
 
     def scatter(name: str, rows: pd.DataFrame, marker: Marker, **more: Any) -> Series:
         x, y = (style.finite(rows[column]).to_numpy() for column in (cost, "quality"))
         hover = [texts[run_id] for run_id in rows["run_id"]]
         return Series(name, x, y, texts=hover, marker=marker, **more)
 
-    series: list[Series] = []
-    if len(collect.compressed(report.table)):
-        series += _origins(report, cost, lines)
+    lines = origin_lines(report, cost)
+    series = _origins(report, cost, lines) if len(collect.compressed(report.table)) else []
     opacity = 0.45 if len(table) > 2000 else 1.0
     for state in (*_STATES, "dominated"):
         if len(rows := table[table["state"] == state]):
@@ -234,19 +216,14 @@ def _front_view(report: Report, cost: str, texts: dict[str, str]) -> View:
     several = len(report.studies) > 1
     descending = style.direction(report, report.quality).startswith("lower")
     for position, study in enumerate(report.studies):
-        rows = members(report)
-        rows = rows[rows["study"] == study] if several else rows
-        marker = style.STATES["front"]
+        rows, marker = members(report), style.STATES["front"]
         if several:
+            rows = rows[rows["study"] == study]
             marker = Marker(style.cycle(position), style.shape(position), marker.size)
-        known = rows[["quality", cost]].dropna().sort_values(cost)
-        best = known["quality"].cummin() if descending else known["quality"].cummax()
-        line: dict[str, Any] = {
-            "colour": marker.colour,
-            "dash": style.dash(position),
-            "steps": True,
-        }
-        series.append(Series("", known[cost].to_numpy(), best.to_numpy(), **line))
+        points = rows[["quality", cost]].dropna().sort_values(cost)
+        best = points["quality"].cummin() if descending else points["quality"].cummax()
+        look: dict[str, Any] = {"colour": marker.colour, "dash": style.dash(position)}
+        series.append(Series("", points[cost].to_numpy(), best.to_numpy(), **look, steps=True))
         name = f"front{f' of {study}' if several else ''} ({len(rows)})"
         ends = rows[["quality_low", "quality_high"]].to_numpy(dtype=float)
         intervals = {} if np.isnan(ends).all() else {"low": ends[:, 0], "high": ends[:, 1]}
@@ -260,56 +237,53 @@ def _front_view(report: Report, cost: str, texts: dict[str, str]) -> View:
     # Of points in one place Plotly reports the smallest: unseen points above the important runs.
     targets = table[table["run_id"].isin(important(report))]
     series.append(scatter("", targets, Marker(style.BLACK, size=5), opacity=0.0))
-    hidden = len(table) - len(points)
-    note = f"{hidden} trials without {style.metric(cost).label} are not shown."
-    log = style.logarithmic(cost, pd.concat([points[cost], lines["from_x"]]))
-    quality = Axis(style.axis_title(report, report.quality))
-    x = Axis(style.axis_title(report, cost), log=log)
-    return View(style.metric(cost).axis, series, x, quality, note if hidden else "")
+    drawn = _drawn(report, cost)
+    hidden = len(table) - len(drawn)
+    note = f"{hidden} trials without {style.metric(cost).label} are not shown." if hidden else ""
+    log = style.logarithmic(cost, pd.concat([drawn[cost], lines["from_x"]]))
+    x, y = style.axis_title(report, cost), style.axis_title(report, report.quality)
+    return View(style.metric(cost).axis, series, Axis(x, log=log), Axis(y), note)
 
 
-def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Series]:
+def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Drawable]:
     """Lines from the models to their compressed versions, and points of models without a trial."""
     x, y = (
         np.column_stack([lines[f"from_{axis}"], lines[f"to_{axis}"], np.full(len(lines), np.nan)])
         for axis in "xy"
     )
     kinds = ", ".join(collect.compressed(report.table)["compression"].unique())
-    name, colour = f"compression ({kinds})", style.ORIGIN.colour
     outside = lines[lines["outside"]].drop_duplicates("origin")
+    title = "origin, not a trial of this report"
     texts = [
-        f"{row['origin_label']} (origin, not a trial of this report)\nrun {row['origin']}\n"
-        f"{style.metric(report.quality).label}: {style.with_unit(report.quality, row['from_y'])}\n"
-        f"{style.metric(cost).label}: {style.with_unit(cost, row['from_x'])}"
+        f"{row['origin_label']} ({title})\nrun {row['origin']}\n"
+        f"{_value(report.quality, row['from_y'])}\n{_value(cost, row['from_x'])}"
         for row in outside.to_dict("records")
     ]
+    line: dict[str, Any] = {"colour": style.ORIGIN.colour, "width": 1}
+    points = outside[["from_x", "from_y"]].to_numpy(dtype=float).T
     return [
-        Series(name, x.ravel(), y.ravel(), colour=colour, width=1),
-        Series(
-            "origin, not a trial of this report",
-            outside["from_x"].to_numpy(),
-            outside["from_y"].to_numpy(),
-            texts=texts,
-            marker=style.ORIGIN,
-        ),
+        Series(f"compression ({kinds})", x.ravel(), y.ravel(), **line),
+        Series(title, *points, texts=texts, marker=style.ORIGIN),
     ]
+
+
+def _value(name: str, value: object) -> str:
+    return f"{style.metric(name).label}: {style.with_unit(name, value)}"
 
 
 def _hover(report: Report) -> list[str]:
     """What each trial says: name, state, run id, figures with units, interval, overrides."""
-    table = report.table
-    names = dict.fromkeys(
-        [report.quality, *(recorded_name(one.metric) for one in report.objectives), *report.costs]
-    )
+    objectives = [recorded_name(objective.metric) for objective in report.objectives]
+    names = dict.fromkeys([report.quality, *objectives, *report.costs])
     texts = []
-    for row in table.to_dict("records"):
+    for row in report.table.to_dict("records"):
         state = [row["state"].replace("_", " "), "knee" if row.get("knee") else "", row["chosen"]]
         lines = [f"{row['label']} ({'; '.join(filter(None, state))})", f"run {row['run_id']}"]
         if row.get("compression"):
             lines.append(f"compressed ({row['compression']}) from {row['origin_label']}")
         for name in names:
             if name in row:
-                lines.append(f"{style.metric(name).label}: {style.with_unit(name, row[name])}")
+                lines.append(_value(name, row[name]))
             if name == report.quality and pd.notna(row.get("quality_low")):
                 ends = style.number(row["quality_low"]), style.number(row["quality_high"])
                 lines[-1] += f" [{ends[0]}, {ends[1]}]"
@@ -319,47 +293,45 @@ def _hover(report: Report) -> list[str]:
 
 def recalls(report: Report) -> Chart | None:
     """Recall of each class, of the front and the chosen runs; on test where it was measured."""
-    views = []
-    for split in ("test", "val"):
-        rows = report.recalls[report.recalls["split"] == split] if len(report.recalls) else None
-        if rows is None or rows.empty:
+    views: list[View] = []
+    most = columns = 0
+    for split, label in (("test", "test"), ("val", "validation")):
+        rows = report.recalls[report.recalls["split"] == split] if len(report.recalls) else ()
+        if not len(rows):
             continue
-        runs = pd.Index(important(report)).intersection(
-            pd.Index(rows["run_id"].unique()), sort=False
-        )
         classes = list(dict.fromkeys(rows["class"]))
-        wide = rows.pivot_table(index="run_id", columns="class", values="recall")
-        wide = wide.reindex(index=runs, columns=classes)
-        shown = wide.head(MOST_ROWS)
+        runs = [run for run in important(report) if run in set(rows["run_id"])]
         cells = {(row["run_id"], row["class"]): row for row in rows.to_dict("records")}
         labels = dict(zip(rows["run_id"], rows["label"], strict=True))
-        texts = [
-            [_recall_text(labels[run], run, name, cells.get((run, name))) for name in classes]
-            for run in shown.index
-        ]
-        note = f"The first {len(shown)} of {len(wide)} runs." if len(shown) < len(wide) else ""
-        label = {"val": "validation"}.get(split, split)
+        shown = runs[:MOST_ROWS]
+        table = rows.pivot_table(index="run_id", columns="class", values="recall")
+        texts = []
+        for run in shown:
+            heads = [f"{labels[run]}\nrun {run}\n{name}: " for name in classes]
+            pairs = zip(heads, classes, strict=True)
+            texts.append([head + _recall_text(cells.get((run, name))) for head, name in pairs])
+        note = f"The first {len(shown)} of {len(runs)} runs." if len(shown) < len(runs) else ""
         title = f"recall on {label}, higher is better"
-        names = [labels[run] for run in shown.index]
-        heatmap = Heatmap(names, classes, shown.to_numpy(dtype=float), texts, title)
+        values = table.reindex(index=shown, columns=classes).to_numpy(dtype=float)
+        heatmap = Heatmap([labels[run] for run in shown], classes, values, texts, title)
         views.append(View(label, [heatmap], Axis("class", "category"), Axis("", "category"), note))
+        most, columns = max(most, len(shown)), len(classes)
     if not views:
         return None
     text = (
         "The share of each class's images that was recognised, of the front and the chosen runs; "
         "the cheapest run is at the top."
     )
-    rows_shown = max(len(view.series[0].rows) for view in views)  # type: ignore[union-attr]
-    size = (2.4 + 0.45 * len(classes), 0.7 + 0.19 * rows_shown)
-    picture = Picture(views, max(360, 110 + 28 * rows_shown), 560)
+    picture = Picture(views, max(360, 110 + 28 * most), 560)
+    size = (2.4 + 0.45 * columns, 0.7 + 0.19 * most)
     return Chart("recalls", "Recall of each class", text, [picture], [views[:1]], size)
 
 
-def _recall_text(label: str, run_id: str, name: str, row: dict[Any, Any] | None) -> str:
+def _recall_text(row: Mapping[Any, Any] | None) -> str:
     if row is None:
-        return f"{label}\nrun {run_id}\n{name}: not measured"
+        return "not measured"
     interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if pd.notna(row["low"]) else ""
-    return f"{label}\nrun {run_id}\n{name}: {row['recall']:.3f}{interval}\n{row['images']} images"
+    return f"{row['recall']:.3f}{interval}\n{row['images']} images"
 
 
 def effects(report: Report) -> Chart | None:
@@ -367,70 +339,55 @@ def effects(report: Report) -> Chart | None:
     frame = report.effects
     if frame.empty:
         return None
-    objectives = list(dict.fromkeys(frame["objective"]))
+    objectives = frame["objective"].unique()
     pictures = [
-        Picture([_effect(report, name, frame, objective) for objective in objectives], 360)
-        for name in dict.fromkeys(frame["parameter"])
+        Picture([_effect(report, name, objective) for objective in objectives], 360)
+        for name in frame["parameter"].unique()
     ]
     text = (
         "Filled: the mean of all finished trials with that value, with its interval. Hollow: the "
         "best trial with that value. A difference within the intervals may be chance. If the "
         "sampler preferred some settings, the mean is over what it preferred."
     )
-    panels = [[picture.views[row] for picture in pictures] for row in range(len(objectives))]
+    panels = list(zip(*(picture.views for picture in pictures), strict=True))
     title = "The effect of each parameter"
     return Chart("effects", title, text, pictures, panels, (max(1.65, 3.5 / len(pictures)), 1.6))
 
 
-def _effect(report: Report, parameter: str, frame: pd.DataFrame, objective: str) -> View:
-    rows = frame[(frame["parameter"] == parameter) & (frame["objective"] == objective)]
-    rows = rows.sort_values("position")
-    x, values = rows["position"].to_numpy(dtype=float), [str(value) for value in rows["value"]]
-    numeric = bool(
-        pd.to_numeric(rows["value"].astype(str).str.partition(_RANGE)[0], errors="coerce")
-        .notna()
-        .all()
-    )
+def _effect(report: Report, parameter: str, objective: str) -> View:
+    rows = report.effects.sort_values("position").astype({"value": str})
+    rows = rows[(rows["parameter"] == parameter) & (rows["objective"] == objective)]
+    x = rows["position"].to_numpy(dtype=float)
+    numbers = pd.to_numeric(rows["value"].str.partition(_RANGE)[0], errors="coerce")
+    numeric = bool(numbers.notna().all())
     log = numeric and style.logarithmic("", rows["position"])
-    places = np.log(x) if log else x
-    apart = len(x) < 2 or np.diff(places).min() >= 0.08 * np.ptp(places)
-    ticks = None if numeric and (not apart or any(_RANGE in value for value in values)) else values
+    scaled = np.log(x) if log else x
+    apart = len(x) < 2 or np.diff(scaled).min() >= 0.08 * np.ptp(scaled)
+    ticks = None
+    if not numeric or (apart and not rows["value"].str.contains(_RANGE, regex=False).any()):
+        ticks = tuple(zip(x.tolist(), rows["value"], strict=True))
     means, best = [], []
     for row in rows.to_dict("records"):
+        head = f"{parameter} = {row['value']}\n"
         interval = f" [{style.number(row['low'])}, {style.number(row['high'])}]"
-        mean = f"mean {style.with_unit(objective, row['mean'])}{interval}"
-        means.append(f"{parameter} = {row['value']}\n{mean}\n{row['n']} trials")
-        figure = style.with_unit(objective, row["best"])
-        best.append(f"{parameter} = {row['value']}\n{figure}\nrun {row['best_run']}")
+        mean = style.with_unit(objective, row["mean"])
+        means.append(f"{head}mean {mean}{interval}\n{row['n']} trials")
+        best.append(f"{head}{style.with_unit(objective, row['best'])}\nrun {row['best_run']}")
     # a line would put texts in an order
-    first, second = (style.cycle(0), style.cycle(1)) if numeric else ("", "")
+    colours = (style.cycle(0), style.cycle(1)) if numeric else ("", "")
+    columns = {name: rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high", "best")}
+    mean_y, low, high, best_y = columns.values()
+    hollow = Marker(style.cycle(1), "diamond", 9, hollow=True)
+    look: dict[str, Any] = {"colour": colours[1], "width": 1.5, "dash": "dash"}
+    filled: dict[str, Any] = {"marker": Marker(style.cycle(0)), "colour": colours[0]}
     series = [
-        Series(
-            "mean of all",
-            x,
-            rows["mean"].to_numpy(dtype=float),
-            rows["low"].to_numpy(dtype=float),
-            rows["high"].to_numpy(dtype=float),
-            means,
-            marker=Marker(style.cycle(0)),
-            colour=first,
-        ),
-        Series(
-            "best trial",
-            x,
-            rows["best"].to_numpy(dtype=float),
-            texts=best,
-            marker=Marker(style.cycle(1), "diamond", 9, hollow=True),
-            colour=second,
-            width=1.5,
-            dash="dash",
-        ),
+        Series("mean of all", x, mean_y, low, high, means, **filled),
+        Series("best trial", x, best_y, texts=best, marker=hollow, **look),
     ]
     limits = None if numeric or not len(x) else (x.min() - 0.5, x.max() + 0.5)
-    places_ticks = None if ticks is None else tuple(zip(x.tolist(), ticks, strict=True))
-    scale = Axis(parameter, log=log, ticks=places_ticks, limits=limits)
-    quality = Axis(style.axis_title(report, objective))
-    return View(style.metric(objective).label, series, scale, quality)
+    scale = Axis(parameter, log=log, ticks=ticks, limits=limits)
+    label, quality = style.metric(objective).label, Axis(style.axis_title(report, objective))
+    return View(label, series, scale, quality)
 
 
 def importance(report: Report) -> Chart | None:
@@ -441,10 +398,10 @@ def importance(report: Report) -> Chart | None:
         index="parameter", columns="objective", values="importance", sort=False
     )
     wide = wide.sort_values(wide.columns[0])
-    names = [str(name) for name in wide.index]
+    parameters = [str(name) for name in wide.index]
     bars = [
-        Bars(style.metric(str(name)).label, names, wide[name].to_numpy(), style.cycle(position))
-        for position, name in enumerate(wide)
+        Bars(style.metric(str(name)).label, parameters, wide[name].to_numpy(), style.cycle(number))
+        for number, name in enumerate(wide)
     ]
     text = (
         "PED-ANOVA: how much of the difference between the best trials and all trials each "
@@ -454,10 +411,9 @@ def importance(report: Report) -> Chart | None:
     )
     x = Axis("importance (share of what all parameters explain)", "percent")
     view = View("all", bars, x, Axis("", "category"))
-    height = 190 + 24 * len(wide) * len(bars)
-    size = (4.6, 0.7 + 0.2 * len(wide) * len(bars))
-    title = "The importance of each parameter"
-    return Chart("importance", title, text, [Picture([view], height)], [[view]], size)
+    title, size = "The importance of each parameter", (4.6, 0.7 + 0.2 * wide.size)
+    picture = Picture([view], 190 + 24 * wide.size)
+    return Chart("importance", title, text, [picture], [[view]], size)
 
 
 def parallel(report: Report) -> Chart | None:
@@ -480,21 +436,18 @@ def parallel(report: Report) -> Chart | None:
     if len(rows) < 2 or len(axes) < 2:
         return None
     title = style.axis_title(report, report.quality)
-    view = View("all", [Parallel(axes, rows["quality"].to_numpy(dtype=float), title)])
-    if len(rows) < len(table):
-        note = (
-            f"{len(rows)} of {len(table)} trials: the front, and others in even steps of quality."
-        )
-        view = View("all", view.series, note=note)
+    lines = Parallel(axes, rows["quality"].to_numpy(dtype=float), title)
+    note = f"{len(rows)} of {len(table)} trials: {_THINNED}" if len(rows) < len(table) else ""
+    view = View("all", [lines], note=note)
     text = (
         "A line is a trial; its colour is its quality. Drag along an axis to keep the trials that "
         "pass there, click on the axis to reset it; drag an axis by its name to move it."
     )
-    lines = max(style.wrapped(axis.title, 13).count("\n") + 1 for axis in axes)
-    picture = Picture([view], 390 + 15 * lines, 95 * len(axes))
+    height = max(style.wrapped(axis.title, 13).count("\n") + 1 for axis in axes)
+    pictures = [Picture([view], 390 + 15 * height, 95 * len(axes))]
     size = (max(4.5, 1.1 * len(axes) + 1.2), 3.0)
-    title = "Parameters and objectives of each trial"
-    return Chart("parallel", title, text, [picture], [[view]], size)
+    heading = "Parameters and objectives of each trial"
+    return Chart("parallel", heading, text, pictures, [[view]], size)
 
 
 def _parallel_axis(name: str, title: str, values: pd.Series) -> ParallelAxis:
@@ -504,23 +457,21 @@ def _parallel_axis(name: str, title: str, values: pd.Series) -> ParallelAxis:
         log = style.logarithmic(name, positions)
         marks = np.unique(positions.dropna())
         if len(marks) > MOST_TICKS:
-            between = np.geomspace if log else np.linspace
-            marks = between(marks[0], marks[-1], 5)
+            marks = (np.geomspace if log else np.linspace)(marks[0], marks[-1], 5)
         positions = np.log10(positions) if log else positions
         ticks = [(float(np.log10(mark) if log else mark), style.tick(mark)) for mark in marks]
     else:
         texts = sorted({str(value) for value in values.dropna()})
-        places = {text: float(place) for place, text in enumerate(texts)}
-        positions = values.map(lambda value: places.get(str(value)), na_action="ignore")
-        ticks = [(place, text) for text, place in places.items()]
-    known = positions.astype(float).to_numpy()
-    low, high = float(np.nanmin(known)), float(np.nanmax(known))
-    if np.isnan(known).any():
+        ticks = [(float(number), text) for number, text in enumerate(texts)]
+        positions = values.map(lambda value: float(texts.index(str(value))), na_action="ignore")
+    crossings = positions.astype(float).to_numpy()
+    low, high = float(np.nanmin(crossings)), float(np.nanmax(crossings))
+    if np.isnan(crossings).any():
         below = low - 0.15 * ((high - low) or 1.0)
-        known = np.where(np.isnan(known), below, known)
-        return ParallelAxis(title, known, ((below, "not set"), *ticks), below, high)
+        crossings = np.where(np.isnan(crossings), below, crossings)
+        return ParallelAxis(title, crossings, ((below, "not set"), *ticks), below, high)
     ends = (low, high) if high > low else (low - 0.5, high + 0.5)
-    return ParallelAxis(title, known, tuple(ticks), *ends)
+    return ParallelAxis(title, crossings, tuple(ticks), *ends)
 
 
 def curves(report: Report) -> Chart | None:
@@ -539,17 +490,16 @@ def curves(report: Report) -> Chart | None:
         colour = marker.colour if state in ("front", "pruned") else style.PALE
         width, opacity = (2, 1.0) if state == "front" else (1, 0.8)
         end = Marker(colour, marker.shape, 8, state != "front")
-        series += _curve(str(state).replace("_", " "), rows, end, width, "solid", opacity)
+        series += _curve(str(state).replace("_", " "), rows, end, width=width, opacity=opacity)
     chosen = shown[shown["run_id"].isin(names)].groupby("run_id", sort=False)
     for position, (run_id, rows) in enumerate(chosen):
         end = Marker(style.cycle(position + 1), style.shape(position))
         name = f"{rows['label'].iloc[0]} ({names[run_id]})"
-        series += _curve(name, rows, end, 3, style.dash(position), 1.0)
+        series += _curve(name, rows, end, width=3, dash=style.dash(position))
     total = frame["run_id"].nunique()
-    note = f"{len(runs)} of {total} curves: the front, and others in even steps of quality."
+    note = f"{len(runs)} of {total} curves: {_THINNED}" if len(runs) < total else ""
     quality = Axis(style.axis_title(report, report.quality.removeprefix("best/")))
-    epochs = Axis("epoch", "integer")
-    view = View("all", series, epochs, quality, note if len(runs) < total else "")
+    view = View("all", series, Axis("epoch", "integer"), quality, note)
     text = (
         "The end of each curve is marked: pruned trials (triangles) end where they were stopped. "
         f"The curves of the front are bold. {SEEDS_NOTE}"
@@ -560,27 +510,20 @@ def curves(report: Report) -> Chart | None:
     return Chart("curves", "Learning curves", text, pictures, [[view]], (4.6, 2.8), legend)
 
 
-def _curve(
-    name: str, rows: pd.DataFrame, end: Marker, width: float, dash: str, opacity: float
-) -> list[Series]:
+def _curve(name: str, rows: pd.DataFrame, end: Marker, **look: Any) -> list[Series]:
     """All curves of one kind as one line with gaps, and a point where each curve ends."""
-    gap = rows.groupby("run_id", sort=False).tail(1).assign(epoch=np.nan, value=np.nan)
-    line = pd.concat([rows, gap]).sort_values("run_id", kind="stable")
     ends = rows.groupby("run_id", sort=False).tail(1)
-
-    def texts(some: pd.DataFrame) -> list[str]:
-        return [
-            f"{label}\nrun {run}" for label, run in zip(some["label"], some["run_id"], strict=True)
-        ]
-
-    x, y = line["epoch"].to_numpy(), line["value"].to_numpy()
-    look: dict[str, Any] = {"width": width, "dash": dash, "opacity": opacity}
-    return [
-        Series(name, x, y, texts=texts(line), colour=end.colour, **look),
-        Series(
-            "", ends["epoch"].to_numpy(), ends["value"].to_numpy(), texts=texts(ends), marker=end
-        ),
-    ]
+    gaps = ends.assign(epoch=np.nan, value=np.nan)
+    line = pd.concat([rows, gaps]).sort_values("run_id", kind="stable")
+    parts = []
+    for points, title, more in (
+        (line, name, look | {"colour": end.colour}),
+        (ends, "", {"marker": end}),
+    ):
+        texts = (points["label"] + "\nrun " + points["run_id"]).tolist()
+        x, y = points["epoch"].to_numpy(), points["value"].to_numpy()
+        parts.append(Series(title, x, y, texts=texts, **more))
+    return parts
 
 
 def progress(report: Report) -> Chart | None:
@@ -594,13 +537,12 @@ def progress(report: Report) -> Chart | None:
         changed.iloc[-1] = True
         steps = rows[changed]
         colour, dash = style.cycle(position), style.dash(position)
-        line: dict[str, Any] = {"colour": colour, "dash": dash, "steps": True}
         marker = Marker(colour, style.shape(position), 6) if len(steps) <= 60 else None
+        look: dict[str, Any] = {"marker": marker, "colour": colour, "dash": dash, "steps": True}
         y = steps["hypervolume"].to_numpy()
-        trials = steps["trials"].to_numpy(dtype=float)
-        by_trials.append(Series(str(study), trials, y, marker=marker, **line))
+        by_trials.append(Series(str(study), steps["trials"].to_numpy(dtype=float), y, **look))
         times = [f"{ended:%Y-%m-%d %H:%M:%S}" for ended in steps["ended"]]
-        by_time.append(Series(str(study), times, y, marker=marker, **line))
+        by_time.append(Series(str(study), times, y, **look))
     y_axis = Axis("hypervolume of the front, higher is better")
     views = [View("by trials", by_trials, Axis("trials that have ended", "integer"), y_axis)]
     if frame["ended"].notna().all():
@@ -610,7 +552,7 @@ def progress(report: Report) -> Chart | None:
     return Chart("progress", "Hypervolume over time", text, pictures, [views[:1]], (4.6, 2.2))
 
 
-def drawn(report: Report, cost: str) -> pd.DataFrame:
+def _drawn(report: Report, cost: str) -> pd.DataFrame:
     """The trials with a finite quality and a finite cost."""
     if cost not in report.table or "quality" not in report.table:
         return report.table.iloc[:0]
@@ -625,7 +567,7 @@ def origin_lines(report: Report, cost: str) -> pd.DataFrame:
         Columns run_id, label and compression of the trial, origin, origin_label, from_x, from_y,
         to_x, to_y, outside (whether the origin has no point of its own in the report).
     """
-    points = drawn(report, cost)
+    points = _drawn(report, cost)
     ends = [f"origin/{cost}", f"origin/{report.quality}", cost, "quality"]
     columns = ["run_id", "label", "compression", "origin", "origin_label"]
     lines = collect.compressed(points).reindex(columns=[*columns, *ends])
@@ -656,7 +598,6 @@ def important(report: Report) -> list[str]:
 
 def _thinned(run_ids: Sequence[str], keep: Sequence[str], limit: int) -> list[str]:
     """The runs to keep, and every n-th of the others, so that at most `limit` others are drawn."""
-    kept = set(keep)
-    others = [run for run in run_ids if run not in kept]
-    step = max(1, -(-len(others) // limit))
-    return [run for run in run_ids if run in kept] + others[::step]
+    kept = pd.Index(run_ids).isin(list(keep))
+    others = np.asarray(run_ids)[~kept]
+    return [*np.asarray(run_ids)[kept], *others[:: max(1, -(-len(others) // limit))]]

@@ -12,8 +12,18 @@ from src.reporting.charts import Axis, Bars, Drawable, Heatmap, Parallel, Pictur
 
 WEBGL_FROM = 2000  # points; below, SVG is as fast and sharper
 _LONGEST_TICK = 14  # characters on an axis of parallel coordinates
-_HOVER = {"hovertemplate": "%{hovertext}<extra></extra>"}
 _PATTERNS = ("", "/", "x", "-", ".", "+")
+_HOVER = {"hovertemplate": "%{hovertext}<extra></extra>"}
+_LAYOUT: dict[str, Any] = {
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2328"},
+    "margin": {"l": 75, "r": 20, "t": 20, "b": 70},
+    "hovermode": "closest",
+    "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}, "namelength": -1},
+}
+_LEGEND: dict[str, Any] = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
+_LEGEND |= {"font": {"size": 12}, "itemsizing": "trace", "traceorder": "normal"}
+_AXIS: dict[str, Any] = {"gridcolor": style.GRID, "zeroline": False, "linecolor": "#8a9099"}
+_AXIS |= {"ticks": "outside", "automargin": True, "autorange": True, "exponentformat": "SI"}
 
 
 def figure(picture: Picture) -> dict[str, Any]:
@@ -22,7 +32,7 @@ def figure(picture: Picture) -> dict[str, Any]:
     Returns:
         data: The traces of the first view.
         layout: The layout of the first view.
-        views: For each view what differs from the first: traces by position, layout by key, note.
+        views: For each view what differs between views: traces by position, layout by key, note.
     """
     series = picture.views[0].series
     points = sum(len(one.x) for one in series if isinstance(one, Series) and one.marker)
@@ -31,22 +41,17 @@ def figure(picture: Picture) -> dict[str, Any]:
         [_trace(one, kind, number) for number, one in enumerate(view.series)]
         for view in picture.views
     ]
+    differing = [
+        [key for key in traces[0] if any(trace.get(key) != traces[0][key] for trace in traces)]
+        for traces in zip(*data, strict=True)
+    ]
     layouts = [_layout(view) for view in picture.views]
     views = []
     for view, traces, layout in zip(picture.views, data, layouts, strict=True):
         changes = {
-            number: {key: value for key, value in trace.items() if value != first.get(key)}
-            for number, (trace, first) in enumerate(zip(traces, data[0], strict=True))
+            number: {key: trace[key] for key in keys}
+            for number, (trace, keys) in enumerate(zip(traces, differing, strict=True))
         }
-        if view is picture.views[0]:  # going back to the first view undoes what others change
-            changes = {
-                number: {
-                    key: value
-                    for key, value in trace.items()
-                    if any(other[number].get(key) != value for other in data)
-                }
-                for number, trace in enumerate(traces)
-            }
         axes = {key: layout[key] for key in ("xaxis", "yaxis") if key in layout}
         views.append({"traces": changes, "layout": axes, "note": view.note})
     return {"data": data[0], "layout": layouts[0], "views": views}
@@ -63,8 +68,8 @@ def rounded(values: Iterable[Any]) -> list[Any]:
             short.append(value)
             continue
         near = float(f"{float(value):.5g}")
-        known = near == near and abs(near) != float("inf")
-        short.append((int(near) if near.is_integer() else near) if known else None)
+        finite = near == near and abs(near) != float("inf")
+        short.append((int(near) if near.is_integer() else near) if finite else None)
     return short
 
 
@@ -99,31 +104,22 @@ def _trace(one: Drawable, kind: str, number: int) -> dict[str, Any]:
             "marker": {"color": one.colour, "pattern": pattern},
         }
     if isinstance(one, Heatmap):
-        bar = {"title": {"text": plain(one.title), "side": "right"}, "lenmode": "pixels"}
+        title = {"text": plain(one.title), "side": "right"}
+        bar = {"title": title, "lenmode": "pixels", "len": 260, "y": 1, "yanchor": "top"}
         return {
             "type": "heatmap",
             "z": [rounded(row) for row in one.values],
             "x": [plain(name) for name in one.columns],
             "y": [plain(name) for name in one.rows],
             "hovertext": [[_heading(text) for text in row] for row in one.texts],
-            "zmin": 0,
-            "zmax": 1,
-            "colorscale": "Cividis",
-            "texttemplate": "%{z:.2f}",
-            "xgap": 1,
-            "ygap": 1,
-            "colorbar": bar | {"len": 260, "y": 1, "yanchor": "top"},
-            **_HOVER,
+            **{"zmin": 0, "zmax": 1, "colorscale": "Cividis", "texttemplate": "%{z:.2f}"},
+            **{"xgap": 1, "ygap": 1, "colorbar": bar, **_HOVER},
         }
     title = {"text": plain(style.wrapped(one.title, 44)), "side": "right", "font": {"size": 12}}
+    scale = {"colorscale": "Cividis", "showscale": True, "colorbar": {"title": title}}
     return {
         "type": "parcoords",
-        "line": {
-            "color": rounded(one.colours),
-            "colorscale": "Cividis",
-            "showscale": True,
-            "colorbar": {"title": title},
-        },
+        "line": {"color": rounded(one.colours), **scale},
         "dimensions": [_dimension(one, number) for number in range(len(one.axes))],
         "labelside": "bottom",  # long names have room to grow there
         "labelfont": {"size": 11},
@@ -145,13 +141,12 @@ def _scatter(one: Series, kind: str) -> dict[str, Any]:
     if one.colour:
         shape = "hv" if one.steps else "linear"
         trace["line"] = {"color": one.colour, "width": one.width, "dash": one.dash, "shape": shape}
-    if one.marker:
-        look = one.marker
+    if look := one.marker:
         edge = (
             {"width": 1.5, "color": look.colour} if look.hollow else {"width": 1, "color": "white"}
         )
-        shape = f"{look.shape}-open" if look.hollow else look.shape
-        trace["marker"] = {"color": look.colour, "symbol": shape, "size": look.size, "line": edge}
+        symbol = f"{look.shape}-open" if look.hollow else look.shape
+        trace["marker"] = {"color": look.colour, "symbol": symbol, "size": look.size, "line": edge}
     if len(one.low):
         middle = pd.Series(one.y, dtype=float)
         trace["error_y"] = {
@@ -159,8 +154,7 @@ def _scatter(one: Series, kind: str) -> dict[str, Any]:
             "array": rounded(pd.Series(one.high, dtype=float) - middle),
             "arrayminus": rounded(middle - pd.Series(one.low, dtype=float)),
             "color": one.marker.colour if one.marker else one.colour,
-            "thickness": 1,
-            "width": 3,
+            **{"thickness": 1, "width": 3},
         }
     if one.label:
         trace |= {"text": [plain(one.label)] * len(one.x), "textposition": "top right"}
@@ -172,29 +166,21 @@ def _scatter(one: Series, kind: str) -> dict[str, Any]:
 def _dimension(one: Parallel, number: int) -> dict[str, Any]:
     axis = one.axes[number]
     texts = [text for _, text in axis.ticks]
-    short = [
-        f"{text[: _LONGEST_TICK - 1]}…" if len(text) > _LONGEST_TICK else text for text in texts
-    ]
+    longest = _LONGEST_TICK
+    short = [f"{text[: longest - 1]}…" if len(text) > longest else text for text in texts]
     return {
         "label": plain(style.wrapped(axis.title, 18 if len(one.axes) <= 8 else 13)),
         "values": rounded(axis.positions),
         "range": [axis.low, axis.high],
-        "tickvals": [place for place, _ in axis.ticks],
+        "tickvals": [position for position, _ in axis.ticks],
         "ticktext": [plain(text) for text in (short if len(set(short)) == len(texts) else texts)],
     }
 
 
 def _layout(view: View) -> dict[str, Any]:
     first = view.series[0]
-    layout: dict[str, Any] = {
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2328"},
-        "margin": {"l": 75, "r": 20, "t": 20, "b": 70},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}, "namelength": -1},
-        "showlegend": sum(bool(getattr(one, "name", "")) for one in view.series) > 1,
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}},
-    }
-    layout["legend"] |= {"itemsizing": "trace", "traceorder": "normal"}
+    entries = sum(bool(getattr(one, "name", "")) for one in view.series)
+    layout = _LAYOUT | {"showlegend": entries > 1, "legend": _LEGEND}
     if isinstance(first, Parallel):
         lines = max(style.wrapped(axis.title, 13).count("\n") + 1 for axis in first.axes)
         return layout | {"margin": {"l": 85, "r": 30, "t": 20, "b": 30 + 15 * lines}}
@@ -202,9 +188,8 @@ def _layout(view: View) -> dict[str, Any]:
     if isinstance(first, Bars):
         return layout | {"barmode": "group", "bargap": 0.25}
     if isinstance(first, Heatmap):
-        plain_axis = {"showgrid": False, "ticks": ""}
-        layout["xaxis"] |= plain_axis | {"side": "top"}
-        layout["yaxis"] |= plain_axis | {"autorange": "reversed"}
+        layout["xaxis"] |= {"showgrid": False, "ticks": "", "side": "top"}
+        layout["yaxis"] |= {"showgrid": False, "ticks": "", "autorange": "reversed"}
         return layout | {"margin": {"l": 20, "r": 10, "t": 60, "b": 20}}
     values = [value for one in view.series if isinstance(one, Series) for value in one.y]
     if pd.Series(values, dtype=float).dropna().between(0, 1).all():
@@ -214,30 +199,25 @@ def _layout(view: View) -> dict[str, Any]:
 
 
 def _axis(axis: Axis, width: int) -> dict[str, Any]:
-    scale: dict[str, Any] = {
-        "title": {"text": plain(style.wrapped(axis.title, width)), "standoff": 12},
-        "gridcolor": style.GRID,
-        "zeroline": False,
-        "linecolor": "#8a9099",
-        "ticks": "outside",
-        "automargin": True,
-        "autorange": True,
-        "exponentformat": "SI",
+    title = {"text": plain(style.wrapped(axis.title, width)), "standoff": 12}
+    kinds: dict[str, dict[str, Any]] = {
+        "integer": {"tickformat": "d"},
+        "percent": {"tickformat": ".0%"},
+        "time": {"type": "date"},
+        "category": {"type": "category"},
     }
+    scale = {"title": title, **_AXIS, **kinds.get(axis.kind, {})}
     if axis.log:
-        scale |= {"type": "log", "dtick": "D2"}
-    if axis.kind in ("integer", "percent"):
-        scale["tickformat"] = {"integer": "d", "percent": ".0%"}[axis.kind]
-    if axis.kind in ("time", "category"):
-        scale["type"] = {"time": "date", "category": "category"}[axis.kind]
+        scale["type"] = "log"
     if axis.ticks is not None:
-        scale.pop("dtick", None)
         scale |= {
             "tickmode": "array",
-            "tickvals": rounded(place for place, _ in axis.ticks),
+            "tickvals": rounded(position for position, _ in axis.ticks),
             "ticktext": [plain(text) for _, text in axis.ticks],
-            "ticklabeloverflow": "allow",  # else a text that reaches over the edge is left out
+            "ticklabeloverflow": "allow",  # else a text that reaches over the edge is omitted
         }
+    elif axis.log:
+        scale["dtick"] = "D2"
     if axis.limits:
         scale |= {"autorange": False, "range": list(axis.limits)}
     return scale

@@ -18,6 +18,7 @@ from src.reporting.charts import Axis, Bars, Chart, Heatmap, Parallel, Series, V
 
 DPI = 160
 RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
+MOST_LOG_TICKS = 4
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -31,7 +32,7 @@ STYLE: Any = {
     "svg.hashsalt": "paretoderm",  # the same report gives the same file
 }
 _HATCHES = ("", "///", "xx", "...", "--", "++")
-_TABLE: Any = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4}
+_BOX: Any = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4}
 
 
 def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
@@ -63,30 +64,28 @@ def draw(chart: Chart) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     shared: Any = {"sharey": "row", "sharex": "col" if rows > 1 else "none"}
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
-    for (row, column), axes in np.ndenumerate(grid):
-        view = chart.panels[row][column]
+    views = [view for row in chart.panels for view in row]
+    labels: dict[str, Any] = {}
+    for number, (axes, view) in enumerate(zip(grid.flat, views, strict=True)):
         _panel(figure, axes, view)
         if not isinstance(view.series[0], Parallel):
             x = style.wrapped(view.x.title, 24 if view.x.ticks else 34)
-            axes.set_xlabel(x if row == rows - 1 else "")
-            axes.set_ylabel(style.wrapped(view.y.title, int(14 * height)) if column == 0 else "")
-    labels: dict[str, Any] = {}
-    for axes in grid.flat:
+            y = style.wrapped(view.y.title, int(14 * height))
+            axes.set_xlabel(x if number >= len(views) - columns else "")
+            axes.set_ylabel("" if number % columns else y)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
     if len(labels) > 1 or chart.legend:
-        columns = 1 if size[0] < 5 and max(map(len, labels)) > 30 else 2
+        across = 1 if size[0] < 5 and max(map(len, labels)) > 30 else 2
         texts = [style.wrapped(label, 50) for label in labels]
         title = style.wrapped(chart.legend, 64)
-        lines = sum(text.count("\n") + 1 for text in texts) / columns + title.count("\n") + 1
+        lines = sum(text.count("\n") + 1 for text in texts) / across + title.count("\n") + 1
         figure.set_figheight(figure.get_figheight() + 0.15 * lines)
-        legend: Any = {"title": title or None, "title_fontsize": 7, "frameon": False}
-        handles = list(labels.values())
-        figure.legend(handles, texts, loc="outside lower center", ncols=columns, **legend)
+        look: Any = {"title": title or None, "title_fontsize": 7, "frameon": False}
+        look |= {"loc": "outside lower center", "ncols": across}
+        figure.legend(list(labels.values()), texts, **look)
     figure.draw_without_rendering()  # fixes the layout, so that labels can avoid the points
-    for axes, view in zip(
-        grid.flat, (view for views in chart.panels for view in views), strict=True
-    ):
+    for axes, view in zip(grid.flat, views, strict=True):
         _number_points(axes, view)
     figure.set_layout_engine(None)  # else each file would compute the layout again
     return figure
@@ -100,20 +99,17 @@ def _panel(figure: Figure, axes: Axes, view: View) -> None:
             _heatmap(figure, axes, one)
         elif isinstance(one, Parallel):
             _parallel(figure, axes, one)
+            return
         else:
-            thick = 0.8 / len(view.series)
-            places = np.arange(len(one.categories)) + 0.4 - thick * (number + 0.5)
-            _bars(axes, one, places, thick, _HATCHES[number % len(_HATCHES)])
-    if isinstance(view.series[0], Parallel):
-        return
+            _bars(axes, one, number, 0.8 / len(view.series))
     _scale(axes.xaxis, view.x)
     _scale(axes.yaxis, view.y)
     if view.x.limits:
         axes.set_xlim(*view.x.limits)
-    if isinstance(view.series[0], Series) and axes.get_ylim()[0] < 0:
-        values = np.concatenate([np.asarray(one.y, dtype=float) for one in view.series])  # type: ignore[union-attr]
-        if np.nanmin(values) >= 0:  # an interval may reach below what can be measured
-            axes.set_ylim(bottom=0)
+    values = [one.y for one in view.series if isinstance(one, Series)]
+    # an interval may reach below what can be measured
+    if values and axes.get_ylim()[0] < 0 and np.nanmin(np.concatenate(values)) >= 0:
+        axes.set_ylim(bottom=0)
 
 
 def _series(axes: Axes, one: Series) -> None:
@@ -121,29 +117,43 @@ def _series(axes: Axes, one: Series) -> None:
         return
     x, y = np.asarray(one.x, dtype=float), np.asarray(one.y, dtype=float)
     label = style.wrapped(one.name, 52) if one.name and len(x) else "_nothing"
-    line: dict[str, Any] = {"alpha": one.opacity, "zorder": 2.5, "color": one.colour}
-    line |= {"linestyle": style.DASHES[one.dash], "linewidth": 0.6 * one.width}
+    marker = one.marker
     if one.colour:
-        draw = axes.step if one.steps else axes.plot
-        where: dict[str, Any] = {"where": "post"} if one.steps else {}
-        draw(x, y, label="_nothing" if one.marker else label, **line, **where)
+        look: dict[str, Any] = {"alpha": one.opacity, "zorder": 2.5, "color": one.colour}
+        look |= {"linestyle": style.DASHES[one.dash], "linewidth": 0.6 * one.width}
+        look |= {"drawstyle": "steps-post" if one.steps else "default"}
+        axes.plot(x, y, label="_nothing" if marker else label, **look)
     if len(one.low):
-        colour = one.marker.colour if one.marker else one.colour
         spans = np.abs([y - np.asarray(one.low), np.asarray(one.high) - y])
-        known = ~np.isnan(spans).any(axis=0)
-        look: dict[str, Any] = {"ecolor": colour, "elinewidth": 0.6, "capsize": 1.5}
-        axes.errorbar(x[known], y[known], spans[:, known], fmt="none", alpha=0.7, **look)
-    if one.marker:
-        marker = one.marker
-        edge: dict[str, Any] = {"edgecolors": marker.colour, "linewidths": 0.8}
-        faces = {"facecolors": "none", **edge} if marker.hollow else {"color": marker.colour}
+        finite = ~np.isnan(spans).any(axis=0)
+        look = {"elinewidth": 0.6, "capsize": 1.5, "fmt": "none", "alpha": 0.7}
+        look["ecolor"] = marker.colour if marker else one.colour
+        axes.errorbar(x[finite], y[finite], spans[:, finite], **look)
+    if marker:
+        look = {"color": marker.colour}
         if marker.shape == "x-thin":
-            faces = {"color": marker.colour, "linewidths": 0.8}
-        many = len(x) > RASTER_FROM
-        faces |= {"marker": style.SHAPES[marker.shape], "zorder": 4 if one.label else 3}
-        axes.scatter(
-            x, y, (marker.size / 2) ** 2, label=label, alpha=one.opacity, rasterized=many, **faces
-        )
+            look["linewidths"] = 0.8
+        elif marker.hollow:
+            look = {"facecolors": "none", "edgecolors": marker.colour, "linewidths": 0.8}
+        look |= {"marker": style.SHAPES[marker.shape], "zorder": 4 if one.label else 3}
+        look |= {"alpha": one.opacity, "rasterized": len(x) > RASTER_FROM}
+        axes.scatter(x, y, (marker.size / 2) ** 2, label=label, **look)
+
+
+class _LogLocator(ticker.LogLocator):
+    """At most `MOST_LOG_TICKS` round ticks, but two at least."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
+        ticks = decades
+        for mantissas in ((1, 2, 5), (1, 3), (1,)):
+            ticks = np.outer(decades, mantissas).ravel()
+            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
+            if len(ticks) <= MOST_LOG_TICKS:
+                break
+        if len(ticks) < 2:
+            ticks = ticker.MaxNLocator(MOST_LOG_TICKS).tick_values(vmin, vmax)
+        return ticks[:: -(-len(ticks) // MOST_LOG_TICKS)]
 
 
 def _scale(axis: Any, scale: Axis) -> None:
@@ -153,24 +163,25 @@ def _scale(axis: Any, scale: Axis) -> None:
         axis._set_axes_scale("log")
         axis.set_minor_locator(ticker.NullLocator())
     if scale.ticks is not None:
-        axis.set_ticks([place for place, _ in scale.ticks])
-        long = len(scale.ticks) > 3 and max(len(text) for _, text in scale.ticks) > 5
-        angle: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        texts = [text if long else style.wrapped(text, 9) for _, text in scale.ticks]
-        axis.set_ticklabels(texts, fontsize=6.5, **(angle if long else {}))
-        return
-    if scale.kind == "percent":
+        texts = [text for _, text in scale.ticks]
+        look: dict[str, Any] = {}
+        if len(texts) > 3 and max(map(len, texts)) > 5:
+            look = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        else:
+            texts = [style.wrapped(text, 9) for text in texts]
+        axis.set_ticks([position for position, _ in scale.ticks], texts, fontsize=6.5, **look)
+    elif scale.kind == "percent":
         axis.set_major_formatter(ticker.PercentFormatter(1, 0))
-        return
-    few = ticker.LogLocator(subs=(1, 3), numticks=6)
-    linear = ticker.MaxNLocator(5, integer=scale.kind == "integer")
-    axis.set_major_locator(few if scale.log else linear)
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: style.tick(value)))
+    else:
+        linear = ticker.MaxNLocator(5, integer=scale.kind == "integer")
+        axis.set_major_locator(_LogLocator() if scale.log else linear)
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: style.tick(value)))
 
 
-def _bars(axes: Axes, one: Bars, places: np.ndarray, thick: float, hatch: str) -> None:
-    look: dict[str, Any] = {"color": one.colour, "hatch": hatch, "edgecolor": "white"}
-    bars = axes.barh(places, one.lengths, thick, label=one.name, **look)
+def _bars(axes: Axes, one: Bars, number: int, thickness: float) -> None:
+    positions = np.arange(len(one.categories)) + 0.4 - thickness * (number + 0.5)
+    look: dict[str, Any] = {"color": one.colour, "hatch": _HATCHES[number % 6]}
+    bars = axes.barh(positions, one.lengths, thickness, label=one.name, edgecolor="white", **look)
     texts = ["-" if np.isnan(value) else f"{value:.0%}" for value in one.lengths]
     axes.bar_label(bars, texts, padding=2, fontsize=6)
     axes.set_yticks(range(len(one.categories)), list(one.categories))
@@ -193,21 +204,20 @@ def _heatmap(figure: Figure, axes: Axes, one: Heatmap) -> None:
 
 
 def _parallel(figure: Figure, axes: Axes, one: Parallel) -> None:
-    heights = np.column_stack(
-        [(axis.positions - axis.low) / (axis.high - axis.low) for axis in one.axes]
-    )
-    places = np.tile(np.arange(len(one.axes)), (len(heights), 1))
+    scaled = [(axis.positions - axis.low) / (axis.high - axis.low) for axis in one.axes]
+    heights = np.column_stack(scaled)
+    columns = np.tile(np.arange(len(one.axes)), (len(heights), 1))
     order = np.argsort(one.colours, kind="stable")
     scale = Normalize(one.colours.min(), one.colours.max())
     look: dict[str, Any] = {"linewidths": 0.6, "alpha": 0.8, "rasterized": len(heights) > 300}
     colours = colormaps["cividis"](scale(one.colours[order]))
-    lines = np.stack([places, heights], axis=2)[order]
+    lines = np.stack([columns, heights], axis=2)[order]
     axes.add_collection(LineCollection(list(lines), colors=colours, **look))
-    for place, axis in enumerate(one.axes):
-        axes.axvline(place, color="black", linewidth=0.7)
+    for column, axis in enumerate(one.axes):
+        axes.axvline(column, color="black", linewidth=0.7)
         for value, text in axis.ticks:
-            spot = (place + 0.03, (value - axis.low) / (axis.high - axis.low))
-            axes.annotate(text, spot, fontsize=6, va="center", bbox=_TABLE)
+            spot = (column + 0.03, (value - axis.low) / (axis.high - axis.low))
+            axes.annotate(text, spot, fontsize=6, va="center", bbox=_BOX)
     titles = [style.wrapped(axis.title, 19) for axis in one.axes]
     axes.set_xticks(range(len(one.axes)), titles, fontsize=6.5)
     axes.set(xlim=(-0.2, len(one.axes) - 0.6), ylim=(-0.04, 1.04), yticks=[])
@@ -235,10 +245,12 @@ def _number_points(axes: Axes, view: View) -> None:
     angles = np.arange(0.8, 7, np.pi / 8)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])
     offsets = np.concatenate([reach * circle for reach in (11, 17, 25, 34)])
+    low, high = np.array(axes.bbox.min) + 6, np.array(axes.bbox.max) - 6
+    look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
+    look |= {"fontweight": "bold", "fontsize": 7.5, "zorder": 6}
+    look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4}
     for one in labelled:
-        at = axes.transData.transform([one.x[0], one.y[0]])
-        spots = at + offsets * pixels
-        low, high = np.array(axes.bbox.min) + 6, np.array(axes.bbox.max) - 6
+        spots = axes.transData.transform([one.x[0], one.y[0]]) + offsets * pixels
         inside = ((spots > low) & (spots < high)).all(axis=1)
         to_points = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1) / pixels
         half = 2.8 * len(one.label)
@@ -247,8 +259,4 @@ def _number_points(axes: Axes, view: View) -> None:
         score = np.minimum(to_points, 9) - np.linalg.norm(offsets, axis=1) / 5
         best = int(np.argmax(score - 1000.0 * (~inside + covers)))
         placed = np.vstack([placed, [*spots[best], half]])
-        arrow = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4}
-        place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
-        look: dict[str, Any] = {"fontweight": "bold", "fontsize": 7.5, "zorder": 6}
-        spot = (float(one.x[0]), float(one.y[0]))
-        axes.annotate(one.label, spot, offsets[best], arrowprops=arrow, **place, **look)
+        axes.annotate(one.label, (float(one.x[0]), float(one.y[0])), offsets[best], **look)

@@ -15,29 +15,14 @@ from src.metrics.registry import Metric, describe, recorded_name
 from src.reporting.record import Report
 
 # Okabe and Ito, Color Universal Design, 2008: distinct for colour-blind readers.
-BLACK = "#000000"
-ORANGE = "#E69F00"
-SKY = "#56B4E9"
-GREEN = "#009E73"
-BLUE = "#0072B2"
-VERMILLION = "#D55E00"
-PURPLE = "#CC79A7"
-PALE = "#B8BCC2"
-GRID = "#E5E7EB"
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+PALE, GRID = "#B8BCC2", "#E5E7EB"
 # For series side by side. Yellow is too faint for lines on white; black is the colour of text.
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 # Names of the same thing: Plotly's, then matplotlib's.
-SHAPES = {
-    "circle": "o",
-    "diamond": "D",
-    "square": "s",
-    "triangle-up": "^",
-    "cross": "P",
-    "hexagon": "h",
-    "triangle-down": "v",
-    "star": "*",
-    "x-thin": "x",
-}
+SHAPES = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P"}
+SHAPES |= {"hexagon": "h", "triangle-down": "v", "star": "*", "x-thin": "x"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SIZES = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params")
 _LOG_RATIO = 8.0  # least ratio of the ends of a logarithmic axis
@@ -45,14 +30,7 @@ _LOG_RATIO = 8.0  # least ratio of the ends of a logarithmic axis
 
 @dataclass(frozen=True)
 class Marker:
-    """The look of the points of one series.
-
-    Attributes:
-        colour: Of the fill; of the edge if the marker is hollow.
-        shape: A key of `SHAPES`.
-        size: Diameter in pixels.
-        hollow: Only the edge is drawn.
-    """
+    """The points of one series: a key of `SHAPES`, a diameter in pixels; hollow: only the edge."""
 
     colour: str
     shape: str = "circle"
@@ -104,7 +82,7 @@ def short_label(name: str) -> str:
 
 def direction(report: Report, name: str) -> str:
     """Which way is better, in words, from the objectives, else from the registry."""
-    directions = {recorded_name(each.metric): each.direction for each in report.objectives}
+    directions = {recorded_name(one.metric): one.direction for one in report.objectives}
     try:
         better = directions.get(recorded_name(name)) or describe(name).direction
     except ConfigError:
@@ -147,13 +125,13 @@ def with_unit(name: str, value: object) -> str:
 
 def logarithmic(name: str, values: pd.Series) -> bool:
     """Whether an axis is logarithmic: sizes of nets, and positive values with a long tail."""
-    known = finite(values).dropna()
-    if known.empty or known.min() <= 0:
+    numbers = finite(values).dropna()
+    if numbers.empty or numbers.min() <= 0:
         return False
-    low, high = known.min(), known.max()
+    low, high = numbers.min(), numbers.max()
     # between the middle of a linear axis and the middle of a logarithmic axis
     middle = math.sqrt(math.sqrt(low * high) * (low + high) / 2)
-    return name in _SIZES or bool(high / low >= _LOG_RATIO and known.median() < middle)
+    return name in _SIZES or bool(high / low >= _LOG_RATIO and numbers.median() < middle)
 
 
 def finite(values: pd.Series) -> pd.Series:
