@@ -24,16 +24,13 @@ from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_folder
 from src.core.tables import MISSING, Table, escape_markdown
 from src.deployment import trained
-from src.deployment.description import Description
-from src.deployment.runtimes.formats import FORMATS, format_of, open_file
-from src.deployment.trained import RecordedModel
+from src.deployment.runtimes import formats
 from src.metrics.formatting import joined, label
 from src.metrics.registry import LOST, MELANOMA, PRIMARY, describe, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import evaluate, external, presentation
 from src.reporting.clinical.results import ClinicalAudit, EvaluateSettings
 from src.tracking import model_registry, read
-from src.tracking.model_registry import Version
 from src.tracking.run import Run
 from src.tracking.store import Store, TrackingError, existing
 
@@ -43,8 +40,6 @@ HEADING = "# Model card: "
 MAX_DESCRIPTION = 5000  # characters of a version's description in MLflow's database
 TAGS = ["image-classification", "dermatology", "skin-lesions", "research-only"]
 TAGS += ["not-a-medical-device"]
-# Metrics of the run record -> names of Hugging Face's library of metrics.
-HUB_METRICS = {name: describe(f"test/{name}").hub for name in overall_metrics()}
 BENCHMARKED = ["reference", "p50_ms", "p90_ms", "p99_ms", "ratio", "jpeg_p50_ms", "cold_start_s"]
 BENCHMARKED += ["peak_memory_mb", "size_mb", "energy_mj"]
 # Columns of the table of external evaluations -> CSV file of the audit, its row.
@@ -56,6 +51,11 @@ EXTERNAL = {
         "measure == 'sensitivity' and rule.str.startswith('sensitivity')",
     ),
 }
+EXTERNAL_NOTE = (
+    "In [0, 1], higher is better, with intervals by lesion or patient. Recall: of the positive "
+    "class, by the most probable class and at the threshold chosen on val. Left out: images that "
+    "the run was trained or validated on."
+)
 # Overrides that say where a run was recorded, and settings that the card shows elsewhere.
 LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=", "sweeps=")
 HIDDEN = ("_target_", "_partial_", "weights", "image_size")
@@ -73,20 +73,17 @@ class CardSettings:
 
     def __post_init__(self) -> None:
         if not (self.subject or "").strip():
-            raise ConfigError(
-                "model",
-                "name one: a run id, a registered model (derm, derm@champion, derm/3) or a file",
-            )
+            problem = "a run id, a registered model (derm, derm@champion, derm/3) or a file"
+            raise ConfigError("model", f"name one: {problem}")
 
 
 @dataclass(frozen=True)
 class CardSubject:
     """A run or trial, its registered versions (the requested one first), the requested file."""
 
-    model: RecordedModel
-    versions: tuple[Version, ...] = ()
-    file: Path | None = None
-    description: Description | None = None
+    model: trained.RecordedModel
+    versions: Sequence[model_registry.Version]
+    file: Path | None
 
 
 def make(config: DictConfig) -> ModelCard:
@@ -131,44 +128,39 @@ def attach(config: DictConfig) -> None:
 
 
 def find(store: Store, name: str) -> CardSubject:
-    """Find a model: an exported file, a registered model or a run.
+    """Find a model: an exported file, a registered model, or the start of a run's id.
 
     Raises:
         UserError: No such model, or one without a trained net.
     """
-    path = Path(name)
-    if path.suffix in {form.suffix for form in FORMATS.values()}:
+    path, file, version = Path(name), None, None
+    title = run_id = name
+    names = sorted(model.name for model in store.client.search_registered_models())
+    if path.suffix in {form.suffix for form in formats.FORMATS.values()}:
         if not path.is_file():
             raise UserError(f"model={path}: no such file")
-        description = open_file(path).description
-        subject = of_run(store, description.run_id, f"{path} (of run {description.run_id})")
-        return replace(subject, file=path, description=description)
-    names = sorted(model.name for model in store.client.search_registered_models())
-    if "@" in name or "/" in name or name in names:
+        file, run_id = path, formats.open_file(path).description.run_id
+        title = f"{path} (of run {run_id})"
+    elif "@" in name or "/" in name or name in names:
         try:
             version = model_registry.resolve(store, name)
         except TrackingError as error:
             raise UserError(f"model={error}") from error
-        subject = of_run(store, version.run_id, name)
-        requested = (version.name, version.number)
-        order = sorted(subject.versions, key=lambda v: (v.name, v.number) != requested)
-        return replace(subject, versions=tuple(order))
-    if not re.fullmatch(r"[0-9a-f]+", name):
+        run_id = version.run_id
+    elif not re.fullmatch(r"[0-9a-f]+", name):
         registered = f"registered are {', '.join(names)}" if names else "no model is registered"
-        raise UserError(
-            f"model={name}: no run, no registered model and no file has this name; {registered}"
-        )
-    return of_run(store, name)
-
-
-def of_run(store: Store, run_id: str, name: str = "") -> CardSubject:
-    """The run or trial whose id starts with `run_id`; error messages call it `name`."""
+        problem = f"no run, no registered model and no file has this name; {registered}"
+        raise UserError(f"model={name}: {problem}")
     try:
         model = trained.find(store, run_id)
     except UserError as error:
         problem = str(error).removeprefix(f"run={run_id}: ")
-        raise UserError(f"model={name or run_id}: {problem}") from error
-    return CardSubject(model, tuple(model_registry.of_run(store, model.run_id)))
+        raise UserError(f"model={title}: {problem}") from error
+    versions = model_registry.of_run(store, model.run_id)
+    if version:
+        requested = (version.name, version.number)
+        versions.sort(key=lambda other: (other.name, other.number) != requested)
+    return CardSubject(model, versions, file)
 
 
 def publish(card: ModelCard, subject: CardSubject, store: Store) -> list[str]:
@@ -194,8 +186,8 @@ def shortened(text: str, before: str, run_id: str) -> str:
         before: The description without an earlier card; it stays above the card.
         run_id: The run that has the complete card.
     """
-    where = f"`{FOLDER}/{NAME}` among the artifacts of run {run_id}"
-    ending = f"*Shortened: the complete card is {where}.*"
+    artifact = f"`{FOLDER}/{NAME}` among the artifacts of run {run_id}"
+    ending = f"*Shortened: the complete card is {artifact}.*"
     opening, *sections = text.strip("\n").split("\n\n## ")
     sections.sort(key=lambda section: not section.startswith("Limits"))
     kept = [before] if before else []
@@ -209,36 +201,36 @@ def shortened(text: str, before: str, run_id: str) -> str:
 
 
 class RunRecord:
-    """The recorded values of a model: of its own run, and of the runs of its nets by seed."""
+    """The recorded values of a model: of its run, and of the runs of its nets by seed."""
 
-    def __init__(self, store: Store, model: RecordedModel) -> None:
+    def __init__(self, store: Store, model: trained.RecordedModel) -> None:
         self.store, self.model = store, model
         self.runs = read.cached_runs(store).set_index("run_id", drop=False)
         self.nets = self.runs.loc[[net.run_id for net in model.nets]]
-        self.own: dict[Any, Any] = self.runs.loc[model.run_id].dropna().to_dict()
+        self.run: dict[Any, Any] = self.runs.loc[model.run_id].dropna().to_dict()
         self.config: Any = OmegaConf.to_container(model.config, resolve=True)
 
     @property
     def origin(self) -> "RunRecord | None":
         """The record of what was trained: the origin of a compressed model; None if it is gone."""
-        if "tags.origin" not in self.own:
+        if "tags.origin" not in self.run:
             return self
         try:
-            return RunRecord(self.store, trained.find(self.store, self.own["tags.origin"])).origin
+            return RunRecord(self.store, trained.find(self.store, self.run["tags.origin"])).origin
         except UserError:
             return None
 
     def tag(self, name: str) -> str:
-        """The different values of a tag of the nets, else the value of the model's own run."""
+        """The different values of a tag of the nets, else the value of the model's run."""
         values = self.nets.get(f"tags.{name}", pd.Series(dtype=str)).dropna().unique()
         texts = [str(value) for value in values if str(value)]
-        return joined(texts) or str(self.own.get(f"tags.{name}") or ABSENT)
+        return joined(texts) or str(self.run.get(f"tags.{name}") or ABSENT)
 
     def values(self, name: str) -> list[float]:
-        """A metric of each net that has it, else of the model's own run; may be empty."""
+        """A metric of each net that has it, else of the model's run; may be empty."""
         column = f"metrics.{name}"
         values = self.nets.get(column, pd.Series(dtype=float)).dropna().tolist()
-        return values or [float(self.own[key]) for key in (column,) if key in self.own]
+        return values or [float(self.run[key]) for key in (column,) if key in self.run]
 
     def means(self, prefix: str) -> dict[str, float]:
         """The means of the metrics with a prefix, by the rest of their names."""
@@ -270,7 +262,7 @@ class RunRecord:
         columns = ["tags.study", "tags.kind", "tags.sweeps", "tags.fixed_overrides"]
         runs = self.runs.reindex(columns=columns).fillna("")
         studies = runs[(runs["tags.kind"] == "study") & (runs["tags.study"] != "")]
-        studies = studies[studies["tags.study"] == self.own.get("tags.study")].tail(1)
+        studies = studies[studies["tags.study"] == self.run.get("tags.study")].tail(1)
         sweeps, fixed = studies["tags.sweeps"].sum() or "", studies["tags.fixed_overrides"].sum()
         words = shlex.split(f"{fixed or ''} {self.nets.iloc[0].get('tags.overrides') or ''}")
         words = [re.sub(r"=/.*", "=...", word) for word in words if not word.startswith(LOCAL)]
@@ -294,8 +286,12 @@ def build(
     """
     model, record = subject.model, RunRecord(store, subject.model)
     net = trained.single(store, model.nets[0].run_id)
-    about = subject.description or trained.describe(store, net)
-    file = trained.deployed_file(store, net.run_id)
+    file, about = trained.deployed_file(store, net.run_id), trained.describe(store, net)
+    predicted = net.run_id
+    if subject.file:
+        predicted, about = subject.file.name, formats.open_file(subject.file).description
+    elif subject.versions:
+        predicted = f"{subject.versions[0].name}/{subject.versions[0].number}"
     audits: Mapping[str, ClinicalAudit] = {}
     if any(model.predictions(store, split) for split in ("val", "test")):
         settings = EvaluateSettings(own_root=own_root)
@@ -303,8 +299,6 @@ def build(
     audit = audits.get("test") or audits.get("val")
     overall = {} if audit is None else audit.overall.set_index("metric").to_dict("index")
     evaluations = _evaluations(record)
-    version = subject.versions[0] if subject.versions else None
-    registered = f"{version.name}/{version.number}" if version else net.run_id
     try:
         code = metadata.metadata("paretoderm").json.get("license_expression", ABSENT)
     except metadata.PackageNotFoundError:
@@ -318,46 +312,47 @@ def build(
     template = environment.from_string(Path(__file__).with_name("card.md.j2").read_text("utf-8"))
     text = template.render(
         absent=ABSENT,
+        part=part,
+        label=label,
+        code_licence=code,
         record=record,
         origin=record.origin,
         subject=subject,
         about=about,
         audit=audit,
         splits=list(audits),
+        lost=record.means(f"{LOST}/"),
         balanced=presentation.estimate_text(overall[PRIMARY]) if overall else ABSENT,
         summary=presentation.summary(audit)[:-1] if audit else [],
-        lost=record.means(f"{LOST}/"),
         evaluations=evaluations.to_dict("records"),
-        part=part,
-        label=label,
-        predicted=Markup(" ".join((subject.file.name if subject.file else registered).split())),
-        export=format_of(file).name if file else next(iter(FORMATS)),
-        code_licence=code,
+        predicted=Markup(" ".join(predicted.split())),
+        export=formats.format_of(file).name if file else next(iter(formats.FORMATS)),
         tables=_tables(record, audits, evaluations),
     )
+    hub_names = {name: describe(f"test/{name}").hub for name in overall_metrics()}
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            metric_type=hub_names[name],
+            dataset_type=model.data,
+            dataset_name=model.data,
+            dataset_split=audit.split if audit else None,
+            metric_value=round(float(row["estimate"]), 4),
+        )
+        for name, row in overall.items()
+        if hub_names.get(name) and np.isfinite(row["estimate"])
+    ]
     tags = [*TAGS, model.model, record.tag("compression"), about.precision]
     data = ModelCardData(
         license="other",
         license_name="no-licence-stated",
         library_name="pytorch",
         pipeline_tag="image-classification",
-        tags=[tag for tag in dict.fromkeys(tags) if tag != ABSENT],
         datasets=[model.data],
-        metrics=[name for name in HUB_METRICS.values() if name],
+        tags=[tag for tag in dict.fromkeys(tags) if tag != ABSENT],
+        metrics=[name for name in hub_names.values() if name],
         model_name=model.model,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=model.data,
-                dataset_name=model.data,
-                dataset_split=audit.split if audit else None,
-                metric_type=hub_name,
-                metric_value=round(float(overall[name]["estimate"]), 4),
-            )
-            for name, hub_name in HUB_METRICS.items()
-            if hub_name and name in overall and np.isfinite(overall[name]["estimate"])
-        ]
-        or None,
+        eval_results=results or None,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
@@ -375,8 +370,8 @@ def part(config: Mapping[str, Any] | None) -> str:
         and key not in HIDDEN
         and (key != "name" or name.endswith("Backbone"))
     ]
-    own = f"{name} ({', '.join(settings)})" if settings and name else name
-    return "; ".join(filter(None, [own, *inner])) or "none"
+    text = f"{name} ({', '.join(settings)})" if settings and name else name
+    return "; ".join(filter(None, [text, *inner])) or "none"
 
 
 def _evaluations(record: RunRecord) -> pd.DataFrame:
@@ -420,28 +415,22 @@ def _tables(
     """The tables of the card as Markdown, by section."""
     sections: dict[str, list[Markup]] = {"Quality": [], "Subgroups": []}
     for split, audit in audits.items():
-        for sheet in presentation.audit_tables(audit):
-            section = "Subgroups" if sheet.title.startswith("Subgroups: ") else "Quality"
-            text = replace(sheet, title=f"{sheet.title} ({split})").to_markdown()
-            if split == next(iter(audits)) or sheet.title.startswith(("All classes", "Each")):
+        for table in presentation.audit_tables(audit):
+            section = "Subgroups" if table.title.startswith("Subgroups: ") else "Quality"
+            text = replace(table, title=f"{table.title} ({split})").to_markdown()
+            if split == next(iter(audits)) or table.title.startswith(("All classes", "Each")):
                 sections[section].append(Markup(text))
     tags = record.nets.iloc[0].dropna().filter(like="tags.benchmark/")
     references = {str(name)[len("tags.benchmark/") :]: value for name, value in tags.items()}
-    external_table = Table(
-        evaluations.drop(columns="value"),
-        "Evaluations on other data",
-        "In [0, 1], higher is better, with intervals by lesion or patient. Recall: of the positive "
-        "class, by the most probable class and at the threshold chosen on val. Left out: images "
-        "that the run was trained or validated on.",
-        formats={"images": ",.0f"},
-    )
+    rows, spec = evaluations.drop(columns="value"), {"images": ",.0f"}
+    other = [Table(rows, "Evaluations on other data", EXTERNAL_NOTE, formats=spec)]
     ratio = "Benchmarks; ratio: the median divided by that of the reference, below 1 is faster"
     cost = [
         _by_line(record.means("efficiency/latency_ms/"), "Latency of a batch, ms"),
         _by_line(record.means("export/"), "Exports, compared with the run's own predictions"),
         _by_line(references | record.means("benchmark/"), ratio, BENCHMARKED),
     ]
-    for section, tables in (("Other data", [external_table]), ("Cost", cost)):
+    for section, tables in (("Other data", other), ("Cost", cost)):
         sections[section] = [Markup(table.to_markdown()) for table in tables if len(table.frame)]
     return sections
 

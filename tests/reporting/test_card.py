@@ -25,7 +25,7 @@ from src.core.cli import CONF
 from src.core.errors import UserError
 from src.metrics.settings import AuditSettings
 from src.reporting import card
-from src.reporting.card import ABSENT, MAX_DESCRIPTION, build, find, of_run, publish, shortened
+from src.reporting.card import ABSENT, MAX_DESCRIPTION, build, find, publish, shortened
 from src.tracking import model_registry, read
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -34,11 +34,7 @@ CLASSES = ("bkl", "mel", "nv")
 PER_CLASS = 24  # images in each of val and test, two per lesion
 DETECTED = 8  # melanomas that the nets predict as such: a recall of a third
 PARAMS = 691_911.0
-COSTS = {
-    "efficiency/params": PARAMS,
-    "efficiency/size_mb": 2.77,
-    "efficiency/latency_ratio": 1.5,
-}
+COSTS = {"efficiency/params": PARAMS, "efficiency/size_mb": 2.77, "efficiency/latency_ratio": 1.5}
 MEASURED = COSTS | {
     "best/epoch": 7.0,
     "data/images/train": 500.0,
@@ -51,16 +47,12 @@ MEASURED = COSTS | {
     "efficiency/latency_ms/b1/p90": 0.9,
     "time/fit_s": 60.0,
 }
-EFFICIENCY = {
-    "device": "Abacus 9",
-    "torch": "2.13",
-    "threads": 1,
-    "flop_convention": "one fused multiply-add counts as one (fvcore)",
-    "reference": "CustomCNN",
-    "reference_params": 691_911,
-}
+EFFICIENCY = {"device": "Abacus 9", "torch": "2.13", "threads": 1, "reference": "CustomCNN"}
+EFFICIENCY |= {"flop_convention": "one fused multiply-add counts as one (fvcore)"}
+EFFICIENCY |= {"reference_params": 691_911}
 ENVIRONMENT = {"cpu": "Abacus 9", "cores": 2, "ram_gb": 8.0, "gpus": [], "python": "3.11"}
 ENVIRONMENT["packages"] = {"torch": "2.13"}
+SETTINGS = AuditSettings(samples=100, fixed=())
 
 
 @dataclass(frozen=True)
@@ -91,15 +83,12 @@ def predictions(split: str, seed: int = 0, classes: tuple[str, ...] = CLASSES) -
     predicted = np.where((label == 1) & (number >= DETECTED), 2, label)
     noise = np.random.default_rng(seed).random((len(label), len(classes))) / 100
     weights = np.eye(len(classes))[predicted] + 0.1 + noise
-    frame = pd.DataFrame(
-        {
-            "image_id": [f"{split}_{n:03d}" for n in range(len(label))],
-            "group": [f"{split}_lesion_{n // 2:03d}" for n in range(len(label))],
-            "label": np.array(classes)[label],
-        }
-    )
-    columns = [f"p/{name}" for name in classes]
-    return frame.join(pd.DataFrame(weights / weights.sum(1, keepdims=True), columns=columns))
+    shares = weights / weights.sum(1, keepdims=True)
+    frame = pd.DataFrame(shares, columns=[f"p/{name}" for name in classes])
+    frame.insert(0, "image_id", [f"{split}_{n:03d}" for n in range(len(label))])
+    frame.insert(1, "group", [f"{split}_lesion_{n // 2:03d}" for n in range(len(label))])
+    frame.insert(2, "label", np.array(classes)[label])
+    return frame
 
 
 def write_metadata(root: Path) -> None:
@@ -125,21 +114,11 @@ def record(
     **tags: Any,
 ) -> str:
     """Record a finished run."""
-    common = {
-        "kind": "run",
-        "seed": 0,
-        "model": "custom",
-        "data": "ham10000",
-        "split": "grouped",
-        "grouped_by": "lesion",
-        "weights": "random",
-        "split_fingerprint": "s0",
-        "data_fingerprint": "d0",
-        "git_commit": "a" * 40,
-        "git_dirty": False,
-        "chosen_by": "val/balanced_accuracy",
-        "overrides": "model=custom data=ham10000 data.root=/home/me study=null",
-    }
+    common = {"kind": "run", "seed": 0, "model": "custom", "data": "ham10000", "weights": "random"}
+    common |= {"split": "grouped", "grouped_by": "lesion", "split_fingerprint": "s0"}
+    common |= {"data_fingerprint": "d0", "git_commit": "a" * 40, "git_dirty": False}
+    common |= {"chosen_by": "val/balanced_accuracy"}
+    common |= {"overrides": "model=custom data=ham10000 data.root=/home/me study=null"}
     tags = common | tags
     with Run.start(store, "custom", tags, {}, parent) as run:
         run.log(metrics)
@@ -174,29 +153,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Runs
     target = "+compression._target_=src.x.Static"
     compression = ("+compression.name=onnx_int8_static", target, "+compression.percentile=99")
     hostile = config(folder / "gone", "data.name='<script>alert(1)</script>'")
+    measured = lost | COSTS | {"efficiency/size_mb": 0.7}
+    made = {"origin": seeds[0], "compression": "onnx_int8_static", "precision": "int8"}
+    names = {"data": "<script>alert(1)</script>", "model": "x\n---\nlicense: mit"}
+    classes = ("a|b", "mel", "](http://x) **c**")
     return Runs(
         store,
         trial.id,
         seeds,
-        record(store, leaking, split="image (leaking)", git_dirty=True),
-        record(
-            store,
-            config(folder / "ham", *compression),
-            seeds[0],
-            lost | COSTS | {"efficiency/size_mb": 0.7},
-            origin=seeds[0],
-            compression="onnx_int8_static",
-            precision="int8",
-            lost_on="test",
+        leaking=record(store, leaking, split="image (leaking)", git_dirty=True),
+        compressed=record(
+            store, config(folder / "ham", *compression), seeds[0], measured, lost_on="test", **made
         ),
-        record(store, config(folder / "gone"), metrics={}, git_commit="unknown"),
-        record(
-            store,
-            hostile,
-            classes=("a|b", "mel", "](http://x) **c**"),
-            data="<script>alert(1)</script>",
-            model="x\n---\nlicense: mit",
-        ),
+        bare=record(store, config(folder / "gone"), metrics={}, git_commit="unknown"),
+        hostile=record(store, hostile, classes=classes, **names),
     )
 
 
@@ -207,8 +177,8 @@ def card_of(runs: Runs) -> Callable[[str], ModelCard]:
 
     def make(run_id: str) -> ModelCard:
         if run_id not in cards:
-            subject = of_run(runs.store, run_id)
-            cards[run_id] = build(runs.store, subject, AuditSettings(samples=100, fixed=()))
+            subject = find(runs.store, run_id)
+            cards[run_id] = build(runs.store, subject, SETTINGS)
         return cards[run_id]
 
     return make
@@ -360,9 +330,7 @@ def test_a_compressed_model_has_its_origin_and_its_degradation(
     about = card.trained.describe(copy.store, card.trained.single(copy.store, copy.compressed))
     monkeypatch.setattr(card.trained, "describe", lambda store, net: about)
     monkeypatch.setattr(card.trained, "deployed_file", lambda store, run_id: Path("model.tflite"))
-    pruned = build(
-        copy.store, of_run(copy.store, copy.compressed), AuditSettings(samples=100, fixed=())
-    )
+    pruned = build(copy.store, find(copy.store, copy.compressed), SETTINGS)
     assert facts(pruned)["Recorded channels"] == "features.0.0 11/32"
     assert "**Architecture, before channels were removed**" in pruned.text
     assert f"python -m src.export run={copy.compressed} format=litert" in pruned.text
@@ -400,8 +368,8 @@ def test_external_evaluations_have_their_intervals(copy: Runs, tmp_path: Path) -
         values = {"balanced_accuracy": 0.25, "images": 1518.0, "overlap": 3.0}
         run.log({f"isic2019/{name}": value for name, value in values.items()})
         run.artifact(tmp_path / "evaluation")
-    subject = of_run(copy.store, copy.trial)
-    made = build(copy.store, subject, AuditSettings(samples=100, fixed=()))
+    subject = find(copy.store, copy.trial)
+    made = build(copy.store, subject, SETTINGS)
     intervals = ["0.25 [0.21-0.30]", "0.26 [0.21-0.30]", "0.25 [0.21-0.30]"]
     cells = ["isic2019", "seed 0", "1,518", "3", *intervals, run.id[:8]]
     assert row_of(made, "isic2019") == cells
@@ -411,17 +379,11 @@ def test_external_evaluations_have_their_intervals(copy: Runs, tmp_path: Path) -
 
 def test_exports_and_benchmarks_are_rows(copy: Runs) -> None:
     with Run.reopen(copy.store, copy.seeds[0]) as run:
-        run.log(
-            {
-                "export/onnx/agreement": 1.0,
-                "export/onnx/max_difference": 1e-7,
-                "benchmark/vm/onnx/t1/b1/ratio": 0.3,
-                "benchmark/vm/onnx/t1/b1/queries": 2000.0,
-            }
-        )
+        run.log({"export/onnx/agreement": 1.0, "export/onnx/max_difference": 1e-7})
+        run.log({"benchmark/vm/onnx/t1/b1/ratio": 0.3, "benchmark/vm/onnx/t1/b1/queries": 2000.0})
         run.tag(**{"benchmark/vm/onnx/t1/b1/reference": "custom in eager"})
-    subject = of_run(copy.store, copy.seeds[0])
-    made = build(copy.store, subject, AuditSettings(samples=100, fixed=()))
+    subject = find(copy.store, copy.seeds[0])
+    made = build(copy.store, subject, SETTINGS)
     assert row_of(made, "onnx") == ["onnx", "1", "1e-07"]
     assert row_of(made, "vm/onnx/t1/b1") == ["vm/onnx/t1/b1", "custom in eager", "0.3"]
 
