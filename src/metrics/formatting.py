@@ -131,8 +131,9 @@ def _with_digits(name: str, value: float, digits: int) -> str:
 
 
 def _bound_value(limit: Limit) -> str:
-    """The bound exactly; with a letter where that loses nothing."""
+    """The bound exactly, with a letter where that loses nothing; a computed one in four figures."""
     for factor, letter in _FACTORS:
         if describe(limit.metric).is_count and limit.value >= factor:
             return f"{limit.value / factor:.12g}{letter}"
-    return f"{limit.value:.12g}"
+    exact = f"{limit.value:.12g}"
+    return exact if len(exact) <= 8 else significant(limit.value, 4)
