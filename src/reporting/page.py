@@ -19,17 +19,8 @@ from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
 from src.reporting.record import Report
 
-FRAMES: tuple[str, ...] = (
-    "table",
-    "intervals",
-    "pairs",
-    "drops",
-    "effects",
-    "importance",
-    "curves",
-    "progress",
-)
-FRAMES += ("recalls", "comparison")
+FRAMES = ["table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress"]
+FRAMES += ["recalls", "comparison"]
 MOST_CHARACTERS = 5000  # of the Markdown summary
 _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
@@ -52,47 +43,38 @@ def tables(report: Report) -> dict[str, Table]:
     shown = failed.head(_MOST_FAILURES)
     shown = shown.reindex(columns=["label", "run_id", "state", "failure", "overrides"]).fillna("")
     more = f"The first {len(shown)} of {len(failed)}; all are in table.csv."
-    frames = {
-        "comparison": ("Studies side by side", report.comparison, ""),
-        "lost": ("What compression cost", collect.compression_costs(report.table), _LOST),
-        "intervals": ("Intervals", report.intervals, ""),
-        "pairs": ("Neighbours on the front", report.pairs, _PAIRS),
-        "drops": ("From validation to test", report.drops, ""),
-        **{
-            f"more-{number}": (title, frame, "")
-            for number, (title, frame) in enumerate(report.tables.items(), 1)
-        },
-        "effects": (
-            "Effects of parameters",
-            report.effects.drop(columns="position", errors="ignore"),
-            "",
-        ),
-        "failures": ("Trials without a result", shown, more if len(failed) > len(shown) else ""),
-    }
-    found = {"table-front": front_table(report)}
-    for key, (title, frame, caption) in frames.items():
-        hidden = [] if key == "failures" else ["run_id", "run_a", "run_b"]
-        frame = frame.drop(columns=hidden, errors="ignore")
-        found[f"table-{key}"] = _table(report, frame, title, caption)
-    return {key: table for key, table in found.items() if len(table.frame)}
+    frames = [
+        ("comparison", "Studies side by side", report.comparison, ""),
+        ("lost", "What compression cost", collect.compression_costs(report.table), _LOST),
+        ("intervals", "Intervals", report.intervals, ""),
+        ("pairs", "Neighbours on the front", report.pairs, _PAIRS),
+        ("drops", "From validation to test", report.drops, ""),
+        *((f"more-{n}", *item, "") for n, item in enumerate(report.tables.items(), 1)),
+        ("effects", "Effects of parameters", report.effects, ""),
+        ("failures", "Trials without a result", shown, more if len(failed) > len(shown) else ""),
+    ]
+    shown_tables = {"table-front": front_table(report)}
+    for key, title, frame, caption in frames:
+        hidden = ["position"] if key == "effects" else ["run_id", "run_a", "run_b"]
+        columns = frame if key == "failures" else frame.drop(columns=hidden, errors="ignore")
+        shown_tables[f"table-{key}"] = _table(report, columns, title, caption)
+    return {key: table for key, table in shown_tables.items() if len(table.frame)}
 
 
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
     frame = frame.set_axis([str(name) for name in frame], axis="columns")
-    labels = {str(name): heading(report, str(name)) for name in frame}
+    labels = {
+        name: style.axis_title(report, name) if "/" in name else name.replace("_", " ")
+        for name in map(str, frame)
+    }
     numbers = [str(name) for name in frame.select_dtypes(["number", "bool"])]
     return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
-
-
-def heading(report: Report, name: str) -> str:
-    """Label, unit and direction of a metric; other columns without underscores."""
-    return style.axis_title(report, name) if "/" in name else name.replace("_", " ")
 
 
 def front_table(report: Report) -> Table:
     """The front: objectives and costs, the interval of the quality, the choices, by cost."""
     rows = charts.members(report)
-    metrics = [report.quality, *(recorded_name(each.metric) for each in report.objectives)]
+    metrics = [report.quality, *(recorded_name(one.metric) for one in report.objectives)]
     metrics = [name for name in dict.fromkeys([*metrics, *report.costs]) if name in rows]
     compression = ["compression", "origin_label"] if len(collect.compressed(rows)) else []
     rest = ["knee", "chosen", "run_id", "contribution", "crowding"]
@@ -108,10 +90,8 @@ def front_table(report: Report) -> Table:
 
 def short_front(report: Report, rows: int | None = None) -> Table:
     """The front for a paper, a terminal or MLflow: model, quality with interval, costs, run."""
-    members = charts.members(report)
-    whole = front_table(report)
-    names = [str(name) for name in whole.frame]
-    metrics = [name for name in names if "/" in name and members[name].notna().any()]
+    members, complete = charts.members(report), front_table(report).frame
+    metrics = [name for name in map(str, complete) if "/" in name and members[name].notna().any()]
     frame = pd.DataFrame(
         {"model": members["label"] + members["knee"].map({True: " (knee)", False: ""})}
     )
@@ -119,14 +99,14 @@ def short_front(report: Report, rows: int | None = None) -> Table:
         frame["compression"] = members["compression"].replace("", None)
     for name in metrics:
         frame[name] = [style.number(value) for value in members[name]]
-        if name == report.quality and "from" in whole.frame:
+        if name == report.quality and "from" in complete:
             ends = zip(members["quality_low"], members["quality_high"], strict=True)
             spans = [f" [{low:.3f}, {high:.3f}]" if low == low else "" for low, high in ends]
             frame[name] += spans
     frame["run"] = members["run_id"].str[:8]
     labels = {name: style.short_label(name) for name in metrics}
     parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]
-    parts[0] += "; with intervals" if "from" in whole.frame else ""
+    parts[0] += "; with intervals" if "from" in complete else ""
     for better in ("higher is better", "lower is better"):
         if some := [labels[name] for name in metrics if style.direction(report, name) == better]:
             parts.append(f"{better.capitalize()}: {', '.join(some)}")
@@ -137,15 +117,10 @@ def short_front(report: Report, rows: int | None = None) -> Table:
 
 def answers(report: Report) -> list[dict[str, str]]:
     """The answers, each with the label of its run and the command that trains it again."""
-    runs = report.table.drop_duplicates("run_id").set_index("run_id")
-    runs = runs.reindex([answer.run_id for answer in report.answers], columns=["label", "command"])
-    runs = runs.fillna("")
-    return [
-        vars(answer) | {"label": str(label), "command": str(command)}
-        for answer, label, command in zip(
-            report.answers, runs["label"], runs["command"], strict=True
-        )
-    ]
+    runs = report.table.drop_duplicates("run_id").set_index("run_id")[["label", "command"]]
+    runs = runs.reindex([answer.run_id for answer in report.answers]).fillna("")
+    rows = runs.astype(str).to_dict("records")
+    return [vars(answer) | row for answer, row in zip(report.answers, rows, strict=True)]
 
 
 def render(report: Report, drawn: Sequence[Chart]) -> str:

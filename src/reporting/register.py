@@ -85,14 +85,13 @@ def register(report: Report, reader: PredictionReader, settings: ReportSettings)
     net_run = reader.study_of(answer.run_id).runs_of(answer.run_id)[0]
     frames = reader.predictions(answer.run_id, "val") or reader.predictions(answer.run_id, "test")
     if not frames:
-        raise UserError(
-            f"register={settings.register}: run {net_run} has no predictions that name its classes"
-        )
-    names = [str(name) for name in frames[0].columns if str(name).startswith("p/")]
-    classes = [name.removeprefix("p/") for name in names]
-    files = [read.artifact(reader.store, net_run, "config.yaml")]
-    files.append(read.artifact(reader.store, net_run, "checkpoint/best.ckpt"))
-    net, image_size = pyfunc_model(files[0], files[1], classes)
+        problem = f"run {net_run} has no predictions that name its classes"
+        raise UserError(f"register={settings.register}: {problem}")
+    columns = frames[0].filter(regex="^p/").columns
+    classes = [str(name).removeprefix("p/") for name in columns]
+    files = ("config.yaml", "checkpoint/best.ckpt")
+    config, checkpoint = (read.artifact(reader.store, net_run, name) for name in files)
+    net, image_size = pyfunc_model(config, checkpoint, classes)
     tags = {name: row[name] for name in ("study", "trial", "split")} | {"answer": answer.name}
     note = f"{answer.question}\n\n{answer.text}\n\nResearch software, no medical device."
     target = (str(settings.register), settings.alias)

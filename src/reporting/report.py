@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,13 +39,7 @@ console = Console(width=80)
 
 
 def make(config: DictConfig) -> Report:
-    """Make the report of a config.
-
-    Args:
-        config: A composed `conf/command/report.yaml`.
-
-    Returns:
-        The report, after it was written and published.
+    """Make, write and publish the report of a composed `conf/command/report.yaml`.
 
     Raises:
         UserError: Bad input, or nothing to report on; the message names the key.
@@ -54,10 +47,8 @@ def make(config: DictConfig) -> Report:
     settings = load_settings(config, ReportSettings, without=("tracking", "from_experiment"))
     experiment = config.from_experiment
     if not settings.studies and not settings.filter and not experiment:
-        raise UserError(
-            "study: name one, as in study=dense_size (or take experiment=..., or filter=...)"
-            + _hint(config)
-        )
+        needs = "name one, as in study=dense_size (or take experiment=..., or filter=...)"
+        raise UserError(f"study: {needs}{_hint(config)}")
     store = existing(config, experiment)
     studies, title = _studies(settings, store, settings.refresh)
     name = re.sub(r"[^\w.=,+-]+", "_", title).strip("_.")[:100] or "report"
@@ -69,20 +60,24 @@ def make(config: DictConfig) -> Report:
     if settings.test and _test_chosen(studies, objectives, limits, settings, store):
         studies, title = _studies(settings, store, refresh=False)
     earlier = _earlier(studies[0], settings)
-    log.info("report on %s: %d trials", title, sum(len(each.trials) for each in studies))
+    log.info("report on %s: %d trials", title, sum(len(study.trials) for study in studies))
     reader = PredictionReader(store, studies, settings.refresh)
     report = build(studies, objectives, limits, reader, settings, title, earlier)
     report.warnings[:0] = notes
-    write(report, folder)
-    if settings.publish:
-        # a report on another question is not the study's own report
-        asked = settings.objectives is not None or settings.limits is not None or len(studies) > 1
-        for study in studies:
-            if study.run_id:
-                publish(report, study, folder, store, folder.name if asked else None)
-            else:
-                message = "%s has no run of its own in MLflow: the report is in %s only"
-                log.warning(message, study.name, folder)
+    drawn = charts.charts(report)
+    from src.reporting import plots_static  # matplotlib
+
+    with atomic_folder(folder, "the report") as draft:
+        page.write(report, drawn, draft)
+        plots_static.write(drawn, draft / "figures")
+    # a report on another question is not the study's own report
+    asked = settings.objectives is not None or settings.limits is not None or len(studies) > 1
+    for study in studies if settings.publish else []:
+        if study.run_id:
+            publish(report, study, folder, store, beside=asked)
+        else:
+            message = "%s has no run of its own in MLflow: the report is in %s only"
+            log.warning(message, study.name, folder)
     if settings.register:
         from src.reporting.register import register  # torch takes seconds to import
 
@@ -113,9 +108,8 @@ def build(
     """
     every = [*studies, *([earlier] if earlier else [])]
     compared = [collect.compared(study, objectives, limits) for study in every]
-    scale = Scale.fit(
-        np.vstack([collect.values_of(table, objectives) for table in compared]), objectives
-    )
+    values = np.vstack([collect.values_of(table, objectives) for table in compared])
+    scale = Scale.fit(values, objectives)
     ranked = [collect.rank(table, objectives, scale) for table in compared[: len(studies)]]
     tables = [table for table, _ in ranked]
     if len(tables) > 1:
@@ -135,9 +129,8 @@ def build(
         table.at[position, "command"] = collect.retrain(study, row, reader.artifacts(run_id))
     quality = collect.quality_of(objectives)
     metric = quality.removeprefix("best/")
-    uncertainty = measure(
-        table, cost_of(table, objectives), metric.partition("/")[2], reader, settings
-    )
+    name, cost = metric.partition("/")[2], cost_of(table, objectives)
+    uncertainty = measure(table, cost, name, reader, settings)
     table = with_intervals(table, uncertainty.intervals, quality)
     # over several studies data and protocol would be mixed in
     first = table[table["study"] == tables[0]["study"].iloc[0]]
@@ -150,6 +143,10 @@ def build(
     shown = table[important | table.index.isin(others[even])]
     history, trial_of = reader.history(list(shown["run_id"]), metric)
     beside = collect.comparison([*tables, *compared[len(studies) :]], objectives, scale)
+    fronts = {
+        one["study"].iloc[0]: collect.values_of(one[one["front"]], objectives) for one in tables
+    }
+    over_time = [collect.progress(one, objectives, scale) for one in tables]
     report = Report(
         title=title,
         studies=[study.name for study in studies],
@@ -168,17 +165,10 @@ def build(
         effects=effects,
         importance=shares,
         curves=learning_curves(history, shown, trial_of),
-        progress=pd.concat(
-            [collect.progress(each, objectives, scale) for each in tables], ignore_index=True
-        ),
+        progress=pd.concat(over_time, ignore_index=True),
         recalls=uncertainty.recalls,
         reference=scale.describe(),
-        hypervolume={
-            each["study"].iloc[0]: hypervolume(
-                scale.transform(collect.values_of(each[each["front"]], objectives))
-            )
-            for each in tables
-        },
+        hypervolume={name: hypervolume(scale.transform(some)) for name, some in fronts.items()},
         counts=text.counts(table),
         paragraphs=[],
         warnings=[],
@@ -188,11 +178,9 @@ def build(
     # the caveats of several objectives are about the same trials
     notes = [*uncertainty.warnings, *caveats[:1]]
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
-    return replace(
-        report,
-        paragraphs=text.findings(report, ranked[0][1], bounds_of(settings)["floors"]),
-        warnings=text.warnings(report, notes, trials),
-    )
+    report.paragraphs.extend(text.findings(report, ranked[0][1], bounds_of(settings)["floors"]))
+    report.warnings.extend(text.warnings(report, notes, trials))
+    return report
 
 
 def decide_on(
@@ -216,14 +204,13 @@ def bounds_of(settings: ReportSettings) -> dict[str, list[Limit]]:
     Raises:
         ConfigError: A text that is not a limit; the message names the key.
     """
-    bounds: dict[str, list[Limit]] = {}
-    for key in ("budgets", "floors"):
-        bounds[key] = []
+    bounds: dict[str, list[Limit]] = {"budgets": [], "floors": []}
+    for key, limits in bounds.items():
         for number, bound in enumerate(getattr(settings, key)):
             problems = []
             for prefix in ("", "efficiency/", "val/"):
                 try:
-                    bounds[key] += parse_limits({"limits": [f"{prefix}{bound.strip()}"]})
+                    limits += parse_limits({"limits": [f"{prefix}{bound.strip()}"]})
                     break
                 except ConfigError as error:
                     problems.append(error.problem)
@@ -234,7 +221,7 @@ def bounds_of(settings: ReportSettings) -> dict[str, list[Limit]]:
 
 def cost_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> str:
     """The metric that says how cheap a model is: the first cost of the objectives, else FLOPs."""
-    costs = [each.metric for each in objectives if is_cost(each.metric)]
+    costs = [objective.metric for objective in objectives if is_cost(objective.metric)]
     return costs[0] if costs else collect.FLOPS
 
 
@@ -270,18 +257,8 @@ def learning_curves(
     return curves.reset_index(drop=True)
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write the complete folder or, if that fails, nothing; a former folder is replaced."""
-    from src.reporting import plots_static  # matplotlib
-
-    drawn = charts.charts(report)
-    with atomic_folder(folder, "the report") as draft:
-        page.write(report, drawn, draft)
-        plots_static.write(drawn, draft / "figures")
-
-
 def publish(
-    report: Report, study: StudyRuns, folder: Path, store: Store, beside: str | None = None
+    report: Report, study: StudyRuns, folder: Path, store: Store, beside: bool = False
 ) -> None:
     """Write a report to the study's run: files, metrics, description; tag the front.
 
@@ -290,15 +267,14 @@ def publish(
         study: Has a run of its own.
         folder: With the files of the report.
         store: Opened if it is not yet.
-        beside: For a report on another question than the study's own, or on several studies: the
-            folder of its files below `report/`. Nothing else is written then.
+        beside: The report is on another question than the study's own, or on several studies: its
+            files get a folder below `report/`, and nothing else is written.
     """
     run = Run.attach(store, study.run_id)
-    if beside is not None:
-        run.artifact(folder, f"{FOLDER}/{beside}")
+    run.artifact(folder, f"{FOLDER}/{folder.name}" if beside else FOLDER)
+    if beside:
         return
     rows = report.table[report.table["study"] == study.name]
-    run.artifact(folder, FOLDER)
     run.log(headline(report, rows))
     run.flush()
     run.tag(**{DESCRIPTION: page.markdown(report), "report": report.written})
@@ -320,7 +296,7 @@ def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
     volume = report.hypervolume.get(str(rows["study"].iloc[0]), 0.0)
     metrics = {"report/front": float(rows["front"].sum()), "report/hypervolume": volume}
     chosen = {"knee": rows[rows["knee"]]}
-    chosen |= {each.name: rows[rows["run_id"] == each.run_id] for each in report.answers}
+    chosen |= {answer.name: rows[rows["run_id"] == answer.run_id] for answer in report.answers}
     for name, row in chosen.items():
         words = name.replace("<=", "at most").replace(">=", "at least").replace("/", "_")
         short = re.sub(r"[^\w.-]", "", re.sub(r"\s+", "_", words.strip()))
@@ -350,18 +326,18 @@ def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[s
     """Means by value for each parameter, the clearest differences, and the smallest good values."""
     if effects.empty:
         return {}
+    names = effects["parameter"].unique()
     tables = {
-        f"effect of {name}": ablation.ablation_table(effects, objectives, name)
-        for name in effects["parameter"].unique()
+        f"effect of {name}": ablation.ablation_table(effects, objectives, name) for name in names
     }
     # of costs a net's own figures say more than averages over unevenly drawn trials
-    qualities = [each for each in objectives if not is_cost(each.metric)]
+    qualities = [objective for objective in objectives if not is_cost(objective.metric)]
     tables["clearest differences"] = ablation.contrasts(effects, qualities)
     quality = quality_objective(objectives)
     ordered = effects[effects["ordered"] & (effects["objective"] == quality.metric)]
-    if len(ordered) and effects["parameter"].nunique() <= FEW_PARAMETERS:
-        names = ordered["parameter"].unique()
-        rows = [ablation.knee_of(effects, str(name), quality) for name in names]
+    if len(ordered) and len(names) <= FEW_PARAMETERS:
+        steps = ordered["parameter"].unique()
+        rows = [ablation.knee_of(effects, str(name), quality) for name in steps]
         tables["smallest sufficient values"] = pd.DataFrame(rows)
     return tables
 
@@ -394,9 +370,8 @@ def _refuse_unfinished(study: StudyRuns) -> None:
     ends = ends.str.lower().str.replace("_", " ")
     if not (ends == "complete").any():
         numbers = ", ".join(f"{number} {end}" for end, number in ends.value_counts().items())
-        raise UserError(
-            f"{study.name}: has no finished trial yet ({numbers}); nothing can be compared"
-        )
+        problem = f"has no finished trial yet ({numbers}); nothing can be compared"
+        raise UserError(f"{study.name}: {problem}")
 
 
 def _earlier(study: StudyRuns, settings: ReportSettings) -> StudyRuns | None:
@@ -405,11 +380,9 @@ def _earlier(study: StudyRuns, settings: ReportSettings) -> StudyRuns | None:
         return None
     earlier = study.before(moment)
     if earlier.trials.empty:
-        first = study.trials["end_time"].min()
-        raise UserError(
-            f"before={settings.before}: no trial of {study.name} had ended by then, "
-            f"the first ended {first:%Y-%m-%dT%H:%M} UTC"
-        )
+        first = f"the first ended {study.trials['end_time'].min():%Y-%m-%dT%H:%M} UTC"
+        problem = f"no trial of {study.name} had ended by then, {first}"
+        raise UserError(f"before={settings.before}: {problem}")
     return earlier
 
 

@@ -41,13 +41,10 @@ def findings(report: Report, knee: str, floors: Sequence[Limit]) -> list[str]:
     """
     rows = report.table[report.table["study"] == report.studies[0]]
     ends = [f"{number} {STATES.get(state, state)}" for state, number in counts(rows).items()]
-    volume = report.hypervolume[report.studies[0]]
-    sentences = [
-        f"{count(len(rows), 'trial')}: {', '.join(ends)}. "
-        f"The hypervolume of the front is {volume:.3f} of 1."
-    ]
-    for _, row in rows[rows["knee"]].iterrows():
-        names = [recorded_name(each.metric) for each in report.objectives]
+    volume = f"The hypervolume of the front is {report.hypervolume[report.studies[0]]:.3f} of 1."
+    sentences = [f"{count(len(rows), 'trial')}: {', '.join(ends)}. {volume}"]
+    names = [recorded_name(objective.metric) for objective in report.objectives]
+    for row in rows[rows["knee"]].to_dict("records"):
         figures = ", ".join(figure(name, row[name]) for name in names)
         sentences.append(f"The knee is {row['label']} (run {row['run_id'][:8]}): {figures}.")
     return [*sentences, knee, *on_test(report, floors), *ties(report.pairs)]
@@ -68,10 +65,10 @@ def on_test(report: Report, floors: Sequence[Limit]) -> list[str]:
             if row is None:
                 continue
             label = describe(f"test/{name}").label.partition(" (")[0]
-            text, known = f"{label} {row['estimate']:.3f}", pd.notna(row["low"])
-            text += f" [{row['low']:.3f}, {row['high']:.3f}]" if known else ""
+            text, interval = f"{label} {row['estimate']:.3f}", pd.notna(row["low"])
+            text += f" [{row['low']:.3f}, {row['high']:.3f}]" if interval else ""
             if floor:
-                ends = {floor.holds(row[end]) for end in ("low", "high")} if known else set()
+                ends = {floor.holds(row[end]) for end in ("low", "high")} if interval else set()
                 kept = "kept" if floor.holds(row["estimate"]) else "not kept"
                 sure = "" if len(ends) == 1 else ", but the interval allows both"
                 bound = f"{floor.operator} {floor.value:g}"
@@ -120,7 +117,8 @@ def warnings(report: Report, notes: Sequence[str], trials: pd.DataFrame) -> list
 def same_sizes(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
     """Members of the front with equal FLOPs and parameters, separated by latency only."""
     sizes = [name for name in ("efficiency/flops", "efficiency/params") if name in table]
-    timed = any("latency" in each.metric or "throughput" in each.metric for each in objectives)
+    names = " ".join(objective.metric for objective in objectives)
+    timed = "latency" in names or "throughput" in names
     if not timed or not sizes:
         return []
     keys = [*sizes, *(["compression"] if "compression" in table else [])]
@@ -173,10 +171,8 @@ def _of_runs(table: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
         for tag in ("device", "git_commit")
     )
     if len(devices) > 1:
-        sentences.append(
-            f"Latency was measured on different devices ({', '.join(devices)}): milliseconds "
-            "cannot be compared."
-        )
+        measured = f"Latency was measured on different devices ({', '.join(devices)})"
+        sentences.append(f"{measured}: milliseconds cannot be compared.")
     if len(commits) > 1:
         sentences.append(f"The trials ran on {len(commits)} different commits.")
     if (texts(trials, "tags.git_dirty") == "true").any():
@@ -184,12 +180,12 @@ def _of_runs(table: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
     tested = table.get("test/accuracy", pd.Series(float("nan"), index=table.index)).notna()
     used = "; test figures chose nothing" if tested.any() else ""
     sentences.append(f"Everything was chosen on validation images{used}.")
-    lacking = table[table["front"] & ~tested]
-    if len(lacking):
-        reasons = texts(trials.set_index("run_id"), "tags.test_failure").reindex(lacking["run_id"])
+    untested = table[table["front"] & ~tested]
+    if len(untested):
+        reasons = texts(trials.set_index("run_id"), "tags.test_failure")
+        reasons = reasons.reindex(untested["run_id"])
         reason = next((f" ({str(text)[:200]})" for text in reasons if text), "")
-        names = ", ".join(lacking["label"])
-        members = count(len(lacking), "member")
+        members, names = count(len(untested), "member"), ", ".join(untested["label"])
         sentences.append(f"No test figures for {members} of the front: {names}{reason}.")
     synthetic = texts(trials, "tags.data") == "synthetic"
     if synthetic.any():

@@ -35,15 +35,11 @@ def make_report(
     table = pd.concat([_study(name, trials, rng) for name in studies], ignore_index=True)
     table = table.sort_values(QUALITY, ascending=False, na_position="last", ignore_index=True)
     answers = _answers(table)
-    table["chosen"] = [
-        ", ".join(a.name for a in answers if a.run_id == run) for run in table["run_id"]
-    ]
+    names = [[a.name for a in answers if a.run_id == run] for run in table["run_id"]]
+    table["chosen"] = [", ".join(some) for some in names]
     named = table[(table["state"] == "front") | (table["chosen"] != "")]
-    table["command"] = np.where(
-        table["run_id"].isin(named["run_id"]),
-        "python -m src.train model=custom " + table["overrides"],
-        "",
-    )
+    command = "python -m src.train model=custom " + table["overrides"]
+    table["command"] = command.where(table["run_id"].isin(named["run_id"]), "")
     finished = table[table["status"] == "FINISHED"]
     parameters = finished.set_index("run_id")[list(PARAMETERS)]
     table = table.drop(columns=list(PARAMETERS))
@@ -89,29 +85,22 @@ def make_report(
 def one_run() -> Report:
     """One finished run without latency, swept parameters, repeats, predictions or test figures."""
     report = make_report(12)
-    finished = report.table[report.table["status"] == "FINISHED"].head(1)
-    table = finished.assign(
-        state="front", rank=0, knee=False, chosen="", quality_low=np.nan, quality_high=np.nan
-    )
-    table = table.drop(
-        columns=[name for name in table if "latency" in name or name.startswith("test/")]
-    )
-    gone = ("intervals", "pairs", "drops", "effects", "importance", "curves", "progress", "recalls")
-    empty = {name: pd.DataFrame() for name in gone}
+    table = report.table[report.table["status"] == "FINISHED"].head(1)
+    table = table.assign(state="front", rank=0, knee=False, chosen="")
+    table = table.assign(quality_low=np.nan, quality_high=np.nan)
+    table = table.drop(columns=[name for name in table if "latency" in name or "test/" in name])
+    names = ("intervals", "pairs", "drops", "effects", "importance", "curves", "progress")
+    question = "Which is best under 1k parameters?"
     return replace(
         report,
         table=table,
         costs=COSTS[:2],
         parameters=report.parameters.loc[table["run_id"], []],
-        answers=[
-            Answer(
-                "best under a budget", "Which is best under 1k parameters?", "", "No run qualifies."
-            )
-        ],
+        answers=[Answer("best under a budget", question, "", "No run qualifies.")],
         hypervolume={"dense_size": 0.1},
         counts={"front": 1},
         tables={},
-        **empty,
+        **{name: pd.DataFrame() for name in (*names, "recalls")},
     )
 
 
@@ -119,60 +108,36 @@ def with_compressed() -> Report:
     """Two members of the front as int8 and one pruned from a run that is no trial of the report."""
     report = make_report(40, seed=5)
     table = report.table.assign(**{"efficiency/size_mb": report.table[COSTS[1]] * 4e-6})
-    first, second = (
-        table[table["state"] == "front"].sort_values(COSTS[0]).iloc[[1, -1]].to_dict("records")
-    )
-    alien = second | {
-        "run_id": "f" * 32,
-        QUALITY: second[QUALITY] + 0.03,
-        COSTS[0]: second[COSTS[0]] * 3,
-    }
-    made = [
-        _compressed(first, "onnx_int8_static", 0.01),
-        _compressed(second, "onnx_int8_static", -0.002),
-    ]
-    made.append(_compressed(alien, "prune_half", 0.04) | {COSTS[0]: second[COSTS[0]] * 1.5})
-    every = pd.concat([table, pd.DataFrame(made)], ignore_index=True)
-    every = every.fillna({"origin": "", "compression": ""}).assign(lost_on="test")
-    named = {
-        f"metrics.{name}": [each[name] for each in (first, second, alien)]
-        for name in (QUALITY, *COSTS)
-    }
-    sizes = [each["efficiency/size_mb"] for each in (first, second, alien)]
-    ids = [each["run_id"] for each in (first, second, alien)]
-    before = pd.DataFrame(
-        {"run_id": ids, "tags.model": "custom", **named, "metrics.efficiency/size_mb": sizes}
-    )
+    members = table[table["state"] == "front"].sort_values(COSTS[0])
+    first, second = members.iloc[[1, -1]].to_dict("records")
+    alien = second | {"run_id": "f" * 32, QUALITY: second[QUALITY] + 0.03}
+    alien[COSTS[0]] *= 3
+    rows = [_compressed(first, "onnx_int8_static", 0.01)]
+    rows.append(_compressed(second, "onnx_int8_static", -0.002))
+    rows.append(_compressed(alien, "prune_half", 0.04) | {COSTS[0]: second[COSTS[0]] * 1.5})
+    table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    table = table.fillna({"origin": "", "compression": ""}).assign(lost_on="test")
     metrics = [QUALITY, *COSTS, "efficiency/size_mb"]
-    found = collect.with_origins(every, before, metrics)
+    origins = pd.DataFrame([first, second, alien])[["run_id", *metrics]]
+    origins = origins.rename(columns={name: f"metrics.{name}" for name in metrics})
+    table = collect.with_origins(table, origins.assign(**{"tags.model": "custom"}), metrics)
     costs = [COSTS[0], "efficiency/size_mb", *COSTS[1:]]
-    return replace(report, table=found, costs=costs, counts=found["state"].value_counts().to_dict())
+    return replace(report, table=table, costs=costs, counts=table["state"].value_counts().to_dict())
 
 
 def _compressed(origin: dict, kind: str, lost: float) -> dict:
     """A trial made from another one: a quarter of its size, half its latency, worse by `lost`."""
-    quality = origin[QUALITY] - lost
-    return origin | {
-        "run_id": f"{kind[:4]}{origin['run_id'][4:]}",
-        "label": f"custom {kind} {origin['run_id'][:4]}",
-        "origin": origin["run_id"],
-        "compression": kind,
-        QUALITY: quality,
-        "quality": quality,
-        "quality_low": quality - 0.02,
-        "quality_high": quality + 0.02,
-        "knee": False,
-        "chosen": "",
-        "efficiency/size_mb": origin["efficiency/size_mb"] / 4,
-        COSTS[2]: origin[COSTS[2]] / 2,
-        COSTS[3]: origin[COSTS[3]] / 2,
-        "compression/lost/balanced_accuracy": lost,
-        "compression/lost/balanced_accuracy/low": lost - 0.01,
-        "compression/lost/balanced_accuracy/high": lost + 0.01,
-        "compression/lost/recall/mel": 2 * lost,
-        "compression/lost/recall/mel/low": 2 * lost - 0.03,
-        "compression/lost/recall/mel/high": 2 * lost + 0.03,
-    }
+    quality, run_id = origin[QUALITY] - lost, origin["run_id"]
+    row = {"run_id": f"{kind[:4]}{run_id[4:]}", "label": f"custom {kind} {run_id[:4]}"}
+    row |= {"origin": run_id, "compression": kind, "knee": False, "chosen": ""}
+    row |= {QUALITY: quality, "quality": quality}
+    row |= {"quality_low": quality - 0.02, "quality_high": quality + 0.02}
+    for name, share in (("efficiency/size_mb", 4), (COSTS[2], 2), (COSTS[3], 2)):
+        row[name] = origin[name] / share
+    for metric, value, half in (("balanced_accuracy", lost, 0.01), ("recall/mel", 2 * lost, 0.03)):
+        name = f"compression/lost/{metric}"
+        row |= {name: value, f"{name}/low": value - half, f"{name}/high": value + half}
+    return origin | row
 
 
 def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -183,17 +148,15 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
     flops = 9.2e3 * width**2 + 4.6e4 * width + 3600 * width**0.5 * dense
     params = 270 * width + 90 * width**1.4 + 36 * width * dense / 2
     latency = 0.4 + 2.1 * (width / 32) ** 1.3 * rng.uniform(0.9, 1.2, trials)
-    quality = (
-        0.45
-        + 0.33 * (1 - np.exp(-width / 20)) * (1 - np.exp(-dense / 40))
-        - 0.25 * (dropout - 0.3) ** 2
-    )
+    quality = 0.45 + 0.33 * (1 - np.exp(-width / 20)) * (1 - np.exp(-dense / 40))
+    quality -= 0.25 * (dropout - 0.3) ** 2
     quality = np.round(quality + rng.normal(0, 0.015, trials), 3)  # three places: there are ties
-    status = rng.choice(
-        ["FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"], trials, p=[0.6, 0.2, 0.1, 0.1]
-    )
+    states = ["FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"]
+    status = rng.choice(states, trials, p=[0.6, 0.2, 0.1, 0.1])
     status[: min(5, trials)] = "FINISHED"
-    done = status == "FINISHED"
+    done, pruned, failed = status == "FINISHED", status == "PRUNED", status == "FAILED"
+    values = np.where(done | pruned, quality - 0.05 * pruned, np.nan)
+    error = "OutOfMemoryError: <script>alert(1)</script> 2 GiB"
     table = pd.DataFrame(
         {
             "run_id": [rng.bytes(16).hex() for _ in range(trials)],
@@ -204,46 +167,39 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
                 for w, d, p, o in zip(width, dense, dropout, loss, strict=True)
             ],
             "status": status,
-            "failure": np.where(
-                status == "FAILED", "OutOfMemoryError: <script>alert(1)</script> 2 GiB", ""
-            ),
+            "failure": np.where(failed, error, ""),
             "feasible": done & (params <= 692e3),
-            QUALITY: np.where(
-                done | (status == "PRUNED"), quality - 0.05 * (status == "PRUNED"), np.nan
-            ),
+            QUALITY: values,
             "best/val/recall/mel": np.where(
                 done, np.clip(quality + rng.normal(0, 0.05, trials), 0, 1), np.nan
             ),
-            COSTS[0]: np.where(status == "FAILED", np.nan, np.round(flops)),
-            COSTS[1]: np.where(status == "FAILED", np.nan, np.round(params)),
+            COSTS[0]: np.where(failed, np.nan, np.round(flops)),
+            COSTS[1]: np.where(failed, np.nan, np.round(params)),
             COSTS[2]: np.where(done & (rng.random(trials) > 0.05), latency, np.nan),
             "study": study,
             "label": [f"{study} #{number}" for number in range(trials)],
             "model.net.width": width,
             "model.net.dense": dense,
-            "model.net.dropout": np.where(
-                dense == 16, np.nan, dropout
-            ),  # belongs to some trials only
+            "model.net.dropout": np.where(dense == 16, np.nan, dropout),  # of some trials only
             "loss": loss,
         }
     )
     table[COSTS[3]] = table[COSTS[2]] / 2.5
-    table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + pd.to_timedelta(
-        np.arange(trials) * 47, unit="s"
-    )
-    return _standing(table, rng)
+    seconds = pd.to_timedelta(np.arange(trials) * 47, unit="s")
+    table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + seconds
+    return _ranked(table, rng)
 
 
-def _standing(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+def _ranked(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     losses = np.column_stack([-table[QUALITY], table[COSTS[0]], table[COSTS[3]]])
-    known = table["feasible"].to_numpy() & ~np.isnan(losses).any(axis=1)
+    ranked = table["feasible"].to_numpy() & ~np.isnan(losses).any(axis=1)
     table["front"] = False
-    table.loc[known, "front"] = moocore.is_nondominated(losses[known], keep_weakly=True)
+    table.loc[ranked, "front"] = moocore.is_nondominated(losses[ranked], keep_weakly=True)
     state = table["status"].str.lower().mask(table["status"] == "FINISHED", "dominated")
     state = state.mask((table["status"] == "FINISHED") & ~table["feasible"], "over limit")
-    state = state.mask(table["feasible"] & ~known, "no value").mask(table["front"], "front")
+    state = state.mask(table["feasible"] & ~ranked, "no value").mask(table["front"], "front")
     table["state"] = state
-    table["rank"] = np.where(table["front"], 0.0, np.where(known, 1.0, np.nan))
+    table["rank"] = np.where(table["front"], 0.0, np.where(ranked, 1.0, np.nan))
     table["crowding"] = np.where(table["front"], rng.uniform(0, 2, len(table)), np.nan)
     table["contribution"] = np.where(table["front"], rng.uniform(0, 0.05, len(table)), np.nan)
     table["knee"] = False
@@ -314,10 +270,8 @@ def _curves(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     lengths = np.where(runs["state"] == "pruned", rng.integers(2, 9, len(runs)), 20)
     frame = runs.loc[runs.index.repeat(lengths)].reset_index(drop=True)
     frame["epoch"] = frame.groupby("run_id", sort=False).cumcount() + 1
-    frame["value"] = frame.pop("quality") * (1 - 0.6 * np.exp(-frame["epoch"] / 3)) + rng.normal(
-        0, 0.01, len(frame)
-    )
-    return frame
+    learnt = frame.pop("quality") * (1 - 0.6 * np.exp(-frame["epoch"] / 3))
+    return frame.assign(value=learnt + rng.normal(0, 0.01, len(frame)))
 
 
 def _progress(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
@@ -345,17 +299,10 @@ def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _comparison(table: pd.DataFrame, studies: tuple[str, ...]) -> pd.DataFrame:
-    rows = [(study, table[table["study"] == study]) for study in studies]
-    return pd.DataFrame(
-        {
-            "study": study,
-            "trials": len(own),
-            "front": int(own["front"].sum()),
-            "hypervolume": 0.6,
-            "new_points": 3,
-            "new": ", ".join(own["label"].head(3)),
-            QUALITY: own[QUALITY].max(),
-            COSTS[0]: own[COSTS[0]].min(),
-        }
-        for study, own in rows
-    )
+    records = []
+    for study in studies:
+        rows = table[table["study"] == study]
+        record = {"study": study, "trials": len(rows), "front": int(rows["front"].sum())}
+        record |= {"hypervolume": 0.6, "new_points": 3, "new": ", ".join(rows["label"].head(3))}
+        records.append(record | {QUALITY: rows[QUALITY].max(), COSTS[0]: rows[COSTS[0]].min()})
+    return pd.DataFrame(records)

@@ -15,7 +15,7 @@ from made_up import COSTS, QUALITY, make_report, with_compressed
 
 from src.reporting import charts
 from src.reporting.decisions import Answer
-from src.reporting.page import MOST_CHARACTERS, markdown, render, short_front, tables, write
+from src.reporting.page import FRAMES, MOST_CHARACTERS, markdown, render, short_front, tables, write
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>"
@@ -36,7 +36,7 @@ def latex(report):
 
 
 class Opened:
-    """A page in the browser, what it said and what it asked for."""
+    """A page in the browser, its errors and its requests."""
 
     def __init__(self, browser, path, width=1366):
         self.page = browser.new_page(viewport={"width": width, "height": 800})
@@ -79,11 +79,11 @@ class Opened:
 @pytest.fixture(scope="module")
 def opened(browser, report, tmp_path_factory):
     path = written(report, tmp_path_factory.mktemp("page") / "deep")
-    found = Opened(browser, path)
-    yield found
-    assert found.errors == []
-    assert found.requests == [path.as_uri()]
-    found.page.close()
+    opened = Opened(browser, path)
+    yield opened
+    assert opened.errors == []
+    assert opened.requests == [path.as_uri()]
+    opened.page.close()
 
 
 class Tree(HTMLParser):
@@ -123,10 +123,8 @@ def test_the_headline_comes_first_with_run_commands_warnings_and_counts(report):
         assert part in text[: text.index('<section id="front">')]
     assert "<strong>80</strong> trials" in text
     for state, count in report.counts.items():
-        assert (
-            f"<strong>{count}</strong> "
-            f"{'ended early, over limit' if state == 'over_limit' else state}" in text
-        )
+        name = "ended early, over limit" if state == "over_limit" else state
+        assert f"<strong>{count}</strong> {name}" in text
 
 
 def test_writing_twice_gives_the_same_files(bare, tmp_path):
@@ -137,10 +135,10 @@ def test_writing_twice_gives_the_same_files(bare, tmp_path):
 
 @pytest.mark.slow
 def test_points_are_drawn(opened, report):
-    known = report.table[report.table[["quality", COSTS[0]]].notna().all(axis=1)]
+    points = report.table[report.table[["quality", COSTS[0]]].notna().all(axis=1)]
     named = ((report.table["chosen"] != "") | report.table["knee"]).sum()
     unseen = int((report.table["state"] == "front").sum())  # to point at
-    assert opened.front().locator(".scatterlayer .point").count() == len(known) + named + unseen
+    assert opened.front().locator(".scatterlayer .point").count() == len(points) + named + unseen
     for section in ("recalls", "effects", "importance", "parallel", "curves", "progress"):
         assert opened.page.locator(f"#{section} .picture .main-svg").count() > 0
 
@@ -149,11 +147,7 @@ def test_points_are_drawn(opened, report):
 def test_hovering_names_the_run(opened, report):
     rows = report.table[report.table["state"] == "dominated"].to_dict("records")
     texts = [(rows[-1], opened.hover("dominated", len(rows) - 1))]
-    members = (
-        report.table[report.table["state"] == "front"]
-        .sort_values(COSTS[0], kind="stable")
-        .to_dict("records")
-    )
+    members = charts.members(report).to_dict("records")
     # other trials lie below some members
     texts += [(row, opened.hover("front (", number)) for number, row in enumerate(members)]
     for row, text in texts:
@@ -182,26 +176,25 @@ def test_buttons_switch_the_x_axis(opened):
 
 
 @pytest.mark.slow
-def test_neighbours_are_told_how_to_read_the_two_p_values(opened):
-    note = opened.page.locator("#table-pairs .note").text_content()
-    for part in ("Tied: p adjusted is above", "McNemar's p is of accuracy", "by image"):
-        assert part in note
-
-
-def test_texts_say_what_a_curve_of_seeds_is_and_what_importance_is_not(opened):
-    assert "mean curve of its seeds" in (
-        opened.page.locator("#curves > .soft").first.text_content()
-    )
-    text = opened.page.locator("#importance > .soft").first.text_content()
-    for part in ("PED-ANOVA", "not what a change would do", "stopped early"):
-        assert part in text
+@pytest.mark.parametrize(
+    ("selector", "parts"),
+    [
+        (
+            "#table-pairs .note",
+            ["Tied: p adjusted is above", "McNemar's p is of accuracy", "image"],
+        ),
+        ("#curves > .soft", ["mean curve of its seeds"]),
+        ("#importance > .soft", ["PED-ANOVA", "not what a change would do", "stopped early"]),
+    ],
+)
+def test_texts_say_how_to_read_figures(opened, selector, parts):
+    text = opened.page.locator(selector).first.text_content()
+    assert all(part in text for part in parts)
 
 
 def test_what_is_wider_than_the_window_says_so_and_can_be_scrolled(opened):
-    hint, pictures = (
-        opened.page.locator("#parallel .wide"),
-        opened.page.locator("#parallel .pictures"),
-    )
+    hint = opened.page.locator("#parallel .wide")
+    pictures = opened.page.locator("#parallel .pictures")
     assert hint.is_hidden()  # seven axes
     try:
         opened.page.set_viewport_size({"width": 500, "height": 800})
@@ -215,33 +208,23 @@ def test_what_is_wider_than_the_window_says_so_and_can_be_scrolled(opened):
 
 
 def test_no_button_sends_the_figures_anywhere(opened):
-    buttons = opened.page.locator(".modebar-btn").evaluate_all(
-        "all => all.map(one => one.dataset.title)"
-    )
-    assert "Reset axes" in buttons
-    assert not [
-        title for title in buttons if re.search("share|cloud|edit|studio", title, re.IGNORECASE)
-    ]
+    buttons = opened.page.locator(".modebar-btn")
+    titles = " ".join(buttons.evaluate_all("all => all.map(one => one.dataset.title)"))
+    assert "Reset axes" in titles
+    assert not re.search("share|cloud|edit|studio", titles, re.IGNORECASE)
     assert opened.page.locator("a[href^=http]").count() == 0
 
 
 @pytest.mark.slow
 def test_tables_sort_by_value_both_ways(opened, report):
     head = opened.page.locator("#table-front th").filter(has_text="FLOPs")
-    first = opened.page.locator("#table-front tbody tr").first
-    members = report.table[report.table["state"] == "front"].sort_values(COSTS[0])
-    head.get_by_role("button").click()
-    assert head.get_attribute("aria-sort") == "ascending"
-    cheapest = members[COSTS[0]].min()
-    assert first.locator("td").nth(0).text_content() in set(
-        members.loc[members[COSTS[0]] == cheapest, "label"]
-    )
-    head.get_by_role("button").click()
-    assert head.get_attribute("aria-sort") == "descending"
-    dearest = members[COSTS[0]].max()
-    assert first.locator("td").nth(0).text_content() in set(
-        members.loc[members[COSTS[0]] == dearest, "label"]
-    )
+    cell = opened.page.locator("#table-front tbody tr").first.locator("td").nth(0)
+    members = report.table[report.table["state"] == "front"]
+    flops = members[COSTS[0]]
+    for order, value in (("ascending", flops.min()), ("descending", flops.max())):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        assert cell.text_content() in set(members.loc[flops == value, "label"])
 
 
 @pytest.mark.slow
@@ -275,60 +258,47 @@ def test_nothing_from_outside_runs_or_breaks_the_page(browser, small, tmp_path):
         importance=small.importance.replace({"parameter": {"loss": EVIL}}),
         tables={EVIL: pd.DataFrame({EVIL: [EVIL]})},
     )
-    found = Opened(browser, written(poisoned, tmp_path))
-    found.hover("front", 0)
-    assert found.page.evaluate("window.pwned") is None
-    assert found.page.locator("img").count() == 0
-    assert found.page.locator("h1").text_content().startswith(f"study{EVIL}")
-    assert found.errors == []
-    assert len(found.requests) == 1
-    found.page.close()
+    opened = Opened(browser, written(poisoned, tmp_path))
+    opened.hover("front", 0)
+    assert opened.page.evaluate("window.pwned") is None
+    assert opened.page.locator("img").count() == 0
+    assert opened.page.locator("h1").text_content().startswith(f"study{EVIL}")
+    assert opened.errors == []
+    assert len(opened.requests) == 1
+    opened.page.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bare", "two_studies"])
 def test_small_and_compared_studies_fit_a_phone(browser, request, name, tmp_path):
-    found = Opened(browser, written(request.getfixturevalue(name), tmp_path), width=390)
-    assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert found.errors == []
-    found.page.close()
+    opened = Opened(browser, written(request.getfixturevalue(name), tmp_path), width=390)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.errors == []
+    opened.page.close()
 
 
 @pytest.mark.slow
 def test_ten_thousand_trials_stay_small_and_quick(browser, large, tmp_path):
     path = written(large, tmp_path)
     assert path.stat().st_size < 6e6
-    found = Opened(browser, path)
-    row = large.table[large.table["state"] == "front"].iloc[0]
-    cheapest = (
-        large.table[large.table["state"] == "front"]
-        .sort_values(COSTS[0], kind="stable")["run_id"]
-        .tolist()
-    )
+    opened = Opened(browser, path)
     started = time.monotonic()
-    text = found.hover("front (", cheapest.index(row["run_id"]))
-    found.page.get_by_role("button", name="parameters", exact=True).click()
-    found.page.wait_for_function(
+    text = opened.hover("front (", 0)
+    opened.page.get_by_role("button", name="parameters", exact=True).click()
+    opened.page.wait_for_function(
         "document.querySelector('#front .xtitle').textContent.startsWith('parameters')"
     )
     assert time.monotonic() - started < 10  # well under a second on a free machine
-    # the named run lies above the front's own point, and says the same
-    assert row["run_id"] in text
-    assert found.errors == []
-    found.page.close()
+    # the named run lies above the front's point, and says the same
+    assert charts.members(large)["run_id"].iloc[0] in text
+    assert opened.errors == []
+    opened.page.close()
 
 
 def test_a_study_without_quality_costs_or_parameters_still_has_a_page(small):
     table = small.table.assign(quality=float("nan"), chosen="", knee=False, state="no value")
-    text = rendered(
-        replace(
-            small,
-            table=table,
-            costs=[],
-            parameters=small.parameters.iloc[:, :0],
-            curves=pd.DataFrame(),
-        )
-    )
+    nothing = {"costs": [], "parameters": small.parameters.iloc[:, :0], "curves": pd.DataFrame()}
+    text = rendered(replace(small, table=table, **nothing))
     assert '<section id="front">' not in text
     assert '<section id="table-failures">' in text
 
@@ -346,28 +316,13 @@ SPECIAL = "a&b%c$d#e_f{g}h~i^j\\k<l>m|n[o]"
 
 def test_csv_files_hold_the_frames_with_all_digits(report, tmp_path):
     files = {path.name: path for path in write(report, [], tmp_path / "deep")}
-    frames = [
-        "table",
-        "intervals",
-        "pairs",
-        "drops",
-        "effects",
-        "importance",
-        "curves",
-        "progress",
-        "recalls",
-    ]
-    assert set(files) == {f"{name}.csv" for name in [*frames, "Losses", "parameters"]} | {
-        "front.tex",
-        "summary.md",
-        "report.html",
-    }
+    frames = [name for name in FRAMES if name != "comparison"]
+    names = {f"{name}.csv" for name in [*frames, "Losses", "parameters"]}
+    assert set(files) == names | {"front.tex", "summary.md", "report.html"}
     for name in frames:
-        back = pd.read_csv(
-            files[f"{name}.csv"], dtype={"value": str, "trial": str}, keep_default_na=True
-        )
-        assert list(back) == list(getattr(report, name))
-        assert len(back) == len(getattr(report, name))
+        frame = pd.read_csv(files[f"{name}.csv"], dtype={"value": str, "trial": str})
+        assert list(frame) == list(getattr(report, name))
+        assert len(frame) == len(getattr(report, name))
     table = pd.read_csv(files["table.csv"])
     pd.testing.assert_series_equal(table[QUALITY], report.table[QUALITY], check_exact=True)
 
@@ -458,10 +413,7 @@ def test_markdown_says_answers_front_and_warnings(report):
 
 @pytest.mark.parametrize("count", [1, 7, 500])
 def test_markdown_stays_short_and_says_when_it_was_cut(report, count):
-    answers = [
-        Answer(f"a{number}", "Which? " * 30, "0" * 32, "Long text. " * 100)
-        for number in range(count)
-    ]
+    answers = [Answer("a", "Which? " * 30, "0" * 32, "Long text. " * 100)] * count
     text = markdown(replace(report, answers=answers, warnings=["Beware. " * 200] * count))
     assert len(text) < MOST_CHARACTERS
     assert ("Shortened" in text) == (count > 1 or len(charts.members(report)) > 12)
@@ -469,8 +421,9 @@ def test_markdown_stays_short_and_says_when_it_was_cut(report, count):
 
 @given(st.text(max_size=300))
 def test_nothing_from_outside_is_html_or_a_cell_in_markdown(bare, text):
-    made = markdown(replace(bare, title=text, table=bare.table.assign(label=text), warnings=[text]))
-    assert "<" not in made
-    lines = [line for line in made.splitlines() if line.startswith("|")]
+    table = bare.table.assign(label=text)
+    summary = markdown(replace(bare, title=text, table=table, warnings=[text]))
+    assert "<" not in summary
+    lines = [line for line in summary.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert len(made) < MOST_CHARACTERS
+    assert len(summary) < MOST_CHARACTERS

@@ -28,14 +28,9 @@ STUDY = "widths"
 CLASSES = ("bcc", "mel", "nv")
 IMAGES = 20  # of each class
 EPOCHS = 3
-TAGS = {
-    "study": STUDY,
-    "kind": "study",
-    "objectives": "maximize val/balanced_accuracy; minimize efficiency/flops",
-    "limits": "efficiency/params <= 692000.0",
-    "sweeps": "",
-    "fixed_overrides": "model=custom data=synthetic",
-}
+TAGS = {"study": STUDY, "kind": "study", "sweeps": "", "limits": "efficiency/params <= 692000.0"}
+TAGS |= {"objectives": "maximize val/balanced_accuracy; minimize efficiency/flops"}
+TAGS |= {"fixed_overrides": "model=custom data=synthetic"}
 
 
 @dataclass(frozen=True)
@@ -59,50 +54,30 @@ def predictions(right: int) -> pd.DataFrame:
     """`right` images of each class are correct, the others the next class; two per lesion."""
     label = np.repeat(np.arange(len(CLASSES)), IMAGES)
     number = np.tile(np.arange(IMAGES), len(CLASSES))
-    said = np.where(number < right, label, (label + 1) % len(CLASSES))
-    sure = np.where(said[:, None] == np.arange(len(CLASSES)), 0.8, 0.1)
-    return pd.DataFrame(
-        {
-            "image_id": [f"image_{at:03d}" for at in range(len(label))],
-            "group": [f"lesion_{at // 2:03d}" for at in range(len(label))],
-            "label": [CLASSES[at] for at in label],
-            **{f"p/{name}": sure[:, at] for at, name in enumerate(CLASSES)},
-        }
-    )
+    predicted = np.where(number < right, label, (label + 1) % len(CLASSES))
+    probability = np.where(predicted[:, None] == np.arange(len(CLASSES)), 0.8, 0.1)
+    frame = pd.DataFrame(probability, columns=[f"p/{name}" for name in CLASSES])
+    frame.insert(0, "image_id", [f"image_{n:03d}" for n in range(len(label))])
+    frame.insert(1, "group", [f"lesion_{n // 2:03d}" for n in range(len(label))])
+    frame.insert(2, "label", np.array(CLASSES)[label])
+    return frame
 
 
 def write_trial(store: Store, parent_id: str, trial: Trial, tested: bool) -> str:
-    tags = {
-        "study": STUDY,
-        "kind": "run",
-        "trial": trial.number,
-        "model": "custom",
-        "overrides": f"model.net.width={4 * (trial.number + 1)}",
-        "seed": 0,
-        "split": "grouped",
-        "grouped_by": "lesion",
-        "data_fingerprint": "d",
-        "split_fingerprint": "s",
-    }
+    tags = {"study": STUDY, "kind": "run", "trial": trial.number, "model": "custom", "seed": 0}
+    tags |= {"overrides": f"model.net.width={4 * (trial.number + 1)}", "split": "grouped"}
+    tags |= {"grouped_by": "lesion", "data_fingerprint": "d", "split_fingerprint": "s"}
     share = trial.right / IMAGES
+    qualities = ("balanced_accuracy", "accuracy")
+    costs = {"efficiency/flops": trial.flops, "efficiency/params": trial.params}
     with Run.start(store, f"trial {trial.number}", tags, parent_id=parent_id) as run:
         for epoch in range(EPOCHS):
             run.log({"val/balanced_accuracy": share * (epoch + 1) / EPOCHS}, epoch)
-        run.log(
-            {f"best/val/{name}": share for name in ("balanced_accuracy", "accuracy", "recall/mel")}
-        )
-        run.log(
-            {
-                "best/val/loss": 1 - share,
-                "efficiency/flops": trial.flops,
-                "efficiency/params": trial.params,
-            }
-        )
+        run.log({f"best/val/{name}": share for name in (*qualities, "recall/mel")})
+        run.log({"best/val/loss": 1 - share, **costs})
         run.table(predictions(trial.right), "predictions/val.csv")
         if tested:
-            run.log(
-                {f"test/{name}": share - 1 / IMAGES for name in ("balanced_accuracy", "accuracy")}
-            )
+            run.log({f"test/{name}": share - 1 / IMAGES for name in qualities})
             run.table(predictions(trial.right - 1), "predictions/test.csv")
     return run.id
 
@@ -110,22 +85,17 @@ def write_trial(store: Store, parent_id: str, trial: Trial, tested: bool) -> str
 def reported(store: Store, *overrides: str) -> Report:
     """The report of `python -m src.report study=widths ...`, with its files beside the store."""
     GlobalHydra.instance().clear()
-    typed = [
-        f"study={STUDY}",
-        "test=false",
-        "samples=200",
-        f"folder={store.folder.parent / 'reports'}",
-        *overrides,
-    ]
+    typed = [f"study={STUDY}", "test=false", "samples=200", f"tracking.folder={store.folder}"]
+    typed += [f"folder={store.folder.parent / 'reports'}", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("command/report", overrides=[f"tracking.folder={store.folder}", *typed])
+        config = compose("command/report", overrides=typed)
     return make(config)
 
 
 def tagged(store: Store, tag: str, value: str = "true") -> set[str]:
     """Which trials have a tag, by their numbers."""
-    found = read.runs(store, f"tags.{tag} = '{value}'")
-    return set(found["tags.trial"]) if len(found) else set()
+    runs = read.runs(store, f"tags.{tag} = '{value}'")
+    return set(runs["tags.trial"]) if len(runs) else set()
 
 
 def numbers(*trials: Trial) -> set[str]:
@@ -143,10 +113,10 @@ def write_study(empty_database: Path, folder: Path) -> Store:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_other_store() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield
+def no_other_store_and_no_figures(module_patch: pytest.MonkeyPatch) -> None:
+    """Files of figures take most of the time, and test_report.py has them."""
+    module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    module_patch.setattr("src.reporting.plots_static.write", lambda charts, folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +142,25 @@ def test_the_front_and_the_knee_are_tagged(published: Store) -> None:
     assert tagged(published, "knee") == numbers(KNEE)
 
 
-def test_a_trial_that_dominates_moves_the_tags(store: Store) -> None:
+def test_a_front_over_other_objectives_leaves_the_tags_and_a_better_trial_moves_them(
+    store: Store,
+) -> None:
     reported(store)
     before = study_run(store)
+    others = {
+        "limits=[]": OVER_LIMIT,
+        "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1],
+    }
+    for typed, member in others.items():
+        report = reported(store, typed)
+        assert set(report.table.loc[report.table["front"], "trial"]) == numbers(member)
+        assert study_run(store)["metrics.report/front"] == len(FRONT)
+        for path, members in (("report", len(FRONT)), (f"report/{STUDY}", 1)):
+            table = pd.read_csv(read.artifact(store, before["run_id"], f"{path}/table.csv"))
+            assert (table["state"] == "front").sum() == members
+        assert tagged(store, "front") == numbers(*FRONT)
+        assert tagged(store, "knee") == numbers(KNEE)
+        assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
     write_trial(store, before["run_id"], BETTER, tested=True)
     reported(store)
     assert tagged(store, "front") == numbers(*FRONT[:-1], BETTER)
@@ -185,25 +171,6 @@ def test_a_trial_that_dominates_moves_the_tags(store: Store) -> None:
     assert after["metrics.report/best/efficiency/flops"] == BETTER.flops
     assert "7 trials: 3 front, 3 dominated" in after["tags.mlflow.note.content"]
     assert len(pd.read_csv(read.artifact(store, after["run_id"], "report/table.csv"))) == 7
-
-
-def test_a_front_over_something_else_than_the_study_s_own_leaves_the_tags(store: Store) -> None:
-    reported(store)
-    others = {
-        "limits=[]": OVER_LIMIT,
-        "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1],
-    }
-    for typed, only in others.items():
-        report = reported(store, typed)
-        assert set(report.table.loc[report.table["front"], "trial"]) == numbers(only)
-        assert study_run(store)["metrics.report/front"] == len(FRONT)
-        kept = pd.read_csv(read.artifact(store, study_run(store)["run_id"], "report/table.csv"))
-        assert (kept["state"] == "front").sum() == len(FRONT)
-        beside = read.artifact(store, study_run(store)["run_id"], f"report/{STUDY}/table.csv")
-        assert (pd.read_csv(beside)["state"] == "front").sum() == 1
-        assert tagged(store, "front") == numbers(*FRONT)
-        assert tagged(store, "knee") == numbers(KNEE)
-        assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
 
 
 def test_learning_curves_are_of_the_quality_whatever_objective_comes_first(
@@ -260,9 +227,9 @@ def frame(browser: Any, address: str, runs: str, published: Store) -> Iterator[A
         page.get_by_role("tab", name="Artifacts").click()
         page.get_by_text("report", exact=True).click()
         page.get_by_text("report.html", exact=True).click()
-        found = page.frame_locator("iframe[sandbox=allow-scripts]")
-        found.locator("body[data-drawn]").wait_for()
-        yield found
+        viewer = page.frame_locator("iframe[sandbox=allow-scripts]")
+        viewer.locator("body[data-drawn]").wait_for()
+        yield viewer
 
 
 def test_a_browser_shows_the_description_and_the_headline_figures(
@@ -280,15 +247,12 @@ def test_a_browser_shows_the_description_and_the_headline_figures(
     # as a heading, not as text that begins with a hash
     assert page.get_by_role("heading", name=f"{STUDY}: which model to take").is_visible()
     assert page.get_by_text("6 trials: 3 front, 2 dominated, 1 over limit").is_visible()
-    assert page.get_by_text(
-        "Which model has the best balanced accuracy, whatever it costs?"
-    ).is_visible()
-    cells = page.get_by_role(
-        "cell", name=re.compile(r"^custom #\d")
-    ).all_text_contents()  # the front is a table
-    assert cells == [
-        f"custom #{trial.number}{' (knee)' if trial is KNEE else ''}" for trial in FRONT
-    ]
+    question = "Which model has the best balanced accuracy, whatever it costs?"
+    assert page.get_by_text(question).is_visible()
+    # the front is a table
+    cells = page.get_by_role("cell", name=re.compile(r"^custom #\d")).all_text_contents()
+    names = [f"custom #{trial.number}{' (knee)' if trial is KNEE else ''}" for trial in FRONT]
+    assert cells == names
 
 
 def test_the_page_opens_and_draws_in_mlflow_s_viewer(frame: Any) -> None:
@@ -324,8 +288,7 @@ def test_the_list_of_runs_can_be_filtered_by_the_tags(page: Any, runs: str) -> N
         search = page.get_by_placeholder("metrics.rmse")
         search.fill(f"tags.{tag} = 'true'")
         search.press("Enter")
-        page.get_by_text(
-            f"{len(trials) + 1} matching runs"
-        ).wait_for()  # the study's own is shown above them
+        # the study's run is shown above them
+        page.get_by_text(f"{len(trials) + 1} matching runs").wait_for()
         shown.first.wait_for()
         assert sorted(shown.all_text_contents()) == [f"trial {trial.number}" for trial in trials]

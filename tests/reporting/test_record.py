@@ -32,17 +32,17 @@ def history(**values: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_id", "step", "value"])
 
 
-def points(found: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
+def points(curves: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
     return {
         run: list(zip(some["epoch"], some["value"], strict=True))
-        for run, some in found.groupby("run_id")
+        for run, some in curves.groupby("run_id")
     }
 
 
 def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
-    found = learning_curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
-    assert list(found) == CURVES
-    assert found.to_numpy().tolist() == [
+    curves = learning_curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
+    assert list(curves) == CURVES
+    assert curves.to_numpy().tolist() == [
         ["good", "custom #1", "front", 1, 0.3],
         ["good", "custom #1", "front", 2, 0.4],
         ["good", "custom #1", "front", 3, 0.5],
@@ -54,9 +54,9 @@ def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
 def test_seeds_are_averaged_as_far_as_all_of_them_go() -> None:
     seeds = {"seed0": "good", "seed1": "good", "seed2": "good"}
     runs = history(seed0=[0.1, 0.2, 0.3], seed1=[0.3, 0.4], seed2=[0.2, 0.6, 0.9], bad=[0.5])
-    found = points(learning_curves(runs, TABLE, seeds))
-    assert found["good"] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
-    assert found["bad"] == [(1, 0.5)]
+    curves = points(learning_curves(runs, TABLE, seeds))
+    assert curves["good"] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
+    assert curves["bad"] == [(1, 0.5)]
 
 
 def test_of_a_step_that_a_resumed_run_wrote_twice_the_last_counts() -> None:
@@ -67,8 +67,8 @@ def test_of_a_step_that_a_resumed_run_wrote_twice_the_last_counts() -> None:
 
 
 def test_missing_values_keep_their_place() -> None:
-    found = points(learning_curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
-    assert found == {"good": [(1, 0.1), (3, 0.3)]}
+    curves = points(learning_curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
+    assert curves == {"good": [(1, 0.1), (3, 0.3)]}
 
 
 @settings(max_examples=20, deadline=None)
@@ -81,9 +81,9 @@ def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
 
 
 def test_no_history_is_no_curve() -> None:
-    found = learning_curves(history(), TABLE)
-    assert found.empty
-    assert list(found) == CURVES
+    curves = learning_curves(history(), TABLE)
+    assert curves.empty
+    assert list(curves) == CURVES
 
 
 def test_bounds_need_no_prefix_and_name_their_key() -> None:

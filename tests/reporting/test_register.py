@@ -19,29 +19,25 @@ CLASSES = tuple("abc")
 
 
 def config(width: int) -> DictConfig:
-    net = [
-        "model.image_size=16",
-        f"model.net.width={width}",
-        "model.net.depth=1",
-        "model.net.dense=[8]",
-    ]
+    net = ["model.image_size=16", f"model.net.width={width}"]
+    net += ["model.net.depth=1", "model.net.dense=[8]"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", net)
 
 
-@pytest.mark.parametrize("left", [4, 2])
-def test_a_net_is_registered_as_it_was_saved_pruned_or_whole(left: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [4, 2])
+def test_a_net_is_registered_as_it_was_saved_pruned_or_not(width: int, tmp_path: Path) -> None:
     OmegaConf.save(config(4), tmp_path / "config.yaml")
-    trained = nn.ModuleDict({"net": inference.build_net(config(left), CLASSES)}).eval()
-    if left < 4:
+    trained = nn.ModuleDict({"net": inference.build_net(config(width), CLASSES)}).eval()
+    if width < 4:
         pruned_layers.mark(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
-    found, size = pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
+    model, size = pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
-        wanted = trained.net((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)).softmax(dim=1)
-        torch.testing.assert_close(found(images), wanted)
+        expected = trained.net((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)).softmax(dim=1)
+        torch.testing.assert_close(model(images), expected)
     assert size == 16
 
 
