@@ -111,10 +111,9 @@ def make(config: DictConfig) -> ModelCard:
 
 
 def attach(config: DictConfig) -> None:
-    """Publish the card of the model that a report has registered; a failure is only logged.
+    """Publish the card of the model that a composed `conf/command/report.yaml` registers.
 
-    Args:
-        config: A composed `conf/command/report.yaml`, with the model's name as `register`.
+    A failure is only logged.
     """
     name = f"{config.register}@{config.alias}"
     try:

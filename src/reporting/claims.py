@@ -286,6 +286,11 @@ class Figure:
     unrecorded: bool = False
     text: str = ""
 
+    @classmethod
+    def exact(cls, value: float, origin: str, how: str) -> "Figure":
+        """A figure without a range."""
+        return cls(value, value, value, frozenset({origin}), how)
+
     def __str__(self) -> str:
         if self.text or math.isnan(self.value):
             return self.text or "-"
@@ -427,10 +432,6 @@ class Figures:
     `QUANTITIES` of a net; measured('system', 'metric', less='other system') comes from recorded
     runs; published(number, 'source') from another paper. The range of an expression spans its
     values at all combinations of its operands' ends: the true range if it is monotone in each.
-
-    Args:
-        paper: Its claims.
-        measure: Answers measured(...); gets the same arguments.
     """
 
     def __init__(self, paper: Paper, measure: Measure) -> None:
@@ -442,7 +443,7 @@ class Figures:
         self._sources: dict[str, Callable[..., Figure]] = {
             "count": self._count,
             "measured": self._measured,
-            "published": lambda value, source: _exact(value, "published", source),
+            "published": lambda value, source: Figure.exact(value, "published", source),
         }
 
     def _of(self, name: str) -> Figure:
@@ -530,15 +531,9 @@ class Figures:
         _refuse_unknown(quantities, QUANTITIES)
         config = json.dumps(self._paper.nets[name].get("net", {}))
         net = _build(config, f"paper.nets.{name}.net")
-        counts = [_exact(QUANTITIES[quantity](*net)) for quantity in quantities]
-        pairs = zip(counts, quantities, strict=True)
-        parts = " + ".join(f"{count} {quantity.replace('_', ' ')}" for count, quantity in pairs)
-        total = sum(count.value for count in counts)
-        return _exact(total, "counted", f"{parts} of the net {name}")
-
-
-def _exact(value: float, origin: str = "", how: str = "") -> Figure:
-    return Figure(value, value, value, frozenset({origin} if origin else ()), how)
+        counts = {quantity.replace("_", " "): QUANTITIES[quantity](*net) for quantity in quantities}
+        parts = " + ".join(f"{Figure(count)} {title}" for title, count in counts.items())
+        return Figure.exact(sum(counts.values()), "counted", f"{parts} of the net {name}")
 
 
 def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:
@@ -651,18 +646,12 @@ def _cost(rows: pd.DataFrame, metric: str) -> tuple[float, float, float, str]:
 def recorded_runs(
     runs: pd.DataFrame, store: Store | None, paper: Paper, settings: ClaimsSettings
 ) -> Measure:
-    """The function that answers measured(...) of `Figures` from recorded runs.
+    """The function that answers measured(...) of `Figures` from the table of runs of a store.
 
     It takes a system of the paper; a metric on the test split without the split's name, which gets
     a bootstrap interval by group and seed, or a cost such as efficiency/latency_ms/b1/p50, which
     gets its extremes; and a system whose metric on the same images is subtracted, or "". The
     figure is the mean over the seeds; without one its `problem` says why.
-
-    Args:
-        runs: All runs of the store, as `src.tracking.read.runs` gives them; empty without a store.
-        store: Holds their predictions; None without a store.
-        paper: Its systems.
-        settings: Studies, number of seeds, and the bootstrap.
     """
     studies = [settings.study] if isinstance(settings.study, str) else settings.study or []
     samples = (settings.samples, settings.seed, settings.level)
@@ -747,10 +736,6 @@ def decide(readings: Sequence[Mapping[str, Any]]) -> tuple[str, int | None]:
 def check_claims(paper: Paper, measure: Measure) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check every claim of a paper; nothing is trained.
 
-    Args:
-        paper: Its claims.
-        measure: Answers measured(system, metric, less), see `recorded_runs`.
-
     Returns:
         claims: One row per claim, in the paper's order: id, claim, where, printed, here (the figure
             that the verdict rests on, in the printed unit, with its range), verdict, reading,
@@ -818,8 +803,9 @@ def _check_claim(
         reason = f"{row['reading']}: {how}"
         reason += f", printed {claim.text}" * (verdict in (CONTRADICTED, NOT_REPRODUCED))
     checked = {"id": claim.id, "claim": claim.claim, "where": claim.where, "printed": claim.text}
-    checked |= {"here": row.get("here", "-"), "verdict": verdict, "note": claim.note}
-    checked |= {"reading": row.get("reading", ""), "reason": reason, "problems": problems}
+    checked |= {"here": row.get("here", "-"), "verdict": verdict}
+    checked |= {"reading": row.get("reading", ""), "reason": reason, "note": claim.note}
+    checked |= {"problems": problems}
     checked |= {"unrecorded": any(row["unrecorded"] for row in readings)}
     checked |= {"printed_value": number and number.value}
     return checked | {name: row.get(name) for name in ("value", "low", "high")}
@@ -833,17 +819,10 @@ def counts(claims: pd.DataFrame) -> dict[str, int]:
 def write_audit(
     paper: Paper, claims: pd.DataFrame, readings: pd.DataFrame, folder: Path, made: str
 ) -> None:
-    """Write audit.md, claims.csv and readings.csv: all of the folder, or nothing.
-
-    Args:
-        paper: The paper.
-        claims: From `check_claims`.
-        readings: From `check_claims`.
-        folder: Its former content is deleted.
-        made: When, with which commit, and from which store; a line.
+    """Write audit.md with the line `made`, claims.csv and readings.csv in place of the folder.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written; it is as before then.
     """
     columns = ["id", "claim", "where", "printed", "here", "verdict", "reason", "note"]
     tables = [Table(claims[columns], "Claims")]

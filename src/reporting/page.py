@@ -124,12 +124,7 @@ def answers(report: Report) -> list[dict[str, str]]:
 
 
 def render(report: Report, drawn: Sequence[Chart]) -> str:
-    """The page: HTML5 with Plotly's script and the figures inside, both compressed.
-
-    Args:
-        report: With all its figures.
-        drawn: From `src.reporting.charts.charts`.
-    """
+    """The page: HTML5 with Plotly's script and the charts inside, both compressed."""
     figures = [plots_html.figure(picture) for chart in drawn for picture in chart.pictures]
     script = resources.files("plotly").joinpath("package_data/plotly.min.js")
     text = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
@@ -167,11 +162,6 @@ def _packed(text: str) -> str:
 
 def write(report: Report, drawn: Sequence[Chart], folder: Path) -> list[Path]:
     """Write report.html, a CSV file of each table that has rows, front.tex and summary.md.
-
-    Args:
-        report: With all its figures.
-        drawn: From `src.reporting.charts.charts`.
-        folder: Created if it does not exist.
 
     Returns:
         The files.

@@ -95,16 +95,9 @@ def build(
     title: str,
     earlier: StudyRuns | None = None,
 ) -> Report:
-    """Compute a report.
+    """Compute a report on one study, or on several side by side; the answers are of the first.
 
-    Args:
-        studies: One, or several side by side; the answers are of the first.
-        objectives: Of the fronts.
-        limits: That their members keep.
-        reader: Of predictions and learning curves.
-        settings: Of the report.
-        title: Of the report.
-        earlier: The first study at an earlier time, to compare it with.
+    `earlier` is the first study at an earlier time, to compare it with.
     """
     every = [*studies, *([earlier] if earlier else [])]
     compared = [collect.compared(study, objectives, limits) for study in every]
@@ -262,13 +255,8 @@ def publish(
 ) -> None:
     """Write a report to the study's run: files, metrics, description; tag the front.
 
-    Args:
-        report: Of that study.
-        study: Has a run of its own.
-        folder: With the files of the report.
-        store: Opened if it is not yet.
-        beside: The report is on another question than the study's own, or on several studies: its
-            files get a folder below `report/`, and nothing else is written.
+    `beside` is for a report on another question than the study's, or on several studies: its files
+    get a folder below `report/`, and nothing else is written.
     """
     run = Run.attach(store, study.run_id)
     run.artifact(folder, f"{FOLDER}/{folder.name}" if beside else FOLDER)
@@ -287,12 +275,7 @@ def publish(
 
 
 def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
-    """Metrics of the study's run: size and hypervolume of the front, the knee, the answers.
-
-    Args:
-        report: Of the study.
-        rows: Of the study, in the report's table.
-    """
+    """Metrics of the run of a study with these rows: its front, the knee, the answers."""
     volume = report.hypervolume.get(str(rows["study"].iloc[0]), 0.0)
     metrics = {"report/front": float(rows["front"].sum()), "report/hypervolume": volume}
     chosen = {"knee": rows[rows["knee"]]}

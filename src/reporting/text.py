@@ -34,10 +34,7 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
 def findings(report: Report, knee: str, floors: Sequence[Limit]) -> list[str]:
     """How the trials ended, the knee, whether chosen models keep the floors on test, and ties.
 
-    Args:
-        report: With all its figures.
-        knee: How the knee was found, or why there is none.
-        floors: Of the answers, such as val/recall/mel >= 0.8.
+    `knee` says how the knee was found, or why there is none.
     """
     rows = report.table[report.table["study"] == report.studies[0]]
     ends = [f"{number} {STATES.get(state, state)}" for state, number in counts(rows).items()]
@@ -93,13 +90,7 @@ def ties(pairs: pd.DataFrame) -> list[str]:
 
 
 def warnings(report: Report, notes: Sequence[str], trials: pd.DataFrame) -> list[str]:
-    """What may make the figures misleading.
-
-    Args:
-        report: With all its figures.
-        notes: What could not be computed, or rests on few trials.
-        trials: The same runs as the store has them.
-    """
+    """What may make the figures misleading; `trials` are the same runs as the store has them."""
     table = report.table
     first = table[table["study"] == report.studies[0]]
     return [
