@@ -153,6 +153,7 @@ class _LogLocator(ticker.LogLocator):
                 break
         if len(ticks) < 2:
             ticks = ticker.MaxNLocator(MOST_LOG_TICKS).tick_values(vmin, vmax)
+            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
         return ticks[:: -(-len(ticks) // MOST_LOG_TICKS)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import COSTS, QUALITY, make_report, with_compressed
+from made_up import COSTS, PARAMETERS, QUALITY, make_report, with_compressed
 
 from src.reporting import charts, collect, style
 from src.reporting.charts import Heatmap, Parallel, Series
@@ -27,17 +27,15 @@ def test_a_full_report_has_all_charts_in_order(report, bare):
 
 def test_every_trial_with_a_quality_is_a_point_of_its_state(report):
     chart = charts.front(report)
-    known = report.table[report.table["quality"].notna()]
-    for state, count in known["state"].value_counts().items():
+    for state, rows in report.table[report.table["quality"].notna()].groupby("state"):
         points = series(chart, state)
-        assert points.name == f"{state} ({count})"
-        assert sorted(points.y) == sorted(known.loc[known["state"] == state, "quality"])
-        ends = known.loc[known["state"] == state, ["quality_low", "quality_high"]]
-        assert len(points.low) == (count if state == "front" else 0)
-        if state == "front":
-            ends = ends.loc[charts.members(report).index]
-            assert list(points.low) == list(ends["quality_low"])
-            assert list(points.high) == list(ends["quality_high"])
+        assert points.name == f"{state} ({len(rows)})"
+        assert sorted(points.y) == sorted(rows["quality"])
+        if state != "front":
+            assert len(points.low) == 0
+    front, members = series(chart, "front"), charts.members(report)
+    assert list(front.low) == list(members["quality_low"])
+    assert list(front.high) == list(members["quality_high"])
 
 
 def test_each_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(report):
@@ -56,11 +54,8 @@ def test_each_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(report
 def test_panels_are_the_objectives_and_one_latency(report):
     [panels] = charts.front(report).panels
     titles = [view.x.title.removesuffix(", lower is better") for view in panels]
-    assert titles == [
-        "FLOPs (multiply-adds)",
-        "parameters",
-        "latency relative to the reference net",
-    ]
+    latency = "latency relative to the reference net"
+    assert titles == ["FLOPs (multiply-adds)", "parameters", latency]
 
 
 @pytest.mark.parametrize(
@@ -101,10 +96,8 @@ def test_knee_and_chosen_runs_have_a_number_and_a_legend_entry(report):
 def test_each_study_has_its_own_front_colour_and_shape(two_studies):
     every = charts.front(two_studies).pictures[0].views[0].series
     fronts = [one for one in every if one.name.startswith("front of")]
-    assert [one.name.split(" (")[0] for one in fronts] == [
-        "front of dense_size",
-        "front of frontier",
-    ]
+    names = [one.name.split(" (")[0] for one in fronts]
+    assert names == ["front of dense_size", "front of frontier"]
     assert len({one.marker.colour for one in fronts}) == 2
     assert len({one.marker.shape for one in fronts}) == 2
 
@@ -146,14 +139,9 @@ def test_many_curves_and_lines_are_thinned_but_the_front_stays(large):
 def test_parallel_axes_are_the_parameters_then_the_objectives(report):
     [lines] = charts.parallel(report).pictures[0].views[0].series
     assert isinstance(lines, Parallel)
-    assert [axis.title for axis in lines.axes][:6] == [
-        "model.net.width",
-        "model.net.dense",
-        "model.net.dropout",
-        "loss",
-        "balanced accuracy (validation, chosen epoch), higher is better",
-        "FLOPs (multiply-adds), lower is better",
-    ]
+    quality = "balanced accuracy (validation, chosen epoch), higher is better"
+    titles = [*PARAMETERS, quality, "FLOPs (multiply-adds), lower is better"]
+    assert [axis.title for axis in lines.axes][:6] == titles
     assert lines.axes[3].ticks == ((0.0, "cross_entropy"), (1.0, "focal"))
     assert lines.axes[2].ticks[0][1] == "not set"  # some trials do not have dropout
     assert np.isfinite([axis.positions for axis in lines.axes]).all()
@@ -162,8 +150,8 @@ def test_parallel_axes_are_the_parameters_then_the_objectives(report):
 @pytest.mark.parametrize("name", ["quality", QUALITY, "efficiency/flops"])
 def test_infinite_figures_do_not_stop_a_chart(report, name):
     table = report.table.copy()
-    known = table.index[table["quality"].notna() & table[name].notna()]
-    table.loc[known[0], name], table.loc[known[1], name] = math.inf, -math.inf
+    rows = table.index[table["quality"].notna() & table[name].notna()]
+    table.loc[rows[0], name], table.loc[rows[1], name] = math.inf, -math.inf
     [lines] = charts.parallel(replace(report, table=table)).pictures[0].views[0].series
     assert np.isfinite([axis.positions for axis in lines.axes]).all()
     assert np.isfinite(lines.colours).all()
@@ -171,21 +159,18 @@ def test_infinite_figures_do_not_stop_a_chart(report, name):
     [before] = charts.parallel(report).pictures[0].views[0].series
     assert len(lines.colours) == len(before.colours) - (2 if name == "quality" else 0)
     nothing = charts.parallel(replace(report, table=table.assign(**{name: math.inf})))
-    assert (
-        nothing is None
-        if name == "quality"
-        else len(nothing.pictures[0].views[0].series[0].axes) == 6
-    )
+    if name == "quality":
+        assert nothing is None
+    else:
+        assert len(nothing.pictures[0].views[0].series[0].axes) == 6
     assert charts.front(replace(report, table=table)) is not None
 
 
 def test_effects_have_a_picture_per_parameter_and_a_view_per_objective(report):
     chart = charts.effects(report)
     assert len(chart.pictures) == report.effects["parameter"].nunique()
-    rows = report.effects.query(
-        "parameter == 'model.net.width' and objective == 'val/balanced_accuracy'"
-    )
-    rows = rows.sort_values("position")
+    search = "parameter == 'model.net.width' and objective == 'val/balanced_accuracy'"
+    rows = report.effects.query(search).sort_values("position")
     mean, best = chart.pictures[0].views[0].series
     assert list(mean.y) == list(rows["mean"])
     assert list(best.y) == list(rows["best"])
@@ -219,9 +204,8 @@ def test_recalls_are_on_test_first_then_on_validation(report):
 def test_progress_has_a_line_per_study_by_trials_and_by_time(two_studies):
     views = charts.progress(two_studies).pictures[0].views
     assert [view.label for view in views] == ["by trials", "by time"]
-    for one, (study, rows) in zip(
-        views[0].series, two_studies.progress.groupby("study", sort=False), strict=True
-    ):
+    studies = two_studies.progress.groupby("study", sort=False)
+    for one, (study, rows) in zip(views[0].series, studies, strict=True):
         assert isinstance(one, Series)
         assert (one.name, one.y[-1]) == (study, rows["hypervolume"].iloc[-1])
     assert len({one.dash for one in views[0].series}) == 2

@@ -81,6 +81,21 @@ def test_the_front_has_a_panel_per_cost_with_units_and_directions(figures):
     assert "model.net." in figures["effects"].axes[-4].get_xlabel()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.9e6, 55e6, [1e6, 3e6, 1e7, 3e7]),
+        (0.25, 2.9, [0.5, 1, 2]),
+        (2e3, 9e9, [1e4, 1e6, 1e8]),  # seven decades
+        (1.1e5, 1.9e5, [1.2e5, 1.4e5, 1.6e5, 1.8e5]),  # no power of ten
+    ],
+)
+def test_a_logarithmic_axis_has_two_to_four_ticks(low, high, ticks):
+    values = plots_static._LogLocator().tick_values(low, high)
+    assert 2 <= len(values) <= plots_static.MOST_LOG_TICKS
+    assert list(values) == pytest.approx(ticks)
+
+
 def test_ten_named_points_have_numbers_that_do_not_overlap_and_a_legend(report):
     table = report.table.copy()
     members = table.index[table["state"] == "front"][:10]

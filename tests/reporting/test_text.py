@@ -55,9 +55,9 @@ def test_findings_count_trials_and_name_knee_and_ties(report) -> None:
     assert sentences[1].startswith(f"The knee is {knee['label']} (run {knee['run_id'][:8]}): ")
     assert sentences[2] == "How the knee was found."
     tied = report.pairs[report.pairs["tied"]]
-    ties = [each for each in sentences if each.startswith("Not distinguishable in balanced")]
+    ties = [one for one in sentences if one.startswith("Not distinguishable in balanced")]
     assert ties
-    assert all(any(label in each for each in ties) for label in tied["label_a"])
+    assert all(any(label in one for one in ties) for label in tied["label_a"])
     assert text.ties(report.pairs.assign(tied=False)) == text.ties(pd.DataFrame()) == []
 
 
@@ -92,7 +92,7 @@ def test_warnings_say_what_may_mislead(report) -> None:
         }
     )
     trials.loc[front, "tags.test_failure"] = "the images are gone"
-    said = "\n".join(text.warnings(replace(report, table=table), ["a note"], trials))
+    sentences = "\n".join(text.warnings(replace(report, table=table), ["a note"], trials))
     pruned, finished = (table["state"] == "pruned").sum(), (table["status"] == "FINISHED").sum()
     for part in (
         "a note",
@@ -108,8 +108,8 @@ def test_warnings_say_what_may_mislead(report) -> None:
         "a multiply-add counts as one",
         "Research software, no medical device",
     ):
-        assert part in said
-    assert "commits" not in said
+        assert part in sentences
+    assert "commits" not in sentences
 
 
 def test_pruned_trials_above_the_best_finished_one_are_named(report) -> None:
