@@ -296,7 +296,8 @@ def build(
         settings = EvaluateSettings(own_root=own_root)
         audits = evaluate.own_splits(model, settings, clinical, store).audits
     audit = audits.get("test") or audits.get("val")
-    overall = {} if audit is None else audit.overall.set_index("metric").to_dict("index")
+    rows = audit.overall.to_dict("records") if audit else []
+    overall = {str(row["metric"]): row for row in rows}
     evaluations = _evaluations(record)
     try:
         code = metadata.metadata("paretoderm").json.get("license_expression", ABSENT)

@@ -260,10 +260,10 @@ def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Drawable]:
         for row in outside.to_dict("records")
     ]
     line: dict[str, Any] = {"colour": style.ORIGIN.colour, "width": 1}
-    points = outside[["from_x", "from_y"]].to_numpy(dtype=float).T
+    from_x, from_y = outside[["from_x", "from_y"]].to_numpy(dtype=float).T
     return [
         Series(f"compression ({kinds})", x.ravel(), y.ravel(), **line),
-        Series(title, *points, texts=texts, marker=style.ORIGIN),
+        Series(title, from_x, from_y, texts=texts, marker=style.ORIGIN),
     ]
 
 
@@ -296,8 +296,9 @@ def recalls(report: Report) -> Chart | None:
     views: list[View] = []
     most = columns = 0
     for split, label in (("test", "test"), ("val", "validation")):
-        rows = report.recalls[report.recalls["split"] == split] if len(report.recalls) else ()
-        if not len(rows):
+        rows = report.recalls
+        rows = rows[rows["split"] == split] if len(rows) else rows
+        if rows.empty:
             continue
         classes = list(dict.fromkeys(rows["class"]))
         runs = [run for run in important(report) if run in set(rows["run_id"])]

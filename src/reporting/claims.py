@@ -576,14 +576,14 @@ def choose_runs(
         problem = f"no tested runs of {system.preset} (split {system.split}) are recorded{among}"
         return tested, [problem], ""
     records = tested.to_dict("records")
-    differences = pd.Series([_differences(row, system.fixed) for row in records], tested.index)
-    nearest = tested[differences.str.len() == differences.str.len().min()]
+    differences = np.array([len(_differences(row, system.fixed)) for row in records])
+    nearest = tested[differences == differences.min()]
     settings = nearest.filter(regex=rf"^params\.(?!{'|'.join(FREE)})").columns
     groups = [rows for _, rows in nearest.groupby([*settings, "tags.weights"], sort=False)]
     same = max(groups, key=lambda rows: rows["tags.seed"].nunique())
     # sorted, so that the same runs give the same bootstrap samples
-    rows = same.drop_duplicates("tags.seed").sort_values("tags.seed")
-    others = ", ".join(differences[rows.index[0]])
+    rows = pd.DataFrame(same).drop_duplicates("tags.seed").sort_values("tags.seed")
+    others = ", ".join(_differences(rows.iloc[0], system.fixed))
     problems = [f"these runs have {others}"] if others else []
     problems += [f"{len(rows)} of {seeds} seeds"] if len(rows) < seeds else []
     title = f"{formatting.count(len(rows), 'seed')} of {system.preset}, split {system.split}"
@@ -601,7 +601,7 @@ def choose_runs(
     return rows, problems, title + (f"; runs with other settings left out: {rest}" if rest else "")
 
 
-def _differences(row: Mapping[Any, Any], fixed: Mapping[str, Any]) -> list[str]:
+def _differences(row: Mapping[Any, Any] | pd.Series, fixed: Mapping[str, Any]) -> list[str]:
     """Where a run differs from the paper's system, in words."""
     differences = []
     for column, expected in fixed.items():
@@ -802,7 +802,8 @@ def _check_claim(
         how = f"{row['here']}, {row['how']}" if published else f"{row['how']} = {row['here']}"
         reason = f"{row['reading']}: {how}"
         reason += f", printed {claim.text}" * (verdict in (CONTRADICTED, NOT_REPRODUCED))
-    checked = {"id": claim.id, "claim": claim.claim, "where": claim.where, "printed": claim.text}
+    checked: dict[str, Any] = {}
+    checked |= {"id": claim.id, "claim": claim.claim, "where": claim.where, "printed": claim.text}
     checked |= {"here": row.get("here", "-"), "verdict": verdict}
     checked |= {"reading": row.get("reading", ""), "reason": reason, "note": claim.note}
     checked |= {"problems": problems}
@@ -813,7 +814,8 @@ def _check_claim(
 
 def counts(claims: pd.DataFrame) -> dict[str, int]:
     """Number of claims by verdict, zeros included."""
-    return claims["verdict"].value_counts().reindex(VERDICTS, fill_value=0).to_dict()
+    numbers = claims["verdict"].value_counts()
+    return {verdict: int(numbers.get(verdict, 0)) for verdict in VERDICTS}
 
 
 def write_audit(

@@ -119,8 +119,8 @@ def answers(report: Report) -> list[dict[str, str]]:
     """The answers, each with the label of its run and the command that trains it again."""
     runs = report.table.drop_duplicates("run_id").set_index("run_id")[["label", "command"]]
     runs = runs.reindex([answer.run_id for answer in report.answers]).fillna("")
-    rows = runs.astype(str).to_dict("records")
-    return [vars(answer) | row for answer, row in zip(report.answers, rows, strict=True)]
+    rows = zip(report.answers, runs["label"], runs["command"], strict=True)
+    return [vars(answer) | {"label": label, "command": line} for answer, label, line in rows]
 
 
 def render(report: Report, drawn: Sequence[Chart]) -> str:

@@ -115,8 +115,8 @@ def _trace(one: Drawable, kind: str, number: int) -> dict[str, Any]:
             **{"zmin": 0, "zmax": 1, "colorscale": "Cividis", "texttemplate": "%{z:.2f}"},
             **{"xgap": 1, "ygap": 1, "colorbar": bar, **_HOVER},
         }
-    title = {"text": plain(style.wrapped(one.title, 44)), "side": "right", "font": {"size": 12}}
-    scale = {"colorscale": "Cividis", "showscale": True, "colorbar": {"title": title}}
+    heading = {"text": plain(style.wrapped(one.title, 44)), "side": "right", "font": {"size": 12}}
+    scale = {"colorscale": "Cividis", "showscale": True, "colorbar": {"title": heading}}
     return {
         "type": "parcoords",
         "line": {"color": rounded(one.colours), **scale},

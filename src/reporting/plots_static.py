@@ -143,7 +143,7 @@ def _series(axes: Axes, one: Series) -> None:
 class _LogLocator(ticker.LogLocator):
     """At most `MOST_LOG_TICKS` round ticks, but two at least."""
 
-    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+    def tick_values(self, vmin: float, vmax: float) -> Any:
         decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
         ticks = decades
         for mantissas in ((1, 2, 5), (1, 3), (1,)):
@@ -152,7 +152,7 @@ class _LogLocator(ticker.LogLocator):
             if len(ticks) <= MOST_LOG_TICKS:
                 break
         if len(ticks) < 2:
-            ticks = ticker.MaxNLocator(MOST_LOG_TICKS).tick_values(vmin, vmax)
+            ticks = np.asarray(ticker.MaxNLocator(MOST_LOG_TICKS).tick_values(vmin, vmax))
             ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
         return ticks[:: -(-len(ticks) // MOST_LOG_TICKS)]
 
