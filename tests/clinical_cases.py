@@ -13,10 +13,10 @@ def frame(
     names: Sequence[str],
     group: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Recorded predictions; without `group` every image is a lesion of its own."""
+    """Recorded predictions; without `group` every image is a separate lesion."""
     number = np.arange(len(target))
-    table = pd.DataFrame({"image_id": [f"i{each:04d}" for each in number]})
-    table["group"] = [f"g{each}" for each in (number if group is None else group)]
+    table = pd.DataFrame({"image_id": [f"i{image:04d}" for image in number]})
+    table["group"] = [f"g{name}" for name in (number if group is None else group)]
     table["label"] = [names[label] for label in target]
     for column, name in enumerate(names):
         table[f"p/{name}"] = probability[:, column].astype(np.float32)
@@ -59,7 +59,7 @@ def scored(draw: st.DrawFn, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
     images = draw(st.integers(2, 40))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     score = rng.integers(draw(st.integers(1, 30)), size=images) / 32
-    own = rng.random(images) < draw(st.sampled_from([0.1, 0.5, 0.9]))
+    positive = rng.random(images) < draw(st.sampled_from([0.1, 0.5, 0.9]))
     if both:
-        own[:2] = [True, False]
-    return score, own
+        positive[:2] = [True, False]
+    return score, positive

@@ -60,13 +60,13 @@ def _grid(
     The margins are left, right, bottom, top, between columns and between rows. They are set here,
     because a layout engine takes half as long as all of the drawing.
     """
-    (width, height), (left, right, bottom, top, across, down) = panel, margins
-    full_width = left + columns * (width + across) - across + right
+    (width, height), (start, end, bottom, top, across, down) = panel, margins
+    full_width = start + columns * (width + across) - across + end
     full_height = bottom + rows * (height + down) - down + top
     figure = Figure(figsize=(full_width, full_height))
     options["gridspec_kw"] = {
-        "left": left / full_width,
-        "right": 1 - right / full_width,
+        "left": start / full_width,
+        "right": 1 - end / full_width,
         "bottom": bottom / full_height,
         "top": 1 - top / full_height,
         "wspace": across / width,
