@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import betaincinv  # scipy.stats takes half a second to import
 
 from src.core.errors import ConfigError, UserError
 from src.metrics import registry
@@ -356,11 +357,9 @@ def clopper_pearson(estimate: float, groups: int, level: float) -> tuple[float, 
     Source: Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 26, 1934, by
         quantiles of beta distributions, which are defined between whole numbers too.
     """
-    from scipy.stats import beta  # takes half a second to import
-
     hits, tail = estimate * groups, (1 - level) / 2
-    low = beta.ppf(tail, hits, groups - hits + 1) if hits > _ROUNDING else 0.0
-    high = beta.ppf(1 - tail, hits + 1, groups - hits) if hits < groups - _ROUNDING else 1.0
+    low = betaincinv(hits, groups - hits + 1, tail) if hits > _ROUNDING else 0.0
+    high = betaincinv(hits + 1, groups - hits, 1 - tail) if hits < groups - _ROUNDING else 1.0
     return float(low), float(high)
 
 

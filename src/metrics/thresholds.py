@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from src.metrics.bootstrap import Predictions, Statistics, by_group, estimates, evaluate
+from src.metrics.curves import roc_counts
 from src.metrics.registry import ratio
 from src.metrics.settings import AuditSettings
 
@@ -56,13 +57,7 @@ def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Thres
     if not 0 < positive.sum() < len(positive):
         missing = "others" if len(positive) and positive.all() else "the class"
         return Threshold(np.nan, np.nan, np.nan, f"validation has no images of {missing}")
-    # The highest threshold first, from infinity: positive and other images from each of them on.
-    values, position = np.unique(-score, return_inverse=True)
-    values = -np.append(-np.inf, values)
-    hits, alarms = (
-        np.append(0, np.cumsum(np.bincount(position, kind, len(values) - 1)))
-        for kind in (positive, ~positive)
-    )
+    hits, alarms, values = roc_counts(positive, score)
     recall, alarm = hits / hits[-1], alarms / alarms[-1]
     rejected = alarms[-1] - alarms
     if target.measure == "sensitivity":

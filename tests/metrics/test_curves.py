@@ -10,7 +10,13 @@ import torch
 from clinical_cases import frame, made_up, scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import auc, average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 from torchmetrics.functional.classification import (
     binary_sensitivity_at_specificity,
     binary_specificity_at_sensitivity,
@@ -195,6 +201,23 @@ def test_a_point_is_what_its_threshold_gives() -> None:
         passed = score >= row.threshold
         assert row.recall == pytest.approx(passed[positive].mean())
         assert row.precision == pytest.approx(positive[passed].mean() if passed.any() else 1)
+
+
+@given(scored())
+@settings(max_examples=60, deadline=None)
+def test_points_are_those_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
+    score, positive = case
+    table = frame(np.stack([1 - score, score], axis=1), positive.astype(int), ("nv", "mel"))
+    predictions, name = gather([table]), "`class` == 'mel'"
+    points = curves.roc(predictions).query(name)[
+        ["false_positive_rate", "sensitivity", "threshold"]
+    ]
+    np.testing.assert_array_equal(points.to_numpy().T, roc_curve(positive, score))
+    points = curves.precision_recall(predictions).query(name)
+    expected = precision_recall_curve(positive, score, drop_intermediate=True)
+    for column, values in zip(("precision", "recall"), expected[:2], strict=True):
+        np.testing.assert_array_equal(points[column], values)
+    np.testing.assert_array_equal(points["threshold"][:-1], expected[2])
 
 
 def test_a_class_without_images_has_no_curve() -> None:

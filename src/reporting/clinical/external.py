@@ -299,7 +299,7 @@ def source_data(
     """
     config = data_config(evaluated, settings.own_root)
     config.image_size = _compared_size(config.image_size, config.geometry)
-    config.geometry, config.cache_dir = "squash", str(external.data.cache_dir)
+    config.geometry, config.cache_dir = "squash", external.data.cache_dir
     try:
         data: DataModule = instantiate(config, "data", ("root",))
         data.prepare()
@@ -483,9 +483,8 @@ def domain_shift(
             for statistic, rng in zip(statistics, rngs, strict=True)
         ]
         samples.append(np.concatenate(parts, axis=2))
-        values = [bootstrap.evaluate(predictions, statistic) for statistic in statistics]
-        bases = [basis for statistic in statistics for basis in statistic.bases]
-        sides.append((np.concatenate(values, axis=1).mean(axis=0), bases))
+        points = bootstrap.evaluate(predictions, *statistics).mean(axis=0)
+        sides.append((points, [basis for statistic in statistics for basis in statistic.bases]))
     names = [name for statistic in statistics for name in statistic.names]
     # One draw of seeds for all three: a drawn net counts on both sides.
     [seed_rng] = bootstrap.streams(settings.seed + 2, 1)
