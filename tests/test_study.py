@@ -263,7 +263,7 @@ def start_process(work: WorkingFolder, *arguments: str) -> subprocess.Popen[str]
     )
 
 
-def wait_for(condition, seconds: float = 90.0) -> None:
+def wait_for(condition, seconds: float = 240.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "timeout"
@@ -487,7 +487,7 @@ def test_a_second_owner_is_refused_and_ctrl_c_marks_the_trials(
     assert "is being run by" in output
     assert status == 2
     owner.send_signal(signal.SIGINT)
-    output = owner.communicate(timeout=90)[0]
+    output = owner.communicate(timeout=240)[0]
     assert owner.returncode != 0
     assert "the same command resumes the study" in output
     assert "Traceback" not in output

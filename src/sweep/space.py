@@ -22,6 +22,9 @@ _PARAMS = "hydra.sweeper.params"
 _CONDITIONS = "hydra.sweeper.conditions"
 _ZIP = "hydra.sweeper.zip"
 _EXCLUDE = "hydra.sweeper.exclude"
+# What Optuna accepts as a category
+_CATEGORIES = (type(None), str, int, float)
+_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Domain:
 
 
 def _decimal(number: float | None) -> Decimal:
-    return Decimal(repr(number))  # exact, so that 0.1 + 0.2 is 0.3
+    return Decimal(str(number))  # exact, so that 0.1 + 0.2 is 0.3; also of numpy's numbers
 
 
 def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -> Domain:
@@ -90,12 +93,9 @@ def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -
     for number, text in enumerate(texts):
         if identities[number] in identities[:number]:
             raise ConfigError(where, f"must list each value once, but got {text} again")
-    is_plain = [
-        value is None or isinstance(value, str | int) or (type(value) is float and isfinite(value))
-        for value in values
-    ]
-    names = categories or [
-        value if plain else text for value, plain, text in zip(values, is_plain, texts, strict=True)
+    names: Sequence[Any] = categories or [
+        value if isinstance(value, _CATEGORIES) and str(value) not in _NOT_FINITE else text
+        for value, text in zip(values, texts, strict=True)
     ]
     if len(set(names)) < len(names):  # Optuna compares by ==: 1 equals true
         names = texts

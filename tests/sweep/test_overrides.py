@@ -295,7 +295,7 @@ def test_lists_stand_on_an_axis_by_length_then_by_size() -> None:
     assert not has_order([])
 
 
-def test_few_values_are_their_own_groups() -> None:
+def test_few_values_are_not_grouped() -> None:
     result = levels(pd.Series([4.0, 64, math.nan, 4], index=list("abcd")))
     assert result["value"].to_dict() == {"a": "4", "b": "64", "d": "4"}
     assert result["position"].tolist() == [4, 64, 4]

@@ -29,9 +29,9 @@ LIMIT = Limit("efficiency/params", "<=", 32)
 SMALLER = {
     "nsgaii": {"population_size": 6},
     "nsgaiii": {"population_size": 6},
-    "gp": {"n_startup_trials": 3},
+    "gp": {"n_startup_trials": 2},
 }
-ASKS = {"gp": 4}  # each after the third takes half a second
+ASKS = {"gp": 3}  # each after the second takes half a second
 CASES = [(name, n) for name in NAMES for n in (1, 2) if (name, n) != ("cmaes", 2)]
 
 
@@ -142,16 +142,16 @@ def test_every_sampler_survives_every_outcome(name: str, n: int) -> None:
         return every[number % 5]
 
     bench = Bench(name, n)
-    bench.run(10 if name == "gp" else 20, outcome)
-    states = [trial.state.name for trial in bench.study.trials[5:10]]
+    bench.run(6 if name == "gp" else 20, outcome)
+    states = [trial.state.name for trial in bench.study.trials[:5]]
     over = "PRUNED" if bench.choice.learns_from_pruned else "COMPLETE"
     assert states == [over, "COMPLETE", "PRUNED", "FAIL", "FAIL"]
 
 
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_every_sampler_resumes_from_a_database(name: str, n: int, url: str) -> None:
-    before = Bench(name, n, storage=open_storage(url)).run(3)
-    resumed = Bench(name, n, storage=open_storage(url), done=3)
+    before = Bench(name, n, storage=open_storage(url)).run(2)
+    resumed = Bench(name, n, storage=open_storage(url), done=2)
     # What is enqueued is taken first.
     params = {"kind": "b", "width": 24, "lr": 0.01, "dropout": 0.5}
     resumed.study.enqueue_trial(params)
@@ -252,6 +252,6 @@ def test_no_warning_that_says_nothing() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for name in NAMES:
-            Bench(name, 1).run(4)
+            Bench(name, 1).run(3)
     assert [str(warning.message) for warning in caught] == []
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
