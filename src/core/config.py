@@ -1,13 +1,18 @@
 """Config -> checked values, settings and objects; digests of configs."""
 
+import functools
 import hashlib
+import importlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import hydra.utils
 import pydantic
+import yaml
 from annotated_types import Ge
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
@@ -33,7 +38,8 @@ ROOT_VALUES: dict[str, Any] = {
 # Keys that do not change what a trial computes.
 WITHOUT_EFFECT: tuple[str, ...] = ("tracking", "study", "preset", "objective", "test")
 WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run")
-_TRUSTED_TARGETS = ("src.", "torch.nn.", "torch.optim.", "pytorch_lightning.", "kornia.")
+# Packages whose classes a record may name although no file in conf/ does.
+_RECORDED_PACKAGES = ("src.models.", "src.losses.", "src.data.")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
@@ -146,25 +152,68 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
         raise ConfigError(where, f"{' or '.join(problems)}, but got {value!r}") from None
 
 
-def check_targets(config: Any, path: str = "") -> None:
-    """Refuse a recorded config whose `_target_`s are not parts of this project or its libraries.
-
-    Otherwise anyone who can write to a run store could have any function of this machine called.
+def read_recorded(path: Path) -> DictConfig:
+    """The resolved config of a recorded run, with all its `_target_`s checked.
 
     Raises:
-        ConfigError: Another `_target_`; the message names its key.
+        ConfigError: See `check_recorded`.
+        UserError: The file is not a config.
     """
-    plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    if isinstance(plain, Mapping):
-        target = plain.get("_target_")
-        if target is not None and not str(target).startswith(_TRUSTED_TARGETS):
-            message = f"must be a part of {', '.join(_TRUSTED_TARGETS)}: {target}"
-            raise ConfigError(f"{path}._target_".lstrip("."), message)
-        for key, value in plain.items():
-            check_targets(value, f"{path}.{key!s}".lstrip("."))
-    elif isinstance(plain, list):
-        for number, value in enumerate(plain):
-            check_targets(value, f"{path}[{number}]")
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{path}: cannot be read as a config: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: not the config of a run")
+    check_recorded(OmegaConf.to_container(config, resolve=False))
+    return config
+
+
+def check_recorded(value: Any, path: str = "") -> None:
+    """Refuse a recorded config that could have code executed.
+
+    Whoever can write to a run store, a checkpoint or an exported file chooses its `_target_`s. One
+    is allowed if conf/ names it, or if it is a class of `_RECORDED_PACKAGES` under its own name.
+    Recorded configs are resolved: an interpolation could hide a target from this check.
+
+    Raises:
+        ConfigError: Another target, or an interpolation; the message names its key.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            where = f"{path}.{key}".lstrip(".")
+            if key == "_target_" and not _is_allowed(item):
+                message = f"{item} is named by no file in conf/: add one for a part of your own"
+                raise ConfigError(where, message)
+            check_recorded(item, where)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            check_recorded(item, f"{path}[{number}]")
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(path, f"a recorded config has no interpolations, but this has {value}")
+
+
+@functools.cache
+def _conf_targets() -> frozenset[str]:
+    texts = (file.read_text() for file in _config_files())
+    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
+
+
+def _is_allowed(target: Any) -> bool:
+    if not isinstance(target, str):
+        return False
+    if target in _conf_targets():
+        return True
+    module, _, name = target.rpartition(".")
+    if not module.startswith(_RECORDED_PACKAGES):
+        return False
+    try:
+        part = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return inspect.isclass(part) and f"{part.__module__}.{part.__qualname__}" == target
 
 
 def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **objects: Any) -> Any:
@@ -216,10 +265,14 @@ def shared_config_digest(config: DictConfig) -> str:
     return config_hash({key: plain[key] for key in plain if key not in ("hydra", *WITHOUT_EFFECT)})
 
 
+def _config_files() -> list[Path]:
+    return [file for folder in (CONF, ROOT / "sweeps") for file in sorted(folder.rglob("*.yaml"))]
+
+
 def conf_digest() -> str:
     """A digest of the current files in conf/ and sweeps/."""
-    files = [file for folder in (CONF, ROOT / "sweeps") for file in sorted(folder.rglob("*.yaml"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    contents = b"".join(file.read_bytes() for file in _config_files())
+    return hashlib.sha256(contents).hexdigest()[:16]
 
 
 def compose_trial(payload: Mapping[str, Any]) -> DictConfig:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from src.core.config import check_targets, instantiate
+from src.core.config import instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
@@ -135,11 +135,8 @@ def find(store: Store, prefix: str) -> RecordedModel:
 
 
 def recorded_config(store: Store, run_id: str) -> DictConfig:
-    """The resolved config of a run; refused if it names a class outside trusted libraries."""
-    config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
-    assert isinstance(config, DictConfig)
-    check_targets(config)
-    return config
+    """The resolved config of a run, with its `_target_`s checked."""
+    return read_recorded(read.artifact(store, run_id, "config.yaml"))
 
 
 def _missing_net(run: pd.Series) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src.core import cli
@@ -207,14 +206,12 @@ def test_run(store: Store, run_id: str) -> dict[str, float]:
     There are none without a test split.
     """
     # torch takes seconds to import, and most reports do not test a run
-    from src.core.config import check_targets
+    from src.core.config import read_recorded
     from src.deployment.compression import origin
     from src.deployment.trained import restore
     from src.training import loop
 
-    config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
-    assert isinstance(config, DictConfig)
-    check_targets(config)
+    config = read_recorded(read.artifact(store, run_id, "config.yaml"))
     parts = loop.build(config, pretrained=False)
     parts.classifier = restore(parts.classifier, store, run_id)
     if not parts.data.has("test"):

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from src.core.config import check_targets
+from src.core.config import read_recorded
 from src.core.errors import UserError
 from src.deployment import trained
 from src.metrics.classification import probabilities
@@ -54,9 +53,7 @@ def pyfunc_model(
     Raises:
         UserError: The checkpoint is damaged, or of another net.
     """
-    config = OmegaConf.load(config_file)
-    assert isinstance(config, DictConfig)
-    check_targets(config.model)
+    config = read_recorded(Path(config_file))
     net = trained.load_checkpoint(config, classes, checkpoint).net
     model = PyfuncModel(net, list(config.model.mean), list(config.model.std))
     return model.eval(), int(config.data.image_size)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from src.core.config import check_targets, instantiate
+from src.core.config import check_recorded, instantiate
 from src.core.errors import ConfigError, UserError
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.models import precision
@@ -205,7 +205,7 @@ class Classifier(LightningModule):
         if recipe is None:
             problem = "does not say how its classifier is built; load it into one with load_weights"
             raise UserError(f"{checkpoint_path}: {problem}")
-        check_targets(recipe)
+        check_recorded(recipe)
         classifier = from_recipe(recipe, **arguments)
         tensors = content["state_dict"].values()
         if any(tensor.dtype == torch.bfloat16 for tensor in tensors):

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from src.core.config import check_targets, resolve
+from src.core.config import read_recorded, resolve
 from src.core.errors import ConfigError
 from src.data.module import DataModule
 from src.models.precision import cast_as_recorded
@@ -69,12 +68,10 @@ def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
     if problem:
         raise ConfigError(KEY, problem)
     try:
-        config = OmegaConf.load(read.artifact(store, run_id, "config.yaml"))
+        config = read_recorded(read.artifact(store, run_id, "config.yaml"))
         checkpoint = read.artifact(store, run_id, "checkpoint/best.ckpt")
     except TrackingError as error:
         raise ConfigError(KEY, f"must be the id of a run with a checkpoint: {error}") from error
-    assert isinstance(config, DictConfig)
-    check_targets(config)
     recipe = make_recipe(resolve(config.model), data.classes, int(config.data.image_size))
     classifier = from_recipe(recipe)
     cast_as_recorded(classifier.net, config)

@@ -203,8 +203,7 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
         return lambda: form.load(Path(spec["file"]), threads)
 
     # a torch net in the folder that `models.of_net` wrote: no run store is needed
-    from omegaconf import DictConfig, OmegaConf
-
+    from src.core.config import read_recorded
     from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
     from src.deployment.trained import load_checkpoint
 
@@ -212,8 +211,7 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
 
     def load_net() -> Runtime:
         description = Description.from_json((folder / "description.json").read_text(), str(folder))
-        config = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(config, DictConfig)
+        config = read_recorded(folder / "config.yaml")
         camera = load_checkpoint(config, description.classes, folder / "best.ckpt")
         runtime = EagerRuntime if spec["runtime"] == "eager" else CompiledRuntime
         return runtime(camera, description, threads)
