@@ -27,7 +27,7 @@ def config(width: int) -> DictConfig:
 
 @pytest.mark.parametrize("width", [4, 2])
 def test_a_net_is_registered_as_it_was_saved_pruned_or_not(width: int, tmp_path: Path) -> None:
-    OmegaConf.save(config(4), tmp_path / "config.yaml")
+    OmegaConf.save(config(4), tmp_path / "config.yaml", resolve=True)
     trained = nn.ModuleDict({"net": inference.build_net(config(width), CLASSES)}).eval()
     if width < 4:
         pruned_layers.mark(trained.net)
@@ -42,7 +42,7 @@ def test_a_net_is_registered_as_it_was_saved_pruned_or_not(width: int, tmp_path:
 
 
 def test_another_nets_checkpoint_is_refused(tmp_path: Path) -> None:
-    OmegaConf.save(config(4), tmp_path / "config.yaml")
+    OmegaConf.save(config(4), tmp_path / "config.yaml", resolve=True)
     save_weights(
         nn.ModuleDict({"net": inference.build_net(config(2), CLASSES)}), tmp_path / "best.ckpt"
     )
