@@ -36,15 +36,7 @@ _BOX: Any = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4
 
 
 def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Write each chart as PNG (160 dpi) and as SVG.
-
-    Args:
-        charts: From `src.reporting.charts.charts`.
-        folder: Created if it does not exist.
-
-    Returns:
-        The files, PNG before SVG.
-    """
+    """Write each chart as PNG (160 dpi) and as SVG; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with mpl.rc_context(STYLE):

@@ -65,11 +65,6 @@ def register(report: Report, reader: PredictionReader, settings: ReportSettings)
     Of a trial with several seeds the net of the first seed is registered: the best seed would be
     another choice.
 
-    Args:
-        report: With its answers.
-        reader: Of the same store.
-        settings: `register` is the name of the model, `alias` points to the version.
-
     Raises:
         UserError: No answer chose a model, or its files are missing.
     """

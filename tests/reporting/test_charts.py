@@ -38,7 +38,7 @@ def test_every_trial_with_a_quality_is_a_point_of_its_state(report):
     assert list(front.high) == list(members["quality_high"])
 
 
-def test_each_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(report):
+def test_every_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(report):
     views = charts.front(report).pictures[0].views
     for cost, view in zip(COSTS, views, strict=True):
         hidden = int(report.table.loc[report.table["quality"].notna(), cost].isna().sum())
@@ -61,7 +61,7 @@ def test_panels_are_the_objectives_and_one_latency(report):
 @pytest.mark.parametrize(
     ("direction", "best"), [("maximize", [0.5, 0.5, 0.7]), ("minimize", [0.5, 0.4, 0.4])]
 )
-def test_the_step_line_is_the_best_quality_up_to_each_cost(direction, best):
+def test_the_step_line_is_the_best_quality_up_to_a_cost(direction, best):
     report = make_report(12)
     table = charts.members(report).iloc[:3].assign(quality=[0.5, 0.4, 0.7])
     table[COSTS[0]] = [1e6, 2e6, 3e6]
@@ -93,7 +93,7 @@ def test_knee_and_chosen_runs_have_a_number_and_a_legend_entry(report):
     assert "(knee" in names
 
 
-def test_each_study_has_its_own_front_colour_and_shape(two_studies):
+def test_the_front_of_every_study_has_another_colour_and_shape(two_studies):
     every = charts.front(two_studies).pictures[0].views[0].series
     fronts = [one for one in every if one.name.startswith("front of")]
     names = [one.name.split(" (")[0] for one in fronts]
@@ -211,7 +211,7 @@ def test_progress_has_a_line_per_study_by_trials_and_by_time(two_studies):
     assert len({one.dash for one in views[0].series}) == 2
 
 
-def test_lines_run_from_each_origin_to_its_compressed_version():
+def test_lines_run_from_an_origin_to_its_compressed_version():
     report = with_compressed()
     lines = charts.origin_lines(report, COSTS[0])
     table = report.table.set_index("run_id")

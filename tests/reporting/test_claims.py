@@ -425,7 +425,7 @@ def test_results_beside_change_nothing(rows: list[dict[str, Any]], more: dict[st
         ((0.85, math.nan, math.nan), "80%", "above", None),
     ],
 )
-def test_a_claim_is_kept_or_broken_by_the_whole_interval(
+def test_a_claim_is_kept_or_broken_by_both_ends_of_an_interval(
     values: tuple[float, float, float], printed: str, relation: str, expected: bool | None
 ) -> None:
     assert agrees(Figure(*values), parse_number(printed), relation) is expected
@@ -727,7 +727,7 @@ def test_mamun_resnet50(mamun: Audit) -> None:
     assert asked == pytest.approx(30_037_824 * 133.1676)
 
 
-def test_mamun_own_arithmetic(mamun: Audit) -> None:
+def test_mamun_arithmetic(mamun: Audit) -> None:
     reduction = claim(mamun, "reduction")
     assert reduction["here"] == "97.1%"
     assert reduction["reason"] == "its own numbers: 1 - 692K / 23.9 million = 97.1%, printed 96.7%"
@@ -852,7 +852,7 @@ def test_melanoma_recall_is_decided_by_the_split_by_lesion(papers: dict[str, Pap
 
 
 @pytest.mark.parametrize("name", ["mamun2025", "sun2023"])
-def test_each_preset_is_the_system_of_the_paper(name: str, papers: dict[str, Paper]) -> None:
+def test_every_preset_is_the_system_of_the_paper(name: str, papers: dict[str, Paper]) -> None:
     systems = papers[name].systems
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         presets = {

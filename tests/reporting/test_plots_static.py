@@ -27,17 +27,31 @@ def legend(figure):
 
 
 @pytest.fixture(scope="module")
-def files(small, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures") / "deep"
-    return plots_static.write(charts.charts(small), folder)
+def written(small, tmp_path_factory, module_patch):
+    """The files of all charts, and the figures that were drawn for them."""
+    figures, draw = {}, plots_static.draw
+
+    def draw_and_keep(chart):
+        figures[chart.key] = draw(chart)
+        return figures[chart.key]
+
+    module_patch.setattr(plots_static, "draw", draw_and_keep)
+    files = plots_static.write(charts.charts(small), tmp_path_factory.mktemp("pictures") / "deep")
+    module_patch.setattr(plots_static, "draw", draw)
+    return files, figures
 
 
 @pytest.fixture(scope="module")
-def figures(small):
-    return {chart.key: drawn(chart) for chart in charts.charts(small)}
+def files(written):
+    return written[0]
 
 
-def test_each_picture_is_a_png_of_160_dpi_and_an_svg(files):
+@pytest.fixture(scope="module")
+def figures(written):
+    return written[1]
+
+
+def test_every_picture_is_a_png_of_160_dpi_and_an_svg(files):
     expected = [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
     assert [path.name for path in files] == expected
     for path in files:
@@ -111,7 +125,7 @@ def test_ten_named_points_have_numbers_that_do_not_overlap_and_a_legend(report):
         assert any(f": {label} (" in entry for entry in entries)
 
 
-def test_studies_side_by_side_have_their_own_lines(two_studies):
+def test_studies_side_by_side_have_lines_of_different_styles(two_studies):
     entries = " ".join(legend(drawn(charts.front(two_studies))))
     assert "front of dense_size" in entries
     assert "front of frontier" in entries
@@ -131,8 +145,8 @@ def test_lines_join_origins_and_compressed_models():
         if same_color(line.get_color(), style.ORIGIN.colour) and len(line.get_xdata()) == 9
     ]
     points = line.get_xydata()
-    known = points[~np.isnan(points).any(axis=1)]
-    np.testing.assert_array_equal(known.reshape(-1, 4), ends.to_numpy(dtype=float))
+    finite = points[~np.isnan(points).any(axis=1)]
+    np.testing.assert_array_equal(finite.reshape(-1, 4), ends.to_numpy(dtype=float))
     assert "origin, not a trial of this report" in legend(figure)
     assert "MB" in figure.axes[1].get_xlabel()
 

@@ -66,7 +66,7 @@ def test_of_a_step_that_a_resumed_run_wrote_twice_the_last_counts() -> None:
     assert points(learning_curves(runs, TABLE))["good"] == [(1, 0.1), (2, 0.25), (3, 0.3)]
 
 
-def test_missing_values_keep_their_place() -> None:
+def test_missing_values_keep_their_epoch() -> None:
     curves = points(learning_curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
     assert curves == {"good": [(1, 0.1), (3, 0.3)]}
 
@@ -117,6 +117,6 @@ def test_headline_metrics_are_of_the_knee_and_the_answers(report) -> None:
         ({"register": "a/b"}, "register: must be a model"),
     ],
 )
-def test_settings_that_exclude_each_other(settings, message) -> None:
+def test_settings_that_exclude_another(settings, message) -> None:
     with pytest.raises(ConfigError, match=message):
         ReportSettings(**settings)

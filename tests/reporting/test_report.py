@@ -116,7 +116,7 @@ def test_mlflow_has_the_files_the_figures_the_tags_and_a_description(
     assert "balanced accuracy" in run["tags.mlflow.note.content"]
 
 
-def test_the_registered_model_predicts_and_has_a_card_in_its_own_store(
+def test_the_registered_model_predicts_and_has_a_card_in_the_same_store(
     folder: Path, store: Store, reported: str
 ) -> None:
     version = store.client.get_model_version_by_alias("derm", "champion")
