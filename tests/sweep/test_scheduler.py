@@ -158,7 +158,7 @@ def test_n_trials_is_the_total_over_sessions(setup: FastSetup) -> None:
 
 def test_excluded_cells_are_not_run_and_belong_to_the_definition(setup: FastSetup) -> None:
     assert run(replace(setup, exclude=["a=2"]))[1] == [cell for cell in CELLS if cell[0] != "a=2"]
-    with pytest.raises(UserError, match="exclude: it has none, not b=5"):
+    with pytest.raises(UserError, match="newly excluded: b=5"):
         run(replace(setup, exclude=["a=2", "b=5"]))
 
 

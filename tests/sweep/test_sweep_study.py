@@ -123,7 +123,7 @@ def test_another_definition_is_refused(
         ),
         (["w=8,16"], {}, "b: was choice(1,2), is no longer swept"),
         (["b=1,2", "w=8,16"], {}, "order: it has w, b, not b, w"),
-        (["w=8,16", "b=1,2"], {"exclude": ["w=8 b=1"]}, "exclude: it has none, not w=8 b=1"),
+        (["w=8,16", "b=1,2"], {"exclude": ["w=8 b=1"]}, "newly excluded: w=8 b=1"),
         (["w=8,16", "+b=1,2"], {}, "b: was choice(1,2), is choice(1,2) as +b"),
         (
             ["w=8,16"],
