@@ -46,9 +46,13 @@ class GradCam:
     """
 
     def __init__(self, camera: CameraNet, size: int) -> None:
-        self._device = camera.mean.device
-        scores = _Scores(copy.deepcopy(camera)).eval()
+        self._device, net = camera.mean.device, copy.deepcopy(camera)
         maps: list[tuple[nn.Module, tuple[int, int]]] = []
+
+        def scores(images: Tensor) -> Tensor:
+            """A logit per class; a single one speaks for class 1, its negative for class 0."""
+            logits = net.logits(images)
+            return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
         def note(module: nn.Module, inputs: object, output: Tensor) -> None:
             # gates of squeeze-and-excitation give single values
@@ -56,7 +60,7 @@ class GradCam:
                 maps.append((module, (output.shape[2], output.shape[3])))
 
         hooks = []
-        for part in scores.modules():
+        for part in net.modules():
             if hasattr(part, "inplace"):
                 part.inplace = False  # type: ignore[assignment]  # it would overwrite the map
             if isinstance(part, nn.Conv2d):
@@ -83,18 +87,6 @@ class GradCam:
         evidence = self._method.attribute(images, targets, relu_attributions=True)
         assert isinstance(evidence, Tensor)
         return evidence.detach()[:, 0].float().cpu().numpy()
-
-
-class _Scores(nn.Module):
-    """One logit per class; a single logit speaks for class 1, its negative for class 0."""
-
-    def __init__(self, camera: CameraNet) -> None:
-        super().__init__()
-        self.camera = camera
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.camera.logits(images)
-        return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def relative(maps: Maps, side: int) -> Maps:

@@ -122,7 +122,7 @@ def find(store: Store, prefix: str) -> RecordedModel:
     nets = []
     for member in trained:
         run_id = str(member["run_id"])
-        deployed = bool(store.client.list_artifacts(run_id, DEPLOYED))
+        deployed = bool(read.artifacts(store, run_id, DEPLOYED))
         if not deployed:
             read.artifact(store, run_id, "checkpoint")  # an error if there is none
         nets.append(RecordedNet(run_id, _tag(member, "seed"), deployed))
@@ -166,10 +166,9 @@ def single(store: Store, prefix: str) -> RecordedModel:
 def deployed_file(store: Store, run_id: str) -> Path | None:
     """The model file of a compressed run; None if its model is a checkpoint."""
     suffixes = {form.suffix for form in FORMATS.values()}
-    for item in store.client.list_artifacts(run_id, DEPLOYED):
-        if Path(item.path).suffix in suffixes:
-            return read.artifact(store, run_id, item.path)
-    return None
+    names = read.artifacts(store, run_id, DEPLOYED)
+    name = next((name for name in names if Path(name).suffix in suffixes), None)
+    return read.artifact(store, run_id, name) if name else None
 
 
 def class_names(store: Store, run: RecordedModel) -> list[str]:

@@ -1,6 +1,5 @@
 """Latency in single-stream turns with percentiles, cold start, memory and energy of models."""
 
-import contextlib
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -79,7 +78,7 @@ class WorkerFailed(Exception):  # noqa: N818  not an error of ours: a row's reas
 
 
 class WorkerProcess:
-    """A process that holds one model; a context manager that ends the process.
+    """A process that holds one model.
 
     Attributes:
         hello: The worker's message after its first query, see `worker.Session.hello`.
@@ -96,7 +95,7 @@ class WorkerProcess:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.jpeg: Path | None = None
         self._memory_mb = spec.get("memory_mb")
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  see `end`
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  see `close`
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         pools = dict.fromkeys(THREAD_POOLS, str(spec["threads"]))
         began = time.perf_counter()
@@ -111,7 +110,7 @@ class WorkerProcess:
         try:
             self.hello = self._answer()
         except BaseException:
-            self.end()
+            self.close()
             raise
         self.cold_start_s = time.perf_counter() - began
 
@@ -134,9 +133,9 @@ class WorkerProcess:
         answer = self._ask(do="turn", untimed=untimed, timed=timed)
         return np.array(answer["ns"], dtype=float) / 1e6, answer["cpu_ns"] / 1e6
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Let the process end; kill it after ten seconds."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()
         try:
@@ -185,12 +184,6 @@ class WorkerProcess:
         if self._memory_mb and "emulation" not in reason:
             reason = f"{reason} (under memory_mb={self._memory_mb}, emulation)"
         return WorkerFailed(reason)
-
-    def __enter__(self) -> "WorkerProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
 
 @dataclass
@@ -321,7 +314,7 @@ def measure(
     rows = [BenchmarkRow(m.label, m.runtime, m.run_id, m.model, reason=m.reason) for m in models]
     energy = Rapl()
     with ExitStack() as stack:
-        with contextlib.suppress(ImportError):  # a device without torch has nothing to wait for
+        with suppress(ImportError):  # a device without torch has nothing to wait for
             from src.efficiency.latency import alone, shared_lock
 
             stack.enter_context(alone(shared_lock()))
@@ -393,9 +386,9 @@ def _start(
                     continue
                 hellos[n].append(worker.hello | {"cold_start_s": worker.cold_start_s})
                 if repeat + 1 == settings.cold_starts:
-                    workers[n] = stack.enter_context(worker)
+                    workers[n] = stack.enter_context(closing(worker))
                 else:
-                    worker.end()
+                    worker.close()
     for n in workers:
         row, first = rows[n], hellos[n][0]
         description = Description.from_json(first["description"], row.label)

@@ -69,7 +69,7 @@ def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: S
         raise ConfigError("origin", f"{origin.model.get('name')} {problem}")
     # A pruned net can be compressed further. One in bfloat16 or in a file cannot.
     kind = str((origin.get("compression") or {}).get("name", "none"))
-    if kind == KIND or store.client.list_artifacts(run_id, trained.DEPLOYED):
+    if kind == KIND or read.artifacts(store, run_id, trained.DEPLOYED):
         problem = f"{run_id} is compressed already ({kind})"
         raise ConfigError("origin", f"{problem}; take its origin, {origin.get('origin')}")
     typed = [_key(override) for override in overrides]

@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_a_process_that_is_killed_or_waited_for_in_vain(
     onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = {"runtime": "onnx", "file": str(onnx_file), "threads": 1, "batch": 1}
-    with WorkerProcess(spec) as worker:
+    with closing(WorkerProcess(spec)) as worker:
         monkeypatch.setattr(worker._process, "stdout", InterruptedPipe())
         with pytest.raises(KeyboardInterrupt):
             worker.turn(0, 1)
@@ -283,7 +284,7 @@ def test_a_process_that_is_killed_or_waited_for_in_vain(
             timer.join(5)
             assert not timer.is_alive()  # a timer would keep this process waiting
     assert worker._process.returncode is not None
-    with WorkerProcess(spec) as worker:
+    with closing(WorkerProcess(spec)) as worker:
         worker._process.kill()
         with pytest.raises(WorkerFailed, match="SIGKILL"):
             worker.turn(0, 1)
