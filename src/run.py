@@ -150,10 +150,7 @@ def describe_inputs(
     config: DictConfig, overrides: Sequence[str], parts: loop.RunParts, run: Run, folder: Path
 ) -> None:
     """Log the inputs before anything is trained: config, environment, data, contact sheet."""
-    config = config.copy()
-    if config.tracking.get("uri"):
-        config.tracking.uri = masked(str(config.tracking.uri))
-    run.text(OmegaConf.to_yaml(config, resolve=True), "config.yaml")
+    run.text(OmegaConf.to_yaml(public(resolve(config))), "config.yaml")
     run.text("\n".join(map(masked, overrides)) + "\n", "overrides.txt")
     run.text(json.dumps(environment(), indent=2), "environment.json")
     data = parts.data

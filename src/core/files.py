@@ -28,15 +28,13 @@ def atomic_file(path: Path, what: str = "the file", make_folder: bool = False) -
     Raises:
         UserError: The file cannot be written: no such folder, no permission, or the disk is full.
     """
-    try:
+    with _writing(path, what):
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             draft = Path(folder) / path.name
             yield draft
             draft.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: {what} cannot be written there ({error})") from error
 
 
 @contextmanager
@@ -52,7 +50,7 @@ def atomic_folder(folder: Path, what: str, key: str = "folder") -> Iterator[Path
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     former = folder.with_name(f"{draft.name}.former")
     try:
-        with _writing(folder, what, key):
+        with _writing(f"{key}={folder.parent}", what):
             draft.mkdir(parents=True)
             yield draft
             if folder.exists():
@@ -64,12 +62,11 @@ def atomic_folder(folder: Path, what: str, key: str = "folder") -> Iterator[Path
 
 
 @contextmanager
-def _writing(folder: Path, what: str, key: str) -> Iterator[None]:
+def _writing(where: Path | str, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"{key}={folder.parent}: {what} cannot be written there ({error})"
-        raise UserError(message) from error
+        raise UserError(f"{where}: {what} cannot be written there ({error})") from error
 
 
 def refuse_unwritable(folder: Path, what: str, key: str = "folder") -> None:
@@ -77,7 +74,7 @@ def refuse_unwritable(folder: Path, what: str, key: str = "folder") -> None:
 
     A UserError if the parent folder cannot be created or written, or `folder` is a file.
     """
-    with _writing(folder, what, key):
+    with _writing(f"{key}={folder.parent}", what):
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder.parent).close()
         if folder.exists() and not folder.is_dir():

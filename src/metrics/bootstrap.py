@@ -184,7 +184,7 @@ def isic_balanced_accuracy(predictions: Predictions) -> Statistics:
     top = predictions.probability == predictions.probability.max(axis=2, keepdims=True)
     right = top[:, np.arange(len(predictions.target)), predictions.target] & (top.sum(axis=2) == 1)
     labels = range(len(predictions.classes))
-    return mean_recall(predictions, right, labels, "isic_balanced_accuracy")
+    return mean_recall(predictions, right, labels, f"isic_{registry.PRIMARY}")
 
 
 def evaluate(predictions: Predictions, *statistics: Statistics) -> np.ndarray:

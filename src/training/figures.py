@@ -115,21 +115,21 @@ def draw_contact_sheet(before: Mapping[str, Images], after: Mapping[str, Images]
     columns = max([1, *(len(images) for block in (before, after) for images in block.values())])
     label_width = round(max([0.0, *(font.getlength(label) for label in before)])) + 2 * GAP
     block_width = columns * (CELL + GAP) - GAP
-    lefts = [MARGIN + label_width, MARGIN + label_width + block_width + 2 * MARGIN]
-    width = lefts[1] + max(block_width, round(font.getlength(HEADINGS[1]))) + MARGIN
+    starts = [MARGIN + label_width, MARGIN + label_width + block_width + 2 * MARGIN]
+    width = starts[1] + max(block_width, round(font.getlength(HEADINGS[1]))) + MARGIN
     top = MARGIN + 2 * TEXT
     sheet = Image.new("RGB", (width, top + len(before) * (CELL + GAP) - GAP + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
-    for left, heading in zip(lefts, HEADINGS, strict=True):
-        pen.text((left, MARGIN), heading, fill="black", font=font)
+    for start, heading in zip(starts, HEADINGS, strict=True):
+        pen.text((start, MARGIN), heading, fill="black", font=font)
     for row, label in enumerate(before):
         y = top + row * (CELL + GAP)
         pen.text((MARGIN, y + CELL // 2), label, fill="black", font=font, anchor="lm")
-        for left, images in zip(lefts, (before[label], after[label]), strict=True):
+        for start, images in zip(starts, (before[label], after[label]), strict=True):
             for column, pixels in enumerate(images):
                 # small images are enlarged without smoothing: the pixels are what the net sees
                 image = Image.fromarray(pixels)
                 small = max(image.size) <= CELL
                 method = Image.Resampling.NEAREST if small else Image.Resampling.BOX
-                sheet.paste(image.resize((CELL, CELL), method), (left + column * (CELL + GAP), y))
+                sheet.paste(image.resize((CELL, CELL), method), (start + column * (CELL + GAP), y))
     return sheet

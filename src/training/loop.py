@@ -234,16 +234,16 @@ def measure(
     config: DictConfig,
     classifier: Classifier,
     run: Run,
-    known: Mapping[str, float | None] | None = None,
+    replacements: Mapping[str, float | None] | None = None,
 ) -> None:
     """Measure the cost of the trained net side by side with the reference net, and log it.
 
-    Values `known` by recorded name replace measured ones; None: not measurable, omitted.
+    Replacements, by recorded name, are logged in place of measured values; None: not measurable.
     """
     profiler = instantiate(config.efficiency, "efficiency")
     device = training_device(config)
     profile = profiler.profile(classifier.net, classifier.image_size, device)
-    metrics = {**profile.metrics, **(known or {})}
+    metrics = {**profile.metrics, **(replacements or {})}
     run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
     uncounted = [

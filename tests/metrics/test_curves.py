@@ -23,132 +23,104 @@ from torchmetrics.functional.classification import (
 )
 
 from src.metrics import curves
-from src.metrics.bootstrap import (
-    curve_statistics,
-    estimates,
-    evaluate,
-    gather,
-    intervals,
-    isic_balanced_accuracy,
-)
+from src.metrics.bootstrap import curve_statistics, estimates, evaluate, gather, intervals
+from src.metrics.bootstrap import isic_balanced_accuracy as balanced_accuracy
 from src.metrics.settings import AuditSettings
 
+Case = tuple[np.ndarray, np.ndarray]  # scores, and which images are of the class
 
-def of(
+
+def value(
     curve: curves.Curve, score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """A statistic where every image is a group of its positive."""
-    ranking = curves.RocCurve(score, positive, np.arange(len(positive)), len(positive))
+    """A statistic where the groups are the images."""
+    roc = curves.RocCurve(score, positive, np.arange(len(positive)), len(positive))
     weights = np.ones(len(positive)) if weights is None else weights
-    return float(curve(*ranking.counts(weights[:, None]))[0])
+    return float(curve(*roc.counts(weights[:, None]))[0])
 
 
 @given(scored(), st.integers(0, 10**6))
-@settings(max_examples=40)
-def test_areas_are_those_of_scikit_learn_with_weights_and_ties(
-    case: tuple[np.ndarray, np.ndarray], seed: int
-) -> None:
+@settings(max_examples=30)
+def test_areas_are_those_of_scikit_learn_with_weights_and_ties(case: Case, seed: int) -> None:
     score, positive = case
     weights = np.random.default_rng(seed).integers(0, 3, size=len(positive)).astype(float)
     weights[:2] = 1
-    assert of(curves.area, score, positive, weights) == pytest.approx(
-        roc_auc_score(positive, score, sample_weight=weights)
-    )
+    expected = roc_auc_score(positive, score, sample_weight=weights)
+    assert value(curves.area, *case, weights) == pytest.approx(expected)
     expected = average_precision_score(positive, score, sample_weight=weights)
-    assert of(curves.average_precision, score, positive, weights) == pytest.approx(expected)
+    assert value(curves.average_precision, *case, weights) == pytest.approx(expected)
 
 
 @given(scored())
-@settings(max_examples=40)
-def test_pauc_is_the_isic_2024_metric(case: tuple[np.ndarray, np.ndarray]) -> None:
-    score, positive = case
+@settings(max_examples=30)
+def test_pauc_is_the_isic_2024_metric(case: Case) -> None:
     # the partial area of the reverse problem, scikit-learn's correction undone
-    corrected = roc_auc_score(~positive, -score, max_fpr=0.2)
-    assert of(curves.pauc, score, positive) == pytest.approx(
-        0.02 + 0.18 / 0.5 * (corrected - 0.5), abs=1e-12
-    )
+    corrected = roc_auc_score(~case[1], -case[0], max_fpr=0.2)
+    expected = 0.02 + 0.18 / 0.5 * (corrected - 0.5)
+    assert value(curves.pauc, *case) == pytest.approx(expected, abs=1e-12)
 
 
 def test_partial_areas_by_hand() -> None:
     positive = np.array([True] * 5 + [False] * 5)
-    perfect, constant, reverse = positive.astype(float), np.ones(10), (~positive).astype(float)
-    assert [
-        of(curves.pauc, score, positive) for score in (perfect, constant, reverse)
-    ] == pytest.approx([0.2, 0.02, 0.0])
-    # chance: the triangle of 0.2 x 0.2 on a block of 0.2 x 0.8
-    areas = [
-        of(curves.area_above_sensitivity, score, positive) for score in (perfect, constant, reverse)
-    ]
-    assert areas == pytest.approx([1.0, 0.18, 0.0])
     # four of five first, two others, the fifth, three others: the curve steps at 1 - specificity
     # 0.4 from 0.8 to 1
     stepped = np.array([10, 9, 8, 7, 4, 6, 5, 3, 2, 1], dtype=float)
-    assert of(curves.pauc, stepped, positive) == pytest.approx(0.6 * 0.2)
-    assert of(curves.area_above_sensitivity, stepped, positive) == pytest.approx(0.4 * 0.8 + 0.6)
+    scores = [positive.astype(float), np.ones(10), (~positive).astype(float), stepped]
+    areas = [value(curves.pauc, score, positive) for score in scores]
+    assert areas == pytest.approx([0.2, 0.02, 0.0, 0.6 * 0.2])
+    # chance: the triangle of 0.2 x 0.2 on a block of 0.2 x 0.8
+    areas = [value(curves.area_above_sensitivity, score, positive) for score in scores]
+    assert areas == pytest.approx([1.0, 0.18, 0.0, 0.4 * 0.8 + 0.6])
 
 
 @given(scored(), st.sampled_from([0.05, 0.5, 0.8, 0.9, 0.95]))
-@settings(max_examples=40)
-def test_fixed_points_are_those_of_torchmetrics(
-    case: tuple[np.ndarray, np.ndarray], least: float
-) -> None:
-    score, positive = case
-    scores, target = torch.tensor(score, dtype=torch.float64), torch.tensor(positive).long()
-    best, _ = binary_sensitivity_at_specificity(scores, target, min_specificity=least)
-    assert of(partial(curves.sensitivity_at, least), score, positive) == pytest.approx(
-        float(best), abs=1e-6
-    )
-    best, _ = binary_specificity_at_sensitivity(scores, target, min_sensitivity=least)
-    assert of(partial(curves.specificity_at, least), score, positive) == pytest.approx(
-        float(best), abs=1e-6
-    )
+@settings(max_examples=30)
+def test_fixed_points_are_those_of_torchmetrics(case: Case, least: float) -> None:
+    tensors = torch.tensor(case[0], dtype=torch.float64), torch.tensor(case[1]).long()
+    best, _ = binary_sensitivity_at_specificity(*tensors, min_specificity=least)
+    point = value(partial(curves.sensitivity_at, least), *case)
+    assert point == pytest.approx(float(best), abs=1e-6)
+    best, _ = binary_specificity_at_sensitivity(*tensors, min_sensitivity=least)
+    point = value(partial(curves.specificity_at, least), *case)
+    assert point == pytest.approx(float(best), abs=1e-6)
 
 
 def test_a_rate_that_is_just_reached_counts() -> None:
     positive = np.array([True] * 100 + [False] * 100)
     score = np.concatenate([np.arange(100, 200), np.arange(100)]).astype(float)
-    score[7:100] = -np.arange(1, 94)  # seven first... of the class, the others of it last
+    score[7:100] = -np.arange(1, 94)  # seven of the class first, its others last
     score[:7] = 1000
     # 0.07 * 100 is a bit more than 7 in floating point
-    assert of(partial(curves.specificity_at, 0.07), score, positive) == 1
-    assert of(partial(curves.sensitivity_at, 0.95), score, positive) == 0.07
+    assert value(partial(curves.specificity_at, 0.07), score, positive) == 1
+    assert value(partial(curves.sensitivity_at, 0.95), score, positive) == 0.07
+
+
+FIXED = curves.fixed_points((0.9, 0.975))
 
 
 @given(scored())
-@settings(max_examples=40)
-def test_only_the_order_of_scores_counts(case: tuple[np.ndarray, np.ndarray]) -> None:
+@settings(max_examples=30)
+def test_only_the_order_of_scores_counts(case: Case) -> None:
     score, positive = case
-    for curve in (
-        *curves.CURVES.values(),
-        partial(curves.sensitivity_at, 0.9),
-        partial(curves.specificity_at, 0.8),
-    ):
-        assert of(curve, np.exp(3 * score) - 5, positive) == of(curve, score, positive)
-    assert of(curves.area, -score, positive) == pytest.approx(1 - of(curves.area, score, positive))
+    for curve in (curves.CURVES | FIXED).values():
+        assert value(curve, np.exp(3 * score) - 5, positive) == value(curve, score, positive)
+    reverse = value(curves.area, -score, positive)
+    assert reverse == pytest.approx(1 - value(curves.area, score, positive))
 
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_one_kind_of_images_defines_no_area(kind: bool) -> None:
     score, positive = np.array([0.1, 0.2, 0.3]), np.full(3, kind)
-    for curve in (
-        curves.area,
-        curves.pauc,
-        curves.area_above_sensitivity,
-        partial(curves.sensitivity_at, 0.9),
-    ):
-        assert np.isnan(of(curve, score, positive))
-    assert of(curves.average_precision, score, positive) == pytest.approx(
-        1.0 if kind else np.nan, nan_ok=True
-    )
+    areas = [curves.area, curves.pauc, curves.area_above_sensitivity]
+    for curve in (*areas, FIXED["sensitivity_at_spec90"]):
+        assert np.isnan(value(curve, score, positive))
+    precision = value(curves.average_precision, score, positive)
+    assert precision == pytest.approx(1.0 if kind else np.nan, nan_ok=True)
 
 
 def test_fixed_statistics_are_named_by_per_cent() -> None:
-    assert list(curves.fixed_points((0.9, 0.975))) == [
-        "sensitivity_at_spec90",
-        "sensitivity_at_spec97.5",
-        "specificity_at_sens90",
-        "specificity_at_sens97.5",
-    ]
+    rates = ("sensitivity_at_spec", "specificity_at_sens")
+    assert list(FIXED) == [f"{rate}{percent}" for rate in rates for percent in ("90", "97.5")]
 
 
 def test_intervals_are_those_of_the_other_bootstrap() -> None:
@@ -178,10 +150,8 @@ def test_the_area_below_the_points_is_the_auroc() -> None:
     predictions = gather(made_up(4))
     points = curves.roc(predictions)
     for name in predictions.classes:
-        areas = evaluate(predictions, curve_statistics(predictions, name, {"auroc": curves.area}))[
-            :, 0
-        ]
-        for seed, area in enumerate(areas):
+        statistics = curve_statistics(predictions, name, {"auroc": curves.area})
+        for seed, area in enumerate(evaluate(predictions, statistics)[:, 0]):
             rows = points[(points["class"] == name) & (points["seed"] == seed)]
             assert auc(rows["false_positive_rate"], rows["sensitivity"]) == pytest.approx(area)
 
@@ -191,13 +161,12 @@ def test_a_point_is_what_its_threshold_gives() -> None:
     predictions = gather(tables)
     positive = (tables[1]["label"] == "mel").to_numpy()
     score = tables[1]["p/mel"].to_numpy()
-    for row in curves.roc(predictions).query("`class` == 'mel' and seed == 1").itertuples():
+    of_net = "`class` == 'mel' and seed == 1"
+    for row in curves.roc(predictions).query(of_net).itertuples():
         passed = score >= row.threshold
         rates = (passed[~positive].mean(), passed[positive].mean())
         assert (row.false_positive_rate, row.sensitivity) == pytest.approx(rates)
-    for row in (
-        curves.precision_recall(predictions).query("`class` == 'mel' and seed == 1").itertuples()
-    ):
+    for row in curves.precision_recall(predictions).query(of_net).itertuples():
         passed = score >= row.threshold
         assert row.recall == pytest.approx(passed[positive].mean())
         assert row.precision == pytest.approx(positive[passed].mean() if passed.any() else 1)
@@ -226,13 +195,8 @@ def test_a_class_without_images_has_no_curve() -> None:
     assert set(curves.roc(predictions)["class"]) == {"bkl", "mel"}
     alone = gather([table[table["label"] == "mel"] for table in tables])
     assert curves.roc(alone).empty
-    assert list(curves.precision_recall(alone)) == [
-        "class",
-        "seed",
-        "recall",
-        "precision",
-        "threshold",
-    ]
+    columns = ["class", "seed", "recall", "precision", "threshold"]
+    assert list(curves.precision_recall(alone)) == columns
     assert np.isinf(curves.precision_recall(predictions)["threshold"]).sum() == 4
 
 
@@ -266,11 +230,11 @@ def test_isic_scores_are_those_of_the_package() -> None:
     expected = PER_CATEGORY.assign(macro_average=PER_CATEGORY.mean(axis=1)).T
     np.testing.assert_allclose(scores[NAMES], expected)
     # a: 2 of 4 (one of the others is undecided), b: 3 of 5, c: 1 of 3 (one undecided)
-    balanced = evaluate(predictions, isic_balanced_accuracy(predictions)).item()
+    balanced = evaluate(predictions, balanced_accuracy(predictions)).item()
     assert balanced == pytest.approx((2 / 4 + 3 / 5 + 1 / 3) / 3)
     table = undecided()
     predictions = gather([table[table["label"] != "c"]])
-    balanced = evaluate(predictions, isic_balanced_accuracy(predictions)).item()
+    balanced = evaluate(predictions, balanced_accuracy(predictions)).item()
     assert balanced == pytest.approx((2 / 4 + 3 / 5) / 2)
     row = curves.isic_scores(predictions).set_index("class").loc["c"]
     assert row["sensitivity"] == row["ppv"] == row["dice"] == row["npv"] == 1
@@ -309,6 +273,6 @@ def test_the_installed_package_agrees(seed: int, classes: int, images: int) -> N
     np.testing.assert_allclose(
         scores.loc[names].to_numpy(float), score.per_category.to_numpy(float)
     )
-    assert evaluate(predictions, isic_balanced_accuracy(predictions)).item() == pytest.approx(
+    assert evaluate(predictions, balanced_accuracy(predictions)).item() == pytest.approx(
         score.aggregate["balanced_accuracy"]
     )
