@@ -144,7 +144,7 @@ def render(
         events: Lines, the newest last.
         elapsed: Seconds since the start of the session.
         width: Available columns; at most 100 are used.
-        rows: Running trials that are listed; of the others the number is shown.
+        rows: Running trials that are listed; of the others the count is shown.
     """
     width = min(width, WIDTH)
     aims = ", ".join(f"{each.direction} {_label(each.metric)}" for each in status.objectives)

@@ -54,10 +54,7 @@ def cell_of(trial: FrozenTrial) -> Overrides:
 class TrialProposals:
     """Proposes the trials to run; draws that need not be run are told to the study at once.
 
-    Args:
-        study: The study to ask.
-        space: Its search space.
-        is_grid: Whether the cells come in order instead of from the sampler.
+    Of a grid the cells come in order instead of from the sampler.
     """
 
     def __init__(self, study: optuna.Study, space: Space, is_grid: bool) -> None:
@@ -87,10 +84,7 @@ class TrialProposals:
         self._n_enqueued += 1
 
     def next(self, running: Collection[Overrides]) -> tuple[optuna.Trial, Cell] | None:
-        """The next trial to run; None at the end of a grid, or if all other cells are running.
-
-        Args:
-            running: Cells of the running trials.
+        """The next trial to run; None at the end of a grid, or if all other cells are `running`.
 
         Raises:
             UserError: The sampler draws only excluded or finished cells of an uncountable space.
@@ -393,7 +387,7 @@ class Scheduler:
         """Enqueue a retry if there is one, close the run in MLflow, tell Optuna, update the status.
 
         Args:
-            trial: The trial.
+            trial: As stored some time ago.
             outcome: Replaced by the committed outcome if there is one by now.
             in_order: Whether the trial's process closed its run itself.
             seconds: Duration, if it was started in this session.

@@ -50,9 +50,7 @@ class Connection(sqlite3.Connection):
 def set_journal(file: Path, busy_seconds: float) -> None:
     """Set the journal mode of a SQLite database that suits its disk; SQLite stores it in the file.
 
-    Args:
-        file: The database.
-        busy_seconds: How long to wait for other users; after that the mode stays as it is.
+    After waiting `busy_seconds` for other users the mode stays as it is.
     """
     mode = "wal" if is_local(file) else "delete"
     with contextlib.closing(sqlite3.connect(file, timeout=busy_seconds)) as connection:
@@ -141,7 +139,7 @@ def attach(
     Args:
         url: Of a database that `open_storage` has opened before.
         study_name: The study of the trial.
-        trial_id: Optuna's id of the trial, not its number.
+        trial_id: Optuna's id, not its number.
         pruner: Used by `should_prune`; None never prunes.
 
     Raises:
@@ -177,9 +175,9 @@ def ownership(url: str, study_name: str) -> Iterator[Callable[[], bool]]:
     """
     url = resolve_url(url)
     stack = contextlib.ExitStack()
+    lock = _lock_file if url.startswith("sqlite:") else _lock_server
     try:
         with _one_line_errors(url):
-            lock = _lock_file if url.startswith("sqlite:") else _lock_server
             is_held = lock(url, study_name, stack)
         yield is_held
     finally:
@@ -198,9 +196,9 @@ def _lock_file(url: str, study_name: str, stack: contextlib.ExitStack) -> Callab
         with contextlib.suppress(OSError, ValueError):
             owner = json.loads(note.read_text())
         raise _refused(study_name, **owner) from None
-    since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    owner = {"host": socket.gethostname(), "pid": os.getpid()}
+    owner["since"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     with atomic_file(note) as draft:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         draft.write_text(json.dumps(owner))
     stack.callback(note.unlink, missing_ok=True)
     return lambda: lock.is_locked

@@ -80,10 +80,7 @@ class TrialContext:
         self.trial.set_user_attr("run_id", run_id)
 
     def known_cost(self, metrics: Mapping[str, float]) -> None:
-        """Check the limits of metrics that are known before training.
-
-        Args:
-            metrics: By their names in the run record.
+        """Check the limits of metrics, by their names in the run record, known before training.
 
         Raises:
             OverLimit: A limit is broken: the trial must not be trained.
@@ -114,10 +111,7 @@ class TrialContext:
             self._pruner.check_trial(self.trial, epochs, metrics, self._best, self._cost)
 
     def resumed(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Report the metrics of each epoch of an earlier try that this one continues.
-
-        Nothing is pruned for them.
-        """
+        """Report the metrics of each epoch of an earlier try; nothing is pruned for them."""
         for epoch, metrics in enumerate(history, 1):
             self._best.add(epoch, metrics)
 
@@ -148,10 +142,7 @@ class TrialContext:
             raise records.Pruned(f"after {n_seeds} of {n_repeats} seeds: {problem}")
 
     def commit(self, metrics: Mapping[str, float]) -> None:
-        """Store that the trial is complete: from here on it counts.
-
-        Args:
-            metrics: All recorded metrics, by the run record's names.
+        """Store that the trial is complete, with all its metrics: from here on it counts.
 
         Raises:
             WrongReturnError: An objective is missing, or a value is no number.
@@ -186,8 +177,8 @@ class TrialContext:
         from src.sweep.study import needed
 
         if not isinstance(metrics, Mapping):
-            problem = f"the trial must return its metrics by name, but returned {metrics!r}"
-            raise WrongReturnError(problem[:300])
+            problem = f"the trial must return its metrics by name, but returned {metrics!r}"[:300]
+            raise WrongReturnError(problem)
         try:
             values = {str(name): float(value) for name, value in metrics.items()}
         except (TypeError, ValueError) as error:

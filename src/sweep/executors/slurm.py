@@ -35,11 +35,9 @@ class SlurmExecutor(base.Executor):
         cluster: "slurm", or "local" to try the jobs on this machine.
         folder: Where submitit keeps its files, on a shared disk; None: `submitit` in the trial's
             folder.
-        partition: The partition; None: the cluster's default.
+        partition: None: the cluster's default, as for `mem_gb`.
         timeout_min: Minutes after which Slurm ends a job.
-        mem_gb: Memory of a job; None: the cluster's default.
         cpus_per_task: Cores of a job; also its torch threads.
-        gpus_per_node: GPUs of a job.
         setup: Shell commands before a trial, such as "module load cuda".
         options: More of submitit's parameters, such as `slurm_account`.
         entry: See `Executor`.
