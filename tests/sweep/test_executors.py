@@ -550,18 +550,5 @@ def test_refused_devices(devices, message: str) -> None:
         local_slots(1, devices, 1, None, ["0", "1"], 8)
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("max 100000\n", 4), ("200000 100000\n", 2), ("150000 100000", 2), ("50000 100000", 1)],
-)
-def test_quota_of_a_container(
-    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(base, "_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    assert base.usable_cores() == cores
-
-
 def test_this_machine_has_a_slot() -> None:
     assert LocalExecutor().slots >= 1

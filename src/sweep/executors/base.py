@@ -4,7 +4,6 @@ import contextlib
 import faulthandler
 import gc
 import importlib
-import math
 import os
 import signal
 import sys
@@ -23,7 +22,6 @@ from src.sweep.records import EndedTask, Slot, Task
 ENTRY = "src.sweep.trial:main"
 TERMINATED = 128 + signal.SIGTERM
 _KILLED_SECONDS = 30.0  # within which a killed process disappears
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Executor(ABC):
@@ -248,16 +246,6 @@ def visible_devices(variable: str | None, count: int) -> list[str]:
     if variable is None:
         return [str(number) for number in range(count)]
     return [name.strip() for name in variable.split(",") if name.strip()][:count]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group's quota."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no quota, or "max"
-        granted, period = map(int, _QUOTA.read_text().split())
-        cores = min(cores, math.ceil(granted / period))
-    return max(1, cores)
 
 
 def run(task: Task, entry: str) -> int:

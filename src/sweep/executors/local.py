@@ -16,6 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Annotated, Literal
 
+import joblib
 from annotated_types import Ge
 
 import src
@@ -63,8 +64,8 @@ class LocalExecutor(base.Executor):
             # Asks the driver's management library, which starts no CUDA in this process.
             count = torch.cuda.device_count()
             visible = base.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), count)
-        cores = base.usable_cores()
-        slots = base.local_slots(n_jobs, devices, trials_per_device, threads, visible, cores)
+        options = n_jobs, devices, trials_per_device, threads, visible
+        slots = base.local_slots(*options, cores=joblib.cpu_count())  # knows a container's quota
         super().__init__(slots, entry)
         self._modules = None if preload is None else [*base.MODULES, *preload]
         self._context = multiprocessing.get_context("forkserver")

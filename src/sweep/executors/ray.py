@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import joblib
 from annotated_types import Ge, Gt
 
 from src.core.errors import ConfigError, DependencyError, UserError
@@ -81,7 +82,7 @@ class RayExecutor(base.Executor):
             arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if self._address is None:
                 n_cpus = math.ceil((self._n_jobs or 1) * self._needs["CPU"])
-                cores = max(base.usable_cores(), n_cpus)
+                cores = max(joblib.cpu_count(), n_cpus)
                 arguments |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
             else:
                 arguments["address"] = self._address
