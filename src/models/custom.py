@@ -23,8 +23,7 @@ class CustomCNN(nn.Module):
 
     Args:
         image_size: Side of the square input, px.
-        outputs: Number of logits.
-        width: Channels of the first convolution; each later one has twice as many.
+        width: Channels of the first convolution; every later one has twice as many.
         depth: Number of blocks.
         padding: Zeros around the input of each convolution, px; 0 shrinks the map by 2, 1 keeps
             its size.

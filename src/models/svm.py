@@ -163,11 +163,9 @@ class RadiomicsSVM(nn.Module):
 
     Args:
         outputs: Decision values: 1 for two classes, else one per class, each against the rest.
-        descriptors: Which of "hu", "haralick", "histogram".
         bins: Intervals per channel of the histogram.
-        kernels: Kernels to try: linear, poly (degree 3), rbf, sigmoid.
+        kernels: Kernels to try; poly has degree 3.
         costs: Values of C to try.
-        folds: Of the cross-validation.
         score: The mean of this score over the folds chooses kernel and C.
         max_samples: Largest number of training images; drawn with the share of every class.
         clip: Whether features of other images are clipped to the range of the training images.
