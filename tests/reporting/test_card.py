@@ -150,7 +150,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Runs
     for name, values in degradation.items():
         for end, value in zip(("", "/low", "/high"), values, strict=True):
             lost[f"compression/lost/{name}{end}"] = value
-    target = "+compression._target_=src.x.Static"
+    target = "+compression._target_=src.deployment.compression.onnx.OnnxStaticInt8"
     compression = ("+compression.name=onnx_int8_static", target, "+compression.percentile=99")
     hostile = config(folder / "gone", "data.name='<script>alert(1)</script>'")
     measured = lost | COSTS | {"efficiency/size_mb": 0.7}
@@ -314,7 +314,7 @@ def test_a_compressed_model_has_its_origin_and_its_degradation(
     made = card_of(runs.compressed)
     values = facts(made)
     assert "# Model card: custom on ham10000, compressed (onnx_int8_static)" in made.text
-    assert values["Compression"] == "onnx_int8_static: Static (percentile 99)"
+    assert values["Compression"] == "onnx_int8_static: OnnxStaticInt8 (percentile 99)"
     assert values["Origin"] == f"run {runs.seeds[0]}"
     assert values["Degradation of balanced accuracy, on test"] == "+1.2 points [-0.4, +3.1]"
     assert values["Degradation of recall of mel, on test"] == "+5.0 points [+1.0, +9.0]"
