@@ -335,6 +335,7 @@ def test_the_last_epoch_of_a_stopped_training_is_logged(
 def balanced_accuracy(tmp_path: Path, width: int) -> float:
     """On validation and test together, after the last epoch."""
     overrides = [f"model.net.width={width}", f"data.cache_dir={tmp_path}", "trainer=cpu"]
+    overrides += ["model.image_size=32", "threads=1"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=overrides)
     parts = loop.build(config)
@@ -351,6 +352,6 @@ def balanced_accuracy(tmp_path: Path, width: int) -> float:
 
 @pytest.mark.slow
 def test_synthetic_lesions_are_learnt_better_by_a_wider_net(tmp_path: Path) -> None:
-    small, custom = balanced_accuracy(tmp_path, 8), balanced_accuracy(tmp_path, 32)
+    small, custom = balanced_accuracy(tmp_path, 4), balanced_accuracy(tmp_path, 32)
     assert 2.5 / 7 < custom < 0.8
     assert custom > small + 0.03
