@@ -104,10 +104,10 @@ def augmenting(parts: loop.RunParts, name: str, device: torch.device) -> None:
     for work in (prepare, step):
         seconds(work, device, 5)
     shares = [seconds(prepare, device, 20) / seconds(step, device, 20) for _ in range(ROUNDS)]
-    wanted = WANTED_SHARE[device.type][name]
+    limit = WANTED_SHARE[device.type][name]
     print(
         f"{name} on {device.type}: {statistics.median(shares):.1%} of a training step "
-        f"(required: under {wanted:.0%})"
+        f"(required: under {limit:.0%})"
     )
 
 

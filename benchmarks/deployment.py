@@ -52,16 +52,16 @@ def made(folder: Path) -> Iterator[BenchmarkModel]:
             else [f"model={model}"]
         )
         parts = loop.build(config, pretrained=False)
-        own = folder / model
-        save_weights(parts.classifier, own / "best.ckpt")
+        run_folder = folder / model
+        save_weights(parts.classifier, run_folder / "best.ckpt")
         runtimes = get_args(RuntimeName) if model == "custom" else BESIDE
-        yield from (_in_runtime(runtime, config, parts, own) for runtime in runtimes)
+        yield from (_in_runtime(runtime, config, parts, run_folder) for runtime in runtimes)
         if model == "custom":
             context = CompressionContext(
-                parts.classifier, parts.data, _describe(config, parts), _no_tuning, own
+                parts.classifier, parts.data, _describe(config, parts), _no_tuning, run_folder
             )
             int8 = OnnxStaticInt8().compress(context)
-            yield of_file(int8.file or own / "model.onnx", f"{model} int8")
+            yield of_file(int8.file or run_folder / "model.onnx", f"{model} int8")
 
 
 def _in_runtime(
@@ -69,8 +69,8 @@ def _in_runtime(
 ) -> BenchmarkModel:
     description, label = _describe(config, parts), str(config.model.name)
     if runtime not in FORMATS:
-        found = of_net(config, description, folder / "best.ckpt", folder / "net", runtime)
-        return replace(found, label=label)
+        model = of_net(config, description, folder / "best.ckpt", folder / "net", runtime)
+        return replace(model, label=label)
     path = folder / f"{label}{FORMATS[runtime].suffix}"
     try:
         FORMATS[runtime].write(CameraNet.of(parts.classifier), description, path)
@@ -136,16 +136,16 @@ def tell_fastest(rows: Sequence[BenchmarkRow]) -> None:
 
 
 def tell_int8(
-    rows: Sequence[BenchmarkRow], found: Sequence[BenchmarkModel], settings: BenchmarkSettings
+    rows: Sequence[BenchmarkRow], models: Sequence[BenchmarkModel], settings: BenchmarkSettings
 ) -> None:
     """Int8 beside float32 in ONNX Runtime, the two measured anew side by side."""
-    measured = [place for place, row in enumerate(rows) if row.runtime == "onnx" and not row.reason]
-    plain = [place for place in measured if rows[place].precision == "float32"][:1]
-    models = {rows[place].model for place in plain}
+    measured = [index for index, row in enumerate(rows) if row.runtime == "onnx" and not row.reason]
+    plain = [index for index in measured if rows[index].precision == "float32"][:1]
+    names = {rows[index].model for index in plain}
     small = [
-        place
-        for place in measured
-        if rows[place].precision == "int8" and rows[place].model in models
+        index
+        for index in measured
+        if rows[index].precision == "int8" and rows[index].model in names
     ]
     if not small:
         return
@@ -153,8 +153,8 @@ def tell_int8(
         f"int8 relative to float32 in ONNX Runtime (required: {INT8_FASTER} times as fast, "
         f"{INT8_SIZE:.0%} of the size)"
     )
-    once = replace(settings, cold_starts=1, jpeg_queries=0)  # those two were measured above
-    again, _ = measure([found[place] for place in (*plain, *small)], once, encoded(None)[0])
+    quick = replace(settings, cold_starts=1, jpeg_queries=0)  # those two were measured above
+    again, _ = measure([models[index] for index in (*plain, *small)], quick, encoded(None)[0])
     tell(again)
     for row in [] if again[0].reason else [row for row in again[1:] if not row.reason]:
         share = row.figures["size_mb"] / again[0].figures["size_mb"]
@@ -166,22 +166,23 @@ def main() -> None:
     seconds, ids = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS, sys.argv[2:]
     settings = BenchmarkSettings(run=ids, runtime=list(get_args(RuntimeName)), seconds=seconds)
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder)
+        run_folder = Path(folder)
         print("exporting", file=sys.stderr, flush=True)
-        found = of_runs(Store().open(create=False), settings, own) if ids else list(made(own))
+        store = Store().open(create=False) if ids else None
+        models = of_runs(store, settings, run_folder) if store else list(made(run_folder))
         print(
-            f"measuring {len(found)} in turns, {settings.cold_starts} cold starts each",
+            f"measuring {len(models)} in turns, {settings.cold_starts} cold starts each",
             file=sys.stderr,
             flush=True,
         )
-        rows, measured_against = measure(found, settings, encoded(None)[0])
+        rows, measured_against = measure(models, settings, encoded(None)[0])
         print(
             f"relative to {measured_against}, at least {settings.queries} calls "
             f"and {seconds:g} s of each:"
         )
         tell(rows)
         tell_fastest(rows)
-        tell_int8(rows, found, settings)
+        tell_int8(rows, models, settings)
 
 
 if __name__ == "__main__":

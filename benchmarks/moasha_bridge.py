@@ -30,22 +30,22 @@ class Places(MOPriority):
 
     def priority_unsafe(self, objectives: np.ndarray) -> np.ndarray:  # noqa: D102
         places = np.empty(len(objectives))
-        left, place = np.arange(len(objectives)), 0
-        while len(left):
-            on_front = pareto_efficient(objectives[left])
-            for row in _spread_out(objectives, left[on_front]):
-                places[row], place = place, place + 1
-            left = left[~on_front]
+        rest, rank = np.arange(len(objectives)), 0
+        while len(rest):
+            on_front = pareto_efficient(objectives[rest])
+            for row in _spread_out(objectives, rest[on_front]):
+                places[row], rank = rank, rank + 1
+            rest = rest[~on_front]
         return places
 
 
 def _spread_out(objectives: np.ndarray, rows: np.ndarray) -> list[int]:
     """Rows of a front: the best by the first objective, then always the row furthest from them."""
     taken = [int(rows[objectives[rows, 0].argmin()])]
-    left = [int(row) for row in rows if row != taken[0]]
-    while left:
-        gaps = np.linalg.norm(objectives[left][:, None] - objectives[taken], axis=-1).min(axis=1)
-        taken.append(left.pop(int(gaps.argmax())))
+    rest = [int(row) for row in rows if row != taken[0]]
+    while rest:
+        gaps = np.linalg.norm(objectives[rest][:, None] - objectives[taken], axis=-1).min(axis=1)
+        taken.append(rest.pop(int(gaps.argmax())))
     return taken
 
 

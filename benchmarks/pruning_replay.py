@@ -210,7 +210,7 @@ def contend(
     curves: Mapping[int, Curve], rungs: Rungs, bridge: "subprocess.Popen[str] | None"
 ) -> dict[str, list[Share]]:
     """Contender -> one share a seed."""
-    found: dict[str, list[Share]] = {}
+    results: dict[str, list[Share]] = {}
     for seed in SEEDS:
         order = shuffled(curves, seed)
         ours = replay(order, Ours(rungs))
@@ -223,8 +223,8 @@ def contend(
             for priority, name in RIVALS.items():
                 reached[name] = replay(order, Moasha(bridge, rungs, priority, seed))
         for name, trained in reached.items():
-            found.setdefault(name, []).append(share(order, trained))
-    return found
+            results.setdefault(name, []).append(share(order, trained))
+    return results
 
 
 def summary(values: Sequence[float]) -> str:
@@ -234,10 +234,10 @@ def summary(values: Sequence[float]) -> str:
     return f"{middle:5.1f}% ({low:4.1f}..{high:5.1f})"
 
 
-def show(title: str, found: Mapping[str, Sequence[Share]]) -> None:
+def show(title: str, results: Mapping[str, Sequence[Share]]) -> None:
     print(f"\n{title}; median (least..most) of {len(SEEDS)} seeds")
     print(f"{'':21}{'hypervolume':>22}{'with pruned runs':>22}{'epochs':>22}{'ended':>8}")
-    for name, shares in found.items():
+    for name, shares in results.items():
         columns = [
             [getattr(one, column) for one in shares]
             for column in ("completed", "partial", "epochs")
@@ -314,10 +314,10 @@ def main() -> None:
     with rival_process(options.get("rival")) as bridge:
         if later:
             show(f"{len(later)} later runs, which chose nothing", contend(later, rungs, bridge))
-        found = contend(curves, rungs, bridge)
-        show(f"all {len(curves)} runs", found)
+        results = contend(curves, rungs, bridge)
+        show(f"all {len(curves)} runs", results)
     reached = [
-        statistics.median(getattr(one, name) for one in found["paretoderm"])
+        statistics.median(getattr(one, name) for one in results["paretoderm"])
         for name in ("completed", "epochs")
     ]
     held = reached[0] >= WANTED_HYPERVOLUME and reached[1] <= WANTED_EPOCHS

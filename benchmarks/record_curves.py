@@ -33,7 +33,7 @@ RECORDED = ("val/balanced_accuracy", "val/recall/mel", "val/loss", "train/loss")
 
 
 def draw(number: int) -> dict[str, Any]:
-    """Run `number`'s place in the space; the same for every process and day."""
+    """Point of run `number` in the space; the same for every process and day."""
     chance = random.Random(number)
     return {
         "width": round(4 * 6 ** chance.random()),  # 4 to 24, log
@@ -50,19 +50,19 @@ def draw(number: int) -> dict[str, Any]:
 
 def record(number: int, root: str) -> pd.DataFrame:
     """Train run `number`; one line an epoch."""
-    place = draw(number)
+    point = draw(number)
     overrides = [
         "data=ham10000",
         f"data.root={root}",
         f"trainer.max_epochs={EPOCHS}",
-        f"model.net.width={place['width']}",
-        f"model.net.depth={place['depth']}",
-        f"model.net.head={place['head']}",
-        f"model.net.dense=[{place['dense']}]",
-        f"model.net.dropout={place['dropout']}",
+        f"model.net.width={point['width']}",
+        f"model.net.depth={point['depth']}",
+        f"model.net.head={point['head']}",
+        f"model.net.dense=[{point['dense']}]",
+        f"model.net.dropout={point['dropout']}",
         "model.net.padding=1",
-        f"loss={place['loss']}",
-        f"optimizer.lr={place['lr']}",
+        f"loss={point['loss']}",
+        f"optimizer.lr={point['lr']}",
         # full speed from the start: early epochs tell more than under a warm-up
         "scheduler=cosine",
         "threads=1",
@@ -81,7 +81,7 @@ def record(number: int, root: str) -> pd.DataFrame:
     rows = [
         {
             "run": number,
-            **place,
+            **point,
             "flops": int(cost["efficiency/flops"]),
             "params": int(cost["efficiency/params"]),
         }
@@ -96,10 +96,10 @@ def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     shard, of = map(int, options.get("shard", "0/1").split("/"))
     out = Path(options["out"])
-    known = set(pd.read_csv(out)["run"]) if out.exists() else set()
+    recorded = set(pd.read_csv(out)["run"]) if out.exists() else set()
     torch.set_num_threads(1)
     for number in range(shard, int(options.get("runs", "120")), of):
-        if number in known:
+        if number in recorded:
             continue
         frame = record(number, options["root"])
         frame.to_csv(out, mode="a", header=not out.exists(), index=False)

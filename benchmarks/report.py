@@ -100,17 +100,17 @@ def fill(store: Store, count: int) -> int:
             parent, BEGAN, BEGAN + 1, f"{store.artifacts}/{parent}/artifacts", store.experiment_id
         )
     )
-    told = {
+    parent_tags = {
         "kind": "study",
         "study": "big",
         "objectives": "; ".join(map(str, OBJECTIVES)),
         "fixed_overrides": "",
     }
-    rows[TAGGED] += [(parent, key, value) for key, value in told.items()]
+    rows[TAGGED] += [(parent, key, value) for key, value in parent_tags.items()]
     for number, run in enumerate(runs):
         at = BEGAN + 60_000 * number
-        place = f"{store.artifacts}/{run}/artifacts"
-        rows[RUNS].append(run_row(run, at, at + 50_000, place, store.experiment_id))
+        run_folder = f"{store.artifacts}/{run}/artifacts"
+        rows[RUNS].append(run_row(run, at, at + 50_000, run_folder, store.experiment_id))
         cell = (
             f"model.net.width={width[number]} model.net.dropout={dropout[number]} "
             f"loss={loss[number]}"
@@ -131,7 +131,9 @@ def fill(store: Store, count: int) -> int:
         }
         tags |= {"trial_state": "pruned" if ended_early[number] else "complete", "device": "CPU"}
         rows[TAGGED] += [(run, key, str(value)) for key, value in tags.items()]
-        rows[PARAMETERS] += [(run, f"optimizer.parameter_{each}", str(each)) for each in range(60)]
+        rows[PARAMETERS] += [
+            (run, f"optimizer.parameter_{column}", str(column)) for column in range(60)
+        ]
         metrics = {"efficiency/flops": flops[number], "efficiency/params": flops[number] / 40}
         if not ended_early[number]:
             metrics |= {
@@ -143,7 +145,7 @@ def fill(store: Store, count: int) -> int:
                 "efficiency/latency_ratio": flops[number] / 3e7,
             }
             metrics |= {"test/accuracy": quality[number] - 0.01} if is_member[number] else {}
-        metrics |= {f"val/metric_{each}": 0.5 for each in range(OTHERS)}
+        metrics |= {f"val/metric_{column}": 0.5 for column in range(OTHERS)}
         rows[LATEST] += [(run, key, float(value), at, EPOCHS, 0) for key, value in metrics.items()]
         epochs = 2 if ended_early[number] else EPOCHS
         rows[HISTORY] += [
@@ -158,7 +160,7 @@ def fill(store: Store, count: int) -> int:
             for epoch in range(epochs)
         ]
         if is_member[number]:
-            write_predictions(Path(place) / "predictions", quality[number], draw)
+            write_predictions(Path(run_folder) / "predictions", quality[number], draw)
     typed: dict[str, Iterable[tuple[object, ...]]] = dict(rows)
     insert(store, typed)
     return int(is_member.sum())
@@ -177,7 +179,7 @@ def write_predictions(folder: Path, quality: float, draw: np.random.Generator) -
         frame = pd.DataFrame(probability.round(6), columns=[f"p/{name}" for name in CLASSES])
         frame.insert(0, "image_id", [f"{split}_{number}" for number in range(IMAGES)])
         frame.insert(1, "group", group)
-        frame.insert(2, "label", [CLASSES[each] for each in label])
+        frame.insert(2, "label", [CLASSES[index] for index in label])
         frame.to_csv(folder / f"{split}.csv", index=False)
 
 

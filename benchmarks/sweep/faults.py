@@ -74,8 +74,8 @@ class Chaos:
         """That starts the study, and goes on with it."""
         settings = {"folder": self.folder, "n_jobs": self.n_jobs, "retries": 50, "stop_after": 0}
         settings |= {"seconds": self.seconds, "epochs": 2}
-        given = [f"{name}={value}" for name, value in settings.items()]
-        return [sys.executable, "-m", "benchmarks.sweep.harness", *given, *self.sweep]
+        options = [f"{name}={value}" for name, value in settings.items()]
+        return [sys.executable, "-m", "benchmarks.sweep.harness", *options, *self.sweep]
 
 
 class Killer:
@@ -172,20 +172,20 @@ def problems(chaos: Chaos) -> list[str]:
     parents: list[Run] = []
     for run in setup.store.search("attributes.status != ''"):
         (recorded[run.data.tags["trial"]] if "trial" in run.data.tags else parents).append(run)
-    found = [
+    faulty = [
         f"MLflow: the study's own run is {run.info.status}"
         for run in parents
         if run.info.status != "FINISHED"
     ]
-    found += [f"MLflow: {len(parents)} runs of the study itself"] * (len(parents) != 1)
-    found += _cells_problems(chaos, trials)
+    faulty += [f"MLflow: {len(parents)} runs of the study itself"] * (len(parents) != 1)
+    faulty += _cells_problems(chaos, trials)
     for trial in trials:
-        found += [
+        faulty += [
             f"trial {trial.number}: {text}"
             for text in _disagreement(trial, recorded.pop(str(trial.number), []))
         ]
-    found += [f"MLflow: runs of trial {number}, which Optuna does not know" for number in recorded]
-    return found + [f"process {process.pid} is left" for process in left_over(chaos.folder)]
+    faulty += [f"MLflow: runs of trial {number}, which Optuna does not know" for number in recorded]
+    return faulty + [f"process {process.pid} is left" for process in left_over(chaos.folder)]
 
 
 def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
@@ -194,13 +194,13 @@ def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
         tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE
     )
     counted = studies.counted(trials)
-    found = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
-    found += [
+    faulty = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
+    faulty += [
         f"{' '.join(cell)}: complete {complete[cell]} times"
         for cell in cells
         if complete[cell] != 1
     ]
-    return found + [
+    return faulty + [
         f"{' '.join(cell)}: no cell of the grid" for cell in complete if cell not in set(cells)
     ]
 
@@ -213,18 +213,18 @@ def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
     run = runs[0]
     state = run.data.tags.get("trial_state")
     complete = trial.state is TrialState.COMPLETE
-    wanted = (["FINISHED"], "complete") if complete else (["FAILED", "KILLED"], "fail")
-    found = []
-    if run.info.status not in wanted[0] or state != wanted[1]:
-        found.append(f"is {trial.state.name} in Optuna, {run.info.status} ({state}) in MLflow")
+    allowed = (["FINISHED"], "complete") if complete else (["FAILED", "KILLED"], "fail")
+    faulty = []
+    if run.info.status not in allowed[0] or state != allowed[1]:
+        faulty.append(f"is {trial.state.name} in Optuna, {run.info.status} ({state}) in MLflow")
     if complete:
         arithmetic = stubs.expected(trial.user_attrs["cell"])[stubs.ACCURACY]
         values = [trial.value, run.data.metrics.get(stubs.ACCURACY), arithmetic]
         if len(set(values)) != 1:
-            found.append("is {} in Optuna, {} in MLflow, {} by arithmetic".format(*values))
+            faulty.append("is {} in Optuna, {} in MLflow, {} by arithmetic".format(*values))
         if trial.user_attrs.get("run_id") != run.info.run_id:
-            found.append("names another run than the one that MLflow has")
-    return found
+            faulty.append("names another run than the one that MLflow has")
+    return faulty
 
 
 def is_alive(number: int) -> bool:
@@ -237,33 +237,33 @@ def is_alive(number: int) -> bool:
 def left_over(folder: Path) -> list[psutil.Process]:
     """Processes of the study that are still there after a while."""
     until = time.monotonic() + LEFT_S
-    while (found := _marked(folder)) and time.monotonic() < until:
+    while (faulty := _marked(folder)) and time.monotonic() < until:
         time.sleep(0.2)
-    return found
+    return faulty
 
 
 def _marked(folder: Path) -> list[psutil.Process]:
-    found = []
+    faulty = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if (
                 process.environ().get(MARK) == str(folder)
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
-                found.append(process)
-    return found
+                faulty.append(process)
+    return faulty
 
 
 def main(arguments: Sequence[str]) -> None:
     names = ("n_jobs", "share", "owner_kills", "seconds", "seed")
     pairs = dict(argument.split("=", 1) for argument in arguments)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         name: yaml.safe_load(pairs.pop(name)) for name in names if name in pairs
     }
     if pairs:
-        given["sweep"] = [f"{name}={value}" for name, value in pairs.items()]
+        options["sweep"] = [f"{name}={value}" for name, value in pairs.items()]
     with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(Path(folder) / "study", **given)
+        chaos = Chaos(Path(folder) / "study", **options)
         began = time.perf_counter()
         killer = torment(chaos)
         seconds = time.perf_counter() - began
@@ -272,12 +272,12 @@ def main(arguments: Sequence[str]) -> None:
             f"{len(killer.seen)} trial processes and "
             f"{killer.owners} owners killed, {seconds:.0f} s in all on {os.cpu_count()} cores"
         )
-        found = problems(chaos)
+        faulty = problems(chaos)
     print(
-        "\n".join(found[:50])
+        "\n".join(faulty[:50])
         or "nothing lost, nothing double, Optuna and MLflow agree on every trial"
     )
-    sys.exit(bool(found))
+    sys.exit(bool(faulty))
 
 
 if __name__ == "__main__":

@@ -211,14 +211,14 @@ def opened(
 def read_setup(arguments: Sequence[str]) -> Setup:
     """The setup that a command line describes."""
     names = {item.name for item in fields(Setup)} - {"sweep", "sampler", "body"}
-    given: dict[str, Any] = {"sweep": []}
+    options: dict[str, Any] = {"sweep": []}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in names:
-            given[key] = yaml.safe_load(value)
+            options[key] = yaml.safe_load(value)
         else:
-            given["sweep"].append(argument)
-    return Setup(**{**given, "folder": Path(given["folder"]).absolute()})
+            options["sweep"].append(argument)
+    return Setup(**{**options, "folder": Path(options["folder"]).absolute()})
 
 
 def main(arguments: Sequence[str]) -> None:

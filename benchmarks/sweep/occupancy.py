@@ -58,8 +58,8 @@ def lengths(n_trials: int, shortest: float, seed: int) -> list[float]:
 def greedy(seconds: Sequence[float], n_jobs: int) -> float:
     """Wall time if each trial, in this order, starts the moment a worker is free."""
     workers = [0.0] * n_jobs
-    for each in seconds:
-        heapq.heappush(workers, heapq.heappop(workers) + each)
+    for duration in seconds:
+        heapq.heappush(workers, heapq.heappop(workers) + duration)
     return max(workers)
 
 
@@ -90,9 +90,9 @@ def measured(sweep: Sequence[str], n_jobs: int) -> tuple[float, list[float]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
-    n_trials, n_jobs, seed = (int(given[name]) for name in ("n_trials", "n_jobs", "seed"))
-    seconds = lengths(n_trials, float(given["shortest"]), seed)
+    options = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
+    n_trials, n_jobs, seed = (int(options[name]) for name in ("n_trials", "n_jobs", "seed"))
+    seconds = lengths(n_trials, float(options["shortest"]), seed)
     measured(["seconds=0"], n_jobs)
     wall, lasted = measured([f"seconds={','.join(map(str, seconds))}"], n_jobs)
     bound = max(sum(seconds) / n_jobs, max(seconds))
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str]) -> None:
         "measured": wall,
     }.items():
         print(f"{name:30s} {value:7.2f} s   {value / best:.3f} times the best")
-    own = statistics.fmean(lasted) - statistics.fmean(seconds)
-    print(f"of a trial {own:.2f} s are no sleep: its process starts, records, ends (mean)")
+    overhead = statistics.fmean(lasted) - statistics.fmean(seconds)
+    print(f"of a trial {overhead:.2f} s are no sleep: its process starts, records, ends (mean)")
     print(
         f"workers had a process {sum(lasted) / n_jobs / wall:.1%} of the time; "
         "the rest is the owner and the tail"

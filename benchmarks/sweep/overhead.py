@@ -173,10 +173,10 @@ def measure(setup: Setup, size: int) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    given = dict(argument.split("=", 1) for argument in arguments)
+    options = dict(argument.split("=", 1) for argument in arguments)
     rest = {}
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(Path(folder), SPACE, n_objectives=2, n_jobs=int(given.get("n_jobs", 4)))
+        setup = Setup(Path(folder), SPACE, n_objectives=2, n_jobs=int(options.get("n_jobs", 4)))
         print(
             f"{len(SPACE)} parameters, 2 objectives, TPE, {setup.n_jobs} workers, "
             f"{os.cpu_count()} cores; ms per trial"

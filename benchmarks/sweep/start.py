@@ -113,8 +113,8 @@ def since(asked: Sequence[float], file: Path) -> list[tuple[float, float]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    given = dict(argument.split("=", 1) for argument in arguments)
-    rounds = int(given.get("rounds", 10))
+    options = dict(argument.split("=", 1) for argument in arguments)
+    rounds = int(options.get("rounds", 10))
     with tempfile.TemporaryDirectory() as folder:
         times = {
             "a fresh interpreter": fresh(Path(folder), rounds),
@@ -130,8 +130,8 @@ def main(arguments: Sequence[str]) -> None:
     rival = medians["a fresh interpreter"][0]
     for name, (began, ended) in medians.items():
         print(f"{name:20s} {began:6.2f} s {ended:6.2f} s   {rival / began:5.1f} times as fast")
-    mine = medians["the local executor"][0]
-    print(f"wanted: at most {WANTED_S} s: {'holds' if mine <= WANTED_S else 'does not hold'}")
+    ours = medians["the local executor"][0]
+    print(f"wanted: at most {WANTED_S} s: {'holds' if ours <= WANTED_S else 'does not hold'}")
 
 
 if __name__ == "__main__":

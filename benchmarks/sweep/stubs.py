@@ -100,8 +100,8 @@ def objectives(count: int) -> list[dict[str, str]]:
     """The first so many objectives of a stub, as a config lists them."""
     entries = [{"metric": "val/balanced_accuracy"}, {"metric": "efficiency/flops"}][:count]
     return [
-        {"metric": each.metric, "direction": each.direction}
-        for each in parse_objectives({"objectives": entries})
+        {"metric": objective.metric, "direction": objective.direction}
+        for objective in parse_objectives({"objectives": entries})
     ]
 
 

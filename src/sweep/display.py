@@ -147,7 +147,9 @@ def render(
         rows: Running trials that are listed; of the others the count is shown.
     """
     width = min(width, WIDTH)
-    aims = ", ".join(f"{each.direction} {_label(each.metric)}" for each in status.objectives)
+    aims = ", ".join(
+        f"{objective.direction} {_label(objective.metric)}" for objective in status.objectives
+    )
     times = ", ".join(filter(None, [f"{clock(elapsed)} elapsed", _time_left(status)]))
     counts = f"{status.counted}/{status.total} trials, {status.slots} at once"
     size = max(len(times), len(counts))
