@@ -329,7 +329,7 @@ class Space:
         return None if values or self.is_excluded(cell) else cell.params
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that are equal for spaces with the same cells in the same order."""
+        """JSON values; where they are equal, spaces have the same cells in the same order."""
         return {
             "parameters": {parameter.name: str(parameter) for parameter in self.parameters},
             "order": [parameter.name for parameter in self.parameters],

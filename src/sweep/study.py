@@ -83,12 +83,12 @@ def open_study(
         study = OwnedStudy(name, storage, sampler, pruner)
     study.objectives, study.limits, study.space = objectives, limits, space
     recorded = study.user_attrs.get(_DEFINITION)
-    if recorded is None:
+    if recorded is None or recorded.keys() != definition.keys():
         # A scheduler that was killed at once leaves an empty study without a definition.
         same = [direction.name.lower() for direction in study.directions] == directions
         if not same or study.user_attrs or study.get_trials(deepcopy=False):
             way = "take another hydra.sweeper.study_name or hydra.sweeper.storage"
-            raise UserError(f"study {name} was not made by this program: {way}")
+            raise UserError(f"study {name} was not made by this version of the program: {way}")
         study.set_user_attr(_DEFINITION, definition)
     elif differences := _differences(recorded, definition):
         way = "take another hydra.sweeper.study_name"

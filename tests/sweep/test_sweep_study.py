@@ -145,16 +145,19 @@ def test_another_space_is_refused(
         opened(storage, space=space)
 
 
-@pytest.mark.parametrize("asks", [0, 1])
+@pytest.mark.parametrize("content", ["nothing", "a trial", "a definition of another version"])
 def test_only_an_empty_study_without_a_definition_is_taken_over(
-    storage: BaseStorage, asks: int
+    storage: BaseStorage, content: str
 ) -> None:
     directions = ["maximize", "minimize"]
     study = optuna.create_study(storage=storage, study_name="first", directions=directions)
-    for _ in range(asks):
+    if content == "a trial":
         study.ask()
-    if asks:
-        with pytest.raises(UserError, match="first was not made by this program: take another"):
+    elif content != "nothing":
+        study.set_user_attr("definition", {"fixed": DEFINITION["fixed"], "space": {}})
+    if content != "nothing":
+        problem = "first was not made by this version of the program: take another"
+        with pytest.raises(UserError, match=problem):
             opened(storage)
     else:  # of a killed scheduler
         opened(storage).ask()
