@@ -468,5 +468,9 @@ class Scheduler:
 def log_tail(folder: Path, lines: int = TAIL_LINES) -> str:
     """The last non-empty lines of a trial's log; empty if there is no log."""
     path = folder / "trial.log"
-    text = path.read_bytes()[-20_000:].decode(errors="replace") if path.exists() else ""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:  # a log may be large
+        file.seek(max(0, path.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace")
     return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])
