@@ -175,7 +175,7 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     for number, cell in enumerate(dry_run.sample_cells(plan.space, dry_run.SAMPLED)):
         log.warning("dry run: cell %d, %s", number, " ".join(cell))
         rows.append(dry_run.estimate(cell, loader, plan.config, plan.overrides, plan.limits))
-    cells = pd.DataFrame(rows)
+    cells = pd.DataFrame(rows, columns=["cell", *dry_run.NUMBERS, "over", "problem"])
     counts = [count for count in (plan.settings.n_trials, plan.space.n_cells) if count is not None]
     title = f"{plan.name}: {len(cells)} of {min(counts)} trials, not trained"
     console.print(dry_run.table(title, cells).to_rich())

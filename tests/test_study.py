@@ -412,6 +412,14 @@ def test_a_dry_run_estimates_and_trains_nothing(work: WorkingFolder, typed) -> N
     }
 
 
+def test_a_dry_run_that_draws_only_excluded_cells_ends_without_an_estimate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dry_run, "sample_cells", lambda space, count: [])
+    assert not study._show_estimate(planned(SWEPT), config_loader())
+    assert "no cell would be trained" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
