@@ -195,7 +195,7 @@ def test_impossible_urls_are_refused(url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         open_storage(url)
     assert caught.value.key == "hydra.sweeper.storage"
-    assert "sh@" not in str(caught.value)
+    assert not re.search("hush|sh@", str(caught.value))
 
 
 USES = [open_storage, lambda url: attach(url, "s", 1), lambda url: ownership(url, "s").__enter__()]
