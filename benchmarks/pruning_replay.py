@@ -12,7 +12,7 @@ trains all to the end: the hypervolume of the runs trained to the end (beside it
 with what they had reached); and the epochs. The reference point is chance (1/7) and the most FLOPs
 of the runs, FLOPs by their logarithm.
 
-- paretoderm: `goes_on` of src/sweep/rungs.py.
+- paretoderm: `goes_on` of src/sweep/pruners.py.
 - random: no pruning, the same order, cut off at the epochs that paretoderm took with the same seed.
 - MOASHA: Syne Tune's, with the same rungs, through `benchmarks.moasha_bridge`, if `rival` names a
 Python that has it

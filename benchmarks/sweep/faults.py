@@ -237,21 +237,21 @@ def is_alive(number: int) -> bool:
 def left_over(folder: Path) -> list[psutil.Process]:
     """Processes of the study that are still there after a while."""
     until = time.monotonic() + LEFT_S
-    while (faulty := _marked(folder)) and time.monotonic() < until:
+    while (processes := _marked(folder)) and time.monotonic() < until:
         time.sleep(0.2)
-    return faulty
+    return processes
 
 
 def _marked(folder: Path) -> list[psutil.Process]:
-    faulty = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if (
                 process.environ().get(MARK) == str(folder)
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
-                faulty.append(process)
-    return faulty
+                processes.append(process)
+    return processes
 
 
 def main(arguments: Sequence[str]) -> None:
