@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from src.core.errors import UserError, closest
 from src.metrics.registry import Limit, Objective, recorded_name
-from src.sweep.records import Kind, TrialOutcome, violations
+from src.sweep.records import TrialOutcome, violations
 from src.sweep.space import Space
 
 _DEFINITION = "definition"
@@ -204,19 +204,19 @@ def tell(
 
 def _consistent(study: OwnedStudy, outcome: TrialOutcome) -> TrialOutcome:
     """The outcome, or the failure that it really is."""
-    problems: list[tuple[Kind, str]] = []
-    breaks_limit = any(value > 0 for value in violations(study.limits, outcome.metrics).values())
-    if outcome.state == "over_limit" and not breaks_limit:
-        problems.append(("wrong_return", "reported as over a limit, but no metric breaks one"))
+    if outcome.state == "over_limit":
+        if any(value > 0 for value in violations(study.limits, outcome.metrics).values()):
+            return outcome
+        reason = "reported as over a limit, but no metric breaks one"
+        return replace(outcome, state="fail", kind="wrong_return", reason=reason)
     required = needed(study.objectives, study.limits)
     for name in required if outcome.state == "complete" else ():
         value = outcome.metrics.get(name)
         if value is None:
-            problems.append(("wrong_return", f"{name} was not recorded"))
-        elif not math.isfinite(value):
-            problems.append(("diverged", f"{name} is {value}"))
-    for kind, reason in problems[:1]:
-        return replace(outcome, state="fail", kind=kind, reason=reason)
+            reason = f"{name} was not recorded"
+            return replace(outcome, state="fail", kind="wrong_return", reason=reason)
+        if not math.isfinite(value):
+            return replace(outcome, state="fail", kind="diverged", reason=f"{name} is {value}")
     return outcome
 
 
