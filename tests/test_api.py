@@ -66,6 +66,7 @@ def test_lightning_loads_the_checkpoint_without_arguments(
     classifier = Classifier.load_from_checkpoint(path)
     assert not classifier.training
     assert (classifier.name, classifier.image_size) == ("custom", 32)
+    assert Classifier.load_from_checkpoint(path, image_size=40).image_size == 40
     assert len(classifier.metrics.classes) == 7
     pictures = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -84,6 +85,10 @@ def test_a_checkpoint_that_names_other_code_is_refused(
     torch.save(content, tmp_path / "evil.ckpt")
     with pytest.raises(ConfigError, match=r"model\.net\._target_: os.system is named by no file"):
         Classifier.load_from_checkpoint(tmp_path / "evil.ckpt")
+    recipe["model"] = [("_target_", "os.getcwd"), ("net", {})]
+    torch.save(content, tmp_path / "pairs.ckpt")
+    with pytest.raises(UserError, match="does not say how its classifier is built"):
+        Classifier.load_from_checkpoint(tmp_path / "pairs.ckpt")
     del content[RECIPE]
     torch.save(content, tmp_path / "plain.ckpt")
     with pytest.raises(UserError, match="does not say how its classifier is built"):

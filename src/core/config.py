@@ -161,7 +161,7 @@ def read_recorded(path: Path) -> DictConfig:
     """
     try:
         config = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"{path}: cannot be read as a config: {str(error).splitlines()[0]}"
         ) from error
@@ -176,29 +176,33 @@ def check_recorded(value: Any, path: str = "") -> None:
 
     Whoever can write to a run store, a checkpoint or an exported file chooses its `_target_`s. One
     is allowed if conf/ names it, or if it is a class of `_RECORDED_PACKAGES` under its own name.
-    Recorded configs are resolved: an interpolation could hide a target from this check.
+    Recorded configs are resolved: an interpolation could hide a target from this check, and so
+    could a list of pairs, `[[_target_, ...]]`, from which `dict` makes a mapping.
 
     Raises:
-        ConfigError: Another target, or an interpolation; the message names its key.
+        ConfigError: Another target, an interpolation, or "_target_" that is no key; the message
+            names its key.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
             where = f"{path}.{key}".lstrip(".")
-            if key == "_target_" and not _is_allowed(item):
+            if key != "_target_":
+                check_recorded(key, where)
+            elif not _is_allowed(item):
                 message = f"{item} is named by no file in conf/: add one for a part of your own"
                 raise ConfigError(where, message)
             check_recorded(item, where)
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             check_recorded(item, f"{path}[{number}]")
-    elif isinstance(value, str) and "${" in value:
-        raise ConfigError(path, f"a recorded config has no interpolations, but this has {value}")
+    elif isinstance(value, str) and ("${" in value or value == "_target_"):
+        raise ConfigError(path, f"must be neither an interpolation nor a target, but is {value}")
 
 
 @functools.cache
 def _conf_targets() -> frozenset[str]:
-    texts = (file.read_text() for file in _config_files())
-    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
+    texts = "\n".join(file.read_text() for file in _config_files())
+    return frozenset(re.findall(r"_target_: *[\"']?([\w.]+)", texts))
 
 
 def _is_allowed(target: Any) -> bool:
@@ -225,6 +229,7 @@ def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **ob
     Raises:
         ConfigError: The constructor refused a value.
     """
+    check_recorded(objects, path)  # Hydra would evaluate texts, such as class names of a data set
     node = OmegaConf.create(resolve(config, without))
     try:
         return hydra.utils.instantiate(node, _convert_="all", **objects)

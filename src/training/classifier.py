@@ -195,14 +195,14 @@ class Classifier(LightningModule):
             UserError: The file is no checkpoint, or it has no recipe.
         """
         try:
-            content = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+            content = dict(torch.load(checkpoint_path, map_location="cpu", weights_only=True))
         except FileNotFoundError as error:
             raise UserError(f"{checkpoint_path}: no such checkpoint") from error
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{checkpoint_path}: not a checkpoint: {reason}") from error
         recipe = content.get(RECIPE)
-        if recipe is None:
+        if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), dict):
             problem = "does not say how its classifier is built; load it into one with load_weights"
             raise UserError(f"{checkpoint_path}: {problem}")
         check_recorded(recipe)
@@ -235,8 +235,8 @@ def from_recipe(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
     if "net" not in arguments:
         outputs = 1 if len(classes) == 2 else len(classes)
         arguments["net"] = instantiate(model.net, "model.net", outputs=outputs)
-    arguments |= {"classes": classes, "image_size": recipe["image_size"]}
-    defaults = {"loss": nn.Identity(), "optimizer": None, "scheduler": None}
+    defaults: dict[str, Any] = {"classes": classes, "image_size": recipe["image_size"]}
+    defaults |= {"loss": nn.Identity(), "optimizer": None, "scheduler": None}
     classifier: Classifier = instantiate(model, "model", ("net",), **defaults | arguments)
     classifier.recipe = dict(recipe)
     return classifier

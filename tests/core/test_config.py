@@ -6,7 +6,14 @@ import torch
 from annotated_types import Ge
 from omegaconf import OmegaConf
 
-from src.core.config import check, check_recorded, instantiate, read_recorded, resolve
+from src.core.config import (
+    _conf_targets,
+    check,
+    check_recorded,
+    instantiate,
+    read_recorded,
+    resolve,
+)
 from src.core.errors import ConfigError, DataError, UserError
 
 
@@ -148,6 +155,8 @@ GADGETS = [
     "src.core.config.hydra.utils.get_object",
     "src.models.backbone.torch.load",
     "src.models.custom.nn.Linear",
+    "src.models.custom.CustomCNN.__init__.__globals__.get",
+    "src.models..custom.CustomCNN",
     "src.models.weights.Path",
     "src.data.folder.Source",
     "src.sweep.executors.local.subprocess.Popen",
@@ -166,17 +175,42 @@ def test_a_record_can_name_nothing_but_parts(target: Any) -> None:
         check_recorded({"model": {"net": [{"_target_": target}]}})
 
 
+HIDDEN = r"must be neither an interpolation nor a target"
+
+
 @pytest.mark.parametrize(
-    "value", ["${evil}", "${oc.decode:'{_target_: os.system}'}", "${oc.env:HOME}"]
+    "value",
+    [
+        '"${evil}"',
+        "\"${oc.decode:'{_target_: os.system}'}\"",
+        '"${oc.env:HOME}"',
+        '{"${oc.env:HOME}": 1}',  # a key, of which `tuple` makes a text
+        "[[_target_, os.system], [width, 3]]",  # pairs, of which `dict` makes a mapping
+    ],
 )
-def test_a_record_can_hide_nothing_in_an_interpolation(value: str, tmp_path: Path) -> None:
+def test_a_record_can_hide_nothing(value: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(f'model:\n  net: "{value}"\n')
-    with pytest.raises(ConfigError, match=r"^model\.net: a recorded config has no interpolations"):
+    path.write_text(f"model:\n  net: {value}\n")
+    with pytest.raises(ConfigError, match=rf"^model\.net.*: {HIDDEN}"):
         read_recorded(path)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: !!python/object/apply:os.getcwd []", "\x00"])
+def test_texts_that_are_passed_to_a_constructor_are_not_evaluated() -> None:
+    net = OmegaConf.create({"_target_": "builtins.dict"})
+    with pytest.raises(ConfigError, match=rf"^model\.classes\[1\]: {HIDDEN}"):
+        instantiate(net, "model", classes=("nv", "${oc.decode:'{_target_: os.getcwd}'}"))
+
+
+def test_files_of_conf_may_quote_a_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "net.yaml").write_text("a: {_target_: \"src.a.A\"}\nb:\n  _target_: 'src.b.B'\n")
+    monkeypatch.setattr("src.core.config._config_files", lambda: [tmp_path / "net.yaml"])
+    assert _conf_targets.__wrapped__() == {"src.a.A", "src.b.B"}
+
+
+CODE = "a: !!python/object/apply:os.getcwd []"
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", CODE, "\x00", f"a: {'1' * 5000}"])
 def test_a_record_that_is_no_config_is_one_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
