@@ -115,6 +115,7 @@ BAD_VALUES = [  # found when the parts are built, or later
     ("train", ["experiment=smoke", "model.image_size=16"], "model.net.image_size: "),
     ("train", ["experiment=smoke", "optimizer.lr=-1"], "optimizer: "),
     ("train", ["experiment=smoke", "trainer.max_epochs=0"], "trainer.max_epochs: "),
+    ("train", ["experiment=smoke", "~callbacks.best"], "callbacks.best: "),
     ("train", ["experiment=smoke", "optimizer.lr=1e9", "loss=focal"], "train/loss is "),
     ("train", ["data=ham10000", "data.root=nowhere"], "nowhere"),
 ]

@@ -109,15 +109,13 @@ def prepare_fit(
         raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {epochs}")
     has_validation = parts.data.has("val")
     passed: dict[str, Any] = {"folder": folder / "checkpoint", "has_validation": has_validation}
-    callbacks = {
-        name: instantiate(node, f"callbacks.{name}", **(passed if name == "best" else {}))
-        for name, node in config.callbacks.items()
-    }
-    best: BestEpoch = callbacks.pop("best")
+    best: BestEpoch = instantiate(config.callbacks.best, "callbacks.best", **passed)
+    names = [name for name in config.callbacks if name != "best"]
+    others = [instantiate(config.callbacks[name], f"callbacks.{name}") for name in names]
     if not has_validation:  # nothing to stop early by
-        callbacks = {k: v for k, v in callbacks.items() if not isinstance(v, StopEarly)}
+        others = [callback for callback in others if not isinstance(callback, StopEarly)]
     progress = EpochProgress(config.model.name)
-    trainer = _trainer(config, run, folder, [best, *callbacks.values(), progress, *after])
+    trainer = _trainer(config, run, folder, [best, *others, progress, *after])
     return trainer, progress, best
 
 
