@@ -78,6 +78,7 @@ def test_a_trial_on_several_devices_is_refused(
         (URI, "postgresql://me:***@db.example.org:5432/runs"),
         ("postgresql+psycopg://me:p:w/d@h/runs", "postgresql+psycopg://me:***@h/runs"),
         ("https://me:s3cret@mlflow.example.org", "https://me:***@mlflow.example.org"),
+        ("https://me:s3@cret@mlflow.example.org", "https://me:***@mlflow.example.org"),
         ("https://mlflow.example.org:5000", "https://mlflow.example.org:5000"),
         ("sqlite:////data/mlruns/mlflow.db", "sqlite:////data/mlruns/mlflow.db"),
         (None, None),
