@@ -138,7 +138,7 @@ def degradation(
         metrics; positive: the compressed net is worse.
     """
     names = ("the origin", "the compressed net")
-    metrics = default_quality_metrics(bootstrap.gather(origin, names[:1] * len(origin)).classes)
+    metrics = default_quality_metrics(_gather_both(origin, compressed, names).classes)
     lost: dict[str, float] = {}
     for metric in metrics:
         gap = paired_difference(origin, compressed, metric, names=names, made_from=True)

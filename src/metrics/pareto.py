@@ -69,7 +69,8 @@ def crowding(values: np.ndarray) -> np.ndarray:
         III-B.
 
     Returns:
-        Sums over the objectives of points of one rank, (N, M), float (N,), in [0, M] or infinite.
+        Sums over the objectives, in [0, M] or infinite, float (N,), of points of one rank, (N, M),
+        without NaN.
     """
     points = np.asarray(values, dtype=float)
     distances = np.zeros(len(points))
@@ -158,9 +159,9 @@ def knee(losses: np.ndarray) -> tuple[int | None, str]:
     """The point of a front farthest from the plane through its ends, towards the ideal.
 
     The plane goes through the best point of each objective (of equal ones the best in the rest);
-    with two objectives it is the chord. Losses (K, M) are first scaled to the front's range;
-    constant objectives are left out. Where there is no such plane (three or more objectives: one
-    point is best in two of them, or the plane's normal does not point away from the ideal), the
+    with two objectives it is the chord. Losses (K, M), without NaN, are first scaled to the front's
+    range; constant objectives are left out. Where there is no such plane (three or more objectives:
+    one point is best in two of them, or the plane's normal does not point away from the ideal), the
     point closest to the ideal, the best of every objective, is taken.
 
     Source: Das, On characterizing the "knee" of the Pareto curve based on normal-boundary

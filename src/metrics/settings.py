@@ -16,7 +16,8 @@ class AuditSettings:
         goal: Recall that the class must reach, in (0, 1).
         sensitivity: Target of a threshold chosen on validation, in (0, 1).
         specificity: Target of the other threshold chosen on validation, in (0, 1).
-        fixed: Specificities at which sensitivity is read off the ROC curve, and the reverse.
+        fixed: Specificities in (0, 1) at which sensitivity is read off the ROC curve, and the
+            reverse.
         samples: Bootstrap samples, at least 100: fewer have no 2.5% at an end.
         seed: Of the random numbers.
         level: Coverage of the intervals, in (0, 1).

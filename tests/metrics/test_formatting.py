@@ -91,5 +91,6 @@ def test_limits_and_lists() -> None:
         "parameters <= 692k, latency <= 1 x the reference net and recall of mel >= 0.8"
     )
     assert formatting.bound(Limit(PARAMS, "<=", 691_911)) == "parameters <= 691.911k"
+    assert formatting.bound(Limit(QUALITY, ">=", 0.408571431829)) == "balanced accuracy >= 0.4086"
     assert formatting.bound(Limit(LATENCY, "<=", 3)) == "latency of a batch of 1, p50 <= 3 ms"
     assert [formatting.joined(parts) for parts in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]

@@ -236,5 +236,7 @@ def test_degradation_is_the_difference_on_the_same_images() -> None:
         assert lost[f"compression/lost/{name}"] == pytest.approx(share)
     low, high = (lost[f"compression/lost/accuracy/{end}"] for end in ("low", "high"))
     assert 0 <= low <= 1 / 7 <= high
+    with pytest.raises(DifferentImagesError, match="^the origin, seed 2 lacks image i3"):
+        degradation([before, before.drop(index=3)], [after, after])
     other = before.replace({"label": {"mel": "x"}}).rename(columns={"p/mel": "p/x"})
     assert not any("recall" in name for name in degradation([other], [other]))  # no melanoma class
