@@ -205,8 +205,8 @@ def _declare_operators(spec: ModuleSpec) -> None:
     """Declare torchvision's operators, unless its compiled library registers them itself."""
     import torch
 
-    libraries = sorted(Path(spec.origin or "").parent.glob("_C.*"))
-    for library in libraries:
+    libraries = Path(spec.origin).parent.glob("_C.*") if spec.origin else ()
+    for library in sorted(libraries):
         if library.suffix in (".so", ".pyd"):
             try:
                 torch.ops.load_library(library)
