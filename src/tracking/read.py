@@ -90,12 +90,12 @@ def artifact(store: Store, run_id: str, name: str) -> Path:
     client = store.client
     with mlflow_errors(f"artifact {name!r} of run {run_id}"):
         root = client.get_run(run_id).info.artifact_uri
-        path = Path(root) / name  # MLflow would copy a local artifact
+        path: Path | None = Path(root) / name  # MLflow would copy a local artifact
         if urlsplit(root).scheme:
             items = client.list_artifacts(run_id, posixpath.dirname(name) or None)
             present = name in [item.path for item in items]
-            path = Path(client.download_artifacts(run_id, name)) if present else Path(name)
-        if path.exists():
+            path = Path(client.download_artifacts(run_id, name)) if present else None
+        if path is not None and path.exists():
             return path
         names = ", ".join(item.path for item in client.list_artifacts(run_id)) or "none"
     raise TrackingError(f"run {run_id} has no artifact {name!r}; it has: {names}")
@@ -106,7 +106,8 @@ def artifacts(store: Store, run_id: str, folder: str) -> list[str]:
     root = store.client.get_run(run_id).info.artifact_uri
     if urlsplit(root).scheme:
         return [item.path for item in store.client.list_artifacts(run_id, folder)]
-    return [f"{folder}/{path.name}" for path in Path(root, folder).glob("*")]  # MLflow is slower
+    paths = sorted(Path(root, folder).glob("*"))  # MLflow is slower
+    return [f"{folder}/{path.name}" for path in paths]
 
 
 def history(
@@ -256,11 +257,12 @@ class _Cache:
             with atomic_file(self.path, "the cache", make_folder=True) as draft:
                 pq.write_table(table, draft, compression="zstd", write_page_checksum=True)
         except UserError as error:
-            _warn_unwritable(self.path.parent, getattr(error.__cause__, "strerror", None))
+            cause = error.__cause__
+            _warn_unwritable(self.path.parent, getattr(cause, "strerror", None) or str(cause))
 
 
 @functools.cache
-def _warn_unwritable(folder: Path, reason: str | None) -> None:
+def _warn_unwritable(folder: Path, reason: str) -> None:
     """Once for each folder and reason."""
     _logger.warning("%s cannot be written (%s): the store is read anew every time", folder, reason)
 
@@ -392,6 +394,9 @@ def _bulk(store: Store, run_ids: list[str], metric: str) -> list[dict[str, Any]]
     answer = http_request(inner.get_host_creds(), _BULK, "GET", params=query)
     answer.raise_for_status()
     rows: list[dict[str, Any]] = answer.json()["metrics"]
-    if len(rows) == _VALUES_PER_REQUEST:
+    if len(rows) < _VALUES_PER_REQUEST:
+        return rows
+    if len(run_ids) == 1:
         raise ValueError("the server has cut off its answer")
-    return rows
+    middle = len(run_ids) // 2
+    return _bulk(store, run_ids[:middle], metric) + _bulk(store, run_ids[middle:], metric)

@@ -151,6 +151,15 @@ def test_a_missing_run_artifact_or_predictions_and_a_bad_filter_are_named(store)
             call()
 
 
+def test_a_file_of_the_working_directory_is_no_artifact(either_store, tmp_path, monkeypatch):
+    (tmp_path / "absent.txt").write_text("of no run")
+    monkeypatch.chdir(tmp_path)
+    with Run.start(either_store, "run") as run:
+        run.text("x", "here.txt")
+    with pytest.raises(TrackingError, match=r"no artifact 'absent.txt'; it has: here.txt"):
+        artifact(either_store, run.id, "absent.txt")
+
+
 def test_only_new_runs_are_fetched(store, fetched):
     ids = [old_run(store, number, **{f"only_{number}": "x"}) for number in range(5)]
     assert set(cached_runs(store)["run_id"]) == set(ids)
