@@ -302,9 +302,10 @@ class Run:
             # Lightning turns Ctrl+C into SystemExit(1): its cause is the reason.
             cause = (isinstance(error, SystemExit) and error.__context__) or error
             tags = {"trial_state": "fail", "failure": _reason(cause), "failure_log": _TRACEBACK}
+        steps.append(functools.partial(self.tag, **tags))
+        if error is not None:
             trace = "".join(traceback.format_exception(error))
             steps.append(functools.partial(self.text, trace, _TRACEBACK))
-        steps.append(functools.partial(self.tag, **tags))
 
         def attempt(step: Callable[[], None]) -> None:
             # A server that did not answer once is not waited for again and again.

@@ -132,6 +132,18 @@ def test_a_run_that_ends_by_an_exception_has_its_reason_and_its_metrics(
     assert history(store, run, "loss") == [(7, 0.25)]
 
 
+def test_ctrl_c_while_the_traceback_is_written_keeps_the_reason(store, monkeypatch):
+    def interrupted(content, name):
+        raise KeyboardInterrupt
+
+    run = Run.start(store, "run")
+    monkeypatch.setattr(run, "text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        failing(run, ValueError("why"))
+    status, data = recorded(store, run)
+    assert (status, data.tags["failure"]) == ("FAILED", "ValueError: why")
+
+
 def test_a_record_that_cannot_be_written_does_not_hide_the_error(store, caplog):
     run = Run.start(store, "run")
     store.client.delete_run(run.id)  # nothing can be written to a deleted run
