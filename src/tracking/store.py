@@ -242,7 +242,8 @@ def existing(config: DictConfig, experiment: str | None = None) -> Store:
         TrackingError: There is no such store, or it cannot be read.
     """
     node: DictConfig = config.tracking.copy()
-    node.experiment = experiment or node.experiment
+    if experiment:
+        node.experiment = experiment
     check(resolve(node), "tracking")
     store: Store = instantiate(node, "tracking")
     return store.open(create=False)
