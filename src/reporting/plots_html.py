@@ -42,14 +42,18 @@ def figure(picture: Picture) -> dict[str, Any]:
         for view in picture.views
     ]
     differing = [
-        [key for key in traces[0] if any(trace.get(key) != traces[0][key] for trace in traces)]
+        [
+            key
+            for key in dict.fromkeys(key for trace in traces for key in trace)
+            if any(trace.get(key) != traces[0].get(key) for trace in traces)
+        ]
         for traces in zip(*data, strict=True)
     ]
     layouts = [_layout(view) for view in picture.views]
     views = []
     for view, traces, layout in zip(picture.views, data, layouts, strict=True):
         changes = {
-            number: {key: trace[key] for key in keys}
+            number: {key: trace.get(key) for key in keys}
             for number, (trace, keys) in enumerate(zip(traces, differing, strict=True))
         }
         axes = {key: layout[key] for key in ("xaxis", "yaxis") if key in layout}

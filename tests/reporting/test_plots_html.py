@@ -40,6 +40,18 @@ def test_a_view_holds_only_what_differs_and_the_first_view_undoes_it(report):
     assert second["layout"]["xaxis"]["title"]["text"].startswith("parameters")
 
 
+def test_views_differ_in_what_only_one_of_them_has():
+    points = Series("a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], marker=Marker("red"))
+    empty = Series("a", [], [], marker=Marker("red"), colour="blue")
+    first, second = (View("v", [one], Axis("x"), Axis("y")) for one in (points, empty))
+    for views in ((first, second), (second, first)):
+        changes = [view["traces"][0] for view in figure(Picture(views))["views"]]
+        with_points, without = changes if views[0] is first else changes[::-1]
+        assert (without["error_y"], with_points["line"]) == (None, None)
+        assert with_points["error_y"]["array"] == pytest.approx([0.2, 0.2])
+        assert without["line"]["color"] == "blue"
+
+
 def test_points_lines_and_intervals_become_traces():
     points = Series(
         "a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], ["x\ny", "z"], marker=Marker("red")
