@@ -258,7 +258,9 @@ def ablation_table(
     wide = rows[["value"]].drop_duplicates().set_index("value")
     for objective in objectives:
         some = rows[rows["objective"] == objective.metric].set_index("value")
-        mean, low, high = (some[name].map(_figure) for name in ("mean", "low", "high"))
+        # Objects: without rows a column of numbers stays one, to which no text can be added.
+        texts = some[["mean", "low", "high"]].map(_figure).astype(object)
+        mean, low, high = (texts[name] for name in texts)
         interval = (" [" + low + ", " + high + "]").where(some["low"].notna(), "")
         better = "higher" if objective.direction == "maximize" else "lower"
         title = f"{describe(objective.metric).axis}, {better} is better"

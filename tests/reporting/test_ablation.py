@@ -278,6 +278,8 @@ def test_the_table_of_means() -> None:
     nearly = of(study(("a=1", math.nan, 999_999.9), ("a=2", 0.2, 2e6)))
     cells = ablation_table(nearly, BOTH, "a").to_numpy().tolist()
     assert cells == [["2", "0.200 (n=1)", "2M (n=1)"], ["1", "-", "1M (n=1)"]]
+    unknown = [FLOPS, Objective("val/auroc", "maximize")]  # which no trial has
+    assert ablation_table(nearly, unknown, "a").iloc[:, 2].tolist() == ["-", "-"]
 
 
 def dense(spread: float, accuracies: tuple[float, ...] = (0.645, 0.605, 0.560, 0.519, 0.447)):
