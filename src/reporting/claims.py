@@ -42,6 +42,7 @@ ARITHMETIC: tuple[type[ast.AST], ...] = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.keyword, ast.Name, ast.Constant),
     *(ast.operator, ast.unaryop, ast.expr_context),
 )
+MOST_RANGES = 12  # in one expression: it is evaluated at 3 to the power of so many points
 REPRODUCED = "reproduced"
 OTHER_READING = "reproduced under another reading"
 CONTRADICTED = "contradicted by its own numbers"
@@ -300,7 +301,8 @@ class Figure:
 Measure = Callable[..., Figure]  # (system, metric, less) -> figure, see `recorded_runs`
 
 
-# Functions of expressions. An operand is a number, or an array of its value, low and high end.
+# Functions of expressions. An operand is a number, or an array of its value and, if there is a
+# range, its low and high end.
 
 
 def precision(recall: Any, specificity: Any, prevalence: Any) -> Any:
@@ -489,12 +491,18 @@ class Figures:
         for node in ast.walk(tree):
             if not isinstance(node, ARITHMETIC):  # attributes and nested scopes could reach more
                 raise SyntaxError(f"{type(node).__name__} is not allowed")
+        is_arithmetic = any(isinstance(node, ast.BinOp) for node in ast.walk(tree))
         operands: list[tuple[Figure, np.ndarray]] = []
 
         def operand(figure: Figure) -> np.ndarray:
             """Its value and ends along an axis of its own: arithmetic combines all of them."""
             ends = np.array([figure.value, figure.low, figure.high])
-            operands.append((figure, ends.reshape(3, *[1] * len(operands))))
+            ranges = sum(values.size > 1 for _, values in operands)
+            if figure.low == figure.high:
+                ends = ends[:1]
+            elif is_arithmetic and ranges == MOST_RANGES:
+                raise ValueError(f"over {ranges} numbers have a range: name a part as a figure")
+            operands.append((figure, ends.reshape(-1, *[1] * ranges)))
             return operands[-1][1]
 
         scope: dict[str, Any] = {name: operand(figure) for name, figure in named.items()}
@@ -526,14 +534,15 @@ class Figures:
             raise ConfigError("", problem)
         return self._measure(system, metric, less)
 
-    def _count(self, name: str, *quantities: str) -> Figure:
+    def _count(self, name: str, quantity: str, *more: str) -> Figure:
         _refuse_unknown([name], self._paper.nets)
-        _refuse_unknown(quantities, QUANTITIES)
+        _refuse_unknown([quantity, *more], QUANTITIES)
         config = json.dumps(self._paper.nets[name].get("net", {}))
         net = _build(config, f"paper.nets.{name}.net")
-        counts = {quantity.replace("_", " "): QUANTITIES[quantity](*net) for quantity in quantities}
-        parts = " + ".join(f"{Figure(count)} {title}" for title, count in counts.items())
-        return Figure.exact(sum(counts.values()), "counted", f"{parts} of the net {name}")
+        counts = [(title, QUANTITIES[title](*net)) for title in (quantity, *more)]
+        parts = " + ".join(f"{Figure(count)} {title.replace('_', ' ')}" for title, count in counts)
+        total = sum(count for _, count in counts)
+        return Figure.exact(total, "counted", f"{parts} of the net {name}")
 
 
 def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:
@@ -578,7 +587,7 @@ def choose_runs(
     records = tested.to_dict("records")
     differences = np.array([len(_differences(row, system.fixed)) for row in records])
     nearest = tested[differences == differences.min()]
-    settings = nearest.filter(regex=rf"^params\.(?!{'|'.join(FREE)})").columns
+    settings = nearest.filter(regex=rf"^params\.(?!{'|'.join(map(re.escape, FREE))})").columns
     groups = [rows for _, rows in nearest.groupby([*settings, "tags.weights"], sort=False)]
     same = max(groups, key=lambda rows: rows["tags.seed"].nunique())
     # sorted, so that the same runs give the same bootstrap samples

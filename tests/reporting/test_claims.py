@@ -136,6 +136,8 @@ def test_bad_config_names_its_key(path: str, value: Any, message: str) -> None:
         ("few + 1", "key: the claim few prints no number: it needs a value"),
         ("count('tiny', 'weights')", "key: does not know 'weights'; there are convolution_biases"),
         ("count('tinny', 'flops')", "key: does not know 'tinny'; did you mean tiny"),
+        ("count('tiny')", "is not defined .*missing 1 required"),
+        (" + ".join(["published(1, 'x')"] * 40 + ["measured('net', 'auroc')"] * 13), "over 12 nu"),
         ("measured('nett', 'auroc')", "key: does not know 'nett'; did you mean net"),
         ("measured('net', 'time/fit_s', less='none')", "less takes a metric on the test split"),
         ("[x.__class__ for x in (1,)]", "ListComp is not allowed"),
@@ -289,6 +291,7 @@ def test_counts_of_a_net_add_up_and_draw_no_random_numbers() -> None:
     assert evaluate("count('tiny', 'parameters')").value == parameters
     assert evaluate("count('tiny', 'flops')").value == 8 * 8 * 32 * 27 + 2 * 4 * 4 * 32
     assert evaluate("count('tiny', 'parameters', 'running_statistics')").value == parameters
+    assert evaluate("count('tiny', 'parameters', 'parameters')").value == 2 * parameters
     assert evaluate("count('tiny', 'size_mb')").value == pytest.approx(4e-6 * parameters)
     assert torch.rand(1) == expected
 
