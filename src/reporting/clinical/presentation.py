@@ -382,8 +382,9 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
             (draft / "predictions").mkdir(exist_ok=True)
             frame.to_csv(draft / "predictions" / f"seed_{seed}.csv", index=False)
         if len(result.drop):
+            figure = plots.shift(result)
             for kind in ("png", "svg"):
-                plots.shift(result).savefig(draft / f"drop.{kind}")
+                figure.savefig(draft / f"drop.{kind}")
         if result.examples:
             plots.examples(result).savefig(draft / "examples.png")
 
