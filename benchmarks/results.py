@@ -136,10 +136,11 @@ def read_cell(
 def recorded(metric: str, frame: pd.DataFrame) -> str | None:
     """The metric's name in these predictions, if they have it: melanoma has several names."""
     measure, _, name = metric.partition("/")
-    if name != "melanoma":
+    if not name:
         return metric
-    melanoma = melanoma_of(str(column).removeprefix("p/") for column in frame)
-    return melanoma and f"{measure}/{melanoma}"
+    classes = [str(column)[2:] for column in frame if str(column).startswith("p/")]
+    label = melanoma_of(classes) if name == "melanoma" else name
+    return f"{measure}/{label}" if label in classes else None
 
 
 def cost_text(metric: str, value: float) -> str:

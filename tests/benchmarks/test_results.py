@@ -251,6 +251,14 @@ def test_the_origin_names_commands_commits_and_devices_but_no_folder(store: Stor
     assert "/home" not in page
 
 
+def test_metrics_of_a_class_need_the_class() -> None:
+    frame = pd.DataFrame({"p/MEL": [], "p/nv": []})
+    names = {"accuracy": "accuracy", "recall/melanoma": "recall/MEL", "f1/nv": "f1/nv"}
+    names |= {"recall/bkl": None}
+    assert {name: results.recorded(name, frame) for name in names} == names
+    assert results.recorded("recall/melanoma", frame.drop(columns="p/MEL")) is None
+
+
 def test_small_differences_do_not_read_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame({"p/mel": [], "p/nv": []})
     cell = results.Cell("s", "", "a", {}, frame, [frame], "")
