@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from src.core.errors import UserError
 from src.deployment.description import Description
-from src.deployment.runtimes.base import Runtime, needs, quiet
+from src.deployment.runtimes.base import ImageBatch, Runtime, needs, quiet
 from src.deployment.runtimes.formats import FORMATS
 
 PICTURES = 8  # different pictures, queried in turn
@@ -114,13 +114,15 @@ class Session:
             "description": self._runtime.description.to_json(),
             "version": importlib.metadata.version(library.partition(".")[0].replace("_", "-")),
         }
-        rng = np.random.default_rng(0)
-        self._pictures = [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
+        self._pictures: list[ImageBatch] = []
         self._photograph = b""
         gc.disable()  # its pauses are Python's, not the model's
 
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Execute one command: `warm_up`, `turn`, or `photograph`: queries then begin with it."""
+        if not self._pictures:  # drawing them is not a part of the cold start
+            rng = np.random.default_rng(0)
+            self._pictures = [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
         if command["do"] == "photograph":
             self._photograph = Path(command["path"]).read_bytes()
             self._query(0)  # loads the decoder

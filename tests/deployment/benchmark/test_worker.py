@@ -39,6 +39,7 @@ def session(spec: dict[str, Any], **more: Any) -> Session:
 def test_a_session_answers_and_takes_a_batch(onnx_file: Path) -> None:
     spec = {"runtime": "onnx", "file": str(onnx_file)}
     model = session(spec, batch=3)
+    assert not model._pictures  # their time and memory would count as the model's
     assert len(model.obey({"do": "turn", "untimed": 2, "timed": 5})["ns"]) == 5
     assert len(model.obey({"do": "warm_up", "seconds": 0.0})["ns"]) == 1
     assert model.hello["version"]
