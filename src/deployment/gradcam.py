@@ -12,6 +12,7 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from src.core.errors import ConfigError, UserError
 from src.data.cache import square
@@ -154,12 +155,16 @@ class Overlays:
             nets = f", mean of {len(self._nets)} nets"
         side = max(SIDE, about.image_size)
         predicted = rows[rows["problem"] == ""]
-        for start in range(0, len(predicted), BATCH):
+        starts = range(0, len(predicted), BATCH)
+        for start in tqdm(starts, "Grad-CAM", unit="batch", leave=False, disable=None):
             part = predicted.iloc[start : start + BATCH]
             names = [self._name or str(top) for top in part["top"]]
             labels = [about.classes.index(name) for name in names]
-            pictures = [source.picture(manifest, int(row)) for row in part.index]
-            squares = [square(item, about.image_size, about.geometry) for item in pictures]
+            squares, larger = [], []
+            for row in part.index:
+                picture = source.picture(manifest, int(row))
+                squares.append(square(picture, about.image_size, about.geometry))
+                larger.append(square(picture, side, about.geometry))
             maps = [relative(net.maps(np.stack(squares), labels), side) for net in self._nets]
             shares = np.asarray(np.mean(maps, axis=0, dtype=np.float32))
             for n, (row, record) in enumerate(part.iterrows()):
@@ -169,8 +174,7 @@ class Overlays:
                 if f"calibrated/{name}" in record:
                     title += f" (calibrated {record[f'calibrated/{name}']:.3f})"
                 label = f"evidence for {name}: share of the largest\nin this picture{nets}"
-                picture = square(pictures[n], side, about.geometry)
-                figure = draw(picture, shares[n], self._nets[0].shape, title, label)
+                figure = draw(larger[n], shares[n], self._nets[0].shape, title, label)
                 stem = _slug(image.rpartition(".")[0] or image)
                 figure.savefig(folder / f"{int(str(row)) + 1:06d}_{stem}_{_slug(name)}.png")
 

@@ -236,24 +236,24 @@ def make(config: DictConfig) -> None:
     manifest = source.manifest()
     if csv is not None:
         files.refuse_unwritable(csv.with_name(f".{csv.name}"), "the predictions", "out")
+    beside = (csv or Path("predictions.csv")).absolute()
+    overlays = beside.with_name(f"{beside.stem}_gradcam") if settings.gradcam else None
+    if overlays is not None:
+        files.refuse_unwritable(overlays, "Grad-CAM", "out")
     model = find(name, lambda: existing(config), settings.workers)
     _show_model(model)
     painter = _painter(model, settings.gradcam) if settings.gradcam else None
     began = time.perf_counter()
     rows = _predict(model, source, manifest, settings)
-    paths = []
-    if painter is not None:
-        beside = (csv or Path("predictions.csv")).absolute()
-        paths.append(beside.with_name(f"{beside.stem}_gradcam"))
-        with files.atomic_folder(paths[0], "Grad-CAM", "out") as folder:
+    if overlays is not None and painter is not None:
+        with files.atomic_folder(overlays, "Grad-CAM", "out") as folder:
             painter.write(folder, source, manifest, rows)
     if csv is not None:
-        paths.insert(0, csv)
         with files.atomic_file(csv, "the predictions") as draft:
             files.spreadsheet(rows).to_csv(draft, index=False, float_format=DIGITS)
     seconds = time.perf_counter() - began
     _show_rows(rows, model.description.decision, settings.unsure_below, seconds)
-    for path in paths:
+    for path in filter(None, (csv, overlays)):
         say(f"look: {path}", wrap=False)
     unreadable = int((rows["problem"] != "").sum())
     if unreadable:

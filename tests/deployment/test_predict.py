@@ -325,6 +325,7 @@ def test_a_csv_that_cannot_be_finished_leaves_the_former_one(
         ("model=MODEL input=it.png out=text.jpg/out.csv", "cannot be written there"),
         ("model=MODEL input=it.png unsure_below=70", "unsure_below: input should be less"),
         ("model=MODEL input=it.png gradcam=true", "is an exported file, without gradients"),
+        ("model=MODEL input=it.png gradcam=true out=text.csv", "text_gradcam is a file"),
         ("model=nosuch.onnx input=it.png", "nosuch.onnx: no such file"),
         ("model=text.jpg input=it.png", "text.jpg: unknown suffix of a model file"),
         ("model=3f2a input=it.png", "no run store is there"),
@@ -336,13 +337,14 @@ def test_bad_input_is_one_line(
     write(tmp_path, ["it.png"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.csv").write_text("file\nit.png\n")
-    (tmp_path / "text.jpg").write_text("a text")
+    for name in ("text.jpg", "text_gradcam"):
+        (tmp_path / name).write_text("a text")
     status, output = typed(*arguments.replace("MODEL", str(exported)).split())
     assert status == 2
     assert message in output.splitlines()[-1]
     assert "Traceback" not in output
     assert not (tmp_path / "predictions.csv").exists()
-    assert not list(tmp_path.glob("*_gradcam"))
+    assert not [path for path in tmp_path.glob("*_gradcam") if path.is_dir()]
 
 
 def test_an_onnx_file_needs_neither_torch_nor_mlflow(exported: Path, tmp_path: Path) -> None:
