@@ -25,21 +25,25 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     """Load the weights of a checkpoint. Nothing in the file is executed.
 
     If the checkpoint is of a pruned net (see `src.training.checkpoint.save_weights`), the layers
-    are first shrunk to the sizes of its tensors. Of any other net the shapes must be equal.
+    are first shrunk to the sizes of its tensors. Of any other net the shapes must be equal. Tensors
+    of the loss that `module` does not have, such as class weights, are ignored.
 
     Raises:
         UserError: The file is absent, damaged, or of another network.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state, names = content["state_dict"], module.state_dict().keys()
+        for key in [key for key in state if key.startswith("loss.") and key not in names]:
+            del state[key]
         if content.get(PRUNED) is True:
-            pruned_layers.fit(module, content["state_dict"])
-        module.load_state_dict(content["state_dict"])
+            pruned_layers.fit(module, state)
+        module.load_state_dict(state)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint of this network: {reason}") from error
+        problem = f"not a checkpoint of this network: {_first_line(error)}"
+        raise UserError(f"{path}: {problem}") from error
 
 
 def read(path: str | Path) -> dict[str, Tensor]:

@@ -121,6 +121,16 @@ def test_another_nets_checkpoint_is_refused(run: RecordedModel, checkpoint: Path
         trained.load_checkpoint(run.config, CLASSES, checkpoint.with_name("absent.ckpt"))
 
 
+def test_the_state_of_the_loss_is_not_loaded(
+    run: RecordedModel, checkpoint: Path, tmp_path: Path
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    torch.save({"state_dict": state | {"loss.weight": torch.ones(7)}}, tmp_path / "best.ckpt")
+    camera = trained.load_checkpoint(run.config, CLASSES, tmp_path / "best.ckpt")
+    loaded = camera.net.state_dict()
+    assert all(torch.equal(loaded[name.removeprefix("net.")], state[name]) for name in state)
+
+
 def test_two_classes_come_from_one_logit(run: RecordedModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = instantiate(run.config.model.net, "model.net", outputs=1).eval()
