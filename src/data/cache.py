@@ -206,8 +206,8 @@ def _build(
 ) -> dict[str, Any]:
     """Write squares of `size` bytes in sum to a draft folder; rename it when it is on the disk."""
     draft = entry.with_name(f"{entry.name}.building")
-    for former in (draft, entry):
-        shutil.rmtree(former, ignore_errors=True)
+    for former in filter(Path.exists, (draft, entry)):
+        shutil.rmtree(former)
     digest = hashlib.sha256()
     unreadable: list[tuple[int, str]] = []
     try:

@@ -128,10 +128,9 @@ def find(store: Store, prefix: str) -> RecordedModel:
         nets.append(RecordedNet(run_id, _tag(member, "seed"), deployed))
     tags = ("model", "data", "split", "split_fingerprint")
     model, data, split, fingerprint = (_tag(trained[0], name) for name in tags)
-    return RecordedModel(
-        *(str(run["run_id"]), kind == "trial", model, data, split, fingerprint, tuple(nets)),
-        recorded_config(store, nets[0].run_id),
-    )
+    config, run_id = recorded_config(store, nets[0].run_id), str(run["run_id"])
+    repeated = kind == "trial"
+    return RecordedModel(run_id, repeated, model, data, split, fingerprint, tuple(nets), config)
 
 
 def recorded_config(store: Store, run_id: str) -> DictConfig:
