@@ -98,7 +98,7 @@ def test_damaged_records_are_refused(recorded: SmallStore) -> None:
         run.predictions(recorded.store, "val")
     config = artifacts / "config.yaml"
     config.write_text(config.read_text().replace(trained.CLASSIFIER, "os.system"))
-    with pytest.raises(UserError, match="must be a part of"):
+    with pytest.raises(UserError, match="is named by no file in conf/"):
         trained.find(recorded.store, run_id)
 
 
