@@ -160,8 +160,8 @@ def load(
                 for row, _ in record["unreadable"]
             ):
                 title = f"decoding {manifest.source} to {image_size} px"
-                images = tqdm(decode_all(), title, rows, unit="image", mininterval=0.5)
-                record = _build(entry, key, images, rows * image_size**2 * 3)
+                with tqdm(decode_all(), title, rows, unit="image", mininterval=0.5) as images:
+                    record = _build(entry, key, images, rows * image_size**2 * 3)
             paths = manifest.frame["path"]
             names = paths.where(paths != "", manifest.frame["image_id"])
             unreadable = [(names[row], reason) for row, reason in record["unreadable"]]
