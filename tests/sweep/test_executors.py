@@ -337,17 +337,28 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
     assert sorted(trial.value for trial in trials if trial.values) == [0.014, 0.015, 0.024, 0.025]
 
 
-# submitit: a real trial, jobs that outlive their scheduler, a fake `scancel`
-
-
 @pytest.mark.slow
-def test_a_real_trial_runs_as_a_job(
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("slurm", "cluster=local", "cpus_per_task=1"),
+        ("ray", "n_jobs=1", "cpus_per_trial=1"),
+    ],
+    ids=["submitit", "ray"],
+)
+def test_a_real_trial_runs(
+    arguments: tuple[str, ...],
     tmp_path: Path,
     empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     run_entry: Callable[..., tuple[int, str]],
 ) -> None:
-    pytest.importorskip("submitit")
+    name, *settings = arguments
+    if name == "ray":
+        request.getfixturevalue("local_ray")
+    else:
+        pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PARETODERM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mlruns").mkdir()
@@ -362,9 +373,8 @@ def test_a_real_trial_runs_as_a_job(
         "model.image_size=32",
         "trainer.max_epochs=1",
         "hydra.sweeper.study_name=shared",
-        "hydra/sweeper/executor=slurm",
-        "hydra.sweeper.executor.cluster=local",
-        "hydra.sweeper.executor.cpus_per_task=1",
+        f"hydra/sweeper/executor={name}",
+        *(f"hydra.sweeper.executor.{setting}" for setting in settings),
     )
     assert status == 0, output
     storage = open_storage(f"sqlite:///{tmp_path}/mlruns/optuna.db")
@@ -373,6 +383,9 @@ def test_a_real_trial_runs_as_a_job(
     assert (trial.state, run["status"]) == (TrialState.COMPLETE, "FINISHED")
     objectives = ("best/val/balanced_accuracy", "efficiency/flops")
     assert trial.values == [run[f"metrics.{name}"] for name in objectives]
+
+
+# submitit: jobs that outlive their scheduler, a fake `scancel`
 
 
 def test_the_next_session_cancels_the_jobs_of_one_that_was_killed(
