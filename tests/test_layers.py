@@ -102,7 +102,7 @@ def test_sizes_of_the_tree() -> None:
     assert len(packages) == 11
     assert len(FILES) <= 140
     # The target is 23,000 lines; this bound is lowered with every reduction, never raised.
-    assert sum(file.read_text().count("\n") for file in FILES) <= 32_600
+    assert sum(file.read_text().count("\n") for file in FILES) <= 28_700
 
 
 def test_no_public_class_name_is_used_twice() -> None:
