@@ -57,6 +57,8 @@ def atomic_folder(folder: Path, what: str, key: str = "folder") -> Iterator[Path
                 folder.replace(former)
             draft.replace(folder)
     finally:
+        if former.exists() and not folder.exists():  # the draft could not be moved
+            former.replace(folder)
         for leftover in (draft, former):
             shutil.rmtree(leftover, ignore_errors=True)
 

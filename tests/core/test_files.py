@@ -56,6 +56,18 @@ def test_nothing_changes_after_an_exception(
     assert files == ["made", "made/old.txt"]
 
 
+def test_the_old_folder_returns_if_the_draft_cannot_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "old.txt").write_text("old")
+    message = "the page cannot be written there"
+    with (
+        pytest.raises(UserError, match=message),
+        atomic_folder(tmp_path / "made", "the page") as draft,
+    ):
+        draft.rmdir()
+    assert (tmp_path / "made" / "old.txt").read_text() == "old"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     message = f"^folder={tmp_path}/file: the page cannot be written there"
