@@ -337,6 +337,7 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
     assert sorted(trial.value for trial in trials if trial.values) == [0.014, 0.015, 0.024, 0.025]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
