@@ -266,11 +266,11 @@ def _trial_run(
 ) -> tuple[str, dict[str, float]]:
     """One run of a trial: its id and its final metrics."""
     folder.mkdir(parents=True, exist_ok=True)
-    is_whole_trial = context.payload["repeats"] == 1
+    has_one_seed = context.payload["repeats"] == 1
     cell = context.payload["cell"]
     config, plain, problem = _checked(config, context.payload["overrides"], store)
     with _start(store, config, plain, cell, position) as run:
-        if is_whole_trial:
+        if has_one_seed:
             context.started(run.id)
         if problem is not None:
             raise problem
@@ -279,13 +279,13 @@ def _trial_run(
             record(config, folder, cell, run, context)
         except EndedEarly as early:
             run.ends_early(early.state, str(early))
-            if not is_whole_trial:
+            if not has_one_seed:
                 raise
             run.flush()
             context.give_up(early.state, "", str(early))
             return run.id, {}
         metrics = {k: v for k, v in run.latest.items() if not k.startswith(PER_EPOCH)}
-        if is_whole_trial:
+        if has_one_seed:
             run.flush()
             _commit(context, metrics)
     return run.id, metrics

@@ -72,9 +72,9 @@ class Command:
         if key in self.texts and value != "null":
             if key in self.lists and value.startswith("[") and value.endswith("]"):
                 items = [item.strip() for item in value[1:-1].split(",")]
-                value = f"[{','.join(_quoted_once(item) for item in items if item)}]"
+                value = f"[{','.join(_ensure_quoted(item) for item in items if item)}]"
             else:
-                value = _quoted_once(value)
+                value = _ensure_quoted(value)
         return f"{self.renamed.get(key, key)}={value}"
 
     def run(self, job: Callable[[DictConfig], object]) -> None:
@@ -131,7 +131,7 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
 
 
-def _quoted_once(text: str) -> str:
+def _ensure_quoted(text: str) -> str:
     """A text in quotes; unchanged if it is empty or in quotes already."""
     return quoted(text) if text and text[0] not in "'\"" else text
 

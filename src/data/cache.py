@@ -133,17 +133,7 @@ def load(
     stamps = source.stamps(manifest)
     key = _digest([FORMAT_VERSION, manifest.source, image_size, geometry, ids, stamps])
     entry = folder / f"{manifest.source}-{image_size}-{geometry}-{key[:16]}"
-    reader = copy.copy(source)  # what it loads for decoding is freed when the cache is built
     threads = workers or os.cpu_count() or 1
-
-    def decode_all() -> Iterator[npt.NDArray[np.uint8] | str]:
-        with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, rows, _CHUNK * threads):
-                chunk = range(start, min(start + _CHUNK * threads, rows))
-                yield from pool.map(
-                    lambda row: decode(reader, manifest, row, image_size, geometry), chunk
-                )
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(entry.with_name(f".{entry.name}.lock"))
@@ -160,7 +150,8 @@ def load(
                 for row, _ in record["unreadable"]
             ):
                 title = f"decoding {manifest.source} to {image_size} px"
-                with tqdm(decode_all(), title, rows, unit="image", mininterval=0.5) as images:
+                decoded = _decode_all(source, manifest, image_size, geometry, threads)
+                with tqdm(decoded, title, rows, unit="image", mininterval=0.5) as images:
                     record = _build(entry, key, images, rows * image_size**2 * 3)
             paths = manifest.frame["path"]
             names = paths.where(paths != "", manifest.frame["image_id"])
@@ -179,6 +170,19 @@ def load(
     labels = [manifest.classes[label] for label in frame["label"]]
     parts = [frame["image_id"].tolist(), labels, frame["group"].tolist(), record["pixel_digest"]]
     return ImageCache(pixels, frame, unreadable, _digest(parts))
+
+
+def _decode_all(
+    source: Source, manifest: Manifest, image_size: int, geometry: Geometry, threads: int
+) -> Iterator[npt.NDArray[np.uint8] | str]:
+    reader = copy.copy(source)  # what it loads for decoding is freed when the cache is built
+    rows = len(manifest.frame)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, rows, _CHUNK * threads):
+            chunk = range(start, min(start + _CHUNK * threads, rows))
+            yield from pool.map(
+                lambda row: decode(reader, manifest, row, image_size, geometry), chunk
+            )
 
 
 def _digest(parts: list[Any]) -> str:

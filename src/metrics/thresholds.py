@@ -73,7 +73,7 @@ def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Thres
     return Threshold(float(values[at]), float(recall[at]), float(1 - alarm[at]), problem)
 
 
-def choose_each(val: Predictions, class_name: str, target: TargetRate) -> list[Threshold]:
+def choose_per_net(val: Predictions, class_name: str, target: TargetRate) -> list[Threshold]:
     """The threshold of each net for a class."""
     label = val.classes.index(class_name)
     scores = val.probability[:, :, label].astype(float)
@@ -86,7 +86,7 @@ def usable_thresholds(
     """The thresholds for sensitivity; None without validation, or if one of them has a problem."""
     if val is None:
         return None
-    chosen = choose_each(val, class_name, TargetRate("sensitivity", settings.sensitivity))
+    chosen = choose_per_net(val, class_name, TargetRate("sensitivity", settings.sensitivity))
     return None if any(threshold.problem for threshold in chosen) else chosen
 
 
@@ -141,7 +141,7 @@ def points(
     if val is not None:
         sensitivity = TargetRate("sensitivity", settings.sensitivity)
         for rule in (sensitivity, TargetRate("specificity", settings.specificity)):
-            rules[str(rule)] = choose_each(val, class_name, rule)
+            rules[str(rule)] = choose_per_net(val, class_name, rule)
     tables = []
     for name, thresholds in rules.items():
         usable = not any(np.isnan(threshold.value) for threshold in thresholds)

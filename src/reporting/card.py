@@ -294,7 +294,7 @@ def build(
     audits: Mapping[str, ClinicalAudit] = {}
     if any(model.predictions(store, split) for split in ("val", "test")):
         settings = EvaluateSettings(own_root=own_root)
-        audits = evaluate.own_splits(model, settings, clinical, store).audits
+        audits = evaluate.recorded_splits(model, settings, clinical, store).audits
     audit = audits.get("test") or audits.get("val")
     rows = audit.overall.to_dict("records") if audit else []
     overall = {str(row["metric"]): row for row in rows}
@@ -329,6 +329,18 @@ def build(
         export=formats.format_of(file).name if file else next(iter(formats.FORMATS)),
         tables=_tables(record, audits, evaluations),
     )
+    data = _metadata(model, record, about.precision, audit, overall)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _metadata(
+    model: trained.RecordedModel,
+    record: RunRecord,
+    precision: str,
+    audit: ClinicalAudit | None,
+    overall: Mapping[str, Mapping[Any, Any]],
+) -> ModelCardData:
+    """The front matter that the Hugging Face Hub reads; `overall` has the audit's metrics."""
     hub_names = {name: describe(f"test/{name}").hub for name in overall_metrics()}
     results = [
         EvalResult(
@@ -342,8 +354,8 @@ def build(
         for name, row in overall.items()
         if hub_names.get(name) and np.isfinite(row["estimate"])
     ]
-    tags = [*TAGS, model.model, record.tag("compression"), about.precision]
-    data = ModelCardData(
+    tags = [*TAGS, model.model, record.tag("compression"), precision]
+    return ModelCardData(
         license="other",
         license_name="no-licence-stated",
         library_name="pytorch",
@@ -354,7 +366,6 @@ def build(
         model_name=model.model,
         eval_results=results or None,
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def part(config: Mapping[str, Any] | None) -> str:

@@ -108,18 +108,7 @@ def build(
     if len(tables) > 1:
         tables = [table.assign(label=table["study"] + " " + table["label"]) for table in tables]
     answers = decide_on(tables[0], objectives, limits, settings)
-    table = pd.concat(tables, ignore_index=True)
-    names: dict[str, list[str]] = {}
-    for answer in answers:
-        names.setdefault(answer.run_id, []).append(answer.name)
-    chosen = {run_id: ", ".join(some) for run_id, some in names.items() if run_id}
-    table = table.assign(chosen=table["run_id"].map(chosen).fillna(""), command="")
-    important = table["front"] | (table["chosen"] != "")
-    for position in table.index[important]:
-        run_id = str(table.at[position, "run_id"])
-        study = reader.study_of(run_id)
-        row = study.trials[study.trials["run_id"] == run_id].iloc[0]
-        table.at[position, "command"] = collect.retrain(study, row, reader.artifacts(run_id))
+    table = _with_commands(pd.concat(tables, ignore_index=True), answers, reader)
     quality = collect.quality_of(objectives)
     metric = quality.removeprefix("best/")
     name, cost = metric.partition("/")[2], cost_of(table, objectives)
@@ -131,6 +120,7 @@ def build(
     shares, caveats = importance(first, overrides.parameters(first), objectives)
     with_result = table["state"].isin(["front", "dominated", "over limit"])
     # the interesting trials, and others evenly from the best to the worst
+    important = table["front"] | (table["chosen"] != "")
     others = table.index[~important & (table["state"] != "over_limit")]
     even = np.linspace(0, len(others) - 1, min(MOST_CURVES, len(others))).round().astype(int)
     shown = table[important | table.index.isin(others[even])]
@@ -174,6 +164,23 @@ def build(
     report.paragraphs.extend(text.findings(report, ranked[0][1], bounds_of(settings)["floors"]))
     report.warnings.extend(text.warnings(report, notes, trials))
     return report
+
+
+def _with_commands(
+    table: pd.DataFrame, answers: Sequence[Answer], reader: PredictionReader
+) -> pd.DataFrame:
+    """Add the names of the answers that chose a run, and the command that trains it again."""
+    names: dict[str, list[str]] = {}
+    for answer in answers:
+        names.setdefault(answer.run_id, []).append(answer.name)
+    chosen = {run_id: ", ".join(some) for run_id, some in names.items() if run_id}
+    table = table.assign(chosen=table["run_id"].map(chosen).fillna(""), command="")
+    for position in table.index[table["front"] | (table["chosen"] != "")]:
+        run_id = str(table.at[position, "run_id"])
+        study = reader.study_of(run_id)
+        row = study.trials[study.trials["run_id"] == run_id].iloc[0]
+        table.at[position, "command"] = collect.retrain(study, row, reader.artifacts(run_id))
+    return table
 
 
 def decide_on(

@@ -25,7 +25,8 @@ def test_every_figure_and_view_is_valid_for_plotly(make):
                 data = [dict(trace) for trace in drawn["data"]]
                 for number, changes in view["traces"].items():
                     data[number] |= changes
-                go.Figure(data, drawn["layout"] | view["layout"])
+                valid = go.Figure(data, drawn["layout"] | view["layout"])
+                assert len(valid.data) == len(data)
 
 
 def test_a_view_holds_only_what_differs_and_the_first_view_undoes_it(report):

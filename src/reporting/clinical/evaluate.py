@@ -55,7 +55,7 @@ def evaluate_run(config: DictConfig) -> None:
     if "_target_" in config.data:
         result = other_data(config.data, evaluated, settings, clinical, store)
     else:
-        result = own_splits(evaluated, settings, clinical, store)
+        result = recorded_splits(evaluated, settings, clinical, store)
     folder = Path(settings.folder) / result.folder
     presentation.write_evaluation(result, folder)
     if settings.publish:
@@ -65,7 +65,7 @@ def evaluate_run(config: DictConfig) -> None:
     say(f"look: {folder / presentation.EVALUATION_PAGE}", wrap=False)
 
 
-def own_splits(
+def recorded_splits(
     evaluated: RecordedModel, settings: EvaluateSettings, clinical: AuditSettings, store: Store
 ) -> Evaluation:
     """Audit a run on its own validation and test splits, from its recorded predictions.

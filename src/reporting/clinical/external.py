@@ -471,7 +471,7 @@ def domain_shift(
     chosen: list[Threshold] = []
     if looked_for is not None and len(val):
         target = TargetRate("sensitivity", settings.sensitivity)
-        chosen = thresholds.choose_each(bootstrap.gather(val), looked_for, target)
+        chosen = thresholds.choose_per_net(bootstrap.gather(val), looked_for, target)
         chosen = [] if any(math.isnan(threshold.value) for threshold in chosen) else chosen
     sides, samples = [], []
     for number, frames in enumerate((internal, external)):

@@ -29,7 +29,7 @@ def run_of(small: SmallStore, run_id: str) -> pd.Series:
     return read.runs(small.store).set_index("run_id").loc[run_id].dropna()
 
 
-def test_own_splits_of_a_run(small: SmallStore, evaluated) -> None:
+def test_recorded_splits_of_a_run(small: SmallStore, evaluated) -> None:
     Run.attach(small.store.open(), small.untested).tag(split="image (leaking)")
     before = run_of(small, small.untested)
     status, output = evaluated(f"run={small.untested[:9]}")
@@ -67,11 +67,11 @@ def test_own_splits_of_a_run(small: SmallStore, evaluated) -> None:
 def test_the_test_split_is_evaluated_only_on_demand(small: SmallStore) -> None:
     store, name = small.store.open(), "metrics.test/accuracy"
     first, trial = run_of(small, small.single)[name], runs.find(store, small.trial)
-    result = evaluate.own_splits(trial, EvaluateSettings(), FEW, store)
+    result = evaluate.recorded_splits(trial, EvaluateSettings(), FEW, store)
     assert list(result.audits) == ["val"]
     assert result.notes[0].startswith("Only 1 of 2 seeds have been evaluated on the own test split")
     assert name not in run_of(small, small.untested)
-    result = evaluate.own_splits(trial, EvaluateSettings(test=True), FEW, store)
+    result = evaluate.recorded_splits(trial, EvaluateSettings(test=True), FEW, store)
     assert list(result.audits) == ["test", "val"]
     assert result.notes == result.audits["test"].warnings == ()
     run = run_of(small, small.trial)
