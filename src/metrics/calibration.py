@@ -76,17 +76,14 @@ def fit(probability: np.ndarray, target: np.ndarray) -> float:
     The logarithms of the probabilities (N, K) serve as logits. A bound is returned if the
     likelihood grows beyond it, as for labels that are all predicted.
     """
-    from scipy.optimize import minimize_scalar  # takes some time to import
-
-    logits = _log(probability)
-    bounds = [1 / bound for bound in reversed(TEMPERATURES)]
-
-    def loss(inverse: float) -> float:  # convex in the inverse temperature
-        return _nll(inverse * logits, target)
-
-    optimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    end = min(bounds, key=loss)
-    return float(1 / end if loss(end) < optimum.fun else 1 / optimum.x)
+    logits, rows = _log(probability), np.arange(len(target))
+    low, high = (1 / bound for bound in reversed(TEMPERATURES))
+    for _ in range(60):  # bisection: the loss is convex in the inverse temperature
+        inverse = (low + high) / 2
+        expected = (scale(probability, 1 / inverse) * logits).sum(axis=1)
+        slope = (expected - logits[rows, target]).mean()
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+    return round(1 / inverse, 12)  # a bound is met exactly
 
 
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
