@@ -36,7 +36,8 @@ import json, runpy, shlex, sqlite3, sys
 for number, line in enumerate(json.loads(sys.argv.pop())):
     if number:
         store = sqlite3.connect("mlruns/mlflow.db")
-        line = line.replace("<run id>", store.execute("select run_uuid from runs").fetchall()[0][0])
+        trained = store.execute("select run_uuid from tags where key = 'model'").fetchone()
+        line = line.replace("<run id>", trained[0])
         store.close()
     sys.argv = shlex.split(line)[2:]
     try:
