@@ -11,22 +11,23 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.file_proxy import FileProxy
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from src.core.errors import ConfigError
 from src.metrics.formatting import engineering
 from src.metrics.registry import Objective, describe
-from src.sweep.records import RunningTrial, State
+from src.sweep.records import State
 from src.sweep.status import Event, StudyStatus
 
 WIDTH = 100  # columns at most
 EVENTS = 4  # newest events below the table
 GAP = 2  # between columns
-DOTS = "..."
+OTHERS = 45  # columns of the running trials beside their overrides
 REFRESH_S = 0.5  # between two drawings on a terminal
 STATUS_S = 30.0  # between two status lines elsewhere
 WORDS: dict[State, str] = {
@@ -135,7 +136,7 @@ def render(
     elapsed: float,
     width: int,
     rows: int = 16,
-) -> Group:
+) -> Constrain:
     """Draw the status as a table.
 
     Args:
@@ -151,12 +152,11 @@ def render(
         f"{objective.direction} {_label(objective.metric)}" for objective in status.objectives
     )
     times = ", ".join(filter(None, [f"{clock(elapsed)} elapsed", _time_left(status)]))
-    counts = f"{status.counted}/{status.total} trials, {status.slots} at once"
-    size = max(len(times), len(counts))
-    head = RichTable.grid(padding=(0, GAP, 0, 0))
-    head.add_column(width=width - size - GAP, no_wrap=True)
-    head.add_column(width=size, no_wrap=True, justify="right")
+    head = RichTable.grid(padding=(0, GAP, 0, 0), pad_edge=False, expand=True)
+    head.add_column(ratio=1, no_wrap=True)
+    head.add_column(no_wrap=True, justify="right")
     head.add_row(Text.assemble((study, "bold"), (f"  {aims}", "dim")), times)
+    counts = f"{status.counted}/{status.total} trials, {status.slots} at once"
     head.add_row(ProgressBar(max(status.total, 1), status.counted, complete_style="cyan"), counts)
     parts: list[RenderableType] = [head, _counts(status)]
     if status.running:
@@ -168,53 +168,39 @@ def render(
         if len(status.objectives) > 1:
             n_front = len(status.front)
             parts.append(Text(f"front  {n_front} trial{'s' if n_front != 1 else ''}"))
-        line = middle(f"best   {_best_text(status)}", width)
-        parts.append(Text(line, style="bold", no_wrap=True))
-        cell = " ".join(status.cells[status.best[0]])  # the only one that is shown in full
-        lines = textwrap.wrap(cell, width - 7, break_on_hyphens=False)
-        parts += [Text(f"       {line}", no_wrap=True) for line in lines]
-    if events:
-        parts.append(Text())
-    for line in events[-EVENTS:]:
-        parts.append(Text(middle(f"  {line}", width), style=_style(line), no_wrap=True))
-    return Group(*parts)
+        parts.append(_line(f"best   {_best_text(status)}", "bold"))
+        # The only cell that is shown in full.
+        parts.append(Padding(Text(" ".join(status.cells[status.best[0]])), (0, 0, 0, 7)))
+    parts += [Text()] if events else []
+    parts += [_line(f"  {line}", _style(line)) for line in events[-EVENTS:]]
+    return Constrain(Group(*parts), width)
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def _running_table(status: StudyStatus, rows: int, width: int) -> RichTable:
-    """The running trials; column widths are set here, because cells are cut to them."""
+    """The running trials; of a metric other than the first objective the name is shown too."""
     running, now = status.running[:rows], time.monotonic()
-    metrics = [_shown_metric(trial, status.objectives[0].metric) for trial in running]
-    is_one = len({name for name, _ in metrics}) == 1
-    epochs = [(trial.progress.get("epoch", 0), trial.progress.get("epochs")) for trial in running]
-    columns = {
-        "trial": [str(trial.task.number) for trial in running],
-        "epoch": [f"{epoch}/{total or '?'}" for epoch, total in epochs],
-        _label(metrics[0][0]) if is_one else "metric": [
-            number(value) if is_one else f"{_label(name)} {number(value)}"
-            for name, value in metrics
-        ],
-        "time": [clock(now - trial.began) for trial in running],
-    }
-    # A head may take several lines, a value may not.
-    widths = [max(map(len, [*head.split(), *texts])) for head, texts in columns.items()]
-    widths[2] = min(widths[2], width // 3)
-    room = max(width - sum(widths) - GAP * len(widths), 5)
-    table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for head, size in zip(columns, widths, strict=True):
-        table.add_column(head, width=size, justify="right", no_wrap=head == "trial")
-        if head == "trial":
-            table.add_column("overrides", width=room, no_wrap=True)
-    cells = shortened([" ".join(trial.cell.overrides) for trial in running], room)
-    for cell, trial, epoch, value, seconds in zip(cells, *columns.values(), strict=True):
-        table.add_row(trial, Text(cell), epoch, middle(value, widths[2]), seconds)
+    first = status.objectives[0].metric
+    table = RichTable(
+        box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim", expand=True
+    )
+    table.add_column("trial", justify="right")
+    table.add_column("overrides", ratio=1, no_wrap=True, overflow="ellipsis")
+    for head in ("epoch", _label(first), "time"):
+        table.add_column(head, justify="right")
+    cells = shortened([" ".join(trial.cell.overrides) for trial in running], width - OTHERS)
+    for cell, trial in zip(cells, running, strict=True):
+        metrics: Mapping[str, float] = trial.progress.get("metrics", {})
+        # Some objectives are known only at the end.
+        name = first if first in metrics or not metrics else next(iter(metrics))
+        label = "" if name == first else f"{_label(name)} "
+        epoch, total = trial.progress.get("epoch", 0), trial.progress.get("epochs", "?")
+        value, seconds = f"{label}{number(metrics.get(name))}", clock(now - trial.began)
+        table.add_row(str(trial.task.number), Text(cell), f"{epoch}/{total}", value, seconds)
     return table
-
-
-def _shown_metric(trial: RunningTrial, first: str) -> tuple[str, float | None]:
-    """The first objective's metric if it is reported during training, else the first reported."""
-    metrics: Mapping[str, float] = trial.progress.get("metrics", {})
-    name = first if first in metrics or not metrics else next(iter(metrics))
-    return name, metrics.get(name)
 
 
 def number(value: float | None) -> str:
@@ -234,15 +220,14 @@ def clock(seconds: float) -> str:
 
 
 def shortened(cells: Sequence[str], width: int) -> list[str]:
-    """Fit texts like "model.net.width=8 optimizer.lr=0.1" into a column, keeping differences.
+    """Shorten texts like "model.net.width=8 optimizer.lr=0.1", keeping differences.
 
     Each step is taken only if the texts do not fit without it: keys lose their path where the last
-    word is unique; overrides that all texts share are dropped; keys lose their end and long values
-    their middle; the whole text loses its middle.
+    word is unique; overrides that all texts share are dropped. They may still be longer then.
 
     Args:
         cells: Overrides, separated by blanks.
-        width: Columns; at least 5.
+        width: Columns.
     """
     # A value may contain blanks: dense=[64, 32].
     parts = [re.split(r"\s+(?=[\w.@/+~]+=)", cell.strip()) for cell in cells]
@@ -260,24 +245,8 @@ def shortened(cells: Sequence[str], width: int) -> list[str]:
     if not fits() and len(parts) > 1:
         common = set.intersection(*map(set, parts))
         if common and any(set(part) - common for part in parts):
-            parts = [[text for text in part if text not in common] + [DOTS] for part in parts]
-    for key_size, value_size in ((5, 24), (3, 24), (3, 12), (3, 8)):
-        if not fits():
-            parts = [[_cut(text, key_size, value_size) for text in part] for part in parts]
-    return [middle(" ".join(part), width) for part in parts]
-
-
-def middle(text: str, width: int) -> str:
-    """A text of at most `width` columns; the middle is cut out if it is longer."""
-    if len(text) <= width:
-        return text
-    kept = max(width - len(DOTS), 0)
-    return text[: kept - kept // 2] + DOTS[:width] + text[len(text) - kept // 2 :]
-
-
-def _cut(text: str, key_size: int, value_size: int) -> str:
-    key, sign, value = text.partition("=")
-    return f"{key[:key_size]}={middle(value, value_size)}" if sign else text
+            parts = [[text for text in part if text not in common] + ["..."] for part in parts]
+    return list(map(" ".join, parts))
 
 
 def _counts(status: StudyStatus) -> Text:
@@ -311,10 +280,7 @@ def _time_left(status: StudyStatus) -> str:
 
 def _label(name: str) -> str:
     """A metric's label without its split: only validation metrics are shown here."""
-    try:
-        return re.sub(r" \(validation(, chosen epoch)?\)", "", describe(name).label)
-    except ConfigError:
-        return name
+    return describe(name).plain_label
 
 
 def _style(line: str) -> str:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -81,17 +80,13 @@ class Rungs:
 
     def __post_init__(self) -> None:
         first, last, factor = self.min_epochs, self.max_epochs, self.reduction_factor
-        for is_wrong, key, problem in (
-            (first < 1, "min_epochs", f"must be at least 1, but got {first}"),
-            (not 1 < factor < math.inf, "reduction_factor", f"must be above 1, but got {factor}"),
-            (
-                last <= first,
-                "min_epochs",
-                f"must be below trainer.max_epochs ({last}), but got {first}",
-            ),
-        ):
-            if is_wrong:
-                raise ConfigError(key, problem)
+        if first < 1:
+            raise ConfigError("min_epochs", f"must be at least 1, but got {first}")
+        if not 1 < factor < math.inf:
+            raise ConfigError("reduction_factor", f"must be above 1, but got {factor}")
+        if last <= first:
+            problem = f"must be below trainer.max_epochs ({last}), but got {first}"
+            raise ConfigError("min_epochs", problem)
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -123,59 +118,58 @@ class Rungs:
         """
         if epochs <= self.min_epochs or best.epoch not in replace(self, max_epochs=epochs).epochs:
             return
-        values = {**best.best, **cost}
-        objectives = [item for item in best.objectives if item.metric in values]
-        point = [values[item.metric] for item in objectives]
-        continues, position, count = self.record(
-            trial, best.epoch, point, objectives, best.limits, best.limited
-        )
+        known = {**best.best, **cost}
+        objectives = [item for item in best.objectives if item.metric in known]
+        values = {item.metric: known[item.metric] for item in objectives} | best.limited
+        continues, rank, count = self.record(trial, best.epoch, values, objectives, best.limits)
         if not continues:
-            rank = f"rank {position} of {count} at this rung"
-            raise Pruned(f"epoch {best.epoch} of {epochs}: {rank}")
+            text = f"epoch {best.epoch} of {epochs}: rank {rank} of {count} at this rung"
+            raise Pruned(text)
 
     def record(
         self,
         trial: optuna.Trial,
         epoch: int,
-        values: Sequence[float],
+        values: Mapping[str, float],
         objectives: Sequence[Objective],
         limits: Sequence[Limit] = (),
-        limited: Mapping[str, float] | None = None,
     ) -> tuple[bool, int, int]:
         """Record a trial's values at a rung, then compare it with all trials that reached it.
 
-        Trials of a warm start count too. A trial that was retried counts once, by its latest try at
-        the rung. The values are one for each objective, of a metric that changes the best so far.
-        Limits of metrics that are not in `limited`, as in `BestSoFar`, are neither kept nor broken.
+        Trials without a value of each objective are left out. A trial that was retried counts once,
+        by its latest try at the rung. A limit whose metric has no value is not broken.
+
+        Args:
+            trial: The running trial.
+            epoch: Of the rung.
+            values: By metric: of the objectives, and by recorded name those that limits bound.
+            objectives: Those that change the best so far.
+            limits: See `goes_on`.
 
         Returns:
             Whether the trial goes on, its rank from 1, and the number of trials at the rung so far.
         """
-        # Limits before values: a process that reads the values reads the limits too. Values before
-        # the comparison: of two trials that arrive together at least one sees the other.
-        if limited:
-            values_at = {name: _as_json(value) for name, value in limited.items()}
-            trial.set_user_attr(limit_attribute(epoch), values_at)
-        name = attribute(epoch)
-        trial.set_user_attr(name, [_as_json(value) for value in values])
+        name, metrics = attribute(epoch), [item.metric for item in objectives]
+        stored = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        # Before the comparison: of two trials that arrive together at least one sees the other.
+        trial.set_user_attr(name, stored)
         trials = trial.study.get_trials(deepcopy=False)
-        # Another number of values: recorded under other objectives.
-        at_rung = [item for item in trials if len(item.user_attrs.get(name, ())) == len(values)]
-        replaced = {
-            earlier.number
-            for item in at_rung
-            for earlier in earlier_tries(item, trials.__getitem__)
+        at_rung = {
+            item.number: item.user_attrs[name]
+            for item in trials
+            if set(metrics) <= item.user_attrs.get(name, {}).keys()
         }
-        at_rung = [item for item in at_rung if item.number not in replaced]
-        points = [item.user_attrs[name] for item in at_rung]
-        broken = []
-        for item in at_rung:
-            stored = item.user_attrs.get(limit_attribute(epoch), {})
-            metrics = {name: math.nan if v is None else v for name, v in stored.items()}
-            broken.append(total_violation(limits, metrics))
-        row = [item.number for item in at_rung].index(trial.number)
-        factor = self.reduction_factor
-        verdict = goes_on(np.array(points, dtype=float), row, objectives, factor, broken)
+        for number in list(at_rung):
+            for earlier in earlier_tries(trials[number], trials.__getitem__):
+                at_rung.pop(earlier.number, None)
+        points = [[row[metric] for metric in metrics] for row in at_rung.values()]
+        broken = [
+            total_violation(limits, {key: math.nan if v is None else v for key, v in row.items()})
+            for row in at_rung.values()
+        ]
+        row = list(at_rung).index(trial.number)
+        table = np.array(points, dtype=float)  # None becomes NaN
+        verdict = goes_on(table, row, objectives, self.reduction_factor, broken)
         return *verdict, len(at_rung)
 
 
@@ -243,15 +237,6 @@ def attribute(epoch: int) -> str:
     return f"rung:{epoch}"
 
 
-def limit_attribute(epoch: int) -> str:
-    """Name of the user attribute with a trial's limited metrics at a rung, if there are limits."""
-    return f"rung_limits:{epoch}"
-
-
-def _as_json(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def make_pruner(config: DictConfig | Mapping[str, Any], n_objectives: int, max_epochs: int) -> Any:
     """Build the pruner that a config names: one of Optuna, or one with `Rungs.check_trial`.
 
@@ -288,15 +273,12 @@ def pruner_spec(config: DictConfig | Mapping[str, Any], max_epochs: int) -> dict
     if target is ThresholdPruner and spec.get("lower") is None and spec.get("upper") is None:
         problem = f"must be a number, or {KEY}.upper must, but both are null"
         raise ConfigError(f"{KEY}.lower", problem)
-    if target is HyperbandPruner:
+    if target is HyperbandPruner:  # which refuses them in the first trial
         first = spec.get("min_resource", 1)
-        for key, default, least, bound in (
-            ("min_resource", 1, 1, "1"),
-            ("max_resource", _AUTO, first, f"min_resource ({first})"),
-            ("reduction_factor", 3, 2, "2"),
-        ):
-            value = spec.get(key, default)
+        for key, least in (("min_resource", 1), ("max_resource", first), ("reduction_factor", 2)):
+            value = spec.get(key)
             if isinstance(value, int) and isinstance(least, int) and value < least:
+                bound = f"min_resource ({least})" if key == "max_resource" else least
                 raise ConfigError(f"{KEY}.{key}", f"must be at least {bound}, but got {value}")
     return spec
 
@@ -310,38 +292,25 @@ def pruner_from_spec(spec: Mapping[str, Any]) -> Any:
     return pruner
 
 
-class TrialPruner:
-    """Prunes one trial, in its own process; without a `pruner_spec` it prunes nothing."""
+def check_trial(
+    pruner: Any,
+    trial: optuna.Trial,
+    epochs: int,
+    metrics: Mapping[str, float],
+    best: BestSoFar,
+    cost: Mapping[str, float],
+) -> None:
+    """As `Rungs.check_trial`, by any pruner, with the metrics `val/...` of this epoch.
 
-    def __init__(self, spec: Mapping[str, Any] | None, objectives: Sequence[Objective]) -> None:
-        self.spec = spec
-        self.objectives = objectives
-
-    @cached_property
-    def _pruner(self) -> Any:
-        return pruner_from_spec(self.spec) if self.spec else NopPruner()
-
-    @property
-    def optuna_pruner(self) -> BasePruner | None:
-        """Optuna's pruner, if the study has one; the trial is attached with it."""
-        return self._pruner if isinstance(self._pruner, BasePruner) else None
-
-    def check_trial(
-        self,
-        trial: optuna.Trial,
-        epochs: int,
-        metrics: Mapping[str, float],
-        best: BestSoFar,
-        cost: Mapping[str, float],
-    ) -> None:
-        """As `Rungs.check_trial`, with the metrics `val/...` of this epoch."""
-        if not isinstance(self._pruner, BasePruner):
-            self._pruner.check_trial(trial, epochs, best, cost)
-            return
-        metric = self.objectives[0].metric
-        if not self.spec or len(self.objectives) > 1 or metric not in metrics:
-            return
-        trial.report(metrics[metric], best.epoch)
-        if trial.should_prune():
-            value = f"{metric} {metrics[metric]:.4g}"
-            raise Pruned(f"epoch {best.epoch} of {epochs}: {value} is behind the other trials")
+    A trial is attached to its study with a pruner of Optuna.
+    """
+    if not isinstance(pruner, BasePruner):
+        pruner.check_trial(trial, epochs, best, cost)
+        return
+    metric = best.objectives[0].metric
+    if len(best.objectives) > 1 or metric not in metrics:
+        return
+    trial.report(metrics[metric], best.epoch)
+    if trial.should_prune():
+        value = f"{metric} {metrics[metric]:.4g}"
+        raise Pruned(f"epoch {best.epoch} of {epochs}: {value} is behind the other trials")

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optuna.trial import FrozenTrial
 
 from src.core.errors import DivergedError, UserError
-from src.metrics.registry import Limit, recorded_name
+from src.metrics.registry import Limit, Objective, recorded_name
 from src.sweep.space import Cell
 from src.tracking.store import TrackingError
 
@@ -124,6 +124,26 @@ def classify(error: BaseException) -> tuple[Kind, str]:
     is_memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
     is_memory = is_memory or "not enough memory" in text or "CUDA out of" in text
     return ("out_of_memory" if is_memory else "error"), f"{name}: {text}" if text else name
+
+
+def needed(objectives: Iterable[Objective], limits: Iterable[Limit]) -> list[str]:
+    """The metrics, by recorded names, without which a trial is not complete."""
+    metrics = [*(item.metric for item in objectives), *(item.metric for item in limits)]
+    return list(dict.fromkeys(map(recorded_name, metrics)))
+
+
+def check_complete(metrics: Mapping[str, float], required: Sequence[str]) -> None:
+    """Check that a trial has all `needed` metrics.
+
+    Raises:
+        WrongReturnError: One is missing.
+        DivergedError: One is NaN or infinite.
+    """
+    if missing := [name for name in required if name not in metrics]:
+        raise WrongReturnError(f"the trial returned no {', '.join(missing)}")
+    for name in required:
+        if not math.isfinite(metrics[name]):
+            raise DivergedError(f"{name} is {metrics[name]}")
 
 
 def violations(limits: Iterable[Limit], metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,9 +11,16 @@ from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from src.core.errors import UserError, closest
+from src.core.errors import DivergedError, UserError, closest
 from src.metrics.registry import Limit, Objective, recorded_name
-from src.sweep.records import TrialOutcome, violations
+from src.sweep.records import (
+    TrialOutcome,
+    WrongReturnError,
+    check_complete,
+    classify,
+    needed,
+    violations,
+)
 from src.sweep.space import Space
 
 _DEFINITION = "definition"
@@ -151,12 +158,6 @@ def outcome_of(trial: FrozenTrial) -> TrialOutcome | None:
     return TrialOutcome(**stored) if stored else None
 
 
-def needed(objectives: Sequence[Objective], limits: Sequence[Limit]) -> list[str]:
-    """The metrics, by recorded names, without which a trial is not complete."""
-    metrics = [*(objective.metric for objective in objectives), *(limit.metric for limit in limits)]
-    return list(dict.fromkeys(map(recorded_name, metrics)))
-
-
 def tell(
     study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome, learns_from_pruned: bool
 ) -> FrozenTrial:
@@ -204,19 +205,15 @@ def tell(
 
 def _consistent(study: OwnedStudy, outcome: TrialOutcome) -> TrialOutcome:
     """The outcome, or the failure that it really is."""
-    if outcome.state == "over_limit":
-        if any(value > 0 for value in violations(study.limits, outcome.metrics).values()):
-            return outcome
-        reason = "reported as over a limit, but no metric breaks one"
-        return replace(outcome, state="fail", kind="wrong_return", reason=reason)
-    required = needed(study.objectives, study.limits)
-    for name in required if outcome.state == "complete" else ():
-        value = outcome.metrics.get(name)
-        if value is None:
-            reason = f"{name} was not recorded"
-            return replace(outcome, state="fail", kind="wrong_return", reason=reason)
-        if not math.isfinite(value):
-            return replace(outcome, state="fail", kind="diverged", reason=f"{name} is {value}")
+    try:
+        if outcome.state == "complete":
+            check_complete(outcome.metrics, needed(study.objectives, study.limits))
+        excess = violations(study.limits, outcome.metrics).values()
+        if outcome.state == "over_limit" and max(excess, default=0.0) <= 0:
+            raise WrongReturnError("reported as over a limit, but no metric breaks one")
+    except (DivergedError, WrongReturnError) as error:
+        kind, reason = classify(error)
+        return replace(outcome, state="fail", kind=kind, reason=reason)
     return outcome
 
 

@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from src.core.errors import DivergedError, UserError
+import optuna
+from optuna.pruners import BasePruner
+
+from src.core.errors import UserError
 from src.metrics.registry import Objective, parse_limits, parse_objectives, recorded_name
 from src.sweep import records
-from src.sweep.pruners import BestSoFar, TrialPruner
+from src.sweep.pruners import BestSoFar, check_trial, pruner_from_spec
 from src.sweep.records import TrialOutcome, WrongReturnError
 from src.sweep.repeats import Repeated, is_dropped
-
-if TYPE_CHECKING:
-    import optuna
 
 log = logging.getLogger(__name__)
 TERMINATED = 143  # exit status after SIGTERM: the sender knows the reason
@@ -58,16 +58,21 @@ class TrialContext:
         self._run_id: str | None = None
         self._cost: dict[str, float] = {}
         self._best = BestSoFar(self.objectives, self.limits)
-        self._pruner = TrialPruner(self.payload.get("pruner"), self.objectives)
         self._last_note = 0.0
 
     @cached_property
-    def trial(self) -> "optuna.Trial":
+    def _pruner(self) -> Any:
+        spec = self.payload.get("pruner")
+        return pruner_from_spec(spec) if spec else None
+
+    @cached_property
+    def trial(self) -> optuna.Trial:
         """The Optuna trial; attached on first use."""
         from src.sweep.storage import attach
 
         task = self.task
-        return attach(task.storage, task.study, task.trial_id, self._pruner.optuna_pruner)
+        pruner = self._pruner if isinstance(self._pruner, BasePruner) else None
+        return attach(task.storage, task.study, task.trial_id, pruner)
 
     @property
     def resume(self) -> list[Path]:
@@ -107,8 +112,8 @@ class TrialContext:
         """
         self._best.add(epoch, metrics)
         self._note(epoch, epochs, metrics)
-        if self.pruning and epoch < epochs and self._pruner.spec:
-            self._pruner.check_trial(self.trial, epochs, metrics, self._best, self._cost)
+        if self.pruning and epoch < epochs and self._pruner is not None:
+            check_trial(self._pruner, self.trial, epochs, metrics, self._best, self._cost)
 
     def resumed(self, history: Sequence[Mapping[str, float]]) -> None:
         """Report the metrics of each epoch of an earlier try; nothing is pruned for them."""
@@ -174,8 +179,6 @@ class TrialContext:
         self.outcome = outcome
 
     def _checked(self, metrics: Any) -> dict[str, float]:
-        from src.sweep.study import needed
-
         if not isinstance(metrics, Mapping):
             problem = f"the trial must return its metrics by name, but returned {metrics!r}"[:300]
             raise WrongReturnError(problem)
@@ -183,12 +186,7 @@ class TrialContext:
             values = {str(name): float(value) for name, value in metrics.items()}
         except (TypeError, ValueError) as error:
             raise WrongReturnError(f"a metric is no number: {error}") from None
-        required = needed(self.objectives, self.limits)
-        if missing := [name for name in required if name not in values]:
-            raise WrongReturnError(f"the trial returned no {', '.join(missing)}")
-        for name in required:
-            if not math.isfinite(values[name]):
-                raise DivergedError(f"{name} is {values[name]}")
+        records.check_complete(values, records.needed(self.objectives, self.limits))
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _note(self, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
@@ -238,7 +236,7 @@ def main(task: records.Task) -> None:
     raise SystemExit(FAILED)
 
 
-def _repeated(trial: "optuna.trial.FrozenTrial") -> Repeated:
+def _repeated(trial: optuna.trial.FrozenTrial) -> Repeated:
     """The finished seeds of a trial."""
     seeds = {
         int(name.removeprefix("repeat:")): metrics

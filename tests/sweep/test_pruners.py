@@ -22,10 +22,9 @@ from src.metrics.registry import PRIMARY, Limit, Objective
 from src.sweep.pruners import (
     BestSoFar,
     Rungs,
-    TrialPruner,
     attribute,
+    check_trial,
     goes_on,
-    limit_attribute,
     make_pruner,
     pruner_from_spec,
     pruner_spec,
@@ -69,13 +68,13 @@ class Curves:
 
     def train(self, *values: float) -> int | None:
         """The epoch at which the trial was stopped; None if it reached its end."""
-        trial, pruner = self.study.ask(), TrialPruner(self.spec, [ACCURACY])
-        assert type(pruner.optuna_pruner) is type(self.study.pruner)
+        trial, pruner = self.study.ask(), pruner_from_spec(self.spec)
+        assert type(pruner) is type(self.study.pruner)
         best, outcome = BestSoFar([ACCURACY], []), TrialOutcome("complete", metrics=RESULT)
         for epoch, value in enumerate(values, start=1):
             best.add(epoch, metrics := {"val/accuracy": value})
             try:
-                pruner.check_trial(trial, 1000, metrics, best, {})
+                check_trial(pruner, trial, 1000, metrics, best, {})
             except Pruned:
                 outcome = TrialOutcome("pruned", reason="behind")
                 break
@@ -388,7 +387,13 @@ def reach(
     limits: tuple[Limit, ...] = (),
     epoch: int = 2,
 ) -> tuple[bool, int, int]:
-    return RUNGS.record(trial, epoch, values, [UP, DOWN][: len(values)], limits, limited)
+    objectives = [UP, DOWN][: len(values)]
+    return RUNGS.record(trial, epoch, at_rung(*values) | (limited or {}), objectives, limits)
+
+
+def at_rung(*values: float | None) -> dict[str, Any]:
+    """As stored."""
+    return dict(zip((UP.metric, DOWN.metric), values, strict=False))
 
 
 @pytest.fixture
@@ -407,7 +412,7 @@ def test_a_rung_compares_all_trials_in_the_storage(database: str) -> None:
     other = optuna.load_study(storage=open_storage(database), study_name="rung")
     assert reach(optuna.Trial(other, third._trial_id), [0.4, 5.0]) == (True, 1, 3)
     assert reach(first, [0.5, 10.0], epoch=6) == (True, 1, 1)
-    assert study.trials[0].user_attrs[attribute(2)] == [0.3, 10.0]
+    assert study.trials[0].user_attrs[attribute(2)] == at_rung(0.3, 10.0)
 
 
 @pytest.mark.parametrize("tries", [2, 3, 5])
@@ -433,17 +438,17 @@ def test_a_trial_that_breaks_a_limit_comes_after_one_that_keeps_it(study: optuna
     assert reach_with(careful, [0.3, 10.0], 0.8) == (True, 1, 2)
     assert reach_with(worse, [0.95, 1.0], math.nan) == (False, 3, 3)
     assert reach_with(blind, [0.9, 5.0], 0.4) == (False, 2, 3)
-    stored = study.trials[2].user_attrs
-    assert stored == {attribute(2): [0.95, 1.0], limit_attribute(2): {"best/val/recall/mel": None}}
+    stored = at_rung(0.95, 1.0) | {"best/val/recall/mel": None}
+    assert study.trials[2].user_attrs == {attribute(2): stored}
 
 
 def test_trials_with_values_at_the_rung_count(study: optuna.Study) -> None:
     # of a warm start: one that reached the rung, one that did not, one with another objective
-    for attributes in ({attribute(2): [0.8, 1.0]}, {}, {attribute(2): [0.8]}):
+    for attributes in ({attribute(2): at_rung(0.8, 1.0)}, {}, {attribute(2): at_rung(0.8)}):
         attributes = {"warm_from": "older", **attributes}
         study.add_trial(optuna.trial.create_trial(values=[0.9, 1.0], user_attrs=attributes))
     assert reach(trial := study.ask(), [math.nan, 10.0]) == (False, 2, 2)
-    assert study.trials[trial.number].user_attrs[attribute(2)] == [None, 10.0]
+    assert study.trials[trial.number].user_attrs[attribute(2)] == at_rung(None, 10.0)
 
 
 def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
@@ -459,8 +464,7 @@ def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
         for trial_id in share:
             trial = optuna.Trial(optuna.load_study(storage=storage, study_name="s"), trial_id)
             for epoch in RUNGS.epochs:
-                values = [trial.number / 100, 100.0 - trial.number]
-                decision = RUNGS.record(trial, epoch, values, [UP, DOWN])
+                decision = reach(trial, [trial.number / 100, 100.0 - trial.number], epoch=epoch)
                 decisions.append((trial.number, epoch, *decision))
                 if not decision[0]:
                     break
@@ -533,10 +537,10 @@ class StopsAt:
 def test_a_custom_pruner_needs_only_its_target(study: optuna.Study) -> None:
     node = {"_target_": f"{__name__}.StopsAt", "epoch": 4, "name": "custom"}
     assert isinstance(make_pruner(node, 2, 3), StopsAt)  # several objectives
-    pruner = TrialPruner(json.loads(json.dumps(pruner_spec(node, 3))), [UP, DOWN])
+    pruner, trial = pruner_from_spec(json.loads(json.dumps(pruner_spec(node, 3)))), study.ask()
     best = BestSoFar([UP, DOWN], [])
     best.add(2, {})
-    pruner.check_trial(study.ask(), 5, {}, best, {})
+    check_trial(pruner, trial, 5, {}, best, {})
     best.add(3, {})
     with pytest.raises(Pruned, match="epoch 3 of 5"):
-        pruner.check_trial(study.ask(), 5, {}, best, {})
+        check_trial(pruner, trial, 5, {}, best, {})

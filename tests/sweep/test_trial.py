@@ -187,7 +187,7 @@ def test_rungs_compare_the_best_so_far_and_the_known_cost(tmp_path: Path) -> Non
         except Pruned:
             pruned.append(True)
     assert pruned == [False, False, True, True]  # the latter are dominated by both others
-    assert study.attributes(3)["rung:2"] == [0.6, 30.0]
+    assert study.attributes(3)["rung:2"] == {"val/accuracy": 0.6, "efficiency/flops": 30.0}
 
 
 def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
     two_epochs(20.0, (0.4, 0.9), (0.4, 0.9))
     with pytest.raises(Pruned, match="rank 3 of 4"):
         two_epochs(1.0, (0.9, 0.7), (0.9, 0.7))  # the best of all, but for the limit
-    stored = [study.attributes(number)["rung_limits:2"] for number in range(4)]
-    assert stored == [{"best/val/recall/mel": recall} for recall in (0.1, 0.8, 0.9, 0.7)]
+    stored = [study.attributes(number)["rung:2"]["best/val/recall/mel"] for number in range(4)]
+    assert stored == [0.1, 0.8, 0.9, 0.7]
 
 
 def test_the_last_epoch_is_never_a_rung(tmp_path: Path) -> None:
