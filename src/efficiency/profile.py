@@ -110,6 +110,7 @@ class Profiler:
             "channels_last": self.channels_last,
             "flop_convention": flops.CONVENTION if counted else not_counted,
             "uncounted_operators": counted.uncounted if counted else {},
+            "missing_operators": counted.missing if counted else {},
             "latency_clock": "wall",
             "timed_on": "noise" if counted else "smooth pictures in [0, 1]",
             "reference": type(self.reference).__name__,

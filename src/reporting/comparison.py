@@ -32,7 +32,7 @@ _COSTS = (
     "efficiency/latency_ratio",
 )
 _TAGS = ["model", "trial", "overrides", "split", "grouped_by", "split_fingerprint", "kind"]
-_TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure"]
+_TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing"]
 _MOST_FAILURES = 5
 log = logging.getLogger(__name__)
 console = Console(width=80)
@@ -53,8 +53,9 @@ def compare(
     Returns:
         Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, tested
         (why), was_front (the tag), compression, origin, lost_on, status (FINISHED, PRUNED,
-        OVER_LIMIT, FAILED, KILLED, RUNNING), failure, feasible, front, and the metrics by recorded
-        names. Sorted by the first objective, the best first; runs without a result last.
+        OVER_LIMIT, FAILED, KILLED, RUNNING), failure, flops_missing (operators), feasible, front,
+        and the metrics by recorded names. Sorted by the first objective, the best first; runs
+        without a result last.
     """
     table = pd.DataFrame({tag: texts(runs, f"tags.{tag}") for tag in _TAGS}, runs.index)
     table.insert(0, "run_id", runs["run_id"])
@@ -154,7 +155,12 @@ def warnings(table: pd.DataFrame) -> list[str]:
         "These runs had different images or splits. Their figures, and the front, cannot be "
         "compared.": finished["split_fingerprint"].nunique() > 1,
     }
-    return [text for text, holds in checks.items() if holds]
+    missing = table[table["flops_missing"] != ""].groupby("flops_missing", sort=False)["model"]
+    incomplete = [
+        f"FLOPs of {', '.join(models.unique())} leave out {operators}: they are too small."
+        for operators, models in missing
+    ]
+    return [text for text, holds in checks.items() if holds] + incomplete
 
 
 def summarise_study(

@@ -59,7 +59,7 @@ class BestEpoch(ModelCheckpoint):
         self._before = dict(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's metrics; a DivergedError if the training loss is not finite."""
+        """Keep the epoch's metrics; a DivergedError if a loss or metric is not finite."""
         super().on_train_epoch_end(trainer, pl_module)
         fresh = {
             name: float(value)
@@ -68,11 +68,9 @@ class BestEpoch(ModelCheckpoint):
         }
         self.history.append(fresh)
         self.steps.append(trainer.global_step)
-        if not math.isfinite(fresh.get("train/loss", 0.0)):
-            raise DivergedError(
-                f"train/loss is {fresh['train/loss']} in epoch {trainer.current_epoch + 1}: the "
-                "training diverged; lower optimizer.lr or set trainer.gradient_clip_val=1"
-            )
+        for name, value in fresh.items():
+            if name.startswith(("train/", "val/")) and not math.isfinite(value):
+                raise diverged(f"{name} is {value} in epoch {trainer.current_epoch + 1}")
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         with averaged(trainer):
@@ -93,6 +91,12 @@ class BestEpoch(ModelCheckpoint):
             self.best_model_score = self.kth_value = self.current_score = score
             self.kth_best_model_path = self.best_model_path
             self.best_k_models = {self.best_model_path: score}
+
+
+def diverged(problem: str) -> DivergedError:
+    """The error of a training whose loss, metrics or outputs are not finite."""
+    way = "lower optimizer.lr or set trainer.gradient_clip_val=1"
+    return DivergedError(f"{problem}: the training diverged; {way}")
 
 
 def best_epoch(trainer: Trainer) -> BestEpoch:

@@ -1,6 +1,7 @@
 """Build the parts of a run from its config, fit, evaluate and measure them."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from src.models.precision import cast_as_recorded
 from src.models.weights import load_weights
 from src.tracking.run import Run
 from src.training import figures, teachers
-from src.training.checkpoint import BestEpoch, LastState, StopEarly, fits
+from src.training.checkpoint import BestEpoch, LastState, StopEarly, diverged, fits
 from src.training.classifier import Classifier, from_recipe, make_recipe
 from src.training.logger import RunLogger
 from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
@@ -170,6 +171,10 @@ def train(
         torch.distributed.destroy_process_group()
     checkpoint = Path(best.best_model_path)
     load_weights(parts.classifier, checkpoint)
+    if not parts.data.has("val"):  # no validation has looked at what the last step made
+        batch = next(iter(parts.data.loader("train")))["image"]
+        with torch.no_grad():
+            _require_finite("training", {}, parts.classifier.eval()(batch))
     if run is not None:
         curves = folder / "learning_curves.png"
         figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
@@ -204,6 +209,9 @@ def evaluate(
 
     Metrics, predictions, per-class table and confusion matrix are logged to `run`. Returns the
     metrics by their recorded names.
+
+    Raises:
+        DivergedError: A metric or a probability is not finite; nothing of the split is logged.
     """
     changes: dict[str, Any] = {"devices": 1, "strategy": "auto"}
     if fit_once.is_fit_once(parts.classifier.net):
@@ -216,8 +224,9 @@ def evaluate(
         f"{prefix}/{name.removeprefix('test/')}": float(value)
         for name, value in trainer.callback_metrics.items()
     }
-    run.log(values, step=0)
     rows, probability = parts.classifier.predictions()
+    _require_finite(split, values, probability)
+    run.log(values, step=0)
     classes, matrix = parts.data.classes, parts.classifier.metrics.confusion().cpu().numpy()
     predictions = parts.data.predictions(rows.numpy(), probability.numpy())
     run.table(predictions, f"predictions/{split}.csv")
@@ -226,6 +235,15 @@ def evaluate(
     figures.confusion_matrix(matrix, classes, split).savefig(picture)
     run.artifact(picture, "figures")
     return values
+
+
+def _require_finite(split: str, values: Mapping[str, float], outputs: torch.Tensor) -> None:
+    rows = int((~outputs.isfinite()).any(dim=1).sum())
+    if rows:
+        raise diverged(f"the net's output is not finite for {rows} images of {split}")
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise diverged(f"{name} is {value}")
 
 
 def measure(
@@ -244,10 +262,13 @@ def measure(
     metrics = {**profile.metrics, **(replacements or {})}
     run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
-    uncounted = [
-        f"{name} x{calls}" for name, calls in profile.details["uncounted_operators"].items()
-    ]
-    run.tag(device=profile.details["device"], flops_uncounted=", ".join(uncounted))
+    tags = {
+        f"flops_{kind}": ", ".join(
+            f"{name} x{calls}" for name, calls in profile.details[f"{kind}_operators"].items()
+        )
+        for kind in ("uncounted", "missing")
+    }
+    run.tag(device=profile.details["device"], **tags)
 
 
 def training_device(config: DictConfig) -> torch.device:

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ def test_half_of_the_count_of_torch() -> None:
 
 
 def test_strides_groups_and_padding() -> None:
-    depthwise = nn.Conv2d(12, 12, 5, padding=2, groups=12)
+    depthwise = nn.Conv2d(12, 12, 5, padding="same", groups=12)
     net = nn.Sequential(nn.Conv2d(3, 12, 3, stride=2, padding=1), depthwise)
     assert count_flops(net, 16).total == 8 * 8 * 12 * 3 * 9 + 8 * 8 * 12 * 25
 
@@ -87,3 +88,76 @@ def test_shared_weights_count_once() -> None:
     assert count_parameters(net) == 36
     assert size_mb(net) == pytest.approx(36 * 4 / 1e6)
     assert size_mb(net.to(torch.float16)) == pytest.approx(36 * 2 / 1e6)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "pvt_v2_b0", "mobilevit_xxs", "swin_tiny_patch4_window7_224"]
+)
+def test_fused_attention_counts_as_much_as_explicit_attention(name: str) -> None:
+    def counted(fused: bool) -> int:
+        timm.layers.set_fused_attn(fused)
+        try:
+            return count_flops(timm.create_model(name, num_classes=7), 224).total
+        finally:
+            timm.layers.set_fused_attn(True)
+
+    assert counted(fused=True) == counted(fused=False)
+
+
+def test_attention_of_a_vision_transformer_by_hand() -> None:
+    tokens, dim, depth, size = 14 * 14 + 1, 192, 12, 224
+    projections = tokens * (dim * 3 * dim + dim * dim + 2 * dim * 4 * dim)
+    attention = 2 * tokens * tokens * dim  # QK^T and AV
+    norms = (2 * depth + 1) * 5 * tokens * dim
+    patches, head = 14 * 14 * 16 * 16 * 3 * dim, dim * 7
+    by_hand = patches + depth * (projections + attention) + norms + head
+    counted = count_flops(timm.create_model("vit_tiny_patch16_224", num_classes=7), size)
+    assert counted.total == by_hand == 1_258_220_544
+    assert counted.missing == {}
+
+
+class Attends(nn.Module):
+    """torch's own attention, whose fast path would be one operator, of 16 tokens of 8 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = images[:, :2].reshape(1, 16, 8)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+def test_attention_of_torch() -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    assert count_flops(Attends(), 8).total == 16 * 8 * 4 * 8 + 2 * 16 * 16 * 8
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+class Broadcasts(nn.Module):
+    """Products whose left side is broadcast, is a vector, or is added to something."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        stack = images.expand(5, -1, -1, -1)  # (5, 3, 8, 8)
+        product = images[0, 0] @ stack  # 5 * 3 products of 8 x 8
+        vector = images[0, 0] @ images[0, 1, 0]
+        return torch.baddbmm(product[0], stack[0], stack[1]) + vector
+
+
+def test_products_that_are_broadcast_or_added() -> None:
+    assert count_flops(Broadcasts(), 8).total == 5 * 3 * 8**3 + 8 * 8 + 3 * 8**3
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.lstm(torch.fft.fft(images[0]).real.softmax(dim=-1))[0]
+
+
+def test_operators_that_may_have_multiply_adds_are_missing() -> None:
+    counted = count_flops(Sequence(), 8)
+    assert counted.missing == {"aten::fft_fft": 1, "aten::lstm": 1}
+    assert counted.uncounted == {**counted.missing, "aten::real": 1, "aten::softmax": 1}

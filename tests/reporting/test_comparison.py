@@ -187,6 +187,8 @@ def test_warnings_of_leaks_and_of_runs_that_cannot_be_compared() -> None:
     assert warned() == ""
     assert "LEAKAGE" in warned(split="image (leaking)")
     assert "may leak" in warned(grouped_by="image")
+    leaves_out = warned(flops_missing=["", "", "aten::lstm x2", ""])
+    assert leaves_out.endswith("leave out aten::lstm x2: they are too small.")
     assert "different images" in warned(split_fingerprint=["f", "g", "f", "f"])
     unvalidated = compare(RUNS.loc[:, ~RUNS.columns.str.contains("val/")], OBJECTIVES)
     assert "No validation split" in "\n".join(comparison.warnings(unvalidated))

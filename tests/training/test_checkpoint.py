@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, DivergedError, UserError
 from src.models import pruned_layers
 from src.models.weights import load_weights
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, save_weights
@@ -79,8 +79,11 @@ def test_best_epoch_is_kept_in_either_direction_and_the_last_one_without_validat
 
 
 def test_divergence_ends_training_with_its_epoch_and_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train/loss is nan in epoch 2: .*lower optimizer\.lr"):
-        fit(tmp_path, [0.5, 0.5, 0.5], losses=[1.0, float("nan"), 1.0])
+    nan = float("nan")
+    with pytest.raises(DivergedError, match=r"train/loss is nan in epoch 2: .*lower optimizer\.lr"):
+        fit(tmp_path, [0.5, 0.5, 0.5], losses=[1.0, nan, 1.0])
+    with pytest.raises(DivergedError, match=r"val/(auroc|loss) is nan in epoch 3: "):
+        fit(tmp_path, [0.5, 0.5, nan])
 
 
 @pytest.mark.parametrize("kind", [BestEpoch, StopEarly])

@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from src.core.errors import DivergedError
 from src.core.files import CONF
 from src.metrics.classification import ClassificationMetrics
 from src.tracking.run import Run
@@ -219,6 +220,35 @@ def test_a_training_without_validation_resumes(tmp_path: Path, cache: Path) -> N
     assert [list(metrics) for metrics in late.epochs.values()] == [["train/loss"]] * 3
     assert late.epochs == {epoch: complete.epochs[epoch] for epoch in (2, 3, 4)}
     late.assert_same_weights(complete)
+
+
+@pytest.mark.parametrize("more", [(), WITHOUT_VALIDATION])
+def test_weights_that_the_last_step_ruined_are_a_diverged_training(
+    tmp_path: Path, cache: Path, more: tuple[str, ...]
+) -> None:
+    """The training loss is of the weights before the only step: it is finite."""
+    one_step = ("optimizer.lr=1e30", "data.batch_size=100000", "trainer.max_epochs=1")
+    config = compose_config(cache, *one_step, *more)
+    problem = "the net's output is not finite" if more else "val/loss is (nan|inf) in epoch 1"
+    with pytest.raises(DivergedError, match=f"{problem}.*: the training diverged; lower optimizer"):
+        loop.train(config, loop.build(config), None, tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_probabilities_that_are_no_numbers_are_not_recorded(
+    tmp_path: Path, cache: Path, store: Store, split: str
+) -> None:
+    config = compose_config(cache)
+    parts = loop.build(config)
+    weights = next(parts.classifier.net.parameters())
+    torch.nn.init.constant_(weights, math.nan)
+    with (
+        pytest.raises(DivergedError, match=rf"not finite for \d+ images of {split}: "),
+        Run.start(store, "nan", {}, {}) as run,
+    ):
+        loop.evaluate(config, parts, split, run, tmp_path)
+    assert store.client.get_run(run.id).info.status == "FAILED"
+    assert not store.client.get_run(run.id).data.metrics
 
 
 def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
