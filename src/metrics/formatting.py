@@ -1,7 +1,7 @@
 """Formats a metric's value: table cell, value with unit, difference, ratio, limit."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from src.core.errors import ConfigError
@@ -103,6 +103,15 @@ def short_bound(limit: Limit) -> str:
     """A limit as a name: "params <= 692k", "recall/mel >= 0.8"."""
     metric = re.sub(r"^(best/)?(val|efficiency|time)/", "", limit.metric)
     return f"{metric} {limit.operator} {_bound_value(limit)}"
+
+
+def interval(
+    low: float | None, high: float | None, show: Callable[[float], str] = "{:.3f}".format
+) -> str:
+    """An interval behind its estimate: " [0.580, 0.644]"; empty if it is not known."""
+    if low is None or high is None or low != low or high != high:
+        return ""
+    return f" [{show(low)}, {show(high)}]"
 
 
 def count(items: int, noun: str) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import stdtrit  # scipy.stats takes seconds to import
 
 from src.core.errors import ConfigError
-from src.metrics.formatting import engineering, is_cost
+from src.metrics.formatting import engineering, interval, is_cost
 from src.metrics.pareto import as_losses
 from src.metrics.registry import Objective, describe, recorded_name
 from src.sweep.overrides import BINS, has_order, is_numeric, levels
@@ -255,17 +255,16 @@ def ablation_table(
         and "-" without a figure.
     """
     rows = table[table["parameter"] == parameter]
-    wide = rows[["value"]].drop_duplicates().set_index("value")
-    for objective in objectives:
-        some = rows[rows["objective"] == objective.metric].set_index("value")
-        # Objects: without rows a column of numbers stays one, to which no text can be added.
-        texts = some[["mean", "low", "high"]].map(_figure).astype(object)
-        mean, low, high = (texts[name] for name in texts)
-        interval = (" [" + low + ", " + high + "]").where(some["low"].notna(), "")
-        better = "higher" if objective.direction == "maximize" else "lower"
-        title = f"{describe(objective.metric).axis}, {better} is better"
-        wide[title] = mean + interval + " (n=" + some["n"].astype(str) + ")"
-    return wide.fillna("-").reset_index()
+    columns = (rows[name] for name in ("mean", "low", "high", "n"))
+    texts = [
+        f"{_figure(mean)}{interval(low, high, _figure)} (n={n})"
+        for mean, low, high, n in zip(*columns, strict=True)
+    ]
+    wide = rows.assign(text=texts).pivot(index="value", columns="objective", values="text")
+    wide = wide.reindex(rows["value"].unique(), columns=[item.metric for item in objectives])
+    better = {"maximize": "higher is better", "minimize": "lower is better"}
+    titles = [f"{describe(item.metric).axis}, {better[item.direction]}" for item in objectives]
+    return wide.set_axis(titles, axis="columns").fillna("-").rename_axis("value").reset_index()
 
 
 def _comparable(rows: pd.DataFrame, parameters: int) -> tuple[pd.DataFrame, str]:

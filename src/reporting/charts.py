@@ -1,16 +1,18 @@
 """Describes each chart of a report; plots_html.py and plots_static.py both draw from this.
 
-Positions are numbers, NaN where a value is missing. Texts are plain; the renderers escape them.
+Traces and axes have the names and values of Plotly's figures. Positions are numbers, NaN where a
+value is missing. Texts are plain, titles of axes are texts: plots_html.py escapes and wraps them.
 """
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from src.metrics.formatting import interval
 from src.metrics.registry import recorded_name
 from src.reporting import collect, style
 from src.reporting.record import Report
@@ -27,30 +29,37 @@ SEEDS_NOTE = (
 _RANGE = " to "  # between the ends of a group of values of a continuous parameter
 _STATES = ("running", "killed", "failed", "over_limit", "pruned", "no value", "over limit")
 _THINNED = "the front, and others in even steps of quality."
+_WHITE_EDGE = {"width": 1, "color": "white"}
+_PATTERNS = ("", "/", "x", "-", ".", "+")
 Values = Sequence[Any] | np.ndarray
+Trace = dict[str, Any]
+Axis = dict[str, Any]
+Ticks = Sequence[tuple[float, str]]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis; `ticks` are positions and texts; without ticks or limits they are chosen freely.
-
-    A logarithmic scale is for numbers. Categories are texts, and their first is at the top.
-    """
-
-    title: str
-    kind: Literal["number", "integer", "percent", "time", "category"] = "number"
-    log: bool = False
-    ticks: tuple[tuple[float, str], ...] | None = None
-    limits: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Series:
+def scatter(
+    name: str,
+    x: Values,
+    y: Values,
+    low: Values = (),
+    high: Values = (),
+    texts: Sequence[str] = (),
+    label: str = "",
+    marker: Marker | None = None,
+    colour: str = "",
+    width: float = 2,
+    dash: str = "solid",
+    steps: bool = False,
+    opacity: float = 1.0,
+) -> Trace:
     """Points, a line, or both.
 
-    Attributes:
+    Args:
         name: In the legend; empty: not in the legend.
-        low, high: Ends of intervals of y; none: no intervals.
+        x: Positions, also times as texts.
+        y: Positions.
+        low: Lower ends of intervals of y; none: no intervals.
+        high: Upper ends of intervals of y.
         texts: What a point says when it is pointed at; lines, the first one is a heading.
         label: Text beside the points.
         marker: None: no points.
@@ -60,77 +69,50 @@ class Series:
         steps: Whether the line is horizontal up to the next point.
         opacity: 0 to 1; at 0 the points only answer to the mouse.
     """
-
-    name: str
-    x: Values
-    y: Values
-    low: Values = ()
-    high: Values = ()
-    texts: Sequence[str] = ()
-    label: str = ""
-    marker: Marker | None = None
-    colour: str = ""
-    width: float = 2
-    dash: str = "solid"
-    steps: bool = False
-    opacity: float = 1.0
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Horizontal bars, the first at the bottom: lengths by category."""
-
-    name: str
-    categories: Sequence[str]
-    lengths: Values
-    colour: str
+    parts = {"lines": colour, "markers": marker, "text": label}
+    mode = "+".join(part for part, value in parts.items() if value)
+    trace: Trace = {"type": "scatter", "mode": mode, "name": name, "showlegend": bool(name)}
+    trace |= {"x": x, "y": y, "opacity": opacity}
+    if colour:
+        shape = "hv" if steps else "linear"
+        trace["line"] = {"color": colour, "width": width, "dash": dash, "shape": shape}
+    if marker:
+        edge = {"width": 1.5, "color": marker.colour} if marker.hollow else _WHITE_EDGE
+        symbol = f"{marker.shape}-open" if marker.hollow else marker.shape
+        look = {"color": marker.colour, "symbol": symbol, "size": marker.size, "line": edge}
+        trace["marker"] = look
+    if len(low):
+        ends = {"array": np.subtract(high, y), "arrayminus": np.subtract(y, low)}
+        look = {"color": marker.colour if marker else colour, "thickness": 1, "width": 3}
+        trace["error_y"] = {"type": "data", **ends, **look}
+    if label:
+        trace |= {"text": [label] * len(x), "textposition": "top right"}
+    if len(texts):
+        return trace | {"hovertext": texts}
+    return trace | {"hoverinfo": "x+y+name" if name and marker else "skip"}
 
 
-@dataclass(frozen=True)
-class Heatmap:
-    """Values in [0, 1] by row and column, (R, C); `texts` is shown when a cell is pointed at."""
-
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: np.ndarray
-    texts: Sequence[Sequence[str]]
-    title: str
+def axis(title: str, ticks: Ticks | None = None, **look: Any) -> Axis:
+    """An axis of Plotly; `ticks` are positions and texts, chosen freely without them."""
+    return {"title": title, **look} | ({} if ticks is None else _ticks(ticks))
 
 
-@dataclass(frozen=True)
-class ParallelAxis:
-    """One axis of parallel coordinates: where each line crosses it, float (N,), no NaN."""
-
-    title: str
-    positions: np.ndarray
-    ticks: tuple[tuple[float, str], ...]
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """A line per trial through all axes; `colours` (N,) are values of the colour scale."""
-
-    axes: Sequence[ParallelAxis]
-    colours: np.ndarray
-    title: str
-
-
-Drawable = Series | Bars | Heatmap | Parallel
+def _ticks(ticks: Ticks) -> Axis:
+    return {"tickvals": [at for at, _ in ticks], "ticktext": [text for _, text in ticks]}
 
 
 @dataclass(frozen=True)
 class View:
     """One way to show a picture: chosen by a button on the page, a panel on paper.
 
-    The views of a picture have equally many series, in the same order. `note` says what is omitted.
+    The views of a picture have equally many traces, in the same order. Parallel coordinates have no
+    axes. `note` says what is omitted.
     """
 
     label: str
-    series: Sequence[Drawable]
-    x: Axis = Axis("")
-    y: Axis = Axis("")
+    traces: Sequence[Trace]
+    x: Axis = field(default_factory=dict)
+    y: Axis = field(default_factory=dict)
     note: str = ""
 
 
@@ -200,56 +182,61 @@ def front(report: Report) -> Chart | None:
 def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
     table = report.table[report.table["quality"].notna()]
 
-    def scatter(name: str, rows: pd.DataFrame, marker: Marker, **more: Any) -> Series:
+    def points(name: str, rows: pd.DataFrame, marker: Marker, **more: Any) -> Trace:
         x, y = (style.finite(rows[column]).to_numpy() for column in (cost, "quality"))
         hover = [texts[run_id] for run_id in rows["run_id"]]
-        return Series(name, x, y, texts=hover, marker=marker, **more)
+        return scatter(name, x, y, texts=hover, marker=marker, **more)
 
     lines = origin_lines(report, cost)
-    series = _origins(report, cost, lines) if len(collect.compressed(report.table)) else []
+    traces = _origins(report, cost, lines) if len(collect.compressed(report.table)) else []
     opacity = 0.45 if len(table) > 2000 else 1.0
     for state in (*_STATES, "dominated"):
         if len(rows := table[table["state"] == state]):
             name = f"{state.replace('_', ' ')} ({len(rows)})"
             marker = style.STATES.get(state, style.STATES["no value"])
-            series.append(scatter(name, rows, marker, opacity=opacity))
+            traces.append(points(name, rows, marker, opacity=opacity))
     several = len(report.studies) > 1
     descending = style.direction(report, report.quality).startswith("lower")
     for position, study in enumerate(report.studies):
         rows, marker = members(report), style.STATES["front"]
+        colour, shape, dash = style.look(position)
         if several:
             rows = rows[rows["study"] == study]
-            marker = Marker(style.cycle(position), style.shape(position), marker.size)
-        points = rows[["quality", cost]].dropna().sort_values(cost)
-        best = points["quality"].cummin() if descending else points["quality"].cummax()
-        look: dict[str, Any] = {"colour": marker.colour, "dash": style.dash(position)}
-        series.append(Series("", points[cost].to_numpy(), best.to_numpy(), **look, steps=True))
+            marker = Marker(colour, shape, marker.size)
+        steps = rows[["quality", cost]].dropna().sort_values(cost)
+        best = steps["quality"].cummin() if descending else steps["quality"].cummax()
+        look: dict[str, Any] = {"colour": marker.colour, "dash": dash}
+        traces.append(scatter("", steps[cost].to_numpy(), best.to_numpy(), **look, steps=True))
         name = f"front{f' of {study}' if several else ''} ({len(rows)})"
         ends = rows[["quality_low", "quality_high"]].to_numpy(dtype=float)
         intervals = {} if np.isnan(ends).all() else {"low": ends[:, 0], "high": ends[:, 1]}
-        series.append(scatter(name, rows, marker, **intervals))
+        traces.append(points(name, rows, marker, **intervals))
     chosen = named(report)
     for position, (_, row) in enumerate(chosen[chosen["quality"].notna()].iterrows()):
-        hollow = Marker(style.BLACK, style.shape(1 + position % 5), 17, hollow=True)
+        hollow = Marker(style.BLACK, style.look(1 + position % 5)[1], 17, hollow=True)
         name = f"{position + 1}: {row['label']} ({row['name']})"
         marker = style.KNEE if row["knee"] else hollow
-        series.append(scatter(name, row.to_frame().T, marker, label=str(position + 1)))
+        traces.append(points(name, row.to_frame().T, marker, label=str(position + 1)))
     # Of points in one place Plotly reports the smallest: unseen points above the important runs.
     targets = table[table["run_id"].isin(important(report))]
-    series.append(scatter("", targets, Marker(style.BLACK, size=5), opacity=0.0))
+    traces.append(points("", targets, Marker(style.BLACK, size=5), opacity=0.0))
     drawn = _drawn(report, cost)
     hidden = len(table) - len(drawn)
     note = f"{hidden} trials without {style.metric(cost).label} are not shown." if hidden else ""
-    log = style.logarithmic(cost, pd.concat([drawn[cost], lines["from_x"]]))
+    scale = _scale(style.logarithmic(cost, pd.concat([drawn[cost], lines["from_x"]])))
     x, y = style.axis_title(report, cost), style.axis_title(report, report.quality)
-    return View(style.metric(cost).axis, series, Axis(x, log=log), Axis(y), note)
+    return View(style.metric(cost).axis, traces, axis(x, type=scale), axis(y), note)
 
 
-def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Drawable]:
+def _scale(is_log: bool) -> str:
+    return "log" if is_log else "linear"
+
+
+def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Trace]:
     """Lines from the models to their compressed versions, and points of models without a trial."""
     x, y = (
-        np.column_stack([lines[f"from_{axis}"], lines[f"to_{axis}"], np.full(len(lines), np.nan)])
-        for axis in "xy"
+        np.column_stack([lines[f"from_{one}"], lines[f"to_{one}"], np.full(len(lines), np.nan)])
+        for one in "xy"
     )
     kinds = ", ".join(collect.compressed(report.table)["compression"].unique())
     outside = lines[lines["outside"]].drop_duplicates("origin")
@@ -262,8 +249,8 @@ def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Drawable]:
     line: dict[str, Any] = {"colour": style.ORIGIN.colour, "width": 1}
     from_x, from_y = outside[["from_x", "from_y"]].to_numpy(dtype=float).T
     return [
-        Series(f"compression ({kinds})", x.ravel(), y.ravel(), **line),
-        Series(title, from_x, from_y, texts=texts, marker=style.ORIGIN),
+        scatter(f"compression ({kinds})", x.ravel(), y.ravel(), **line),
+        scatter(title, from_x, from_y, texts=texts, marker=style.ORIGIN),
     ]
 
 
@@ -284,9 +271,9 @@ def _hover(report: Report) -> list[str]:
         for name in names:
             if name in row:
                 lines.append(_value(name, row[name]))
-            if name == report.quality and pd.notna(row.get("quality_low")):
-                ends = style.number(row["quality_low"]), style.number(row["quality_high"])
-                lines[-1] += f" [{ends[0]}, {ends[1]}]"
+            if name == report.quality:
+                ends = (row.get("quality_low"), row.get("quality_high"))
+                lines[-1] += interval(*ends, style.number)
         texts.append("\n".join([*lines, *textwrap.wrap(str(row.get("overrides") or ""), 70)[:6]]))
     return texts
 
@@ -302,20 +289,22 @@ def recalls(report: Report) -> Chart | None:
             continue
         classes = list(dict.fromkeys(rows["class"]))
         runs = [run for run in important(report) if run in set(rows["run_id"])]
-        cells = {(row["run_id"], row["class"]): row for row in rows.to_dict("records")}
-        labels = dict(zip(rows["run_id"], rows["label"], strict=True))
         shown = runs[:MOST_ROWS]
-        table = rows.pivot_table(index="run_id", columns="class", values="recall")
-        texts = []
-        for run in shown:
-            heads = [f"{labels[run]}\nrun {run}\n{name}: " for name in classes]
-            pairs = zip(heads, classes, strict=True)
-            texts.append([head + _recall_text(cells.get((run, name))) for head, name in pairs])
+        texts = map(_recall_text, rows.to_dict("records"))
+        cells = rows.assign(text=list(texts)).pivot(index="run_id", columns="class")
+        values, hover = (
+            cells[name].reindex(index=shown, columns=classes) for name in ("recall", "text")
+        )
+        labels = rows.drop_duplicates("run_id").set_index("run_id")["label"]
+        title = {"text": f"recall on {label}, higher is better", "side": "right"}
+        bar = {"title": title, "lenmode": "pixels", "len": 260, "y": 1, "yanchor": "top"}
+        trace: Trace = {"type": "heatmap", "z": values.to_numpy(dtype=float), "x": classes}
+        trace |= {"y": labels[shown].tolist(), "hovertext": hover.fillna("not measured").to_numpy()}
+        trace |= {"zmin": 0, "zmax": 1, "colorscale": "Cividis", "texttemplate": "%{z:.2f}"}
+        trace |= {"xgap": 1, "ygap": 1, "colorbar": bar}
         note = f"The first {len(shown)} of {len(runs)} runs." if len(shown) < len(runs) else ""
-        title = f"recall on {label}, higher is better"
-        values = table.reindex(index=shown, columns=classes).to_numpy(dtype=float)
-        heatmap = Heatmap([labels[run] for run in shown], classes, values, texts, title)
-        views.append(View(label, [heatmap], Axis("class", "category"), Axis("", "category"), note))
+        axes = (axis("class", type="category"), axis("", type="category"))
+        views.append(View(label, [trace], *axes, note))
         most, columns = max(most, len(shown)), len(classes)
     if not views:
         return None
@@ -328,11 +317,10 @@ def recalls(report: Report) -> Chart | None:
     return Chart("recalls", "Recall of each class", text, [picture], [views[:1]], size)
 
 
-def _recall_text(row: Mapping[Any, Any] | None) -> str:
-    if row is None:
-        return "not measured"
-    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if pd.notna(row["low"]) else ""
-    return f"{row['recall']:.3f}{interval}\n{row['images']} images"
+def _recall_text(row: Mapping[Any, Any]) -> str:
+    figure = f"{row['recall']:.3f}{interval(row['low'], row['high'])}"
+    head = f"{row['label']}\nrun {row['run_id']}\n{row['class']}"
+    return f"{head}: {figure}\n{row['images']} images"
 
 
 def effects(report: Report) -> Chart | None:
@@ -364,31 +352,32 @@ def _effect(report: Report, parameter: str, objective: str) -> View:
     log = numeric and style.logarithmic("", rows["position"])
     scaled = np.log(x) if log else x
     apart = len(x) < 2 or np.diff(scaled).min() >= 0.08 * np.ptp(scaled)
-    ticks = None
+    ticks: Ticks | None = None
     if not numeric or (apart and not rows["value"].str.contains(_RANGE, regex=False).any()):
-        ticks = tuple(zip(x.tolist(), rows["value"], strict=True))
+        ticks = list(zip(x.tolist(), rows["value"], strict=True))
     means, best = [], []
     for row in rows.to_dict("records"):
         head = f"{parameter} = {row['value']}\n"
-        interval = f" [{style.number(row['low'])}, {style.number(row['high'])}]"
         mean = style.with_unit(objective, row["mean"])
-        means.append(f"{head}mean {mean}{interval}\n{row['n']} trials")
+        mean += interval(row["low"], row["high"], style.number)
+        means.append(f"{head}mean {mean}\n{row['n']} trials")
         best.append(f"{head}{style.with_unit(objective, row['best'])}\nrun {row['best_run']}")
     # a line would put texts in an order
-    colours = (style.cycle(0), style.cycle(1)) if numeric else ("", "")
+    first, second = style.CYCLE[:2]
+    colours = (first, second) if numeric else ("", "")
     columns = {name: rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high", "best")}
     mean_y, low, high, best_y = columns.values()
-    hollow = Marker(style.cycle(1), "diamond", 9, hollow=True)
+    hollow = Marker(second, "diamond", 9, hollow=True)
     look: dict[str, Any] = {"colour": colours[1], "width": 1.5, "dash": "dash"}
-    filled: dict[str, Any] = {"marker": Marker(style.cycle(0)), "colour": colours[0]}
-    series = [
-        Series("mean of all", x, mean_y, low, high, means, **filled),
-        Series("best trial", x, best_y, texts=best, marker=hollow, **look),
+    filled: dict[str, Any] = {"marker": Marker(first), "colour": colours[0]}
+    traces = [
+        scatter("mean of all", x, mean_y, low, high, means, **filled),
+        scatter("best trial", x, best_y, texts=best, marker=hollow, **look),
     ]
-    limits = None if numeric or not len(x) else (x.min() - 0.5, x.max() + 0.5)
-    scale = Axis(parameter, log=log, ticks=ticks, limits=limits)
-    label, quality = style.metric(objective).label, Axis(style.axis_title(report, objective))
-    return View(label, series, scale, quality)
+    limits = {} if numeric or not len(x) else {"range": [x.min() - 0.5, x.max() + 0.5]}
+    scale = axis(parameter, ticks, type=_scale(log), **limits)
+    label, quality = style.metric(objective).label, axis(style.axis_title(report, objective))
+    return View(label, traces, scale, quality)
 
 
 def importance(report: Report) -> Chart | None:
@@ -399,19 +388,22 @@ def importance(report: Report) -> Chart | None:
         index="parameter", columns="objective", values="importance", sort=False
     )
     wide = wide.sort_values(wide.columns[0])
-    parameters = [str(name) for name in wide.index]
-    bars = [
-        Bars(style.metric(str(name)).label, parameters, wide[name].to_numpy(), style.cycle(number))
-        for number, name in enumerate(wide)
-    ]
+    bars: list[Trace] = []
+    for number, (name, lengths) in enumerate(wide.items()):
+        pattern = {"shape": _PATTERNS[number % 6], "fillmode": "overlay", "fgcolor": "white"}
+        bar: Trace = {"type": "bar", "orientation": "h", "name": style.metric(str(name)).label}
+        bar |= {"y": list(map(str, wide.index)), "x": lengths.to_numpy(), "textposition": "outside"}
+        bar |= {"text": ["-" if pd.isna(value) else f"{value:.0%}" for value in lengths]}
+        bar |= {"marker": {"color": style.look(number)[0], "pattern": pattern}, "cliponaxis": False}
+        bars.append(bar)
     text = (
         "PED-ANOVA: how much of the difference between the best trials and all trials each "
         "parameter explains; the shares of an objective sum to one. It describes the settings of "
         "the best trials, not what a change would do. If a sampler chose the trials, or some were "
         "stopped early, parameters that varied together with others look important, too."
     )
-    x = Axis("importance (share of what all parameters explain)", "percent")
-    view = View("all", bars, x, Axis("", "category"))
+    x = axis("importance (share of what all parameters explain)", tickformat=".0%")
+    view = View("all", bars, x, axis("", type="category"))
     title, size = "The importance of each parameter", (4.6, 0.7 + 0.2 * wide.size)
     picture = Picture([view], 190 + 24 * wide.size)
     return Chart("importance", title, text, [picture], [[view]], size)
@@ -429,29 +421,31 @@ def parallel(report: Report) -> Chart | None:
         name = recorded_name(objective.metric)
         if name in rows:
             columns[name], titles[name] = rows[name], style.axis_title(report, name)
-    axes = [
-        _parallel_axis(name, titles[name], values)
+    dimensions = [
+        _dimension(name, titles[name], values)
         for name, values in columns.items()
         if values.replace([np.inf, -np.inf], np.nan).notna().any()
     ]
-    if len(rows) < 2 or len(axes) < 2:
+    if len(rows) < 2 or len(dimensions) < 2:
         return None
-    title = style.axis_title(report, report.quality)
-    lines = Parallel(axes, rows["quality"].to_numpy(dtype=float), title)
+    title = {"text": style.axis_title(report, report.quality), "side": "right"}
+    bar = {"colorbar": {"title": title}, "colorscale": "Cividis", "showscale": True}
+    line = {"color": rows["quality"].to_numpy(dtype=float), **bar}
+    lines = {"type": "parcoords", "line": line, "dimensions": dimensions}
     note = f"{len(rows)} of {len(table)} trials: {_THINNED}" if len(rows) < len(table) else ""
     view = View("all", [lines], note=note)
     text = (
         "A line is a trial; its colour is its quality. Drag along an axis to keep the trials that "
         "pass there, click on the axis to reset it; drag an axis by its name to move it."
     )
-    height = max(style.wrapped(axis.title, 13).count("\n") + 1 for axis in axes)
-    pictures = [Picture([view], 390 + 15 * height, 95 * len(axes))]
-    size = (max(4.5, 1.1 * len(axes) + 1.2), 3.0)
+    height = max(style.wrapped(one["label"], 13).count("\n") + 1 for one in dimensions)
+    pictures = [Picture([view], 390 + 15 * height, 95 * len(dimensions))]
+    size = (max(4.5, 1.1 * len(dimensions) + 1.2), 3.0)
     heading = "Parameters and objectives of each trial"
     return Chart("parallel", heading, text, pictures, [[view]], size)
 
 
-def _parallel_axis(name: str, title: str, values: pd.Series) -> ParallelAxis:
+def _dimension(name: str, title: str, values: pd.Series) -> Axis:
     """Values as positions; a trial without a value crosses below all others."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         positions = style.finite(values)
@@ -468,11 +462,10 @@ def _parallel_axis(name: str, title: str, values: pd.Series) -> ParallelAxis:
     crossings = positions.astype(float).to_numpy()
     low, high = float(np.nanmin(crossings)), float(np.nanmax(crossings))
     if np.isnan(crossings).any():
-        below = low - 0.15 * ((high - low) or 1.0)
-        crossings = np.where(np.isnan(crossings), below, crossings)
-        return ParallelAxis(title, crossings, ((below, "not set"), *ticks), below, high)
-    ends = (low, high) if high > low else (low - 0.5, high + 0.5)
-    return ParallelAxis(title, crossings, tuple(ticks), *ends)
+        low -= 0.15 * ((high - low) or 1.0)
+        crossings, ticks = np.nan_to_num(crossings, nan=low), [(low, "not set"), *ticks]
+    ends = [low, high] if high > low else [low - 0.5, high + 0.5]
+    return {"label": title, "values": crossings, "range": ends} | _ticks(ticks)
 
 
 def curves(report: Report) -> Chart | None:
@@ -484,23 +477,24 @@ def curves(report: Report) -> Chart | None:
     runs = _thinned(list(order), important(report), MOST_CURVES)
     shown = frame[frame["run_id"].isin(runs)].sort_values(["run_id", "epoch"])
     names = named(report).set_index("run_id")["name"].to_dict()
-    series: list[Series] = []
+    traces: list[Trace] = []
     others = shown[~shown["run_id"].isin(names)].groupby("state")
     for state, rows in sorted(others, key=lambda pair: pair[0] == "front"):
         marker = style.STATES.get(str(state), style.STATES["no value"])
         colour = marker.colour if state in ("front", "pruned") else style.PALE
         width, opacity = (2, 1.0) if state == "front" else (1, 0.8)
         end = Marker(colour, marker.shape, 8, state != "front")
-        series += _curve(str(state).replace("_", " "), rows, end, width=width, opacity=opacity)
+        traces += _curve(str(state).replace("_", " "), rows, end, width=width, opacity=opacity)
     chosen = shown[shown["run_id"].isin(names)].groupby("run_id", sort=False)
     for position, (run_id, rows) in enumerate(chosen):
-        end = Marker(style.cycle(position + 1), style.shape(position))
+        _, shape, dash = style.look(position)
+        end = Marker(style.look(position + 1)[0], shape)
         name = f"{rows['label'].iloc[0]} ({names[run_id]})"
-        series += _curve(name, rows, end, width=3, dash=style.dash(position))
+        traces += _curve(name, rows, end, width=3, dash=dash)
     total = frame["run_id"].nunique()
     note = f"{len(runs)} of {total} curves: {_THINNED}" if len(runs) < total else ""
-    quality = Axis(style.axis_title(report, report.quality.removeprefix("best/")))
-    view = View("all", series, Axis("epoch", "integer"), quality, note)
+    quality = axis(style.axis_title(report, report.quality.removeprefix("best/")))
+    view = View("all", traces, axis("epoch", tickformat="d"), quality, note)
     text = (
         "The end of each curve is marked: pruned trials (triangles) end where they were stopped. "
         f"The curves of the front are bold. {SEEDS_NOTE}"
@@ -511,7 +505,7 @@ def curves(report: Report) -> Chart | None:
     return Chart("curves", "Learning curves", text, pictures, [[view]], (4.6, 2.8), legend)
 
 
-def _curve(name: str, rows: pd.DataFrame, end: Marker, **look: Any) -> list[Series]:
+def _curve(name: str, rows: pd.DataFrame, end: Marker, **look: Any) -> list[Trace]:
     """All curves of one kind as one line with gaps, and a point where each curve ends."""
     ends = rows.groupby("run_id", sort=False).tail(1)
     gaps = ends.assign(epoch=np.nan, value=np.nan)
@@ -523,7 +517,7 @@ def _curve(name: str, rows: pd.DataFrame, end: Marker, **look: Any) -> list[Seri
     ):
         texts = (points["label"] + "\nrun " + points["run_id"]).tolist()
         x, y = points["epoch"].to_numpy(), points["value"].to_numpy()
-        parts.append(Series(title, x, y, texts=texts, **more))
+        parts.append(scatter(title, x, y, texts=texts, **more))
     return parts
 
 
@@ -537,17 +531,18 @@ def progress(report: Report) -> Chart | None:
         changed = rows["hypervolume"].diff().fillna(1) != 0
         changed.iloc[-1] = True
         steps = rows[changed]
-        colour, dash = style.cycle(position), style.dash(position)
-        marker = Marker(colour, style.shape(position), 6) if len(steps) <= 60 else None
+        colour, shape, dash = style.look(position)
+        marker = Marker(colour, shape, 6) if len(steps) <= 60 else None
         look: dict[str, Any] = {"marker": marker, "colour": colour, "dash": dash, "steps": True}
         y = steps["hypervolume"].to_numpy()
-        by_trials.append(Series(str(study), steps["trials"].to_numpy(dtype=float), y, **look))
+        by_trials.append(scatter(str(study), steps["trials"].to_numpy(dtype=float), y, **look))
         times = [f"{ended:%Y-%m-%d %H:%M:%S}" for ended in steps["ended"]]
-        by_time.append(Series(str(study), times, y, **look))
-    y_axis = Axis("hypervolume of the front, higher is better")
-    views = [View("by trials", by_trials, Axis("trials that have ended", "integer"), y_axis)]
+        by_time.append(scatter(str(study), times, y, **look))
+    y_axis = axis("hypervolume of the front, higher is better")
+    x_axis = axis("trials that have ended", tickformat="d")
+    views = [View("by trials", by_trials, x_axis, y_axis)]
     if frame["ended"].notna().all():
-        views.append(View("by time", by_time, Axis("time (UTC)", "time"), y_axis))
+        views.append(View("by time", by_time, axis("time (UTC)", type="date"), y_axis))
     text = "If a line is flat at its end, more trials of this kind would hardly improve the front."
     pictures = [Picture(views, 400)]
     return Chart("progress", "Hypervolume over time", text, pictures, [views[:1]], (4.6, 2.2))

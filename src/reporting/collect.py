@@ -166,9 +166,13 @@ def purpose(
     for key, items in (("objectives", chosen), ("limits", bounds)):
         for number, item in enumerate(items):
             if recorded_name(item.metric) not in recorded:
-                problem = f"no run has {item.metric}; there "
-                problem += _listed(_similar(item.metric, recorded))
-                raise ConfigError(f"{key}[{number}]", problem)
+                # similar metrics, else those of the same kind, else all
+                names = sorted({name.removeprefix("best/") for name in recorded})
+                useful = [name for name in names if name.startswith(("val/", "efficiency/"))]
+                same = [n for n in useful if n.split("/")[0] == item.metric.split("/")[0]]
+                close = difflib.get_close_matches(item.metric, useful, n=5, cutoff=0.75)
+                listed = _listed(close or same or useful or names)
+                raise ConfigError(f"{key}[{number}]", f"no run has {item.metric}; there {listed}")
     return chosen, bounds, warnings
 
 
@@ -178,14 +182,6 @@ def _parsed(key: str, parse: Callable[[dict[str, Any]], list[Any]], entries: obj
         return parse({key: entries})
     except ConfigError as error:
         raise ConfigError(error.key.replace("objective.", "", 1) or key, error.problem) from None
-
-
-def _similar(metric: str, recorded: set[str]) -> list[str]:
-    """Similar metrics, else those of the same kind, else all."""
-    names = sorted({name.removeprefix("best/") for name in recorded})
-    useful = [name for name in names if name.startswith(("val/", "efficiency/"))]
-    same = [name for name in useful if name.split("/")[0] == metric.split("/")[0]]
-    return difflib.get_close_matches(metric, useful, n=5, cutoff=0.75) or same or useful or names
 
 
 def _study_runs(

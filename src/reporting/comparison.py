@@ -118,8 +118,8 @@ def degradation_table(table: pd.DataFrame) -> Table | None:
         return None
 
     def points(value: float, low: float, high: float) -> str | None:
-        interval = "" if math.isnan(low + high) else f" [{low:.1f}, {high:.1f}]"
-        return None if math.isnan(value) else f"{value:.1f}{interval}"
+        show = "{:.1f}".format
+        return None if math.isnan(value) else show(value) + formatting.interval(low, high, show)
 
     frame = pd.DataFrame({"model": _row_names(table), "compression": rows["compression"]})
     for name in metrics:

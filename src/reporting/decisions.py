@@ -38,7 +38,6 @@ def decide(
     margin: float,
     budgets: Sequence[Limit],
     floors: Sequence[Limit],
-    cost: str,
 ) -> list[Answer]:
     """Answer the questions of somebody who looks for a model, also if no run qualifies.
 
@@ -55,14 +54,13 @@ def decide(
         budgets: Upper bounds of costs, such as "efficiency/params <= 692e3": one question each.
         floors: Lower bounds of qualities, such as "val/recall/mel >= 0.8": two questions each. If
             there are budgets and floors, a last question has all of them.
-        cost: Recorded name of the metric that says how cheap a run is.
 
     Raises:
         ConfigError: A margin below 0, or objectives without a quality.
     """
     if not 0 <= margin < math.inf:
         raise ConfigError("margin", f"must be at least 0, but got {margin:g}")
-    candidates = _Candidates(table, objectives, limits, cost)
+    candidates = _Candidates(table, objectives, limits)
     best, cheapest = f"the best {candidates.what}", f"the cheapest ({candidates.cheap})"
     near = candidates.near(margin)
     answers = [
@@ -98,6 +96,11 @@ def quality_objective(objectives: Sequence[Objective]) -> Objective:
     return next((item for item in qualities if item.direction == "maximize"), qualities[0])
 
 
+def cost_of(objectives: Sequence[Objective]) -> str:
+    """The metric that says how cheap a model is: the first cost of the objectives, else FLOPs."""
+    return next((item.metric for item in objectives if is_cost(item.metric)), "efficiency/flops")
+
+
 class _Candidates:
     """The runs to choose from; metrics have their recorded names. Arguments as for `decide`."""
 
@@ -106,9 +109,8 @@ class _Candidates:
         table: pd.DataFrame,
         objectives: Sequence[Objective],
         limits: Sequence[Limit],
-        cost: str,
     ) -> None:
-        quality = quality_objective(objectives)
+        quality, cost = quality_objective(objectives), cost_of(objectives)
         self._quality = replace(quality, metric=recorded_name(quality.metric))
         recorded = {recorded_name(item.metric): item for item in objectives}
         self._price = recorded.get(cost, Objective(cost, describe(cost).direction))

@@ -1,6 +1,7 @@
 """Writes a report as an HTML page, CSV files, a LaTeX table and a Markdown summary."""
 
 import base64
+import functools
 import gzip
 import json
 import re
@@ -14,6 +15,7 @@ import pandas as pd
 
 from src.core.files import atomic_file
 from src.core.tables import Table, escape_markdown
+from src.metrics.formatting import interval
 from src.metrics.registry import recorded_name
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
@@ -99,10 +101,8 @@ def short_front(report: Report, rows: int | None = None) -> Table:
         frame["compression"] = members["compression"].replace("", None)
     for name in metrics:
         frame[name] = [style.number(value) for value in members[name]]
-        if name == report.quality and "from" in complete:
-            ends = zip(members["quality_low"], members["quality_high"], strict=True)
-            spans = [f" [{low:.3f}, {high:.3f}]" if low == low else "" for low, high in ends]
-            frame[name] += spans
+        if name == report.quality:
+            frame[name] += list(map(interval, members["quality_low"], members["quality_high"]))
     frame["run"] = members["run_id"].str[:8]
     labels = {name: style.short_label(name) for name in metrics}
     parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]
@@ -126,7 +126,6 @@ def answers(report: Report) -> list[dict[str, str]]:
 def render(report: Report, drawn: Sequence[Chart]) -> str:
     """The page: HTML5 with Plotly's script and the charts inside, both compressed."""
     figures = [plots_html.figure(picture) for chart in drawn for picture in chart.pictures]
-    script = resources.files("plotly").joinpath("package_data/plotly.min.js")
     text = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     options: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(trim_blocks=True, **options).from_string(text)
@@ -139,7 +138,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
             state.replace("over_limit", "ended early, over limit"): number
             for state, number in report.counts.items()
         },
-        plotly=_packed(script.read_text(encoding="utf-8")),
+        plotly=_plotly(),
         data=_packed(json.dumps(figures, separators=(",", ":"), ensure_ascii=False)),
     )
 
@@ -153,6 +152,12 @@ def _cells(table: Table) -> list[list[tuple[str, str | None]]]:
             keys = ["" if pd.isna(value) else repr(float(value)) for value in values]
         columns.append(list(zip(texts, keys, strict=True)))
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+@functools.cache
+def _plotly() -> str:
+    script = resources.files("plotly").joinpath("package_data/plotly.min.js")
+    return _packed(script.read_text(encoding="utf-8"))
 
 
 def _packed(text: str) -> str:
@@ -204,29 +209,18 @@ def markdown(report: Report) -> str:
     states = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in report.counts.items())
     volumes = ", ".join(f"{value:.4g} ({study})" for study, value in report.hypervolume.items())
     summary = f"{sum(report.counts.values())} trials: {states}. Hypervolume: {volumes or '-'}."
-    parts = [f"# {escape_markdown(report.title, 200)}: which model to take"]
-    parts.append(escape_markdown(summary, 600))
-    notes = [f"> **Note:** {escape_markdown(text, 250)}  " for text in report.warnings[:5]]
-    parts += ["\n".join(notes)] if notes else []
-    for answer in answers(report):
-        text = (
-            f"**{escape_markdown(answer['question'], 200)}** {escape_markdown(answer['text'], 600)}"
-        )
-        text += f" Run `{answer['run_id']}`." if answer["run_id"] else ""
-        command = answer["command"]
-        # as code it cannot be escaped: a command that could end the code is on the page only
-        if command and len(command) <= 400 and not set("`<\n") & set(command):
-            text += f"\n\n    {command}"
-        parts.append(text)
-    lines = [f"\n\n{part}" for part in parts]
-    table = short_front(report, _MOST_ROWS)
+    environment = jinja2.Environment(trim_blocks=True)  # noqa: S701  the output is Markdown
+    environment.filters["plain"] = escape_markdown
+    environment.tests["search"] = lambda text, pattern: re.search(pattern, text)
+    template = Path(__file__).with_name("summary.md.j2").read_text(encoding="utf-8")
+    table, rows = short_front(report, _MOST_ROWS), ""
     if len(table.frame):
-        body = re.sub(r" {2,}", " ", table.to_markdown().rpartition("\n\n")[0]).splitlines()
-        lines += [f"\n\n{body[0]}\n{body[1]}", *(f"\n{line}" for line in body[2:])]
+        rows = re.sub(r" {2,}", " ", table.to_markdown().rpartition("\n\n")[0])
+    values = {"report": report, "answers": answers(report), "summary": summary, "table": rows}
     text = ""
-    for line in lines:
-        if len(text) + len(line) + len(ending) >= MOST_CHARACTERS:
+    for part in re.split(r"(?=\n\n|\n\| )", environment.from_string(template).render(values)):
+        if len(text) + len(part) + len(ending) >= MOST_CHARACTERS:
             return text.strip() + ending
-        text += line
+        text += part
     more = len(charts.members(report)) > _MOST_ROWS
     return text.strip() + (ending if more else "\n")

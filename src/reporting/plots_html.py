@@ -1,18 +1,17 @@
-"""Draws charts with Plotly, as the JSON that plotly.js reads."""
+"""Completes charts to the JSON that plotly.js reads: escaped, rounded, with layouts."""
 
 import functools
 import html
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from src.reporting import style
-from src.reporting.charts import Axis, Bars, Drawable, Heatmap, Parallel, Picture, Series, View
+from src.reporting.charts import Axis, Picture, Trace, View
 
 WEBGL_FROM = 2000  # points; below, SVG is as fast and sharper
 _LONGEST_TICK = 14  # characters on an axis of parallel coordinates
-_PATTERNS = ("", "/", "x", "-", ".", "+")
 _HOVER = {"hovertemplate": "%{hovertext}<extra></extra>"}
 _LAYOUT: dict[str, Any] = {
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2328"},
@@ -34,47 +33,46 @@ def figure(picture: Picture) -> dict[str, Any]:
         layout: The layout of the first view.
         views: For each view what differs between views: traces by position, layout by key, note.
     """
-    series = picture.views[0].series
-    points = sum(len(one.x) for one in series if isinstance(one, Series) and one.marker)
-    kind = "scattergl" if points > WEBGL_FROM else "scatter"
-    data = [
-        [_trace(one, kind, number) for number, one in enumerate(view.series)]
-        for view in picture.views
-    ]
-    differing = [
-        [
-            key
-            for key in dict.fromkeys(key for trace in traces for key in trace)
-            if any(trace.get(key) != traces[0].get(key) for trace in traces)
-        ]
-        for traces in zip(*data, strict=True)
-    ]
-    layouts = [_layout(view) for view in picture.views]
-    views = []
-    for view, traces, layout in zip(picture.views, data, layouts, strict=True):
-        changes = {
-            number: {key: trace.get(key) for key in keys}
-            for number, (trace, keys) in enumerate(zip(traces, differing, strict=True))
+    points = sum(
+        len(one["x"]) for one in picture.views[0].traces if "markers" in one.get("mode", "")
+    )
+    data = [[_trace(one, points) for one in view.traces] for view in picture.views]
+    layouts = [json_values(_layout(view)) for view in picture.views]
+    changes: list[dict[int, Trace]] = [{} for _ in data]
+    for number, traces in enumerate(zip(*data, strict=True)):
+        keys = dict.fromkeys(key for trace in traces for key in trace)
+        differing = [k for k in keys if any(one.get(k) != traces[0].get(k) for one in traces)]
+        for of_view, trace in zip(changes, traces, strict=True):
+            of_view[number] = {key: trace.get(key) for key in differing}
+    views = [
+        {
+            "traces": of_view,
+            "layout": {key: layout[key] for key in ("xaxis", "yaxis") if key in layout},
+            "note": view.note,
         }
-        axes = {key: layout[key] for key in ("xaxis", "yaxis") if key in layout}
-        views.append({"traces": changes, "layout": axes, "note": view.note})
+        for view, of_view, layout in zip(picture.views, changes, layouts, strict=True)
+    ]
     return {"data": data[0], "layout": layouts[0], "views": views}
 
 
-def rounded(values: Iterable[Any]) -> list[Any]:
-    """Five significant figures are finer than a pixel and keep the page small; None if missing.
+def json_values(value: Any, escape: Callable[[str], str] | None = None) -> Any:
+    """Plain values for JSON: numbers rounded, None if missing, texts escaped.
 
-    Texts are returned as they are.
+    Five significant figures are finer than a pixel and keep the page small. The first line of a
+    `hovertext` is bold.
     """
-    short: list[Any] = []
-    for value in values:
-        if isinstance(value, str):
-            short.append(value)
-            continue
-        near = float(f"{float(value):.5g}")
-        finite = near == near and abs(near) != float("inf")
-        short.append((int(near) if near.is_integer() else near) if finite else None)
-    return short
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return (escape or plain)(value)
+    if isinstance(value, Mapping):
+        heads = {"hovertext": _heading}
+        return {key: json_values(part, heads.get(key)) for key, part in value.items()}
+    if hasattr(value, "__len__"):
+        return [json_values(part, escape) for part in value]
+    near = float(f"{float(value):.5g}")
+    finite = near == near and abs(near) != float("inf")
+    return (int(near) if near.is_integer() else near) if finite else None
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -90,138 +88,62 @@ def _heading(text: str) -> str:
     return f"<b>{plain(first)}</b><br>{plain(rest)}"
 
 
-def _trace(one: Drawable, kind: str, number: int) -> dict[str, Any]:
-    if isinstance(one, Series):
-        return _scatter(one, kind)
-    if isinstance(one, Bars):
-        pattern = {"shape": _PATTERNS[number % 6], "fillmode": "overlay", "fgcolor": "white"}
-        return {
-            "type": "bar",
-            "orientation": "h",
-            "name": plain(one.name),
-            "y": [plain(name) for name in one.categories],
-            "x": rounded(one.lengths),
-            "text": ["-" if pd.isna(value) else f"{value:.0%}" for value in one.lengths],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hovertemplate": "%{y}: %{x:.1%}<extra>%{fullData.name}</extra>",
-            "marker": {"color": one.colour, "pattern": pattern},
-        }
-    if isinstance(one, Heatmap):
-        title = {"text": plain(one.title), "side": "right"}
-        bar = {"title": title, "lenmode": "pixels", "len": 260, "y": 1, "yanchor": "top"}
-        return {
-            "type": "heatmap",
-            "z": [rounded(row) for row in one.values],
-            "x": [plain(name) for name in one.columns],
-            "y": [plain(name) for name in one.rows],
-            "hovertext": [[_heading(text) for text in row] for row in one.texts],
-            **{"zmin": 0, "zmax": 1, "colorscale": "Cividis", "texttemplate": "%{z:.2f}"},
-            **{"xgap": 1, "ygap": 1, "colorbar": bar, **_HOVER},
-        }
-    heading = {"text": plain(style.wrapped(one.title, 44)), "side": "right", "font": {"size": 12}}
-    scale = {"colorscale": "Cividis", "showscale": True, "colorbar": {"title": heading}}
-    return {
-        "type": "parcoords",
-        "line": {"color": rounded(one.colours), **scale},
-        "dimensions": [_dimension(one, number) for number in range(len(one.axes))],
-        "labelside": "bottom",  # long names have room to grow there
-        "labelfont": {"size": 11},
-        "tickfont": {"size": 10},
-    }
+def _trace(trace: Trace, points: int) -> Trace:
+    """A trace as JSON values; `points` is the number of points in its picture."""
+    values: Trace = json_values(trace)
+    if trace["type"] == "scatter" and points > WEBGL_FROM:
+        values["type"] = "scattergl"
+    if trace["type"] == "bar":
+        values["hovertemplate"] = "%{y}: %{x:.1%}<extra>%{fullData.name}</extra>"
+    if trace["type"] == "parcoords":
+        title = style.wrapped(trace["line"]["colorbar"]["title"]["text"], 44)
+        values["line"]["colorbar"]["title"] |= {"text": plain(title), "font": {"size": 12}}
+        width = 18 if len(trace["dimensions"]) <= 8 else 13
+        values["dimensions"] = [_dimension(one, width) for one in trace["dimensions"]]
+        # long names have room to grow at the bottom
+        values |= {"labelside": "bottom", "labelfont": {"size": 11}, "tickfont": {"size": 10}}
+    return values | (_HOVER if "hovertext" in trace else {})
 
 
-def _scatter(one: Series, kind: str) -> dict[str, Any]:
-    parts = {"lines": one.colour, "markers": one.marker, "text": one.label}
-    trace: dict[str, Any] = {
-        "type": kind,
-        "mode": "+".join(part for part, value in parts.items() if value),
-        "name": plain(one.name),
-        "showlegend": bool(one.name),
-        "x": rounded(one.x),
-        "y": rounded(one.y),
-        "opacity": one.opacity,
-    }
-    if one.colour:
-        shape = "hv" if one.steps else "linear"
-        trace["line"] = {"color": one.colour, "width": one.width, "dash": one.dash, "shape": shape}
-    if look := one.marker:
-        edge = (
-            {"width": 1.5, "color": look.colour} if look.hollow else {"width": 1, "color": "white"}
-        )
-        symbol = f"{look.shape}-open" if look.hollow else look.shape
-        trace["marker"] = {"color": look.colour, "symbol": symbol, "size": look.size, "line": edge}
-    if len(one.low):
-        middle = pd.Series(one.y, dtype=float)
-        trace["error_y"] = {
-            "type": "data",
-            "array": rounded(pd.Series(one.high, dtype=float) - middle),
-            "arrayminus": rounded(middle - pd.Series(one.low, dtype=float)),
-            "color": one.marker.colour if one.marker else one.colour,
-            **{"thickness": 1, "width": 3},
-        }
-    if one.label:
-        trace |= {"text": [plain(one.label)] * len(one.x), "textposition": "top right"}
-    if len(one.texts):
-        return trace | {"hovertext": [_heading(text) for text in one.texts], **_HOVER}
-    return trace | {"hoverinfo": "x+y+name" if one.name and one.marker else "skip"}
-
-
-def _dimension(one: Parallel, number: int) -> dict[str, Any]:
-    axis = one.axes[number]
-    texts = [text for _, text in axis.ticks]
-    longest = _LONGEST_TICK
+def _dimension(axis: Axis, width: int) -> Axis:
+    """An axis of parallel coordinates; long ticks are cut unless they would be the same."""
+    texts, longest = axis["ticktext"], _LONGEST_TICK
     short = [f"{text[: longest - 1]}…" if len(text) > longest else text for text in texts]
-    return {
-        "label": plain(style.wrapped(axis.title, 18 if len(one.axes) <= 8 else 13)),
-        "values": rounded(axis.positions),
-        "range": [axis.low, axis.high],
-        "tickvals": [position for position, _ in axis.ticks],
-        "ticktext": [plain(text) for text in (short if len(set(short)) == len(texts) else texts)],
-    }
+    ticks = short if len(set(short)) == len(texts) else texts
+    changed = {"label": style.wrapped(axis["label"], width), "ticktext": ticks}
+    return dict(json_values(axis | changed))
 
 
 def _layout(view: View) -> dict[str, Any]:
-    first = view.series[0]
-    entries = sum(bool(getattr(one, "name", "")) for one in view.series)
+    kind = view.traces[0]["type"]
+    entries = sum(bool(one.get("name")) for one in view.traces)
     layout = _LAYOUT | {"showlegend": entries > 1, "legend": _LEGEND}
-    if isinstance(first, Parallel):
-        lines = max(style.wrapped(axis.title, 13).count("\n") + 1 for axis in first.axes)
+    if kind == "parcoords":
+        names = [axis["label"] for axis in view.traces[0]["dimensions"]]
+        lines = max(style.wrapped(name, 13).count("\n") + 1 for name in names)
         return layout | {"margin": {"l": 85, "r": 30, "t": 20, "b": 30 + 15 * lines}}
     layout |= {"xaxis": _axis(view.x, 38), "yaxis": _axis(view.y, 44)}
-    if isinstance(first, Bars):
+    if kind == "bar":
         return layout | {"barmode": "group", "bargap": 0.25}
-    if isinstance(first, Heatmap):
+    if kind == "heatmap":
         layout["xaxis"] |= {"showgrid": False, "ticks": "", "side": "top"}
         layout["yaxis"] |= {"showgrid": False, "ticks": "", "autorange": "reversed"}
         return layout | {"margin": {"l": 20, "r": 10, "t": 60, "b": 20}}
-    values = [value for one in view.series if isinstance(one, Series) for value in one.y]
+    values = [value for one in view.traces for value in one["y"]]
     if pd.Series(values, dtype=float).dropna().between(0, 1).all():
         # a fraction's axis need not go beyond 0 and 1, not even around a single point
         layout["yaxis"] |= {"autorangeoptions": {"clipmin": -0.02, "clipmax": 1.02}}
     return layout
 
 
-def _axis(axis: Axis, width: int) -> dict[str, Any]:
-    title = {"text": plain(style.wrapped(axis.title, width)), "standoff": 12}
-    kinds: dict[str, dict[str, Any]] = {
-        "integer": {"tickformat": "d"},
-        "percent": {"tickformat": ".0%"},
-        "time": {"type": "date"},
-        "category": {"type": "category"},
-    }
-    scale = {"title": title, **_AXIS, **kinds.get(axis.kind, {})}
-    if axis.log:
-        scale["type"] = "log"
-    if axis.ticks is not None:
-        scale |= {
-            "tickmode": "array",
-            "tickvals": rounded(position for position, _ in axis.ticks),
-            "ticktext": [plain(text) for _, text in axis.ticks],
-            "ticklabeloverflow": "allow",  # else a text that reaches over the edge is omitted
-        }
-    elif axis.log:
+def _axis(axis: Axis, width: int) -> Axis:
+    title = {"text": style.wrapped(axis["title"], width), "standoff": 12}
+    scale = _AXIS | axis | {"title": title}
+    if "ticktext" in axis:
+        # else a text that reaches over the edge is omitted
+        scale |= {"tickmode": "array", "ticklabeloverflow": "allow"}
+    elif axis.get("type") == "log":
         scale["dtick"] = "D2"
-    if axis.limits:
-        scale |= {"autorange": False, "range": list(axis.limits)}
+    if "range" in axis:
+        scale["autorange"] = False
     return scale

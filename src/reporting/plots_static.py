@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from src.reporting import style
-from src.reporting.charts import Axis, Bars, Chart, Heatmap, Parallel, Series, View
+from src.reporting.charts import Axis, Chart, Trace, View
 
 DPI = 160
 RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
@@ -59,10 +59,10 @@ def draw(chart: Chart) -> Figure:
     views = [view for row in chart.panels for view in row]
     labels: dict[str, Any] = {}
     for number, (axes, view) in enumerate(zip(grid.flat, views, strict=True)):
-        _panel(figure, axes, view)
-        if not isinstance(view.series[0], Parallel):
-            x = style.wrapped(view.x.title, 24 if view.x.ticks else 34)
-            y = style.wrapped(view.y.title, int(14 * height))
+        _panel(axes, view)
+        if view.x:
+            x = style.wrapped(view.x["title"], 24 if view.x.get("ticktext") else 34)
+            y = style.wrapped(view.y["title"], int(14 * height))
             axes.set_xlabel(x if number >= len(views) - columns else "")
             axes.set_ylabel("" if number % columns else y)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -83,53 +83,47 @@ def draw(chart: Chart) -> Figure:
     return figure
 
 
-def _panel(figure: Figure, axes: Axes, view: View) -> None:
-    for number, one in enumerate(view.series):
-        if isinstance(one, Series):
-            _series(axes, one)
-        elif isinstance(one, Heatmap):
-            _heatmap(figure, axes, one)
-        elif isinstance(one, Parallel):
-            _parallel(figure, axes, one)
-            return
-        else:
-            _bars(axes, one, number, 0.8 / len(view.series))
+def _panel(axes: Axes, view: View) -> None:
+    draw = {"scatter": _scatter, "bar": _bar, "heatmap": _heatmap, "parcoords": _parallel}
+    for number, trace in enumerate(view.traces):
+        draw[trace["type"]](axes, trace, number, len(view.traces))
+    if not view.x:
+        return
     _scale(axes.xaxis, view.x)
     _scale(axes.yaxis, view.y)
-    if view.x.limits:
-        axes.set_xlim(*view.x.limits)
-    values = [one.y for one in view.series if isinstance(one, Series)]
+    if "range" in view.x:
+        axes.set_xlim(*view.x["range"])
+    values = [one["y"] for one in view.traces if one["type"] == "scatter"]
     # an interval may reach below what can be measured
     if values and axes.get_ylim()[0] < 0 and np.nanmin(np.concatenate(values)) >= 0:
         axes.set_ylim(bottom=0)
 
 
-def _series(axes: Axes, one: Series) -> None:
-    if one.opacity == 0:
+def _scatter(axes: Axes, one: Trace, number: int, traces: int) -> None:
+    if one["opacity"] == 0:
         return
-    x, y = np.asarray(one.x, dtype=float), np.asarray(one.y, dtype=float)
-    label = style.wrapped(one.name, 52) if one.name and len(x) else "_nothing"
-    marker = one.marker
-    if one.colour:
-        look: dict[str, Any] = {"alpha": one.opacity, "zorder": 2.5, "color": one.colour}
-        look |= {"linestyle": style.DASHES[one.dash], "linewidth": 0.6 * one.width}
-        look |= {"drawstyle": "steps-post" if one.steps else "default"}
+    x, y = np.asarray(one["x"], dtype=float), np.asarray(one["y"], dtype=float)
+    label = style.wrapped(one["name"], 52) if one["name"] and len(x) else "_nothing"
+    line, marker = one.get("line"), one.get("marker")
+    if line:
+        look: dict[str, Any] = {"alpha": one["opacity"], "zorder": 2.5, "color": line["color"]}
+        look |= {"linestyle": style.DASHES[line["dash"]], "linewidth": 0.6 * line["width"]}
+        look |= {"drawstyle": "steps-post" if line["shape"] == "hv" else "default"}
         axes.plot(x, y, label="_nothing" if marker else label, **look)
-    if len(one.low):
-        spans = np.abs([y - np.asarray(one.low), np.asarray(one.high) - y])
+    if interval := one.get("error_y"):
+        spans = np.abs([interval["arrayminus"], interval["array"]])
         finite = ~np.isnan(spans).any(axis=0)
         look = {"elinewidth": 0.6, "capsize": 1.5, "fmt": "none", "alpha": 0.7}
-        look["ecolor"] = marker.colour if marker else one.colour
-        axes.errorbar(x[finite], y[finite], spans[:, finite], **look)
+        axes.errorbar(x[finite], y[finite], spans[:, finite], ecolor=interval["color"], **look)
     if marker:
-        look = {"color": marker.colour}
-        if marker.shape == "x-thin":
+        shape, look = marker["symbol"].removesuffix("-open"), {"color": marker["color"]}
+        if shape == "x-thin":
             look["linewidths"] = 0.8
-        elif marker.hollow:
-            look = {"facecolors": "none", "edgecolors": marker.colour, "linewidths": 0.8}
-        look |= {"marker": style.SHAPES[marker.shape], "zorder": 4 if one.label else 3}
-        look |= {"alpha": one.opacity, "rasterized": len(x) > RASTER_FROM}
-        axes.scatter(x, y, (marker.size / 2) ** 2, label=label, **look)
+        elif marker["symbol"] != shape:
+            look = {"facecolors": "none", "edgecolors": marker["color"], "linewidths": 0.8}
+        look |= {"marker": style.SHAPES[shape], "zorder": 4 if "text" in one else 3}
+        look |= {"alpha": one["opacity"], "rasterized": len(x) > RASTER_FROM}
+        axes.scatter(x, y, (marker["size"] / 2) ** 2, label=label, **look)
 
 
 class _LogLocator(ticker.LogLocator):
@@ -150,73 +144,75 @@ class _LogLocator(ticker.LogLocator):
 
 
 def _scale(axis: Any, scale: Axis) -> None:
-    if scale.kind == "category":
+    is_log = scale.get("type") == "log"
+    if scale.get("type") == "category":
         return
-    if scale.log:
+    if is_log:
         axis._set_axes_scale("log")
         axis.set_minor_locator(ticker.NullLocator())
-    if scale.ticks is not None:
-        texts = [text for _, text in scale.ticks]
+    if (texts := scale.get("ticktext")) is not None:
         look: dict[str, Any] = {}
         if len(texts) > 3 and max(map(len, texts)) > 5:
             look = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
         else:
             texts = [style.wrapped(text, 9) for text in texts]
-        axis.set_ticks([position for position, _ in scale.ticks], texts, fontsize=6.5, **look)
-    elif scale.kind == "percent":
+        axis.set_ticks(scale["tickvals"], texts, fontsize=6.5, **look)
+    elif scale.get("tickformat") == ".0%":
         axis.set_major_formatter(ticker.PercentFormatter(1, 0))
     else:
-        linear = ticker.MaxNLocator(5, integer=scale.kind == "integer")
-        axis.set_major_locator(_LogLocator() if scale.log else linear)
+        linear = ticker.MaxNLocator(5, integer=scale.get("tickformat") == "d")
+        axis.set_major_locator(_LogLocator() if is_log else linear)
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: style.tick(value)))
 
 
-def _bars(axes: Axes, one: Bars, number: int, thickness: float) -> None:
-    positions = np.arange(len(one.categories)) + 0.4 - thickness * (number + 0.5)
-    look: dict[str, Any] = {"color": one.colour, "hatch": _HATCHES[number % 6]}
-    bars = axes.barh(positions, one.lengths, thickness, label=one.name, edgecolor="white", **look)
-    texts = ["-" if np.isnan(value) else f"{value:.0%}" for value in one.lengths]
-    axes.bar_label(bars, texts, padding=2, fontsize=6)
-    axes.set_yticks(range(len(one.categories)), list(one.categories))
+def _bar(axes: Axes, one: Trace, number: int, traces: int) -> None:
+    thickness, names = 0.8 / traces, one["y"]
+    positions = np.arange(len(names)) + 0.4 - thickness * (number + 0.5)
+    look: dict[str, Any] = {"color": one["marker"]["color"], "hatch": _HATCHES[number % 6]}
+    look |= {"label": one["name"], "edgecolor": "white"}
+    bars = axes.barh(positions, one["x"], thickness, **look)
+    axes.bar_label(bars, one["text"], padding=2, fontsize=6)
+    axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.1)
 
 
-def _heatmap(figure: Figure, axes: Axes, one: Heatmap) -> None:
-    image = axes.imshow(one.values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(one.values):
+def _heatmap(axes: Axes, one: Trace, number: int, traces: int) -> None:
+    image = axes.imshow(one["z"], cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(one["z"]):
         text = "-" if np.isnan(value) else f"{value:.2f}"
         colour = "white" if value < 0.55 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
-    rotation = 45 if len(one.columns) > 8 else 0
-    axes.set_xticks(range(len(one.columns)), list(one.columns), rotation=rotation)
-    axes.set_yticks(range(len(one.rows)), list(one.rows))
-    axes.set_title(one.title)
+    columns, rows = one["x"], one["y"]
+    axes.set_xticks(range(len(columns)), columns, rotation=45 if len(columns) > 8 else 0)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_title(one["colorbar"]["title"]["text"])
     _without_frame(axes)
-    figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(one.rows)), anchor=(0, 1))
+    axes.figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(rows)), anchor=(0, 1))
 
 
-def _parallel(figure: Figure, axes: Axes, one: Parallel) -> None:
-    scaled = [(axis.positions - axis.low) / (axis.high - axis.low) for axis in one.axes]
-    heights = np.column_stack(scaled)
-    columns = np.tile(np.arange(len(one.axes)), (len(heights), 1))
-    order = np.argsort(one.colours, kind="stable")
-    scale = Normalize(one.colours.min(), one.colours.max())
+def _parallel(axes: Axes, one: Trace, number: int, traces: int) -> None:
+    dimensions, colours = one["dimensions"], one["line"]["color"]
+    low, high = np.array([axis["range"] for axis in dimensions]).T
+    heights = (np.column_stack([axis["values"] for axis in dimensions]) - low) / (high - low)
+    order = np.argsort(colours, kind="stable")
+    columns = np.tile(np.arange(len(dimensions)), (len(heights), 1))
+    scale = Normalize(colours.min(), colours.max())
     look: dict[str, Any] = {"linewidths": 0.6, "alpha": 0.8, "rasterized": len(heights) > 300}
-    colours = colormaps["cividis"](scale(one.colours[order]))
+    look["colors"] = colormaps["cividis"](scale(colours[order]))
     lines = np.stack([columns, heights], axis=2)[order]
-    axes.add_collection(LineCollection(list(lines), colors=colours, **look))
-    for column, axis in enumerate(one.axes):
+    axes.add_collection(LineCollection(list(lines), **look))
+    for column, axis in enumerate(dimensions):
         axes.axvline(column, color="black", linewidth=0.7)
-        for value, text in axis.ticks:
-            spot = (column + 0.03, (value - axis.low) / (axis.high - axis.low))
-            axes.annotate(text, spot, fontsize=6, va="center", bbox=_BOX)
-    titles = [style.wrapped(axis.title, 19) for axis in one.axes]
-    axes.set_xticks(range(len(one.axes)), titles, fontsize=6.5)
-    axes.set(xlim=(-0.2, len(one.axes) - 0.6), ylim=(-0.04, 1.04), yticks=[])
+        spots = (np.array(axis["tickvals"]) - low[column]) / (high - low)[column]
+        for spot, text in zip(spots, axis["ticktext"], strict=True):
+            axes.annotate(text, (column + 0.03, spot), fontsize=6, va="center", bbox=_BOX)
+    titles = [style.wrapped(axis["label"], 19) for axis in dimensions]
+    axes.set_xticks(range(len(dimensions)), titles, fontsize=6.5)
+    axes.set(xlim=(-0.2, len(dimensions) - 0.6), ylim=(-0.04, 1.04), yticks=[])
     _without_frame(axes)
-    bar = figure.colorbar(ScalarMappable(scale, "cividis"), ax=axes, pad=0.02)
-    bar.set_label(style.wrapped(one.title, 40))
+    bar = axes.figure.colorbar(ScalarMappable(scale, "cividis"), ax=axes, pad=0.02)
+    bar.set_label(style.wrapped(one["line"]["colorbar"]["title"]["text"], 40))
 
 
 def _without_frame(axes: Axes) -> None:
@@ -227,12 +223,14 @@ def _without_frame(axes: Axes) -> None:
 
 def _number_points(axes: Axes, view: View) -> None:
     """Put the label of each labelled point beside it, far from other labels and points."""
-    points = [one for one in view.series if isinstance(one, Series) and one.opacity]
-    labelled = [one for one in points if one.label and np.isfinite([*one.x, *one.y]).all()]
+    points = [one for one in view.traces if one["type"] == "scatter" and one["opacity"]]
+    labelled = [
+        one for one in points if "text" in one and np.isfinite([*one["x"], *one["y"]]).all()
+    ]
     if not labelled:
         return
     pixels = axes.figure.dpi / 72  # of a point, 1/72 inch
-    every = np.concatenate([np.column_stack([one.x, one.y]).astype(float) for one in points])
+    every = np.concatenate([np.column_stack([one["x"], one["y"]]).astype(float) for one in points])
     taken = axes.transData.transform(every[np.isfinite(every).all(axis=1)])
     placed = np.empty((0, 3))  # x, y and half of the width of each label
     angles = np.arange(0.8, 7, np.pi / 8)
@@ -243,13 +241,14 @@ def _number_points(axes: Axes, view: View) -> None:
     look |= {"fontweight": "bold", "fontsize": 7.5, "zorder": 6}
     look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4}
     for one in labelled:
-        spots = axes.transData.transform([one.x[0], one.y[0]]) + offsets * pixels
+        label, point = one["text"][0], (float(one["x"][0]), float(one["y"][0]))
+        spots = axes.transData.transform(point) + offsets * pixels
         inside = ((spots > low) & (spots < high)).all(axis=1)
         to_points = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1) / pixels
-        half = 2.8 * len(one.label)
+        half = 2.8 * len(label)
         gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels
         covers = ((gaps[:, :, 0] < half + placed[:, 2]) & (gaps[:, :, 1] < 9)).any(axis=1)
         score = np.minimum(to_points, 9) - np.linalg.norm(offsets, axis=1) / 5
         best = int(np.argmax(score - 1000.0 * (~inside + covers)))
         placed = np.vstack([placed, [*spots[best], half]])
-        axes.annotate(one.label, (float(one.x[0]), float(one.y[0])), offsets[best], **look)
+        axes.annotate(label, point, offsets[best], **look)

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits, recorded_name
 from src.reporting import ablation, charts, collect, comparison, page, text
 from src.reporting.collect import PredictionReader, StudyRuns
-from src.reporting.decisions import Answer, decide, quality_objective
+from src.reporting.decisions import Answer, cost_of, decide, quality_objective
 from src.reporting.importance import importance
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
@@ -47,8 +48,12 @@ def make(config: DictConfig) -> Report:
     settings = load_settings(config, ReportSettings, without=("tracking", "from_experiment"))
     experiment = config.from_experiment
     if not settings.studies and not settings.filter and not experiment:
+        names: list[str] = []
+        with suppress(UserError):  # the studies of the store, if it can be read
+            names = collect.known_studies(read.cached_runs(existing(config)))[: collect.MOST_NAMES]
+        hint = f"; there are {', '.join(names)}" if names else ""
         needs = "name one, as in study=dense_size (or take experiment=..., or filter=...)"
-        raise UserError(f"study: {needs}{_hint(config)}")
+        raise UserError(f"study: {needs}{hint}")
     store = existing(config, experiment)
     studies, title = _studies(settings, store, settings.refresh)
     name = re.sub(r"[^\w.=,+-]+", "_", title).strip("_.")[:100] or "report"
@@ -107,13 +112,14 @@ def build(
     tables = [table for table, _ in ranked]
     if len(tables) > 1:
         tables = [table.assign(label=table["study"] + " " + table["label"]) for table in tables]
-    answers = decide_on(tables[0], objectives, limits, settings)
+    bounds = bounds_of(settings)
+    answers = decide(tables[0], objectives, limits, settings.margin, **bounds)
     table = _with_commands(pd.concat(tables, ignore_index=True), answers, reader)
     quality = collect.quality_of(objectives)
     metric = quality.removeprefix("best/")
-    name, cost = metric.partition("/")[2], cost_of(table, objectives)
-    uncertainty = measure(table, cost, name, reader, settings)
-    table = with_intervals(table, uncertainty.intervals, quality)
+    name, cost = metric.partition("/")[2], cost_of(objectives)
+    measured, doubts = measure(table, cost, name, reader, settings)
+    table = with_intervals(table, measured["intervals"], quality)
     # over several studies data and protocol would be mixed in
     first = table[table["study"] == tables[0]["study"].iloc[0]]
     effects = ablation.effects(first, overrides.parameters(first), objectives)
@@ -142,14 +148,11 @@ def build(
         costs=collect.costs_of(table, objectives),
         parameters=overrides.parameters(table[with_result]),
         answers=answers,
-        intervals=uncertainty.intervals,
-        pairs=uncertainty.pairs,
-        drops=uncertainty.drops,
+        **measured,
         effects=effects,
         importance=shares,
         curves=learning_curves(history, shown, trial_of),
         progress=pd.concat(over_time, ignore_index=True),
-        recalls=uncertainty.recalls,
         reference=scale.describe(),
         hypervolume={name: hypervolume(scale.transform(some)) for name, some in fronts.items()},
         counts=text.counts(table),
@@ -159,9 +162,9 @@ def build(
         tables=_effect_tables(effects, objectives),
     )
     # the caveats of several objectives are about the same trials
-    notes = [*uncertainty.warnings, *caveats[:1]]
+    notes = [*doubts, *caveats[:1]]
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
-    report.paragraphs.extend(text.findings(report, ranked[0][1], bounds_of(settings)["floors"]))
+    report.paragraphs.extend(text.findings(report, ranked[0][1], bounds["floors"]))
     report.warnings.extend(text.warnings(report, notes, trials))
     return report
 
@@ -183,21 +186,6 @@ def _with_commands(
     return table
 
 
-def decide_on(
-    table: pd.DataFrame,
-    objectives: Sequence[Objective],
-    limits: Sequence[Limit],
-    settings: ReportSettings,
-) -> list[Answer]:
-    """The answers for one study, from its table with labels.
-
-    Raises:
-        ConfigError: An invalid budget or floor; the message names the key.
-    """
-    cost = cost_of(table, objectives)
-    return decide(table, objectives, limits, settings.margin, **bounds_of(settings), cost=cost)
-
-
 def bounds_of(settings: ReportSettings) -> dict[str, list[Limit]]:
     """Budgets and floors; `params <= 692e3` and `recall/mel >= 0.8` need no efficiency/ and val/.
 
@@ -217,12 +205,6 @@ def bounds_of(settings: ReportSettings) -> dict[str, list[Limit]]:
             else:
                 raise ConfigError(f"{key}[{number}]", problems[0])
     return bounds
-
-
-def cost_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> str:
-    """The metric that says how cheap a model is: the first cost of the objectives, else FLOPs."""
-    costs = [objective.metric for objective in objectives if is_cost(objective.metric)]
-    return costs[0] if costs else collect.FLOPS
 
 
 def learning_curves(
@@ -332,15 +314,6 @@ def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[s
     return tables
 
 
-def _hint(config: DictConfig) -> str:
-    """The studies of the store, if it can be read."""
-    try:
-        names = collect.known_studies(read.cached_runs(existing(config)))
-    except UserError:
-        return ""
-    return f"; there are {', '.join(names[: collect.MOST_NAMES])}" if names else ""
-
-
 def _studies(settings: ReportSettings, store: Store, refresh: bool) -> tuple[list[StudyRuns], str]:
     """The studies, or the search, and the title."""
     if settings.filter:
@@ -389,7 +362,8 @@ def _test_chosen(
     for number, table in enumerate(tables):
         chosen = table["front"].copy()
         if number == 0:
-            answers = decide_on(table, objectives, limits, settings)
+            bounds = bounds_of(settings)
+            answers = decide(table, objectives, limits, settings.margin, **bounds)
             chosen |= table["run_id"].isin([answer.run_id for answer in answers])
         names = [recorded_name("val/accuracy"), "test/accuracy"]
         figures = table.reindex(columns=names).notna().to_numpy()

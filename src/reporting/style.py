@@ -51,19 +51,10 @@ KNEE = Marker(VERMILLION, "star", 19)
 ORIGIN = Marker("#3B3F45", "circle", 9, hollow=True)
 
 
-def cycle(position: int) -> str:
-    """The colour of the series at this position."""
-    return CYCLE[position % len(CYCLE)]
-
-
-def shape(position: int) -> str:
-    """The shape of the series at this position."""
-    return list(SHAPES)[position % 6]
-
-
-def dash(position: int) -> str:
-    """The line style of the series at this position."""
-    return list(DASHES)[position % len(DASHES)]
+def look(position: int) -> tuple[str, str, str]:
+    """Colour, shape and line style of the series at this position."""
+    dashes = list(DASHES)
+    return CYCLE[position % len(CYCLE)], list(SHAPES)[position % 6], dashes[position % len(dashes)]
 
 
 @functools.cache

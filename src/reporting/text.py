@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from src.metrics.formatting import count, figure
+from src.metrics.formatting import count, figure, interval
 from src.metrics.registry import Limit, Objective, describe, recorded_name
 from src.reporting import comparison
 from src.reporting.record import Report
@@ -62,10 +62,10 @@ def on_test(report: Report, floors: Sequence[Limit]) -> list[str]:
             if row is None:
                 continue
             label = describe(f"test/{name}").label.partition(" (")[0]
-            text, interval = f"{label} {row['estimate']:.3f}", pd.notna(row["low"])
-            text += f" [{row['low']:.3f}, {row['high']:.3f}]" if interval else ""
+            text = f"{label} {row['estimate']:.3f}{interval(row['low'], row['high'])}"
             if floor:
-                ends = {floor.holds(row[end]) for end in ("low", "high")} if interval else set()
+                known = [row[end] for end in ("low", "high") if pd.notna(row[end])]
+                ends = set(map(floor.holds, known))
                 kept = "kept" if floor.holds(row["estimate"]) else "not kept"
                 sure = "" if len(ends) == 1 else ", but the interval allows both"
                 bound = f"{floor.operator} {floor.value:g}"
@@ -98,8 +98,7 @@ def warnings(report: Report, notes: Sequence[str], trials: pd.DataFrame) -> list
         *same_sizes(first, report.objectives),
         *pruned_above(table, report.curves, report.quality),
         *comparison.warnings(table),
-        *_of_trials(table, report.objectives),
-        *_of_runs(table, trials),
+        *_of_trials(table, trials, report.objectives),
         "FLOPs: a multiply-add counts as one; each run records the operators that are not counted.",
         "Research software, no medical device: none of these models is fit for use on people.",
     ]
@@ -136,50 +135,42 @@ def pruned_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> lis
     return [sentence] if len(above) else []
 
 
-def _of_trials(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
-    sentences = []
-    for name in [recorded_name(objective.metric) for objective in objectives]:
-        silent = (table["state"] == "no value") & table.get(name, pd.Series(0, table.index)).isna()
-        if silent.any():
-            missing = count(int(silent.sum()), "finished trial")
-            sentences.append(f"{missing} without {name} cannot be on the front.")
-    if pruned := int((table["state"] == "pruned").sum()):
-        finished = count(int((table["status"] == "FINISHED").sum()), "finished trial")
-        sentences.append(f"Effects and importance are of {finished}, without {pruned} pruned.")
+def _of_trials(
+    table: pd.DataFrame, trials: pd.DataFrame, objectives: Sequence[Objective]
+) -> list[str]:
+    """Missing values, former members, devices, commits, data, and use of the test images."""
+    finished = count(int((table["status"] == "FINISHED").sum()), "finished trial")
+    pruned = int((table["state"] == "pruned").sum())
+    tested = table.get("test/accuracy", pd.Series(float("nan"), table.index)).notna()
     former = table["tested"].isin([comparison.FRONT_MEMBER, comparison.ANSWER])
     former &= ~table["front"] & (table["chosen"] == "")
-    if former.any():
-        names = ", ".join(table.loc[former, "label"])
-        sentences.append(f"Tested for an earlier front or another report: {names}.")
-    return sentences
-
-
-def _of_runs(table: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
-    """Devices, commits, data, and what the test images were used for."""
-    sentences = []
+    formerly = ", ".join(table.loc[former, "label"])
+    untested = table[table["front"] & ~tested]
+    failures = texts(trials.set_index("run_id"), "tags.test_failure").reindex(untested["run_id"])
+    reason = next((f" ({str(text)[:200]})" for text in failures if text), "")
+    members = f"{count(len(untested), 'member')} of the front: {', '.join(untested['label'])}"
     devices, commits = (
         [name for name in texts(trials, f"tags.{tag}").unique() if name]
         for tag in ("device", "git_commit")
     )
-    if len(devices) > 1:
-        measured = f"Latency was measured on different devices ({', '.join(devices)})"
-        sentences.append(f"{measured}: milliseconds cannot be compared.")
-    if len(commits) > 1:
-        sentences.append(f"The trials ran on {len(commits)} different commits.")
-    if (texts(trials, "tags.git_dirty") == "true").any():
-        sentences.append("Some trials ran with uncommitted changes.")
-    tested = table.get("test/accuracy", pd.Series(float("nan"), index=table.index)).notna()
+    dirty = (texts(trials, "tags.git_dirty") == "true").any()
+    drawn = texts(trials, "tags.data") == "synthetic"
+    images = "The images" if drawn.all() else "The images of some of these trials"
     used = "; test figures chose nothing" if tested.any() else ""
-    sentences.append(f"Everything was chosen on validation images{used}.")
-    untested = table[table["front"] & ~tested]
-    if len(untested):
-        reasons = texts(trials.set_index("run_id"), "tags.test_failure")
-        reasons = reasons.reindex(untested["run_id"])
-        reason = next((f" ({str(text)[:200]})" for text in reasons if text), "")
-        members, names = count(len(untested), "member"), ", ".join(untested["label"])
-        sentences.append(f"No test figures for {members} of the front: {names}{reason}.")
-    synthetic = texts(trials, "tags.data") == "synthetic"
-    if synthetic.any():
-        which = "The images" if synthetic.all() else "The images of some of these trials"
-        sentences.append(f"{which} are drawn, not photographed: figures say nothing about skin.")
-    return sentences
+    sentences: dict[str, object] = {}
+    for name in [recorded_name(objective.metric) for objective in objectives]:
+        silent = (table["state"] == "no value") & table.get(name, pd.Series(0, table.index)).isna()
+        missing = count(int(silent.sum()), "finished trial")
+        sentences[f"{missing} without {name} cannot be on the front."] = silent.any()
+    sentences |= {
+        f"Effects and importance are of {finished}, without {pruned} pruned.": pruned,
+        f"Tested for an earlier front or another report: {formerly}.": formerly,
+        f"Latency was measured on different devices ({', '.join(devices)}): milliseconds cannot be "
+        "compared.": len(devices) > 1,
+        f"The trials ran on {len(commits)} different commits.": len(commits) > 1,
+        "Some trials ran with uncommitted changes.": dirty,
+        f"Everything was chosen on validation images{used}.": True,
+        f"No test figures for {members}{reason}.": len(untested),
+        f"{images} are drawn, not photographed: figures say nothing about skin.": drawn.any(),
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -29,24 +28,16 @@ ON_VALIDATION = (
 Frames = Mapping[str, Sequence[pd.DataFrame]]  # run id -> predictions, a frame per seed
 
 
-@dataclass(frozen=True)
-class Uncertainty:
-    """What the recorded predictions say: tables of `Report`, and warnings."""
-
-    intervals: pd.DataFrame
-    pairs: pd.DataFrame
-    drops: pd.DataFrame
-    recalls: pd.DataFrame
-    warnings: list[str]
-
-
 def measure(
     table: pd.DataFrame, cost: str, quality: str, reader: PredictionReader, settings: ReportSettings
-) -> Uncertainty:
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Intervals of the front and the chosen runs, and tests between neighbours on the front.
 
     `table` has all trials: run_id, study, label, front, knee, chosen, crowding and the cost, which
     sorts the front. `quality` is a metric without its split, such as balanced_accuracy.
+
+    Returns:
+        The tables of `Report` by name: intervals, pairs, drops, recalls; and warnings.
     """
     chosen = (table["chosen"] != "") | table["knee"]
     others = table[table["front"] & ~chosen].sort_values("crowding", ascending=False, kind="stable")
@@ -82,7 +73,8 @@ def measure(
         both = [member for member in _members(rows) if val[member[0]] and test[member[0]]]
         how = (settings.samples, settings.seed, settings.level)
         drop = drops(val, test, both, quality, *how)
-    return Uncertainty(intervals, pairs, drop, recalls.reset_index(drop=True), warnings)
+    tables = {"intervals": intervals, "pairs": pairs, "drops": drop}
+    return tables | {"recalls": recalls.reset_index(drop=True)}, warnings
 
 
 def _members(rows: pd.DataFrame) -> list[tuple[str, str]]:

@@ -53,6 +53,7 @@ EFFICIENCY |= {"reference_params": 691_911}
 ENVIRONMENT = {"cpu": "Abacus 9", "cores": 2, "ram_gb": 8.0, "gpus": [], "python": "3.11"}
 ENVIRONMENT["packages"] = {"torch": "2.13"}
 SETTINGS = AuditSettings(samples=100, fixed=())
+Cards = Callable[[str], ModelCard]
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Runs
 
 
 @pytest.fixture(scope="module")
-def card_of(runs: Runs) -> Callable[[str], ModelCard]:
+def card_of(runs: Runs) -> Cards:
     """The card of a run, each made once."""
     cards: dict[str, ModelCard] = {}
 
@@ -224,7 +225,7 @@ def register(store: Store, name: str, run_id: str, description: str = "") -> Non
     store.client.create_model_version(name, uri, run_id, description=description)
 
 
-def test_a_card_has_the_recorded_facts(runs: Runs, card_of: Callable[[str], ModelCard]) -> None:
+def test_a_card_has_the_recorded_facts(runs: Runs, card_of: Cards) -> None:
     made = card_of(runs.seeds[0])
     values = facts(made)
     expected = {
@@ -257,9 +258,7 @@ def test_a_card_has_the_recorded_facts(runs: Runs, card_of: Callable[[str], Mode
     assert "(sensitivity >= 0.8 on val); temperature" in stored
 
 
-def test_quality_has_intervals_sizes_and_the_verdict(
-    runs: Runs, card_of: Callable[[str], ModelCard]
-) -> None:
+def test_quality_has_intervals_sizes_and_the_verdict(runs: Runs, card_of: Cards) -> None:
     made = card_of(runs.seeds[0])
     text, limit_text = plain(made.text), limits(made)
     assert row_of(made, "balanced accuracy")[1].startswith("0.78 [")  # two of three classes right
@@ -277,9 +276,7 @@ def test_quality_has_intervals_sizes_and_the_verdict(
     assert "uncommitted" not in limit_text
 
 
-def test_the_metadata_can_be_read_by_the_hub(
-    runs: Runs, card_of: Callable[[str], ModelCard]
-) -> None:
+def test_the_metadata_can_be_read_by_the_hub(runs: Runs, card_of: Cards) -> None:
     data = ModelCard(str(card_of(runs.seeds[0]))).data
     assert (data.license, data.datasets) == ("other", ["ham10000"])
     assert {"image-classification", "not-a-medical-device", "float32"} <= set(data.tags)
@@ -288,7 +285,7 @@ def test_the_metadata_can_be_read_by_the_hub(
     assert results["balanced_accuracy"].metric_value == pytest.approx(7 / 9, abs=1e-4)
 
 
-def test_a_trial_has_all_its_seeds(runs: Runs, card_of: Callable[[str], ModelCard]) -> None:
+def test_a_trial_has_all_its_seeds(runs: Runs, card_of: Cards) -> None:
     made = card_of(runs.trial)
     values = facts(made)
     assert values["Run"] == f"{runs.trial}, a trial of 2 seeds"
@@ -298,9 +295,7 @@ def test_a_trial_has_all_its_seeds(runs: Runs, card_of: Callable[[str], ModelCar
     assert f"python -m src.predict model={runs.seeds[0]} " in made.text
 
 
-def test_a_leaking_split_is_the_first_warning(
-    runs: Runs, card_of: Callable[[str], ModelCard]
-) -> None:
+def test_a_leaking_split_is_the_first_warning(runs: Runs, card_of: Cards) -> None:
     made = card_of(runs.leaking)
     assert made.text.index("**THE SPLIT LEAKS") < made.text.index("## What it is")
     assert limits(made).strip().startswith("- THE SPLIT LEAKS")
@@ -309,7 +304,7 @@ def test_a_leaking_split_is_the_first_warning(
 
 
 def test_a_compressed_model_has_its_origin_and_its_degradation(
-    runs: Runs, copy: Runs, card_of: Callable[[str], ModelCard], monkeypatch: pytest.MonkeyPatch
+    runs: Runs, copy: Runs, card_of: Cards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = card_of(runs.compressed)
     values = facts(made)
@@ -336,7 +331,7 @@ def test_a_compressed_model_has_its_origin_and_its_degradation(
     assert f"python -m src.export run={copy.compressed} format=litert" in pruned.text
 
 
-def test_missing_values_are_not_recorded(runs: Runs, card_of: Callable[[str], ModelCard]) -> None:
+def test_missing_values_are_not_recorded(runs: Runs, card_of: Cards) -> None:
     made = card_of(runs.bare)
     values = facts(made)
     for name in ("Size", "Unreadable images left out", "Measured on", "Hardware"):
@@ -388,9 +383,7 @@ def test_exports_and_benchmarks_are_rows(copy: Runs) -> None:
     assert row_of(made, "vm/onnx/t1/b1") == ["vm/onnx/t1/b1", "custom in eager", "0.3"]
 
 
-def test_html_markdown_and_yaml_in_names_are_harmless(
-    runs: Runs, card_of: Callable[[str], ModelCard]
-) -> None:
+def test_html_markdown_and_yaml_in_names_are_harmless(runs: Runs, card_of: Cards) -> None:
     made = card_of(runs.hostile)
     assert "<script" not in made.text
     assert "&lt;script&gt;" in made.text
@@ -404,7 +397,7 @@ def test_html_markdown_and_yaml_in_names_are_harmless(
 
 
 @pytest.mark.parametrize("which", ["trial", "leaking", "compressed", "bare"])
-def test_sections_are_complete(runs: Runs, card_of: Callable[[str], ModelCard], which: str) -> None:
+def test_sections_are_complete(runs: Runs, card_of: Cards, which: str) -> None:
     text = card_of(getattr(runs, which)).text
     titles = ("What it is", "Intended use", "Data", "Training", "Quality", "Subgroups")
     titles += ("Other data", "Cost", "Limits", "How to load and run it", "Licence and citation")
@@ -436,9 +429,7 @@ def test_find_by_run_version_alias_and_start_of_an_id(copy: Runs, tmp_path: Path
         assert "\n" not in str(caught.value)
 
 
-def test_a_card_is_published_behind_the_former_description(
-    copy: Runs, card_of: Callable[[str], ModelCard]
-) -> None:
+def test_a_card_is_published_behind_the_former_description(copy: Runs, card_of: Cards) -> None:
     store, run_id = copy.store, copy.seeds[0]
     register(store, "derm", run_id, "Which is the best? This one.")
     for _ in range(2):  # the second card replaces the first
@@ -463,12 +454,7 @@ def test_a_description_ends_in_time() -> None:
     assert shortened(limited, "", "r1") == expected
 
 
-def test_the_command_writes_the_card(
-    copy: Runs,
-    run_entry: Callable[..., tuple[int, str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_command_writes_the_card(copy: Runs, run_entry, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     register(copy.store, "derm", copy.bare)
     options = ["clinical.samples=100", "publish=false", f"tracking.uri={copy.store.uri}"]

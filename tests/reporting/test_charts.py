@@ -9,12 +9,17 @@ import pytest
 from made_up import COSTS, PARAMETERS, QUALITY, make_report, with_compressed
 
 from src.reporting import charts, collect, style
-from src.reporting.charts import Heatmap, Parallel, Series
 
 
-def series(chart, start, view=0, picture=0):
-    every = chart.pictures[picture].views[view].series
-    return next(one for one in every if one.name.startswith(start))
+def traces(chart, start=""):
+    """The traces of the first view whose names start so."""
+    every = chart.pictures[0].views[0].traces
+    return [one for one in every if one.get("name", "").startswith(start)]
+
+
+def ends(trace):
+    interval = trace["error_y"]
+    return trace["y"] - interval["arrayminus"], trace["y"] + interval["array"]
 
 
 def test_a_full_report_has_all_charts_in_order(report, bare):
@@ -28,14 +33,12 @@ def test_a_full_report_has_all_charts_in_order(report, bare):
 def test_every_trial_with_a_quality_is_a_point_of_its_state(report):
     chart = charts.front(report)
     for state, rows in report.table[report.table["quality"].notna()].groupby("state"):
-        points = series(chart, state)
-        assert points.name == f"{state} ({len(rows)})"
-        assert sorted(points.y) == sorted(rows["quality"])
-        if state != "front":
-            assert len(points.low) == 0
-    front, members = series(chart, "front"), charts.members(report)
-    assert list(front.low) == list(members["quality_low"])
-    assert list(front.high) == list(members["quality_high"])
+        [points] = traces(chart, state)
+        assert points["name"] == f"{state} ({len(rows)})"
+        assert sorted(points["y"]) == sorted(rows["quality"])
+        assert ("error_y" in points) == (state == "front")
+    [front], members = traces(chart, "front"), charts.members(report)
+    np.testing.assert_allclose(ends(front), members[["quality_low", "quality_high"]].T)
 
 
 def test_every_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(report):
@@ -43,17 +46,16 @@ def test_every_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(repor
     for cost, view in zip(COSTS, views, strict=True):
         hidden = int(report.table.loc[report.table["quality"].notna(), cost].isna().sum())
         assert (f"{hidden} trials" in view.note) == (hidden > 0)
-        assert view.x.title.endswith("lower is better")
-        assert view.y.title == "balanced accuracy (validation, chosen epoch), higher is better"
-        assert all(len(one.x) == len(one.y) for one in view.series)
-    assert views[0].x.title == "FLOPs (multiply-adds), lower is better"
-    assert views[0].x.log
-    assert views[1].x.log
+        assert view.x["title"].endswith("lower is better")
+        assert view.y["title"] == "balanced accuracy (validation, chosen epoch), higher is better"
+        assert all(len(one["x"]) == len(one["y"]) for one in view.traces)
+    assert views[0].x["title"] == "FLOPs (multiply-adds), lower is better"
+    assert views[0].x["type"] == views[1].x["type"] == "log"
 
 
 def test_panels_are_the_objectives_and_one_latency(report):
     [panels] = charts.front(report).panels
-    titles = [view.x.title.removesuffix(", lower is better") for view in panels]
+    titles = [view.x["title"].removesuffix(", lower is better") for view in panels]
     latency = "latency relative to the reference net"
     assert titles == ["FLOPs (multiply-adds)", "parameters", latency]
 
@@ -67,13 +69,14 @@ def test_the_step_line_is_the_best_quality_up_to_a_cost(direction, best):
     table[COSTS[0]] = [1e6, 2e6, 3e6]
     first = replace(report.objectives[0], direction=direction)
     changed = replace(report, table=table, objectives=[first, *report.objectives[1:]])
-    line = next(one for one in charts.front(changed).pictures[0].views[0].series if one.steps)
-    assert (list(line.x), list(line.y)) == ([1e6, 2e6, 3e6], best)
+    [line] = [one for one in traces(charts.front(changed)) if one["mode"] == "lines"]
+    assert (list(line["x"]), list(line["y"])) == ([1e6, 2e6, 3e6], best)
+    assert line["line"]["shape"] == "hv"
 
 
 def test_points_say_label_state_run_figures_with_units_and_overrides(report):
     row = report.table[report.table["state"] == "dominated"].iloc[0]
-    text = series(charts.front(report), "dominated").texts[0]
+    text = traces(charts.front(report), "dominated")[0]["hovertext"][0]
     assert text.startswith(f"{row['label']} (dominated)\nrun {row['run_id']}\n")
     assert f"balanced accuracy (validation, chosen epoch): {row[QUALITY]:.4f}" in text
     assert " multiply-adds\n" in text
@@ -83,9 +86,11 @@ def test_points_say_label_state_run_figures_with_units_and_overrides(report):
 def test_knee_and_chosen_runs_have_a_number_and_a_legend_entry(report):
     labels = report.table.set_index("run_id")["label"]
     chart = charts.front(report)
-    numbered = [one for one in chart.pictures[0].views[0].series if one.label]
-    assert [one.name.partition(":")[0] for one in numbered] == [one.label for one in numbered]
-    names = " ".join(one.name for one in numbered)
+    numbered = [one for one in traces(chart) if "text" in one]
+    assert [[one["name"].partition(":")[0]] for one in numbered] == [
+        one["text"] for one in numbered
+    ]
+    names = " ".join(one["name"] for one in numbered)
     for answer in report.answers:
         if answer.run_id:
             assert answer.name in names
@@ -94,25 +99,26 @@ def test_knee_and_chosen_runs_have_a_number_and_a_legend_entry(report):
 
 
 def test_the_front_of_every_study_has_another_colour_and_shape(two_studies):
-    every = charts.front(two_studies).pictures[0].views[0].series
-    fronts = [one for one in every if one.name.startswith("front of")]
-    names = [one.name.split(" (")[0] for one in fronts]
+    fronts = traces(charts.front(two_studies), "front of")
+    names = [one["name"].split(" (")[0] for one in fronts]
     assert names == ["front of dense_size", "front of frontier"]
-    assert len({one.marker.colour for one in fronts}) == 2
-    assert len({one.marker.shape for one in fronts}) == 2
+    for look in ("color", "symbol"):
+        assert len({one["marker"][look] for one in fronts}) == 2
 
 
 def test_curves_end_where_they_ended_and_those_of_the_front_are_bolder(report):
     chart = charts.curves(report)
-    every = chart.pictures[0].views[0].series
-    names = [one.name for one in every]
-    ends = every[names.index("pruned") + 1]
+    every = traces(chart)
     last = report.curves[report.curves["state"] == "pruned"].groupby("run_id")["epoch"].max()
-    assert sorted(ends.x) == sorted(last)
-    assert series(chart, "front").width > series(chart, "pruned").width
-    assert chart.pictures[0].views[0].y.title == "balanced accuracy (validation), higher is better"
+    names = [one["name"] for one in every]
+    assert sorted(every[names.index("pruned") + 1]["x"]) == sorted(last)
+    front, pruned = (traces(chart, name)[0]["line"]["width"] for name in ("front", "pruned"))
+    assert front > pruned
+    assert (
+        chart.pictures[0].views[0].y["title"] == "balanced accuracy (validation), higher is better"
+    )
     runs = report.curves["run_id"].nunique()
-    assert sum(int(np.isnan(one.y).sum()) for one in every) == runs  # a gap after each curve
+    assert sum(int(np.isnan(one["y"]).sum()) for one in every) == runs  # a gap after each curve
 
 
 def test_curves_say_that_they_are_means_if_trials_had_several_seeds(report):
@@ -126,25 +132,32 @@ def test_curves_say_that_they_are_means_if_trials_had_several_seeds(report):
 def test_many_curves_and_lines_are_thinned_but_the_front_stays(large):
     important = charts.important(large)
     view = charts.curves(large).pictures[0].views[0]
-    drawn = {text for one in view.series for text in one.texts}
+    drawn = {text for one in view.traces for text in one["hovertext"]}
     assert len(drawn) <= charts.MOST_CURVES + len(important)
     assert all(any(run in text for text in drawn) for run in important)
     assert view.note.startswith(f"{len(drawn)} of {large.curves['run_id'].nunique()} curves")
     view = charts.parallel(large).pictures[0].views[0]
-    count = len(view.series[0].colours)
+    count = len(view.traces[0]["line"]["color"])
     assert count <= charts.MOST_LINES + len(important)
     assert view.note.startswith(f"{count} of {len(large.parameters)} trials")
 
 
+def crossings(report):
+    """The dimensions of the parallel coordinates and the colours, all of them finite."""
+    [lines] = traces(charts.parallel(report))
+    assert np.isfinite([axis["values"] for axis in lines["dimensions"]]).all()
+    assert np.isfinite(lines["line"]["color"]).all()
+    return lines["dimensions"], lines["line"]["color"]
+
+
 def test_parallel_axes_are_the_parameters_then_the_objectives(report):
-    [lines] = charts.parallel(report).pictures[0].views[0].series
-    assert isinstance(lines, Parallel)
+    axes, _ = crossings(report)
     quality = "balanced accuracy (validation, chosen epoch), higher is better"
     titles = [*PARAMETERS, quality, "FLOPs (multiply-adds), lower is better"]
-    assert [axis.title for axis in lines.axes][:6] == titles
-    assert lines.axes[3].ticks == ((0.0, "cross_entropy"), (1.0, "focal"))
-    assert lines.axes[2].ticks[0][1] == "not set"  # some trials do not have dropout
-    assert np.isfinite([axis.positions for axis in lines.axes]).all()
+    assert [axis["label"] for axis in axes][:6] == titles
+    assert axes[3]["ticktext"] == ["cross_entropy", "focal"]
+    assert axes[3]["tickvals"] == [0.0, 1.0]
+    assert axes[2]["ticktext"][0] == "not set"  # some trials do not have dropout
 
 
 @pytest.mark.parametrize("name", ["quality", QUALITY, "efficiency/flops"])
@@ -152,17 +165,14 @@ def test_infinite_figures_do_not_stop_a_chart(report, name):
     table = report.table.copy()
     rows = table.index[table["quality"].notna() & table[name].notna()]
     table.loc[rows[0], name], table.loc[rows[1], name] = math.inf, -math.inf
-    [lines] = charts.parallel(replace(report, table=table)).pictures[0].views[0].series
-    assert np.isfinite([axis.positions for axis in lines.axes]).all()
-    assert np.isfinite(lines.colours).all()
     # without a finite quality there is no line; one without a finite cost crosses below the others
-    [before] = charts.parallel(report).pictures[0].views[0].series
-    assert len(lines.colours) == len(before.colours) - (2 if name == "quality" else 0)
-    nothing = charts.parallel(replace(report, table=table.assign(**{name: math.inf})))
+    lines, before = (crossings(one)[1] for one in (replace(report, table=table), report))
+    assert len(lines) == len(before) - (2 if name == "quality" else 0)
+    nothing = replace(report, table=table.assign(**{name: math.inf}))
     if name == "quality":
-        assert nothing is None
+        assert charts.parallel(nothing) is None
     else:
-        assert len(nothing.pictures[0].views[0].series[0].axes) == 6
+        assert len(crossings(nothing)[0]) == 6
     assert charts.front(replace(report, table=table)) is not None
 
 
@@ -171,32 +181,32 @@ def test_effects_have_a_picture_per_parameter_and_a_view_per_objective(report):
     assert len(chart.pictures) == report.effects["parameter"].nunique()
     search = "parameter == 'model.net.width' and objective == 'val/balanced_accuracy'"
     rows = report.effects.query(search).sort_values("position")
-    mean, best = chart.pictures[0].views[0].series
-    assert list(mean.y) == list(rows["mean"])
-    assert list(best.y) == list(rows["best"])
+    for drawn, column in zip(traces(chart), ("mean", "best"), strict=True):
+        assert list(drawn["y"]) == list(rows[column])
     losses = chart.pictures[-1].views[0]
-    assert losses.series[0].colour == ""  # a line would put losses in an order
-    assert [text for _, text in losses.x.ticks] == ["cross_entropy", "focal"]
+    assert "line" not in losses.traces[0]  # a line would put losses in an order
+    assert losses.x["ticktext"] == ["cross_entropy", "focal"]
     assert [view.label for view in chart.pictures[0].views][1] == "FLOPs"
-    assert [[view.x.title for view in row] for row in chart.panels][0][0] == "model.net.width"
+    assert chart.panels[0][0].x["title"] == "model.net.width"
 
 
 def test_importance_has_a_bar_per_parameter_and_objective(report):
-    bars = charts.importance(report).pictures[0].views[0].series
-    assert len(bars) == len({one.colour for one in bars}) == 3
+    bars = traces(charts.importance(report))
+    assert len(bars) == len({one["marker"]["color"] for one in bars}) == 3
     for one in bars:
-        assert sum(one.lengths) == pytest.approx(1)
+        assert sum(one["x"]) == pytest.approx(1)
 
 
 def test_recalls_are_on_test_first_then_on_validation(report):
     views = charts.recalls(report).pictures[0].views
     assert [view.label for view in views] == ["test", "validation"]
-    [heatmap] = views[0].series
-    assert isinstance(heatmap, Heatmap)
+    [heatmap] = views[0].traces
     run = charts.members(report)["run_id"].iloc[0]
     rows = report.recalls[(report.recalls["run_id"] == run) & (report.recalls["split"] == "test")]
-    assert list(heatmap.values[0]) == list(rows["recall"])
-    assert list(heatmap.columns) == rows["class"].to_list()
+    assert list(heatmap["z"][0]) == list(rows["recall"])
+    assert list(heatmap["x"]) == rows["class"].to_list()
+    some = charts.recalls(replace(report, recalls=report.recalls.drop(rows.index[0])))
+    assert some.pictures[0].views[0].traces[0]["hovertext"][0].tolist().count("not measured") == 1
     only = replace(report, recalls=report.recalls.query("split == 'val'"))
     assert [view.label for view in charts.recalls(only).pictures[0].views] == ["validation"]
 
@@ -205,10 +215,9 @@ def test_progress_has_a_line_per_study_by_trials_and_by_time(two_studies):
     views = charts.progress(two_studies).pictures[0].views
     assert [view.label for view in views] == ["by trials", "by time"]
     studies = two_studies.progress.groupby("study", sort=False)
-    for one, (study, rows) in zip(views[0].series, studies, strict=True):
-        assert isinstance(one, Series)
-        assert (one.name, one.y[-1]) == (study, rows["hypervolume"].iloc[-1])
-    assert len({one.dash for one in views[0].series}) == 2
+    for one, (study, rows) in zip(views[0].traces, studies, strict=True):
+        assert (one["name"], one["y"][-1]) == (study, rows["hypervolume"].iloc[-1])
+    assert len({one["line"]["dash"] for one in views[0].traces}) == 2
 
 
 def test_lines_run_from_an_origin_to_its_compressed_version():
@@ -229,15 +238,14 @@ def test_lines_run_from_an_origin_to_its_compressed_version():
     assert "compressed version" in chart.text
     for cost, view in zip(report.costs, chart.pictures[0].views, strict=True):
         expected = charts.origin_lines(report, cost)
-        drawn = next(one for one in view.series if one.name.startswith("compression ("))
+        drawn = next(one for one in view.traces if one["name"].startswith("compression ("))
         ends = expected[["from_x", "to_x"]].assign(gap=np.nan).to_numpy().ravel()
-        np.testing.assert_array_equal(drawn.x, ends)
-        outside = next(one for one in view.series if one.name.startswith("origin, not a trial"))
-        assert list(outside.x) == [expected["from_x"].iloc[2]]
-    texts = [text for one in chart.pictures[0].views[0].series for text in one.texts]
+        np.testing.assert_array_equal(drawn["x"], ends)
+        outside = next(one for one in view.traces if one["name"].startswith("origin, not a trial"))
+        assert list(outside["x"]) == [expected["from_x"].iloc[2]]
+    texts = [text for one in traces(chart) for text in one.get("hovertext", [])]
     assert any("compressed (onnx_int8_static) from custom" in text for text in texts)
-    plain = charts.front(make_report(12))
-    assert not [one for one in plain.pictures[0].views[0].series if "compress" in one.name]
+    assert not [one for one in traces(charts.front(make_report(12))) if "compress" in one["name"]]
     assert charts.origin_lines(make_report(12), COSTS[0]).empty
     assert collect.compressed(pd.DataFrame({"a": [1]})).empty
     assert style.ORIGIN.hollow

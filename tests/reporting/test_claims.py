@@ -143,16 +143,12 @@ def test_bad_config_names_its_key(path: str, value: Any, message: str) -> None:
         ("[x.__class__ for x in (1,)]", "ListComp is not allowed"),
         ("(lambda: 1)()", "Lambda is not allowed"),
         ("published(3)", "published.3. is not defined .*missing 1 required"),
+        ("loop", "paper.figures.loop: depends on itself: loop -> back"),
     ],
 )
 def test_a_bad_expression_names_its_key(expression: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluate(expression)
-
-
-def test_a_figure_that_depends_on_itself_is_refused() -> None:
-    with pytest.raises(ConfigError, match="paper.figures.a: depends on itself: a -> b"):
-        evaluate("a", a="b + 1", b="a")
+        evaluate(expression, loop="back + 1", back="loop")
 
 
 def test_arithmetic_on_printed_numbers_has_the_range_of_their_rounding() -> None:
@@ -510,11 +506,8 @@ def measure(store: Store) -> Callable[..., claims.Measure]:
 
 def test_a_metric_is_the_mean_over_the_seeds_of_one_setting(measure) -> None:
     figure = measure()("any", "recall/mel")
-    expected = intervals([predictions(7), predictions(1)], ["recall/mel"], 200, 3, 0.9).iloc[0]
-    recalls = [
-        (frame["p/mel"] > frame["p/nv"])[frame["label"] == "mel"].mean()
-        for frame in (predictions(1), predictions(7))
-    ]
+    expected = intervals(NEWEST, ["recall/mel"], 200, 3, 0.9).iloc[0]
+    recalls = [(frame["p/mel"] > frame["p/nv"])[frame["label"] == "mel"].mean() for frame in NEWEST]
     assert figure.value == pytest.approx(np.mean(recalls))
     assert (figure.low, figure.high) == pytest.approx((expected["low"], expected["high"]))
     assert figure.origins == {"measured"}
@@ -530,65 +523,64 @@ def test_a_metric_is_the_mean_over_the_seeds_of_one_setting(measure) -> None:
     assert "with changes" not in figure.how
 
 
+NEWEST = [predictions(7), predictions(1)]  # of the system "any", seeds 0 and 1
+IMAGES = "were tested on different images"
+
+
 def test_a_study_can_be_named(measure) -> None:
     expected = intervals([predictions(0), predictions(1)], ["auroc"], 200).iloc[0]
     assert measure("s")("any", "auroc").value == pytest.approx(expected["estimate"])
-    assert measure("nosuch")("any", "auroc").unrecorded
 
 
 @pytest.mark.parametrize(
-    ("system", "problem"),
+    ("asked", "arguments", "problem"),
     [
-        ("long", ""),  # the run of seed 5
-        ("pretrained", "these runs have weights random instead of imagenet"),
-        ("wide", "these runs have no width"),
+        ({}, ("long", "accuracy"), ""),  # the run of seed 5
+        ({}, ("pretrained", "accuracy"), "these runs have weights random instead of imagenet"),
+        ({}, ("wide", "accuracy"), "these runs have no width"),
+        ({"seeds": 2}, ("any", "accuracy"), ""),
+        ({"seeds": 3}, ("any", "accuracy"), "2 of 3 seeds"),
+        ({"seeds": 3}, ("any", "efficiency/latency_ratio"), "2 of 3 seeds"),
+        ({"seeds": 2}, ("half", "accuracy", "any"), "1 of 2 seeds"),
     ],
 )
-def test_runs_of_another_system_are_measured_and_decide_nothing(measure, system, problem) -> None:
-    figure = measure()(system, "accuracy")
-    assert 0 < figure.value < 1
+def test_few_runs_and_runs_of_another_system_are_measured_and_decide_nothing(
+    measure, asked: dict[str, int], arguments: tuple[str, ...], problem: str
+) -> None:
+    figure = measure(**asked)(*arguments)
+    assert not math.isnan(figure.value)
     assert (figure.problem, figure.unrecorded) == (problem, False)
+
+
+@pytest.mark.parametrize(
+    ("studies", "arguments", "problem"),
+    [
+        ([], ("any", "efficiency/size_mb"), "its runs have no efficiency/size_mb"),
+        ([], ("image", "accuracy"), f"its seeds {IMAGES}"),
+        ([], ("half", "accuracy", "image"), f"the two systems or their seeds {IMAGES}"),
+        (["nosuch"], ("any", "auroc"), "no tested runs of x/net (split grouped) are recorded in"),
+    ],
+)
+def test_what_cannot_be_measured_says_why(
+    measure, studies: list[str], arguments: tuple[str, ...], problem: str
+) -> None:
+    figure = measure(*studies)(*arguments)
+    assert math.isnan(figure.value)
+    assert figure.problem.startswith(problem)
+    assert figure.unrecorded == bool(studies)
 
 
 def test_a_cost_is_the_mean_of_its_runs_with_the_extremes(measure) -> None:
     figure = measure()("any", "efficiency/latency_ratio")
     assert (figure.value, figure.low, figure.high) == (1.5, 1.0, 2.0)
-    missing = measure()("any", "efficiency/size_mb")
-    assert missing.problem == "its runs have no efficiency/size_mb"
-    assert measure(seeds=3)("any", "efficiency/latency_ratio").problem == "2 of 3 seeds"
-
-
-def test_seeds_on_different_images_are_not_pooled(measure) -> None:
-    figure = measure()("image", "accuracy")
-    assert math.isnan(figure.value)
-    assert "its seeds were tested on different images" in figure.problem
-
-
-def test_without_a_store_nothing_is_recorded() -> None:
-    figure = claims.recorded_runs(pd.DataFrame(), None, PAPER, claims.ClaimsSettings())(
-        "any", "accuracy"
-    )
-    assert figure.unrecorded
-    assert figure.problem == "no tested runs of x/net (split grouped) are recorded"
-
-
-def test_too_few_seeds_decide_nothing(measure) -> None:
-    few, enough = (measure(seeds=seeds)("any", "accuracy") for seeds in (3, 2))
-    assert (few.problem, enough.problem) == ("2 of 3 seeds", "")
-    assert few.value == enough.value
 
 
 def test_two_systems_are_compared_on_the_same_images(measure) -> None:
     figure = measure()("half", "accuracy", "any")
-    frames = [predictions(7), predictions(1)]
-    expected = paired_difference([predictions(11)], frames, "accuracy", 200, 3, 0.9)
+    expected = paired_difference([predictions(11)], NEWEST, "accuracy", 200, 3, 0.9)
     assert (figure.value, figure.low, figure.high) == pytest.approx(expected[:3])
     assert "1 seed of x/half" in figure.how
     assert "2 seeds of x/net" in figure.how
-    assert measure(seeds=2)("half", "accuracy", "any").problem == "1 of 2 seeds"
-    other = measure()("half", "accuracy", "image")
-    assert math.isnan(other.value)
-    assert "the two systems or their seeds were tested on different images" in other.problem
 
 
 def table(*rows: Mapping[str, object]) -> pd.DataFrame:
@@ -901,7 +893,11 @@ def test_claims_are_quoted(mamun: Audit, sun: Audit, shared_data: Path) -> None:
 # ---- the command
 
 NO_NETS = ["paper.nets={}", "paper.figures={}"]
-ONE = "[{id: size, claim: It is 12., where: abstract, printed: '12', readings: {sum: '5 + 7'}}]"
+ROWS = ["{id: size, claim: It is 12., where: here, printed: '12', readings: {sum: '5 + 7'}}"]
+ROWS += [
+    f"{{id: {name}, claim: So., where: here, printed: so, untestable: {why}}}"
+    for name, why in {"speed": "no time", "heat": "not measured", "noise": "no time"}.items()
+]
 
 
 def test_an_audit_is_printed_written_and_recorded(
@@ -910,15 +906,20 @@ def test_an_audit_is_printed_written_and_recorded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(empty_database.read_bytes())
-    arguments = ["paper=mamun2025", *NO_NETS, f"paper.claims={ONE}"]
+    arguments = ["paper=mamun2025", *NO_NETS, f"paper.claims=[{', '.join(ROWS)}]"]
     status, output = run_entry(entry.main, *arguments, "tracking.experiment=template")
     assert status == 0, output
     assert "1 reproduced, 0 reproduced under another reading" in output
     assert "look: reports/audit_mamun2025/audit.md" in output
+    assert [line for line in output.splitlines() if line.startswith("- not testable")] == [
+        "- not testable: speed and noise: no time",
+        "- not testable: heat: not measured",
+    ]
     assert max(map(len, output.splitlines())) <= 100
     folder = tmp_path / "reports" / "audit_mamun2025"
     assert {path.name for path in folder.iterdir()} == {"audit.md", "claims.csv", "readings.csv"}
-    assert pd.read_csv(folder / "claims.csv")["verdict"].tolist() == ["reproduced"]
+    verdicts = pd.read_csv(folder / "claims.csv")["verdict"].tolist()
+    assert verdicts == ["reproduced"] + ["not testable"] * 3
     store = Store(folder=tmp_path / "mlruns", experiment="template")
     [run] = read.runs(store, "tags.kind = 'audit'").to_dict("records")
     assert (run["status"], run["tags.paper"]) == ("FINISHED", "mamun2025")
@@ -932,37 +933,3 @@ def test_an_audit_is_printed_written_and_recorded(
     assert status == 0, output
     assert not (folder / "former.txt").exists()
     assert not (tmp_path / "nosuch").exists()
-
-
-def test_untestable_claims_are_listed_by_reason(
-    run_entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    why = {"speed": "no time", "heat": "nothing is measured", "noise": "no time"}
-    row = "claim: So., where: here, printed: so"
-    untested = [f"{{id: {name}, {row}, untestable: {text}}}" for name, text in why.items()]
-    claims = f"paper.claims=[{', '.join(untested)}, {ONE[1:]}"
-    status, output = run_entry(entry.main, "paper=mamun2025", *NO_NETS, claims, "publish=false")
-    assert status == 0, output
-    assert "1 reproduced" in output
-    assert [line for line in output.splitlines() if line.startswith("- not testable")] == [
-        "- not testable: speed and noise: no time",
-        "- not testable: heat: nothing is measured",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["samples=3"], "samples: input should be greater than or equal to 200"),
-        (["tracking.uri=http://127.0.0.1:9"], "the run store cannot be used"),
-    ],
-)
-def test_bad_input_is_one_line(
-    run_entry, tmp_path: Path, monkeypatch, arguments: list[str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    status, output = run_entry(entry.main, "paper=mamun2025", *NO_NETS, *arguments, "publish=false")
-    assert status == 2, output
-    assert message in output.strip().splitlines()[-1], output
-    assert "Traceback" not in output

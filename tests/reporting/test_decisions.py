@@ -62,7 +62,6 @@ def answers(
         "margin": 0.02,
         "budgets": [PARAMS, RATIO],
         "floors": [RECALL],
-        "cost": "efficiency/flops",
     }
     return {item.name: item for item in decide(table, limits=limits, **{**arguments, **changes})}
 
@@ -104,7 +103,7 @@ def test_a_quality_to_minimize_and_a_cost_to_maximize() -> None:
     names = {"best/val/balanced_accuracy": "best/val/loss", "efficiency/flops": throughput}
     rows = [(1, 0.5, 100, 1, 1, 1), (2, 0.52, 300, 1, 1, 1), (3, 0.6, 900, 1, 1, 1)]
     objectives = [Objective("val/loss", "minimize"), Objective(throughput, "maximize")]
-    changes = {"objectives": objectives, "cost": throughput, "budgets": [], "floors": []}
+    changes = {"objectives": objectives, "budgets": [], "floors": []}
     items = answers(study(rows).rename(columns=names), **changes)
     assert number_of(items["best"]) == "1"
     near = items[NEAR]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from made_up import make_report, with_compressed
 
 from src.reporting import charts, plots_html
-from src.reporting.charts import Axis, Picture, Series, View
-from src.reporting.plots_html import figure, plain, rounded
+from src.reporting.charts import Picture, View, axis, scatter
+from src.reporting.plots_html import figure, json_values, plain
 from src.reporting.style import Marker
 
 
@@ -41,10 +41,14 @@ def test_a_view_holds_only_what_differs_and_the_first_view_undoes_it(report):
     assert second["layout"]["xaxis"]["title"]["text"].startswith("parameters")
 
 
+POINTS = scatter(
+    "a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], ["x\ny", "z"], marker=Marker("red")
+)
+
+
 def test_views_differ_in_what_only_one_of_them_has():
-    points = Series("a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], marker=Marker("red"))
-    empty = Series("a", [], [], marker=Marker("red"), colour="blue")
-    first, second = (View("v", [one], Axis("x"), Axis("y")) for one in (points, empty))
+    empty = scatter("a", [], [], marker=Marker("red"), colour="blue")
+    first, second = (View("v", [one], axis("x"), axis("y")) for one in (POINTS, empty))
     for views in ((first, second), (second, first)):
         changes = [view["traces"][0] for view in figure(Picture(views))["views"]]
         with_points, without = changes if views[0] is first else changes[::-1]
@@ -54,15 +58,9 @@ def test_views_differ_in_what_only_one_of_them_has():
 
 
 def test_points_lines_and_intervals_become_traces():
-    points = Series(
-        "a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], ["x\ny", "z"], marker=Marker("red")
-    )
-    line = Series("", [1, 2], [3, math.nan], colour="blue", dash="dash", steps=True)
-    ticks = ((1.0, "one"), (2.0, "<two>"))
-    view = View(
-        "v", [points, line], Axis("cost", log=True), Axis("size", ticks=ticks, limits=(0, 3))
-    )
-    drawn = figure(Picture([view]))
+    line = scatter("", [1, 2], [3, math.nan], colour="blue", dash="dash", steps=True)
+    y = axis("size", ((1.0, "one"), (2.0, "<two>")), range=[0, 3])
+    drawn = figure(Picture([View("v", [POINTS, line], axis("cost", type="log"), y)]))
     first, second = drawn["data"]
     assert first["mode"] == "markers"
     assert first["hovertext"] == ["<b>x</b><br>y", "<b>z</b><br>"]
@@ -99,7 +97,7 @@ def test_twelve_parallel_axes_fit_the_page(report):
     numbers = {f"p{number}": range(len(report.parameters)) for number in range(5)}
     parameters = report.parameters.assign(**numbers)
     chart = charts.parallel(type(report)(**vars(report) | {"parameters": parameters}))
-    assert len(chart.pictures[0].views[0].series[0].axes) == 12
+    assert len(chart.pictures[0].views[0].traces[0]["dimensions"]) == 12
     assert chart.pictures[0].width <= 1141  # see page.html.j2
 
 
@@ -110,7 +108,7 @@ def test_plain_text_holds_no_tag(text):
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True)))
 def test_rounding_keeps_five_figures_and_is_json(values):
-    short = rounded(values)
+    short = json_values(values)
     json.dumps(short, allow_nan=False)
     for value, near in zip(values, short, strict=True):
         if near is None:
