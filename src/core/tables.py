@@ -1,5 +1,6 @@
 """One table for every output: terminal, Markdown, LaTeX, CSV and HTML show the same rows."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,3 +140,13 @@ def escape_markdown(text: object, longest: int = 10_000) -> str:
     for letter in _MARKDOWN_SPECIAL:
         line = line.replace(letter, f"\\{letter}")
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def shorten_markdown(text: str, most: int, ending: str) -> str:
+    """As many paragraphs and table rows as fit into `most` letters; `ending` if some are left."""
+    kept = ""
+    for part in re.split(r"(?=\n\n|\n\| )", text.strip()):
+        if len(kept) + len(part) + len(ending) >= most:
+            return kept + ending
+        kept += part
+    return kept

@@ -22,7 +22,7 @@ from src.core.cli import console, say
 from src.core.config import load_settings
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_folder
-from src.core.tables import MISSING, Table, escape_markdown
+from src.core.tables import MISSING, Table, escape_markdown, shorten_markdown
 from src.deployment import trained
 from src.deployment.runtimes import formats
 from src.metrics.formatting import joined, label
@@ -189,14 +189,8 @@ def shortened(text: str, before: str, run_id: str) -> str:
     ending = f"*Shortened: the complete card is {artifact}.*"
     opening, *sections = text.strip("\n").split("\n\n## ")
     sections.sort(key=lambda section: not section.startswith("Limits"))
-    kept = [before] if before else []
-    room = MAX_DESCRIPTION - len(ending) - len(before) - 4
-    for paragraph in "\n\n## ".join([opening, *sections]).split("\n\n"):
-        room -= len(paragraph) + 2
-        if room < 0:
-            return "\n\n".join([*kept, ending])
-        kept.append(paragraph)
-    return "\n\n".join(kept)
+    complete = f"{before}\n\n" + "\n\n## ".join([opening, *sections])
+    return shorten_markdown(complete, MAX_DESCRIPTION, f"\n\n{ending}")
 
 
 class RunRecord:

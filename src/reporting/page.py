@@ -14,9 +14,9 @@ import jinja2
 import pandas as pd
 
 from src.core.files import atomic_file
-from src.core.tables import Table, escape_markdown
+from src.core.tables import Table, escape_markdown, shorten_markdown
 from src.metrics.formatting import interval
-from src.metrics.registry import recorded_name
+from src.metrics.registry import recorded_name, short_label
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
 from src.reporting.record import Report
@@ -104,7 +104,7 @@ def short_front(report: Report, rows: int | None = None) -> Table:
         if name == report.quality:
             frame[name] += list(map(interval, members["quality_low"], members["quality_high"]))
     frame["run"] = members["run_id"].str[:8]
-    labels = {name: style.short_label(name) for name in metrics}
+    labels = {name: short_label(name) for name in metrics}
     parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]
     parts[0] += "; with intervals" if "from" in complete else ""
     for better in ("higher is better", "lower is better"):
@@ -217,10 +217,7 @@ def markdown(report: Report) -> str:
     if len(table.frame):
         rows = re.sub(r" {2,}", " ", table.to_markdown().rpartition("\n\n")[0])
     values = {"report": report, "answers": answers(report), "summary": summary, "table": rows}
-    text = ""
-    for part in re.split(r"(?=\n\n|\n\| )", environment.from_string(template).render(values)):
-        if len(text) + len(part) + len(ending) >= MOST_CHARACTERS:
-            return text.strip() + ending
-        text += part
-    more = len(charts.members(report)) > _MOST_ROWS
-    return text.strip() + (ending if more else "\n")
+    text = environment.from_string(template).render(values)
+    short = shorten_markdown(text, MOST_CHARACTERS, ending)
+    complete = short == text.strip() and len(charts.members(report)) <= _MOST_ROWS
+    return short.removesuffix(ending) + ("\n" if complete else ending)

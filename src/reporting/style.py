@@ -66,11 +66,6 @@ def metric(name: str) -> Metric:
         return Metric(name, name)
 
 
-def short_label(name: str) -> str:
-    """The head of a narrow column, such as "bal. acc." or "params"."""
-    return metric(name).short or metric(name).plain_label
-
-
 def direction(report: Report, name: str) -> str:
     """Which way is better, in words, from the objectives, else from the registry."""
     directions = {recorded_name(one.metric): one.direction for one in report.objectives}

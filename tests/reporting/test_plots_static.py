@@ -4,13 +4,11 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import matplotlib as mpl
-import numpy as np
 import pytest
-from made_up import make_report, with_compressed
-from matplotlib.colors import same_color
+from made_up import make_report
 from PIL import Image
 
-from src.reporting import charts, plots_static, style
+from src.reporting import charts, plots_static
 
 NAMES = ["front", "recalls", "effects", "importance", "parallel", "curves", "progress"]
 
@@ -133,22 +131,6 @@ def test_studies_side_by_side_have_lines_of_different_styles(two_studies):
     lines = figure.axes[0].lines
     assert legend(figure) == ["dense_size", "frontier"]
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
-
-
-def test_lines_join_origins_and_compressed_models():
-    report = with_compressed()
-    figure = drawn(charts.front(report))
-    ends = charts.origin_lines(report, report.costs[0])[["from_x", "from_y", "to_x", "to_y"]]
-    [line] = [
-        line
-        for line in figure.axes[0].get_lines()
-        if same_color(line.get_color(), style.ORIGIN.colour) and len(line.get_xdata()) == 9
-    ]
-    points = line.get_xydata()
-    finite = points[~np.isnan(points).any(axis=1)]
-    np.testing.assert_array_equal(finite.reshape(-1, 4), ends.to_numpy(dtype=float))
-    assert "origin, not a trial of this report" in legend(figure)
-    assert "MB" in figure.axes[1].get_xlabel()
 
 
 def test_a_dollar_in_a_name_is_a_dollar(small):

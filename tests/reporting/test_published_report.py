@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +101,6 @@ def numbers(*trials: Trial) -> set[str]:
     return {str(trial.number) for trial in trials}
 
 
-def write_study(empty_database: Path, folder: Path) -> Store:
-    folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    store = Store(folder=folder)
-    with Run.start(store, STUDY, TAGS) as parent:
-        for trial in (*FRONT, *BEHIND, OVER_LIMIT):
-            write_trial(store, parent.id, trial, tested=trial in FRONT)
-    return store
-
-
 @pytest.fixture(scope="module", autouse=True)
 def no_other_store_and_no_figures(module_patch: pytest.MonkeyPatch) -> None:
     """Files of figures take most of the time, and test_report.py has them."""
@@ -121,56 +110,20 @@ def no_other_store_and_no_figures(module_patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def published(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with the study and its report, to look at."""
-    store = write_study(empty_database, tmp_path_factory.mktemp("published") / "mlruns")
+    """A store with the study and its report."""
+    folder = tmp_path_factory.mktemp("published") / "mlruns"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    store = Store(folder=folder)
+    with Run.start(store, STUDY, TAGS) as parent:
+        for trial in (*FRONT, *BEHIND, OVER_LIMIT):
+            write_trial(store, parent.id, trial, tested=trial in FRONT)
     reported(store)
     return store
 
 
-@pytest.fixture
-def store(empty_database: Path, tmp_path: Path) -> Store:
-    """A store with the study, not yet reported."""
-    return write_study(empty_database, tmp_path / "mlruns")
-
-
 def study_run(store: Store) -> pd.Series:
     return read.runs(store, "tags.kind = 'study'").iloc[0]
-
-
-def test_the_front_and_the_knee_are_tagged(published: Store) -> None:
-    assert tagged(published, "front") == numbers(*FRONT)
-    assert tagged(published, "knee") == numbers(KNEE)
-
-
-def test_a_front_over_other_objectives_leaves_the_tags_and_a_better_trial_moves_them(
-    store: Store,
-) -> None:
-    reported(store)
-    before = study_run(store)
-    others = {
-        "limits=[]": OVER_LIMIT,
-        "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1],
-    }
-    for typed, member in others.items():
-        report = reported(store, typed)
-        assert set(report.table.loc[report.table["front"], "trial"]) == numbers(member)
-        assert study_run(store)["metrics.report/front"] == len(FRONT)
-        for path, members in (("report", len(FRONT)), (f"report/{STUDY}", 1)):
-            table = pd.read_csv(read.artifact(store, before["run_id"], f"{path}/table.csv"))
-            assert (table["state"] == "front").sum() == members
-        assert tagged(store, "front") == numbers(*FRONT)
-        assert tagged(store, "knee") == numbers(KNEE)
-        assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
-    write_trial(store, before["run_id"], BETTER, tested=True)
-    reported(store)
-    assert tagged(store, "front") == numbers(*FRONT[:-1], BETTER)
-    assert tagged(store, "front", "false") == numbers(FRONT[-1])
-    assert tagged(store, "knee") == numbers(KNEE)
-    after = study_run(store)
-    assert before["metrics.report/best/efficiency/flops"] == FRONT[-1].flops
-    assert after["metrics.report/best/efficiency/flops"] == BETTER.flops
-    assert "7 trials: 3 front, 3 dominated" in after["tags.mlflow.note.content"]
-    assert len(pd.read_csv(read.artifact(store, after["run_id"], "report/table.csv"))) == 7
 
 
 def test_learning_curves_are_of_the_quality_whatever_objective_comes_first(
@@ -192,25 +145,16 @@ def address(serve: Any, published: Store) -> Iterator[str]:
         yield address
 
 
-@contextmanager
-def watched_page(browser: Any, address: str) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def page(browser: Any, address: str) -> Iterator[Any]:
     """A page that asks nothing of others than the server."""
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(60_000)
-    outside: list[str] = []
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url),
-    )
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     yield page
     page.close()
-    assert outside == []
-
-
-@pytest.fixture(scope="module")
-def page(browser: Any, address: str) -> Iterator[Any]:
-    with watched_page(browser, address) as page:
-        yield page
+    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
 
 
 @pytest.fixture(scope="module")
@@ -220,16 +164,18 @@ def runs(address: str, published: Store) -> str:
 
 
 @pytest.fixture(scope="module")
-def frame(browser: Any, address: str, runs: str, published: Store) -> Iterator[Any]:
-    """The page in a frame like that of MLflow's viewer: it may run scripts and nothing else."""
-    with watched_page(browser, address) as page:
-        page.goto(f"{runs}/{study_run(published)['run_id']}")
-        page.get_by_role("tab", name="Artifacts").click()
-        page.get_by_text("report", exact=True).click()
-        page.get_by_text("report.html", exact=True).click()
-        viewer = page.frame_locator("iframe[sandbox=allow-scripts]")
-        viewer.locator("body[data-drawn]").wait_for()
-        yield viewer
+def frame(page: Any, runs: str, published: Store) -> Any:
+    """The page in a frame like that of MLflow's viewer: it may run scripts and nothing else.
+
+    Its tests stand together: others take the page elsewhere.
+    """
+    page.goto(f"{runs}/{study_run(published)['run_id']}")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("report", exact=True).click()
+    page.get_by_text("report.html", exact=True).click()
+    viewer = page.frame_locator("iframe[sandbox=allow-scripts]")
+    viewer.locator("body[data-drawn]").wait_for()
+    return viewer
 
 
 def test_a_browser_shows_the_description_and_the_headline_figures(
@@ -292,3 +238,37 @@ def test_the_list_of_runs_can_be_filtered_by_the_tags(page: Any, runs: str) -> N
         page.get_by_text(f"{len(trials) + 1} matching runs").wait_for()
         shown.first.wait_for()
         assert sorted(shown.all_text_contents()) == [f"trial {trial.number}" for trial in trials]
+
+
+def test_a_front_over_other_objectives_leaves_the_tags_and_a_better_trial_moves_them(
+    published: Store,
+) -> None:
+    """The last test of this file: it changes the store."""
+    store = published
+    before = study_run(store)
+    assert tagged(store, "front") == numbers(*FRONT)
+    assert tagged(store, "knee") == numbers(KNEE)
+    others = {
+        "limits=[]": OVER_LIMIT,
+        "objectives=[val/balanced_accuracy,efficiency/params]": FRONT[-1],
+    }
+    for typed, member in others.items():
+        report = reported(store, typed)
+        assert set(report.table.loc[report.table["front"], "trial"]) == numbers(member)
+        assert study_run(store)["metrics.report/front"] == len(FRONT)
+        for path, members in (("report", len(FRONT)), (f"report/{STUDY}", 1)):
+            table = pd.read_csv(read.artifact(store, before["run_id"], f"{path}/table.csv"))
+            assert (table["state"] == "front").sum() == members
+        assert tagged(store, "front") == numbers(*FRONT)
+        assert tagged(store, "knee") == numbers(KNEE)
+        assert tagged(store, "front", "false") == tagged(store, "knee", "false") == set()
+    write_trial(store, before["run_id"], BETTER, tested=True)
+    reported(store)
+    assert tagged(store, "front") == numbers(*FRONT[:-1], BETTER)
+    assert tagged(store, "front", "false") == numbers(FRONT[-1])
+    assert tagged(store, "knee") == numbers(KNEE)
+    after = study_run(store)
+    assert before["metrics.report/best/efficiency/flops"] == FRONT[-1].flops
+    assert after["metrics.report/best/efficiency/flops"] == BETTER.flops
+    assert "7 trials: 3 front, 3 dominated" in after["tags.mlflow.note.content"]
+    assert len(pd.read_csv(read.artifact(store, after["run_id"], "report/table.csv"))) == 7

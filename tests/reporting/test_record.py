@@ -32,43 +32,44 @@ def history(**values: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run_id", "step", "value"])
 
 
-def points(curves: pd.DataFrame) -> dict[str, list[tuple[int, float]]]:
-    return {
-        run: list(zip(some["epoch"], some["value"], strict=True))
-        for run, some in curves.groupby("run_id")
-    }
-
-
 def test_steps_become_epochs_and_a_pruned_trial_ends_where_it_ended() -> None:
     curves = learning_curves(history(bad=[0.1, 0.2], good=[0.3, 0.4, 0.5], stranger=[0.9]), TABLE)
     assert list(curves) == CURVES
-    assert curves.to_numpy().tolist() == [
-        ["good", "custom #1", "front", 1, 0.3],
-        ["good", "custom #1", "front", 2, 0.4],
-        ["good", "custom #1", "front", 3, 0.5],
-        ["bad", "custom #0", "pruned", 1, 0.1],
-        ["bad", "custom #0", "pruned", 2, 0.2],
-    ]
+    good, bad = ("good", "custom #1", "front"), ("bad", "custom #0", "pruned")
+    rows = [(*good, 1, 0.3), (*good, 2, 0.4), (*good, 3, 0.5), (*bad, 1, 0.1), (*bad, 2, 0.2)]
+    assert list(curves.itertuples(index=False, name=None)) == rows
 
 
-def test_seeds_are_averaged_as_far_as_all_of_them_go() -> None:
-    seeds = {"seed0": "good", "seed1": "good", "seed2": "good"}
-    runs = history(seed0=[0.1, 0.2, 0.3], seed1=[0.3, 0.4], seed2=[0.2, 0.6, 0.9], bad=[0.5])
-    curves = points(learning_curves(runs, TABLE, seeds))
-    assert curves["good"] == [(1, pytest.approx(0.2)), (2, pytest.approx(0.4))]
-    assert curves["bad"] == [(1, 0.5)]
+TWICE = pd.DataFrame({"run_id": "good", "step": [50, 100, 100, 150], "value": [0.1, 0.2, 0.4, 0.3]})
 
 
-def test_of_a_step_that_a_resumed_run_wrote_twice_the_last_counts() -> None:
-    runs = pd.DataFrame(
-        {"run_id": "good", "step": [50, 100, 100, 150], "value": [0.1, 0.2, 0.25, 0.3]}
-    )
-    assert points(learning_curves(runs, TABLE))["good"] == [(1, 0.1), (2, 0.25), (3, 0.3)]
-
-
-def test_missing_values_keep_their_epoch() -> None:
-    curves = points(learning_curves(history(good=[0.1, math.nan, 0.3], dead=[math.nan]), TABLE))
-    assert curves == {"good": [(1, 0.1), (3, 0.3)]}
+@pytest.mark.parametrize(
+    ("runs", "seeds", "curves"),
+    [
+        pytest.param(
+            history(s0=[0.1, 0.2, 0.3], s1=[0.3, 0.4], s2=[0.2, 0.6, 0.9], bad=[0.5]),
+            dict.fromkeys(["s0", "s1", "s2"], "good"),
+            {"good": {1: 0.2, 2: 0.4}, "bad": {1: 0.5}},
+            id="the mean as far as all seeds go",
+        ),
+        pytest.param(TWICE, {}, {"good": {1: 0.1, 2: 0.4, 3: 0.3}}, id="a resumed run counts last"),
+        pytest.param(
+            history(good=[0.1, math.nan, 0.3], dead=[math.nan]),
+            {},
+            {"good": {1: 0.1, 3: 0.3}},
+            id="missing values keep their epoch",
+        ),
+        pytest.param(history(), {}, {}, id="no history"),
+    ],
+)
+def test_curves_by_trial(
+    runs: pd.DataFrame, seeds: dict[str, str], curves: dict[str, dict[int, float]]
+) -> None:
+    drawn = learning_curves(runs, TABLE, seeds)
+    assert list(drawn) == CURVES
+    assert set(drawn["run_id"]) == set(curves)
+    for run, rows in drawn.groupby("run_id"):
+        assert rows.set_index("epoch")["value"].to_dict() == pytest.approx(curves[run])
 
 
 @settings(max_examples=20, deadline=None)
@@ -78,12 +79,6 @@ def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
     pd.testing.assert_frame_equal(
         learning_curves(runs.iloc[order], TABLE), learning_curves(runs, TABLE)
     )
-
-
-def test_no_history_is_no_curve() -> None:
-    curves = learning_curves(history(), TABLE)
-    assert curves.empty
-    assert list(curves) == CURVES
 
 
 def test_bounds_need_no_prefix_and_name_their_key() -> None:
