@@ -290,10 +290,10 @@ def recalls(report: Report) -> Chart | None:
         classes = list(dict.fromkeys(rows["class"]))
         runs = [run for run in important(report) if run in set(rows["run_id"])]
         shown = runs[:MOST_ROWS]
-        texts = map(_recall_text, rows.to_dict("records"))
-        cells = rows.assign(text=list(texts)).pivot(index="run_id", columns="class")
+        rows = rows.assign(text=list(map(_recall_text, rows.to_dict("records"))))
         values, hover = (
-            cells[name].reindex(index=shown, columns=classes) for name in ("recall", "text")
+            rows.pivot(index="run_id", columns="class", values=name).reindex(shown, columns=classes)
+            for name in ("recall", "text")
         )
         labels = rows.drop_duplicates("run_id").set_index("run_id")["label"]
         title = {"text": f"recall on {label}, higher is better", "side": "right"}
