@@ -38,7 +38,7 @@ from src.sweep import study as studies
 from src.sweep.display import LiveView
 from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
-from src.sweep.samplers import GRID, SamplerChoice, make_sampler
+from src.sweep.samplers import GRID, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.storage import default_url, open_storage, ownership, resolve_url
 from src.tracking.run import masked
@@ -196,7 +196,7 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
         executor: Executor = instantiate(node, "hydra.sweeper.executor")
         stack.callback(executor.close, settings.grace_s)
         executor.warm_up()  # imports in the background, while the study is opened
-        study, sampler = _open_study(plan, pruner, url)
+        study = _open_study(plan, pruner, url)
         tags = {
             "objectives": "; ".join(map(str, plan.objectives)),
             "limits": "; ".join(map(str, plan.limits)),
@@ -214,7 +214,6 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
                     executor,
                     settings,
                     plan.is_grid,
-                    sampler.learns_from_pruned,
                     recorder,
                     plan.folder,
                     TRIAL_BODY,
@@ -239,7 +238,7 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
     return is_complete and bool((compared["status"] == "FINISHED").any())
 
 
-def _open_study(plan: StudyPlan, pruner: Any, url: str) -> tuple[studies.OwnedStudy, SamplerChoice]:
+def _open_study(plan: StudyPlan, pruner: Any, url: str) -> studies.OwnedStudy:
     settings, seed = plan.settings, int(plan.config.seed)
     objectives, limits, space = plan.objectives, plan.limits, plan.space
     fixed, storage = flat_settings(plan.config), open_storage(url)
@@ -252,7 +251,7 @@ def _open_study(plan: StudyPlan, pruner: Any, url: str) -> tuple[studies.OwnedSt
     n_finished = sum(trial.state.is_finished() for trial in trials)
     # interrupted trials are counted as well: their proposals must not be drawn again
     sampler = make_sampler(settings.sampler, seed, len(objectives), len(trials))
-    study.sampler = sampler.sampler
+    study.sampler, study.learns_from_pruned = sampler.sampler, sampler.learns_from_pruned
     if sampler.name == "cmaes" and not url.startswith("sqlite:"):
         problem = "cmaes keeps its state as a pickle, which is not read from a server"
         raise ConfigError("hydra.sweeper.sampler", problem)
@@ -267,7 +266,7 @@ def _open_study(plan: StudyPlan, pruner: Any, url: str) -> tuple[studies.OwnedSt
         log.warning(
             "study %s has %d trials already and is resumed (%s)", plan.name, n_finished, way
         )
-    return study, sampler
+    return study
 
 
 def _payload(plan: StudyPlan, store: Store, study_run: str, is_local: bool) -> dict[str, Any]:

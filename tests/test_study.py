@@ -1,14 +1,15 @@
 """Studies: their definition from a command line, and complete studies on synthetic data."""
 
 import functools
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, open_dict
 from benchmarks.sweep.faults import is_alive
 from src import dry_run, study, train
 from src.core import config as shared_config
-from src.core.cli import ROOT
+from src.core.cli import INTERRUPTED, ROOT
 from src.core.config import check, resolve
 from src.core.errors import ConfigError, UserError
 from src.metrics.registry import PRIMARY
@@ -181,7 +182,7 @@ def test_a_resumed_study_does_not_repeat_proposals_of_interrupted_trials(
     url = default_url(tmp_path)
     drawn = []
     for _ in range(2):
-        opened, _ = study._open_study(plan, None, url)
+        opened = study._open_study(plan, None, url)
         for _ in range(3):
             trial = opened.ask()
             drawn.append(plan.space.suggest(trial).params["optimizer.lr"])
@@ -234,33 +235,30 @@ def typed(work: WorkingFolder, monkeypatch: pytest.MonkeyPatch, run_entry):
     return functools.partial(run_entry, train.main)
 
 
+def run_owner(folder: Path, arguments: list[str]) -> None:
+    """`python -m src.train <arguments>` in a process of its own, to be killed."""
+    os.chdir(folder)
+    os.environ["PARETODERM_CACHE"] = str(folder / "cache")
+    sys.argv = ["src.train", *arguments]
+    train.main()
+
+
 @pytest.fixture
-def owners() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that a test starts: one that fails leaves none behind."""
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for owner in started:
-        if owner.poll() is None:
-            for process in (*psutil.Process(owner.pid).children(recursive=True), owner):
-                process.kill()
-        owner.communicate()
+def start_owner(work: WorkingFolder) -> Iterator[Callable[..., psutil.Process]]:
+    """Starts `run_owner`, forked with its imports done; if the test fails, it is killed."""
+    started: list[psutil.Process] = []
 
+    def start(*arguments: str) -> psutil.Process:
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(target=run_owner, args=(work.folder, list(arguments)))
+        process.start()
+        started.append(psutil.Process(process.pid))
+        return started[-1]
 
-def start_process(work: WorkingFolder, *arguments: str) -> subprocess.Popen[str]:
-    """The same in a process of its own, to be killed."""
-    cache = {"PARETODERM_CACHE": str(work.folder / "cache"), "PYTHONPATH": str(ROOT)}
-    environment = {**os.environ, **cache}
-    for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR"):
-        environment.pop(name, None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.train", *arguments],
-        cwd=work.folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    yield start
+    for owner in filter(psutil.Process.is_running, started):
+        for process in (*owner.children(recursive=True), owner):
+            process.kill()
 
 
 def wait_for(condition, seconds: float = 240.0) -> None:
@@ -293,14 +291,15 @@ def test_sweeps_of_a_data_set_have_a_header_and_compose(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_other_sweeps_have_a_header_and_can_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, work: WorkingFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One cell is composed, built and trained for a batch."""
     header(name)
-    monkeypatch.setenv("PARETODERM_CACHE", str(tmp_path))
+    monkeypatch.setenv("PARETODERM_CACHE", str(work.folder / "cache"))
+    monkeypatch.setattr(dry_run, "TIMED", 1)
     plan = planned(f"sweeps={name}", *TINY)
     pruner = make_pruner(plan.settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
-    opened, _ = study._open_study(plan, pruner, default_url(tmp_path))
+    opened = study._open_study(plan, pruner, default_url(tmp_path))
     cell = plan.space.suggest(opened.ask()).overrides
     row = dry_run.estimate(cell, config_loader(), plan.config, plan.overrides, [])
     assert row["problem"] == ""
@@ -375,7 +374,7 @@ def test_a_larger_total_resumes_and_a_changed_space_is_refused(work: WorkingFold
     space, larger = (f"optimizer.lr=tag(log,interval(1e-4,{high}))" for high in ("1e-2", "1e-1"))
 
     def study(*arguments: str) -> tuple[int, str]:
-        return typed("-m", *TINY, "trainer.max_epochs=1", *arguments)
+        return typed("-m", *TINY, "trainer.max_epochs=1", "test=false", *arguments)
 
     assert study(space, f"{name}=grown", "hydra.sweeper.n_trials=1")[0] == 0
     assert study(space, f"{name}=grown", "hydra.sweeper.n_trials=2")[0] == 0
@@ -447,59 +446,59 @@ def test_bad_input_of_a_study_ends_with_one_line_before_training(
     assert read.runs(work.store, "tags.study = 'bad'").empty
 
 
-EPOCHS = 12
+EPOCHS = 8
 LONG = [
     "-m",
     *TINY,
     "data.source.lesions=240",
     f"trainer.max_epochs={EPOCHS}",
+    "test=false",
     "hydra.sweeper.keep_state_s=0",
 ]
 
 
-def test_a_killed_study_resumes_from_the_last_epoch(
-    work: WorkingFolder, typed, owners: list[subprocess.Popen[str]]
+def test_a_study_that_is_killed_and_interrupted_resumes_from_the_last_epoch(
+    work: WorkingFolder, typed, start_owner: Callable[..., psutil.Process]
 ) -> None:
+    """The first owner is killed, the second one gets Ctrl+C, the third one ends the study."""
     arguments = [*LONG, "hydra.sweeper.study_name=killed"]
-    owner = start_process(work, *arguments)
-    owners.append(owner)
-    state = work.folder / "logs" / "studies" / "killed" / "0000" / "checkpoint" / "last.ckpt"
-    wait_for(state.exists)
-    family = psutil.Process(owner.pid).children(recursive=True)
-    owner.kill()
-    owner.wait()
-    wait_for(lambda: not any(is_alive(child.pid) for child in family), 30)
-    log = (state.parent.parent / "trial.log").read_text()
-    status, output = typed(*arguments)
-    assert status == 0, output
-    assert (state.parent.parent / "trial.log").read_text() == log, "a folder was written twice"
-    old, new = (row for _, row in work.runs("killed").iterrows())
-    assert old["status"] in ("FAILED", "KILLED")
-    assert new["status"] == "FINISHED"
-    assert work.states("killed") == ["FAIL", "COMPLETE"]
-    resumed = (work.folder / "logs" / "studies" / "killed" / "0001" / "trial.log").read_text()
-    assert "training resumes after epoch" in resumed
-    history = work.store.client.get_metric_history(new["run_id"], "val/loss")
-    assert len(history) == EPOCHS, "the curve has a gap, or an epoch twice"
-
-
-def test_a_second_owner_is_refused_and_ctrl_c_marks_the_trials(
-    work: WorkingFolder, typed, owners: list[subprocess.Popen[str]]
-) -> None:
-    arguments = [*LONG, "trainer.max_epochs=100000", "hydra.sweeper.study_name=interrupted"]
-    owner = start_process(work, *arguments)
-    owners.append(owner)
-    folder = work.folder / "logs" / "studies" / "interrupted" / "0000"
-    wait_for((folder / "checkpoint" / "last.ckpt").exists)
+    folder = work.folder / "logs" / "studies" / "killed"
+    owner = start_owner(*arguments)
+    wait_for((work.folder / "mlruns" / "optuna.db.killed.owner.txt").exists)
     status, output = typed(*arguments)
     assert "is being run by" in output
     assert status == 2
-    owner.send_signal(signal.SIGINT)
-    output = owner.communicate(timeout=240)[0]
-    assert owner.returncode != 0
+    wait_for((folder / "0000" / "checkpoint" / "last.ckpt").exists)
+    family = [owner, *owner.children(recursive=True)]
+    owner.kill()
+    wait_for(lambda: not any(is_alive(child.pid) for child in family), 30)
+    log = (folder / "0000" / "trial.log").read_text()
+
+    def resumes(number: int) -> bool:
+        file = folder / f"{number:04d}" / "trial.log"
+        return file.exists() and "training resumes after epoch" in file.read_text()
+
+    def interrupt() -> None:
+        wait_for(lambda: resumes(1))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status, output = typed(*arguments)
+    thread.join()
+    assert status == INTERRUPTED
     assert "the same command resumes the study" in output
     assert "Traceback" not in output
-    (run,) = (row for _, row in work.runs("interrupted").iterrows())
-    assert run["status"] == "KILLED"
-    assert work.states("interrupted") == ["FAIL", "WAITING"]
-    assert work.runs("interrupted", "study")["status"].tolist() == ["KILLED"]
+    assert work.states("killed") == ["FAIL", "FAIL", "WAITING"]
+    assert work.runs("killed", "study")["status"].tolist() == ["KILLED"]
+    status, output = typed(*arguments)
+    assert status == 0, output
+    assert (folder / "0000" / "trial.log").read_text() == log, "a folder was written twice"
+    first, *others = work.runs("killed")["status"]
+    assert first in ("FAILED", "KILLED")
+    assert others == ["KILLED", "FINISHED"]
+    assert work.states("killed") == ["FAIL", "FAIL", "COMPLETE"]
+    assert resumes(2)
+    run_id = work.runs("killed")["run_id"].iloc[-1]
+    history = work.store.client.get_metric_history(run_id, "val/loss")
+    assert len(history) == EPOCHS, "the curve has a gap, or an epoch twice"

@@ -149,6 +149,19 @@ class StubExecutor(LocalExecutor):
         self._modules = list(STUB_MODULES)
 
 
+def open_study(
+    setup: Setup, storage: optuna.storages.BaseStorage, name: str = STUDY
+) -> tuple[studies.OwnedStudy, list[str]]:
+    """The study in a storage, and the overrides that its trials share."""
+    space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
+    objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
+    limits = parse_limits({"limits": list(setup.limits)})
+    sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
+    study = studies.open_study(storage, name, objectives, limits, space, fixed, sampler)
+    study.learns_from_pruned = setup.learns_from_pruned
+    return study, fixed
+
+
 @contextlib.contextmanager
 def opened(
     setup: Setup,
@@ -165,9 +178,6 @@ def opened(
     Raises:
         UserError: The study has an owner, or is another one.
     """
-    space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
-    objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
-    limits = parse_limits({"limits": list(setup.limits)})
     store = setup.store.open()
     with ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
         reap(store)
@@ -175,14 +185,13 @@ def opened(
         executor = make_executor(storage) if make_executor else StubExecutor(setup.n_jobs)
         stack.callback(executor.close, setup.grace_s)
         executor.warm_up()
-        sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-        study = studies.open_study(storage, STUDY, objectives, limits, space, fixed, sampler)
+        study, fixed = open_study(setup, storage)
         recorder = StudyRecorder(store, STUDY, study.user_attrs.get("study_run"))
         study.set_user_attr("study_run", recorder.parent.id)
         payload = {
             "overrides": fixed,
             "objectives": stubs.objectives(setup.n_objectives),
-            "limits": [str(limit) for limit in limits],
+            "limits": list(setup.limits),
             "tracking": {
                 "uri": store.uri,
                 "experiment": store.experiment,
@@ -199,7 +208,6 @@ def opened(
                 executor,
                 setup,
                 setup.n_trials is None,
-                setup.learns_from_pruned,
                 recorder,
                 setup.folder / "trials",
                 setup.body,

@@ -19,7 +19,7 @@ from src.sweep import study as studies
 from src.sweep.executors import slurm
 from src.sweep.executors.base import Executor
 from src.sweep.records import EndedTask, RunningTrial, TrialOutcome
-from src.sweep.space import Cell, Space
+from src.sweep.space import Cell
 from src.sweep.status import StudyStatus
 from src.tracking import store as tracking
 from src.tracking.run import Run
@@ -57,9 +57,9 @@ class TrialProposals:
     Of a grid the cells come in order instead of from the sampler.
     """
 
-    def __init__(self, study: optuna.Study, space: Space, is_grid: bool) -> None:
+    def __init__(self, study: studies.OwnedStudy, is_grid: bool) -> None:
         self.study = study
-        self.space = space
+        self.space = study.space
         self.is_grid = is_grid
         self._n_enqueued = 0
         self._finished: dict[Overrides, FrozenTrial] = {}  # need not be run again
@@ -220,7 +220,6 @@ class Scheduler:
     executor: Executor
     policy: RunPolicy
     is_grid: bool  # the cells come in order instead of from the sampler
-    learns_from_pruned: bool  # see `src.sweep.samplers.SamplerChoice`
     recorder: StudyRecorder
     folder: Path  # of the study; each trial gets a folder below
     body: str  # what runs in a trial's process, "package.module:function"
@@ -229,7 +228,7 @@ class Scheduler:
     is_owner: Callable[[], bool] = lambda: True  # whether the study's lock is still held
 
     def __post_init__(self) -> None:
-        self.proposals = TrialProposals(self.study, self.study.space, self.is_grid)
+        self.proposals = TrialProposals(self.study, self.is_grid)
         self._running: dict[int, RunningTrial] = {}  # by trial number
         self._ended: deque[EndedTask] = deque()
         self._retried: set[int] = set()  # failed trials whose retry is enqueued
@@ -250,6 +249,7 @@ class Scheduler:
             AllFailAlikeError: The first trials all failed in the same way.
             KeyboardInterrupt: The running trials are stopped, recorded and enqueued again.
         """
+        timeout = min(1.0, (self.policy.time_limit_s or 10) / 10)  # then one may be overdue
         try:
             self._resume()
             while True:
@@ -260,7 +260,7 @@ class Scheduler:
                 if not self._running:
                     self.recorder.catch_up()
                     return self.status
-                self._ended += self.executor.wait(self._timeout())
+                self._ended += self.executor.wait(timeout)
                 self._settle_all()
                 self._refuse_equal_failures()
                 self._stop_overdue()
@@ -357,13 +357,6 @@ class Scheduler:
             problem = "the connection that holds the study's lock was lost"
             raise UserError(f"{problem}; the same command continues the study")
 
-    def _timeout(self) -> float:
-        """Seconds until a trial may be overdue, at most 1."""
-        if self.policy.time_limit_s is None:
-            return 1.0
-        oldest = min(running.began for running in self._running.values())
-        return min(1.0, max(0.05, oldest + self.policy.time_limit_s - time.monotonic()))
-
     def _settle_all(self) -> None:
         """Settle all ended trials; each stays queued until then, in case of an interrupt."""
         while self._ended:
@@ -409,7 +402,7 @@ class Scheduler:
             tries = [trial, *records.earlier_tries(trial, by_number)]
             folders = [attempted.user_attrs.get("folder") for attempted in tries]
             records.discard_states(Path(folder) for folder in folders if folder)
-        trial = studies.tell(self.study, trial.number, outcome, self.learns_from_pruned)
+        trial = studies.tell(self.study, trial.number, outcome)
         final = studies.outcome_of(trial) or outcome
         if final != outcome:
             self.recorder.settle(trial, final, tail)
@@ -470,7 +463,5 @@ def log_tail(folder: Path, lines: int = TAIL_LINES) -> str:
     path = folder / "trial.log"
     if not path.exists():
         return ""
-    with path.open("rb") as file:  # a log may be large
-        file.seek(max(0, path.stat().st_size - 20_000))
-        text = file.read().decode(errors="replace")
-    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])
+    with path.open(errors="replace") as file:
+        return "\n".join(deque(filter(None, map(str.rstrip, file)), maxlen=lines))

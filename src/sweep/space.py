@@ -38,51 +38,36 @@ class Domain:
 
     distribution: CategoricalDistribution | IntDistribution | FloatDistribution
     text: str  # as an override
-    order: Sequence[int] | None  # positions of the values in a grid; None if continuous
-    values: tuple[Any, ...] = ()  # of a choice; of paired keys tuples with a value for each key
-
-    @property
-    def count(self) -> int | None:
-        """Number of values; None if continuous."""
-        return None if self.order is None else len(self.order)
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._at, self.order or ())
+    values: Sequence[Any] | None  # in the order of a grid; of paired keys tuples; None: continuous
 
     def value(self, parameter: Any) -> Any:
         """The value for a parameter: 0.3, where Optuna computes 0.30000000000000004."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return self._at(self.distribution.choices.index(parameter))
-        if self.distribution.step is None:
+        if self.values is None:
             return float(parameter)
-        low, step = _decimal(self.distribution.low), _decimal(self.distribution.step)
-        return self._at(round((_decimal(parameter) - low) / step))
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.values[self.distribution.choices.index(parameter)]
+        if isinstance(self.distribution, IntDistribution):
+            return int(parameter)
+        return min(self.values, key=lambda value: abs(value - parameter))
 
     def parameter(self, value: Any) -> Any:
         """The parameter for a value that the domain contains."""
-        return self._categories[identity(value)] if self.values else self.value(value)
+        is_choice = isinstance(self.distribution, CategoricalDistribution)
+        return self._categories[identity(value)] if is_choice else self.value(value)
 
     def contains(self, value: Any) -> bool:
         """Whether it is one of the values."""
-        if self.values:
+        if isinstance(self.distribution, CategoricalDistribution):
             return identity(value) in self._categories
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and self.distribution._contains(value) and self.value(value) == value
-
-    def _at(self, position: int) -> Any:
-        if isinstance(self.distribution, CategoricalDistribution):
-            return self.values[position]
-        number = _decimal(self.distribution.low) + position * _decimal(self.distribution.step)
-        return int(number) if isinstance(self.distribution, IntDistribution) else float(number)
+        is_within = is_number and self.distribution._contains(value)
+        return is_within and (self.values is None or value in self.values)
 
     @cached_property
     def _categories(self) -> dict[Any, Any]:
         assert isinstance(self.distribution, CategoricalDistribution)
-        return dict(zip(map(identity, self.values), self.distribution.choices, strict=True))
-
-
-def _decimal(number: float | None) -> Decimal:
-    return Decimal(str(number))  # exact, so that 0.1 + 0.2 is 0.3; also of numpy's numbers
+        values = map(identity, self.values or ())
+        return dict(zip(values, self.distribution.choices, strict=True))
 
 
 def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -> Domain:
@@ -100,7 +85,7 @@ def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -
     if len(set(names)) < len(names):  # Optuna compares by ==: 1 equals true
         names = texts
     text = f"choice({','.join(texts)})"
-    return Domain(CategoricalDistribution(names), text, range(len(values)), tuple(values))
+    return Domain(CategoricalDistribution(names), text, tuple(values))
 
 
 def _range(sweep: RangeSweep, where: str) -> Domain:
@@ -110,27 +95,27 @@ def _range(sweep: RangeSweep, where: str) -> Domain:
     if not all(map(isfinite, numbers)) or sweep.step == 0:
         problem = f"must have finite bounds and a step other than 0, but got {text}"
         raise ConfigError(where, problem)
-    start, stop, step = map(_decimal, numbers)
+    start, stop, step = (Decimal(str(number)) for number in numbers)  # 0.1 + 0.2 is 0.3
     count = int(((stop - start) / step).to_integral_value(rounding=ROUND_CEILING))
     if count <= 0:
         problem = f"must hold at least one number, but {text} is empty; its stop is exclusive"
         raise ConfigError(where, problem)
     is_int = all(isinstance(number, int) for number in numbers)
-    first, last, end, distance = (
-        int(number) if is_int else float(number)
-        for number in (start, start + (count - 1) * step, start + count * step, step)
-    )
-    low, high = sorted((first, last))
-    if (_decimal(high) - _decimal(low)) % step != 0:  # Optuna would omit the last number
+    number_of: type[int] | type[float] = int if is_int else float
+    end = number_of(start + count * step)
+    values: Sequence[Any] = range(int(start), int(stop), int(step)) if is_int else ()
+    values = values or [float(start + position * step) for position in range(count)]
+    low, high = sorted((values[0], values[-1]))
+    if (Decimal(str(high)) - Decimal(str(low))) % step != 0:  # Optuna would omit the last number
         problem = f"has more digits than a float holds in {text}: list the numbers, choice(...)"
         raise ConfigError(where, problem)
-    text = f"range({first},{end})" if step == 1 else f"range({first},{end},{distance})"
-    order: Sequence[int] = range(count) if step > 0 else range(count - 1, -1, -1)
+    distance = "" if step == 1 else f",{number_of(step)}"
+    text = f"range({values[0]},{end}{distance})"
     if sweep.shuffle:
-        order = random.Random(text).sample(order, count)
+        values = random.Random(text).sample(values, count)
     if is_int:
-        return Domain(IntDistribution(int(low), int(high), step=int(abs(step))), text, order)
-    return Domain(FloatDistribution(low, high, step=abs(distance)), text, order)
+        return Domain(IntDistribution(low, high, step=int(abs(step))), text, values)
+    return Domain(FloatDistribution(low, high, step=float(abs(step))), text, values)
 
 
 def _interval(sweep: IntervalSweep, where: str) -> Domain:
@@ -148,7 +133,7 @@ def _interval(sweep: IntervalSweep, where: str) -> Domain:
     if not is_int:
         return Domain(FloatDistribution(low, high, log=log), text, None)
     distribution = IntDistribution(int(low), int(high), log=log)
-    return Domain(distribution, text, range(int(high) - int(low) + 1))
+    return Domain(distribution, text, range(int(low), int(high) + 1))
 
 
 def _domain(value: Any, where: str) -> Domain:
@@ -198,8 +183,8 @@ def _column(key: str, values: Any, where: str) -> list[Any]:
     """The values of one key of a pair; the same value may be in several pairs."""
     if isinstance(values, str):
         domain = _file_domain(key, values, where)
-        if domain.count is not None:
-            return list(domain)
+        if domain.values is not None:
+            return list(domain.values)
     elif isinstance(values, Sequence):
         return _literal(values, where)
     raise ConfigError(where, f"{key} must be a list of values, but got {values!r}")
@@ -339,7 +324,7 @@ class Space:
     def _cells(self, start: int, cell: Cell) -> Iterator[Cell]:
         for number, parameter in enumerate(self.parameters[start:], start + 1):
             if parameter.is_active(cell):
-                for value in parameter.domain:
+                for value in parameter.domain.values or ():
                     yield from self._cells(number, cell.extended(parameter, value))
                 return
         if not self.is_excluded(cell):
@@ -358,13 +343,13 @@ class Space:
             domain = parameter.domain
             if not parameter.is_active(cell):
                 continue
-            if domain.count is None:
+            if domain.values is None:
                 ways = "set hydra.sweeper.n_trials, or list values"
                 raise ConfigError(parameter.name, f"a grid cannot list {domain.text}: {ways}")
             if not self._deciding.isdisjoint(parameter.keys):
-                branches = (cell.extended(parameter, value) for value in domain)
+                branches = (cell.extended(parameter, value) for value in domain.values)
                 return factor * sum(self._count(number, branch) for branch in branches)
-            factor *= domain.count
+            factor *= len(domain.values)
         return 0 if self.is_excluded(cell) else factor
 
 

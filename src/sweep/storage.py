@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket
@@ -21,6 +20,7 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from src.core.errors import ConfigError, DependencyError, UserError
 from src.core.files import atomic_file
+from src.tracking.run import masked
 
 KEY = "hydra.sweeper.storage"
 # File systems, by their names in the mount table, that only one machine writes.
@@ -31,7 +31,8 @@ _CONNECT_SECONDS = 5
 _CREATE_SECONDS = 120.0
 # A silent loss of the connection is noticed within about a minute, on both sides.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-_HOLDER = """SELECT a.application_name, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ')
+_HOLDER = """SELECT a.application_name
+    || to_char(a.backend_start, '", since "YYYY-MM-DD HH24:MI:SS TZ')
     FROM pg_locks l JOIN pg_stat_activity a USING (pid)
     WHERE l.locktype = 'advisory' AND l.granted
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -94,10 +95,10 @@ def resolve_url(url: str) -> str:
             raise ValueError
         host = sql.make_url(resolved).host or ""
     except (sql.exc.ArgumentError, ValueError):  # its text may contain a part of the password
-        raise ConfigError(KEY, f"{expected}, but got {_masked(url)}") from None
+        raise ConfigError(KEY, f"{expected}, but got {masked(url)}") from None
     if "@" in host:
         problem = "must have each @ of its password written as %40"
-        raise ConfigError(KEY, f"{problem}, but got {_masked(url)}")
+        raise ConfigError(KEY, f"{problem}, but got {masked(url)}")
     return resolved
 
 
@@ -153,7 +154,7 @@ def attach(
             return optuna.Trial(optuna.Study(study_name, storage, sampler, pruner), trial_id)
         except KeyError:
             problem = f"no study {study_name!r} with a trial of id {trial_id}"
-            raise UserError(f"{_masked(url)}: {problem}") from None
+            raise UserError(f"{masked(url)}: {problem}") from None
 
 
 @contextlib.contextmanager
@@ -187,32 +188,31 @@ def ownership(url: str, study_name: str) -> Iterator[Callable[[], bool]]:
 
 def _lock_file(url: str, study_name: str, stack: contextlib.ExitStack) -> Callable[[], bool]:
     name = f"{_database_file(url)}.{quote(study_name, safe='')}.owner"
-    note, lock = Path(f"{name}.json"), FileLock(f"{name}.lock", timeout=0, thread_local=False)
+    note, lock = Path(f"{name}.txt"), FileLock(f"{name}.lock", timeout=0, thread_local=False)
     note.parent.mkdir(parents=True, exist_ok=True)
     try:
         stack.enter_context(lock)
     except Timeout:
-        owner = {}
-        with contextlib.suppress(OSError, ValueError):
-            owner = json.loads(note.read_text())
-        raise _refused(study_name, **owner) from None
-    owner = {"host": socket.gethostname(), "pid": os.getpid()}
-    owner["since"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        owner = ""
+        with contextlib.suppress(OSError):
+            owner = note.read_text()
+        raise _refused(study_name, owner) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     with atomic_file(note) as draft:
-        draft.write_text(json.dumps(owner))
+        draft.write_text(f"{socket.gethostname()}, process {os.getpid()}, since {since}")
     stack.callback(note.unlink, missing_ok=True)
     return lambda: lock.is_locked
 
 
 def _lock_server(url: str, study_name: str, stack: contextlib.ExitStack) -> Callable[[], bool]:
     key = _lock_key(f"owner of {study_name}")
-    connection = stack.enter_context(_session(url, f"{socket.gethostname()[:40]} {os.getpid()}"))
+    connection = stack.enter_context(
+        _session(url, f"{socket.gethostname()[:40]}, process {os.getpid()}")
+    )
     lock = sql.text("SELECT pg_try_advisory_lock(:key)")
     if not connection.execute(lock, {"key": key}).scalar():
         halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
-        application, since = connection.execute(sql.text(_HOLDER), halves).first() or ("", "")
-        host, _, pid = (application or "").rpartition(" ")
-        raise _refused(study_name, host, pid, since)
+        raise _refused(study_name, connection.execute(sql.text(_HOLDER), halves).scalar())
 
     def is_held() -> bool:
         try:
@@ -224,9 +224,9 @@ def _lock_server(url: str, study_name: str, stack: contextlib.ExitStack) -> Call
     return is_held
 
 
-def _refused(study_name: str, host: str = "", pid: int | str = "", since: str = "") -> UserError:
-    owner = f"{host}, process {pid}, since {since}" if host else "another process"
-    return UserError(f"study {study_name} is being run by {owner}: wait for it, or end it")
+def _refused(study_name: str, owner: str | None) -> UserError:
+    way = "wait for it, or end it"
+    return UserError(f"study {study_name} is being run by {owner or 'another process'}: {way}")
 
 
 @contextlib.contextmanager
@@ -273,16 +273,12 @@ def _one_line_errors(url: str) -> Iterator[None]:
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         if password := sql.make_url(url).password:
             text = text.replace(str(password), "***")
-        raise UserError(f"{KEY}: cannot use {_masked(url)}: {text[:300]}") from error
+        raise UserError(f"{KEY}: cannot use {masked(url)}: {text[:300]}") from error
 
 
 def _database_file(url: str) -> Path | None:
     """The file of a resolved SQLite URL."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:") else None
-
-
-def _masked(url: str) -> str:
-    return re.sub(r"(password=)[^&\s]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url))
 
 
 def _lock_key(purpose: str) -> int:

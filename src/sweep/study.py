@@ -36,6 +36,7 @@ class OwnedStudy(optuna.Study):
     objectives: Sequence[Objective]
     limits: Sequence[Limit]
     space: Space
+    learns_from_pruned: bool = True  # its sampler, see `src.sweep.samplers.SamplerChoice`
 
     def stop(self) -> None:
         """Called by a sampler that has drawn all cells (brute force)."""
@@ -158,9 +159,7 @@ def outcome_of(trial: FrozenTrial) -> TrialOutcome | None:
     return TrialOutcome(**stored) if stored else None
 
 
-def tell(
-    study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome, learns_from_pruned: bool
-) -> FrozenTrial:
+def tell(study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome) -> FrozenTrial:
     """Tell Optuna the outcome of a trial; its user attribute `outcome` is the same afterwards.
 
     complete: COMPLETE, with its values and a constraint for each limit. pruned: PRUNED. fail: FAIL.
@@ -173,7 +172,6 @@ def tell(
         trial: The trial, or its number.
         outcome: Becomes a failure if it is inconsistent: complete without a finite value for each
             objective and limit, or over a limit without breaking one.
-        learns_from_pruned: See `src.sweep.samplers.SamplerChoice`.
 
     Returns:
         The trial as it is now in the study. A trial that was told before is not changed.
@@ -188,7 +186,7 @@ def tell(
     state, values = TrialState.COMPLETE, None
     if outcome.state == "complete":
         values = [outcome.metrics[recorded_name(item.metric)] for item in study.objectives]
-    elif outcome.state == "over_limit" and not learns_from_pruned:
+    elif outcome.state == "over_limit" and not study.learns_from_pruned:
         values = [_worst(study, index, outcome) for index in range(len(study.objectives))]
     else:
         state = TrialState.FAIL if outcome.state == "fail" else TrialState.PRUNED

@@ -71,7 +71,8 @@ def cut(value: str, limit: int) -> str:
 
 def masked(text: str) -> str:
     """The text without the passwords of its URLs, which must not be recorded."""
-    return re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
 def recordable(name: str) -> str:

@@ -80,5 +80,5 @@ def train_on_two_nodes(context: "TrialContext") -> dict[str, float]:
         while "node:__internal_head__" not in resources:
             (folder / "hangs").touch()
             time.sleep(0.1)
-    a, b = (int(override.partition("=")[2]) for override in context.payload["cell"])
-    return {"best/val/balanced_accuracy": (10 * a + b) / 1000}
+    (cell,) = context.payload["cell"]
+    return {"best/val/balanced_accuracy": int(cell.partition("=")[2]) / 1000}

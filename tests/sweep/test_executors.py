@@ -196,7 +196,9 @@ class TestLocal:
         assert {"torch", "optuna", "src.sweep.executors.base"} < set(facts["modules"])
 
     def test_modules_of_the_fork_server_exist(self) -> None:
-        modules = LocalExecutor(devices=None, threads=None, preload=["a:b"])._modules or []
+        executor = LocalExecutor(preload=["a:b"])
+        assert executor.slots >= 1
+        modules = executor._modules or []
         assert modules == [*base.MODULES, "a:b"]
         names = {name if name.startswith("src.") else name.split(".")[0] for name in base.MODULES}
         assert [name for name in names if importlib.util.find_spec(name) is None] == []
@@ -318,8 +320,8 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
 ) -> None:
     """Both nodes run trials; the trial of the node that is lost is run again by the other one."""
     copy(empty_database, tmp_path / "mlflow.db")
-    sweep, body = ("a=1,2", "b=4,5"), "stubs:train_on_two_nodes"
-    setup = Setup(tmp_path, sweep, retries=1, body=body, storage=fresh_postgres)
+    body = "stubs:train_on_two_nodes"
+    setup = Setup(tmp_path, ("a=1,2",), retries=1, body=body, storage=fresh_postgres)
     hangs = tmp_path / "trials" / "hangs"
     with opened(
         setup,
@@ -330,11 +332,11 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
     storage = open_storage(fresh_postgres)
     trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
     assert len({trial.user_attrs["node"] for trial in trials}) == 2
-    assert (status.counted, status.counts["complete"], status.put_back) == (4, 4, 1)
+    assert (status.counted, status.counts["complete"], status.put_back) == (2, 2, 1)
     (failed,) = (trial for trial in trials if trial.values is None)
     assert failed.number < 2
     assert failed.user_attrs["outcome"]["kind"] == "killed"
-    assert sorted(trial.value for trial in trials if trial.values) == [0.014, 0.015, 0.024, 0.025]
+    assert sorted(trial.value for trial in trials if trial.values) == [0.001, 0.002]
 
 
 @pytest.mark.timeout(900)
@@ -350,18 +352,19 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
 def test_a_real_trial_runs(
     arguments: tuple[str, ...],
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
     run_entry: Callable[..., tuple[int, str]],
 ) -> None:
+    """Nearly all of its time is the imports of a fresh interpreter."""
     name, *settings = arguments
     if name == "ray":
         request.getfixturevalue("local_ray")
     else:
         pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PARETODERM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mlruns").mkdir()
     copy(empty_database, tmp_path / "mlruns" / "mlflow.db")
     status, output = run_entry(
@@ -369,10 +372,12 @@ def test_a_real_trial_runs(
         "-m",
         "model.net.width=4",
         "efficiency=fast",
+        f"data.cache_dir={tmp_path_factory.getbasetemp() / 'cache'}",  # both take the same images
         "data.source.lesions=120",
         "data.batch_size=16",
         "model.image_size=32",
         "trainer.max_epochs=1",
+        "test=false",
         "hydra.sweeper.study_name=shared",
         f"hydra/sweeper/executor={name}",
         *(f"hydra.sweeper.executor.{setting}" for setting in settings),
@@ -562,7 +567,3 @@ def test_visible_devices(variable: str | None, count: int, ids: list[str]) -> No
 def test_refused_devices(devices, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         local_slots(1, devices, 1, None, ["0", "1"], 8)
-
-
-def test_this_machine_has_a_slot() -> None:
-    assert LocalExecutor().slots >= 1

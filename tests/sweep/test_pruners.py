@@ -78,7 +78,7 @@ class Curves:
             except Pruned:
                 outcome = TrialOutcome("pruned", reason="behind")
                 break
-        ended = tell(self.study, trial, outcome, True)
+        ended = tell(self.study, trial, outcome)
         assert ended.state.name == outcome.state.upper()
         return epoch if outcome.state == "pruned" else None
 

@@ -78,6 +78,7 @@ class Bench:
         definition = f"{name} {n}", self.objectives, [LIMIT], Space([], {}), []
         storage = storage or InMemoryStorage()
         self.study: OwnedStudy = open_study(storage, *definition, self.choice.sampler)
+        self.study.learns_from_pruned = self.choice.learns_from_pruned
 
     def run(
         self, asks: int, outcome: Callable[[int, dict[str, float]], TrialOutcome] | None = None
@@ -94,7 +95,7 @@ class Bench:
                 result = TrialOutcome("complete", metrics=metrics)
             else:
                 result = TrialOutcome("over_limit", reason="too big", metrics=cost)
-            tell(self.study, trial, result, self.choice.learns_from_pruned)
+            tell(self.study, trial, result)
         return drawn
 
 

@@ -15,10 +15,8 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.sweep import faults, stubs
-from benchmarks.sweep.harness import Answer, ScriptedExecutor, Setup, opened
+from benchmarks.sweep.harness import Answer, ScriptedExecutor, Setup, open_study, opened
 from src.core.errors import UserError
-from src.metrics.registry import parse_limits, parse_objectives
-from src.sweep import space as spaces
 from src.sweep import study as studies
 from src.sweep.records import AllFailAlikeError, EndedTask, Kind, Task, TrialOutcome
 from src.sweep.scheduler import (
@@ -92,11 +90,7 @@ def scripted(
     setup: FastSetup, answer: Answer | None = None, n_jobs: int = 1
 ) -> Iterator[tuple[Scheduler, ScriptedExecutor]]:
     """A session of the study; nothing is left open, so that sessions follow each other."""
-    space, fixed = spaces.parse(list(setup.sweep), {}, {}, [], list(setup.exclude))
-    objectives = parse_objectives({"objectives": stubs.objectives(setup.n_objectives)})
-    limits = parse_limits({"limits": list(setup.limits)})
-    sampler = setup.sampler or optuna.samplers.RandomSampler(seed=0)
-    study = studies.open_study(setup.memory, setup.name, objectives, limits, space, fixed, sampler)
+    study, fixed = open_study(setup, setup.memory, setup.name)
     executor = setup.executor(setup.memory, answer or complete, n_jobs)
     scheduler = Scheduler(
         study=study,
@@ -104,7 +98,6 @@ def scripted(
         executor=executor,
         policy=setup,
         is_grid=setup.n_trials is None,
-        learns_from_pruned=setup.learns_from_pruned,
         recorder=setup.recorder,
         folder=setup.folder / "trials",
         body="",
@@ -295,17 +288,23 @@ def test_a_training_state_is_kept_as_long_as_a_retry_may_use_it(setup: FastSetup
     assert folders() == []
 
 
-def test_equal_failures_end_the_sweep_with_their_reason(setup: FastSetup) -> None:
-    def answer(task: Task) -> Result:
-        reason = f"model.net.width: must be at most 8, trial {task.number}"
-        return TrialOutcome("fail", "bad_config", reason), 1
-
+def test_equal_failures_end_the_sweep_and_failed_trials_run_again_only_on_demand(
+    setup: FastSetup,
+) -> None:
+    status, _ = run(setup, failing("error", "a", "b"))  # different failures do not end the sweep
+    assert status.counts["fail"] == 6
+    assert run(setup)[1] == []
+    equal = failing(
+        "bad_config", *(f"model.net.width: must be at most 8, not {n}" for n in (9, 10))
+    )
+    alike = replace(setup, name="alike")
     with pytest.raises(AllFailAlikeError, match="first 3 trials .*model.net.width: must be at"):
-        run(setup, answer)
-    assert setup.states == {FAIL: 3}
-    status, started = run(replace(setup, retry_failed=True))
-    assert Counter(started) == dict.fromkeys(CELLS, 1)
-    assert (status.counted, status.counts["fail"]) == (6, 0)
+        run(alike, equal)
+    assert alike.states == {FAIL: 3}
+    for study in (setup, alike):
+        status, started = run(replace(study, retry_failed=True))
+        assert sorted(started) == CELLS
+        assert (status.counted, status.counts["fail"]) == (6, 0)
 
 
 class AtOnceExecutor(ScriptedExecutor):
@@ -325,14 +324,6 @@ def test_trials_that_end_together_are_all_settled_before_the_sweep_ends(setup: F
     assert setup.states == {FAIL: 4}
     settled = [outcome.kind for outcome in setup.recorder.settled.values()]
     assert setup.kinds == settled == ["error"] * 4
-
-
-def test_final_failures_are_retried_only_on_demand(setup: FastSetup) -> None:
-    status, _ = run(setup, failing("error", "a", "b"))  # different failures do not end the sweep
-    assert status.counts["fail"] == 6
-    assert run(setup)[1] == []
-    assert run(replace(setup, retry_failed=True))[1] == CELLS
-    assert setup.states == {FAIL: 6, COMPLETE: 6}
 
 
 # Interrupted sessions
@@ -518,25 +509,15 @@ def test_cells_that_both_studies_ran_count_once(setup: FastSetup) -> None:
     assert status.counted == status.total
 
 
-def test_trials_under_other_settings_are_not_copied(setup: FastSetup) -> None:
-    run(replace(setup, sweep=(*GRID, "c=1")))
-    problem = r"hydra.sweeper.warm_start: stubs was trained with other settings \(c=1, c=2\)"
-    with pytest.raises(UserError, match=problem):
-        warm(replace(setup, sweep=(*GRID, "c=2")))
-
-
 # Proposals
 
 
 def propose(
-    seed: int = 0,
-    exclude: tuple[str, ...] = (),
-    sweep: tuple[str, ...] = GRID,
-    is_grid: bool = False,
+    seed: int = 0, exclude: tuple[str, ...] = (), sweep: tuple[str, ...] = GRID
 ) -> TrialProposals:
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2)
-    space = spaces.parse(list(sweep), {}, {}, [], list(exclude))[0]
-    return TrialProposals(optuna.create_study(sampler=sampler), space, is_grid)
+    setup = Setup(Path(), sweep, exclude, sampler=sampler)
+    return TrialProposals(open_study(setup, InMemoryStorage())[0], False)
 
 
 def run_all(proposals: TrialProposals) -> list[Overrides]:
@@ -573,20 +554,6 @@ def test_a_failed_cell_is_proposed_again_only_as_its_enqueued_retry(seed: int) -
     attributes = {"retry_of": failed.number, "cell": list(cell.overrides)}
     proposals.enqueue(cell.params, attributes)
     assert run_all(proposals) == [cell.overrides]
-
-
-@pytest.mark.parametrize("is_grid", [False, True])
-def test_enqueued_cells_come_first_and_excluded_cells_never(is_grid: bool) -> None:
-    proposals = propose(exclude=("a=2",), is_grid=is_grid)
-    params = proposals.space.params_of(CELLS[4])
-    assert params is not None
-    proposals.enqueue(params, {"cell": list(CELLS[4])})
-    cells = run_all(proposals)
-    allowed = [cell for cell in CELLS if cell[0] != "a=2"]
-    assert cells[0] == CELLS[4]
-    assert sorted(cells) == allowed
-    if is_grid:
-        assert cells[1:] == [cell for cell in allowed if cell != CELLS[4]]
 
 
 def test_an_uncountable_space_of_excluded_draws_ends_with_a_way_out() -> None:
@@ -704,15 +671,6 @@ def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
 
 
 # Real processes
-
-
-def test_a_second_scheduler_is_refused(real: Setup) -> None:
-    def executor(storage: optuna.storages.BaseStorage) -> ScriptedExecutor:
-        return ScriptedExecutor(storage, complete)
-
-    second = opened(real, executor)
-    with opened(real, executor), pytest.raises(UserError, match="is being run by"), second:
-        pass
 
 
 WAYS = {

@@ -72,12 +72,12 @@ def message_of(pipe: Pipe) -> object:
     return pipe.recv()
 
 
-def test_eight_processes_open_a_new_database_at_once(url: str) -> None:
-    children = [start(open_on_signal, url) for _ in range(8)]
-    assert [message_of(pipe) for _, pipe in children] == ["ready"] * 8
+def test_processes_open_a_new_database_at_once(url: str) -> None:
+    children = [start(open_on_signal, url) for _ in range(4)]
+    assert [message_of(pipe) for _, pipe in children] == ["ready"] * 4
     for _, pipe in children:
         pipe.send("go")
-    assert [message_of(pipe) for _, pipe in children] == [0] * 8
+    assert [message_of(pipe) for _, pipe in children] == [0] * 4
     for process, _ in children:
         process.join(30)
     study = optuna.create_study(storage=open_storage(url), study_name="after")
@@ -87,7 +87,7 @@ def test_eight_processes_open_a_new_database_at_once(url: str) -> None:
 
 def test_many_processes_write_while_one_asks_and_one_is_killed(url: str) -> None:
     study = optuna.create_study(storage=open_storage(url), study_name="busy")
-    children = [start(write_much, url) for _ in range(5)]
+    children = [start(write_much, url) for _ in range(3)]
     for number, (_, pipe) in enumerate(children):
         trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
         pipe.send(trial._trial_id)
@@ -101,28 +101,14 @@ def test_many_processes_write_while_one_asks_and_one_is_killed(url: str) -> None
     for _, pipe in children[1:]:
         assert [message_of(pipe), message_of(pipe)] == ["under way", "done"]
     trials = optuna.load_study(storage=open_storage(url), study_name="busy").trials
-    for trial in trials[1:5]:
+    for trial in trials[1:3]:
         assert len(trial.intermediate_values) == 15
         notes = {f"at {step}": step for step in range(15)}
         assert trial.user_attrs == {"twice": 2 * trial.params["x"], **notes}
     lost = trials[0]
     assert 4 <= len(lost.intermediate_values) < 1_000_000
     assert 0 <= len(lost.intermediate_values) - (len(lost.user_attrs) - 1) <= 1
-    assert [trial.value for trial in trials[5:]] == [1.0] * 10
-
-
-def test_attached_trial_reports_to_the_pruner(url: str) -> None:
-    study = optuna.create_study(storage=open_storage(url), study_name="s", direction="minimize")
-    for _ in range(3):
-        done = study.ask()
-        done.report(1.0, 1)
-        study.tell(done, 1.0)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
-    worse, better = (attach(url, "s", study.ask()._trial_id, pruner) for _ in range(2))
-    plain = attach(url, "s", study.ask()._trial_id)
-    for trial, value in ((worse, 1.5), (better, 0.5), (plain, 1e9)):
-        trial.report(value, 1)
-    assert [trial.should_prune() for trial in (worse, better, plain)] == [True, False, False]
+    assert [trial.value for trial in trials[3:]] == [1.0] * 10
 
 
 def test_attaching_to_a_missing_trial_is_reported(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def tell_outcome(
 ) -> optuna.trial.FrozenTrial:
     trial = study.ask({"x": FloatDistribution(0, 1)})
     trial.set_user_attr("outcome", asdict(outcome))
-    return tell(study, trial, outcome, learns_from_pruned)
+    study.learns_from_pruned = learns_from_pruned
+    return tell(study, trial, outcome)
 
 
 def test_the_same_definition_continues(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_outcomes_are_told_to_optuna(
     constraints: dict[str, float],
 ) -> None:
     study = opened(open_storage(default_url(tmp_path)), limits=limits)
-    trial = tell(study, study.ask().number, outcome, True)
+    trial = tell(study, study.ask().number, outcome)
     assert (trial.state, trial.values) == (state, values)
     assert trial.constraints == pytest.approx(constraints)
     assert trial.user_attrs["outcome"] == asdict(outcome)
@@ -289,7 +290,7 @@ def test_an_inconsistent_outcome_is_a_failure(
 def test_a_trial_is_told_once(storage: BaseStorage) -> None:
     study = opened(storage)
     first = tell_outcome(study, TrialOutcome("complete", metrics=GOOD))
-    second = tell(study, first.number, TrialOutcome("fail", "killed"), True)
+    second = tell(study, first.number, TrialOutcome("fail", "killed"))
     assert (second.state, second.values, second.user_attrs) == (
         TrialState.COMPLETE,
         first.values,
@@ -305,7 +306,7 @@ def test_an_interrupted_tell_is_completed(
     trial = study.ask()
     trial.set_constraint("efficiency/params <= 1000", -0.4)  # where the scheduler was killed
     outcome = TrialOutcome("complete", metrics=GOOD)
-    assert tell(study, trial, outcome, True).values == [0.9, 5e6]
+    assert tell(study, trial, outcome).values == [0.9, 5e6]
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -371,7 +372,7 @@ def old_and_new(storage: BaseStorage) -> tuple[OwnedStudy, OwnedStudy]:
 def complete(study: OwnedStudy, width: int, metrics: dict[str, float]) -> None:
     trial = study.ask()
     trial.set_user_attr("cell", [f"width={width}"])
-    tell(study, trial, TrialOutcome("complete", metrics=metrics), True)
+    tell(study, trial, TrialOutcome("complete", metrics=metrics))
 
 
 def test_a_warm_start_copies_what_lies_in_the_new_space(
@@ -411,11 +412,14 @@ def test_a_warm_start_copies_only_what_has_the_new_metrics(storage: BaseStorage)
         ("odl", "did you mean old?"),
         ("xyz", "there are: new, old"),
         ("new", "is this study itself"),
+        ("set", "set was trained with other settings (data=ham10000, data=synthetic)"),
     ],
 )
-def test_an_unknown_study_is_reported(
-    old_and_new: tuple[OwnedStudy, OwnedStudy], name: str, message: str
+def test_a_study_that_cannot_be_copied_is_reported(
+    storage: BaseStorage, old_and_new: tuple[OwnedStudy, OwnedStudy], name: str, message: str
 ) -> None:
+    if name == "set":
+        opened(storage, name="set", fixed=["seed=1", "data=ham10000"])
     with pytest.raises(UserError, match="hydra.sweeper.warm_start: ") as caught:
         warm_start(old_and_new[1], name)
     assert message in str(caught.value)

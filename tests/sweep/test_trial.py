@@ -1,8 +1,9 @@
-"""What a trial's process writes into the study, on a real SQLite study."""
+"""What a trial's process writes into the study; a real trial that is killed and retried."""
 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import optuna
@@ -11,9 +12,12 @@ import torch
 
 from src.core.errors import ConfigError
 from src.sweep import trial as trials
-from src.sweep.records import OverLimit, Pruned, Task, TrialOutcome
+from src.sweep.records import STATE, OverLimit, Pruned, Task, TrialOutcome
 from src.sweep.storage import open_storage
 from src.sweep.trial import TrialContext, main
+from src.tracking.store import Store
+from src.training import loop
+from src.training.classifier import Classifier
 
 QUALITY = "best/val/accuracy"
 GOOD = {QUALITY: 0.5, "efficiency/flops": 10.0}
@@ -37,12 +41,12 @@ class StudyOnDisk:
         self.payload |= payload
         self.folder = folder
 
-    def task(self, body: str = "") -> Task:
+    def task(self, body: str = "", function: str = f"{__name__}:run_body", **payload: Any) -> Task:
         asked = self.study.ask()
         asked.suggest_float("x", 0, 1)
-        payload, function = {**self.payload, "body": body}, f"{__name__}:run_body"
-        trial_id, folder = asked._trial_id, str(self.folder)
-        return Task(self.url, "s", trial_id, asked.number, folder, function, payload)
+        (folder := self.folder / f"{asked.number:04d}").mkdir()
+        payload = {**self.payload, "body": body, **payload}
+        return Task(self.url, "s", asked._trial_id, asked.number, str(folder), function, payload)
 
     def context(self, flops: float | None = None) -> TrialContext:
         context = TrialContext(self.task())
@@ -56,6 +60,9 @@ class StudyOnDisk:
     def outcome(self, number: int = 0) -> TrialOutcome:
         return TrialOutcome(**self.attributes(number)["outcome"])
 
+    def states(self) -> list[str]:
+        return sorted(str(file.relative_to(self.folder)) for file in self.folder.rglob("last.*"))
+
 
 @pytest.fixture
 def study(tmp_path: Path) -> StudyOnDisk:
@@ -68,8 +75,8 @@ def good(context: TrialContext) -> Mapping[str, float]:
     return {**GOOD, "spurious": math.nan}
 
 
-def raises(error: BaseException) -> Callable[[TrialContext], Any]:
-    def body(context: TrialContext) -> Any:
+def raises(error: BaseException) -> Callable[..., Any]:
+    def body(*arguments: Any, **options: Any) -> Any:
         raise error
 
     return body
@@ -175,21 +182,6 @@ def test_a_median_pruner_sees_the_reports_of_others_and_stops_the_worse(tmp_path
     assert list(study.study.trials[1].intermediate_values) == [1, 2]
 
 
-def test_rungs_compare_the_best_so_far_and_the_known_cost(tmp_path: Path) -> None:
-    study = StudyOnDisk(tmp_path, pruner=RUNGS)
-    pruned = []
-    for accuracy, flops in ((0.9, 10.0), (0.8, 5.0), (0.7, 20.0), (0.6, 30.0)):
-        context = study.context(flops)
-        context.epoch(1, 6, {"val/accuracy": accuracy})
-        try:
-            context.epoch(2, 6, {"val/accuracy": accuracy - 0.1})  # the best so far counts
-            pruned.append(False)
-        except Pruned:
-            pruned.append(True)
-    assert pruned == [False, False, True, True]  # the latter are dominated by both others
-    assert study.attributes(3)["rung:2"] == {"val/accuracy": 0.6, "efficiency/flops": 30.0}
-
-
 def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
     study = StudyOnDisk(tmp_path, OBJECTIVES, pruner=RUNGS, limits=["val/recall/mel >= 0.8"])
 
@@ -203,8 +195,9 @@ def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
     two_epochs(20.0, (0.4, 0.9), (0.4, 0.9))
     with pytest.raises(Pruned, match="rank 3 of 4"):
         two_epochs(1.0, (0.9, 0.7), (0.9, 0.7))  # the best of all, but for the limit
-    stored = [study.attributes(number)["rung:2"]["best/val/recall/mel"] for number in range(4)]
-    assert stored == [0.1, 0.8, 0.9, 0.7]
+    stored = [tuple(study.attributes(number)["rung:2"].values()) for number in range(4)]
+    # The best accuracy so far, the known cost, and the recall at the best epoch.
+    assert stored == [(0.6, 10.0, 0.1), (0.5, 30.0, 0.8), (0.4, 20.0, 0.9), (0.9, 1.0, 0.7)]
 
 
 def test_the_last_epoch_is_never_a_rung(tmp_path: Path) -> None:
@@ -231,3 +224,92 @@ def test_a_configuration_that_is_worse_after_some_seeds_is_dropped(tmp_path: Pat
     with pytest.raises(Pruned, match="after 4 of 6 seeds"):
         end(weak, 3, 0.44, 9.0)
     assert weak.repeat_done(2) == ("1-2", {"best/val/accuracy": 0.46, "efficiency/flops": 9.0})
+
+
+# Real trials in this process: killed after the training, and retried from their state
+
+EPOCHS = 3
+CELL = ["experiment=smoke", f"trainer.max_epochs={EPOCHS}", "trainer.accelerator=cpu", "threads=1"]
+CELL += ["efficiency=fast", "data.source.lesions=120", "data.batch_size=16", "model.image_size=32"]
+REAL = "src.run:run_trial"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> StudyOnDisk:
+    folder = tmp_path_factory.mktemp("study")
+    copy(empty_database, folder / "mlflow.db")
+    store = Store(f"sqlite:///{folder}/mlflow.db", folder=folder).open()
+    tracking = {"uri": store.uri, "experiment": store.experiment, "folder": str(folder)}
+    overrides = [*CELL, "model.net.width=4", f"data.cache_dir={folder / 'cache'}"]
+    settings = {"cell": [], "study_run": None, "git": ["0", False], "keep_state_s": 0}
+    objectives = [{"metric": "val/balanced_accuracy"}]
+    return StudyOnDisk(folder, objectives, overrides=overrides, tracking=tracking, **settings)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real: StudyOnDisk) -> dict[str, float]:
+    """What a trial comes to that nobody disturbs."""
+    task = real.task(function=REAL)
+    main(task)
+    assert real.states() == []
+    assert real.outcome(task.number).epoch == EPOCHS
+    return of_the_net(real.outcome(task.number).metrics)
+
+
+def of_the_net(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that no clock measures."""
+    clocks = ("time/", "efficiency/latency", "efficiency/throughput", "efficiency/peak")
+    return {name: value for name, value in metrics.items() if not name.startswith(clocks)}
+
+
+@pytest.mark.parametrize(("repeats", "step"), [(1, "measure"), (2, "evaluate")])
+def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_again(
+    real: StudyOnDisk,
+    undisturbed: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    repeats: int,
+    step: str,
+) -> None:
+    steps: list[int] = []  # an entry for each batch that is trained
+    train = Classifier.training_step
+
+    def counted(classifier: Classifier, *batch: Any) -> Any:
+        steps.append(len(steps))
+        return train(classifier, *batch)
+
+    monkeypatch.setattr(Classifier, "training_step", counted)
+    first = real.task(function=REAL, repeats=repeats)
+    with monkeypatch.context() as killed:
+        killed.setattr(loop, step, raises(SystemExit(trials.TERMINATED)))
+        with pytest.raises(SystemExit):
+            main(first)
+    trained = len(steps)
+    assert trained > 0
+    assert "outcome" not in real.attributes(first.number)
+    assert real.states() == [f"{first.number:04d}/" + ("seed-0/" if repeats > 1 else "") + STATE]
+    second = real.task(function=REAL, repeats=repeats, continues=[first.folder])
+    main(second)
+    assert len(steps) == repeats * trained  # the other seed's, if there is one, and no more
+    outcome = real.outcome(second.number)
+    assert (outcome.state, outcome.epoch) == ("complete", EPOCHS)
+    attributes = real.attributes(second.number)
+    metrics = outcome.metrics if repeats == 1 else attributes["repeat:0"]
+    assert of_the_net(metrics) == undisturbed
+    assert outcome.metrics["time/images_per_s"] > 0
+    assert real.states() == []
+
+
+def test_a_pruned_trial_leaves_no_state(real: StudyOnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def behind(context: TrialContext, epoch: int, *_: Any) -> None:
+        seen.append(real.states())
+        if epoch == 2:
+            raise Pruned("behind")
+
+    monkeypatch.setattr(TrialContext, "_note", behind)
+    task = real.task(function=REAL)
+    main(task)
+    assert len(seen[1]) == 1  # there was one
+    assert real.outcome(task.number).state == "pruned"
+    assert real.states() == []

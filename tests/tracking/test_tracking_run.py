@@ -226,6 +226,7 @@ def test_cut_observes_the_limit_and_values_stay_distinct(value, limit):
 def test_passwords_of_urls_are_masked():
     url = "postgresql://me:secret@host/db"
     assert masked(f"a {url} b") == "a postgresql://me:***@host/db b"
+    assert masked("postgresql:///db?user=me&password=x") == "postgresql:///db?user=me&password=***"
 
 
 @given(st.lists(st.integers()), st.integers(1, 7))

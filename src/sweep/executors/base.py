@@ -290,26 +290,22 @@ def run(task: Task, entry: str) -> int:
 def _output_to(path: Path) -> Iterator[None]:
     """Append the output of this process to a file, crashes of the interpreter included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    streams, files = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    options = {"buffering": 1, "closefd": False, "encoding": "utf-8", "errors": "backslashreplace"}
-    sys.stdout = open(1, "w", **options)  # type: ignore[call-overload]  # noqa: SIM115, PTH123
-    sys.stderr = open(2, "w", **options)  # type: ignore[call-overload]  # noqa: SIM115, PTH123
-    faulthandler.enable(2)
-    try:
+    with contextlib.ExitStack() as stack:
+        for number, name in enumerate(("stdout", "stderr"), start=1):
+            before, descriptor = getattr(sys, name), os.dup(number)
+            before.flush()
+            stack.callback(os.close, descriptor)
+            stack.callback(os.dup2, descriptor, number)
+            stack.callback(setattr, sys, name, before)
+            os.dup2(log, number)
+            options = {"buffering": 1, "closefd": False, "errors": "backslashreplace"}
+            stream = open(number, "w", encoding="utf-8", **options)  # type: ignore[call-overload]  # noqa: SIM115, PTH123
+            stack.callback(stream.flush)
+            setattr(sys, name, stream)
+        os.close(log)
+        faulthandler.enable(2)
         yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = streams
-        for number, file in enumerate(files, start=1):
-            os.dup2(file, number)
-            os.close(file)
 
 
 def launcher(task: Task, entry: str) -> Callable[[], int]:

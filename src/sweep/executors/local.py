@@ -22,6 +22,7 @@ from annotated_types import Ge
 import src
 from src.sweep.executors import base
 from src.sweep.records import EndedTask, Task
+from src.tracking.store import environment
 
 _RESTART_PAUSES = (0.1, 0.5)  # s, between attempts to start a trial
 _LOST = 255  # multiprocessing's exit code when the fork server is gone
@@ -81,15 +82,8 @@ class LocalExecutor(base.Executor):
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         if self._modules:
             variables[base.PRELOAD] = ",".join(self._modules)
-        before = {name: os.environ.get(name) for name in variables}
-        os.environ.update(variables)
-        try:
+        with environment(**variables):
             forkserver.ensure_running()
-        finally:
-            for name, value in before.items():
-                del os.environ[name]
-                if value is not None:
-                    os.environ[name] = value
 
     def _start(self, task: Task) -> ForkServerProcess:
         Path(task.folder).mkdir(parents=True, exist_ok=True)
