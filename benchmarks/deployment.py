@@ -69,7 +69,7 @@ def _in_runtime(
 ) -> BenchmarkModel:
     description, label = _describe(config, parts), str(config.model.name)
     if runtime not in FORMATS:
-        model = of_net(config, description, folder / "best.ckpt", folder / "net", runtime)
+        model = of_net(config, description, folder / "best.ckpt", runtime)
         return replace(model, label=label)
     path = folder / f"{label}{FORMATS[runtime].suffix}"
     try:

@@ -2,19 +2,33 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
 from src.core.errors import UserError
 
+Kind = TypeVar("Kind")
 KEY = "paretoderm"  # the metadata entry of a model file that holds its description
 VERSION = 1
 RESEARCH = (
     "Research software, not a medical device: its output is not a diagnosis and does not replace "
     "an examination."
 )
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates the classes below
+STRICT = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates the classes below
+
+
+def validated(kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """A dataclass from the content of a JSON file; ValueError with the first wrong key."""
+    import pydantic  # takes 0.3 s, which processes that only write descriptions do not need
+
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(fields), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        value = "" if first["type"] == "missing" else f", but got {first['input']!r}"
+        raise ValueError(f"{key}: {first['msg'].lower()}{value}") from None
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class Decision:
     # Divides log-probabilities for calibrated ones; None if none was fitted.
     temperature: Annotated[float, Gt(0)] | None = None
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Description:
     precision: str = "float32"  # of the weights: float32, float16, bfloat16 or int8
     decision: Decision | None = None  # None without a validation split
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     def to_json(self) -> str:
         """The description as text for a model file."""
@@ -55,22 +69,16 @@ class Description:
     @classmethod
     def from_json(cls, content: str, path: str) -> "Description":
         """Read what `to_json` wrote to the file `path`; UserError if it is no such description."""
-        import pydantic  # takes 0.3 s, which processes that only write descriptions do not need
-
         try:
             fields = json.loads(content)
             if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
                 raise ValueError(f"none of version {VERSION}")
             fields.pop("notice", None)
-            description = pydantic.TypeAdapter(cls).validate_json(json.dumps(fields), strict=True)
+            description = validated(cls, fields)
             decision = description.decision
             if decision and decision.positive not in description.classes:
                 raise ValueError(f"decision.positive: {decision.positive} is none of its classes")
         except ValueError as error:
-            reason = str(error)
-            if isinstance(error, pydantic.ValidationError):
-                first = error.errors()[0]
-                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-            problem = f"holds no description of a Paretoderm model ({reason})"
+            problem = f"holds no description of a Paretoderm model ({error})"
             raise UserError(f"{path}: {problem}; export it again") from None
         return description

@@ -1,18 +1,16 @@
 """Latency in single-stream turns with percentiles, cold start, memory and energy of models."""
 
-import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from src.core.errors import ConfigError
 from src.core.files import ROOT
 from src.deployment.benchmark.models import BenchmarkModel, BenchmarkSettings
 from src.deployment.benchmark.result import BenchmarkRow, finite
-from src.deployment.description import Description
 
 Times = npt.NDArray[np.float64]  # ms, of the timed queries of one turn
 BLOCKS = 50  # blocks of consecutive turns that the bootstrap resamples
@@ -32,6 +29,7 @@ MIN_BLOCKS = 5  # fewer blocks give no interval
 UNTIMED_SHARE = 8  # a turn begins with 1 + size // 8 untimed queries, which warm the caches
 POWERCAP = Path("/sys/class/powercap")
 TIMEOUT_S = 600.0  # for an answer of a worker; a large net is compiled at its start
+RATIO = ("ratio", "ratio_low", "ratio_high")
 THREAD_POOLS = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
@@ -83,7 +81,7 @@ class WorkerProcess:
     Attributes:
         hello: The worker's message after its first query, see `worker.Session.hello`.
         cold_start_s: From starting the interpreter to that message. Files may be in the page cache.
-        jpeg: A picture file with which each query begins from the next warm-up on; None: none.
+        jpeg: A picture file with which each query begins from the next warm-up on; empty: none.
 
     Args:
         spec: What the worker loads, see `src.deployment.benchmark.worker.Session`.
@@ -93,22 +91,25 @@ class WorkerProcess:
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        self.jpeg: Path | None = None
+        self.jpeg = b""
         self._memory_mb = spec.get("memory_mb")
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  see `close`
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  see `close`
+        self._pipe, theirs = Pipe()
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        pools = dict.fromkeys(THREAD_POOLS, str(spec["threads"]))
         began = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "src.deployment.benchmark.worker", json.dumps(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env={**os.environ, **pools, "PYTHONPATH": paths},
+            [sys.executable, "-m", "src.deployment.benchmark.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            env=os.environ
+            | dict.fromkeys(THREAD_POOLS, str(spec["threads"]))
+            | {"PYTHONPATH": paths},
         )
+        theirs.close()
         try:
-            self.hello = self._answer()
+            self.hello: dict[str, Any] = self._ask(spec)
         except BaseException:
             self.close()
             raise
@@ -120,9 +121,10 @@ class WorkerProcess:
         Raises:
             WorkerFailed: The process ended or does not answer.
         """
-        if self.jpeg is not None:
-            self._ask(do="photograph", path=str(self.jpeg))
-        return np.array(self._ask(do="warm_up", seconds=seconds)["ns"], dtype=float) / 1e6
+        if self.jpeg:
+            self._ask(("photograph", self.jpeg))
+        times: Times = self._ask(("warm_up", seconds))
+        return times
 
     def turn(self, untimed: int, timed: int) -> tuple[Times, float]:
         """Query that often: times of the timed queries and their CPU time (all threads), ms.
@@ -130,60 +132,38 @@ class WorkerProcess:
         Raises:
             WorkerFailed: The process ended or does not answer.
         """
-        answer = self._ask(do="turn", untimed=untimed, timed=timed)
-        return np.array(answer["ns"], dtype=float) / 1e6, answer["cpu_ns"] / 1e6
+        answer: tuple[Times, float] = self._ask(("turn", untimed, timed))
+        return answer
 
     def close(self) -> None:
         """Let the process end; kill it after ten seconds."""
-        with suppress(OSError):
-            if self._process.stdin:
-                self._process.stdin.close()
-        try:
+        self._pipe.close()
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._stderr.close()
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
 
-    def _ask(self, **command: Any) -> dict[str, Any]:
-        """Send a command to `worker.Session.obey` and wait for the answer."""
-        assert self._process.stdin is not None
+    def _ask(self, message: object) -> Any:
+        """Send a message to the worker and wait for the answer."""
         try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise self._failed() from error
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        timer = threading.Timer(TIMEOUT_S, self._process.kill)
-        timer.start()
-        try:
-            line = self._process.stdout.readline()
-            late = not timer.is_alive()
-        finally:
-            timer.cancel()  # after Ctrl+C too, or this process would wait for the timer
-        if not line:
-            raise self._failed(f"gave no answer within {TIMEOUT_S:.0f} s" if late else "")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise self._failed(answer["error"])
-        return answer
-
-    def _failed(self, reason: str = "") -> WorkerFailed:
-        """The reason, or the end of the process: its signal or status and its last error line."""
-        if not reason:
+            self._pipe.send(message)
+            if not self._pipe.poll(TIMEOUT_S):
+                raise WorkerFailed(f"gave no answer within {TIMEOUT_S:.0f} s")
+            answer = self._pipe.recv()
+            reason = answer if isinstance(answer, str) else ""
+        except (EOFError, OSError):
+            # the end of the process: its signal or status and its last line
             status = self._process.wait()
-            self._stderr.seek(0)
-            errors = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+            self._output.seek(0)
+            lines = [line.strip() for line in self._output.read().splitlines() if line.strip()]
             how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            reason = ": ".join([f"ended {how}", *errors[-1:]])
+            reason = ": ".join([f"ended {how}", *lines[-1:]])
+        if not reason:
+            return answer
         if self._memory_mb and "emulation" not in reason:
             reason = f"{reason} (under memory_mb={self._memory_mb}, emulation)"
-        return WorkerFailed(reason)
+        raise WorkerFailed(reason)
 
 
 @dataclass
@@ -330,16 +310,14 @@ def measure(
             if stream.joules is not None:
                 rows[n].figures["energy_mj"] = 1e3 * stream.joules / stream.calls
         if settings.jpeg_queries:
-            file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "photograph.jpg"
-            file.write_bytes(jpeg)
             workers = {n: workers[n] for n in streams}
             for worker in workers.values():
-                worker.jpeg = file
+                worker.jpeg = jpeg
             lengths = (settings.jpeg_queries, 0.0, 0.0, settings.turn_ms)
             for n, stream in _in_turns(workers, rows, "from a JPEG", lengths).items():
-                percentiles = latencies(stream.turns)
-                percentiles.pop("mean_ms")
-                rows[n].figures |= {f"jpeg_{name}": ms for name, ms in percentiles.items()}
+                for name, ms in latencies(stream.turns).items():
+                    if name != "mean_ms":
+                        rows[n].figures[f"jpeg_{name}"] = ms
     for row in rows:
         if row.reason:
             row.figures = {}
@@ -356,10 +334,9 @@ def _add_ratios(
         if settings.reference or not turns:
             return ""
         base = next(iter(turns))
-    bootstrap = (settings.samples, settings.level, settings.seed)
     for n in turns:
-        value, low, high = ratio(turns[n], turns[base], *bootstrap)
-        rows[n].figures |= finite({"ratio": value, "ratio_low": low, "ratio_high": high})
+        interval = ratio(turns[n], turns[base], settings.samples, settings.level, settings.seed)
+        rows[n].figures |= finite(dict(zip(RATIO, interval, strict=True)))
     return f"{rows[base].label} in {rows[base].runtime}"
 
 
@@ -391,16 +368,13 @@ def _start(
                     worker.close()
     for n in workers:
         row, first = rows[n], hellos[n][0]
-        description = Description.from_json(first["description"], row.label)
+        description = first["description"]
         row.run_id, row.model = description.run_id, description.model
         row.precision, row.version = description.precision, first["version"]
-        medians: dict[str, float] = {}
-        for name in ("cold_start_s", "load_s", "peak_memory_mb", "imported_memory_mb"):
-            values = [hello[name] for hello in hellos[n]]
-            medians[name] = float("nan") if None in values else statistics.median(values)
-        difference = medians["peak_memory_mb"] - medians["imported_memory_mb"]
-        size_mb = models[n].size_mb
-        row.figures = finite(medians | {"model_memory_mb": difference, "size_mb": size_mb})
+        names = ("cold_start_s", "load_s", "peak_memory_mb", "imported_memory_mb")
+        figures = {name: float(np.median([hello[name] for hello in hellos[n]])) for name in names}
+        figures["model_memory_mb"] = figures["peak_memory_mb"] - figures["imported_memory_mb"]
+        row.figures = finite(figures | {"size_mb": models[n].size_mb})
     return workers
 
 

@@ -1,7 +1,6 @@
 """Which models a benchmark measures, and its settings."""
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -192,8 +191,7 @@ def _of_run(store: "Store", run_id: str, runtime: RuntimeName, folder: Path) -> 
     try:
         if file is None and runtime not in FORMATS:
             checkpoint = read.artifact(store, run.run_id, trained.CHECKPOINT)
-            description = trained.describe(store, run)
-            model = of_net(run.config, description, checkpoint, folder / run.run_id, runtime)
+            model = of_net(run.config, trained.describe(store, run), checkpoint, runtime)
         else:
             model = of_file(file or trained.write_file(store, run, runtime, folder), label)
     except UserError as error:
@@ -202,31 +200,12 @@ def _of_run(store: "Store", run_id: str, runtime: RuntimeName, folder: Path) -> 
 
 
 def of_net(
-    config: "DictConfig",
-    description: Description,
-    checkpoint: Path,
-    folder: Path,
-    runtime: RuntimeName,
+    config: "DictConfig", description: Description, checkpoint: Path, runtime: RuntimeName
 ) -> BenchmarkModel:
-    """A trained torch net, copied to a folder so that a worker needs no run store.
-
-    The folder is new, or was written by this function for the other of "eager" and "compile".
-
-    Raises:
-        UserError: The folder cannot be written.
-    """
-    from omegaconf import OmegaConf
-
-    try:
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            OmegaConf.save(config, folder / "config.yaml")
-            (folder / "description.json").write_text(description.to_json())
-            shutil.copy(checkpoint, folder / "best.ckpt")
-    except OSError as error:
-        raise UserError(f"{folder}: the model cannot be written there ({error})") from error
+    """A trained torch net, by the recorded config of its run and its checkpoint."""
     label = f"{description.model} {description.run_id[:8]}"
-    spec = {"runtime": runtime, "net": str(folder)}
+    spec = {"runtime": runtime, "config": config, "description": description}
+    spec["checkpoint"] = str(checkpoint.resolve())
     return BenchmarkModel(label, runtime, spec=spec, size_mb=checkpoint.stat().st_size / 1e6)
 
 

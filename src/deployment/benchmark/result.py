@@ -11,15 +11,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import pydantic
+from annotated_types import Ge
 
 from src.core.environment import cpu_name
 from src.core.errors import UserError
 from src.core.files import escape_formula
+from src.deployment.description import STRICT, validated
 from src.deployment.runtimes.formats import RuntimeName
 
-# How pydantic reads these classes from a file.
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 KIND: Literal["paretoderm benchmark"] = "paretoderm benchmark"
 VERSION: Literal[1] = 1
 # Figures of a row: name -> meaning and unit. A figure that could not be measured is absent.
@@ -45,6 +47,10 @@ FIGURES = {
     "seconds": "their total time, s",
     "cpu_ms": "CPU time of a call, all threads, mean, ms",
 }
+if TYPE_CHECKING:
+    Figure: TypeAlias = str
+else:
+    Figure = Literal[tuple(FIGURES)]
 _BOARD = Path("/proc/device-tree/model")  # single-board computers and phones
 
 
@@ -52,7 +58,8 @@ _BOARD = Path("/proc/device-tree/model")  # single-board computers and phones
 class Device:
     """A machine."""
 
-    name: str  # part of metric names; names the emulation, too
+    # a part of metric names; names the emulation, too
+    name: Annotated[str, pydantic.StringConstraints(pattern=r"^[\w.-]+$")]
     cpu: str  # model of the processor or board
     cores: int  # that the process may use
     memory_gb: float | None  # 10^9 bytes; None where the system does not say
@@ -61,7 +68,7 @@ class Device:
     python: str  # version
     emulation: str = ""  # of a smaller device, such as "1 core, 512 MB"; empty: none
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass
@@ -76,9 +83,9 @@ class BenchmarkRow:
     version: str = ""  # of the runtime
     reason: str = ""  # why it was not measured, in one line; empty if it was
     energy_absent: str = ""  # why its energy is unknown; empty if it is known
-    figures: dict[str, float] = field(default_factory=dict)  # by the names of `FIGURES`
+    figures: dict[Figure, Annotated[float, Ge(0)]] = field(default_factory=dict)
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass
@@ -96,7 +103,7 @@ class BenchmarkResult:
     kind: Literal["paretoderm benchmark"] = KIND  # marks such a file
     version: Literal[1] = VERSION  # of the file layout
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     @property
     def name(self) -> str:
@@ -142,8 +149,6 @@ def read(path: Path) -> BenchmarkResult:
     Raises:
         UserError: The file is absent, damaged, no benchmark result or of another version.
     """
-    import pydantic
-
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -156,23 +161,9 @@ def read(path: Path) -> BenchmarkResult:
             "measure it again"
         )
     try:
-        adapter = pydantic.TypeAdapter(BenchmarkResult)
-        result = adapter.validate_json(json.dumps(content), strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        problem = f"{key}: {first['msg'].lower()}, but got {first['input']!r}"
-        raise UserError(f"join={path}: damaged, {problem}") from None
-    problem = ""
-    if not re.fullmatch(r"[\w.-]+", result.device.name):
-        problem = f"device.name: {result.device.name!r} cannot be a part of a metric's name"
-    for row in result.rows:
-        for name, value in row.figures.items():
-            if name not in FIGURES or value < 0:
-                problem = f"{row.label}: {name} = {value:g} cannot be"
-    if problem:
-        raise UserError(f"join={path}: damaged, {problem}")
-    return result
+        return validated(BenchmarkResult, content)
+    except ValueError as error:
+        raise UserError(f"join={path}: damaged, {error}") from None
 
 
 def this_device(name: str | None, emulation: str) -> Device:

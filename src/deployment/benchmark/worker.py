@@ -1,14 +1,16 @@
 """The process that holds one model of a benchmark, and the photograph of its queries."""
 
+import functools
 import gc
 import importlib
 import importlib.metadata
 import io
-import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +30,25 @@ GRAIN = 9.0  # noise that makes the file as large, and as slow to decode, as HAM
 
 
 def main() -> None:
-    """Emulate, load, answer; a user's mistake is an answer with the key `error`."""
-    began, spec = time.perf_counter(), json.loads(sys.argv[1])
-    # Standard output is for answers alone: libraries that print do so on standard error.
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Emulate, load, and answer messages of the pipe whose handle is the argument.
 
-    def answer(content: dict[str, Any]) -> None:
-        channel.write(json.dumps(content) + "\n")
-        channel.flush()
-
+    An answer that is a text is the reason why there is no other one, and the last.
+    """
+    pipe = Connection(int(sys.argv[1]))
     try:
+        spec = pipe.recv()
         emulate(spec.get("cores"), spec.get("memory_mb"))
-        session = Session(spec, began)
-        answer(session.hello)
-        for line in sys.stdin:
-            answer(session.obey(json.loads(line)))
+        session = Session(spec)
+        pipe.send(session.hello)
+        while True:
+            name, *arguments = pipe.recv()
+            pipe.send(getattr(session, name)(*arguments))
+    except EOFError:  # the other end is closed: nothing more to do
+        return
     except UserError as error:
-        answer({"error": " ".join(str(error).split())})
+        pipe.send(" ".join(str(error).split()))
     except MemoryError:
-        answer({"error": "out of memory"})
+        pipe.send("out of memory")
 
 
 def emulate(cores: int | None, memory_mb: int | None) -> None:
@@ -79,23 +80,22 @@ class Session:
     """A loaded model and the pictures of its queries.
 
     Attributes:
-        hello: Durations, memory, description and version, sent after the first query.
+        hello: Durations, memory, description and version, sent after the first query. Memory is NaN
+            where the system does not say.
 
     Args:
         spec: `BenchmarkModel.spec` with `batch`, `threads` and, in an emulation, `memory_mb`.
-        began: When this process began to import, by `time.perf_counter`.
 
     Raises:
         UserError: The model cannot be loaded, takes another batch size, or exceeds the memory.
     """
 
-    def __init__(self, spec: dict[str, Any], began: float) -> None:
+    def __init__(self, spec: dict[str, Any]) -> None:
         self._limit_mb = spec.get("memory_mb")
         form = FORMATS.get(spec["runtime"])
         library = form.library if form else "torch"
         load = _loader(library, spec)
-        imported = time.perf_counter()
-        imported_mb = high_water_mb()
+        imported, imported_mb = time.perf_counter(), high_water_mb()
         self._runtime = load()
         loaded = time.perf_counter()
         if self._runtime.batch not in (None, spec["batch"]):
@@ -107,36 +107,37 @@ class Session:
         self._shape = (int(spec["batch"]), size, size, 3)
         self._runtime(np.full(self._shape, 127, np.uint8))
         self.hello = {
-            "import_s": imported - began,
             "load_s": loaded - imported,
             "imported_memory_mb": imported_mb,
             "peak_memory_mb": self._checked_peak_mb(),
-            "description": self._runtime.description.to_json(),
+            "description": self._runtime.description,
             "version": importlib.metadata.version(library.partition(".")[0].replace("_", "-")),
         }
-        self._pictures: list[ImageBatch] = []
-        self._photograph = b""
+        self._jpeg = b""
         gc.disable()  # its pauses are Python's, not the model's
 
-    def obey(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Execute one command: `warm_up`, `turn`, or `photograph`: queries then begin with it."""
-        if not self._pictures:  # drawing them is not a part of the cold start
-            rng = np.random.default_rng(0)
-            self._pictures = [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
-        if command["do"] == "photograph":
-            self._photograph = Path(command["path"]).read_bytes()
-            self._query(0)  # loads the decoder
-            return {}
-        if command["do"] == "turn":
-            return self._timed(command["untimed"], command["timed"])
-        times: list[int] = []
-        end = time.perf_counter() + command["seconds"]
-        while not times or time.perf_counter() < end:
-            times += self._timed(0, 1)["ns"]
-        self._checked_peak_mb()
-        return {"ns": times}
+    @functools.cached_property
+    def _pictures(self) -> list[ImageBatch]:
+        """Drawn at the first query, not as a part of the cold start."""
+        rng = np.random.default_rng(0)
+        return [rng.integers(0, 256, self._shape, np.uint8) for _ in range(PICTURES)]
 
-    def _timed(self, untimed: int, timed: int) -> dict[str, Any]:
+    def photograph(self, content: bytes) -> None:
+        """Let each query begin with the content of a JPEG file from now on."""
+        self._jpeg = content
+        self._query(0)  # loads the decoder
+
+    def warm_up(self, seconds: float) -> np.ndarray:
+        """Query for that long, at least once: times in ms; a UserError if memory is exceeded."""
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            times += self.turn(0, 1)[0].tolist()
+        self._checked_peak_mb()
+        return np.array(times)
+
+    def turn(self, untimed: int, timed: int) -> tuple[np.ndarray, float]:
+        """Query that often: times of the timed queries, and their CPU time (all threads), ms."""
         for number in range(untimed):
             self._query(number)
         times = []
@@ -145,11 +146,11 @@ class Session:
             began = time.perf_counter_ns()
             self._query(number)
             times.append(time.perf_counter_ns() - began)
-        return {"ns": times, "cpu_ns": time.process_time_ns() - cpu}
+        return np.array(times) / 1e6, (time.process_time_ns() - cpu) / 1e6
 
     def _query(self, number: int) -> None:
         """One call; it decodes the photograph, if there is one, for each picture of the batch."""
-        if not self._photograph:
+        if not self._jpeg:
             self._runtime(self._pictures[number % PICTURES])
             return
         from src.data.cache import square
@@ -157,23 +158,23 @@ class Session:
         size, geometry = self._shape[1], self._runtime.description.geometry
         squares = []
         for _ in range(self._shape[0]):
-            with Image.open(io.BytesIO(self._photograph)) as image:
+            with Image.open(io.BytesIO(self._jpeg)) as image:
                 upright = ImageOps.exif_transpose(image).convert("RGB")
             squares.append(square(upright, size, geometry))
         self._runtime(np.stack(squares))
 
-    def _checked_peak_mb(self) -> float | None:
+    def _checked_peak_mb(self) -> float:
         """Peak resident memory, MB; an error if it exceeds the emulated device's."""
         peak, limit = high_water_mb(), self._limit_mb
-        if limit and peak and peak > limit:
+        if limit and peak > limit:
             raise UserError(
                 f"does not fit: {peak:.0f} MB resident, more than memory_mb={limit} (emulation)"
             )
         return peak
 
 
-def high_water_mb() -> float | None:
-    """Peak resident memory of this process, MB of 10^6 bytes; None if the system does not say.
+def high_water_mb() -> float:
+    """Peak resident memory of this process, MB of 10^6 bytes; NaN if the system does not say.
 
     VmHWM on Linux, where `ru_maxrss` starts at the value of the parent process.
     """
@@ -184,7 +185,7 @@ def high_water_mb() -> float | None:
     try:
         import resource
     except ImportError:
-        return None
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -204,19 +205,14 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
     if form is not None:
         return lambda: form.load(Path(spec["file"]), threads)
 
-    # a torch net in the folder that `models.of_net` wrote: no run store is needed
-    from src.core.config import read_recorded
     from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
     from src.deployment.trained import load_checkpoint
 
-    folder = Path(spec["net"])
-
     def load_net() -> Runtime:
-        description = Description.from_json((folder / "description.json").read_text(), str(folder))
-        config = read_recorded(folder / "config.yaml")
-        camera = load_checkpoint(config, description.classes, folder / "best.ckpt")
+        about: Description = spec["description"]
+        camera = load_checkpoint(spec["config"], about.classes, Path(spec["checkpoint"]))
         runtime = EagerRuntime if spec["runtime"] == "eager" else CompiledRuntime
-        return runtime(camera, description, threads)
+        return runtime(camera, about, threads)
 
     return load_net
 

@@ -64,16 +64,15 @@ def onnx_file(
     return write_onnx(tmp_path_factory.mktemp("onnx") / "tiny.onnx", "0123abcd")
 
 
-@pytest.fixture
-def store(empty_database: Path, tmp_path: Path) -> Store:
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_database, tmp_path / "mlruns" / "mlflow.db")
-    return Store(folder=tmp_path / "mlruns", uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db").open()
-
-
-@pytest.fixture
-def study(store: Store, tmp_path: Path) -> dict[str, str]:
-    """Ids of a study of untrained nets; on its front: a run, and a trial of two seeds."""
+@pytest.fixture(scope="session")
+def study(
+    empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, dict[str, str]]:
+    """A store, and ids of a study of untrained nets; on its front: a run, a trial of two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
+    store = Store(folder=folder / "mlruns", uri=f"sqlite:///{folder}/mlruns/mlflow.db").open()
     common = {"study": "widths", "model": "custom"}
 
     def parent(above: str | None, **tags: str) -> str:
@@ -82,7 +81,7 @@ def study(store: Store, tmp_path: Path) -> dict[str, str]:
         return run.id
 
     def net(above: str, seed: int, front: str = "") -> str:
-        run_id = write_run(store, tmp_path, seed, parent=above)
+        run_id = write_run(store, folder, seed, parent=above)
         for name, value in {"study": "widths", "front": front}.items():
             store.client.set_tag(run_id, name, value)
         return run_id
@@ -90,4 +89,6 @@ def study(store: Store, tmp_path: Path) -> dict[str, str]:
     study = parent(None, kind="study")
     trial = parent(study, kind="trial", front="true")
     ids = {"trial": trial, "seed1": net(trial, 1), "seed0": net(trial, 0)}
-    return ids | {"member": net(study, 0, "true"), "other": net(study, 0, "false")}
+    ids |= {"member": net(study, 0, "true"), "other": net(study, 0, "false")}
+    parent(None, kind="study", study="frontless")
+    return store, ids

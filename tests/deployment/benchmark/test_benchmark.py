@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,10 +39,13 @@ def test_status_1_if_no_model_could_be_measured(
 def test_a_file_is_measured_without_a_store_and_added_to_one_later(
     run_entry: Entry,
     tmp_path: Path,
-    store: Store,
+    empty_database: Path,
     write_onnx: Callable[[Path, str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_database, tmp_path / "mlruns" / "mlflow.db")
+    store = Store(folder=tmp_path / "mlruns", uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db").open()
     with Run.start(store, "custom") as run:
         pass
     write_onnx(tmp_path / "tiny.onnx", run.id)

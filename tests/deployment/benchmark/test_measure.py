@@ -3,7 +3,6 @@
 import math
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from src.core.errors import ConfigError
+from src.deployment.benchmark import measure as measurement
 from src.deployment.benchmark.measure import (
     POWERCAP,
     Rapl,
@@ -261,30 +261,16 @@ def test_a_model_that_fails_is_a_row_with_its_reason(
     assert base == ""
 
 
-class InterruptedPipe:
-    """Ctrl+C during the wait for a process."""
-
-    def readline(self) -> str:
-        raise KeyboardInterrupt
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_process_that_is_killed_or_waited_for_in_vain(
     onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = {"runtime": "onnx", "file": str(onnx_file), "threads": 1, "batch": 1}
     with closing(WorkerProcess(spec)) as worker:
-        monkeypatch.setattr(worker._process, "stdout", InterruptedPipe())
-        with pytest.raises(KeyboardInterrupt):
-            worker.turn(0, 1)
-        threads = threading.enumerate()
-        for timer in [item for item in threads if isinstance(item, threading.Timer)]:
-            timer.join(5)
-            assert not timer.is_alive()  # a timer would keep this process waiting
-    assert worker._process.returncode is not None
-    with closing(WorkerProcess(spec)) as worker:
+        monkeypatch.setattr(measurement, "TIMEOUT_S", 0.0)
+        with pytest.raises(WorkerFailed, match="gave no answer within 0 s"):
+            worker.warm_up(0.1)
+        monkeypatch.undo()
+        worker._pipe.recv()
         worker._process.kill()
-        with pytest.raises(WorkerFailed, match="SIGKILL"):
+        with pytest.raises(WorkerFailed, match="ended by SIGKILL"):
             worker.turn(0, 1)

@@ -20,18 +20,18 @@ def test_files_with_equal_names_are_labelled_by_their_paths(
 
 
 def test_a_study_is_its_front_and_a_trial_its_first_seed(
-    store: Store, study: dict[str, str], tmp_path: Path
+    study: tuple[Store, dict[str, str]], tmp_path: Path
 ) -> None:
-    settings = BenchmarkSettings(run=["widths"], runtime=["eager", "compile"])
-    models = of_runs(store, settings, tmp_path)
+    store, ids = study
+    models = of_runs(
+        store, BenchmarkSettings(run=["widths"], runtime=["eager", "compile"]), tmp_path
+    )
     expected = {
-        (study[name], runtime) for name in ("member", "seed0") for runtime in ("eager", "compile")
+        (ids[name], runtime) for name in ("member", "seed0") for runtime in ("eager", "compile")
     }
     assert {(model.run_id, model.runtime) for model in models} == expected
-    store.client.set_tag(study["member"], "front", "false")
-    store.client.set_tag(study["trial"], "front", "false")
-    with pytest.raises(UserError, match="no front yet; .* python -m src.report study=widths"):
-        of_runs(store, settings, tmp_path)
+    with pytest.raises(UserError, match="no front yet; .* python -m src.report study=frontless"):
+        of_runs(store, BenchmarkSettings(run=["frontless"]), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import gc
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,15 +32,18 @@ def collected() -> Iterator[None]:
 
 
 def session(spec: dict[str, Any], **more: Any) -> Session:
-    return Session({"threads": 1, "batch": 1} | spec | more, time.perf_counter())
+    return Session({"threads": 1, "batch": 1} | spec | more)
 
 
 def test_a_session_answers_and_takes_a_batch(onnx_file: Path) -> None:
     spec = {"runtime": "onnx", "file": str(onnx_file)}
     model = session(spec, batch=3)
-    assert not model._pictures  # their time and memory would count as the model's
-    assert len(model.obey({"do": "turn", "untimed": 2, "timed": 5})["ns"]) == 5
-    assert len(model.obey({"do": "warm_up", "seconds": 0.0})["ns"]) == 1
+    assert "_pictures" not in vars(model)  # their time and memory would count as the model's
+    times, cpu_ms = model.turn(untimed=2, timed=5)
+    assert len(times) == 5
+    assert (times > 0).all()
+    assert cpu_ms > 0
+    assert len(model.warm_up(0.0)) == 1
     assert model.hello["version"]
     with pytest.raises(UserError, match="does not fit: .* more than memory_mb=16"):
         session(spec, memory_mb=16)  # this process has more resident memory
@@ -66,23 +68,23 @@ print(before, high_water_mb() - before)
 
 
 def test_a_torch_net_is_loaded_without_a_store_in_its_precision(
-    store: Store,
-    study: dict[str, str],
+    study: tuple[Store, dict[str, str]],
     tmp_path: Path,
     describe: Callable[[str], Description],
 ) -> None:
-    [model] = of_runs(store, BenchmarkSettings(run=study["member"][:12]), tmp_path / "nets")
-    assert model.label == f"custom {study['member'][:8]}"
+    store, member = study[0], study[1]["member"]
+    [model] = of_runs(store, BenchmarkSettings(run=member[:12]), tmp_path)
+    assert model.label == f"custom {member[:8]}"
     loaded = session(model.spec, batch=2)
-    assert f'"run_id": "{study["member"]}"' in loaded.hello["description"]
-    assert len(loaded.obey({"do": "turn", "untimed": 0, "timed": 2})["ns"]) == 2
-    recorded = trained.find(store, study["member"]).config
+    assert loaded.hello["description"].run_id == member
+    assert len(loaded.turn(untimed=0, timed=2)[0]) == 2
+    recorded = trained.find(store, member).config
     config = OmegaConf.merge(recorded, {"compression": {"name": "bfloat16"}})
     assert isinstance(config, DictConfig)
-    description = replace(describe(study["member"]), precision="bfloat16")
+    description = replace(describe(member), precision="bfloat16")
     net = nn.ModuleDict({"net": trained.build_net(config, description.classes)})
     save_weights(net, tmp_path / "bfloat16.ckpt")
-    model = of_net(config, description, tmp_path / "bfloat16.ckpt", tmp_path / "net", "eager")
+    model = of_net(config, description, tmp_path / "bfloat16.ckpt", "eager")
     weights = session(model.spec)._runtime.camera.net.parameters()  # type: ignore[attr-defined]
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
 
