@@ -35,9 +35,9 @@ from src.deployment.compression.onnx import OnnxStaticInt8
 from src.deployment.description import Description
 from src.deployment.runtimes.eager import CameraNet
 from src.deployment.runtimes.formats import FORMATS, RuntimeName
+from src.models.weights import save_weights
 from src.tracking.store import Store
 from src.training import loop
-from src.training.checkpoint import save_weights
 
 FASTER, INT8_FASTER, INT8_SIZE = 2.0, 1.5, 0.30
 BESIDE = ("eager", "onnx")  # runtimes of ResNet50

@@ -17,6 +17,7 @@ from src.core.cli import CONF, ROOT
 from src.core.config import WITHOUT_EFFECT, check, compose_trial, instantiate, resolve
 from src.core.environment import config_hash, environment, git_state, package_versions
 from src.core.errors import ConfigError, UserError
+from src.deployment import trained
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
 from src.metrics.registry import parse_limits, parse_objectives
@@ -114,8 +115,7 @@ def record(
     if compressed:
         parts = origin.origin_parts(config, run.store)
         describe_inputs(config, overrides, parts, run, folder)
-        run.tag(weights=origin.initial_weights(run.store, config.origin))
-        cost = origin.compressed_cost(origin.compress(config, parts, run.store, run, folder))
+        cost = origin.compress(config, parts, run, folder)
         if context is not None:
             context.known_cost({name: value for name, value in cost.items() if value is not None})
     else:
@@ -224,7 +224,7 @@ def _repeated(
         copy_latest_state(earlier, seed_folder(context.folder, seed))
     adopted, plain, problem = _checked(config, context.payload["overrides"], store)
     compressed = problem is None and origin.is_compression(config)
-    tags = {"origin": origin.origin_trial(store, config)} if compressed else {}
+    tags = {"origin": trained.find(store, str(config.origin)).run_id} if compressed else {}
     cell = context.payload["cell"]
     metrics: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # origin and compressed run of each seed

@@ -1,6 +1,11 @@
-"""Use from Python: compose, run, study, load_model, predictions, and Lightning's own loading."""
+"""Use from Python: compose, run, study, load_model, predictions, Lightning's own loading, notebook.
 
+Both studies, that of the notebook too, use one fork server.
+"""
+
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +13,7 @@ import pytest
 import torch
 
 from src import api
+from src.core.cli import ROOT
 from src.core.errors import ConfigError, UserError
 from src.tracking import read
 from src.training.classifier import RECIPE, Classifier
@@ -113,6 +119,20 @@ def test_a_study_has_trials_front_and_best(folder: Path) -> None:
     with pytest.raises(UserError, match="no trial has"):
         study.best("val/accuracy", ["efficiency/params <= 1"])
     assert isinstance(study.trials, pd.DataFrame)
+
+
+@pytest.mark.usefixtures("own_fork_server", "folder")
+def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
+    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "notebook", "exec"), names)
+    assert names["probabilities"].shape == (2, 7)
+    torch.testing.assert_close(names["probabilities"].sum(1), torch.ones(2), atol=1e-4, rtol=0)
+    assert len(names["study"].trials) == 2
+    assert 1 <= len(names["study"].front) <= 2
+    assert len(names["predictions"]) > 0
 
 
 def test_bad_values_raise(folder: Path) -> None:

@@ -2,10 +2,13 @@
 
 import functools
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -164,9 +167,11 @@ def typed(multirun: Finished, monkeypatch: pytest.MonkeyPatch, run_entry: Typed)
 
 
 @pytest.fixture(scope="module")
-def multirun(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def multirun(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Finished:
     """Three configurations, of which one is invalid."""
     folder = tmp_path_factory.mktemp("multirun")
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
     arguments = ["-m", "experiment=smoke", "model=custom", "model.net.width=4,0,8", "study=widths"]
     process = subprocess.run(**command(folder, *arguments), capture_output=True, timeout=280)
     return Finished(folder, Store(folder=folder / "mlruns"), process)
@@ -290,7 +295,7 @@ def test_an_impossible_store_is_reported_once(typed: Typed) -> None:
 def test_two_processes_train_one_run(multirun: Finished) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     arguments = ["experiment=smoke", "trainer.max_epochs=1", *ddp, "trainer.precision=32-true"]
-    arguments += ["study=ddp", "efficiency.batch_sizes=[1]"]
+    arguments += ["study=ddp", "efficiency.batch_sizes=[1]", "model.net.width=4", "threads=1"]
     line = command(multirun.folder, *arguments)
     subprocess.run(**line, capture_output=True, check=True, timeout=200)
     row = multirun.run("ddp")
@@ -315,49 +320,58 @@ def test_two_classes_of_real_images(multirun: Finished, shared_data: Path, typed
     assert row["metrics.test/recall/malignant"] == pytest.approx(recall, abs=1e-6)
 
 
+def train_without_an_end(folder: Path, study: str) -> None:
+    """The body of a process: `python -m src.train` with its output in a file."""
+    os.chdir(folder)
+    sys.stdout = sys.stderr = (folder / f"{study}.log").open("w", buffering=1)
+    smoke = ["experiment=smoke", "trainer.max_epochs=100000", "threads=1"]
+    sys.argv = ["src.train", *smoke, f"study={study}", f"data.cache_dir={folder}/cache"]
+    train.main()
+
+
 @pytest.fixture(scope="module")
-def endless(multirun: Finished) -> Iterator[dict[str, subprocess.Popen[str]]]:
+def endless(multirun: Finished, own_fork_server: None) -> Iterator[dict[str, Any]]:
     """Three trainings without an end; each study has the name of the signal it will receive."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["src.run"])  # imported once for all three
     signals = ("SIGINT", "SIGTERM", "SIGKILL")
-    smoke = ["experiment=smoke", "trainer.max_epochs=100000"]
-    processes = {
-        name: subprocess.Popen(
-            **command(multirun.folder, *smoke, f"study={name}"),
-            stderr=subprocess.PIPE,
-            # a background job of a shell ignores SIGINT, and its children inherit that
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    processes: dict[str, Any] = {
+        name: context.Process(target=train_without_an_end, args=(multirun.folder, name))
         for name in signals
     }
+    for process in processes.values():
+        process.start()
     yield processes
     for process in processes.values():
         process.kill()
-        process.communicate()
+        process.join()
 
 
-def end(process: subprocess.Popen[str], sent: signal.Signals) -> int:
+def end(multirun: Finished, process: Any, name: str) -> int:
     """Send the signal in the third epoch; the exit status of the process."""
-    assert process.stderr is not None
-    next(line for line in process.stderr if "epoch 2/" in line)
-    process.send_signal(sent)
-    process.communicate(timeout=120)
-    return process.returncode
+    log = multirun.folder / f"{name}.log"
+    while not (log.exists() and "epoch 2/" in log.read_text()):
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.1)
+    os.kill(process.pid, signal.Signals[name])
+    process.join(120)
+    return int(process.exitcode)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_run_is_marked_as_killed(
-    multirun: Finished, endless: dict[str, subprocess.Popen[str]], name: str
+    multirun: Finished, endless: dict[str, Any], name: str
 ) -> None:
-    assert end(endless[name], signal.Signals[name]) != 0
+    assert end(multirun, endless[name], name) != 0
     row = multirun.run(name)
     assert row["status"] == "KILLED"
     assert row["tags.failure"]
 
 
 def test_the_next_run_marks_a_killed_one(
-    multirun: Finished, endless: dict[str, subprocess.Popen[str]], typed: Typed
+    multirun: Finished, endless: dict[str, Any], typed: Typed
 ) -> None:
-    end(endless["SIGKILL"], signal.SIGKILL)
+    assert end(multirun, endless["SIGKILL"], "SIGKILL") == -signal.SIGKILL
     assert multirun.run("SIGKILL")["status"] == "RUNNING"
     status, output = typed("experiment=smoke", "trainer.max_epochs=1", "study=next")
     assert status == 0, output

@@ -2,8 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +16,12 @@ from omegaconf import DictConfig
 from src.core.cli import console, say
 from src.core.config import instantiate, load_settings
 from src.core.errors import ConfigError, UserError
-from src.core.files import atomic_folder
+from src.core.files import atomic_file
 from src.core.tables import Table
 from src.data.module import DataModule
 from src.deployment import trained
 from src.deployment.description import Decision, Description
-from src.deployment.runtimes.base import Format, Probabilities, in_batches
+from src.deployment.runtimes.base import Probabilities, in_batches
 from src.deployment.runtimes.eager import EagerRuntime
 from src.deployment.runtimes.formats import FORMATS, FormatName, format_of, open_file
 from src.deployment.trained import RecordedModel
@@ -153,13 +152,14 @@ def export_run(config: DictConfig) -> None:
     errors = []
     for name in settings.formats:
         print(f"{name}: writing and checking ...", file=sys.stderr, flush=True)
+        path = folder / f"model{FORMATS[name].suffix}"
         try:
-            with _draft(folder, FORMATS[name]) as path:
+            with atomic_file(path, "the export", make_folder=True) as draft:
                 if camera is not None:
-                    FORMATS[name].write(camera, about, path)
+                    FORMATS[name].write(camera, about, draft)
                 else:
-                    shutil.copyfile(str(file), path)
-                runtime = open_file(path, settings.threads)
+                    shutil.copyfile(str(file), draft)
+                runtime = open_file(draft, settings.threads)
                 output = in_batches(runtime, data.cache.images[rows], title=name)
                 parity = compare(expected, output, about.classes, about.decision)
                 if not parity["max_difference"] <= tolerance:  # NaN is too large as well
@@ -168,11 +168,10 @@ def export_run(config: DictConfig) -> None:
                         f"own probabilities on {len(rows)} images, more than the tolerance of "
                         f"{tolerance:g}: the file was deleted"
                     )
-                size_mb = path.stat().st_size / 1e6
         except UserError as error:
             errors.append(error)
         else:
-            path = folder / path.name
+            size_mb = path.stat().st_size / 1e6
             exports.append({"format": name, "path": path, "size_mb": size_mb, **parity})
     if exports:
         title = f"{run.title}, compared with {source} on {len(rows):,} {split} images"
@@ -188,20 +187,9 @@ def _check_formats(run: RecordedModel, file: Path | None, formats: Sequence[str]
     if file is None:
         for name in formats:
             FORMATS[name].check_installed()
-    elif formats != [format_of(file).name]:
-        problem = f"was compressed into a {file.suffix} file; take format={format_of(file).name}"
+    elif formats != [name := format_of(file).name]:
+        problem = f"was compressed into a {file.suffix} file; take format={name}"
         raise ConfigError("format", f"run {run.run_id} {problem}")
-
-
-@contextmanager
-def _draft(folder: Path, form: Format) -> Iterator[Path]:
-    """A path for the model file in a draft of the folder, whose other files stay."""
-    with atomic_folder(folder, "the export") as draft:
-        if folder.exists():
-            shutil.copytree(folder, draft, dirs_exist_ok=True)
-        path = draft / f"model{form.suffix}"
-        path.unlink(missing_ok=True)
-        yield path
 
 
 def _recorded_output(
@@ -254,6 +242,5 @@ def _record(exports: Sequence[Mapping[str, Any]], store: Store, run: RecordedMod
             record.log({f"{prefix}/{name}": row[name] for name in RECORDED})
         record.flush()
     except OSError as error:
-        raise UserError(
-            f"run={run.run_id}: the export is written, but cannot be recorded ({error})"
-        ) from error
+        problem = f"the export is written, but cannot be recorded ({error})"
+        raise UserError(f"run={run.run_id}: {problem}") from error

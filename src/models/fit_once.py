@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from src.core.files import atomic_file
+from src.models.weights import save_weights
 
 if TYPE_CHECKING:
     from src.data.module import DataModule
@@ -49,12 +48,7 @@ def train(
     fit = net.fit_once(data, seed)
     seconds = time.monotonic() - start
     checkpoint = folder / "checkpoint" / "best.ckpt"
-    with atomic_file(checkpoint, "the checkpoint", make_folder=True) as draft:
-        content: dict[str, Any] = {"state_dict": module.state_dict()}
-        hook = getattr(module, "on_save_checkpoint", None)
-        if callable(hook):
-            hook(content)
-        torch.save(content, draft)
+    save_weights(module, checkpoint)
     if run is not None:
         run.tag(chosen_by=fit.chosen_by, **fit.tags)
         sample = data.frame.iloc[fit.rows][["image_id", "group"]]

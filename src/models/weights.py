@@ -1,6 +1,7 @@
 """Weights: of a checkpoint, a file, an installed package, or the hub. Nothing is executed."""
 
 import importlib.util
+import io
 import pickle
 import threading
 from collections.abc import Collection, Iterable, Mapping
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError, DependencyError, UserError
+from src.core.files import atomic_file
 from src.models import pruned_layers
 
 PRUNED = "pruned"  # key of a checkpoint, beside its state_dict
@@ -21,26 +23,57 @@ _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("", "net.backbone.", "backbone.", "module.", "model.")
 
 
+def save_weights(module: nn.Module, path: Path | str) -> None:
+    """Write a checkpoint, completely or not at all; it replaces an older one.
+
+    `load_weights` reads it.
+
+    Raises:
+        UserError: The file cannot be written: no permission, or the disk is full.
+    """
+    pruned = {PRUNED: True} if pruned_layers.is_pruned(module) else {}
+    content: dict[str, Any] = {"state_dict": module.state_dict(), **pruned}
+    if callable(hook := getattr(module, "on_save_checkpoint", None)):
+        hook(content)  # a classifier's adds its recipe
+    # torch's own writer has no plain error for a full disk
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    with atomic_file(Path(path), "the checkpoint", make_folder=True) as draft:
+        draft.write_bytes(packed.getbuffer())
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint: tensors and basic types. Nothing in the file is executed.
+
+    Raises:
+        UserError: The file is absent or damaged.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint: {_first_line(error)}") from error
+
+
 def load_weights(module: nn.Module, path: Path | str) -> None:
     """Load the weights of a checkpoint. Nothing in the file is executed.
 
-    If the checkpoint is of a pruned net (see `src.training.checkpoint.save_weights`), the layers
-    are first shrunk to the sizes of its tensors. Of any other net the shapes must be equal. Tensors
-    of the loss that `module` does not have, such as class weights, are ignored.
+    If the checkpoint is of a pruned net (see `save_weights`), the layers are first shrunk to the
+    sizes of its tensors. Of any other net the shapes must be equal. Tensors of the loss that
+    `module` does not have, such as class weights, are ignored.
 
     Raises:
         UserError: The file is absent, damaged, or of another network.
     """
+    content, names = read_checkpoint(path), module.state_dict().keys()
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state, names = content["state_dict"], module.state_dict().keys()
+        state = content["state_dict"]
         for key in [key for key in state if key.startswith("loss.") and key not in names]:
             del state[key]
         if content.get(PRUNED) is True:
             pruned_layers.fit(module, state)
         module.load_state_dict(state)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:
         problem = f"not a checkpoint of this network: {_first_line(error)}"
         raise UserError(f"{path}: {problem}") from error

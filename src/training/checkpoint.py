@@ -1,6 +1,5 @@
 """Checkpoints: the best epoch, early stopping, and the state from which a training resumes."""
 
-import io
 import logging
 import math
 import random
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from src.core.errors import ConfigError, DivergedError
 from src.core.files import atomic_file
 from src.metrics.registry import describe, recorded_in_training
-from src.models import pruned_layers
-from src.models.weights import PRUNED
 from src.training.averaging import averaged
 
 log = logging.getLogger(__name__)
@@ -122,25 +119,6 @@ def _validation_mode(metric: str) -> str:
     if not recorded_in_training(metric).name.startswith("val/"):
         raise ConfigError("metric", f"must be of the validation split, val/..., but got {metric}")
     return "max" if describe(metric).direction == "maximize" else "min"
-
-
-def save_weights(module: nn.Module, path: Path | str) -> None:
-    """Write a checkpoint, completely or not at all; it replaces an older one.
-
-    `src.models.weights.load_weights` reads it.
-
-    Raises:
-        UserError: The file cannot be written: no permission, or the disk is full.
-    """
-    pruned = {PRUNED: True} if pruned_layers.is_pruned(module) else {}
-    content: dict[str, Any] = {"state_dict": module.state_dict(), **pruned}
-    if isinstance(module, LightningModule):
-        module.on_save_checkpoint(content)
-    # torch's own writer has no plain error for a full disk
-    packed = io.BytesIO()
-    torch.save(content, packed)
-    with atomic_file(Path(path), "the checkpoint", make_folder=True) as draft:
-        draft.write_bytes(packed.getbuffer())
 
 
 class LastState(Checkpoint):

@@ -17,7 +17,7 @@ from src.core.config import check_recorded, instantiate
 from src.core.errors import ConfigError, UserError
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.models import precision
-from src.models.weights import load_weights
+from src.models.weights import load_weights, read_checkpoint
 
 RECIPE = "classifier"  # key of a checkpoint, beside its state_dict
 
@@ -194,13 +194,7 @@ class Classifier(LightningModule):
         Raises:
             UserError: The file is no checkpoint, or it has no recipe.
         """
-        try:
-            content = dict(torch.load(checkpoint_path, map_location="cpu", weights_only=True))
-        except FileNotFoundError as error:
-            raise UserError(f"{checkpoint_path}: no such checkpoint") from error
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{checkpoint_path}: not a checkpoint: {reason}") from error
+        content = read_checkpoint(checkpoint_path)
         recipe = content.get(RECIPE)
         if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), dict):
             problem = "does not say how its classifier is built; load it into one with load_weights"

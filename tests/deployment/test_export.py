@@ -13,7 +13,8 @@ from small_store import SmallStore
 from src import export
 from src.deployment.description import Decision
 from src.deployment.export import compare
-from src.deployment.runtimes.formats import FORMATS, open_file
+from src.deployment.runtimes.formats import open_file
+from src.deployment.runtimes.onnx import OnnxRuntime
 from src.tracking import read
 
 REFERENCE = np.array([[0.6, 0.4], [0.45, 0.55], [0.9, 0.1], [0.75, 0.25]], np.float32)
@@ -46,8 +47,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
     run_entry: Callable[..., tuple[int, str]],
 ) -> Export:
-    copy = dataclasses.replace(FORMATS["onnx"], export=lambda *_: recorded.onnx.read_bytes())
-    monkeypatch.setitem(FORMATS, "onnx", copy)
+    monkeypatch.setattr(OnnxRuntime, "export", lambda *_: recorded.onnx.read_bytes())
     monkeypatch.chdir(tmp_path)
     return Export(tmp_path, recorded, run_entry)
 
@@ -94,7 +94,7 @@ def test_a_full_disk_ends_in_one_line(command: Export, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "write_bytes", full)
     status, output = command(command.recorded.run_id, "publish=false")
     assert (status, command.models()) == (2, [])
-    assert "error: folder=exports: the export cannot be written there ([Errno 28]" in output
+    assert "model.onnx: the export cannot be written there ([Errno 28]" in output
 
 
 def test_the_file_of_a_compressed_run_is_copied(command: Export, compressed: str) -> None:

@@ -63,9 +63,3 @@ def test_too_small_image_is_refused_with_the_smallest() -> None:
     expected = r"^image_size: .*the smallest that this net takes is 22, but got 8$"
     with pytest.raises(ConfigError, match=expected):
         CustomCNN(image_size=8, outputs=7)
-
-
-def test_dense_may_be_one_number_or_none() -> None:
-    one, listed, none = (CustomCNN(32, outputs=7, dense=dense) for dense in (16, [16], []))
-    assert [p.shape for p in one.parameters()] == [p.shape for p in listed.parameters()]
-    assert sum(isinstance(layer, nn.Linear) for layer in none.modules()) == 1

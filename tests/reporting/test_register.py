@@ -12,8 +12,8 @@ from src.core.cli import ROOT
 from src.core.errors import UserError
 from src.deployment import trained as inference
 from src.models import pruned_layers
+from src.models.weights import save_weights
 from src.reporting.register import pyfunc_model
-from src.training.checkpoint import save_weights
 
 CLASSES = tuple("abc")
 

@@ -9,7 +9,6 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.core.config import check
 from src.core.errors import ConfigError
 from src.models.weights import load_weights
 from src.training.averaging import AveragedWeights
@@ -90,13 +89,6 @@ def test_average_is_validated_and_kept_and_training_continues_from_the_weights(
 
 def test_warm_up_is_below_the_decay_at_first_by_hand() -> None:
     assert expected(Fraction(9, 10))[1] == Fraction(2, 11) + 2 * Fraction(9, 11)
-
-
-@pytest.mark.parametrize("decay", [1, 1.5, -0.1])
-def test_decay_out_of_range_is_refused_by_its_key(decay: float) -> None:
-    node = {"_target_": "src.training.averaging.AveragedWeights", "decay": decay}
-    with pytest.raises(ConfigError, match=r"callbacks\.averaging\.decay"):
-        check({"callbacks": {"averaging": node}})
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])

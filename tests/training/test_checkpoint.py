@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.core.errors import ConfigError, DivergedError, UserError
 from src.models import pruned_layers
-from src.models.weights import load_weights
-from src.training.checkpoint import BestEpoch, LastState, StopEarly, save_weights
+from src.models.weights import load_weights, save_weights
+from src.training.checkpoint import BestEpoch, LastState, StopEarly
 
 
 class Counter(LightningModule):

@@ -1,6 +1,7 @@
 """Training: a resumed training equals one without interruption; real fits, real kills."""
 
 import contextlib
+import functools
 import math
 import multiprocessing
 import os
@@ -98,10 +99,27 @@ def train(
     return Training(parts, epochs, folder / "checkpoint")
 
 
+Complete = Callable[..., tuple[Training, Run]]
+
+
 @pytest.fixture(scope="module")
-def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """The standard training without a break."""
-    return train(compose_config(cache), tmp_path_factory.mktemp("unbroken"))
+def complete(cache: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Complete:
+    """Uninterrupted trainings with their runs; each is trained once."""
+
+    @functools.cache
+    def train_once(changes: tuple[str, ...], keep_state_s: float) -> Any:
+        config, folder = compose_config(cache, *changes), tmp_path_factory.mktemp("complete")
+        with Run.start(store, "complete") as run:
+            training = train(config, folder, run, keep_state_s=keep_state_s)
+        return training, run
+
+    return train_once
+
+
+@pytest.fixture(scope="module")
+def unbroken(complete: Complete) -> Training:
+    """The standard training."""
+    return complete((), 1e9)[0]
 
 
 @pytest.fixture(scope="module")
@@ -130,29 +148,30 @@ def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
         (),
         ("callbacks=early_stopping", "optimizer=sgd", "scheduler=cosine", "augment=sun2023"),
         ("callbacks=averaging", "callbacks.averaging.decay=0.9"),
+        WITHOUT_VALIDATION,
     ],
 )
 def test_a_resumed_training_equals_an_uninterrupted_one(
-    tmp_path: Path, cache: Path, store: Store, changes: tuple[str, ...]
+    tmp_path: Path, cache: Path, store: Store, complete: Complete, changes: tuple[str, ...]
 ) -> None:
     config = compose_config(cache, *changes)
-    with Run.start(store, "complete") as complete_run:
-        complete = train(config, tmp_path / "complete", complete_run)
+    whole, whole_run = complete(changes, 1e9)
     early = train(config, tmp_path / "first", stop=3, keep_state_s=0)
     with Run.start(store, "resumed") as run:
         late = train(config, tmp_path / "second", run, resume=early.state, keep_state_s=0)
-    assert list(complete.epochs) == [1, 2, 3, 4]
+    assert list(whole.epochs) == [1, 2, 3, 4]
     assert list(late.epochs) == [3, 4]
     expected = {epoch: early.epochs[epoch] for epoch in (1, 2)} | late.epochs
-    assert complete.epochs == expected  # to the last bit
-    assert math.isfinite(complete.epochs[1]["train/loss"])
+    assert whole.epochs == expected  # to the last bit
+    assert math.isfinite(whole.epochs[1]["train/loss"])
+    assert ("val/loss" in whole.epochs[1]) == (changes != WITHOUT_VALIDATION)
     assert {path.name for path in late.folder.iterdir()} == {"best.ckpt", "last.ckpt"}
-    late.assert_same_weights(complete)
-    batches = len(complete.parts.data.loader("train", train=True))
-    steps = [step for step, _ in curves(complete_run)["train/loss"]]
+    late.assert_same_weights(whole)
+    batches = len(whole.parts.data.loader("train", train=True))
+    steps = [step for step, _ in curves(whole_run)["train/loss"]]
     assert steps == [batches * (epoch + 1) - 1 for epoch in range(4)]
-    assert curves(run) == curves(complete_run)
-    kept = [store.client.get_run(of.id).data.metrics["best/epoch"] for of in (complete_run, run)]
+    assert curves(run) == curves(whole_run)
+    kept = [store.client.get_run(of.id).data.metrics["best/epoch"] for of in (whole_run, run)]
     assert kept[0] == kept[1]
 
 
@@ -168,58 +187,43 @@ def test_a_training_resumes_twice_in_place(tmp_path: Path, cache: Path, unbroken
     assert {path.name for path in part.folder.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-EARLY = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1")
+EARLY = (  # in the second epoch nothing has improved
+    *("callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
+    *("callbacks.early_stopping.min_delta=1.0", "callbacks.best.metric=val/accuracy"),
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "epochs", "keep_state_s"),
-    [
-        ((), EPOCHS, 0),
-        ((), EPOCHS, 1e9),
-        ((*EARLY, "callbacks.best.metric=val/accuracy"), 2, 1e9),  # see below
-        (WITHOUT_VALIDATION, EPOCHS, 1e9),
-    ],
+    [((), EPOCHS, 0), ((), EPOCHS, 1e9), (EARLY, 2, 1e9), (WITHOUT_VALIDATION, EPOCHS, 1e9)],
     ids=["to the end", "written once", "stopped early", "without validation"],
 )
 def test_a_finished_training_only_restores_its_best_epoch(
     tmp_path: Path,
     cache: Path,
     store: Store,
+    complete: Complete,
     changes: tuple[str, ...],
     epochs: int,
     keep_state_s: float,
 ) -> None:
-    config = compose_config(cache, *changes)
-    if EARLY[0] in changes:  # in the second epoch nothing has improved
-        config.callbacks.early_stopping.min_delta = 1.0
-    with Run.start(store, "complete") as first:
-        complete = train(config, tmp_path / "complete", first, keep_state_s=keep_state_s)
-    assert list(complete.epochs) == list(range(1, epochs + 1))
+    whole, first = complete(changes, keep_state_s)
+    assert list(whole.epochs) == list(range(1, epochs + 1))
     calls: list[Any] = []
-    options = {"resume": complete.state, "on_resume": calls.append, "keep_state_s": keep_state_s}
+    options = {"resume": whole.state, "on_resume": calls.append, "keep_state_s": keep_state_s}
     with Run.start(store, "again") as second:
-        again = train(config, tmp_path / "again", second, **options)
+        again = train(compose_config(cache, *changes), tmp_path / "again", second, **options)
     assert again.epochs == {}
-    assert calls == [list(complete.epochs.values())]
-    best = [part.folder / "best.ckpt" for part in (complete, again)]
+    assert calls == [list(whole.epochs.values())]
+    best = [part.folder / "best.ckpt" for part in (whole, again)]
     assert best[0].read_bytes() == best[1].read_bytes()
-    again.assert_same_weights(complete)
+    again.assert_same_weights(whole)
     assert curves(second) == curves(first)
     assert curves(second)["train/loss"]
     recorded = [store.client.get_run(run.id).data for run in (first, second)]
     for name in ("best/epoch", "time/images_per_s"):
         assert recorded[0].metrics[name] == recorded[1].metrics[name]
     assert recorded[0].tags["chosen_by"] == recorded[1].tags["chosen_by"]
-
-
-def test_a_training_without_validation_resumes(tmp_path: Path, cache: Path) -> None:
-    config = compose_config(cache, *WITHOUT_VALIDATION)
-    complete = train(config, tmp_path / "complete")
-    early = train(config, tmp_path / "first", stop=2, keep_state_s=0)
-    late = train(config, tmp_path / "second", resume=early.state)
-    assert [list(metrics) for metrics in late.epochs.values()] == [["train/loss"]] * 3
-    assert late.epochs == {epoch: complete.epochs[epoch] for epoch in (2, 3, 4)}
-    late.assert_same_weights(complete)
 
 
 @pytest.mark.parametrize("more", [(), WITHOUT_VALIDATION])

@@ -1,20 +1,25 @@
 """A finished run teaches another one, unless it may have learned from its test images."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from small_store import CONFIG, write_run
 from torch import nn
 
 from src import train
+from src.core.errors import ConfigError
+from src.core.files import CONF
 from src.models.custom import CustomCNN
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
+from src.training import loop, teachers
 from src.training.classifier import Classifier
 from src.training.teachers import Teacher
-
-Typed = Callable[..., tuple[int, str]]
 
 
 def test_a_teacher_normalises_resizes_and_has_no_gradients() -> None:
@@ -34,45 +39,35 @@ def test_a_teacher_normalises_resizes_and_has_no_gradients() -> None:
 
 
 def test_a_student_learns_from_a_run_of_the_same_split_only(
-    run_entry: Typed, empty_database: Path, tmp_path: Path
+    run_entry: Callable[..., tuple[int, str]], store: Store, tmp_path: Path
 ) -> None:
-    database = tmp_path / "mlflow.db"
-    database.write_bytes(empty_database.read_bytes())
-    common = [
-        "experiment=smoke",
-        f"tracking.uri=sqlite:///{database}",
-        "tracking.experiment=template",
-        f"data.cache_dir={tmp_path}/cache",
-        f"hydra.run.dir={tmp_path}/run",
-        "trainer.max_epochs=1",
-        "model.net.width=8",
-    ]
-    assert run_entry(train.main, *common)[0] == 0
-    store = Store(uri=f"sqlite:///{database}", experiment="template", folder=tmp_path)
-    teacher = str(read.runs(store).at[0, "run_id"])
-
-    def distil(run_id: str, *more: str) -> tuple[int, str]:
-        return run_entry(train.main, *common, "loss=distillation", f"loss.teacher={run_id}", *more)
-
-    status, output = distil(teacher)
+    teacher = write_run(store, tmp_path, seed=0)
+    common = [*CONFIG, f"data.cache_dir={tmp_path}/cache", f"tracking.uri={store.uri}"]
+    common += ["trainer.max_epochs=1", "efficiency=fast", f"hydra.run.dir={tmp_path}/run"]
+    common += ["loss=distillation", f"tracking.folder={tmp_path}"]
+    status, output = run_entry(train.main, *common, f"loss.teacher={teacher}")
     assert status == 0, output
     student = read.runs(store).iloc[0]
     assert student["params.loss.teacher"] == teacher
     checkpoint = read.artifact(store, student["run_id"], "checkpoint/best.ckpt")
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(name.startswith("net.") for name in weights)
+    status, output = run_entry(train.main, *common, f"loss.teacher={teacher}", "data.split_seed=1")
+    assert status == 2
+    assert f"loss.teacher: run {teacher} was trained on another split" in output
+    assert "Traceback" not in output
 
-    def assert_refused(result: tuple[int, str], problem: str) -> None:
-        assert result[0] == 2
-        assert f"loss.teacher: {problem}" in result[1]
-        assert "Traceback" not in result[1]
-
-    other_split = distil(teacher, "data.split_seed=1")
-    assert_refused(other_split, f"run {teacher} was trained on another split")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = loop.build(compose("train", [*common[:-3], "loss=cross_entropy"])).data
+    assert len(teachers.load(store, [teacher, student["run_id"]], data)) == 2
     Run.attach(store, teacher).tag(weights="file:other.pt")
-    assert_refused(distil(teacher), f"run {teacher} started from a file of weights")
-    store.client.set_terminated(teacher, "FAILED")
-    problem = f"must be the id of a finished run in {store.uri}, but got "
-    assert_refused(distil(teacher), f"{problem}{teacher}: it is FAILED")
-    assert_refused(distil("0123abcd"), f"{problem}0123abcd: there is no such run")
-    assert_refused(distil("[]"), "must be the id of a finished run, or a list of ids, but is empty")
+    store.client.set_terminated(student["run_id"], "FAILED")
+    finished = f"must be the id of a finished run in {store.uri}, but got "
+    for run_ids, problem in {
+        teacher: f"run {teacher} started from a file of weights",
+        student["run_id"]: f"{finished}{student['run_id']}: it is FAILED",
+        "0123abcd": f"{finished}0123abcd: there is no such run",
+        (): "must be the id of a finished run, or a list of ids, but is empty",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^loss.teacher: {re.escape(problem)}"):
+            teachers.load(store, run_ids, data)

@@ -77,8 +77,7 @@ def make(config: DictConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = models.of_runs(store, settings, Path(folder)) if store else []
         chosen += models.of_files(settings)
-        candidates = [BenchmarkRow(model.label, model.runtime, model.run_id) for model in chosen]
-        reference(candidates, settings.reference)  # an unknown name is an error at once
+        reference(chosen, settings.reference)  # an unknown name is an error at once
         rows, reference_row = measure(chosen, settings, photograph)
     conditions = {name: getattr(settings, name) for name in CONDITIONS}
     result = BenchmarkResult(

@@ -397,8 +397,8 @@ def _in_turns(
     return {n: stream for n, stream in zip(models, streams, strict=True) if not stream.failure}
 
 
-def reference(rows: Sequence[BenchmarkRow], name: str | None) -> int:
-    """Position of the reference row, the first row that matches; of None the first row.
+def reference(rows: Sequence[BenchmarkModel | BenchmarkRow], name: str | None) -> int:
+    """Position of the reference, the first row or model that matches; of None the first one.
 
     A name is a runtime, the start of a run id or a label; or two of them, as in 3f2a9c:eager.
 

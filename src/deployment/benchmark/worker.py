@@ -203,7 +203,7 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
                 raise
             raise UserError(f"does not fit: {library} cannot be loaded: {error}") from error
     if form is not None:
-        return lambda: form.load(Path(spec["file"]), threads)
+        return lambda: form(Path(spec["file"]), threads)
 
     from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
     from src.deployment.trained import load_checkpoint

@@ -14,7 +14,7 @@ from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.data.module import DataModule
 from src.deployment.description import Description
-from src.deployment.runtimes.base import ImageBatch
+from src.deployment.runtimes.base import FileRuntime, ImageBatch
 from src.deployment.runtimes.eager import CameraNet
 from src.models.fit_once import is_fit_once
 from src.models.precision import cast
@@ -97,12 +97,12 @@ class FileCompression(ABC):
     """A compression whose result is a model file.
 
     Attributes:
-        suffix: Of the file.
+        runtime: Of the file.
         precision: Of the weights in it.
     """
 
     config_only = ("name",)
-    suffix: str
+    runtime: type[FileRuntime]
     precision = "int8"
 
     @abstractmethod
@@ -112,7 +112,7 @@ class FileCompression(ABC):
     def compress(self, context: CompressionContext) -> CompressedModel:
         """Write the file of the compressed model."""
         context.network()
-        file = context.folder / f"model{self.suffix}"
+        file = context.folder / f"model{self.runtime.suffix}"
         description = replace(context.description, precision=self.precision)
         with atomic_file(file, "the model") as draft:
             facts = self.write(draft, context, description)

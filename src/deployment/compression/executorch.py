@@ -16,9 +16,9 @@ from src.core.errors import UserError
 from src.deployment.compression import base
 from src.deployment.compression.base import CompressionContext, Facts, FileCompression
 from src.deployment.description import Description
-from src.deployment.runtimes import executorch as runtime
 from src.deployment.runtimes.base import ImageBatch, in_batches, naming_operators, needs, quiet
 from src.deployment.runtimes.eager import CameraNet
+from src.deployment.runtimes.executorch import ExecutorchRuntime
 from src.training.classifier import as_float
 
 BATCH = 32
@@ -87,7 +87,7 @@ class ExecutorchInt8(FileCompression):
     epochs: Annotated[int, Ge(0)] = 0
     lr: Annotated[float, Gt(0)] = 1e-4
 
-    suffix = runtime.FORMAT.suffix
+    runtime = ExecutorchRuntime
 
     def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
         """Quantise the net, fine-tune it if epochs are set, and lower it to XNNPACK.
@@ -122,10 +122,10 @@ class ExecutorchInt8(FileCompression):
             "XNNPACK's quantiser supports no layer of this net",
         )
         camera.net = ExportedNet(quantised).eval()
-        runtime.FORMAT.write(camera, description, path)
+        self.runtime.write(camera, description, path)
         with torch.inference_mode():
             expected = camera(torch.from_numpy(pictures[:CHECKED])).numpy()
-        output = in_batches(runtime.ExecutorchRuntime(path), pictures[:CHECKED])
+        output = in_batches(self.runtime(path), pictures[:CHECKED])
         if not (difference := float(np.abs(output - expected).mean())) < TOLERANCE:
             raise UserError(
                 "ExecuTorch's kernels do not compute what the quantised net says: "
@@ -139,7 +139,7 @@ class ExecutorchInt8(FileCompression):
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
         classifier, size = context.classifier, context.classifier.image_size
-        with naming_operators(runtime.FORMAT.label), quiet():
+        with naming_operators(self.runtime.label), quiet():
             exported = torch.export.export(
                 CameraNet.of(classifier).portable().net,
                 (torch.zeros(2, 3, size, size),),

@@ -11,8 +11,8 @@ from annotated_types import Ge
 from src.deployment.compression import base
 from src.deployment.compression.base import CompressionContext, Facts, FileCompression
 from src.deployment.description import Description
-from src.deployment.runtimes import litert as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
+from src.deployment.runtimes.litert import LitertRuntime
 
 # Operators of the camera's picture, its normalisation and the probabilities; they stay in float32.
 FLOAT = ("INPUT", "OUTPUT", "SUB", "MUL", "SOFTMAX")
@@ -34,12 +34,12 @@ class LitertInt8(FileCompression):
     seed: Annotated[int, Ge(0)] = 0
     float_last: Annotated[int, Ge(0)] = 1
 
-    suffix = runtime.FORMAT.suffix
+    runtime = LitertRuntime
 
     def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
         """Export the net, calibrate and quantise the file."""
         pictures = context.calibration_images(self.images, self.seed)
-        runtime.FORMAT.write(context.camera(), description, path)
+        self.runtime.write(context.camera(), description, path)
         path.write_bytes(content := self._quantise(path.read_bytes(), pictures))
         from ai_edge_litert.schema_py_generated import TensorType
 

@@ -12,8 +12,8 @@ from annotated_types import Ge, Interval
 from src.deployment.compression import base
 from src.deployment.compression.base import CompressionContext, Facts, FileCompression
 from src.deployment.description import KEY, Description
-from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import ImageBatch, needs, quiet
+from src.deployment.runtimes.onnx import INPUT, SINGLE_KEY, OnnxRuntime
 
 BATCH = 32  # calibration pictures in memory at once
 # Methods of the settings by their names in ONNX Runtime.
@@ -28,18 +28,18 @@ NORMALISATION = [1, 3, 1, 1]  # shape of the camera's constants, which are not w
 class OnnxFloat32(FileCompression):
     """The plain export, as a reference for the other ONNX compressions."""
 
-    suffix, precision = runtime.FORMAT.suffix, "float32"
+    runtime, precision = OnnxRuntime, "float32"
 
     def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
         """Export the net."""
-        runtime.FORMAT.write(context.camera(), description, path)
+        self.runtime.write(context.camera(), description, path)
         return {}
 
 
 class RewrittenOnnx(FileCompression):
     """An export that a tool of ONNX Runtime rewrites."""
 
-    suffix = runtime.FORMAT.suffix
+    runtime = OnnxRuntime
 
     @abstractmethod
     def rewrite(self, plain: Path, path: Path, context: CompressionContext) -> Facts:
@@ -48,7 +48,7 @@ class RewrittenOnnx(FileCompression):
     def write(self, path: Path, context: CompressionContext, description: Description) -> Facts:
         """Export the net, rewrite the file and describe it."""
         plain = path.with_name("float32.onnx")
-        runtime.FORMAT.write(context.camera(), description, plain)
+        self.runtime.write(context.camera(), description, plain)
         with quiet(), needs("onnx"):
             import onnx
 
@@ -56,7 +56,7 @@ class RewrittenOnnx(FileCompression):
         model = onnx.load(path)
         metadata = {KEY: description.to_json()}
         if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node):
-            metadata[runtime.SINGLE_KEY] = "true"  # one range for all pictures of a batch
+            metadata[SINGLE_KEY] = "true"  # one range for all pictures of a batch
         onnx.helper.set_model_props(model, metadata)
         path.write_bytes(model.SerializeToString())
         kind = onnx.TensorProto.DataType.Value(self.precision.upper())
@@ -183,6 +183,6 @@ def _calibration_reader(pictures: ImageBatch) -> Any:
 
         def get_next(self) -> dict[str, ImageBatch] | None:
             batch = next(self._remaining, None)
-            return None if batch is None else {runtime.INPUT: batch}
+            return None if batch is None else {INPUT: batch}
 
     return Reader()

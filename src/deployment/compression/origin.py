@@ -10,17 +10,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from src.core.config import instantiate, resolve
 from src.core.errors import ConfigError, UserError
 from src.deployment import trained
-from src.deployment.compression.base import CompressedModel, Compression, CompressionContext
+from src.deployment.compression.base import Compression, CompressionContext
 from src.deployment.runtimes.eager import as_classifier
 from src.deployment.runtimes.formats import open_file
 from src.efficiency.profile import static_cost
 from src.metrics import paired
 from src.models.precision import KIND
+from src.models.weights import save_weights
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import loop
-from src.training.checkpoint import save_weights
 from src.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -123,16 +123,6 @@ def origin_of(store: Store, run_id: str) -> str:
     return str(store.client.get_run(run_id).data.tags["origin"])
 
 
-def initial_weights(store: Store, run_id: str) -> str:
-    """The tag `weights` of a run: what its training started from."""
-    return str(store.client.get_run(run_id).data.tags.get("weights", ""))
-
-
-def origin_trial(store: Store, config: DictConfig) -> str:
-    """Id of the trial whose seeds a config compresses."""
-    return trained.find(store, str(config.origin)).run_id
-
-
 def _origin_run_id(config: DictConfig, seed: int, store: Store) -> str:
     """Id of the run to compress: the origin, or the run of a seed if the origin is a trial."""
     name = str(config.origin)
@@ -184,13 +174,17 @@ def origin_parts(config: DictConfig, store: Store) -> loop.RunParts:
 
 
 def compress(
-    config: DictConfig, parts: loop.RunParts, store: Store, run: Run, folder: Path
-) -> CompressedModel:
+    config: DictConfig, parts: loop.RunParts, run: Run, folder: Path
+) -> dict[str, float | None]:
     """Compress the classifier of `origin_parts`, replace it there, and record the model.
 
-    `config` is that of `compressed_run_config`, `store` that of the origin; `run` is the compressed
-    model's, with its folder.
+    `config` is that of `compressed_run_config`; `run` is the compressed model's, with its folder.
+
+    Returns:
+        By record name: multiply-adds and parameters of the net; size of the checkpoint or file. The
+        peak memory of a runtime outside torch is None: only `src.benchmark` measures it.
     """
+    store = run.store
 
     def tune(classifier: Classifier, epochs: int, lr: float) -> None:
         tuning = config.copy()
@@ -215,34 +209,27 @@ def compress(
     description = replace(description, run_id=run.id, decision=decision)
     context = CompressionContext(parts.classifier, parts.data, description, tune, target)
     model = method.compress(context)
-    run.tag(precision=model.precision)
+    # what the origin's training started from
+    weights = store.client.get_run(config.origin).data.tags.get("weights", "")
+    run.tag(precision=model.precision, weights=weights)
     for name, value in model.facts.items():
         if isinstance(value, str):
             run.tag(**{f"compression.{name}": value})
         else:
             run.log({f"compression/{name}": value}, step=0)
+    net = model.classifier
+    cost: dict[str, float | None] = dict(static_cost(net.net, net.image_size))
     if model.file is None:
         checkpoint = folder / "checkpoint" / "best.ckpt"
-        save_weights(model.classifier, checkpoint)
+        save_weights(net, checkpoint)
         run.artifact(checkpoint, "checkpoint")
-        parts.classifier = model.classifier
+        parts.classifier = net
     else:
         run.artifact(model.file, trained.DEPLOYED)
         threads = int(config.efficiency.get("threads", 1))  # as the reference network is timed
-        parts.classifier = as_classifier(open_file(model.file, threads), model.classifier)
-    return model
-
-
-def compressed_cost(model: CompressedModel) -> dict[str, float | None]:
-    """Multiply-adds and parameters of the net; size of the checkpoint or file.
-
-    Peak memory of a runtime outside torch is measured by `src.benchmark` only.
-    """
-    net = model.classifier
-    cost: dict[str, float | None] = dict(static_cost(net.net, net.image_size))
-    if model.file is not None:
-        cost["efficiency/size_mb"] = model.file.stat().st_size / 1e6
-        cost["efficiency/peak_memory_mb"] = None
+        parts.classifier = as_classifier(open_file(model.file, threads), net)
+        size_mb = model.file.stat().st_size / 1e6
+        cost |= {"efficiency/size_mb": size_mb, "efficiency/peak_memory_mb": None}
     return cost
 
 

@@ -1,6 +1,7 @@
 """Structured pruning: remove the least important channels and fine-tune the rest."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -223,14 +224,12 @@ def choose(
         total = math.floor(sum(group.original for group in groups) * (1 - ratio) + _ROUNDING)
         removed = max(0, sum(len(group.scores) for group in groups) - total)
         removable = [
-            group.scores.sort().values[: len(group.scores) - least]
-            for group, least in zip(groups, fewest, strict=True)
+            (score, n)
+            for n, (group, least) in enumerate(zip(groups, fewest, strict=True))
+            for score in sorted(group.scores.tolist())[: len(group.scores) - least]
         ]
-        weakest = torch.argsort(torch.cat(removable), stable=True)[:removed]
-        lengths = torch.tensor([len(scores) for scores in removable])
-        owners = torch.repeat_interleave(torch.arange(len(groups)), lengths)[weakest]
-        lost = torch.bincount(owners, minlength=len(groups)).tolist()
-        remaining = [len(group.scores) - n for group, n in zip(groups, lost, strict=True)]
+        lost = Counter(n for _, n in sorted(removable)[:removed])
+        remaining = [len(group.scores) - lost[n] for n, group in enumerate(groups)]
     chosen = {}
     for group, count, least in zip(groups, remaining, fewest, strict=True):
         rounded = round_to * math.floor(count / round_to + 0.5)

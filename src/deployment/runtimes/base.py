@@ -6,9 +6,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -46,19 +46,22 @@ class Runtime(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Format:
-    """A file format with its runtime. A module of this package defines one as `FORMAT`.
+class FileRuntime(ABC):
+    """A model file in its runtime, on the CPU. A module of this package defines one for a format.
 
     Attributes:
         name: Of the runtime, and of the extra in pyproject.toml that installs it.
-        label: Name for people.
+        label: Of the format, for people.
         suffix: Of the files.
         packages: Modules that exporting and loading import.
         library: Module that loading imports.
-        export: Net, example pictures (2, S, S, 3) and description -> content of a file.
-        load: Opens a file with a number of threads per call. It raises UserError if the extra is
-            not installed, or the file is damaged or not from this project.
+
+    Args:
+        path: The file.
+        threads: Per call.
+
+    Raises:
+        UserError: The extra is not installed, or the file is damaged or not from this project.
     """
 
     name: str
@@ -66,17 +69,45 @@ class Format:
     suffix: str
     packages: tuple[str, ...]
     library: str
-    export: "Callable[[CameraNet, Tensor, Description], bytes]"
-    load: Callable[[Path, int], Runtime]
+    batch: int | None = 1
 
-    def check_installed(self) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        with quiet(), needs(self.name):
+            importlib.import_module(self.library)
+        try:
+            with quiet():
+                text = self._open(path, threads)
+        except UserError:
+            raise
+        except Exception as error:  # its class differs between runtimes and versions
+            reason = (str(error) or repr(error)).splitlines()[0]
+            problem = f"the runtime of {self.label} cannot load it: {reason}"
+            raise UserError(f"{path}: {problem}") from error
+        self.description = Description.from_json(text, str(path))
+
+    @abstractmethod
+    def _open(self, path: Path, threads: int) -> str:
+        """Open a file; returns the description that it holds, as text, or an empty one."""
+
+    @abstractmethod
+    def __call__(self, pictures: ImageBatch) -> Probabilities:
+        """Probabilities of the classes, (N, K), for as many pictures as a call takes."""
+
+    @staticmethod
+    @abstractmethod
+    def export(camera: "CameraNet", example: "Tensor", description: Description) -> bytes:
+        """The content of a file, from a net and example pictures (2, S, S, 3)."""
+
+    @classmethod
+    def check_installed(cls) -> None:
         """Raise DependencyError if a package is not installed."""
-        with needs(self.name):
-            for package in self.packages:
+        with needs(cls.name):
+            for package in cls.packages:
                 if importlib.util.find_spec(package) is None:
                     raise ImportError(name=package)
 
-    def write(self, camera: "CameraNet", description: Description, path: Path) -> None:
+    @classmethod
+    def write(cls, camera: "CameraNet", description: Description, path: Path) -> None:
         """Write a net that is on the CPU as a model file.
 
         Raises:
@@ -87,8 +118,8 @@ class Format:
 
         size = description.image_size
         example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        with needs(self.name), naming_operators(self.label), quiet():
-            content = self.export(camera.portable(), example, description)
+        with needs(cls.name), naming_operators(cls.label), quiet():
+            content = cls.export(camera.portable(), example, description)
         path.write_bytes(content)
 
 
@@ -148,19 +179,6 @@ def quiet() -> Iterator[None]:
             os.dup2(copy, number)
             os.close(copy)
         os.close(null)
-
-
-@contextmanager
-def naming_file(path: Path, label: str) -> Iterator[None]:
-    """Turn any exception while a file is loaded into a UserError of one line.
-
-    The exception classes of the runtimes differ between versions.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path}: {label} cannot load it: {reason}") from error
 
 
 # As torch's ONNX exporter, ExecuTorch and litert-torch word it, the most certain first.

@@ -16,56 +16,36 @@ if TYPE_CHECKING:
     from src.deployment.runtimes.eager import CameraNet
 
 
-def export(camera: "CameraNet", example: "Tensor", description: Description) -> bytes:
-    """A model of batch 1, with the description as a constant method of the program.
-
-    A batch of any size is possible and no slower, but its memory is planned for the largest one.
-    """
-    import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
-    program = to_edge_transform_and_lower(
-        torch.export.export(camera, (example[:1],)),
-        partitioner=[XnnpackPartitioner()],
-        constant_methods={KEY: description.to_json()},
-    )
-    content: bytes = program.to_executorch().buffer
-    return content
-
-
-class ExecutorchRuntime:
-    """A model in ExecuTorch's runtime, on the CPU, with a number of threads per call.
+class ExecutorchRuntime(base.FileRuntime):
+    """A model in ExecuTorch's runtime.
 
     ExecuTorch has one thread pool per process: models that are loaded at the same time must use
     the same number; else UserError is raised.
     """
 
-    name = "executorch"
-    batch: int | None = 1
+    name, label, suffix = "executorch", "ExecuTorch", ".pte"
+    packages = ("executorch", "torchao")
+    library = "executorch.runtime"
     _loaded: "weakref.WeakSet[ExecutorchRuntime]" = weakref.WeakSet()
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        with base.quiet(), base.needs("executorch"):
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime
-        with base.quiet():
-            if portable_lib._threadpool_get_thread_count() != threads:
-                if self._loaded:
-                    raise UserError(
-                        f"threads={threads}: ExecuTorch models with another number of threads are "
-                        "loaded in this process, and use the same pool; measure them in processes "
-                        "of their own"
-                    )
-                # Unsafe only for models that are loaded.
-                portable_lib._unsafe_reset_threadpool(threads)
-            with base.naming_file(path, FORMAT.label):
-                self._program = Runtime.get().load_program(path)
-                self._forward = self._program.load_method("forward")
-            described = KEY in self._program.method_names
-            content = self._program.load_method(KEY).execute([])[0] if described else ""
-        self.description = Description.from_json(str(content), str(path))
+    def _open(self, path: Path, threads: int) -> str:
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        if portable_lib._threadpool_get_thread_count() != threads:
+            if self._loaded:
+                raise UserError(
+                    f"threads={threads}: ExecuTorch models with another number of threads are "
+                    "loaded in this process, and use the same pool; measure them in processes "
+                    "of their own"
+                )
+            # Unsafe only for models that are loaded.
+            portable_lib._unsafe_reset_threadpool(threads)
+        self._program = Runtime.get().load_program(path)
+        self._forward = self._program.load_method("forward")
         self._loaded.add(self)
+        described = KEY in self._program.method_names
+        return str(self._program.load_method(KEY).execute([])[0]) if described else ""
 
     def __call__(self, pictures: base.ImageBatch) -> base.Probabilities:
         """Probabilities of the classes of one picture, (1, K)."""
@@ -75,13 +55,20 @@ class ExecutorchRuntime:
         probabilities: base.Probabilities = self._forward.execute([picture])[0].numpy()
         return probabilities
 
+    @staticmethod
+    def export(camera: "CameraNet", example: "Tensor", description: Description) -> bytes:
+        """A model of batch 1, with the description as a constant method of the program.
 
-FORMAT = base.Format(
-    name="executorch",
-    label="ExecuTorch",
-    suffix=".pte",
-    packages=("executorch", "torchao"),
-    library="executorch.runtime",
-    export=export,
-    load=ExecutorchRuntime,
-)
+        A batch of any size is possible and no slower, but memory is planned for the largest one.
+        """
+        import torch
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        program = to_edge_transform_and_lower(
+            torch.export.export(camera, (example[:1],)),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={KEY: description.to_json()},
+        )
+        content: bytes = program.to_executorch().buffer
+        return content

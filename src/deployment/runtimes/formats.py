@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from src.core.errors import UserError
-from src.deployment.runtimes.base import Format, Runtime
+from src.deployment.runtimes.base import FileRuntime
 
-_NO_FORMAT = ("base", "eager", "formats")
-# By runtime name. A module that defines FORMAT is found here; it imports its libraries late.
-FORMATS: dict[str, Format] = {
-    form.name: form
-    for form in sorted(
-        (
-            importlib.import_module(f"{__package__}.{module.name}").FORMAT
-            for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-            if module.name not in _NO_FORMAT
-        ),
-        key=lambda form: form.suffix,
-    )
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    if _module.name not in ("eager", "formats"):
+        importlib.import_module(f"{__package__}.{_module.name}")
+# By name. A subclass in a module of this package is found here; it imports its libraries late.
+FORMATS: dict[str, type[FileRuntime]] = {
+    form.name: form for form in sorted(FileRuntime.__subclasses__(), key=lambda form: form.suffix)
 }
 if TYPE_CHECKING:
     FormatName: TypeAlias = str
@@ -29,7 +23,7 @@ else:  # the values that a setting can have; src.core.config checks them
     RuntimeName = Literal[("eager", "compile", *FORMATS)]
 
 
-def format_of(path: Path) -> Format:
+def format_of(path: Path) -> type[FileRuntime]:
     """The format of a file, by its suffix.
 
     Raises:
@@ -42,7 +36,7 @@ def format_of(path: Path) -> Format:
     raise UserError(f"{path}: unknown suffix of a model file; known are {suffixes}")
 
 
-def open_file(path: Path, threads: int = 1) -> Runtime:
+def open_file(path: Path, threads: int = 1) -> FileRuntime:
     """Open a model file (.onnx, .pte, .tflite) in its runtime, with `threads` per call.
 
     Raises:
@@ -52,4 +46,4 @@ def open_file(path: Path, threads: int = 1) -> Runtime:
     form = format_of(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return form.load(path, threads)
+    return form(path, threads)

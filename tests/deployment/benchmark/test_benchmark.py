@@ -30,10 +30,10 @@ def test_status_1_if_no_model_could_be_measured(
     assert "error: out: broken.onnx is a model, which would be lost" in output
     status, output = run_entry(benchmark.main, "file=broken.onnx", "out=result.json", *QUICK)
     assert status == 1
-    assert "broken.onnx: ONNX Runtime cannot load it" in output
+    assert "broken.onnx: the runtime of ONNX cannot load it" in output
     assert "join=" not in output
     [row] = json.loads(Path("result.json").read_text())["rows"]
-    assert "ONNX Runtime cannot load it" in row["reason"]
+    assert "cannot load it" in row["reason"]
 
 
 def test_a_file_is_measured_without_a_store_and_added_to_one_later(

@@ -20,8 +20,8 @@ from src.deployment import trained
 from src.deployment.benchmark.models import BenchmarkSettings, of_net, of_runs
 from src.deployment.benchmark.worker import Session
 from src.deployment.description import Description
+from src.models.weights import save_weights
 from src.tracking.store import Store
-from src.training.checkpoint import save_weights
 
 
 @pytest.fixture(autouse=True)

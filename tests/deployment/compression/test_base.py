@@ -8,8 +8,7 @@ import torch
 from small_store import CLASSES, classifier
 
 from compression.nets import Sample, confident, context
-from src.core.config import check
-from src.core.errors import ConfigError, UserError
+from src.core.errors import UserError
 from src.deployment.compression.base import Bfloat16, Compression, stratified_sample
 from src.deployment.compression.executorch import ExecutorchInt8
 from src.deployment.compression.litert import LitertInt8
@@ -17,8 +16,7 @@ from src.deployment.compression.onnx import OnnxDynamicInt8, OnnxFloat32, OnnxSt
 from src.models.custom import CustomCNN
 from src.models.precision import cast
 from src.models.svm import RadiomicsSVM
-from src.models.weights import load_weights
-from src.training.checkpoint import save_weights
+from src.models.weights import load_weights, save_weights
 
 
 def test_a_model_without_layers_is_refused(sample: Sample, tmp_path: Path) -> None:
@@ -26,22 +24,6 @@ def test_a_model_without_layers_is_refused(sample: Sample, tmp_path: Path) -> No
     for method in (*methods, Bfloat16(), ExecutorchInt8(), LitertInt8()):
         with pytest.raises(UserError, match="net is not a network"):
             method.compress(context(RadiomicsSVM(len(CLASSES)), sample.data, tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("target", "key", "value"),
-    [
-        ("onnx.OnnxStaticInt8", "method", "best"),
-        ("onnx.OnnxStaticInt8", "images", 0),
-        ("executorch.ExecutorchInt8", "method", "entropy"),
-        ("litert.LitertInt8", "method", "best"),
-        ("prune.Prune", "layer_limit", 1),
-    ],
-)
-def test_a_wrong_setting_is_refused_by_its_key(target: str, key: str, value: object) -> None:
-    config = {"compression": {"_target_": f"src.deployment.compression.{target}", key: value}}
-    with pytest.raises(ConfigError, match=f"compression.{key}: .* but got"):
-        check(config)
 
 
 def test_calibration_images_are_stratified_training_images(sample: Sample) -> None:

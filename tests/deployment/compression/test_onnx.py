@@ -1,6 +1,5 @@
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from src.deployment.compression.onnx import (
     OnnxFloat32,
     OnnxStaticInt8,
 )
-from src.deployment.runtimes import onnx as runtime
 from src.deployment.runtimes.base import in_batches
 from src.deployment.runtimes.onnx import OnnxRuntime
 
@@ -41,8 +39,7 @@ def compressed(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Comp
     def compress(name: str) -> CompressedModel:
         with pytest.MonkeyPatch.context() as patch:
             content = (plain.folder / "model.onnx").read_bytes()
-            copy = replace(runtime.FORMAT, export=lambda *_: content)
-            patch.setattr(runtime, "FORMAT", copy)
+            patch.setattr(OnnxRuntime, "export", lambda *_: content)
             folder = tmp_path_factory.mktemp(name)
             return METHODS[name].compress(context(confident(), sample.data, folder))
 

@@ -28,6 +28,7 @@ TRAINED = [
     *("trainer=cpu", "trainer.max_epochs=2", "threads=1"),
 ]
 QUALITY = ("accuracy", "balanced_accuracy", "recall/mel")
+FEWER = {"images": 32, "epochs": 1}
 COST = ("flops", "params", "size_mb", "latency_ms/b1/p50", "latency_ratio", "throughput")
 
 
@@ -98,7 +99,12 @@ def accuracy(store: Store, run_id: str) -> float:
 @pytest.mark.parametrize("choice", COMPRESSIONS)
 def test_every_compression_is_a_measured_child(choice: str, study: Study) -> None:
     store, origin = study.store, study.origin
-    study.train(f"compression={choice}", f"origin={origin['run_id']}")
+    fewer = [
+        f"compression.{key}={min(value, FEWER[key])}"
+        for key, value in OmegaConf.load(FOLDER / f"{choice}.yaml").items()
+        if key in FEWER
+    ]
+    study.train(f"compression={choice}", f"origin={origin['run_id']}", *fewer)
     run = read.runs(store).iloc[0]
     run_id = run["run_id"]
     assert run["parent_id"] == run["tags.origin"] == origin["run_id"]

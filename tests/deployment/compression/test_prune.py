@@ -19,8 +19,7 @@ from src.deployment.compression.prune import ChannelGroup, Prune, choose
 from src.efficiency.flops import count_flops, count_parameters
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
-from src.models.weights import load_weights
-from src.training.checkpoint import save_weights
+from src.models.weights import load_weights, save_weights
 from src.training.classifier import Classifier
 
 SIZE = 32

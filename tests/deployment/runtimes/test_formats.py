@@ -1,5 +1,7 @@
 """The contract of every format: parity with PyTorch, its description, errors in one line."""
 
+import functools
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,32 +71,108 @@ def test_the_formats_are_listed_without_heavy_imports(root: Path) -> None:
     assert not heavy & set(ended.stdout.split())
 
 
+@pytest.fixture(scope="module")
+def exported(
+    pictures: ImageBatch, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], tuple[CameraNet, Path]]:
+    """A net and its file; the slow exporters are called once for each pair."""
+
+    @functools.cache
+    def export(kind: str, net: str) -> tuple[CameraNet, Path]:
+        camera = varied(NETS[net](), pictures)
+        path = tmp_path_factory.mktemp(kind) / f"model{FORMATS[kind].suffix}"
+        FORMATS[kind].write(camera, describe(classes(net)), path)
+        return camera, path
+
+    return export
+
+
+def classes(net: str) -> tuple[str, ...]:
+    return TWO if "one logit" in net else SEVEN
+
+
 @pytest.mark.parametrize(("kind", "net"), CASES)
 def test_a_file_has_the_output_of_pytorch(
     kind: str,
     net: str,
+    exported: Callable[[str, str], tuple[CameraNet, Path]],
     pictures: ImageBatch,
-    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    camera = varied(NETS[net](), pictures)
-    description = describe(TWO if "one logit" in net else SEVEN)
-    path = tmp_path / f"model{FORMATS[kind].suffix}"
-    FORMATS[kind].write(camera, description, path)
+    camera, path = exported(kind, net)
     runtime = open_file(path)
     probabilities = expected(camera, pictures)
     assert probabilities.std(axis=0).max() > 0.1  # else a constant output would pass
     for output in (in_batches(runtime, pictures), in_batches(runtime, pictures, 5)):
         np.testing.assert_allclose(output, probabilities, atol=TOLERANCE)
-    assert runtime.description == description
+    assert runtime.description == describe(classes(net))
     assert (runtime.name, runtime.batch) == (kind, FIXED_BATCH[kind])
-    assert [*tmp_path.iterdir()] == [path]  # the weights are inside
+    assert [*path.parent.iterdir()] == [path]  # the weights are inside
     assert capfd.readouterr().out == ""
     weights = next(weight for weight in camera.net.parameters() if weight.dim() == 4)
     assert weights.is_contiguous(memory_format=torch.channels_last)  # the net is unchanged
     if kind == "executorch":
         with pytest.raises(UserError, match=r"^threads=2: .*same pool"):
             open_file(path, threads=2)
+
+
+PROGRAM = """
+import json, sys
+
+class OnlyNumpyAndOnnxRuntime:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in ("numpy", "onnxruntime"):
+            raise ModuleNotFoundError(f"refused: {name}", name=name)
+
+sys.meta_path.insert(0, OnlyNumpyAndOnnxRuntime())
+for name in ("torch", "src"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        pass
+    else:
+        sys.exit(f"{name} could be imported")
+
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+about = json.loads(session.get_modelmeta().custom_metadata_map["paretoderm"])
+pictures = np.load(sys.argv[2])
+assert pictures.shape[1:] == (about["image_size"], about["image_size"], 3)
+assert about["geometry"] == "squash"
+(first,) = session.get_inputs()
+(probabilities,) = session.run(None, {first.name: pictures})
+column = about["classes"].index(about["decision"]["positive"])
+print(json.dumps({
+    "top": [about["classes"][label] for label in probabilities.argmax(axis=1)],
+    "positive": (probabilities[:, column] >= about["decision"]["threshold"]).tolist(),
+    "run": about["run_id"], "licence": about["licence"],
+    "loaded": sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "src"}),
+}))
+"""
+
+
+def test_an_onnx_file_decides_alike_where_only_numpy_and_onnx_runtime_are_installed(
+    exported: Callable[[str, str], tuple[CameraNet, Path]], pictures: ImageBatch, tmp_path: Path
+) -> None:
+    camera, path = exported("onnx", "resnet")
+    np.save(tmp_path / "pictures.npy", pictures)
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", PROGRAM, str(path), "pictures.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    output, probabilities = json.loads(ended.stdout), expected(camera, pictures)
+    assert output["top"] == [SEVEN[label] for label in probabilities.argmax(axis=1)]
+    assert output["positive"] == (probabilities[:, 1] >= 0.3).tolist()
+    assert len(set(output["top"])) > 1
+    assert (output["run"], output["licence"], output["loaded"]) == ("3f2a", "a licence", [])
 
 
 @pytest.mark.parametrize("kind", FORMATS)

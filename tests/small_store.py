@@ -14,10 +14,10 @@ from torch import nn
 from src.core.cli import ROOT
 from src.deployment.runtimes.eager import CameraNet
 from src.losses.cross_entropy import CrossEntropy
+from src.models.weights import save_weights
 from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import loop, schedules
-from src.training.checkpoint import save_weights
 from src.training.classifier import Classifier
 
 CLASSES = tuple("abcdefg")
@@ -61,6 +61,7 @@ def write_run(
         "split": "grouped",
         "seed": seed,
         "split_fingerprint": parts.data.split_fingerprint,
+        "weights": "random",
     }
     # Larger weights: otherwise all images have nearly the same probabilities.
     nn.init.normal_(parts.classifier.net.head[-1].weight)  # type: ignore[index]
