@@ -39,17 +39,17 @@ def paired_difference(
 ) -> PairedDifference:
     """Difference of two models in a metric, with a percentile interval and a test of no difference.
 
-    Every sample draws the same lesions or patients for both models, and the seeds of each model
-    separately. The two-sided p-value is the smallest level at which the interval excludes zero
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 15.4), with one sample
-    added on either side: it is at least 2 / (samples + 1). Equal predictions give 1. Where one
-    model alone is right on fewer than about ten images, small p-values are too small, by up to
-    half in simulations.
+    Every sample draws the same lesions or patients for both models. The seeds of each model add
+    an error of their own, see `src.metrics.bootstrap.over_seeds`. The two-sided p-value is the
+    smallest level at which the interval excludes zero (Efron and Tibshirani, An Introduction to the
+    Bootstrap, 1993, section 15.4), with one sample added on either side: it is at least
+    2 / (samples + 1). Equal predictions give 1. Where one model alone is right on fewer than about
+    ten images, small p-values are too small, by up to half in simulations.
 
     The models have a frame of predictions for each seed, see `src.metrics.bootstrap.gather`, of
     the same images in any order. The metric is named without the split; `names` are those of the
     models in errors. `made_from`: each net of one model was made from the net in the same position
-    of the other, such as a compressed one. Seeds are drawn in pairs then, and their effect cancels.
+    of the other, such as a compressed one. The error is that of the paired differences then.
 
     Raises:
         ValueError: `made_from` with different numbers of nets.
@@ -65,10 +65,11 @@ def paired_difference(
     values = bootstrap.resampled_metrics(both, [metric], samples, group_rng)
     first, second = np.split(values, [len(a)], axis=1)
     if made_from:
-        differences = bootstrap.over_seeds(first - second, a_rng)[:, 0]
+        of_nets = (of_a - of_b)[:, None]
+        differences = bootstrap.over_seeds(first - second, of_nets, a_rng, difference=True)[:, 0]
     else:
-        means = bootstrap.over_seeds(first, a_rng) - bootstrap.over_seeds(second, b_rng)
-        differences = means[:, 0]
+        means = bootstrap.over_seeds(first, of_a[:, None], a_rng)
+        differences = (means - bootstrap.over_seeds(second, of_b[:, None], b_rng))[:, 0]
     basis = both.basis(metric)
     low, high = bootstrap.percentile_interval(differences, difference, basis, level)
     if np.isnan(low):
@@ -80,28 +81,23 @@ def paired_difference(
 
 
 def mcnemar(
-    a: Sequence[pd.DataFrame],
-    b: Sequence[pd.DataFrame],
-    names: tuple[str, str] = ("model a", "model b"),
+    a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str] = ("model a", "model b")
 ) -> McNemar:
-    """Exact two-sided McNemar test: do a and b get equally many images right?
+    """Exact two-sided McNemar test: do the nets a and b get equally many images right?
 
     It tests accuracy, whatever the metric of interest is, and takes images as independent: with
-    several images of a lesion or patient its p-value is too small; use the paired bootstrap. With
-    several seeds a model's prediction is the class with the highest mean probability, so the
-    seeds' ensemble is tested; the spread between seeds is not in the p-value. The p-value is 1
-    without a discordant image. Arguments and errors are those of `paired_difference`.
+    several images of a lesion or patient its p-value is too small; use the paired bootstrap. It
+    compares two nets and says nothing of other seeds: pooled over seeds it rejects 25 to 68% of
+    true hypotheses at 0.05. The p-value is 1 without a discordant image. Errors are those of
+    `paired_difference`.
 
     Source: McNemar, Note on the sampling error of the difference between correlated proportions or
         percentages, Psychometrika 12, 1947; exact as a sign test on the discordant images.
     """
     from scipy.stats import binomtest  # takes half a second to import
 
-    both = _gather_both(a, b, names)
-    right_a, right_b = (
-        probability.mean(axis=0).argmax(axis=1) == both.target
-        for probability in np.split(both.probability, [len(a)])
-    )
+    both = _gather_both([a], [b], names)
+    right_a, right_b = both.probability.argmax(axis=2) == both.target
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     discordant = only_a + only_b
     p = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0

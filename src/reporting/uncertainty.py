@@ -15,7 +15,7 @@ from src.reporting.collect import PredictionReader
 from src.reporting.record import ReportSettings
 
 INTERVALS = ["run_id", "label", "split", "metric", "estimate", "low", "high"]
-INTERVALS += ["images", "groups", "seeds"]
+INTERVALS += ["images", "groups", "seeds", "seed_sd", "seed_values"]
 PAIRS = ["run_a", "run_b", "label_a", "label_b", "metric", "split", "difference", "low", "high"]
 PAIRS += ["p_bootstrap", "p_mcnemar", "p_adjusted", "tied"]
 DROPS = ["run_id", "label", "metric", "val", "test", "drop", "low", "high"]
@@ -133,9 +133,10 @@ def compare_neighbours(
     """Paired tests of neighbours on the front, corrected for their number.
 
     All pairs are judged together by Holm-Bonferroni on the p-values of the paired bootstrap;
-    McNemar's are listed uncorrected. The smallest adjusted p-value of N pairs is 2 N / (samples +
-    1). So that this alone ties no pair, at least 8 N / (1 - level) samples are drawn (160 per pair
-    at 0.95): it is then below a quarter of 1 - level. The intervals are of the same samples.
+    McNemar's, of pairs of single nets, are listed uncorrected. The smallest adjusted p-value of N
+    pairs is 2 N / (samples + 1). So that this alone ties no pair, at least 8 N / (1 - level)
+    samples are drawn (160 per pair at 0.95): it is then below a quarter of 1 - level. The intervals
+    are of the same samples.
 
     The predictions are of one split, see `src.metrics.bootstrap.gather`, and the members (run id,
     label) are in order of cost, the cheapest first. `level` is the coverage of the intervals, in
@@ -158,7 +159,8 @@ def compare_neighbours(
         of_a, of_b, names = predictions.get(a, []), predictions.get(b, []), (label_a, label_b)
         try:
             if of_a and of_b:
-                p_mcnemar = mcnemar(of_a, of_b, names).p
+                if len(of_a) == len(of_b) == 1:
+                    p_mcnemar = mcnemar(of_a[0], of_b[0], names).p
                 difference = paired_difference(of_a, of_b, metric, samples, seed, level, names)
         except DifferentImagesError:
             pass  # the row has missing values
@@ -194,7 +196,7 @@ def drops(
     """What models lose from the split that chose them to the other split: the winner's curse.
 
     The lesions or patients of the two splits are resampled independently. The nets are the same on
-    both, the seeds in the same order, so a sample takes the same seeds on both, if both have
+    both, the seeds in the same order, so the seeds' error is that of their drops, if both have
     equally many. The interval holds the spread of images and seeds; it does not correct for the
     choice, which the drop shows. Members are (run id, label).
 
@@ -211,10 +213,11 @@ def drops(
             frames = runs.get(run_id, [])
             names = [f"{label}, {split}, seed {number}" for number in range(1, len(frames) + 1)]
             sides.append(bootstrap.gather(frames, names) if frames else None)
-        means = [
-            float(bootstrap.metric_values(side, [metric]).mean()) if side else math.nan
+        points = [
+            bootstrap.metric_values(side, [metric]) if side else np.array([[math.nan]])
             for side in sides
         ]
+        means = [float(values.mean()) for values in points]
         drop, interval = means[0] - means[1], (math.nan, math.nan)
         first, second = sides
         if first and second:
@@ -222,10 +225,11 @@ def drops(
             of_val = bootstrap.resampled_metrics(first, [metric], samples, val_rng)
             of_test = bootstrap.resampled_metrics(second, [metric], samples, test_rng)
             if of_val.shape == of_test.shape:
-                values = bootstrap.over_seeds(of_val - of_test, val_seeds)
+                gaps = of_val - of_test, points[0] - points[1]
+                values = bootstrap.over_seeds(*gaps, val_seeds, difference=True)
             else:
-                values = bootstrap.over_seeds(of_val, val_seeds)
-                values -= bootstrap.over_seeds(of_test, test_seeds)
+                values = bootstrap.over_seeds(of_val, points[0], val_seeds)
+                values -= bootstrap.over_seeds(of_test, points[1], test_seeds)
             bases = [side.basis(metric) for side in (first, second)]
             basis = min(bases, key=lambda groups: len(np.unique(groups)))
             interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)

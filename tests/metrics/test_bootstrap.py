@@ -1,5 +1,6 @@
 """The bootstrap against the recorded metrics, scikit-learn, binomial quantiles and simulations."""
 
+import math
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -162,20 +163,37 @@ def test_intervals_contain_the_truth_as_often_as_their_level() -> None:
 def test_seeds_add_their_spread() -> None:
     right = np.arange(200) < 150
     seeds = [answers(np.roll(right, 7) & (np.arange(200) >= worse)) for worse in (0, 20, 40, 60)]
-    row = intervals(seeds, ["accuracy"]).iloc[0]
+    row = intervals(seeds, ["accuracy"], 20_000).iloc[0]
     alone = [intervals([seed], ["accuracy"]).iloc[0] for seed in seeds]
     rates = np.array([of_seed["estimate"] for of_seed in alone])
     assert row["estimate"] == pytest.approx(rates.mean())
     assert row["seeds"] == 4
     same = intervals([seeds[0]] * 4, ["accuracy"]).iloc[0]  # equal seeds have no spread to add
     assert same[ENDS].tolist() == alone[0][ENDS].tolist()
-    # variance of a mean of 4 seeds, drawn with replacement, and that of the images
-    hits = [(seed["p/c0"] > 0.5) == (seed["label"] == "c0") for seed in seeds]
-    variance = rates.var() / 4 + np.mean(hits, axis=0).var() / 200
-    expected = 2 * 1.96 * np.sqrt(variance)
-    assert row["high"] - row["low"] == pytest.approx(expected, rel=0.15)
+    assert row["seed_sd"] == pytest.approx(rates.std(ddof=1))
+    assert row["seed_values"].split() == [f"{rate:.4f}" for rate in rates]
+    # the images' normal error, and Student's of the seeds less what the images explain of it
+    hits = np.array([(seed["p/c0"] > 0.5) == (seed["label"] == "c0") for seed in seeds])
+    images = hits.mean(axis=0).var() / 200
+    explained = (hits - hits.mean(axis=0)).var(axis=1).sum() / 200 / 3
+    rng = np.random.default_rng(0)
+    errors = math.sqrt(images) * rng.standard_normal(200_000)
+    errors += math.sqrt((rates.var(ddof=1) - explained) / 4) * rng.standard_t(3, 200_000)
+    assert row["high"] == pytest.approx(rates.mean() + np.quantile(errors, 0.975), abs=0.01)
+    assert row["low"] == pytest.approx(rates.mean() + np.quantile(errors, 0.025), abs=0.01)
     gathered = gather([answers(np.arange(4) < 3), answers(np.arange(4) < 1)])
     assert bootstrap.metric_values(gathered, ["accuracy"]).tolist() == [[0.75], [0.25]]
+
+
+def test_intervals_of_few_seeds_hold_for_other_seeds() -> None:
+    # accuracies of seeds around 0.75; drawing three seeds with replacement covers 75%
+    covered = 0
+    for simulation in range(100):
+        rng = np.random.default_rng(simulation)
+        image, rates = rng.random(300), np.clip(rng.normal(0.75, 0.08, 3), 0, 1)
+        row = intervals([answers(image < rate) for rate in rates], ["accuracy"], 300).iloc[0]
+        covered += row["low"] <= 0.75 <= row["high"]
+    assert binom.ppf(0.01, 100, 0.94) <= covered
 
 
 def test_the_seed_decides_and_neither_the_order_of_rows_nor_chunks_do(

@@ -483,18 +483,22 @@ def domain_shift(
             for statistic, rng in zip(statistics, rngs, strict=True)
         ]
         samples.append(np.concatenate(parts, axis=2))
-        points = bootstrap.evaluate(predictions, *statistics).mean(axis=0)
+        points = bootstrap.evaluate(predictions, *statistics)
         sides.append((points, [basis for statistic in statistics for basis in statistic.bases]))
     names = [name for statistic in statistics for name in statistic.names]
-    # One draw of seeds for all three: a drawn net counts on both sides.
-    [seed_rng] = bootstrap.streams(settings.seed + 2, 1)
-    stacked = np.concatenate([*samples, samples[1] - samples[0]], axis=2)
-    *drawn, gaps = np.split(bootstrap.over_seeds(stacked, seed_rng), 3, axis=1)
+    rngs = bootstrap.streams(settings.seed + 2, 3)
+    drawn = [
+        bootstrap.over_seeds(values, of_seeds, rng)
+        for values, (of_seeds, _), rng in zip(samples, sides, rngs, strict=False)
+    ]
+    # A net counts on both sides, so the seeds' error is that of their differences.
+    of_nets = sides[1][0] - sides[0][0]
+    gaps = bootstrap.over_seeds(samples[1] - samples[0], of_nets, rngs[2], difference=True)
     rows = []
     for at, name in enumerate(names):
         share, level = name.startswith(("accuracy", "recall/", "chosen/")), settings.level
         first, second = (
-            bootstrap.interval(values[:, at], points[at], bases[at], level, share)
+            bootstrap.interval(values[:, at], points[:, at].mean(), bases[at], level, share)
             for values, (points, bases) in zip(drawn, sides, strict=True)
         )
         gap = second[0] - first[0]
