@@ -1,5 +1,6 @@
 """One run or one trial: train or compress, evaluate, measure, log to MLflow (read second)."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from src.core.cli import CONF, ROOT
 from src.core.config import WITHOUT_EFFECT, check, compose_trial, instantiate, resolve
-from src.core.environment import config_hash, environment, git_state, package_versions
+from src.core.environment import (
+    config_hash,
+    environment,
+    git_state,
+    package_versions,
+    uncommitted_changes,
+)
 from src.core.errors import ConfigError, UserError
 from src.deployment import trained
 from src.deployment.compression import origin
@@ -360,4 +367,13 @@ def _start(
     if origin.is_compression(config):
         tags |= {"origin": config.origin, "compression": config.compression.name}
     name = str(config.model.get("name", kind))
-    return Run.start(store, name, tags | more, public(plain), position.parent)
+    run = Run.start(store, name, tags | more, public(plain), position.parent)
+    if dirty and not position.git:
+        record_changes(run)
+    return run
+
+
+def record_changes(run: Run) -> None:
+    """Log the uncommitted changes of the sources; a resumed study may have several such files."""
+    patch = masked(uncommitted_changes(ROOT))
+    run.text(patch, f"uncommitted-{hashlib.sha256(patch.encode()).hexdigest()[:8]}.patch")

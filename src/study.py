@@ -32,7 +32,7 @@ from src.core.errors import ConfigError
 from src.deployment.compression import origin
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives
 from src.reporting import comparison
-from src.run import open_store
+from src.run import open_store, record_changes
 from src.sweep import space as spaces
 from src.sweep import study as studies
 from src.sweep.display import LiveView
@@ -128,7 +128,7 @@ def _make_name(arguments: list[str], fixed: list[str]) -> str:
     """A name from the swept parameters, and a digest of all arguments."""
     swept = [argument.partition("=") for argument in arguments if argument not in fixed]
     words = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in swept)
-    readable = re.sub(r"[^\w,.+-]+", "_", words)[:48].strip("-_,.") or "defaults"
+    readable = re.sub(r"[^\w.+-]+", "_", words)[:48].strip("-_.") or "defaults"
     digest = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()
     return f"{readable}-{digest[:6]}"
 
@@ -205,7 +205,11 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
         }
         recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), tags)
         study.set_user_attr("study_run", recorder.parent.id)
-        payload = _payload(plan, store, recorder.parent.id, not executor.queues)
+        git = git_state(ROOT)
+        if git[1]:
+            record_changes(recorder.parent)
+        # on another machine the code may be another
+        payload = _payload(plan, store, recorder.parent.id, None if executor.queues else git)
         with recorder.parent:
             with LiveView(plan.name) as view:
                 scheduler = Scheduler(
@@ -269,7 +273,9 @@ def _open_study(plan: StudyPlan, pruner: Any, url: str) -> studies.OwnedStudy:
     return study
 
 
-def _payload(plan: StudyPlan, store: Store, study_run: str, is_local: bool) -> dict[str, Any]:
+def _payload(
+    plan: StudyPlan, store: Store, study_run: str, git: tuple[str | None, bool | None] | None
+) -> dict[str, Any]:
     """What every trial needs, as plain values."""
     return {
         "overrides": plan.overrides,
@@ -277,9 +283,8 @@ def _payload(plan: StudyPlan, store: Store, study_run: str, is_local: bool) -> d
         "limits": [f"{limit.metric} {limit.operator} {limit.value!r}" for limit in plan.limits],
         "tracking": {"uri": store.uri, "experiment": store.experiment, "folder": str(store.folder)},
         "study_run": study_run,
-        # on another machine the code may be another
-        "git": list(git_state(ROOT)) if is_local else None,
-        "tell_begun": not is_local,
+        "git": git,
+        "tell_begun": git is None,
         "fixed": plan.overrides,
         "conf_digest": conf_digest(),
         "shared_digest": shared_config_digest(plan.config),

@@ -377,3 +377,21 @@ def test_the_next_run_marks_a_killed_one(
     assert status == 0, output
     assert multirun.run("SIGKILL")["status"] == "FAILED"
     assert multirun.run("next")["status"] == "FINISHED"
+
+
+def test_uncommitted_changes_are_an_artifact_without_passwords(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q", "."], [*identity, "commit", "-q", "--allow-empty", "-m", "a"]):
+        project.mkdir(exist_ok=True)
+        subprocess.run(["git", *command], cwd=project, check=True)
+    (project / "mine.yaml").write_text("uri: http://me:secret@example.org")
+    monkeypatch.setattr(runs, "ROOT", project)
+    with Run.start(store, "mine", {}) as recorded:
+        runs.record_changes(recorded)
+    [patch] = store.client.list_artifacts(recorded.id)
+    text = Path(store.client.download_artifacts(recorded.id, patch.path, str(tmp_path))).read_text()
+    assert "+uri: http://me:***@example.org" in text
+    assert "secret" not in text

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -65,14 +67,17 @@ def test_the_default_name_has_what_is_swept_and_a_digest_of_all_arguments() -> N
     lr = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
     plan = planned(SWEPT, lr, "hydra.sweeper.n_trials=3")
     readable, _, digest = plan.name.rpartition("-")
-    assert readable == "width-8,16-lr-tag_log,interval_1e-4,1e-2"
+    assert readable == "width-8_16-lr-tag_log_interval_1e-4_1e-2"
+    # neither a shell nor Hydra needs quotes around it
+    assert shlex.quote(plan.name) == plan.name
+    assert OverridesParser.create().parse_override(f"study={plan.name}").value() == plan.name
     assert len(digest) == 6
     assert plan.folder.name == plan.name
     assert not plan.is_grid
     epochs = "trainer.max_epochs=2"
     names = [planned(SWEPT).name, planned(SWEPT, epochs).name]
     assert len({*names, planned(SWEPT, "trainer.max_epochs=3").name}) == 3
-    assert {name.rpartition("-")[0] for name in names} == {"width-8,16"}
+    assert {name.rpartition("-")[0] for name in names} == {"width-8_16"}
     assert planned(epochs, SWEPT).name == names[1]
 
 

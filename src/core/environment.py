@@ -32,6 +32,8 @@ PACKAGES = (
     "optuna mlflow numpy pandas scikit-learn pillow"
 )
 MAX_SEED = 2**32 - 1  # the limit of NumPy
+SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.j2", "constraints.txt")
+MAX_PATCH = 500_000
 GIT_TIMEOUT_S = 20  # a checkout on a sleeping network drive does not delay a run for longer
 COLLECTOR_THRESHOLD = 20_000  # objects; Python's default is 700 in 3.11
 
@@ -104,21 +106,38 @@ def device_name(device: "torch.device") -> str:
 
 
 def git_state(root: Path | str) -> tuple[str | None, bool | None]:
-    """The commit that is checked out in `root`, and whether files differ (untracked ones count).
+    """The commit that is checked out in `root`, and whether source files differ.
 
-    (None, None) without git, a checkout or a commit.
+    Untracked sources count; data, results and links do not. (None, None) without git, a checkout or
+    a commit.
     """
-
-    def git(*arguments: str) -> str:
-        options: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, timeout=GIT_TIMEOUT_S, **options).stdout.strip()
-
     commit: str | None = None
     with suppress(OSError, subprocess.SubprocessError):
-        commit = git("rev-parse", "--verify", "HEAD")
-        return commit, bool(git("status", "--porcelain"))
+        commit = _git(root, "rev-parse", "--verify", "HEAD").strip()
+        return commit, bool(_git(root, "status", "--porcelain", "--", *SOURCES))
     return commit, None
+
+
+def uncommitted_changes(root: Path | str) -> str:
+    """Changes of the sources in `root` since its commit, as a patch for `git apply`.
+
+    Untracked files are in it. A patch over `MAX_PATCH` characters is cut, which its last line says.
+    """
+    listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *SOURCES)
+    patch = _git(root, "diff", "HEAD", "--", *SOURCES)
+    for name in listed.split("\0")[:-1]:
+        if len(patch) <= MAX_PATCH and not (Path(root) / name).is_symlink():
+            # git says by status 1 that the files differ
+            patch += _git(root, "diff", "--no-index", "--", os.devnull, name, check=False)
+    if len(patch) > MAX_PATCH:
+        patch = f"{patch[:MAX_PATCH]}\n(cut here: more than {MAX_PATCH:,} characters)\n"
+    return patch
+
+
+def _git(root: Path | str, *arguments: str, check: bool = True) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
+    return subprocess.run(command, check=check, timeout=GIT_TIMEOUT_S, **options).stdout
 
 
 def config_hash(config: Mapping[str, Any], without: Collection[str] = ()) -> str:

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from src.core.environment import (
     COLLECTOR_THRESHOLD,
+    MAX_PATCH,
     collect_less_often,
     config_hash,
     environment,
     git_state,
     seed_everything,
+    uncommitted_changes,
 )
 from src.core.errors import ConfigError
 from src.core.files import ROOT
@@ -84,20 +86,37 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_git_state(tmp_path: Path) -> None:
-    assert git_state(tmp_path) == (None, None)
-    git(tmp_path, "init", "-q")
-    assert git_state(tmp_path) == (None, None)  # no commit yet
-    (tmp_path / "a.txt").write_text("a")
-    git(tmp_path, "add", "a.txt")
-    git(tmp_path, "commit", "-qm", "a")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_state(tmp_path) == (commit, False)
-    (tmp_path / "a.txt").write_text("b")
-    assert git_state(tmp_path) == (commit, True)
-    git(tmp_path, "checkout", "-q", "a.txt")
-    (tmp_path / "new.txt").touch()
-    assert git_state(str(tmp_path)) == (commit, True)
+def test_git_state_and_the_patch_of_uncommitted_changes(tmp_path: Path) -> None:
+    folder, copy = tmp_path / "project", tmp_path / "copy"
+    folder.mkdir()
+    assert git_state(folder) == (None, None)
+    git(folder, "init", "-q")
+    assert git_state(folder) == (None, None)  # no commit yet
+    (folder / "a.py").write_text("a = 1\n")
+    git(folder, "add", "a.py")
+    git(folder, "commit", "-qm", "a")
+    commit = git(folder, "rev-parse", "HEAD")
+    assert git_state(folder) == (commit, False)
+    assert uncommitted_changes(folder) == ""
+    # data, results and links are no sources
+    (folder / "predictions.csv").touch()
+    (folder / ".venv").symlink_to(tmp_path)
+    assert git_state(folder) == (commit, False)
+    (folder / "a.py").write_text("a = 2\n")
+    assert git_state(str(folder)) == (commit, True)
+    (folder / "conf").mkdir()
+    (folder / "conf" / "größe 1.yaml").write_text("size: 1")
+    git(tmp_path, "clone", "-q", str(folder), str(copy))
+    patch = tmp_path / "uncommitted.patch"
+    patch.write_text(uncommitted_changes(folder))
+    git(copy, "apply", str(patch))
+    for name in ("a.py", "conf/größe 1.yaml"):
+        assert (copy / name).read_bytes() == (folder / name).read_bytes()
+    git(folder, "checkout", "-q", "a.py")
+    assert git_state(folder) == (commit, True)
+    (folder / "long.py").write_text("#" * MAX_PATCH)
+    assert len(uncommitted_changes(folder)) < MAX_PATCH + 100
+    assert "cut here" in uncommitted_changes(folder).splitlines()[-1]
 
 
 def test_git_state_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
