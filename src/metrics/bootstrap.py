@@ -302,11 +302,12 @@ def intervals(
     statistics = metric_statistics(gathered, gathered.metrics if metrics is None else metrics)
     points, values = _points_and_samples(gathered, [statistics], samples, seed)
     rows = []
-    for at, (name, basis) in enumerate(zip(statistics.names, statistics.bases, strict=True)):
-        of_seeds = points[:, at]
-        low, high = percentile_interval(values[:, at], of_seeds.mean(), basis, level)
-        sizes = (len(basis), len(np.unique(basis)))
-        rows.append((name, of_seeds.mean(), low, high, *sizes, *spread(of_seeds)))
+    for name, of_seeds, column, basis in zip(
+        statistics.names, points.T, values.T, statistics.bases, strict=True
+    ):
+        estimate, sizes = of_seeds.mean(), (len(basis), len(np.unique(basis)))
+        ends = percentile_interval(column, estimate, basis, level)
+        rows.append((name, estimate, *ends, *sizes, *spread(of_seeds)))
     columns = ["metric", *(column for column in COLUMNS if column != "interval")]
     return pd.DataFrame(rows, columns=columns)
 
@@ -314,7 +315,7 @@ def intervals(
 def estimates(
     predictions: Predictions, statistics: Sequence[Statistics], settings: AuditSettings
 ) -> pd.DataFrame:
-    """Means over the seeds with intervals that hold for few lesions, see `adjusted_interval`.
+    """Means over the seeds with intervals that hold for few lesions, see `interval`.
 
     Returns:
         A row for each statistic, indexed by its name: estimate (NaN unless every seed defines it),
@@ -347,15 +348,6 @@ def spread(of_seeds: np.ndarray) -> tuple[int, float, str]:
     return len(of_seeds), deviation, " ".join(f"{value:.4f}" for value in of_seeds)
 
 
-def interval(
-    values: np.ndarray, estimate: float, basis: np.ndarray, level: float, share: bool
-) -> tuple[float, float, float, str, int, int]:
-    """A row of `estimates` without the seeds, from the draws."""
-    low, high = percentile_interval(values, estimate, basis, level)
-    ends = adjusted_interval(low, high, estimate, basis, level, share)
-    return (float(estimate), *ends, len(basis), len(np.unique(basis)))
-
-
 def percentile_interval(
     values: np.ndarray, estimate: float, basis: np.ndarray, level: float
 ) -> tuple[float, float]:
@@ -373,22 +365,23 @@ def percentile_interval(
     return float(low), float(high)
 
 
-def adjusted_interval(
-    low: float, high: float, estimate: float, basis: np.ndarray, level: float, share: bool
-) -> tuple[float, float, str]:
-    """A bootstrap interval corrected for few groups: low, high and its kind, as in `estimates`.
+def interval(
+    values: np.ndarray, estimate: float, basis: np.ndarray, level: float, share: bool
+) -> tuple[float, float, float, str, int, int]:
+    """A row of `estimates` without the seeds, from the values of the samples.
 
-    A share gets the wider of this and the exact interval, end by end. Other statistics have no
-    interval with fewer than two groups or where the bootstrap interval has no width.
+    A share gets the wider of the percentile interval and the exact one, end by end. Other
+    statistics have no interval with fewer than two groups or if the interval has no width.
     """
-    groups = len(np.unique(basis))
+    low, high = percentile_interval(values, estimate, basis, level)
+    groups, kind = len(np.unique(basis)), "bootstrap"
     if share and groups and not np.isnan(estimate):
         least, most = clopper_pearson(estimate, groups, level)
         kind = "bootstrap" if low <= least and high >= most else "exact"
-        return float(np.fmin(low, least)), float(np.fmax(high, most)), kind
-    if groups < 2 or not high - low > _ROUNDING:
-        return np.nan, np.nan, ""
-    return low, high, "bootstrap"
+        low, high = float(np.fmin(low, least)), float(np.fmax(high, most))
+    elif groups < 2 or not high - low > _ROUNDING:
+        low, high, kind = np.nan, np.nan, ""
+    return float(estimate), low, high, kind, len(basis), groups
 
 
 def clopper_pearson(estimate: float, groups: int, level: float) -> tuple[float, float]:

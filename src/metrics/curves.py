@@ -203,32 +203,29 @@ def isic_scores(predictions: "Predictions") -> pd.DataFrame:
         accuracy, sensitivity, specificity, dice, ppv, npv at a probability above 0.5 (1 where a
         rate has no images), then auc, auc_sens_80, ap, which are NaN unless both kinds are there.
     """
-    nets = []
-    for probability in predictions.probability:
-        rows = [
-            _isic_scores(probability[:, label], predictions.target == label)
-            for label in range(len(predictions.classes))
-        ]
-        nets.append(pd.DataFrame(rows, index=pd.Index(predictions.classes, name="class")))
-    table = sum(nets[1:], nets[0]) / len(nets)
-    table.loc["macro_average"] = table.mean()
-    return table.reset_index()
-
-
-def _isic_scores(score: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    areas = {"auc": area, "auc_sens_80": area_above_sensitivity, "ap": average_precision}
-    both = 0 < positive.sum() < len(positive)
-    counts = RocCurve(score, positive, np.zeros(len(score), dtype=int), 1).counts(np.ones((1, 1)))
-    predicted = score > 0.5
-    hits, missed = int((positive & predicted).sum()), int((positive & ~predicted).sum())
-    alarms, rejected = int((~positive & predicted).sum()), int((~positive & ~predicted).sum())
+    truth = predictions.target[:, None] == np.arange(len(predictions.classes))
+    called = predictions.probability > 0.5
+    hits, alarms, missed, rejected = (
+        (side & kind).sum(axis=1) for side in (called, ~called) for kind in (truth, ~truth)
+    )
     shares = {
-        "accuracy": (hits + rejected, len(positive)),
+        "accuracy": (hits + rejected, hits + alarms + missed + rejected),
         "sensitivity": (hits, hits + missed),
         "specificity": (rejected, rejected + alarms),
         "dice": (2 * hits, 2 * hits + alarms + missed),
         "ppv": (hits, hits + alarms),
         "npv": (rejected, rejected + missed),
     }
-    rates = {name: part / total if total else 1.0 for name, (part, total) in shares.items()}
-    return rates | {key: curve(*counts).item() if both else np.nan for key, curve in areas.items()}
+    rates = {name: np.nan_to_num(ratio(*counts), nan=1.0) for name, counts in shares.items()}
+    areas = {"auc": area, "auc_sens_80": area_above_sensitivity, "ap": average_precision}
+    together = np.zeros(len(truth), dtype=int)
+    for name, curve in areas.items():
+        rates[name] = np.full(hits.shape, np.nan)
+        for label in np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0)):
+            for net, score in enumerate(predictions.probability[:, :, label]):
+                counts = RocCurve(score, truth[:, label], together, 1).counts(np.ones((1, 1)))
+                rates[name][net, label] = curve(*counts).item()
+    means = {name: values.mean(axis=0) for name, values in rates.items()}
+    table = pd.DataFrame(means, index=pd.Index(predictions.classes, name="class"))
+    table.loc["macro_average"] = table.mean()
+    return table.reset_index()

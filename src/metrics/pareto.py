@@ -115,40 +115,16 @@ def contributions(losses: np.ndarray) -> np.ndarray:
 
 
 def over_time(losses: np.ndarray) -> np.ndarray:
-    """The hypervolume after each trial, for scaled losses (N, M) in the order in which they ended.
-
-    A new point of the front adds its box up to the reference point minus the part of the box that
-    the front dominates, which is the hypervolume of the front's points moved into the box (the
-    "limit set" of While et al., A fast way of calculating exact hypervolumes, IEEE Transactions on
-    Evolutionary Computation 16, 2012, section III).
-    """
+    """The hypervolume after each trial, for scaled losses (N, M) in the order of their ends."""
     table = np.asarray(losses, dtype=float)
-    columns = table.shape[1]
-    gains = np.zeros(len(table))
-    # A row for each objective: numpy is several times slower on many short rows.
-    members = np.empty((columns, 0))
+    volumes = np.zeros(len(table))
+    members = table[:0]  # of the front so far: the others add nothing, and are many
     for number in np.flatnonzero(_below_reference(table)):
-        point = table[number, :, None]
-        if (members <= point).all(axis=0).any():
-            continue
-        gains[number] = max(0.0, float(np.prod(REFERENCE - point)) - _dominated(members, point))
-        members = np.hstack([members[:, (members < point).any(axis=0)], point])
-    return np.cumsum(gains) / REFERENCE**columns
-
-
-def _dominated(members: np.ndarray, point: np.ndarray) -> float:
-    """Share of the box from `point` (M, 1) to the reference that a front (M, K) dominates."""
-    moved = np.maximum(members, point)
-    for at in range(len(point)):
-        # Of the members that are as good as the point in this objective the best replaces all that
-        # it dominates: cheap, and few are left of a long front.
-        touching = np.flatnonzero(moved[at] == point[at])
-        if len(touching):
-            nearest = moved[:, touching[moved[:, touching].sum(axis=0).argmin()], None]
-            moved = np.hstack([moved[:, (moved < nearest).any(axis=0)], nearest])
-    if not moved.size:
-        return 0.0
-    return float(moocore.hypervolume(moocore.filter_dominated(moved.T), ref=REFERENCE))
+        point = table[number]
+        if not (members <= point).all(axis=1).any():
+            members = np.vstack([members[(members < point).any(axis=1)], point])
+            volumes[number] = hypervolume(members)
+    return np.maximum.accumulate(volumes)
 
 
 def _below_reference(losses: np.ndarray) -> np.ndarray:

@@ -130,12 +130,8 @@ def _f1(counts: np.ndarray) -> np.ndarray:
     return ratio(2 * hits, counts.sum(axis=-1) + counts.sum(axis=-2))
 
 
-def _mean_recall(counts: np.ndarray) -> np.ndarray:
-    return mean_of_defined(_recall(counts))
-
-
-def _mean_f1(counts: np.ndarray) -> np.ndarray:
-    return mean_of_defined(_f1(counts))
+def _mean(of_classes: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
+    return mean_of_defined(of_classes(counts))
 
 
 def _specificity(counts: np.ndarray) -> np.ndarray:
@@ -181,8 +177,14 @@ METRICS: list[Metric] = [
     Metric("train/loss", "training loss", **_LOSS),
     _split("loss", "loss", **_LOSS),
     _split("accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
-    _split(PRIMARY, "balanced accuracy", "bal. acc.", from_counts=_mean_recall, hub=PRIMARY),
-    _split("macro_f1", "macro F1", from_counts=_mean_f1, hub="f1"),
+    _split(
+        PRIMARY,
+        "balanced accuracy",
+        "bal. acc.",
+        from_counts=functools.partial(_mean, _recall),
+        hub=PRIMARY,
+    ),
+    _split("macro_f1", "macro F1", from_counts=functools.partial(_mean, _f1), hub="f1"),
     # From the scores: `metrics.classification.mean_auroc`, resampled by `metrics.bootstrap`.
     _split("auroc", "AUROC", hub="roc_auc"),
     _split("recall/<class>", "recall of <class>", "<class> recall", from_counts=_recall),
@@ -192,8 +194,16 @@ METRICS: list[Metric] = [
     # From `metrics.curves`.
     _audit("auroc/<class>", "AUROC of <class>", "AUROC"),
     _audit("average_precision/<class>", "average precision of <class>", "average precision"),
-    _audit("auroc_above_80_sensitivity/<class>", f"AUC {_ABOVE} sensitivity of <class>"),
-    _audit("pauc_80/<class>", f"pAUC {_ABOVE} TPR (ISIC 2024, at most 0.2) of <class>"),
+    _audit(
+        "auroc_above_80_sensitivity/<class>",
+        f"AUC {_ABOVE} sensitivity of <class>",
+        f"AUC {_ABOVE} sensitivity",
+    ),
+    _audit(
+        "pauc_80/<class>",
+        f"pAUC {_ABOVE} TPR (ISIC 2024, at most 0.2) of <class>",
+        f"pAUC {_ABOVE} TPR",
+    ),
     _audit("sensitivity_at_spec<percent>/<class>", f"sensitivity {_AT}% specificity of <class>"),
     _audit("specificity_at_sens<percent>/<class>", f"specificity {_AT}% sensitivity of <class>"),
     # From `metrics.thresholds`.

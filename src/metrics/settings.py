@@ -53,9 +53,11 @@ class AuditSettings:
         """The name of the class looked for; a ConfigError if it is none of `classes`."""
         listed = ", ".join(classes)
         if self.positive is not None and self.positive not in classes:
-            raise ConfigError("positive", f"must be one of {listed}, but got {self.positive!r}")
+            raise ConfigError(
+                "clinical.positive", f"must be one of {listed}, but got {self.positive!r}"
+            )
         name = self.positive or melanoma_of(classes)
         if name is None:
             message = f"none of {listed} is called melanoma; name the class looked for"
-            raise ConfigError("positive", message)
+            raise ConfigError("clinical.positive", message)
         return name

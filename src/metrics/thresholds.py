@@ -4,7 +4,7 @@ An image is positive from the threshold on. Each net (seed) has a threshold of i
 take the thresholds as fixed: they are for these thresholds on other lesions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from src.metrics.registry import ratio
 from src.metrics.settings import AuditSettings
 
 MEASURES = ("sensitivity", "specificity", "ppv", "npv")
+NAMES: Mapping[str, str] = {name: name for name in MEASURES}
 ARGMAX = "argmax"
 _ROUNDING = 1e-9  # 0.07 * 100 is more than 7 in floating point
 
@@ -80,49 +81,39 @@ def choose_per_net(val: Predictions, class_name: str, target: TargetRate) -> lis
     return [choose(score, val.target == label, target) for score in scores]
 
 
-def usable_thresholds(
-    val: Predictions | None, class_name: str, settings: AuditSettings
-) -> list[Threshold] | None:
-    """The thresholds for sensitivity; None without validation, or if one of them has a problem."""
-    if val is None:
-        return None
-    chosen = choose_per_net(val, class_name, TargetRate("sensitivity", settings.sensitivity))
-    return None if any(threshold.problem for threshold in chosen) else chosen
-
-
-def decide(
-    predictions: Predictions, class_name: str, thresholds: Sequence[Threshold] | None
-) -> np.ndarray:
-    """Which images are positive, bool (S, N): by the threshold, or by the most probable class."""
-    label = predictions.classes.index(class_name)
-    if thresholds is None:
-        by_argmax: np.ndarray = predictions.probability.argmax(axis=2) == label
-        return by_argmax
-    values = np.array([threshold.value for threshold in thresholds])
-    return predictions.probability[:, :, label].astype(float) >= values[:, None]
-
-
 def rates(
-    predictions: Predictions, class_name: str, decisions: np.ndarray, usable: bool = True
+    predictions: Predictions,
+    class_name: str,
+    thresholds: Sequence[Threshold] | None = None,
+    names: Mapping[str, str] = NAMES,
 ) -> Statistics:
-    """Sensitivity, specificity and predictive values of decisions, bool (S, N), on a class.
+    """Sensitivity, specificity and predictive values of a class, or those of them in `names`.
 
-    All rates are undefined unless `usable`: no threshold could be chosen then.
+    An image is positive by the thresholds, one for each net, or by the most probable class. The
+    rates are undefined if a threshold is NaN. `names`: rate -> name of the statistic.
     """
-    positive = predictions.target == predictions.classes.index(class_name)
+    label = predictions.classes.index(class_name)
+    positive, usable = predictions.target == label, True
+    decisions = predictions.probability.argmax(axis=2) == label
+    if thresholds is not None:
+        values = np.array([threshold.value for threshold in thresholds])
+        usable = not np.isnan(values).any()
+        decisions = predictions.probability[:, :, label].astype(float) >= values[:, None]
     kinds = [right & side for side in (decisions, ~decisions) for right in (positive, ~positive)]
     table = by_group(predictions, np.stack(kinds, axis=2).transpose(1, 0, 2).astype(float))
+    chosen = [MEASURES.index(name) for name in names]
 
     def measure(weights: np.ndarray) -> np.ndarray:
         counts = weights.T @ table.reshape(predictions.groups, -1)
         hits, alarms, missed, rejected = np.moveaxis(counts.reshape(-1, len(decisions), 4), 2, 0)
         parts = np.stack([hits, rejected, hits, rejected], axis=2)
         others = np.stack([missed, alarms, alarms, missed], axis=2)
-        return ratio(parts, parts + others) if usable else np.full(parts.shape, np.nan)
+        every = ratio(parts, parts + others) if usable else np.full(parts.shape, np.nan)
+        return every[..., chosen]
 
     rows = (positive, ~positive, decisions.any(axis=0), (~decisions).any(axis=0))
-    bases = tuple(predictions.group[images] for images in rows)
-    return Statistics(MEASURES, bases, measure, shares=True)
+    bases = tuple(predictions.group[rows[at]] for at in chosen)
+    return Statistics(tuple(names.values()), bases, measure, shares=True)
 
 
 def points(
@@ -137,23 +128,21 @@ def points(
         net, as text), measure, val (the rate on validation), then the rate on test as `estimates`
         returns it, and problem.
     """
-    rules: dict[str, list[Threshold]] = {ARGMAX: []}
+    rules: dict[str, list[Threshold] | None] = {ARGMAX: None}
     if val is not None:
         sensitivity = TargetRate("sensitivity", settings.sensitivity)
         for rule in (sensitivity, TargetRate("specificity", settings.specificity)):
             rules[str(rule)] = choose_per_net(val, class_name, rule)
     tables = []
     for name, thresholds in rules.items():
-        usable = not any(np.isnan(threshold.value) for threshold in thresholds)
         on_val = np.full(len(MEASURES), np.nan)
-        if val is not None and usable:
-            decisions = decide(val, class_name, thresholds or None)
-            on_val = evaluate(val, rates(val, class_name, decisions)).mean(axis=0)
-        statistics = rates(test, class_name, decide(test, class_name, thresholds or None), usable)
+        if val is not None:
+            on_val = evaluate(val, rates(val, class_name, thresholds)).mean(axis=0)
+        statistics = rates(test, class_name, thresholds)
         table = estimates(test, [statistics], settings).rename_axis("measure").reset_index()
         table.insert(0, "rule", name)
-        table.insert(1, "threshold", " ".join(f"{row.value:.4g}" for row in thresholds))
+        table.insert(1, "threshold", " ".join(f"{row.value:.4g}" for row in thresholds or ()))
         table.insert(3, "val", on_val)
-        problems = {threshold.problem for threshold in thresholds if threshold.problem}
+        problems = {threshold.problem for threshold in thresholds or () if threshold.problem}
         tables.append(table.assign(problem="; ".join(sorted(problems))))
     return pd.concat(tables, ignore_index=True)

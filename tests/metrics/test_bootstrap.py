@@ -1,4 +1,4 @@
-"""The bootstrap against the recorded metrics, scikit-learn, binomial quantiles and simulations."""
+"""The bootstrap against the recorded metrics, binomial quantiles and simulations."""
 
 import math
 import time
@@ -14,7 +14,6 @@ from clinical_cases import frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from src.core.errors import ConfigError, UserError
 from src.metrics import bootstrap
@@ -78,22 +77,6 @@ def test_estimates_and_samples_are_the_recorded_metrics_of_their_images(
         images = np.concatenate([np.flatnonzero(gathered.group == group) for group in groups])
         of_sample = pd.Series(row, gathered.metrics).dropna().to_dict()
         assert of_sample == pytest.approx(recorded(table.iloc[images]), abs=1e-6)
-
-
-def test_estimates_are_those_of_scikit_learn() -> None:
-    rng = np.random.default_rng(3)
-    target = rng.integers(5, size=400)
-    probability = rng.dirichlet(np.ones(5), size=400) + 0.3 * np.eye(5)[target]
-    probability /= probability.sum(axis=1, keepdims=True)
-    values = intervals([table_of(probability, target)], samples=5).set_index("metric")["estimate"]
-    predicted = probability.argmax(axis=1)
-    assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(target, predicted))
-    assert values["recall/c2"] == pytest.approx(recall_score(target, predicted, average=None)[2])
-    expected = roc_auc_score(target, probability, multi_class="ovr")
-    assert values["auroc"] == pytest.approx(expected, abs=1e-6)
-    two = probability[:, :2] / probability[:, :2].sum(axis=1, keepdims=True)
-    binary = intervals([table_of(two, target % 2)], ["auroc"], samples=5)["estimate"][0]
-    assert binary == pytest.approx(roc_auc_score(target % 2, two[:, 1]), abs=1e-6)
 
 
 def test_undefined_metrics_are_missing_and_count_in_no_mean() -> None:
@@ -275,13 +258,13 @@ def test_a_share_gets_the_wider_interval_end_by_end(lesions: int, part: int, lev
     estimate, basis = part / 1000, np.arange(lesions)
     least, most = bootstrap.clopper_pearson(estimate, lesions, level)
     assert 0 <= least <= estimate <= most <= 1
-    for low, high, expected in (
-        (estimate, estimate, (least, most, "exact")),
-        (0.0, 1.0, (0.0, 1.0, "bootstrap")),
-        (np.nan, np.nan, (least, most, "exact")),
+    for values, (low, high, kind) in (
+        ([estimate] * 3, (least, most, "exact")),
+        ([0.0] * 50 + [1.0] * 50, (0.0, 1.0, "bootstrap" if lesions > 1 else "exact")),
+        ([np.nan], (least, most, "exact")),
     ):
-        adjusted = bootstrap.adjusted_interval(low, high, estimate, basis, level, share=True)
-        assert adjusted == expected
+        row = bootstrap.interval(np.array(values), estimate, basis, level, share=True)
+        assert row == (estimate, pytest.approx(low), pytest.approx(high), kind, lesions, lesions)
 
 
 @pytest.mark.parametrize(("hits", "lesions"), [(15, 16), (7, 20)])

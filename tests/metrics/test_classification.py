@@ -60,15 +60,6 @@ def test_auroc_is_scikit_learns_over_the_classes_that_have_one(
     assert mean_auroc(probability, target) == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
-@pytest.mark.parametrize("k", [3, 7])
-def test_auroc_with_all_classes_present_is_the_usual_macro_average(k: int) -> None:
-    target = batches(k, list(range(k)), 500, 0)[1]
-    logits = torch.randn(500, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    probability = probabilities(logits)
-    expected = sk.roc_auc_score(target, probability, multi_class="ovr")
-    assert mean_auroc(probability, target) == pytest.approx(expected, abs=1e-5)
-
-
 @pytest.mark.parametrize("present", [list(range(7)), [0, 5]])
 def test_epoch_in_batches_has_the_keys_and_values_of_the_run_record(present: list[int]) -> None:
     probability, target = batches(7, present, 200, 1)

@@ -230,16 +230,6 @@ def test_over_time_never_falls_and_ends_at_the_hypervolume(columns: int, seed: i
     assert history[missing].tolist() == history[missing - 1].tolist()
 
 
-def test_two_thousand_trials_that_all_come_to_the_front() -> None:
-    angle = np.random.default_rng(0).permutation(np.linspace(0, np.pi / 2, 2_000))
-    losses = 1 - np.column_stack([np.cos(angle), np.sin(angle)])
-    history = over_time(losses)
-    assert (np.diff(history) > 0).all()
-    # what a quarter of a circle round (1, 1) leaves, and the rim of 0.1 on two sides, its corner
-    # counted once
-    assert history[-1] == pytest.approx((np.pi / 4 + 2 * 0.1 + 0.01) / 1.21, abs=1e-3)
-
-
 LEANING = [[0, 1, 1], [0, 0.6, 1.2], [1, 0, 1.2], [1, 1, 0], [0.4, 0.4, 0.4]]
 ENDS = np.array(LEANING)[[1, 2, 3, 4]] / [1, 1, 1.2]
 NORMAL = np.cross(ENDS[1] - ENDS[0], ENDS[2] - ENDS[0])

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from src.metrics.bootstrap import evaluate, gather, intervals
 from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import ARGMAX, TargetRate, Threshold, choose, decide, points, rates
+from src.metrics.thresholds import ARGMAX, TargetRate, Threshold, choose, points, rates
 
 
 def rates_at(score: np.ndarray, positive: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -81,13 +81,13 @@ def test_a_threshold_of_no_use_has_a_problem(
 @settings(max_examples=20)
 def test_rates_are_those_of_the_confusion_matrix(seed: int) -> None:
     predictions = gather(made_up(seed, images=40, nets=1))
-    positive = decide(predictions, "mel", [Threshold(0.4, 0, 0)])
-    matrix = confusion_matrix(predictions.target == 1, positive[0], labels=[False, True])
+    positive = predictions.probability[0, :, 1] >= 0.4
+    matrix = confusion_matrix(predictions.target == 1, positive, labels=[False, True])
     (rejected, alarms), (missed, hits) = matrix.tolist()
     expected = [hits / (hits + missed), rejected / (rejected + alarms)]
     expected += [hits / (hits + alarms) if hits + alarms else np.nan]
     expected += [rejected / (rejected + missed) if rejected + missed else np.nan]
-    values = evaluate(predictions, rates(predictions, "mel", positive))[0]
+    values = evaluate(predictions, rates(predictions, "mel", [Threshold(0.4, 0, 0)]))[0]
     assert values.tolist() == pytest.approx(expected, nan_ok=True)
 
 

@@ -365,7 +365,7 @@ def test_external_evaluations_have_their_intervals(copy: Runs, tmp_path: Path) -
         run.artifact(tmp_path / "evaluation")
     subject = find(copy.store, copy.trial)
     made = build(copy.store, subject, SETTINGS)
-    intervals = ["0.25 [0.21-0.30]", "0.26 [0.21-0.30]", "0.25 [0.21-0.30]"]
+    intervals = ["0.25 [0.21, 0.30]", "0.26 [0.21, 0.30]", "0.25 [0.21, 0.30]"]
     cells = ["isic2019", "seed 0", "1,518", "3", *intervals, run.id[:8]]
     assert row_of(made, "isic2019") == cells
     assert "On isic2019, evaluated with seed 0, the balanced accuracy is 0.250." in limits(made)

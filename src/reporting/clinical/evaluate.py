@@ -1,18 +1,17 @@
 """`python -m src.evaluate` from end to end: a trained run on its own splits or on other data."""
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from src.core.cli import console, say
 from src.core.config import instantiate, load_settings, resolve
-from src.core.errors import ConfigError, UserError
+from src.core.errors import UserError
 from src.core.files import refuse_unwritable
 from src.data.source import Source
 from src.deployment import trained
@@ -22,6 +21,7 @@ from src.reporting.clinical import external, presentation
 from src.reporting.clinical.audit import audit
 from src.reporting.clinical.external import REST, ExternalData
 from src.reporting.clinical.results import EvaluateSettings, Evaluation, Images
+from src.reporting.clinical.text import sentences
 from src.tracking.run import Run, recordable
 from src.tracking.store import Store, existing
 
@@ -33,7 +33,7 @@ RECORDED = {"val": "best/val"}  # name of a split's metrics in the run record at
 TESTED_FOR = "for a clinical audit"
 CHOSE_EPOCH = "Validation chose the epoch: its figures are too good."
 LEAKS = (
-    "LEAKS: images of one lesion or patient are on both sides of the run's own split: "
+    "LEAKS: images of one lesion or patient are on both sides of the run's split: "
     "figures on it are too good."
 )
 
@@ -77,7 +77,7 @@ def recorded_splits(
         test = _test_now(evaluated, store)
     if not val and not test:
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
-    metadata, notes, warnings = None, [], _leak_warnings(evaluated)
+    metadata, notes, warnings = None, [], [LEAKS] if "leaking" in evaluated.split else []
     try:
         config = external.data_config(evaluated, settings.own_root)
         source: Source = instantiate(config.source, "data.source")
@@ -86,12 +86,10 @@ def recorded_splits(
         reason = f"the run's own data are not here ({error}); name them by own_root=<folder>"
         notes.append(f"No metadata (age, sex, site): {reason}.")
     audits = {}
-    with _keys_under_clinical():
-        if test:
-            audits["test"] = audit(test, val, metadata, clinical, "test", warnings)
-        if val:
-            on_val = [CHOSE_EPOCH, *warnings]
-            audits["val"] = audit(val, [], metadata, clinical, "val", on_val)
+    if test:
+        audits["test"] = audit(test, val, metadata, clinical, "test", warnings)
+    if val:
+        audits["val"] = audit(val, [], metadata, clinical, "val", [CHOSE_EPOCH, *warnings])
     if not test:
         untested = _untested(evaluated, store)
         notes.append(f"{untested}: this is validation alone. test=true uses it, once.")
@@ -122,13 +120,17 @@ def other_data(
     overlap, overlap_note, overlap_warnings = _overlap(
         data, frames, evaluated, source, recorded, settings
     )
-    warnings = [*source_warnings, *overlap_warnings, *_leak_warnings(evaluated)]
-    notes = [*_picture_notes(data, evaluated, frames, source), overlap_note]
+    leaks = [LEAKS] if "leaking" in evaluated.split else []
+    warnings = [*source_warnings, *overlap_warnings, *leaks]
+    notes = _picture_notes(data, evaluated, frames, source) + overlap_note
     shown = {} if source is None else external.examples(data, frames, source, classes)
     if len(overlap) and settings.overlap == "exclude":
         data = external.exclude(data, overlap)
     predictions = external.predict(data, evaluated, classes, store)
-    notes += [*_label_notes(data), *trained.precision_warnings(evaluated.config)]
+    original = data.frame.loc[data.frame["label"].isna(), "original_label"]
+    unmapped = original.value_counts().to_dict()
+    notes += sentences("labels", labels=data.labels, rest=REST, unmapped=unmapped)
+    notes += trained.precision_warnings(evaluated.config)
     compared_with = "test" if recorded["test"] else "val"
     if compared_with == "val":
         untested = _untested(evaluated, store)
@@ -139,8 +141,7 @@ def other_data(
     if REST in data.labels.classes and len(data.labels.classes) == 2 and not clinical.positive:
         clinical = replace(clinical, positive=data.labels.classes[1])
     metadata = data.frame.drop(columns=["label", "original_label"])
-    with _keys_under_clinical():
-        result = audit(predictions, merged["val"], metadata, clinical, name, warnings)
+    result = audit(predictions, merged["val"], metadata, clinical, name, warnings)
     geometry = data.data.geometry
     differs = geometry != evaluated.config.data.geometry
     return Evaluation(
@@ -206,15 +207,6 @@ def _values(table: pd.DataFrame, name: str, column: str) -> dict[str, float]:
     return {name.format_map(row): row[column] for row in table.to_dict("records")}
 
 
-@contextlib.contextmanager
-def _keys_under_clinical() -> Iterator[None]:
-    """Name a refused value of the audit by its key on the command line."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error.under("clinical") from error
-
-
 def _test_now(evaluated: RecordedModel, store: Store) -> list[pd.DataFrame]:
     """Evaluate the nets on their test split, for the first time; it is tagged."""
     from src.reporting import comparison
@@ -236,7 +228,7 @@ def _overlap(
     source: "DataModule | None",
     recorded: Mapping[str, Sequence[pd.DataFrame]],
     settings: EvaluateSettings,
-) -> tuple[pd.DataFrame, str, list[str]]:
+) -> tuple[pd.DataFrame, list[str], list[str]]:
     """External images that the run has had, a note and warnings.
 
     Images with recorded predictions are compared by id and group even without the run's data.
@@ -252,61 +244,43 @@ def _overlap(
         pictures = source.cache.images
     rows, images = data.cache.frame.iloc[data.rows], len(data.rows)
     overlap = external.find_overlap(rows, members, frames, pictures, listed)
-    note = "Overlap with the run's own images: "
-    if overlap.empty:
-        how = "by id, by picture (hash) and by lesion"
-        how = "by id and lesion of its val and test" if source is None else how
-        return overlap, f"{note}none of {images:,}, {how}.", []
-    counts = ", ".join(f"{n:,} {why}" for why, n in overlap["why"].value_counts().items())
-    if same_split:
-        sides = overlap["own_split"].value_counts().items()
-        counts += "; " + ", ".join(f"{number:,} of {side}" for side, number in sides)
-    note += f"{len(overlap):,} of {images:,} ({counts})"
-    if settings.overlap == "exclude":
-        return overlap, f"{note}, left out.", []
-    assumed = "take the own and these images for independent, which they are not"
-    kept = f"{len(overlap):,} of these {images:,} images the run has had, and they were KEPT"
-    note = f"{note}, kept. The intervals of the differences {assumed}."
-    return overlap, note, [f"{kept}: the figures are too good."]
+    kept = settings.overlap == "keep"
+    note = sentences(
+        "overlap",
+        images=images,
+        number=len(overlap),
+        reasons=overlap["why"].value_counts().to_dict(),
+        sides=overlap["own_split"].value_counts().to_dict() if same_split else {},
+        pictures_compared=source is not None,
+        kept=kept,
+    )
+    warning = f"{len(overlap):,} of these {images:,} images the run has had, and they were KEPT"
+    warnings = [f"{warning}: the figures are too good."] if kept and len(overlap) else []
+    return overlap, note, warnings
 
 
 def _picture_notes(
     data: ExternalData, evaluated: RecordedModel, frames: Images, source: "DataModule | None"
 ) -> list[str]:
-    sizes, training = external.image_sizes(data.data.source, data.manifest), ""
-    source_sizes = sizes.iloc[:0]
+    """What the net was trained on, what it gets here, and how the pictures differ."""
+    training: dict[str, Any] = {"source": {}, "corners_there": None}
     if source is not None:
-        source_sizes = external.image_sizes(source.source, source.source.manifest())
-        training = f", {external.dark_corners(source.cache.images):.0%} in training"
-    trained_with, now = str(evaluated.config.data.geometry), data.data.geometry
-    corners = "Black in all four corners, as round dermatoscopes leave it"
-    return [
-        *external.picture_notes(source_sizes, sizes, data.data.image_size, trained_with, now),
-        f"{corners}: {external.dark_corners(frames):.0%} here{training}.",
-    ]
-
-
-def _label_notes(data: ExternalData) -> list[str]:
-    frame, notes = data.frame, [f"Labels: {data.labels.name}."]
-    if REST in data.labels.classes:
-        names = " or ".join(name for name in data.labels.classes if name != REST)
-        notes.append(
-            f"The question is {names} or not. The rest's probability is the sum of the other "
-            f"classes', so that {names} must outweigh all of them to be the most probable class."
-        )
-    unmapped = frame.loc[frame["label"].isna(), "original_label"].value_counts()
-    if len(unmapped):
-        listed = ", ".join(f"{name} ({number:,})" for name, number in unmapped.items())
-        notes.append(f"Left out, of classes that the mapping does not know: {listed}.")
-    return notes
-
-
-def _leak_warnings(evaluated: RecordedModel) -> list[str]:
-    return [LEAKS] if "leaking" in evaluated.split else []
+        sizes = external.image_sizes(source.source, source.source.manifest())
+        corners = external.dark_corners(source.cache.images)
+        training = {"source": external.size_summary(sizes), "corners_there": corners}
+    return sentences(
+        "pictures",
+        size=data.data.image_size,
+        trained_with=evaluated.config.data.geometry,
+        now=data.data.geometry,
+        external=external.size_summary(external.image_sizes(data.data.source, data.manifest)),
+        corners=external.dark_corners(frames),
+        **training,
+    )
 
 
 def _untested(evaluated: RecordedModel, store: Store) -> str:
     if seeds := evaluated.count_predicted(store, "test"):
         nets = len(evaluated.nets)
-        return f"Only {seeds} of {nets} seeds have been evaluated on the own test split"
-    return "The own test split has not been evaluated yet"
+        return f"Only {seeds} of {nets} seeds have been evaluated on the run's test split"
+    return "The run's test split has not been evaluated yet"

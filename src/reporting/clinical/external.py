@@ -3,10 +3,10 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,6 @@ from src.metrics import bootstrap, curves, thresholds
 from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, Threshold
-from src.reporting.clinical import subgroups
 from src.reporting.clinical.results import EvaluateSettings, Images
 from src.tracking.store import Store
 
@@ -91,29 +90,27 @@ def choose_labels(
     if name != AUTO:
         return _labels(name, _read_mapping(name, folder), net_classes)
     shared = {name: name for name in data_classes if name in net_classes}
-    identity = Labels("identity", shared, tuple(net_classes))
-    if len(shared) == len(data_classes):
-        return identity
-    mappings = {path.stem: _read_mapping(path.stem, folder) for path in folder.glob("*.yaml")}
-    fitting = sorted(
-        name
-        for name, to in mappings.items()
-        if set(data_classes) <= set(to) and set(to.values()) <= {*net_classes, REST}
-    )
-    exact = [name for name in fitting if set(data_classes) == set(mappings[name])] or fitting
-    if len(exact) == 1:
-        return _labels(exact[0], mappings[exact[0]], net_classes)
-    if not exact and unknown == "list" and shared:
-        return identity
-    classes = f"the data have {', '.join(data_classes)}, the net {', '.join(net_classes)}"
-    if exact:
-        raise ConfigError("labels", f"{' and '.join(exact)} both fit; name one ({classes})")
-    unmapped = ", ".join(name for name in data_classes if name not in net_classes)
-    raise ConfigError(
-        "labels",
-        f"no mapping for {unmapped}: {classes}; write one as conf/labels/<name>.yaml and name it, "
-        "or leave those images out with unknown=list",
-    )
+    if len(shared) < len(data_classes):
+        mappings = {path.stem: _read_mapping(path.stem, folder) for path in folder.glob("*.yaml")}
+        fitting = sorted(
+            name
+            for name, to in mappings.items()
+            if set(data_classes) <= set(to) and set(to.values()) <= {*net_classes, REST}
+        )
+        exact = [name for name in fitting if set(data_classes) == set(mappings[name])] or fitting
+        classes = f"the data have {', '.join(data_classes)}, the net {', '.join(net_classes)}"
+        if len(exact) > 1:
+            raise ConfigError("labels", f"{' and '.join(exact)} both fit; name one ({classes})")
+        if exact:
+            return _labels(exact[0], mappings[exact[0]], net_classes)
+        if unknown == "refuse" or not shared:
+            unmapped = ", ".join(name for name in data_classes if name not in net_classes)
+            raise ConfigError(
+                "labels",
+                f"no mapping for {unmapped}: {classes}; write one as conf/labels/<name>.yaml and "
+                "name it, or leave those images out with unknown=list",
+            )
+    return Labels("identity", shared, tuple(net_classes))
 
 
 def _labels(name: str, to: Mapping[str, str], net_classes: Sequence[str]) -> Labels:
@@ -259,19 +256,17 @@ def predict(
 
     Columns: image_id, group, label (the net's classes), original_label, p/<class> in label order.
     """
-    name, frame = external.data.name, external.frame
-    mapped = frame["label"].notna().to_numpy()
-    rows = external.rows[mapped]
+    data, frame = external.data, external.frame[["image_id", "group", "label", "original_label"]]
+    rows = external.rows[frame["label"].notna()]
     if not len(rows):
-        raise UserError(f"data={name}: no image remains whose class the mapping knows")
-    columns = ["image_id", "group", "label", "original_label"]
-    frame = frame.loc[mapped, columns].reset_index(drop=True)
+        raise UserError(f"data={data.name}: no image remains whose class the mapping knows")
+    frame = frame.dropna(subset="label").reset_index(drop=True)
     tables = []
     for number, net in enumerate(evaluated.nets, 1):
         camera = trained.load(store, net.run_id, evaluated.config, classes)
-        title = f"{name}, net {number} of {len(evaluated.nets)}"
-        images, batch = external.cache.images, external.data.batch_size
-        probability = trained.predict(camera, images, rows, batch, title)
+        title = f"{data.name}, net {number} of {len(evaluated.nets)}"
+        images = external.cache.images
+        probability = trained.predict(camera, images, rows, data.batch_size, title)
         scores = pd.DataFrame(probability, columns=[f"p/{label}" for label in classes])
         tables.append(external.labels.merge(pd.concat([frame, scores], axis=1)))
     return tables
@@ -315,7 +310,7 @@ def source_data(
         root = settings.own_root or evaluated.config.data.get("root") or evaluated.data
         message = "is not what the run was trained on; give the right one, or use overlap=keep"
         raise UserError(f"own_root={root}: {message}")
-    reason = "the own data here are not what the run was trained on"
+    reason = "the run's data here are not what it was trained on"
     return data, [f"Overlap with the training images: {reason}."]
 
 
@@ -369,23 +364,19 @@ def find_overlap(
     """
     members = source if listed is None else pd.concat([listed, source], ignore_index=True)
     tables = [
-        _same_ids(external, members, "image_id").assign(why=REASONS[0]),
-        _same_pictures(external, source, external_images, source_images).assign(why=REASONS[1]),
-        _same_ids(external, members, "group").assign(why=REASONS[2]),
+        _same_ids(external, members, "image_id"),
+        _same_pictures(external, source, external_images, source_images),
+        _same_ids(external, members, "group"),
     ]
-    overlap = _first_reasons(tables)
+    tables = [table.assign(why=why) for table, why in zip(tables, REASONS, strict=False)]
+    overlap = pd.concat([table for table in tables if len(table)] or tables)
     groups = external[["image_id", "group"]]
-    met = overlap.merge(groups, on="image_id").drop_duplicates("group")
-    beside = groups.merge(met[["group", "own_image_id", "own_split"]], on="group")
-    overlap = _first_reasons([overlap, beside.assign(why=REASONS[3])])
+    first = overlap.drop_duplicates("image_id").merge(groups).drop_duplicates("group")
+    beside = groups.merge(first[["group", "own_image_id", "own_split"]]).assign(why=REASONS[3])
+    overlap = pd.concat([overlap, beside]) if len(beside) else overlap
+    overlap = overlap.drop_duplicates("image_id").reindex(columns=OVERLAP_COLUMNS)
+    overlap = overlap.astype({"hash_bits": float, "correlation": float})
     return overlap.sort_values("image_id", ignore_index=True)
-
-
-def _first_reasons(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    tables = [table for table in tables if len(table)]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    table = table.reindex(columns=OVERLAP_COLUMNS).drop_duplicates("image_id")
-    return table.astype({"hash_bits": float, "correlation": float})
 
 
 def _same_ids(external: pd.DataFrame, source: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -405,7 +396,7 @@ def _same_pictures(
     if source.empty:
         return pd.DataFrame(columns=columns)
     external_hashes = _hashes(external_images, "external images")
-    source_hashes = _hashes(source_images, "own images")
+    source_hashes = _hashes(source_images, "the run's images")
     rows = []
     for start in range(0, len(external_hashes), CHUNK):
         differ = (BITS - external_hashes[start : start + CHUNK] @ source_hashes.T) / 2
@@ -455,7 +446,7 @@ def domain_shift(
     positive: str | None,
     settings: AuditSettings,
 ) -> pd.DataFrame:
-    """Metrics on the run's own test split and on other data, with intervals of the differences.
+    """Metrics on the run's test split and on other data, with intervals of the differences.
 
     Images of classes that only one side has are left out, so that means are over the same classes.
     Both sides have one frame for each net, in the same order and over the same classes, see
@@ -473,7 +464,7 @@ def domain_shift(
         target = TargetRate("sensitivity", settings.sensitivity)
         chosen = thresholds.choose_per_net(bootstrap.gather(val), looked_for, target)
         chosen = [] if any(math.isnan(threshold.value) for threshold in chosen) else chosen
-    sides, samples = [], []
+    samples, points, bases = [], [], []
     for number, frames in enumerate((internal, external)):
         predictions = bootstrap.gather([frame[frame["label"].isin(shared)] for frame in frames])
         statistics = _shift_statistics(predictions, shared, looked_for, chosen)
@@ -483,32 +474,33 @@ def domain_shift(
             for statistic, rng in zip(statistics, rngs, strict=True)
         ]
         samples.append(np.concatenate(parts, axis=2))
-        points = bootstrap.evaluate(predictions, *statistics)
-        sides.append((points, [basis for statistic in statistics for basis in statistic.bases]))
-    names = [name for statistic in statistics for name in statistic.names]
+        points.append(bootstrap.evaluate(predictions, *statistics))
+        bases.append([basis for statistic in statistics for basis in statistic.bases])
+    # A net counts on both sides, so the seeds' error of the gap is that of their differences.
+    samples.append(samples[1] - samples[0])
+    points.append(points[1] - points[0])
     rngs = bootstrap.streams(settings.seed + 2, 3)
     drawn = [
-        bootstrap.over_seeds(values, of_seeds, rng)
-        for values, (of_seeds, _), rng in zip(samples, sides, rngs, strict=False)
+        bootstrap.over_seeds(values, of_nets, rng, difference=side == 2)
+        for side, (values, of_nets, rng) in enumerate(zip(samples, points, rngs, strict=True))
     ]
-    # A net counts on both sides, so the seeds' error is that of their differences.
-    of_nets = sides[1][0] - sides[0][0]
-    gaps = bootstrap.over_seeds(samples[1] - samples[0], of_nets, rngs[2], difference=True)
     rows = []
-    for at, name in enumerate(names):
+    names = [name for statistic in statistics for name in statistic.names]
+    for at, (name, *basis) in enumerate(zip(names, *bases, strict=True)):
         share, level = name.startswith(("accuracy", "recall/", "chosen/")), settings.level
-        first, second = (
-            bootstrap.interval(values[:, at], points[:, at].mean(), bases[at], level, share)
-            for values, (points, bases) in zip(drawn, sides, strict=True)
+        own, other = (
+            bootstrap.interval(
+                drawn[side][:, at], points[side][:, at].mean(), basis[side], level, share
+            )
+            for side in (0, 1)
         )
-        gap = second[0] - first[0]
-        fewest = min((bases[at] for _, bases in sides), key=lambda basis: len(np.unique(basis)))
-        low, high, kind = bootstrap.interval(gaps[:, at], gap, fewest, level, share=False)[1:4]
-        if share and ("exact" in (first[3], second[3]) or not kind):
-            low, high = newcombe(second[:3], first[:3])
-        elif not (first[3] and second[3]):
+        gap, fewest = other[0] - own[0], min(basis, key=lambda groups: len(np.unique(groups)))
+        _, low, high, kind, *_ = bootstrap.interval(drawn[2][:, at], gap, fewest, level, False)
+        if share and ("exact" in (own[3], other[3]) or not kind):
+            low, high = newcombe(other[:3], own[:3])
+        elif not (own[3] and other[3]):
             low, high = np.nan, np.nan
-        rows.append((name, *first[:3], *second[:3], gap, low, high, *first[4:], *second[4:]))
+        rows.append((name, *own[:3], *other[:3], gap, low, high, *own[4:], *other[4:]))
     return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
 
 
@@ -524,8 +516,8 @@ def _shift_statistics(
         auroc = bootstrap.curve_statistics(predictions, positive, {"auroc": curves.area})
         statistics.append(replace(auroc, bases=(predictions.group,)))
     if positive is not None and chosen:
-        names = [f"chosen/{rate}/{positive}" for rate in ("sensitivity", "specificity")]
-        statistics.append(subgroups.first_rates(predictions, positive, names, chosen))
+        names = {rate: f"chosen/{rate}/{positive}" for rate in ("sensitivity", "specificity")}
+        statistics.append(thresholds.rates(predictions, positive, chosen, names))
     return statistics
 
 
@@ -556,10 +548,9 @@ def recall_by_original_label(
     for name in sorted(external[0]["original_label"].unique()):
         frames = [frame[frame["original_label"] == name] for frame in external]
         predictions, counts_as = bootstrap.gather(frames), frames[0]["label"].iloc[0]
-        recall = subgroups.first_rates(predictions, counts_as, ["recall"])
+        recall = thresholds.rates(predictions, counts_as, names={"sensitivity": "recall"})
         row = bootstrap.estimates(predictions, [recall], settings).iloc[0]
-        figures = row[["images", "groups", "estimate", "low", "high"]]
-        rows.append((name, counts_as, *figures))
+        rows.append((name, counts_as, *row[["images", "groups", "estimate", "low", "high"]]))
     columns = ["original_label", "counts_as", "images", "groups", "recall", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -569,7 +560,6 @@ def recall_by_original_label(
 MOST = 2000  # files whose size is read
 MOST_DRAWN = 50  # pictures that are created to read their size, if they are no files
 BLACK = 40  # mean brightness of a corner, of 255, that counts as black
-SAME_SHAPE = 0.02  # relative difference of width to height that does not matter
 EXAMPLES = 8  # images of each class and set that are shown
 
 
@@ -593,25 +583,24 @@ def image_sizes(source: Source, manifest: Manifest) -> pd.DataFrame:
     return pd.DataFrame(sizes, columns=["width", "height"])
 
 
-def sizes_text(sizes: pd.DataFrame) -> str:
-    """`image_sizes` for people, such as "84x84 px (all of 12,381)"."""
+def size_summary(sizes: pd.DataFrame) -> dict[str, Any]:
+    """`image_sizes` for the template: numbers of images and sizes, sizes as texts, median shape."""
     counts = sizes.value_counts()
     if counts.empty:
-        return "of unknown sizes"
+        return {}
     texts = [f"{width:.0f}x{height:.0f}" for width, height in counts.index]
-    read, images = int(counts.sum()), len(sizes)
-    of = f"{'all' if read == images else f'{read:,} looked at'} of {images:,}"
-    if len(texts) == 1:
-        return f"{texts[0]} px ({of})"
     areas = [width * height for width, height in counts.index]
-    return (
-        f"{texts[int(np.argmin(areas))]} to {texts[int(np.argmax(areas))]} px, most often "
-        f"{texts[0]} ({counts.iloc[0] / read:.0%}; {of}), median width/height {_shape(sizes):.2f}"
-    )
-
-
-def _shape(sizes: pd.DataFrame) -> float:
-    return float((sizes["width"] / sizes["height"]).median())
+    return {
+        "images": len(sizes),
+        "read": int(counts.sum()),
+        "different": len(counts),
+        "smallest": texts[int(np.argmin(areas))],
+        "largest": texts[int(np.argmax(areas))],
+        "most": texts[0],
+        "share": counts.iloc[0] / counts.sum(),
+        "shape": float((sizes["width"] / sizes["height"]).median()),
+        "narrowest": float(np.nanmin(sizes.to_numpy())),
+    }
 
 
 def dark_corners(images: Images) -> float:
@@ -622,49 +611,22 @@ def dark_corners(images: Images) -> float:
     return float((np.max(corners, axis=0) < BLACK).mean())
 
 
-def picture_notes(
-    source: pd.DataFrame, external: pd.DataFrame, size: int, trained_with: str, now: str
-) -> list[str]:
-    """What the net was trained on, what it gets here, and how the pictures differ.
-
-    `source` and `external` are from `image_sizes`; `source`, of the training data, is empty if
-    unknown. `size` is the side of the net's input, px; then its geometries.
-    """
-    notes = [
-        f"Trained at {size} px, geometry {trained_with}, on pictures {sizes_text(source)}.",
-        f"Shown here at {size} px, geometry {now}, pictures {sizes_text(external)}.",
-    ]
-    if now != trained_with:
-        notes.append(
-            f"The geometry differs from the training's ({now} here, {trained_with} there)."
-        )
-    before, after = _shape(source), _shape(external)
-    if abs(before / after - 1) > SAME_SHAPE:
-        squashed = " (or they were squashed before)" if after == 1 else ""
-        notes.append(
-            f"The shapes differ: width/height {before:.2f} in training, {after:.2f} here{squashed};"
-            " a squashed lesion has another outline."
-        )
-    if (external < size).to_numpy().any():
-        notes.append(f"Pictures smaller than {size} px are enlarged and lack sharpness.")
-    return notes
-
-
 def examples(
     external: ExternalData, frames: Images, source: "DataModule", classes: Sequence[str]
 ) -> dict[str, tuple[Images, Images]]:
     """By class of the evaluation, images of the run and external ones, evenly over each set."""
     named = source.frame["label"].map(dict(enumerate(classes)))
-    sides = (
-        (source.cache.images, named.where(named.isin(external.labels.classes), REST)),
-        (frames, external.frame["label"]),
-    )
+    labels = named.where(named.isin(external.labels.classes), REST)
 
-    def some(images: Images, labels: pd.Series, name: str) -> Images:
-        rows = np.flatnonzero(labels == name)
+    def some(images: Images, chosen: pd.Series) -> Images:
+        rows = np.flatnonzero(chosen)
         at = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))
         return images[rows[at] if len(rows) else rows]
 
     return {
-        name: (some(*sides[0], name), some(*sides[1], name)) for name in external.labels.classes
+        name: (
+            some(source.cache.images, labels == name),
+            some(frames, external.frame["label"] == name),
+        )
+        for name in external.labels.classes
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,13 @@ from rich.text import Text
 from src.core.files import atomic_folder
 from src.core.tables import MISSING, Table, escape_markdown
 from src.metrics import thresholds
+from src.metrics.curves import CURVES
 from src.metrics.formatting import label
 from src.metrics.registry import PRIMARY, short_label
 from src.reporting.clinical import subgroups
-from src.reporting.clinical.results import ClinicalAudit, Evaluation, interval_text
+from src.reporting.clinical.results import ClinicalAudit, Evaluation
+from src.reporting.clinical.text import sentences
 
-DISCLAIMER = "Research only: this is no medical device, and nothing here is a diagnosis or advice."
 PAGE = "clinical.md"
 EVALUATION_PAGE = "evaluation.md"
 CLINICAL = "clinical"  # folder of the audits, within an evaluation's
@@ -31,79 +32,45 @@ STYLES = {
 HIGHER = "In [0, 1], higher is better."
 EXACT = "*: an exact end."
 
-# ---- sentences
-
 
 def summary(result: ClinicalAudit) -> list[str]:
     """Sentences: warnings, sizes, verdicts, the threshold, calibration and weak subgroups."""
-    name, nets = result.positive, f", by {result.seeds} nets (seeds)" if result.seeds > 1 else ""
-    sentences = [f"Warning: {warning}" for warning in result.warnings]
-    sentences.append(
-        f"{result.images} images of {result.lesions} lesions or patients ({result.split}){nets}; "
-        f"{result.positives} images ({result.positives / result.images:.1%}) are {name}, the class "
-        "looked for."
-    )
-    sentences += [verdict.text for verdict in result.verdicts]
     rows = result.operating[result.operating["rule"].str.startswith("sensitivity")]
-    if len(rows) and rows["estimate"].notna().all():
-        rates, row = rows.set_index("measure")["estimate"], rows.iloc[0]
-        finds, misses = _of_hundred(rates["sensitivity"]), _of_hundred(1 - rates["sensitivity"])
-        sentences.append(
-            f"The threshold for {row['rule']} has {row['val']:.3f} on validation and "
-            f"{row['estimate']:.3f} here. Of 100 images of {name} it finds {finds} and misses "
-            f"{misses}; of 100 others it alarms on {_of_hundred(1 - rates['specificity'])}; of 100 "
-            f"alarms {_of_hundred(rates['ppv'])} are {name}."
-        )
-    error = result.calibration.set_index("measure").loc["ece"]
-    heat = ", ".join(f"{temperature:.2f}" for temperature in result.temperatures)
-    after = f"; {error['after']:.3f} after temperature scaling (T = {heat})"
-    after = after if np.isfinite(error["after"]) else ""
-    sentences.append(
-        f"Confidence and accuracy differ by {error['before']:.3f} on average (ECE){after}."
-    )
-    return [*sentences, *_weak_subgroups(result), DISCLAIMER]
-
-
-def _of_hundred(share: float) -> str:
-    """How many of a hundred; 0 and 100 only where the share is 0 or 1."""
-    number = round(100 * share)
-    if 0 < share < 1:
-        return {0: "fewer than 1", 100: "more than 99"}.get(number, str(number))
-    return str(number)
-
-
-def _weak_subgroups(result: ClinicalAudit) -> list[str]:
-    """The subgroup with the lowest recall by each rule."""
-    sentences, table = [], result.subgroups
+    rates = rows.set_index("measure")["estimate"]
+    weakest, table = [], result.subgroups
     for measure, rule in result.rules.items():
-        rows = table[(table["by"] != "all") & (table["measure"] == measure)]
-        measured = rows.dropna(subset="estimate")
-        if len(measured):
-            worst = measured.sort_values("estimate", kind="stable").iloc[0]
-            sentences.append(
-                f"Recall of {result.positive} by {rule} is lowest for {worst['by']} "
-                f"{worst['subgroup']}: {worst['estimate']:.3f} "
-                f"{interval_text(worst['low'], worst['high'])} on {worst['positives']} images of "
-                f"{worst['positive_lesions']} lesions, the worst of {len(measured)} subgroups "
-                "(some are low by chance)."
-            )
-        if measure == "recall" and len(measured) < len(rows):
-            few = len(rows) - len(measured)
-            sentences.append(f"{few} of {len(rows)} subgroups are too small for a recall.")
-    return sentences
+        rows_by_rule = table[(table["by"] != "all") & (table["measure"] == measure)]
+        measured = rows_by_rule.dropna(subset="estimate").sort_values("estimate", kind="stable")
+        small, worst = len(rows_by_rule) - len(measured), measured.head(1).to_dict("records")
+        row = worst[0] if worst else None
+        weakest.append((rule, row, len(measured), small, len(rows_by_rule)))
+    return sentences(
+        "summary",
+        audit=result,
+        rates=rates.to_dict() if rates.notna().all() else {},
+        rule=rows["rule"].max(),
+        on_val=rows["val"].head(1).sum(),
+        error=result.calibration.set_index("measure").loc["ece"].to_dict(),
+        temperatures=", ".join(f"{temperature:.2f}" for temperature in result.temperatures),
+        weakest=weakest,
+    )
 
 
 # ---- tables
 
 
-def estimate_text(row: Mapping[Any, Any]) -> str:
-    """A figure with its interval, such as "0.59 [0.50-0.68]"; * marks an exact end."""
-    if not np.isfinite(row["estimate"]):
+def estimate_text(
+    row: Mapping[Any, Any],
+    names: tuple[str, str, str] = ("estimate", "low", "high"),
+    sign: Literal["", "+"] = "",
+) -> str:
+    """A figure with its interval, such as "0.59 [0.50, 0.68]"; * marks an exact end."""
+    estimate, low, high = (row[name] for name in names)
+    if not np.isfinite(estimate):
         return MISSING
-    if not np.isfinite(row["low"]):
-        return f"{row['estimate']:.2f}"
     exact = "*" if row.get("interval") == "exact" else ""
-    return f"{row['estimate']:.2f} [{row['low']:.2f}-{row['high']:.2f}]{exact}"
+    span = f" [{low:{sign}.2f}, {high:{sign}.2f}]{exact}" if np.isfinite(low) else ""
+    return f"{estimate:{sign}.2f}{span}"
 
 
 def _with_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +79,11 @@ def _with_text(table: pd.DataFrame) -> pd.DataFrame:
 
 def _wide(table: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
     """One row for each value of `index`, one column of texts for each value of `columns`."""
-    wide = _with_text(table).pivot(index=index, columns=columns, values="text")
+    return _pivot(_with_text(table), index, columns)
+
+
+def _pivot(table: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
+    wide = table.pivot(index=index, columns=columns, values="text")
     return wide.loc[table[index].unique(), table[columns].unique()].reset_index()
 
 
@@ -120,27 +91,30 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
     """All tables with rows, the most important first."""
     name, split = result.positive, {"text": result.split}
     sizes = result.per_class.drop_duplicates("class")[["class", "images", "groups"]]
-    per_class = sizes.merge(_wide(result.per_class, "class", "measure"), on="class")
-    ranking = _wide(result.ranking, "class", "metric")
     overall, fixed = (
         _with_text(table).assign(metric=[label(f"val/{metric}") for metric in table["metric"]])
         for table in (result.overall, result.fixed)
     )
+    heat = ", ".join(f"{temperature:.3f}" for temperature in result.temperatures)
+    on_val = result.split == "val"
+    why = "Temperatures are fitted on these images" if on_val else "No validation predictions"
+    fitted = f"T, for each net, fitted on validation: {heat}." if heat else f"{why}: not scaled."
+    errors = result.calibration
     tables = [
         _operating_table(result),
         Table(
-            per_class,
+            sizes.merge(_wide(result.per_class, "class", "measure"), on="class"),
             "Each class, by the most probable class",
             f"{HIGHER} Intervals by lesion. {EXACT}",
             labels={"f1": "F1", "groups": "lesions"},
         ),
         Table(
-            ranking,
+            _wide(result.ranking, "class", "metric"),
             "Each class against the rest, over all thresholds",
             "Higher is better. The area above 80% sensitivity (isic-challenge-scoring) is at most "
             "1; the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance is "
             "the share of the class.",
-            labels={metric: short_label(f"val/{metric}/{name}") for metric in ranking.columns[1:]},
+            labels={metric: short_label(f"val/{metric}/{name}") for metric in CURVES},
         ),
         Table(
             overall[["metric", "text"]],
@@ -161,23 +135,31 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
             labels={"sensitivity": "sens.", "specificity": "spec."},
             formats={str(name): ".3f" for name in result.isic if name != "class"},
         ),
-        _calibration_table(result),
-        *_subgroup_tables(result),
+        Table(
+            errors.assign(measure=[label(f"val/{measure}") for measure in errors["measure"]]),
+            "Calibration",
+            f"Lower is better; ECE in 15 bins. {fitted}",
+            labels={"before": "as it is", "after": "scaled"},
+            formats={"before": ".3f", "after": ".3f"},
+        ),
+        *(_subgroup_tables(result) if len(result.subgroups) else ()),
     ]
     return [table for table in tables if len(table.frame)]
 
 
 def _operating_table(result: ClinicalAudit) -> Table:
     operating = result.operating
-    here = _wide(operating, "rule", "measure").assign(on=result.split)
-    val = operating.pivot(index="rule", columns="measure", values="val").dropna(how="all")
-    val = val.map("{:.2f}".format).reset_index().assign(on="val")
-    rows = pd.concat([val, here]).sort_values(
-        "rule", key=lambda rules: rules.map(list(here["rule"]).index), kind="stable"
+    on_val = operating.assign(estimate=operating["val"], low=np.nan)
+    on_val = on_val[on_val.groupby("rule")["val"].transform("count") > 0]
+    sides = [(on_val, "val"), (operating, result.split)]
+    parts = [_wide(table, "rule", "measure").assign(on=on) for table, on in sides if len(table)]
+    order = list(operating["rule"].unique())
+    rows = pd.concat(parts).sort_values(
+        "rule", key=lambda rules: rules.map(order.index), kind="stable"
     )
     problems = operating[operating["problem"] != ""].drop_duplicates("rule")
     texts = "".join(f" {row.rule}: {row.problem}." for row in problems.itertuples())
-    chosen = set(operating["rule"]) != {thresholds.ARGMAX}
+    chosen = len(order) > 1
     title = f"Finding {result.positive}: the most probable class"
     return Table(
         rows[["rule", "on", *thresholds.MEASURES]],
@@ -187,33 +169,15 @@ def _operating_table(result: ClinicalAudit) -> Table:
     )
 
 
-def _calibration_table(result: ClinicalAudit) -> Table:
-    heat = ", ".join(f"{temperature:.3f}" for temperature in result.temperatures)
-    on_val = result.split == "val"
-    why = "Temperatures are fitted on these images" if on_val else "No validation predictions"
-    fitted = f"T, for each net, fitted on validation: {heat}." if heat else f"{why}: not scaled."
-    measures = [label(f"val/{measure}") for measure in result.calibration["measure"]]
-    return Table(
-        result.calibration.assign(measure=measures),
-        "Calibration",
-        f"Lower is better; ECE in 15 bins. {fitted}",
-        labels={"before": "as it is", "after": "scaled"},
-        formats={"before": ".3f", "after": ".3f"},
-    )
-
-
 def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
     """Recall by each rule, then balanced accuracy and AUROC; one row for each subgroup."""
-    if result.subgroups.empty:
-        return []
     rows, name = _with_text(result.subgroups), result.positive
     names = map(subgroups.display_name, rows["by"], rows["subgroup"])
     classes = rows["classes"].map(" ({})".format).where(rows["measure"] == PRIMARY, "")
     texts = (rows["text"] + classes).where(rows["note"] == "", "too few")
     rows = rows.assign(subgroup=list(names), text=texts)
     sizes = ["subgroup", "images", "groups", "positives", "positive_lesions"]
-    wide = rows.pivot(index="subgroup", columns="measure", values="text")
-    wide = rows[sizes].drop_duplicates("subgroup").merge(wide, on="subgroup")
+    wide = rows[sizes].drop_duplicates().merge(_pivot(rows, "subgroup", "measure"), on="subgroup")
     heads = {"recall": "recall, argmax", "recall_at_threshold": "recall, threshold"}
     labels = {
         "groups": "lesions",
@@ -224,60 +188,51 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
     }
     few = f"{HIGHER} too few: under {result.settings.smallest} lesions."
     rules = " ".join(f"{heads[measure]}: by {rule}." for measure, rule in result.rules.items())
+    unlike = (
+        f"{few} Balanced accuracy is over the classes (number behind it) with at least so many: it "
+        "does not compare between unlike numbers of classes."
+    )
+    title = f"Subgroups: balanced accuracy, and AUROC of {name} against the rest"
     return [
         Table(
-            wide[[*sizes, *result.rules]],
-            f"Subgroups: recall of {name}",
-            f"{few} {rules}",
-            labels=labels,
+            wide[[*sizes, *result.rules]], f"Subgroups: recall of {name}", f"{few} {rules}", labels
         ),
-        Table(
-            wide[[*sizes, PRIMARY, "auroc"]],
-            f"Subgroups: balanced accuracy, and AUROC of {name} against the rest",
-            f"{few} Balanced accuracy is over the classes (number behind it) with at least so "
-            "many: it does not compare between unlike numbers of classes.",
-            labels=labels,
-        ),
+        Table(wide[[*sizes, PRIMARY, "auroc"]], title, unlike, labels),
     ]
 
 
 def evaluation_tables(result: Evaluation) -> list[Table]:
-    """The change from the run's own to other data, and recall by original label, if there are."""
-    drop, labels, source = result.drop, result.by_original_label, f"own {result.compared_with}"
+    """The change from the run's to other data, and recall by original label, if there are."""
+    drop, labels, source = result.drop, result.by_original_label, result.source
     tables = []
     if len(drop):
+        sides = {
+            source: ("own", "own_low", "own_high"),
+            result.data: ("external", "external_low", "external_high"),
+        }
+        rows = drop.to_dict("records")
         columns = {
             "metric": drop["metric"].map(shift_label),
-            source: _spans(drop, "own", "own_low", "own_high"),
-            result.data: _spans(drop, "external", "external_low", "external_high"),
-            "difference": _spans(drop, "difference", "low", "high", "+"),
+            **{side: [estimate_text(row, names) for row in rows] for side, names in sides.items()},
+            "difference": [estimate_text(row, ("difference", "low", "high"), "+") for row in rows],
             "lesions": [f"{a:,} / {b:,}" for a, b in drop.filter(like="_groups").to_numpy()],
         }
         caption = (
             f"{HIGHER} A negative difference is a loss. Over the classes that both have. "
-            "Sensitivity and specificity: at the threshold chosen on own val."
+            "Sensitivity and specificity: at the threshold chosen on the run's val."
         )
         tables.append(Table(pd.DataFrame(columns), f"From {source} to {result.data}", caption))
     if len(labels):
-        frame = labels.assign(recall=_spans(labels, "recall", "low", "high"))
-        frame = frame.drop(columns=["low", "high"]).rename(columns={"groups": "lesions"})
-        caption = f"{HIGHER} Intervals by lesion."
-        tables.append(Table(frame, f"Recall by the labels of {result.data}", caption))
+        texts = [estimate_text(row, ("recall", "low", "high")) for row in labels.to_dict("records")]
+        frame = labels.assign(recall=texts).drop(columns=["low", "high"])
+        title, names = f"Recall by the labels of {result.data}", {"groups": "lesions"}
+        tables.append(Table(frame, title, f"{HIGHER} Intervals by lesion.", names))
     return tables
 
 
 def shift_label(metric: str) -> str:
     """A metric of the `drop` table for people, such as "recall/mel"."""
     return metric.removeprefix("chosen/").replace("_", " ")
-
-
-def _spans(table: pd.DataFrame, value: str, low: str, high: str, sign: str = "") -> list[str]:
-    """Such as "0.59 [0.50, 0.68]"."""
-    texts = []
-    for point, start, end in table[[value, low, high]].to_numpy():
-        span = f" [{start:{sign}.2f}, {end:{sign}.2f}]" if np.isfinite(start) else ""
-        texts.append(MISSING if np.isnan(point) else f"{point:{sign}.2f}{span}")
-    return texts
 
 
 # ---- terminal, pages, files
@@ -341,8 +296,12 @@ def evaluation_markdown(result: Evaluation) -> str:
         parts.append(f"Full audit: [{page}]({page})")
     parts += ["## Notes", _bullets(result.notes)] if result.notes else []
     parts += [table.to_markdown() for table in evaluation_tables(result)]
-    parts += ["![Own and external figures with intervals](drop.png)"] if len(result.drop) else []
-    parts += ["![Some own and some external images](examples.png)"] if result.examples else []
+    parts += (
+        ["![The run's and external figures with intervals](drop.png)"] if len(result.drop) else []
+    )
+    parts += (
+        ["![Some of the run's and some external images](examples.png)"] if result.examples else []
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -384,9 +343,9 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
         if len(result.drop):
             figure = plots.shift(result)
             for kind in ("png", "svg"):
-                figure.savefig(draft / f"drop.{kind}")
+                figure.savefig(draft / f"drop.{kind}", dpi=plots.DPI)
         if result.examples:
-            plots.examples(result).savefig(draft / "examples.png")
+            plots.examples(result).savefig(draft / "examples.png", dpi=plots.DPI)
 
 
 def _write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The results of a clinical audit and of an evaluation, with their settings."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,17 +11,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from src.deployment.trained import RecordedModel, require_run_id
+from src.metrics.calibration import TEMPERATURES
 from src.metrics.settings import AuditSettings
+from src.reporting.clinical.text import sentences
 
 if TYPE_CHECKING:
     from src.reporting.clinical.external import ExternalData
 
 Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
-REASONS = {
-    "PASS": "the whole interval reaches the goal of",
-    "FAIL": "the whole interval is below the goal of",
-    "UNDECIDED": "the interval contains the goal of",
-}
 
 
 @dataclass(frozen=True)
@@ -55,28 +53,7 @@ class RecallVerdict:
     @property
     def text(self) -> str:
         """The verdict in a sentence, followed by the warnings."""
-        argmax = self.rule == "argmax"
-        rule = "the most probable class" if argmax else f"the threshold chosen for {self.rule}"
-        sentence = f"{self.outcome}: recall of {self.class_name} by {rule} is"
-        size = f"{self.images} images of {self.lesions} lesions"
-        reason = REASONS[self.outcome]
-        if self.problem:
-            reason = f"no verdict, because on validation it is {self.problem}; the goal is"
-        elif np.isnan(self.low):
-            reason = "without an interval there is no verdict; the goal is"
-        if np.isnan(self.recall):
-            sentence += f" not known ({self.problem or size})."
-        else:
-            cost = f" at a specificity of {self.specificity:.3f}"
-            cost = "" if np.isnan(self.specificity) else cost
-            interval = interval_text(self.low, self.high)
-            sentence += f" {self.recall:.3f} {interval}{cost} on {size}; {reason} {self.goal:g}."
-        return " ".join([sentence, *(f"Warning: {warning}" for warning in self.warnings)])
-
-
-def interval_text(low: float, high: float) -> str:
-    """Such as "[0.500, 0.680]"."""
-    return "(no interval)" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
+        return sentences("verdict", v=self)[0]
 
 
 @dataclass(frozen=True)
@@ -106,8 +83,6 @@ class ClinicalAudit:
         roc, precision_recall: See `metrics.curves`.
         temperatures: Fitted on validation, one for each net; empty without validation.
         warnings: What speaks against these predictions.
-        notes: How the figures are to be read.
-        metrics: Figures by record names, finite ones.
         informed: How many of the images have metadata; None without metadata.
     """
 
@@ -133,9 +108,41 @@ class ClinicalAudit:
     precision_recall: pd.DataFrame
     temperatures: tuple[float, ...]
     warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
     informed: int | None = None
+
+    @functools.cached_property
+    def notes(self) -> tuple[str, ...]:
+        """How the figures are to be read, and what is missing."""
+        recall = self.per_class[self.per_class["measure"] == "recall"]
+        lowest, highest = TEMPERATURES
+        notes = sentences(
+            "notes",
+            audit=self,
+            missing=recall.loc[recall["images"] == 0, "class"].tolist(),
+            at_bound=any(not lowest < temperature < highest for temperature in self.temperatures),
+            skin_type="by" in self.subgroups and "skin type" in set(self.subgroups["by"]),
+        )
+        return tuple(notes)
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, float]:
+        """Figures by record names, `<split>/...`; undefined ones are left out."""
+        isic = self.overall[self.overall["metric"].str.startswith("isic")]
+        points = pd.concat([self.fixed, isic]).set_index("metric")["estimate"]
+        areas = self.ranking.set_index(self.ranking["metric"] + "/" + self.ranking["class"])
+        errors = self.calibration.set_index("measure")
+        rule = f"sensitivity >= {self.settings.sensitivity:g}"
+        chosen = self.operating[self.operating["rule"] == rule].set_index("measure")["estimate"]
+        values = {
+            **points,
+            **areas["estimate"],
+            **errors["before"],
+            **errors["after"].add_suffix("_scaled"),
+            **chosen.add_prefix("chosen/").add_suffix(f"/{self.positive}"),
+        }
+        if self.temperatures:
+            values["temperature"] = float(np.mean(self.temperatures))
+        return {f"{self.split}/{k}": float(v) for k, v in values.items() if np.isfinite(v)}
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -190,6 +197,11 @@ class Evaluation:
         """One line for people."""
         choices = f" ({', '.join(self.choices)})" if self.choices else ""
         return f"{self.evaluated.title} on {self.data or 'its own ' + self.evaluated.data}{choices}"
+
+    @property
+    def source(self) -> str:
+        """The split that the other data are compared with, such as "the run's test"."""
+        return f"the run's {self.compared_with}"
 
     @property
     def folder(self) -> str:

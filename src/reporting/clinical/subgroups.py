@@ -4,8 +4,8 @@ A subgroup's figures use its images and lesions only. With too few lesions it ha
 those of a handful of images would be taken for more than they are.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,6 @@ SOURCES = {
     ),
 }
 AT_THRESHOLD = "recall_at_threshold"
-MEASURES = (PRIMARY, "recall", AT_THRESHOLD, "auroc")
 UNKNOWN = "unknown"
 AGES = (30, 40, 50, 60, 70, 80)
 BANDS = (f"<{AGES[0]}", *(f"{start}-{start + 9}" for start in AGES[:-1]), f"{AGES[-1]}+")
@@ -117,12 +116,9 @@ def _ids(metadata: pd.DataFrame) -> pd.Series:
 
 
 def _texts(values: pd.Series) -> pd.Series:
-    def text(value: Any) -> str:
-        # whole numbers beside gaps are read as floats: type 3, not type 3.0
-        integer = isinstance(value, float) and value.is_integer()
-        return str(int(value) if integer else value).strip()
-
-    texts = values.astype(object).where(values.notna(), UNKNOWN).map(text)
+    # Whole numbers beside gaps are read as floats: type 3, not type 3.0.
+    texts = values.convert_dtypes().astype(object).where(values.notna(), UNKNOWN)
+    texts = texts.astype(str).str.strip()
     return texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
 
 
@@ -142,64 +138,46 @@ def _rows(
     settings: AuditSettings,
     chosen: Sequence[Threshold] | None,
     **names: str,
-) -> list[dict[str, Any]]:
+) -> list[dict[Hashable, Any]]:
     """One row for each measure of a subgroup."""
-    label, target = predictions.classes.index(class_name), predictions.target
-    positive, groups = target == label, predictions.group
-    labels = range(len(predictions.classes))
-    lesions = np.array([len(np.unique(groups[target == number])) for number in labels])
-    others, enough = len(np.unique(groups[~positive])), lesions >= settings.smallest
-    notes = dict.fromkeys(MEASURES, "")
-    if enough.sum() < 2:
-        notes[PRIMARY] = f"too few: fewer than two classes with {settings.smallest} lesions"
-    if others < settings.smallest:
-        notes["auroc"] = f"too few: {others} lesions of other classes"
-    if not enough[label]:
-        few = f"too few: {lesions[label]} lesions of {class_name}"
-        notes |= dict.fromkeys(("recall", AT_THRESHOLD, "auroc"), few)
-    measures = [name for name in MEASURES if name != AT_THRESHOLD or chosen is not None]
+    label, target, groups = (
+        predictions.classes.index(class_name),
+        predictions.target,
+        predictions.group,
+    )
+    lesions = [
+        len(np.unique(groups[target == number])) for number in range(len(predictions.classes))
+    ]
+    others, least = len(np.unique(groups[target != label])), settings.smallest
+    enough = [number for number, size in enumerate(lesions) if size >= least]
     right = predictions.probability.argmax(axis=2) == target
-    statistics = {
-        PRIMARY: lambda: bootstrap.mean_recall(
-            predictions, right, np.flatnonzero(enough).tolist(), PRIMARY
-        ),
-        "recall": lambda: first_rates(predictions, class_name, ["recall"]),
-        AT_THRESHOLD: lambda: first_rates(predictions, class_name, [AT_THRESHOLD], chosen),
-        "auroc": lambda: bootstrap.curve_statistics(
-            predictions, class_name, {"auroc": curves.area}
+    few = "" if label in enough else f"too few: {lesions[label]} lesions of {class_name}"
+    rest = "" if others >= least else f"too few: {others} lesions of other classes"
+    classes = "" if len(enough) > 1 else f"too few: fewer than two classes with {least} lesions"
+    rates = functools.partial(thresholds.rates, predictions, class_name)
+    measures: dict[str, tuple[str, Callable[[], Statistics]]] = {
+        PRIMARY: (classes, lambda: bootstrap.mean_recall(predictions, right, enough, PRIMARY)),
+        "recall": (few, lambda: rates(None, {"sensitivity": "recall"})),
+        AT_THRESHOLD: (few, lambda: rates(chosen, {"sensitivity": AT_THRESHOLD})),
+        "auroc": (
+            few or rest,
+            lambda: bootstrap.curve_statistics(predictions, class_name, {"auroc": curves.area}),
         ),
     }
-    shown = [name for name in measures if not notes[name]]
-    figures: list[dict[Any, Any]] = []
-    if shown:
-        estimates = bootstrap.estimates(predictions, [statistics[n]() for n in shown], settings)
-        figures = estimates.to_dict("records")
-    by_measure = dict(zip(shown, figures, strict=True))
-    sizes = {"positives": int(positive.sum()), "positive_lesions": int(lesions[label])}
-    sizes |= {"images": len(target), "groups": predictions.groups}
-    sizes |= {"seeds": len(predictions.probability), "classes": int(enough.sum())}
-    return [
-        {"interval": "", **by_measure.get(name, {}), **names, **sizes}
-        | {"measure": name, "note": notes[name]}
-        for name in measures
-    ]
-
-
-def first_rates(
-    predictions: Predictions,
-    class_name: str,
-    names: Sequence[str],
-    chosen: Sequence[Threshold] | None = None,
-) -> Statistics:
-    """Recall of a class and, with a second name, specificity.
-
-    They are by thresholds, one for each net, or by the most probable class.
-    """
-    decisions = thresholds.decide(predictions, class_name, chosen)
-    rates, number = thresholds.rates(predictions, class_name, decisions), len(names)
-    return replace(
-        rates,
-        names=tuple(names),
-        bases=rates.bases[:number],
-        measure=lambda weights: rates.measure(weights)[..., :number],
+    if chosen is None:
+        del measures[AT_THRESHOLD]
+    shown = [statistics() for note, statistics in measures.values() if not note]
+    figures = bootstrap.estimates(predictions, shown, settings) if shown else pd.DataFrame()
+    rows = figures.rename({f"auroc/{class_name}": "auroc"}).reindex(list(measures), columns=COLUMNS)
+    rows = rows.assign(
+        **names,
+        interval=rows["interval"].fillna(""),
+        positives=int((target == label).sum()),
+        positive_lesions=lesions[label],
+        images=len(target),
+        groups=predictions.groups,
+        seeds=len(predictions.probability),
+        classes=len(enough),
+        note=[note for note, _ in measures.values()],
     )
+    return rows.rename_axis("measure").reset_index().to_dict("records")

@@ -39,7 +39,7 @@ def test_recorded_splits_of_a_run(small: SmallStore, evaluated) -> None:
     assert lines[0] == f"custom ({small.untested[:8]}) on its own ham10000"
     verdicts = tuple(f"{outcome}: recall of mel" for outcome in ("PASS", "FAIL", "UNDECIDED"))
     assert any(line.startswith(verdicts) for line in lines[1:9])
-    assert "The own test split has not been evaluated yet" in " ".join(output.split())
+    assert "The run's test split has not been evaluated yet" in " ".join(output.split())
     folder = small.folder / "reports" / f"evaluation_{small.untested[:8]}_own"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no drafts
     [val] = (folder / "clinical").iterdir()
@@ -69,7 +69,9 @@ def test_the_test_split_is_evaluated_only_on_demand(small: SmallStore) -> None:
     first, trial = run_of(small, small.single)[name], runs.find(store, small.trial)
     result = evaluate.recorded_splits(trial, EvaluateSettings(), FEW, store)
     assert list(result.audits) == ["val"]
-    assert result.notes[0].startswith("Only 1 of 2 seeds have been evaluated on the own test split")
+    assert result.notes[0].startswith(
+        "Only 1 of 2 seeds have been evaluated on the run's test split"
+    )
     assert name not in run_of(small, small.untested)
     result = evaluate.recorded_splits(trial, EvaluateSettings(test=True), FEW, store)
     assert list(result.audits) == ["test", "val"]
@@ -86,7 +88,7 @@ def test_other_data(isic: OnIsic) -> None:
     assert "Overlap with the run's own images: 3 of 32" in words
     assert "Trained at 32 px, geometry squash, on pictures 80x60 px (all of 84)." in words
     assert "pictures 64x64 px" not in words  # one of them is 48x48
-    untested = "Only 1 of 2 seeds have been evaluated on the own test split"
+    untested = "Only 1 of 2 seeds have been evaluated on the run's test split"
     assert f"{untested}; the drop is from validation" in words
 
     overlap = pd.read_csv(folder / "overlap.csv").set_index("image_id")
@@ -195,7 +197,7 @@ def test_other_source_data_do_not_hide_overlap(small: SmallStore, on_other_data)
     assert counts in note
     audit = result.audits["ham10000"]
     assert audit.warnings == (
-        "Overlap with the training images: the own data here are not what the run was trained on.",
+        "Overlap with the training images: the run's data here are not what it was trained on.",
         f"{number} of these 84 images the run has had, and they were KEPT: "
         "the figures are too good.",
     )

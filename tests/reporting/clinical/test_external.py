@@ -35,10 +35,10 @@ from src.reporting.clinical.external import (
     find_overlap,
     image_sizes,
     newcombe,
-    picture_notes,
     recall_by_original_label,
-    sizes_text,
+    size_summary,
 )
+from src.reporting.clinical.text import sentences
 
 from .small_world import SmallStore, encoded_anew, lesion
 
@@ -416,6 +416,20 @@ def sizes_of(source: Source) -> pd.DataFrame:
     return image_sizes(source, source.manifest())
 
 
+def picture_notes(
+    source: pd.DataFrame, external: pd.DataFrame, size: int, trained_with: str, now: str
+) -> list[str]:
+    sides = {"source": size_summary(source), "external": size_summary(external)}
+    how = {"size": size, "trained_with": trained_with, "now": now}
+    return sentences("pictures", **how, **sides, corners=0.254, corners_there=None)
+
+
+def sizes_text(sizes: pd.DataFrame) -> str:
+    """The sizes as the second note names them."""
+    note = picture_notes(sizes.iloc[:0], sizes, 1, "squash", "squash")[1]
+    return note.removeprefix("Shown here at 1 px, geometry squash, pictures ").removesuffix(".")
+
+
 def folder_of(root: Path, sizes: list[tuple[int, int]]) -> ClassFolders:
     for number, size in enumerate(sizes):
         for name in ("a", "b"):
@@ -455,9 +469,10 @@ def test_notes_name_the_differences_of_pictures(tmp_path: Path) -> None:
         "The shapes differ",
     ]
     assert "smaller than 128 px are enlarged" in lines[4]
-    assert len(picture_notes(source, source, 64, "squash", "squash")) == 2
+    corners = "Black in all four corners, as round dermatoscopes leave it: 25% here."
+    assert picture_notes(source, source, 64, "squash", "squash")[2:] == [corners]
     unknown = picture_notes(source.iloc[:0], external, 64, "squash", "squash")
-    assert len(unknown) == 2
+    assert len(unknown) == 3
     assert "of unknown sizes" in unknown[0]
 
 
