@@ -175,9 +175,9 @@ def subgroups(result: ClinicalAudit) -> Figure:
     table = table.assign(height=rank.max() + 1 - rank)
     lines = table.drop_duplicates("height")
     labels = [
-        f"{display_name(row.by, row.subgroup)}  ({row.images} images; {name}: {row.positives} of "
-        f"{row.positive_lesions} lesions)"
-        for row in lines.itertuples()
+        f"{display_name(row['by'], row['subgroup'])}  ({row['images']} images; {name}: "
+        f"{row['positives']} of {row['positive_lesions']} lesions)"
+        for row in lines.to_dict("records")
     ]
     rules = result.rules.items()
     heads = {measure: f"recall of {name} by\n{fill(rule, 23)}" for measure, rule in rules}
@@ -194,9 +194,10 @@ def subgroups(result: ClinicalAudit) -> Figure:
             axes.text(0.02, height, "too few", color=GREY, fontsize=7, va="center")
         for value in shown.loc[shown["by"] == "all", "estimate"]:
             axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
-        for row in shown.itertuples() if measure == PRIMARY else ():
-            at = (np.fmax(row.estimate, row.high), row.height)
-            axes.annotate(str(row.classes), at, (4, -2), textcoords="offset points", fontsize=6.5)
+        for row in shown.to_dict("records") if measure == PRIMARY else ():
+            at = (np.fmax(row["estimate"], row["high"]), row["height"])
+            text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5}
+            axes.annotate(str(row["classes"]), at, (4, -2), **text)
         axes.set(xlabel=f"{head}\n(higher is better)", xlim=(0, 1.03))
         for height in lines.groupby("by")["height"].max():
             axes.axhline(height + 0.5, color="black", linewidth=0.6)
