@@ -211,24 +211,14 @@ def test_count_metrics_are_those_of_scikit_learn(drawn: tuple[int, list[tuple[in
             assert values[name] == pytest.approx(score)
 
 
-def test_count_metrics_by_hand() -> None:
+def test_count_metrics_of_many_matrices() -> None:
     # The third class is neither there nor predicted.
     matrix = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
-    of_classes = {
-        "recall": (8 / 10, 3 / 4, math.nan),
-        "precision": (8 / 9, 3 / 5, math.nan),
-        "f1": (16 / 19, 6 / 9, math.nan),
-        "specificity": (3 / 4, 8 / 10, 1),
-    }
-    expected = {"accuracy": 11 / 14, "balanced_accuracy": (8 / 10 + 3 / 4) / 2}
-    expected["macro_f1"] = (16 / 19 + 6 / 9) / 2
-    for measure, values in of_classes.items():
-        expected |= {f"{measure}/{name}": value for name, value in zip("abc", values, strict=True)}
-    assert count_metrics(matrix, "abc") == pytest.approx(expected, nan_ok=True)
     assert all(np.isnan(value) for value in count_metrics(0 * matrix, "abc").values())
-    # Many matrices at once give the same; only the measures asked for are computed.
+    # Only the measures asked for are computed.
     both = count_metrics(np.stack([matrix, matrix.T]), "abc", ["recall/b", "accuracy"])
     assert both["recall/b"] == pytest.approx([3 / 4, 3 / 5])
+    assert np.isnan(both["recall/c"]).all()
     assert set(both) == {"accuracy", "recall/a", "recall/b", "recall/c"}
 
 

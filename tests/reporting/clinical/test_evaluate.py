@@ -18,6 +18,7 @@ from src.reporting.comparison import compare
 from src.tracking import read
 from src.tracking.run import Run
 
+from .conftest import command, copy_of
 from .small_world import HAM, PER_CLASS, OnIsic, SmallStore
 
 FEW = AuditSettings(samples=100)
@@ -216,6 +217,13 @@ def test_a_folder_for_data_that_have_none_is_refused(small: SmallStore, evaluate
         assert output.endswith(message)
 
 
+@pytest.fixture(scope="module")
+def unchanged(trained: SmallStore, tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    """A copy of the store for commands that must not write to it; MLflow opens it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        return copy_of(trained, tmp_path_factory.mktemp("unchanged"), patch)
+
+
 ON_ISIC = "run=SINGLE data=isic2019 data.root=FOLDER/isic"
 
 
@@ -243,9 +251,12 @@ ON_ISIC = "run=SINGLE data=isic2019 data.root=FOLDER/isic"
         ("run=SINGLE tracking.folder=elsewhere", "no run store is there"),
     ],
 )
-def test_bad_input_is_one_line(small: SmallStore, evaluated, arguments: str, message: str) -> None:
+def test_bad_input_is_one_line(
+    unchanged: SmallStore, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    small = unchanged
     arguments = arguments.replace("SINGLE", small.single).replace("FOLDER", str(small.data))
-    status, output = evaluated(*arguments.split())
+    status, output = command(small, monkeypatch)(*arguments.split())
     assert status == 2, output
     assert message in output.strip().splitlines()[-1], output
     assert "Traceback" not in output

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
@@ -73,23 +71,6 @@ def test_the_rest_gets_the_sum_of_the_other_classes() -> None:
     assert merged["p/rest"].tolist() == pytest.approx([0.4, 0.7])
     assert merged["p/mel"].tolist() == [0.6, 0.3]
     assert Labels("x", {"m": "mel"}, ("bcc", "mel", "nv")).merge(table) is table  # no rest
-
-
-@settings(max_examples=30)
-@given(
-    named=st.sets(st.sampled_from(HAM), min_size=1, max_size=6),
-    weights=st.lists(st.lists(st.floats(0.01, 1), min_size=7, max_size=7), min_size=1, max_size=5),
-)
-def test_probabilities_keep_their_sum(named: set[str], weights: list[list[float]]) -> None:
-    probability = np.array(weights) / np.sum(weights, axis=1, keepdims=True)
-    table = pd.DataFrame(probability, columns=[f"p/{name}" for name in HAM]).assign(label=HAM[0])
-    classes = ("rest", *(name for name in HAM if name in named))
-    merged = Labels("x", {}, classes).merge(table)
-    assert set(merged.filter(like="p/")) == {f"p/{name}" for name in classes}
-    np.testing.assert_allclose(merged.filter(like="p/").sum(axis=1), 1)
-    assert (merged["label"] == (HAM[0] if HAM[0] in named else "rest")).all()
-    for name in named:
-        np.testing.assert_array_equal(merged[f"p/{name}"], table[f"p/{name}"])
 
 
 def test_an_unknown_class_is_refused_or_unmapped() -> None:
