@@ -13,7 +13,7 @@ from src.core.files import atomic_folder
 from src.core.tables import MISSING, Table, escape_markdown
 from src.metrics import thresholds
 from src.metrics.curves import CURVES
-from src.metrics.formatting import label
+from src.metrics.formatting import interval, label
 from src.metrics.registry import PRIMARY, short_label
 from src.reporting.clinical import subgroups
 from src.reporting.clinical.results import ClinicalAudit, Evaluation
@@ -68,9 +68,9 @@ def estimate_text(
     estimate, low, high = (row[name] for name in names)
     if not np.isfinite(estimate):
         return MISSING
-    exact = "*" if row.get("interval") == "exact" else ""
-    span = f" [{low:{sign}.2f}, {high:{sign}.2f}]{exact}" if np.isfinite(low) else ""
-    return f"{estimate:{sign}.2f}{span}"
+    show = f"{{:{sign}.2f}}".format
+    span = interval(low, high, show)
+    return f"{show(estimate)}{span}{'*' if span and row.get('interval') == 'exact' else ''}"
 
 
 def _with_text(table: pd.DataFrame) -> pd.DataFrame:

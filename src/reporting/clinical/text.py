@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from src.metrics.formatting import interval
+
 
 def sentences(part: str, **values: Any) -> list[str]:
     """The sentences of one part of text.j2, each in one line."""
@@ -23,4 +25,5 @@ def _template() -> jinja2.Template:
         # a text from outside stays within its sentence
         finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
     )
+    environment.globals["interval"] = interval
     return environment.from_string(Path(__file__).with_name("text.j2").read_text("utf-8"))
