@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from clinical_cases import frame, made_up, people
+from PIL import Image
 from rich.console import Console
 
 from src.core.errors import UserError
@@ -141,6 +142,7 @@ def test_the_folder_is_written_completely(audited: ClinicalAudit, tmp_path: Path
     assert files == {"clinical.md", *figures, *(f"{name}.csv" for name in audited.tables)}
     assert [path.name for path in folder.parent.iterdir()] == ["clinical"]
     assert dict(mpl.rcParams) == before
+    assert all(Image.open(folder / f"{name}.png").size[0] > 300 for name in drawn)
     text = (folder / "clinical.md").read_text()
     assert r"site: a \| b &lt;i&gt;" in text
     assert "![ROC curves, one panel per class](roc.png)" in text
