@@ -38,15 +38,13 @@ class TargetRate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and its rates in [0, 1] where it was chosen.
+    """A threshold that was chosen on validation.
 
     Positive is what scores at least `value`; infinity: nothing is; NaN: no threshold can be chosen.
     `problem` says why it is of no use, or is empty.
     """
 
     value: float
-    sensitivity: float
-    specificity: float
     problem: str = ""
 
 
@@ -57,21 +55,19 @@ def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Thres
     """
     if not 0 < positive.sum() < len(positive):
         missing = "others" if len(positive) and positive.all() else "the class"
-        return Threshold(np.nan, np.nan, np.nan, f"validation has no images of {missing}")
+        return Threshold(np.nan, f"validation has no images of {missing}")
     hits, alarms, values = roc_counts(positive, score)
-    recall, alarm = hits / hits[-1], alarms / alarms[-1]
-    rejected = alarms[-1] - alarms
     if target.measure == "sensitivity":
         at = int(np.argmax(hits >= target.least * positive.sum() - _ROUNDING))
     else:
-        enough = rejected >= target.least * (~positive).sum() - _ROUNDING
+        enough = alarms[-1] - alarms >= target.least * (~positive).sum() - _ROUNDING
         at = int(np.argmax(np.where(enough, hits, -1.0)))
     problem = ""
-    if recall[at] == 0:
+    if hits[at] == 0:
         problem = "only a threshold that no image passes"
-    elif recall[at] == alarm[at] == 1:
+    elif hits[at] + alarms[at] == len(positive):
         problem = "only a threshold that every image passes"
-    return Threshold(float(values[at]), float(recall[at]), float(1 - alarm[at]), problem)
+    return Threshold(float(values[at]), problem)
 
 
 def choose_per_net(val: Predictions, class_name: str, target: TargetRate) -> list[Threshold]:
