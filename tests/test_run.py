@@ -1,7 +1,10 @@
 """One run: what is refused, what is logged, and the main job read back from the store."""
 
+import contextlib
 import functools
+import io
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -94,9 +97,10 @@ def test_a_password_is_masked_and_nothing_else(uri: str | None, shown: str | Non
     assert runs.public({}) == {}  # of a config that could not be resolved
 
 
-def test_no_record_has_the_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_record_has_the_password(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
     config = composed(f"tracking.uri={URI}")
-    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", folder=tmp_path)
     net = SimpleNamespace(net=None, image_size=32)
     monkeypatch.setattr(loop, "build", lambda config: SimpleNamespace(classifier=net, data=None))
     monkeypatch.setattr(runs, "static_cost", lambda net, size: {})
@@ -131,7 +135,8 @@ def test_no_record_has_the_password(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 class Finished(NamedTuple):
     folder: Path
     store: Store
-    process: subprocess.CompletedProcess[str]
+    status: int
+    output: str
 
     def study(self, name: str) -> pd.DataFrame:
         """The runs of a study."""
@@ -147,34 +152,38 @@ class Finished(NamedTuple):
         return pd.read_csv(read.artifact(self.store, run_id, name))
 
 
-def command(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Arguments of subprocess.Popen for `python -m src.train`, with all folders below `folder`."""
-    environment = {**os.environ, "PARETODERM_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    line = [sys.executable, "-m", "src.train", *arguments]
-    return {"args": line, "cwd": folder, "env": environment, "text": True}
-
-
 Typed = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def typed(multirun: Finished, monkeypatch: pytest.MonkeyPatch, run_entry: Typed) -> Typed:
+def typed(multirun: Finished, run_entry: Typed) -> Typed:
     """`python -m src.train <arguments>` in this process: status and output."""
-    monkeypatch.chdir(multirun.folder)
-    monkeypatch.setenv("PARETODERM_CACHE", str(multirun.folder / "cache"))
     return functools.partial(run_entry, train.main)
 
 
 @pytest.fixture(scope="module")
-def multirun(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Finished:
-    """Three configurations, of which one is invalid."""
+def multirun(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_database: Path,
+    module_patch: pytest.MonkeyPatch,
+    own_fork_server: None,
+) -> Finished:
+    """Three configurations, of which one is invalid; the module runs in the folder."""
     folder = tmp_path_factory.mktemp("multirun")
     (folder / "mlruns").mkdir()
     shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
     arguments = ["-m", "experiment=smoke", "model=custom", "model.net.width=4,0,8", "study=widths"]
-    process = subprocess.run(**command(folder, *arguments), capture_output=True, timeout=280)
-    return Finished(folder, Store(folder=folder / "mlruns"), process)
+    module_patch.chdir(folder)
+    module_patch.setenv("PARETODERM_CACHE", str(folder / "cache"))
+    module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output, handler, root = io.StringIO(), signal.getsignal(signal.SIGTERM), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    module_patch.setattr(sys, "argv", ["src.train", *arguments])
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        ended = pytest.raises(SystemExit, train.main)
+    signal.signal(signal.SIGTERM, handler)
+    root.handlers, root.level = handlers, level
+    return Finished(folder, Store(folder=folder / "mlruns"), ended.value.code, output.getvalue())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +203,9 @@ def test_an_invalid_configuration_is_a_failed_run_and_the_others_continue(
 ) -> None:
     assert children["status"].tolist() == ["FINISHED", "FAILED", "FINISHED"]
     assert "model.net.width" in children.loc["0", "tags.failure"]
-    assert multirun.process.returncode == 1
-    assert "Traceback" not in multirun.process.stderr
-    assert "model.net.width" in multirun.process.stdout
+    assert multirun.status == 1
+    assert "Traceback" not in multirun.output
+    assert "model.net.width" in multirun.output
     assert parent["status"] == "FINISHED"
     assert parent["name"] == parent["tags.study"] == "widths"
     assert parent["metrics.runs/all"] == 3
@@ -268,7 +277,7 @@ def test_the_comparison_is_logged_and_printed(multirun: Finished, parent: pd.Ser
     assert len(table) == 3
     assert table["front"].sum() >= 1
     assert table.iloc[-1]["status"] == "FAILED"
-    output = multirun.process.stdout
+    output = multirun.output
     assert all(run_id in output for run_id in table["run_id"])
     assert "make ui" in output
     assert max(len(line) for line in output.splitlines() if "http://" not in line) <= 100
@@ -293,11 +302,11 @@ def test_an_impossible_store_is_reported_once(typed: Typed) -> None:
 
 
 def test_two_processes_train_one_run(multirun: Finished) -> None:
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    arguments = ["experiment=smoke", "trainer.max_epochs=1", *ddp, "trainer.precision=32-true"]
-    arguments += ["study=ddp", "efficiency.batch_sizes=[1]", "model.net.width=4", "threads=1"]
-    line = command(multirun.folder, *arguments)
-    subprocess.run(**line, capture_output=True, check=True, timeout=200)
+    line = [sys.executable, "-m", "src.train", "experiment=smoke", "trainer.max_epochs=1"]
+    line += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "threads=1"]
+    line += ["trainer.precision=32-true", "study=ddp", "efficiency.batch_sizes=[1]"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(line, env=environment, capture_output=True, check=True, timeout=200)
     row = multirun.run("ddp")
     assert row["status"] == "FINISHED"
     for split in ("val", "test"):
@@ -322,18 +331,27 @@ def test_two_classes_of_real_images(multirun: Finished, shared_data: Path, typed
 
 def train_without_an_end(folder: Path, study: str) -> None:
     """The body of a process: `python -m src.train` with its output in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     os.chdir(folder)
     sys.stdout = sys.stderr = (folder / f"{study}.log").open("w", buffering=1)
-    smoke = ["experiment=smoke", "trainer.max_epochs=100000", "threads=1"]
-    sys.argv = ["src.train", *smoke, f"study={study}", f"data.cache_dir={folder}/cache"]
+    options = ["trainer.max_epochs=100000", "threads=1"]
+    sys.argv = [
+        "src.train",
+        "experiment=smoke",
+        *options,
+        f"study={study}",
+        f"data.cache_dir={folder}/cache",
+    ]
     train.main()
 
 
 @pytest.fixture(scope="module")
-def endless(multirun: Finished, own_fork_server: None) -> Iterator[dict[str, Any]]:
-    """Three trainings without an end; each study has the name of the signal it will receive."""
+def endless(multirun: Finished) -> Iterator[dict[str, Any]]:
+    """Three trainings without an end, from the fork server of the study's trials.
+
+    Each study has the name of the signal it will receive.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["src.run"])  # imported once for all three
     signals = ("SIGINT", "SIGTERM", "SIGKILL")
     processes: dict[str, Any] = {
         name: context.Process(target=train_without_an_end, args=(multirun.folder, name))

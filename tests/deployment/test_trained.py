@@ -114,13 +114,6 @@ def test_a_loaded_net_predicts_what_is_recorded(
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
-def test_another_nets_checkpoint_is_refused(run: RecordedModel, checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="not a checkpoint of this network"):
-        trained.load_checkpoint(run.config, CLASSES[:5], checkpoint)
-    with pytest.raises(UserError, match="no such checkpoint"):
-        trained.load_checkpoint(run.config, CLASSES, checkpoint.with_name("absent.ckpt"))
-
-
 def test_the_state_of_the_loss_is_not_loaded(
     run: RecordedModel, checkpoint: Path, tmp_path: Path
 ) -> None:

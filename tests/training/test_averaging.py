@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
+from quiet_trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -49,16 +50,8 @@ def fitted(folder: Path, decay: float, has_validation: bool, precision: str = "3
     module = Climber()
     loader = DataLoader(TensorDataset(torch.zeros(1, 1)))
     best = BestEpoch("val/auroc", folder, has_validation)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=STEPS,
-        precision=precision,  # type: ignore[arg-type]  # Lightning's literal
-        callbacks=[best, AveragedWeights(decay)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    callbacks = [best, AveragedWeights(decay)]
+    trainer = quiet_trainer(STEPS, precision=precision, callbacks=callbacks)
     trainer.fit(module, loader, loader if has_validation else None)
     load_weights(module, best.best_model_path)
     return module

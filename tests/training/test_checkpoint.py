@@ -6,6 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from quiet_trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -47,15 +48,7 @@ def fit(
 ) -> BestEpoch:
     best = BestEpoch(metric, folder, has_validation)
     loader = DataLoader(TensorDataset(torch.zeros(1, 1)))
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=len(values),
-        callbacks=[best, *more],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(len(values), callbacks=[best, *more])
     trainer.fit(kind(values, losses), loader, loader if has_validation else None)
     return best
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from quiet_trainer import quiet_trainer
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
@@ -69,17 +69,6 @@ def batches(classes: int, sizes: tuple[int, ...] = (6, 6, 4)) -> list[dict[str, 
     return made
 
 
-def trainer(epochs: int = 1) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 def test_bytes_and_floats_are_normalised_alike() -> None:
     module = classifier()
     image = batches(3)[0]["image"]
@@ -96,7 +85,7 @@ def test_bytes_and_floats_are_normalised_alike() -> None:
 )
 def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, ...]) -> None:
     module, data = classifier(outputs, classes), batches(len(classes))
-    logged = trainer().validate(module, Loader(data), verbose=False)[0]
+    logged = quiet_trainer().validate(module, Loader(data), verbose=False)[0]
     rows, probability = module.predictions()
     label = torch.cat([batch["label"] for batch in data]).numpy()
     assert rows.tolist() == list(range(16))
@@ -110,7 +99,7 @@ def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, .
 
 def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_it() -> None:
     module, data = classifier(optimizer=functools.partial(torch.optim.SGD, lr=0.0)), batches(3)
-    fitter = trainer()
+    fitter = quiet_trainer()
     fitter.fit(module, Loader(data), Loader(data))
     with torch.no_grad():
         image, label = (torch.cat([batch[key] for batch in data]) for key in ("image", "label"))
@@ -121,7 +110,7 @@ def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_i
 
 def test_backbone_gets_its_learning_rate_factor() -> None:
     module = classifier(backbone_lr_factor=0.1)
-    fitter = trainer()
+    fitter = quiet_trainer()
     fitter.fit(module, Loader(batches(3)))
     head, backbone = fitter.optimizers[0].param_groups
     assert (head["lr"], backbone["lr"]) == (0.1, pytest.approx(0.01))
@@ -132,7 +121,7 @@ def test_backbone_gets_its_learning_rate_factor() -> None:
 def test_frozen_parameters_are_not_optimised() -> None:
     net = Net(3)
     net.backbone.requires_grad_(False)
-    fitter = trainer()
+    fitter = quiet_trainer()
     fitter.fit(classifier(net=net), Loader(batches(3)))
     assert sum(len(group["params"]) for group in fitter.optimizers[0].param_groups) == 2
 

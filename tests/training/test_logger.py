@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -31,16 +32,8 @@ class Line(pl.LightningModule):
 
 def fit(run: Run | None, folder: Path) -> None:
     data = DataLoader(TensorDataset(torch.ones(8, 1)), batch_size=2)
-    trainer = pl.Trainer(
-        max_epochs=3,
-        logger=RunLogger(run),
-        log_every_n_steps=1,
-        default_root_dir=folder,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    logger = RunLogger(run)
+    trainer = quiet_trainer(3, logger=logger, log_every_n_steps=1, default_root_dir=folder)
     trainer.fit(Line(), data, data)
 
 

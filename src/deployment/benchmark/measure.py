@@ -146,12 +146,14 @@ class WorkerProcess:
 
     def _ask(self, message: object) -> Any:
         """Send a message to the worker and wait for the answer."""
+        reason = f"gave no answer within {TIMEOUT_S:.0f} s"
         try:
             self._pipe.send(message)
-            if not self._pipe.poll(TIMEOUT_S):
-                raise WorkerFailed(f"gave no answer within {TIMEOUT_S:.0f} s")
-            answer = self._pipe.recv()
-            reason = answer if isinstance(answer, str) else ""
+            if self._pipe.poll(TIMEOUT_S):
+                answer = self._pipe.recv()
+                if not isinstance(answer, str):
+                    return answer
+                reason = answer
         except (EOFError, OSError):
             # the end of the process: its signal or status and its last line
             status = self._process.wait()
@@ -159,8 +161,6 @@ class WorkerProcess:
             lines = [line.strip() for line in self._output.read().splitlines() if line.strip()]
             how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
             reason = ": ".join([f"ended {how}", *lines[-1:]])
-        if not reason:
-            return answer
         if self._memory_mb and "emulation" not in reason:
             reason = f"{reason} (under memory_mb={self._memory_mb}, emulation)"
         raise WorkerFailed(reason)
@@ -174,7 +174,6 @@ class Stream:
     cpu_ms: float = 0.0  # CPU time of the timed queries
     joules: float | None = None  # counted during its turns; None without a counter
     calls: int = 0  # timed and untimed queries of its turns, which the energy belongs to
-    failure: str = ""  # why it ended early; empty if it did not
 
     @property
     def queries(self) -> int:
@@ -188,54 +187,57 @@ class Stream:
 
 
 def single_stream(
-    models: Sequence[WorkerProcess],
+    models: Mapping[int, WorkerProcess],
+    title: str,
     queries: int,
     seconds: float,
     warm_up_s: float,
     turn_ms: float,
     joules: Callable[[], float] | None = None,
-    progress: Callable[[float], None] = lambda share: None,
-) -> list[Stream]:
+) -> tuple[dict[int, Stream], dict[int, str]]:
     """Measure models in turns until each has enough queries and enough time.
 
     Each model is warmed up for `warm_up_s` before the first turn of any. The timed queries of a
     turn take about `turn_ms`. At the end each model has at least `queries` timed queries in at
-    least `seconds` s. The energy counter `joules` is read before and after each turn. `progress`
-    is called with the completed share of the work, in [0, 1].
+    least `seconds` s. The energy counter `joules` is read before and after each turn. `title` is
+    that of the progress bar.
 
     Returns:
-        One stream per model. Those without a failure have equally many turns.
+        The streams, all of equally many turns; and why the other models ended early.
     """
-    streams = [Stream(joules=0.0 if joules else None) for _ in models]
-    sizes = [0] * len(models)
-    for n, model in enumerate(models):
+    streams: dict[int, Stream] = {}
+    failures: dict[int, str] = {}
+    sizes: dict[int, int] = {}
+    for n, model in models.items():
         try:
             times = model.warm_up(warm_up_s)
         except WorkerFailed as reason:
-            streams[n].failure = str(reason)
+            failures[n] = str(reason)
             continue
+        streams[n] = Stream(joules=0.0 if joules else None)
         # the first queries load the model and choose kernels
         sizes[n] = max(1, round(turn_ms / float(np.median(times[len(times) // 2 :]))))
-    while active := [n for n, stream in enumerate(streams) if not stream.failure]:
-        done = 1.0
-        for stream in (streams[n] for n in active):
-            done = min(done, stream.queries / queries, stream.seconds / seconds if seconds else 1)
-        progress(done)
-        if done >= 1:
-            break
-        for n in active:
-            untimed, before = 1 + sizes[n] // UNTIMED_SHARE, joules() if joules else 0.0
-            try:
-                times, cpu_ms = models[n].turn(untimed, sizes[n])
-            except WorkerFailed as reason:
-                streams[n].failure = str(reason)
-                continue
-            if joules:
-                streams[n].joules = (streams[n].joules or 0.0) + joules() - before
-            streams[n].turns.append(times)
-            streams[n].cpu_ms += cpu_ms
-            streams[n].calls += untimed + sizes[n]
-    return streams
+    with _bar(100, title, "%") as bar:
+        while streams:
+            shares = [stream.queries / queries for stream in streams.values()]
+            shares += [stream.seconds / seconds for stream in streams.values() if seconds]
+            bar.update(int(100 * min(1, *shares)) - bar.n)
+            if min(shares) >= 1:
+                break
+            for n, stream in list(streams.items()):
+                untimed, before = 1 + sizes[n] // UNTIMED_SHARE, joules() if joules else 0.0
+                try:
+                    times, cpu_ms = models[n].turn(untimed, sizes[n])
+                except WorkerFailed as reason:
+                    failures[n] = str(reason)
+                    del streams[n]
+                    continue
+                if joules:
+                    stream.joules = (stream.joules or 0.0) + joules() - before
+                stream.turns.append(times)
+                stream.cpu_ms += cpu_ms
+                stream.calls += untimed + sizes[n]
+    return streams, failures
 
 
 class Rapl:
@@ -301,7 +303,7 @@ def measure(
         workers = _start(models, rows, settings, stack)
         lengths = (settings.queries, settings.seconds, settings.warm_up_s, settings.turn_ms)
         counter = None if energy.absent else energy.joules
-        streams = _in_turns(workers, rows, "queries", lengths, counter)
+        streams, failures = single_stream(workers, "queries", *lengths, counter)
         for n, stream in streams.items():
             rows[n].energy_absent = energy.absent
             rows[n].figures |= latencies(stream.turns)
@@ -310,17 +312,18 @@ def measure(
             if stream.joules is not None:
                 rows[n].figures["energy_mj"] = 1e3 * stream.joules / stream.calls
         if settings.jpeg_queries:
-            workers = {n: workers[n] for n in streams}
-            for worker in workers.values():
-                worker.jpeg = jpeg
+            for n in streams:
+                workers[n].jpeg = jpeg
+            alive = {n: workers[n] for n in streams}
             lengths = (settings.jpeg_queries, 0.0, 0.0, settings.turn_ms)
-            for n, stream in _in_turns(workers, rows, "from a JPEG", lengths).items():
-                for name, ms in latencies(stream.turns).items():
-                    if name != "mean_ms":
-                        rows[n].figures[f"jpeg_{name}"] = ms
-    for row in rows:
-        if row.reason:
-            row.figures = {}
+            decoding, later = single_stream(alive, "from a JPEG", *lengths)
+            failures |= later
+            for n, stream in decoding.items():
+                percentiles = latencies(stream.turns)
+                del percentiles["mean_ms"]
+                rows[n].figures |= {f"jpeg_{name}": ms for name, ms in percentiles.items()}
+    for n, reason in failures.items():
+        rows[n].reason, rows[n].figures = reason, {}
     turns = {n: stream.turns for n, stream in streams.items() if not rows[n].reason}
     return rows, _add_ratios(rows, turns, settings)
 
@@ -376,25 +379,6 @@ def _start(
         figures["model_memory_mb"] = figures["peak_memory_mb"] - figures["imported_memory_mb"]
         row.figures = finite(figures | {"size_mb": models[n].size_mb})
     return workers
-
-
-def _in_turns(
-    models: Mapping[int, WorkerProcess],
-    rows: Sequence[BenchmarkRow],
-    title: str,
-    lengths: tuple[int, float, float, float],
-    joules: Callable[[], float] | None = None,
-) -> dict[int, Stream]:
-    """`single_stream` with a bar; a row whose model failed gets its reason, and has no stream."""
-    with _bar(100, title, "%") as bar:
-
-        def progress(share: float) -> None:
-            bar.update(int(100 * share) - bar.n)
-
-        streams = single_stream(list(models.values()), *lengths, joules, progress)
-    for n, stream in zip(models, streams, strict=True):
-        rows[n].reason = stream.failure
-    return {n: stream for n, stream in zip(models, streams, strict=True) if not stream.failure}
 
 
 def reference(rows: Sequence[BenchmarkModel | BenchmarkRow], name: str | None) -> int:

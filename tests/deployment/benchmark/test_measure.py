@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from src.core.errors import ConfigError
 from src.deployment.benchmark import measure as measurement
 from src.deployment.benchmark.measure import (
     POWERCAP,
     Rapl,
+    Stream,
     Times,
     WorkerFailed,
     WorkerProcess,
@@ -50,10 +52,17 @@ class FakeModel(WorkerProcess):
         return np.full(timed, self.ms), 0.5 * timed * self.ms
 
 
+def streams_of(models: dict[int, FakeModel], *arguments: Any) -> list[Stream]:
+    """The streams of models of which none fails."""
+    streams, failures = single_stream(models, "test", *arguments)
+    assert failures == {}
+    return list(streams.values())
+
+
 def test_models_take_turns_of_equal_time_after_all_are_warm() -> None:
     log: Log = []
-    models = [FakeModel("fast", 1.0, log), FakeModel("slow", 10.0, log)]
-    streams = single_stream(models, 4, 0.0, 1.0, 20.0)
+    models = {0: FakeModel("fast", 1.0, log), 1: FakeModel("slow", 10.0, log)}
+    streams = streams_of(models, 4, 0.0, 1.0, 20.0)
     one_round = [("fast", 1 + 20 // 8, 20), ("slow", 1, 2)]
     assert log == [("fast warms up", 0, 0), ("slow warms up", 0, 0), *one_round, *one_round]
     assert [stream.queries for stream in streams] == [40, 4]
@@ -72,37 +81,43 @@ def test_models_take_turns_of_equal_time_after_all_are_warm() -> None:
     ],
 )
 def test_both_minima_are_reached(
-    ms: float, queries: int, seconds: float, turn_ms: float, expected: int
+    ms: float,
+    queries: int,
+    seconds: float,
+    turn_ms: float,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shares: list[float] = []
-    models = [FakeModel("one", ms, [])]
-    [stream] = single_stream(models, queries, seconds, 0.0, turn_ms, progress=shares.append)
+    shares: list[int] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            shares.append(int(self.n))
+            return None
+
+    monkeypatch.setattr(measurement, "tqdm", Bar)
+    [stream] = streams_of({0: FakeModel("one", ms, [])}, queries, seconds, 0.0, turn_ms)
     assert stream.queries == expected >= queries
     assert stream.seconds >= seconds - 1e-9
     assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0.0, 1.0)
-
-
-def test_the_fast_model_continues_until_the_slow_one_is_done() -> None:
-    models = [FakeModel("fast", 1.0, []), FakeModel("slow", 40.0, [])]
-    fast, slow = single_stream(models, 50, 0.1, 0.0, 20.0)
-    assert len(fast.turns) == len(slow.turns) == 50
-    assert fast.queries == 50 * 20
+    assert (shares[0], shares[-1]) == (0, 100)  # per cent
 
 
 def test_a_model_that_dies_leaves_and_the_others_continue() -> None:
-    models = [FakeModel("dead", 1.0, [], fails_at=2), FakeModel("alive", 1.0, [])]
-    dead, alive = single_stream(models, 100, 0.0, 0.0, 10.0)
-    assert (dead.failure, alive.failure, alive.queries) == ("its process died", "", 100)
-    [only] = single_stream([FakeModel("dead", 1.0, [], fails_at=0)], 100, 0.0, 0.0, 10.0)
-    assert only.failure
-    assert only.turns == []
+    models = {3: FakeModel("dead", 1.0, [], fails_at=2), 5: FakeModel("alive", 1.0, [])}
+    streams, failures = single_stream(models, "test", 100, 0.0, 0.0, 10.0)
+    assert failures == {3: "its process died"}
+    assert [*streams] == [5]
+    assert streams[5].queries == 100
+    models = {0: FakeModel("dead", 1.0, [], fails_at=0)}
+    assert single_stream(models, "test", 100, 0.0, 0.0, 10.0)[0] == {}
 
 
 def test_energy_is_counted_only_during_the_turns_of_a_model() -> None:
     counter: Iterator[float] = iter(range(1000))  # one joule between two readings
-    models = [FakeModel("a", 1.0, []), FakeModel("b", 1.0, [])]
-    first, second = single_stream(models, 30, 0.0, 0.0, 10.0, joules=lambda: float(next(counter)))
+    models = {0: FakeModel("a", 1.0, []), 1: FakeModel("b", 1.0, [])}
+    first, second = streams_of(models, 30, 0.0, 0.0, 10.0, lambda: float(next(counter)))
     assert first.joules == second.joules == 3.0  # three turns
     assert first.calls == 3 * (1 + 10 // 8 + 10)  # untimed queries use energy too
 

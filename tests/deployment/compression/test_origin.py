@@ -25,7 +25,7 @@ COMPRESSIONS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {"none"})
 TRAINED = [
     *("model=custom", "model.image_size=16", "model.net.width=16", "model.net.depth=1"),
     *("model.net.dense=[16]", "data=synthetic", "data.source.lesions=120", "efficiency=fast"),
-    *("trainer=cpu", "trainer.max_epochs=2", "threads=1"),
+    *("trainer=cpu", "trainer.max_epochs=2", "threads=1", "data.source.native_size=32"),
 ]
 QUALITY = ("accuracy", "balanced_accuracy", "recall/mel")
 FEWER = {"images": 32, "epochs": 1}
