@@ -369,7 +369,8 @@ def test_the_last_epoch_of_a_stopped_training_is_logged(
 def balanced_accuracy(tmp_path: Path, width: int) -> float:
     """On validation and test together, after the last epoch."""
     overrides = [f"model.net.width={width}", f"data.cache_dir={tmp_path}", "trainer=cpu"]
-    overrides += ["model.image_size=32", "threads=1"]
+    # drawing larger pictures takes longer than training on them
+    overrides += ["model.image_size=32", "threads=1", "data.source.native_size=32"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=overrides)
     parts = loop.build(config)
