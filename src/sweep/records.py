@@ -43,6 +43,7 @@ class Task:
     body: str  # "package.module:function", called with a `src.sweep.trial.TrialContext`
     payload: dict[str, Any]  # what else the body needs; JSON values
     slot: Slot = Slot(0)
+    entry: str = "src.sweep.trial:main"  # runs the task in its process, "package.module:function"
 
 
 @dataclass(frozen=True)

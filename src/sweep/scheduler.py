@@ -249,7 +249,7 @@ class Scheduler:
             AllFailAlikeError: The first trials all failed in the same way.
             KeyboardInterrupt: The running trials are stopped, recorded and enqueued again.
         """
-        timeout = min(1.0, (self.policy.time_limit_s or 10) / 10)  # then one may be overdue
+        timeout = min(1.0, (self.policy.time_limit_s or 10) / 10)  # a limit is missed by this
         try:
             self._resume()
             while True:

@@ -4,12 +4,12 @@ The outcome is stored in the study before the process ends. From then on the tri
 whatever happens to its process, the scheduler or the machine.
 """
 
-import importlib
 import logging
 import math
+import pkgutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -215,10 +215,7 @@ def main(task: records.Task) -> None:
     try:
         if task.payload.get("tell_begun"):
             context.trial.set_user_attr("begun", time.time())
-        module, _, function = task.body.partition(":")
-        body: Callable[[TrialContext], Mapping[str, float]]
-        body = getattr(importlib.import_module(module), function)
-        context.commit(body(context))
+        context.commit(pkgutil.resolve_name(task.body)(context))
         return
     except records.EndedEarly as early:
         context.give_up(early.state, "", str(early))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -49,7 +50,8 @@ pytestmark = pytest.mark.usefixtures("own_fork_server")
 def task(tmp_path: Path) -> TaskMaker:
     def make(number: int, action: str, **payload: object) -> Task:
         folder = str(tmp_path / str(number))
-        return Task("", "stubs", number, number, folder, "", {"action": action, **payload})
+        payload |= {"action": action}
+        return Task("", "stubs", number, number, folder, "", payload, entry=ENTRY)
 
     return make
 
@@ -73,14 +75,14 @@ def light(executor: Executor) -> Executor:
 
 
 def local() -> LocalExecutor:
-    made = LocalExecutor(n_jobs=2, devices=None, threads=2, entry=ENTRY)
+    made = LocalExecutor(n_jobs=2, devices=None, threads=2)
     made._modules = ["src", "torch", "stubs", "optuna"]
     return made
 
 
-def submitit(entry: str = ENTRY) -> Executor:
+def submitit() -> Executor:
     pytest.importorskip("submitit")
-    return light(SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1, entry=entry))
+    return light(SlurmExecutor(n_jobs=2, cluster="local", cpus_per_task=1))
 
 
 @pytest.fixture(params=["local", "submitit", pytest.param("ray", marks=pytest.mark.slow)])
@@ -88,7 +90,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     """An executor with two slots."""
     if request.param == "ray":
         request.getfixturevalue("local_ray")
-        made = light(RayExecutor(n_jobs=2, entry=ENTRY))
+        made = light(RayExecutor(n_jobs=2))
     else:
         made = local() if request.param == "local" else submitit()
     yield made
@@ -221,8 +223,8 @@ class TestLocal:
         wait_until(lambda: not is_alive(child))
 
     def test_what_cannot_start_is_reported(self, task: TaskMaker, tmp_path: Path) -> None:
-        executor = LocalExecutor(n_jobs=1, devices=None, threads=None, entry="no.such.module:main")
-        submitted = executor.submit(task(0, ""))
+        executor = LocalExecutor(n_jobs=1, devices=None, threads=None)
+        submitted = executor.submit(replace(task(0, ""), entry="no.such.module:main"))
         assert [end.exitcode for end in wait(executor)] == [1]
         assert "No module named 'no'" in log(submitted)
         (tmp_path / "1").touch()  # where the folder should be
@@ -275,8 +277,9 @@ from src.sweep.records import Task
 
 if __name__ != "__main__":
     print("imported by a child")
-executor = LocalExecutor(n_jobs=2, devices=None, threads=None, preload=None, entry="stubs:run")
-executor.submit(Task("", "s", 0, 0, os.path.abspath("0"), "", {"action": "hang"}))
+executor = LocalExecutor(n_jobs=2, devices=None, threads=None, preload=None)
+task = Task("", "s", 0, 0, os.path.abspath("0"), "", {"action": "hang"}, entry="stubs:run")
+executor.submit(task)
 while not os.path.exists("0/started"):
     time.sleep(0.02)
 executor.wait(float(sys.argv[1]))
@@ -398,8 +401,8 @@ def test_the_next_session_cancels_the_jobs_of_one_that_was_killed(
     tmp_path: Path, empty_database: Path
 ) -> None:
     copy(empty_database, tmp_path / "mlflow.db")
-    setup = Setup(tmp_path, ("a=1,2", "action=hang"))
-    with opened(setup, lambda storage: submitit("stubs:hang")) as scheduler:
+    setup = Setup(tmp_path, ("a=1,2",), body="stubs:hang_in_a_study")
+    with opened(setup, lambda storage: submitit()) as scheduler:
         scheduler._resume()
         assert scheduler._start_next()
         number = pid(scheduler._running[0].task.folder)

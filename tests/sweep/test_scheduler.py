@@ -692,7 +692,7 @@ def test_every_way_to_fail_in_real_processes_is_recorded_in_both_stores(real: Se
     sweep = (f"way={','.join(WAYS)}", "a=7")
     events = []
     with opened(
-        replace(real, sweep=sweep, n_jobs=4, time_limit_s=15, grace_s=2),
+        replace(real, sweep=sweep, n_jobs=4, time_limit_s=8, grace_s=2),
         show=lambda status: events.extend(status.take_events()),
     ) as scheduler:
         status = scheduler.run()
@@ -722,9 +722,8 @@ def test_a_study_whose_processes_are_killed_ends_with_every_cell_once(
 ) -> None:
     """The small version of `python -m benchmarks.sweep.faults`: trials and the owner are killed."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    chaos = faults.Chaos(
-        tmp_path, ("a=range(4)", "b=range(4)"), 3, share=0.2, owner_kills=1, seconds=0.15
-    )
+    sweep = ("a=range(3)", "b=range(3)")
+    chaos = faults.Chaos(tmp_path, sweep, 3, share=0.3, owner_kills=1, seconds=0.15)
     killer = faults.torment(chaos)
     assert killer.owners == 1
     assert killer.killed > 0

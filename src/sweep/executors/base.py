@@ -3,8 +3,8 @@
 import contextlib
 import faulthandler
 import gc
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -19,7 +19,6 @@ from typing import Any, Literal
 from src.core.errors import ConfigError
 from src.sweep.records import EndedTask, Slot, Task
 
-ENTRY = "src.sweep.trial:main"
 TERMINATED = 128 + signal.SIGTERM
 _KILLED_SECONDS = 30.0  # within which a killed process disappears
 
@@ -32,14 +31,12 @@ class Executor(ABC):
 
     Args:
         slots: Each for one trial at a time.
-        entry: What runs a trial, "package.module:function"; called with the task.
     """
 
     queues = False  # whether a submitted trial may wait in an engine's queue before it runs
 
-    def __init__(self, slots: Sequence[Slot], entry: str = ENTRY) -> None:
+    def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = list(slots)
-        self._entry = entry
         self._not_started: list[EndedTask] = []
         # By slot number:
         self._running: dict[int, Task] = {}
@@ -248,7 +245,7 @@ def visible_devices(variable: str | None, count: int) -> list[str]:
     return [name.strip() for name in variable.split(",") if name.strip()][:count]
 
 
-def run(task: Task, entry: str) -> int:
+def run(task: Task) -> int:
     """Run a trial in this process, with all output in the trial's log.
 
     Returns:
@@ -270,8 +267,7 @@ def run(task: Task, entry: str) -> int:
                 import torch
 
                 torch.set_num_threads(task.slot.threads)
-            module, _, function = entry.partition(":")
-            getattr(importlib.import_module(module), function)(task)
+            pkgutil.resolve_name(task.entry)(task)
         except SystemExit as end:
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
@@ -308,7 +304,7 @@ def _output_to(path: Path) -> Iterator[None]:
         yield
 
 
-def launcher(task: Task, entry: str) -> Callable[[], int]:
+def launcher(task: Task) -> Callable[[], int]:
     """A function, pickled by value, that runs the task on another machine with this package."""
     folder = str(Path.cwd())
     paths = [path or folder for path in sys.path]
@@ -326,7 +322,7 @@ def launcher(task: Task, entry: str) -> Callable[[], int]:
         from src.sweep.executors import base
         from src.sweep.records import Slot, Task
 
-        return base.run(Task(**{**fields, "slot": Slot(**fields["slot"])}), entry)
+        return base.run(Task(**{**fields, "slot": Slot(**fields["slot"])}))
 
     return launch
 
@@ -393,11 +389,10 @@ def _become_fork_server(modules: list[str]) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in modules:
-        module, _, function = name.partition(":")
         with contextlib.suppress(Exception):
-            imported = importlib.import_module(module)
-            if function:
-                getattr(imported, function)()
+            imported = pkgutil.resolve_name(name)
+            if ":" in name:
+                imported()
     gc.collect()
     gc.freeze()  # a trial's collector does not touch, and so copy, the shared objects
     sys.stdout.flush()

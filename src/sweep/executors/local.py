@@ -43,7 +43,6 @@ class LocalExecutor(base.Executor):
         preload: Modules that the fork server imports besides `src.sweep.executors.base.MODULES`;
             None: nothing is imported ahead. There is one fork server in a process, so the first
             executor decides.
-        entry: See `Executor`.
 
     Raises:
         ConfigError: More trials than the GPUs take, or a GPU that is not there.
@@ -56,7 +55,6 @@ class LocalExecutor(base.Executor):
         trials_per_device: Annotated[int, Ge(1)] = 1,
         threads: Literal["auto"] | Annotated[int, Ge(1)] | None = "auto",
         preload: Sequence[str] | None = (),
-        entry: str = base.ENTRY,
     ) -> None:
         visible: list[str] = []
         if devices:
@@ -67,7 +65,7 @@ class LocalExecutor(base.Executor):
             visible = base.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), count)
         options = n_jobs, devices, trials_per_device, threads, visible
         slots = base.local_slots(*options, cores=joblib.cpu_count())  # knows a container's quota
-        super().__init__(slots, entry)
+        super().__init__(slots)
         self._modules = None if preload is None else [*base.MODULES, *preload]
         self._context = multiprocessing.get_context("forkserver")
         self._oom_kills = _oom_kills()
@@ -87,7 +85,7 @@ class LocalExecutor(base.Executor):
 
     def _start(self, task: Task) -> ForkServerProcess:
         Path(task.folder).mkdir(parents=True, exist_ok=True)
-        arguments = (task, self._entry, dict(os.environ))
+        arguments = (task, dict(os.environ))
         main = sys.modules["__main__"]
         for pause in (*_RESTART_PAUSES, None):
             self.warm_up()
@@ -139,14 +137,14 @@ class LocalExecutor(base.Executor):
         _kill_all([handle])
 
 
-def _trial(task: Task, entry: str, environment: Mapping[str, str]) -> None:
+def _trial(task: Task, environment: Mapping[str, str]) -> None:
     """The main function of a trial's process."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_end_with_scheduler, daemon=True).start()
-    sys.exit(base.run(task, entry))
+    sys.exit(base.run(task))
 
 
 def _end_with_scheduler() -> None:

@@ -28,7 +28,6 @@ class RayExecutor(base.Executor):
         cpus_per_trial: Cores that Ray reserves for a trial; also its torch threads.
         gpus_per_trial: GPUs that Ray reserves for a trial; 0.5 lets two share one.
         options: More arguments of `ray.init`, such as `object_store_memory`.
-        entry: See `Executor`.
 
     Raises:
         DependencyError: Ray is not installed.
@@ -43,9 +42,8 @@ class RayExecutor(base.Executor):
         cpus_per_trial: Annotated[float, Gt(0)] = 1,
         gpus_per_trial: Annotated[float, Ge(0)] = 0,
         options: Mapping[str, Any] | None = None,
-        entry: str = base.ENTRY,
     ) -> None:
-        super().__init__([], entry)
+        super().__init__([])
         if importlib.util.find_spec("ray") is None:
             way = "pip install -e '.[ray]'"
             raise DependencyError(f"executor=ray needs Ray, which is not installed: {way}")
@@ -106,7 +104,7 @@ class RayExecutor(base.Executor):
         needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
         # max_calls: a new process for each trial; max_retries: the scheduler retries.
         remote = self._ray.remote(max_retries=0, max_calls=1, **needs)
-        function = remote(base.launcher(task, self._entry))
+        function = remote(base.launcher(task))
         return function.options(name=f"trial {task.number}").remote()
 
     def _ready(self, count: int, seconds: float) -> list[Any]:

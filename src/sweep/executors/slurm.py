@@ -40,7 +40,6 @@ class SlurmExecutor(base.Executor):
         cpus_per_task: Cores of a job; also its torch threads.
         setup: Shell commands before a trial, such as "module load cuda".
         options: More of submitit's parameters, such as `slurm_account`.
-        entry: See `Executor`.
 
     Raises:
         DependencyError: submitit is not installed.
@@ -61,9 +60,8 @@ class SlurmExecutor(base.Executor):
         gpus_per_node: Annotated[int, Ge(0)] = 0,
         setup: Sequence[str] = (),
         options: dict[str, Any] | None = None,
-        entry: str = base.ENTRY,
     ) -> None:
-        super().__init__(base.plain_slots(n_jobs, cpus_per_task), entry)
+        super().__init__(base.plain_slots(n_jobs, cpus_per_task))
         if importlib.util.find_spec("submitit") is None:
             way = "pip install -e '.[slurm]'"
             raise DependencyError(f"executor=slurm needs submitit, which is not installed: {way}")
@@ -93,7 +91,7 @@ class SlurmExecutor(base.Executor):
         submitter = submitit.AutoExecutor(folder=self._files(task), cluster=self._cluster)
         submitter.update_parameters(name=f"trial-{task.number}", **self._parameters)
         try:
-            return submitter.submit(base.launcher(task, self._entry))
+            return submitter.submit(base.launcher(task))
         except submitit.core.utils.FailedSubmissionError as error:
             raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
 
