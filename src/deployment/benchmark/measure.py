@@ -81,7 +81,7 @@ class WorkerProcess:
     Attributes:
         hello: The worker's message after its first query, see `worker.Session.hello`.
         cold_start_s: From starting the interpreter to that message. Files may be in the page cache.
-        jpeg: A picture file with which each query begins from the next warm-up on; empty: none.
+        jpeg: Content of a JPEG file with which queries begin from the next warm-up on; empty: none.
 
     Args:
         spec: What the worker loads, see `src.deployment.benchmark.worker.Session`.
