@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pandas as pd
 from annotated_types import Ge
-from PIL import Image, ImageOps
+from PIL import Image
 
 from src.core.errors import ConfigError, DataError
+from src.data.decoding import as_viewed
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -77,13 +78,13 @@ class Source(ABC):
         """
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
-        """Decode one image, upright, as RGB. Several threads call this at once.
+        """Decode one image, upright, as 8-bit RGB. Several threads call this at once.
 
         Raises:
-            OSError: The file is absent, truncated or not an image.
+            OSError: The file is absent, truncated, not an image, or of a mode without fixed white.
         """
         with Image.open(Path(str(manifest.frame.at[row, "path"]))) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_viewed(image)
 
     def stamps(self, manifest: Manifest) -> list[str]:
         """One string per image; if any of them changes, the cache of decoded images is rebuilt."""

@@ -168,21 +168,6 @@ def test_programming_error_is_not_an_unreadable_image(tmp_path):
         decode(source, source.manifest(), 99, 8, "squash")
 
 
-def test_images_become_rgb_and_upright(tmp_path):
-    path = tmp_path / "picture.tif"
-    for mode in ("L", "LA", "P", "RGBA", "CMYK", "1"):
-        Image.new("RGB", (9, 7), (255, 255, 255)).convert(mode).save(path)
-        assert (decoded(path) == np.full((8, 8, 3), 255)).all()
-    picture = Image.new("RGB", (40, 20), (0, 0, 0))
-    picture.paste((255, 255, 255), (0, 0, 20, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate a quarter clockwise: the side that was on the left becomes the top
-    picture.save(tmp_path / "turned.png", exif=exif)
-    result = decoded(tmp_path / "turned.png")
-    assert result[0].min() > 200
-    assert result[-1].max() < 50
-
-
 def test_squares_are_in_order_without_gaps_and_progress_is_shown(tmp_path, folder, capsys):
     paths = [tmp_path / f"{number}.png" for number in range(200)]
     for number, path in enumerate(paths):

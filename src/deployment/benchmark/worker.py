@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter
 
 from src.core.errors import UserError
+from src.data.decoding import as_viewed
 from src.deployment.description import Description
 from src.deployment.runtimes.base import ImageBatch, Runtime, needs, quiet
 from src.deployment.runtimes.formats import FORMATS
@@ -159,8 +160,7 @@ class Session:
         squares = []
         for _ in range(self._shape[0]):
             with Image.open(io.BytesIO(self._jpeg)) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-            squares.append(square(upright, size, geometry))
+                squares.append(square(as_viewed(image), size, geometry))
         self._runtime(np.stack(squares))
 
     def _checked_peak_mb(self) -> float:
@@ -236,7 +236,7 @@ def encoded(image: str | None) -> tuple[bytes, str]:
         content = Path(image).read_bytes()
         with Image.open(io.BytesIO(content)) as picture:
             text = f"{Path(image).name}, {picture.width}x{picture.height} px"
-            return (content if picture.format == "JPEG" else _jpeg(picture.convert("RGB"))), text
+            return (content if picture.format == "JPEG" else _jpeg(as_viewed(picture))), text
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"image={image}: cannot be read as a picture ({error})") from error
 
