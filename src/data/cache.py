@@ -1,5 +1,6 @@
 """Cache of decoded images: resized to squares, memory-mapped, shared by all runs."""
 
+import contextlib
 import copy
 import errno
 import hashlib
@@ -8,6 +9,7 @@ import logging
 import os
 import shutil
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +31,12 @@ log = logging.getLogger(__name__)
 Geometry = Literal["squash", "center_crop", "pad"]
 OnUnreadable = Literal["error", "skip"]
 PAD_COLOUR = (0, 0, 0)
-FORMAT_VERSION = 2  # increase it when the same files give other pixels
+FORMAT_VERSION = 3  # increase it when the same files give other pixels
 _PIXELS = "pixels.bin"
 _RECORD = "cache.json"
+_VERIFIED = "verified.json"
+_VERIFY_AFTER_S = 30 * 24 * 3600  # a disk may change bytes without changing the file's times
+_SIMILAR = 4  # of 128 bits of two perceptual hashes may differ
 _MOST_SHOWN = 5
 _CHUNK = 32  # images per decoding thread that may be in memory at once
 # What Pillow raises for files that are truncated, not an image, or too large to be one.
@@ -51,6 +56,8 @@ class ImageCache:
     """
 
     images: np.memmap  # uint8 (N, S, S, 3), RGB, read-only (pickling it copies it)
+    identical: npt.NDArray[np.int64]  # (N,) the first row with the same pixels
+    similar: npt.NDArray[np.int64]  # (N,) the first row that looks alike, see `perceptual_hash`
     frame: pd.DataFrame
     unreadable: list[tuple[str, str]]  # path and reason of the other images
     fingerprint: str
@@ -84,6 +91,28 @@ def square(image: Image.Image, size: int, geometry: Geometry) -> npt.NDArray[np.
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return np.asarray(image.resize((size, size), bilinear))
+
+
+def perceptual_hash(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """128 bits of an image (S, S, 3), as two numbers: where it brightens to the right, and down.
+
+    Of 9 x 9 mean greys (dHash, N. Krawetz, "Kind of like that", 2013); copies of a picture that
+    were scaled or compressed differ in few bits.
+    """
+    grey = Image.fromarray(image).convert("L").resize((9, 9), Image.Resampling.BOX)
+    levels = np.asarray(grey)
+    brighter = [levels[:8, 1:] > levels[:8, :-1], levels[1:, :8] > levels[:-1, :8]]
+    return np.packbits(np.stack(brighter)).view(np.uint64)
+
+
+def first_similar(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """For each perceptual hash, (N, 2), the first row that differs in at most `_SIMILAR` bits."""
+    first = np.arange(len(hashes))
+    for start in range(0, len(hashes), 64):
+        rows = slice(start, start + 64)
+        differ = np.bitwise_count(hashes[rows, None] ^ hashes[None, : start + 64]).sum(axis=-1)
+        first[rows] = (differ <= _SIMILAR).argmax(axis=1)
+    return first
 
 
 def decode(
@@ -169,7 +198,11 @@ def load(
         ) from error
     labels = [manifest.classes[label] for label in frame["label"]]
     parts = [frame["image_id"].tolist(), labels, frame["group"].tolist(), record["pixel_digest"]]
-    return ImageCache(pixels, frame, unreadable, _digest(parts))
+    firsts = [np.arange(len(frame)), np.arange(len(frame))]
+    for first, name in zip(firsts, ("identical", "similar"), strict=True):
+        for row, earlier in record[name]:
+            first[row] = earlier
+    return ImageCache(pixels, firsts[0], firsts[1], frame, unreadable, _digest(parts))
 
 
 def _decode_all(
@@ -195,7 +228,8 @@ def _read_record(entry: Path, key: str, n_images: int, image_size: int) -> dict[
         record: dict[str, Any] = json.loads((entry / _RECORD).read_text())
         size = (n_images - len(record["unreadable"])) * image_size**2 * 3
         intact = record["key"] == key and (entry / _PIXELS).stat().st_size == size
-        intact = intact and isinstance(record["pixel_digest"], str)
+        intact = intact and isinstance(record["identical"], list)
+        intact = intact and _is_intact(entry, record["pixel_digest"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -203,6 +237,25 @@ def _read_record(entry: Path, key: str, n_images: int, image_size: int) -> dict[
     if not intact:
         log.warning("%s is damaged and is rebuilt", entry)
     return record if intact else None
+
+
+def _is_intact(entry: Path, digest: str) -> bool:
+    """Whether the pixels are those that were written.
+
+    All are read where the file has changed since they were last verified, and once a month.
+    """
+    status = (entry / _PIXELS).stat()
+    stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known, verified = json.loads((entry / _VERIFIED).read_text())
+        if known == stamp and 0 <= time.time() - verified < _VERIFY_AFTER_S:
+            return True
+    with (entry / _PIXELS).open("rb") as file:
+        intact = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    if intact:
+        with contextlib.suppress(OSError):  # of a folder that only others may write
+            (entry / _VERIFIED).write_text(json.dumps([stamp, time.time()]))
+    return intact
 
 
 def _build(
@@ -214,6 +267,8 @@ def _build(
         shutil.rmtree(former)
     digest = hashlib.sha256()
     unreadable: list[tuple[int, str]] = []
+    contents: list[bytes] = []
+    hashes: list[npt.NDArray[np.uint64]] = []
     try:
         draft.mkdir()
         with (draft / _PIXELS).open("wb") as file:
@@ -230,11 +285,19 @@ def _build(
                     pixels = image.tobytes()
                     file.write(pixels)
                     digest.update(pixels)
+                    contents.append(hashlib.sha256(pixels).digest())
+                    hashes.append(perceptual_hash(image))
             file.truncate()
         record = {"key": key, "pixel_digest": digest.hexdigest(), "unreadable": unreadable}
+        rows: dict[bytes, int] = {}
+        identical = [rows.setdefault(content, row) for row, content in enumerate(contents)]
+        similar = first_similar(np.array(hashes, np.uint64).reshape(-1, 2)).tolist()
+        for name, first in (("identical", identical), ("similar", similar)):
+            record[name] = [(row, earlier) for row, earlier in enumerate(first) if row != earlier]
         (draft / _RECORD).write_text(json.dumps(record))
         for path in (draft / _PIXELS, draft / _RECORD, draft):
             _sync(path)
+        _is_intact(draft, digest.hexdigest())
         draft.replace(entry)
         _sync(entry.parent)
     except BaseException:

@@ -33,15 +33,15 @@ def as_viewed(image: Image.Image) -> Image.Image:
         problem = "numbers of this kind have no fixed white; save it with 8 or 16 bits"
         raise OSError(f"a picture of mode {mode}: {problem}")
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _from_lab())
+        return _from_lab().apply(image)
     if image.has_transparency_data:
         layer = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGBA")).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, BACKGROUND), layer)
     if profile and mode == "CMYK" and (transform := _to_srgb(profile, mode)):
-        return ImageCms.applyTransform(image, transform)
+        return transform.apply(image)
     image = image.convert("RGB")
     transform = _to_srgb(profile, "RGB") if profile else None
-    return ImageCms.applyTransform(image, transform) if transform else image
+    return transform.apply(image) if transform else image
 
 
 def _eight_bits(image: Image.Image, tags: "Image.Exif | dict[int, object]") -> Image.Image:

@@ -1,10 +1,11 @@
 """The LightningDataModule: cached images, split, oversampled, in batches, augmented."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.core.errors import ConfigError, DataError
 from src.data import cache, splits
 from src.data.source import SPLITS, Source
+
+log = logging.getLogger(__name__)
 
 
 def oversampled(
@@ -138,6 +141,8 @@ class DataModule(LightningDataModule):
             or None.
         on_unreadable: See `src.data.cache.load`.
         batch_size: Images per batch (per process).
+        duplicates: Identical pictures under other names: "group" keeps them on one side of a
+            grouped split, "warn" only counts them, "ignore" does nothing.
         siblings: Leakage experiment with one test image per lesion, see
             `src.data.splits.arrange_siblings`: its other images are unused ("out") or in training
             ("in"). None: all are tested. Grouped splits only.
@@ -157,6 +162,7 @@ class DataModule(LightningDataModule):
     on_unreadable: cache.OnUnreadable
     batch_size: Annotated[int, Ge(1)]
     cache_dir: str
+    duplicates: Literal["group", "warn", "ignore"] = "group"
     siblings: splits.Siblings | None = None
     augment: nn.Module | None = None
     seed: int = 0
@@ -185,6 +191,9 @@ class DataModule(LightningDataModule):
         )
         self.classes, self.grouped_by = manifest.classes, manifest.grouped_by
         self.frame: pd.DataFrame = self.cache.frame
+        if self.duplicates == "group":
+            joined = splits.join_groups(self.frame["group"], self.cache.identical)
+            self.frame = self.frame.assign(group=joined)
         self.labels: np.ndarray = self.frame["label"].to_numpy(dtype=np.int64, copy=True)
         arguments = self.split, self.fractions, seed, self.classes
         self.side = splits.load(self.frame, *arguments, folder)
@@ -202,8 +211,40 @@ class DataModule(LightningDataModule):
         self._rows = {name: np.flatnonzero((self.side == name).to_numpy()) for name in SPLITS}
         if not self.has("train"):
             raise DataError(f"{self.name}: there is no image to train on")
+        self._count_copies()
         self._ready = True
         return self
+
+    def _count_copies(self) -> None:
+        """Count identical and similar pictures, and those that leak; say so."""
+        rows, names = np.arange(len(self.frame)), self.frame["image_id"]
+        self._copies: dict[str, int] = {}
+        if self.duplicates != "ignore":
+            identical, similar = self.cache.identical, self.cache.similar
+            other_group = self.frame["group"].to_numpy() != self.frame["group"].to_numpy()[similar]
+            conflicts = int((self.labels != self.labels[identical]).sum())
+            copied = pd.Series(names.to_numpy()[identical], self.frame.index)
+            self._copies = {
+                "data/duplicates": int((identical != rows).sum()),
+                "data/duplicates_leaking": splits.leaking(copied, self.side),
+                "data/near_duplicates": int((other_group & (identical == rows)).sum()),
+            }
+            number, leaking, near = self._copies.values()
+            if number:
+                effect = "share a group" if self.duplicates == "group" else "are kept as they are"
+                log.warning(
+                    "%s: %d pictures are identical to others and %s (data.duplicates=%s); %d of "
+                    "them are in val or test and on another side too; %d have another label",
+                    *(self.name, number, effect, self.duplicates, leaking, conflicts),
+                )
+            if near:
+                log.warning("%s: %d pictures look like one of another group", self.name, near)
+        shared = splits.leaking(self.frame["group"], self.side)
+        if shared:
+            held_out = sum(len(self._rows[side]) for side in ("val", "test"))
+            text = "%s: %d of %d pictures of val and test have one of their group on another side"
+            log.warning(text, self.name, shared, held_out)
+        self._copies["data/images/leaking"] = shared
 
     @property
     def outputs(self) -> int:
@@ -250,7 +291,7 @@ class DataModule(LightningDataModule):
             values["data/images/test_with_sibling"] = int(siblings.sum())
         values["data/unreadable"] = len(self.cache.unreadable)
         leaking = splits.groups_on_two_sides(self.frame, self.side)
-        return {**values, "data/groups_on_two_sides": leaking}
+        return {**values, **self._copies, "data/groups_on_two_sides": leaking}
 
     def predictions(self, rows: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
         """One row per image: id, group, true label and the probability (N, K) of each class.

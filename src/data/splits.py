@@ -108,6 +108,28 @@ def load(
     return sides
 
 
+def join_groups(groups: pd.Series, first: npt.NDArray[np.int64]) -> pd.Series:
+    """The groups, where the group of each row and that of the row `first[row]` are one."""
+    rows = np.flatnonzero(first != np.arange(len(first)))
+    if not len(rows):
+        return groups
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    codes, names = pd.factorize(groups)
+    edges = coo_array((np.ones(len(rows)), (codes[rows], codes[first[rows]])), [len(names)] * 2)
+    joined = connected_components(edges, directed=False)[1]
+    leaders = names[np.unique(joined, return_index=True)[1]]
+    return pd.Series(leaders[joined[codes]], groups.index, name=groups.name)
+
+
+def leaking(groups: pd.Series, sides: pd.Series) -> int:
+    """Number of val and test images whose group is in train, or in the other of the two."""
+    used = sides.isin(SPLITS)
+    several = sides[used].groupby(groups[used]).transform("nunique") > 1
+    return int((several & (sides[used] != "train")).sum())
+
+
 def groups_on_two_sides(frame: pd.DataFrame, sides: pd.Series) -> int:
     """Number of groups with images on more than one side: above 0, the split leaks.
 
@@ -252,7 +274,36 @@ def _by_group(frame: pd.DataFrame, folds: dict[str, int], seed: int) -> npt.NDAr
             sides = random.permutation(dealt)[fold]
             if _absent(labels, sides) is None:
                 return sides
+    for _ in range(_DRAWS):
+        sides = _move_rare(labels, frame["group"], random.permutation(dealt)[fold], random)
+        if _absent(labels, sides) is None:
+            break
     return sides
+
+
+def _move_rare(
+    labels: np.ndarray, groups: pd.Series, sides: npt.NDArray[np.str_], random: np.random.Generator
+) -> npt.NDArray[np.str_]:
+    """Move a small group of each class, the rarest first, to every side that lacks the class.
+
+    Only groups move whose classes all keep another group on the side that is left.
+    """
+    codes = pd.factorize(groups)[0]
+    sizes = np.bincount(codes)
+    has = np.zeros((len(sizes), labels.max() + 1), dtype=bool)
+    has[codes, labels] = True
+    place = np.empty(len(sizes), sides.dtype)
+    place[codes] = sides
+    for label in np.argsort(has.sum(axis=0), kind="stable"):
+        for side in np.unique(sides):
+            members = np.flatnonzero(has[:, label])
+            if (place[members] == side).any():
+                continue
+            left = {other: has[place == other].sum(axis=0) for other in np.unique(sides)}
+            movable = [item for item in members if (left[place[item]][has[item]] > 1).all()]
+            if movable:
+                place[min(movable, key=lambda item: (sizes[item], random.random()))] = side
+    return place[codes]
 
 
 def _absent(labels: np.ndarray, sides: npt.NDArray[np.str_]) -> tuple[int, str] | None:

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shutil
 import signal
@@ -321,6 +322,7 @@ def test_repaired_image_is_used(layout, folder):
     ("name", "content"),
     [
         ("pixels.bin", b"\0" * 100),
+        ("pixels.bin", bytes(24 * 8 * 8 * 3)),  # of the right size
         ("pixels.bin", None),
         ("cache.json", None),
         ("cache.json", b"{"),
@@ -338,3 +340,49 @@ def test_damaged_cache_is_rebuilt(layout, folder, name, content):
     stored = load(source, folder)
     assert stored.fingerprint == fingerprint
     assert len(stored.images) == 24
+
+
+def test_pixels_are_read_only_where_the_file_changed(layout, folder, monkeypatch, caplog):
+    source, _ = layout("folder")
+    stored = load(source, folder)
+    monkeypatch.setattr(cache.hashlib, "file_digest", None)  # whoever reads all pixels fails
+    assert load(source, folder).fingerprint == stored.fingerprint
+    monkeypatch.undo()
+    (pixels,) = folder.glob("*/pixels.bin")
+    expected, status = stored.images.copy(), pixels.stat()
+    with pixels.open("r+b") as file:  # bit rot that also keeps the time
+        file.seek(1000)
+        file.write(bytes(400))
+    os.utime(pixels, ns=(status.st_atime_ns, status.st_mtime_ns))
+    caplog.clear()
+    again = load(source, folder)
+    assert np.array_equal(again.images, expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{pixels.parent} is damaged and is rebuilt"
+    ]
+
+
+def test_pixels_are_read_again_after_a_month(layout, folder):
+    source, _ = layout("folder")
+    load(source, folder)
+    (note,) = folder.glob("*/verified.json")
+    stamp, verified = json.loads(note.read_text())
+    note.write_text(json.dumps([stamp, verified - 31 * 24 * 3600]))
+    load(source, folder)
+    assert json.loads(note.read_text())[1] >= verified
+
+
+def test_identical_and_similar_pictures_are_known(tmp_path, folder):
+    def lesion(centre: int, size: int = 90) -> Image.Image:
+        down, right = np.mgrid[:90, :90]
+        shade = np.hypot(down - 40, right - centre) + 5 * np.sin(down / 7 + right / 5)
+        return Image.fromarray(np.stack([shade * 2] * 3, axis=-1).astype(np.uint8)).resize([size] * 2)
+
+    names = ["a.png", "copy.png", "smaller.png", "compressed.jpg", "other.png"]
+    pictures = [lesion(30), lesion(30), lesion(30, 70), lesion(30), lesion(60)]
+    for name, picture in zip(names, pictures, strict=True):
+        picture.save(tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    stored = load(Files(*paths, tmp_path / "." / "a.png"), folder, 32)
+    assert stored.identical.tolist() == [0, 0, 2, 3, 4, 0]
+    assert stored.similar.tolist() == [0, 0, 0, 0, 4, 0]

@@ -65,6 +65,53 @@ def module(tmp_path_factory: pytest.TempPathFactory):
     return build
 
 
+class Copies(Squares):
+    """Pictures 40 and 41 are copies of 0, in other groups; 79 is one of another class."""
+
+    def picture(self, manifest: Manifest, row: int) -> Image.Image:
+        noise = np.random.default_rng(0 if row in (40, 41, 79) else row)
+        return Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+    def stamps(self, manifest: Manifest) -> list[str]:
+        return [f"copy {row}" for row in range(len(manifest.frame))]
+
+
+def test_identical_pictures_share_a_group(module, caplog):
+    data = module(source=Copies())
+    joined = data.frame["group"]
+    assert set(joined[[0, 1, 40, 41, 78, 79]]) == {"g0"}  # with the other picture of their groups
+    assert joined.nunique() == 40 - 2
+    assert data.side[[0, 1, 40, 41, 78, 79]].nunique() == 1
+    assert data.record()["data/duplicates"] == 3
+    assert data.record()["data/duplicates_leaking"] == data.record()["data/images/leaking"] == 0
+    assert "3 pictures are identical to others and share a group" in caplog.text
+    assert "1 have another label" in caplog.text
+
+
+@pytest.mark.parametrize("duplicates", ["warn", "ignore"])
+def test_identical_pictures_are_only_counted(module, caplog, duplicates):
+    unchanged = Squares().manifest().frame["group"]
+    data = module(source=Copies(), duplicates=duplicates, split_seed=1)
+    pd.testing.assert_series_equal(data.frame["group"], unchanged)
+    side = data.side[[0, 40, 41, 79]]
+    held_out = int((side != "train").sum()) if side.nunique() > 1 else 0
+    if duplicates == "warn":
+        assert data.record()["data/duplicates_leaking"] == held_out
+        assert "3 pictures are identical" in caplog.text
+    else:
+        assert "data/duplicates" not in data.record()
+        assert "identical" not in caplog.text
+
+
+def test_leaking_pictures_of_an_image_split_are_counted(module, caplog):
+    data = module(split="image")
+    frame = data.frame.assign(side=data.side)
+    pairs = frame.groupby("group")["side"].agg(["first", "last"])
+    leaking = sum((pair != "train").sum() for _, pair in pairs[pairs["first"] != pairs["last"]].iterrows())
+    assert data.record()["data/images/leaking"] == leaking > 0
+    assert f"{leaking} of 32 pictures of val and test" in caplog.text
+
+
 def rows_of(loader) -> list[int]:
     return [int(row) for batch in loader for row in batch["row"]]
 
@@ -215,6 +262,10 @@ def test_leakage_arm_records_what_it_is(module, siblings: str, label: str, leaki
         "data/images/unused": 8,
         "data/images/test_with_sibling": 8,
         "data/unreadable": 0,
+        "data/duplicates": 0,
+        "data/duplicates_leaking": 0,
+        "data/near_duplicates": 78,  # plain colours: all look like the first one
+        "data/images/leaking": leaking,  # one tested image of each group
         "data/groups_on_two_sides": leaking,
     }
     tested = data.predictions(data.rows("test"), np.full((8, 2), 0.5))

@@ -165,6 +165,28 @@ def test_three_groups_of_a_class_are_enough():
         assert frame["label"].groupby(sides).nunique().tolist() == [2, 2, 2]
 
 
+def test_several_rare_classes_are_on_every_side():
+    large = [(label, 2) for label in range(3) for _ in range(60)]
+    frame = table(large + [(label, images) for label in range(3, 7) for images in (1, 2, 4)])
+    for seed in range(5):
+        sides = split(frame, "grouped", seed=seed)
+        assert frame["label"].groupby(sides).nunique().tolist() == [7, 7, 7]
+        assert splits.groups_on_two_sides(frame, sides) == 0
+        assert (sides == "train").mean() == pytest.approx(0.6, abs=0.05)
+
+
+def test_rare_classes_within_patients_who_have_others_are_on_every_side():
+    frame = table([(0, 3)] * 60)
+    for label, patients in enumerate(("g1 g2 g3", "g3 g4 g5", "g5 g6 g7", "g7 g8 g9"), 1):
+        rows = pd.DataFrame({"label": label, "group": patients.split()})
+        frame = pd.concat([frame, rows.assign(image_id=[f"r{label}{n}" for n in range(3)])])
+    frame = frame.reset_index(drop=True)
+    for seed in range(3):
+        sides = split(frame, "grouped", seed=seed)
+        assert frame["label"].groupby(sides).nunique().tolist() == [5, 5, 5]
+        assert splits.groups_on_two_sides(frame, sides) == 0
+
+
 def test_stored_split_is_the_split(tmp_path):
     frame, folder = two_classes(2), tmp_path / "splits"
     arguments = "grouped", FRACTIONS, 0, CLASSES, folder
