@@ -40,7 +40,7 @@ class PredictSettings:
 
     named: str | None = None
     input: str | None = None
-    out: str | None = "predictions.csv"
+    out: str | None = "reports/predictions.csv"
     unsure_below: Annotated[float, Ge(0), Le(1)] | None = None
     gradcam: bool | str = False
     threads: Annotated[int, Ge(1)] | None = None
@@ -236,7 +236,7 @@ def make(config: DictConfig) -> None:
     manifest = source.manifest()
     if csv is not None:
         files.refuse_unwritable(csv.with_name(f".{csv.name}"), "the predictions", "out")
-    beside = (csv or Path("predictions.csv")).absolute()
+    beside = (csv or Path("reports/predictions.csv")).absolute()
     overlays = beside.with_name(f"{beside.stem}_gradcam") if settings.gradcam else None
     if overlays is not None:
         files.refuse_unwritable(overlays, "Grad-CAM", "out")

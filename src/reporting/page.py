@@ -30,8 +30,8 @@ _FAILED = ("failed", "killed", "no value", "running")
 _PAIRS = (
     "Tied: p adjusted is above 1 - level. It is the p-value of the paired bootstrap, which draws "
     "lesions or patients where they are known, corrected for the number of pairs. McNemar's p is "
-    "of accuracy (by the mean of the seeds' probabilities), uncorrected and by image: it is too "
-    "small where lesions have several images."
+    "of accuracy, for two single nets only, uncorrected and by image: it is too small where "
+    "lesions have several images."
 )
 _LOST = (
     "Size, latency, FLOPs: shares of the origin. Lost: percentage points, above 0 the compressed "

@@ -226,7 +226,9 @@ def test_a_folder_with_a_damaged_file(
     assert max(map(len, output.splitlines())) <= 100
     assert "not an image" in output
     assert threshold_in(output) == decision.threshold
-    rows = pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False, na_values=[""])
+    rows = pd.read_csv(
+        tmp_path / "reports" / "predictions.csv", keep_default_na=False, na_values=[""]
+    )
     assert list(rows) == [
         *("image", *(f"{kind}/{name}" for kind in ("p", "calibrated") for name in CODES)),
         *("top", "confidence", "decision", "unsure", "problem"),
@@ -343,7 +345,7 @@ def test_bad_input_is_one_line(
     assert status == 2
     assert message in output.splitlines()[-1]
     assert "Traceback" not in output
-    assert not (tmp_path / "predictions.csv").exists()
+    assert not (tmp_path / "reports" / "predictions.csv").exists()
     assert not [path for path in tmp_path.glob("*_gradcam") if path.is_dir()]
 
 
@@ -368,7 +370,7 @@ def test_a_run_by_the_start_of_its_id(
     run_id = trial.seeds[0]
     status, output = typed(*trial.arguments(run_id[:10]))
     assert status == 0, output
-    rows = pd.read_csv(tmp_path / "predictions.csv")
+    rows = pd.read_csv(tmp_path / "reports" / "predictions.csv")
     expected = trial.probabilities(run_id, pictures)
     np.testing.assert_allclose(matrix(rows), expected, atol=1e-6)
     decisions = np.where(expected[:, MEL] >= threshold_in(output), "mel", "not mel")
@@ -381,7 +383,7 @@ def test_the_seeds_of_a_trial_are_averaged_with_a_threshold_for_the_mean(
     status, output = typed(*trial.arguments(trial.run_id))
     assert status == 0, output
     assert "2 seeds), mean of their probabilities" in " ".join(output.split())
-    rows = pd.read_csv(tmp_path / "predictions.csv")
+    rows = pd.read_csv(tmp_path / "reports" / "predictions.csv")
     nets = [trial.probabilities(run_id, pictures) for run_id in trial.seeds]
     np.testing.assert_allclose(matrix(rows), np.mean(nets, axis=0), atol=1e-6)
     val = [read.predictions(trial.store, run_id, "val") for run_id in trial.seeds]
@@ -406,7 +408,7 @@ def test_a_registered_model(
     status, output = typed(*trial.arguments("skin@champion"))
     assert status == 0, output
     assert "skin version 1, custom" in output
-    rows = pd.read_csv(tmp_path / "predictions.csv")
+    rows = pd.read_csv(tmp_path / "reports" / "predictions.csv")
     probability = trial.probabilities(trial.seeds[0], pictures)
     np.testing.assert_allclose(matrix(rows), probability, atol=1e-6)
     for name in ("skin@nosuch", "skin/7", "skin/seven", "a:b"):
