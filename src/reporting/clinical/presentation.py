@@ -17,7 +17,7 @@ from src.metrics.formatting import interval, label
 from src.metrics.registry import PRIMARY, short_label
 from src.reporting.clinical import subgroups
 from src.reporting.clinical.results import ClinicalAudit, Evaluation
-from src.reporting.clinical.text import sentences
+from src.reporting.clinical.sentences import sentences
 
 PAGE = "clinical.md"
 EVALUATION_PAGE = "evaluation.md"

@@ -13,7 +13,7 @@ import pandas as pd
 from src.deployment.trained import RecordedModel, require_run_id
 from src.metrics.calibration import TEMPERATURES
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical.text import sentences
+from src.reporting.clinical.sentences import sentences
 
 if TYPE_CHECKING:
     from src.reporting.clinical.external import ExternalData

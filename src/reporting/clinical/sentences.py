@@ -1,4 +1,4 @@
-"""Sentences of clinical audits and evaluations, from the template text.j2."""
+"""Sentences of clinical audits and evaluations, from the template sentences.j2."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ from src.metrics.formatting import interval
 
 
 def sentences(part: str, **values: Any) -> list[str]:
-    """The sentences of one part of text.j2, each in one line."""
+    """The sentences of one part of sentences.j2, each in one line."""
     text = _template().render(part=part, **values)
     return [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
 
@@ -26,4 +26,4 @@ def _template() -> jinja2.Template:
         finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
     )
     environment.globals["interval"] = interval
-    return environment.from_string(Path(__file__).with_name("text.j2").read_text("utf-8"))
+    return environment.from_string(Path(__file__).with_name("sentences.j2").read_text("utf-8"))
