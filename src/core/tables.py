@@ -145,7 +145,7 @@ def escape_markdown(text: object, longest: int = 10_000) -> str:
 def shorten_markdown(text: str, most: int, ending: str) -> str:
     """As many paragraphs and table rows as fit into `most` letters; `ending` if some are left."""
     kept = ""
-    for part in re.split(r"(?=\n\n|\n\| )", text.strip()):
+    for part in re.split(r"(?=\n\n)|(?<!\n)(?=\n\| )", text.strip()):
         if len(kept) + len(part) + len(ending) >= most:
             return kept + ending
         kept += part

@@ -16,7 +16,8 @@ from src.metrics.formatting import interval
 from src.metrics.registry import recorded_name
 from src.reporting import collect, style
 from src.reporting.record import Report
-from src.reporting.style import Marker
+from src.reporting.style import Look
+from src.sweep.overrides import is_numeric
 
 MOST_CURVES = 250
 MOST_LINES = 1500  # of parallel coordinates; more are a grey area, and slow
@@ -29,7 +30,6 @@ SEEDS_NOTE = (
 _RANGE = " to "  # between the ends of a group of values of a continuous parameter
 _STATES = ("running", "killed", "failed", "over_limit", "pruned", "no value", "over limit")
 _THINNED = "the front, and others in even steps of quality."
-_WHITE_EDGE = {"width": 1, "color": "white"}
 _PATTERNS = ("", "/", "x", "-", ".", "+")
 Values = Sequence[Any] | np.ndarray
 Trace = dict[str, Any]
@@ -45,11 +45,8 @@ def scatter(
     high: Values = (),
     texts: Sequence[str] = (),
     label: str = "",
-    marker: Marker | None = None,
-    colour: str = "",
-    width: float = 2,
-    dash: str = "solid",
-    steps: bool = False,
+    marker: Look | None = None,
+    line: Look | None = None,
     opacity: float = 1.0,
 ) -> Trace:
     """Points, a line, or both.
@@ -62,28 +59,18 @@ def scatter(
         high: Upper ends of intervals of y.
         texts: What a point says when it is pointed at; lines, the first one is a heading.
         label: Text beside the points.
-        marker: None: no points.
-        colour: Of the line; empty: no line.
-        width: Of the line, in pixels.
-        dash: A key of `style.DASHES`.
-        steps: Whether the line is horizontal up to the next point.
+        marker: From `style.marker`; None: no points.
+        line: From `style.line`; None: no line.
         opacity: 0 to 1; at 0 the points only answer to the mouse.
     """
-    parts = {"lines": colour, "markers": marker, "text": label}
+    parts = {"lines": line, "markers": marker, "text": label}
     mode = "+".join(part for part, value in parts.items() if value)
     trace: Trace = {"type": "scatter", "mode": mode, "name": name, "showlegend": bool(name)}
     trace |= {"x": x, "y": y, "opacity": opacity}
-    if colour:
-        shape = "hv" if steps else "linear"
-        trace["line"] = {"color": colour, "width": width, "dash": dash, "shape": shape}
-    if marker:
-        edge = {"width": 1.5, "color": marker.colour} if marker.hollow else _WHITE_EDGE
-        symbol = f"{marker.shape}-open" if marker.hollow else marker.shape
-        look = {"color": marker.colour, "symbol": symbol, "size": marker.size, "line": edge}
-        trace["marker"] = look
+    trace |= {key: look for key, look in (("line", line), ("marker", marker)) if look}
     if len(low):
         ends = {"array": np.subtract(high, y), "arrayminus": np.subtract(y, low)}
-        look = {"color": marker.colour if marker else colour, "thickness": 1, "width": 3}
+        look = {"color": (marker or line or {})["color"], "thickness": 1, "width": 3}
         trace["error_y"] = {"type": "data", **ends, **look}
     if label:
         trace |= {"text": [label] * len(x), "textposition": "top right"}
@@ -182,7 +169,7 @@ def front(report: Report) -> Chart | None:
 def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
     table = report.table[report.table["quality"].notna()]
 
-    def points(name: str, rows: pd.DataFrame, marker: Marker, **more: Any) -> Trace:
+    def points(name: str, rows: pd.DataFrame, marker: Look, **more: Any) -> Trace:
         x, y = (style.finite(rows[column]).to_numpy() for column in (cost, "quality"))
         hover = [texts[run_id] for run_id in rows["run_id"]]
         return scatter(name, x, y, texts=hover, marker=marker, **more)
@@ -202,24 +189,24 @@ def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
         colour, shape, dash = style.look(position)
         if several:
             rows = rows[rows["study"] == study]
-            marker = Marker(colour, shape, marker.size)
+            marker = style.marker(colour, shape, marker["size"])
         steps = rows[["quality", cost]].dropna().sort_values(cost)
         best = steps["quality"].cummin() if descending else steps["quality"].cummax()
-        look: dict[str, Any] = {"colour": marker.colour, "dash": dash}
-        traces.append(scatter("", steps[cost].to_numpy(), best.to_numpy(), **look, steps=True))
+        line = style.line(marker["color"], dash=dash, steps=True)
+        traces.append(scatter("", steps[cost].to_numpy(), best.to_numpy(), line=line))
         name = f"front{f' of {study}' if several else ''} ({len(rows)})"
         ends = rows[["quality_low", "quality_high"]].to_numpy(dtype=float)
         intervals = {} if np.isnan(ends).all() else {"low": ends[:, 0], "high": ends[:, 1]}
         traces.append(points(name, rows, marker, **intervals))
     chosen = named(report)
     for position, (_, row) in enumerate(chosen[chosen["quality"].notna()].iterrows()):
-        hollow = Marker(style.BLACK, style.look(1 + position % 5)[1], 17, hollow=True)
+        hollow = style.marker(style.BLACK, style.look(1 + position % 5)[1], 17, hollow=True)
         name = f"{position + 1}: {row['label']} ({row['name']})"
         marker = style.KNEE if row["knee"] else hollow
         traces.append(points(name, row.to_frame().T, marker, label=str(position + 1)))
     # Of points in one place Plotly reports the smallest: unseen points above the important runs.
     targets = table[table["run_id"].isin(important(report))]
-    traces.append(points("", targets, Marker(style.BLACK, size=5), opacity=0.0))
+    traces.append(points("", targets, style.marker(style.BLACK, size=5), opacity=0.0))
     drawn = _drawn(report, cost)
     hidden = len(table) - len(drawn)
     note = f"{hidden} trials without {style.metric(cost).label} are not shown." if hidden else ""
@@ -246,10 +233,10 @@ def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Trace]:
         f"{_value(report.quality, row['from_y'])}\n{_value(cost, row['from_x'])}"
         for row in outside.to_dict("records")
     ]
-    line: dict[str, Any] = {"colour": style.ORIGIN.colour, "width": 1}
+    line = style.line(style.ORIGIN["color"], width=1)
     from_x, from_y = outside[["from_x", "from_y"]].to_numpy(dtype=float).T
     return [
-        scatter(f"compression ({kinds})", x.ravel(), y.ravel(), **line),
+        scatter(f"compression ({kinds})", x.ravel(), y.ravel(), line=line),
         scatter(title, from_x, from_y, texts=texts, marker=style.ORIGIN),
     ]
 
@@ -364,15 +351,14 @@ def _effect(report: Report, parameter: str, objective: str) -> View:
         best.append(f"{head}{style.with_unit(objective, row['best'])}\nrun {row['best_run']}")
     # a line would put texts in an order
     first, second = style.CYCLE[:2]
-    colours = (first, second) if numeric else ("", "")
+    line, dashed = (style.line(first), style.line(second, 1.5, "dash"))
+    lines = (line, dashed) if numeric else (None, None)
     columns = {name: rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high", "best")}
     mean_y, low, high, best_y = columns.values()
-    hollow = Marker(second, "diamond", 9, hollow=True)
-    look: dict[str, Any] = {"colour": colours[1], "width": 1.5, "dash": "dash"}
-    filled: dict[str, Any] = {"marker": Marker(first), "colour": colours[0]}
+    filled, hollow = style.marker(first), style.marker(second, "diamond", 9, hollow=True)
     traces = [
-        scatter("mean of all", x, mean_y, low, high, means, **filled),
-        scatter("best trial", x, best_y, texts=best, marker=hollow, **look),
+        scatter("mean of all", x, mean_y, low, high, means, marker=filled, line=lines[0]),
+        scatter("best trial", x, best_y, texts=best, marker=hollow, line=lines[1]),
     ]
     limits = {} if numeric or not len(x) else {"range": [x.min() - 0.5, x.max() + 0.5]}
     scale = axis(parameter, ticks, type=_scale(log), **limits)
@@ -447,7 +433,7 @@ def parallel(report: Report) -> Chart | None:
 
 def _dimension(name: str, title: str, values: pd.Series) -> Axis:
     """Values as positions; a trial without a value crosses below all others."""
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+    if is_numeric(values):
         positions = style.finite(values)
         log = style.logarithmic(name, positions)
         marks = np.unique(positions.dropna())
@@ -481,16 +467,18 @@ def curves(report: Report) -> Chart | None:
     others = shown[~shown["run_id"].isin(names)].groupby("state")
     for state, rows in sorted(others, key=lambda pair: pair[0] == "front"):
         marker = style.STATES.get(str(state), style.STATES["no value"])
-        colour = marker.colour if state in ("front", "pruned") else style.PALE
+        colour = marker["color"] if state in ("front", "pruned") else style.PALE
         width, opacity = (2, 1.0) if state == "front" else (1, 0.8)
-        end = Marker(colour, marker.shape, 8, state != "front")
-        traces += _curve(str(state).replace("_", " "), rows, end, width=width, opacity=opacity)
+        end = style.marker(colour, marker["symbol"].removesuffix("-open"), 8, state != "front")
+        name = str(state).replace("_", " ")
+        traces += _curve(name, rows, end, style.line(colour, width), opacity)
     chosen = shown[shown["run_id"].isin(names)].groupby("run_id", sort=False)
     for position, (run_id, rows) in enumerate(chosen):
         _, shape, dash = style.look(position)
-        end = Marker(style.look(position + 1)[0], shape)
+        colour = style.look(position + 1)[0]
+        end = style.marker(colour, shape)
         name = f"{rows['label'].iloc[0]} ({names[run_id]})"
-        traces += _curve(name, rows, end, width=3, dash=dash)
+        traces += _curve(name, rows, end, style.line(colour, 3, dash))
     total = frame["run_id"].nunique()
     note = f"{len(runs)} of {total} curves: {_THINNED}" if len(runs) < total else ""
     quality = axis(style.axis_title(report, report.quality.removeprefix("best/")))
@@ -505,16 +493,19 @@ def curves(report: Report) -> Chart | None:
     return Chart("curves", "Learning curves", text, pictures, [[view]], (4.6, 2.8), legend)
 
 
-def _curve(name: str, rows: pd.DataFrame, end: Marker, **look: Any) -> list[Trace]:
+def _curve(
+    name: str, rows: pd.DataFrame, end: Look, line: Look, opacity: float = 1.0
+) -> list[Trace]:
     """All curves of one kind as one line with gaps, and a point where each curve ends."""
     ends = rows.groupby("run_id", sort=False).tail(1)
     gaps = ends.assign(epoch=np.nan, value=np.nan)
-    line = pd.concat([rows, gaps]).sort_values("run_id", kind="stable")
+    curves = pd.concat([rows, gaps]).sort_values("run_id", kind="stable")
     parts = []
-    for points, title, more in (
-        (line, name, look | {"colour": end.colour}),
+    looks: tuple[tuple[pd.DataFrame, str, dict[str, Any]], ...] = (
+        (curves, name, {"line": line, "opacity": opacity}),
         (ends, "", {"marker": end}),
-    ):
+    )
+    for points, title, more in looks:
         texts = (points["label"] + "\nrun " + points["run_id"]).tolist()
         x, y = points["epoch"].to_numpy(), points["value"].to_numpy()
         parts.append(scatter(title, x, y, texts=texts, **more))
@@ -532,8 +523,9 @@ def progress(report: Report) -> Chart | None:
         changed.iloc[-1] = True
         steps = rows[changed]
         colour, shape, dash = style.look(position)
-        marker = Marker(colour, shape, 6) if len(steps) <= 60 else None
-        look: dict[str, Any] = {"marker": marker, "colour": colour, "dash": dash, "steps": True}
+        marker = style.marker(colour, shape, 6) if len(steps) <= 60 else None
+        look: dict[str, Any] = {"marker": marker}
+        look["line"] = style.line(colour, dash=dash, steps=True)
         y = steps["hypervolume"].to_numpy()
         by_trials.append(scatter(str(study), steps["trials"].to_numpy(dtype=float), y, **look))
         times = [f"{ended:%Y-%m-%d %H:%M:%S}" for ended in steps["ended"]]

@@ -20,6 +20,7 @@ from src.metrics.registry import recorded_name, short_label
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
 from src.reporting.record import Report
+from src.sweep.overrides import is_numeric
 
 FRAMES = ["table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress"]
 FRAMES += ["recalls", "comparison"]
@@ -148,7 +149,7 @@ def _cells(table: Table) -> list[list[tuple[str, str | None]]]:
     columns = []
     for (_, values), (_, texts) in zip(table.frame.items(), table.texts().items(), strict=True):
         keys: list[str | None] = [None] * len(values)
-        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        if is_numeric(values):
             keys = ["" if pd.isna(value) else repr(float(value)) for value in values]
         columns.append(list(zip(texts, keys, strict=True)))
     return [list(row) for row in zip(*columns, strict=True)]

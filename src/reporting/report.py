@@ -365,10 +365,7 @@ def _test_chosen(
             bounds = bounds_of(settings)
             answers = decide(table, objectives, limits, settings.margin, **bounds)
             chosen |= table["run_id"].isin([answer.run_id for answer in answers])
-        names = [recorded_name("val/accuracy"), "test/accuracy"]
-        figures = table.reindex(columns=names).notna().to_numpy()
-        untested = figures[:, 0] & ~figures[:, 1] & (table["tested"] == "")
-        rows = table[chosen & untested]
-        if len(rows):
-            tested |= comparison.test_once(store, rows, comparison.ANSWER)
+        validated = table.reindex(columns=[recorded_name("val/accuracy")]).notna().all(axis=1)
+        rows = table[chosen & validated & (table["tested"] == "")]
+        tested |= comparison.test_once(store, rows, comparison.ANSWER)
     return tested

@@ -4,7 +4,7 @@ import functools
 import math
 import re
 import textwrap
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,31 +24,34 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SHAPES = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P"}
 SHAPES |= {"hexagon": "h", "triangle-down": "v", "star": "*", "x-thin": "x"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+Look = dict[str, Any]
 _SIZES = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params")
 _LOG_RATIO = 8.0  # least ratio of the ends of a logarithmic axis
 
 
-@dataclass(frozen=True)
-class Marker:
-    """The points of one series: a key of `SHAPES`, a diameter in pixels; hollow: only the edge."""
+def marker(colour: str, shape: str = "circle", size: float = 8, hollow: bool = False) -> Look:
+    """Points for Plotly: a key of `SHAPES`, a diameter in pixels; hollow: only the edge."""
+    edge = {"width": 1.5, "color": colour} if hollow else {"width": 1, "color": "white"}
+    symbol = f"{shape}-open" if hollow else shape
+    return {"color": colour, "symbol": symbol, "size": size, "line": edge}
 
-    colour: str
-    shape: str = "circle"
-    size: float = 8
-    hollow: bool = False
+
+def line(colour: str, width: float = 2, dash: str = "solid", steps: bool = False) -> Look:
+    """A line for Plotly: pixels, a key of `DASHES`; steps: horizontal up to the next point."""
+    return {"color": colour, "width": width, "dash": dash, "shape": "hv" if steps else "linear"}
 
 
 # By state of a trial; other states look like "no value".
 STATES = {
-    "front": Marker(BLUE, "circle", 11),
-    "dominated": Marker(PALE, "circle", 8),
-    "over limit": Marker(ORANGE, "square", 7, hollow=True),
-    "pruned": Marker(PURPLE, "triangle-down", 7, hollow=True),
-    "over_limit": Marker(VERMILLION, "square", 6, hollow=True),
-    "no value": Marker("#7A7F87", "x-thin", 6, hollow=True),
+    "front": marker(BLUE, "circle", 11),
+    "dominated": marker(PALE, "circle", 8),
+    "over limit": marker(ORANGE, "square", 7, hollow=True),
+    "pruned": marker(PURPLE, "triangle-down", 7, hollow=True),
+    "over_limit": marker(VERMILLION, "square", 6, hollow=True),
+    "no value": marker("#7A7F87", "x-thin", 6, hollow=True),
 }
-KNEE = Marker(VERMILLION, "star", 19)
-ORIGIN = Marker("#3B3F45", "circle", 9, hollow=True)
+KNEE = marker(VERMILLION, "star", 19)
+ORIGIN = marker("#3B3F45", "circle", 9, hollow=True)
 
 
 def look(position: int) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,8 @@ def measure(
         for split in ("val", "test")
     )
     frames = {"val": val, "test": test}
-    intervals, problems = _intervals(rows, frames, settings)
+    how = (settings.samples, settings.seed, settings.level)
+    intervals, problems = _intervals(rows, frames, *how)
     warnings += problems
     if silent := [label for run_id, label in _members(rows) if not val[run_id] + test[run_id]]:
         names = ", ".join(silent)
@@ -68,10 +70,9 @@ def measure(
         sizes = [name for name in ("efficiency/flops", "efficiency/params") if name in rows]
         members = rows[rows["front"] & (rows["study"] == table["study"].iloc[0])]
         members = members.sort_values(list(dict.fromkeys([cost, *sizes, "run_id"])), kind="stable")
-        pairs, problems = _pairs(members, frames, quality, settings)
+        pairs, problems = _pairs(_members(members), frames, quality, *how)
         warnings += problems
         both = [member for member in _members(rows) if val[member[0]] and test[member[0]]]
-        how = (settings.samples, settings.seed, settings.level)
         drop = drops(val, test, both, quality, *how)
     tables = {"intervals": intervals, "pairs": pairs, "drops": drop}
     return tables | {"recalls": recalls.reset_index(drop=True)}, warnings
@@ -82,7 +83,7 @@ def _members(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _intervals(
-    rows: pd.DataFrame, frames: Mapping[str, Frames], settings: ReportSettings
+    rows: pd.DataFrame, frames: Mapping[str, Frames], *how: Any
 ) -> tuple[pd.DataFrame, list[str]]:
     """All metrics on both splits; AUROC, which takes as long as the rest, of chosen runs only."""
     tables, problems = [], []
@@ -94,7 +95,6 @@ def _intervals(
             columns = [str(name) for name in predictions[0] if str(name).startswith("p/")]
             metrics = [name for name in overall_metrics() if name != "auroc"]
             metrics += [f"{metric}{name[1:]}" for metric in class_metrics() for name in columns]
-            how = (settings.samples, settings.seed, settings.level)
             try:
                 table = bootstrap.intervals(predictions, None if every else metrics, *how)
             except UserError as error:
@@ -106,19 +106,19 @@ def _intervals(
 
 
 def _pairs(
-    members: pd.DataFrame, frames: Mapping[str, Frames], metric: str, settings: ReportSettings
+    members: Sequence[tuple[str, str]], frames: Mapping[str, Frames], metric: str, *how: Any
 ) -> tuple[pd.DataFrame, list[str]]:
     """Neighbours on test if all members were tested, else on validation, with a warning."""
-    nothing, how = pd.DataFrame(columns=PAIRS), (settings.samples, settings.seed, settings.level)
-    for split, warnings in (("test", []), ("val", [ON_VALIDATION])):
-        if len(members) < 2 or not all(frames[split][run_id] for run_id in members["run_id"]):
-            continue
-        try:
-            pairs = compare_neighbours(frames[split], _members(members), metric, split, *how)
-        except UserError as error:
-            return nothing, [f"Neighbours on the front could not be compared: {error}"]
-        return pairs, warnings
-    return nothing, []
+    complete = (name for name in ("test", "val") if all(frames[name][run] for run, _ in members))
+    split = next(complete, "")
+    if len(members) < 2 or not split:
+        return pd.DataFrame(columns=PAIRS), []
+    try:
+        pairs = compare_neighbours(frames[split], members, metric, split, *how)
+    except UserError as error:
+        problem = f"Neighbours on the front could not be compared: {error}"
+        return pd.DataFrame(columns=PAIRS), [problem]
+    return pairs, [ON_VALIDATION] if split == "val" else []
 
 
 def compare_neighbours(

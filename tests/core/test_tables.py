@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from src.core.tables import Table, escape_markdown
+from src.core.tables import Table, escape_markdown, shorten_markdown
 
 FRAME = pd.DataFrame(
     {"model": ["custom", "=1+1|<b>"], "acc": [0.6543, None], "latency": [1.25, 30.0]}
@@ -68,3 +68,18 @@ def test_csv_holds_raw_values_and_no_formulas(tmp_path: Path) -> None:
 )
 def test_escape_markdown(text: str, expected: str) -> None:
     assert escape_markdown(text, longest=10) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (100, "# a\n\nb\n\n| c |\n|---|\n| 1 |\n| 2 |"),
+        (30, "# a\n\nb\n\n| c |\n|---|\n| 1 | ..."),
+        (20, "# a\n\nb ..."),
+        (9, "# a ..."),
+    ],
+)
+def test_markdown_is_shortened_by_paragraphs_and_rows(most: int, expected: str) -> None:
+    text = "# a\n\nb\n\n| c |\n|---|\n| 1 |\n| 2 |\n"
+    assert shorten_markdown(text, most, " ...") == expected
+    assert len(expected) < most

@@ -94,3 +94,10 @@ def test_limits_and_lists() -> None:
     assert formatting.bound(Limit(QUALITY, ">=", 0.408571431829)) == "balanced accuracy >= 0.4086"
     assert formatting.bound(Limit(LATENCY, "<=", 3)) == "latency of a batch of 1, p50 <= 3 ms"
     assert [formatting.joined(parts) for parts in ([], ["a"], ["a", "b"])] == ["", "a", "a and b"]
+
+
+def test_an_interval_stands_behind_its_estimate_if_both_ends_are_known() -> None:
+    assert formatting.interval(0.58, 0.6444) == " [0.580, 0.644]"
+    assert formatting.interval(1.04, 2.0, "{:.1f}".format) == " [1.0, 2.0]"
+    for ends in ((None, 1.0), (0.5, float("nan")), (None, None)):
+        assert formatting.interval(*ends) == ""

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-import moocore
 import numpy as np
 import pandas as pd
 
+from src.metrics import pareto
+from src.metrics.pareto import Scale
 from src.metrics.registry import Limit, Objective
 from src.reporting import ablation, collect, uncertainty
 from src.reporting.decisions import Answer
@@ -32,7 +33,12 @@ def make_report(
 ) -> Report:
     """A made-up study: width and dense size buy quality with FLOPs; a tenth of trials failed."""
     rng = np.random.default_rng(seed)
-    table = pd.concat([_study(name, trials, rng) for name in studies], ignore_index=True)
+    drawn = [_study(name, trials, rng) for name in studies]
+    values = np.vstack([collect.values_of(table, OBJECTIVES) for table in drawn])
+    scale = Scale.fit(values, OBJECTIVES)
+    tables = [collect.rank(table, OBJECTIVES, scale)[0] for table in drawn]
+    progress = [collect.progress(table, OBJECTIVES, scale) for table in tables]
+    table = pd.concat(tables, ignore_index=True)
     table = table.sort_values(QUALITY, ascending=False, na_position="last", ignore_index=True)
     answers = _answers(table)
     names = [[a.name for a in answers if a.run_id == run] for run in table["run_id"]]
@@ -61,7 +67,7 @@ def make_report(
         effects=ablation.effects(finished, parameters, OBJECTIVES),
         importance=_importance(rng),
         curves=_curves(table, rng),
-        progress=_progress(table, rng),
+        progress=pd.concat(progress, ignore_index=True),
         recalls=_recalls(named, rng),
         reference=[
             "balanced accuracy: from 0 to 1, worst 0",
@@ -73,7 +79,7 @@ def make_report(
         paragraphs=[answer.text for answer in answers]
         + ["Two pairs of neighbours on the front are tied."],
         warnings=["Only one seed a trial: the spread over repeats is not known."],
-        comparison=_comparison(table, studies) if len(studies) > 1 else pd.DataFrame(),
+        comparison=collect.comparison(tables[len(tables) == 1 :], OBJECTIVES, scale),
         tables={
             "Losses": pd.DataFrame(
                 {"loss": ["focal", "cross_entropy"], "mean": [0.71, 0.70], "low": [0.69, 0.68]}
@@ -187,29 +193,10 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
     table[COSTS[3]] = table[COSTS[2]] / 2.5
     seconds = pd.to_timedelta(np.arange(trials) * 47, unit="s")
     table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + seconds
-    return _ranked(table, rng)
-
-
-def _ranked(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    losses = np.column_stack([-table[QUALITY], table[COSTS[0]], table[COSTS[3]]])
-    ranked = table["feasible"].to_numpy() & ~np.isnan(losses).any(axis=1)
-    table["front"] = False
-    table.loc[ranked, "front"] = moocore.is_nondominated(losses[ranked], keep_weakly=True)
-    state = table["status"].str.lower().mask(table["status"] == "FINISHED", "dominated")
-    state = state.mask((table["status"] == "FINISHED") & ~table["feasible"], "over limit")
-    state = state.mask(table["feasible"] & ~ranked, "no value").mask(table["front"], "front")
-    table["state"] = state
-    table["rank"] = np.where(table["front"], 0.0, np.where(ranked, 1.0, np.nan))
-    table["crowding"] = np.where(table["front"], rng.uniform(0, 2, len(table)), np.nan)
-    table["contribution"] = np.where(table["front"], rng.uniform(0, 0.05, len(table)), np.nan)
-    table["knee"] = False
-    members = table[table["front"]].sort_values(COSTS[0])
-    if len(members):
-        table.loc[members.index[len(members) // 2], "knee"] = True
     table["quality"] = table[QUALITY]
-    width = np.where(table["front"], rng.uniform(0.01, 0.03, len(table)), np.nan)
-    table["quality_low"], table["quality_high"] = table["quality"] - width, table["quality"] + width
-    return table
+    table["front"] = pareto.front(collect.values_of(table, OBJECTIVES), OBJECTIVES)
+    width = np.where(table["front"], rng.uniform(0.01, 0.03, trials), np.nan)
+    return table.assign(quality_low=table["quality"] - width, quality_high=table["quality"] + width)
 
 
 def _answers(table: pd.DataFrame) -> list[Answer]:
@@ -274,17 +261,6 @@ def _curves(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     return frame.assign(value=learnt + rng.normal(0, 0.01, len(frame)))
 
 
-def _progress(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    frames = []
-    for _, rows in table.groupby("study"):
-        rows = rows[["study", "ended"]].sort_values("ended").reset_index(drop=True)
-        trials = np.arange(1, len(rows) + 1)
-        steps = 0.75 * (1 - np.exp(-trials / (len(rows) / 4))) + rng.normal(0, 0.02, len(rows))
-        volumes = np.maximum.accumulate(steps).clip(0)
-        frames.append(rows.assign(trials=trials, hypervolume=volumes))
-    return pd.concat(frames, ignore_index=True)[["study", "trials", "ended", "hypervolume"]]
-
-
 def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     rows = []
     for _, run in named.iterrows():
@@ -296,13 +272,3 @@ def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
                 rows.append((run["run_id"], run["label"], split, name, *ends, images))
     columns = ["run_id", "label", "split", "class", "recall", "low", "high", "images"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _comparison(table: pd.DataFrame, studies: tuple[str, ...]) -> pd.DataFrame:
-    records = []
-    for study in studies:
-        rows = table[table["study"] == study]
-        record = {"study": study, "trials": len(rows), "front": int(rows["front"].sum())}
-        record |= {"hypervolume": 0.6, "new_points": 3, "new": ", ".join(rows["label"].head(3))}
-        records.append(record | {QUALITY: rows[QUALITY].max(), COSTS[0]: rows[COSTS[0]].min()})
-    return pd.DataFrame(records)

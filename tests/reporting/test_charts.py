@@ -248,4 +248,4 @@ def test_lines_run_from_an_origin_to_its_compressed_version():
     assert not [one for one in traces(charts.front(make_report(12))) if "compress" in one["name"]]
     assert charts.origin_lines(make_report(12), COSTS[0]).empty
     assert collect.compressed(pd.DataFrame({"a": [1]})).empty
-    assert style.ORIGIN.hollow
+    assert style.ORIGIN["symbol"] == "circle-open"

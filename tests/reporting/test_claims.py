@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -257,14 +257,6 @@ def test_standard_errors_are_those_of_the_literature() -> None:
     assert z == pytest.approx(0.3 / math.sqrt(first + second))
 
 
-@given(st.floats(0.5, 0.95), st.floats(0.5, 0.95))
-def test_a_lead_is_the_other_models_deficit(first: float, second: float) -> None:
-    assume(first != second)
-    for name, sizes in (("z_of_areas", (117, 6509)), ("z_of_shares", (117,))):
-        lead = FUNCTIONS[name](first, second, *sizes)
-        assert lead == pytest.approx(-FUNCTIONS[name](second, first, *sizes))
-
-
 # ---- counts of nets
 
 
@@ -405,11 +397,6 @@ def test_a_verdict_follows_from_the_readings_that_decide(rows: list[dict[str, An
         assert verdict == NOT_TESTABLE
 
 
-@given(st.lists(readings(), max_size=4), readings())
-def test_results_beside_change_nothing(rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
-    assert claims.decide([*rows, more | {"beside": True, "decides": False}]) == claims.decide(rows)
-
-
 @pytest.mark.parametrize(
     ("values", "printed", "relation", "expected"),
     [
@@ -422,18 +409,14 @@ def test_results_beside_change_nothing(rows: list[dict[str, Any]], more: dict[st
         ((0.75, 0.7, 0.79), "80%", "below", True),
         ((0.85, 0.8, 0.9), "80%", "below", False),
         ((0.85, math.nan, math.nan), "80%", "above", None),
+        ((0.85, 0.79, 0.9), "80%", "above", None),  # the limit is inside
+        ((0.75, 0.7, 0.81), "80%", "below", None),
     ],
 )
 def test_a_claim_is_kept_or_broken_by_both_ends_of_an_interval(
     values: tuple[float, float, float], printed: str, relation: str, expected: bool | None
 ) -> None:
     assert agrees(Figure(*values), parse_number(printed), relation) is expected
-
-
-@given(st.floats(0.01, 0.3), st.floats(0.01, 0.3), st.sampled_from(["above", "below"]))
-def test_an_interval_around_the_limit_decides_nothing(down: float, up: float, side: str) -> None:
-    low, high = 0.8 - down, 0.8 + up
-    assert agrees(Figure((low + high) / 2, low, high), parse_number("80%"), side) is None
 
 
 # ---- recorded runs

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import make_report, with_compressed
 
-from src.reporting import charts, plots_html
+from src.reporting import charts, plots_html, style
 from src.reporting.charts import Picture, View, axis, scatter
 from src.reporting.plots_html import figure, json_values, plain
-from src.reporting.style import Marker
 
 
 @pytest.mark.parametrize("make", [make_report, with_compressed])
@@ -42,12 +41,12 @@ def test_a_view_holds_only_what_differs_and_the_first_view_undoes_it(report):
 
 
 POINTS = scatter(
-    "a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], ["x\ny", "z"], marker=Marker("red")
+    "a", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.7, 0.8], ["x\ny", "z"], marker=style.marker("red")
 )
 
 
 def test_views_differ_in_what_only_one_of_them_has():
-    empty = scatter("a", [], [], marker=Marker("red"), colour="blue")
+    empty = scatter("a", [], [], marker=style.marker("red"), line=style.line("blue"))
     first, second = (View("v", [one], axis("x"), axis("y")) for one in (POINTS, empty))
     for views in ((first, second), (second, first)):
         changes = [view["traces"][0] for view in figure(Picture(views))["views"]]
@@ -58,7 +57,7 @@ def test_views_differ_in_what_only_one_of_them_has():
 
 
 def test_points_lines_and_intervals_become_traces():
-    line = scatter("", [1, 2], [3, math.nan], colour="blue", dash="dash", steps=True)
+    line = scatter("", [1, 2], [3, math.nan], line=style.line("blue", dash="dash", steps=True))
     y = axis("size", ((1.0, "one"), (2.0, "<two>")), range=[0, 3])
     drawn = figure(Picture([View("v", [POINTS, line], axis("cost", type="log"), y)]))
     first, second = drawn["data"]

@@ -15,7 +15,7 @@ from src import report, train
 from src.tracking import read
 from src.tracking.store import Store
 
-FEW_SAMPLES = "samples=200"  # where intervals are not the point
+FEW_SAMPLES = "samples=200"  # intervals are not the point here
 BUDGET = "budgets=['params<=692e3']"
 STUDY = ["-m", "sweeps=smoke", "hydra.sweeper.n_trials=2", "repeats=2", "trainer.max_epochs=2"]
 STUDY += ["model.net.depth=1", "model.image_size=16", "model.net.dense=[16]"]
@@ -66,7 +66,7 @@ def reported(folder: Path, typed, outputs: list[str]) -> str:
     if not outputs:
         status, output = typed(train.main, *STUDY)
         assert status == 0, output
-        status, output = typed(report.main, "study=smoke", "register=derm", BUDGET)
+        status, output = typed(report.main, "study=smoke", "register=derm", BUDGET, FEW_SAMPLES)
         assert status == 0, output
         outputs.append(output)
     return outputs[0]
@@ -168,7 +168,7 @@ def test_a_second_report_reads_the_cache_and_replaces_the_folder(
 ) -> None:
     reports = folder / "reports" / "smoke"
     (reports / "pairs_of_another_front.csv").write_text("former")
-    status, output = command("study=smoke", BUDGET, "publish=false")
+    status, output = command("study=smoke", BUDGET, "publish=false", FEW_SAMPLES)
     assert status == 0, output
     pd.testing.assert_frame_equal(pd.read_csv(reports / "table.csv"), table)
     assert "reading all runs" not in output

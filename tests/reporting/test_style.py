@@ -13,7 +13,7 @@ OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "
 def test_colours_are_those_of_okabe_and_ito_and_states_are_distinct():
     assert set(style.CYCLE) <= OKABE_ITO
     assert len(set(style.CYCLE)) == len(style.CYCLE)
-    looks = {(marker.shape, marker.colour) for marker in style.STATES.values()}
+    looks = {(marker["symbol"], marker["color"]) for marker in style.STATES.values()}
     assert len(looks) == len(style.STATES)
 
 
