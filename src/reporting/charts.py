@@ -349,16 +349,16 @@ def _effect(report: Report, parameter: str, objective: str) -> View:
         mean += interval(row["low"], row["high"], style.number)
         means.append(f"{head}mean {mean}\n{row['n']} trials")
         best.append(f"{head}{style.with_unit(objective, row['best'])}\nrun {row['best_run']}")
-    # a line would put texts in an order
     first, second = style.CYCLE[:2]
-    line, dashed = (style.line(first), style.line(second, 1.5, "dash"))
-    lines = (line, dashed) if numeric else (None, None)
+    # a line would put texts in an order
+    solid = style.line(first) if numeric else None
+    dashed = style.line(second, 1.5, "dash") if numeric else None
     columns = {name: rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high", "best")}
     mean_y, low, high, best_y = columns.values()
     filled, hollow = style.marker(first), style.marker(second, "diamond", 9, hollow=True)
     traces = [
-        scatter("mean of all", x, mean_y, low, high, means, marker=filled, line=lines[0]),
-        scatter("best trial", x, best_y, texts=best, marker=hollow, line=lines[1]),
+        scatter("mean of all", x, mean_y, low, high, means, marker=filled, line=solid),
+        scatter("best trial", x, best_y, texts=best, marker=hollow, line=dashed),
     ]
     limits = {} if numeric or not len(x) else {"range": [x.min() - 0.5, x.max() + 0.5]}
     scale = axis(parameter, ticks, type=_scale(log), **limits)
@@ -500,16 +500,13 @@ def _curve(
     ends = rows.groupby("run_id", sort=False).tail(1)
     gaps = ends.assign(epoch=np.nan, value=np.nan)
     curves = pd.concat([rows, gaps]).sort_values("run_id", kind="stable")
-    parts = []
-    looks: tuple[tuple[pd.DataFrame, str, dict[str, Any]], ...] = (
-        (curves, name, {"line": line, "opacity": opacity}),
-        (ends, "", {"marker": end}),
-    )
-    for points, title, more in looks:
+
+    def trace(name: str, points: pd.DataFrame, **look: Any) -> Trace:
         texts = (points["label"] + "\nrun " + points["run_id"]).tolist()
         x, y = points["epoch"].to_numpy(), points["value"].to_numpy()
-        parts.append(scatter(title, x, y, texts=texts, **more))
-    return parts
+        return scatter(name, x, y, texts=texts, **look)
+
+    return [trace(name, curves, line=line, opacity=opacity), trace("", ends, marker=end)]
 
 
 def progress(report: Report) -> Chart | None:
@@ -523,9 +520,8 @@ def progress(report: Report) -> Chart | None:
         changed.iloc[-1] = True
         steps = rows[changed]
         colour, shape, dash = style.look(position)
-        marker = style.marker(colour, shape, 6) if len(steps) <= 60 else None
-        look: dict[str, Any] = {"marker": marker}
-        look["line"] = style.line(colour, dash=dash, steps=True)
+        look: dict[str, Any] = {"line": style.line(colour, dash=dash, steps=True)}
+        look["marker"] = style.marker(colour, shape, 6) if len(steps) <= 60 else None
         y = steps["hypervolume"].to_numpy()
         by_trials.append(scatter(str(study), steps["trials"].to_numpy(dtype=float), y, **look))
         times = [f"{ended:%Y-%m-%d %H:%M:%S}" for ended in steps["ended"]]

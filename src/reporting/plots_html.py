@@ -38,20 +38,15 @@ def figure(picture: Picture) -> dict[str, Any]:
     )
     data = [[_trace(one, points) for one in view.traces] for view in picture.views]
     layouts = [json_values(_layout(view)) for view in picture.views]
-    changes: list[dict[int, Trace]] = [{} for _ in data]
+    views: list[dict[str, Any]] = []
+    for view, layout in zip(picture.views, layouts, strict=True):
+        axes = {key: layout[key] for key in ("xaxis", "yaxis") if key in layout}
+        views.append({"traces": {}, "layout": axes, "note": view.note})
     for number, traces in enumerate(zip(*data, strict=True)):
         keys = dict.fromkeys(key for trace in traces for key in trace)
         differing = [k for k in keys if any(one.get(k) != traces[0].get(k) for one in traces)]
-        for of_view, trace in zip(changes, traces, strict=True):
-            of_view[number] = {key: trace.get(key) for key in differing}
-    views = [
-        {
-            "traces": of_view,
-            "layout": {key: layout[key] for key in ("xaxis", "yaxis") if key in layout},
-            "note": view.note,
-        }
-        for view, of_view, layout in zip(picture.views, changes, layouts, strict=True)
-    ]
+        for one, trace in zip(views, traces, strict=True):
+            one["traces"][number] = {key: trace.get(key) for key in differing}
     return {"data": data[0], "layout": layouts[0], "views": views}
 
 
