@@ -221,6 +221,7 @@ def _intervals(named: pd.DataFrame, rng: np.random.Generator, seeds: int) -> pd.
         for split, metric in splits:
             middle, half = run[QUALITY] - 0.02 * (split == "test"), rng.uniform(0.01, 0.04)
             figures = (middle, middle - half, middle + half, 2003, 1494, seeds)
+            figures += (half / 2, " ".join([f"{middle:.4f}"] * seeds))
             rows.append((run["run_id"], run["label"], split, metric, *figures))
     return pd.DataFrame(rows, columns=uncertainty.INTERVALS)
 
