@@ -4,7 +4,7 @@
 
 Trains nothing. The sections and their studies are in results.yaml. A section without figures in the
 store keeps the text that the page already has; if the store has no figures at all, the page is not
-touched. A page with fewer table rows in a section is written beside the old one, as <name>.new.md.
+touched. A page with fewer figures in a section is written beside the old one, as <name>.new.md.
 """
 
 import argparse
@@ -331,20 +331,27 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
     return "\n\n".join(part for part in [*parts, "\n".join(f"- {line}" for line in lines)] if part)
 
 
+def count_figures(text: str) -> int:
+    """Number of cells of the tables in a text that hold a digit."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return sum(bool(re.search(r"\d", cell)) for row in rows for cell in row.split("|"))
+
+
 def write(store: Store, settings: Mapping[str, Any], names: Sequence[str], file: Path) -> Path:
     """Write the page and return its path; see the module for what is never lost.
 
     Raises:
         UserError: The store has no figure of these sections, or the file cannot be written.
     """
-    old = re.split(r"(?m)^(?=## )", file.read_text())[1:] if file.is_file() else []
+    text_before = file.read_text() if file.is_file() else ""
+    top, *old = re.split(r"(?m)^(?=## )", text_before)
     former = {text.splitlines()[0].removeprefix("## "): text.strip() for text in old}
-    sections, fewer, figures = [], False, False
+    sections, fewer, figures = [], count_figures(top) > 0, False
     for name, section in settings["sections"].items():
         text = render(store, section, settings) if name in names else ""
         kept = former.pop(section["title"], "")
         figures |= bool(text)
-        fewer |= bool(text) and text.count("\n|") < kept.count("\n|")
+        fewer |= bool(text) and count_figures(text) < count_figures(kept)
         sections += [text or kept] if text or kept else []
     if not figures:
         raise UserError(f"{store.uri} has no figures of {', '.join(names)}: {file} is unchanged")
@@ -372,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     if target != typed.file:
-        sys.exit(f"{typed.file} has more rows and is unchanged: compare it with {target}")
+        sys.exit(f"{typed.file} has more figures and is unchanged: compare it with {target}")
     print(f"look: {target}")
 
 

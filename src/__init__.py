@@ -6,3 +6,4 @@ __version__ = "0.1.0"
 
 environment.install_import_hooks()
 environment.collect_less_often()
+environment.mask_logs()

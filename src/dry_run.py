@@ -1,26 +1,27 @@
 """Estimate a study without training: compose, build and count its cells, and time one batch."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pandas as pd
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from src.core.cli import one_line
+from src.core.cli import COMPOSE_ERRORS, one_line
 from src.core.config import check, resolve
-from src.core.errors import UserError
+from src.core.errors import ConfigError
 from src.core.tables import Table
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
 from src.metrics.formatting import engineering
 from src.metrics.registry import Limit, short_label
 from src.models.fit_once import is_fit_once
+from src.run import refuse_devices
 from src.sweep.space import Space
 from src.training import loop
 
@@ -58,6 +59,7 @@ def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str])
     composed = loader.load_sweep_config(config, overrides)
     composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     check(resolve(composed))
+    refuse_devices(composed, is_trial=True)
     origin.is_compression(composed)
     return composed
 
@@ -71,14 +73,26 @@ def probe(
         Config and overrides of the first valid cell; None if the cells have different problems.
 
     Raises:
-        UserError: The problem that all of them have.
+        UserError: A choice of a config group that is no file, or the problem that all cells have.
     """
+    repository = cast("ConfigLoaderImpl", loader).repository
+    for parameter in space.parameters:
+        if not any(map(repository.group_exists, parameter.keys)):
+            continue
+        for key, value in itertools.chain.from_iterable(map(parameter.pairs, parameter.domain)):
+            group = key.lstrip("+")
+            if not repository.group_exists(group):
+                continue
+            if not isinstance(value, str):
+                raise ConfigError(group, f"a choice is the name of a file, but got {value!r}")
+            if repository.load_config(f"{group}/{value}") is None:
+                loader.load_sweep_config(config, [*shared, f"{key}={value}"])  # raises, with hints
     problems: dict[str, Exception] = {}
     for cell in sample_cells(space, PROBED):
         overrides = [*shared, *cell]
         try:
             return compose_cell(loader, config, overrides), overrides
-        except (UserError, HydraException, OmegaConfBaseException) as error:
+        except COMPOSE_ERRORS as error:
             problems[str(one_line(error))] = error
     if len(problems) == 1:
         raise next(iter(problems.values()))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from src.reporting import comparison
 from src.sweep.records import STATE, EndedEarly, copy_latest_state, discard_states, seed_folder
 from src.sweep.repeats import aggregate
 from src.sweep.trial import TrialContext
-from src.tracking.run import Run, masked
+from src.tracking.run import Run
 from src.tracking.store import Store, reap
 from src.training import figures, loop
 
@@ -76,6 +77,7 @@ def single_run(
     overrides = list(HydraConfig.get().overrides.task) if overrides is None else list(overrides)
     plain = resolve(config)
     check(plain)
+    refuse_devices(config, is_trial=False)
     objectives, limits = parse_objectives(plain["objective"]), parse_limits(plain["objective"])
     compressed = origin.is_compression(config)
     if not loop.writes_record():
@@ -281,7 +283,7 @@ def _trial_run(
             context.started(run.id)
         if problem is not None:
             raise problem
-        _refuse_several_devices(config)
+        refuse_devices(config, is_trial=True)
         try:
             record(config, folder, cell, run, context)
         except EndedEarly as early:
@@ -324,16 +326,20 @@ def _checked(
     return config, plain, None
 
 
-def _refuse_several_devices(config: DictConfig) -> None:
-    """Refuse distributed trials: Lightning would start the other ranks with the study's command."""
+def refuse_devices(config: DictConfig, is_trial: bool) -> None:
+    """Refuse more devices than there are, and of a trial several: ranks would start the study."""
     trainer, devices = config.trainer, config.trainer.get("devices", 1)
-    if devices in ("auto", -1, "-1"):
-        several = trainer.accelerator != "cpu" and torch.cuda.device_count() > 1
-    else:
-        one_listed = isinstance(devices, ListConfig) and len(devices) == 1
-        several = devices not in (1, "1") and not one_listed
-    several |= "ddp" in str(trainer.get("strategy", "auto")) or trainer.get("num_nodes", 1) != 1
-    if several:
+    n_gpus = 0 if trainer.accelerator == "cpu" else torch.cuda.device_count()
+    available = n_gpus or os.cpu_count() or 1
+    count = len(devices) if isinstance(devices, ListConfig) else devices
+    if count in ("auto", -1, "-1"):
+        count = max(n_gpus, 1)
+    count = int(count) if str(count).isdecimal() else 1  # Lightning refuses other texts
+    if count > available:
+        problem = f"must be at most {available} on this machine, but got {devices}"
+        raise ConfigError("trainer.devices", problem)
+    is_distributed = "ddp" in str(trainer.get("strategy")) or trainer.get("num_nodes", 1) != 1
+    if is_trial and (count > 1 or is_distributed):
         problem = "a trial of a study trains on one device, but this asks for several: use "
         problem += "trainer=gpu, and hydra.sweeper.n_jobs for parallel trials"
         raise ConfigError("trainer.devices", problem)

@@ -25,10 +25,11 @@ from src.core.config import (
     conf_digest,
     flat_settings,
     instantiate,
+    search_path,
     shared_config_digest,
 )
 from src.core.environment import git_state
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, masked
 from src.deployment.compression import origin
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives
 from src.reporting import comparison
@@ -41,7 +42,6 @@ from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.samplers import GRID, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.storage import default_url, open_storage, ownership, resolve_url
-from src.tracking.run import masked
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
     )
     file = config.hydra.runtime.choices.get("sweeps")
     name = str(chosen.study_name or config.study or file or _make_name(arguments, fixed))
-    folder = Path(config.hydra.sweep.dir).absolute() / re.sub(r"[^\w.=,+-]", "_", name)
+    folder = Path(config.hydra.sweep.dir).absolute() / re.sub(r"^\.+|[^\w.=,+-]", "_", name)
     objective = _plain(config.objective)
     objectives, limits = parse_objectives(objective), parse_limits(objective)
     plan = StudyPlan(config, chosen, name, space, fixed, objectives, limits, folder)
@@ -286,6 +286,8 @@ def _payload(
         "git": git,
         "tell_begun": git is None,
         "fixed": plan.overrides,
+        "config_name": plan.config.hydra.job.config_name,
+        "search_path": search_path(plan.config),
         "conf_digest": conf_digest(),
         "shared_digest": shared_config_digest(plan.config),
         "repeats": plan.config.repeats,

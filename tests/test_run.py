@@ -75,7 +75,7 @@ def test_a_trial_on_several_devices_is_refused(
     problem = "trainer.devices: a trial of a study trains on one"
     expected: Any = pytest.raises(ConfigError, match=problem) if several else nullcontext()
     with expected:
-        runs._refuse_several_devices(composed(*keys))
+        runs.refuse_devices(composed(*keys), is_trial=True)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_the_default_name_has_what_is_swept_and_a_digest_of_all_arguments() -> N
         ([SWEPT, "study=first"], "first", "first"),
         (["sweeps=smoke"], "smoke", "smoke"),
         ([SWEPT, "hydra.sweeper.study_name='a/../b'"], "a/../b", "a_.._b"),
+        ([SWEPT, "hydra.sweeper.study_name=.."], "..", "_"),
     ],
 )
 def test_a_chosen_name_is_used_also_for_the_folder(
@@ -159,6 +160,31 @@ def test_owner_and_trial_see_the_same_shared_config(
         shared_config.compose_trial(payload | {"shared_digest": "another"})
     monkeypatch.setattr(shared_config, "conf_digest", lambda: "before")
     assert shared_config.compose_trial(payload | {"shared_digest": "not looked at"}) == config
+
+
+def test_a_trial_composes_what_a_run_composes(tmp_path: Path) -> None:
+    """With another primary config and a folder of one's own, on every executor."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 7\n")
+    primary = "defaults:\n  - train\n  - _self_\nmodel:\n  net:\n    width: 5\n"
+    (tmp_path / "mytrain.yaml").write_text(primary)
+    path = create_config_search_path(str(ROOT / "conf"))
+    path.append("command-line", f"file://{tmp_path}")
+    loader = ConfigLoaderImpl(path)
+    typed = ["experiment=own", "optimizer.lr=0.1,0.2"]
+    config = loader.load_configuration("mytrain", typed, RunMode.MULTIRUN)
+    plan = make_plan(config, config.hydra.sweeper, typed)
+    store = Store(folder=tmp_path)
+    payload = study._payload(plan, store, "id", is_local=True)
+    assert payload["search_path"][1] == "file://<root>/conf"  # another machine has another root
+    cell = [*plan.overrides, "optimizer.lr=0.2"]
+    trial = shared_config.compose_trial(payload | {"overrides": cell})
+    run = loader.load_configuration("mytrain", cell, RunMode.RUN)
+    assert trial == {key: run[key] for key in run if key != "hydra"}
+    assert (trial.seed, trial.model.net.width, trial.optimizer.lr) == (7, 5, 0.2)
+    (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 8\n")
+    with pytest.raises(UserError, match="has changed since"):
+        shared_config.compose_trial(payload | {"overrides": cell})
 
 
 def test_the_shared_digest_ignores_settings_without_effect() -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,20 +15,40 @@ from types import FrameType
 from typing import NoReturn
 
 import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
-from src.core.errors import ConfigError, UserError, closest
+from src.core.errors import ConfigError, UserError, closest, config_problem, masked, printable
 from src.core.files import CONF, ROOT
 
 WIDTH = 100
 INTERRUPTED = 130
 # Folders of conf/ that are not part of a training config.
 NOT_IN_A_RUN = ("command", "hydra", "labels", "paper")
+OPTIONAL_GROUPS = ("experiment", "sweeps")
+# What a config that cannot be composed or resolved raises.
+COMPOSE_ERRORS = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError)
 
-console = Console(width=WIDTH)
+
+class PlainConsole(Console):
+    """A console that shows no control characters of a text, such as a foreign class name."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Called by rich for every part of what is printed."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+console = PlainConsole(width=WIDTH)
 # Partial failures of this process, such as unreadable pictures: the exit status becomes 1.
 failures: list[str] = []
 
@@ -38,7 +58,7 @@ def say(line: str, wrap: bool = True, style: str | None = None) -> None:
 
     Paths and commands, which users copy, are not wrapped. `style` is one of rich.
     """
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=not wrap)
+    console.print(masked(line), style=style, markup=False, highlight=False, soft_wrap=not wrap)
 
 
 @dataclass(frozen=True)
@@ -90,21 +110,21 @@ class Command:
         if {"--help", "-h"} & set(arguments):
             print(_help(self, arguments))
             return
-        flags = {argument.partition("=")[0] for argument in arguments}
-        if {"-m", "--multirun"} & flags and {"--cfg", "-c"} & flags:
-            fail("--cfg: shows the config of one run: omit -m and give one value for each key")
-        sys.argv[1:] = map(self.hydra_argument, arguments)
+        arguments = list(map(self.hydra_argument, arguments))
+        self._refuse_misplaced(arguments)
+        sys.argv[1:] = arguments
         signal.signal(signal.SIGTERM, _terminate)
         failures.clear()
-        full_error = "HYDRA_FULL_ERROR" in os.environ
+        full_error, cwd = "HYDRA_FULL_ERROR" in os.environ, Path.cwd()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
-        refused: list[UserError] = []
+        refused: list[Exception] = []
 
         @functools.wraps(job)
         def task(config: DictConfig) -> None:
+            os.chdir(cwd)  # of hydra.job.chdir=true: paths mean where the command was typed
             try:
                 job(config)
-            except UserError as error:
+            except COMPOSE_ERRORS as error:
                 refused.append(error)  # Hydra would print a line of its own
 
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.config_name)
@@ -114,16 +134,59 @@ class Command:
                 raise error
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            message = one_line(error, self.config_name)
+        except Exception as error:
+            message = one_line(error, self.config_name, arguments)
             if full_error or message is None:
-                raise
+                sys.stderr.write(masked(format_bug(error)))
+                sys.exit(1)
             fail(message)
         finally:
             del os.environ["HYDRA_FULL_ERROR"]
             os.environ.update({"HYDRA_FULL_ERROR": "1"} if full_error else {})
         if failures:
             sys.exit(1)
+
+    def _refuse_misplaced(self, arguments: list[str]) -> None:
+        """Refuse flags and overrides that Hydra would ignore, or whose error names no key."""
+        parser = get_args_parser()
+        parser.error = fail  # type: ignore[method-assign]
+        flags = parser.parse_args(arguments)
+        if flags.multirun and self.config_name.startswith("command/"):
+            fail("-m: belongs to src.train; this command runs once")
+        if flags.multirun and flags.cfg:
+            fail("--cfg: shows the config of one run: omit -m and give one value for each key")
+        keys = [argument.partition("=")[0].lstrip("+") for argument in flags.overrides]
+        is_study = flags.multirun or {"sweeps", "hydra.mode"} & set(keys)
+        for key, argument in zip(keys, flags.overrides, strict=True):
+            if not key:
+                fail(f"{argument}: names no key")
+            if key.startswith(("hydra/launcher", "hydra.launcher")):
+                way = "hydra/sweeper/executor=, and hydra.sweeper.n_jobs for parallel trials"
+                fail(f"{key}: has no effect: choose {way}")
+            if key == "hydra/sweeper":
+                fail(f"{argument}: there is one sweeper: choose hydra/sweeper/sampler=")
+            if key.startswith(("hydra/sweep", "hydra.sweep")) and not is_study:
+                fail(f"{key}: belongs to a study: add -m to src.train")
+            _refuse_value(argument)
+
+
+def _refuse_value(argument: str) -> None:
+    """Refuse a sweep inside of a list, a deleted config group, and a choice that is no name."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return  # Hydra names it
+    group, value = override.key_or_group, override.value()
+    if isinstance(value, list | dict) and "Sweep(" in repr(value):
+        fail(f"{argument}: a sweep inside of a list has no effect: list the whole values")
+    names = _choices(_folder(group)) if group else []
+    if not names or isinstance(value, dict):
+        return
+    choices = value.list if isinstance(value, ChoiceSweep) else [value]
+    if override.is_delete() and group not in OPTIONAL_GROUPS:
+        fail(f"{argument}: cannot be left out; {group} has {', '.join(names)}")
+    if not override.is_delete() and not all(isinstance(name, str | list) for name in choices):
+        fail(f"{argument}: a choice is the name of a file; {group} has {', '.join(names)}")
 
 
 def quoted(text: str) -> str:
@@ -208,7 +271,7 @@ def _choices(folder: Path) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """Print the error on one line and exit with status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(masked(message))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -216,44 +279,105 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-def one_line(error: BaseException, config_name: str = "train") -> str | None:
+def one_line(
+    error: BaseException, config_name: str = "train", arguments: Sequence[str] = ()
+) -> str | None:
     """The message of a user's mistake on one line; None if the error is a bug.
 
-    Errors of Hydra's composition are reworded; the primary config is searched for similar keys.
+    Errors of Hydra's composition are reworded. Similar keys are searched for in the primary config,
+    composed with the choices in `arguments`.
     """
+    if isinstance(error, ConfigError):
+        return " ".join(f"{error}{_origin_of(error.key, arguments)}".split())
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OmegaConfBaseException):
-        return str(ConfigError(error.full_key or "config", str(error).splitlines()[0]))
-    if not isinstance(error, HydraException):
+        text = f"{error.full_key or 'config'}: {config_problem(error)}"
+    elif isinstance(error, HydraException):
+        text = _composition_error(error, config_name, arguments)
+    elif isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        text = f"{mark.name}, line {mark.line + 1}: not valid YAML: {error.problem}"
+    elif _is_of_job(error) and not isinstance(error, UnicodeError):
         return None
-    text = str(error)
+    else:  # while the config was composed, or Hydra prepared its folders
+        name = str(getattr(error, "filename", None) or _file_of(error))
+        argument = next((word for word in arguments if name and name in word), name)
+        text = f"{argument or 'config'}: {getattr(error, 'strerror', None) or error}"
+    return " ".join(text.split())
+
+
+def _is_of_job(error: BaseException) -> bool:
+    """Whether code of this project raised it, not Hydra around it."""
+    files = {Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return any(file.is_relative_to(ROOT / "src") and file != Path(__file__) for file in files)
+
+
+def _file_of(error: BaseException) -> str:
+    """The config file that Hydra was reading, if any."""
+    paths = [frame.f_locals.get("full_path") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(next((path for path in reversed(paths) if path), ""))
+
+
+def _origin_of(key: str, arguments: Sequence[str]) -> str:
+    """Which experiment or study on the command line sets a key that nobody typed."""
+    typed = [argument.lstrip("+~").partition("=") for argument in arguments]
+    if any(f"{name}.".startswith(f"{key}.") for name, _, _ in typed):
+        return ""
+    for group, _, choice in typed:
+        file = _folder(group) / f"{choice}.yaml"
+        if group not in OPTIONAL_GROUPS or not file.is_file():
+            continue
+        if OmegaConf.select(OmegaConf.load(file), key) is not None:
+            root = key.partition(".")[0]
+            groups = [f"{name}={value}" for name, _, value in typed if name == root]
+            problem = f", which does not fit {groups[0]}" if groups else ""
+            return f"; {group}={choice} sets it{problem}"
+    return ""
+
+
+def _composition_error(error: HydraException, config_name: str, arguments: Sequence[str]) -> str:
+    text, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not a valid override, {text.splitlines()[0]}"
-    if choice := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = choice[1].rpartition("/")
+    if sweep := re.search(r"(?:argument|parameters) '(.+)'", text):
+        way = "add -m; a list is written key=[a,b], a text with commas key=\"'a,b'\""
+        return f"{sweep[1]}: several values are a study: {way}"
+    if choice := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        groups = (word.lstrip("+").partition("=")[0] for word in arguments)
+        group = next((group for group in groups if choice[1].startswith(f"{group}/")), "")
+        group = group or choice[1].rpartition("/")[0]
+        name = choice[1].removeprefix(f"{group}/")
         names = _choices(_folder(group))
         similar = closest(name, names, ", ")
         return f"{group}={name}: no such choice{similar}; {group} has {', '.join(names)}"
+    if missing := re.search(r"You must specify '([^']+)'", text):
+        names = _choices(_folder(missing[1]))
+        return (
+            f"{missing[1]}: name one, as in {missing[1]}={names[0]}; there are {', '.join(names)}"
+        )
     if override := re.search(r"Could not override '([^']+)'", text):
-        key, cause = override[1], error.__cause__
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
-            return f"{key}: {str(cause).splitlines()[0]}"
-        return f"{key}: unknown key{closest(key, _known_keys(config_name))}"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+            return f"{override[1]}: {config_problem(cause)}"
+        key = str(getattr(cause, "full_key", None) or override[1])
+        return f"{key}: unknown key{closest(key, _known_keys(config_name, arguments))}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key or 'config'}: {config_problem(cause)}"
+    return text
 
 
-def _known_keys(config_name: str) -> list[str]:
-    """All keys of the composed default config; none where it has no default."""
+def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """All keys of the primary config with the typed choices; none where it has no default."""
     from hydra.core.global_hydra import GlobalHydra
 
     from src.core.config import flatten
 
+    choices = [word for word in arguments if _folder(word.partition("=")[0]).is_dir()]
     keys: set[str] = set()
-    with suppress(HydraException, OmegaConfBaseException, ValueError):
+    with suppress(Exception):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            leaves = flatten(hydra.compose(config_name))
+            leaves = flatten(hydra.compose(config_name, choices))
         for leaf in leaves:
             keys |= {leaf[: dot.start()] for dot in re.finditer(r"\.|$", leaf)}
     return sorted(keys)

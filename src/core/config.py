@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import posixpath
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,13 +15,17 @@ import hydra.utils
 import pydantic
 import yaml
 from annotated_types import Ge
-from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.utils import _locate
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.core.environment import config_hash
-from src.core.errors import ConfigError, UserError, closest
+from src.core.errors import ConfigError, UserError, closest, config_problem
 from src.core.files import CONF, ROOT
 
 Settings = TypeVar("Settings")
@@ -35,11 +40,15 @@ ROOT_VALUES: dict[str, Any] = {
     "dry_run": bool,
     "origin": str | None,
 }
+# Nodes of a training config from which an object is built.
+_PARTS = ("data", "augment", "loss", "optimizer", "scheduler", "trainer", "tracking")
 # Keys that do not change what a trial computes.
 WITHOUT_EFFECT: tuple[str, ...] = ("tracking", "study", "preset", "objective", "test")
 WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run")
 # Packages whose classes a record may name although no file in conf/ does.
 _RECORDED_PACKAGES = ("src.models.", "src.losses.", "src.data.")
+_ROOT_MARK = "<root>"  # of the project's folder, which is another one on another machine
+_SEARCH_PATH = ("pkg://hydra.conf", "file://<root>/conf", "file://<root>", "structured://")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
@@ -60,11 +69,21 @@ def resolve(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
             for key, value in values.items()
         }
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "config"
-        problem = str(error).splitlines()[0]
+        key = getattr(error, "full_key", None) or _failing_key(config)
+        problem = config_problem(error)
         if isinstance(error, MissingMandatoryValue):
             problem = f"has no default: give it one, {key}=... (--help {key.partition('.')[0]})"
         raise ConfigError(key, problem) from error
+
+
+def _failing_key(config: DictConfig) -> str:
+    """The key of a value that cannot be resolved, where OmegaConf does not tell it."""
+    for key in flatten(config):
+        try:
+            OmegaConf.select(config, key)
+        except OmegaConfBaseException:
+            return str(config._get_full_key(key))
+    return "config"
 
 
 def load_settings(
@@ -97,16 +116,40 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
     if "_target_" in config:
         name = config["_target_"]
         try:
-            target = hydra.utils.get_object(name)
+            target = _locate(name)
         except Exception as error:
-            raise ConfigError(f"{path}._target_", f"cannot import {name}: {error}") from error
+            problem = f"cannot import {name}: {str(error).splitlines()[0]}"
+            raise ConfigError(f"{path}._target_", problem) from error
         check_arguments(target, config, path)
     elif not path:
         for key in ROOT_VALUES.keys() & config.keys():
             _check_value(config[key], ROOT_VALUES[key], key)
+        parts = {name: config[name] for name in _PARTS if name in config}
+        if isinstance(config.get("model"), Mapping):
+            parts["model.net"] = config["model"].get("net")
+        for name, part in parts.items():
+            if not isinstance(part, Mapping) or "_target_" not in part:
+                problem = f"must have a _target_ and its arguments, but is {part!r}"
+                raise ConfigError(name, problem)
     for key, value in config.items():
         if isinstance(value, Mapping):
             check(value, f"{path}.{key}" if path else key)
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Check that class names can be parts of metric names, which MLflow must not shorten as paths.
+
+    Raises:
+        ConfigError: Names that are fewer than two, repeated, or not accepted by MLflow.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        listed = ", ".join(map(repr, names))
+        raise ConfigError("classes", f"must be two or more different names, but got {listed}")
+    for name in names:
+        path = f"recall/{name}"
+        if not re.fullmatch(r"[\w\-./ :]+", name) or posixpath.normpath(path) != path:
+            allowed = "letters, digits, spaces and _ - . / : as a metric's name is"
+            raise ConfigError("classes", f"must be made of {allowed}, but got {name!r}")
 
 
 def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path: str = "") -> None:
@@ -229,6 +272,8 @@ def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **ob
     Raises:
         ConfigError: The constructor refused a value.
     """
+    if not OmegaConf.is_dict(config):
+        raise ConfigError(path, f"must have a _target_ and its arguments, but is {config!r}")
     check_recorded(objects, path)  # Hydra would evaluate texts, such as class names of a data set
     node = OmegaConf.create(resolve(config, without))
     try:
@@ -280,21 +325,43 @@ def conf_digest() -> str:
     return hashlib.sha256(contents).hexdigest()[:16]
 
 
+def search_path(config: DictConfig) -> list[str]:
+    """Where Hydra found the files of a config that it composed, for `compose_trial`."""
+    sources = config.hydra.runtime.config_sources
+    paths = [f"{source.schema}://{source.path}" for source in sources]
+    return [path.replace(str(ROOT), _ROOT_MARK) for path in paths]
+
+
 def compose_trial(payload: Mapping[str, Any]) -> DictConfig:
-    """Compose the config of a trial from its overrides and the digests of the start of the study.
+    """Compose the config of a trial as the command line of its study composes a run.
+
+    The payload holds `overrides`, `fixed`, the digests of the start of the study and, if they are
+    not those of src.train, `config_name` and `search_path`.
 
     Raises:
         UserError: The files in conf/ have changed since, and so has what all trials share.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        if payload.get("conf_digest") not in (None, conf_digest()):
-            shared = shared_config_digest(compose("train", payload["fixed"]))
-            if shared != payload["shared_digest"]:
-                raise UserError(
-                    "conf/ or sweeps/ has changed since this study was started, so that its trials "
-                    "would not be comparable: undo the change, or stop and start another study"
-                )
-        return compose("train", payload["overrides"])
+    Plugins.instance()
+    paths, sources = payload.get("search_path", _SEARCH_PATH), ConfigSearchPathImpl()
+    for path in paths:
+        provider = "schema" if path == _SEARCH_PATH[-1] else "study"
+        sources.append(provider, path.replace(_ROOT_MARK, str(ROOT)))
+    loader = ConfigLoaderImpl(sources)
+
+    def composed(overrides: Sequence[str]) -> DictConfig:
+        name = payload.get("config_name", "train")
+        config = loader.load_configuration(name, list(overrides), RunMode.RUN)
+        return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+    is_unchanged = payload.get("conf_digest") in (None, conf_digest())
+    if not is_unchanged or set(paths) - set(_SEARCH_PATH):  # the digest is of conf/ and sweeps/
+        shared = shared_config_digest(composed(payload["fixed"]))
+        if shared != payload["shared_digest"]:
+            raise UserError(
+                "conf/ or sweeps/ has changed since this study was started, so that its trials "
+                "would not be comparable: undo the change, or stop and start another study"
+            )
+    return composed(payload["overrides"])
 
 
 def flat_settings(config: DictConfig) -> list[str]:

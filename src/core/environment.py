@@ -8,6 +8,7 @@ import importlib.abc
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import random
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, masked, printable
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,19 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_threshold = -1, -3  # of glibc's malloc.h
     return bool(set_option(mmap_threshold, 2**30) and set_option(trim_threshold, 2**31 - 1))
+
+
+def mask_logs() -> None:
+    """Let no log line of this process show a password or control characters."""
+    make = logging.getLogRecordFactory()
+
+    def make_masked(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
+        with suppress(TypeError, ValueError):  # a library's message does not fit its arguments
+            record.msg, record.args = printable(masked(record.getMessage())), None
+        return record
+
+    logging.setLogRecordFactory(make_masked)
 
 
 def collect_less_often() -> None:

@@ -1,11 +1,32 @@
 """Errors that a user can correct: shown as one line, without a traceback."""
 
 import difflib
+import re
 from pathlib import Path
 
 
+def masked(text: str) -> str:
+    """The text without the passwords of its URLs, which must be neither shown nor recorded."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
+
+
+def config_problem(error: Exception) -> str:
+    """The first line of an error of OmegaConf or Hydra, without words about their inside."""
+    first = (str(error).splitlines() or [""])[0]
+    return re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", first)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, such as the escape codes of a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 class UserError(Exception):
-    """Bad input. The message says on one line what is wrong and what to do."""
+    """Bad input. The message says on one line what is wrong and what to do, without passwords."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(UserError):
@@ -46,5 +67,5 @@ def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> 
     `before` separates the question from the text in front of it; at most `count` valid names are
     suggested.
     """
-    matches = difflib.get_close_matches(name, names, n=count)
+    matches = difflib.get_close_matches(name, [other for other in names if other != name], n=count)
     return f"{before}did you mean {' or '.join(matches)}?" if matches else ""

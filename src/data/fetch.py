@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -288,6 +289,8 @@ def _download_images(
 
         def get(record: Record) -> Record | None:
             image, size = record["isic_id"], record["files"]["full"]["size"]
+            if not re.fullmatch(r"ISIC_\d{7,}", str(image)):  # it becomes a path
+                raise DataError(f"the server sent an image with the id {image!r}", folder)
             name = collection.path_of(image, listed)
             path = folder / name if name is not None else None
             if path is None or _size(path) == size:

@@ -13,6 +13,7 @@ import pandas as pd
 from annotated_types import Ge
 from PIL import Image
 
+from src.core.config import check_class_names
 from src.core.errors import ConfigError, DataError
 from src.data.decoding import as_viewed
 
@@ -146,8 +147,12 @@ class FolderSource(Source):
         image without a group becomes a group of one.
 
         Raises:
-            DataError: An image is listed twice, or a class has no image.
+            DataError: An image is listed twice, or a class has no image or an impossible name.
         """
+        try:
+            check_class_names(classes)
+        except ConfigError as error:
+            raise DataError(f"the names of its classes {error.problem}", path) from error
         refuse_repeated(frame["image_id"], path)
         empty = [name for label, name in enumerate(classes) if label not in set(frame["label"])]
         if empty:

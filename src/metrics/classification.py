@@ -1,8 +1,6 @@
 """Classification metrics of the run record as a torchmetrics Metric."""
 
 import math
-import posixpath
-import re
 
 import torch
 from torch import Tensor
@@ -10,7 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 from torchmetrics.utilities import dim_zero_cat
 
-from src.core.errors import ConfigError
+from src.core.config import check_class_names
 from src.metrics.registry import count_metrics
 
 
@@ -59,18 +57,7 @@ class ClassificationMetrics(Metric):
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         super().__init__()
-        if len(classes) < 2 or len(set(classes)) < len(classes):
-            listed = ", ".join(map(repr, classes))
-            raise ConfigError("classes", f"must be two or more different names, but got {listed}")
-        for name in classes:
-            # They become names of metrics in MLflow, which must not be shortened as paths.
-            path = f"recall/{name}"
-            if not re.fullmatch(r"[A-Za-z0-9_\-./ ]+", name) or posixpath.normpath(path) != path:
-                raise ConfigError(
-                    "classes",
-                    "must be made of letters, digits, spaces and _ - . / as a metric's name is, "
-                    f"but got {name!r}",
-                )
+        check_class_names(classes)
         self.classes = tuple(classes)
         self.add_state("probability", default=[], dist_reduce_fx="cat")
         self.add_state("target", default=[], dist_reduce_fx="cat")

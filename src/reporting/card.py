@@ -1,5 +1,6 @@
 """The model card of a trained model (Mitchell et al., FAT* 2019), filled from its recorded runs."""
 
+import functools
 import json
 import logging
 import re
@@ -335,13 +336,16 @@ def _metadata(
     overall: Mapping[str, Mapping[Any, Any]],
 ) -> ModelCardData:
     """The front matter that the Hugging Face Hub reads; `overall` has the audit's metrics."""
+    # names of a record could hold HTML, and not every reader of a card hides its front matter
+    clean = functools.partial(re.sub, "[<>&]", "_")
+    dataset = clean(model.data)
     hub_names = {name: describe(f"test/{name}").hub for name in overall_metrics()}
     results = [
         EvalResult(
             task_type="image-classification",
             metric_type=hub_names[name],
-            dataset_type=model.data,
-            dataset_name=model.data,
+            dataset_type=dataset,
+            dataset_name=dataset,
             dataset_split=audit.split if audit else None,
             metric_value=round(float(row["estimate"]), 4),
         )
@@ -354,10 +358,10 @@ def _metadata(
         license_name="no-licence-stated",
         library_name="pytorch",
         pipeline_tag="image-classification",
-        datasets=[model.data],
-        tags=[tag for tag in dict.fromkeys(tags) if tag != ABSENT],
+        datasets=[dataset],
+        tags=[clean(tag) for tag in dict.fromkeys(tags) if tag != ABSENT],
         metrics=[name for name in hub_names.values() if name],
-        model_name=model.model,
+        model_name=clean(model.model),
         eval_results=results or None,
     )
 

@@ -27,14 +27,14 @@ from torch import nn
 from src.core.cli import ROOT, console, say
 from src.core.config import check, instantiate, load_settings, resolve
 from src.core.environment import git_state
-from src.core.errors import ConfigError, UserError, closest
+from src.core.errors import ConfigError, UserError, closest, masked
 from src.core.files import atomic_folder
 from src.core.tables import Table
 from src.efficiency import flops
 from src.metrics import bootstrap, formatting
 from src.metrics.paired import paired_difference
 from src.tracking import read
-from src.tracking.run import Run, masked, recordable, text
+from src.tracking.run import Run, recordable, text
 from src.tracking.store import Store
 
 # Nodes of an expression: calls of known functions and arithmetic.
@@ -866,6 +866,11 @@ def audit_paper(config: DictConfig) -> None:
     store: Store = instantiate(config.tracking, "tracking")
     missing = store.database is not None and not store.database.exists()
     runs = pd.DataFrame() if missing else read.cached_runs(store.open(create=False))
+    studies = sorted(set(read.texts(runs, "tags.study")) - {""})
+    for name in [settings.study] if isinstance(settings.study, str) else settings.study or []:
+        if name not in studies:
+            problem = f"no runs of it in the store{closest(name, studies)}"
+            raise UserError(f"study={name}: {problem}; leave study= out for all runs")
     claims, readings = check_claims(paper, recorded_runs(runs, store, paper, settings))
     folder = Path(settings.folder) / recordable(f"audit_{paper.name}").replace("/", "_")
     commit, dirty = git_state(ROOT)

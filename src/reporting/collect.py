@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError, masked
 from src.metrics import pareto
 from src.metrics.formatting import is_cost
 from src.metrics.registry import (
@@ -30,7 +30,6 @@ from src.reporting.decisions import quality_objective
 from src.sweep.overrides import scan
 from src.tracking import read
 from src.tracking.read import texts
-from src.tracking.run import masked
 from src.tracking.store import Store
 
 FLOPS, _SIZE, _RATIO = "efficiency/flops", "efficiency/size_mb", "efficiency/latency_ratio"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from src.core.config import load_settings
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError, masked
 from src.core.files import atomic_folder, refuse_unwritable
 from src.core.tables import Table
 from src.metrics.formatting import is_cost
@@ -28,7 +28,7 @@ from src.reporting.uncertainty import measure, with_intervals
 from src.sweep import overrides
 from src.tracking import read
 from src.tracking.read import texts
-from src.tracking.run import Run, masked, recordable
+from src.tracking.run import Run, recordable
 from src.tracking.store import Store, existing
 
 MOST_CURVES = 120  # trials whose learning curves are read, besides the front and the chosen ones

@@ -176,6 +176,10 @@ def _misreading(value: Any, where: str, text: str) -> str:
     items = value.list if isinstance(value, ChoiceSweep) else []
     if any(isinstance(item, IntervalSweep) for item in items):
         return f"{text} would be a choice of intervals: give one interval(lowest,highest)"
+    if isinstance(value, IntervalSweep) and not value.start < value.end:  # type: ignore[operator]
+        if re.search(r"int\(.*\d\.\d", text):
+            return f"the bounds of integers must be integers, but got {text}"
+        return f"must have finite bounds, the lower one first, but got {text}"
     if isinstance(value, BareInterval):
         bounds = f"{value.start:.0f},{value.end:.0f}"
         ways = f"int(interval({bounds})) or interval({bounds.replace(',', '.0,')}.0)"

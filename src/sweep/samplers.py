@@ -2,19 +2,23 @@
 
 import importlib.util
 import inspect
+import io
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import hydra.utils
 import optuna
+import optuna.samplers._cmaes
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
 from src.core.config import check, instantiate, resolve
-from src.core.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError, UserError
 
 KEY = "hydra.sweeper.sampler"
 GRID = "grid"  # no sampler of Optuna: the scheduler enqueues the cells in order
@@ -22,6 +26,30 @@ GRID = "grid"  # no sampler of Optuna: the scheduler enqueues the cells in order
 FACTS = ("name", "learns_from_pruned", "max_objectives", "package")
 _TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 _TYPES["None"] = type(None)
+
+
+# What the state of CMA-ES consists of. Optuna keeps it in the database as a pickle, which could
+# name any function, and whoever gave the database could have written it.
+_STATE_CLASSES = {
+    *(("cmaes._cma", "CMA"), ("cmaes._sepcma", "SepCMA"), ("cmaes._cmawm", "CMAwM")),
+    *(("numpy", "dtype"), ("numpy", "ndarray"), ("numpy._core.numeric", "_frombuffer")),
+    *(("numpy._core.multiarray", "scalar"), ("numpy._core.multiarray", "_reconstruct")),
+    *(("numpy.core.multiarray", "scalar"), ("numpy.core.multiarray", "_reconstruct")),
+}
+
+
+class _StateUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Called by pickle for every class and function that the state names."""
+        if (module, name) not in _STATE_CLASSES:
+            problem = f"the state of CMA-ES in the database names {module}.{name}"
+            raise UserError(f"{KEY}: {problem}, which is no part of it: start another study")
+        return super().find_class(module, name)
+
+
+optuna.samplers._cmaes.pickle = SimpleNamespace(  # type: ignore[assignment]
+    dumps=pickle.dumps, loads=lambda state: _StateUnpickler(io.BytesIO(state)).load()
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.core import config
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, masked
 from src.tracking import store as tracking
 from src.tracking.store import Store, TrackingError
 
@@ -52,7 +52,7 @@ def flatten(params: Mapping[str, Any]) -> dict[str, str]:
         if name in flat:
             problem = f"would be recorded as {name!r}, like another key: rename it"
             raise ConfigError(key, problem)
-        flat[name] = cut(text(value), _PARAM_LENGTH)
+        flat[name] = cut(masked(text(value)), _PARAM_LENGTH)
     return flat
 
 
@@ -67,12 +67,6 @@ def cut(value: str, limit: int) -> str:
         return value
     note = f"... [cut from {len(value)} characters, sha256 {_digest(value)}]"
     return value[: limit - len(note)] + note
-
-
-def masked(text: str) -> str:
-    """The text without the passwords of its URLs, which must not be recorded."""
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
 def recordable(name: str) -> str:
@@ -255,7 +249,7 @@ class Run:
         """Set tags; existing ones are overwritten."""
         from mlflow.entities import RunTag
 
-        entries = [RunTag(key, cut(text(value), _TAG_LENGTH)) for key, value in tags.items()]
+        entries = [RunTag(k, cut(masked(text(value)), _TAG_LENGTH)) for k, value in tags.items()]
         for batch in batches(entries, _PARAMS_PER_BATCH):
             self._write(tags=batch)
 
@@ -283,7 +277,7 @@ class Run:
     def text(self, content: str, name: str) -> None:
         """Write a text artifact; `name` may have folders, such as "config/overrides.yaml"."""
         with self._clock():
-            self.store.client.log_text(self.id, content, name)
+            self.store.client.log_text(self.id, masked(content), name)
 
     def table(self, frame: "pd.DataFrame", name: str) -> None:
         """Write a table as a CSV artifact, without its index."""
@@ -363,4 +357,4 @@ def _digest(value: str) -> str:
 def _reason(error: BaseException) -> str:
     """The type and the message of an error in one line."""
     message, name = tracking.one_line(error), type(error).__name__
-    return cut(f"{name}: {message}" if message else name, _REASON_LENGTH)
+    return cut(masked(f"{name}: {message}" if message else name), _REASON_LENGTH)

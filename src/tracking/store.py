@@ -25,6 +25,7 @@ VANISHED = "the process vanished (killed?)"
 _PAGE = 1000  # runs per request, MLflow's default
 _LOCK_SECONDS = 120.0  # creating a store takes 2-10 s
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_SERVERS = ("http", "https", "databricks")
 # Tag of an experiment whose artifacts lie beside its database, and move with it.
 _ARTIFACTS_TAG = "paretoderm.artifacts"
 _BESIDE = "beside the database"
@@ -83,7 +84,12 @@ class Store:
                 message = f"must be a path without percent signs, but got {self.database.parent}"
                 raise ConfigError("folder", message)
             self.uri = self.uri.replace(name, str(self.database), 1)
-        elif urlsplit(self.uri).scheme in ("", "file"):
+        elif urlsplit(self.uri).scheme.split("+")[0] not in (
+            "http",
+            "https",
+            "databricks",
+            *_PORTS,
+        ):
             message = f"must be sqlite:///<a file> or a server's URL, but got {self.uri}"
             raise ConfigError("uri", message)
         self.artifacts = (self.database.parent if self.database else self.folder) / "artifacts"

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 
+from src.core.cli import fail, say
 from src.core.errors import ConfigError, UserError
 from src.tracking.store import Store, reap
 
@@ -12,11 +13,14 @@ _USAGE = "python -m src.tracking.ui [port=5000] [folder=mlruns] [uri=sqlite:///r
 
 
 def main(arguments: list[str]) -> None:
-    """Replace this process by the server; returns only if the store is a server itself.
+    """Replace this process by the server; returns only after --help or if the store is a server.
 
     Raises:
         UserError: An unknown argument, a port that is not free, or a store that cannot be used.
     """
+    if {"--help", "-h"} & set(arguments):
+        print(f"{__doc__}\n\n  {_USAGE}")
+        return
     options = {"port": "5000", "folder": "mlruns", "uri": ""}
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -36,7 +40,7 @@ def main(arguments: list[str]) -> None:
             raise ConfigError("port", message) from error
     store = Store(uri=options["uri"] or None, folder=options["folder"])
     if store.is_server:
-        print(f"the runs are on a tracking server: open {store.uri}")
+        say(f"the runs are on a tracking server: open {store.uri}", wrap=False)
         return
     store.open()
     reap(store)
@@ -46,7 +50,8 @@ def main(arguments: list[str]) -> None:
     # MLflow would start eight more processes for jobs on prompts and traces.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     server = f"-m mlflow server --host {_HOST} --port {port} --workers 1".split()
-    server += ["--backend-store-uri", store.uri, "--registry-store-uri", store.uri]
+    # Every user of the machine sees the arguments of a process: a URL may have a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = os.environ["MLFLOW_REGISTRY_STORE_URI"] = store.uri
     server += ["--artifacts-destination", str(store.artifacts)]
     server += ["--uvicorn-opts", "--log-level warning"]
     os.execv(sys.executable, [sys.executable, *server])
@@ -56,4 +61,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(str(error))
+        fail(str(error))

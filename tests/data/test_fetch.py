@@ -172,6 +172,20 @@ def test_existing_images_are_not_downloaded_again(owner, ham, tmp_path):
     assert sorted(path.name for path in truncated.parent.iterdir()) == sorted(expected)
 
 
+@pytest.mark.parametrize("name", ["ham10000", "siim2020"])
+@pytest.mark.parametrize("image", ["ISIC_0024306/../../../x", "../ISIC_0024307", "/tmp/x", "a\n"])
+def test_an_id_that_would_leave_the_folder_is_refused(owner, tmp_path, name, image):
+    owner.add_image(24306, diagnosis_3="Nevus", lesion_id="IL_24")
+    owner.records[0]["isic_id"] = image
+    table = "2020/ISIC_2020_Training_GroundTruth.csv"
+    owner.files[table] = f'image_name,target\n"{image}",0\n'.encode()
+    folder = tmp_path / "a" / "b" / "c"
+    folder.mkdir(parents=True)
+    with pytest.raises(DataError, match="the server sent an image with the id"):
+        download_collection(resized(name, 1), folder, owner.url)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".csv"]
+
+
 def test_incomplete_archive_writes_no_table(owner, ham, tmp_path):
     with pytest.raises(DataError, match="8 of 10,015 images"):
         download_collection(COLLECTIONS["ham10000"], tmp_path, owner.url)

@@ -33,3 +33,13 @@ def test_invalid_folders(layout):
     shutil.rmtree(root / "malignant")
     with pytest.raises(DataError, match="has no class folders"):
         source.manifest()
+
+
+def test_a_class_name_that_no_metric_can_have_is_refused_with_its_place(layout):
+    source, root = layout("folder")
+    (root / "benign").rename(root / "naïve: é黑")
+    assert "naïve: é黑" in source.manifest().classes
+    (root / "naïve: é黑").rename(root / "a@b")
+    problem = r"folder: the names of its classes must be made of letters.* but got 'a@b'"
+    with pytest.raises(DataError, match=problem):
+        source.manifest()

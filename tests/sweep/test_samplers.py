@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import os
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +13,11 @@ import hydra.utils
 import optuna
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from src.core.errors import ConfigError, DependencyError
+from src.core.errors import ConfigError, DependencyError, UserError
 from src.metrics.registry import Limit, Objective
 from src.sweep.records import TrialOutcome
 from src.sweep.samplers import SamplerChoice, make_sampler
@@ -256,3 +259,25 @@ def test_no_warning_that_says_nothing() -> None:
             Bench(name, 1).run(3)
     assert [str(warning.message) for warning in caught] == []
     assert optuna.logging.get_verbosity() >= optuna.logging.WARNING
+
+
+def test_the_state_of_cmaes_executes_nothing(tmp_path: Path) -> None:
+    class Command:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    sampler = optuna.samplers.CmaEsSampler(n_startup_trials=1, seed=0)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", 0, 1) + trial.suggest_float("y", 0, 1)
+
+    study.optimize(objective, n_trials=12)
+    states = [trial for trial in study.trials if "cma:optimizer:0" in trial.system_attrs]
+    assert states  # and they were read again without an error
+    state = pickle.dumps(Command()).hex()
+    for trial in states:
+        study._storage.set_trial_system_attr(trial._trial_id, "cma:optimizer:0", state)
+    with pytest.raises(UserError, match="the state of CMA-ES in the database names"):
+        study.ask({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
+    assert not (tmp_path / "executed").exists()

@@ -13,7 +13,7 @@ from mlflow.utils.validation import _validate_metric_name, _validate_param_name
 from src.core.errors import ConfigError
 from src.tracking.read import artifact, runs
 from src.tracking.run import Run, batches, cut, flatten, masked, recordable, text
-from src.tracking.store import TrackingError
+from src.tracking.store import Store, TrackingError
 
 
 def history(store, run, metric):
@@ -234,3 +234,20 @@ def test_batches_keep_order_and_size(items, size):
     parts = list(batches(items, size))
     assert [item for part in parts for item in part] == items
     assert all(0 < len(part) <= size for part in parts)
+
+
+def test_no_password_is_recorded(store: Store) -> None:
+    secret = "pass-w0rd"
+    urls = [f"http://me:{secret}@host:9", f"postgresql://me:{secret}@h/runs?x=1"]
+    urls += [f"sqlite:////data/runs.db?password={secret}"]
+    settings = {"tracking": {"uri": urls[0]}, "storage": urls[1:]}
+    run = Run.start(store, "run", {"kind": "run", "overrides": " ".join(urls)}, settings)
+    run.tag(note=urls)
+    run.text("\n".join(urls), "config.yaml")
+    with pytest.raises(RuntimeError), run:
+        raise RuntimeError(f"no answer of {' or '.join(urls)}")
+    recorded = store.client.get_run(run.id).data
+    assert "http://me:***@host:9" in recorded.tags["failure"]
+    files = [path for path in store.artifacts.parent.rglob("*") if path.is_file()]
+    assert {"traceback.txt", "config.yaml", "mlflow.db"} <= {path.name for path in files}
+    assert not [path for path in files if secret.encode() in path.read_bytes()]

@@ -48,6 +48,8 @@ def evaluate_run(config: DictConfig) -> None:
     settings = load_settings(config, EvaluateSettings, without=parts)
     clinical = load_settings(config.clinical, AuditSettings, "clinical")
     run_id = settings.run_id  # checked before the store is opened
+    if "_target_" not in config.data and settings.mapping != external.AUTO:
+        raise ConfigError("labels", "maps the classes of other data: add data=, or leave it out")
     store = existing(config)
     evaluated = trained.find(store, run_id)
     external.refuse_root(evaluated, settings.own_root)

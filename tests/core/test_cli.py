@@ -1,0 +1,89 @@
+"""The wrapper around a command: working folder, passwords and control characters."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from src.core import cli
+from src.core.cli import Command
+from src.core.errors import ConfigError, masked, printable
+
+SECRET = "pass-w0rd"
+URLS = (
+    f"http://me:{SECRET}@127.0.0.1:9",
+    f"https://me:{SECRET}@host/path?x=1",
+    f"postgresql+psycopg://me:{SECRET}@127.0.0.1:9/runs",
+    f"postgresql://host/runs?user=me&password={SECRET}",
+    f"sqlite:////data/runs.db?password={SECRET}",
+)
+AUDIT = Command("command/audit", "")
+
+
+def run_job(run_entry: Callable[..., tuple[int, str]], job: object, *typed: str) -> tuple[int, str]:
+    """Status and output of a command that does `job`."""
+    return run_entry(lambda: AUDIT.run(job), "paper=sun2023", *typed)  # type: ignore[arg-type]
+
+
+def test_relative_paths_mean_the_folder_of_the_command(
+    run_entry: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders: list[str] = []
+    job = lambda config: folders.append(os.getcwd())  # noqa: E731, PTH109
+    assert run_job(run_entry, job, "hydra.job.chdir=true")[0] == 0
+    assert folders == [str(tmp_path)]
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_passwords_are_masked(url: str) -> None:
+    assert SECRET not in masked(f"cannot reach {url} (refused)")
+    assert masked(f"a {url} b").replace("***", SECRET) == f"a {url} b"
+    assert SECRET not in str(ConfigError("uri", f"must be another than {url}").under("tracking"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionError])
+def test_the_traceback_of_a_bug_shows_no_password(
+    run_entry: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def job(config: DictConfig) -> None:
+        cli.say(f"look: {URLS[0]}", wrap=False)
+        logging.getLogger("paretoderm").warning("waiting for %s", URLS[1])
+        raise error(f"no answer of {' or '.join(URLS)}")
+
+    status, output = run_job(run_entry, job)
+    assert status == 1
+    assert "Traceback" in output
+    assert "look: http://me:***@127.0.0.1:9" in output
+    assert SECRET not in output
+    logs = [file.read_text() for file in tmp_path.rglob("*.log")]
+    assert any("waiting for https://me:***@host" in text for text in logs)
+    assert SECRET not in "".join(logs)
+
+
+def test_control_characters_do_not_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "\x1b]0;title\x07\x1b[31mmel\x9b2J"
+    cli.say(f"class {name}")
+    cli.console.print(name, markup=False)
+    with pytest.raises(SystemExit):
+        cli.fail(f"no image of class {name}")
+    logging.getLogger("paretoderm").warning("class %s", name)
+    output = capsys.readouterr()
+    shown = output.out + output.err + caplog.text
+    assert shown.count("mel") == 4
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert (
+        printable("two\nlines\t\N{BLACK HEART SUIT} é 黑")
+        == "two\nlines\t\N{BLACK HEART SUIT} é 黑"
+    )
