@@ -3,12 +3,11 @@
 python -m src.audit paper=mamun2025
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "command/audit",
+    "src.reporting.claims:audit_paper",
     """
 Paretoderm: a paper's claims beside what is counted, computed and measured here. Trains nothing.
 
@@ -19,18 +18,7 @@ Paretoderm: a paper's claims beside what is counted, computed and measured here.
   python -m src.audit --help paper                   the papers
 """,
 )
-
-
-def main() -> None:
-    """Run the command line."""
-
-    def job(config: DictConfig) -> None:
-        from src.reporting.claims import audit_paper
-
-        audit_paper(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -5,12 +5,11 @@ python -m src.benchmark file=model.onnx out=result.json
 python -m src.benchmark join=result.json
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "command/benchmark",
+    "src.deployment.benchmark.benchmark:make",
     """
 Paretoderm: latency, memory, cold start and, where a counter exists, energy of trained models.
 
@@ -28,18 +27,7 @@ Paretoderm: latency, memory, cold start and, where a counter exists, energy of t
     texts=("run", "file", "join", "reference", "device", "image", "out", "folder"),
     lists=("run", "file", "runtime"),
 )
-
-
-def main() -> None:
-    """Run the command line. Status 1 if no model could be measured."""
-
-    def job(config: DictConfig) -> None:
-        from src.deployment.benchmark import benchmark
-
-        benchmark.make(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -4,12 +4,11 @@ python -m src.card model=<run id>
 python -m src.card model=derm@champion
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "command/card",
+    "src.reporting.card:make",
     """
 Paretoderm: the model card of a trained model, from its recorded run, as Markdown and in MLflow.
 
@@ -22,18 +21,7 @@ Paretoderm: the model card of a trained model, from its recorded run, as Markdow
     renamed={"model": "subject"},
     texts=("model",),
 )
-
-
-def main() -> None:
-    """Run the command line."""
-
-    def job(config: DictConfig) -> None:
-        from src.reporting import card
-
-        card.make(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

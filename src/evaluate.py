@@ -4,12 +4,11 @@ python -m src.evaluate run=<id>
 python -m src.evaluate run=<id> data=isic2019 data.root=<folder>
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "command/evaluate",
+    "src.reporting.clinical.evaluate:evaluate_run",
     """
 Paretoderm: clinical audit of a trained run, on its own splits and on other data.
 
@@ -26,18 +25,7 @@ Paretoderm: clinical audit of a trained run, on its own splits and on other data
     renamed={"labels": "mapping"},
     texts=("run",),
 )
-
-
-def main() -> None:
-    """Run the command line."""
-
-    def job(config: DictConfig) -> None:
-        from src.reporting.clinical.evaluate import evaluate_run
-
-        evaluate_run(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -4,12 +4,11 @@ python -m src.export run=<id> format=onnx
 python -m src.export run=<id> format=[onnx,executorch,litert]
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "command/export",
+    "src.deployment.export:export_run",
     """
 Paretoderm: export a trained run. The file takes uint8 RGB pictures (N, S, S, 3) and returns
 probabilities (N, K). It normalises the picture itself; crop it to a square and resize it before.
@@ -28,18 +27,7 @@ The libraries are optional: pip install -e '.[onnx]', '.[executorch]', '.[litert
     texts=("run", "data.root", "root"),
     lists=("format",),
 )
-
-
-def main() -> None:
-    """Run the command line."""
-
-    def job(config: DictConfig) -> None:
-        from src.deployment.export import export_run
-
-        export_run(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -3,12 +3,11 @@
 python -m src.predict model=<run id, registry name or exported file> input=<image|folder|CSV>
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "command/predict",
+    "src.deployment.predict:make",
     """
 Paretoderm: predictions of a trained model for pictures. Research software, no medical device.
 
@@ -23,18 +22,7 @@ Exit status 0: all pictures were read; 1: some were not, and are listed; 2: noth
     renamed={"model": "named"},
     texts=("model", "input", "out"),
 )
-
-
-def main() -> None:
-    """Run the command line. Status 1 if some pictures could not be read."""
-
-    def job(config: DictConfig) -> None:
-        from src.deployment import predict
-
-        predict.make(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ from src.core.cli import Command
 
 COMMAND = Command(
     "command/report",
+    "src.report:make_report",
     """
 Paretoderm: which model to choose, and how certain the choice is, from the runs in MLflow.
 
@@ -25,20 +26,18 @@ Paretoderm: which model to choose, and how certain the choice is, from the runs 
 )
 
 
-def main() -> None:
-    """Run the command line."""
+def make_report(config: DictConfig) -> None:
+    """Make the report, and the card of the model that it registers."""
+    from src.reporting import report
 
-    def job(config: DictConfig) -> None:
-        from src.reporting import report
+    report.make(config)
+    if config.register:
+        from src.reporting.card import attach
 
-        report.make(config)
-        if config.register:
-            from src.reporting.card import attach
+        attach(config)
 
-            attach(config)
 
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,8 @@ def describe_inputs(
     config: DictConfig, overrides: Sequence[str], parts: loop.RunParts, run: Run, folder: Path
 ) -> None:
     """Log the inputs before anything is trained: config, environment, data, contact sheet."""
-    run.text(OmegaConf.to_yaml(public(resolve(config))), "config.yaml")
-    run.text("\n".join(map(masked, overrides)) + "\n", "overrides.txt")
+    run.text(OmegaConf.to_yaml(resolve(config)), "config.yaml")
+    run.text("\n".join(overrides) + "\n", "overrides.txt")
     run.text(json.dumps(environment(), indent=2), "environment.json")
     data = parts.data
     about = {key: float(value) for key, value in data.record().items()}
@@ -178,14 +178,6 @@ def describe_inputs(
     run.artifact(sheet, "figures")
     if data.cache.unreadable:
         run.table(pd.DataFrame(data.cache.unreadable, columns=["path", "reason"]), "unreadable.csv")
-
-
-def public(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values without the password of a tracking server, for the record."""
-    tracking = dict(plain.get("tracking", {}))
-    if not tracking.get("uri"):
-        return dict(plain)
-    return {**plain, "tracking": {**tracking, "uri": masked(str(tracking["uri"]))}}
 
 
 def prepare_process() -> None:
@@ -357,7 +349,7 @@ def _start(
     commit, dirty = position.git or git_state(ROOT)
     tags = {
         "kind": kind,
-        "overrides": masked(" ".join(overrides)),
+        "overrides": " ".join(overrides),
         "study": position.study,
         "preset": config.preset or "",
         "trial": position.trial,
@@ -373,7 +365,7 @@ def _start(
     if origin.is_compression(config):
         tags |= {"origin": config.origin, "compression": config.compression.name}
     name = str(config.model.get("name", kind))
-    run = Run.start(store, name, tags | more, public(plain), position.parent)
+    run = Run.start(store, name, tags | more, plain, position.parent)
     if dirty and not position.git:
         record_changes(run)
     return run
@@ -381,5 +373,5 @@ def _start(
 
 def record_changes(run: Run) -> None:
     """Log the uncommitted changes of the sources; a resumed study may have several such files."""
-    patch = masked(uncommitted_changes(ROOT))
+    patch = uncommitted_changes(ROOT)
     run.text(patch, f"uncommitted-{hashlib.sha256(patch.encode()).hexdigest()[:8]}.patch")

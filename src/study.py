@@ -29,7 +29,7 @@ from src.core.config import (
     shared_config_digest,
 )
 from src.core.environment import git_state
-from src.core.errors import ConfigError, masked
+from src.core.errors import ConfigError
 from src.deployment.compression import origin
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives
 from src.reporting import comparison
@@ -201,7 +201,7 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
             "objectives": "; ".join(map(str, plan.objectives)),
             "limits": "; ".join(map(str, plan.limits)),
             "sweeps": str(config.hydra.runtime.choices.get("sweeps") or ""),
-            "fixed_overrides": masked(shlex.join(plan.overrides)),
+            "fixed_overrides": shlex.join(plan.overrides),
         }
         recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), tags)
         study.set_user_attr("study_run", recorder.parent.id)

@@ -5,12 +5,11 @@ python -m src.train -m model=custom,resnet50
 python -m src.train -m sweeps=dense_size
 """
 
-from omegaconf import DictConfig
-
 from src.core.cli import Command
 
 COMMAND = Command(
     "train",
+    "src.run:single_run",
     """
 Paretoderm: train skin-lesion classifiers, measure their cost, record them in MLflow, compare them.
 
@@ -20,18 +19,7 @@ Paretoderm: train skin-lesion classifiers, measure their cost, record them in ML
   python -m src.train model=custom data=ham10000 data.root=/path/to/HAM10000 trainer.max_epochs=40
 """,
 )
-
-
-def main() -> None:
-    """Run the command line. Status 0 only if every run succeeded."""
-
-    def job(config: DictConfig) -> None:
-        from src import run
-
-        run.single_run(config)
-
-    COMMAND.run(job)
-
+main = COMMAND.run
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,13 @@
 """The wrapper around every command: Hydra, --help, one-line errors, exit status, the console."""
 
-import functools
+import importlib
 import os
 import re
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,8 @@ class Command:
 
     Attributes:
         config_name: The primary config below conf/, such as "command/report".
+        job: The function that does the work with the composed config, as "module:function". It is
+            imported then: --help must not wait for torch or MLflow.
         examples: Shown by --help.
         renamed: Argument as typed -> key in the config.
         texts: Arguments (as typed) whose values are taken as text: ids, paths, filters.
@@ -77,6 +79,7 @@ class Command:
     """
 
     config_name: str
+    job: str
     examples: str
     renamed: Mapping[str, str] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
@@ -97,14 +100,14 @@ class Command:
                 value = _ensure_quoted(value)
         return f"{self.renamed.get(key, key)}={value}"
 
-    def run(self, job: Callable[[DictConfig], object]) -> None:
-        """Compose the config from the command line and call `job` with it.
+    def run(self) -> None:
+        """Compose the config from the command line and do the job with it.
 
-        Of a multirun, the sweeper calls `job`. The process ends with status 2 and one line on
-        stderr after a mistake of the user, with 130 after Ctrl+C, with 1 after partial failures
+        Of a multirun, the sweeper does it. The process ends with status 2 and one line on stderr
+        after a mistake of the user, with 130 after Ctrl+C, with 1 after partial failures
         (`failures`), with a traceback after a bug. `--help` lists what can be set, `--help <group>`
         the choices of a config group. SIGTERM raises SystemExit, so that a run that is terminated
-        can be closed. `job` imports what it needs itself: --help must not wait for torch or MLflow.
+        can be closed.
         """
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments):
@@ -119,14 +122,15 @@ class Command:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
         refused: list[Exception] = []
 
-        @functools.wraps(job)
         def task(config: DictConfig) -> None:
             os.chdir(cwd)  # of hydra.job.chdir=true: paths mean where the command was typed
+            module, _, function = self.job.partition(":")
             try:
-                job(config)
+                getattr(importlib.import_module(module), function)(config)
             except COMPOSE_ERRORS as error:
                 refused.append(error)  # Hydra would print a line of its own
 
+        task.__module__ = f"src.{self.config_name.rpartition('/')[2]}"  # names the log file
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.config_name)
         try:
             main(task)()

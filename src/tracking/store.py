@@ -147,7 +147,6 @@ class Store:
             advice = "start the server, or correct MLFLOW_TRACKING_URI"
             advice = "repair the file or move it away" if self.database else advice
             message = f"{self.uri}: the run store cannot be used ({reason}): {advice}"
-            message = message.replace(f":{parts.password}@", ":***@")
             raise TrackingError(message) from error
         self._client = client
         return self
