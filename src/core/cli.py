@@ -38,14 +38,15 @@ COMPOSE_ERRORS = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLEr
 
 
 class PlainConsole(Console):
-    """A console that shows no control characters of a text, such as a foreign class name."""
+    """A console without passwords and the control characters of, say, a foreign class name."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
         """Called by rich for every part of what is printed."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
+            shown = printable(masked(segment.text))
+            yield segment if segment.control else segment._replace(text=shown)
 
 
 console = PlainConsole(width=WIDTH)
@@ -58,7 +59,7 @@ def say(line: str, wrap: bool = True, style: str | None = None) -> None:
 
     Paths and commands, which users copy, are not wrapped. `style` is one of rich.
     """
-    console.print(masked(line), style=style, markup=False, highlight=False, soft_wrap=not wrap)
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=not wrap)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from src.core import cli
 from src.core.errors import UserError
@@ -35,7 +34,7 @@ _TAGS = ["model", "trial", "overrides", "split", "grouped_by", "split_fingerprin
 _TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing"]
 _MOST_FAILURES = 5
 log = logging.getLogger(__name__)
-console = Console(width=80)
+console = cli.PlainConsole(width=80)
 
 
 def compare(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
 
+from src.core.cli import PlainConsole
 from src.core.config import load_settings
 from src.core.errors import ConfigError, UserError, masked
 from src.core.files import atomic_folder, refuse_unwritable
@@ -36,7 +36,7 @@ FEW_PARAMETERS = 3  # with more, each of them hides the effect of the others
 FOLDER = "report"  # within the artifacts of the study's run
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 log = logging.getLogger(__name__)
-console = Console(width=80)
+console = PlainConsole(width=80)
 
 
 def make(config: DictConfig) -> Report:

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from src.core.cli import PlainConsole
 from src.metrics.formatting import engineering
 from src.metrics.registry import Objective, describe
 from src.sweep.records import State
@@ -52,7 +53,7 @@ class LiveView:
 
     def __init__(self, study: str = "", console: Console | None = None) -> None:
         self._study = study
-        self._console = console or Console()
+        self._console = console or PlainConsole()
         self._began = time.monotonic()
         self._shown_at = -math.inf
         self._events: deque[str] = deque(maxlen=EVENTS)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from optuna.trial import FrozenTrial
 
-from src.core.errors import DivergedError, UserError
+from src.core.errors import DivergedError, UserError, masked
 from src.metrics.registry import Limit, Objective, recorded_name
 from src.sweep.space import Cell
 from src.tracking.store import TrackingError
@@ -117,7 +117,7 @@ class AllFailAlikeError(UserError):
 
 def classify(error: BaseException) -> tuple[Kind, str]:
     """Kind of failure of an exception, and its reason in one line."""
-    text, name = " ".join(str(error).split())[:500], type(error).__name__
+    text, name = " ".join(masked(str(error)).split())[:500], type(error).__name__
     if isinstance(error, UserError) and not isinstance(error, TrackingError):
         return ("diverged" if isinstance(error, DivergedError) else "bad_config"), text
     if isinstance(error, WrongReturnError):

@@ -226,7 +226,7 @@ def main(task: records.Task) -> None:
         kind, reason = "error", f"the trial's code left with status {error.code}"
     except Exception as error:
         if not isinstance(error, UserError):
-            traceback.print_exc()
+            log.error("%s", traceback.format_exc())  # the log shows no password
         kind, reason = records.classify(error)
     log.error("trial %d failed: %s", task.number, reason)
     context.give_up("fail", kind, reason)
