@@ -1,6 +1,5 @@
 """Estimate a study without training: compose, build and count its cells, and time one batch."""
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -79,7 +78,8 @@ def probe(
     for parameter in space.parameters:
         if not any(map(repository.group_exists, parameter.keys)):
             continue
-        for key, value in itertools.chain.from_iterable(map(parameter.pairs, parameter.domain)):
+        pairs = (pair for value in parameter.domain for pair in parameter.pairs(value))
+        for key, value in pairs:
             group = key.lstrip("+")
             if not repository.group_exists(group):
                 continue

@@ -8,7 +8,7 @@ from pathlib import Path
 def masked(text: str) -> str:
     """The text without the passwords of its URLs, which must be neither shown nor recorded."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
+    return re.sub(r"(password=)[^&\s'\"]*", r"\1***", text)
 
 
 def config_problem(error: Exception) -> str:

@@ -867,10 +867,10 @@ def audit_paper(config: DictConfig) -> None:
     missing = store.database is not None and not store.database.exists()
     runs = pd.DataFrame() if missing else read.cached_runs(store.open(create=False))
     studies = sorted(set(read.texts(runs, "tags.study")) - {""})
-    for name in [settings.study] if isinstance(settings.study, str) else settings.study or []:
-        if name not in studies:
-            problem = f"no runs of it in the store{closest(name, studies)}"
-            raise UserError(f"study={name}: {problem}; leave study= out for all runs")
+    for chosen in [settings.study] if isinstance(settings.study, str) else settings.study or []:
+        if chosen not in studies:
+            message = f"study={chosen}: no runs of it in the store{closest(chosen, studies)}"
+            raise UserError(f"{message}; leave study= out for all runs")
     claims, readings = check_claims(paper, recorded_runs(runs, store, paper, settings))
     folder = Path(settings.folder) / recordable(f"audit_{paper.name}").replace("/", "_")
     commit, dirty = git_state(ROOT)

@@ -20,7 +20,6 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from src.core.errors import ConfigError, DependencyError, UserError
 from src.core.files import atomic_file
-from src.tracking.run import masked
 
 KEY = "hydra.sweeper.storage"
 # File systems, by their names in the mount table, that only one machine writes.
@@ -95,10 +94,10 @@ def resolve_url(url: str) -> str:
             raise ValueError
         host = sql.make_url(resolved).host or ""
     except (sql.exc.ArgumentError, ValueError):  # its text may contain a part of the password
-        raise ConfigError(KEY, f"{expected}, but got {masked(url)}") from None
+        raise ConfigError(KEY, f"{expected}, but got {url}") from None
     if "@" in host:
         problem = "must have each @ of its password written as %40"
-        raise ConfigError(KEY, f"{problem}, but got {masked(url)}")
+        raise ConfigError(KEY, f"{problem}, but got {url}")
     return resolved
 
 
@@ -154,7 +153,7 @@ def attach(
             return optuna.Trial(optuna.Study(study_name, storage, sampler, pruner), trial_id)
         except KeyError:
             problem = f"no study {study_name!r} with a trial of id {trial_id}"
-            raise UserError(f"{masked(url)}: {problem}") from None
+            raise UserError(f"{url}: {problem}") from None
 
 
 @contextlib.contextmanager
@@ -273,7 +272,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         if password := sql.make_url(url).password:
             text = text.replace(str(password), "***")
-        raise UserError(f"{KEY}: cannot use {masked(url)}: {text[:300]}") from error
+        raise UserError(f"{KEY}: cannot use {url}: {text[:300]}") from error
 
 
 def _database_file(url: str) -> Path | None:
