@@ -16,7 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from src.core.cli import CONF, ROOT
-from src.core.config import WITHOUT_EFFECT, check, compose_trial, instantiate, resolve
+from src.core.config import (
+    WITHOUT_EFFECT,
+    check,
+    compose_trial,
+    instantiate,
+    is_own,
+    resolve,
+    search_path,
+)
 from src.core.environment import (
     config_hash,
     environment,
@@ -55,6 +63,7 @@ class RunContext:
     parent: str | None = None
     trial: int = 0
     repeat: int = 0
+    own_config: bool = False  # composed from files that are not this project's
 
 
 def single_run(
@@ -91,6 +100,10 @@ def single_run(
         config = origin.compressed_run_config(config, overrides, store)
         check(plain := resolve(config))
     context = RunContext(config.study or "", parent=config.get("origin"))
+    if HydraConfig.initialized():
+        composed = HydraConfig.instance().cfg
+        is_own_config = is_own(composed.hydra.job.config_name, search_path(composed))
+        context = replace(context, own_config=is_own_config)
     with _start(store, config, plain, overrides, context) as run:
         record(config, folder, overrides, run)
     discard_states([folder])
@@ -205,6 +218,8 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         raise UserError(f"{store.uri}: {problem}")
     git = payload.get("git") or git_state(ROOT)
     position = RunContext(context.task.study, git, payload["study_run"], context.task.number)
+    is_own_config = is_own(payload.get("config_name", "train"), payload.get("search_path", ()))
+    position = replace(position, own_config=is_own_config)
     if payload["repeats"] == 1:
         copy_latest_state(context.resume, context.folder)
         metrics = _trial_run(config, store, position, context, context.folder)[1]
@@ -362,6 +377,8 @@ def _start(
         "git_dirty": dirty,
         "config_hash": config_hash(plain, WITHOUT_EFFECT),
     }
+    if position.own_config:
+        tags["own_config"] = True
     if origin.is_compression(config):
         tags |= {"origin": config.origin, "compression": config.compression.name}
     name = str(config.model.get("name", kind))

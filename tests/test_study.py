@@ -182,6 +182,8 @@ def test_a_trial_composes_what_a_run_composes(tmp_path: Path) -> None:
     run = loader.load_configuration("mytrain", cell, RunMode.RUN)
     assert trial == {key: run[key] for key in run if key != "hydra"}
     assert (trial.seed, trial.model.net.width, trial.optimizer.lr) == (7, 5, 0.2)
+    assert shared_config.is_own(payload["config_name"], payload["search_path"])
+    assert not shared_config.is_own("train", shared_config.search_path(multirun_config()))
     (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 8\n")
     with pytest.raises(UserError, match="has changed since"):
         shared_config.compose_trial(payload | {"overrides": cell})

@@ -332,6 +332,11 @@ def search_path(config: DictConfig) -> list[str]:
     return [path.replace(str(ROOT), _ROOT_MARK) for path in paths]
 
 
+def is_own(config_name: str, paths: Sequence[str]) -> bool:
+    """Whether a config was composed from files that are not this project's."""
+    return config_name != "train" or bool(set(paths) - set(_SEARCH_PATH))
+
+
 def compose_trial(payload: Mapping[str, Any]) -> DictConfig:
     """Compose the config of a trial as the command line of its study composes a run.
 
@@ -354,7 +359,7 @@ def compose_trial(payload: Mapping[str, Any]) -> DictConfig:
         return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
     is_unchanged = payload.get("conf_digest") in (None, conf_digest())
-    if not is_unchanged or set(paths) - set(_SEARCH_PATH):  # the digest is of conf/ and sweeps/
+    if not is_unchanged or is_own("train", paths):  # the digest is of conf/ and sweeps/
         shared = shared_config_digest(composed(payload["fixed"]))
         if shared != payload["shared_digest"]:
             raise UserError(

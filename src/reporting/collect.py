@@ -468,6 +468,8 @@ def retrain(study: StudyRuns, trial: pd.Series, artifacts: Path | None) -> str:
     # a single run has all overrides in its tag; a compressed single run is below its origin
     single = not study.run_id and str(values.get("parent_id", "")) in ("", origin)
     fixed = "" if single else study.fixed_overrides
+    if "tags.own_config" in values:  # composed from files that may not be here
+        fixed = None
     command = ["python", "-m", "src.train"]
     if fixed is None:
         if artifacts is None or not (artifacts / "config.yaml").exists():
