@@ -332,9 +332,9 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
 
 
 def count_figures(text: str) -> int:
-    """Number of cells of the tables in a text that hold a digit."""
+    """Number of cells of the tables in a text that are neither empty nor a dash."""
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    return sum(bool(re.search(r"\d", cell)) for row in rows for cell in row.split("|"))
+    return sum(bool(re.search(r"\w", cell)) for row in rows for cell in row.split("|"))
 
 
 def write(store: Store, settings: Mapping[str, Any], names: Sequence[str], file: Path) -> Path:

@@ -284,11 +284,14 @@ def test_figures_that_the_store_lacks_are_never_lost(
     page = file.read_text()
     assert "## one\n\n| a |\n|---|\n| 1 |" in page
     assert "691,911" in page
-    # Fewer rows than the page has are written beside it.
-    file.write_text(page.replace("\n| custom", "\n| x |\n| custom"))
-    before = file.read_text()
-    assert results.write(store, settings, ["two"], file) == tmp_path / "results.new.md"
-    assert file.read_text() == before
+    # Fewer rows, figures or tables than the page has are written beside it.
+    row = ("\n| custom", "\n| x |\n| custom")
+    lost = [row, ("691,911", "691,911 | 0.5"), ("# Results\n", "# Results\n\n| 0.7 |\n")]
+    for old, new in lost:
+        file.write_text(page.replace(old, new, 1))
+        before = file.read_text()
+        assert results.write(store, settings, ["two"], file) == tmp_path / "results.new.md"
+        assert file.read_text() == before
 
     absent = tmp_path / "page.md"
     with pytest.raises(SystemExit, match="error: .* has no figures of leakage"):
