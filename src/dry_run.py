@@ -78,7 +78,7 @@ def probe(
     for parameter in space.parameters:
         if not any(map(repository.group_exists, parameter.keys)):
             continue
-        pairs = (pair for value in parameter.domain for pair in parameter.pairs(value))
+        pairs = (pair for value in parameter.domain.values or () for pair in parameter.pairs(value))
         for key, value in pairs:
             group = key.lstrip("+")
             if not repository.group_exists(group):

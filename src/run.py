@@ -101,8 +101,8 @@ def single_run(
         check(plain := resolve(config))
     context = RunContext(config.study or "", parent=config.get("origin"))
     if HydraConfig.initialized():
-        composed = HydraConfig.instance().cfg
-        is_own_config = is_own(composed.hydra.job.config_name, search_path(composed))
+        composed = HydraConfig.get()
+        is_own_config = is_own(str(composed.job.config_name), search_path(composed))
         context = replace(context, own_config=is_own_config)
     with _start(store, config, plain, overrides, context) as run:
         record(config, folder, overrides, run)

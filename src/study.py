@@ -287,7 +287,7 @@ def _payload(
         "tell_begun": git is None,
         "fixed": plan.overrides,
         "config_name": plan.config.hydra.job.config_name,
-        "search_path": search_path(plan.config),
+        "search_path": search_path(plan.config.hydra),
         "conf_digest": conf_digest(),
         "shared_digest": shared_config_digest(plan.config),
         "repeats": plan.config.repeats,

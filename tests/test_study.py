@@ -169,7 +169,7 @@ def test_a_trial_composes_what_a_run_composes(tmp_path: Path) -> None:
     primary = "defaults:\n  - train\n  - _self_\nmodel:\n  net:\n    width: 5\n"
     (tmp_path / "mytrain.yaml").write_text(primary)
     path = create_config_search_path(str(ROOT / "conf"))
-    path.append("command-line", f"file://{tmp_path}")
+    path.prepend("command-line", f"file://{tmp_path}", "schema")
     loader = ConfigLoaderImpl(path)
     typed = ["experiment=own", "optimizer.lr=0.1,0.2"]
     config = loader.load_configuration("mytrain", typed, RunMode.MULTIRUN)
@@ -183,7 +183,7 @@ def test_a_trial_composes_what_a_run_composes(tmp_path: Path) -> None:
     assert trial == {key: run[key] for key in run if key != "hydra"}
     assert (trial.seed, trial.model.net.width, trial.optimizer.lr) == (7, 5, 0.2)
     assert shared_config.is_own(payload["config_name"], payload["search_path"])
-    assert not shared_config.is_own("train", shared_config.search_path(multirun_config()))
+    assert not shared_config.is_own("train", shared_config.search_path(multirun_config().hydra))
     (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nseed: 8\n")
     with pytest.raises(UserError, match="has changed since"):
         shared_config.compose_trial(payload | {"overrides": cell})

@@ -313,9 +313,10 @@ def one_line(
 
 
 def _is_of_job(error: BaseException) -> bool:
-    """Whether code of this project raised it, not Hydra around it."""
-    files = {Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)}
-    return any(file.is_relative_to(ROOT / "src") and file != Path(__file__) for file in files)
+    """Whether it was raised by the job or the sweeper, not by Hydra before them."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inside = [code for code in codes if Path(code.co_filename).is_relative_to(ROOT / "src")]
+    return any(code is not Command.run.__code__ for code in inside)
 
 
 def _file_of(error: BaseException) -> str:

@@ -325,10 +325,9 @@ def conf_digest() -> str:
     return hashlib.sha256(contents).hexdigest()[:16]
 
 
-def search_path(config: DictConfig) -> list[str]:
-    """Where Hydra found the files of a config that it composed, for `compose_trial`."""
-    sources = config.hydra.runtime.config_sources
-    paths = [f"{source.schema}://{source.path}" for source in sources]
+def search_path(node: Any) -> list[str]:
+    """Where Hydra found the files of a config, by its node `hydra`; for `compose_trial`."""
+    paths = [f"{source.schema}://{source.path}" for source in node.runtime.config_sources]
     return [path.replace(str(ROOT), _ROOT_MARK) for path in paths]
 
 

@@ -146,7 +146,7 @@ class Run:
         recorded = {"mlflow.source.name": sys.argv[0] or "python", "mlflow.source.type": "LOCAL"}
         recorded |= {"mlflow.user": user, **tracking.owner_tags()}
         recorded |= {"mlflow.parentRunId": parent_id} if parent_id else {}
-        recorded |= {key: cut(text(value), _TAG_LENGTH) for key, value in (tags or {}).items()}
+        recorded |= {k: cut(masked(text(v)), _TAG_LENGTH) for k, v in (tags or {}).items()}
         created = store.client.create_run(store.experiment_id, tags=recorded, run_name=name)
         run = cls(store, created.info.run_id, name)
         try:
