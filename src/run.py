@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -83,7 +83,9 @@ def single_run(
         key = "repeats" if config.repeats != 1 else "dry_run"
         raise ConfigError(key, "belongs to a study: add -m")
     folder = folder or Path(HydraConfig.get().runtime.output_dir)
-    overrides = list(HydraConfig.get().overrides.task) if overrides is None else list(overrides)
+    if overrides is None:  # as typed: the list of Hydra would resolve interpolations in it
+        typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        overrides = cast("list[str]", typed)
     plain = resolve(config)
     check(plain)
     refuse_devices(config, is_trial=False)
