@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.cli import console, say
 from src.core.config import instantiate, load_settings, resolve
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 from src.core.files import refuse_unwritable
 from src.data.source import Source
 from src.deployment import trained
