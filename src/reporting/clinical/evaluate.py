@@ -17,7 +17,7 @@ from src.data.source import Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import external, presentation
+from src.reporting.clinical import external, presentation, subgroups
 from src.reporting.clinical.audit import audit
 from src.reporting.clinical.external import REST, ExternalData
 from src.reporting.clinical.results import EvaluateSettings, Evaluation, Images
@@ -83,7 +83,8 @@ def recorded_splits(
     try:
         config = external.data_config(evaluated, settings.own_root)
         source: Source = instantiate(config.source, "data.source")
-        metadata = source.manifest().frame
+        metadata = subgroups.map_columns(source.manifest().frame, settings.columns)
+        notes += _column_notes(metadata)
     except UserError as error:
         reason = f"the run's own data are not here ({error}); name them by own_root=<folder>"
         notes.append(f"No metadata (age, sex, site): {reason}.")
@@ -101,6 +102,14 @@ def recorded_splits(
         reason = some if seeds else "The run has no validation split"
         notes.append(f"{reason}: no threshold was chosen, and no temperature fitted.")
     return Evaluation(evaluated, "", audits, tuple(notes))
+
+
+def _column_notes(metadata: pd.DataFrame) -> list[str]:
+    unknown = subgroups.unknown_columns(metadata)
+    way = "if one is age, sex, site or skin type, name it, as in columns.skin_type=<column>"
+    return [f"Columns of the metadata that are not used: {', '.join(unknown)}; {way}."] * (
+        len(unknown) > 0
+    )
 
 
 def other_data(
@@ -143,6 +152,8 @@ def other_data(
     if REST in data.labels.classes and len(data.labels.classes) == 2 and not clinical.positive:
         clinical = replace(clinical, positive=data.labels.classes[1])
     metadata = data.frame.drop(columns=["label", "original_label"])
+    metadata = subgroups.map_columns(metadata, settings.columns)
+    notes += _column_notes(metadata)
     result = audit(predictions, merged["val"], metadata, clinical, name, warnings)
     geometry = data.data.geometry
     differs = geometry != evaluated.config.data.geometry

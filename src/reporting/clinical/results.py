@@ -235,6 +235,7 @@ class EvaluateSettings:
     mapping: str = "auto"
     unknown: Literal["refuse", "list"] = "refuse"
     overlap: Literal["exclude", "keep"] = "exclude"
+    columns: dict[str, str | None] = field(default_factory=dict)
     folder: str = "reports"
     publish: bool = True
 

@@ -5,32 +5,37 @@ those of a handful of images would be taken for more than they are.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 from src.metrics import bootstrap, curves, thresholds
 from src.metrics.bootstrap import COLUMNS, Predictions, Statistics, gather
 from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import Threshold
 
-# attribute -> columns of metadata that hold it; the first that exists is used
+# attribute -> columns of metadata that hold it, as public data sets spell them (small letters, "_"
+# for spaces and hyphens); the first that exists is used
 SOURCES = {
-    "age": ("age", "age_approx"),
-    "sex": ("sex",),
+    "age": ("age", "age_approx", "age_approximate", "patient_age", "age_years"),
+    "sex": ("sex", "gender", "patient_sex"),
     "site": (
-        *("localization", "anatom_site_general"),
-        *("anatom_site_general_challenge", "anatom_site_special"),
+        *("localization", "localisation", "anatom_site_general", "anatom_site_general_challenge"),
+        *("anatom_site_special", "anatom_site", "anatomical_site", "body_site", "body_part"),
+        *("region", "location"),
     ),
     "skin type": (
-        *("fitzpatrick", "fitzpatrick_skin_type", "fitzpatrick_scale"),
-        *("skin_type", "skin_tone"),
+        *("fitzpatrick", "fitspatrick", "fitzpatrick_skin_type", "fitzpatrick_scale"),
+        *("fitzpatrick_type", "skin_type", "skin_tone", "fst", "skintype"),
     ),
 }
+# a column whose name has one of these words, and that is not in `SOURCES`, may be metadata
+_WORDS = re.compile("age|sex|gender|site|locali|locat|region|anatom|body|fit[sz]|skin|tone|ethnic")
 AT_THRESHOLD = "recall_at_threshold"
 UNKNOWN = "unknown"
 AGES = (30, 40, 50, 60, 70, 80)
@@ -98,7 +103,7 @@ def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
     repeated = rows["image_id"][rows["image_id"].duplicated()]
     if len(repeated):
         raise UserError(f"the metadata name image {repeated.iloc[0]} twice")
-    columns = {str(column).lower(): column for column in metadata}
+    columns = {_spelled(column): column for column in metadata}
     people = pd.DataFrame(index=pd.Index(images, name="image_id"))
     for by, names in SOURCES.items():
         column = next((columns[name] for name in names if name in columns), None)
@@ -106,6 +111,34 @@ def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
             values = _texts(rows.set_index("image_id")[column].reindex(people.index))
             people[by] = _bands(values) if by == "age" else values
     return people
+
+
+def map_columns(metadata: pd.DataFrame, columns: Mapping[str, str | None]) -> pd.DataFrame:
+    """Metadata with the columns that hold age, sex, site or skin_type under names in `SOURCES`.
+
+    Raises:
+        ConfigError: There is no such column.
+    """
+    for attribute, column in columns.items():
+        if column is not None:
+            if column not in metadata:
+                listed = ", ".join(map(str, metadata.columns))
+                problem = f"must be a column of the metadata ({listed}), but got {column}"
+                raise ConfigError(f"columns.{attribute}", problem)
+            name = SOURCES[attribute.replace("_", " ")][0]
+            metadata = metadata.assign(**{name: metadata[column]})
+    return metadata
+
+
+def unknown_columns(metadata: pd.DataFrame) -> list[str]:
+    """Columns that by their names may be metadata, but are not in `SOURCES`."""
+    known = {*(name for names in SOURCES.values() for name in names), "image_id", "image"}
+    words = (str(column) for column in metadata if _spelled(column) not in known)
+    return [word for word in words if _WORDS.search(_spelled(word).replace("image", ""))]
+
+
+def _spelled(column: Hashable) -> str:
+    return re.sub(r"[\s-]+", "_", str(column).strip().lower())
 
 
 def _ids(metadata: pd.DataFrame) -> pd.Series:

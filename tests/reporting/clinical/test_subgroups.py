@@ -6,9 +6,9 @@ import pytest
 from clinical_cases import frame, made_up
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical.subgroups import attributes, table
+from src.reporting.clinical.subgroups import attributes, map_columns, table, unknown_columns
 
 IMAGES = pd.Series([f"i{number:04d}" for number in range(8)])
 FEW = AuditSettings(samples=100)
@@ -33,6 +33,33 @@ def test_columns_of_every_data_set() -> None:
     assert people.loc["i0001"].to_dict() == expected
     assert people.loc["i0002"].to_list() == ["unknown"] * 4
     assert list(attributes(IMAGES, about(sex=["male"] * 8))) == ["sex"]
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        # PAD-UFES-20, Derm7pt, Fitzpatrick17k and DDI, and a hospital's own
+        {"fitspatrick": "skin type", "gender": "sex", "region": "site", "age": "age"},
+        {"location": "site", "sex": "sex"},
+        {"fitzpatrick_scale": "skin type"},
+        {"skin_tone": "skin type"},
+        {"Patient Age": "age", "Body-Site": "site", " Skin type": "skin type"},
+    ],
+)
+def test_columns_are_known_by_their_public_spellings(spelled: dict[str, str]) -> None:
+    metadata = about(**{column: ["3"] * 8 for column in spelled})
+    assert set(attributes(IMAGES, metadata)) == set(spelled.values())
+    assert unknown_columns(metadata) == []
+
+
+def test_other_columns_are_listed_and_can_be_mapped() -> None:
+    metadata = about(FST_of_skin=["II"] * 8, diameter=[3] * 8, image_quality=[1] * 8)
+    assert list(attributes(IMAGES, metadata)) == []
+    assert unknown_columns(metadata) == ["FST_of_skin"]
+    mapped = map_columns(metadata, {"age": None, "skin_type": "FST_of_skin"})
+    assert attributes(IMAGES, mapped)["skin type"].to_list() == ["II"] * 8
+    with pytest.raises(ConfigError, match=r"^columns\.sex: must be a column .*but got gendr"):
+        map_columns(metadata, {"sex": "gendr"})
 
 
 @pytest.mark.parametrize(
