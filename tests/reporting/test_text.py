@@ -77,7 +77,8 @@ def test_a_net_and_its_compression_are_not_the_same_net() -> None:
 
 
 def test_warnings_say_what_may_mislead(report) -> None:
-    table = report.table.assign(split="image (leaking)", grouped_by="lesion", split_fingerprint="f")
+    columns = {"split": "image (leaking)", "grouped_by": "lesion", "split_fingerprint": "f"}
+    table = report.table.assign(**columns, flops_missing="")
     front = table.index[table["front"]]
     table.loc[table.index[table["state"] == "dominated"][0], "tested"] = "as a member of the front"
     table["tested"] = table["tested"].fillna("")
