@@ -2,7 +2,8 @@
 
 import functools
 import html
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -117,7 +118,8 @@ def _layout(view: View) -> dict[str, Any]:
         names = [axis["label"] for axis in view.traces[0]["dimensions"]]
         lines = max(style.wrapped(name, 13).count("\n") + 1 for name in names)
         return layout | {"margin": {"l": 85, "r": 30, "t": 20, "b": 30 + 15 * lines}}
-    layout |= {"xaxis": _axis(view.x, 38), "yaxis": _axis(view.y, 44)}
+    for name, axis, width in (("x", view.x, 38), ("y", view.y, 44)):
+        layout[f"{name}axis"] = _axis(axis, width, [one[name] for one in view.traces])
     if kind == "bar":
         return layout | {"barmode": "group", "bargap": 0.25}
     if kind == "heatmap":
@@ -131,14 +133,28 @@ def _layout(view: View) -> dict[str, Any]:
     return layout
 
 
-def _axis(axis: Axis, width: int) -> Axis:
+def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
     title = {"text": style.wrapped(axis["title"], width), "standoff": 12}
     scale = _AXIS | axis | {"title": title}
     if "ticktext" in axis:
         # else a text that reaches over the edge is omitted
         scale |= {"tickmode": "array", "ticklabeloverflow": "allow"}
     elif axis.get("type") == "log":
-        scale["dtick"] = "D2"
+        scale["dtick"] = _log_step(pd.concat([pd.Series(one, dtype=float) for one in positions]))
     if "range" in axis:
         scale["autorange"] = False
     return scale
+
+
+def _log_step(values: pd.Series) -> str:
+    """Ticks at 1, 2 and 5; at equal steps where no power of ten is among the values.
+
+    Plotly writes the first digit alone beside a power of ten, which must then be in sight.
+    """
+    values = values[values > 0]
+    low, high = values.min(), values.max()
+    if not low < high or math.floor(math.log10(low)) < math.floor(math.log10(high)):
+        return "D2"
+    step = (high - low) / 4
+    decade = 10.0 ** math.floor(math.log10(step))
+    return f"L{decade * next(digit for digit in (1, 2, 5, 10) if digit * decade >= step):g}"

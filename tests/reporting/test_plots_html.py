@@ -115,3 +115,18 @@ def test_rounding_keeps_five_figures_and_is_json(values):
             assert not math.isfinite(value) or abs(value) > 1.7e308
         else:
             assert near == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ([181_000, 488_000], "L100000"),  # no power of ten between them: 200k, 300k, 400k
+        ([2.1, 2.9], "L0.2"),
+        ([90_000, 120_000], "D2"),  # 100k, and digits beside it
+        ([1.0, 10.0], "D2"),
+        ([5.0], "D2"),
+    ],
+)
+def test_a_logarithmic_axis_says_its_magnitude(values, step):
+    shown = View("", [scatter("", values, [0.5] * len(values))], axis("x", type="log"), axis("y"))
+    assert figure(Picture([shown]))["layout"]["xaxis"]["dtick"] == step
