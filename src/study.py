@@ -41,7 +41,8 @@ from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.samplers import GRID, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
-from src.sweep.storage import default_url, open_storage, ownership, resolve_url
+from src.sweep.storage import KEY, default_url, open_storage, ownership, resolve_url
+from src.tracking.retry import Retry
 from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class SweepSettings(RunPolicy):
     executor: Any
     study_name: str | None = None
     storage: str | None = None
+    storage_wait_s: Annotated[float, Ge(0)] = 300
     warm_start: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -163,8 +165,9 @@ def sweep(
         origin.check_study(probed[0], default, probed[1], store)
     folder = store.database.parent if store.database else store.folder
     url = resolve_url(plan.settings.storage or default_url(folder))
-    with ownership(url, plan.name) as is_owner:
-        return _run(plan, store, url, is_owner)
+    retry = Retry(KEY, url, plan.settings.storage_wait_s)
+    with ownership(url, plan.name, retry) as is_owner:
+        return _run(plan, store, url, retry, is_owner)
 
 
 def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
@@ -185,7 +188,9 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     return bool((cells["problem"] == "").any())
 
 
-def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) -> bool:
+def _run(
+    plan: StudyPlan, store: Store, url: str, retry: Retry, is_owner: Callable[[], bool]
+) -> bool:
     config, settings = plan.config, plan.settings
     pruner = make_pruner(settings.pruner, len(plan.objectives), config.trainer.max_epochs)
     with ExitStack() as stack:
@@ -196,7 +201,7 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
         executor: Executor = instantiate(node, "hydra.sweeper.executor")
         stack.callback(executor.close, settings.grace_s)
         executor.warm_up()  # imports in the background, while the study is opened
-        study = _open_study(plan, pruner, url)
+        study = _open_study(plan, pruner, url, retry)
         tags = {
             "objectives": "; ".join(map(str, plan.objectives)),
             "limits": "; ".join(map(str, plan.limits)),
@@ -242,10 +247,10 @@ def _run(plan: StudyPlan, store: Store, url: str, is_owner: Callable[[], bool]) 
     return is_complete and bool((compared["status"] == "FINISHED").any())
 
 
-def _open_study(plan: StudyPlan, pruner: Any, url: str) -> studies.OwnedStudy:
+def _open_study(plan: StudyPlan, pruner: Any, url: str, retry: Retry) -> studies.OwnedStudy:
     settings, seed = plan.settings, int(plan.config.seed)
     objectives, limits, space = plan.objectives, plan.limits, plan.space
-    fixed, storage = flat_settings(plan.config), open_storage(url)
+    fixed, storage = flat_settings(plan.config), open_storage(url, retry)
     optuna_pruner = pruner if isinstance(pruner, BasePruner) else None
     first = make_sampler(settings.sampler, seed, len(objectives), 0).sampler
     study = studies.open_study(
@@ -294,4 +299,5 @@ def _payload(
         "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
         "drop_p": plan.settings.drop_p,
         "keep_state_s": plan.settings.keep_state_s,
+        "storage_wait_s": plan.settings.storage_wait_s,
     }

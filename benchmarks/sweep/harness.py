@@ -29,8 +29,9 @@ from src.sweep.executors.local import LocalExecutor
 from src.sweep.records import EndedTask, Task, TrialOutcome
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.status import StudyStatus
-from src.sweep.storage import default_url, open_storage, ownership
+from src.sweep.storage import KEY, default_url, open_storage, ownership
 from src.sweep.trial import TERMINATED
+from src.tracking.retry import Retry
 from src.tracking.store import Store, reap
 
 STUDY = "stubs"
@@ -65,6 +66,7 @@ class Setup(RunPolicy):
         n_jobs: Trials at once, where an executor is made.
         body: Of the trials.
         storage: URL of the study's database; None: a SQLite file in `folder`.
+        storage_wait_s: Longest outage of a server that is waited for.
 
     All else is as in `RunPolicy`.
     """
@@ -79,6 +81,7 @@ class Setup(RunPolicy):
     learns_from_pruned: bool = True
     body: str = BODY
     storage: str | None = None
+    storage_wait_s: float = 300
     retries: int = field(default=0, kw_only=True)
     grace_s: float = field(default=5.0, kw_only=True)
 
@@ -179,9 +182,10 @@ def opened(
         UserError: The study has an owner, or is another one.
     """
     store = setup.store.open()
-    with ownership(setup.url, STUDY), contextlib.ExitStack() as stack:
+    retry = Retry(KEY, setup.url, setup.storage_wait_s)
+    with ownership(setup.url, STUDY, retry) as is_owner, contextlib.ExitStack() as stack:
         reap(store)
-        storage = open_storage(setup.url)
+        storage = open_storage(setup.url, retry)
         executor = make_executor(storage) if make_executor else StubExecutor(setup.n_jobs)
         stack.callback(executor.close, setup.grace_s)
         executor.warm_up()
@@ -200,6 +204,7 @@ def opened(
             "study_run": recorder.parent.id,
             "repeats": 1,
             "git": ["unknown", None],
+            "storage_wait_s": setup.storage_wait_s,
         }
         with recorder.parent:
             yield Scheduler(
@@ -213,6 +218,7 @@ def opened(
                 setup.body,
                 payload,
                 show,
+                is_owner,
             )
 
 

@@ -1,13 +1,19 @@
 """A study's Optuna database, SQLite or PostgreSQL, and the lock of its one scheduler."""
 
 import contextlib
+import copy
+import functools
 import hashlib
+import json
+import logging
 import os
 import re
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +22,15 @@ import optuna
 import psutil
 import sqlalchemy as sql
 from filelock import FileLock, Timeout
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from src.core.errors import ConfigError, DependencyError, UserError
 from src.core.files import atomic_file
+from src.tracking.retry import Retry
 
 KEY = "hydra.sweeper.storage"
 # File systems, by their names in the mount table, that only one machine writes.
@@ -36,6 +47,13 @@ _HOLDER = """SELECT a.application_name
     WHERE l.locktype = 'advisory' AND l.granted
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND l.classid::bigint = :high AND l.objid::bigint = :low"""
+# Who owned a study last: a lock that was lost and taken again does not tell.
+_OWNERS = """CREATE TABLE IF NOT EXISTS paretoderm_owners
+    (study TEXT PRIMARY KEY, owner TEXT NOT NULL)"""
+_ENTER = """INSERT INTO paretoderm_owners VALUES (:study, :owner)
+    ON CONFLICT (study) DO UPDATE SET owner = :owner"""
+_LAST = "SELECT owner FROM paretoderm_owners WHERE study = :study"
+_CREATION = "paretoderm:creation"  # system attribute of a trial, by which a repeated write knows it
 
 
 class Connection(sqlite3.Connection):
@@ -101,11 +119,91 @@ def resolve_url(url: str) -> str:
     return resolved
 
 
-def open_storage(url: str) -> BaseStorage:
+class ServerStorage(RDBStorage):
+    """Optuna's storage on a server; waits while it is away, and writes nothing twice.
+
+    Only the owner of a study creates and claims trials.
+
+    Args:
+        retry: Repeats each access.
+        arguments: Of `RDBStorage`.
+    """
+
+    def __init__(self, retry: Retry, *arguments: Any, **options: Any) -> None:
+        self._retry = retry
+        super().__init__(*arguments, **options)
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        """As Optuna's."""
+
+        def create(is_repeated: bool) -> int:
+            try:
+                return RDBStorage.create_new_study(self, directions, study_name)
+            except DuplicatedStudyError:
+                if not is_repeated or study_name is None:
+                    raise
+                return self.get_study_id_from_name(study_name)
+
+        return self._retry.call(create)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna's."""
+
+        def write(is_repeated: bool) -> bool:
+            if is_repeated and self.get_trial(trial_id).state is state:
+                return True
+            return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+
+        return self._retry.call(write)
+
+    def _create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> FrozenTrial:
+        if template_trial is None:  # what Optuna creates
+            template = optuna.trial.create_trial(state=TrialState.RUNNING)
+            template.datetime_start = datetime.now()
+        else:
+            template = copy.copy(template_trial)
+        template.system_attrs = {**template.system_attrs, _CREATION: uuid.uuid4().hex}
+        create = functools.partial(RDBStorage._create_new_trial, self, study_id, template)
+        return self._retry.call(lambda is_repeated: create())
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: Any, session: Any) -> Any:
+        """The trial of an earlier attempt whose answer was lost; Optuna itself tries again too."""
+        trials = session.query(models.TrialModel).filter_by(study_id=study_id)
+        newest = trials.order_by(models.TrialModel.trial_id.desc()).first()
+        creation = json.dumps(template_trial.system_attrs[_CREATION])
+        attributes = newest.system_attributes if newest else ()
+        if any(item.key == _CREATION and item.value_json == creation for item in attributes):
+            return newest
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+
+def _repeated(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: ServerStorage, *arguments: Any, **options: Any) -> Any:
+        return self._retry.call(lambda is_repeated: method(self, *arguments, **options))
+
+    return call
+
+
+# All other methods that Optuna calls; they read, or write the same value again.
+_PUBLIC = {name for name in vars(RDBStorage).keys() & vars(BaseStorage) if name[0] != "_"}
+_CALLED = {*_PUBLIC, "_set_trial_param", "_get_trials", "_get_best_trial_id"}
+for _name in _CALLED - vars(ServerStorage).keys() - {"remove_session"}:
+    setattr(ServerStorage, _name, _repeated(getattr(RDBStorage, _name)))
+
+
+def open_storage(url: str, retry: Retry | None = None) -> BaseStorage:
     """Open a database, created first if there is none; several processes may do so at once.
 
     Args:
         url: As for `resolve_url`. The folder of a SQLite database is created.
+        retry: Of a server, from `ownership`: repeats what it does not answer; None: nothing.
 
     Returns:
         Optuna's storage, which caches finished trials: open it once and pass it on.
@@ -126,11 +224,15 @@ def open_storage(url: str) -> BaseStorage:
             connection = stack.enter_context(_session(url, "paretoderm"))
             lock = sql.text("SELECT pg_advisory_lock(:key)")
             connection.execute(lock, {"key": _lock_key("tables")})
-        return optuna.storages.get_storage(_rdb(url))
+        return optuna.storages.get_storage(_rdb(url, retry))
 
 
 def attach(
-    url: str, study_name: str, trial_id: int, pruner: optuna.pruners.BasePruner | None = None
+    url: str,
+    study_name: str,
+    trial_id: int,
+    pruner: optuna.pruners.BasePruner | None = None,
+    wait_s: float = 0.0,
 ) -> optuna.Trial:
     """The trial with that id, for the process that runs it.
 
@@ -141,13 +243,15 @@ def attach(
         study_name: The study of the trial.
         trial_id: Optuna's id, not its number.
         pruner: Used by `should_prune`; None never prunes.
+        wait_s: The longest outage of a server that the trial waits for, now and later.
 
     Raises:
         UserError: The database cannot be reached, or has no such study or trial.
     """
     url = resolve_url(url)
     with _one_line_errors(url):
-        storage = _rdb(url, skip_compatibility_check=True, skip_table_creation=True)
+        retry = Retry(KEY, url, wait_s)
+        storage = _rdb(url, retry, skip_compatibility_check=True, skip_table_creation=True)
         sampler, pruner = optuna.samplers.RandomSampler(), pruner or optuna.pruners.NopPruner()
         try:
             return optuna.Trial(optuna.Study(study_name, storage, sampler, pruner), trial_id)
@@ -157,7 +261,9 @@ def attach(
 
 
 @contextlib.contextmanager
-def ownership(url: str, study_name: str) -> Iterator[Callable[[], bool]]:
+def ownership(
+    url: str, study_name: str, retry: Retry | None = None
+) -> Iterator[Callable[[], bool]]:
     """Hold the lock of the one process that asks and tells a study.
 
     The lock ends with the process, even if that is killed. A plainly forked child would keep it:
@@ -166,19 +272,25 @@ def ownership(url: str, study_name: str) -> Iterator[Callable[[], bool]]:
     Args:
         url: The study's database, as for `resolve_url`.
         study_name: The study; it need not exist yet.
+        retry: Of the study's storage on a server. Before it repeats an access, it takes the lock
+            again, which a lost connection loses.
 
     Yields:
-        A function that says whether the lock is still held: a lost connection to a server loses it.
+        A function that says whether the lock is still held. False once another process had it.
 
     Raises:
         UserError: Another process holds the lock; the message names it.
     """
     url = resolve_url(url)
     stack = contextlib.ExitStack()
-    lock = _lock_file if url.startswith("sqlite:") else _lock_server
     try:
         with _one_line_errors(url):
-            is_held = lock(url, study_name, stack)
+            if url.startswith("sqlite:"):
+                is_held = _lock_file(url, study_name, stack)
+            else:
+                lock, retry = _ServerLock(url, study_name, stack), retry or Retry(KEY, url)
+                retry.restore = lock.regain
+                is_held = functools.partial(lock.is_held, retry)
         yield is_held
     finally:
         with contextlib.suppress(sql.exc.SQLAlchemyError):  # a lost connection lost the lock
@@ -203,24 +315,66 @@ def _lock_file(url: str, study_name: str, stack: contextlib.ExitStack) -> Callab
     return lambda: lock.is_locked
 
 
-def _lock_server(url: str, study_name: str, stack: contextlib.ExitStack) -> Callable[[], bool]:
-    key = _lock_key(f"owner of {study_name}")
-    connection = stack.enter_context(
-        _session(url, f"{socket.gethostname()[:40]}, process {os.getpid()}")
-    )
-    lock = sql.text("SELECT pg_try_advisory_lock(:key)")
-    if not connection.execute(lock, {"key": key}).scalar():
-        halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
-        raise _refused(study_name, connection.execute(sql.text(_HOLDER), halves).scalar())
+class _ServerLock:
+    """An advisory lock of a server, taken again after a lost connection if nobody else had it."""
 
-    def is_held() -> bool:
+    def __init__(self, url: str, study_name: str, stack: contextlib.ExitStack) -> None:
+        self._url = url
+        self._study = study_name
+        self._holder = f"{socket.gethostname()[:40]}, process {os.getpid()}"
+        self._entry = {"study": study_name, "owner": uuid.uuid4().hex}
+        self._session = stack.enter_context(contextlib.ExitStack())
+        self._lost: UserError | None = None
+        self._connection = self._connect()
+        # Two processes may create the table at once.
+        with contextlib.suppress(sql.exc.IntegrityError, sql.exc.ProgrammingError):
+            self._connection.execute(sql.text(_OWNERS))
+        self._connection.execute(sql.text(_ENTER), self._entry)
+        stack.callback(self._release)
+
+    def _connect(self) -> sql.Connection:
+        connection = self._session.enter_context(_session(self._url, self._holder))
+        key = _lock_key(f"owner of {self._study}")
+        lock = sql.text("SELECT pg_try_advisory_lock(:key)")
+        if not connection.execute(lock, {"key": key}).scalar():
+            halves = {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}
+            raise _refused(self._study, connection.execute(sql.text(_HOLDER), halves).scalar())
+        return connection
+
+    def _release(self) -> None:
+        self._lost = UserError(f"study {self._study}: its lock is released")
+
+    def regain(self) -> None:
+        """Take the lock again if its connection is lost; a UserError if another process had it."""
+        if self._lost is not None:
+            raise self._lost
+        with contextlib.suppress(sql.exc.SQLAlchemyError):
+            self._connection.execute(sql.text("SELECT 1"))
+            return
+        with contextlib.suppress(sql.exc.SQLAlchemyError):
+            self._session.close()
         try:
-            connection.execute(sql.text("SELECT 1"))
-        except sql.exc.SQLAlchemyError:
-            return False
-        return True
+            self._connection = self._connect()
+            owner = self._connection.execute(sql.text(_LAST), self._entry).scalar()
+            if owner != self._entry["owner"]:
+                problem = "another process has run it while the database did not answer"
+                raise UserError(f"study {self._study}: {problem}; the same command continues it")
+        except UserError as error:
+            self._session.close()
+            if f"{self._holder}, since" in str(error):
+                # The server takes the lost connection for alive: not yet.
+                raise sql.exc.OperationalError("lock", None, error) from None
+            self._lost = error
+            raise
 
-    return is_held
+    def is_held(self, retry: Retry) -> bool:
+        """Whether the lock is held, after an outage too."""
+        try:
+            retry.call(lambda is_repeated: self.regain())
+        except UserError:
+            if self._lost is None:
+                raise
+        return self._lost is None
 
 
 def _refused(study_name: str, owner: str | None) -> UserError:
@@ -243,10 +397,15 @@ def _session(url: str, name: str) -> Iterator[sql.Connection]:
         yield connection
 
 
-def _rdb(url: str, **options: Any) -> RDBStorage:
+def _rdb(url: str, retry: Retry | None = None, **options: Any) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     template = url.replace("{", "{{").replace("}", "}}")  # Optuna formats its URL
-    return RDBStorage(template, _engine_options(url), **options)
+    if _database_file(url):
+        return RDBStorage(template, _engine_options(url), **options)
+    # Its warning about a connection that was lost has several lines.
+    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
+    retry, engine = retry or Retry(KEY, url), _engine_options(url)
+    return retry.call(lambda is_repeated: ServerStorage(retry, template, engine, **options))
 
 
 def _engine_options(url: str) -> dict[str, Any]:
@@ -259,7 +418,9 @@ def _engine_options(url: str) -> dict[str, Any]:
         raise DependencyError(f"{KEY}: PostgreSQL needs psycopg: {way}") from error
     # The encoding is set because a server that was created under the C locale would send bytes.
     arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "utf8", "keepalives": 1}
-    return {"pool_pre_ping": True, "connect_args": {**arguments, **_KEEPALIVE}}
+    # Keepalives are not sent while data wait for their acknowledgement.
+    arguments |= {"tcp_user_timeout": 60_000, **_KEEPALIVE}
+    return {"pool_pre_ping": True, "connect_args": arguments}
 
 
 @contextlib.contextmanager

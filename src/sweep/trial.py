@@ -72,7 +72,8 @@ class TrialContext:
 
         task = self.task
         pruner = self._pruner if isinstance(self._pruner, BasePruner) else None
-        return attach(task.storage, task.study, task.trial_id, pruner)
+        wait_s = float(self.payload.get("storage_wait_s", 0))
+        return attach(task.storage, task.study, task.trial_id, pruner, wait_s)
 
     @property
     def resume(self) -> list[Path]:

@@ -1,5 +1,6 @@
 """A real PostgreSQL server for the tests of this folder, started once a session and thrown away."""
 
+import functools
 import getpass
 import os
 import pwd
@@ -8,7 +9,8 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,9 +27,24 @@ def server_binaries() -> Path | None:
     return next((Path(path) for path in folders if (Path(path) / "initdb").exists()), None)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server: URL of its database `postgres`, and what calls pg_ctl."""
+
+    url: str
+    run: Callable[..., None]
+
+    def stop(self) -> None:
+        """Break all connections, as by a crash."""
+        self.run("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        self.run("-w", "-t", "60", "start")
+
+
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """URL of a real server's database `postgres`, with a password that counts."""
+def postgres_server() -> Iterator[Server]:
+    """A real server with a password that counts."""
     binaries = server_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server is installed (pg_config --bindir has no initdb)")
@@ -59,9 +76,17 @@ def postgres_url() -> Iterator[str]:
         accounts = ("-U", role, "-A", "scram-sha-256", "--pwfile", str(password))
         run("initdb", "-D", data, *accounts, "-N")
         options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
-        run("pg_ctl", "-D", data, "-o", options, "-w", "-t", "60", "start")
-        yield f"postgresql://{role}:s3cret@127.0.0.1:{port}/postgres"
-        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        url = f"postgresql://{role}:s3cret@127.0.0.1:{port}/postgres"
+        server = Server(url, functools.partial(run, "pg_ctl", "-D", data, "-o", options))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: Server) -> str:
+    """URL of a real server's database `postgres`."""
+    return postgres_server.url
 
 
 @pytest.fixture

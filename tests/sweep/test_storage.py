@@ -1,23 +1,40 @@
 """Studies' databases: made once, attached to in no time, owned by one process."""
 
+import itertools
+import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import psutil
 import pytest
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from src.core.errors import ConfigError, DependencyError, UserError
 from src.sweep import storage as storages
-from src.sweep.storage import attach, default_url, is_local, open_storage, ownership, resolve_url
+from src.sweep.storage import (
+    KEY,
+    attach,
+    default_url,
+    is_local,
+    open_storage,
+    ownership,
+    resolve_url,
+)
+from src.tracking import retry as retry_module
+from src.tracking.retry import Retry
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["src.sweep.storage"])
@@ -153,16 +170,116 @@ def test_a_second_lock_in_the_same_process_is_refused(url: str) -> None:
         assert is_held()
 
 
-def test_a_lost_connection_loses_the_lock(fresh_postgres: str) -> None:
+def drop_connections(url: str) -> None:
+    """As a server that is restarted does."""
     import psycopg
 
-    others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-    with ownership(fresh_postgres, "mine") as is_held:
-        with psycopg.connect(fresh_postgres, autocommit=True) as admin:
-            admin.execute(f"SELECT pg_terminate_backend(pid) {others}")
-        assert not is_held()
+    others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(f"SELECT pg_terminate_backend(pid) {others}")
+
+
+def test_a_lost_lock_is_taken_again_unless_another_process_had_it(fresh_postgres: str) -> None:
+    retry = Retry(KEY, fresh_postgres, 5.0)
+    with ownership(fresh_postgres, "mine", retry) as is_held:
+        drop_connections(fresh_postgres)
+        assert is_held()
+        with pytest.raises(UserError, match="is being run by"), ownership(fresh_postgres, "mine"):
+            pass
+        drop_connections(fresh_postgres)
         with ownership(fresh_postgres, "mine") as is_held_again:
             assert is_held_again()
+        assert not is_held()
+        with pytest.raises(UserError, match="mine: another process has run it while the database"):
+            retry.restore()
+        with ownership(fresh_postgres, "mine"):
+            pass
+    assert not is_held()
+
+
+def test_an_outage_loses_and_doubles_nothing(
+    fresh_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server does what it is asked for, but each first answer is lost."""
+    from sqlalchemy.orm import Session
+
+    commit, answered = Session.commit, itertools.cycle([False, True])
+
+    def lossy(session: Session) -> None:
+        commit(session)
+        if not next(answered):
+            raise OperationalError("COMMIT", None, ConnectionError("the answer is lost"))
+
+    storage = open_storage(fresh_postgres, Retry(KEY, fresh_postgres, 60.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(retry_module, "_FIRST_PAUSE", 0.0)
+        patch.setattr("optuna.storages._rdb.storage.random.random", lambda: 0.0)
+        patch.setattr(Session, "commit", lossy)
+        study = optuna.create_study(storage=storage, study_name="s")
+        study.enqueue_trial({"x": 0.25})
+        for trial in (study.ask(), study.ask()):
+            trial.suggest_float("x", 0, 1)
+            trial.report(0.5, 1)
+            trial.set_user_attr("a", 1)
+            study.tell(trial, 1.0)
+        study.ask()
+    trials = optuna.load_study(study_name="s", storage=open_storage(fresh_postgres)).trials
+    states = [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
+    assert [trial.state for trial in trials] == states
+    assert trials[0].params == {"x": 0.25}
+    for trial in trials[:2]:
+        assert (trial.value, trial.intermediate_values) == (1.0, {1: 0.5})
+        assert trial.user_attrs == {"a": 1}
+
+
+def test_an_outage_that_lasts_too_long_ends_in_one_line(
+    fresh_postgres: str, postgres_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    retry = Retry(KEY, fresh_postgres, 1.0)
+    study = optuna.create_study(storage=open_storage(fresh_postgres, retry), study_name="s")
+    postgres_server.stop()
+    try:
+        problem = r"hydra.sweeper.storage: cannot use .*: connection .*\(waited for 1 s; the same "
+        with pytest.raises(UserError, match=problem) as caught:
+            study.ask()
+        began = time.monotonic()
+        with pytest.raises(UserError, match="cannot use"):  # the process is ending: no more waiting
+            study.tell(0, 1.0)
+        assert time.monotonic() - began < 1
+    finally:
+        postgres_server.start()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "s3cret" not in f"{caplog.text}{caught.value}"
+    assert "\n" not in f"{caplog.messages[0]}{caught.value}"
+
+
+def test_a_study_goes_on_after_its_server_was_restarted(
+    tmp_path: Path, empty_database: Path, fresh_postgres: str, postgres_server: Any
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    arguments = [f"folder={tmp_path}", f"storage={fresh_postgres}", "n_jobs=2", "seconds=0.4"]
+    arguments += ["epochs=4", "a=range(3)", "b=range(4)"]
+    command = [sys.executable, "-m", "benchmarks.sweep.harness", *arguments]
+    owner = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while len(list(tmp_path.glob("trials/*"))) < 4:
+        assert owner.poll() is None, owner.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    postgres_server.stop()
+    time.sleep(2)
+    postgres_server.start()
+    output, errors = owner.communicate(timeout=120)
+    assert owner.returncode == 0, errors
+    assert json.loads(output)["counted"] == 12
+    said = [line for line in errors.splitlines() if "waiting for up to 300 s" in line]
+    assert len(said) == 1
+    assert "Traceback" not in errors
+    trials = optuna.load_study(study_name="stubs", storage=open_storage(fresh_postgres)).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 12
+    numbers = [10 * trial.params["a"] + trial.params["b"] for trial in trials]
+    assert sorted(numbers) == [10 * a + b for a in range(3) for b in range(4)]
+    assert [trial.value for trial in trials] == [number / 1000 for number in numbers]
 
 
 @pytest.mark.parametrize(
