@@ -386,7 +386,11 @@ def _start(
     name = str(config.model.get("name", kind))
     run = Run.start(store, name, tags | more, plain, position.parent)
     if dirty and not position.git:
-        record_changes(run)
+        try:
+            record_changes(run)
+        except BaseException as error:  # nobody has entered the run yet, who would end it
+            run.__exit__(type(error), error, error.__traceback__)
+            raise
     return run
 
 

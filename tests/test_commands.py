@@ -1,18 +1,23 @@
 """Every command: --help, how its arguments are read, bad input in one line, exit status."""
 
+import errno
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src.core.cli import ROOT, Command, quoted
 from src.tracking import ui
+from src.tracking.read import artifacts
+from src.tracking.store import Store
 
 Entry = Callable[..., tuple[int, str]]
 HELP = {  # command -> what --help shows: examples and keys
@@ -138,6 +143,57 @@ def test_a_training_that_diverges_ends_with_one_line(typed: Entry) -> None:
     assert len(errors) == 1, output
     assert "the training diverged" in errors[0]
     assert "Traceback" not in output
+
+
+def test_a_full_disk_ends_with_one_line_and_the_next_run_is_whole(
+    typed: Entry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("train", "experiment=smoke", "tracking.experiment=full", "trainer.max_epochs=1")
+
+    copy = shutil.copyfileobj
+
+    def full(source: Any, target: Any, **options: Any) -> None:
+        if source.name.endswith("best.ckpt"):
+            target.write(source.read(10))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        copy(source, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.artifact.local_artifact_repo.shutil.copyfileobj", full)
+        status, output = typed(*arguments)
+    assert status == 2, output
+    name = r"best\.ckpt: cannot be written below .*artifacts, the disk is full: make space"
+    assert re.match(f"error: {name}", output.splitlines()[-1])
+    assert "Traceback" not in output
+    assert typed(*arguments)[0] == 0
+    store = Store(uri=f"sqlite:///{folder}/mlflow.db", experiment="full")
+    whole, failed = store.search()
+    assert (failed.info.status, whole.info.status) == ("FAILED", "FINISHED")
+    assert re.search(name, failed.data.tags["failure"])
+    assert artifacts(store, failed.info.run_id, "checkpoint") == []
+    assert artifacts(store, whole.info.run_id, "checkpoint") == ["checkpoint/best.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space", "a.png"), "error: a.png cannot be written, the disk is"),
+        (OSError(errno.EDQUOT, "Quota"), "error: the disk is full: make space"),
+        (RuntimeError("no answer"), None),
+    ],
+)
+def test_a_full_disk_is_one_line_wherever_it_is_noticed(
+    typed: Entry, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str | None
+) -> None:
+    def fail(config: object) -> None:
+        raise ValueError("a consequence") from error
+
+    monkeypatch.setattr("src.run.single_run", fail)
+    status, output = typed("train", "experiment=smoke")
+    assert status == (2 if line else 1)
+    assert ("Traceback" in output) is (line is None)
+    assert "Error executing job" not in output or line is None
+    assert line is None or output.startswith(line)
 
 
 def test_a_mistake_in_a_process_is_one_line_on_stderr(tmp_path: Path) -> None:

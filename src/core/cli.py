@@ -1,6 +1,7 @@
 """The wrapper around every command: Hydra, --help, one-line errors, exit status, the console."""
 
 import importlib
+import logging
 import os
 import re
 import signal
@@ -25,7 +26,15 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from src.core.errors import ConfigError, UserError, closest, config_problem, masked, printable
+from src.core.errors import (
+    ConfigError,
+    UserError,
+    closest,
+    config_problem,
+    full_disk,
+    masked,
+    printable,
+)
 from src.core.files import CONF, ROOT
 
 WIDTH = 100
@@ -118,6 +127,7 @@ class Command:
         self._refuse_misplaced(arguments)
         sys.argv[1:] = arguments
         signal.signal(signal.SIGTERM, _terminate)
+        logging.raiseExceptions = False  # a log file on a full disk would print a traceback
         failures.clear()
         full_error, cwd = "HYDRA_FULL_ERROR" in os.environ, Path.cwd()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
@@ -128,7 +138,9 @@ class Command:
             module, _, function = self.job.partition(":")
             try:
                 getattr(importlib.import_module(module), function)(config)
-            except COMPOSE_ERRORS as error:
+            except Exception as error:
+                if not isinstance(error, COMPOSE_ERRORS) and full_disk(error) is None:
+                    raise
                 refused.append(error)  # Hydra would print a line of its own
 
         task.__module__ = f"src.{self.config_name.rpartition('/')[2]}"  # names the log file
@@ -296,6 +308,8 @@ def one_line(
         return " ".join(f"{error}{_origin_of(error.key, arguments)}".split())
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if problem := full_disk(error):
+        return problem
     if isinstance(error, OmegaConfBaseException):
         text = f"{error.full_key or 'config'}: {config_problem(error)}"
     elif isinstance(error, HydraException):

@@ -1,6 +1,7 @@
 """Errors that a user can correct: shown as one line, without a traceback."""
 
 import difflib
+import errno
 import re
 from pathlib import Path
 
@@ -15,6 +16,19 @@ def config_problem(error: Exception) -> str:
     """The first line of an error of OmegaConf or Hydra, without words about their inside."""
     first = (str(error).splitlines() or [""])[0]
     return re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", first)
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """One line if a full disk or quota caused an error, with the file if it is known; else None."""
+    way = "the disk is full: make space, then start it again"
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            file = error.filename2 or error.filename
+            return f"{file} cannot be written, {way}" if file else way
+        if "database or disk is full" in str(error):  # of SQLite
+            return f"the database cannot be written, {way}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from optuna.trial import FrozenTrial
 
-from src.core.errors import DivergedError, UserError, masked
+from src.core.errors import DivergedError, UserError, full_disk, masked
 from src.metrics.registry import Limit, Objective, recorded_name
 from src.sweep.space import Cell
 from src.tracking.store import TrackingError
@@ -122,6 +122,8 @@ def classify(error: BaseException) -> tuple[Kind, str]:
         return ("diverged" if isinstance(error, DivergedError) else "bad_config"), text
     if isinstance(error, WrongReturnError):
         return "wrong_return", text
+    if problem := full_disk(error):
+        return "error", problem
     is_memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
     is_memory = is_memory or "not enough memory" in text or "CUDA out of" in text
     return ("out_of_memory" if is_memory else "error"), f"{name}: {text}" if text else name

@@ -13,7 +13,7 @@ import optuna
 from annotated_types import Ge, Gt
 from optuna.trial import FrozenTrial, TrialState
 
-from src.core.errors import UserError
+from src.core.errors import UserError, full_disk
 from src.sweep import records
 from src.sweep import study as studies
 from src.sweep.executors import slurm
@@ -182,7 +182,7 @@ class StudyRecorder:
         try:
             write()
         except Exception as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = full_disk(error) or " ".join(str(error).split())[:200]
             log.warning("trial %d is not closed in MLflow yet: %s", trial.number, problem)
             self._deferred.append(write)
 
@@ -390,6 +390,7 @@ class Scheduler:
         attempt, stopped = int(trial.user_attrs.get("attempt", 0)), outcome.kind == "stopped"
         retried = trial.number in self._retried  # by a scheduler that was killed before it told
         curable = outcome.kind in self.policy.retried and attempt < self.policy.retries
+        curable |= self.policy.retry_failed and seconds is None
         again = outcome.state == "fail" and (retried or stopped or curable)
         if again and not retried:
             # Before the trial is told as failed, so that its parameters are never lost.

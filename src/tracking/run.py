@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.core import config
-from src.core.errors import ConfigError, masked
+from src.core.errors import ConfigError, UserError, full_disk, masked
 from src.tracking import store as tracking
 from src.tracking.store import Store, TrackingError
 
@@ -271,12 +271,12 @@ class Run:
             raise FileNotFoundError(path)
         client = self.store.client
         log = client.log_artifacts if Path(path).is_dir() else client.log_artifact
-        with self._clock():
+        with self._clock(), self._artifact_errors(Path(path).name):
             log(self.id, str(path), folder)
 
     def text(self, content: str, name: str) -> None:
         """Write a text artifact; `name` may have folders, such as "config/overrides.yaml"."""
-        with self._clock():
+        with self._clock(), self._artifact_errors(name):
             self.store.client.log_text(self.id, masked(content), name)
 
     def table(self, frame: "pd.DataFrame", name: str) -> None:
@@ -323,13 +323,14 @@ class Run:
             attempt(functools.partial(self.store.client.set_terminated, self.id, status))
             self._had_ended = True
         if problems:
-            reasons = "; ".join(map(_reason, problems))
+            reasons = "; ".join(dict.fromkeys(map(_reason, problems)))
             message = f"run {self.id}: the record is incomplete ({reasons})"
             if error is None:
                 message += f": check that {self.store.uri} can be written"
                 raise TrackingError(message) from problems[0]
             error.add_note(message)
-            _logger.warning(message)
+            if full_disk(error) is None:  # which says enough
+                _logger.warning(message)
 
     def _write(self, **entries: Any) -> None:
         """Write a batch of metrics, params or tags, as entities of MLflow."""
@@ -340,6 +341,17 @@ class Run:
             entries.setdefault("metrics", []).append(Metric(UPDATED, now, int(now * 1000), 0))
         with self._clock():
             self.store.client.log_batch(self.id, **entries)
+
+    @contextlib.contextmanager
+    def _artifact_errors(self, name: str) -> Iterator[None]:
+        """Name the artifact that a full disk leaves out."""
+        try:
+            yield
+        except OSError as error:
+            if full_disk(error) is None:
+                raise
+            problem = f"cannot be written below {self.store.artifacts}, the disk is full"
+            raise TrackingError(f"{name}: {problem}: make space, then start it again") from error
 
     @contextlib.contextmanager
     def _clock(self) -> Iterator[None]:
@@ -356,5 +368,7 @@ def _digest(value: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """The type and the message of an error in one line."""
+    if not isinstance(error, UserError) and (problem := full_disk(error)):
+        return problem
     message, name = tracking.one_line(error), type(error).__name__
     return cut(masked(f"{name}: {message}" if message else name), _REASON_LENGTH)

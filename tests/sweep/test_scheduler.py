@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,20 @@ def test_equal_failures_end_the_sweep_and_failed_trials_run_again_only_on_demand
         status, started = run(replace(study, retry_failed=True))
         assert sorted(started) == CELLS
         assert (status.counted, status.counts["fail"]) == (6, 0)
+
+
+def test_a_failure_that_a_stopped_scheduler_did_not_record_is_run_again_on_demand(
+    setup: FastSetup,
+) -> None:
+    study, _ = open_study(setup, setup.memory, setup.name)
+    proposal = TrialProposals(study, True).next(())
+    assert proposal is not None
+    trial = proposal[0]
+    trial.set_user_attr("folder", str(setup.folder / "trials" / "0000"))
+    trial.set_user_attr("outcome", asdict(TrialOutcome("fail", "error", "the disk is full")))
+    status, started = run(replace(setup, retry_failed=True))
+    assert sorted(started) == CELLS
+    assert (status.counted, status.counts["complete"]) == (6, 6)
 
 
 class AtOnceExecutor(ScriptedExecutor):

@@ -8,9 +8,12 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, full_disk
 from src.tracking.read import artifact, runs
 from src.tracking.run import Run, batches, cut, flatten, masked, recordable, text
 from src.tracking.store import Store, TrackingError
@@ -161,6 +164,23 @@ def test_a_run_with_an_incomplete_record_has_failed(store):
     assert status == "FAILED"
     assert data.tags["failure"].startswith(message)
     assert data.tags["trial_state"] == "fail"
+
+
+def test_a_database_on_a_full_disk_is_named_in_one_line(store, capfd):
+    def limit(connection, record):
+        size = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {size + 1}")
+
+    event.listen(Engine, "connect", limit)
+    try:
+        run = Run.start(store, "run")
+        tags = {f"{number}": 5000 * "long " for number in range(90)}
+        with pytest.raises(MlflowException, match="database or disk is full") as caught, run:
+            run.tag(**tags)
+    finally:
+        event.remove(Engine, "connect", limit)
+    assert full_disk(caught.value).startswith("the database cannot be written, the disk is full")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_artifacts_files_folders_and_texts(store, tmp_path):
