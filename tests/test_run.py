@@ -49,6 +49,21 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", list(overrides))
 
 
+def test_a_run_whose_changes_cannot_be_recorded_has_failed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Run) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "git_state", lambda root: ("abc", True))
+    monkeypatch.setattr(runs, "record_changes", fail)
+    with pytest.raises(OSError, match="No space"):
+        runs._start(store, composed("experiment=smoke"), {}, [], runs.RunContext())
+    (run,) = store.search()
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"].startswith("the disk is full")
+
+
 @pytest.mark.parametrize(
     ("overrides", "gpus", "several"),
     [
