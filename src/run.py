@@ -215,6 +215,7 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         config.study = context.task.study
         config.threads = config.threads or context.task.slot.threads
     store: Store = instantiate(config.tracking, "tracking")
+    store.retry.seconds = float(payload.get("storage_wait_s", 0))
     if store.database is not None and not store.database.exists():
         problem = "not on this machine: set tracking.uri to a server that all machines reach"
         raise UserError(f"{store.uri}: {problem}")

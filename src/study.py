@@ -165,6 +165,7 @@ def sweep(
         origin.check_study(probed[0], default, probed[1], store)
     folder = store.database.parent if store.database else store.folder
     url = resolve_url(plan.settings.storage or default_url(folder))
+    store.retry.seconds = plan.settings.storage_wait_s
     retry = Retry(KEY, url, plan.settings.storage_wait_s)
     with ownership(url, plan.name, retry) as is_owner:
         return _run(plan, store, url, retry, is_owner)

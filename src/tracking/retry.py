@@ -32,7 +32,7 @@ class Retry:
     def __init__(self, key: str, url: str, seconds: float = 0.0) -> None:
         self.name = f"{key}: cannot use {masked(url)}"
         self.seconds = seconds
-        self.restore: Callable[[], object] = lambda: None
+        self.restore: Callable[[], object] = _nothing
 
     def call(self, access: Callable[[bool], T]) -> T:
         """The result of `access(False)`, or after an outage of `access(True)`.
@@ -76,6 +76,10 @@ class Retry:
         return f"{self.name}: {masked(re.sub(r'[.;:]$', '', text))[:300]}"
 
 
+def _nothing() -> None:
+    """A store with it can be pickled."""
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an access failed because the database did not answer, or not for now."""
     return not isinstance(error, UserError) and any(True for _ in _operational(error))
@@ -87,6 +91,7 @@ def _operational(error: BaseException | None) -> Iterator[BaseException]:
 
     while error is not None:
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
-        if lost or isinstance(error, OperationalError | InterfaceError):
+        kinds = OperationalError | InterfaceError | ConnectionError | TimeoutError
+        if lost or isinstance(error, kinds):
             yield error
         error = error.__cause__ or error.__context__

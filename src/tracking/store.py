@@ -6,9 +6,10 @@ import os
 import socket
 import sqlite3
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import psutil
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from src.core.config import check, instantiate, resolve
 from src.core.errors import ConfigError, UserError
+from src.tracking.retry import Retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +31,7 @@ _SERVERS = ("http", "https", "databricks")
 # Tag of an experiment whose artifacts lie beside its database, and move with it.
 _ARTIFACTS_TAG = "paretoderm.artifacts"
 _BESIDE = "beside the database"
+_CREATION_TAG = "paretoderm.creation"
 _LOGGERS = ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3", "torch.export", "torch.onnx")
 # MLflow reads these when it is imported: no telemetry, no messages on the terminal.
 for _name, _value in {
@@ -49,6 +52,32 @@ class TrackingError(UserError):
     """The run store cannot be reached, read or written."""
 
 
+class _ServerClient:
+    """MLflow's client for a database server: waits while that is away, and writes nothing twice."""
+
+    def __init__(self, client: "MlflowClient", retry: Retry) -> None:
+        self._client = client
+        self._retry = retry
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+        return lambda *arguments, **options: self._retry.call(
+            lambda is_repeated: method(*arguments, **options)
+        )
+
+    def create_run(self, experiment_id: str, tags: dict[str, Any], **options: Any) -> "MlflowRun":
+        """As MLflow's; a run whose creation was not answered is looked up."""
+        tags = {**tags, _CREATION_TAG: uuid.uuid4().hex}
+
+        def create(is_repeated: bool) -> "MlflowRun":
+            query = f"tags.`{_CREATION_TAG}` = '{tags[_CREATION_TAG]}'"
+            if is_repeated and (created := self._client.search_runs([experiment_id], query)):
+                return created[0]
+            return self._client.create_run(experiment_id, tags=tags, **options)
+
+        return self._retry.call(create)
+
+
 class Store:
     """An MLflow store and the experiment in it that holds the runs.
 
@@ -59,6 +88,9 @@ class Store:
         folder: Folder of the default database, of the cache, and of the artifacts
             (`<folder>/artifacts`) of a database server. A SQLite database has its artifacts beside
             it; a tracking server stores them itself.
+
+    Attributes:
+        retry: Repeats what a database server does not answer; by default nothing is repeated.
 
     Raises:
         ConfigError: A URI that MLflow cannot use or that would not outlive the process, or an empty
@@ -97,6 +129,7 @@ class Store:
         self.artifacts = (self.database.parent if self.database else self.folder) / "artifacts"
         # A tracking server decides where its artifacts go.
         self.is_server = urlsplit(self.uri).scheme.split("+")[0] not in ("sqlite", *_PORTS)
+        self.retry = Retry("tracking.uri", self.uri)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
 
@@ -133,24 +166,30 @@ class Store:
 
         parts = urlsplit(self.uri)
         port = _PORTS.get(parts.scheme.split("+")[0])
+
+        def connect(is_repeated: bool) -> MlflowClient:
+            if port and parts.hostname:  # MLflow itself would retry for minutes
+                socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
+            with brief_http(), quiet():
+                client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                self._experiment_id = self._open_experiment(client, create)
+            return client
+
         try:
             if self.database is not None:
                 if not self.database.exists():
                     self._create_database(self.database)
                 with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
                     connection.execute("PRAGMA schema_version").fetchone()
-            elif port and parts.hostname:  # MLflow itself would retry for minutes
-                socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
-            with brief_http(), quiet():
-                client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-                self._experiment_id = self._open_experiment(client, create)
+            waits = port and self.retry.seconds
+            client = self.retry.call(connect) if waits else connect(False)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             reason = one_line(_root_cause(error))[:300] or type(error).__name__
             advice = "start the server, or correct MLFLOW_TRACKING_URI"
             advice = "repair the file or move it away" if self.database else advice
             message = f"{self.uri}: the run store cannot be used ({reason}): {advice}"
             raise TrackingError(message) from error
-        self._client = client
+        self._client = cast("MlflowClient", _ServerClient(client, self.retry)) if port else client
         return self
 
     def search(self, filter: str = "", deleted: bool = False) -> "Iterator[MlflowRun]":

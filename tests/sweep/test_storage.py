@@ -11,6 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +37,10 @@ from src.sweep.storage import (
 )
 from src.tracking import retry as retry_module
 from src.tracking.retry import Retry
+from src.tracking.run import Run
+from src.tracking.store import Store
 
+Lossy = Callable[..., AbstractContextManager[None]]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["src.sweep.storage"])
 pytestmark = pytest.mark.usefixtures("own_fork_server")
@@ -197,24 +202,34 @@ def test_a_lost_lock_is_taken_again_unless_another_process_had_it(fresh_postgres
     assert not is_held()
 
 
-def test_an_outage_loses_and_doubles_nothing(
-    fresh_postgres: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server does what it is asked for, but each first answer is lost."""
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> Lossy:
+    """`with lossy(n, first)`: a server does what it is asked for, but each n-th answer is lost."""
     from sqlalchemy.orm import Session
 
-    commit, answered = Session.commit, itertools.cycle([False, True])
+    commit = Session.commit
 
-    def lossy(session: Session) -> None:
-        commit(session)
-        if not next(answered):
-            raise OperationalError("COMMIT", None, ConnectionError("the answer is lost"))
+    @contextmanager
+    def patched(period: int, first: int = 0) -> Iterator[None]:
+        numbers = itertools.count(-first)
 
+        def lose(session: Session) -> None:
+            commit(session)
+            if next(numbers) % period == 0:
+                raise OperationalError("COMMIT", None, ConnectionError("the answer is lost"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(retry_module, "_FIRST_PAUSE", 0.0)
+            patch.setattr("optuna.storages._rdb.storage.random.random", lambda: 0.0)
+            patch.setattr(Session, "commit", lose)
+            yield
+
+    return patched
+
+
+def test_an_outage_loses_and_doubles_nothing(fresh_postgres: str, lossy: Lossy) -> None:
     storage = open_storage(fresh_postgres, Retry(KEY, fresh_postgres, 60.0))
-    with monkeypatch.context() as patch:
-        patch.setattr(retry_module, "_FIRST_PAUSE", 0.0)
-        patch.setattr("optuna.storages._rdb.storage.random.random", lambda: 0.0)
-        patch.setattr(Session, "commit", lossy)
+    with lossy(2):  # the first answer to each access
         study = optuna.create_study(storage=storage, study_name="s")
         study.enqueue_trial({"x": 0.25})
         for trial in (study.ask(), study.ask()):
@@ -230,6 +245,27 @@ def test_an_outage_loses_and_doubles_nothing(
     for trial in trials[:2]:
         assert (trial.value, trial.intermediate_values) == (1.0, {1: 0.5})
         assert trial.user_attrs == {"a": 1}
+
+
+def test_a_run_in_a_database_that_is_away_for_a_while_is_whole(
+    tmp_path: Path, fresh_postgres: str, lossy: Lossy
+) -> None:
+    uri = f"{resolve_url(fresh_postgres)}?client_encoding=utf8"  # the server has the C locale
+    store = Store(uri, "outage", tmp_path).open()
+    store.retry.seconds = 10.0
+    for first in range(17):
+        with lossy(17, first), Run.start(store, f"{first}", {"a": "1"}, {"width": 8}) as run:
+            run.log({"loss": 0.5}, step=1)
+            run.log({"loss": 0.25}, step=2)
+            run.tag(a="2")
+            run.text("content", "note.txt")
+    recorded = list(Store(store.uri, "outage", tmp_path).search())
+    assert [run.info.run_name for run in recorded] == [str(first) for first in range(16, -1, -1)]
+    for run in recorded:
+        assert run.info.status == "FINISHED"
+        assert (run.data.tags["a"], run.data.params) == ("2", {"width": "8"})
+        entries = store.client.get_metric_history(run.info.run_id, "loss")
+        assert [entry.value for entry in entries] == [0.5, 0.25]
 
 
 def test_an_outage_that_lasts_too_long_ends_in_one_line(
