@@ -175,7 +175,7 @@ def test_a_trial_composes_what_a_run_composes(tmp_path: Path) -> None:
     config = loader.load_configuration("mytrain", typed, RunMode.MULTIRUN)
     plan = make_plan(config, config.hydra.sweeper, typed)
     store = Store(folder=tmp_path)
-    payload = study._payload(plan, store, "id", is_local=True)
+    payload = study._payload(plan, store, "id", git=(None, None))
     assert payload["search_path"][1] == "file://<root>/conf"  # another machine has another root
     cell = [*plan.overrides, "optimizer.lr=0.2"]
     trial = shared_config.compose_trial(payload | {"overrides": cell})
@@ -369,7 +369,7 @@ def test_a_grid_is_named_after_its_command_and_trains_what_keeps_the_limits(
     assert status == 0, output
     assert "over limit" in output
     names = {str(tag) for tag in read.runs(work.store)["tags.study"].dropna()}
-    (name,) = (name for name in names if name.startswith("width-4,16-"))
+    (name,) = (name for name in names if name.startswith("width-4_16-"))
     trained, over = (row for _, row in work.runs(name).iterrows())
     assert trained["tags.overrides"] == "model.net.width=4"
     assert trained["tags.trial_state"] == "complete"
