@@ -248,7 +248,9 @@ def _run(
     return is_complete and bool((compared["status"] == "FINISHED").any())
 
 
-def _open_study(plan: StudyPlan, pruner: Any, url: str, retry: Retry) -> studies.OwnedStudy:
+def _open_study(
+    plan: StudyPlan, pruner: Any, url: str, retry: Retry | None = None
+) -> studies.OwnedStudy:
     settings, seed = plan.settings, int(plan.config.seed)
     objectives, limits, space = plan.objectives, plan.limits, plan.space
     fixed, storage = flat_settings(plan.config), open_storage(url, retry)
