@@ -359,7 +359,10 @@ def _origin_of(key: str, arguments: Sequence[str]) -> str:
 def _composition_error(error: HydraException, config_name: str, arguments: Sequence[str]) -> str:
     text, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not a valid override, {text.splitlines()[0]}"
+        if str(error.override).endswith(","):
+            return f"{error.override}: ends with a comma; write values without spaces: key=a,b"
+        problem = text.splitlines()[0].partition(" expecting ")[0]
+        return f"{error.override}: not a valid override, {problem}"
     if sweep := re.search(r"(?:argument|parameters) '(.+)'", text):
         way = "add -m; a list is written key=[a,b], a text with commas key=\"'a,b'\""
         return f"{sweep[1]}: several values are a study: {way}"
