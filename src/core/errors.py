@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -18,16 +19,24 @@ def config_problem(error: Exception) -> str:
     return re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", first)
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what caused it, each error once: libraries make circles of causes."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def full_disk(error: BaseException | None) -> str | None:
     """One line if a full disk or quota caused an error, with the file if it is known; else None."""
     way = "the disk is full: make space, then start it again"
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            file = error.filename2 or error.filename
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            file = cause.filename2 or cause.filename
             return f"{file} cannot be written, {way}" if file else way
-        if "database or disk is full" in str(error):  # of SQLite
+        if "database or disk is full" in str(cause):  # of SQLite
             return f"the database cannot be written, {way}"
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from src.core.errors import UserError, masked
+from src.core.errors import UserError, causes, masked
 
 _FIRST_PAUSE = 0.25  # s, doubled up to the longest
 _LONGEST_PAUSE = 8.0
@@ -89,9 +89,8 @@ def _operational(error: BaseException | None) -> Iterator[BaseException]:
     """The errors of the database's connection among an error and its causes."""
     from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-    while error is not None:
-        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    for cause in causes(error):
+        lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
         kinds = OperationalError | InterfaceError | ConnectionError | TimeoutError
-        if lost or isinstance(error, kinds):
-            yield error
-        error = error.__cause__ or error.__context__
+        if lost or isinstance(cause, kinds):
+            yield cause

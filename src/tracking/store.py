@@ -16,7 +16,7 @@ import psutil
 from omegaconf import DictConfig
 
 from src.core.config import check, instantiate, resolve
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, UserError, causes
 from src.tracking.retry import Retry
 
 if TYPE_CHECKING:
@@ -385,12 +385,8 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
 
 def _root_cause(error: BaseException) -> BaseException:
     """The operating system's error, if it caused this one; libraries wrap it in paragraphs."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
+    of_system = (one for one in causes(error) if isinstance(one, OSError) and one.strerror)
+    return next(of_system, error)
 
 
 def _is_alive(tags: dict[str, str]) -> bool:
