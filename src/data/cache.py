@@ -247,8 +247,8 @@ def _is_intact(entry: Path, digest: str) -> bool:
     status = (entry / _PIXELS).stat()
     stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     with contextlib.suppress(OSError, ValueError, TypeError):
-        known, verified = json.loads((entry / _VERIFIED).read_text())
-        if known == stamp and 0 <= time.time() - verified < _VERIFY_AFTER_S:
+        verified_stamp, verified = json.loads((entry / _VERIFIED).read_text())
+        if verified_stamp == stamp and 0 <= time.time() - verified < _VERIFY_AFTER_S:
             return True
     with (entry / _PIXELS).open("rb") as file:
         intact = hashlib.file_digest(file, "sha256").hexdigest() == digest

@@ -292,18 +292,18 @@ def _move_rare(
     sizes = np.bincount(codes)
     has = np.zeros((len(sizes), labels.max() + 1), dtype=bool)
     has[codes, labels] = True
-    place = np.empty(len(sizes), sides.dtype)
-    place[codes] = sides
+    side_of = np.empty(len(sizes), sides.dtype)
+    side_of[codes] = sides
     for label in np.argsort(has.sum(axis=0), kind="stable"):
         for side in np.unique(sides):
             members = np.flatnonzero(has[:, label])
-            if (place[members] == side).any():
+            if (side_of[members] == side).any():
                 continue
-            left = {other: has[place == other].sum(axis=0) for other in np.unique(sides)}
-            movable = [item for item in members if (left[place[item]][has[item]] > 1).all()]
+            groups_by_side = {other: has[side_of == other].sum(axis=0) for other in np.unique(sides)}
+            movable = [item for item in members if (groups_by_side[side_of[item]][has[item]] > 1).all()]
             if movable:
-                place[min(movable, key=lambda item: (sizes[item], random.random()))] = side
-    return place[codes]
+                side_of[min(movable, key=lambda item: (sizes[item], random.random()))] = side
+    return side_of[codes]
 
 
 def _absent(labels: np.ndarray, sides: npt.NDArray[np.str_]) -> tuple[int, str] | None:

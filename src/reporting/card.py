@@ -254,8 +254,8 @@ class RunRecord:
     def command(self) -> str:
         """A command that trains this configuration, without paths of this machine."""
         if self.tag("own_config") != ABSENT:
-            own = ["--config-path", "<the artifacts of this run>", "--config-name", "config"]
-            return shlex.join(["python", "-m", "src.train", *own])
+            recorded = ["--config-path", "<the artifacts of this run>", "--config-name", "config"]
+            return shlex.join(["python", "-m", "src.train", *recorded])
         columns = ["tags.study", "tags.kind", "tags.sweeps", "tags.fixed_overrides"]
         runs = self.runs.reindex(columns=columns).fillna("")
         studies = runs[(runs["tags.kind"] == "study") & (runs["tags.study"] != "")]

@@ -64,10 +64,10 @@ def on_test(report: Report, floors: Sequence[Limit]) -> list[str]:
             label = describe(f"test/{name}").label.partition(" (")[0]
             text = f"{label} {row['estimate']:.3f}{interval(row['low'], row['high'])}"
             if floor:
-                known = [row[end] for end in ("low", "high") if pd.notna(row[end])]
-                ends = set(map(floor.holds, known))
+                ends = [row[end] for end in ("low", "high") if pd.notna(row[end])]
+                verdicts = set(map(floor.holds, ends))
                 kept = "kept" if floor.holds(row["estimate"]) else "not kept"
-                sure = "" if len(ends) == 1 else ", but the interval allows both"
+                sure = "" if len(verdicts) == 1 else ", but the interval allows both"
                 bound = f"{floor.operator} {floor.value:g}"
                 text += f", {bound} is {kept}{sure} ({row['images']} images)"
             parts.append(text)

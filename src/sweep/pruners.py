@@ -118,9 +118,9 @@ class Rungs:
         """
         if epochs <= self.min_epochs or best.epoch not in replace(self, max_epochs=epochs).epochs:
             return
-        known = {**best.best, **cost}
-        objectives = [item for item in best.objectives if item.metric in known]
-        values = {item.metric: known[item.metric] for item in objectives} | best.limited
+        measured = {**best.best, **cost}
+        objectives = [item for item in best.objectives if item.metric in measured]
+        values = {item.metric: measured[item.metric] for item in objectives} | best.limited
         continues, rank, count = self.record(trial, best.epoch, values, objectives, best.limits)
         if not continues:
             text = f"epoch {best.epoch} of {epochs}: rank {rank} of {count} at this rung"

@@ -52,9 +52,9 @@ class Retry:
         limit, pause, until = self.seconds, _FIRST_PAUSE, time.monotonic() + self.seconds
         if limit:
             log.warning("%s: waiting for up to %g s", self._text(problem), limit)
-        while (left := until - time.monotonic()) > 0:
+        while (remaining := until - time.monotonic()) > 0:
             try:
-                time.sleep(min(pause, left))
+                time.sleep(min(pause, remaining))
                 self.restore()
                 return access(True)
             except (KeyboardInterrupt, SystemExit):

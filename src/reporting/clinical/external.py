@@ -488,19 +488,19 @@ def domain_shift(
     names = [name for statistic in statistics for name in statistic.names]
     for at, (name, *basis) in enumerate(zip(names, *bases, strict=True)):
         share, level = name.startswith(("accuracy", "recall/", "chosen/")), settings.level
-        own, other = (
+        of_run, of_data = (
             bootstrap.interval(
                 drawn[side][:, at], points[side][:, at].mean(), basis[side], level, share
             )
             for side in (0, 1)
         )
-        gap, fewest = other[0] - own[0], min(basis, key=lambda groups: len(np.unique(groups)))
+        gap, fewest = of_data[0] - of_run[0], min(basis, key=lambda groups: len(np.unique(groups)))
         _, low, high, kind, *_ = bootstrap.interval(drawn[2][:, at], gap, fewest, level, False)
-        if share and ("exact" in (own[3], other[3]) or not kind):
-            low, high = newcombe(other[:3], own[:3])
-        elif not (own[3] and other[3]):
+        if share and ("exact" in (of_run[3], of_data[3]) or not kind):
+            low, high = newcombe(of_data[:3], of_run[:3])
+        elif not (of_run[3] and of_data[3]):
             low, high = np.nan, np.nan
-        rows.append((name, *own[:3], *other[:3], gap, low, high, *own[4:], *other[4:]))
+        rows.append((name, *of_run[:3], *of_data[:3], gap, low, high, *of_run[4:], *of_data[4:]))
     return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
 
 

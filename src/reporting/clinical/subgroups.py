@@ -132,8 +132,8 @@ def map_columns(metadata: pd.DataFrame, columns: Mapping[str, str | None]) -> pd
 
 def unknown_columns(metadata: pd.DataFrame) -> list[str]:
     """Columns that by their names may be metadata, but are not in `SOURCES`."""
-    known = {*(name for names in SOURCES.values() for name in names), "image_id", "image"}
-    words = (str(column) for column in metadata if _spelled(column) not in known)
+    recognised = {*(name for names in SOURCES.values() for name in names), "image_id", "image"}
+    words = (str(column) for column in metadata if _spelled(column) not in recognised)
     return [word for word in words if _WORDS.search(_spelled(word).replace("image", ""))]
 
 
