@@ -43,8 +43,9 @@ COSTS = ("efficiency/params", "efficiency/flops", "efficiency/size_mb", "efficie
 ROUNDING = 1e-7  # one more image of 10,000 changes any metric by more
 NOTES = """
 - A figure is the mean over at least {seeds} seeds on the test split, which chose nothing.
+- ±: standard deviation over the seeds.
 - [low, high]: {level:.0%} interval from {samples} bootstrap samples that draw whole lesions or
-  patients, and seeds as a second factor. With few seeds it is too narrow if they differ much.
+  patients, with the seeds' share by Student's t.
 - Differences are paired by image. "within chance": the interval includes zero. No interval is
   corrected for the number of comparisons.
 - FLOPs are multiply-adds; x ref is the latency of one image relative to the 692K network.
@@ -158,11 +159,13 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     row |= {short_label(metric): cost_text(metric, cell.mean(metric)) for metric in COSTS}
     row["seeds"] = str(len(cell.runs))
     for metric in section["metrics"]:
-        value, low, high = np.nan, np.nan, np.nan
+        value, low, high, spread = np.nan, np.nan, np.nan, np.nan
         if name := recorded(metric, cell.frames[0]):
             table = intervals(cell.frames, [name], *bootstrap)
-            value, low, high = table[["estimate", "low", "high"]].to_numpy(dtype=float)[0]
+            columns = ["estimate", "low", "high", "seed_sd"]
+            value, low, high, spread = table[columns].to_numpy(dtype=float)[0]
         text = "-" if np.isnan(value) else f"{value:.3f}"
+        text += f" ± {spread:.3f}" * (not np.isnan(spread))
         row[short_label(metric)] = text + f" [{low:.3f}, {high:.3f}]" * (not np.isnan(low))
     leaking = cell.tag("split").startswith("image")
     for system in section.get("systems", []) if leaking else ():
@@ -278,6 +281,10 @@ def origin(store: Store, cells: Sequence[Cell]) -> list[str]:
     runs = pd.concat([cell.runs for cell in cells]).drop_duplicates("run_id")
     dirty = texts(runs, "tags.git_dirty").str.lower().map({"true": " (changed)"}).fillna("")
     columns = {"Commit": texts(runs, "tags.git_commit").str[:7] + dirty}
+    columns |= {
+        "Data": texts(runs, "tags.data_share"),
+        "Image size, px": texts(runs, "params.data.image_size"),
+    }
     columns |= {"Device": texts(runs, "tags.device"), "Chosen by": texts(runs, "tags.chosen_by")}
     for head, values in columns.items():
         counts = values.replace("", "not recorded").value_counts(sort=False).items()

@@ -186,6 +186,7 @@ def describe_inputs(
         data_fingerprint=data.cache.fingerprint,
         split_fingerprint=data.split_fingerprint,
         grouped_by=data.grouped_by,
+        data_share=data.share,
         weights=getattr(parts.classifier.net, "loaded_weights", "random"),
     )
     sheet = folder / "contact_sheet.png"
@@ -269,6 +270,7 @@ def _repeated(
                 discard_states([seed_folder(folder, seed) for folder in folders])
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
+            trial.log(context.reached)
             context.give_up(early.state, "", str(early))
             return {}
         means, spreads = aggregate(metrics)
@@ -298,6 +300,7 @@ def _trial_run(
             record(config, folder, cell, run, context)
         except EndedEarly as early:
             run.ends_early(early.state, str(early))
+            run.log(context.reached)
             if not has_one_seed:
                 raise
             run.flush()

@@ -354,6 +354,10 @@ def test_optuna_and_mlflow_agree_and_only_the_front_is_tested(work: WorkingFolde
         if trial.state.name == "PRUNED":
             assert run["tags.trial_state"] == "pruned"
             assert pd.isna(run[QUALITY])
+            metric = QUALITY.removeprefix("metrics.best/")
+            curve = read.history(work.store, [run["run_id"]], metric)["value"]
+            assert run["metrics.reached/epochs"] == len(curve)
+            assert run[f"metrics.reached/{metric}"] == curve.max()
             continue
         assert trial.values == [run[QUALITY], run[FLOPS]]
         assert trial.user_attrs["run_id"] == run["run_id"]
@@ -378,6 +382,7 @@ def test_a_grid_is_named_after_its_command_and_trains_what_keeps_the_limits(
     assert over["status"] == "FINISHED"
     assert over["tags.ended_early"] == "65191 breaks efficiency/params <= 20000"
     assert pd.isna(over["metrics.train/loss"])
+    assert over["metrics.reached/epochs"] == 0
     assert work.states(name) == ["COMPLETE", "PRUNED"]
     status, output = typed(*arguments)  # again: nothing is to be done
     assert status == 0

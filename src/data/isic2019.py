@@ -1,5 +1,6 @@
 """ISIC 2019: dermatoscopic images of HAM10000, BCN_20000 and MSK in eight classes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from src.data.source import FolderSource, Manifest, encode, image_paths, read_cs
 CLASSES = ("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc")
 # Actinic keratosis belongs to akiec; squamous cell carcinoma is the usual choice, not an exact one.
 AS_HAM10000 = {"ak": "akiec", "scc": "akiec"}
+_PUBLISHED = (867, 3_323, 2_624, 239, 4_522, 12_875, 628, 253)
 
 
 @dataclass(eq=False)
@@ -37,6 +39,13 @@ class ISIC2019(FolderSource):
     variable = "ISIC2019_DIR"
     fetch_name = "isic2019"
     licence = "CC BY-NC 4.0. Cite: Tschandl et al. 2018, Codella et al. 2018, Combalia et al. 2019"
+
+    def __post_init__(self) -> None:
+        names = AS_HAM10000 if self.classes == "ham10000" else {}
+        published: Counter[str] = Counter()
+        for name, count in zip(CLASSES, _PUBLISHED, strict=True):
+            published[names.get(name, name)] += count
+        self.published = published
 
     def manifest(self) -> Manifest:
         """Read and check the list; `age_approx`, `sex`, `anatom_site_general` are metadata."""

@@ -274,6 +274,18 @@ class DataModule(LightningDataModule):
         text = sides.sort_values("image_id").to_csv(index=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def share(self) -> str:
+        """Which part of the public set this is, and the classes that it changes by a point."""
+        used = pd.Series(np.bincount(self.labels, minlength=len(self.classes)), self.classes)
+        public = pd.Series(self.source.published).reindex(used.index)
+        if public.isna().any():
+            return f"{used.sum():,} images"
+        text = f"{used.sum():,} of {public.sum():,.0f} images ({used.sum() / public.sum():.1%})"
+        now, before = used / used.sum(), public / public.sum()
+        changed = now.index[(now - before).abs() >= 0.01]
+        return ", ".join([text, *(f"{c} {now[c]:.1%} (published {before[c]:.1%})" for c in changed)])
+
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split in the cache."""
         return self._rows[split]

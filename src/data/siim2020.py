@@ -8,13 +8,13 @@ CLASSES = ("benign", "malignant")
 class SIIM2020(FolderSource):
     """The training set of the SIIM-ISIC 2020 competition: `train.csv` and `jpeg/train/`.
 
-    The images of one patient are a group. The complete set has 33,126 images of 2,056 patients,
-    584 of them (1.8%) malignant: report the share of melanomas with every result on a part.
+    The images of one patient are a group; the complete set has 2,056 patients.
     """
 
     name = "siim2020"
     title = "SIIM-ISIC 2020"
     variable = "SIIM2020_DIR"
+    published = {"benign": 32_542, "malignant": 584}
     licence = "CC BY-NC 4.0. Cite: Rotemberg et al., Scientific Data 8:34, 2021"
 
     def manifest(self) -> Manifest:

@@ -60,10 +60,12 @@ class Source(ABC):
     Attributes:
         name: Name of the data set.
         licence: Terms and citation, such as "CC BY-NC 4.0. Cite: ..."; "" if unknown.
+        published: Images of each class in the complete public set; empty if unknown.
     """
 
     name: str
     licence: str = ""
+    published: Mapping[str, int] = {}
 
     @classmethod
     def licence_of(cls, settings: Mapping[str, Any]) -> str:

@@ -80,6 +80,12 @@ class TrialContext:
         """Folders of earlier tries, the newest first; they may hold a training state."""
         return [Path(folder) for folder in self.payload.get("continues", [])]
 
+    @property
+    def reached(self) -> dict[str, float]:
+        """Epochs until now and the best objectives in them, for the record of a stopped trial."""
+        best = {f"reached/{name}": value for name, value in self._best.best.items()}
+        return {"reached/epochs": self._best.epoch, **best}
+
     def started(self, run_id: str) -> None:
         """Record the id of the trial's MLflow run, so that the scheduler can close it."""
         self._run_id = run_id

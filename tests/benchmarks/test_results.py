@@ -114,16 +114,20 @@ def rows(page: str, head: str) -> list[dict[str, str]]:
 
 def test_seeds_of_one_configuration_are_pooled_and_the_newest_of_each_counts(store: Store) -> None:
     frames = pair(0.8)
-    record(store, "s", [predictions(0.1, 7), *frames], [0, 0, 1])
+    share = "60 of 600 images (10.0%), mel 33.3% (published 2.0%)"
+    record(store, "s", [predictions(0.1, 7), *frames], [0, 0, 1], data_share=share)
     record(store, "s", [predictions(0.5, 5)], [0], {"loss": {"gamma": 2}})
     page = render(store, section("systems", "s", "absent"))
     [row] = rows(page, "seeds")
     assert row["seeds"] == "2"
-    mean = np.mean([score(frame, "accuracy") for frame in frames])
-    assert row["accuracy"].startswith(f"{mean:.3f} \\[")
+    scores = [score(frame, "accuracy") for frame in frames]
+    spread = np.std(scores, ddof=1)
+    assert row["accuracy"].startswith(f"{np.mean(scores):.3f} ± {spread:.3f} \\[")
     assert (row["params"], row["FLOPs"]) == ("691,911", "30.04M")
     assert "Missing: custom, 64 px, loss.gamma=2, grouped: 1 of 2 seeds" in page
     assert "Missing: absent: no run; record it by record absent" in page
+    assert f"- Data: {share} (2 runs)" in page
+    assert "- Image size, px: 64 (2 runs)" in page
 
 
 @pytest.mark.parametrize(

@@ -35,5 +35,6 @@ def test_counts_of_the_real_set(shared_data):
     counts = dict(zip(CLASSES, frame["label"].value_counts().sort_index(), strict=True))
     assert len(frame) == 10_015
     assert list(counts.values()) == [327, 514, 1099, 115, 1113, 6705, 142]
+    assert HAM10000.published == counts  # the complete set
     sizes = frame["group"].value_counts()
     assert (len(sizes), (sizes > 1).sum()) == (7470, 1956)

@@ -74,3 +74,9 @@ def test_counts_of_the_real_set(shared_data):
     assert frame["original_label"].value_counts().to_dict() == expected
     mapped = ISIC2019(root, classes="ham10000").manifest().frame
     assert (mapped["label"] == 0).sum() == expected["ak"] + expected["scc"]
+
+
+def test_counts_of_the_complete_set():
+    native, mapped = (ISIC2019("", classes=classes).published for classes in ("native", "ham10000"))
+    assert sum(native.values()) == sum(mapped.values()) == 25_331  # the owners' page
+    assert mapped["akiec"] == 867 + 628

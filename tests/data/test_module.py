@@ -276,3 +276,18 @@ def test_leakage_arm_records_what_it_is(module, siblings: str, label: str, leaki
 
 def test_leakage_arms_have_different_fingerprints(module):
     assert len({module(siblings=arm).split_fingerprint for arm in (None, "out", "in")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("published", "share"),
+    [
+        ({}, "80 images"),
+        ({"a": 60, "b": 20}, "80 of 80 images (100.0%)"),
+        ({"a": 1_500, "b": 100}, "80 of 1,600 images (5.0%), a 75.0% (published 93.8%), "
+         "b 25.0% (published 6.2%)"),
+    ],
+)  # fmt: skip
+def test_part_of_the_public_set_is_named(module, published: dict[str, int], share: str) -> None:
+    data = module()
+    data.source.published = published
+    assert data.share == share

@@ -14,3 +14,5 @@ def test_counts_of_the_real_set(shared_data):
     assert (frame["label"] == 1).sum() == 426
     assert frame["group"].nunique() == 639
     assert (frame.loc[frame["label"] == 1, "benign_malignant"] == "malignant").all()
+    # Rotemberg et al. 2021: 33,126 images, 584 of them melanomas
+    assert SIIM2020.published == {"benign": 33_126 - 584, "malignant": 584}

@@ -180,6 +180,8 @@ def test_a_median_pruner_sees_the_reports_of_others_and_stops_the_worse(tmp_path
     with pytest.raises(Pruned, match="epoch 2 of 3: val/accuracy 0.5 is behind"):
         second.epoch(2, 3, {"val/accuracy": 0.5})
     assert list(study.study.trials[1].intermediate_values) == [1, 2]
+    assert first.reached == {"reached/epochs": 2, "reached/val/accuracy": 0.6}
+    assert study.context().reached == {"reached/epochs": 0}
 
 
 def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
