@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +108,9 @@ def single_run(
         composed = HydraConfig.get()
         is_own_config = is_own(str(composed.job.config_name), search_path(composed))
         context = replace(context, own_config=is_own_config)
-    with _start(store, config, plain, overrides, context) as run:
+    nodes = [config.model, config.data] + [config.compression] * compressed
+    name = " ".join(str(node.get("name", "")) for node in nodes)
+    with _start(store, config, plain, overrides, context, name) as run:
         record(config, folder, overrides, run)
     discard_states([folder])
     comparison.show_single(store, run.id, objectives, limits)
@@ -167,7 +171,7 @@ def record(
             loop.evaluate(config, parts, split, run, folder)
     if compressed:
         origin.record_degradation(run.store, run, [(config.origin, run.id)])
-    run.log({"time/tracking_s": run.seconds})
+    run.log({"system/tracking_s": run.seconds})
 
 
 def describe_inputs(
@@ -248,7 +252,8 @@ def _repeated(
     cell = context.payload["cell"]
     metrics: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # origin and compressed run of each seed
-    with _start(store, adopted, plain, cell, position, kind="trial", **tags) as trial:
+    name = trial_name(adopted, cell, position.trial)
+    with _start(store, adopted, plain, cell, position, name, kind="trial", **tags) as trial:
         context.started(trial.id)
         if problem is not None:
             raise problem
@@ -290,7 +295,9 @@ def _trial_run(
     has_one_seed = context.payload["repeats"] == 1
     cell = context.payload["cell"]
     config, plain, problem = _checked(config, context.payload["overrides"], store)
-    with _start(store, config, plain, cell, position) as run:
+    seed = f"#{position.trial} seed {config.seed}"
+    name = trial_name(config, cell, position.trial) if has_one_seed else seed
+    with _start(store, config, plain, cell, position, name) as run:
         if has_one_seed:
             context.started(run.id)
         if problem is not None:
@@ -358,12 +365,21 @@ def refuse_devices(config: DictConfig, is_trial: bool) -> None:
         raise ConfigError("trainer.devices", problem)
 
 
+def trial_name(config: DictConfig, overrides: Sequence[str], number: int) -> str:
+    """Such as "#12 custom width=32": number, model, and what was swept, without the keys' paths."""
+    swept = [text for text in overrides if not text.startswith("model=")]
+    words = [re.sub(r"^\+*(~?)(?:[^=]*\.)?", r"\1", text) for text in swept]
+    name = " ".join([f"#{number}", str(config.model.get("name", "")), *words])
+    return textwrap.shorten(name, 120, placeholder=" ...")
+
+
 def _start(
     store: Store,
     config: DictConfig,
     plain: dict[str, Any],
     overrides: Sequence[str],
     position: RunContext,
+    name: str,
     kind: str = "run",
     **more: str,
 ) -> Run:
@@ -387,7 +403,6 @@ def _start(
         tags["own_config"] = True
     if origin.is_compression(config):
         tags |= {"origin": config.origin, "compression": config.compression.name}
-    name = str(config.model.get("name", kind))
     run = Run.start(store, name, tags | more, plain, position.parent)
     if dirty and not position.git:
         try:

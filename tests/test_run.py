@@ -58,10 +58,27 @@ def test_a_run_whose_changes_cannot_be_recorded_has_failed(
     monkeypatch.setattr(runs, "git_state", lambda root: ("abc", True))
     monkeypatch.setattr(runs, "record_changes", fail)
     with pytest.raises(OSError, match="No space"):
-        runs._start(store, composed("experiment=smoke"), {}, [], runs.RunContext())
+        runs._start(store, composed("experiment=smoke"), {}, [], runs.RunContext(), "custom")
     (run,) = store.search()
     assert run.info.status == "FAILED"
     assert run.data.tags["failure"].startswith("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["model=custom", "model.net.width=32", "++model.net.dropout=0.2"], "width=32 dropout=0.2"),
+        (
+            ["model.net.dense=[64,32]", "~callbacks.stop", "loss=focal"],
+            "dense=[64,32] ~stop loss=focal",
+        ),
+        (["a=0.5", f"data.root=/{'x' * 200}"], "a=0.5 ..."),  # a database has 250 characters
+        ([], ""),
+    ],
+)
+def test_a_trial_is_named_by_what_was_swept(overrides: list[str], name: str) -> None:
+    shown = runs.trial_name(composed("experiment=smoke"), overrides, 12)
+    assert shown == f"#12 custom {name}".rstrip()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +133,7 @@ def test_no_record_has_the_password(
     typed = [f"tracking.uri={URI}", "seed=0"]
     with (
         pytest.raises(EnoughError),
-        runs._start(store, config, plain, typed, runs.RunContext()) as logged,
+        runs._start(store, config, plain, typed, runs.RunContext(), "custom") as logged,
     ):
         runs.record(config, tmp_path, typed, logged)
     written = artifact(store, logged.id, "config.yaml").read_text()
@@ -210,6 +227,7 @@ def test_an_invalid_configuration_is_a_failed_run_and_the_others_continue(
     assert set(children["parent_id"]) == {parent["run_id"]}
     assert set(children["tags.study"]) == {"widths"}
     assert children["tags.trial"].tolist() == ["0", "1", "2"]
+    assert children["name"].tolist() == [f"#{n} custom width={w}" for n, w in enumerate("408")]
 
 
 def test_a_run_has_all_metrics_tags_and_parameters(children: pd.DataFrame) -> None:
@@ -285,6 +303,7 @@ def test_cost_is_of_the_size_that_the_net_is_built_for(multirun: Finished, typed
     size = ["model=custom_gap", "model.image_size=32", "data.image_size=40"]
     status, output = typed("experiment=smoke", *size, "trainer.max_epochs=1", "study=size")
     assert status == 0, output
+    assert multirun.run("size")["name"] == "custom_gap synthetic"
     flops = multirun.run("size")["metrics.efficiency/flops"]
     # padded, pooled to 40, 20, 10
     convolutions = 40 * 40 * 27 * 32 + 20 * 20 * 9 * 32 * 64 + 10 * 10 * 9 * 64 * 128

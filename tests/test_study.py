@@ -400,6 +400,7 @@ def test_repeats_are_runs_of_several_seeds_with_mean_and_spread(work: WorkingFol
     below = work.runs("seeds")
     assert below["parent_id"].unique().tolist() == [above["run_id"]]
     assert below["tags.seed"].tolist() == ["0", "1"]
+    assert [above["name"], *below["name"]] == ["#0 custom", "#0 seed 0", "#0 seed 1"]
     values = below[QUALITY]
     assert trial.values[0] == above[QUALITY] == pytest.approx(values.mean())
     spread = above[QUALITY.replace("metrics.", "metrics.spread/")]

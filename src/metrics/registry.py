@@ -236,7 +236,7 @@ METRICS: list[Metric] = [
     _cost("efficiency/throughput", "throughput", unit="images/s", direction="maximize"),
     _cost("efficiency/peak_memory_mb", "peak memory of inference", "peak memory", "MB"),
     _cost("time/fit_s", "training time", unit="s", **_TIME),
-    _cost("time/tracking_s", "time spent on recording", unit="s", **_TIME),
+    _cost("system/tracking_s", "time spent on recording", unit="s", **_TIME),
     _cost("time/images_per_s", "training speed", unit="images/s", direction="maximize", **_TIME),
 ]
 

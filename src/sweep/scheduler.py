@@ -201,7 +201,7 @@ class StudyRecorder:
         if run_id is None:
             tags = {"study": self.study, "kind": "run", "trial": number, "repeat": 0}
             tags["overrides"] = " ".join(cell_of(trial))
-            run_id = Run.start(self.store, f"trial {number}", tags, parent_id=self.parent.id).id
+            run_id = Run.start(self.store, f"#{number}", tags, parent_id=self.parent.id).id
         for child in self.store.search(f"tags.`mlflow.parentRunId` = '{run_id}'"):
             if child.info.status == "RUNNING":
                 reason = outcome.reason or "its trial ended"

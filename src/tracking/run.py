@@ -29,8 +29,9 @@ _NAME_LENGTH = 250
 _PARAMS_PER_BATCH = 100
 _METRICS_PER_BATCH = 1000
 # Metric with the time (seconds since the epoch) of the last write to a run that had ended: MLflow
-# keeps no time of change, and its search can compare only metrics by size.
-UPDATED = "record/updated"
+# keeps no time of change, and its search can compare only metrics by size. Its interface shows
+# `system/...` apart from the other metrics.
+UPDATED = "system/record_updated"
 _SHARE = 0.01  # of a run's time may be spent on writing metrics while it runs
 _REASON_LENGTH = 500
 _TRACEBACK = "traceback.txt"
