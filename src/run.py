@@ -35,6 +35,7 @@ from src.core.environment import (
     uncommitted_changes,
 )
 from src.core.errors import ConfigError, UserError
+from src.data.source import SPLITS
 from src.deployment import trained
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
@@ -181,18 +182,21 @@ def describe_inputs(
     run.text(OmegaConf.to_yaml(resolve(config)), "config.yaml")
     run.text("\n".join(overrides) + "\n", "overrides.txt")
     run.text(json.dumps(environment(), indent=2), "environment.json")
-    data = parts.data
+    data, split_fingerprint = parts.data, parts.data.split_fingerprint
     about = {key: float(value) for key, value in data.record().items()}
     run.log(about, step=0)
     leaks = about["data/groups_on_two_sides"] > 0
     run.tag(
         split=f"{data.split_mode} (leaking)" if leaks else data.split_mode,
         data_fingerprint=data.cache.fingerprint,
-        split_fingerprint=data.split_fingerprint,
+        split_fingerprint=split_fingerprint,
         grouped_by=data.grouped_by,
         data_share=data.share,
         weights=getattr(parts.classifier.net, "loaded_weights", "random"),
     )
+    counts = {split: data.counts(split) for split in SPLITS if data.has(split)}
+    source = str(config.data.get("root") or config.data.source["_target_"])
+    run.inputs(data.name, source, f"{data.cache.fingerprint} {split_fingerprint}", counts)
     sheet = folder / "contact_sheet.png"
     figures.contact_sheet(data).save(sheet, compress_level=1)  # a higher level takes 40 ms
     run.artifact(sheet, "figures")

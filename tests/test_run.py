@@ -243,6 +243,27 @@ def test_a_run_has_all_metrics_tags_and_parameters(children: pd.DataFrame) -> No
         assert row["params.data.source.lesions"] == "120"
 
 
+def test_the_data_set_is_an_input_of_each_split(multirun: Finished, children: pd.DataFrame) -> None:
+    inputs = {}
+    for width in ("4", "8"):
+        recorded = multirun.store.client.get_run(children.loc[width, "run_id"]).inputs
+        inputs[width] = {
+            item.tags[0].value: (item.dataset.name, item.dataset.digest, item.dataset.profile)
+            for item in recorded.dataset_inputs
+        }
+    assert inputs["4"] == inputs["8"]  # the same data for both
+    assert len({digest for _, digest, _ in inputs["4"].values()}) == 3
+    for split, (name, _, profile) in inputs["4"].items():
+        assert name == "synthetic"
+        rows = children.loc["4", f"metrics.data/images/{split}"]
+        classes = json.loads(profile)["classes"]
+        assert json.loads(profile)["num_rows"] == sum(classes.values()) == rows
+        assert "mel" in classes
+    predicted = multirun.csv(children.loc["4", "run_id"], "predictions/val.csv")["label"]
+    expected = predicted.value_counts().to_dict()
+    assert json.loads(inputs["4"]["val"][2])["classes"] == expected
+
+
 def test_only_the_front_is_evaluated_on_test(children: pd.DataFrame) -> None:
     finished = children[children["status"] == "FINISHED"]
     quality = finished["metrics.best/val/balanced_accuracy"]

@@ -251,21 +251,18 @@ class DataModule(LightningDataModule):
         """Logits of a network for these data: one for two classes, else one per class."""
         return 1 if len(self.classes) == 2 else len(self.classes)
 
-    @property
-    def class_counts(self) -> list[int]:
-        """Training images of each class, before oversampling."""
-        return np.bincount(self._train_labels, minlength=len(self.classes)).tolist()
+    def counts(self, split: str) -> dict[str, int]:
+        """Images of each class in a split, before oversampling."""
+        numbers = np.bincount(self.labels[self._rows[split]], minlength=len(self.classes))
+        return dict(zip(self.classes, numbers.tolist(), strict=True))
 
     @property
     def seen_counts(self) -> list[int]:
         """Images of each class in a training epoch; an oversampled image counts repeatedly."""
         random = np.random.default_rng(self.seed)
-        labels = self._train_labels[oversampled(self._train_labels, self.oversample, random)]
-        return np.bincount(labels, minlength=len(self.classes)).tolist()
-
-    @property
-    def _train_labels(self) -> np.ndarray:
-        return self.labels[self._rows["train"]]
+        labels = self.labels[self._rows["train"]]
+        seen = labels[oversampled(labels, self.oversample, random)]
+        return np.bincount(seen, minlength=len(self.classes)).tolist()
 
     @property
     def split_fingerprint(self) -> str:

@@ -262,6 +262,32 @@ class Run:
                 self.store.client.delete_tag(self.id, name)
             self._write()
 
+    def inputs(
+        self, name: str, source: str, fingerprint: str, counts: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Record a data set as inputs of the run, one for each split.
+
+        Args:
+            name: Of the data set.
+            source: Where it comes from: a folder, or what draws it.
+            fingerprint: Equal for runs with equal pictures and splits.
+            counts: Of each split the images of each class.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        inputs = []
+        for split, classes in counts.items():
+            profile = json.dumps({"num_rows": sum(classes.values()), "classes": classes})
+            digest, uri = _digest(f"{fingerprint} {split}")[:8], json.dumps({"uri": source})
+            dataset = Dataset(name, digest, "local", uri, profile=profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
+        with self._clock():
+            try:
+                self.store.client.log_inputs(self.id, inputs)
+            except MlflowException:  # another trial has created the data set at the same time
+                self.store.client.log_inputs(self.id, inputs)
+
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Copy a file, or the content of a folder, to the run or to a folder of its artifacts.
 

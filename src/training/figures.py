@@ -90,8 +90,8 @@ def contact_sheet(data: "DataModule") -> Image.Image:
     """Some training images of each class, before and after augmentation."""
     before, after = {}, {}
     rows = data.rows("train")
-    for label, name in enumerate(data.classes):
-        heading = f"{name} ({data.class_counts[label]})"
+    for label, (name, count) in enumerate(data.counts("train").items()):
+        heading = f"{name} ({count})"
         before[heading] = data.cache.images[rows[data.labels[rows] == label][:PER_CLASS]]
         floats = torch.from_numpy(before[heading]).permute(0, 3, 1, 2).float().div(255)
         if data.augment is not None:

@@ -1,5 +1,6 @@
 """Writing runs, how they end, and MLflow's limits."""
 
+import json
 import math
 import os
 import time
@@ -43,6 +44,27 @@ def test_a_run_names_its_program_process_and_parent(store):
     start = psutil.Process().create_time() - psutil.boot_time()
     assert float(data.tags["process_start"]) == pytest.approx(start, abs=1)
     assert "failure" not in data.tags
+
+
+def test_a_data_set_that_another_trial_creates_at_the_same_time_is_an_input(store, monkeypatch):
+    counts = {"train": {"mel": 3, "nv": 5}, "val": {"mel": 1, "nv": 2}}
+    log_inputs, problems = store.client.log_inputs, [MlflowException("UNIQUE constraint failed")]
+
+    def log(*arguments):
+        for problem in problems[:]:
+            problems.remove(problem)
+            raise problem
+        log_inputs(*arguments)
+
+    monkeypatch.setattr(store.client, "log_inputs", log)
+    with Run.start(store, "run") as run:
+        run.inputs("ham10000", "data/ham10000", "abc", counts)
+    inputs = store.client.get_run(run.id).inputs.dataset_inputs
+    assert {item.dataset.name for item in inputs} == {"ham10000"}
+    assert {json.loads(item.dataset.source)["uri"] for item in inputs} == {"data/ham10000"}
+    profiles = {item.tags[0].value: json.loads(item.dataset.profile) for item in inputs}
+    assert profiles["train"] == {"num_rows": 8, "classes": {"mel": 3, "nv": 5}}
+    assert profiles["val"] == {"num_rows": 3, "classes": {"mel": 1, "nv": 2}}
 
 
 def test_values_beyond_mlflows_limits_are_batched_and_cut(store):
