@@ -130,10 +130,10 @@ def test_no_record_has_the_password(
     monkeypatch.setattr(Run, "text", note)
     _, plain, problem = runs._checked(config, [], store)
     assert problem is None
-    typed = [f"tracking.uri={URI}", "seed=0"]
+    typed, clean = [f"tracking.uri={URI}", "seed=0"], runs.RunContext(git=("abc", False))
     with (
         pytest.raises(EnoughError),
-        runs._start(store, config, plain, typed, runs.RunContext(), "custom") as logged,
+        runs._start(store, config, plain, typed, clean, "custom") as logged,
     ):
         runs.record(config, tmp_path, typed, logged)
     written = artifact(store, logged.id, "config.yaml").read_text()
