@@ -30,7 +30,7 @@ from src.core.cli import CONF
 from src.core.config import flatten, instantiate
 from src.core.errors import ConfigError, UserError
 from src.deployment import trained
-from src.metrics.registry import Objective, describe, parse_limits, recorded_name
+from src.metrics.registry import Objective, describe, parse_limits
 from src.reporting import comparison
 from src.tracking import read
 from src.tracking.store import Store
@@ -69,23 +69,22 @@ class StudyResult:
         """The row of `trials` with the best value of a metric, among those that keep all limits.
 
         Args:
-            metric: Name from the run record; None: the first objective. The registry of metrics
-                has its direction.
+            metric: Name from the run record, with the registry's direction; None: the first
+                objective.
             limits: Further limits, such as "efficiency/params <= 692e3".
 
         Raises:
             UserError: No trial has the metric and keeps the limits, or there is no such metric.
         """
-        name = recorded_name(metric or self.objectives[0].metric)
+        objective = Objective(metric, describe(metric).direction) if metric else self.objectives[0]
         rows = self.trials[self.trials["feasible"]]
         for limit in parse_limits({"limits": list(limits)}):
-            column = recorded_name(limit.metric)
-            rows = rows[rows[column].map(limit.holds)] if column in rows else rows.iloc[:0]
-        values = rows[name].dropna() if name in rows else pd.Series(dtype=float)
-        if values.empty:
-            raise UserError(f"{self.name}: no trial has {name} and keeps the limits")
-        best = values.max() if describe(name).direction == "maximize" else values.min()
-        return rows[rows[name] == best].iloc[0]
+            values = rows.reindex(columns=[limit.metric]).iloc[:, 0]
+            rows = rows[values.map(limit.holds).astype(bool)]
+        values = rows.reindex(columns=[objective.metric]).iloc[:, 0].astype(float)
+        if values.isna().all():
+            raise UserError(f"{self.name}: no trial has {objective.metric} and keeps the limits")
+        return rows.iloc[values.argmax() if objective.direction == "maximize" else values.argmin()]
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

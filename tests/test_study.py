@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from benchmarks.sweep.faults import is_alive
-from src import dry_run, study, train
+from src import dry_run, report, study, train
 from src.core import config as shared_config
 from src.core.cli import INTERRUPTED, ROOT
 from src.core.config import check, resolve
@@ -362,6 +362,45 @@ def test_optuna_and_mlflow_agree_and_only_the_front_is_tested(work: WorkingFolde
         assert trial.values == [run[QUALITY], run[FLOPS]]
         assert trial.user_attrs["run_id"] == run["run_id"]
         assert (run["tags.front"] == "true") == (not pd.isna(run["metrics.test/accuracy"]))
+
+
+def test_an_objective_has_one_name_and_one_value_everywhere(
+    work: WorkingFolder, typed, run_entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["trainer.max_epochs=4", "optimizer.lr=0.02", "test=false"]
+    status, output = typed(
+        "-m", "model.net.width=2,4,8", *TINY, *small, "hydra.sweeper.study_name=named"
+    )
+    assert status == 0, output
+    storage = f"sqlite:///{work.folder}/mlruns/optuna.db"
+    optuna_study = optuna.load_study(study_name="named", storage=storage)
+    name, cost = optuna_study.metric_names or []
+    assert (name, cost) == (f"best/val/{PRIMARY}", "efficiency/flops")
+    (parent,) = work.runs("named", "study")["run_id"]
+    recorded = work.store.client.get_run(parent).data.tags["objectives"]
+    assert recorded == f"maximize {name}; minimize {cost}"
+    monkeypatch.setattr("src.reporting.plots_static.write", lambda charts, folder: [])
+    status, text = run_entry(report.main, "study=named", "samples=200", "test=false")
+    assert status == 0, text
+    ranked = work.store.client.search_runs(
+        [work.store.experiment_id],
+        "tags.study = 'named' and tags.kind = 'run'",
+        order_by=[f"metrics.`{name}` DESC"],
+    )
+    values = [run.data.metrics[name] for run in ranked]
+    tables = [
+        pd.read_csv(work.folder / "reports" / "named" / "table.csv"),
+        pd.read_csv(read.artifact(work.store, parent, "comparison.csv")),
+    ]
+    for table in tables:
+        assert table["run_id"].tolist() == [run.info.run_id for run in ranked]
+        assert table[name].tolist() == values
+    trials = {trial.user_attrs["run_id"]: trial for trial in optuna_study.trials}
+    assert [trials[run.info.run_id].values[0] for run in ranked] == values
+    frame = optuna_study.trials_dataframe()
+    assert sorted(frame[f"values_{name}"]) == sorted(values)
+    for run, value in zip(ranked, values, strict=True):
+        assert re.search(rf"#{run.data.tags['trial']} +{value:.3f} ", output)
 
 
 def test_a_grid_is_named_after_its_command_and_trains_what_keeps_the_limits(

@@ -35,7 +35,9 @@ MELANOMA = ("mel", "melanoma", "malignant")
 # Tags of a compressed run: the method, the run it was made from, and the split of the comparison.
 COMPRESSION = ("compression", "origin", "lost_on")
 
-_SPLITS = {"val": "validation", "test": "test", "best/val": "validation, chosen epoch"}
+_SPLITS = {"val": "validation, each epoch", "test": "test", "best/val": "validation"}
+# Prefix of a split's metrics in the run record: validation figures are those of the kept epoch.
+RECORDED = {"val": "best/val", "test": "test"}
 _PLACEHOLDERS = {  # in a metric's name, as <placeholder> -> regular expression
     "split": "|".join(_SPLITS),
     "class": ".+",
@@ -345,11 +347,6 @@ def count_metrics(
     return values
 
 
-def recorded_name(metric: str) -> str:
-    """The name of a run's final value: validation metrics are those of the chosen epoch."""
-    return f"best/{metric}" if metric.startswith("val/") else metric
-
-
 def melanoma_of(classes: Iterable[str]) -> str | None:
     """The class that is melanoma, or None."""
     return next((name for name in classes if name.lower() in MELANOMA), None)
@@ -364,10 +361,26 @@ def melanoma_class(table: "pd.DataFrame", prefix: str) -> str:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A metric of the run record to optimise; the direction is the registry's unless configured."""
+class _Measured:
+    """A metric of a run; `val/...` is its value at the kept epoch, recorded as `best/val/...`."""
 
     metric: str
+
+    def __post_init__(self) -> None:
+        """Replace the name that a user types by that of the value in the run record."""
+        if self.metric.startswith("val/"):
+            object.__setattr__(self, "metric", f"best/{self.metric}")
+
+    @property
+    def per_epoch(self) -> str:
+        """The name of its values after each epoch, such as `val/loss`."""
+        return self.metric.removeprefix("best/")
+
+
+@dataclass(frozen=True)
+class Objective(_Measured):
+    """A metric of the run record to optimise; the direction is the registry's unless configured."""
+
     direction: Direction
 
     def __str__(self) -> str:
@@ -375,10 +388,9 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(_Measured):
     """A bound on a metric of the run record; a value equal to it satisfies the limit."""
 
-    metric: str
     operator: Operator
     value: float
 
@@ -406,7 +418,7 @@ def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
     if not entries:
         problem = "must list at least one {metric: ..., direction: ...}, but is empty"
         raise ConfigError("objective.objectives", problem)
-    directions: dict[str, Direction] = {}
+    objectives: dict[str, Objective] = {}
     for number, entry in enumerate(entries):
         key = f"objective.objectives[{number}]"
         keys = set(entry) if isinstance(entry, Mapping) else set()
@@ -418,11 +430,12 @@ def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
         if direction not in DIRECTIONS:
             message = f"must be {' or '.join(DIRECTIONS)}, but got {direction!r}"
             raise ConfigError(f"{key}.direction", message)
-        if metric.name in directions:
+        objective = Objective(metric.name, direction)
+        if objective.metric in objectives:
             message = f"must name each metric once, but got {metric.name} again"
             raise ConfigError(f"{key}.metric", message)
-        directions[metric.name] = direction
-    return [Objective(name, direction) for name, direction in directions.items()]
+        objectives[objective.metric] = objective
+    return list(objectives.values())
 
 
 def parse_limits(config: Mapping[str, Any]) -> list[Limit]:

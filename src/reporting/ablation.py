@@ -10,7 +10,7 @@ from scipy.special import stdtrit  # scipy.stats takes seconds to import
 from src.core.errors import ConfigError
 from src.metrics.formatting import engineering, interval, is_cost
 from src.metrics.pareto import as_losses
-from src.metrics.registry import Objective, describe, recorded_name
+from src.metrics.registry import Objective, describe
 from src.sweep.overrides import BINS, has_order, is_numeric, levels
 
 COLUMNS = ["parameter", "value", "position", "objective", "mean", "low", "high", "n"]
@@ -71,8 +71,8 @@ def effects(
             groups[str(name)] = levels(column, BINS).assign(ordered=has_order(column.dropna()))
     trials, adjusted = {}, {}
     for objective in objectives:
-        metric = recorded_name(objective.metric)
-        results = finished.reindex(columns=[metric, f"spread/{metric}", "repeats"]).astype(float)
+        columns = [objective.metric, f"spread/{objective.metric}", "repeats"]
+        results = finished.reindex(columns=columns).astype(float)
         results.columns = pd.Index(["result", "seed_spread", "seeds"])
         results = results.replace([math.inf, -math.inf], math.nan).dropna(subset="result")
         log = is_cost(objective.metric) and bool((results["result"] > 0).all())

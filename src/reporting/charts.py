@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from src.metrics.formatting import interval
-from src.metrics.registry import recorded_name
 from src.reporting import collect, style
 from src.reporting.record import Report
 from src.reporting.style import Look
@@ -247,7 +246,7 @@ def _value(name: str, value: object) -> str:
 
 def _hover(report: Report) -> list[str]:
     """What each trial says: name, state, run id, figures with units, interval, overrides."""
-    objectives = [recorded_name(objective.metric) for objective in report.objectives]
+    objectives = [objective.metric for objective in report.objectives]
     names = dict.fromkeys([report.quality, *objectives, *report.costs])
     texts = []
     for row in report.table.to_dict("records"):
@@ -404,7 +403,7 @@ def parallel(report: Report) -> Chart | None:
     columns = {str(name): report.parameters[name].reindex(rows.index) for name in report.parameters}
     titles = {name: name for name in columns}
     for objective in report.objectives:
-        name = recorded_name(objective.metric)
+        name = objective.metric
         if name in rows:
             columns[name], titles[name] = rows[name], style.axis_title(report, name)
     dimensions = [
@@ -481,7 +480,7 @@ def curves(report: Report) -> Chart | None:
         traces += _curve(name, rows, end, style.line(colour, 3, dash))
     total = frame["run_id"].nunique()
     note = f"{len(runs)} of {total} curves: {_THINNED}" if len(runs) < total else ""
-    quality = axis(style.axis_title(report, report.quality.removeprefix("best/")))
+    quality = axis(style.axis_title(report, report.quality))
     view = View("all", traces, axis("epoch", tickformat="d"), quality, note)
     text = (
         "The end of each curve is marked: pruned trials (triangles) end where they were stopped. "

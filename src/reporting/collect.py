@@ -23,10 +23,8 @@ from src.metrics.registry import (
     describe,
     parse_limits,
     parse_objectives,
-    recorded_name,
 )
 from src.reporting.comparison import compare
-from src.reporting.decisions import quality_objective
 from src.sweep.overrides import scan
 from src.tracking import read
 from src.tracking.read import texts
@@ -161,16 +159,16 @@ def purpose(
         raise ConfigError("objectives", "must have one that is no cost, else no model is the best")
     bounds = list(first.limits) if limits is None else _parsed("limits", parse_limits, limits)
     columns = {str(name) for study in studies for name in study.trials.columns}
-    recorded = {name.removeprefix("metrics.") for name in columns if name.startswith("metrics.")}
+    metrics = sorted(name for name in columns if name.startswith("metrics."))
+    recorded = [name.removeprefix("metrics.") for name in metrics]
     for key, items in (("objectives", chosen), ("limits", bounds)):
         for number, item in enumerate(items):
-            if recorded_name(item.metric) not in recorded:
+            if item.metric not in recorded:
                 # similar metrics, else those of the same kind, else all
-                names = sorted({name.removeprefix("best/") for name in recorded})
-                useful = [name for name in names if name.startswith(("val/", "efficiency/"))]
+                useful = [n for n in recorded if n.startswith(("best/val/", "efficiency/"))]
                 same = [n for n in useful if n.split("/")[0] == item.metric.split("/")[0]]
                 close = difflib.get_close_matches(item.metric, useful, n=5, cutoff=0.75)
-                listed = _listed(close or same or useful or names)
+                listed = _listed(close or same or useful or recorded)
                 raise ConfigError(f"{key}[{number}]", f"no run has {item.metric}; there {listed}")
     return chosen, bounds, warnings
 
@@ -345,7 +343,7 @@ def compression_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 def values_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> np.ndarray:
     """The objectives of each trial, float (N, M); NaN without a complete, feasible result."""
-    names = [recorded_name(objective.metric) for objective in objectives]
+    names = [objective.metric for objective in objectives]
     values = table.reindex(columns=names).to_numpy(dtype=float, copy=True)
     values[~table["feasible"].to_numpy(dtype=bool) | np.isnan(values).any(axis=1)] = np.nan
     return values
@@ -359,7 +357,7 @@ def compared(
     runs = study.trials.set_index("run_id").reindex(table["run_id"]).reset_index()
     repeats = pd.to_numeric(texts(runs, "params.repeats"), errors="coerce")
     table = table.assign(study=study.name, repeats=repeats, ended=runs["end_time"])
-    metrics = [*(recorded_name(objective.metric) for objective in objectives), *_COSTS, _SIZE]
+    metrics = [*(objective.metric for objective in objectives), *_COSTS, _SIZE]
     table = with_origins(table, study.origins, list(dict.fromkeys(metrics)))
     model = table["model"].replace("", "trial") + " " + texts(table, "compression")
     trial = table["trial"].where(table["trial"] != "", table["run_id"].str[:8])
@@ -433,14 +431,9 @@ def comparison(
         }
         for objective, values in zip(objectives, front.T, strict=True):
             best = values.max if objective.direction == "maximize" else values.min
-            row[f"best {recorded_name(objective.metric)}"] = best() if len(values) else np.nan
+            row[f"best {objective.metric}"] = best() if len(values) else np.nan
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def quality_of(objectives: Sequence[Objective]) -> str:
-    """Recorded name of the metric that the answers are about."""
-    return recorded_name(quality_objective(objectives).metric)
 
 
 def costs_of(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:

@@ -14,7 +14,7 @@ from src.core import cli
 from src.core.errors import UserError
 from src.core.tables import Table
 from src.metrics import formatting, pareto, registry
-from src.metrics.registry import COMPRESSION, LOST, PRIMARY, Limit, Objective, recorded_name
+from src.metrics.registry import COMPRESSION, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.tracking import read
 from src.tracking.read import texts
 from src.tracking.run import Run
@@ -65,12 +65,12 @@ def compare(
     table["status"] = table["status"].str.upper().where(early, runs["status"])
     metrics = runs.loc[:, runs.columns.str.startswith("metrics.")]
     metrics = metrics.rename(columns=lambda name: name.removeprefix("metrics."))
-    names = [recorded_name(objective.metric) for objective in objectives]
+    names = [objective.metric for objective in objectives]
     for name in set(names) & set(metrics):
         metrics[name] = metrics[name].astype(float).replace([math.inf, -math.inf], math.nan)
     feasible = table["status"] == "FINISHED"
     for limit in limits:
-        measured = metrics.reindex(columns=[recorded_name(limit.metric)]).iloc[:, 0]
+        measured = metrics.reindex(columns=[limit.metric]).iloc[:, 0]
         feasible &= measured.map(limit.holds).astype(bool)
     values = metrics.reindex(columns=names).to_numpy(dtype=float, copy=True)
     values[~feasible.to_numpy()] = math.nan
@@ -85,7 +85,7 @@ def comparison_table(table: pd.DataFrame, title: str, split: str) -> Table:
 
     `split` is "val" or "test": where the quality was measured.
     """
-    prefix = recorded_name(f"{split}/").rstrip("/")
+    prefix = RECORDED[split]
     quality, spread = f"{prefix}/{PRIMARY}", f"spread/{prefix}/{PRIMARY}"
     melanoma = f"{prefix}/recall/{registry.melanoma_class(table, prefix)}"
     columns = [quality, spread, f"{prefix}/accuracy", melanoma, *_COSTS]
@@ -145,7 +145,7 @@ def warnings(table: pd.DataFrame) -> list[str]:
     finished = table[table["status"] == "FINISHED"]
     checks = {
         "No validation split: nothing was chosen, the last epoch of each run counts, and there is "
-        "no front.": len(finished) > 0 and recorded_name("val/accuracy") not in table,
+        "no front.": len(finished) > 0 and "best/val/accuracy" not in table,
         "LEAKAGE: images of one lesion or patient are on both sides of the split. The figures are "
         "too good.": finished["split"].str.contains("leaking").any(),
         "The data do not say which images show one lesion or patient. The split may leak.": (
@@ -183,15 +183,10 @@ def summarise_study(
     metrics = {"runs/all": len(table), "runs/front": len(front)}
     for state in ("FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"):
         metrics[f"runs/{state.lower()}"] = int((states == state).sum())
+    for objective in objectives if len(front) else []:
+        best = front[objective.metric].agg("max" if objective.direction == "maximize" else "min")
+        metrics[f"study_best/{objective.metric}"] = best
     study_run.log(metrics)
-    names = {recorded_name(objective.metric): objective.direction for objective in objectives}
-    best = {name: front[name] for name in names if len(front) and name in table}
-    study_run.log(
-        {
-            f"study_best/{name}": values.max() if names[name] == "maximize" else values.min()
-            for name, values in best.items()
-        }
-    )
     _show(table, [*objectives, *limits], study_run.name, store, study_run.id)
     return table
 
@@ -291,7 +286,7 @@ def _show(
 ) -> None:
     """Print the comparison, its warnings, the failures, and where to look next."""
     rows = table[table["front"] | (table.index < MOST_ROWS)].head(2 * MOST_ROWS)
-    if recorded_name("val/accuracy") in table:
+    if "best/val/accuracy" in table:
         caption = f"{title}: validation, at the chosen epoch"
         console.print(comparison_table(rows, caption, "val").to_rich())
     tested = rows[rows.reindex(columns=["test/accuracy"]).notna().all(axis="columns")]

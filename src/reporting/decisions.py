@@ -11,7 +11,7 @@ from src.core.errors import ConfigError
 from src.metrics import formatting
 from src.metrics.formatting import bound, count, is_cost, joined, label
 from src.metrics.pareto import as_losses
-from src.metrics.registry import MELANOMA, Limit, Objective, describe, melanoma_class, recorded_name
+from src.metrics.registry import MELANOMA, Limit, Objective, describe, melanoma_class
 
 _ROUNDING = 1e-9  # 0.85 - 0.02 is a little more than 0.83, and 0.83 is within 0.02 of 0.85
 
@@ -73,12 +73,12 @@ def decide(
     questions += [([floor], by_cost) for floor in floors for by_cost in (False, True)]
     questions += [([*budgets, *floors], False)] if budgets and floors else []
     for bounds, by_cost in questions:
-        recorded = [candidates.recorded(limit) for limit in bounds]
-        name = joined([formatting.short_bound(limit) for limit in recorded])
+        bounds = [candidates.in_these_runs(limit) for limit in bounds]
+        name = joined([formatting.short_bound(limit) for limit in bounds])
         aim = f"is {cheapest}" if by_cost else f"has {best}"
-        aim += f" among those with {joined([bound(limit) for limit in recorded])}"
+        aim += f" among those with {joined([bound(limit) for limit in bounds])}"
         name = f"{'cheapest' if by_cost else 'best'} with {name}"
-        answers.append(candidates.answer(name, aim, recorded, by_cost))
+        answers.append(candidates.answer(name, aim, bounds, by_cost))
     return list({answer.name: answer for answer in answers}.values())
 
 
@@ -110,12 +110,11 @@ class _Candidates:
         objectives: Sequence[Objective],
         limits: Sequence[Limit],
     ) -> None:
-        quality, cost = quality_objective(objectives), cost_of(objectives)
-        self._quality = replace(quality, metric=recorded_name(quality.metric))
-        recorded = {recorded_name(item.metric): item for item in objectives}
-        self._price = recorded.get(cost, Objective(cost, describe(cost).direction))
-        self._metrics = [self._quality.metric, *recorded, self._price.metric]
-        self.what = label(quality.metric)
+        self._quality, cost = quality_objective(objectives), cost_of(objectives)
+        named = {item.metric: item for item in objectives}
+        self._price = named.get(cost, Objective(cost, describe(cost).direction))
+        self._metrics = [self._quality.metric, *named, self._price.metric]
+        self.what = label(self._quality.metric)
         most = "most" if self._price.direction == "maximize" else "least"
         self.cheap = f"{most} {label(self._price.metric)}"
         finished = table[table["status"] == "FINISHED"]
@@ -140,14 +139,14 @@ class _Candidates:
         best = float(self._best()[self._quality.metric])
         return [Limit(self._quality.metric, ">=" if rising else "<=", best + reach)]
 
-    def recorded(self, limit: Limit) -> Limit:
-        """The limit on the recorded metric; melanoma by the name of that class in these runs."""
-        name = recorded_name(limit.metric)
-        head, _, class_name = name.rpartition("/")
+    def in_these_runs(self, limit: Limit) -> Limit:
+        """The limit; if it is on melanoma, by the name of that class in these runs."""
+        head, _, class_name = limit.metric.rpartition("/")
         is_melanoma = class_name.lower() in MELANOMA and head.endswith("/recall")
-        if name not in self._pool and is_melanoma:
-            name = f"{head}/{melanoma_class(self._pool, head.removesuffix('/recall'))}"
-        return replace(limit, metric=name)
+        if limit.metric in self._pool or not is_melanoma:
+            return limit
+        melanoma = melanoma_class(self._pool, head.removesuffix("/recall"))
+        return replace(limit, metric=f"{head}/{melanoma}")
 
     def answer(self, name: str, aim: str, limits: Sequence[Limit], by_cost: bool) -> Answer:
         """The best or the cheapest of the runs that keep some limits."""

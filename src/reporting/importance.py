@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from src.metrics.pareto import as_losses
-from src.metrics.registry import Objective, describe, recorded_name
+from src.metrics.registry import Objective, describe
 from src.sweep.overrides import is_log, is_numeric
 
 COLUMNS = ["parameter", "objective", "importance"]
@@ -50,7 +50,7 @@ def importance(
     notes: list[str] = []
     for objective in objectives:
         label = describe(objective.metric).label
-        values = finished.reindex(columns=[recorded_name(objective.metric)]).astype(float)
+        values = finished.reindex(columns=[objective.metric]).astype(float)
         losses = pd.Series(as_losses(values.to_numpy(), [objective])[:, 0], values.index)
         losses = losses[np.isfinite(losses)].sort_values()
         if len(losses) > _MAX_TRIALS:

@@ -16,7 +16,7 @@ import pandas as pd
 from src.core.files import atomic_file
 from src.core.tables import Table, escape_markdown, shorten_markdown
 from src.metrics.formatting import interval
-from src.metrics.registry import recorded_name, short_label
+from src.metrics.registry import short_label
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
 from src.reporting.record import Report
@@ -77,7 +77,7 @@ def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Tab
 def front_table(report: Report) -> Table:
     """The front: objectives and costs, the interval of the quality, the choices, by cost."""
     rows = charts.members(report)
-    metrics = [report.quality, *(recorded_name(one.metric) for one in report.objectives)]
+    metrics = [report.quality, *(one.metric for one in report.objectives)]
     metrics = [name for name in dict.fromkeys([*metrics, *report.costs]) if name in rows]
     compression = ["compression", "origin_label"] if len(collect.compressed(rows)) else []
     rest = ["knee", "chosen", "run_id", "contribution", "crowding"]

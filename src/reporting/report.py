@@ -18,7 +18,7 @@ from src.core.files import atomic_folder, refuse_unwritable
 from src.core.tables import Table
 from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
-from src.metrics.registry import Limit, Objective, parse_limits, recorded_name
+from src.metrics.registry import Limit, Objective, parse_limits
 from src.reporting import ablation, charts, collect, comparison, page, text
 from src.reporting.collect import PredictionReader, StudyRuns
 from src.reporting.decisions import Answer, cost_of, decide, quality_objective
@@ -115,7 +115,7 @@ def build(
     bounds = bounds_of(settings)
     answers = decide(tables[0], objectives, limits, settings.margin, **bounds)
     table = _with_commands(pd.concat(tables, ignore_index=True), answers, reader)
-    quality = collect.quality_of(objectives)
+    quality = quality_objective(objectives).metric
     metric = quality.removeprefix("best/")
     name, cost = metric.partition("/")[2], cost_of(objectives)
     measured, doubts = measure(table, cost, name, reader, settings)
@@ -272,9 +272,9 @@ def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
     for name, row in chosen.items():
         words = name.replace("<=", "at most").replace(">=", "at least").replace("/", "_")
         short = re.sub(r"[^\w.-]", "", re.sub(r"\s+", "_", words.strip()))
-        for metric in [recorded_name(objective.metric) for objective in report.objectives]:
+        for metric in [objective.metric for objective in report.objectives]:
             if len(row) and pd.notna(row.get(metric, pd.Series([np.nan])).iloc[0]):
-                key = recordable(f"report/{short}/{metric.removeprefix('best/')}")
+                key = recordable(f"report/{short}/{metric}")
                 metrics[key] = float(row[metric].iloc[0])
     return metrics
 
@@ -365,7 +365,7 @@ def _test_chosen(
             bounds = bounds_of(settings)
             answers = decide(table, objectives, limits, settings.margin, **bounds)
             chosen |= table["run_id"].isin([answer.run_id for answer in answers])
-        validated = table.reindex(columns=[recorded_name("val/accuracy")]).notna().all(axis=1)
+        validated = table.reindex(columns=["best/val/accuracy"]).notna().all(axis=1)
         rows = table[chosen & validated & (table["tested"] == "")]
         tested |= comparison.test_once(store, rows, comparison.ANSWER)
     return tested

@@ -11,7 +11,7 @@ import pandas as pd
 
 from src.core.errors import ConfigError
 from src.metrics.formatting import engineering
-from src.metrics.registry import Metric, describe, recorded_name
+from src.metrics.registry import Metric, describe
 from src.reporting.record import Report
 
 # Okabe and Ito, Color Universal Design, 2008: distinct for colour-blind readers.
@@ -71,9 +71,9 @@ def metric(name: str) -> Metric:
 
 def direction(report: Report, name: str) -> str:
     """Which way is better, in words, from the objectives, else from the registry."""
-    directions = {recorded_name(one.metric): one.direction for one in report.objectives}
+    directions = {one.metric: one.direction for one in report.objectives}
     try:
-        better = directions.get(recorded_name(name)) or describe(name).direction
+        better = directions.get(name) or describe(name).direction
     except ConfigError:
         return ""
     return "higher is better" if better == "maximize" else "lower is better"

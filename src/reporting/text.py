@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from src.metrics.formatting import count, figure, interval
-from src.metrics.registry import Limit, Objective, describe, recorded_name
+from src.metrics.registry import RECORDED, Limit, Objective, describe
 from src.reporting import comparison
 from src.reporting.record import Report
 from src.reporting.uncertainty import tied_groups
@@ -40,7 +40,7 @@ def findings(report: Report, knee: str, floors: Sequence[Limit]) -> list[str]:
     ends = [f"{number} {STATES.get(state, state)}" for state, number in counts(rows).items()]
     volume = f"The hypervolume of the front is {report.hypervolume[report.studies[0]]:.3f} of 1."
     sentences = [f"{count(len(rows), 'trial')}: {', '.join(ends)}. {volume}"]
-    names = [recorded_name(objective.metric) for objective in report.objectives]
+    names = [objective.metric for objective in report.objectives]
     for row in rows[rows["knee"]].to_dict("records"):
         figures = ", ".join(figure(name, row[name]) for name in names)
         sentences.append(f"The knee is {row['label']} (run {row['run_id'][:8]}): {figures}.")
@@ -54,10 +54,11 @@ def on_test(report: Report, floors: Sequence[Limit]) -> list[str]:
     tested = tested[tested["split"] == "test"] if len(tested) else tested
     rows = {(row["run_id"], row["metric"]): row for row in tested.to_dict("records")}
     labels = dict(zip(report.table["run_id"], report.table["label"], strict=True))
+    named = [(metric, None), *((floor.per_epoch.removeprefix("val/"), floor) for floor in floors)]
     sentences = []
     for run_id in dict.fromkeys(answer.run_id for answer in report.answers if answer.run_id):
         parts = []
-        for name, floor in [(metric, None), *((f.metric.removeprefix("val/"), f) for f in floors)]:
+        for name, floor in named:
             row = rows.get((run_id, name))
             if row is None:
                 continue
@@ -82,7 +83,7 @@ def ties(pairs: pd.DataFrame) -> list[str]:
         return []
     labels = dict(zip(pairs["run_a"], pairs["label_a"], strict=True))
     labels |= dict(zip(pairs["run_b"], pairs["label_b"], strict=True))
-    what = describe(f"{pairs['split'].iloc[0]}/{pairs['metric'].iloc[0]}").label
+    what = describe(f"{RECORDED[pairs['split'].iloc[0]]}/{pairs['metric'].iloc[0]}").label
     return [
         f"Not distinguishable in {what}: {', '.join(labels[run] for run in group)}."
         for group in tied_groups(pairs)
@@ -158,7 +159,7 @@ def _of_trials(
     images = "The images" if drawn.all() else "The images of some of these trials"
     used = "; test figures chose nothing" if tested.any() else ""
     sentences: dict[str, object] = {}
-    for name in [recorded_name(objective.metric) for objective in objectives]:
+    for name in [objective.metric for objective in objectives]:
         silent = (table["state"] == "no value") & table.get(name, pd.Series(0, table.index)).isna()
         missing = count(int(silent.sum()), "finished trial")
         sentences[f"{missing} without {name} cannot be on the front."] = silent.any()

@@ -184,7 +184,7 @@ def _line(text: str, style: str) -> Text:
 def _running_table(status: StudyStatus, rows: int, width: int) -> RichTable:
     """The running trials; of a metric other than the first objective the name is shown too."""
     running, now = status.running[:rows], time.monotonic()
-    first = status.objectives[0].metric
+    first = status.objectives[0].per_epoch
     table = RichTable(
         box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim", expand=True
     )

@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, ThresholdPrun
 from src.core.config import resolve
 from src.core.errors import ConfigError
 from src.metrics.pareto import as_losses, crowding, ranks
-from src.metrics.registry import Limit, Objective, recorded_name
+from src.metrics.registry import Limit, Objective
 from src.sweep.records import Pruned, earlier_tries, total_violation
 from src.sweep.samplers import FACTS, as_node, build, target_of
 
@@ -29,16 +29,16 @@ class BestSoFar:
     Attributes:
         epoch: The last that was trained and validated, from 1; 0 before the first.
         best: Objective's metric -> best value so far; only of metrics measured every epoch.
-        limited: Recorded name of a limited metric -> its value at the best epoch so far by the
-            first objective that is measured every epoch; without such an objective, at the last
-            epoch. Its best value so far may belong to another epoch, whose weights are not kept.
+        limited: Limited metric -> its value at the best epoch so far by the first objective that
+            is measured every epoch; without such an objective, at the last epoch. Its best value so
+            far may belong to another epoch, whose weights are not kept.
     """
 
     def __init__(self, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
         self.objectives = objectives
         self.limits = limits
-        validated = (item.metric for item in objectives if item.metric.startswith("val/"))
-        self._leading = next(validated, None)
+        validated = (item.metric for item in objectives if item.per_epoch != item.metric)
+        self._leading = next(validated, "")
         self.epoch = 0
         self.best: dict[str, float] = {}
         self.limited: dict[str, float] = {}
@@ -46,17 +46,16 @@ class BestSoFar:
     def add(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Add an epoch, from 1; of its metrics `val/...` those that are undefined may be absent."""
         self.epoch = epoch
-        before = self.best.get(self._leading or "")
-        for objective in self.objectives:
-            name = objective.metric
-            if name in metrics:
+        before = self.best.get(self._leading)
+        for item in self.objectives:
+            if item.per_epoch in metrics:
                 # fmax and fmin ignore NaN.
-                better = np.fmax if objective.direction == "maximize" else np.fmin
-                self.best[name] = float(better(self.best.get(name, math.nan), metrics[name]))
-        if before is None or self.best[self._leading or ""] != before:
-            recorded = {recorded_name(name): float(value) for name, value in metrics.items()}
-            names = {recorded_name(limit.metric) for limit in self.limits} & recorded.keys()
-            self.limited = {name: recorded[name] for name in names}
+                better = np.fmax if item.direction == "maximize" else np.fmin
+                earlier = self.best.get(item.metric, math.nan)
+                self.best[item.metric] = float(better(earlier, metrics[item.per_epoch]))
+        if before is None or self.best[self._leading] != before:
+            limits = [limit for limit in self.limits if limit.per_epoch in metrics]
+            self.limited = {limit.metric: float(metrics[limit.per_epoch]) for limit in limits}
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Rungs:
         Args:
             trial: The running trial.
             epoch: Of the rung.
-            values: By metric: of the objectives, and by recorded name those that limits bound.
+            values: By metric: those of the objectives and of the limits.
             objectives: Those that change the best so far.
             limits: See `goes_on`.
 
@@ -307,7 +306,7 @@ def check_trial(
     if not isinstance(pruner, BasePruner):
         pruner.check_trial(trial, epochs, best, cost)
         return
-    metric = best.objectives[0].metric
+    metric = best.objectives[0].per_epoch
     if len(best.objectives) > 1 or metric not in metrics:
         return
     trial.report(metrics[metric], best.epoch)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optuna.trial import FrozenTrial
 
 from src.core.errors import DivergedError, UserError, full_disk, masked
-from src.metrics.registry import Limit, Objective, recorded_name
+from src.metrics.registry import Limit, Objective
 from src.sweep.space import Cell
 from src.tracking.store import TrackingError
 
@@ -131,8 +131,7 @@ def classify(error: BaseException) -> tuple[Kind, str]:
 
 def needed(objectives: Iterable[Objective], limits: Iterable[Limit]) -> list[str]:
     """The metrics, by recorded names, without which a trial is not complete."""
-    metrics = [*(item.metric for item in objectives), *(item.metric for item in limits)]
-    return list(dict.fromkeys(map(recorded_name, metrics)))
+    return list(dict.fromkeys(item.metric for item in (*objectives, *limits)))
 
 
 def check_complete(metrics: Mapping[str, float], required: Sequence[str]) -> None:
@@ -158,7 +157,7 @@ def violations(limits: Iterable[Limit], metrics: Mapping[str, float]) -> dict[st
     """
     relative = {}
     for limit in limits:
-        measured = metrics.get(recorded_name(limit.metric))
+        measured = metrics.get(limit.metric)
         scale = abs(limit.value) or 1.0
         relative[str(limit)] = 0.0 if measured is None else limit.violation(measured) / scale
     return relative

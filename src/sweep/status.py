@@ -9,7 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from src.metrics import pareto
-from src.metrics.registry import Limit, Objective, recorded_name
+from src.metrics.registry import Limit, Objective
 from src.sweep.records import RunningTrial, State, TrialOutcome
 
 RECENT = 20  # finished trials from which the remaining time is estimated
@@ -77,10 +77,10 @@ class StudyStatus:
             self.put_back += 1
         else:
             self.counts[outcome.state] += 1
-        names = [recorded_name(objective.metric) for objective in self.objectives]
+        names = [objective.metric for objective in self.objectives]
         is_complete = outcome.state == "complete" and outcome.metrics.keys() >= set(names)
         values = [outcome.metrics[name] for name in names] if is_complete else []
-        bounded = {item: outcome.metrics.get(recorded_name(item.metric)) for item in self.limits}
+        bounded = {item: outcome.metrics.get(item.metric) for item in self.limits}
         if values and all(v is not None and item.holds(v) for item, v in bounded.items()):
             members = [*self.front, (trial.number, values)]
             on_front = pareto.front(np.array([v for _, v in members]), self.objectives)

@@ -2,17 +2,19 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from src.core.errors import DivergedError, UserError, closest
-from src.metrics.registry import Limit, Objective, recorded_name
+from src.metrics.registry import Limit, Objective
 from src.sweep.records import (
     TrialOutcome,
     WrongReturnError,
@@ -97,6 +99,8 @@ def open_study(
         if not same or study.user_attrs or study.get_trials(deepcopy=False):
             way = "take another hydra.sweeper.study_name or hydra.sweeper.storage"
             raise UserError(f"study {name} was not made by this version of the program: {way}")
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            study.set_metric_names([objective.metric for objective in objectives])
         study.set_user_attr(_DEFINITION, definition)
     elif differences := _differences(recorded, definition):
         way = "take another hydra.sweeper.study_name"
@@ -185,7 +189,7 @@ def tell(study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome) ->
         study._storage.set_trial_user_attr(frozen._trial_id, "outcome", asdict(outcome))
     state, values = TrialState.COMPLETE, None
     if outcome.state == "complete":
-        values = [outcome.metrics[recorded_name(item.metric)] for item in study.objectives]
+        values = [outcome.metrics[item.metric] for item in study.objectives]
     elif outcome.state == "over_limit" and not study.learns_from_pruned:
         values = [_worst(study, index, outcome) for index in range(len(study.objectives))]
     else:
@@ -218,7 +222,7 @@ def _consistent(study: OwnedStudy, outcome: TrialOutcome) -> TrialOutcome:
 def _worst(study: OwnedStudy, index: int, outcome: TrialOutcome) -> float:
     """The measured value of an objective, else the worst of the complete trials, else a bound."""
     objective = study.objectives[index]
-    measured = outcome.metrics.get(recorded_name(objective.metric), math.nan)
+    measured = outcome.metrics.get(objective.metric, math.nan)
     if math.isfinite(measured):
         return measured
     values = [

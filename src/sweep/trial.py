@@ -19,7 +19,7 @@ import optuna
 from optuna.pruners import BasePruner
 
 from src.core.errors import UserError
-from src.metrics.registry import Objective, parse_limits, parse_objectives, recorded_name
+from src.metrics.registry import parse_limits, parse_objectives
 from src.sweep import records
 from src.sweep.pruners import BestSoFar, check_trial, pruner_from_spec
 from src.sweep.records import TrialOutcome, WrongReturnError
@@ -147,9 +147,8 @@ class TrialContext:
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
         if n_seeds >= n_repeats:
             return
-        rivals = [rival for rival in trials if rival.seeds]
-        objectives = [Objective(recorded_name(o.metric), o.direction) for o in self.objectives]
-        if is_dropped(candidate, rivals, objectives, float(self.payload["drop_p"]), self.limits):
+        rivals, drop_p = [rival for rival in trials if rival.seeds], float(self.payload["drop_p"])
+        if is_dropped(candidate, rivals, self.objectives, drop_p, self.limits):
             problem = "significantly worse than another trial"
             raise records.Pruned(f"after {n_seeds} of {n_repeats} seeds: {problem}")
 
@@ -201,7 +200,7 @@ class TrialContext:
         if epoch < epochs and time.monotonic() - self._last_note < PROGRESS_SECONDS:
             return
         self._last_note = time.monotonic()
-        names = [item.metric for item in self.objectives if item.metric in metrics]
+        names = [item.per_epoch for item in self.objectives if item.per_epoch in metrics]
         shown = {name: metrics[name] for name in names}
         note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()}
         try:

@@ -21,6 +21,7 @@ from src.core.config import instantiate, resolve
 from src.core.environment import config_hash, keep_freed_memory, seed_everything
 from src.core.errors import ConfigError
 from src.data.module import DataModule
+from src.metrics.registry import RECORDED
 from src.models import fit_once
 from src.models.precision import cast_as_recorded
 from src.models.weights import load_weights
@@ -219,9 +220,8 @@ def evaluate(
     trainer = _trainer(config, None, folder, [], **changes)
     with quiet_lightning():
         trainer.test(parts.classifier, parts.data.loader(split), verbose=False)
-    prefix = "best/val" if split == "val" else split
     values = {
-        f"{prefix}/{name.removeprefix('test/')}": float(value)
+        f"{RECORDED[split]}/{name.removeprefix('test/')}": float(value)
         for name, value in trainer.callback_metrics.items()
     }
     rows, probability = parts.classifier.predictions()

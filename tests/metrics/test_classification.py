@@ -238,7 +238,7 @@ def test_a_new_metric_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics.compute()["kappa"] == pytest.approx(expected)  # training records it
     assert short_label("best/val/kappa") == "kappa"  # tables label it
     [objective] = parse_objectives({"objectives": [{"metric": "val/kappa"}]})
-    assert str(objective) == "maximize val/kappa"
+    assert str(objective) == "maximize best/val/kappa"
     table = frame(probability.numpy(), target.numpy(), "abc")
     row = intervals([table], ["kappa"], samples=50).iloc[0]  # the bootstrap resamples it
     assert row["estimate"] == pytest.approx(expected)

@@ -36,8 +36,9 @@ def test_labels_have_unit_split_and_class_and_are_all_different() -> None:
     assert describe("efficiency/flops").axis == "FLOPs (multiply-adds)"
     assert describe("efficiency/latency_ms/b64/p99").axis == "latency of a batch of 64, p99 (ms)"
     assert describe("test/recall/mel").axis == "recall of mel (test)"
-    label = describe("val/recall/basal cell/other").label
+    label = describe("best/val/recall/basal cell/other").label
     assert label == "recall of basal cell/other (validation)"
+    assert describe("val/loss").label == "loss (validation, each epoch)"
     names = BETTER_UP + BETTER_DOWN
     assert len({describe(name).axis for name in names}) == len(names)
 
@@ -94,6 +95,15 @@ def test_objectives_from_a_config() -> None:
     assert parse_objectives(OmegaConf.create({"objectives": entries})) == expected
 
 
+def test_a_validation_metric_has_the_name_of_the_value_at_the_kept_epoch() -> None:
+    [typed] = parse_objectives({"objectives": [{"metric": "val/loss"}]})
+    [recorded] = parse_objectives({"objectives": [{"metric": "best/val/loss"}]})
+    assert typed == recorded == Objective("val/loss", "minimize")
+    assert (typed.metric, typed.per_epoch) == ("best/val/loss", "val/loss")
+    cost = Limit("efficiency/flops", "<=", 5)
+    assert (cost.metric, cost.per_epoch) == ("efficiency/flops", "efficiency/flops")
+
+
 FLOPS = {"metric": "efficiency/flops"}
 
 
@@ -113,6 +123,10 @@ FLOPS = {"metric": "efficiency/flops"}
         ([{**FLOPS, "weight": 2}], r"^objective\.objectives\[0\]: must be {metric: "),
         (["efficiency/flops"], r"^objective\.objectives\[0\]: must be {metric: "),
         ([FLOPS, FLOPS], r"^objective\.objectives\[1\]\.metric: must name each metric once"),
+        (
+            [{"metric": "best/val/loss"}, {"metric": "val/loss"}],
+            r"^objective\.objectives\[1\]\.metric: must name each metric once, but got val/loss",
+        ),
     ],
 )
 def test_bad_objectives_are_named(entries: list[Any], message: str) -> None:
@@ -165,7 +179,7 @@ def test_limit_holds_up_to_its_bound(bound: float, measured: float) -> None:
 
 def test_limit_reads_back() -> None:
     limit = Limit("val/recall/mel", ">=", 0.8)
-    assert str(limit) == "val/recall/mel >= 0.8"
+    assert str(limit) == "best/val/recall/mel >= 0.8"
     assert parse_limits({"limits": [str(limit)]}) == [limit]
 
 

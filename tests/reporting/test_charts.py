@@ -47,7 +47,7 @@ def test_every_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(repor
         hidden = int(report.table.loc[report.table["quality"].notna(), cost].isna().sum())
         assert (f"{hidden} trials" in view.note) == (hidden > 0)
         assert view.x["title"].endswith("lower is better")
-        assert view.y["title"] == "balanced accuracy (validation, chosen epoch), higher is better"
+        assert view.y["title"] == "balanced accuracy (validation), higher is better"
         assert all(len(one["x"]) == len(one["y"]) for one in view.traces)
     assert views[0].x["title"] == "FLOPs (multiply-adds), lower is better"
     assert views[0].x["type"] == views[1].x["type"] == "log"
@@ -78,7 +78,7 @@ def test_points_say_label_state_run_figures_with_units_and_overrides(report):
     row = report.table[report.table["state"] == "dominated"].iloc[0]
     text = traces(charts.front(report), "dominated")[0]["hovertext"][0]
     assert text.startswith(f"{row['label']} (dominated)\nrun {row['run_id']}\n")
-    assert f"balanced accuracy (validation, chosen epoch): {row[QUALITY]:.4f}" in text
+    assert f"balanced accuracy (validation): {row[QUALITY]:.4f}" in text
     assert " multiply-adds\n" in text
     assert row["overrides"] in text.replace("\n", " ")
 
@@ -152,7 +152,7 @@ def crossings(report):
 
 def test_parallel_axes_are_the_parameters_then_the_objectives(report):
     axes, _ = crossings(report)
-    quality = "balanced accuracy (validation, chosen epoch), higher is better"
+    quality = "balanced accuracy (validation), higher is better"
     titles = [*PARAMETERS, quality, "FLOPs (multiply-adds), lower is better"]
     assert [axis["label"] for axis in axes][:6] == titles
     assert axes[3]["ticktext"] == ["cross_entropy", "focal"]
@@ -179,7 +179,7 @@ def test_infinite_figures_do_not_stop_a_chart(report, name):
 def test_effects_have_a_picture_per_parameter_and_a_view_per_objective(report):
     chart = charts.effects(report)
     assert len(chart.pictures) == report.effects["parameter"].nunique()
-    search = "parameter == 'model.net.width' and objective == 'val/balanced_accuracy'"
+    search = "parameter == 'model.net.width' and objective == 'best/val/balanced_accuracy'"
     rows = report.effects.query(search).sort_values("position")
     for drawn, column in zip(traces(chart), ("mean", "best"), strict=True):
         assert list(drawn["y"]) == list(rows[column])

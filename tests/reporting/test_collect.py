@@ -106,11 +106,11 @@ def test_objectives_are_those_of_the_study_unless_others_are_typed() -> None:
 @pytest.mark.parametrize(
     ("objectives", "limits", "message"),
     [
-        (["val/f1/mel"], None, r"s\[0\]: no run has val/f1/mel; there is val/balanced_accuracy"),
+        (["val/f1/mel"], None, r"s\[0\]: no run has best/val/f1/mel; there is best/val/balanced"),
         (["val/acuracy"], None, r"objectives\[0\].*unknown metric"),
         (["test/accuracy"], None, r"s\[0\].*must not be read on the split that is reported"),
         ([FLOPS, PARAMS], None, "objectives: must have one that is no cost"),
-        (None, ["val/recall/xyz >= 0.5"], r"limits\[0\]: no run has val/recall/xyz"),
+        (None, ["val/recall/xyz >= 0.5"], r"limits\[0\]: no run has best/val/recall/xyz"),
         (None, ["params < 3"], r"limits\[0\]: must be like"),
     ],
 )
@@ -201,9 +201,6 @@ def test_new_points_are_those_that_no_other_front_covers() -> None:
 
 def test_costs_are_those_that_any_trial_has() -> None:
     assert collect.costs_of(ranked(STUDY), OBJECTIVES) == [PARAMS]
-    assert collect.quality_of(OBJECTIVES) == "best/val/accuracy"
-    throughput = Objective("efficiency/throughput", "maximize")
-    assert collect.quality_of([throughput, Objective("val/loss", "minimize")]) == "best/val/loss"
 
 
 def retrained(

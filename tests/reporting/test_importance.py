@@ -10,7 +10,7 @@ import pytest
 from src.metrics.registry import Direction, Objective
 from src.reporting.importance import COLUMNS, importance
 
-ACCURACY = "val/balanced_accuracy"
+ACCURACY = "best/val/balanced_accuracy"
 OBJECTIVE = Objective(ACCURACY, "maximize")
 SWEPT = pd.DataFrame(
     {
@@ -26,7 +26,7 @@ def table_of(values: np.ndarray | pd.Series, **columns: object) -> pd.DataFrame:
     """A table with these accuracies, of the first runs of `SWEPT`."""
     values = np.asarray(values, dtype=float)
     columns = {"run_id": SWEPT.index[: len(values)], "status": "FINISHED"} | columns
-    return pd.DataFrame({**columns, f"best/{ACCURACY}": values})
+    return pd.DataFrame({**columns, ACCURACY: values})
 
 
 def ranking(
@@ -94,12 +94,10 @@ def test_a_conditional_parameter_counts_among_the_trials_that_have_it() -> None:
 def test_only_finished_trials_with_a_finite_value_count() -> None:
     good = table_of(np.log10(SWEPT["lr"][:60]))
     clean, _ = importance(good, SWEPT, [OBJECTIVE])
-    bad = pd.DataFrame(
-        {"run_id": SWEPT.index[60:120], "status": "FINISHED", f"best/{ACCURACY}": 99.0}
-    )
+    bad = pd.DataFrame({"run_id": SWEPT.index[60:120], "status": "FINISHED", ACCURACY: 99.0})
     bad.loc[:19, "status"] = "PRUNED"
-    bad.loc[20:39, f"best/{ACCURACY}"] = math.nan
-    bad.loc[40:, f"best/{ACCURACY}"] = math.inf
+    bad.loc[20:39, ACCURACY] = math.nan
+    bad.loc[40:, ACCURACY] = math.inf
     shares, _ = importance(pd.concat([bad, good]), SWEPT, [OBJECTIVE])
     pd.testing.assert_frame_equal(shares, clean)
 
@@ -155,7 +153,7 @@ def test_optuna_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_ten_thousand_trials_are_thinned_evenly() -> None:
     swept = pd.DataFrame(np.random.default_rng(2).random((10_000, 3)), columns=list("abc"))
-    values = {f"best/{ACCURACY}": swept["c"] + swept["a"] / 2}
+    values = {ACCURACY: swept["c"] + swept["a"] / 2}
     table = pd.DataFrame({"run_id": swept.index, "status": "FINISHED", **values})
     shares, _ = importance(table, swept, [OBJECTIVE])
     assert shares["parameter"].tolist()[:2] == ["c", "a"]

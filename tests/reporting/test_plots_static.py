@@ -87,7 +87,7 @@ def test_the_front_has_a_panel_per_cost_with_units_and_directions(figures):
         "parameters, lower is better",
         "latency relative to the reference net, lower is better",
     ]
-    quality = "balanced accuracy (validation, chosen epoch), higher is better"
+    quality = "balanced accuracy (validation), higher is better"
     assert panels[0].get_ylabel().replace("\n", " ") == quality
     assert panels[0].get_xscale() == panels[1].get_xscale() == "log"
     assert "model.net." in figures["effects"].axes[-4].get_xlabel()

@@ -193,7 +193,7 @@ def test_a_study_beside_what_it_was_and_a_filter(table: pd.DataFrame, command) -
     [
         (
             ["study=smoke", "objectives=[val/recall/xyz,efficiency/flops]"],
-            "objectives[0]: no run has val/recall/xyz",
+            "objectives[0]: no run has best/val/recall/xyz",
         ),
         (["study=smoke", "budgets=[params]"], "budgets[0]: must be like"),
         (["study=smoke", "before=2001-01-01"], "before=2001-01-01: no trial of smoke had ended by"),

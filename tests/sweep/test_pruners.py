@@ -492,7 +492,8 @@ def test_best_values_by_hand() -> None:
     best.add(3, {"val/accuracy": 0.4, "val/loss": math.nan})
     best.add(4, {"val/loss": 1.5})
     assert best.epoch == 4
-    assert best.best == {"val/accuracy": 0.5, "val/loss": 1.0}  # FLOPs are not measured per epoch
+    # FLOPs are not measured per epoch.
+    assert best.best == {"best/val/accuracy": 0.5, "best/val/loss": 1.0}
     assert best.limited == {}
     # A limited metric that is undefined at the best epoch is unknown.
     best = BestSoFar([ACCURACY], [RECALL])

@@ -77,11 +77,11 @@ def test_the_same_definition_continues(tmp_path: Path) -> None:
     [
         (
             {"objectives": [Objective("val/accuracy", "minimize"), FLOPS]},
-            r"objectives: it has maximize val/accuracy, not minimize val/accuracy\)",
+            r"it has maximize best/val/accuracy, not minimize best/val/accuracy\)",
         ),
         (
             {"objectives": [FLOPS, ACCURACY]},
-            "objectives: it has maximize val/accuracy, minimize efficiency/flops, not",
+            "objectives: it has maximize best/val/accuracy, minimize efficiency/flops, not",
         ),
         ({"objectives": [ACCURACY]}, "objectives: it has minimize efficiency/flops, not none"),
         ({"limits": []}, "limits: it has efficiency/params <= 1000, not none"),
@@ -184,7 +184,7 @@ OVER = TrialOutcome("over_limit", metrics={"efficiency/params": 3000.0, "efficie
             TrialState.COMPLETE,
             [0.9, 5e6],
             # 0.2 of 0.8 are missing: infeasible
-            {"efficiency/params <= 1000": -0.4, "val/recall/mel >= 0.8": 0.25},
+            {"efficiency/params <= 1000": -0.4, "best/val/recall/mel >= 0.8": 0.25},
         ),
         (
             TrialOutcome("pruned", reason="behind", metrics={"efficiency/flops": 5e6}),
@@ -199,7 +199,7 @@ OVER = TrialOutcome("over_limit", metrics={"efficiency/params": 3000.0, "efficie
             [PARAMS, RECALL],
             TrialState.PRUNED,
             None,
-            {"efficiency/params <= 1000": 2.0, "val/recall/mel >= 0.8": 0.0},
+            {"efficiency/params <= 1000": 2.0, "best/val/recall/mel >= 0.8": 0.0},
         ),
     ],
 )
@@ -403,7 +403,7 @@ def test_a_warm_start_copies_what_lies_in_the_new_space(
 def test_a_warm_start_copies_only_what_has_the_new_metrics(storage: BaseStorage) -> None:
     new = opened(storage, name="newer", objectives=[ACCURACY], limits=[RECALL])
     assert warm_start(new, "old") == 2  # the last one recorded no recall
-    assert new.trials[0].constraints == {"val/recall/mel >= 0.8": pytest.approx(0.25)}
+    assert new.trials[0].constraints == {"best/val/recall/mel >= 0.8": pytest.approx(0.25)}
 
 
 @pytest.mark.parametrize(

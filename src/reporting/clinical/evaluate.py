@@ -16,6 +16,7 @@ from src.core.files import refuse_unwritable
 from src.data.source import Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
+from src.metrics.registry import RECORDED
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import external, presentation, subgroups
 from src.reporting.clinical.audit import audit
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from src.data.module import DataModule
 
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's UI shows as a run's description
-RECORDED = {"val": "best/val"}  # name of a split's metrics in the run record at the kept epoch
 TESTED_FOR = "for a clinical audit"
 CHOSE_EPOCH = "Validation chose the epoch: its figures are too good."
 LEAKS = (
