@@ -83,7 +83,8 @@ class TrialContext:
     @property
     def reached(self) -> dict[str, float]:
         """Epochs until now and the best objectives in them, for the record of a stopped trial."""
-        best = {f"reached/{name}": value for name, value in self._best.best.items()}
+        values = self._best.best.items()
+        best = {f"reached/{name.removeprefix('best/')}": value for name, value in values}
         return {"reached/epochs": self._best.epoch, **best}
 
     def started(self, run_id: str) -> None:

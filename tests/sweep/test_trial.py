@@ -260,7 +260,7 @@ def undisturbed(real: StudyOnDisk) -> dict[str, float]:
 
 def of_the_net(metrics: Mapping[str, float]) -> dict[str, float]:
     """Those that no clock measures."""
-    clocks = ("time/", "efficiency/latency", "efficiency/throughput", "efficiency/peak")
+    clocks = ("time/", "system/", "efficiency/latency", "efficiency/throughput", "efficiency/peak")
     return {name: value for name, value in metrics.items() if not name.startswith(clocks)}
 
 
