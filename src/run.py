@@ -40,16 +40,18 @@ from src.deployment import trained
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
 from src.metrics.registry import parse_limits, parse_objectives
-from src.reporting import comparison
+from src.reporting import comparison, style
 from src.sweep.records import STATE, EndedEarly, copy_latest_state, discard_states, seed_folder
 from src.sweep.repeats import aggregate
 from src.sweep.trial import TrialContext
+from src.tracking import views
 from src.tracking.run import Run
 from src.tracking.store import Store, reap
 from src.training import figures, loop
 
 log = logging.getLogger(__name__)
 PER_EPOCH = ("val/", "train/", "data/")  # the study needs no copy of these
+GREY = {views.COLOUR: style.PALE}  # of a trial in MLflow, until it is on the front
 NOT_FOR_ALL = ("efficiency/flops",)  # some models have none, see src.efficiency.profile
 
 
@@ -257,7 +259,7 @@ def _repeated(
     metrics: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # origin and compressed run of each seed
     name = trial_name(adopted, cell, position.trial)
-    with _start(store, adopted, plain, cell, position, name, kind="trial", **tags) as trial:
+    with _start(store, adopted, plain, cell, position, name, "trial", **tags | GREY) as trial:
         context.started(trial.id)
         if problem is not None:
             raise problem
@@ -301,7 +303,7 @@ def _trial_run(
     config, plain, problem = _checked(config, context.payload["overrides"], store)
     seed = f"#{position.trial} seed {config.seed}"
     name = trial_name(config, cell, position.trial) if has_one_seed else seed
-    with _start(store, config, plain, cell, position, name) as run:
+    with _start(store, config, plain, cell, position, name, **GREY) as run:
         if has_one_seed:
             context.started(run.id)
         if problem is not None:
@@ -370,10 +372,11 @@ def refuse_devices(config: DictConfig, is_trial: bool) -> None:
 
 
 def trial_name(config: DictConfig, overrides: Sequence[str], number: int) -> str:
-    """Such as "#12 custom width=32": number, model, and what was swept, without the keys' paths."""
+    """Such as "#12 custom width=32 lr=0.00145": number, model, and what was swept, shortened."""
     swept = [text for text in overrides if not text.startswith("model=")]
     words = [re.sub(r"^\+*(~?)(?:[^=]*\.)?", r"\1", text) for text in swept]
     name = " ".join([f"#{number}", str(config.model.get("name", "")), *words])
+    name = re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda value: f"{float(value[0]):.3g}", name)
     return textwrap.shorten(name, 120, placeholder=" ...")
 
 

@@ -72,6 +72,7 @@ def test_a_run_whose_changes_cannot_be_recorded_has_failed(
             ["model.net.dense=[64,32]", "~callbacks.stop", "loss=focal"],
             "dense=[64,32] ~stop loss=focal",
         ),
+        (["optimizer.lr=0.001449804748618048", "x.y=1.2345e-05"], "lr=0.00145 y=1.23e-05"),
         (["a=0.5", f"data.root=/{'x' * 200}"], "a=0.5 ..."),  # a database has 250 characters
         ([], ""),
     ],

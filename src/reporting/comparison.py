@@ -1,6 +1,7 @@
 """Compares the runs of a study, evaluates its front on the test split once, and shows both."""
 
 import functools
+import itertools
 import logging
 import math
 import tempfile
@@ -15,7 +16,9 @@ from src.core.errors import UserError
 from src.core.tables import Table
 from src.metrics import formatting, pareto, registry
 from src.metrics.registry import COMPRESSION, LOST, PRIMARY, RECORDED, Limit, Objective
-from src.tracking import read
+from src.reporting import style
+from src.sweep.overrides import parameters
+from src.tracking import read, views
 from src.tracking.read import texts
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -172,12 +175,16 @@ def summarise_study(
     Returns:
         The comparison, one row per trial.
     """
-    table = compare(read.children(store, study_run.id), objectives, limits)
+    runs = read.children(store, study_run.id)
+    table = compare(runs, objectives, limits)
     if test_front and test_once(store, table[table["front"]], FRONT_MEMBER):
-        table = compare(read.children(store, study_run.id), objectives, limits)
+        runs = read.children(store, study_run.id)
+        table = compare(runs, objectives, limits)
     changed = table[table["front"] != (table["was_front"] == "true")]
+    colours = itertools.cycle(style.CYCLE)
     for run_id, member in zip(changed["run_id"], changed["front"], strict=True):
-        Run.attach(store, run_id).tag(front=str(bool(member)).lower())
+        colour = next(colours) if member else style.PALE
+        Run.attach(store, run_id).tag(front=bool(member), **{views.COLOUR: colour})
     study_run.table(table.drop(columns=["was_front"]), "comparison.csv")
     front, states = table[table["front"]], table["status"].replace("KILLED", "FAILED")
     metrics = {"runs/all": len(table), "runs/front": len(front)}
@@ -187,7 +194,18 @@ def summarise_study(
         best = front[objective.metric].agg("max" if objective.direction == "maximize" else "min")
         metrics[f"study_best/{objective.metric}"] = best
     study_run.log(metrics)
-    _show(table, [*objectives, *limits], study_run.name, store, study_run.id)
+    ends = ("", ".name", "._target_")  # what says which of a group's files was chosen
+    keys = [
+        [key + end for end in ends if f"params.{key}{end}" in runs]
+        for key in map(str, parameters(table))
+    ]
+    columns = [
+        c for c in map(str, comparison_table(table, "", "val").frame) if f"metrics.{c}" in runs
+    ]
+    names = {objective.metric: objective.direction for objective in objectives}
+    views.save(study_run, names, columns, [first for first, *_ in filter(None, keys)])
+    pages = views.pages(store, study_run.id)
+    _show(table, [*objectives, *limits], study_run.name, store, pages)
     return table
 
 
@@ -197,7 +215,8 @@ def show_single(
     """Show one run as `summarise_study` shows a study."""
     runs = read.runs(store, f"attributes.run_id = '{run_id}'")
     table = compare(runs, objectives, limits)
-    _show(table, [*objectives, *limits], str(runs.at[0, "name"]), store, run_id)
+    pages = {"run": views.page(store, run_id)}
+    _show(table, [*objectives, *limits], str(runs.at[0, "name"]), store, pages)
 
 
 def test_run(store: Store, run_id: str) -> dict[str, float]:
@@ -282,7 +301,11 @@ def test_seeds(store: Store, run_id: str) -> None:
 
 
 def _show(
-    table: pd.DataFrame, front_of: list[Objective | Limit], title: str, store: Store, run_id: str
+    table: pd.DataFrame,
+    front_of: list[Objective | Limit],
+    title: str,
+    store: Store,
+    pages: dict[str, str],
 ) -> None:
     """Print the comparison, its warnings, the failures, and where to look next."""
     rows = table[table["front"] | (table.index < MOST_ROWS)].head(2 * MOST_ROWS)
@@ -317,13 +340,13 @@ def _show(
         lines.append(f"run {row['run_id']}  {row['name']}  {overrides}".rstrip())
     for line in lines:
         console.print(line, highlight=False, markup=False)
-    address = store.uri.rstrip("/")
+    address, lines = store.uri.rstrip("/"), ["look:"]
     if not store.is_server:
         is_default = store.uri == Store().uri
         command = "make ui" if is_default else f"python -m src.tracking.ui uri={store.uri}"
-        address = f"{command}, then http://127.0.0.1:5000"
-    page = f"look: {address}/#/experiments/{store.experiment_id}/runs/{run_id}"
-    console.print(page, highlight=False, markup=False, soft_wrap=True)
+        address, lines = "http://127.0.0.1:5000", [f"look: {command}, then"]
+    lines += [f"{name:<9}{address}{page}" for name, page in pages.items()]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _failures(table: pd.DataFrame) -> list[str]:

@@ -107,6 +107,7 @@ class Store:
         self.folder = Path(folder).resolve()
         default = f"sqlite:///{self.folder / 'mlflow.db'}"
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        scheme = urlsplit(self.uri).scheme.split("+")[0]
         self.database: Path | None = None  # the SQLite file, if it is one
         if self.uri.startswith("sqlite:"):
             name = self.uri.removeprefix("sqlite:///").split("?")[0]
@@ -118,17 +119,12 @@ class Store:
                 message = f"must be a path without percent signs, but got {self.database.parent}"
                 raise ConfigError("folder", message)
             self.uri = self.uri.replace(name, str(self.database), 1)
-        elif urlsplit(self.uri).scheme.split("+")[0] not in (
-            "http",
-            "https",
-            "databricks",
-            *_PORTS,
-        ):
+        elif scheme not in (*_SERVERS, *_PORTS):
             message = f"must be sqlite:///<a file> or a server's URL, but got {self.uri}"
             raise ConfigError("uri", message)
         self.artifacts = (self.database.parent if self.database else self.folder) / "artifacts"
         # A tracking server decides where its artifacts go.
-        self.is_server = urlsplit(self.uri).scheme.split("+")[0] not in ("sqlite", *_PORTS)
+        self.is_server = scheme in _SERVERS
         self.retry = Retry("tracking.uri", self.uri)
         self._client: MlflowClient | None = None
         self._experiment_id = ""

@@ -1,5 +1,6 @@
 """MLflow's user interface on this machine: `python -m src.tracking.ui [port=5000]`."""
 
+import itertools
 import os
 import socket
 import sys
@@ -7,8 +8,10 @@ import sys
 from src.core.cli import fail, say
 from src.core.errors import ConfigError, UserError
 from src.tracking.store import Store, reap
+from src.tracking.views import page, pages
 
 _HOST = "127.0.0.1"
+_STUDIES = "tags.kind = 'study' and attributes.status = 'FINISHED'"  # they have saved views
 _USAGE = "python -m src.tracking.ui [port=5000] [folder=mlruns] [uri=sqlite:///runs.db]"
 
 
@@ -44,8 +47,11 @@ def main(arguments: list[str]) -> None:
         return
     store.open()
     reap(store)
-    page = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
-    print(f"MLflow's user interface (Ctrl+C ends it): http://{_HOST}:{port}{page}", flush=True)
+    address = f"http://{_HOST}:{port}"
+    print(f"MLflow's user interface (Ctrl+C ends it): {address}{page(store)}", flush=True)
+    for study in itertools.islice(store.search(_STUDIES), 1):
+        for view, path in pages(store, study.info.run_id).items():
+            print(f"{study.info.run_name}, {view}: {address}{path}", flush=True)
     os.environ["PYTHONWARNINGS"] = "ignore"
     # MLflow would start eight more processes for jobs on prompts and traces.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

@@ -26,6 +26,7 @@ from src.models import fit_once
 from src.models.precision import cast_as_recorded
 from src.models.weights import load_weights
 from src.tracking.run import Run
+from src.tracking.views import LOG_FLOPS
 from src.training import figures, teachers
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, diverged, fits
 from src.training.classifier import Classifier, from_recipe, make_recipe
@@ -260,6 +261,8 @@ def measure(
     device = training_device(config)
     profile = profiler.profile(classifier.net, classifier.image_size, device)
     metrics = {**profile.metrics, **(replacements or {})}
+    if flops := metrics.get("efficiency/flops"):
+        metrics[LOG_FLOPS] = math.log10(flops)
     run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
     tags = {

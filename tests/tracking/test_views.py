@@ -1,0 +1,111 @@
+"""Links into MLflow's interface, opened in a browser: what they show without a click."""
+
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from src.metrics.registry import parse_objectives
+from src.reporting import comparison
+from src.tracking import views
+from src.tracking.run import Run
+from src.tracking.store import Store
+
+QUALITY, FLOPS = "best/val/balanced_accuracy", "efficiency/flops"
+OBJECTIVES = parse_objectives(
+    {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": FLOPS}]}
+)
+RUNS = {
+    "#0 custom": ("custom", 0.5621, 30037824, 691911, 1.04),
+    "#1 resnet50": ("resnet50", 0.6678, 4087136256, 23522375, 25.3),
+    "#2 vgg16": ("vgg16", 0.4321, 15346630656, 134285383, 98.7),
+}
+
+
+@pytest.fixture(scope="module")
+def links(server, tmp_path_factory, module_patch):
+    """The links that the end of a study prints, by name; and the study's run."""
+    store = Store(uri=server, experiment="views", folder=tmp_path_factory.mktemp("views"))
+    with Run.start(store, "a_study", {"kind": "study", "study": "a_study"}) as study:
+        for name, (model, quality, flops, params, ratio) in RUNS.items():
+            tags = {"kind": "run", "model": model, "overrides": f"model={model}", "trial": name[1]}
+            tags[views.COLOUR] = "#777777"
+            with Run.start(store, name, tags, {"model": {"name": model}}, study.id) as run:
+                for epoch in range(3):
+                    run.log({"val/balanced_accuracy": quality * epoch / 2}, epoch)
+                    run.log({"train/loss": 1 / (epoch + 1), "val/loss": 1.2 / (epoch + 1)}, epoch)
+                run.log({QUALITY: quality, "best/val/accuracy": 0.8, "best/val/recall/mel": 0.7})
+                run.log({FLOPS: flops, "efficiency/params": params})
+                run.log({views.LOG_FLOPS: math.log10(flops)})
+                run.log({"efficiency/latency_ratio": ratio})
+                run.inputs("ham10000", "data/ham10000", "abc", {"train": {"mel": 3, "nv": 5}})
+        printed = Console(width=400, record=True, file=io.StringIO())
+        module_patch.setattr(comparison, "console", printed)
+        comparison.summarise_study(store, study, OBJECTIVES, [], test_front=False)
+    found = dict(re.findall(r"^(\w+) +(http://\S+)", printed.export_text(), re.MULTILINE))
+    assert list(found) == list(views.VIEWS)
+    return found | {"study": f"{server}{views.page(store, study.id)}"}
+
+
+@pytest.fixture
+def opened(browser, links):
+    """`opened(name, width)`: a page of a browser that has never been there, after it has loaded."""
+    contexts = []
+
+    def open_link(name, width=1280):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.goto(links[name])
+        page.get_by_role("link", name="#0 custom").first.wait_for()
+        # it is not there in the interface for language models
+        page.get_by_role("link", name="Model registry").wait_for()
+        return page
+
+    yield open_link
+    for context in contexts:
+        context.close()
+
+
+# The middle of the left and right side of a cell is not covered, and its text is not cut.
+VISIBLE = """cell => {
+    const box = cell.getBoundingClientRect();
+    const inside = x => cell.contains(document.elementFromPoint(x, box.y + box.height / 2));
+    const parts = [cell, ...cell.querySelectorAll('*')];
+    const cut = parts.some(part => part.clientWidth > 0 && part.scrollWidth > part.clientWidth);
+    return inside(box.x + 2) && inside(box.right - 2) && !cut;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 1700])
+def test_the_table_shows_quality_and_cost_of_each_model_without_a_click(opened, width):
+    page = opened("table", width)
+    names = [page.get_by_role("link", name=name, exact=True) for name in RUNS]
+    heights = [name.bounding_box()["y"] for name in names]
+    assert heights[1] < heights[0] < heights[2]  # by balanced accuracy
+    for _, *values in RUNS.values():
+        for value in values:
+            cell = page.get_by_role("gridcell").filter(has_text=re.compile(f"^{value}$"))
+            cell.wait_for()
+            assert cell.evaluate(VISIBLE), value
+
+
+@pytest.mark.slow
+def test_the_views_of_charts_begin_with_their_charts(opened):
+    for view, charts in {"front": 1, "parallel": 1, "curves": 3}.items():
+        page = opened(view)
+        page.get_by_text(re.compile(rf"^{view}\s*\({charts}\)$")).first.wait_for()
+        page.locator(".js-plotly-plot .main-svg").first.wait_for()
+        if view == "front":
+            page.locator(".xtitle", has_text=views.LOG_FLOPS).wait_for()
+
+
+@pytest.mark.slow
+def test_the_description_of_the_study_links_its_views(opened):
+    page = opened("study")
+    with page.context.expect_page() as found:
+        page.get_by_role("link", name="front", exact=True).click()
+    found.value.get_by_text(f"{views.LOG_FLOPS} vs. {QUALITY}").wait_for()
