@@ -209,7 +209,7 @@ def _run(
             "sweeps": str(config.hydra.runtime.choices.get("sweeps") or ""),
             "fixed_overrides": shlex.join(plan.overrides),
         }
-        recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), tags)
+        recorder = StudyRecorder(store, plan.name, study.user_attrs.get("study_run"), **tags)
         study.set_user_attr("study_run", recorder.parent.id)
         git = git_state(ROOT)
         if git[1]:

@@ -32,6 +32,7 @@ from benchmarks.sweep import stubs
 from benchmarks.sweep.harness import STUDY, Setup
 from src.sweep import space as spaces
 from src.sweep import study as studies
+from src.sweep.records import CELL
 from src.sweep.storage import open_storage
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def problems(chaos: Chaos) -> list[str]:
 def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
     cells = [cell.overrides for cell in spaces.parse(list(chaos.sweep), {}, {}, [], [])[0].cells()]
     complete = Counter(
-        tuple(trial.user_attrs["cell"]) for trial in trials if trial.state is TrialState.COMPLETE
+        tuple(trial.system_attrs[CELL]) for trial in trials if trial.state is TrialState.COMPLETE
     )
     counted = studies.counted(trials)
     faulty = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
@@ -218,7 +219,7 @@ def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
     if run.info.status not in allowed[0] or state != allowed[1]:
         faulty.append(f"is {trial.state.name} in Optuna, {run.info.status} ({state}) in MLflow")
     if complete:
-        arithmetic = stubs.expected(trial.user_attrs["cell"])[stubs.ACCURACY]
+        arithmetic = stubs.expected(trial.system_attrs[CELL])[stubs.ACCURACY]
         values = [trial.value, run.data.metrics.get(stubs.ACCURACY), arithmetic]
         if len(set(values)) != 1:
             faulty.append("is {} in Optuna, {} in MLflow, {} by arithmetic".format(*values))

@@ -26,7 +26,7 @@ from src.sweep import study as studies
 from src.sweep.executors import base
 from src.sweep.executors.base import Executor, plain_slots
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.records import EndedTask, Task, TrialOutcome
+from src.sweep.records import OUTCOME, EndedTask, Task, TrialOutcome
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.status import StudyStatus
 from src.sweep.storage import KEY, default_url, open_storage, ownership
@@ -130,7 +130,7 @@ class ScriptedExecutor(Executor):
                 outcome, exitcode = found
                 if outcome is not None:
                     began = time.perf_counter()
-                    self.storage.set_trial_user_attr(task.trial_id, "outcome", asdict(outcome))
+                    self.storage.set_trial_system_attr(task.trial_id, OUTCOME, asdict(outcome))
                     self.seconds += time.perf_counter() - began
                 return [EndedTask(task, exitcode, base.ending(exitcode))]
         return []

@@ -29,10 +29,12 @@ from rich.console import Console
 from benchmarks.sweep import stubs
 from benchmarks.sweep.harness import ScriptedExecutor, Setup, opened
 from src.core.cli import ROOT
+from src.sweep import records
 from src.sweep.display import LiveView
 from src.sweep.records import EndedTask, Task, TrialOutcome
 from src.sweep.samplers import make_sampler
 from src.sweep.scheduler import Scheduler
+from src.sweep.study import readable
 
 SIZES = (100, 300, 1000)
 RUN = 50  # trials a size, half before it and half behind
@@ -128,13 +130,14 @@ def fill(owner: Scheduler, sampler: BaseSampler, n_trials: int) -> None:
         trial = drawn.ask()
         cell = owner.study.space.suggest(trial)
         metrics = stubs.expected(cell.overrides)
-        attributes = {
-            "cell": list(cell.overrides),
-            "folder": str(owner.folder / "filled"),
-            "run_id": "0" * 32,
-            "progress": {"epoch": 40, "epochs": 40, "metrics": {}, "time": 0.0},
-            "outcome": asdict(TrialOutcome("complete", metrics=metrics, run_id="0" * 32, epoch=40)),
+        outcome = TrialOutcome("complete", metrics=metrics, run_id="0" * 32, epoch=40)
+        kept = {
+            records.CELL: list(cell.overrides),
+            records.PROGRESS: {"epoch": 40, "epochs": 40, "metrics": {}, "time": 0.0},
+            records.OUTCOME: asdict(outcome),
         }
+        known = {"folder": str(owner.folder / "filled"), "run_id": "0" * 32}
+        attributes = {**known, **readable(owner.study, outcome)}
         values = [metrics[stubs.ACCURACY], metrics[stubs.FLOPS]]
         frozen = drawn.tell(trial, values)
         owner.study.add_trial(
@@ -144,6 +147,7 @@ def fill(owner: Scheduler, sampler: BaseSampler, n_trials: int) -> None:
                 distributions=frozen.distributions,
                 values=values,
                 user_attrs=attributes,
+                system_attrs=kept,
             )
         )
 

@@ -28,6 +28,9 @@ OPERATORS: tuple[Operator, ...] = get_args(Operator)
 
 # The metric that models are compared by unless a config names another one, without its split.
 PRIMARY = "balanced_accuracy"
+# The costs of a short table.
+COSTS: tuple[str, ...] = ("efficiency/flops", "efficiency/params")
+COSTS += ("efficiency/latency_ms/b1/p50", "efficiency/latency_ratio")
 # Prefix of what a compression lost: the origin's value minus the compressed net's.
 LOST = "compression/lost"
 # Names of the class whose missed cases cost lives, in the data sets.

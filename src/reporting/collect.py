@@ -16,6 +16,7 @@ from src.metrics import pareto
 from src.metrics.formatting import is_cost
 from src.metrics.registry import (
     COMPRESSION,
+    COSTS,
     LOST,
     PRIMARY,
     Limit,
@@ -31,8 +32,7 @@ from src.tracking.read import texts
 from src.tracking.store import Store
 
 FLOPS, _SIZE, _RATIO = "efficiency/flops", "efficiency/size_mb", "efficiency/latency_ratio"
-_COSTS: tuple[str, ...] = (FLOPS, "efficiency/params", _RATIO)
-_COSTS += ("efficiency/latency_ms/b1/p50", "efficiency/peak_memory_mb")
+_COSTS = (*COSTS, "efficiency/peak_memory_mb")
 _DEFAULT = (Objective(f"val/{PRIMARY}", "maximize"), Objective(FLOPS, "minimize"))
 MOST_NAMES = 12  # in an error message
 # A trial gets these from its study; a single run does not take them.

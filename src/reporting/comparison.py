@@ -15,7 +15,7 @@ from src.core import cli
 from src.core.errors import UserError
 from src.core.tables import Table
 from src.metrics import formatting, pareto, registry
-from src.metrics.registry import COMPRESSION, LOST, PRIMARY, RECORDED, Limit, Objective
+from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.reporting import style
 from src.sweep.overrides import parameters
 from src.tracking import read, views
@@ -27,12 +27,6 @@ MOST_ROWS = 20  # in the terminal; comparison.csv has all
 # Values of the tag `tested`: why a run was evaluated on the test split.
 FRONT_MEMBER = "as a member of the front"
 ANSWER = "as the answer to a question of a report"
-_COSTS = (
-    "efficiency/flops",
-    "efficiency/params",
-    "efficiency/latency_ms/b1/p50",
-    "efficiency/latency_ratio",
-)
 _TAGS = ["model", "trial", "overrides", "split", "grouped_by", "split_fingerprint", "kind"]
 _TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing"]
 _MOST_FAILURES = 5
@@ -91,7 +85,7 @@ def comparison_table(table: pd.DataFrame, title: str, split: str) -> Table:
     prefix = RECORDED[split]
     quality, spread = f"{prefix}/{PRIMARY}", f"spread/{prefix}/{PRIMARY}"
     melanoma = f"{prefix}/recall/{registry.melanoma_class(table, prefix)}"
-    columns = [quality, spread, f"{prefix}/accuracy", melanoma, *_COSTS]
+    columns = [quality, spread, f"{prefix}/accuracy", melanoma, *COSTS]
     if table.reindex(columns=[spread]).isna().all(axis=None):
         columns.remove(spread)
     figures = table.reindex(columns=columns).astype(float)

@@ -115,11 +115,10 @@ def build(
     bounds = bounds_of(settings)
     answers = decide(tables[0], objectives, limits, settings.margin, **bounds)
     table = _with_commands(pd.concat(tables, ignore_index=True), answers, reader)
-    quality = quality_objective(objectives).metric
-    metric = quality.removeprefix("best/")
-    name, cost = metric.partition("/")[2], cost_of(objectives)
+    quality = quality_objective(objectives)
+    name, cost = quality.per_epoch.partition("/")[2], cost_of(objectives)
     measured, doubts = measure(table, cost, name, reader, settings)
-    table = with_intervals(table, measured["intervals"], quality)
+    table = with_intervals(table, measured["intervals"], quality.metric)
     # over several studies data and protocol would be mixed in
     first = table[table["study"] == tables[0]["study"].iloc[0]]
     effects = ablation.effects(first, overrides.parameters(first), objectives)
@@ -130,7 +129,7 @@ def build(
     others = table.index[~important & (table["state"] != "over_limit")]
     even = np.linspace(0, len(others) - 1, min(MOST_CURVES, len(others))).round().astype(int)
     shown = table[important | table.index.isin(others[even])]
-    history, trial_of = reader.history(list(shown["run_id"]), metric)
+    history, trial_of = reader.history(list(shown["run_id"]), quality.per_epoch)
     beside = collect.comparison([*tables, *compared[len(studies) :]], objectives, scale)
     fronts = {
         one["study"].iloc[0]: collect.values_of(one[one["front"]], objectives) for one in tables
@@ -144,7 +143,7 @@ def build(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         source=masked(reader.store.uri),
         table=table,
-        quality=quality,
+        quality=quality.metric,
         costs=collect.costs_of(table, objectives),
         parameters=overrides.parameters(table[with_result]),
         answers=answers,

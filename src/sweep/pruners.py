@@ -15,7 +15,7 @@ from src.core.config import resolve
 from src.core.errors import ConfigError
 from src.metrics.pareto import as_losses, crowding, ranks
 from src.metrics.registry import Limit, Objective
-from src.sweep.records import Pruned, earlier_tries, total_violation
+from src.sweep.records import RUNG, Pruned, earlier_tries, total_violation
 from src.sweep.samplers import FACTS, as_node, build, target_of
 
 KEY = "hydra.sweeper.pruner"
@@ -60,7 +60,7 @@ class BestSoFar:
 
 @dataclass(frozen=True)
 class Rungs:
-    """The epochs at which trials are compared. Values at rungs are user attributes of the trials.
+    """The epochs at which trials are compared. Values there are system attributes of the trials.
 
     Source: Schmucker et al., Multi-objective Asynchronous Successive Halving, arXiv 2106.12639.
 
@@ -148,15 +148,15 @@ class Rungs:
         Returns:
             Whether the trial goes on, its rank from 1, and the number of trials at the rung so far.
         """
-        name, metrics = attribute(epoch), [item.metric for item in objectives]
+        name, metrics = f"{RUNG}{epoch}", [item.metric for item in objectives]
         stored = {key: value if math.isfinite(value) else None for key, value in values.items()}
         # Before the comparison: of two trials that arrive together at least one sees the other.
-        trial.set_user_attr(name, stored)
+        trial.storage.set_trial_system_attr(trial._trial_id, name, stored)
         trials = trial.study.get_trials(deepcopy=False)
         at_rung = {
-            item.number: item.user_attrs[name]
+            item.number: item.system_attrs[name]
             for item in trials
-            if set(metrics) <= item.user_attrs.get(name, {}).keys()
+            if set(metrics) <= item.system_attrs.get(name, {}).keys()
         }
         for number in list(at_rung):
             for earlier in earlier_tries(trials[number], trials.__getitem__):
@@ -229,11 +229,6 @@ def goes_on(
     n_front = int(((level == 0) & (room >= 0)).sum())
     n_kept = max(math.floor(n / reduction_factor), min(n_front, len(objectives)))
     return bool(position < n_kept and complete[row]), position + 1
-
-
-def attribute(epoch: int) -> str:
-    """Name of the user attribute with a trial's values at a rung."""
-    return f"rung:{epoch}"
 
 
 def make_pruner(config: DictConfig | Mapping[str, Any], n_objectives: int, max_epochs: int) -> Any:

@@ -20,6 +20,10 @@ ExternalKind = Literal["killed", "time_limit", "stopped"]
 Kind = Literal["", "error", "diverged", "out_of_memory", "wrong_return", "bad_config", ExternalKind]
 EXTERNAL_KINDS: tuple[Kind, ...] = get_args(ExternalKind)
 STATE = "checkpoint/last.ckpt"  # training state of a run, in its folder
+# The scheduler's bookkeeping: system attributes of a trial. User attributes are flat, for people.
+OUTCOME, CELL, CONTINUES = "paretoderm:outcome", "paretoderm:cell", "paretoderm:continues"
+PROGRESS, BEGUN, JOB = "paretoderm:progress", "paretoderm:begun", "paretoderm:job"
+REPEAT, RUNG = "paretoderm:repeat:", "paretoderm:rung:"  # followed by a seed, and by an epoch
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class EndedTask:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """The result of a trial, stored as its user attribute `outcome` before its process ends.
+    """The result of a trial, stored as its system attribute `OUTCOME` before its process ends.
 
     This is the commit point: a trial with an outcome is finished, whatever happens to its process
     or to the scheduler.
@@ -77,6 +81,12 @@ class TrialOutcome:
     metrics: dict[str, float] = field(default_factory=dict)
     run_id: str | None = None
     epoch: int = 0
+
+
+def outcome_of(trial: FrozenTrial) -> TrialOutcome | None:
+    """The outcome that a trial has committed; None before."""
+    stored = trial.system_attrs.get(OUTCOME)
+    return TrialOutcome(**stored) if stored else None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import optuna
 from annotated_types import Ge, Gt
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from src.core.errors import UserError, full_disk
 from src.sweep import records
@@ -48,7 +48,7 @@ class RunPolicy:
 
 def cell_of(trial: FrozenTrial) -> Overrides:
     """The overrides of a trial's cell."""
-    return tuple(trial.user_attrs.get("cell", ()))
+    return tuple(trial.system_attrs.get(records.CELL, ()))
 
 
 class TrialProposals:
@@ -78,9 +78,11 @@ class TrialProposals:
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not is_copy:
             self._finished[cell] = trial
 
-    def enqueue(self, params: dict[str, Any], attributes: dict[str, Any]) -> None:
-        """Propose Optuna's parameters, with user attributes of the trial, before any others."""
-        self.study.enqueue_trial(params, user_attrs=attributes)
+    def enqueue(self, params: dict[str, Any], system: dict[str, Any], **user: Any) -> None:
+        """Propose Optuna's parameters before any others, with attributes of the trial."""
+        system = {"fixed_params": params, **system}  # as `Study.enqueue_trial`, which takes none
+        trial = create_trial(state=TrialState.WAITING, system_attrs=system, user_attrs=user)
+        self.study.add_trial(trial)
         self._n_enqueued += 1
 
     def next(self, running: Collection[Overrides]) -> tuple[optuna.Trial, Cell] | None:
@@ -127,15 +129,16 @@ class TrialProposals:
         if (cell := next(new, None)) is None:
             return False
         self._proposed.add(cell.overrides)
-        self.enqueue(cell.params, {"cell": list(cell.overrides)})
+        self.enqueue(cell.params, {records.CELL: list(cell.overrides)})
         return True
 
     def _ask(self) -> tuple[optuna.Trial, Cell]:
         trial = self.study.ask()
         self._n_enqueued = max(0, self._n_enqueued - 1)
         cell = self.space.suggest(trial)
-        if trial.user_attrs.get("cell") != list(cell.overrides):
-            trial.set_user_attr("cell", list(cell.overrides))
+        overrides = list(cell.overrides)
+        if trial._cached_frozen_trial.system_attrs.get(records.CELL) != overrides:
+            self.study._storage.set_trial_system_attr(trial._trial_id, records.CELL, overrides)
         return trial, cell
 
     def _leave_out(self, trial: optuna.Trial, reason: str) -> None:
@@ -154,15 +157,10 @@ class StudyRecorder:
     """
 
     def __init__(
-        self,
-        store: tracking.Store,
-        study: str,
-        run_id: str | None = None,
-        tags: Mapping[str, Any] | None = None,
+        self, store: tracking.Store, study: str, run_id: str | None = None, **tags: Any
     ) -> None:
         self.store = store
         self.study = study
-        tags = tags or {}
         if run_id:
             self.parent = Run.reopen(store, run_id)
             self.parent.tag(**tags)
@@ -291,16 +289,16 @@ class Scheduler:
             was_retried = trial.number in self._retried
             retry = self.policy.retry_failed and trial.state is TrialState.FAIL and not was_retried
             self.status.add(trial, again=retry or was_retried)
-            outcome = studies.outcome_of(trial)
+            outcome = records.outcome_of(trial)
             if retry and (outcome is None or outcome.kind != "stopped"):
                 self._enqueue_retry(trial, 0)
                 self.status.counted -= 1
 
     def _settle_orphan(self, trial: FrozenTrial) -> None:
         """Settle a trial of a killed scheduler: finished if it committed, else retried."""
-        outcome = studies.outcome_of(trial)
+        outcome = records.outcome_of(trial)
         if outcome is None:
-            job = trial.user_attrs.get("job")
+            job = trial.system_attrs.get(records.JOB)
             if job and slurm.cancel(job):
                 log.warning("trial %d: cancelled its job %s", trial.number, job["id"])
             if "folder" not in trial.user_attrs and "fixed_params" not in trial.system_attrs:
@@ -328,7 +326,7 @@ class Scheduler:
             **self.payload,
             "overrides": [*self.payload.get("overrides", []), *cell.overrides],
             "cell": list(cell.overrides),
-            "continues": trial.user_attrs.get("continues", []),
+            "continues": trial._cached_frozen_trial.system_attrs.get(records.CONTINUES, []),
         }
         name, trial_id = self.study.study_name, trial._trial_id
         task = records.Task(
@@ -337,7 +335,7 @@ class Scheduler:
         trial.set_user_attr("folder", str(folder))
         task = self.executor.submit(task)
         if job := self.executor.job(task):
-            trial.set_user_attr("job", job)
+            self.study._storage.set_trial_system_attr(trial_id, records.JOB, job)
         waits = self.executor.queues
         self._running[trial.number] = RunningTrial(task, cell, time.monotonic(), waits=waits)
         return True
@@ -348,9 +346,9 @@ class Scheduler:
         if time.monotonic() - self._progress_read_at <= PROGRESS_SECONDS:
             return
         for running in self._running.values():
-            attributes = self.study._storage.get_trial_user_attrs(running.task.trial_id)
-            running.progress = attributes.get("progress", {})
-            if running.waits and "begun" in attributes:
+            attributes = self.study._storage.get_trial_system_attrs(running.task.trial_id)
+            running.progress = attributes.get(records.PROGRESS, {})
+            if running.waits and records.BEGUN in attributes:
                 running.waits, running.began = False, time.monotonic()
         self._progress_read_at = time.monotonic()
         if not self.is_owner():
@@ -363,12 +361,12 @@ class Scheduler:
             end = self._ended[0]
             running = self._running[end.task.number]
             trial = self.study._storage.get_trial(end.task.trial_id)
-            outcome = studies.outcome_of(trial)
+            outcome = records.outcome_of(trial)
             in_order = outcome is not None and end.exitcode == 0
             if outcome is None:
                 note = end.note or f"ended with status {end.exitcode}"
                 kind, reason = running.stopped or ("killed", note)
-                epoch = int(trial.user_attrs.get("progress", {}).get("epoch", 0))
+                epoch = int(trial.system_attrs.get(records.PROGRESS, {}).get("epoch", 0))
                 run_id = trial.user_attrs.get("run_id")
                 outcome = TrialOutcome("fail", kind, reason, run_id=run_id, epoch=epoch)
             self._finish(trial, outcome, in_order, time.monotonic() - running.began)
@@ -386,7 +384,7 @@ class Scheduler:
             seconds: Duration, if it was started in this session.
         """
         trial = self.study._storage.get_trial(trial._trial_id)
-        outcome = studies.outcome_of(trial) or outcome
+        outcome = records.outcome_of(trial) or outcome
         attempt, stopped = int(trial.user_attrs.get("attempt", 0)), outcome.kind == "stopped"
         retried = trial.number in self._retried  # by a scheduler that was killed before it told
         curable = outcome.kind in self.policy.retried and attempt < self.policy.retries
@@ -404,7 +402,7 @@ class Scheduler:
             folders = [attempted.user_attrs.get("folder") for attempted in tries]
             records.discard_states(Path(folder) for folder in folders if folder)
         trial = studies.tell(self.study, trial.number, outcome)
-        final = studies.outcome_of(trial) or outcome
+        final = records.outcome_of(trial) or outcome
         if final != outcome:
             self.recorder.settle(trial, final, tail)
         self.proposals.add(trial)
@@ -414,16 +412,14 @@ class Scheduler:
 
     def _enqueue_retry(self, trial: FrozenTrial, attempt: int) -> None:
         """Enqueue a trial that replaces a failed one; `attempt` retries are used up by then."""
-        attributes = {  # finished seeds and the origin of a warm start are carried over
-            name: value
-            for name, value in trial.user_attrs.items()
-            if name in ("cell", "warm_from") or name.startswith("repeat")
-        }
-        folders = [trial.user_attrs.get("folder"), *trial.user_attrs.get("continues", [])]
-        continues = [folder for folder in folders if folder][:MAX_CONTINUED]
-        attributes |= {"retry_of": trial.number, "attempt": attempt, "continues": continues}
+        carried = (records.CELL, records.REPEAT)  # the latter: seeds that have finished
+        system = {key: v for key, v in trial.system_attrs.items() if key.startswith(carried)}
+        origin = {key: v for key, v in trial.user_attrs.items() if key == "warm_from"}
+        earlier = trial.system_attrs.get(records.CONTINUES, [])
+        folders = [folder for folder in (trial.user_attrs.get("folder"), *earlier) if folder]
+        system[records.CONTINUES] = folders[:MAX_CONTINUED]
         params = trial.system_attrs.get("fixed_params") or trial.params
-        self.proposals.enqueue(params, attributes)
+        self.proposals.enqueue(params, system, retry_of=trial.number, attempt=attempt, **origin)
         self._retried.add(trial.number)
 
     def _refuse_equal_failures(self) -> None:

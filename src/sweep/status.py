@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from src.metrics import pareto
 from src.metrics.registry import Limit, Objective
-from src.sweep.records import RunningTrial, State, TrialOutcome
+from src.sweep.records import CELL, RunningTrial, State, TrialOutcome, outcome_of
 
 RECENT = 20  # finished trials from which the remaining time is estimated
 
@@ -66,10 +66,8 @@ class StudyStatus:
             again: Whether it is retried.
         """
         in_session = outcome is not None
-        if outcome is None:
-            stored = trial.user_attrs.get("outcome")
-            missing = TrialOutcome("fail", "killed", "left without an outcome")
-            outcome = TrialOutcome(**stored) if stored else missing
+        missing = TrialOutcome("fail", "killed", "left without an outcome")
+        outcome = outcome or outcome_of(trial) or missing
         if "same_as" in trial.user_attrs:
             return
         failed, stopped = outcome.state == "fail", outcome.kind == "stopped"
@@ -80,12 +78,12 @@ class StudyStatus:
         names = [objective.metric for objective in self.objectives]
         is_complete = outcome.state == "complete" and outcome.metrics.keys() >= set(names)
         values = [outcome.metrics[name] for name in names] if is_complete else []
-        bounded = {item: outcome.metrics.get(item.metric) for item in self.limits}
-        if values and all(v is not None and item.holds(v) for item, v in bounded.items()):
+        measured = {item: outcome.metrics.get(item.metric, np.nan) for item in self.limits}
+        if values and all(item.holds(value) for item, value in measured.items()):
             members = [*self.front, (trial.number, values)]
             on_front = pareto.front(np.array([v for _, v in members]), self.objectives)
             self.front = [m for m, stays in zip(members, on_front, strict=True) if stays]
-            cells = {**self.cells, trial.number: list(trial.user_attrs.get("cell", []))}
+            cells = {**self.cells, trial.number: list(trial.system_attrs.get(CELL, []))}
             self.cells = {number: cells[number] for number, _ in self.front}
         if not in_session:
             self._reasons |= set() if failed else {""}

@@ -14,19 +14,15 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from src.core.errors import DivergedError, UserError, closest
-from src.metrics.registry import Limit, Objective
-from src.sweep.records import (
-    TrialOutcome,
-    WrongReturnError,
-    check_complete,
-    classify,
-    needed,
-    violations,
-)
+from src.metrics.registry import COSTS, MELANOMA, Limit, Objective, default_quality_metrics
+from src.sweep import records
+from src.sweep.records import TrialOutcome, needed, outcome_of, violations
 from src.sweep.space import Space
 
 _DEFINITION = "definition"
 _EXHAUSTED = "exhausted"
+# Figures of the terminal's table; user attributes of a trial besides its objectives and limits.
+_SHOWN = [*(f"best/val/{name}" for name in default_quality_metrics(MELANOMA[:1])), *COSTS]
 # Worse than any usable trial, yet not so far off that a surrogate model sees nothing else: chance
 # level of seven classes is a loss of 1.9; metrics that are maximized are fractions or speeds.
 _WORST = {"maximize": 0.0, "minimize": 10.0}
@@ -142,8 +138,8 @@ def counted(trials: Iterable[FrozenTrial]) -> int:
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
     count = 0
     for trial in trials:
-        kind = trial.user_attrs.get("outcome", {}).get("kind")
-        replaced = trial.number in retried or kind == "stopped"
+        outcome = outcome_of(trial)
+        replaced = trial.number in retried or (outcome and outcome.kind == "stopped")
         is_copy = bool({"warm_from", "same_as", "excluded"} & trial.user_attrs.keys())
         is_final = trial.state is not TrialState.FAIL or not replaced
         count += trial.state.is_finished() and is_final and not is_copy
@@ -157,14 +153,8 @@ def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
     return storage.get_trial(trial_id)
 
 
-def outcome_of(trial: FrozenTrial) -> TrialOutcome | None:
-    """The outcome that a trial has committed; None before."""
-    stored = trial.user_attrs.get("outcome")
-    return TrialOutcome(**stored) if stored else None
-
-
 def tell(study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome) -> FrozenTrial:
-    """Tell Optuna the outcome of a trial; its user attribute `outcome` is the same afterwards.
+    """Tell Optuna the outcome of a trial, and add `readable` user attributes.
 
     complete: COMPLETE, with its values and a constraint for each limit. pruned: PRUNED. fail: FAIL.
     over_limit: PRUNED with constraints if the sampler learns from that; else COMPLETE, where an
@@ -185,8 +175,10 @@ def tell(study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome) ->
     if frozen.state.is_finished():
         return frozen
     outcome = _consistent(study, outcome)
-    if frozen.user_attrs.get("outcome") != asdict(outcome):
-        study._storage.set_trial_user_attr(frozen._trial_id, "outcome", asdict(outcome))
+    if outcome_of(frozen) != outcome:
+        study._storage.set_trial_system_attr(frozen._trial_id, records.OUTCOME, asdict(outcome))
+    for name, value in readable(study, outcome).items():
+        study._storage.set_trial_user_attr(frozen._trial_id, name, value)
     state, values = TrialState.COMPLETE, None
     if outcome.state == "complete":
         values = [outcome.metrics[item.metric] for item in study.objectives]
@@ -205,16 +197,23 @@ def tell(study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome) ->
     return study.tell(number, values, state)
 
 
+def readable(study: OwnedStudy, outcome: TrialOutcome) -> dict[str, str | float]:
+    """User attributes for tables and dashboards: why a trial ended early, and its figures."""
+    names = dict.fromkeys([*needed(study.objectives, study.limits), *_SHOWN])
+    figures = {name: outcome.metrics[name] for name in names if name in outcome.metrics}
+    return figures | ({"reason": outcome.reason} if outcome.reason else {})
+
+
 def _consistent(study: OwnedStudy, outcome: TrialOutcome) -> TrialOutcome:
     """The outcome, or the failure that it really is."""
     try:
         if outcome.state == "complete":
-            check_complete(outcome.metrics, needed(study.objectives, study.limits))
+            records.check_complete(outcome.metrics, needed(study.objectives, study.limits))
         excess = violations(study.limits, outcome.metrics).values()
         if outcome.state == "over_limit" and max(excess, default=0.0) <= 0:
-            raise WrongReturnError("reported as over a limit, but no metric breaks one")
-    except (DivergedError, WrongReturnError) as error:
-        kind, reason = classify(error)
+            raise records.WrongReturnError("reported as over a limit, but no metric breaks one")
+    except (DivergedError, records.WrongReturnError) as error:
+        kind, reason = records.classify(error)
         return replace(outcome, state="fail", kind=kind, reason=reason)
     return outcome
 
@@ -228,7 +227,7 @@ def _worst(study: OwnedStudy, index: int, outcome: TrialOutcome) -> float:
     values = [
         trial.values[index]
         for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if trial.user_attrs.get("outcome", {}).get("state") == "complete"
+        if (told := outcome_of(trial)) and told.state == "complete"
     ]
     if values:
         return max(values) if objective.direction == "minimize" else min(values)
@@ -277,7 +276,7 @@ def warm_start(study: OwnedStudy, old_name: str) -> int:
 
 def _copies(study: OwnedStudy, trial: FrozenTrial, source: str) -> list[FrozenTrial]:
     """A copy of a complete trial for the study; none if the trial does not belong there."""
-    outcome, cell = outcome_of(trial), list(trial.user_attrs.get("cell", []))
+    outcome, cell = outcome_of(trial), list(trial.system_attrs.get(records.CELL, []))
     is_copy = bool({"same_as", "excluded"} & trial.user_attrs.keys())
     if is_copy or outcome is None or outcome.state != "complete":
         return []
@@ -291,7 +290,8 @@ def _copies(study: OwnedStudy, trial: FrozenTrial, source: str) -> list[FrozenTr
         values=values[: len(study.objectives)],
         params=params,
         distributions={name: domains[name].distribution for name in params},
-        user_attrs={"outcome": asdict(outcome), "cell": cell, "warm_from": source},
+        user_attrs={**readable(study, outcome), "warm_from": source},
+        system_attrs={records.OUTCOME: asdict(outcome), records.CELL: cell},
         constraints=violations(study.limits, outcome.metrics),
     )
     return [copied]

@@ -130,9 +130,9 @@ class TrialContext:
 
     def repeat_done(self, seed: int) -> tuple[str, dict[str, float]] | None:
         """Run id and metrics of a seed that an earlier try finished; None if it did not."""
-        attributes = self.trial.user_attrs
-        metrics = attributes.get(f"repeat:{seed}")
-        return (str(attributes[f"repeat_run:{seed}"]), dict(metrics)) if metrics else None
+        stored = self.trial.storage.get_trial_system_attrs(self.trial._trial_id)
+        done = stored.get(f"{records.REPEAT}{seed}")
+        return (done[0], done[1]) if done else None
 
     def repeat_ended(self, seed: int, run_id: str, metrics: Mapping[str, float]) -> None:
         """Report the MLflow run and the final metrics of one of several seeds.
@@ -141,8 +141,7 @@ class TrialContext:
             Pruned: The configuration is significantly worse than another over the shared seeds.
         """
         if self.repeat_done(seed) is None:
-            self.trial.set_user_attr(f"repeat_run:{seed}", run_id)
-            self.trial.set_user_attr(f"repeat:{seed}", dict(metrics))
+            self._keep(f"{records.REPEAT}{seed}", [run_id, dict(metrics)])
         trials = [_repeated(trial) for trial in self.trial.study.get_trials(deepcopy=False)]
         candidate = trials.pop(self.task.number)
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
@@ -175,7 +174,7 @@ class TrialContext:
         outcome = TrialOutcome(state, kind, reason, metrics, self._run_id, self._best.epoch)
         for pause in (*COMMIT_PAUSES, None):
             try:
-                self.trial.set_user_attr("outcome", asdict(outcome))
+                self._keep(records.OUTCOME, asdict(outcome))
                 break
             except Exception as error:
                 if pause is None or type(error).__name__ == "UpdateFinishedTrialError":
@@ -184,6 +183,10 @@ class TrialContext:
                 log.warning("the outcome is not committed yet: %s", problem)
                 time.sleep(pause)
         self.outcome = outcome
+
+    def _keep(self, name: str, value: Any) -> None:
+        """Store a system attribute of the trial."""
+        self.trial.storage.set_trial_system_attr(self.trial._trial_id, name, value)
 
     def _checked(self, metrics: Any) -> dict[str, float]:
         if not isinstance(metrics, Mapping):
@@ -205,7 +208,7 @@ class TrialContext:
         shown = {name: metrics[name] for name in names}
         note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()}
         try:
-            self.trial.set_user_attr("progress", note)
+            self._keep(records.PROGRESS, note)
         except Exception as error:  # only the display lacks it
             log.warning("progress is not recorded: %s", " ".join(str(error).split())[:200])
 
@@ -221,7 +224,7 @@ def main(task: records.Task) -> None:
     kind: records.Kind
     try:
         if task.payload.get("tell_begun"):
-            context.trial.set_user_attr("begun", time.time())
+            context._keep(records.BEGUN, time.time())
         context.commit(pkgutil.resolve_name(task.body)(context))
         return
     except records.EndedEarly as early:
@@ -243,9 +246,9 @@ def main(task: records.Task) -> None:
 def _repeated(trial: optuna.trial.FrozenTrial) -> Repeated:
     """The finished seeds of a trial."""
     seeds = {
-        int(name.removeprefix("repeat:")): metrics
-        for name, metrics in trial.user_attrs.items()
-        if name.startswith("repeat:")
+        int(name.removeprefix(records.REPEAT)): done[1]
+        for name, done in trial.system_attrs.items()
+        if name.startswith(records.REPEAT)
     }
     first: Mapping[str, float] = next(iter(seeds.values()), {})
     return Repeated(seeds, {name: first[name] for name in KNOWN_BEFORE if name in first})

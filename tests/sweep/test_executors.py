@@ -34,7 +34,7 @@ from src.sweep.executors.base import Executor, local_slots
 from src.sweep.executors.local import LocalExecutor
 from src.sweep.executors.ray import RayExecutor
 from src.sweep.executors.slurm import SlurmExecutor
-from src.sweep.records import EndedTask, Slot, Task, TrialOutcome
+from src.sweep.records import JOB, OUTCOME, EndedTask, Slot, Task, TrialOutcome
 from src.sweep.storage import open_storage
 from src.tracking import read
 from src.tracking.store import Store
@@ -338,7 +338,7 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
     assert (status.counted, status.counts["complete"], status.put_back) == (2, 2, 1)
     (failed,) = (trial for trial in trials if trial.values is None)
     assert failed.number < 2
-    assert failed.user_attrs["outcome"]["kind"] == "killed"
+    assert failed.system_attrs[OUTCOME]["kind"] == "killed"
     assert sorted(trial.value for trial in trials if trial.values) == [0.001, 0.002]
 
 
@@ -420,8 +420,8 @@ def test_the_next_session_cancels_the_jobs_of_one_that_was_killed(
     first, *others = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
     assert first.state is TrialState.FAIL
     # submitit's own process outlives the trial's by a moment.
-    wait_until(lambda: not slurm.cancel(first.user_attrs["job"]))
-    assert not any("job" in trial.user_attrs for trial in others)
+    wait_until(lambda: not slurm.cancel(first.system_attrs[JOB]))
+    assert not any(JOB in trial.system_attrs for trial in others)
 
 
 def test_only_the_job_itself_is_cancelled(tmp_path: Path) -> None:

@@ -22,14 +22,13 @@ from src.metrics.registry import PRIMARY, Limit, Objective
 from src.sweep.pruners import (
     BestSoFar,
     Rungs,
-    attribute,
     check_trial,
     goes_on,
     make_pruner,
     pruner_from_spec,
     pruner_spec,
 )
-from src.sweep.records import Pruned, TrialOutcome
+from src.sweep.records import RUNG, Pruned, TrialOutcome
 from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
 from src.sweep.study import open_study, tell
@@ -412,7 +411,7 @@ def test_a_rung_compares_all_trials_in_the_storage(database: str) -> None:
     other = optuna.load_study(storage=open_storage(database), study_name="rung")
     assert reach(optuna.Trial(other, third._trial_id), [0.4, 5.0]) == (True, 1, 3)
     assert reach(first, [0.5, 10.0], epoch=6) == (True, 1, 1)
-    assert study.trials[0].user_attrs[attribute(2)] == at_rung(0.3, 10.0)
+    assert study.trials[0].system_attrs[f"{RUNG}2"] == at_rung(0.3, 10.0)
 
 
 @pytest.mark.parametrize("tries", [2, 3, 5])
@@ -439,16 +438,18 @@ def test_a_trial_that_breaks_a_limit_comes_after_one_that_keeps_it(study: optuna
     assert reach_with(worse, [0.95, 1.0], math.nan) == (False, 3, 3)
     assert reach_with(blind, [0.9, 5.0], 0.4) == (False, 2, 3)
     stored = at_rung(0.95, 1.0) | {"best/val/recall/mel": None}
-    assert study.trials[2].user_attrs == {attribute(2): stored}
+    assert study.trials[2].system_attrs == {f"{RUNG}2": stored}
 
 
 def test_trials_with_values_at_the_rung_count(study: optuna.Study) -> None:
     # of a warm start: one that reached the rung, one that did not, one with another objective
-    for attributes in ({attribute(2): at_rung(0.8, 1.0)}, {}, {attribute(2): at_rung(0.8)}):
-        attributes = {"warm_from": "older", **attributes}
-        study.add_trial(optuna.trial.create_trial(values=[0.9, 1.0], user_attrs=attributes))
+    for attributes in ({f"{RUNG}2": at_rung(0.8, 1.0)}, {}, {f"{RUNG}2": at_rung(0.8)}):
+        copied = optuna.trial.create_trial(
+            values=[0.9, 1.0], system_attrs=attributes, user_attrs={"warm_from": "older"}
+        )
+        study.add_trial(copied)
     assert reach(trial := study.ask(), [math.nan, 10.0]) == (False, 2, 2)
-    assert study.trials[trial.number].user_attrs[attribute(2)] == at_rung(None, 10.0)
+    assert study.trials[trial.number].system_attrs[f"{RUNG}2"] == at_rung(None, 10.0)
 
 
 def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
@@ -478,8 +479,9 @@ def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
         assert continues == (rank <= max(1, count // 3))
     assert {epoch: rank for number, epoch, _, rank, _ in decisions if number == 23} == {2: 1, 6: 1}
     counts = Counter(epoch for _, epoch, *_ in decisions)
-    stored = Counter(key for trial in study.trials for key in trial.user_attrs)
-    assert stored == {attribute(epoch): count for epoch, count in counts.items()}
+    keys = (key for trial in study.trials for key in trial.system_attrs)
+    stored = Counter(key for key in keys if key.startswith(RUNG))
+    assert stored == {f"{RUNG}{epoch}": count for epoch, count in counts.items()}
 
 
 # Best values so far

@@ -18,7 +18,16 @@ from benchmarks.sweep import faults, stubs
 from benchmarks.sweep.harness import Answer, ScriptedExecutor, Setup, open_study, opened
 from src.core.errors import UserError
 from src.sweep import study as studies
-from src.sweep.records import AllFailAlikeError, EndedTask, Kind, Task, TrialOutcome
+from src.sweep.records import (
+    BEGUN,
+    CELL,
+    OUTCOME,
+    AllFailAlikeError,
+    EndedTask,
+    Kind,
+    Task,
+    TrialOutcome,
+)
 from src.sweep.scheduler import (
     MAX_DRAWS,
     Overrides,
@@ -71,7 +80,7 @@ class FastSetup(Setup):
 
     @property
     def kinds(self) -> list[str]:
-        return [trial.user_attrs["outcome"]["kind"] for trial in self.trials]
+        return [trial.system_attrs[OUTCOME]["kind"] for trial in self.trials]
 
     @property
     def completed(self) -> Counter[Overrides]:
@@ -250,7 +259,7 @@ def test_only_some_kinds_of_failures_are_retried(
     assert [each.get("attempt", 0) for each in attributes] == list(range(tries))
     numbers = [None, *(trial.number for trial in killed[:-1])]
     assert [each.get("retry_of") for each in attributes] == numbers
-    reasons = {each["outcome"]["reason"] for each in attributes}
+    reasons = {each["reason"] for each in attributes}
     assert reasons == {"killed by signal 9 (SIGKILL)"}
     assert studies.counted(setup.trials) == 6
 
@@ -315,7 +324,8 @@ def test_a_failure_that_a_stopped_scheduler_did_not_record_is_run_again_on_deman
     assert proposal is not None
     trial = proposal[0]
     trial.set_user_attr("folder", str(setup.folder / "trials" / "0000"))
-    trial.set_user_attr("outcome", asdict(TrialOutcome("fail", "error", "the disk is full")))
+    outcome = asdict(TrialOutcome("fail", "error", "the disk is full"))
+    setup.memory.set_trial_system_attr(trial._trial_id, OUTCOME, outcome)
     status, started = run(replace(setup, retry_failed=True))
     assert sorted(started) == CELLS
     assert (status.counted, status.counts["complete"]) == (6, 6)
@@ -355,7 +365,7 @@ def test_after_ctrl_c_the_running_trials_are_recorded_and_run_later(setup: FastS
         run(setup, answer, n_jobs=3)
     stopped = [trial for trial in setup.trials if trial.state is FAIL]
     assert [cell_of(trial) for trial in stopped] == CELLS[2:5]
-    assert {trial.user_attrs["outcome"]["kind"] for trial in stopped} == {"stopped"}
+    assert {trial.system_attrs[OUTCOME]["kind"] for trial in stopped} == {"stopped"}
     assert [outcome.kind for outcome in setup.recorder.settled.values()] == ["stopped"] * 3
     assert studies.counted(setup.trials) == 2
     with scripted(setup, n_jobs=3) as (scheduler, executor):
@@ -380,7 +390,7 @@ def test_trials_of_a_killed_scheduler_count_if_committed_and_run_again_if_not(
         for task in executor.submitted:
             if task.number in committed:
                 outcome = TrialOutcome("complete", metrics=stubs.expected(task.payload["cell"]))
-                setup.memory.set_trial_user_attr(task.trial_id, "outcome", vars(outcome))
+                setup.memory.set_trial_system_attr(task.trial_id, OUTCOME, vars(outcome))
     status, started = run(setup, n_jobs=2)
     expected = {cell: 1 for number, cell in enumerate(CELLS) if number not in committed}
     assert Counter(started) == expected
@@ -412,7 +422,7 @@ def test_a_scheduler_killed_after_it_enqueued_a_retry_does_not_enqueue_it_twice(
         if late != "none":
             outcome = TrialOutcome(late, "killed", metrics=stubs.expected(CELLS[0]))  # type: ignore[arg-type]
             trial_id = executor.submitted[0].trial_id
-            setup.memory.set_trial_user_attr(trial_id, "outcome", vars(outcome))
+            setup.memory.set_trial_system_attr(trial_id, OUTCOME, vars(outcome))
     assert setup.states == {TrialState.RUNNING: 1, TrialState.WAITING: 1}
     status, started = run(setup)
     assert Counter(started) == {cell: 1 for cell in CELLS if late != "complete" or cell != CELLS[0]}
@@ -429,8 +439,8 @@ def test_a_committed_trial_is_complete_though_its_process_was_killed(
     finish = Scheduler._finish
 
     def commit_then_finish(self: Scheduler, trial: FrozenTrial, *rest: Any) -> None:
-        outcome = TrialOutcome("complete", metrics=stubs.expected(trial.user_attrs["cell"]))
-        self.study._storage.set_trial_user_attr(trial._trial_id, "outcome", vars(outcome))
+        outcome = TrialOutcome("complete", metrics=stubs.expected(trial.system_attrs[CELL]))
+        self.study._storage.set_trial_system_attr(trial._trial_id, OUTCOME, vars(outcome))
         finish(self, trial, *rest)
 
     if late:
@@ -476,7 +486,7 @@ def test_waiting_in_an_engines_queue_is_no_running_time(setup: FastSetup, begins
             return None
         if not begins:
             return complete(task)
-        setup.memory.set_trial_user_attr(task.trial_id, "begun", 1.0)
+        setup.memory.set_trial_system_attr(task.trial_id, BEGUN, 1.0)
         return None
 
     queued = replace(setup, sweep=("a=1",), time_limit_s=0.05, executor=QueueingExecutor)
@@ -484,7 +494,7 @@ def test_waiting_in_an_engines_queue_is_no_running_time(setup: FastSetup, begins
     assert setup.kinds == ["time_limit" if begins else ""]
     assert status.counts["fail"] == begins
     if begins:
-        assert "time_limit_s=0.05" in setup.trials[0].user_attrs["outcome"]["reason"]
+        assert "time_limit_s=0.05" in setup.trials[0].system_attrs[OUTCOME]["reason"]
         assert setup.recorder.settled[0].kind == "time_limit"
 
 
@@ -565,8 +575,7 @@ def test_a_failed_cell_is_proposed_again_only_as_its_enqueued_retry(seed: int) -
     failed, cell = proposal
     proposals.add(proposals.study.tell(failed, state=FAIL))
     assert sorted(run_all(proposals)) == sorted(set(CELLS) - {cell.overrides})
-    attributes = {"retry_of": failed.number, "cell": list(cell.overrides)}
-    proposals.enqueue(cell.params, attributes)
+    proposals.enqueue(cell.params, {CELL: list(cell.overrides)}, retry_of=failed.number)
     assert run_all(proposals) == [cell.overrides]
 
 
@@ -601,8 +610,8 @@ def runs_of(store: Store) -> dict[int, Any]:
 def close(
     recorder: StudyRecorder, number: int, run_id: str | None, outcome: TrialOutcome, tail: str = ""
 ) -> None:
-    attributes = {"cell": ["a=1", "b=2"], "run_id": run_id}
-    trial = optuna.trial.create_trial(state=FAIL, user_attrs=attributes)
+    cell = {CELL: ["a=1", "b=2"]}
+    trial = optuna.trial.create_trial(state=FAIL, system_attrs=cell, user_attrs={"run_id": run_id})
     trial.number = number
     recorder.close_run(trial, outcome, tail)
 
@@ -715,7 +724,7 @@ def test_every_way_to_fail_in_real_processes_is_recorded_in_both_stores(real: Se
     assert sorted(event.number for event in events) == list(range(len(WAYS)))
     runs = runs_of(real.store)
     for trial in trials:
-        way, outcome = trial.params["way"], trial.user_attrs["outcome"]
+        way, outcome = trial.params["way"], trial.system_attrs[OUTCOME]
         run, tags = runs[trial.number], runs[trial.number].data.tags
         kind, reason = WAYS[way]
         assert outcome["kind"] == kind, way

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from src.metrics.registry import PRIMARY, parse_limits, parse_objectives
 from src.sweep import status
-from src.sweep.records import RunningTrial, Task, TrialOutcome
+from src.sweep.records import CELL, OUTCOME, RunningTrial, Task, TrialOutcome
 from src.sweep.space import Cell
 from src.sweep.status import StudyStatus
 
@@ -21,7 +21,7 @@ def make(limits: Sequence[str] = (), total: int = 10, slots: int = 2) -> StudySt
 
 
 def ended(number: int) -> FrozenTrial:
-    trial = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"cell": [f"a={number}"]})
+    trial = optuna.trial.create_trial(state=TrialState.FAIL, system_attrs={CELL: [f"a={number}"]})
     trial.number = number
     return trial
 
@@ -71,7 +71,7 @@ def test_trials_that_run_again_or_were_stopped_do_not_count_as_failed(
 def test_a_success_of_an_earlier_session_shows_that_not_all_trials_fail() -> None:
     study = make()
     earlier = ended(0)
-    earlier.user_attrs["outcome"] = vars(complete(0.5, 1.0))
+    earlier.system_attrs[OUTCOME] = vars(complete(0.5, 1.0))
     study.add(earlier)
     study.add(ended(1), TrialOutcome("fail", "error", "no"))
     assert study.all_failed_alike() == ""

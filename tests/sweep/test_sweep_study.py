@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy
@@ -13,9 +14,10 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
 from src.core.errors import UserError
+from src.metrics import pareto
 from src.metrics.registry import Limit, Objective
 from src.sweep import space as spaces
-from src.sweep.records import TrialOutcome, needed, violations
+from src.sweep.records import CELL, OUTCOME, TrialOutcome, needed, violations
 from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
 from src.sweep.study import OwnedStudy, counted, open_study, tell, warm_start
@@ -57,7 +59,7 @@ def tell_outcome(
     study: OwnedStudy, outcome: TrialOutcome, learns_from_pruned: bool = True
 ) -> optuna.trial.FrozenTrial:
     trial = study.ask({"x": FloatDistribution(0, 1)})
-    trial.set_user_attr("outcome", asdict(outcome))
+    study._storage.set_trial_system_attr(trial._trial_id, OUTCOME, asdict(outcome))
     study.learns_from_pruned = learns_from_pruned
     return tell(study, trial, outcome)
 
@@ -215,7 +217,7 @@ def test_outcomes_are_told_to_optuna(
     trial = tell(study, study.ask().number, outcome)
     assert (trial.state, trial.values) == (state, values)
     assert trial.constraints == pytest.approx(constraints)
-    assert trial.user_attrs["outcome"] == asdict(outcome)
+    assert trial.system_attrs[OUTCOME] == asdict(outcome)
 
 
 def test_a_trial_over_a_limit_has_the_worst_values(storage: BaseStorage) -> None:
@@ -281,7 +283,7 @@ def test_an_inconsistent_outcome_is_a_failure(
     study = opened(storage)
     trial = tell_outcome(study, TrialOutcome(state, metrics=metrics, run_id="r", epoch=4))
     assert trial.state is TrialState.FAIL
-    stored = study.get_trials(deepcopy=False)[trial.number].user_attrs["outcome"]
+    stored = study.get_trials(deepcopy=False)[trial.number].system_attrs[OUTCOME]
     assert (stored["state"], stored["kind"]) == ("fail", kind)
     assert reason in stored["reason"]
     assert (stored["run_id"], stored["epoch"]) == ("r", 4)
@@ -297,6 +299,35 @@ def test_a_trial_is_told_once(storage: BaseStorage) -> None:
         first.user_attrs,
     )
     assert len(study.trials) == 1
+
+
+def test_optunas_own_tools_show_names_figures_and_the_front(storage: BaseStorage) -> None:
+    study = opened(storage, limits=[PARAMS, RECALL])
+    draws = np.random.default_rng(0).uniform([0, 1, 800, 0.7], [1, 9, 1200, 1.0], (40, 4))
+    names = [ACCURACY.metric, FLOPS.metric, PARAMS.metric, RECALL.metric]
+    for draw in draws:
+        metrics = dict(zip(names, draw.tolist(), strict=True))
+        tell_outcome(study, TrialOutcome("complete", metrics=metrics))
+    tell_outcome(study, OVER)
+    tell_outcome(study, TrialOutcome("fail", "killed", "killed by signal 9", run_id="r"))
+    values, keeps = draws[:, :2].copy(), (draws[:, 2] <= 1000) & (draws[:, 3] >= 0.8)
+    values[~keeps] = math.nan
+    members = np.flatnonzero(pareto.front(values, AXES))
+    assert 1 < len(members) < keeps.sum() < len(draws)
+    assert [trial.number for trial in study.best_trials] == members.tolist()
+    figure = optuna.visualization.plot_pareto_front(study)
+    infeasible, _, best = figure.data
+    assert list(zip(best.x, best.y, strict=True)) == list(map(tuple, values[members]))
+    assert len(infeasible.x) == (~keeps).sum()
+    axes = (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text)
+    assert axes == (ACCURACY.metric, FLOPS.metric)
+    table = study.trials_dataframe()
+    assert table[f"values_{ACCURACY.metric}"].dropna().tolist() == draws[:, 0].tolist()
+    attributes = table.filter(like="user_attrs_")
+    for name, column in zip(names, draws.T, strict=True):
+        assert attributes[f"user_attrs_{name}"][: len(draws)].tolist() == column.tolist()
+    assert attributes["user_attrs_reason"].dropna().tolist() == ["killed by signal 9"]
+    assert not attributes.map(lambda cell: isinstance(cell, dict | list)).any(axis=None)
 
 
 def test_an_interrupted_tell_is_completed(
@@ -318,9 +349,14 @@ def test_violation_is_positive_where_the_limit_is_broken(limit: Limit, measured:
     assert (violation > 0) == (not limit.holds(measured))
 
 
-def trial_with(state: TrialState, **attributes: Any) -> optuna.trial.FrozenTrial:
+def trial_with(
+    state: TrialState, outcome: TrialOutcome | None = None, **attributes: Any
+) -> optuna.trial.FrozenTrial:
     return create_trial(
-        state=state, value=1.0 if state is TrialState.COMPLETE else None, user_attrs=attributes
+        state=state,
+        value=1.0 if state is TrialState.COMPLETE else None,
+        user_attrs=attributes,
+        system_attrs={OUTCOME: asdict(outcome)} if outcome else {},
     )
 
 
@@ -330,7 +366,7 @@ def test_what_counts_and_what_does_not() -> None:
         trial_with(TrialState.COMPLETE),  # 0
         trial_with(TrialState.PRUNED),
         trial_with(TrialState.FAIL),  # 2: given up
-        trial_with(TrialState.COMPLETE, retry_of=5, continues=["folder"]),
+        trial_with(TrialState.COMPLETE, retry_of=5),
     ]
     others = [
         trial_with(TrialState.RUNNING),  # 4
@@ -338,8 +374,8 @@ def test_what_counts_and_what_does_not() -> None:
         trial_with(TrialState.FAIL),  # 6: its retry waits
         trial_with(TrialState.WAITING, retry_of=6),
         trial_with(TrialState.FAIL),  # 8: gone on with by 9
-        trial_with(TrialState.RUNNING, retry_of=8, continues=["folder"]),
-        trial_with(TrialState.FAIL, outcome={"kind": "stopped"}),
+        trial_with(TrialState.RUNNING, retry_of=8),
+        trial_with(TrialState.FAIL, TrialOutcome("fail", "stopped")),
         trial_with(TrialState.COMPLETE, warm_from="old#1"),
         trial_with(TrialState.COMPLETE, same_as=0),
         trial_with(TrialState.PRUNED, excluded="width > 32"),
@@ -371,7 +407,7 @@ def old_and_new(storage: BaseStorage) -> tuple[OwnedStudy, OwnedStudy]:
 
 def complete(study: OwnedStudy, width: int, metrics: dict[str, float]) -> None:
     trial = study.ask()
-    trial.set_user_attr("cell", [f"width={width}"])
+    study._storage.set_trial_system_attr(trial._trial_id, CELL, [f"width={width}"])
     tell(study, trial, TrialOutcome("complete", metrics=metrics))
 
 
@@ -385,8 +421,8 @@ def test_a_warm_start_copies_what_lies_in_the_new_space(
     assert [trial.values for trial in trials] == [[0.9], [0.8], [0.7]]
     assert [trial.user_attrs["warm_from"] for trial in trials] == ["old#0", "old#1", "old#3"]
     assert trials[1].constraints == {"efficiency/params <= 1000": 1.0}
-    assert trials[0].user_attrs["cell"] == ["width=8"]
-    assert trials[0].user_attrs["outcome"]["metrics"] == GOOD
+    assert trials[0].system_attrs[CELL] == ["width=8"]
+    assert trials[0].system_attrs[OUTCOME]["metrics"] == GOOD
     assert counted(trials) == 0
     # The sampler learns from the copies.
     new.sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=0)
@@ -430,7 +466,7 @@ def test_finished_trials_are_read_once(tmp_path: Path) -> None:
     storage = open_storage(default_url(tmp_path))
     study = opened(storage)
     study.add_trials(
-        [create_trial(values=[1.0, 2.0], user_attrs={"cell": ["a"]}) for _ in range(60)]
+        [create_trial(values=[1.0, 2.0], system_attrs={CELL: ["a"]}) for _ in range(60)]
     )
     counted(study.get_trials(deepcopy=False))
     statements: list[str] = []

@@ -12,7 +12,17 @@ import torch
 
 from src.core.errors import ConfigError
 from src.sweep import trial as trials
-from src.sweep.records import STATE, OverLimit, Pruned, Task, TrialOutcome
+from src.sweep.records import (
+    OUTCOME,
+    PROGRESS,
+    REPEAT,
+    RUNG,
+    STATE,
+    OverLimit,
+    Pruned,
+    Task,
+    TrialOutcome,
+)
 from src.sweep.storage import open_storage
 from src.sweep.trial import TrialContext, main
 from src.tracking.store import Store
@@ -55,10 +65,11 @@ class StudyOnDisk:
         return context
 
     def attributes(self, number: int = 0) -> dict[str, Any]:
-        return self.study.trials[number].user_attrs
+        """The scheduler's bookkeeping."""
+        return self.study.trials[number].system_attrs
 
     def outcome(self, number: int = 0) -> TrialOutcome:
-        return TrialOutcome(**self.attributes(number)["outcome"])
+        return TrialOutcome(**self.attributes(number)[OUTCOME])
 
     def states(self) -> list[str]:
         return sorted(str(file.relative_to(self.folder)) for file in self.folder.rglob("last.*"))
@@ -129,9 +140,9 @@ def run_body(context: TrialContext) -> Any:
 def test_a_complete_trial_has_its_finite_metrics_its_run_and_its_epoch(study: StudyOnDisk) -> None:
     main(study.task("good"))
     assert study.outcome() == TrialOutcome("complete", metrics=GOOD, run_id="run-1", epoch=1)
-    attributes = study.attributes()
-    assert attributes["run_id"] == "run-1"
-    progress = {name: attributes["progress"][name] for name in ("epoch", "epochs", "metrics")}
+    assert study.study.trials[0].user_attrs == {"run_id": "run-1"}
+    noted = study.attributes()[PROGRESS]
+    progress = {name: noted[name] for name in ("epoch", "epochs", "metrics")}
     assert progress == {"epoch": 1, "epochs": 2, "metrics": {"val/accuracy": 0.5}}
 
 
@@ -152,7 +163,7 @@ def test_a_committed_outcome_stays_and_a_terminated_trial_commits_none(study: St
         with pytest.raises(SystemExit):
             main(study.task(body))
     assert study.outcome().state == "complete"
-    assert "outcome" not in study.attributes(1)
+    assert OUTCOME not in study.attributes(1)
 
 
 def test_a_pruned_trial_keeps_its_cost_and_its_last_epoch(study: StudyOnDisk) -> None:
@@ -197,7 +208,7 @@ def test_rungs_check_a_limit_at_the_best_epoch_so_far(tmp_path: Path) -> None:
     two_epochs(20.0, (0.4, 0.9), (0.4, 0.9))
     with pytest.raises(Pruned, match="rank 3 of 4"):
         two_epochs(1.0, (0.9, 0.7), (0.9, 0.7))  # the best of all, but for the limit
-    stored = [tuple(study.attributes(number)["rung:2"].values()) for number in range(4)]
+    stored = [tuple(study.attributes(number)[f"{RUNG}2"].values()) for number in range(4)]
     # The best accuracy so far, the known cost, and the recall at the best epoch.
     assert stored == [(0.6, 10.0, 0.1), (0.5, 30.0, 0.8), (0.4, 20.0, 0.9), (0.9, 1.0, 0.7)]
 
@@ -207,7 +218,7 @@ def test_the_last_epoch_is_never_a_rung(tmp_path: Path) -> None:
     for accuracy in (0.9, 0.1):
         context = study.context(100 * (1 - accuracy))
         context.epoch(2, 2, {"val/accuracy": accuracy})
-    assert "rung:2" not in study.attributes(1)
+    assert f"{RUNG}2" not in study.attributes(1)
 
 
 def test_a_configuration_that_is_worse_after_some_seeds_is_dropped(tmp_path: Path) -> None:
@@ -287,7 +298,7 @@ def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_agai
             main(first)
     trained = len(steps)
     assert trained > 0
-    assert "outcome" not in real.attributes(first.number)
+    assert OUTCOME not in real.attributes(first.number)
     assert real.states() == [f"{first.number:04d}/" + ("seed-0/" if repeats > 1 else "") + STATE]
     second = real.task(function=REAL, repeats=repeats, continues=[first.folder])
     main(second)
@@ -295,7 +306,7 @@ def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_agai
     outcome = real.outcome(second.number)
     assert (outcome.state, outcome.epoch) == ("complete", EPOCHS)
     attributes = real.attributes(second.number)
-    metrics = outcome.metrics if repeats == 1 else attributes["repeat:0"]
+    metrics = outcome.metrics if repeats == 1 else attributes[f"{REPEAT}0"][1]
     assert of_the_net(metrics) == undisturbed
     assert outcome.metrics["time/images_per_s"] > 0
     assert real.states() == []
