@@ -111,6 +111,7 @@ def single_run(
         composed = HydraConfig.get()
         is_own_config = is_own(str(composed.job.config_name), search_path(composed))
         context = replace(context, own_config=is_own_config)
+        store.retry.seconds = float(composed.sweeper.get("storage_wait_s", 0))
     nodes = [config.model, config.data] + [config.compression] * compressed
     name = " ".join(str(node.get("name", "")) for node in nodes)
     with _start(store, config, plain, overrides, context, name) as run:
@@ -231,9 +232,9 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         problem = "not on this machine: set tracking.uri to a server that all machines reach"
         raise UserError(f"{store.uri}: {problem}")
     git = payload.get("git") or git_state(ROOT)
-    position = RunContext(context.task.study, git, payload["study_run"], context.task.number)
-    is_own_config = is_own(payload.get("config_name", "train"), payload.get("search_path", ()))
-    position = replace(position, own_config=is_own_config)
+    own = is_own(payload.get("config_name", "train"), payload.get("search_path", ()))
+    study, number = context.task.study, context.task.number
+    position = RunContext(study, git, payload["study_run"], number, own_config=own)
     if payload["repeats"] == 1:
         copy_latest_state(context.resume, context.folder)
         metrics = _trial_run(config, store, position, context, context.folder)[1]

@@ -136,9 +136,23 @@ def test_hydra_reads_a_quoted_text_unchanged(text: str) -> None:
     assert OverridesParser.create().parse_override(f"file={quoted(text)}").value() == text
 
 
-def test_a_training_that_diverges_ends_with_one_line(typed: Entry) -> None:
-    status, output = typed("train", "experiment=smoke", "optimizer.lr=1e9", "loss=focal")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.lr=1e9", "loss=focal"),
+        ("optimizer.lr=1e30", "data.batch_size=512"),  # one step an epoch: its loss is finite
+    ],
+)
+def test_a_training_that_diverges_ends_with_one_line(
+    typed: Entry, folder: Path, settings: tuple[str, ...]
+) -> None:
+    options = ("tracking.experiment=diverged", "trainer.max_epochs=1")
+    status, output = typed("train", "experiment=smoke", *settings, *options)
     assert status == 2, output
+    newest = next(Store(uri=f"sqlite:///{folder}/mlflow.db", experiment="diverged").search())
+    assert newest.info.status == "FAILED"
+    assert newest.data.tags["failure"].startswith("DivergedError: the training diverged")
+    assert not [name for name in newest.data.metrics if name.startswith("test/")]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, output
     assert "the training diverged" in errors[0]
@@ -179,6 +193,7 @@ def test_a_full_disk_ends_with_one_line_and_the_next_run_is_whole(
     [
         (OSError(errno.ENOSPC, "No space", "a.png"), "error: a.png cannot be written, the disk is"),
         (OSError(errno.EDQUOT, "Quota"), "error: the disk is full: make space"),
+        (MemoryError(), "error: out of memory: use a smaller data.batch_size"),
         (RuntimeError("no answer"), None),
     ],
 )

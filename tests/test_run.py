@@ -30,7 +30,7 @@ from src import train
 from src.core.cli import ROOT
 from src.core.config import WITHOUT_EFFECT
 from src.core.environment import config_hash
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, UserError
 from src.tracking import read
 from src.tracking.read import artifact
 from src.tracking.run import Run
@@ -338,6 +338,20 @@ def test_an_impossible_store_is_reported_once(typed: Typed) -> None:
     assert status == 2  # before any trial is started
     assert "Traceback" not in output
     assert output.count("must be sqlite:///") == 1
+
+
+def test_a_single_run_waits_for_a_database_as_a_study_does(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = []
+
+    def stop(config: DictConfig, folder: Path, overrides: list[str], run: Run) -> None:
+        seconds.append(run.store.retry.seconds)
+        raise UserError("enough")
+
+    monkeypatch.setattr(runs, "record", stop)
+    assert typed("experiment=smoke")[0] == 2
+    assert seconds == [300.0]  # hydra.sweeper.storage_wait_s
 
 
 def test_two_processes_train_one_run(multirun: Finished) -> None:

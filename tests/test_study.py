@@ -403,6 +403,22 @@ def test_an_objective_has_one_name_and_one_value_everywhere(
         assert re.search(rf"#{run.data.tags['trial']} +{value:.3f} ", output)
 
 
+def test_a_trial_that_diverges_has_failed_and_the_study_goes_on(work: WorkingFolder, typed) -> None:
+    """One step an epoch: the training loss is finite, the weights afterwards are not."""
+    sweep = ["optimizer.lr=1e30,1e-3", "data.batch_size=512", "trainer.max_epochs=1"]
+    name = "hydra.sweeper.study_name=diverged"
+    status, output = typed("-m", *[item for item in TINY if "batch" not in item], *sweep, name)
+    assert status == 1, output
+    assert "Traceback" not in output
+    assert work.states("diverged") == ["FAIL", "COMPLETE"]
+    failed, complete = work.runs("diverged").to_dict("records")
+    assert (failed["status"], failed["tags.failure_kind"]) == ("FAILED", "diverged")
+    assert (failed["tags.front"], complete["tags.front"]) == (None, "true")
+    tested = [row["metrics.test/accuracy"] for row in (failed, complete)]
+    assert [pd.isna(value) for value in tested] == [True, False]
+    assert re.search(r"trial 0 failed: .*diverged", output)
+
+
 def test_a_grid_is_named_after_its_command_and_trains_what_keeps_the_limits(
     work: WorkingFolder, typed
 ) -> None:
@@ -572,9 +588,12 @@ def test_a_study_that_is_killed_and_interrupted_resumes_from_the_last_epoch(
     status, output = typed(*arguments)
     assert status == 0, output
     assert (folder / "0000" / "trial.log").read_text() == log, "a folder was written twice"
-    first, *others = work.runs("killed")["status"]
-    assert first in ("FAILED", "KILLED")
-    assert others == ["KILLED", "FINISHED"]
+    assert work.runs("killed")["status"].tolist() == ["FINISHED"] * 3
+    states = work.runs("killed")["tags.trial_state"].tolist()
+    assert states == ["put_back", "put_back", "complete"]
+    assert "KILLED" not in output
+    rows = [line for line in output.splitlines() if line.rstrip(" │").endswith("put back")]
+    assert len(rows) == 2, output
     assert work.states("killed") == ["FAIL", "FAIL", "COMPLETE"]
     assert resumes(2)
     run_id = work.runs("killed")["run_id"].iloc[-1]

@@ -1,10 +1,12 @@
-"""Kills processes at random and checks the stores: `python -m benchmarks.sweep.faults`.
+"""Kills processes and servers at random and checks the stores: `python -m benchmarks.sweep.faults`.
 
 A grid of 1,000 stub trials on 8 workers. 5% of the trials' processes are killed (signal 9) at
-random moments, and so is the owner, three times; the same command starts it again each time.
+random moments, and so is the owner, three times; the same command starts it again each time. In
+mode `postgresql` the study's database is a PostgreSQL server that is restarted once, in mode
+`mlflow` the runs are on a tracking server that is away for `away_s` once.
 
-    python -m benchmarks.sweep.faults [n_jobs=8] [share=0.05] [owner_kills=3] [seconds=0.2] [seed=0]
-    [a=range(10) ...]
+    python -m benchmarks.sweep.faults [modes=sqlite,postgresql,mlflow] [n_jobs=8] [share=0.05]
+    [owner_kills=3] [seconds=0.2] [away_s=60] [seed=0] [a=range(10) ...]
 
 Must hold: one complete trial for each cell, none lost, none double, all counted; nothing runs or
 waits any more; Optuna and MLflow agree on each trial's state and value, and arithmetic on each
@@ -14,21 +16,24 @@ value; no process is left.
 import contextlib
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import psutil
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.sweep import stubs
+from benchmarks.sweep import servers, stubs
 from benchmarks.sweep.harness import STUDY, Setup
 from src.sweep import space as spaces
 from src.sweep import study as studies
@@ -55,6 +60,9 @@ class Chaos:
         owner_kills: How often the owner is killed.
         seconds: That a trial sleeps.
         seed: Of the random moments.
+        storage: URL of the study's database; None: a SQLite file in `folder`.
+        tracking: URL of the run store; None: a SQLite file in `folder`.
+        outage: Called once, in the middle of the study: takes a server away for a while.
     """
 
     folder: Path
@@ -64,6 +72,9 @@ class Chaos:
     owner_kills: int = 3
     seconds: float = 0.2
     seed: int = 0
+    storage: str | None = None
+    tracking: str | None = None
+    outage: Callable[[], None] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -75,6 +86,8 @@ class Chaos:
         """That starts the study, and goes on with it."""
         settings = {"folder": self.folder, "n_jobs": self.n_jobs, "retries": 50, "stop_after": 0}
         settings |= {"seconds": self.seconds, "epochs": 2}
+        places = {"storage": self.storage, "tracking": self.tracking}
+        settings |= {name: url for name, url in places.items() if url}
         options = [f"{name}={value}" for name, value in settings.items()]
         return [sys.executable, "-m", "benchmarks.sweep.harness", *options, *self.sweep]
 
@@ -104,6 +117,9 @@ class Killer:
             int(n * (part + self.random.uniform(0.2, 0.9)) / (rounds + 0.5))
             for part in range(rounds)
         ]
+        # where the owner is not killed, which could not start without its servers
+        self._outage_at = int(n * (rounds // 2 + 0.05) / (rounds + 0.5))
+        self.outage: threading.Thread | None = None
 
     def watch(self, owner: "subprocess.Popen[bytes]") -> None:
         """Kill what is to be killed, until the owner has ended or was killed."""
@@ -112,6 +128,9 @@ class Killer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._look([trial for server in process.children() for trial in server.children()])
             begun = sum(1 for _ in (self.chaos.folder / "trials").glob("*"))
+            if self.chaos.outage and not self.outage and begun >= self._outage_at:
+                self.outage = threading.Thread(target=self.chaos.outage)
+                self.outage.start()
             if self.owners < len(self._moments) and begun >= self._moments[self.owners]:
                 time.sleep(self.random.uniform(0, 0.3))
                 owner.kill()
@@ -157,6 +176,8 @@ def torment(chaos: Chaos) -> Killer:
                     owner.kill()
             status = owner.wait()
         if status == 0:
+            if killer.outage:
+                killer.outage.join()
             return killer
         if killer.owners == before:
             raise RuntimeError(
@@ -166,7 +187,7 @@ def torment(chaos: Chaos) -> Killer:
 
 def problems(chaos: Chaos) -> list[str]:
     """What is wrong with the study, a line each."""
-    setup = Setup(chaos.folder)
+    setup = Setup(chaos.folder, storage=chaos.storage, tracking=chaos.tracking)
     storage = open_storage(setup.url)
     trials = storage.get_all_trials(storage.get_study_id_from_name(STUDY))
     recorded: dict[str, list[Run]] = defaultdict(list)
@@ -214,9 +235,11 @@ def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
     run = runs[0]
     state = run.data.tags.get("trial_state")
     complete = trial.state is TrialState.COMPLETE
-    allowed = (["FINISHED"], "complete") if complete else (["FAILED", "KILLED"], "fail")
+    put_back = trial.user_attrs.get("outcome", {}).get("kind") == "stopped"
+    expected = "complete" if complete else "put_back" if put_back else "fail"
+    statuses = ("FAILED", "KILLED") if expected == "fail" else ("FINISHED",)
     faulty = []
-    if run.info.status not in allowed[0] or state != allowed[1]:
+    if run.info.status not in statuses or state != expected:
         faulty.append(f"is {trial.state.name} in Optuna, {run.info.status} ({state}) in MLflow")
     if complete:
         arithmetic = stubs.expected(trial.system_attrs[CELL])[stubs.ACCURACY]
@@ -255,30 +278,58 @@ def _marked(folder: Path) -> list[psutil.Process]:
     return processes
 
 
+@contextlib.contextmanager
+def chaos_in(mode: str, folder: Path, away_s: float, **options: Any) -> Iterator[Chaos]:
+    """What is done to a study in a mode, with its server."""
+    if mode == "sqlite":
+        yield Chaos(folder / "study", **options)
+        return
+    if mode == "postgresql":
+        place, away_s, start = "storage", 2.0, servers.postgresql()
+    else:
+        place, start = "tracking", servers.mlflow(folder / "mlflow.db", folder / "server.log")
+    with start as server:
+
+        def outage() -> None:
+            server.stop()
+            time.sleep(away_s)
+            server.start()
+
+        yield Chaos(folder / "study", outage=outage, **{place: server.url}, **options)
+
+
 def main(arguments: Sequence[str]) -> None:
     names = ("n_jobs", "share", "owner_kills", "seconds", "seed")
     pairs = dict(argument.split("=", 1) for argument in arguments)
+    modes = pairs.pop("modes", "sqlite,postgresql,mlflow").split(",")
+    away_s = float(pairs.pop("away_s", 60))
     options: dict[str, Any] = {
         name: yaml.safe_load(pairs.pop(name)) for name in names if name in pairs
     }
     if pairs:
         options["sweep"] = [f"{name}={value}" for name, value in pairs.items()]
-    with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(Path(folder) / "study", **options)
-        began = time.perf_counter()
-        killer = torment(chaos)
-        seconds = time.perf_counter() - began
-        print(
-            f"{chaos.n_cells} cells, {chaos.n_jobs} workers: {killer.killed} of "
-            f"{len(killer.seen)} trial processes and "
-            f"{killer.owners} owners killed, {seconds:.0f} s in all on {os.cpu_count()} cores"
-        )
-        faulty = problems(chaos)
-    print(
-        "\n".join(faulty[:50])
-        or "nothing lost, nothing double, Optuna and MLflow agree on every trial"
-    )
-    sys.exit(bool(faulty))
+    rows, every = [], []
+    for mode in modes:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            chaos_in(mode, Path(folder), away_s, **options) as chaos,
+        ):
+            began = time.perf_counter()
+            killer = torment(chaos)
+            seconds = time.perf_counter() - began
+            faulty = problems(chaos)
+        every += [f"{mode}: {text}" for text in faulty]
+        outages = {"sqlite": "-", "postgresql": "restarted", "mlflow": f"away for {away_s:g} s"}
+        row = {"mode": mode, "trials": chaos.n_cells, "jobs": chaos.n_jobs}
+        row |= {"trials killed": f"{killer.killed} of {len(killer.seen)}"}
+        row |= {"owners killed": killer.owners, "server": outages[mode], "seconds": round(seconds)}
+        row["lost"] = sum(text.endswith("complete 0 times") for text in faulty)
+        is_double = re.compile(r"complete \d+ times|has ([2-9]|\d\d+) runs").search
+        row["double"] = sum(bool(is_double(text)) for text in faulty) - row["lost"]
+        rows.append({**row, "other problems": len(faulty) - row["lost"] - row["double"]})
+        print(pd.DataFrame(rows).to_markdown(index=False), flush=True)
+    print("\n".join(every[:50]))
+    sys.exit(bool(every))
 
 
 if __name__ == "__main__":

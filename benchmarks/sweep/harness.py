@@ -66,6 +66,7 @@ class Setup(RunPolicy):
         n_jobs: Trials at once, where an executor is made.
         body: Of the trials.
         storage: URL of the study's database; None: a SQLite file in `folder`.
+        tracking: URL of the run store; None: a SQLite file in `folder`.
         storage_wait_s: Longest outage of a server that is waited for.
 
     All else is as in `RunPolicy`.
@@ -81,6 +82,7 @@ class Setup(RunPolicy):
     learns_from_pruned: bool = True
     body: str = BODY
     storage: str | None = None
+    tracking: str | None = None
     storage_wait_s: float = 300
     retries: int = field(default=0, kw_only=True)
     grace_s: float = field(default=5.0, kw_only=True)
@@ -93,9 +95,10 @@ class Setup(RunPolicy):
     @property
     def store(self) -> Store:
         """The runs of the study."""
-        return Store(
-            uri=f"sqlite:///{self.folder / 'mlflow.db'}", experiment="stubs", folder=self.folder
-        )
+        uri = self.tracking or f"sqlite:///{self.folder / 'mlflow.db'}"
+        store = Store(uri=uri, experiment="stubs", folder=self.folder)
+        store.retry.seconds = self.storage_wait_s
+        return store
 
 
 class ScriptedExecutor(Executor):

@@ -45,6 +45,7 @@ def run(context: TrialContext) -> Any:
         "overrides": cell,
     }
     store = Store(**context.payload["tracking"])
+    store.retry.seconds = float(context.payload.get("storage_wait_s", 0))
     with Run.start(store, "stub", tags, values, context.payload["study_run"]) as run:
         context.started(run.id)
         print(f"trial {task.number}: {cell}", flush=True)

@@ -33,6 +33,7 @@ from src.core.errors import (
     config_problem,
     full_disk,
     masked,
+    out_of_memory,
     printable,
 )
 from src.core.files import CONF, ROOT
@@ -139,7 +140,7 @@ class Command:
             try:
                 getattr(importlib.import_module(module), function)(config)
             except Exception as error:
-                if not isinstance(error, COMPOSE_ERRORS) and full_disk(error) is None:
+                if not isinstance(error, COMPOSE_ERRORS) and not _shortage(error):
                     raise
                 refused.append(error)  # Hydra would print a line of its own
 
@@ -308,7 +309,7 @@ def one_line(
         return " ".join(f"{error}{_origin_of(error.key, arguments)}".split())
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if problem := full_disk(error):
+    if problem := _shortage(error):
         return problem
     if isinstance(error, OmegaConfBaseException):
         text = f"{error.full_key or 'config'}: {config_problem(error)}"
@@ -324,6 +325,10 @@ def one_line(
         argument = next((word for word in arguments if name and name in word), name)
         text = f"{argument or 'config'}: {getattr(error, 'strerror', None) or error}"
     return " ".join(text.split())
+
+
+def _shortage(error: BaseException) -> str | None:
+    return full_disk(error) or out_of_memory(error)
 
 
 def _is_of_job(error: BaseException) -> bool:

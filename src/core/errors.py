@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+_NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to map segment")
+
 
 def masked(text: str) -> str:
     """The text without the passwords of its URLs, which must be neither shown nor recorded."""
@@ -37,6 +39,17 @@ def full_disk(error: BaseException | None) -> str | None:
             return f"{file} cannot be written, {way}" if file else way
         if "database or disk is full" in str(cause):  # of SQLite
             return f"the database cannot be written, {way}"
+    return None
+
+
+def out_of_memory(error: BaseException | None) -> str | None:
+    """One line if a lack of memory, such as a limit of `ulimit -v`, caused an error; else None."""
+    for cause in causes(error):
+        is_named = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
+        if is_named or _NO_MEMORY.search(str(cause)):
+            text = " ".join(masked(str(cause)).split())[:300]
+            way = "use a smaller data.batch_size, or fewer trials at once, or raise ulimit -v"
+            return f"out of memory{text and f' ({text})'}: {way}"
     return None
 
 

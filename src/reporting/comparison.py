@@ -49,16 +49,16 @@ def compare(
     Returns:
         Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, tested
         (why), was_front (the tag), compression, origin, lost_on, status (FINISHED, PRUNED,
-        OVER_LIMIT, FAILED, KILLED, RUNNING), failure, flops_missing (operators), feasible, front,
-        and the metrics by recorded names. Sorted by the first objective, the best first; runs
-        without a result last.
+        OVER_LIMIT, PUT_BACK, FAILED, KILLED, RUNNING), failure, flops_missing (operators),
+        feasible, front, and the metrics by recorded names. Sorted by the first objective, the best
+        first; runs without a result last.
     """
     table = pd.DataFrame({tag: texts(runs, f"tags.{tag}") for tag in _TAGS}, runs.index)
     table.insert(0, "run_id", runs["run_id"])
     table = table.rename(columns={"front": "was_front", "trial_state": "status"})
     table["kind"] = table["kind"].replace("", "run")
     # MLflow's status; trials that were stopped by decision have their own
-    early = table["status"].isin(["pruned", "over_limit"])
+    early = table["status"].isin(["pruned", "over_limit", "put_back"])
     table["status"] = table["status"].str.upper().where(early, runs["status"])
     metrics = runs.loc[:, runs.columns.str.startswith("metrics.")]
     metrics = metrics.rename(columns=lambda name: name.removeprefix("metrics."))
@@ -89,7 +89,7 @@ def comparison_table(table: pd.DataFrame, title: str, split: str) -> Table:
     if table.reindex(columns=[spread]).isna().all(axis=None):
         columns.remove(spread)
     figures = table.reindex(columns=columns).astype(float)
-    marks = table["status"].replace({"PRUNED": "pruned", "FINISHED": "no"})
+    marks = table["status"].replace({"PRUNED": "pruned", "PUT_BACK": "put back", "FINISHED": "no"})
     over = (table["status"] == "OVER_LIMIT") | (marks == "no") & ~table["feasible"]
     marks = marks.mask(over, "over limit").mask(table["front"], "yes")
     frame = pd.concat([_row_names(table), figures], axis="columns").assign(front=marks)
@@ -182,7 +182,7 @@ def summarise_study(
     study_run.table(table.drop(columns=["was_front"]), "comparison.csv")
     front, states = table[table["front"]], table["status"].replace("KILLED", "FAILED")
     metrics = {"runs/all": len(table), "runs/front": len(front)}
-    for state in ("FINISHED", "PRUNED", "OVER_LIMIT", "FAILED"):
+    for state in ("FINISHED", "PRUNED", "OVER_LIMIT", "PUT_BACK", "FAILED"):
         metrics[f"runs/{state.lower()}"] = int((states == state).sum())
     for objective in objectives if len(front) else []:
         best = front[objective.metric].agg("max" if objective.direction == "maximize" else "min")

@@ -136,7 +136,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
         tables={key: (table, _cells(table)) for key, table in tables(report).items()},
         answers=answers(report),
         counts={
-            state.replace("over_limit", "ended early, over limit"): number
+            state.replace("over_limit", "ended early, over limit").replace("_", " "): number
             for state, number in report.counts.items()
         },
         plotly=_plotly(),

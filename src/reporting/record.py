@@ -28,8 +28,8 @@ class Report:
         source: The run store, without passwords.
         table: One row per trial, also without a result. Columns: those of
             `src.reporting.comparison.compare`, then `study`, `label` (unique, such as "custom
-            #12"), `state` (front, dominated, over limit, pruned, over_limit, failed, killed,
-            running, no value), `rank` (0: the front; missing without a result), `crowding`,
+            #12"), `state` (front, dominated, over limit, pruned, over_limit, put_back, failed,
+            killed, running, no value), `rank` (0: the front; missing without a result), `crowding`,
             `contribution` (to the hypervolume), `knee` (bool), `chosen` (names of the answers that
             chose it, joined by ", "), `command` (trains it again; of the front and chosen trials),
             `ended` (UTC), `quality`, `quality_low`, `quality_high` (y axis of the charts, with its

@@ -18,6 +18,7 @@ STATES = {
     "no value": "without a value of an objective",
     "pruned": "pruned",
     "over_limit": "not trained, over a limit",
+    "put_back": "stopped with the study and run again as another trial",
     "failed": "failed",
     "killed": "killed",
     "running": "running",

@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 
 from optuna.trial import FrozenTrial
 
-from src.core.errors import DivergedError, UserError, full_disk, masked
+from src.core.errors import DivergedError, UserError, full_disk, masked, out_of_memory
+from src.core.files import atomic_file
 from src.metrics.registry import Limit, Objective
 from src.sweep.space import Cell
 from src.tracking.store import TrackingError
 
 State = Literal["complete", "pruned", "over_limit", "fail"]
-# Failures of a trial that was ended by others: its training state is kept for another try.
-ExternalKind = Literal["killed", "time_limit", "stopped"]
+# Failures of a trial that others or a full disk ended: its training state is kept for another try.
+ExternalKind = Literal["killed", "time_limit", "stopped", "full_disk"]
 Kind = Literal["", "error", "diverged", "out_of_memory", "wrong_return", "bad_config", ExternalKind]
 EXTERNAL_KINDS: tuple[Kind, ...] = get_args(ExternalKind)
 STATE = "checkpoint/last.ckpt"  # training state of a run, in its folder
@@ -128,15 +129,14 @@ class AllFailAlikeError(UserError):
 def classify(error: BaseException) -> tuple[Kind, str]:
     """Kind of failure of an exception, and its reason in one line."""
     text, name = " ".join(masked(str(error)).split())[:500], type(error).__name__
+    if problem := full_disk(error):
+        return "full_disk", problem
     if isinstance(error, UserError) and not isinstance(error, TrackingError):
         return ("diverged" if isinstance(error, DivergedError) else "bad_config"), text
     if isinstance(error, WrongReturnError):
         return "wrong_return", text
-    if problem := full_disk(error):
-        return "error", problem
-    is_memory = isinstance(error, MemoryError) or name == "OutOfMemoryError"
-    is_memory = is_memory or "not enough memory" in text or "CUDA out of" in text
-    return ("out_of_memory" if is_memory else "error"), f"{name}: {text}" if text else name
+    kind: Kind = "out_of_memory" if out_of_memory(error) else "error"
+    return kind, f"{name}: {text}" if text else name
 
 
 def needed(objectives: Iterable[Objective], limits: Iterable[Limit]) -> list[str]:
@@ -199,11 +199,8 @@ def copy_latest_state(earlier: Sequence[Path], folder: Path) -> None:
     """
     states = [path / STATE for path in earlier if (path / STATE).exists()]
     if states:
-        target = folder / STATE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        shutil.copyfile(states[0], part)
-        part.replace(target)
+        with atomic_file(folder / STATE, "the training state", make_folder=True) as draft:
+            shutil.copyfile(states[0], draft)
 
 
 def discard_states(folders: Iterable[Path]) -> None:

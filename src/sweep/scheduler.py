@@ -200,12 +200,14 @@ class StudyRecorder:
             tags = {"study": self.study, "kind": "run", "trial": number, "repeat": 0}
             tags["overrides"] = " ".join(cell_of(trial))
             run_id = Run.start(self.store, f"#{number}", tags, parent_id=self.parent.id).id
+        put_back = outcome.kind == "stopped"  # neither a failure nor a result
+        state = "put_back" if put_back else outcome.state
         for child in self.store.search(f"tags.`mlflow.parentRunId` = '{run_id}'"):
-            if child.info.status == "RUNNING":
+            if child.info.status == "RUNNING" or (put_back and child.info.status != "FINISHED"):
                 reason = outcome.reason or "its trial ended"
-                tracking.close(self.store, child.info.run_id, "fail", reason)
-        tracking.close(self.store, run_id, outcome.state, outcome.reason)
-        if outcome.state == "fail":
+                tracking.close(self.store, child.info.run_id, state if put_back else "fail", reason)
+        tracking.close(self.store, run_id, state, outcome.reason)
+        if state == "fail":
             Run.attach(self.store, run_id).tag(failure_kind=outcome.kind, log_tail=tail)
 
 
@@ -245,6 +247,7 @@ class Scheduler:
 
         Raises:
             AllFailAlikeError: The first trials all failed in the same way.
+            UserError: A disk is full; the trial that noticed it is enqueued again.
             KeyboardInterrupt: The running trials are stopped, recorded and enqueued again.
         """
         timeout = min(1.0, (self.policy.time_limit_s or 10) / 10)  # a limit is missed by this
@@ -260,7 +263,7 @@ class Scheduler:
                     return self.status
                 self._ended += self.executor.wait(timeout)
                 self._settle_all()
-                self._refuse_equal_failures()
+                self._refuse_to_continue()
                 self._stop_overdue()
         except BaseException:
             self._stop_all()
@@ -385,7 +388,8 @@ class Scheduler:
         """
         trial = self.study._storage.get_trial(trial._trial_id)
         outcome = records.outcome_of(trial) or outcome
-        attempt, stopped = int(trial.user_attrs.get("attempt", 0)), outcome.kind == "stopped"
+        attempt = int(trial.user_attrs.get("attempt", 0))
+        stopped = outcome.kind in ("stopped", "full_disk")  # and the study with it
         retried = trial.number in self._retried  # by a scheduler that was killed before it told
         curable = outcome.kind in self.policy.retried and attempt < self.policy.retries
         curable |= self.policy.retry_failed and seconds is None
@@ -422,7 +426,11 @@ class Scheduler:
         self.proposals.enqueue(params, system, retry_of=trial.number, attempt=attempt, **origin)
         self._retried.add(trial.number)
 
-    def _refuse_equal_failures(self) -> None:
+    def _refuse_to_continue(self) -> None:
+        for event in self.status.events:  # not shown yet
+            if event.outcome.kind == "full_disk":
+                problem = f"the study is stopped after trial {event.number}"
+                raise UserError(f"{problem}: {event.outcome.reason}")
         n_seen, reason = self.status.n_seen, self.status.all_failed_alike()
         enough = 0 < self.policy.stop_after <= n_seen
         if reason and enough and self.status.counted < self.status.total:

@@ -24,11 +24,12 @@ from src.sweep import records
 from src.sweep.pruners import BestSoFar, check_trial, pruner_from_spec
 from src.sweep.records import TrialOutcome, WrongReturnError
 from src.sweep.repeats import Repeated, is_dropped
+from src.tracking.retry import Retry
 
 log = logging.getLogger(__name__)
 TERMINATED = 143  # exit status after SIGTERM: the sender knows the reason
 FAILED = 1
-COMMIT_PAUSES = (1, 2, 4, 8, 15, 30)  # s, between attempts to commit an outcome
+COMMIT_SECONDS = 60.0  # for which a storage that does not answer is asked to store an outcome
 PROGRESS_SECONDS = 1.0  # between two progress notes
 KNOWN_BEFORE = tuple(
     f"efficiency/{name}" for name in ("flops", "params", "trainable_params", "size_mb")
@@ -170,18 +171,9 @@ class TrialContext:
     def _store(
         self, state: records.State, kind: records.Kind, reason: str, metrics: dict[str, float]
     ) -> None:
-        """Store the outcome; a storage that does not answer is tried again for a minute."""
         outcome = TrialOutcome(state, kind, reason, metrics, self._run_id, self._best.epoch)
-        for pause in (*COMMIT_PAUSES, None):
-            try:
-                self._keep(records.OUTCOME, asdict(outcome))
-                break
-            except Exception as error:
-                if pause is None or type(error).__name__ == "UpdateFinishedTrialError":
-                    raise
-                problem = " ".join(str(error).split())[:200]
-                log.warning("the outcome is not committed yet: %s", problem)
-                time.sleep(pause)
+        retry = Retry("hydra.sweeper.storage", self.task.storage, COMMIT_SECONDS)
+        retry.call(lambda is_repeated: self._keep(records.OUTCOME, asdict(outcome)))
         self.outcome = outcome
 
     def _keep(self, name: str, value: Any) -> None:
@@ -206,7 +198,7 @@ class TrialContext:
         self._last_note = time.monotonic()
         names = [item.per_epoch for item in self.objectives if item.per_epoch in metrics]
         shown = {name: metrics[name] for name in names}
-        note = {"epoch": epoch, "epochs": epochs, "metrics": shown, "time": time.time()}
+        note = {"epoch": epoch, "epochs": epochs, "metrics": shown}
         try:
             self._keep(records.PROGRESS, note)
         except Exception as error:  # only the display lacks it
@@ -224,7 +216,7 @@ def main(task: records.Task) -> None:
     kind: records.Kind
     try:
         if task.payload.get("tell_begun"):
-            context._keep(records.BEGUN, time.time())
+            context._keep(records.BEGUN, True)
         context.commit(pkgutil.resolve_name(task.body)(context))
         return
     except records.EndedEarly as early:

@@ -32,7 +32,7 @@ class Retry:
     def __init__(self, key: str, url: str, seconds: float = 0.0) -> None:
         self.name = f"{key}: cannot use {masked(url)}"
         self.seconds = seconds
-        self.restore: Callable[[], object] = _nothing
+        self.restore: Callable[[], object] = object  # nothing, as a store with it is pickled
 
     def call(self, access: Callable[[bool], T]) -> T:
         """The result of `access(False)`, or after an outage of `access(True)`.
@@ -74,10 +74,6 @@ class Retry:
         cause = next(_operational(error))
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())
         return f"{self.name}: {masked(re.sub(r'[.;:]$', '', text))[:300]}"
-
-
-def _nothing() -> None:
-    """A store with it can be pickled."""
 
 
 def is_outage(error: BaseException) -> bool:

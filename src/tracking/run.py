@@ -22,6 +22,7 @@ from src.tracking.store import Store, TrackingError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import RunInfo
 
 _PARAM_LENGTH = 6000
 _TAG_LENGTH = 8000
@@ -101,13 +102,14 @@ class Run:
         latest: The last value of each metric that was logged through this object.
     """
 
-    def __init__(self, store: Store, run_id: str, name: str) -> None:
-        self.id = run_id
-        self.name = name
+    def __init__(self, store: Store, info: "RunInfo") -> None:
+        self.id = info.run_id
+        self.name = info.run_name
         self.store = store
         self.seconds = 0.0
         self.latest: dict[str, float] = {}
         self._started = time.monotonic()
+        self._start_ms = info.start_time
         self._metric_seconds = 0.0
         self._buffer: list[tuple[str, float, int, int]] = []  # name, value, timestamp in ms, step
         self._names: dict[str, str] = {}  # recorded name -> name as logged
@@ -149,7 +151,7 @@ class Run:
         recorded |= {"mlflow.parentRunId": parent_id} if parent_id else {}
         recorded |= {k: cut(masked(text(v)), _TAG_LENGTH) for k, v in (tags or {}).items()}
         created = store.client.create_run(store.experiment_id, tags=recorded, run_name=name)
-        run = cls(store, created.info.run_id, name)
+        run = cls(store, created.info)
         try:
             entries = [Param(key, value) for key, value in flatten(params or {}).items()]
             for batch in batches(entries, _PARAMS_PER_BATCH):
@@ -173,7 +175,7 @@ class Run:
         client = store.client
         with tracking.mlflow_errors(f"run {run_id}"):
             info = client.get_run(run_id).info
-        run = cls(store, run_id, info.run_name)
+        run = cls(store, info)
         run._had_ended = info.status not in ("RUNNING", "SCHEDULED")
         return run
 
@@ -221,7 +223,7 @@ class Run:
                 twins = f"{self._names[name]!r} and {logged!r}"
                 raise TrackingError(f"the metrics {twins} would both be {name!r}: rename one")
             # Of the values of one step and millisecond MLflow shows the highest.
-            now = max(int(time.time() * 1000), self._newest.get(name, -1) + 1)
+            now = max(tracking.now_ms(), self._newest.get(name, -1) + 1)
             self._newest[name] = now
             self._buffer.append((name, float(value), now, int(step)))
             self.latest[logged] = float(value)
@@ -255,12 +257,11 @@ class Run:
             self._write(tags=batch)
 
     def untag(self, *names: str) -> None:
-        """Remove the tags that the run has."""
-        present = self.store.client.get_run(self.id).data.tags
-        for name in present.keys() & set(names):
-            with self._clock():
-                self.store.client.delete_tag(self.id, name)
-            self._write()
+        """Remove tags, those that the run has."""
+        with self._clock():
+            for name in names:
+                tracking.untag(self.store.client, self.id, name)
+        self._write()
 
     def inputs(
         self, name: str, source: str, fingerprint: str, counts: Mapping[str, Mapping[str, int]]
@@ -347,7 +348,10 @@ class Run:
                 attempt(functools.partial(self.tag, trial_state="fail", failure=failure))
         finally:
             # In `finally`: a second Ctrl+C during the steps must not leave the run RUNNING.
-            attempt(functools.partial(self.store.client.set_terminated, self.id, status))
+            set_terminated = self.store.client.set_terminated
+            elapsed = int(1000 * (time.monotonic() - self._started))
+            end = max(tracking.now_ms(), self._start_ms + elapsed)  # the clock may be set back
+            attempt(functools.partial(set_terminated, self.id, status, end))
             self._had_ended = True
         if problems:
             reasons = "; ".join(dict.fromkeys(map(_reason, problems)))

@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +33,9 @@ _SERVERS = ("http", "https", "databricks")
 _ARTIFACTS_TAG = "paretoderm.artifacts"
 _BESIDE = "beside the database"
 _CREATION_TAG = "paretoderm.creation"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LOGGERS = ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3", "torch.export", "torch.onnx")
+_logger = logging.getLogger(__name__)
 # MLflow reads these when it is imported: no telemetry, no messages on the terminal.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -53,14 +56,20 @@ class TrackingError(UserError):
 
 
 class _ServerClient:
-    """MLflow's client for a database server: waits while that is away, and writes nothing twice."""
+    """MLflow's client for a server: waits while that is away, and writes nothing twice.
 
-    def __init__(self, client: "MlflowClient", retry: Retry) -> None:
+    Requests to a tracking server are repeated by MLflow itself, except those that create a run.
+    """
+
+    def __init__(self, client: "MlflowClient", retry: Retry, is_http: bool) -> None:
         self._client = client
         self._retry = retry
+        self._is_http = is_http
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._client, name)
+        method: Callable[..., Any] = getattr(self._client, name)
+        if self._is_http:
+            return method
         return lambda *arguments, **options: self._retry.call(
             lambda is_repeated: method(*arguments, **options)
         )
@@ -73,7 +82,9 @@ class _ServerClient:
             query = f"tags.`{_CREATION_TAG}` = '{tags[_CREATION_TAG]}'"
             if is_repeated and (created := self._client.search_runs([experiment_id], query)):
                 return created[0]
-            return self._client.create_run(experiment_id, tags=tags, **options)
+            once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} if self._retry.seconds else {}
+            with environment(**once):
+                return self._client.create_run(experiment_id, tags=tags, **options)
 
         return self._retry.call(create)
 
@@ -90,7 +101,7 @@ class Store:
             it; a tracking server stores them itself.
 
     Attributes:
-        retry: Repeats what a database server does not answer; by default nothing is repeated.
+        retry: Repeats what a server does not answer; by default nothing is repeated.
 
     Raises:
         ConfigError: A URI that MLflow cannot use or that would not outlive the process, or an empty
@@ -123,8 +134,7 @@ class Store:
             message = f"must be sqlite:///<a file> or a server's URL, but got {self.uri}"
             raise ConfigError("uri", message)
         self.artifacts = (self.database.parent if self.database else self.folder) / "artifacts"
-        # A tracking server decides where its artifacts go.
-        self.is_server = scheme in _SERVERS
+        self.is_server = scheme in _SERVERS  # which decides where its artifacts go
         self.retry = Retry("tracking.uri", self.uri)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -177,15 +187,19 @@ class Store:
                     self._create_database(self.database)
                 with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
                     connection.execute("PRAGMA schema_version").fetchone()
-            waits = port and self.retry.seconds
+            waits = self.database is None and self.retry.seconds
             client = self.retry.call(connect) if waits else connect(False)
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
-            reason = one_line(_root_cause(error))[:300] or type(error).__name__
+            # of the operating system, if it is the cause: libraries wrap it in paragraphs
+            of_system = (one for one in causes(error) if isinstance(one, OSError) and one.strerror)
+            reason = one_line(next(of_system, error))[:300] or type(error).__name__
             advice = "start the server, or correct MLFLOW_TRACKING_URI"
             advice = "repair the file or move it away" if self.database else advice
             message = f"{self.uri}: the run store cannot be used ({reason}): {advice}"
             raise TrackingError(message) from error
-        self._client = cast("MlflowClient", _ServerClient(client, self.retry)) if port else client
+        if self.database is None:
+            client = cast("MlflowClient", _ServerClient(client, self.retry, self.is_server))
+        self._client = client
         return self
 
     def search(self, filter: str = "", deleted: bool = False) -> "Iterator[MlflowRun]":
@@ -336,24 +350,39 @@ def one_line(error: BaseException) -> str:
 
 
 def owner_tags() -> dict[str, str]:
-    """Tags that identify this process; process ids are reused, so its start is one of them."""
+    """Tags that identify this process; process ids are reused, so its start is one of them.
+
+    `boot` names the start of the machine, and its container, also if the host is renamed.
+    """
+    boot = ""
+    with contextlib.suppress(OSError):  # of Linux
+        boot = f"{_BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     return {
         "host": socket.gethostname(),
         "pid": str(psutil.Process().pid),
         "process_start": f"{_seconds_after_boot(psutil.Process()):.2f}",
+        "boot": boot,
     }
 
 
 def reap(store: Store) -> list[str]:
-    """End the runs of this host that are RUNNING although their process is gone; their ids.
+    """End the runs of this machine that are RUNNING although their process is gone; their ids.
 
-    They become FAILED, with the tags `failure` and `trial_state`. Runs of other hosts and programs
-    are not changed.
+    They become FAILED, with the tags `failure` and `trial_state`. Runs of other machines and
+    programs are not changed; those in a SQLite file, which machines seldom share, are named.
     """
-    query = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-    ids = [run.info.run_id for run in store.search(query) if not _is_alive(run.data.tags)]
-    for run_id in ids:
-        close(store, run_id, "fail", VANISHED)
+    here, ids, elsewhere = owner_tags(), list[str](), list[str]()
+    for run in list(store.search("attributes.status = 'RUNNING'")):
+        tags, run_id = run.data.tags, run.info.run_id
+        if any(tags.get(name) == here[name] != "" for name in ("host", "boot")):
+            if not _is_alive(tags):
+                close(store, run_id, "fail", VANISHED)
+                ids.append(run_id)
+        elif store.database and "host" in tags:
+            elsewhere.append(f"{run_id} of {tags['host']}")
+    if elsewhere:
+        way = "if that was a name of this machine, delete them"
+        _logger.warning("runs of other hosts are RUNNING (%s): %s", ", ".join(elsewhere), way)
     return ids
 
 
@@ -363,7 +392,8 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
     Args:
         store: Opened if it is not yet.
         run_id: The run.
-        state: Its `trial_state`; `fail` makes it FAILED, complete, pruned and over_limit FINISHED.
+        state: Its `trial_state`; `fail` makes it FAILED; complete, pruned, over_limit and put_back
+            make it FINISHED.
         reason: One line, the tag `failure` or `ended_early`. Empty for none.
     """
     client, failed = store.client, state == "fail"
@@ -372,17 +402,27 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
     for name, value in {**tags, "trial_state": state}.items():
         if run.data.tags.get(name) != value:
             client.set_tag(run_id, name, value)
-    if not failed and "failure" in run.data.tags:
-        client.delete_tag(run_id, "failure")
+    if not failed:
+        untag(client, run_id, "failure")
     status = "FAILED" if failed else "FINISHED"
     if run.info.status != status and not (failed and run.info.status == "KILLED"):
-        client.set_terminated(run_id, status)
+        client.set_terminated(run_id, status, max(now_ms(), run.info.start_time))
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """The operating system's error, if it caused this one; libraries wrap it in paragraphs."""
-    of_system = (one for one in causes(error) if isinstance(one, OSError) and one.strerror)
-    return next(of_system, error)
+def untag(client: "MlflowClient", run_id: str, name: str) -> None:
+    """Delete a tag, unless there is none, such as after an attempt that was not answered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_tag(run_id, name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def now_ms() -> int:
+    """The time in ms since the epoch, as MLflow writes it."""
+    return int(time.time() * 1000)
 
 
 def _is_alive(tags: dict[str, str]) -> bool:

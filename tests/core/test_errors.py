@@ -1,8 +1,9 @@
 import errno
 
 import pytest
+import torch
 
-from src.core.errors import causes, full_disk
+from src.core.errors import causes, full_disk, out_of_memory
 
 
 @pytest.mark.timeout(10)
@@ -20,3 +21,30 @@ def test_a_full_disk_is_found_among_the_causes() -> None:
     assert full_disk(error) == (
         "best.ckpt cannot be written, the disk is full: make space, then start it again"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch.so: failed to map segment from shared object"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_a_lack_of_memory_is_found_among_the_causes(error: Exception) -> None:
+    consequence = RuntimeError("not trained")
+    consequence.__cause__ = error
+    line = out_of_memory(consequence)
+    assert line is not None
+    assert line.startswith("out of memory")
+    assert line.endswith(
+        ": use a smaller data.batch_size, or fewer trials at once, or raise ulimit -v"
+    )
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    assert out_of_memory(OSError(errno.ENOSPC, "No space left on device")) is None
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert out_of_memory(caught.value) is not None

@@ -142,6 +142,7 @@ STUDY = study_of(
     trial(4, np.nan, 1, state="pruned"),
     trial(5, np.nan, 1, status="FAILED", state="fail"),
     trial(6, np.nan, 2),  # finished, but without the metric
+    trial(7, np.nan, 2, state="put_back"),
 )
 
 
@@ -158,6 +159,7 @@ def ranked(study: StudyRuns, *limits: Limit) -> pd.DataFrame:
 def test_trials_have_a_state_a_label_and_those_with_a_result_a_rank() -> None:
     table = ranked(STUDY).set_index("run_id")
     states = ["dominated", "front", "dominated", "front", "pruned", "failed", "no value"]
+    states.append("put_back")
     assert table["state"].sort_index().tolist() == states
     assert table["rank"].dropna().to_dict() == {"run1": 0, "run2": 1, "run3": 0, "run0": 1}
     assert table.loc["run3", "label"] == "custom #3"
@@ -175,7 +177,7 @@ def test_the_hypervolume_never_falls_and_ends_at_that_of_the_front() -> None:
     table = collect.compared(STUDY, OBJECTIVES, [])
     progress = collect.progress(table, OBJECTIVES, scaled(table))
     assert list(progress) == ["study", "trials", "ended", "hypervolume"]
-    assert list(progress["trials"]) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(progress["trials"]) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (progress["hypervolume"].diff().dropna() >= 0).all()
     # accuracy 0.5 to 0.9 and 4 to 9 parameters (no factor of ten: linear) become 0 to 1; reference
     # 1.1 in both. run3 is (0.75, 0), run1 (0, 0.8): 0.35 x 1.1 + 0.75 x 0.3 = 0.61, of 1.1 x 1.1

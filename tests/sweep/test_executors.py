@@ -394,6 +394,30 @@ def test_a_real_trial_runs(
     assert trial.values == [run[f"metrics.{name}"] for name in objectives]
 
 
+def test_no_file_of_a_job_has_a_password(
+    tmp_path: Path, empty_database: Path, fresh_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of an engine may be read by others; without the password no trial would complete."""
+    copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hush")
+    setup = Setup(tmp_path, ("a=1,2",), storage=fresh_postgres)
+    with opened(setup, lambda storage: submitit()) as scheduler:
+        status = scheduler.run()
+    assert (status.counted, status.counts["fail"]) == (2, 0)
+    assert base.TASK not in os.environ
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.name.endswith("_submitted.pkl") for file in files)
+    for file in files:
+        content = file.read_bytes()
+        assert b"s3cret" not in content, file
+        assert b"hush" not in content, file
+
+
+def test_a_job_without_the_environment_of_its_submission_says_so() -> None:
+    with pytest.raises(RuntimeError, match="PARETODERM_TASK is not set"):
+        base.launcher()()
+
+
 # submitit: jobs that outlive their scheduler, a fake `scancel`
 
 

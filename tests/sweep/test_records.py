@@ -1,5 +1,6 @@
 """Kinds of failures, and the training states that tries of a trial leave and take over."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ MEMORY = "DefaultCPUAllocator: not enough memory: you tried to allocate"
     [
         (MemoryError(), "out_of_memory"),
         (RuntimeError(MEMORY), "out_of_memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "full_disk"),
         (DivergedError("train/loss is nan"), "diverged"),
         (RuntimeError("shapes differ"), "error"),
     ],

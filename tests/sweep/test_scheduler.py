@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -350,6 +351,32 @@ def test_trials_that_end_together_are_all_settled_before_the_sweep_ends(setup: F
     assert setup.kinds == settled == ["error"] * 4
 
 
+def test_a_full_disk_ends_the_study_and_its_trial_runs_again(setup: FastSetup) -> None:
+    def answer(task: Task) -> Result:
+        if task.number == 1:
+            return TrialOutcome("fail", "full_disk", "the disk is full: make space"), 1
+        return complete(task) if task.number < 1 else None
+
+    with pytest.raises(UserError, match=r"after trial 1: the disk is full: make space$"):
+        run(setup, answer, n_jobs=2)
+    assert setup.states == {COMPLETE: 1, FAIL: 2, TrialState.WAITING: 2}
+    status, started = run(setup)
+    assert started[:2] == CELLS[1:3]
+    assert (status.counted, status.counts["fail"]) == (6, 0)
+    assert setup.completed == dict.fromkeys(CELLS, 1)
+
+
+def test_a_clock_that_is_set_back_makes_no_duration_negative(
+    setup: FastSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = itertools.count(2e9, -3600)  # an hour back at each look
+    monkeypatch.setattr(time, "time", lambda: next(moments))
+    status, started = run(setup)
+    assert started == CELLS
+    assert len(status.durations) == 6
+    assert min(status.durations) >= 0
+
+
 # Interrupted sessions
 
 
@@ -639,6 +666,7 @@ def test_a_trial_without_a_run_gets_exactly_one(recorder: StudyRecorder) -> None
         # The trial knew nothing of the limit when it was terminated.
         (TrialOutcome("fail", "time_limit", "took too long"), "KILLED", "took too long"),
         (TrialOutcome("complete"), "FINISHED", None),
+        (TrialOutcome("fail", "stopped", "the sweep was stopped"), "FINISHED", None),
     ],
 )
 def test_a_run_gets_the_schedulers_outcome_whatever_its_trial_left(
@@ -652,7 +680,11 @@ def test_a_run_gets_the_schedulers_outcome_whatever_its_trial_left(
     close(recorder, 0, run.id, outcome)
     closed = recorder.store.client.get_run(run.id)
     assert (closed.info.status, closed.data.tags.get("failure")) == (status, failure)
-    assert closed.data.tags["trial_state"] == outcome.state
+    state = "put_back" if outcome.kind == "stopped" else outcome.state
+    assert closed.data.tags["trial_state"] == state
+    if state == "put_back":
+        assert closed.data.tags["ended_early"] == outcome.reason
+        assert "failure_kind" not in closed.data.tags
 
 
 def test_runs_of_seeds_that_still_seem_to_run_end_with_their_trial(recorder: StudyRecorder) -> None:
@@ -663,6 +695,20 @@ def test_runs_of_seeds_that_still_seem_to_run_end_with_their_trial(recorder: Stu
     close(recorder, 0, trial.id, TrialOutcome("fail", "killed", "gone"))
     runs = [recorder.store.client.get_run(run.id) for run in (trial, done, running)]
     assert [run.info.status for run in runs] == ["FAILED", "FINISHED", "FAILED"]
+
+
+def test_an_interrupted_seed_is_put_back_with_its_trial(recorder: StudyRecorder) -> None:
+    trial = Run.start(recorder.store, "net", {"trial": 0}, parent_id=recorder.parent.id)
+    done, seed = (Run.start(recorder.store, f"{n}", parent_id=trial.id) for n in range(2))
+    with done:
+        pass
+    with pytest.raises(SystemExit), trial, seed:
+        raise SystemExit(143)
+    close(recorder, 0, trial.id, TrialOutcome("fail", "stopped", "the sweep was stopped"))
+    runs = [recorder.store.client.get_run(run.id) for run in (trial, done, seed)]
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    states = [run.data.tags["trial_state"] for run in runs]
+    assert states == ["put_back", "complete", "put_back"]
 
 
 def test_a_study_goes_on_while_mlflow_does_not_answer(

@@ -257,13 +257,15 @@ def test_a_run_in_a_database_that_is_away_for_a_while_is_whole(
         with lossy(17, first), Run.start(store, f"{first}", {"a": "1"}, {"width": 8}) as run:
             run.log({"loss": 0.5}, step=1)
             run.log({"loss": 0.25}, step=2)
-            run.tag(a="2")
+            run.tag(a="2", b="3")
+            run.untag("b")
             run.text("content", "note.txt")
     recorded = list(Store(store.uri, "outage", tmp_path).search())
     assert [run.info.run_name for run in recorded] == [str(first) for first in range(16, -1, -1)]
     for run in recorded:
         assert run.info.status == "FINISHED"
         assert (run.data.tags["a"], run.data.params) == ("2", {"width": "8"})
+        assert "b" not in run.data.tags
         entries = store.client.get_metric_history(run.info.run_id, "loss")
         assert [entry.value for entry in entries] == [0.5, 0.25]
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -138,6 +139,24 @@ def test_artifacts_move_with_their_store(store, tmp_path):
         path = artifact(moved, run.id, "note.txt")
         assert path.read_text() == content
         assert path.is_relative_to(copy / "artifacts")
+
+
+def test_a_renamed_host_is_recognised_until_its_next_start_and_named_afterwards(
+    store, monkeypatch, caplog
+):
+    with subprocess.Popen(["true"]) as process:
+        pass
+    dead = {"pid": process.pid, "process_start": "1.00"}
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "before")
+        stale = Run.start(store, "stale", dead)
+        older = Run.start(store, "older", {**dead, "boot": "another one"})
+    with Run.start(store, "living"):
+        assert reap(store) == [stale.id]
+    [line] = caplog.messages
+    assert f"({older.id} of before): if that was a name of this machine" in line
+    assert store.client.get_run(stale.id).info.status == "FAILED"
+    assert store.client.get_run(older.id).info.status == "RUNNING"
 
 
 def test_only_runs_of_dead_processes_are_ended(store):

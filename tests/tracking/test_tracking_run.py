@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from src.core.errors import ConfigError, full_disk
+from src.tracking import store as tracking
 from src.tracking.read import artifact, runs
 from src.tracking.run import Run, batches, cut, flatten, masked, recordable, text
 from src.tracking.store import Store, TrackingError
@@ -110,6 +111,38 @@ def test_a_long_run_writes_metrics_at_once_and_tries_again_after_a_failure(store
         run.log({"loss": 0.25}, 2)
         assert history(store, run, "loss") == [(0, 1.0), (1, 0.5), (2, 0.25)]
         assert 0 < run.seconds < time.monotonic()
+
+
+@pytest.mark.parametrize("ends", ["itself", "closed"])
+def test_a_clock_that_is_set_back_makes_no_duration_negative_and_loses_no_value(
+    store, monkeypatch, ends
+):
+    run, clock = Run.start(store, "run"), time.time
+    run.log({"loss": 1.0}, step=1)
+    run.flush()
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+    run.log({"loss": 2.0}, step=1)
+    run.flush()
+    if ends == "itself":
+        with run:
+            pass
+    else:
+        tracking.close(store, run.id, "fail", "gone")
+    info = store.client.get_run(run.id).info
+    assert 0 <= info.end_time - info.start_time < 60_000
+    assert history(store, run, "loss") == [(1, 1.0), (1, 2.0)]
+    assert recorded(store, run)[1].metrics["loss"] == 2.0
+
+
+def test_a_tag_that_is_gone_can_be_removed(store):
+    with Run.start(store, "run", {"a": 1, "b": 2}) as run:
+        run.untag("a", "nosuch")
+        run.untag("a")  # as by an attempt whose answer was lost
+    tags = recorded(store, run)[1].tags
+    assert "a" not in tags
+    assert tags["b"] == "2"
+    with pytest.raises(MlflowException):
+        tracking.untag(store.client, "nosuch", "a\n")
 
 
 def test_two_metrics_that_would_have_one_name_are_refused(store):

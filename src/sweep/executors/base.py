@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import gc
+import json
 import os
 import pkgutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from src.core.errors import ConfigError
 from src.sweep.records import EndedTask, Slot, Task
 
+TASK = "PARETODERM_TASK"  # environment variable of a job: others may read the files of its engine
 TERMINATED = 128 + signal.SIGTERM
 _KILLED_SECONDS = 30.0  # within which a killed process disappears
 
@@ -304,17 +306,30 @@ def _output_to(path: Path) -> Iterator[None]:
         yield
 
 
-def launcher(task: Task) -> Callable[[], int]:
-    """A function, pickled by value, that runs the task on another machine with this package."""
-    folder = str(Path.cwd())
-    paths = [path or folder for path in sys.path]
+def packed(task: Task) -> str:
+    """The task and this process's settings of MLflow, as text; it may hold passwords."""
     variables = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    fields = asdict(task)  # plain values: this package is not on the path yet when they arrive
+    return json.dumps([asdict(task), variables])
+
+
+def launcher(content: str = "") -> Callable[[], int]:
+    """A function, pickled by value, that runs a task on another machine with this package.
+
+    Args:
+        content: From `packed`; empty: the environment variable `TASK` has it there.
+    """
+    folder, variable = str(Path.cwd()), TASK
+    paths = [path or folder for path in sys.path]
 
     def launch() -> int:
+        import json  # this package is not on the path yet
         import os
         import sys
 
+        text = content or os.environ.pop(variable, "")
+        if not text:
+            raise RuntimeError(f"{variable} is not set: jobs must get the submitter's environment")
+        fields, variables = json.loads(text)
         sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
         os.environ.update(variables)
         if os.path.isdir(folder):  # noqa: PTH112  names of this module are not known there

@@ -104,7 +104,7 @@ class RayExecutor(base.Executor):
         needs = {"num_cpus": self._needs["CPU"], "num_gpus": self._needs["GPU"]}
         # max_calls: a new process for each trial; max_retries: the scheduler retries.
         remote = self._ray.remote(max_retries=0, max_calls=1, **needs)
-        function = remote(base.launcher(task))
+        function = remote(base.launcher(base.packed(task)))
         return function.options(name=f"trial {task.number}").remote()
 
     def _ready(self, count: int, seconds: float) -> list[Any]:

@@ -18,6 +18,7 @@ from annotated_types import Ge
 from src.core.errors import DependencyError, UserError
 from src.sweep.executors import base
 from src.sweep.records import EndedTask, Task
+from src.tracking.store import environment
 
 log = logging.getLogger(__name__)
 # submitit looks for files; it asks Slurm itself once a minute.
@@ -91,7 +92,8 @@ class SlurmExecutor(base.Executor):
         submitter = submitit.AutoExecutor(folder=self._files(task), cluster=self._cluster)
         submitter.update_parameters(name=f"trial-{task.number}", **self._parameters)
         try:
-            return submitter.submit(base.launcher(task))
+            with environment(**{base.TASK: base.packed(task)}):
+                return submitter.submit(base.launcher())
         except submitit.core.utils.FailedSubmissionError as error:
             raise OSError(f"Slurm refused the job: {' '.join(str(error).split())[:300]}") from error
 
