@@ -140,7 +140,8 @@ class Command:
             try:
                 getattr(importlib.import_module(module), function)(config)
             except Exception as error:
-                if not isinstance(error, COMPOSE_ERRORS) and not _shortage(error):
+                known = isinstance(error, COMPOSE_ERRORS) or full_disk(error)
+                if not known and out_of_memory(error) is None:
                     raise
                 refused.append(error)  # Hydra would print a line of its own
 
@@ -309,7 +310,7 @@ def one_line(
         return " ".join(f"{error}{_origin_of(error.key, arguments)}".split())
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if problem := _shortage(error):
+    if problem := full_disk(error) or out_of_memory(error):
         return problem
     if isinstance(error, OmegaConfBaseException):
         text = f"{error.full_key or 'config'}: {config_problem(error)}"
@@ -325,10 +326,6 @@ def one_line(
         argument = next((word for word in arguments if name and name in word), name)
         text = f"{argument or 'config'}: {getattr(error, 'strerror', None) or error}"
     return " ".join(text.split())
-
-
-def _shortage(error: BaseException) -> str | None:
-    return full_disk(error) or out_of_memory(error)
 
 
 def _is_of_job(error: BaseException) -> bool:

@@ -22,10 +22,8 @@ import optuna
 import psutil
 import sqlalchemy as sql
 from filelock import FileLock, Timeout
-from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from src.core.errors import ConfigError, DependencyError, UserError
@@ -132,21 +130,6 @@ class ServerStorage(RDBStorage):
     def __init__(self, retry: Retry, *arguments: Any, **options: Any) -> None:
         self._retry = retry
         super().__init__(*arguments, **options)
-
-    def create_new_study(
-        self, directions: Sequence[StudyDirection], study_name: str | None = None
-    ) -> int:
-        """As Optuna's."""
-
-        def create(is_repeated: bool) -> int:
-            try:
-                return RDBStorage.create_new_study(self, directions, study_name)
-            except DuplicatedStudyError:
-                if not is_repeated or study_name is None:
-                    raise
-                return self.get_study_id_from_name(study_name)
-
-        return self._retry.call(create)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None

@@ -223,7 +223,7 @@ class Run:
                 twins = f"{self._names[name]!r} and {logged!r}"
                 raise TrackingError(f"the metrics {twins} would both be {name!r}: rename one")
             # Of the values of one step and millisecond MLflow shows the highest.
-            now = max(tracking.now_ms(), self._newest.get(name, -1) + 1)
+            now = max(int(time.time() * 1000), self._newest.get(name, -1) + 1)
             self._newest[name] = now
             self._buffer.append((name, float(value), now, int(step)))
             self.latest[logged] = float(value)
@@ -258,9 +258,15 @@ class Run:
 
     def untag(self, *names: str) -> None:
         """Remove tags, those that the run has."""
+        from mlflow.exceptions import MlflowException
+
         with self._clock():
             for name in names:
-                tracking.untag(self.store.client, self.id, name)
+                try:
+                    self.store.client.delete_tag(self.id, name)
+                except MlflowException as error:  # a repeated attempt finds none
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                        raise
         self._write()
 
     def inputs(
@@ -348,10 +354,9 @@ class Run:
                 attempt(functools.partial(self.tag, trial_state="fail", failure=failure))
         finally:
             # In `finally`: a second Ctrl+C during the steps must not leave the run RUNNING.
-            set_terminated = self.store.client.set_terminated
-            elapsed = int(1000 * (time.monotonic() - self._started))
-            end = max(tracking.now_ms(), self._start_ms + elapsed)  # the clock may be set back
-            attempt(functools.partial(set_terminated, self.id, status, end))
+            elapsed = time.monotonic() - self._started  # the clock may have been set back
+            end = int(1000 * max(time.time(), self._start_ms / 1000 + elapsed))
+            attempt(functools.partial(self.store.client.set_terminated, self.id, status, end))
             self._had_ended = True
         if problems:
             reasons = "; ".join(dict.fromkeys(map(_reason, problems)))

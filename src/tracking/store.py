@@ -402,27 +402,11 @@ def close(store: Store, run_id: str, state: str, reason: str) -> None:
     for name, value in {**tags, "trial_state": state}.items():
         if run.data.tags.get(name) != value:
             client.set_tag(run_id, name, value)
-    if not failed:
-        untag(client, run_id, "failure")
+    if not failed and "failure" in run.data.tags:
+        client.delete_tag(run_id, "failure")
     status = "FAILED" if failed else "FINISHED"
     if run.info.status != status and not (failed and run.info.status == "KILLED"):
-        client.set_terminated(run_id, status, max(now_ms(), run.info.start_time))
-
-
-def untag(client: "MlflowClient", run_id: str, name: str) -> None:
-    """Delete a tag, unless there is none, such as after an attempt that was not answered."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.delete_tag(run_id, name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-
-
-def now_ms() -> int:
-    """The time in ms since the epoch, as MLflow writes it."""
-    return int(time.time() * 1000)
+        client.set_terminated(run_id, status, max(int(time.time() * 1000), run.info.start_time))
 
 
 def _is_alive(tags: dict[str, str]) -> bool:

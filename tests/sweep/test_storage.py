@@ -230,7 +230,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> Lossy:
 def test_an_outage_loses_and_doubles_nothing(fresh_postgres: str, lossy: Lossy) -> None:
     storage = open_storage(fresh_postgres, Retry(KEY, fresh_postgres, 60.0))
     with lossy(2):  # the first answer to each access
-        study = optuna.create_study(storage=storage, study_name="s")
+        study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
         study.enqueue_trial({"x": 0.25})
         for trial in (study.ask(), study.ask()):
             trial.suggest_float("x", 0, 1)
