@@ -9,6 +9,7 @@ import sys
 
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 
 from src.core.errors import ConfigError
 from src.tracking.read import artifact, runs
@@ -104,6 +105,41 @@ def test_a_server_that_does_not_answer_is_one_line(scheme, free_port):
     assert "refused" in message
     assert "secret" not in message
     assert "\n" not in message
+
+
+def test_a_tracking_server_that_is_away_when_a_trial_starts_is_waited_for(
+    tmp_path, free_port, monkeypatch
+):
+    store = Store(uri=f"http://127.0.0.1:{free_port}", folder=tmp_path)
+    store.retry.seconds = 20.0
+    answers, refused = iter([None, None, "7"]), MlflowException("the request failed")
+    refused.__context__ = ConnectionRefusedError(111, "Connection refused")
+
+    def answer(client, create):
+        if (answer := next(answers)) is None:
+            raise refused
+        return answer
+
+    monkeypatch.setattr(store, "_open_experiment", answer)
+    assert store.open().experiment_id == "7"
+
+
+def test_a_tracking_server_whose_answer_is_lost_has_one_run(server, tmp_path, monkeypatch):
+    store = Store(uri=server, experiment="lost", folder=tmp_path).open()
+    store.retry.seconds = 20.0
+    client, lost = store.client._client, []
+    create_run = client.create_run
+
+    def lose(*arguments, **options):
+        created = create_run(*arguments, **options)
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"  # it would repeat it unseen
+        lost.append(created.info.run_id)
+        raise ConnectionError("the answer is lost")
+
+    monkeypatch.setattr(client, "create_run", lose)
+    with Run.start(store, "run") as run:
+        assert [run.id] == lost
+    assert [row.info.run_id for row in store.search()] == lost
 
 
 def test_an_unusable_store_is_named(store, tmp_path, capfd):
