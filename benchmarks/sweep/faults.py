@@ -295,7 +295,7 @@ def chaos_in(mode: str, folder: Path, away_s: float, **options: Any) -> Iterator
             time.sleep(away_s)
             server.start()
 
-        yield Chaos(folder / "study", outage=outage, **{place: server.url}, **options)
+        yield Chaos(folder / "study", outage=outage, **{**options, place: server.url})
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -308,7 +308,8 @@ def main(arguments: Sequence[str]) -> None:
     }
     if pairs:
         options["sweep"] = [f"{name}={value}" for name, value in pairs.items()]
-    rows, every = [], []
+    rows: list[dict[str, Any]] = []
+    every: list[str] = []
     for mode in modes:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -320,7 +321,7 @@ def main(arguments: Sequence[str]) -> None:
             faulty = problems(chaos)
         every += [f"{mode}: {text}" for text in faulty]
         outages = {"sqlite": "-", "postgresql": "restarted", "mlflow": f"away for {away_s:g} s"}
-        row = {"mode": mode, "trials": chaos.n_cells, "jobs": chaos.n_jobs}
+        row: dict[str, Any] = {"mode": mode, "trials": chaos.n_cells, "jobs": chaos.n_jobs}
         row |= {"trials killed": f"{killer.killed} of {len(killer.seen)}"}
         row |= {"owners killed": killer.owners, "server": outages[mode], "seconds": round(seconds)}
         row["lost"] = sum(text.endswith("complete 0 times") for text in faulty)

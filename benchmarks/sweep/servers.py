@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from src.core.cli import ROOT
 
@@ -42,9 +43,9 @@ def free_port() -> int:
 
 def _binaries() -> Path:
     """Folder of initdb and pg_ctl, which are often not on the PATH."""
-    folders = []
+    folders: list[Path | str] = []
     if shutil.which("pg_config"):
-        options = {"capture_output": True, "text": True, "check": True}
+        options: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
         folders.append(subprocess.run(["pg_config", "--bindir"], **options).stdout.strip())
     folders += [Path(shutil.which("initdb") or "/nowhere").parent]
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # of Debian
@@ -62,7 +63,8 @@ def postgresql() -> Iterator[Server]:
     Raises:
         NotInstalledError: There is none.
     """
-    binaries, user = _binaries(), None
+    binaries = _binaries()
+    user: str | None = None
     if os.geteuid() == 0:  # initdb refuses root
         users = {entry.pw_name for entry in pwd.getpwall()}
         user = next((name for name in ("postgres", "nobody") if name in users), None)
@@ -81,10 +83,10 @@ def postgresql() -> Iterator[Server]:
             shutil.chown(path, user)
 
         def run(*command: str) -> None:
-            options = {"cwd": folder, "env": {**os.environ, "LC_ALL": "C"}, "timeout": 120}
+            options: dict[str, Any] = {"cwd": folder, "timeout": 120, "user": user, "check": True}
             with tempfile.TemporaryFile() as log:
-                command = (str(binaries / command[0]), *command[1:])
-                subprocess.run(command, user=user, stdout=log, stderr=log, check=True, **options)
+                options |= {"env": {**os.environ, "LC_ALL": "C"}, "stdout": log, "stderr": log}
+                subprocess.run([str(binaries / command[0]), *command[1:]], **options)
 
         accounts = ("-U", role, "-A", "scram-sha-256", "--pwfile", str(password))
         run("initdb", "-D", data, *accounts, "-N")

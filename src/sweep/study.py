@@ -86,8 +86,9 @@ def open_study(
         study = OwnedStudy(name, storage, sampler, pruner)
     except KeyError:
         # It exists if the answer to a first attempt was lost.
-        options = {"study_name": name, "directions": directions, "load_if_exists": True}
-        optuna.create_study(storage=storage, **options)
+        optuna.create_study(
+            storage=storage, study_name=name, directions=directions, load_if_exists=True
+        )
         study = OwnedStudy(name, storage, sampler, pruner)
     study.objectives, study.limits, study.space = objectives, limits, space
     recorded = study.user_attrs.get(_DEFINITION)
