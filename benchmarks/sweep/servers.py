@@ -79,8 +79,9 @@ def postgresql() -> Iterator[Server]:
         folder, role = Path(name), user or getpass.getuser()
         data, password = str(folder / "data"), folder / "password"
         password.write_text("s3cret")
-        for path in (folder, password) if user else ():
-            shutil.chown(path, user)
+        if user:
+            shutil.chown(folder, user)
+            shutil.chown(password, user)
 
         def run(*command: str) -> None:
             options: dict[str, Any] = {"cwd": folder, "timeout": 120, "user": user, "check": True}
