@@ -37,7 +37,7 @@ from benchmarks.sweep import servers, stubs
 from benchmarks.sweep.harness import STUDY, Setup
 from src.sweep import space as spaces
 from src.sweep import study as studies
-from src.sweep.records import CELL
+from src.sweep.records import CELL, outcome_of
 from src.sweep.storage import open_storage
 
 if TYPE_CHECKING:
@@ -235,7 +235,8 @@ def _disagreement(trial: FrozenTrial, runs: "list[Run]") -> list[str]:
     run = runs[0]
     state = run.data.tags.get("trial_state")
     complete = trial.state is TrialState.COMPLETE
-    put_back = trial.user_attrs.get("outcome", {}).get("kind") == "stopped"
+    outcome = outcome_of(trial)
+    put_back = outcome is not None and outcome.kind == "stopped"
     expected = "complete" if complete else "put_back" if put_back else "fail"
     statuses = ("FAILED", "KILLED") if expected == "fail" else ("FINISHED",)
     faulty = []
