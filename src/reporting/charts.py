@@ -22,6 +22,7 @@ MOST_CURVES = 250
 MOST_LINES = 1500  # of parallel coordinates; more are a grey area, and slow
 MOST_ROWS = 40  # of the table of recalls
 MOST_PANELS = 3
+LEAST_TRIALS = 3  # two trials have neither effects nor a course: the front shows them
 MOST_TICKS = 8
 SEEDS_NOTE = (
     "A trial with several seeds has the mean curve of its seeds, up to the last epoch of all seeds."
@@ -47,6 +48,7 @@ def scatter(
     marker: Look | None = None,
     line: Look | None = None,
     opacity: float = 1.0,
+    meta: str = "",
 ) -> Trace:
     """Points, a line, or both.
 
@@ -61,6 +63,7 @@ def scatter(
         marker: From `style.marker`; None: no points.
         line: From `style.line`; None: no line.
         opacity: 0 to 1; at 0 the points only answer to the mouse.
+        meta: What a file writes beside the points in place of the label, if there is room.
     """
     parts = {"lines": line, "markers": marker, "text": label}
     mode = "+".join(part for part, value in parts.items() if value)
@@ -72,7 +75,7 @@ def scatter(
         look = {"color": (marker or line or {})["color"], "thickness": 1, "width": 3}
         trace["error_y"] = {"type": "data", **ends, **look}
     if label:
-        trace |= {"text": [label] * len(x), "textposition": "top right"}
+        trace |= {"text": [label] * len(x), "textposition": "top right", "meta": meta}
     if len(texts):
         return trace | {"hovertext": texts}
     return trace | {"hoverinfo": "x+y+name" if name and marker else "skip"}
@@ -118,20 +121,20 @@ class Chart:
     Attributes:
         key: File name and link.
         title: Heading.
-        text: How to read it.
         pictures: At least one; all have equally many views.
         panels: What a file on paper shows: rows of views.
         panel_size: Width and height of a panel, in inches.
         legend: A line above the legend of the file.
+        single: The panel that is a file alone; the panels together are a second file.
     """
 
     key: str
     title: str
-    text: str
     pictures: Sequence[Picture]
     panels: Sequence[Sequence[View]]
     panel_size: tuple[float, float]
     legend: str = ""
+    single: View | None = None
 
 
 def charts(report: Report) -> list[Chart]:
@@ -143,7 +146,7 @@ def charts(report: Report) -> list[Chart]:
 
 def front(report: Report) -> Chart | None:
     """Quality against each cost: all trials, fronts with intervals, the knee, the answers."""
-    costs = [cost for cost in report.costs if len(_drawn(report, cost))]
+    costs = drawn_costs(report)
     if not costs:
         return None
     texts = dict(zip(report.table["run_id"], _hover(report), strict=True))
@@ -154,15 +157,9 @@ def front(report: Report) -> Chart | None:
         if "latency" not in cost or not any("latency" in other for other in panels):
             panels.append(cost)
     row = [views[costs.index(cost)] for cost in sorted(panels[:MOST_PANELS], key=costs.index)]
-    text = (
-        "Each point is a trial. A line joins the best quality of the front up to each cost; a "
-        "member of the front below the line is on it for another objective. Point at a trial to "
-        "see its run; drag to zoom, double-click to zoom out; click on the legend to hide."
-    )
-    if len(collect.compressed(report.table)):
-        text += " A thin line leads from a model to its compressed version."
+    single = views[costs.index(panels[0])]
     size = (max(3.5, 7.2 / MOST_PANELS * len(row)) / len(row), 2.8)
-    return Chart("front", "The front", text, [Picture(views, 620)], [row], size)
+    return Chart("front", "The front", [Picture(views, 540)], [row], size, single=single)
 
 
 def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
@@ -202,7 +199,9 @@ def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
         hollow = style.marker(style.BLACK, style.look(1 + position % 5)[1], 17, hollow=True)
         name = f"{position + 1}: {row['label']} ({row['name']})"
         marker = style.KNEE if row["knee"] else hollow
-        traces.append(points(name, row.to_frame().T, marker, label=str(position + 1)))
+        label = {"label": str(position + 1)}
+        label["meta"] = f"{row['label']}{' (knee)' if row['knee'] else ''}"
+        traces.append(points(name, row.to_frame().T, marker, **label))
     # Of points in one place Plotly reports the smallest: unseen points above the important runs.
     targets = table[table["run_id"].isin(important(report))]
     traces.append(points("", targets, style.marker(style.BLACK, size=5), opacity=0.0))
@@ -294,13 +293,9 @@ def recalls(report: Report) -> Chart | None:
         most, columns = max(most, len(shown)), len(classes)
     if not views:
         return None
-    text = (
-        "The share of each class's images that was recognised, of the front and the chosen runs; "
-        "the cheapest run is at the top."
-    )
     picture = Picture(views, max(360, 110 + 28 * most), 560)
     size = (2.4 + 0.45 * columns, 0.7 + 0.19 * most)
-    return Chart("recalls", "Recall of each class", text, [picture], [views[:1]], size)
+    return Chart("recalls", "Recall of each class", [picture], [views[:1]], size)
 
 
 def _recall_text(row: Mapping[Any, Any]) -> str:
@@ -312,21 +307,16 @@ def _recall_text(row: Mapping[Any, Any]) -> str:
 def effects(report: Report) -> Chart | None:
     """Each parameter's effect on each objective: the mean of all trials, and the best trial."""
     frame = report.effects
-    if frame.empty:
+    if frame.empty or frame.groupby(["parameter", "objective"])["n"].sum().max() < LEAST_TRIALS:
         return None
     objectives = frame["objective"].unique()
     pictures = [
         Picture([_effect(report, name, objective) for objective in objectives], 360)
         for name in frame["parameter"].unique()
     ]
-    text = (
-        "Filled: the mean of all finished trials with that value, with its interval. Hollow: the "
-        "best trial with that value. A difference within the intervals may be chance. If the "
-        "sampler preferred some settings, the mean is over what it preferred."
-    )
     panels = list(zip(*(picture.views for picture in pictures), strict=True))
     title = "The effect of each parameter"
-    return Chart("effects", title, text, pictures, panels, (max(1.65, 3.5 / len(pictures)), 1.6))
+    return Chart("effects", title, pictures, panels, (max(1.65, 3.5 / len(pictures)), 1.6))
 
 
 def _effect(report: Report, parameter: str, objective: str) -> View:
@@ -381,17 +371,11 @@ def importance(report: Report) -> Chart | None:
         bar |= {"text": ["-" if pd.isna(value) else f"{value:.0%}" for value in lengths]}
         bar |= {"marker": {"color": style.look(number)[0], "pattern": pattern}, "cliponaxis": False}
         bars.append(bar)
-    text = (
-        "PED-ANOVA: how much of the difference between the best trials and all trials each "
-        "parameter explains; the shares of an objective sum to one. It describes the settings of "
-        "the best trials, not what a change would do. If a sampler chose the trials, or some were "
-        "stopped early, parameters that varied together with others look important, too."
-    )
     x = axis("importance (share of what all parameters explain)", tickformat=".0%")
     view = View("all", bars, x, axis("", type="category"))
     title, size = "The importance of each parameter", (4.6, 0.7 + 0.2 * wide.size)
     picture = Picture([view], 190 + 24 * wide.size)
-    return Chart("importance", title, text, [picture], [[view]], size)
+    return Chart("importance", title, [picture], [[view]], size)
 
 
 def parallel(report: Report) -> Chart | None:
@@ -411,7 +395,7 @@ def parallel(report: Report) -> Chart | None:
         for name, values in columns.items()
         if values.replace([np.inf, -np.inf], np.nan).notna().any()
     ]
-    if len(rows) < 2 or len(dimensions) < 2:
+    if len(rows) < LEAST_TRIALS or len(dimensions) < 2:
         return None
     title = {"text": style.axis_title(report, report.quality), "side": "right"}
     bar = {"colorbar": {"title": title}, "colorscale": "Cividis", "showscale": True}
@@ -419,15 +403,11 @@ def parallel(report: Report) -> Chart | None:
     lines = {"type": "parcoords", "line": line, "dimensions": dimensions}
     note = f"{len(rows)} of {len(table)} trials: {_THINNED}" if len(rows) < len(table) else ""
     view = View("all", [lines], note=note)
-    text = (
-        "A line is a trial; its colour is its quality. Drag along an axis to keep the trials that "
-        "pass there, click on the axis to reset it; drag an axis by its name to move it."
-    )
     height = max(style.wrapped(one["label"], 13).count("\n") + 1 for one in dimensions)
     pictures = [Picture([view], 390 + 15 * height, 95 * len(dimensions))]
     size = (max(4.5, 1.1 * len(dimensions) + 1.2), 3.0)
     heading = "Parameters and objectives of each trial"
-    return Chart("parallel", heading, text, pictures, [[view]], size)
+    return Chart("parallel", heading, pictures, [[view]], size)
 
 
 def _dimension(name: str, title: str, values: pd.Series) -> Axis:
@@ -482,14 +462,10 @@ def curves(report: Report) -> Chart | None:
     note = f"{len(runs)} of {total} curves: {_THINNED}" if len(runs) < total else ""
     quality = axis(style.axis_title(report, report.quality))
     view = View("all", traces, axis("epoch", tickformat="d"), quality, note)
-    text = (
-        "The end of each curve is marked: pruned trials (triangles) end where they were stopped. "
-        f"The curves of the front are bold. {SEEDS_NOTE}"
-    )
     repeats = report.table.get("repeats", pd.Series(dtype=float))
     legend = SEEDS_NOTE if pd.to_numeric(repeats, errors="coerce").gt(1).any() else ""
     pictures = [Picture([view], 520)]
-    return Chart("curves", "Learning curves", text, pictures, [[view]], (4.6, 2.8), legend)
+    return Chart("curves", "Learning curves", pictures, [[view]], (4.6, 2.8), legend)
 
 
 def _curve(
@@ -511,7 +487,7 @@ def _curve(
 def progress(report: Report) -> Chart | None:
     """The hypervolume of the front, by trials that have ended and by time."""
     frame = report.progress
-    if frame.empty:
+    if len(frame) < LEAST_TRIALS:
         return None
     by_trials, by_time = [], []
     for position, (study, rows) in enumerate(frame.groupby("study", sort=False)):
@@ -530,9 +506,13 @@ def progress(report: Report) -> Chart | None:
     views = [View("by trials", by_trials, x_axis, y_axis)]
     if frame["ended"].notna().all():
         views.append(View("by time", by_time, axis("time (UTC)", type="date"), y_axis))
-    text = "If a line is flat at its end, more trials of this kind would hardly improve the front."
     pictures = [Picture(views, 400)]
-    return Chart("progress", "Hypervolume over time", text, pictures, [views[:1]], (4.6, 2.2))
+    return Chart("progress", "Hypervolume over time", pictures, [views[:1]], (4.6, 2.2))
+
+
+def drawn_costs(report: Report) -> list[str]:
+    """The costs that have a view of the front, in its order."""
+    return [cost for cost in report.costs if len(_drawn(report, cost))]
 
 
 def _drawn(report: Report, cost: str) -> pd.DataFrame:

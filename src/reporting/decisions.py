@@ -13,6 +13,10 @@ from src.metrics.formatting import bound, count, is_cost, joined, label
 from src.metrics.pareto import as_losses
 from src.metrics.registry import MELANOMA, Limit, Objective, describe, melanoma_class
 
+# The page of a report has a slider for each of these that a study recorded.
+_BUDGETS = ("efficiency/params", "efficiency/flops", "efficiency/latency_ratio")
+_BUDGETS += ("efficiency/size_mb",)
+_FLOORS = ("best/val/recall", "best/val/specificity_at_sens80")
 _ROUNDING = 1e-9  # 0.85 - 0.02 is a little more than 0.83, and 0.83 is within 0.02 of 0.85
 
 
@@ -22,13 +26,15 @@ class Answer:
 
     The name is short and unique, such as "cheapest within 0.02" or "best with params <= 692k"; the
     run id is empty if no run qualifies. The text has the figures of the chosen run, what it gives
-    up against the best run, and the next run; or the closest run and the limits that it misses.
+    up against the best run, and the next run; or the closest run and the limits that it misses. The
+    reason is the part of the text that says what is given up or missed.
     """
 
     name: str
     question: str
     run_id: str
     text: str
+    reason: str = ""
 
 
 def decide(
@@ -101,6 +107,39 @@ def cost_of(objectives: Sequence[Objective]) -> str:
     return next((item.metric for item in objectives if is_cost(item.metric)), "efficiency/flops")
 
 
+def budget_choices(
+    table: pd.DataFrame, objectives: Sequence[Objective]
+) -> tuple[pd.DataFrame, list[Objective]]:
+    """The runs that are the best ones under some budgets and floors.
+
+    `decide` takes the first of them that has the bounded metrics and keeps the bounds. The other
+    runs are never chosen: an earlier one is at least as good in every metric.
+
+    Args:
+        table: As for `decide`.
+        objectives: Of the study.
+
+    Returns:
+        Rows of the table, the best quality first; and what can be bounded, with its better
+        direction: costs, melanoma recall, specificity at 80% recall, if the runs differ in it.
+    """
+    rows = _Candidates(table, objectives, ()).in_order()
+    melanoma = melanoma_class(rows, _FLOORS[0])
+    costs = [item.metric for item in objectives if is_cost(item.metric)]
+    names = dict.fromkeys([*_BUDGETS, *costs, *(f"{name}/{melanoma}" for name in _FLOORS)])
+    names.pop(quality_objective(objectives).metric, None)
+    values = pd.DataFrame({name: _values(rows, name) for name in names})
+    bounded = [Objective(name, describe(name).direction) for name in names]
+    losses = as_losses(values.to_numpy(), bounded)
+    losses[np.isnan(losses)] = math.inf
+    kept: list[int] = []
+    for position, row in enumerate(losses):
+        if not (losses[kept] <= row).all(axis=1).any():
+            kept.append(position)
+    differing = values.iloc[kept].nunique() > 1
+    return rows.iloc[kept], [item for item in bounded if differing[item.metric]]
+
+
 class _Candidates:
     """The runs to choose from; metrics have their recorded names. Arguments as for `decide`."""
 
@@ -150,20 +189,23 @@ class _Candidates:
 
     def answer(self, name: str, aim: str, limits: Sequence[Limit], by_cost: bool) -> Answer:
         """The best or the cheapest of the runs that keep some limits."""
-        run_id, text = self._choose(limits, by_cost)
+        run_id, text, reason = self._choose(limits, by_cost)
         if self._excluded and (not limits or not run_id):
             text += f" Not considered: {self._excluded}."
-        return Answer(name, f"Which model {aim}?", run_id, text)
+        return Answer(name, f"Which model {aim}?", run_id, text, reason)
+
+    def in_order(self) -> pd.DataFrame:
+        """The runs by quality, the best first, the cheaper of equal ones before the other."""
+        return _in_order(self._pool, [self._quality, self._price])
 
     def _best(self) -> pd.Series:
-        """The run with the best quality, the cheapest of equal ones."""
-        return _in_order(self._pool, [self._quality, self._price]).iloc[0]
+        return self.in_order().iloc[0]
 
-    def _choose(self, limits: Sequence[Limit], by_cost: bool) -> tuple[str, str]:
-        """The id of the chosen run and the explanation."""
+    def _choose(self, limits: Sequence[Limit], by_cost: bool) -> tuple[str, str, str]:
+        """The id of the chosen run, the explanation, and what is given up or missed."""
         pool, noun = self._pool, self._noun
         if pool.empty:
-            return "", f"No {noun} has a result."
+            return "", (text := f"No {noun} has a result."), text
         bounded = [limit.metric for limit in limits]
         needed = dict.fromkeys([*bounded, *([self._price.metric] if by_cost else [])])
         columns = {metric: _values(pool, metric).notna() for metric in needed}
@@ -174,7 +216,7 @@ class _Candidates:
         order = [self._price, self._quality] if by_cost else [self._quality, self._price]
         rest, qualified = considered.drop(qualified.index), _in_order(qualified, order)
         shown = list(dict.fromkeys([*self._metrics, *bounded]))
-        sentences = []
+        sentences, reason = [], ""
         if considered.empty:
             sentences.append(f"No {noun} has all the figures that this question needs.")
         elif qualified.empty:
@@ -187,17 +229,19 @@ class _Candidates:
             if limits:
                 among = count(len(considered), noun)
                 sentences.append(f"Qualified: {len(qualified):,} of {among}.")
-            sentences.append(self._against_best(limits, row))
+            sentences.append(reason := self._against_best(limits, row))
             if len(qualified) > 1:
                 sentences.append(f"Next: {_figures(qualified.iloc[1], shown)}.")
         if len(qualified) <= 1 and len(rest) and limits:
-            sentences.append(_closest(limits, rest, shown))
+            sentences.append(closest := _closest(limits, rest, shown))
+            reason = reason or closest
         for metric, number in (~has).sum().items():
             if number:
                 lack = f"{label(str(metric))}: {count(int(number), noun)}"
                 sentences.append(f"Not considered for lack of {lack}.")
         run_id = str(qualified.iloc[0]["run_id"]) if len(qualified) else ""
-        return run_id, " ".join(filter(None, sentences))
+        reason = reason or ("" if run_id else sentences[0])
+        return run_id, " ".join(filter(None, sentences)), reason
 
     def _against_best(self, limits: Sequence[Limit], row: pd.Series) -> str:
         """What the chosen run gives up against the best one, and what that saves."""

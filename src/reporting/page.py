@@ -16,52 +16,66 @@ import pandas as pd
 from src.core.files import atomic_file
 from src.core.tables import Table, escape_markdown, shorten_markdown
 from src.metrics.formatting import interval
-from src.metrics.registry import short_label
+from src.metrics.registry import RECORDED, default_quality_metrics, melanoma_class, short_label
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
+from src.reporting.decisions import budget_choices, cost_of
 from src.reporting.record import Report
+from src.reporting.uncertainty import tied_groups
 from src.sweep.overrides import is_numeric
 
 FRAMES = ["table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress"]
-FRAMES += ["recalls", "comparison"]
+FRAMES += ["recalls", "comparison", "on_test"]
 MOST_CHARACTERS = 5000  # of the Markdown summary
 _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
 _FAILED = ("failed", "killed", "no value", "running")
-_PAIRS = (
-    "Tied: p adjusted is above 1 - level. It is the p-value of the paired bootstrap, which draws "
-    "lesions or patients where they are known, corrected for the number of pairs. McNemar's p is "
-    "of accuracy, for two single nets only, uncorrected and by image: it is too small where "
-    "lesions have several images."
-)
-_LOST = (
-    "Size, latency, FLOPs: shares of the origin. Lost: percentage points, above 0 the compressed "
-    "model is worse; low and high: 95% interval, both models resampled on the same images."
-)
+# Keys of charts and tables, as patterns, in the order of the page; the front's chart comes first.
+_ORDER = ["table-comparison", "table-front", "table-on_test", "table-pairs", "table-drops"]
+_ORDER += ["table-lost", "effects", "table-more-.*", "curves", "table-failures", "recalls"]
+_ORDER += ["importance", "parallel", "progress", "table-intervals"]
 
 
 def tables(report: Report) -> dict[str, Table]:
-    """The tables that have rows, by key, in the order of the page."""
+    """The tables that have rows, by key.
+
+    A page shows a column whose name ends in `seed_values` as the tooltip of its left neighbour.
+    """
     failed = report.table[report.table["state"].isin(_FAILED)]
     shown = failed.head(_MOST_FAILURES)
     shown = shown.reindex(columns=["label", "run_id", "state", "failure", "overrides"]).fillna("")
     more = f"The first {len(shown)} of {len(failed)}; all are in table.csv."
+    intervals, drops = report.intervals, report.drops
+    if len(intervals):
+        intervals = intervals[intervals["metric"].isin(_qualities(report))]
+    if len(drops):
+        sides = [f"{prefix}/{drops['metric'].iloc[0]}" for prefix in RECORDED.values()]
+        drops = drops.drop(columns=["val", "test"]).join(figures(report, sides), on="run_id")
+        drops = drops[["run_id", "label", "metric", *sides, "drop", "low", "high"]]
     frames = [
-        ("comparison", "Studies side by side", report.comparison, ""),
-        ("lost", "What compression cost", collect.compression_costs(report.table), _LOST),
-        ("intervals", "Intervals", report.intervals, ""),
-        ("pairs", "Neighbours on the front", report.pairs, _PAIRS),
-        ("drops", "From validation to test", report.drops, ""),
-        *((f"more-{n}", *item, "") for n, item in enumerate(report.tables.items(), 1)),
-        ("effects", "Effects of parameters", report.effects, ""),
-        ("failures", "Trials without a result", shown, more if len(failed) > len(shown) else ""),
+        ("comparison", "Studies side by side", report.comparison),
+        ("lost", "What compression cost", collect.compression_costs(report.table)),
+        ("on_test", "Chosen models on test", report.on_test),
+        ("pairs", "Neighbours on the front", report.pairs),
+        ("drops", "From validation to test", drops),
+        *((f"more-{n}", *item) for n, item in enumerate(report.tables.items(), 1)),
+        ("intervals", "Intervals", intervals),
+        ("failures", "Trials without a result", shown),
     ]
     shown_tables = {"table-front": front_table(report)}
-    for key, title, frame, caption in frames:
-        hidden = ["position"] if key == "effects" else ["run_id", "run_a", "run_b"]
-        columns = frame if key == "failures" else frame.drop(columns=hidden, errors="ignore")
+    for key, title, frame in frames:
+        hidden = [] if key == "failures" else ["run_id", "run_a", "run_b"]
+        columns = frame.drop(columns=hidden, errors="ignore")
+        caption = more if key == "failures" and len(failed) > len(shown) else ""
         shown_tables[f"table-{key}"] = _table(report, columns, title, caption)
     return {key: table for key, table in shown_tables.items() if len(table.frame)}
+
+
+def _qualities(report: Report) -> list[str]:
+    """The main qualities, without their split: the report's own, accuracy, melanoma recall."""
+    classes = [melanoma_class(report.table, "best/val")]
+    quality = report.quality.removeprefix("best/").partition("/")[2]
+    return list(dict.fromkeys([quality, *default_quality_metrics(classes)]))
 
 
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
@@ -70,6 +84,7 @@ def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Tab
         name: style.axis_title(report, name) if "/" in name else name.replace("_", " ")
         for name in map(str, frame)
     }
+    labels |= {name: "±" for name in labels if name.startswith("spread/")}
     numbers = [str(name) for name in frame.select_dtypes(["number", "bool"])]
     return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
 
@@ -80,15 +95,27 @@ def front_table(report: Report) -> Table:
     metrics = [report.quality, *(one.metric for one in report.objectives)]
     metrics = [name for name in dict.fromkeys([*metrics, *report.costs]) if name in rows]
     compression = ["compression", "origin_label"] if len(collect.compressed(rows)) else []
-    rest = ["knee", "chosen", "run_id", "contribution", "crowding"]
+    rest = ["tied", "knee", "chosen", "run_id", "contribution", "crowding"]
+    groups = enumerate(tied_groups(report.pairs) if len(report.pairs) else [])
+    letters = {run_id: chr(ord("A") + number) for number, group in groups for run_id in group}
+    rows = rows.assign(tied=rows["run_id"].map(letters))
     frame = rows.reindex(columns=["label", *compression, *metrics, *rest])
+    split, _, metric = report.quality.removeprefix("best/").partition("/")
+    for name in reversed(metrics):
+        spread = rows.reindex(columns=[f"spread/{name}"]).iloc[:, 0]
+        if (spread > 0).any():
+            at = list(frame).index(name) + 1
+            frame.insert(at, f"spread/{name}", spread)
+            if name == report.quality and len(report.intervals):
+                seeds = report.intervals.query("split == @split and metric == @metric")
+                seeds = seeds.set_index("run_id")["seed_values"]
+                frame.insert(at + 1, "seed_values", rows["run_id"].map(seeds))
     if rows[["quality_low", "quality_high"]].notna().any(axis=None):
         at = list(frame).index(report.quality) + 1
         frame.insert(at, "from", rows["quality_low"])
         frame.insert(at + 1, "to", rows["quality_high"])
     frame = frame.rename(columns={"origin_label": "made_from"})
-    caption = "Contribution: to the hypervolume. Crowding: distance between the neighbours."
-    return _table(report, frame, "The front", caption)
+    return _table(report, frame, "The front", "")
 
 
 def short_front(report: Report, rows: int | None = None) -> Table:
@@ -100,14 +127,15 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     )
     if len(collect.compressed(members)):
         frame["compression"] = members["compression"].replace("", None)
+    cells = figures(report, metrics)
     for name in metrics:
-        frame[name] = [style.number(value) for value in members[name]]
-        if name == report.quality:
-            frame[name] += list(map(interval, members["quality_low"], members["quality_high"]))
+        frame[name] = cells.loc[members["run_id"], name].to_list()
     frame["run"] = members["run_id"].str[:8]
     labels = {name: short_label(name) for name in metrics}
     parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]
     parts[0] += "; with intervals" if "from" in complete else ""
+    if f"spread/{report.quality}" in complete:
+        parts[0] += "; ±: standard deviation over the seeds"
     for better in ("higher is better", "lower is better"):
         if some := [labels[name] for name in metrics if style.direction(report, name) == better]:
             parts.append(f"{better.capitalize()}: {', '.join(some)}")
@@ -116,43 +144,117 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     return Table(frame.head(rows or len(frame)), "", caption, labels, formats=formats)
 
 
+def figures(report: Report, names: Sequence[str]) -> pd.DataFrame:
+    """Metrics of each run as text: the value with its interval and its deviation over the seeds.
+
+    Returns:
+        A row per run id, a column per name; "-" where nothing is recorded.
+    """
+    rows = report.table.drop_duplicates("run_id").set_index("run_id").reindex(columns=names)
+    shown = pd.DataFrame({name: rows[name].map(style.number).astype(object) for name in rows})
+    for one in report.intervals.to_dict("records"):
+        name = f"{RECORDED[one['split']]}/{one['metric']}"
+        if name in shown and one["run_id"] in shown.index:
+            text = style.number(one["estimate"]) + interval(one["low"], one["high"])
+            text += f" ± {one['seed_sd']:.3f}" if one["seed_sd"] > 0 else ""
+            shown.loc[one["run_id"], name] = text
+    return shown
+
+
 def answers(report: Report) -> list[dict[str, str]]:
-    """The answers, each with the label of its run and the command that trains it again."""
+    """The answers; each with label, quality, cost and command of its run, empty without one."""
+    names = [report.quality, cost_of(report.objectives)]
     runs = report.table.drop_duplicates("run_id").set_index("run_id")[["label", "command"]]
-    runs = runs.reindex([answer.run_id for answer in report.answers]).fillna("")
-    rows = zip(report.answers, runs["label"], runs["command"], strict=True)
-    return [vars(answer) | {"label": label, "command": line} for answer, label, line in rows]
+    cells = figures(report, names).set_axis(["quality", "cost"], axis="columns")
+    runs = runs.join(cells).reindex([answer.run_id for answer in report.answers]).fillna("")
+    rows = zip(report.answers, runs.to_dict("records"), strict=True)
+    return [vars(answer) | run for answer, run in rows]
+
+
+def choices(report: Report) -> dict[str, Any]:
+    """What the page needs to find the best model under budgets: JSON values, all digits.
+
+    Returns:
+        bounds: What can be bounded: metric, label, operator; `values` that the runs have, from the
+            strictest limit to the weakest, and their `texts`.
+        costs: The metric on the x axis of each view of the front.
+        runs: From `budget_choices`, in its order: `keeps` (the bounded metrics), `x` (the costs),
+            `y` (the quality), and what their cards show: id, net, label, state, figures, command.
+    """
+    first = report.table[report.table["study"] == report.studies[0]]
+    rows, bounded = budget_choices(first, report.objectives)
+    bounds = []
+    for item in bounded:
+        is_budget = item.direction == "minimize"
+        values = style.finite(rows[item.metric]).dropna().unique().tolist()
+        values = sorted(values, reverse=not is_budget)
+        bound = {"metric": item.metric, "operator": "<=" if is_budget else ">=", "values": values}
+        bound |= {"texts": list(map(style.number, values))}
+        bounds.append(bound | {"label": style.metric(item.metric).plain_label})
+    costs = charts.drawn_costs(report)
+    qualities = [(f"best/val/{name}", f"test/{name}") for name in _qualities(report)]
+    shown = [*qualities, *((cost,) for cost in report.costs)]
+    cells = figures(report, [name for row in shown for name in row])
+    runs = []
+    for row in rows.to_dict("records"):
+        run = {"id": row["run_id"], "net": row.get("net") or row["run_id"], "y": row["quality"]}
+        run |= {key: row[key] for key in ("label", "state", "command")}
+        for key, metrics in (("keeps", [item.metric for item in bounded]), ("x", costs)):
+            values = style.finite(pd.Series([row.get(name) for name in metrics], dtype=float))
+            run[key] = [None if pd.isna(value) else value for value in values]
+        texts = [[cells.at[row["run_id"], name] for name in names] for names in shown]
+        titles = [style.metric(names[0]).short or style.metric(names[0]).axis for names in shown]
+        run["figures"] = [[a, *b] for a, b in zip(titles, texts, strict=True) if set(b) != {"-"}]
+        runs.append(run)
+    return {"bounds": bounds, "costs": costs, "runs": runs}
 
 
 def render(report: Report, drawn: Sequence[Chart]) -> str:
     """The page: HTML5 with Plotly's script and the charts inside, both compressed."""
-    figures = [plots_html.figure(picture) for chart in drawn for picture in chart.pictures]
-    text = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    drawn = [chart for chart in drawn if chart.pictures]
+    pictures = [plots_html.figure(picture) for chart in drawn for picture in chart.pictures]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    template = jinja2.Environment(trim_blocks=True, **options).from_string(text)
-    return template.render(
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, **options)
+    environment.tests["near"] = lambda name: name.startswith("cheapest within")
+    shown = {key: (table, *_cells(table)) for key, table in tables(report).items()}
+    starts = {chart.key: sum(len(c.pictures) for c in drawn[:n]) for n, chart in enumerate(drawn)}
+    keys = [*starts, *shown]
+    return environment.get_template("page.html.j2").render(
         report=report,
-        charts=drawn,
-        tables={key: (table, _cells(table)) for key, table in tables(report).items()},
+        charts={chart.key: chart for chart in drawn},
+        starts=starts,
+        tables=shown,
+        order=[key for start in _ORDER for key in keys if re.fullmatch(start, key)],
         answers=answers(report),
+        quality=style.metric(report.quality).plain_label,
+        cost=style.metric(cost_of(report.objectives)).plain_label,
+        choices=choices(report),
         counts={
             state.replace("over_limit", "ended early, over limit").replace("_", " "): number
             for state, number in report.counts.items()
         },
         plotly=_plotly(),
-        data=_packed(json.dumps(figures, separators=(",", ":"), ensure_ascii=False)),
+        data=_packed(json.dumps(pictures, separators=(",", ":"), ensure_ascii=False)),
     )
 
 
-def _cells(table: Table) -> list[list[tuple[str, str | None]]]:
-    """Each cell's text, and the number by which it is sorted; None: by its text."""
-    columns = []
-    for (_, values), (_, texts) in zip(table.frame.items(), table.texts().items(), strict=True):
+def _cells(table: Table) -> tuple[list[str], list[list[tuple[str, str | None, str]]]]:
+    """Headings; and each cell's text, the number that sorts it (None: its text), its tooltip."""
+    columns: dict[str, list[tuple[str, str | None, str]]] = {}
+    texts = table.texts()
+    for at, (name, values) in enumerate(table.frame.items()):
+        shown = [str(text) for text in texts.iloc[:, at]]
+        if str(name).endswith("seed_values"):
+            last = list(columns)[-1]
+            rows = zip(columns[last], shown, strict=True)
+            columns[last] = [(text, key, f"seeds: {tip}") for (text, key, _), tip in rows]
+            continue
         keys: list[str | None] = [None] * len(values)
         if is_numeric(values):
             keys = ["" if pd.isna(value) else repr(float(value)) for value in values]
-        columns.append(list(zip(texts, keys, strict=True)))
-    return [list(row) for row in zip(*columns, strict=True)]
+        columns[texts.columns[at]] = [(*pair, "") for pair in zip(shown, keys, strict=True)]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 @functools.cache

@@ -17,6 +17,8 @@ _HOVER = {"hovertemplate": "%{hovertext}<extra></extra>"}
 _LAYOUT: dict[str, Any] = {
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2328"},
     "margin": {"l": 75, "r": 20, "t": 20, "b": 70},
+    "paper_bgcolor": "white",
+    "plot_bgcolor": "white",
     "hovermode": "closest",
     "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}, "namelength": -1},
 }
@@ -134,7 +136,7 @@ def _layout(view: View) -> dict[str, Any]:
 
 
 def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
-    title = {"text": style.wrapped(axis["title"], width), "standoff": 12}
+    title = {"text": style.wrapped(axis["title"], width), "standoff": 12, "font": {"size": 13}}
     scale = _AXIS | axis | {"title": title}
     if "ticktext" in axis:
         # else a text that reaches over the edge is omitted

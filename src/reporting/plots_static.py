@@ -1,6 +1,7 @@
 """Draws charts with matplotlib: PNG and SVG files for papers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from src.reporting import style
 from src.reporting.charts import Axis, Chart, Trace, View
 
 DPI = 160
+SINGLE = (3.8, 2.9)  # inches: about 600 px
+MOST_NAMES = 5
 RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
 MOST_LOG_TICKS = 4
 STYLE: Any = {
@@ -39,8 +42,10 @@ def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
     """Write each chart as PNG (160 dpi) and as SVG; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
+    several = [one for one in charts if one.single and len(one.panels[0]) > 1]
+    together = [replace(one, key=f"{one.key}_by_cost", single=None) for one in several]
     with mpl.rc_context(STYLE):
-        for chart in charts:
+        for chart in (*charts, *together):
             figure = draw(chart)
             for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 files.append(folder / f"{chart.key}.{kind}")
@@ -49,25 +54,35 @@ def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
 
 
 def draw(chart: Chart) -> Figure:
-    """The panels of a chart with one legend below them; use it under `STYLE`."""
-    rows, columns = len(chart.panels), len(chart.panels[0])
-    width, height = chart.panel_size
+    """The panels of a chart with one legend below them; use it under `STYLE`.
+
+    A single panel is readable at a width of 600 px: its legend and up to `MOST_NAMES` names are
+    inside.
+    """
+    panels = [[chart.single]] if chart.single else chart.panels
+    rows, columns = len(panels), len(panels[0])
+    width, height = SINGLE if chart.single else chart.panel_size
     size = (max(3.5, width * columns + 0.4), height * rows + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     shared: Any = {"sharey": "row", "sharex": "col" if rows > 1 else "none"}
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
-    views = [view for row in chart.panels for view in row]
+    views = [view for row in panels for view in row]
+    names = [one["name"] for one in views[0].traces if one.get("meta")]
+    inside = bool(chart.single) and len(names) <= MOST_NAMES
     labels: dict[str, Any] = {}
     for number, (axes, view) in enumerate(zip(grid.flat, views, strict=True)):
         _panel(axes, view)
         if view.x:
-            x = style.wrapped(view.x["title"], 24 if view.x.get("ticktext") else 34)
-            y = style.wrapped(view.y["title"], int(14 * height))
+            x = style.wrapped(_short(view.x), 24 if view.x.get("ticktext") else 40)
+            y = style.wrapped(_short(view.y), int(16 * height))
             axes.set_xlabel(x if number >= len(views) - columns else "")
             axes.set_ylabel("" if number % columns else y)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
-    if len(labels) > 1 or chart.legend:
+    if inside:
+        labels = {label: handle for label, handle in labels.items() if label not in names}
+        grid[0, 0].legend(list(labels.values()), list(labels), loc="lower right", framealpha=0.7)
+    elif len(labels) > 1 or chart.legend:
         across = 1 if size[0] < 5 and max(map(len, labels)) > 30 else 2
         texts = [style.wrapped(label, 50) for label in labels]
         title = style.wrapped(chart.legend, 64)
@@ -78,9 +93,14 @@ def draw(chart: Chart) -> Figure:
         figure.legend(list(labels.values()), texts, **look)
     figure.draw_without_rendering()  # fixes the layout, so that labels can avoid the points
     for axes, view in zip(grid.flat, views, strict=True):
-        _number_points(axes, view)
+        _label_points(axes, view, inside)
     figure.set_layout_engine(None)  # else each file would compute the layout again
     return figure
+
+
+def _short(axis: Axis) -> str:
+    """The title of an axis, with an arrow for the better direction."""
+    return axis["title"].replace(", higher is better", " ↑").replace(", lower is better", " ↓")
 
 
 def _panel(axes: Axes, view: View) -> None:
@@ -221,8 +241,8 @@ def _without_frame(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
-def _number_points(axes: Axes, view: View) -> None:
-    """Put the label of each labelled point beside it, far from other labels and points."""
+def _label_points(axes: Axes, view: View, names: bool) -> None:
+    """Put the name or label of each labelled point beside it, far from other labels and points."""
     points = [one for one in view.traces if one["type"] == "scatter" and one["opacity"]]
     labelled = [
         one for one in points if "text" in one and np.isfinite([*one["x"], *one["y"]]).all()
@@ -235,17 +255,21 @@ def _number_points(axes: Axes, view: View) -> None:
     placed = np.empty((0, 3))  # x, y and half of the width of each label
     angles = np.arange(0.8, 7, np.pi / 8)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])
-    offsets = np.concatenate([reach * circle for reach in (11, 17, 25, 34)])
+    offsets = np.concatenate([reach * circle for reach in (11, 17, 25, 34, 45)])
     low, high = np.array(axes.bbox.min) + 6, np.array(axes.bbox.max) - 6
     look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
     look |= {"fontweight": "bold", "fontsize": 7.5, "zorder": 6}
     look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4}
     for one in labelled:
-        label, point = one["text"][0], (float(one["x"][0]), float(one["y"][0]))
-        spots = axes.transData.transform(point) + offsets * pixels
-        inside = ((spots > low) & (spots < high)).all(axis=1)
-        to_points = np.linalg.norm(spots[:, None] - taken, axis=2).min(axis=1) / pixels
+        label = one["meta"] if names else one["text"][0]
+        point = (float(one["x"][0]), float(one["y"][0]))
         half = 2.8 * len(label)
+        spots = axes.transData.transform(point) + offsets * pixels
+        margin = np.array([half * pixels, 0])
+        inside = ((spots - margin > low) & (spots + margin < high)).all(axis=1)
+        gaps = np.abs(spots[:, None] - taken) / pixels
+        gaps[:, :, 0] = np.maximum(gaps[:, :, 0] - half, 0)
+        to_points = np.linalg.norm(gaps, axis=2).min(axis=1)
         gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels
         covers = ((gaps[:, :, 0] < half + placed[:, 2]) & (gaps[:, :, 1] < 9)).any(axis=1)
         score = np.minimum(to_points, 9) - np.linalg.norm(offsets, axis=1) / 5

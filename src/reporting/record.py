@@ -31,9 +31,9 @@ class Report:
             #12"), `state` (front, dominated, over limit, pruned, over_limit, put_back, failed,
             killed, running, no value), `rank` (0: the front; missing without a result), `crowding`,
             `contribution` (to the hypervolume), `knee` (bool), `chosen` (names of the answers that
-            chose it, joined by ", "), `command` (trains it again; of the front and chosen trials),
-            `ended` (UTC), `quality`, `quality_low`, `quality_high` (y axis of the charts, with its
-            interval).
+            chose it, joined by ", "), `command` (trains it again) and `net` (the run of its first
+            net), both of trials that can be chosen, `ended` (UTC), `quality`, `quality_low`,
+            `quality_high` (y axis of the charts, with its interval).
         quality: Metric in the column `quality`, such as best/val/balanced_accuracy.
         costs: Recorded names of the costs that any run has.
         parameters: One row per trial with a result, indexed by run_id; one column per swept
@@ -52,11 +52,12 @@ class Report:
         reference: How the hypervolume is measured: one sentence per objective.
         hypervolume: Of the front of each study.
         counts: Trials by `table.state`.
-        paragraphs: Findings that matter for the decision.
-        warnings: What may make the figures misleading.
+        warnings: What may change the decision, the most important first.
+        remarks: What else to know about the figures.
         comparison: Several studies, or two dates: study, trials, front, hypervolume, new_points
             (members that no other front covers), new (their labels), best of each objective.
         tables: Further tables by title.
+        on_test: Chosen models on test, from `src.reporting.text.on_test`.
     """
 
     title: str
@@ -81,10 +82,11 @@ class Report:
     reference: list[str]
     hypervolume: dict[str, float]
     counts: dict[str, int]
-    paragraphs: list[str]
     warnings: list[str]
+    remarks: list[str]
     comparison: pd.DataFrame = field(default_factory=pd.DataFrame)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    on_test: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,13 @@ from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits
 from src.reporting import ablation, charts, collect, comparison, page, text
 from src.reporting.collect import PredictionReader, StudyRuns
-from src.reporting.decisions import Answer, cost_of, decide, quality_objective
+from src.reporting.decisions import (
+    Answer,
+    budget_choices,
+    cost_of,
+    decide,
+    quality_objective,
+)
 from src.reporting.importance import importance
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
@@ -114,7 +121,8 @@ def build(
         tables = [table.assign(label=table["study"] + " " + table["label"]) for table in tables]
     bounds = bounds_of(settings)
     answers = decide(tables[0], objectives, limits, settings.margin, **bounds)
-    table = _with_commands(pd.concat(tables, ignore_index=True), answers, reader)
+    choices = budget_choices(tables[0], objectives)[0]["run_id"]
+    table = _with_commands(pd.concat(tables, ignore_index=True), answers, set(choices), reader)
     quality = quality_objective(objectives)
     name, cost = quality.per_epoch.partition("/")[2], cost_of(objectives)
     measured, doubts = measure(table, cost, name, reader, settings)
@@ -152,34 +160,36 @@ def build(
         importance=shares,
         curves=learning_curves(history, shown, trial_of),
         progress=pd.concat(over_time, ignore_index=True),
-        reference=scale.describe(),
+        reference=[*scale.describe(), ranked[0][1]],
         hypervolume={name: hypervolume(scale.transform(some)) for name, some in fronts.items()},
         counts=text.counts(table),
-        paragraphs=[],
         warnings=[],
+        remarks=[],
         comparison=beside if len(compared) > 1 else pd.DataFrame(),
         tables=_effect_tables(effects, objectives),
     )
     # the caveats of several objectives are about the same trials
     notes = [*doubts, *caveats[:1]]
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
-    report.paragraphs.extend(text.findings(report, ranked[0][1], bounds["floors"]))
-    report.warnings.extend(text.warnings(report, notes, trials))
-    return report
+    on_test = text.on_test(report, bounds["floors"])
+    doubts, remarks = text.warnings(report, notes, trials)
+    return replace(report, on_test=on_test, warnings=doubts, remarks=remarks)
 
 
 def _with_commands(
-    table: pd.DataFrame, answers: Sequence[Answer], reader: PredictionReader
+    table: pd.DataFrame, answers: Sequence[Answer], choices: set[str], reader: PredictionReader
 ) -> pd.DataFrame:
-    """Add the names of the answers that chose a run, and the command that trains it again."""
+    """Add the answers that chose a run, its first net, and the command that trains it again."""
     names: dict[str, list[str]] = {}
     for answer in answers:
         names.setdefault(answer.run_id, []).append(answer.name)
     chosen = {run_id: ", ".join(some) for run_id, some in names.items() if run_id}
-    table = table.assign(chosen=table["run_id"].map(chosen).fillna(""), command="")
-    for position in table.index[table["front"] | (table["chosen"] != "")]:
+    table = table.assign(chosen=table["run_id"].map(chosen).fillna(""), command="", net="")
+    offered = table["front"] | (table["chosen"] != "") | table["run_id"].isin(choices)
+    for position in table.index[offered]:
         run_id = str(table.at[position, "run_id"])
         study = reader.study_of(run_id)
+        table.at[position, "net"] = study.runs_of(run_id)[0]
         row = study.trials[study.trials["run_id"] == run_id].iloc[0]
         table.at[position, "command"] = collect.retrain(study, row, reader.artifacts(run_id))
     return table
@@ -279,7 +289,7 @@ def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
 
 
 def show(report: Report, folder: Path) -> None:
-    """Print answers, findings, the front and warnings, 80 columns wide."""
+    """Print answers, the front, chosen models on test and warnings, 80 columns wide."""
     console.rule(f"{report.title}: the Pareto report", align="left")
     for answer in report.answers:
         console.print(answer.question, style="bold", markup=False, highlight=False)
@@ -287,9 +297,10 @@ def show(report: Report, folder: Path) -> None:
     console.print(page.short_front(report, comparison.MOST_ROWS).to_rich())
     if len(report.comparison):
         console.print(Table(report.comparison, "Studies side by side, on one scale").to_rich())
-    for sign, lines in (("-", report.paragraphs), ("!", report.warnings)):
-        for line in lines:
-            console.print(f"{sign} {line}", markup=False, highlight=False)
+    if "table-on_test" in (tables := page.tables(report)):
+        console.print(tables["table-on_test"].to_rich())
+    for line in report.warnings:
+        console.print(f"! {line}", markup=False, highlight=False)
     console.print(f"look: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 

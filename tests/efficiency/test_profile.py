@@ -70,6 +70,18 @@ def test_details_describe_the_measurement(profile: Profile) -> None:
     assert details["torch"] == torch.__version__
 
 
+def test_the_reference_net_takes_exactly_as_long_as_itself(profile: Profile) -> None:
+    for one, is_reference in (
+        (profile, True),
+        (profiler(batch_sizes=[1]).profile(nn.Sequential(*tiny(), nn.Identity()), 10), False),
+    ):
+        details = one.details
+        measured = details["ratio_net_ms"] / details["ratio_reference_ms"]
+        assert details["ratio_measured"] == pytest.approx(measured)
+        ratio = one.metrics["efficiency/latency_ratio"]
+        assert ratio == (1.0 if is_reference else details["ratio_measured"])
+
+
 def snapshot(net: nn.Module) -> list[Any]:
     parameters = net.named_parameters()
     return [

@@ -76,9 +76,8 @@ def make_report(
         ],
         hypervolume={name: round(float(rng.uniform(0.5, 0.8)), 4) for name in studies},
         counts=table["state"].value_counts().to_dict(),
-        paragraphs=[answer.text for answer in answers]
-        + ["Two pairs of neighbours on the front are tied."],
         warnings=["Only one seed a trial: the spread over repeats is not known."],
+        remarks=["Everything was chosen on validation images."],
         comparison=collect.comparison(tables[len(tables) == 1 :], OBJECTIVES, scale),
         tables={
             "Losses": pd.DataFrame(
@@ -96,7 +95,7 @@ def one_run() -> Report:
     table = table.assign(quality_low=np.nan, quality_high=np.nan)
     table = table.drop(columns=[name for name in table if "latency" in name or "test/" in name])
     names = ("intervals", "pairs", "drops", "effects", "importance", "curves", "progress")
-    question = "Which is best under 1k parameters?"
+    question = "Which model is the best under 1k parameters?"
     return replace(
         report,
         table=table,
@@ -194,6 +193,7 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
     seconds = pd.to_timedelta(np.arange(trials) * 47, unit="s")
     table["ended"] = pd.Timestamp("2026-11-20", tz="UTC") + seconds
     table["quality"] = table[QUALITY]
+    table[f"spread/{QUALITY}"] = np.where(done, 0.01, np.nan)
     table["front"] = pareto.front(collect.values_of(table, OBJECTIVES), OBJECTIVES)
     width = np.where(table["front"], rng.uniform(0.01, 0.03, trials), np.nan)
     return table.assign(quality_low=table["quality"] - width, quality_high=table["quality"] + width)
@@ -202,9 +202,9 @@ def _study(study: str, trials: int, rng: np.random.Generator) -> pd.DataFrame:
 def _answers(table: pd.DataFrame) -> list[Answer]:
     members = table[table["front"]].sort_values(COSTS[0])
     cheap, good = members.iloc[len(members) // 3], members.loc[members[QUALITY].idxmax()]
-    near = "Which is the cheapest model within 0.02 of the best?"
-    budget = "Which is the best model with at most 692k parameters?"
-    floor = "Which is the best that finds 80% of the melanomas?"
+    near = "Which model is the cheapest (least FLOPs) within 0.02 of the best?"
+    budget = "Which model is the best with at most 692k parameters?"
+    floor = "Which model is the best that finds 80% of the melanomas?"
     text = f"{cheap['label']} has {cheap[QUALITY]:.3f}, {good['label']} {good[QUALITY]:.3f}."
     best = f"{good['label']} is the best of those within the budget."
     return [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from src.core.errors import ConfigError
 from src.metrics.registry import Limit, Objective
 from src.reporting.comparison import compare
-from src.reporting.decisions import Answer, decide, quality_objective
+from src.reporting.decisions import Answer, budget_choices, decide, quality_objective
 
 QUALITY = Objective("val/balanced_accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
@@ -152,6 +152,9 @@ def test_no_run_that_qualifies_is_better_than_the_answer(trials: list[Any], marg
         ALL_LIMITS: lambda row: row[3] <= 692e3 and row[4] <= 1 and row[5] >= 0.8,
     }
     assert set(items) == set(conditions)
+    offered = budget_choices(table, [QUALITY, FLOPS])[0].to_dict("records")
+    questions = {"best": (), BEST_PARAMS: (PARAMS,), BEST_RATIO: (RATIO,), BEST_RECALL: (RECALL,)}
+    questions[ALL_LIMITS] = (PARAMS, RATIO, RECALL)
     for name, holds in conditions.items():
         cheapest, answer = name.startswith("cheapest"), items[name]
         qualified = [row for row in pool if holds(row) and not (cheapest and math.isnan(row[2]))]
@@ -163,6 +166,12 @@ def test_no_run_that_qualifies_is_better_than_the_answer(trials: list[Any], marg
         assert (answer.run_id == "") == (not qualified)
         if qualified:
             assert keys[int(answer.run_id[:8])] == min(keys.values())
+        limits = questions.get(name)
+        if limits is not None:  # the page takes the first choice that keeps the limits
+            kept = (
+                row for row in offered if all(limit.holds(row[limit.metric]) for limit in limits)
+            )
+            assert next(kept, {"run_id": ""})["run_id"] == answer.run_id
         assert answer.text.endswith(".")
         assert not re.search(UNREADABLE, answer.text), answer.text
 

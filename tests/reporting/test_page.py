@@ -1,5 +1,6 @@
 """The page in a browser, the tables of a report, CSV files, LaTeX and Markdown."""
 
+import random
 import re
 import shutil
 import subprocess
@@ -11,11 +12,21 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import COSTS, QUALITY, make_report, with_compressed
+from made_up import COSTS, OBJECTIVES, QUALITY, make_report, with_compressed
 
+from src.metrics.registry import Limit
 from src.reporting import charts
-from src.reporting.decisions import Answer
-from src.reporting.page import FRAMES, MOST_CHARACTERS, markdown, render, short_front, tables, write
+from src.reporting.decisions import Answer, decide
+from src.reporting.page import (
+    FRAMES,
+    MOST_CHARACTERS,
+    choices,
+    markdown,
+    render,
+    short_front,
+    tables,
+    write,
+)
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>"
@@ -141,11 +152,21 @@ def test_the_page_is_well_formed(request, html, name):
     assert not re.search(r'(src|href)="?(https?:)?//', text)
 
 
-def test_the_headline_comes_first_with_run_commands_warnings_and_counts(report, html):
-    answer = report.answers[0]
-    command = report.table.set_index("run_id").at[answer.run_id, "command"]
-    for part in (answer.question, answer.run_id, command, report.warnings[0]):
-        assert part in html[: html.index('<section id="front">')]
+def test_the_answer_is_one_sentence_before_the_front_and_tables_follow(report, html):
+    label = report.table.set_index("run_id").at[report.answers[0].run_id, "label"]
+    sentence = (
+        f"Take <strong>{label}</strong>:\nit is the cheapest (least FLOPs) within 0.02 of the"
+    )
+    parts = ["<h1>", sentence, '<section id="front">', '<aside id="choice"', report.warnings[0]]
+    parts += [
+        report.remarks[0],
+        '<section id="answers">',
+        *map(str, [a.run_id for a in report.answers]),
+    ]
+    parts[-1:] = []  # the last question has no run
+    order = ["front", "pairs", "drops", "more-1", "failures", "intervals"]
+    parts += [f'<section id="table-{key}">' for key in order]
+    assert [html.index(part) for part in parts] == sorted(html.index(part) for part in parts)
     assert "<strong>80</strong> trials" in html
     for state, count in report.counts.items():
         name = "ended early, over limit" if state == "over_limit" else state
@@ -157,7 +178,9 @@ def test_points_are_drawn(opened, report):
     points = report.table[report.table[["quality", COSTS[0]]].notna().all(axis=1)]
     named = ((report.table["chosen"] != "") | report.table["knee"]).sum()
     unseen = int((report.table["state"] == "front").sum())  # to point at
-    assert opened.front().locator(".scatterlayer .point").count() == len(points) + named + unseen
+    assert (
+        opened.front().locator(".scatterlayer .point").count() == len(points) + named + unseen + 1
+    )
     for section in ("recalls", "effects", "importance", "parallel", "curves", "progress"):
         assert opened.page.locator(f"#{section} .picture .main-svg").count() > 0
 
@@ -245,12 +268,110 @@ def test_tables_sort_by_value_both_ways(opened, report):
 @pytest.mark.slow
 def test_a_command_can_be_copied(opened, report):
     opened.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    opened.page.locator(".copy").first.click()
-    opened.page.wait_for_function(
-        "['copied', 'selected'].includes(document.querySelector('.copy').textContent)"
+    run_id = opened.page.locator(".card").get_attribute("data-run")
+    commands = report.table.set_index("run_id")["command"]
+    lines = [commands[run_id], f"python -m src.export run={run_id}"]
+    lines.append(f"python -m src.predict model={run_id} input=pictures/")
+    for number, line in enumerate(lines):
+        opened.page.locator(".copy").nth(number).click()
+        said = "n => ['copied', 'selected'].includes("
+        said += "document.querySelectorAll('.copy')[n].textContent)"
+        opened.page.wait_for_function(said, arg=number)
+        assert opened.page.evaluate("navigator.clipboard.readText()") == line
+
+
+def move(page, positions):
+    """Move sliders, by metric, to positions; the id of the run that the page chooses."""
+    page.evaluate(
+        """positions => {
+          for (const slider of document.querySelectorAll("#budgets input")) {
+            slider.value = positions[slider.dataset.metric] ?? slider.max;
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+          }
+        }""",
+        positions,
     )
-    copied = opened.page.evaluate("navigator.clipboard.readText()")
-    assert copied == report.table.set_index("run_id").at[report.answers[0].run_id, "command"]
+    card = page.locator(".card")
+    return card.get_attribute("data-run") if card.is_visible() else ""
+
+
+@pytest.mark.slow
+def test_the_page_chooses_what_the_report_chooses_under_the_same_budgets(opened, report):
+    offered = {bound["metric"]: bound for bound in choices(report)["bounds"]}
+    assert list(offered) == [COSTS[1], COSTS[0], COSTS[3], "best/val/recall/mel"]
+    rng, chosen = random.Random(0), set()
+    for number in range(24):
+        names = [COSTS[number % 2], COSTS[3]][: 1 + number % 3 // 2] + ["best/val/recall/mel"]
+        at = {name: rng.randrange(len(offered[name]["values"])) for name in names}
+        limits = [
+            Limit(name, offered[name]["operator"], offered[name]["values"][position])
+            for name, position in at.items()
+        ]
+        decided = decide(report.table, OBJECTIVES, [], 0.02, limits[:-1], limits[-1:])
+        assert move(opened.page, at) == decided[-1].run_id, limits
+        chosen.add(decided[-1].run_id)
+    assert len(chosen - {""}) > 3
+    strictest = dict.fromkeys(offered, 0)
+    assert (move(opened.page, strictest) == "") == opened.page.locator("#nothing").is_visible()
+    assert move(opened.page, {}) == decide(report.table, OBJECTIVES, [], 0.02, [], [])[0].run_id
+
+
+@pytest.mark.slow
+def test_a_slider_moves_by_key_marks_the_model_and_draws_its_limit(opened, report):
+    ring = """() => {
+      const {data, layout} = document.querySelector("#front .picture");
+      return [data.at(-1).x[0], data.at(-1).y[0], (layout.shapes ?? []).map(one => one.x0)];
+    }"""
+    opened.page.locator('#front button[data-view="0"]').click()
+    slider = opened.page.locator(f'#budgets input[data-metric="{COSTS[0]}"]')
+    slider.focus()
+    slider.press("Home")
+    slider.press("ArrowRight")
+    flops = sorted({run["x"][0] for run in choices(report)["runs"]})[1]
+    row = report.table.set_index("run_id").loc[
+        opened.page.locator(".card").get_attribute("data-run")
+    ]
+    opened.page.wait_for_function(
+        "value => document.querySelector('#front .picture').data.at(-1).x[0] === value",
+        arg=row[COSTS[0]],
+    )
+    assert opened.page.evaluate(ring) == [row[COSTS[0]], row["quality"], [flops]]
+    assert slider.get_attribute("aria-valuetext").startswith("\u2264 ")
+    card = " ".join(opened.page.locator(".card").inner_text().split())
+    assert f"{row['quality']:.4f} [{row['quality_low']:.3f}," in card
+    move(opened.page, {})
+
+
+@pytest.mark.slow
+def test_the_first_screen_holds_the_answer_the_front_and_the_choice(opened):
+    opened.page.set_viewport_size({"width": 1280, "height": 800})
+    try:
+        for part in ("#answer", "#front .picture", "#budgets", ".card .commands"):
+            box = opened.page.locator(part).first.bounding_box()
+            assert box["y"] + opened.page.evaluate("scrollY") + box["height"] <= 800, part
+    finally:
+        opened.page.set_viewport_size({"width": 1366, "height": 800})
+
+
+def test_the_page_of_80_trials_is_small(html):
+    library = len(re.search(r'id="plotly">([^<]*)<', html)[1])
+    assert len(html.encode()) <= 2.5e6
+    assert len(html.encode()) - library <= 300e3
+
+
+def test_seeds_stand_beside_their_mean(report):
+    heads = list(tables(report)["table-front"].texts())
+    at = heads.index("±")
+    assert heads[at - 3 : at + 2][1:3] == ["from", "to"]
+    run = charts.members(report).iloc[0]
+    rows = report.intervals[report.intervals["run_id"] == run["run_id"]].set_index(
+        ["split", "metric"]
+    )
+    row = rows.loc[("val", "balanced_accuracy")]
+    assert f"± {row['seed_sd']:.3f}" in short_front(report).texts().iloc[0, 1]
+    assert f'title="seeds: {row["seed_values"]}"' in rendered(report)
+    drops = tables(report)["table-drops"].texts()
+    assert drops.iloc[:, 2:4].map(lambda text: "] ± 0." in text).all(axis=None)
 
 
 @pytest.mark.slow
@@ -265,8 +386,9 @@ def test_nothing_from_outside_runs_or_breaks_the_page(open_report, small):
         source=EVIL,
         table=table,
         answers=[Answer(EVIL, EVIL, table["run_id"].iloc[0], EVIL)],
-        paragraphs=[EVIL],
         warnings=[EVIL],
+        remarks=[EVIL],
+        on_test=pd.DataFrame({"label": [EVIL], "verdict": [EVIL]}),
         parameters=small.parameters.rename(columns={"loss": EVIL}).assign(loss=EVIL),
         recalls=small.recalls.replace({"class": {"mel": EVIL}}),
         effects=small.effects.replace({"parameter": {"loss": EVIL}}),
@@ -323,7 +445,7 @@ SPECIAL = "a&b%c$d#e_f{g}h~i^j\\k<l>m|n[o]"
 
 
 def test_csv_files_hold_the_frames_with_all_digits(report, folder):
-    frames = [name for name in FRAMES if name != "comparison"]
+    frames = [name for name in FRAMES if name not in ("comparison", "on_test")]
     names = {f"{name}.csv" for name in [*frames, "Losses", "parameters"]}
     assert {path.name for path in folder.iterdir()} == {
         *names,

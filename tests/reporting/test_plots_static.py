@@ -11,6 +11,7 @@ from PIL import Image
 from src.reporting import charts, plots_static
 
 NAMES = ["front", "recalls", "effects", "importance", "parallel", "curves", "progress"]
+NAMES += ["front_by_cost"]
 
 
 def drawn(chart):
@@ -65,7 +66,9 @@ def test_every_picture_is_a_png_of_160_dpi_and_an_svg(files):
 def test_the_same_report_gives_the_same_files(bare, tmp_path):
     every = charts.charts(bare)
     first, second = (plots_static.write(every, tmp_path / name) for name in "ab")
-    assert [path.name for path in first] == ["front.png", "front.svg"]
+    assert [path.name for path in first] == [
+        *("front.png", "front.svg", "front_by_cost.png", "front_by_cost.svg")
+    ]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -80,14 +83,14 @@ def test_nothing_is_cut_off(figures, name):
 
 
 def test_the_front_has_a_panel_per_cost_with_units_and_directions(figures):
-    panels = figures["front"].axes
+    panels = figures["front_by_cost"].axes
     titles = [axes.get_xlabel().replace("\n", " ") for axes in panels]
     assert titles == [
-        "FLOPs (multiply-adds), lower is better",
-        "parameters, lower is better",
-        "latency relative to the reference net, lower is better",
+        "FLOPs (multiply-adds) ↓",
+        "parameters ↓",
+        "latency relative to the reference net ↓",
     ]
-    quality = "balanced accuracy (validation), higher is better"
+    quality = "balanced accuracy (validation) ↑"
     assert panels[0].get_ylabel().replace("\n", " ") == quality
     assert panels[0].get_xscale() == panels[1].get_xscale() == "log"
     assert "model.net." in figures["effects"].axes[-4].get_xlabel()
@@ -106,6 +109,23 @@ def test_a_logarithmic_axis_has_two_to_four_ticks(low, high, ticks):
     values = plots_static._LogLocator().tick_values(low, high)
     assert 2 <= len(values) <= plots_static.MOST_LOG_TICKS
     assert list(values) == pytest.approx(ticks)
+
+
+def test_the_front_alone_is_600_px_wide_with_names_and_legend_inside(figures, small):
+    figure = figures["front"]
+    [axes] = figure.axes
+    assert 580 <= figure.get_size_inches()[0] * plots_static.DPI <= 680
+    assert "\n" not in axes.get_xlabel() + axes.get_ylabel()
+    labels = small.table.loc[(small.table["chosen"] != "") | small.table["knee"], "label"]
+    names = {text.get_text().removesuffix(" (knee)") for text in axes.texts}
+    assert names == set(labels)
+    inside = axes.get_window_extent()
+    for text in (*axes.texts, axes.get_legend()):
+        box = text.get_window_extent()
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+        assert box.y1 <= inside.y1
 
 
 def test_ten_named_points_have_numbers_that_do_not_overlap_and_a_legend(report):

@@ -24,41 +24,30 @@ def with_test_figures(report, recall: tuple[float, float, float]):
         Answer("x", "?", "", ""),
     ]
     table = pd.DataFrame({"run_id": ["a"], "label": ["custom #1"]})
-    intervals = pd.DataFrame(rows, columns=columns)
+    intervals = pd.DataFrame(rows, columns=columns).assign(label="custom #1")
     return replace(report, table=table, answers=answers, intervals=intervals)
 
 
 @pytest.mark.parametrize(
     ("recall", "verdict"),
     [
-        ((0.9, 0.81, 0.97), ">= 0.8 is kept (31 images)"),
-        ((0.9, 0.75, 0.97), ">= 0.8 is kept, but the interval allows both (31 images)"),
-        ((0.7, 0.55, 0.85), ">= 0.8 is not kept, but the interval allows both (31 images)"),
-        ((0.6, 0.5, 0.79), ">= 0.8 is not kept (31 images)"),
+        ((0.9, 0.81, 0.97), "kept"),
+        ((0.9, 0.75, 0.97), "kept, undecided"),
+        ((0.7, 0.55, 0.85), "not kept, undecided"),
+        ((0.6, 0.5, 0.79), "not kept"),
     ],
 )
 def test_floors_on_test_are_judged_with_their_interval(bare, recall, verdict) -> None:
-    [sentence] = text.on_test(with_test_figures(bare, recall), [FLOOR])
-    assert sentence == (
-        f"custom #1 on test: balanced accuracy 0.600 [0.550, 0.650]; recall of mel {recall[0]:.3f} "
-        f"[{recall[1]:.3f}, {recall[2]:.3f}], {verdict}."
+    quality, floor = text.on_test(with_test_figures(bare, recall), [FLOOR]).to_dict("records")
+    assert (quality["metric"], quality["estimate"], quality["low"]) == (
+        "balanced accuracy",
+        0.6,
+        0.55,
     )
-    assert text.on_test(replace(bare, intervals=pd.DataFrame()), [FLOOR]) == []
-
-
-def test_findings_count_trials_and_name_knee_and_ties(report) -> None:
-    sentences = text.findings(report, "How the knee was found.", [FLOOR])
-    knee = report.table[report.table["knee"]].iloc[0]
-    assert sentences[0].startswith("80 trials: ")
-    for state, number in report.counts.items():
-        assert f"{number} {text.STATES[state]}" in sentences[0]
-    assert sentences[1].startswith(f"The knee is {knee['label']} (run {knee['run_id'][:8]}): ")
-    assert sentences[2] == "How the knee was found."
-    tied = report.pairs[report.pairs["tied"]]
-    ties = [one for one in sentences if one.startswith("Not distinguishable in balanced")]
-    assert ties
-    assert all(any(label in one for one in ties) for label in tied["label_a"])
-    assert text.ties(report.pairs.assign(tied=False)) == text.ties(pd.DataFrame()) == []
+    assert pd.isna(quality["verdict"])
+    assert (floor["metric"], floor["floor"], floor["images"]) == ("recall of mel", ">= 0.8", 31)
+    assert (floor["label"], floor["verdict"]) == ("custom #1", verdict)
+    assert text.on_test(replace(bare, intervals=pd.DataFrame()), [FLOOR]).empty
 
 
 def test_counts_are_in_order_and_without_zeros() -> None:
@@ -93,7 +82,14 @@ def test_warnings_say_what_may_mislead(report) -> None:
         }
     )
     trials.loc[front, "tags.test_failure"] = "the images are gone"
-    sentences = "\n".join(text.warnings(replace(report, table=table), ["a note"], trials))
+    doubts, remarks = text.warnings(replace(report, table=table), ["a note"], trials)
+    assert [one.partition(":")[0] for one in doubts] == [
+        "LEAKAGE",
+        "The images are drawn, not photographed",
+        "Latency was measured on different devices (cpu, gpu)",
+        f"No test figures for {len(front)} members of the front",
+    ]
+    sentences = "\n".join([*doubts, *remarks])
     pruned, finished = (table["state"] == "pruned").sum(), (table["status"] == "FINISHED").sum()
     for part in (
         "a note",

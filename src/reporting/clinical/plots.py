@@ -16,23 +16,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from src.metrics import calibration, thresholds
 from src.metrics.registry import PRIMARY, short_label
+from src.reporting import plots_static
 from src.reporting.clinical.presentation import estimate_text, figure_titles, shift_label
 from src.reporting.clinical.results import ClinicalAudit, Evaluation
 from src.reporting.clinical.subgroups import display_name
 from src.reporting.style import BLUE, VERMILLION
 
 DPI = 150
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7.5,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "svg.hashsalt": "paretoderm",  # the same audit, the same file
-}
+FRAME = {f"axes.spines.{side}": True for side in ("top", "right")}
+STYLE: Any = plots_static.STYLE | FRAME | {"axes.labelsize": 8, "legend.fontsize": 7.5}
 GREY = "#898989"
 COLUMNS = 4  # panels in a row
 LINE: dict[str, Any] = {"color": BLUE, "linewidth": 0.9, "alpha": 0.8}

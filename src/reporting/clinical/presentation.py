@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 import numpy as np
 import pandas as pd
 from rich.console import Group, RenderableType
@@ -277,36 +278,22 @@ def figure_titles(result: ClinicalAudit) -> dict[str, str]:
 
 def markdown(result: ClinicalAudit) -> str:
     """The audit as a Markdown page; the figures are beside it."""
-    parts = [
-        f"# Clinical audit: {escape_markdown(result.split)}",
-        _bullets(summary(result)),
-        "\n".join(f"> {escape_markdown(note)}  " for note in result.notes),
-        *(table.to_markdown() for table in audit_tables(result)),
-        *(f"![{title}]({name}.png)" for name, title in figure_titles(result).items()),
-    ]
-    return "\n\n".join(parts) + "\n"
+    values = {"audit": result, "summary": summary(result), "figures": figure_titles(result)}
+    return _page("audit", tables=audit_tables(result), **values)
 
 
 def evaluation_markdown(result: Evaluation) -> str:
     """The evaluation as a Markdown page; the audits have their own pages beside it."""
-    parts = [f"# {escape_markdown(result.title)}"]
-    for name, audit in result.audits.items():
-        page = f"{CLINICAL}/{name}/{PAGE}"
-        parts += [f"## {escape_markdown(name)}", _bullets(summary(audit))]
-        parts.append(f"Full audit: [{page}]({page})")
-    parts += ["## Notes", _bullets(result.notes)] if result.notes else []
-    parts += [table.to_markdown() for table in evaluation_tables(result)]
-    parts += (
-        ["![The run's and external figures with intervals](drop.png)"] if len(result.drop) else []
-    )
-    parts += (
-        ["![Some of the run's and some external images](examples.png)"] if result.examples else []
-    )
-    return "\n\n".join(parts) + "\n"
+    summaries = {name: summary(audit) for name, audit in result.audits.items()}
+    values = {"summaries": summaries, "folder": CLINICAL, "page": PAGE}
+    return _page("evaluation", result=result, tables=evaluation_tables(result), **values)
 
 
-def _bullets(sentences: list[str] | tuple[str, ...]) -> str:
-    return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
+def _page(part: str, **values: Any) -> str:
+    environment = jinja2.Environment(trim_blocks=True)  # noqa: S701  the output is Markdown
+    environment.filters["plain"] = escape_markdown
+    template = Path(__file__).with_name("pages.md.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(part=part, **values)
 
 
 def write(result: ClinicalAudit, folder: Path) -> None:
