@@ -331,11 +331,12 @@ def test_a_slider_moves_by_key_marks_the_model_and_draws_its_limit(opened, repor
     row = report.table.set_index("run_id").loc[
         opened.page.locator(".card").get_attribute("data-run")
     ]
+    flops_of_point = float(f"{row[COSTS[0]]:.5g}")
     opened.page.wait_for_function(
         "value => document.querySelector('#front .picture').data.at(-1).x[0] === value",
-        arg=row[COSTS[0]],
+        arg=flops_of_point,
     )
-    assert opened.page.evaluate(ring) == [row[COSTS[0]], row["quality"], [flops]]
+    assert opened.page.evaluate(ring) == [flops_of_point, row["quality"], [flops]]
     assert slider.get_attribute("aria-valuetext").startswith("\u2264 ")
     card = " ".join(opened.page.locator(".card").inner_text().split())
     assert f"{row['quality']:.4f} [{row['quality_low']:.3f}," in card
