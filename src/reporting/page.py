@@ -122,6 +122,7 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     """The front for a paper, a terminal or MLflow: model, quality with interval, costs, run."""
     members, complete = charts.members(report), front_table(report).frame
     metrics = [name for name in map(str, complete) if "/" in name and members[name].notna().any()]
+    metrics = [name for name in metrics if not name.startswith("spread/")]
     frame = pd.DataFrame(
         {"model": members["label"] + members["knee"].map({True: " (knee)", False: ""})}
     )

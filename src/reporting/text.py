@@ -93,8 +93,8 @@ def same_sizes(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str
     keys = [*sizes, *(["compression"] if "compression" in table else [])]
     groups = [rows["label"] for _, rows in table[table["front"]].groupby(keys) if len(rows) > 1]
     return [
-        f"{some(labels)} have the same FLOPs and parameters: noise of the latency may keep all of "
-        "them on the front."
+        f"{' and '.join(labels)} have the same FLOPs and parameters: noise of the latency may keep "
+        "all of them on the front."
         for labels in groups
     ]
 
