@@ -46,6 +46,8 @@ def make_report(
     named = table[(table["state"] == "front") | (table["chosen"] != "")]
     command = "python -m src.train model=custom " + table["overrides"]
     table["command"] = command.where(table["run_id"].isin(named["run_id"]), "")
+    intervals = _intervals(named, rng, seeds)
+    table = uncertainty.with_intervals(table, intervals, QUALITY)
     finished = table[table["status"] == "FINISHED"]
     parameters = finished.set_index("run_id")[list(PARAMETERS)]
     table = table.drop(columns=list(PARAMETERS))
@@ -61,7 +63,7 @@ def make_report(
         costs=COSTS,
         parameters=parameters,
         answers=answers,
-        intervals=_intervals(named, rng, seeds),
+        intervals=intervals,
         pairs=_pairs(named, rng),
         drops=_drops(named, rng),
         effects=ablation.effects(finished, parameters, OBJECTIVES),
