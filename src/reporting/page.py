@@ -107,8 +107,8 @@ def front_table(report: Report) -> Table:
             at = list(frame).index(name) + 1
             frame.insert(at, f"spread/{name}", spread)
             if name == report.quality and len(report.intervals):
-                seeds = report.intervals.query("split == @split and metric == @metric")
-                seeds = seeds.set_index("run_id")["seed_values"]
+                some = report.intervals.query("split == @split and metric == @metric")
+                seeds = some.set_index("run_id")["seed_values"]
                 frame.insert(at + 1, "seed_values", rows["run_id"].map(seeds))
     if rows[["quality_low", "quality_high"]].notna().any(axis=None):
         at = list(frame).index(report.quality) + 1
@@ -145,7 +145,7 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     return Table(frame.head(rows or len(frame)), "", caption, labels, formats=formats)
 
 
-def figures(report: Report, names: Sequence[str]) -> pd.DataFrame:
+def figures(report: Report, names: list[str]) -> pd.DataFrame:
     """Metrics of each run as text: the value with its interval and its deviation over the seeds.
 
     Returns:
@@ -162,14 +162,14 @@ def figures(report: Report, names: Sequence[str]) -> pd.DataFrame:
     return shown
 
 
-def answers(report: Report) -> list[dict[str, str]]:
+def answers(report: Report) -> list[dict[str, Any]]:
     """The answers; each with label, quality, cost and command of its run, empty without one."""
     names = [report.quality, cost_of(report.objectives)]
     runs = report.table.drop_duplicates("run_id").set_index("run_id")[["label", "command"]]
     cells = figures(report, names).set_axis(["quality", "cost"], axis="columns")
     runs = runs.join(cells).reindex([answer.run_id for answer in report.answers]).fillna("")
     rows = zip(report.answers, runs.to_dict("records"), strict=True)
-    return [vars(answer) | run for answer, run in rows]
+    return [vars(answer) | {str(key): text for key, text in run.items()} for answer, run in rows]
 
 
 def choices(report: Report) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def choices(report: Report) -> dict[str, Any]:
         run = {"id": row["run_id"], "net": row.get("net") or row["run_id"], "y": row["quality"]}
         run |= {key: row[key] for key in ("label", "state", "command")}
         for key, metrics in (("keeps", [item.metric for item in bounded]), ("x", costs)):
-            values = style.finite(pd.Series([row.get(name) for name in metrics], dtype=float))
-            run[key] = [None if pd.isna(value) else value for value in values]
+            numbers = style.finite(pd.Series([row.get(name) for name in metrics], dtype=float))
+            run[key] = [None if pd.isna(number) else number for number in numbers]
         texts = [[cells.at[row["run_id"], name] for name in names] for names in shown]
         titles = [style.metric(names[0]).short or style.metric(names[0]).axis for names in shown]
         run["figures"] = [[a, *b] for a, b in zip(titles, texts, strict=True) if set(b) != {"-"}]

@@ -12,8 +12,8 @@ from src.reporting.record import Report
 from src.tracking.read import texts
 
 # In the order in which they are counted.
-STATES = ("front", "dominated", "over limit", "no value", "pruned", "over_limit")
-STATES += ("put_back", "failed", "killed", "running")
+STATES = ["front", "dominated", "over limit", "no value", "pruned", "over_limit", "put_back"]
+STATES += ["failed", "killed", "running"]
 _TESTED = ["run_id", "label", "metric", "estimate", "low", "high", "seed_sd", "seed_values"]
 _TESTED += ["floor", "verdict", "images"]
 
@@ -21,7 +21,7 @@ _TESTED += ["floor", "verdict", "images"]
 def counts(table: pd.DataFrame) -> dict[str, int]:
     """Trials by state, in the order of `STATES`; states without trials are left out."""
     numbers = table["state"].value_counts()
-    order = [*STATES, *numbers.index.difference(list(STATES))]
+    order = [*STATES, *numbers.index.difference(STATES)]
     return {state: int(numbers[state]) for state in order if state in numbers}
 
 
@@ -37,14 +37,15 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
     named = [replace(one, metric=one.per_epoch.removeprefix("val/")) for one in floors]
     bounds = [quality, *named]
     tested = report.intervals.reindex(columns=[*_TESTED[:-3], "images", "split"])
-    tested = tested[tested["split"] == "test"].set_index(["run_id", "metric"], drop=False)
+    tested = tested[tested["split"] == "test"]
+    measured = {(row["run_id"], row["metric"]): row for row in tested.to_dict("records")}
     rows = []
     for run_id in dict.fromkeys(answer.run_id for answer in report.answers if answer.run_id):
         for bound in bounds:
-            if (run_id, bound.metric) not in tested.index:
+            if (run_id, bound.metric) not in measured:
                 continue
-            row = tested.loc[(run_id, bound.metric)].to_dict()
-            row |= {"metric": describe(f"test/{bound.metric}").plain_label}
+            row = measured[run_id, bound.metric]
+            row = row | {"metric": describe(f"test/{bound.metric}").plain_label}
             if bound is not quality:
                 ends = [row[end] for end in ("low", "high") if pd.notna(row[end])]
                 verdict = "kept" if bound.holds(row["estimate"]) else "not kept"
