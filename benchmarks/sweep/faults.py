@@ -217,8 +217,10 @@ def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
     )
     counted = studies.counted(trials)
     faulty = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
+    # of a cell that is lost: why its last trial failed
+    outcomes = {tuple(trial.system_attrs[CELL]): outcome_of(trial) for trial in trials}
     faulty += [
-        f"{' '.join(cell)}: complete {complete[cell]} times"
+        f"{' '.join(cell)}: complete {complete[cell]} times, last outcome: {outcomes.get(cell)}"
         for cell in cells
         if complete[cell] != 1
     ]
@@ -325,7 +327,7 @@ def main(arguments: Sequence[str]) -> None:
         row: dict[str, Any] = {"mode": mode, "trials": chaos.n_cells, "jobs": chaos.n_jobs}
         row |= {"trials killed": f"{killer.killed} of {len(killer.seen)}"}
         row |= {"owners killed": killer.owners, "server": outages[mode], "seconds": round(seconds)}
-        row["lost"] = sum(text.endswith("complete 0 times") for text in faulty)
+        row["lost"] = sum("complete 0 times" in text for text in faulty)
         is_double = re.compile(r"complete \d+ times|has ([2-9]|\d\d+) runs").search
         row["double"] = sum(bool(is_double(text)) for text in faulty) - row["lost"]
         rows.append({**row, "other problems": len(faulty) - row["lost"] - row["double"]})
