@@ -6,6 +6,7 @@ Hydra imports this file at every start: light imports only.
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
@@ -15,13 +16,35 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class StudiesSource(FileConfigSource):
+    """The folder sweeps/ as a config group; Hydra sees nothing else of the checkout.
+
+    As a source of files the checkout would be walked with all its folders, .venv included, by
+    --hydra-help and by shell completion.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """Of `studies://<checkout>` in the search path."""
+        return "studies"
+
+    def is_group(self, config_path: str) -> bool:
+        """Called by Hydra for a config group, and for every name in the folder of one."""
+        is_own = config_path.partition("/")[0] in ("", "sweeps")
+        return is_own and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        """Called by Hydra for a choice of a config group."""
+        return config_path.startswith("sweeps/") and super().is_config(config_path)
+
+
 class StudiesSearchPath(SearchPathPlugin):
     """Makes sweeps=<name> a choice from the folder sweeps/, only for commands of this project."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra before it composes a config."""
         if any(element.path.endswith(str(ROOT / "conf")) for element in search_path.get_path()):
-            search_path.append("paretoderm", f"file://{ROOT}")
+            search_path.append("paretoderm", f"studies://{ROOT}")
 
 
 class StudySweeper(Sweeper):

@@ -30,6 +30,9 @@ FILES = {  # slips in a config file
     "duplicate": b"seed: 1\nseed: 2\n",
     "python": b"seed: !!python/object/apply:os.getcwd []\n",
     "latin1": "study: é\n".encode("latin-1"),
+    "list": b"# @package _global_\n- seed: 1\n",
+    "header": b"seed: 1\n",
+    "misspelt": b"# @package _global_\noptimzer:\n  lr: 1\n",
     "defaults": b"defaults:\n  - /nosuch: thing\n",
 }
 

@@ -48,7 +48,7 @@ WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run")
 # Packages whose classes a record may name although no file in conf/ does.
 _RECORDED_PACKAGES = ("src.models.", "src.losses.", "src.data.")
 _ROOT_MARK = "<root>"  # of the project's folder, which is another one on another machine
-_SEARCH_PATH = ("pkg://hydra.conf", "file://<root>/conf", "file://<root>", "structured://")
+_SEARCH_PATH = ("pkg://hydra.conf", "file://<root>/conf", "studies://<root>", "structured://")
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
@@ -122,18 +122,35 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
             raise ConfigError(f"{path}._target_", problem) from error
         check_arguments(target, config, path)
     elif not path:
-        for key in ROOT_VALUES.keys() & config.keys():
-            _check_value(config[key], ROOT_VALUES[key], key)
-        parts = {name: config[name] for name in _PARTS if name in config}
-        if isinstance(config.get("model"), Mapping):
-            parts["model.net"] = config["model"].get("net")
-        for name, part in parts.items():
-            if not isinstance(part, Mapping) or "_target_" not in part:
-                problem = f"must have a _target_ and its arguments, but is {part!r}"
-                raise ConfigError(name, problem)
+        _check_root(config)
     for key, value in config.items():
         if isinstance(value, Mapping):
             check(value, f"{path}.{key}" if path else key)
+
+
+def _check_root(config: Mapping[str, Any]) -> None:
+    """Check the keys at the top of a training config, and that its parts can be built."""
+    for key in sorted(config.keys() - _root_keys()):
+        file = "its file must begin with # @package _global_ and must not be a list"
+        problem = "unknown key" + closest(key, sorted(_root_keys()))
+        raise ConfigError(key, file if key in ("experiment", "sweeps") else problem)
+    for key in ROOT_VALUES.keys() & config.keys():
+        _check_value(config[key], ROOT_VALUES[key], key)
+    parts = {name: config[name] for name in _PARTS if name in config}
+    if isinstance(config.get("model"), Mapping):
+        parts["model.net"] = config["model"].get("net")
+    for name, part in parts.items():
+        if not isinstance(part, Mapping) or "_target_" not in part:
+            problem = f"must have a _target_ and its arguments, but is {part!r}"
+            raise ConfigError(name, problem)
+
+
+@functools.cache
+def _root_keys() -> frozenset[str]:
+    """The keys at the top of a training config; the groups that set other keys have none."""
+    train = yaml.safe_load((CONF / "train.yaml").read_text())
+    groups = {name for entry in train["defaults"] if isinstance(entry, dict) for name in entry}
+    return frozenset(train) | groups - {"experiment", "sweeps"}
 
 
 def check_class_names(names: Sequence[str]) -> None:

@@ -76,7 +76,10 @@ def test_possible_values_pass() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"net": {"_target_": "src.nowhere.Thing"}}, r"net\._target_: cannot import src\.nowhere"),
+        (
+            {"efficiency": {"_target_": "src.nowhere.Thing"}},
+            r"efficiency\._target_: cannot import src\.nowhere",
+        ),
         (
             {"trainer": {"_target_": "pytorch_lightning.Trainer", "max_epochs": "ten"}},
             r"trainer\.max_epochs: .*integer.*but got 'ten'",
