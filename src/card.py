@@ -1,7 +1,10 @@
-"""ENTRY: write the model card of a run, a registered model or an exported file.
+"""ENTRY: the model card of a trained model, from its recorded run, as Markdown and in MLflow.
 
-python -m src.card model=<run id>
-python -m src.card model=derm@champion
+python -m src.card model=3f2a9c          a run, or a trial with all its seeds
+python -m src.card model=derm            a registered model, its newest version
+python -m src.card model=derm@champion   the version with that alias, or derm/3
+python -m src.card model=custom.onnx     an exported file: the run that it names
+python -m src.card model=3f2a9c own_root=<folder>   results by age, sex and site
 """
 
 from src.core.cli import Command
@@ -9,15 +12,7 @@ from src.core.cli import Command
 COMMAND = Command(
     "command/card",
     "src.reporting.card:make",
-    """
-Paretoderm: the model card of a trained model, from its recorded run, as Markdown and in MLflow.
-
-  python -m src.card model=3f2a9c                    a run, or a trial with all its seeds
-  python -m src.card model=derm                      the newest version of a registered model
-  python -m src.card model=derm@champion             the version with that alias, or model=derm/3
-  python -m src.card model=custom.onnx               an exported file, by the run that it names
-  python -m src.card model=3f2a9c own_root=<folder>  its data, for results by age, sex and site
-""",
+    __doc__,
     renamed={"model": "subject"},
     texts=("model",),
 )

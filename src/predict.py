@@ -1,6 +1,13 @@
-"""ENTRY: predict probabilities and a decision for pictures.
+"""ENTRY: probabilities and a decision for pictures. Research software, no medical device.
 
-python -m src.predict model=<run id, registry name or exported file> input=<image|folder|CSV>
+  python -m src.predict model=3f2a9c input=lesion.jpg         a run, or a trial
+  python -m src.predict model=skin@champion input=pictures/   or model=skin/3
+  python -m src.predict model=custom.onnx input=list.csv out=out.csv
+  python -m src.predict model=3f2a9c input=pictures/ unsure_below=0.6
+  python -m src.predict model=3f2a9c input=lesion.jpg gradcam=true
+
+Exit status 0: all pictures were read; 1: some were not, and are listed; 2: no
+prediction could be made.
 """
 
 from src.core.cli import Command
@@ -8,17 +15,7 @@ from src.core.cli import Command
 COMMAND = Command(
     "command/predict",
     "src.deployment.predict:make",
-    """
-Paretoderm: predictions of a trained model for pictures. Research software, no medical device.
-
-  python -m src.predict model=3f2a9c input=lesion.jpg                  a run, or the mean of a trial
-  python -m src.predict model=skin@champion input=pictures/            a registered model, or skin/3
-  python -m src.predict model=custom.onnx input=list.csv out=out.csv   an exported file
-  python -m src.predict model=3f2a9c input=pictures/ unsure_below=0.6  mark uncertain predictions
-  python -m src.predict model=3f2a9c input=lesion.jpg gradcam=true     and draw Grad-CAM overlays
-
-Exit status 0: all pictures were read; 1: some were not, and are listed; 2: nothing could be done.
-""",
+    __doc__,
     renamed={"model": "named"},
     texts=("model", "input", "out"),
 )

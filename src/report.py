@@ -1,7 +1,11 @@
-"""ENTRY: compute the Pareto front of a study, with intervals and decisions: HTML, PNG, CSV, MLflow.
+"""ENTRY: which model to choose, how certain the choice is: HTML, PNG, CSV, and runs in MLflow.
 
-python -m src.report study=dense_size
-python -m src.report 'study=[width,dense_size]'
+python -m src.report study=dense_size            front, decisions, intervals
+python -m src.report 'study=[width,dense_size]'  several studies side by side
+python -m src.report study=pareto register=derm  and register the chosen model
+python -m src.report study=pareto before=2026-11-21T12:00   what is new since
+python -m src.report "filter=tags.data = 'ham10000'"        any runs
+python -m src.report experiment=paretoderm       all runs of the experiment
 """
 
 from omegaconf import DictConfig
@@ -11,16 +15,7 @@ from src.core.cli import Command
 COMMAND = Command(
     "command/report",
     "src.report:make_report",
-    """
-Paretoderm: which model to choose, and how certain the choice is, from the runs in MLflow.
-
-  python -m src.report study=dense_size                       a study: front, decisions, intervals
-  python -m src.report 'study=[width,dense_size]'             several studies side by side
-  python -m src.report study=pareto before=2026-11-21T12:00   what has changed since then
-  python -m src.report study=pareto register=derm             and register the chosen model
-  python -m src.report "filter=tags.data = 'ham10000'"        any runs
-  python -m src.report experiment=paretoderm                  all runs of an MLflow experiment
-""",
+    __doc__,
     renamed={"experiment": "from_experiment"},
     texts=("filter",),
 )

@@ -1,8 +1,9 @@
 """ENTRY: train, measure and log one run; with -m or sweeps=, run a study and compare its trials.
 
-python -m src.train model=custom data=ham10000
-python -m src.train -m model=custom,resnet50
-python -m src.train -m sweeps=dense_size
+python -m src.train                            one run on the embedded data
+python -m src.train -m model=custom,resnet50   the main job: a run per model
+python -m src.train -m sweeps=smoke            a study from sweeps/: two minutes
+python -m src.train model=custom data=ham10000 data.root=/path/to/HAM10000
 """
 
 from src.core.cli import Command
@@ -10,14 +11,7 @@ from src.core.cli import Command
 COMMAND = Command(
     "train",
     "src.run:single_run",
-    """
-Paretoderm: train skin-lesion classifiers, measure their cost, record them in MLflow, compare them.
-
-  python -m src.train                                  one run on the embedded data
-  python -m src.train -m model=custom,resnet50         the main job: one run per model, compared
-  python -m src.train -m sweeps=smoke                  a study from sweeps/, two minutes
-  python -m src.train model=custom data=ham10000 data.root=/path/to/HAM10000 trainer.max_epochs=40
-""",
+    __doc__,
 )
 main = COMMAND.run
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src.core.cli import ROOT, Command, quoted
+from src.core import cli
+from src.core.cli import PROGRAM, ROOT, Command, quoted
 from src.tracking import ui
 from src.tracking.read import artifacts
 from src.tracking.store import Store
@@ -97,13 +99,18 @@ def typed(folder: Path, monkeypatch: pytest.MonkeyPatch, run_entry: Entry) -> En
 
 
 @pytest.mark.parametrize("name", HELP)
-def test_help_shows_examples_and_keys_within_100_columns(typed: Entry, name: str) -> None:
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_shows_examples_and_keys_within_the_terminal(
+    typed: Entry, name: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "console", cli.PlainConsole(width=columns))
     status, output = typed(name, "--help")
     assert status == 0
+    assert max(map(len, output.splitlines())) <= columns
     assert output.count(f"python -m src.{name}") >= 3
-    assert all(part in output for part in HELP[name])
+    text = " ".join(output.split())
+    assert all(part in text for part in HELP[name])
     assert "_base" not in output
-    assert max(map(len, command(name).examples.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,78 @@ def test_help_of_a_group_lists_its_choices(typed: Entry, name: str, group: str, 
     status, output = typed(name, "--help", group)
     assert status == 0
     assert line in output
+
+
+def test_a_help_text_is_wrapped_below_its_descriptions() -> None:
+    text = "  run --long            one two three\nkey: 1   # four five\n\nsix seven"
+    assert cli.fitted(text, 80) == text
+    assert cli.fitted(text, 18).splitlines() == [
+        *("  run --long", "      one two", "      three"),  # begins right of the middle
+        *("key: 1   # four", "         five"),
+        *("", "six seven"),
+    ]
+
+
+def test_hydras_help_lists_the_groups_and_does_not_walk_the_checkout(typed: Entry) -> None:
+    began = time.monotonic()
+    status, output = typed("train", "--hydra-help")
+    assert status == 0
+    assert time.monotonic() - began < 3
+    assert "hydra/sweeper/sampler: brute_force, cmaes" in output
+
+
+@pytest.fixture
+def program(run_entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """`program("train", "--help")`: status and output of the console script."""
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *arguments: run_entry(cli.main, *arguments)
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_the_console_script_forwards_to_the_command(program: Entry, name: str) -> None:
+    status, output = program(name, "--help")
+    assert status == 0
+    assert f"python -m {PROGRAM[name]}" in output
+    status, output = program(name, "--nosuch")
+    assert status == 2, output
+    assert "--nosuch" in output
+
+
+def test_the_console_script_lists_its_commands_and_refuses_others(program: Entry) -> None:
+    status, output = program("--help")
+    assert status == 0
+    assert max(map(len, output.splitlines())) <= 80
+    assert re.findall(r"^  paretoderm (\w+)", output, re.M) == list(PROGRAM)
+    assert program() == (status, output)
+    error = "error: reprot: no such command, did you mean report?; see paretoderm --help\n"
+    assert program("reprot") == (2, error)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("paretoderm ", list(PROGRAM)),
+        ("paretoderm re", ["report"]),
+        (
+            "paretoderm train model=cust",
+            ["model=custom", "model=custom_flatten", "model=custom_gap"],
+        ),
+        ("paretoderm train model=custom -m sweeps=dense", ["sweeps=dense_size"]),
+        ("paretoderm train -m hydra/sweeper/sampler=nsgaiii", ["hydra/sweeper/sampler=nsgaiii"]),
+        ("paretoderm train model.net.wid", ["model.net.width="]),
+        ("paretoderm report samp", ["samples="]),
+        ("paretoderm audit paper=sun", ["paper=sun2023"]),
+        ("paretoderm ui po", []),
+        ("paretoderm nosuch po", []),
+    ],
+)
+def test_the_shell_completes_commands_groups_and_keys(
+    program: Entry, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    status, output = program("-sc", "query=bash")
+    assert status == 0
+    assert output.split() == words
 
 
 def test_help_of_the_ui(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,12 @@ import importlib
 import logging
 import os
 import re
+import runpy
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +39,12 @@ from src.core.errors import (
 )
 from src.core.files import CONF, ROOT
 
-WIDTH = 100
+WIDTH = 100  # columns of prose at most; tables take what the terminal has
 INTERRUPTED = 130
+# Commands of the console script and their modules.
+PROGRAM = {name: f"src.{name}" for name in ("train", "report", "evaluate", "predict", "export")}
+PROGRAM |= {name: f"src.{name}" for name in ("benchmark", "card", "audit")}
+PROGRAM |= {"ui": "src.tracking.ui", "fetch": "src.data.fetch"}
 # Folders of conf/ that are not part of a training config.
 NOT_IN_A_RUN = ("command", "hydra", "labels", "paper")
 OPTIONAL_GROUPS = ("experiment", "sweeps")
@@ -59,17 +64,36 @@ class PlainConsole(Console):
             yield segment if segment.control else segment._replace(text=shown)
 
 
-console = PlainConsole(width=WIDTH)
+console = PlainConsole()
 # Partial failures of this process, such as unreadable pictures: the exit status becomes 1.
 failures: list[str] = []
 
 
 def say(line: str, wrap: bool = True, style: str | None = None) -> None:
-    """Print one line of text to the terminal, without markup, wrapped at 100 columns.
+    """Print one line of text without markup, wrapped at the terminal's width, at most 100 columns.
 
     Paths and commands, which users copy, are not wrapped. `style` is one of rich.
     """
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=not wrap)
+    width = min(console.width, WIDTH) if wrap else None
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=not wrap, width=width)
+
+
+def fitted(text: str, width: int | None = None) -> str:
+    """Wrap the lines of a help text that are longer than `width`, by default the terminal's.
+
+    What stands behind a gap of two blanks, such as a comment, is continued below its start.
+    """
+    width = width or min(console.width, WIDTH)
+    lines = []
+    for line in text.splitlines():
+        gap = re.search(r"(?<=\S) {2,}(?=\S)", line)
+        indent = gap.end() if gap else len(line) - len(line.lstrip())
+        if gap and len(line) > width and indent > width // 2:
+            lines.append(line[: gap.start()])
+            line, indent = " " * 6 + line[gap.end() :], 6
+        options = {"break_long_words": False, "break_on_hyphens": False}
+        lines += textwrap.wrap(line, width, subsequent_indent=" " * indent, **options) or [""]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -83,7 +107,7 @@ class Command:
         config_name: The primary config below conf/, such as "command/report".
         job: The function that does the work with the composed config, as "module:function". It is
             imported then: --help must not wait for torch or MLflow.
-        examples: Shown by --help.
+        about: The docstring of the command's module, with examples; shown by --help.
         renamed: Argument as typed -> key in the config.
         texts: Arguments (as typed) whose values are taken as text: ids, paths, filters.
         lists: Arguments (as typed) whose comma-separated values are one list, not a sweep.
@@ -91,7 +115,7 @@ class Command:
 
     config_name: str
     job: str
-    examples: str
+    about: str
     renamed: Mapping[str, str] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
@@ -122,9 +146,9 @@ class Command:
         """
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments):
-            print(_help(self, arguments))
+            print(fitted(_help(self, arguments)))
             return
-        arguments = list(map(self.hydra_argument, arguments))
+        arguments = _flag_first(map(self.hydra_argument, arguments))
         self._refuse_misplaced(arguments)
         sys.argv[1:] = arguments
         signal.signal(signal.SIGTERM, _terminate)
@@ -208,6 +232,41 @@ def _refuse_value(argument: str) -> None:
         fail(f"{argument}: a choice is the name of a file; {group} has {', '.join(names)}")
 
 
+def main() -> None:
+    """The console script: `paretoderm train ...` does what `python -m src.train ...` does.
+
+    To complete a word the shell calls `paretoderm -sc query=<shell>`, with what is typed in the
+    variable COMP_LINE. Hydra completes what follows the command.
+    """
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print("paretoderm <command> ...; each command has --help\n")
+        for word, module in PROGRAM.items():
+            text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+            about = text.split('"""')[1].splitlines()[0].partition(": ")[2]
+            print(fitted(f"  paretoderm {word:<9}  {about}"))
+        return
+    if name in ("-sc", "--shell-completion"):
+        line = re.match(r"\s*(\S*)\s*(\S*)(.*)", os.environ.get("COMP_LINE", ""))
+        program, typed, rest = line.groups() if line else ("", "", "")
+        if arguments and arguments[0].startswith("query=") and not rest:
+            print(" ".join(word for word in PROGRAM if word.startswith(typed)))
+            return
+        os.environ["COMP_LINE"] = " ".join([program, *_flag_first(rest.split(" ")[1:])])
+        name, arguments = typed or "train", sys.argv[1:]
+        if PROGRAM.get(name) != f"src.{name}":  # no command of Hydra
+            return
+    if name not in PROGRAM:
+        fail(f"{name}: no such command{closest(name, list(PROGRAM), ', ')}; see paretoderm --help")
+    sys.argv[1:] = arguments
+    runpy.run_module(PROGRAM[name], run_name="__main__")
+
+
+def _flag_first(arguments: Iterable[str]) -> list[str]:
+    """Hydra's parser does not accept -m between or behind overrides."""
+    return sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
+
+
 def quoted(text: str) -> str:
     """A text as Hydra's grammar reads it: backslashes are escaped before a quote and at the end."""
     return "'" + re.sub(r"(\\*)('|$)", lambda at: 2 * at[1] + at[2].replace("'", r"\'"), text) + "'"
@@ -219,38 +278,38 @@ def _ensure_quoted(text: str) -> str:
 
 
 def _help(command: Command, arguments: list[str]) -> str:
-    """The examples, then the config groups and studies; for other commands the config."""
+    """The docstring, then the config groups and studies; for other commands the config."""
     if group := next((word for word in arguments if not word.startswith("-")), None):
         return _choices_help(group)
-    examples = command.examples.strip("\n")
+    about = command.about.replace("ENTRY", "Paretoderm", 1).strip("\n")
     if command.config_name != "train":
         text = (CONF / f"{command.config_name}.yaml").read_text()
         body = text.partition("\n\n")[2].partition("\nhydra:")[0].strip("\n")
-        return f"{examples}\n\nEvery value can be set by key=value:\n\n{body}"
+        return f"{about}\n\nEvery value can be set by key=value:\n\n{body}"
     groups = []
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
         names = ", ".join(_choices(folder))
         if names and folder.name not in NOT_IN_A_RUN:
-            lines = textwrap.wrap(names, 82, subsequent_indent=" " * 14, break_on_hyphens=False)
-            groups.append(f"  {folder.name + ':':<11} " + "\n".join(lines))
-    return f"""{examples}
+            groups.append(f"  {folder.name + ':':<12}  {names}")
+    return f"""{about}
 
-A run is composed of config groups. Choose with group=choice, set a value with group.key=value:
+A run is composed of config groups. Choose with group=choice, set a value with
+group.key=value:
 
 {chr(10).join(groups)}
 
 A study sweeps over values. Each file of sweeps/ is a study:
 
-  {"sweeps:":<11} {", ".join(_choices(_folder("sweeps")))}
+  {"sweeps:":<12}  {", ".join(_choices(_folder("sweeps")))}
 
-  --help <group>       the choices of a group, such as --help model, --help sweeps,
-                       --help hydra/sweeper/sampler (or pruner, executor)
+  --help <group>       the choices of a group, such as --help model, --help
+                       sweeps, --help hydra/sweeper/sampler (pruner, executor)
   --cfg job            print the composed config and do not run it
-  -m, --multirun       one run per combination of comma-separated values, compared at the end;
-                       the same command again resumes the study
+  -m, --multirun       one run per combination of comma-separated values, and a
+                       comparison; the same command again resumes the study
   --hydra-help         Hydra's own flags: folders, shell completion
 
-Every value is checked. A wrong one ends the command with one line that names its key."""
+Every value is checked. A wrong one ends the command with a line that names it."""
 
 
 def _choices_help(group: str) -> str:
@@ -262,8 +321,7 @@ def _choices_help(group: str) -> str:
     lines = [f"{group}=..."]
     for name in _choices(folder):
         header = _header(folder / f"{name}.yaml").removeprefix(f"{name}: ")
-        first = f"  {name:<{width}}  "
-        lines += textwrap.wrap(header, 98, initial_indent=first, subsequent_indent=" " * len(first))
+        lines.append(f"  {name:<{width}}  {header}")
     return "\n".join(lines)
 
 

@@ -31,7 +31,6 @@ _TAGS = ["model", "trial", "overrides", "split", "grouped_by", "split_fingerprin
 _TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing"]
 _MOST_FAILURES = 5
 log = logging.getLogger(__name__)
-console = cli.PlainConsole(width=80)
 
 
 def compare(
@@ -305,13 +304,13 @@ def _show(
     rows = table[table["front"] | (table.index < MOST_ROWS)].head(2 * MOST_ROWS)
     if "best/val/accuracy" in table:
         caption = f"{title}: validation, at the chosen epoch"
-        console.print(comparison_table(rows, caption, "val").to_rich())
+        cli.console.print(comparison_table(rows, caption, "val").to_rich())
     tested = rows[rows.reindex(columns=["test/accuracy"]).notna().all(axis="columns")]
     if len(tested):
         caption = f"{title}: test, never used to choose"
-        console.print(comparison_table(tested, caption, "test").to_rich())
+        cli.console.print(comparison_table(tested, caption, "test").to_rich())
     if (degradation := degradation_table(rows)) is not None:
-        console.print(degradation.to_rich())
+        cli.console.print(degradation.to_rich())
     lines = [
         f"front: {', '.join(map(str, front_of))}",
         "FLOPs: a multiply-add counts as one. x ref: latency relative to the 692K-parameter "
@@ -333,14 +332,14 @@ def _show(
         overrides = row["overrides"] if len(table) > 1 else ""
         lines.append(f"run {row['run_id']}  {row['name']}  {overrides}".rstrip())
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        cli.say(line)
     address, lines = store.uri.rstrip("/"), ["look:"]
     if not store.is_server:
         is_default = store.uri == Store().uri
         command = "make ui" if is_default else f"python -m src.tracking.ui uri={store.uri}"
         address, lines = "http://127.0.0.1:5000", [f"look: {command}, then"]
     lines += [f"{name:<9}{address}{page}" for name, page in pages.items()]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    cli.say("\n".join(lines), wrap=False)
 
 
 def _failures(table: pd.DataFrame) -> list[str]:

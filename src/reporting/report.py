@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from src.core.cli import PlainConsole
+from src.core.cli import console, say
 from src.core.config import load_settings
 from src.core.errors import ConfigError, UserError, masked
 from src.core.files import atomic_folder, refuse_unwritable
@@ -43,7 +43,6 @@ FEW_PARAMETERS = 3  # with more, each of them hides the effect of the others
 FOLDER = "report"  # within the artifacts of the study's run
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 log = logging.getLogger(__name__)
-console = PlainConsole(width=80)
 
 
 def make(config: DictConfig) -> Report:
@@ -289,19 +288,19 @@ def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
 
 
 def show(report: Report, folder: Path) -> None:
-    """Print answers, the front, chosen models on test and warnings, 80 columns wide."""
+    """Print answers, the front, chosen models on test and warnings."""
     console.rule(f"{report.title}: the Pareto report", align="left")
     for answer in report.answers:
-        console.print(answer.question, style="bold", markup=False, highlight=False)
-        console.print(f"  {answer.text}", markup=False, highlight=False)
+        say(answer.question, style="bold")
+        say(f"  {answer.text}")
     console.print(page.short_front(report, comparison.MOST_ROWS).to_rich())
     if len(report.comparison):
         console.print(Table(report.comparison, "Studies side by side, on one scale").to_rich())
     if "table-on_test" in (tables := page.tables(report)):
         console.print(tables["table-on_test"].to_rich())
     for line in report.warnings:
-        console.print(f"! {line}", markup=False, highlight=False)
-    console.print(f"look: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        say(f"! {line}")
+    say(f"look: {folder / 'report.html'}", wrap=False)
 
 
 def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[str, pd.DataFrame]:

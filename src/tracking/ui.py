@@ -1,4 +1,4 @@
-"""MLflow's user interface on this machine: `python -m src.tracking.ui [port=5000]`."""
+"""ENTRY: MLflow's user interface on this machine: `python -m src.tracking.ui [port=5000]`."""
 
 import itertools
 import os

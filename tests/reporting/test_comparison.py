@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from src.core import cli
 from src.core.errors import UserError
 from src.metrics.registry import Limit, parse_objectives
 from src.reporting import comparison
@@ -59,7 +60,7 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def output(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """Returns what was printed since the last call."""
     console = Console(width=400, record=True, file=io.StringIO())
-    monkeypatch.setattr(comparison, "console", console)
+    monkeypatch.setattr(cli, "console", console)
     return console.export_text
 
 
