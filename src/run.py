@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from src.core.cli import CONF, ROOT
+from src.core.cli import CONF, ROOT, say
 from src.core.config import (
     WITHOUT_EFFECT,
     check,
@@ -115,7 +115,11 @@ def single_run(
     nodes = [config.model, config.data] + [config.compression] * compressed
     name = " ".join(str(node.get("name", "")) for node in nodes)
     with _start(store, config, plain, overrides, context, name) as run:
-        record(config, folder, overrides, run)
+        try:
+            record(config, folder, overrides, run)
+        except (KeyboardInterrupt, SystemExit):
+            say(f"stopped: run {run.id} is recorded as KILLED. The same command starts another run")
+            raise
     discard_states([folder])
     comparison.show_single(store, run.id, objectives, limits)
     return run.id

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, flag_override
 from optuna.pruners import BasePruner
+from tqdm import tqdm
 
 from src import dry_run
 from src.core.cli import ROOT, console, say
@@ -175,11 +176,10 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     """Print time and memory of some cells and of the study; returns whether any cell can run."""
     if plan.config.origin is not None:
         raise ConfigError("dry_run", "estimates trainings, not compressions: omit it")
-    rows = []
-    for number, cell in enumerate(dry_run.sample_cells(plan.space, dry_run.SAMPLED)):
-        log.warning("dry run: cell %d, %s", number, " ".join(cell))
-        rows.append(dry_run.estimate(cell, loader, plan.config, plan.overrides, plan.limits))
-    cells = pd.DataFrame(rows, columns=["cell", *dry_run.NUMBERS, "over", "problem"])
+    sampled = list(dry_run.sample_cells(plan.space, dry_run.SAMPLED))
+    shared, measured = (loader, plan.config, plan.overrides, plan.limits), dict[str, Any]()
+    bar = tqdm(sampled, "dry run", unit="cell", leave=False, disable=None)
+    cells = pd.DataFrame([dry_run.estimate(cell, *shared, measured) for cell in bar])
     counts = [count for count in (plan.settings.n_trials, plan.space.n_cells) if count is not None]
     title = f"{plan.name}: {len(cells)} of {min(counts)} trials, not trained"
     console.print(dry_run.table(title, cells).to_rich())
@@ -217,29 +217,31 @@ def _run(
         # on another machine the code may be another
         payload = _payload(plan, store, recorder.parent.id, None if executor.queues else git)
         with recorder.parent:
-            with LiveView(plan.name) as view:
-                scheduler = Scheduler(
-                    study,
-                    url,
-                    executor,
-                    settings,
-                    plan.is_grid,
-                    recorder,
-                    plan.folder,
-                    TRIAL_BODY,
-                    payload,
-                    view.show,
-                    is_owner,
-                )
-                try:
+            view = LiveView(plan.name)
+            scheduler = Scheduler(
+                study,
+                url,
+                executor,
+                settings,
+                plan.is_grid,
+                recorder,
+                plan.folder,
+                TRIAL_BODY,
+                payload,
+                view.show,
+                is_owner,
+            )
+            try:
+                with view:
                     status = scheduler.run()
-                except (KeyboardInterrupt, SystemExit):
-                    status = scheduler.status
-                    view.say(
-                        f"stopped: {status.counted} of {status.total} trials are done; "
-                        "the same command resumes the study"
-                    )
-                    raise
+            except (KeyboardInterrupt, SystemExit):
+                status = scheduler.status
+                say(
+                    f"stopped: {status.counted} of {status.total} trials are done, and those that "
+                    "ran are put back in the queue. The same command resumes the study"
+                )
+                say(f"its report so far: python -m src.report study={plan.name}", wrap=False)
+                raise
             test_front = config.test == "auto"
             compared = comparison.summarise_study(
                 store, recorder.parent, plan.objectives, plan.limits, test_front=test_front

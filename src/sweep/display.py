@@ -25,7 +25,7 @@ from src.metrics.registry import Objective, describe
 from src.sweep.records import State
 from src.sweep.status import Event, StudyStatus
 
-WIDTH = 100  # columns at most
+WIDTH = 160  # columns at most
 EVENTS = 4  # newest events below the table
 GAP = 2  # between columns
 OTHERS = 45  # columns of the running trials beside their overrides
@@ -44,7 +44,8 @@ class LiveView:
     """Shows a study while it runs; a context manager.
 
     On a terminal: a table that is redrawn at most twice a second; log lines and the logs of failed
-    trials are printed above it. Elsewhere: a line for each event, and a status line every 30 s.
+    trials are printed above it. Elsewhere: a line for each event, and every 30 s a status line if
+    it says something new.
 
     Args:
         study: The study's name.
@@ -56,6 +57,7 @@ class LiveView:
         self._console = console or PlainConsole()
         self._began = time.monotonic()
         self._shown_at = -math.inf
+        self._shown: list[str] = []
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._status: StudyStatus | None = None
         self._live: Live | None = None
@@ -88,9 +90,9 @@ class LiveView:
             self._events.append(line)
             tail = event.tail.splitlines() if event.outcome.state == "fail" else []
             if self._live is None or tail:  # the table shows the others
-                self.say(line if self._live is not None else _wrapped(line))
+                self.say(line)
                 for text in tail:
-                    self._print(_wrapped(text.rstrip(), "    "), "dim")
+                    self._print(text.rstrip(), "dim", "    ")
         if time.monotonic() - self._shown_at >= (STATUS_S if self._live is None else REFRESH_S):
             self._shown_at = time.monotonic()
             self._draw(status)
@@ -101,15 +103,26 @@ class LiveView:
 
     def _draw(self, status: StudyStatus) -> None:
         if self._live is None:
-            self._print(_wrapped(status_line(self._study, status)))
+            parts = status_parts(self._study, status)
+            if parts != self._shown:
+                self._shown = parts
+                self.say("; ".join([*parts, *filter(None, [_time_left(status)])]))
             return
         rows, width = max(1, self._console.height - 16), self._console.width - 1
         elapsed = time.monotonic() - self._began
         table = render(self._study, status, list(self._events), elapsed, width, rows)
         self._live.update(table, refresh=True)
 
-    def _print(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style=style), highlight=False, soft_wrap=True)
+    def _print(self, line: str, style: str = "", indent: str = "") -> None:
+        wrapper = textwrap.TextWrapper(
+            min(self._console.width, WIDTH),
+            indent,
+            f"{indent}  ",
+            break_on_hyphens=False,
+            tabsize=4,
+        )
+        text = Text(wrapper.fill(line), style=style)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def event_line(event: Event, objectives: Sequence[Objective]) -> str:
@@ -121,13 +134,13 @@ def event_line(event: Event, objectives: Sequence[Objective]) -> str:
     return f"trial {event.number} {word}: {' '.join(result.split())}{seconds}{again}"
 
 
-def status_line(study: str, status: StudyStatus) -> str:
-    """The status in one line, for a log."""
+def status_parts(study: str, status: StudyStatus) -> list[str]:
+    """The status for a log, except the remaining time, which changes when nothing happens."""
     parts = [f"{study}: {status.counted}/{status.total} trials finished ({_counts(status)})"]
     parts.append(f"{len(status.running)} running")
     if status.best is not None:
         parts.append(f"best is {_best_text(status)}")
-    return "; ".join([*parts, *filter(None, [_time_left(status)])])
+    return parts
 
 
 def render(
@@ -145,7 +158,7 @@ def render(
         status: Of the study.
         events: Lines, the newest last.
         elapsed: Seconds since the start of the session.
-        width: Available columns; at most 100 are used.
+        width: Available columns; at most 160 are used.
         rows: Running trials that are listed; of the others the count is shown.
     """
     width = min(width, WIDTH)
@@ -288,8 +301,3 @@ def _style(line: str) -> str:
     """The colour of an event's line."""
     head = line.split(":")[0]
     return next((style for word, style in STYLES.items() if f" {word}" in head), "")
-
-
-def _wrapped(line: str, indent: str = "") -> str:
-    wrapper = textwrap.TextWrapper(WIDTH, indent, f"{indent}  ", break_on_hyphens=False, tabsize=4)
-    return wrapper.fill(line)
