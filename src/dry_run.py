@@ -1,5 +1,6 @@
 """Estimate a study without training: compose, build and count its cells, and time one batch."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ from src.core.config import check, resolve
 from src.core.errors import ConfigError
 from src.core.tables import Table
 from src.deployment.compression import origin
+from src.efficiency.flops import count_trainable
 from src.efficiency.profile import static_cost
 from src.metrics.formatting import engineering
 from src.metrics.registry import Limit, short_label
@@ -26,10 +28,11 @@ from src.training import loop
 
 PROBED = 3  # cells that are composed and checked before a study starts
 SAMPLED = 24  # cells that are estimated, of a larger space
-TIMED = 3  # batches, after one that is not timed
+TIMED = 3  # batches at most, after one that counts only where no other is timed
+TIMED_S = 0.5  # after so many seconds no other batch is timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
 COSTS = ("efficiency/flops", "efficiency/params")
-NUMBERS = (*COSTS, "seconds", "memory_mb")
+NUMBERS = (*COSTS, "seconds", "memory_mb", "disk_mb")
 
 
 def sample_cells(space: Space, count: int) -> Iterator[tuple[str, ...]]:
@@ -105,46 +108,69 @@ def estimate(
     config: DictConfig,
     shared: list[str],
     limits: list[Limit],
+    measured: dict[str, Any],
 ) -> dict[str, Any]:
     """Compose, build and count one cell, and time it unless it exceeds a limit.
 
-    Its overrides are those of the cell and `shared`, those of all trials.
+    Its overrides are those of the cell and `shared`, those of all trials. `measured` has the
+    results of earlier calls: cells with the same network, batch and loss are timed together.
 
     Returns:
         `cell` (text), `COSTS`, `seconds`: training time of all epochs, without validation,
         measuring and logging, of a net that is fitted without epochs one pass over the training
         images; `memory_mb`: weights, gradients, optimizer state and the activations of one batch;
-        `over`: the limits that it exceeds before training, which then does not take place;
-        `problem`: why it cannot run. The texts are empty and the numbers None where they do not
-        apply.
+        `disk_mb`: the checkpoint of one run; `over`: the limits that it exceeds before training,
+        which then does not take place; `problem`: why it cannot run; `cache` and `cache_mb`: the
+        decoded pictures that it shares with others of the same size, by name, and their size. The
+        texts are empty and the numbers None where they do not apply.
     """
     row: dict[str, Any] = {"cell": " ".join(cell), **dict.fromkeys(NUMBERS), "over": ""}
     try:
         composed = compose_cell(loader, config, [*shared, *cell])
-        parts = loop.build(composed)
-        net = parts.classifier.net
-        cost = static_cost(net, parts.classifier.image_size)
-        bounded = [limit for limit in limits if limit.metric in cost]
-        over = "; ".join(str(limit) for limit in bounded if not limit.holds(cost[limit.metric]))
-        seconds: float | None = None
-        memory: float | None = None
-        if composed.threads:
-            torch.set_num_threads(composed.threads)
-        if not over and is_fit_once(net):
-            seconds, memory = time_one_pass(parts), 0.0
-        elif not over:
-            per_batch, activations = time_one_batch(composed, parts)
-            n_batches = len(parts.data.loader("train", train=True))
-            seconds = per_batch * n_batches * composed.trainer.max_epochs
-            memory = activations + OPTIMIZER_COPIES * cost["efficiency/size_mb"]
-        costs = {name: cost.get(name) for name in COSTS}
-        measured = {"seconds": seconds, "memory_mb": memory, "over": over, "problem": ""}
+        parts = loop.build(composed, pictures=False)
+        key = _cost_key(composed, parts)
+        if key not in measured:
+            measured[key] = _measure(composed, parts, limits)
+        cost, over, seconds, activations = measured[key]
+        images = parts.data.cache.images
+        row |= {name: cost.get(name) for name in COSTS}
+        row |= {"over": over, "disk_mb": cost.get("efficiency/size_mb")}
+        row |= {"cache": str((*images.shape, composed.data.name)), "cache_mb": images.nbytes / 1e6}
+        if seconds is not None:
+            batches = len(parts.data.loader("train", train=True)) * composed.trainer.max_epochs
+            row["seconds"] = seconds * (1 if is_fit_once(parts.classifier.net) else batches)
+            row["memory_mb"] = activations + OPTIMIZER_COPIES * cost.get("efficiency/size_mb", 0)
     except Exception as error:  # to find such cells is what a dry run is for
         line = one_line(error)
         if line is None and not isinstance(error, (RuntimeError, MemoryError)):
             raise
-        return row | {"problem": line or str(error).splitlines()[0]}
-    return row | costs | measured
+        return row | dict.fromkeys(NUMBERS) | {"problem": line or str(error).splitlines()[0]}
+    return row | {"problem": ""}
+
+
+def _cost_key(config: DictConfig, parts: loop.RunParts) -> str:
+    """Equal for cells whose training steps cost the same: dropout changes the result alone."""
+    net, data = parts.classifier.net, parts.data
+    layers = re.sub(r"\bp=[\d.e-]+", "", str(net))
+    sizes = data.image_size, data.batch_size, count_trainable(net)
+    return repr((layers, sizes, config.loss, config.augment, config.threads))
+
+
+def _measure(
+    config: DictConfig, parts: loop.RunParts, limits: list[Limit]
+) -> tuple[dict[str, float], str, float | None, float]:
+    """Costs before training, limits that they exceed, seconds per batch or fit, activations, MB."""
+    net = parts.classifier.net
+    cost = static_cost(net, parts.classifier.image_size)
+    bounded = [limit for limit in limits if limit.metric in cost]
+    over = "; ".join(str(limit) for limit in bounded if not limit.holds(cost[limit.metric]))
+    if over:
+        return cost, over, None, 0.0
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if is_fit_once(net):
+        return cost, over, time_one_pass(parts), 0.0
+    return cost, over, *time_one_batch(config, parts)
 
 
 def time_one_pass(parts: loop.RunParts) -> float:
@@ -181,37 +207,47 @@ def time_one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, flo
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+        if sum(seconds) > TIMED_S:
+            break
     weights = {parameter.untyped_storage().data_ptr() for parameter in classifier.parameters()}
     activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-    return min(seconds[1:]), activations / 1e6
+    return min(seconds[1:] or seconds), activations / 1e6
 
 
 def table(title: str, cells: pd.DataFrame) -> Table:
-    """One row per estimated cell: overrides, cost, training time, memory, problem."""
+    """One row per estimated cell: overrides, cost, training time, memory, checkpoint, problem."""
     over = cells["over"].where(cells["over"] == "", "not trained: " + cells["over"])
     return Table(
         cells[["cell", *NUMBERS]].assign(note=over + cells["problem"]),
         title,
-        labels={"seconds": "train", "memory_mb": "memory"}
+        labels={"seconds": "train", "memory_mb": "memory", "disk_mb": "disk"}
         | {name: short_label(name) for name in COSTS},
-        units={"seconds": "s", "memory_mb": "MB"},
-        formats=dict.fromkeys(COSTS, engineering) | {"seconds": ",.0f", "memory_mb": ",.0f"},
+        units={"seconds": "s", "memory_mb": "MB", "disk_mb": "MB"},
+        formats=dict.fromkeys(COSTS, engineering)
+        | {"seconds": ",.0f", "memory_mb": ",.0f", "disk_mb": ",.1f"},
     )
 
 
 def totals(cells: pd.DataFrame, total: int, repeats: int, n_jobs: int) -> list[str]:
-    """Training time and memory of a study of `total` trials, in sentences."""
-    invalid = int((cells["problem"] != "").sum())
-    lines = [f"{invalid} of {len(cells)} cells cannot run: see above"] if invalid else []
+    """Training time, memory and disk of a study of `total` trials, in sentences."""
+    lines = []
+    for column, meaning in (("problem", "cannot run"), ("over", "exceed a limit")):
+        if number := int((cells[column] != "").sum()):
+            lines.append(f"{number} of {len(cells)} cells {meaning}: see above")
     if cells["seconds"].isna().all():
         return [*lines, "no cell would be trained"]
+    runs = total * repeats
     mean = cells["seconds"].sum() / len(cells)
-    hours = mean * total * repeats / n_jobs / 3600
+    checkpoints = cells.loc[cells["seconds"].notna(), "disk_mb"].sum() / len(cells) * runs
+    caches = cells.drop_duplicates("cache")["cache_mb"].dropna()
+    sizes = f"{len(caches)} size{'s' * (len(caches) > 1)}"
     return [
         *lines,
-        f"training: about {hours:.2g} h for {total} trials x {repeats} seeds, {n_jobs} at once "
-        f"({mean:.0f} s per run on average, timed alone on this machine, without validation, "
-        "measuring and pruning)",
+        f"time: about {mean * runs / n_jobs / 3600:.2g} h of training for {total} trials x "
+        f"{repeats} seeds, {n_jobs} at once ({mean:.0f} s per run on average, timed alone on this "
+        "machine, without validation, measuring and pruning)",
         f"memory: at most {cells['memory_mb'].max():,.0f} MB per trial beside the program itself "
         "(weights, gradients, Adam's moments, activations of one batch)",
+        f"disk: about {checkpoints:,.0f} MB of checkpoints, {caches.sum():,.0f} MB of decoded "
+        f"pictures ({sizes})",
     ]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from src import dry_run
 from src.core.cli import CONF
 from src.core.errors import ConfigError
+from src.data import cache
 from src.metrics.registry import parse_limits
 from src.sweep import space as spaces
 from src.training import loop
@@ -65,9 +67,11 @@ def estimate(
     module_patch.setenv("PARETODERM_CACHE", str(tmp_path_factory.mktemp("cache")))
     config: DictConfig = loader.load_configuration("train", SHARED, RunMode.MULTIRUN)
 
-    def estimate_cell(*cell: str, limits: tuple[str, ...] = ()) -> dict[str, Any]:
-        parsed = parse_limits({"limits": list(limits)})
-        return dry_run.estimate(cell, loader, config, SHARED, parsed)
+    def estimate_cell(
+        *cell: str, limits: tuple[str, ...] = (), measured: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        parsed, memo = parse_limits({"limits": list(limits)}), {} if measured is None else measured
+        return dry_run.estimate(cell, loader, config, SHARED, parsed, memo)
 
     return estimate_cell
 
@@ -93,6 +97,32 @@ def test_time_is_batches_times_epochs(
     # float32 weights, their gradients and Adam's two moments, and what the batch keeps
     assert cell["memory_mb"] == pytest.approx(7.0 + 4 * 18607 * 4 / 1e6, rel=0.02)
     assert (cell["over"], cell["problem"]) == ("", "")
+    assert cell["disk_mb"] == pytest.approx(18607 * 4 / 1e6, rel=0.02)
+
+
+def test_cells_of_the_same_cost_are_measured_together_and_one_picture_is_decoded(
+    estimate: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def decode(source: Any, manifest: Any, row: int, size: int, geometry: Any) -> np.ndarray:
+        decoded.append(size)
+        return np.full((size, size, 3), 100, np.uint8)
+
+    monkeypatch.setattr(cache, "decode", decode)
+    monkeypatch.setattr(cache, "load", lambda *_: pytest.fail("all pictures are decoded"))
+    measured: dict[str, Any] = {}
+    cells = [
+        estimate("model.net.width=4", f"model.net.dropout={dropout}", measured=measured)
+        for dropout in (0.1, 0.4)
+    ]
+    assert len(measured) == 1
+    assert cells[0]["seconds"] == cells[1]["seconds"]
+    other = estimate("model.image_size=24", measured=measured)
+    assert len(measured) == 2
+    assert decoded == [32, 32, 24]
+    assert cells[0]["cache"] == cells[1]["cache"] != other["cache"]
+    assert cells[0]["cache_mb"] / other["cache_mb"] == pytest.approx((32 / 24) ** 2)
 
 
 def test_a_cell_over_a_limit_is_counted_but_not_timed(
@@ -137,8 +167,8 @@ def test_probing_reports_a_problem_of_all_cells_and_accepts_a_valid_one(
 
 
 def cells_of(*rows: dict[str, Any]) -> pd.DataFrame:
-    cost = {"efficiency/flops": 2e6, "efficiency/params": 3e3, "memory_mb": 1.0}
-    empty = {"cell": "a=1", **cost, "over": "", "problem": ""}
+    cost = {"efficiency/flops": 2e6, "efficiency/params": 3e3, "memory_mb": 1.0, "disk_mb": 2.0}
+    empty = {"cell": "a=1", **cost, "over": "", "problem": "", "cache": "64", "cache_mb": 30.0}
     return pd.DataFrame([{**empty, **row} for row in rows])
 
 
@@ -149,9 +179,12 @@ def test_total_time_is_the_mean_times_trials_and_seeds_over_jobs() -> None:
     cells = cells_of({"seconds": 100.0, "memory_mb": 5.0}, {"seconds": 260.0, "memory_mb": 9.0})
     lines = dry_run.totals(cells, total=40, repeats=3, n_jobs=2)
     # 180 * 40 * 3 / 2 / 3600
-    start = "training: about 3 h for 40 trials x 3 seeds, 2 at once (180 s per run"
+    start = "time: about 3 h of training for 40 trials x 3 seeds, 2 at once (180 s per run"
     assert lines[0].startswith(start)
     assert lines[1].startswith("memory: at most 9 MB")
+    # 2 * 40 * 3 and one cache for both cells
+    disk = "disk: about 240 MB of checkpoints, 30 MB of decoded pictures (1 size)"
+    assert lines[2] == disk
 
 
 def test_cells_that_would_not_be_trained_take_no_time() -> None:
@@ -159,7 +192,10 @@ def test_cells_that_would_not_be_trained_take_no_time() -> None:
     cells = cells_of({"seconds": 360.0}, over, invalid, {"seconds": 360.0})
     lines = dry_run.totals(cells, total=20, repeats=1, n_jobs=1)
     assert lines[0] == "1 of 4 cells cannot run: see above"
-    assert lines[1].startswith("training: about 1 h for 20 trials")  # half of them, 360 s each
+    assert lines[1] == "1 of 4 cells exceed a limit: see above"
+    # half of them, 360 s each, with a checkpoint of 2 MB
+    assert lines[2].startswith("time: about 1 h of training for 20 trials")
+    assert lines[4].startswith("disk: about 20 MB of checkpoints")
     assert dry_run.totals(cells[1:3], 2, 1, 1)[-1] == "no cell would be trained"
 
 
@@ -169,6 +205,7 @@ def test_the_table_shows_what_is_wrong_with_a_cell() -> None:
         {"seconds": 12.0}, NOT_TRAINED | {"over": "efficiency/params <= 1000"}, problem
     )
     rows = list(dry_run.table("title", cells).texts().itertuples(index=False, name=None))
-    assert rows[0] == ("a=1", "2M", "3k", "12", "1", "")
-    assert rows[1] == ("a=1", "2M", "3k", "-", "-", "not trained: efficiency/params <= 1000")
-    assert rows[2] == ("a=1", "-", "-", "-", "-", "data.root: [x] is missing")
+    assert rows[0] == ("a=1", "2M", "3k", "12", "1", "2.0", "")
+    over = "not trained: efficiency/params <= 1000"
+    assert rows[1] == ("a=1", "2M", "3k", "-", "-", "2.0", over)
+    assert rows[2] == ("a=1", "-", "-", "-", "-", "-", "data.root: [x] is missing")

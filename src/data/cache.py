@@ -55,7 +55,7 @@ class ImageCache:
             of the folders.
     """
 
-    images: np.memmap  # uint8 (N, S, S, 3), RGB, read-only (pickling it copies it)
+    images: npt.NDArray[np.uint8]  # (N, S, S, 3), RGB, memory-mapped (pickling it copies it)
     identical: npt.NDArray[np.int64]  # (N,) the first row with the same pixels
     similar: npt.NDArray[np.int64]  # (N,) the first row that looks alike, see `perceptual_hash`
     frame: pd.DataFrame
@@ -203,6 +203,23 @@ def load(
         for row, earlier in record[name]:
             first[row] = earlier
     return ImageCache(pixels, firsts[0], firsts[1], frame, unreadable, _digest(parts))
+
+
+def stand_in(
+    source: Source, manifest: Manifest, image_size: int, geometry: Geometry
+) -> ImageCache:
+    """A cache in memory in which the first readable picture stands for all: for estimates.
+
+    Raises:
+        DataError: No image is readable.
+    """
+    count = len(manifest.frame)
+    decoded = (decode(source, manifest, row, image_size, geometry) for row in range(count))
+    picture = next((image for image in decoded if not isinstance(image, str)), None)
+    if picture is None:
+        raise DataError(f"none of the {count} images of {manifest.source} can be read")
+    rows, images = np.arange(count), np.broadcast_to(picture, (count, *picture.shape))
+    return ImageCache(images, rows, rows, manifest.frame, [], "")
 
 
 def _decode_all(

@@ -175,8 +175,10 @@ class DataModule(LightningDataModule):
         self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
         self._ready = False
 
-    def prepare(self) -> "DataModule":
+    def prepare(self, pictures: bool = True) -> "DataModule":
         """Read the list, build or open the cache, split. Later calls do nothing.
+
+        Without `pictures`, for an estimate, one of them stands for all (`src.data.cache.stand_in`).
 
         Raises:
             ConfigError: The split is impossible with these data.
@@ -186,8 +188,9 @@ class DataModule(LightningDataModule):
             return self
         manifest = self.source.manifest()
         folder, seed = Path(self.cache_dir), self.split_seed
-        self.cache = cache.load(
-            self.source, manifest, self.image_size, self.geometry, folder, self.on_unreadable
+        images = self.source, manifest, self.image_size, self.geometry
+        self.cache = (
+            cache.load(*images, folder, self.on_unreadable) if pictures else cache.stand_in(*images)
         )
         self.classes, self.grouped_by = manifest.classes, manifest.grouped_by
         self.frame: pd.DataFrame = self.cache.frame
@@ -211,7 +214,8 @@ class DataModule(LightningDataModule):
         self._rows = {name: np.flatnonzero((self.side == name).to_numpy()) for name in SPLITS}
         if not self.has("train"):
             raise DataError(f"{self.name}: there is no image to train on")
-        self._count_copies()
+        if pictures:
+            self._count_copies()
         self._ready = True
         return self
 

@@ -42,10 +42,11 @@ class RunParts:
     classifier: Classifier
 
 
-def build(config: DictConfig, pretrained: bool = True) -> RunParts:
+def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) -> RunParts:
     """Prepare the data and build the classifier of a composed `conf/train.yaml`.
 
-    Neither weights nor teachers are loaded unless `pretrained`: a checkpoint will be.
+    Neither weights nor teachers are loaded unless `pretrained`: a checkpoint will be. Without
+    `pictures` the data are those of an estimate (`DataModule.prepare`).
 
     Raises:
         UserError: A value, a file or a package cannot be used; the message names it.
@@ -55,7 +56,7 @@ def build(config: DictConfig, pretrained: bool = True) -> RunParts:
     augment = instantiate(config.augment, "augment")
     data = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
     try:
-        data.prepare()
+        data.prepare(pictures)
     except ConfigError as error:
         raise (error if error.key.startswith("data.") else error.under("data")) from error
     # the net is built for the images' size, also where it differs from model.image_size
