@@ -62,7 +62,7 @@ def evaluate_run(config: DictConfig) -> None:
     presentation.write_evaluation(result, folder)
     if settings.publish:
         _publish(result, folder, store, config, settings)
-    for part in presentation.render_evaluation(result):
+    for part in presentation.render_evaluation(result, console, settings.verbose):
         console.print(part)
     say(f"look: {folder / presentation.EVALUATION_PAGE}", wrap=False)
 

@@ -1,13 +1,14 @@
 """The clinical audit and the evaluation as terminal output, Markdown pages, tables and figures."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 import numpy as np
 import pandas as pd
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from src.core.files import atomic_folder
@@ -23,7 +24,11 @@ from src.reporting.clinical.sentences import sentences
 PAGE = "clinical.md"
 EVALUATION_PAGE = "evaluation.md"
 CLINICAL = "clinical"  # folder of the audits, within an evaluation's
-SHOWN = 2  # tables of an audit on the terminal: operating points, and each class
+MOST_LINES = 39  # of an evaluation on the terminal, without the line that says where to look
+SHORT = (  # columns of the first two tables there
+    ("rule", "on", "sensitivity", "specificity", "ppv"),
+    ("class", "images", "groups", "recall", "specificity"),
+)
 STYLES = {
     "PASS": "bold green",
     "FAIL": "bold red",
@@ -241,27 +246,50 @@ def shift_label(metric: str) -> str:
 
 def render(result: ClinicalAudit) -> list[RenderableType]:
     """What to print: the summary with warnings first, the tables, then the notes."""
-    sentences = []
-    for sentence in summary(result):
-        word = sentence.partition(":")[0]
-        sentences.append(Text.assemble((word, STYLES.get(word, "")), sentence[len(word) :]))
     notes = Group(*(Text(f"! {note}") for note in result.notes))
-    return [Group(*sentences, Text()), *(table.to_rich() for table in audit_tables(result)), notes]
+    tables = [table.to_rich() for table in audit_tables(result)]
+    return [Group(*map(_styled, summary(result)), Text()), *tables, notes]
 
 
-def render_evaluation(result: Evaluation) -> list[RenderableType]:
-    """What to print: the summary, the change to other data, then the first audit."""
-    sentences, *tables, notes = render(next(iter(result.audits.values())))
-    more = max(0, len(tables) - SHOWN)
-    return [
-        Text(result.title, style="bold"),
-        sentences,
-        *(Text(f"- {note}") for note in result.notes),
-        *(table.to_rich() for table in evaluation_tables(result)),
-        *tables[:SHOWN],
-        notes,
-        Text(f"{more} more tables, the figures and CSV files are in the folder."),
-    ]
+def _styled(sentence: str) -> Text:
+    word = sentence.partition(":")[0]
+    return Text.assemble((word, STYLES.get(word, "")), sentence[len(word) :])
+
+
+def render_evaluation(
+    result: Evaluation, console: Console, verbose: bool = False
+) -> list[RenderableType]:
+    """What to print of the first audit and the change to other data, the most important first.
+
+    Without `verbose` at most `MOST_LINES` lines of the console: parts that do not fit are counted.
+    """
+    first = next(iter(result.audits.values()))
+    notes: list[RenderableType] = [Text(f"- {note}") for note in result.notes]
+    shift = [table.to_rich() for table in evaluation_tables(result)]
+    title = Text(result.title, style="bold")
+    if verbose:
+        opening, *rest = render(first)
+        return [title, opening, *notes, *shift, *rest]
+    operating, classes = (
+        replace(table, frame=table.frame[[name for name in columns if name in table.frame]])
+        for table, columns in zip(audit_tables(first), SHORT, strict=False)
+    )
+    # those of a verdict repeat the audit's
+    verdicts = [_styled(replace(verdict, warnings=()).text) for verdict in first.verdicts]
+    sentences = list(map(_styled, summary(first)))
+    warned = sentences[: len(first.warnings) + 1]  # and the number of images
+    tables = [replace(classes, caption="").to_rich(), replace(operating, caption="").to_rich()]
+    parts = [title, *warned, *verdicts, sentences[-1], *tables, *shift, *notes]
+    shown: list[RenderableType] = []
+    left = MOST_LINES - 1
+    for part in parts:
+        lines = len(console.render_lines(part, pad=False))
+        if lines <= left:
+            shown.append(part)
+            left -= lines
+    hidden = len(parts) - len(shown) + len(audit_tables(first)) - len(tables)
+    more = f"{hidden} more tables and notes: verbose=true prints them; figures are in the folder."
+    return [*shown, Text(more)]
 
 
 def figure_titles(result: ClinicalAudit) -> dict[str, str]:

@@ -238,6 +238,7 @@ class EvaluateSettings:
     columns: dict[str, str | None] = field(default_factory=dict)
     folder: str = "reports"
     publish: bool = True
+    verbose: bool = False
 
     @property
     def run_id(self) -> str:

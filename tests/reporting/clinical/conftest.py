@@ -166,7 +166,7 @@ def isic(trained: SmallStore, tmp_path_factory: pytest.TempPathFactory) -> OnIsi
         # seconds; those of the run's splits are drawn
         patch.setattr(plots, "write", lambda result, folder: None)
         data = ("data=isic2019", f"data.root={trained.folder / 'isic'}")
-        status, output = command(small, patch)(f"run={small.trial}", *data)
+        status, output = command(small, patch)(f"run={small.trial}", *data, "verbose=true")
     assert status == 0, output
     folder = small.folder / "reports" / f"evaluation_{small.trial[:8]}_isic2019"
     return OnIsic(output, small, folder)

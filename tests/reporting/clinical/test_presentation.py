@@ -3,6 +3,8 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +18,7 @@ from src.core.errors import UserError
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import presentation
 from src.reporting.clinical.audit import audit
-from src.reporting.clinical.results import ClinicalAudit
+from src.reporting.clinical.results import ClinicalAudit, Evaluation
 
 from .conftest import LEAK
 
@@ -46,6 +48,37 @@ def test_warnings_come_first_and_follow_every_verdict(audited: ClinicalAudit) ->
     for verdict in audited.verdicts:
         assert verdict.specificity == rates[verdict.rule, "specificity"]
         assert f"at a specificity of {verdict.specificity:.3f}" in verdict.text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_an_evaluation_takes_at_most_forty_lines_of_the_terminal(
+    audited: ClinicalAudit, columns: int
+) -> None:
+    model: Any = SimpleNamespace(title="custom (3f2a9c00)", data="ham10000")
+    notes = tuple(f"note {number}" for number in range(50))
+    result = Evaluation(model, "", {"test": audited}, notes)
+
+    def printed(**options: bool) -> str:
+        console = Console(width=columns, file=io.StringIO(), color_system=None)
+        for part in presentation.render_evaluation(result, console, **options):
+            console.print(part)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    lines = printed().splitlines()
+    assert len(lines) <= 39  # and the line that says where to look
+    assert max(map(len, lines)) <= columns
+    text = " ".join(" ".join(lines).split())
+    assert lines[0] == "custom (3f2a9c00) on its own ham10000"
+    assert text.index(LEAK) < text.index("recall of mel") < text.index("no medical device")
+    assert text.count(LEAK) == 1
+    for name in audited.classes:
+        rates = audited.per_class.set_index(["class", "measure"]).loc[(name, "recall")]
+        assert f"{rates['estimate']:.2f} [{rates['low']:.2f}, " in text
+    shown, hidden = text.count(" note "), int(text.partition(" more tables")[0].split()[-1])
+    assert hidden == len(notes) - shown + len(presentation.audit_tables(audited)) - 2
+    everything = printed(verbose=True)
+    assert all(f"- {note}\n" in everything for note in notes)
+    assert all(table.title in everything for table in presentation.audit_tables(audited))
 
 
 def test_a_threshold_that_every_image_passes_decides_nothing() -> None:
