@@ -112,33 +112,35 @@ def estimate(
 ) -> dict[str, Any]:
     """Compose, build and count one cell, and time it unless it exceeds a limit.
 
-    Its overrides are those of the cell and `shared`, those of all trials. `measured` has the
-    results of earlier calls: cells with the same network, batch and loss are timed together.
+    Its overrides are those of the cell and `shared`, those of all trials. `measured` has what
+    earlier calls measured, of cells with the same network, batch and loss.
 
     Returns:
         `cell` (text), `COSTS`, `seconds`: training time of all epochs, without validation,
         measuring and logging, of a net that is fitted without epochs one pass over the training
         images; `memory_mb`: weights, gradients, optimizer state and the activations of one batch;
-        `disk_mb`: the checkpoint of one run; `over`: the limits that it exceeds before training,
-        which then does not take place; `problem`: why it cannot run; `cache` and `cache_mb`: the
-        decoded pictures that it shares with others of the same size, by name, and their size. The
-        texts are empty and the numbers None where they do not apply.
+        `disk_mb`: of the checkpoint; `over`: the limits that it exceeds before training, which then
+        does not take place; `problem`: why it cannot run; `cache` and `cache_mb`: name and size of
+        the decoded pictures. Texts are empty and numbers None where they do not apply.
     """
     row: dict[str, Any] = {"cell": " ".join(cell), **dict.fromkeys(NUMBERS), "over": ""}
     try:
         composed = compose_cell(loader, config, [*shared, *cell])
         parts = loop.build(composed, pictures=False)
-        key = _cost_key(composed, parts)
+        net, data = parts.classifier.net, parts.data
+        layers = re.sub(r"\bp=[\d.e-]+", "", str(net))  # dropout changes the result, not the cost
+        sizes = data.image_size, data.batch_size, count_trainable(net)
+        key = repr((layers, sizes, composed.loss, composed.augment, composed.threads))
         if key not in measured:
             measured[key] = _measure(composed, parts, limits)
         cost, over, seconds, activations = measured[key]
-        images = parts.data.cache.images
+        images = data.cache.images
         row |= {name: cost.get(name) for name in COSTS}
         row |= {"over": over, "disk_mb": cost.get("efficiency/size_mb")}
         row |= {"cache": str((*images.shape, composed.data.name)), "cache_mb": images.nbytes / 1e6}
         if seconds is not None:
-            batches = len(parts.data.loader("train", train=True)) * composed.trainer.max_epochs
-            row["seconds"] = seconds * (1 if is_fit_once(parts.classifier.net) else batches)
+            batches = len(data.loader("train", train=True)) * composed.trainer.max_epochs
+            row["seconds"] = seconds * (1 if is_fit_once(net) else batches)
             row["memory_mb"] = activations + OPTIMIZER_COPIES * cost.get("efficiency/size_mb", 0)
     except Exception as error:  # to find such cells is what a dry run is for
         line = one_line(error)
@@ -146,14 +148,6 @@ def estimate(
             raise
         return row | dict.fromkeys(NUMBERS) | {"problem": line or str(error).splitlines()[0]}
     return row | {"problem": ""}
-
-
-def _cost_key(config: DictConfig, parts: loop.RunParts) -> str:
-    """Equal for cells whose training steps cost the same: dropout changes the result alone."""
-    net, data = parts.classifier.net, parts.data
-    layers = re.sub(r"\bp=[\d.e-]+", "", str(net))
-    sizes = data.image_size, data.batch_size, count_trainable(net)
-    return repr((layers, sizes, config.loss, config.augment, config.threads))
 
 
 def _measure(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import hydra.utils
 import pydantic
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import _locate
@@ -35,7 +35,7 @@ ROOT_VALUES: dict[str, Any] = {
     "study": str | None,
     "preset": str | None,
     "test": bool | Literal["auto"],
-    "threads": Annotated[int, Ge(1)] | None,
+    "threads": Annotated[int, Ge(1), Le(1024)] | None,
     "repeats": Annotated[int, Ge(1)],
     "dry_run": bool,
     "origin": str | None,
@@ -139,6 +139,9 @@ def _check_root(config: Mapping[str, Any]) -> None:
     parts = {name: config[name] for name in _PARTS if name in config}
     if isinstance(config.get("model"), Mapping):
         parts["model.net"] = config["model"].get("net")
+    for name in ("callbacks", "objective", "efficiency", "compression"):
+        if not isinstance(config.get(name, {}), Mapping):
+            raise ConfigError(name, f"must have keys and values, but is {config[name]!r}")
     for name, part in parts.items():
         if not isinstance(part, Mapping) or "_target_" not in part:
             problem = f"must have a _target_ and its arguments, but is {part!r}"

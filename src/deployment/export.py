@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig
 
 from src.core.cli import console, say
@@ -44,7 +44,7 @@ class ExportSettings:
     images: Annotated[int, Ge(FEWEST)] | None = FEWEST
     tolerance: Annotated[float, Gt(0)] = 1e-4
     compressed_tolerance: Annotated[float, Gt(0)] = 0.02
-    threads: Annotated[int, Ge(1)] = 1
+    threads: Annotated[int, Ge(1), Le(1024)] = 1
     publish: bool = True
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from src.core.environment import device_name
@@ -69,7 +69,7 @@ class Profiler:
 
     reference: nn.Module
     reference_size: Annotated[int, Ge(1)] = 64
-    threads: Annotated[int, Ge(1)] = 1
+    threads: Annotated[int, Ge(1), Le(1024)] = 1
     batch_sizes: Sequence[Annotated[int, Ge(1)]] = (1, 64)
     warm_up_seconds: Annotated[float, Ge(0)] = 0.2
     seconds: Annotated[float, Gt(0)] = 0.8

@@ -418,8 +418,8 @@ def parse_objectives(config: Mapping[str, Any]) -> list[Objective]:
         ConfigError: No objective, an unknown or repeated metric, or another direction.
     """
     entries = config.get("objectives") or []
-    if not entries:
-        problem = "must list at least one {metric: ..., direction: ...}, but is empty"
+    if not entries or isinstance(entries, str) or not isinstance(entries, Sequence):
+        problem = f"must list at least one {{metric: ..., direction: ...}}, but is {entries!r}"
         raise ConfigError("objective.objectives", problem)
     objectives: dict[str, Objective] = {}
     for number, entry in enumerate(entries):
@@ -447,8 +447,11 @@ def parse_limits(config: Mapping[str, Any]) -> list[Limit]:
     Raises:
         ConfigError: A text that is no limit, or an unknown metric; the message names the key.
     """
-    limits = []
-    for number, text in enumerate(config.get("limits") or []):
+    entries, limits = config.get("limits") or [], []
+    if isinstance(entries, str) or not isinstance(entries, Sequence):
+        problem = f'must be a list like ["efficiency/params <= 692e3"], but got {entries!r}'
+        raise ConfigError("objective.limits", problem)
+    for number, text in enumerate(entries):
         key = f"objective.limits[{number}]"
         parts = re.fullmatch(r"\s*(.*?)\s*(<=|>=)\s*(\S+)\s*", str(text))
         value = math.nan

@@ -54,6 +54,7 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
     keep_freed_memory()
     seed_everything(config.seed)
     augment = instantiate(config.augment, "augment")
+    instantiate(config.efficiency, "efficiency")  # raises now, not after the training
     data = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
     try:
         data.prepare(pictures)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from tqdm import tqdm
 
 from src.core.errors import ConfigError, UserError
@@ -31,7 +31,7 @@ class BenchmarkSettings:
     file: str | list[str] | None = None
     join: str | None = None
     runtime: RuntimeName | list[RuntimeName] = "eager"
-    threads: Annotated[int, Ge(1)] = 1
+    threads: Annotated[int, Ge(1), Le(1024)] = 1
     batch: Annotated[int, Ge(1)] = 1
     reference: str | None = None
     queries: Annotated[int, Ge(1)] = QUERIES

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import joblib
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 import src
 from src.sweep.executors import base
@@ -53,7 +53,7 @@ class LocalExecutor(base.Executor):
         n_jobs: Annotated[int, Ge(1)] | None = None,
         devices: Literal["auto"] | list[int | str] | None = "auto",
         trials_per_device: Annotated[int, Ge(1)] = 1,
-        threads: Literal["auto"] | Annotated[int, Ge(1)] | None = "auto",
+        threads: Literal["auto"] | Annotated[int, Ge(1), Le(1024)] | None = "auto",
         preload: Sequence[str] | None = (),
     ) -> None:
         visible: list[str] = []
