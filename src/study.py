@@ -240,7 +240,8 @@ def _run(
                     f"stopped: {status.counted} of {status.total} trials are done, and those that "
                     "ran are put back in the queue. The same command resumes the study"
                 )
-                say(f"its report so far: python -m src.report study={plan.name}", wrap=False)
+                study_argument = shlex.quote(f"study={plan.name}")
+                say(f"its report so far: python -m src.report {study_argument}", wrap=False)
                 raise
             test_front = config.test == "auto"
             compared = comparison.summarise_study(

@@ -4,6 +4,7 @@ import functools
 import itertools
 import logging
 import math
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,6 +200,7 @@ def summarise_study(
     views.save(study_run, names, columns, [first for first, *_ in filter(None, keys)])
     pages = views.pages(store, study_run.id)
     _show(table, [*objectives, *limits], study_run.name, store, pages)
+    cli.say(f"report: python -m src.report {shlex.quote(f'study={study_run.name}')}", wrap=False)
     return table
 
 
