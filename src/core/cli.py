@@ -83,16 +83,17 @@ def fitted(text: str, width: int | None = None) -> str:
 
     What stands behind a gap of two blanks, such as a comment, is continued below its start.
     """
-    width = width or min(console.width, WIDTH)
+    wrapper = textwrap.TextWrapper(break_long_words=False, break_on_hyphens=False)
+    wrapper.width = width or min(console.width, WIDTH)
     lines = []
     for line in text.splitlines():
         gap = re.search(r"(?<=\S) {2,}(?=\S)", line)
         indent = gap.end() if gap else len(line) - len(line.lstrip())
-        if gap and len(line) > width and indent > width // 2:
+        if gap and len(line) > wrapper.width and indent > wrapper.width // 2:
             lines.append(line[: gap.start()])
             line, indent = " " * 6 + line[gap.end() :], 6
-        options = {"break_long_words": False, "break_on_hyphens": False}
-        lines += textwrap.wrap(line, width, subsequent_indent=" " * indent, **options) or [""]
+        wrapper.subsequent_indent = " " * indent
+        lines += wrapper.wrap(line) or [""]
     return "\n".join(lines)
 
 
@@ -315,11 +316,11 @@ Every value is checked. A wrong one ends the command with a line that names it."
 def _choices_help(group: str) -> str:
     """The choices of a config group, each with the first sentence of its file."""
     folder = _folder(group)
-    if not folder.is_dir():
+    names = _choices(folder)
+    if not names or not folder.is_relative_to(ROOT):
         fail(f"--help {group}: there is no such group; see --help")
-    width = max(len(name) for name in _choices(folder))
-    lines = [f"{group}=..."]
-    for name in _choices(folder):
+    width, lines = max(map(len, names)), [f"{group}=..."]
+    for name in names:
         header = _header(folder / f"{name}.yaml").removeprefix(f"{name}: ")
         lines.append(f"  {name:<{width}}  {header}")
     return "\n".join(lines)

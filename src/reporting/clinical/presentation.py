@@ -279,7 +279,15 @@ def render_evaluation(
     sentences = list(map(_styled, summary(first)))
     warned = sentences[: len(first.warnings) + 1]  # and the number of images
     tables = [replace(classes, caption="").to_rich(), replace(operating, caption="").to_rich()]
-    parts = [title, *warned, *verdicts, sentences[-1], *tables, *shift, *notes]
+    parts: list[RenderableType] = [
+        title,
+        *warned,
+        *verdicts,
+        sentences[-1],
+        *tables,
+        *shift,
+        *notes,
+    ]
     shown: list[RenderableType] = []
     left = MOST_LINES - 1
     for part in parts:
