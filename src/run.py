@@ -118,7 +118,7 @@ def single_run(
         try:
             record(config, folder, overrides, run)
         except (KeyboardInterrupt, SystemExit):
-            say(f"stopped: run {run.id} is recorded as KILLED. The same command starts another run")
+            say(f"stopped: run {run.id} is KILLED; the same command starts another")
             raise
     discard_states([folder])
     comparison.show_single(store, run.id, objectives, limits)

@@ -236,12 +236,10 @@ def _run(
                     status = scheduler.run()
             except (KeyboardInterrupt, SystemExit):
                 status = scheduler.status
-                say(
-                    f"stopped: {status.counted} of {status.total} trials are done, and those that "
-                    "ran are put back in the queue. The same command resumes the study"
-                )
-                study_argument = shlex.quote(f"study={plan.name}")
-                say(f"its report so far: python -m src.report {study_argument}", wrap=False)
+                done = f"{status.counted} of {status.total} trials are done"
+                say(f"stopped: {done}; the same command resumes the study")
+                argument = shlex.quote(f"study={plan.name}")
+                say(f"report so far: python -m src.report {argument}", wrap=False)
                 raise
             test_front = config.test == "auto"
             compared = comparison.summarise_study(
