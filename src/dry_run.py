@@ -88,7 +88,8 @@ def probe(
                 continue
             if not isinstance(value, str):
                 raise ConfigError(group, f"a choice is the name of a file, but got {value!r}")
-            if repository.load_config(f"{group}/{value}") is None:
+            loaded = repository.load_config(f"{group}/{value}")
+            if loaded is None or not OmegaConf.is_dict(loaded.config):
                 loader.load_sweep_config(config, [*shared, f"{key}={value}"])  # raises, with hints
     problems: dict[str, Exception] = {}
     for cell in sample_cells(space, PROBED):

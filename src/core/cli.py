@@ -446,7 +446,10 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         key = str(getattr(cause, "full_key", None) or override[1])
         return f"{key}: unknown key{closest(key, _known_keys(config_name, arguments))}"
     if isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key or 'config'}: {config_problem(cause)}"
+        where = cause.full_key or "".join(re.findall(r"^In '([^']+)'", text)) or "config"
+        is_list = "DictConfig with ListConfig" in str(cause)
+        problem = "must hold keys and values, not a list" if is_list else config_problem(cause)
+        return f"{where}: {problem}"
     return text
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
+from src.core import cli
 from src.metrics.registry import parse_objectives
 from src.reporting import comparison
 from src.tracking import views
@@ -42,7 +43,7 @@ def links(server, tmp_path_factory, module_patch):
                 run.log({"efficiency/latency_ratio": ratio})
                 run.inputs("ham10000", "data/ham10000", "abc", {"train": {"mel": 3, "nv": 5}})
         printed = Console(width=400, record=True, file=io.StringIO())
-        module_patch.setattr(comparison, "console", printed)
+        module_patch.setattr(cli, "console", printed)
         comparison.summarise_study(store, study, OBJECTIVES, [], test_front=False)
     found = dict(re.findall(r"^(\w+) +(http://\S+)", printed.export_text(), re.MULTILINE))
     assert list(found) == list(views.VIEWS)
