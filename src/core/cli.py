@@ -445,11 +445,10 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
             return f"{override[1]}: {config_problem(cause)}"
         key = str(getattr(cause, "full_key", None) or override[1])
         return f"{key}: unknown key{closest(key, _known_keys(config_name, arguments))}"
+    if file := re.match(r"In '([^']+)': .*DictConfig with ListConfig", text, re.S):
+        return f"{file[1]}: must hold keys and values, not a list"
     if isinstance(cause, OmegaConfBaseException):
-        where = cause.full_key or "".join(re.findall(r"^In '([^']+)'", text)) or "config"
-        is_list = "DictConfig with ListConfig" in str(cause)
-        problem = "must hold keys and values, not a list" if is_list else config_problem(cause)
-        return f"{where}: {problem}"
+        return f"{cause.full_key or 'config'}: {config_problem(cause)}"
     return text
 
 
