@@ -17,9 +17,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # trials choose their own threads
 
 import src  # noqa: F401  first: it installs the torchvision guard
 from src.core import cli
@@ -58,12 +60,39 @@ def root() -> Path:
     return ROOT
 
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """`made_once(name, make)`: a folder that `make` fills, once for all processes of the session.
+
+    Tests read it, or write to a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process whose `make` failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_database(made_once: MadeOnce) -> Path:
     """A run store's database with all tables: creating one takes seconds, copying it does not."""
-    folder = tmp_path_factory.mktemp("database")
-    Store(experiment="template", folder=folder, uri=f"sqlite:///{folder}/mlflow.db").open()
-    return folder / "mlflow.db"
+
+    def create(folder: Path) -> None:
+        Store(experiment="template", folder=folder, uri=f"sqlite:///{folder}/mlflow.db").open()
+
+    return made_once("database", create) / "mlflow.db"
 
 
 @pytest.fixture
