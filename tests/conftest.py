@@ -1,4 +1,4 @@
-import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,42 @@ def root() -> Path:
     return ROOT
 
 
+# The files of an entry run in one process: they share what takes seconds to start, such as a fork
+# server, MLflow's server or an exporter. The longest come first, so that no process ends alone.
+FIRST = [
+    "test_study.py test_run.py test_api.py reporting/test_report.py",
+    "deployment/compression/test_origin.py deployment/compression/test_executorch.py"
+    " deployment/compression/test_litert.py deployment/runtimes/test_formats.py",
+    "sweep/test_executors.py",
+    "training/test_loop.py",
+    "reporting/test_published_report.py reporting/test_page.py tracking/test_ui.py"
+    " tracking/test_read.py",
+    "test_extending.py",
+    "sweep/test_storage.py",
+    "sweep/test_scheduler.py",
+]
+GROUPS = {f"tests/{file}": number for number, line in enumerate(FIRST) for file in line.split()}
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Grouped(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return f"group {GROUPS[file]}" if file in GROUPS else file
+
+    return Grouped(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {file: place for place, file in enumerate(GROUPS)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -92,7 +127,12 @@ def empty_database(made_once: MadeOnce) -> Path:
     def create(folder: Path) -> None:
         Store(experiment="template", folder=folder, uri=f"sqlite:///{folder}/mlflow.db").open()
 
-    return made_once("database", create) / "mlflow.db"
+    database = made_once("database", create) / "mlflow.db"
+    # MLflow would import all its migrations at each start of a store.
+    from mlflow.store.db import utils
+
+    utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)
+    return database
 
 
 @pytest.fixture
@@ -168,34 +208,28 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def serve(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[Path], AbstractContextManager[str]]:
-    """`with serve(database) as address`: MLflow's user interface on a SQLite database."""
+def served_database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of `server`."""
+    return Path(shutil.copy(empty_database, tmp_path_factory.mktemp("served")))
 
-    @contextlib.contextmanager
-    def start(database: Path) -> Iterator[str]:
-        port = _port()
-        address = f"http://127.0.0.1:{port}"
-        log = tmp_path_factory.mktemp("server") / "log.txt"
-        command = [
-            sys.executable,
-            "-m",
-            "src.tracking.ui",
-            f"port={port}",
-            f"uri=sqlite:///{database}",
-        ]
-        with log.open("w") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_for(f"{address}/health", process, log)
-            assert f"{address}/#/experiments/" in log.read_text()
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
 
-    return start
+@pytest.fixture(scope="session")
+def server(served_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of MLflow's server on a store."""
+    port = _port()
+    address = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [sys.executable, "-m", "src.tracking.ui", f"port={port}"]
+    command += [f"uri=sqlite:///{served_database}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(f"{address}/health", process, log)
+        assert f"{address}/#/experiments/" in log.read_text()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def _port() -> int:

@@ -1,7 +1,4 @@
-"""Use from Python: compose, run, study, load_model, predictions, Lightning's own loading, notebook.
-
-Both studies, that of the notebook too, use one fork server.
-"""
+"""Use from Python: compose, run, study, load_model, predictions, loading by Lightning, notebook."""
 
 import json
 from pathlib import Path
@@ -104,7 +101,6 @@ def test_a_checkpoint_that_names_other_code_is_refused(
         Classifier.load_from_checkpoint(tmp_path / "nowhere.ckpt")
 
 
-@pytest.mark.usefixtures("own_fork_server")
 def test_a_study_has_trials_front_and_best(folder: Path) -> None:
     study = api.study([*TINY, "model.net.width=4,0,8", "trainer.max_epochs=1"], name="widths")
     assert (study.name, study.is_complete) == ("widths", False)
@@ -122,7 +118,7 @@ def test_a_study_has_trials_front_and_best(folder: Path) -> None:
     assert isinstance(study.trials, pd.DataFrame)
 
 
-@pytest.mark.usefixtures("own_fork_server", "folder")
+@pytest.mark.usefixtures("folder")
 def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
     notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
     names: dict[str, Any] = {}

@@ -18,7 +18,7 @@ BLOCK = re.compile(r'```(\w+)(?: title="([^"]+)")?\n(.*?)```', re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
     """A copy of the project with the files of the page; a titled block that exists is appended."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("src", "conf", "sweeps", "hydra_plugins"):
@@ -27,6 +27,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if title:
             path = folder / title
             path.write_text((path.read_text() + "\n\n" if path.exists() else "") + text)
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_database, folder / "mlruns")
     return folder
 
 

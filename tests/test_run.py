@@ -182,7 +182,6 @@ def multirun(
     tmp_path_factory: pytest.TempPathFactory,
     empty_database: Path,
     module_patch: pytest.MonkeyPatch,
-    own_fork_server: None,
 ) -> Finished:
     """Three configurations, of which one is invalid; the module runs in the folder."""
     folder = tmp_path_factory.mktemp("multirun")

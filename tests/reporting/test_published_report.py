@@ -1,7 +1,6 @@
 """What a report leaves in MLflow: in the store, and as a browser shows it to a person."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +108,9 @@ def no_other_store_and_no_figures(module_patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def published(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def published(served_database: Path) -> Store:
     """A store with the study and its report."""
-    folder = tmp_path_factory.mktemp("published") / "mlruns"
-    folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    store = Store(folder=folder)
+    store = Store(folder=served_database.parent)
     with Run.start(store, STUDY, TAGS) as parent:
         for trial in (*FRONT, *BEHIND, OVER_LIMIT):
             write_trial(store, parent.id, trial, tested=trial in FRONT)
@@ -140,13 +136,7 @@ def test_learning_curves_are_of_the_quality_whatever_objective_comes_first(
 
 
 @pytest.fixture(scope="module")
-def address(serve: Any, published: Store) -> Iterator[str]:
-    with serve(published.database) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def page(browser: Any, address: str) -> Iterator[Any]:
+def page(browser: Any, server: str) -> Iterator[Any]:
     """A page that asks nothing of others than the server."""
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(60_000)
@@ -154,13 +144,13 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.on("request", lambda request: urls.append(request.url))
     yield page
     page.close()
-    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
+    assert [url for url in urls if not url.startswith((server, "data:", "blob:"))] == []
 
 
 @pytest.fixture(scope="module")
-def runs(address: str, published: Store) -> str:
+def runs(server: str, published: Store) -> str:
     """The address of the list of runs."""
-    return f"{address}/#/experiments/{published.experiment_id}/runs"
+    return f"{server}/#/experiments/{published.experiment_id}/runs"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ STUDY += [
     "threads=1",
     "hydra.sweeper.pruner.min_epochs=1",
 ]
-pytestmark = pytest.mark.usefixtures("own_fork_server")
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,9 @@ def task(tmp_path: Path) -> TaskMaker:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
+def local_ray(module_patch: pytest.MonkeyPatch) -> Iterator[None]:
     """One Ray for all tests: starting it takes seconds. The executors leave it running."""
+    module_patch.setenv("RAY_worker_niceness", "0")  # else its processes wait for all other tests
     if importlib.util.find_spec("ray") is None:  # imported, it would be too late for its token
         pytest.skip("Ray is not installed")
     keeper = RayExecutor(n_jobs=2, options={"object_store_memory": MEMORY, "num_cpus": 2})
