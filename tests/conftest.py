@@ -1,4 +1,4 @@
-import functools
+import copy
 import logging
 import os
 import shutil
@@ -17,6 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +47,24 @@ BROWSER_FLAGS = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def each_config_file_is_parsed_once() -> Iterator[None]:
+    """Hydra parses some thirty files for each composition, which takes a tenth of a second."""
+    load, parsed = FileConfigSource.load_config, dict[tuple[Path, bytes], Any]()
+
+    def load_once(source: FileConfigSource, name: str) -> Any:
+        path = Path(source.path, source._normalize_file_name(name))
+        if not path.is_file():
+            return load(source, name)
+        key = path, path.read_bytes()
+        parsed[key] = parsed.get(key) or load(source, name)
+        return copy.deepcopy(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images beside the checkout."""
@@ -62,11 +81,10 @@ def root() -> Path:
 # The files of an entry run in one process: they share what takes seconds to start, such as a fork
 # server, MLflow's server or an exporter. The longest come first, so that no process ends alone.
 FIRST = [
-    "test_study.py test_run.py test_api.py reporting/test_report.py",
+    "test_study.py test_run.py test_api.py reporting/test_report.py training/test_loop.py",
     "deployment/compression/test_origin.py deployment/compression/test_executorch.py"
     " deployment/compression/test_litert.py deployment/runtimes/test_formats.py",
     "sweep/test_executors.py",
-    "training/test_loop.py",
     "reporting/test_published_report.py reporting/test_page.py tracking/test_ui.py"
     " tracking/test_read.py",
     "test_extending.py",
@@ -127,12 +145,7 @@ def empty_database(made_once: MadeOnce) -> Path:
     def create(folder: Path) -> None:
         Store(experiment="template", folder=folder, uri=f"sqlite:///{folder}/mlflow.db").open()
 
-    database = made_once("database", create) / "mlflow.db"
-    # MLflow would import all its migrations at each start of a store.
-    from mlflow.store.db import utils
-
-    utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)
-    return database
+    return made_once("database", create) / "mlflow.db"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Bad input of every command: one clear line on stderr, status 2, and nothing is trained."""
 
-import copy
 import importlib
 import shlex
 import shutil
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import pytorch_lightning
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from PIL import Image
 
 from src.core.cli import fail
@@ -59,7 +57,7 @@ def folder(
     empty_database: Path,
     module_patch: pytest.MonkeyPatch,
 ) -> Path:
-    """A working folder with an empty run store, where training fails; config files are cached."""
+    """A working folder with an empty run store, where training fails."""
     path = tmp_path_factory.mktemp("bad_input")
     shutil.copy(empty_database, path / "mlflow.db")
     for name in ("bad.onnx", "bad.ckpt", "bad.csv", "empty.csv"):
@@ -74,14 +72,6 @@ def folder(
     module_patch.setattr(pytorch_lightning.Trainer, "fit", reached)
     module_patch.setattr(Scheduler, "run", reached)
     module_patch.setattr(LocalExecutor, "warm_up", lambda executor: None)
-    load, cache = FileConfigSource.load_config, dict[Any, Any]()
-
-    def load_cached(source: FileConfigSource, name: str) -> Any:
-        key = (source.path, name)
-        cache[key] = cache.get(key) or load(source, name)
-        return copy.deepcopy(cache[key])
-
-    module_patch.setattr(FileConfigSource, "load_config", load_cached)
     return path
 
 

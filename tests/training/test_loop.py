@@ -273,7 +273,6 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
     loop.train(config, parts, None, folder, on_epoch=on_epoch, keep_state_s=0)
 
 
-@pytest.mark.usefixtures("own_fork_server")
 @pytest.mark.parametrize(
     "moment", ["between epochs", "state written, not yet in place", "within an epoch"]
 )
@@ -282,7 +281,7 @@ def test_a_killed_process_resumes_from_its_last_complete_state(
 ) -> None:
     config = compose_config(cache)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["src.training.loop"])
+    processes.set_forkserver_preload(["src.training.loop"])  # unless one runs already
     trial = processes.Process(target=body_that_dies, args=(config, tmp_path / "first", moment))
     trial.start()
     trial.join(120)
