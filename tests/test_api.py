@@ -16,7 +16,7 @@ from src.tracking import read
 from src.training.classifier import RECIPE, Classifier
 
 TINY = ["efficiency=fast", "data.source.lesions=100", "model.image_size=32", "data.batch_size=16"]
-TINY += ["data.source.native_size=32"]  # larger pictures take longer to draw
+TINY += ["data.source.native_size=32", "threads=1"]  # larger pictures take longer to draw
 SMALL = [*TINY, "model.net.width=4", "trainer.max_epochs=1"]
 
 

@@ -188,6 +188,7 @@ def multirun(
     (folder / "mlruns").mkdir()
     shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
     arguments = ["-m", "experiment=smoke", "model=custom", "model.net.width=4,0,8", "study=widths"]
+    arguments += ["threads=1"]
     module_patch.chdir(folder)
     module_patch.setenv("PARETODERM_CACHE", str(folder / "cache"))
     module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -232,7 +232,7 @@ SWEEPS = sorted(
     {file.stem for file in (ROOT / "sweeps").glob("*.yaml")} - {*ON_REAL_IMAGES, "smoke"}
 )
 TINY = ["efficiency=fast", "data.source.lesions=120", "data.batch_size=16", "model.image_size=32"]
-TINY += ["data.source.native_size=32"]  # larger pictures take longer to draw
+TINY += ["data.source.native_size=32", "threads=1"]  # larger pictures take longer to draw
 QUALITY, FLOPS = f"metrics.best/val/{PRIMARY}", "metrics.efficiency/flops"
 
 
