@@ -378,6 +378,7 @@ def test_a_real_trial_runs(
         "efficiency=fast",
         f"data.cache_dir={tmp_path_factory.getbasetemp() / 'cache'}",  # both take the same images
         "data.source.lesions=120",
+        "data.source.native_size=32",
         "data.batch_size=16",
         "model.image_size=32",
         "trainer.max_epochs=1",
