@@ -1,6 +1,6 @@
-import copy
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -17,7 +17,8 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins import file_config_source
+from hydra.core.plugins import Plugins
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,19 +50,21 @@ BROWSER_FLAGS = [
 
 @pytest.fixture(scope="session", autouse=True)
 def each_config_file_is_parsed_once() -> Iterator[None]:
-    """Hydra parses some thirty files for each composition, which takes a tenth of a second."""
-    load, parsed = FileConfigSource.load_config, dict[tuple[Path, bytes], Any]()
+    """Hydra parses some thirty files for each composition, and composes up to three times a run."""
+    Plugins.instance()  # it defines the classes of its plugins anew
+    source = file_config_source.FileConfigSource
+    load, parsed = source.load_config, dict[tuple[Path, bytes], bytes]()
 
-    def load_once(source: FileConfigSource, name: str) -> Any:
-        path = Path(source.path, source._normalize_file_name(name))
+    def load_once(self: Any, config_path: str) -> Any:
+        path = Path(self.path, self._normalize_file_name(config_path))
         if not path.is_file():
-            return load(source, name)
+            return load(self, config_path)
         key = path, path.read_bytes()
-        parsed[key] = parsed.get(key) or load(source, name)
-        return copy.deepcopy(parsed[key])
+        parsed[key] = parsed.get(key) or pickle.dumps(load(self, config_path))
+        return pickle.loads(parsed[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_once)
+        patch.setattr(source, "load_config", load_once)
         yield
 
 
