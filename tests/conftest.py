@@ -88,8 +88,9 @@ FIRST = [
     "deployment/compression/test_origin.py deployment/compression/test_executorch.py"
     " deployment/compression/test_litert.py deployment/runtimes/test_formats.py",
     "sweep/test_executors.py",
-    "reporting/test_published_report.py tracking/test_ui.py tracking/test_read.py"
-    " reporting/test_page.py reporting/test_charts.py reporting/test_plots_html.py",
+    "reporting/test_published_report.py tracking/test_ui.py tracking/test_views.py"
+    " tracking/test_read.py reporting/test_page.py reporting/test_charts.py"
+    " reporting/test_plots_html.py",
     "test_extending.py",
     "sweep/test_storage.py",
     "sweep/test_scheduler.py",

@@ -149,9 +149,9 @@ def test_keys_without_effect_do_not_count() -> None:
     assert config_hash({"b": {"c": "x"}, "a": [1, 2.5, None]}) == "5e0c41a7e1b7"
 
 
-def output(code: str) -> str:
+def output(code: str, *arguments: str) -> str:
     """What Python prints when it runs some code in a new process."""
-    line = [sys.executable, "-c", code]
+    line = [sys.executable, "-c", code, *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -225,24 +225,24 @@ def test_cycles_are_still_collected() -> None:
 
 
 CODE = """
-import resource
+import resource, sys
 import torch
 from src.core.environment import keep_freed_memory
-def faults():
-    for number in range(45):  # the heap has been seen to grow until the twelfth step
-        if number == 25:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(40_000_000 // 4).sum()  # more than the 32 MB that glibc keeps by itself
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-default = faults()
-assert keep_freed_memory()
-print(default, faults())
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def step():
+    return torch.ones(40_000_000 // 4).sum()  # more than the 32 MB that glibc keeps by itself
+for _ in range(25):  # the heap has been seen to grow until the twelfth step
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_repeated_large_blocks_are_faulted_in_once() -> None:
     block = 40_000_000 / 4096  # pages
-    default, kept = map(int, output(CODE).split())
-    assert default > 19 * block
-    assert kept < 2 * block
+    assert int(output(CODE, "default")) > 19 * block
+    assert int(output(CODE, "kept")) < 2 * block

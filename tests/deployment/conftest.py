@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,26 +12,19 @@ from src.tracking.store import Store
 
 @pytest.fixture(scope="session")
 def recorded(
-    tmp_path_factory: pytest.TempPathFactory,
-    empty_database: Path,
-    made_once: Callable[[str, Callable[[Path], None]], Path],
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
 ) -> Iterator[SmallStore]:
-    """A store with one run, and the ONNX file of the run; each process has a copy."""
-
-    def record(folder: Path) -> None:
-        (folder / "mlruns").mkdir()
-        shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
-        store = Store(folder=folder / "mlruns")
-        run_id = write_run(store, folder, seed=0)
-        trained.write_file(store, trained.single(store, run_id), "onnx", folder)
-
+    """A store with one run, and the ONNX file of the run."""
+    folder = tmp_path_factory.mktemp("deployment")
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        folder = tmp_path_factory.mktemp("deployment") / "copy"
-        shutil.copytree(made_once("recorded", record), folder)
-        [file] = folder.glob("*.onnx")
-        yield SmallStore(folder, Store(folder=folder / "mlruns"), file.stem, file)
+        store = Store(folder=folder / "mlruns")
+        run_id = write_run(store, folder, seed=0)
+        file = trained.write_file(store, trained.single(store, run_id), "onnx", folder)
+        yield SmallStore(folder, store, run_id, file)
     torch.set_num_threads(threads)
 
 

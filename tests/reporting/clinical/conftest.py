@@ -41,37 +41,28 @@ TRAINING += " trainer=cpu threads=1 trainer.max_epochs=1"
 
 
 @pytest.fixture(scope="session")
-def trained(
-    empty_database: Path, made_once: Callable[[str, Callable[[Path], None]], Path]
-) -> SmallStore:
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> SmallStore:
     """Made once, by `src.train` in this process; tests that write take a copy."""
-
-    def train_twice(folder: Path) -> None:
-        (folder / "mlruns").mkdir()
-        shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
-        write_ham10000(folder / "ham")
-        write_isic2019(folder / "isic", folder / "ham")
-        write_siim2020(folder / "siim")
-        with pytest.MonkeyPatch.context() as patch, untouched_process():
-            enter(folder, folder / "cache", patch)
-            for seed, test in ((0, "true"), (1, "false")):
-                arguments = [*TRAINING.split(), f"data.root={folder / 'ham'}"]
-                patch.setattr(sys, "argv", ["train", *arguments, f"seed={seed}", f"test={test}"])
-                train.main()
-            store = Store(folder=folder / "mlruns")
-            tags = {"kind": "trial", "study": "", "model": "custom", "data": "ham10000"}
-            with Run.start(store, "custom", tags) as trial:
-                pass
-            for run_id in read.runs(store, "tags.kind = 'run'")["run_id"]:
-                Run.attach(store, run_id).move_below(trial)
-
-    folder = made_once("trained", train_twice)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        table = read.runs(Store(folder=folder / "mlruns")).set_index("run_id")
-    seeds, kinds = table["tags.seed"], table["tags.kind"]
-    ids = [table.index[seeds == "0"], table.index[seeds == "1"], table.index[kinds == "trial"]]
-    return SmallStore(folder, folder, *(str(run_id) for [run_id] in ids))
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
+    write_ham10000(folder / "ham")
+    write_isic2019(folder / "isic", folder / "ham")
+    write_siim2020(folder / "siim")
+    with pytest.MonkeyPatch.context() as patch, untouched_process():
+        enter(folder, folder / "cache", patch)
+        for seed, test in ((0, "true"), (1, "false")):
+            arguments = [*TRAINING.split(), f"data.root={folder / 'ham'}"]
+            patch.setattr(sys, "argv", ["train", *arguments, f"seed={seed}", f"test={test}"])
+            train.main()
+    store = Store(folder=folder / "mlruns")
+    ids = read.runs(store).set_index("tags.seed")["run_id"]
+    tags = {"kind": "trial", "study": "", "model": "custom", "data": "ham10000"}
+    with Run.start(store, "custom", tags) as trial:
+        pass
+    for seed in ("0", "1"):
+        Run.attach(store, ids[seed]).move_below(trial)
+    return SmallStore(folder, folder, ids["0"], ids["1"], trial.id)
 
 
 @pytest.fixture(scope="session")
