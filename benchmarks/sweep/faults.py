@@ -218,7 +218,7 @@ def _cells_problems(chaos: Chaos, trials: list[FrozenTrial]) -> list[str]:
     counted = studies.counted(trials)
     faulty = [f"{counted} trials count, not {len(cells)}"] * (counted != len(cells))
     # of a cell that is lost: why its last trial failed
-    outcomes = {tuple(trial.system_attrs[CELL]): outcome_of(trial) for trial in trials}
+    outcomes = {tuple(one.system_attrs.get(CELL, ())): outcome_of(one) for one in trials}
     faulty += [
         f"{' '.join(cell)}: complete {complete[cell]} times, last outcome: {outcomes.get(cell)}"
         for cell in cells
