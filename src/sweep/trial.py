@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from src.core.errors import UserError
+from src.core.errors import UserError, causes
 from src.metrics.registry import parse_limits, parse_objectives
 from src.sweep import records
 from src.sweep.pruners import BestSoFar, check_trial, pruner_from_spec
@@ -227,6 +227,9 @@ def main(task: records.Task) -> None:
             raise
         kind, reason = "error", f"the trial's code left with status {error.code}"
     except Exception as error:
+        # A query that SIGTERM interrupts may end with an error of its connection.
+        if any(isinstance(cause, SystemExit) for cause in causes(error)):
+            raise SystemExit(TERMINATED) from error
         if not isinstance(error, UserError):
             log.error("%s", traceback.format_exc())  # the log shows no password
         kind, reason = records.classify(error)

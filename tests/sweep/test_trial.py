@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from sqlalchemy.exc import OperationalError
 
 from src.core.errors import ConfigError
 from src.sweep import trial as trials
@@ -106,6 +107,15 @@ def is_behind(context: TrialContext) -> Any:
 
 TOO_SMALL = ConfigError("model.net.width", "must be at least 1, but got 0")
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def is_terminated_in_a_query(context: TrialContext) -> Any:
+    try:
+        raise SystemExit(trials.TERMINATED)
+    finally:
+        raise OperationalError("SELECT", None, ConnectionError("closed"))
+
+
 # By kind: body, reason.
 FAILURES: list[tuple[str, Callable[[TrialContext], Any], str]] = [
     ("error", raises(ZeroDivisionError("by nothing")), "ZeroDivisionError: by nothing"),
@@ -130,6 +140,7 @@ BODIES = {f"failure {number}": body for number, (_, body, _) in enumerate(FAILUR
     "commits_then_fails": commits_then_fails,
     "is_behind": is_behind,
     "terminated": raises(SystemExit(trials.TERMINATED)),
+    "terminated in a query": is_terminated_in_a_query,
 }
 
 
@@ -159,11 +170,13 @@ def test_every_failure_is_committed_with_its_kind_and_reason(
 
 
 def test_a_committed_outcome_stays_and_a_terminated_trial_commits_none(study: StudyOnDisk) -> None:
-    for body in ("commits_then_fails", "terminated"):
-        with pytest.raises(SystemExit):
+    for body in ("commits_then_fails", "terminated", "terminated in a query"):
+        with pytest.raises(SystemExit) as end:
             main(study.task(body))
+        assert (end.value.code == trials.TERMINATED) == ("terminated" in body)
     assert study.outcome().state == "complete"
     assert OUTCOME not in study.attributes(1)
+    assert OUTCOME not in study.attributes(2)
 
 
 def test_a_pruned_trial_keeps_its_cost_and_its_last_epoch(study: StudyOnDisk) -> None:
