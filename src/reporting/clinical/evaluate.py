@@ -21,8 +21,7 @@ from src.metrics.settings import AuditSettings
 from src.reporting.clinical import external, presentation, subgroups
 from src.reporting.clinical.audit import audit
 from src.reporting.clinical.external import REST, ExternalData
-from src.reporting.clinical.results import EvaluateSettings, Evaluation, Images
-from src.reporting.clinical.sentences import sentences
+from src.reporting.clinical.results import EvaluateSettings, Evaluation, Images, sentences
 from src.tracking.run import Run, recordable
 from src.tracking.store import Store, existing
 

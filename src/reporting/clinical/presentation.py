@@ -18,8 +18,7 @@ from src.metrics.curves import CURVES
 from src.metrics.formatting import interval, label
 from src.metrics.registry import PRIMARY, short_label
 from src.reporting.clinical import subgroups
-from src.reporting.clinical.results import ClinicalAudit, Evaluation
-from src.reporting.clinical.sentences import sentences
+from src.reporting.clinical.results import ClinicalAudit, Evaluation, sentences
 
 PAGE = "clinical.md"
 EVALUATION_PAGE = "evaluation.md"
@@ -276,18 +275,10 @@ def render_evaluation(
     )
     # those of a verdict repeat the audit's
     verdicts = [_styled(replace(verdict, warnings=()).text) for verdict in first.verdicts]
-    sentences = list(map(_styled, summary(first)))
-    warned = sentences[: len(first.warnings) + 1]  # and the number of images
+    lines = list(map(_styled, summary(first)))
+    warned = lines[: len(first.warnings) + 1]  # and the number of images
     tables = [replace(classes, caption="").to_rich(), replace(operating, caption="").to_rich()]
-    parts: list[RenderableType] = [
-        title,
-        *warned,
-        *verdicts,
-        sentences[-1],
-        *tables,
-        *shift,
-        *notes,
-    ]
+    parts: list[RenderableType] = [title, *warned, *verdicts, lines[-1], *tables, *shift, *notes]
     shown: list[RenderableType] = []
     left = MOST_LINES - 1
     for part in parts:

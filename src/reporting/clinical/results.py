@@ -1,24 +1,45 @@
 """The results of a clinical audit and of an evaluation, with their settings."""
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from src.deployment.trained import RecordedModel, require_run_id
 from src.metrics.calibration import TEMPERATURES
+from src.metrics.formatting import interval
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical.sentences import sentences
 
 if TYPE_CHECKING:
     from src.reporting.clinical.external import ExternalData
 
 Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
+
+
+def sentences(part: str, **values: Any) -> list[str]:
+    """The sentences of one part of the template sentences.j2, each in one line."""
+    text = _template().render(part=part, **values)
+    return [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(  # noqa: S701  plain text: the pages escape it
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        # a text from outside stays within its sentence
+        finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
+    )
+    environment.globals["interval"] = interval
+    return environment.from_string(Path(__file__).with_name("sentences.j2").read_text("utf-8"))
 
 
 @dataclass(frozen=True)

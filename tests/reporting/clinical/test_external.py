@@ -36,7 +36,7 @@ from src.reporting.clinical.external import (
     recall_by_original_label,
     size_summary,
 )
-from src.reporting.clinical.sentences import sentences
+from src.reporting.clinical.results import sentences
 
 from .small_world import SmallStore, encoded_anew, lesion
 
