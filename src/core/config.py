@@ -140,8 +140,11 @@ def _check_root(config: Mapping[str, Any]) -> None:
     if isinstance(config.get("model"), Mapping):
         parts["model.net"] = config["model"].get("net")
     for name in ("callbacks", "objective", "efficiency", "compression"):
-        if not isinstance(config.get(name, {}), Mapping):
-            raise ConfigError(name, f"must have keys and values, but is {config[name]!r}")
+        # `callbacks=[]` chooses no file of a group: its key is missing
+        is_optional = name == "compression" or not {"model", "trainer"} <= config.keys()
+        value = config.get(name, {} if is_optional else None)
+        if not isinstance(value, Mapping):
+            raise ConfigError(name, f"must have keys and values, but is {value!r}")
     for name, part in parts.items():
         if not isinstance(part, Mapping) or "_target_" not in part:
             problem = f"must have a _target_ and its arguments, but is {part!r}"
