@@ -33,6 +33,7 @@ TIMED_S = 0.5  # after so many seconds no other batch is timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
 COSTS = ("efficiency/flops", "efficiency/params")
 NUMBERS = (*COSTS, "seconds", "memory_mb", "disk_mb")
+COLUMNS = ["cell", *NUMBERS, "over", "problem", "cache", "cache_mb"]
 
 
 def sample_cells(space: Space, count: int) -> Iterator[tuple[str, ...]]:

@@ -179,7 +179,8 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     sampled = list(dry_run.sample_cells(plan.space, dry_run.SAMPLED))
     shared, measured = (loader, plan.config, plan.overrides, plan.limits), dict[str, Any]()
     bar = tqdm(sampled, "dry run", unit="cell", leave=False, disable=None)
-    cells = pd.DataFrame([dry_run.estimate(cell, *shared, measured) for cell in bar])
+    rows = [dry_run.estimate(cell, *shared, measured) for cell in bar]
+    cells = pd.DataFrame(rows, columns=dry_run.COLUMNS)
     counts = [count for count in (plan.settings.n_trials, plan.space.n_cells) if count is not None]
     title = f"{plan.name}: {len(cells)} of {min(counts)} trials, not trained"
     console.print(dry_run.table(title, cells).to_rich())

@@ -74,9 +74,15 @@ class _ServerClient:
             lambda is_repeated: method(*arguments, **options)
         )
 
-    def create_run(self, experiment_id: str, tags: dict[str, Any], **options: Any) -> "MlflowRun":
+    def create_run(
+        self,
+        experiment_id: str,
+        start_time: int | None = None,
+        tags: dict[str, Any] | None = None,
+        run_name: str | None = None,
+    ) -> "MlflowRun":
         """As MLflow's; a run whose creation was not answered is looked up."""
-        tags = {**tags, _CREATION_TAG: uuid.uuid4().hex}
+        tags = {**(tags or {}), _CREATION_TAG: uuid.uuid4().hex}
 
         def create(is_repeated: bool) -> "MlflowRun":
             query = f"tags.`{_CREATION_TAG}` = '{tags[_CREATION_TAG]}'"
@@ -84,7 +90,7 @@ class _ServerClient:
                 return created[0]
             once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} if self._retry.seconds else {}
             with environment(**once):
-                return self._client.create_run(experiment_id, tags=tags, **options)
+                return self._client.create_run(experiment_id, start_time, tags, run_name)
 
         return self._retry.call(create)
 

@@ -93,9 +93,10 @@ class Opened:
 
     def hover(self, name, number):
         x, y = self.pixel(name, number)
-        self.page.mouse.move(x - 40, y - 40)
-        self.page.mouse.move(x, y)
         label = self.page.locator("#front .hoverlayer .hovertext")
+        self.page.mouse.move(0, 0)
+        label.first.wait_for(state="hidden")  # that of the point before
+        self.page.mouse.move(x, y)
         label.first.wait_for()
         return " ".join(label.all_text_contents())
 

@@ -280,12 +280,12 @@ def render_evaluation(
     tables = [replace(classes, caption="").to_rich(), replace(operating, caption="").to_rich()]
     parts: list[RenderableType] = [title, *warned, *verdicts, lines[-1], *tables, *shift, *notes]
     shown: list[RenderableType] = []
-    left = MOST_LINES - 1
+    free = MOST_LINES - 1
     for part in parts:
-        lines = len(console.render_lines(part, pad=False))
-        if lines <= left:
+        height = len(console.render_lines(part, pad=False))
+        if height <= free:
             shown.append(part)
-            left -= lines
+            free -= height
     hidden = len(parts) - len(shown) + len(audit_tables(first)) - len(tables)
     more = f"{hidden} more tables and notes: verbose=true prints them; figures are in the folder."
     return [*shown, Text(more)]

@@ -35,7 +35,7 @@ def test_calibration_images_are_stratified_training_images(sample: Sample) -> No
     assert len(set(chosen)) == 40
     assert set(chosen) <= set(data.rows("train"))
     counts = np.bincount(data.labels[chosen], minlength=7)
-    share = 40 * np.array(data.class_counts) / sum(data.class_counts)
+    share = 40 * np.array(data.seen_counts) / sum(data.seen_counts)
     assert (np.abs(counts - share) < 1).all() or (counts[share < 1] == 1).all()
     assert (counts >= 1).all()
     assert (images == source.calibration_images(40, seed=1)).all()
