@@ -19,7 +19,7 @@ from src.core.tables import Table
 from src.deployment.compression import origin
 from src.efficiency.flops import count_trainable
 from src.efficiency.profile import static_cost
-from src.metrics.formatting import engineering
+from src.metrics.formatting import count, engineering
 from src.metrics.registry import Limit, short_label
 from src.models.fit_once import is_fit_once
 from src.run import refuse_devices
@@ -236,14 +236,13 @@ def totals(cells: pd.DataFrame, total: int, repeats: int, n_jobs: int) -> list[s
     mean = cells["seconds"].sum() / len(cells)
     checkpoints = cells.loc[cells["seconds"].notna(), "disk_mb"].sum() / len(cells) * runs
     caches = cells.drop_duplicates("cache")["cache_mb"].dropna()
-    sizes = f"{len(caches)} size{'s' * (len(caches) > 1)}"
     return [
         *lines,
-        f"time: about {mean * runs / n_jobs / 3600:.2g} h of training for {total} trials x "
-        f"{repeats} seeds, {n_jobs} at once ({mean:.0f} s per run on average, timed alone on this "
-        "machine, without validation, measuring and pruning)",
+        f"time: about {mean * runs / n_jobs / 3600:.2g} h of training for {count(total, 'trial')} "
+        f"x {count(repeats, 'seed')}, {n_jobs} at once ({mean:.0f} s per run on average, timed "
+        "alone on this machine, without validation, measuring and pruning)",
         f"memory: at most {cells['memory_mb'].max():,.0f} MB per trial beside the program itself "
         "(weights, gradients, Adam's moments, activations of one batch)",
         f"disk: about {checkpoints:,.0f} MB of checkpoints, {caches.sum():,.0f} MB of decoded "
-        f"pictures ({sizes})",
+        f"pictures ({count(len(caches), 'size')})",
     ]
