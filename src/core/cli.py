@@ -147,7 +147,7 @@ class Command:
         """
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments):
-            print(fitted(_help(self, arguments)))
+            _show(fitted(_help(self, arguments)))
             return
         arguments = _flag_first(map(self.hydra_argument, arguments))
         self._refuse_misplaced(arguments)
@@ -214,6 +214,14 @@ class Command:
             _refuse_value(argument)
 
 
+def _show(text: str) -> None:
+    """Print a text; a reader that ends before it, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # nothing may be flushed at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _refuse_value(argument: str) -> None:
     """Refuse a sweep inside of a list, a deleted config group, and a choice that is no name."""
     try:
@@ -241,11 +249,12 @@ def main() -> None:
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print("paretoderm <command> ...; each command has --help\n")
+        lines = ["paretoderm <command> ...; each command has --help\n"]
         for word, module in PROGRAM.items():
             text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
             about = text.split('"""')[1].splitlines()[0].partition(": ")[2]
-            print(fitted(f"  paretoderm {word:<9}  {about}"))
+            lines.append(fitted(f"  paretoderm {word:<9}  {about}"))
+        _show("\n".join(lines))
         return
     if name in ("-sc", "--shell-completion"):
         line = re.match(r"\s*(\S*)\s*(\S*)(.*)", os.environ.get("COMP_LINE", ""))
