@@ -22,12 +22,15 @@ def config_problem(error: Exception) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it, each error once: libraries make circles of causes."""
+    """The error, what it was raised from and while, each error once: libraries make circles."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    queue = [error]
+    while queue:
+        error = queue.pop(0)
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            yield error
+            queue += [error.__cause__, error.__context__]
 
 
 def full_disk(error: BaseException | None) -> str | None:

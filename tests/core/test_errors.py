@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from src.core.errors import causes, full_disk, out_of_memory
+from src.tracking.retry import is_outage
 
 
 @pytest.mark.timeout(10)
@@ -48,3 +49,12 @@ def test_other_errors_are_no_lack_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert out_of_memory(caught.value) is not None
+
+
+def test_what_an_error_was_raised_while_is_a_cause_beside_what_it_was_raised_from() -> None:
+    """As urllib3 does: a lost connection is hidden behind an error that was never raised."""
+    lost, never_raised = ConnectionResetError("lost"), OSError("aborted")
+    error = RuntimeError("too many tries")
+    error.__cause__, error.__context__ = never_raised, lost
+    assert list(causes(error)) == [error, never_raised, lost]
+    assert is_outage(error)
