@@ -23,14 +23,12 @@ def config_problem(error: Exception) -> str:
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what it was raised from and while, each error once: libraries make circles."""
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        error = queue.pop(0)
-        if error is not None and id(error) not in seen:
-            seen.add(id(error))
-            yield error
-            queue += [error.__cause__, error.__context__]
+    seen, queue = set[int](), [error]
+    for cause in queue:  # it grows
+        if cause is not None and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            queue += [cause.__cause__, cause.__context__]
 
 
 def full_disk(error: BaseException | None) -> str | None:
