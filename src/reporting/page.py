@@ -128,9 +128,7 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     )
     if len(collect.compressed(members)):
         frame["compression"] = members["compression"].replace("", None)
-    cells = figures(report, metrics)
-    for name in metrics:
-        frame[name] = cells.loc[members["run_id"], name].to_list()
+    frame[metrics] = figures(report, metrics).loc[members["run_id"]].to_numpy()
     frame["run"] = members["run_id"].str[:8]
     labels = {name: short_label(name) for name in metrics}
     parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]

@@ -297,7 +297,10 @@ def show(report: Report, folder: Path) -> None:
     if len(report.comparison):
         console.print(Table(report.comparison, "Studies side by side, on one scale").to_rich())
     if "table-on_test" in (tables := page.tables(report)):
-        console.print(tables["table-on_test"].to_rich())
+        tested = tables["table-on_test"]
+        # the page has the value of each seed; a question has its floor
+        frame = tested.frame.drop(columns=["floor", "seed_values"]).dropna(axis=1, how="all")
+        console.print(replace(tested, frame=frame).to_rich())
     for line in report.warnings:
         say(f"! {line}")
     say(f"look: {folder / 'report.html'}", wrap=False)

@@ -34,8 +34,7 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
         metric.
     """
     quality = Limit(report.quality.removeprefix("best/").partition("/")[2], ">=", float("nan"))
-    named = [replace(one, metric=one.per_epoch.removeprefix("val/")) for one in floors]
-    bounds = [quality, *named]
+    bounds = [quality, *(replace(one, metric=one.per_epoch.removeprefix("val/")) for one in floors)]
     tested = report.intervals.reindex(columns=[*_TESTED[:-3], "images", "split"])
     tested = tested[tested["split"] == "test"]
     measured = {(row["run_id"], row["metric"]): row for row in tested.to_dict("records")}
