@@ -83,7 +83,7 @@ class TrialContext:
 
     @property
     def reached(self) -> dict[str, float]:
-        """Epochs until now and the best objectives in them, for the record of a stopped trial."""
+        """Trained epochs and best objective values so far, for the record of a stopped trial."""
         values = self._best.best.items()
         best = {f"reached/{name.removeprefix('best/')}": value for name, value in values}
         return {"reached/epochs": self._best.epoch, **best}
@@ -228,7 +228,7 @@ def main(task: records.Task) -> None:
         kind, reason = "error", f"the trial's code left with status {error.code}"
     except Exception as error:
         # A query that SIGTERM interrupts may end with an error of its connection.
-        if any(isinstance(cause, SystemExit) for cause in causes(error)):
+        if any(isinstance(one, SystemExit) and one.code == TERMINATED for one in causes(error)):
             raise SystemExit(TERMINATED) from error
         if not isinstance(error, UserError):
             log.error("%s", traceback.format_exc())  # the log shows no password

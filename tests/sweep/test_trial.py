@@ -116,9 +116,17 @@ def is_terminated_in_a_query(context: TrialContext) -> Any:
         raise OperationalError("SELECT", None, ConnectionError("closed"))
 
 
+def leaves_and_fails(context: TrialContext) -> Any:
+    try:
+        raise SystemExit(3)
+    finally:
+        raise ZeroDivisionError("by nothing")
+
+
 # By kind: body, reason.
 FAILURES: list[tuple[str, Callable[[TrialContext], Any], str]] = [
     ("error", raises(ZeroDivisionError("by nothing")), "ZeroDivisionError: by nothing"),
+    ("error", leaves_and_fails, "ZeroDivisionError: by nothing"),
     ("error", raises(SystemExit(3)), "the trial's code left with status 3"),
     ("bad_config", raises(TOO_SMALL), str(TOO_SMALL)),
     ("out_of_memory", raises(MEMORY), f"OutOfMemoryError: {MEMORY}"),
