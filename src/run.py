@@ -236,9 +236,9 @@ def run_trial(context: TrialContext) -> dict[str, float]:
         problem = "not on this machine: set tracking.uri to a server that all machines reach"
         raise UserError(f"{store.uri}: {problem}")
     git = payload.get("git") or git_state(ROOT)
-    own = is_own(payload.get("config_name", "train"), payload.get("search_path", ()))
+    own_config = is_own(payload.get("config_name", "train"), payload.get("search_path", ()))
     study, number = context.task.study, context.task.number
-    position = RunContext(study, git, payload["study_run"], number, own_config=own)
+    position = RunContext(study, git, payload["study_run"], number, own_config=own_config)
     if payload["repeats"] == 1:
         copy_latest_state(context.resume, context.folder)
         metrics = _trial_run(config, store, position, context, context.folder)[1]

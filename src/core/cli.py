@@ -165,8 +165,8 @@ class Command:
             try:
                 getattr(importlib.import_module(module), function)(config)
             except Exception as error:
-                known = isinstance(error, COMPOSE_ERRORS) or full_disk(error)
-                if not known and out_of_memory(error) is None:
+                is_expected = isinstance(error, COMPOSE_ERRORS) or full_disk(error)
+                if not is_expected and out_of_memory(error) is None:
                     raise
                 refused.append(error)  # Hydra would print a line of its own
 
@@ -215,7 +215,7 @@ class Command:
 
 
 def _show(text: str) -> None:
-    """Print a text; a reader that ends before it, such as `head`, is no error."""
+    """Print a text, also to a program that stops reading, such as `head`."""
     try:
         print(text, flush=True)
     except BrokenPipeError:  # nothing may be flushed at exit either

@@ -22,9 +22,9 @@ def config_problem(error: Exception) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from and while, each error once: libraries make circles."""
+    """The error with its causes and contexts; none is repeated, although libraries make circles."""
     seen, queue = set[int](), [error]
-    for cause in queue:  # it grows
+    for cause in queue:  # which grows meanwhile
         if cause is not None and id(cause) not in seen:
             seen.add(id(cause))
             yield cause

@@ -277,7 +277,7 @@ class DataModule(LightningDataModule):
 
     @property
     def share(self) -> str:
-        """Which part of the public set this is, and the classes that it changes by a point."""
+        """The used part of the public set, and classes whose share differs by a point or more."""
         used = pd.Series(np.bincount(self.labels, minlength=len(self.classes)), self.classes)
         public = pd.Series(self.source.published).reindex(used.index)
         if public.isna().any():

@@ -230,7 +230,7 @@ def _worst(study: OwnedStudy, index: int, outcome: TrialOutcome) -> float:
     values = [
         trial.values[index]
         for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if (told := outcome_of(trial)) and told.state == "complete"
+        if (stored := outcome_of(trial)) and stored.state == "complete"
     ]
     if values:
         return max(values) if objective.direction == "minimize" else min(values)

@@ -88,8 +88,8 @@ class _ServerClient:
             query = f"tags.`{_CREATION_TAG}` = '{tags[_CREATION_TAG]}'"
             if is_repeated and (created := self._client.search_runs([experiment_id], query)):
                 return created[0]
-            once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} if self._retry.seconds else {}
-            with environment(**once):
+            no_retries = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} if self._retry.seconds else {}
+            with environment(**no_retries):
                 return self._client.create_run(experiment_id, start_time, tags, run_name)
 
         return self._retry.call(create)
