@@ -185,10 +185,20 @@ class StudyRecorder:
             self._deferred.append(write)
 
     def catch_up(self) -> None:
-        """Write what was deferred; raises if MLflow still does not answer."""
+        """Write what was deferred, with no trial running; raises if MLflow does not answer.
+
+        A server may create the run of a killed trial after `close_run` looked for it and created
+        another one. The late run has no result and is deleted.
+        """
         while self._deferred:
             self._deferred[0]()
             del self._deferred[0]
+        below = f"tags.`mlflow.parentRunId` = '{self.parent.id}'"
+        for state in ("attributes.status = 'RUNNING'", f"tags.failure = '{tracking.VANISHED}'"):
+            for late in list(self.store.search(f"{below} and {state}")):
+                number = late.data.tags.get("trial")
+                if len(list(self.store.search(f"{below} and tags.trial = '{number}'"))) > 1:
+                    self.store.client.delete_run(late.info.run_id)
 
     def close_run(self, trial: FrozenTrial, outcome: TrialOutcome, tail: str) -> None:
         """Close a trial's run; it is created if the trial never did."""

@@ -39,6 +39,7 @@ from src.sweep.scheduler import (
     log_tail,
 )
 from src.sweep.status import StudyStatus
+from src.tracking import store as tracking
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -658,6 +659,21 @@ def test_a_trial_without_a_run_gets_exactly_one(recorder: StudyRecorder) -> None
         "trial_state": "fail",
     }
     assert {name: run.data.tags[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_a_run_that_a_server_creates_late_is_deleted(
+    recorder: StudyRecorder, is_reaped: bool
+) -> None:
+    close(recorder, 3, None, TrialOutcome("fail", "killed", "killed by signal 9 (SIGKILL)"))
+    for number in (3, 4):
+        late = Run.start(recorder.store, "net", {"trial": number}, parent_id=recorder.parent.id)
+        if is_reaped:  # by the next owner
+            tracking.close(recorder.store, late.id, "fail", tracking.VANISHED)
+    recorder.catch_up()
+    runs = runs_of(recorder.store)
+    assert sorted(runs) == [3, 4]  # the only run of a trial stays
+    assert runs[3].data.tags["failure_kind"] == "killed"
 
 
 @pytest.mark.parametrize(
