@@ -58,7 +58,12 @@ def made(folder: Path) -> Iterator[BenchmarkModel]:
         yield from (_in_runtime(runtime, config, parts, run_folder) for runtime in runtimes)
         if model == "custom":
             context = CompressionContext(
-                parts.classifier, parts.data, _describe(config, parts), _no_tuning, run_folder
+                parts.classifier,
+                parts.data,
+                _describe(config, parts),
+                _no_tuning,
+                lambda ids: [],
+                run_folder,
             )
             int8 = OnnxStaticInt8().compress(context)
             yield of_file(int8.file or run_folder / "model.onnx", f"{model} int8")

@@ -33,10 +33,12 @@ def fold(module: nn.Module) -> int:
     net.eval()
     for parent in list(net.modules()):
         for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
-            follows = isinstance(layer, nn.Conv2d) and isinstance(norm, _BATCH_NORM)
-            if follows and layer.out_channels == norm.num_features:  # type: ignore[union-attr]
-                folded = fuse_conv_bn_eval(layer, norm)  # type: ignore[type-var]
-                folded.bias.requires_grad_(folded.weight.requires_grad)  # type: ignore[union-attr, operator]
+            if not (isinstance(layer, nn.Conv2d) and isinstance(norm, _BATCH_NORM)):
+                continue
+            if layer.out_channels == norm.num_features:
+                folded = fuse_conv_bn_eval(layer, norm)
+                assert folded.bias is not None
+                folded.bias.requires_grad_(folded.weight.requires_grad)
                 setattr(parent, name, folded)
                 setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
                 number += 1

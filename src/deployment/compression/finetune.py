@@ -96,5 +96,5 @@ class Average:
                 mean[name] = values.mean(0).to(tensor.dtype)
         net.load_state_dict(mean)
         recalibrate(context, self.images)
-        facts = {"nets": len(states), "runs": ", ".join(self.runs)}
+        facts: dict[str, float | str] = {"nets": len(states), "runs": ", ".join(self.runs)}
         return CompressedModel(context.classifier, facts=facts)
