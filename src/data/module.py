@@ -171,7 +171,7 @@ class DataModule(LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        splits.check_fractions(self.fractions)
+        splits.check_fractions(self.fractions, needs_train=not self.source.only_train)
         self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
         self._ready = False
 
@@ -298,9 +298,10 @@ class DataModule(LightningDataModule):
     def record(self) -> dict[str, Any]:
         """Metrics of the data for the run record."""
         values = {f"data/images/{name}": len(self._rows[name]) for name in SPLITS}
+        if unused := int((self.side == splits.UNUSED).sum()):
+            values["data/images/unused"] = unused
         if self.siblings is not None:
             siblings = self._has_sibling.iloc[self._rows["test"]]
-            values["data/images/unused"] = int((self.side == splits.UNUSED).sum())
             values["data/images/test_with_sibling"] = int(siblings.sum())
         values["data/unreadable"] = len(self.cache.unreadable)
         leaking = splits.groups_on_two_sides(self.frame, self.side)

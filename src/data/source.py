@@ -39,8 +39,9 @@ class Manifest:
         frame: One row per image in a fixed order, with a RangeIndex. Columns: `image_id` (str,
             unique), `label` (int, 0 to K-1), `group` (str: lesion or patient; the images of a
             group belong on one side of a split), `path` (str, absolute; "" where the source
-            draws its images), optionally `split` (one of `SPLITS`, the official split), and
-            metadata such as age, sex, localization, original_label.
+            draws its images), optionally `split` (one of `SPLITS`, the official split) and
+            `only_train` (bool: no image for val and test), and metadata such as age, sex,
+            localization, original_label.
         grouped_by: What a group is: "lesion", "patient", "group" (column of a table) or "image"
             (the data set does not say which images belong together).
     """
@@ -61,11 +62,13 @@ class Source(ABC):
         name: Name of the data set.
         licence: Terms and citation, such as "CC BY-NC 4.0. Cite: ..."; "" if unknown.
         published: Images of each class in the complete public set; empty if unknown.
+        only_train: What makes images training images whatever the split is; mostly nothing.
     """
 
     name: str
     licence: str = ""
     published: Mapping[str, int] = {}
+    only_train: Sequence[str] = ()
 
     @classmethod
     def licence_of(cls, settings: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ SIBLING_LABELS = {
     "out": "grouped, siblings of test left out",
     "in": "grouped, siblings of test in training",
 }
+_SIDES = (*SPLITS, UNUSED)
 _SUM_TOLERANCE = 1e-6
 _FOLD_TOLERANCE = 1e-3  # 0.334, 0.333, 0.333 are thirds
 _DRAWS = 200  # assignments of folds to sides that are tried
@@ -36,6 +37,7 @@ def split(
     fractions: Sequence[float],
     seed: int,
     classes: Sequence[str],
+    needs_train: bool = True,
 ) -> pd.Series:
     """Assign every image to a side, with every class on every side that is not empty.
 
@@ -49,15 +51,24 @@ def split(
             "official".
         seed: The same seed gives the same split.
         classes: Class names, for messages.
+        needs_train: Whether the part of train must not be 0.
 
     Returns:
-        "train", "val" or "test" with the index of `frame`.
+        "train", "val" or "test" with the index of `frame`. Images that are `only_train` are in
+        "train", or `UNUSED` where val or test has an image of their group.
 
     Raises:
         ConfigError: Invalid fractions, or "official" without an official split.
         DataError: A class is too rare to be on every side.
     """
-    parts = check_fractions(fractions)
+    if "only_train" in frame:
+        extra = frame["only_train"].to_numpy(dtype=bool)
+        rest = frame[~extra].drop(columns="only_train")
+        sides = split(rest, mode, fractions, seed, classes, needs_train=not extra.any())
+        sides = sides.reindex(frame.index, fill_value="train")
+        held_out = frame["group"].isin(frame["group"][sides != "train"])
+        return sides.mask(extra & held_out, UNUSED)
+    parts = check_fractions(fractions, needs_train)
     labels = frame["label"].to_numpy()
     if mode == "official":
         if "split" not in frame:
@@ -96,15 +107,16 @@ def load(
     """`split` with its result kept in `folder`, because computing it takes a second or more."""
     import sklearn
 
-    names = [name for name in ("image_id", "label", "group", "split") if name in frame]
-    columns = [frame[name].tolist() for name in names]
-    key = json.dumps([sklearn.__version__, mode, fractions, seed, columns])
+    columns = ("image_id", "label", "group", "split", "only_train")
+    names = [name for name in columns if name in frame]
+    values = [frame[name].tolist() for name in names]
+    key = json.dumps([sklearn.__version__, mode, fractions, seed, values])
     path = folder / f"split-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     if path.exists():
-        return pd.Series(np.asarray(SPLITS)[np.load(path)], index=frame.index, name="split")
+        return pd.Series(np.asarray(_SIDES)[np.load(path)], index=frame.index, name="split")
     sides = split(frame, mode, fractions, seed, classes)
     with atomic_file(path, "the split", make_folder=True) as draft:
-        np.save(draft, sides.map(SPLITS.index).to_numpy(dtype=np.uint8))
+        np.save(draft, sides.map(_SIDES.index).to_numpy(dtype=np.uint8))
     return sides
 
 
@@ -139,8 +151,8 @@ def groups_on_two_sides(frame: pd.DataFrame, sides: pd.Series) -> int:
     return int((sides[used].groupby(frame["group"][used]).nunique() > 1).sum())
 
 
-def check_fractions(fractions: Sequence[float]) -> dict[str, float]:
-    """Part of each side.
+def check_fractions(fractions: Sequence[float], needs_train: bool = True) -> dict[str, float]:
+    """Part of each side; that of train may be 0 where other images are trained on.
 
     Raises:
         ConfigError: Not three parts from 0 to 1 whose sum is 1, or nothing to train on.
@@ -150,7 +162,7 @@ def check_fractions(fractions: Sequence[float]) -> dict[str, float]:
         problem = f"must be three parts (train, val, test) from 0 to 1, but got {shown}"
     elif abs(total - 1) > _SUM_TOLERANCE:
         problem = f"must add up to 1, but {shown} add up to {total:.6g}"
-    elif shown[0] == 0:
+    elif shown[0] == 0 and needs_train:
         problem = f"must leave something to train on, but got {shown}"
     else:
         return dict(zip(SPLITS, shown, strict=True))

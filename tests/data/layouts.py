@@ -13,6 +13,7 @@ from src.data.ham10000 import HAM10000
 from src.data.isic2018 import ISIC2018
 from src.data.isic2019 import CLASSES as ISIC_CLASSES
 from src.data.isic2019 import ISIC2019
+from src.data.joined import Joined
 from src.data.medmnist import MedMNIST
 from src.data.siim2020 import SIIM2020
 from src.data.source import Source
@@ -112,6 +113,12 @@ def write_table(root: Path) -> Source:
 def write_folder(root: Path) -> Source:
     write_pictures(rows_of(("benign", "malignant")), "{name}/{image}.JPG", root)
     return ClassFolders(root)
+
+
+def write_joined(root: Path) -> Source:
+    """HAM10000, and of ISIC 2019 the images whose ids HAM10000 does not have."""
+    parts = {"ham10000": write_ham10000(root), "isic2019": write_isic2019(root)}
+    return Joined(parts, ["isic2019"], {"isic2019": {"ak": "akiec", "scc": "akiec"}})
 
 
 LAYOUTS: dict[str, Callable[[Path], Source]] = {

@@ -70,13 +70,14 @@ def test_source_keeps_the_contract(layout, tmp_path, name):
         pd.read_csv(path).sample(frac=1, random_state=0).to_csv(path, index=False)
     pd.testing.assert_frame_equal(source.manifest().frame, frame)
     # A limit keeps complete groups of every class, always the same.
-    source.limit = 1
-    few = source.manifest().frame
-    assert set(few["label"]) == set(frame["label"])
-    assert len(few) < len(frame)
-    kept = frame[frame["group"].isin(few["group"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(few, kept)
-    pd.testing.assert_frame_equal(source.manifest().frame, few)
+    if name != "joined":  # a limit is a source's
+        source.limit = 1
+        few = source.manifest().frame
+        assert set(few["label"]) == set(frame["label"])
+        assert len(few) < len(frame)
+        kept = frame[frame["group"].isin(few["group"])].reset_index(drop=True)
+        pd.testing.assert_frame_equal(few, kept)
+        pd.testing.assert_frame_equal(source.manifest().frame, few)
     # A missing root names the alternatives.
     root.rename(tmp_path / "moved")
     with pytest.raises(DataError, match=rf"^{root}: .*data\.root=") as caught:

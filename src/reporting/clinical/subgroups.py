@@ -29,6 +29,7 @@ SOURCES = {
         *("anatom_site_special", "anatom_site", "anatomical_site", "body_site", "body_part"),
         *("region", "location"),
     ),
+    "source": ("source",),  # of joined data
     "skin type": (
         *("fitzpatrick", "fitspatrick", "fitzpatrick_skin_type", "fitzpatrick_scale"),
         *("fitzpatrick_type", "skin_type", "skin_tone", "fst", "skintype"),

@@ -1,0 +1,141 @@
+"""Several sources as one: labels, copies, and sources for training only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from src.core.errors import ConfigError
+from src.data import splits
+from src.data.joined import Joined
+from src.data.module import DataModule
+from src.data.source import Manifest, Source
+
+CLASSES = ("mel", "nv")
+
+
+@dataclass(eq=False)
+class Drawn(Source):
+    """Grey pictures, the value says which: 10 groups of two images of each class."""
+
+    prefix: str
+    classes: Sequence[str] = CLASSES
+    base: int = 0
+    groups: int = 10
+
+    name = "drawn"
+
+    def manifest(self) -> Manifest:
+        numbers = np.arange(2 * self.groups * len(self.classes))
+        frame = pd.DataFrame(
+            {
+                "image_id": [f"{self.prefix}{number:03d}" for number in numbers],
+                "label": numbers // (2 * self.groups),
+                "group": [f"g{number // 2:03d}" for number in numbers],
+                "path": "",
+                "value": numbers + self.base,
+            }
+        )
+        return Manifest(self.prefix, tuple(self.classes), frame, "lesion")
+
+    def picture(self, manifest: Manifest, row: int) -> Image.Image:
+        value = int(manifest.frame.at[row, "value"])
+        pixels = np.full((8, 8, 3), (value, 255 - value, 7), dtype=np.uint8)
+        pixels[: 1 + value % 7, : 1 + value % 5] = 255 - value
+        return Image.fromarray(pixels)
+
+    def stamps(self, manifest: Manifest) -> list[str]:
+        return [str(value) for value in manifest.frame["value"]]
+
+
+def data_of(
+    source: Source, folder: Path, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+) -> DataModule:
+    options = (0, None, "error", 8, str(folder))
+    return DataModule("joined", source, 8, "squash", "grouped", list(fractions), *options).prepare()
+
+
+def test_pictures_labels_and_groups_stay_those_of_their_source(tmp_path: Path) -> None:
+    sources = {"b": Drawn("x"), "a": Drawn("y", ("nv", "mel"), base=100)}
+    joined = Joined(sources)
+    manifest = joined.manifest()
+    frame = manifest.frame
+    assert (manifest.source, manifest.classes, manifest.grouped_by) == ("b+a", CLASSES, "lesion")
+    assert frame["image_id"].is_monotonic_increasing
+    assert len(frame) == 80
+    assert frame["group"].nunique() == 40  # equal names in two sources are two groups
+    stamps = joined.stamps(manifest)
+    for row in (0, 25, 41, 79):
+        name, number = frame.at[row, "image_id"].split("/")
+        part = sources[name].manifest()
+        own = int(np.flatnonzero(part.frame["image_id"] == number)[0])
+        expected = sources[name].picture(part, own)
+        assert np.array_equal(joined.picture(manifest, row), expected)
+        assert CLASSES[frame.at[row, "label"]] == part.classes[part.frame.at[own, "label"]]
+        assert stamps[row] == sources[name].stamps(part)[own]
+
+
+def test_only_the_other_sources_are_validated_and_tested(tmp_path: Path) -> None:
+    alone = data_of(Drawn("x"), tmp_path / "alone")
+    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
+    data = data_of(source, tmp_path / "joined")
+    for side in ("val", "test"):
+        ids = data.frame["image_id"].iloc[data.rows(side)]
+        assert sorted(ids) == sorted("x/" + alone.frame["image_id"].iloc[alone.rows(side)])
+    assert data.record()["data/images/train"] == alone.record()["data/images/train"] + 40
+    assert data.record()["data/groups_on_two_sides"] == 0
+
+
+def test_a_source_can_be_held_out_completely(tmp_path: Path) -> None:
+    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
+    data = data_of(source, tmp_path, (0, 0.5, 0.5))
+    assert set(data.frame["source"].iloc[data.rows("train")]) == {"y"}
+    assert len(data.rows("val")) == len(data.rows("test")) == 20
+
+
+def test_copies_of_held_out_pictures_are_not_trained_on(tmp_path: Path) -> None:
+    # the pictures of y are those of x under other ids: identical pictures are one group
+    source = Joined({"x": Drawn("x"), "y": Drawn("y")}, ["y"])
+    data = data_of(source, tmp_path)
+    unused = data.frame["image_id"][data.side == splits.UNUSED]
+    held_out = np.concatenate([data.rows("val"), data.rows("test")])
+    copies = "y/y" + data.frame["image_id"].iloc[held_out].str.removeprefix("x/x")
+    assert sorted(unused) == sorted(copies)
+    assert data.record()["data/images/unused"] == len(held_out)
+    assert data.record()["data/groups_on_two_sides"] == 0
+
+
+def test_equal_ids_are_one_image_and_unmapped_classes_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    more = Drawn("x", ("mel", "scc", "other"))
+    joined = Joined({"x": Drawn("x"), "z": more}, [], {"z": {"scc": "mel", "other": None}})
+    frame = joined.manifest().frame
+    assert len(frame) == 40  # x000 to x039; x040 to x059 of z are of no class
+    assert "z: 40 images of an earlier source are left out" in caplog.text
+    longer = Drawn("x", ("mel", "scc", "other"), groups=20)  # "scc" has x040 to x079
+    joined = Joined({"x": Drawn("x"), "z": longer}, [], {"z": {"scc": "mel", "other": None}})
+    frame = joined.manifest().frame
+    assert (frame["source"] == "z").sum() == 40
+    assert set(frame["label"][frame["source"] == "z"]) == {CLASSES.index("mel")}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Joined({"x": Drawn("x")}), "sources: must be two or more"),
+        (lambda: Joined({"x": Drawn("x"), "y": Drawn("y")}, ["x", "y"]), "one of them not in"),
+        (lambda: Joined({"x": Drawn("x"), "y": Drawn("y")}, ["z"]), r"only_train: .*\(x, y\).* z"),
+        (
+            lambda: Joined({"x": Drawn("x"), "y": Drawn("y", ("mel", "df"))}).manifest(),
+            "labels: y has df, none of mel, nv; map it by data.source.labels.y",
+        ),
+    ],
+)
+def test_impossible_joins_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
