@@ -88,8 +88,9 @@ class Joined(Source):
 
     def picture(self, manifest: Manifest, row: int) -> Image.Image:
         """Decode one image as its source does."""
-        name, number = manifest.frame.loc[row, ["source", "source_row"]]
-        picture: Image.Image = self.sources[name].picture(self._lists[name], int(number))
+        name = str(manifest.frame.at[row, "source"])
+        number = int(manifest.frame["source_row"].iloc[row])
+        picture: Image.Image = self.sources[name].picture(self._lists[name], number)
         return picture
 
     def stamps(self, manifest: Manifest) -> list[str]:

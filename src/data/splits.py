@@ -64,10 +64,10 @@ def split(
     if "only_train" in frame:
         extra = frame["only_train"].to_numpy(dtype=bool)
         rest = frame[~extra].drop(columns="only_train")
-        sides = split(rest, mode, fractions, seed, classes, needs_train=not extra.any())
-        sides = sides.reindex(frame.index, fill_value="train")
-        held_out = frame["group"].isin(frame["group"][sides != "train"])
-        return sides.mask(extra & held_out, UNUSED)
+        free = split(rest, mode, fractions, seed, classes, needs_train=not extra.any())
+        dealt = free.reindex(frame.index, fill_value="train")
+        held_out = frame["group"].isin(frame["group"][dealt != "train"])
+        return dealt.mask(extra & held_out, UNUSED)
     parts = check_fractions(fractions, needs_train)
     labels = frame["label"].to_numpy()
     if mode == "official":

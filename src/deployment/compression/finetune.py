@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
@@ -70,7 +70,7 @@ class Average:
     conf/compression/average.yaml.
     """
 
-    runs: Annotated[list[str], MinLen(1)] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
     images: Annotated[int, Ge(0)] = 2048
 
     config_only = ("name",)
