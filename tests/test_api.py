@@ -8,10 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
 from src import api
 from src.core.cli import ROOT
+from src.core.config import instantiate
 from src.core.errors import ConfigError, UserError
+from src.deployment import trained
+from src.deployment.predict import find, predictions_frame
+from src.deployment.runtimes.base import in_batches
 from src.tracking import read
 from src.training.classifier import RECIPE, Classifier
 
@@ -61,6 +66,45 @@ def test_predictions_are_those_of_the_model(folder: Path, result: api.RunResult)
     assert probability.shape == (3, 7)
     np.testing.assert_allclose(probability.sum(dim=1), 1, rtol=1e-5)
     assert not model.training
+
+
+def test_a_decision_rule_goes_with_the_model(folder: Path, tmp_path: Path) -> None:
+    """Train, record, export, predict: the same decisions as by hand from the recorded offsets."""
+    result = api.run(api.compose([*SMALL, "decision=balanced"]))
+    val, test = (api.predictions(result.run_id, split) for split in ("val", "test"))
+    text = read.artifact(result.store, result.run_id, "decision.json").read_text()
+    offsets = json.loads(text)["balanced"]
+    classes = list(offsets)
+    by_hand = (np.log(test[[f"p/{name}" for name in classes]]) + list(offsets.values())).to_numpy()
+    decided = [classes[label] for label in by_hand.argmax(axis=1)]
+    assert test["decision/balanced"].tolist() == decided
+    for split, table in (("best/val", val), ("test", test)):
+        pair = table["label"], table["decision/balanced"]
+        for name in ("balanced_accuracy", "decision/balanced/balanced_accuracy"):
+            assert result.metrics[f"{split}/{name}"] == pytest.approx(
+                balanced_accuracy_score(*pair)
+            )
+        recall = result.metrics[f"{split}/decision/balanced/recall/mel"]
+        assert recall == pytest.approx((pair[1] == "mel")[pair[0] == "mel"].mean())
+        counted = (pair[0] == pair[1]).mean()
+        assert result.metrics[f"{split}/decision/balanced/accuracy"] == pytest.approx(counted)
+    assert {f"test/{name}" for name in ("decision/accuracy/accuracy", "chosen/specificity/mel")} < {
+        *result.metrics
+    }
+    run = trained.single(result.store, result.run_id)
+    file = trained.write_file(result.store, run, "onnx", tmp_path)
+    model = find(str(file), lambda: result.store, 1)
+    about = model.description
+    assert (about.rule, about.offsets) == ("balanced", pytest.approx(tuple(offsets.values())))
+    config = run.config.data
+    data = instantiate(config, "data", ("root",)).prepare()
+    probability = in_batches(model.runtimes[0], data.cache.images[data.rows("test")])
+    rows = predictions_frame(probability, classes, about.decision, None, about.offsets)
+    assert rows["top"].tolist() == decided
+    with pytest.raises(ConfigError, match="decision: balanced is fitted on validation"):
+        api.run(api.compose([*SMALL, "decision=balanced", "data.fractions=[0.8,0.0,0.2]"]))
+    with pytest.raises(ConfigError, match="decision: "):
+        api.run(api.compose([*SMALL, "decision=best"]))
 
 
 def test_lightning_loads_the_checkpoint_without_arguments(

@@ -29,11 +29,14 @@ from src.core.errors import ConfigError, UserError, closest, config_problem
 from src.core.files import CONF, ROOT
 
 Settings = TypeVar("Settings")
+DecisionRule = Literal["argmax", "balanced", "accuracy", "recall_floor"]
+RULES: tuple[str, ...] = typing.get_args(DecisionRule)
 
 ROOT_VALUES: dict[str, Any] = {
     "seed": Annotated[int, Ge(0)],
     "study": str | None,
     "preset": str | None,
+    "decision": DecisionRule,
     "test": bool | Literal["auto"],
     "threads": Annotated[int, Ge(1), Le(1024)] | None,
     "repeats": Annotated[int, Ge(1)],

@@ -59,6 +59,10 @@ class Description:
     licence: str  # what the licence of the training data allows
     precision: str = "float32"  # of the weights: float32, float16, bfloat16 or int8
     decision: Decision | None = None  # None without a validation split
+    # How one class is decided for, see `src.metrics.decision_rules`, and what the rule adds to the
+    # log-probabilities, in the order of the classes; none for "argmax".
+    rule: str = "argmax"
+    offsets: tuple[float, ...] = ()
 
     __pydantic_config__ = STRICT
 
@@ -78,6 +82,9 @@ class Description:
             decision = description.decision
             if decision and decision.positive not in description.classes:
                 raise ValueError(f"decision.positive: {decision.positive} is none of its classes")
+            needed = 0 if description.rule == "argmax" else len(description.classes)
+            if len(description.offsets) != needed:
+                raise ValueError(f"offsets: must be {needed}, but got {len(description.offsets)}")
         except ValueError as error:
             problem = f"holds no description of a Paretoderm model ({error})"
             raise UserError(f"{path}: {problem}; export it again") from None

@@ -25,6 +25,8 @@ from src.deployment.runtimes.base import Probabilities, in_batches
 from src.deployment.runtimes.eager import EagerRuntime
 from src.deployment.runtimes.formats import FORMATS, FormatName, format_of, open_file
 from src.deployment.trained import RecordedModel
+from src.metrics.bootstrap import ARGMAX
+from src.metrics.decision_rules import decide
 from src.tracking.run import Run
 from src.tracking.store import Store, existing
 
@@ -96,16 +98,21 @@ def compare(
     output: Probabilities,
     classes: Sequence[str],
     decision: Decision | None,
+    offsets: Sequence[float] = (),
 ) -> dict[str, float]:
     """Compare the probabilities (N, K) of the same images, with the classes in that order.
 
     Returns:
         `images`: N; `max_difference`: largest absolute difference, NaN if an output is NaN;
-        `same_class`: share of images with the same most probable class, in [0, 1]; `same_side`:
+        `same_class`: share of images with the same class by the offsets of the decision rule, if
+        there are any, else the same most probable class, in [0, 1]; `same_side`:
         share on the same side of the threshold, NaN without one; `agreement`: share with both.
     """
     before, after = reference.astype(float), output.astype(float)
-    same_class = before.argmax(axis=1) == after.argmax(axis=1)
+    first, second = (
+        decide(values, offsets or np.zeros(len(classes))) for values in (before, after)
+    )
+    same_class = first == second
     same_side = np.full(len(after), True)
     if decision is not None:
         column = list(classes).index(decision.positive)
@@ -161,7 +168,7 @@ def export_run(config: DictConfig) -> None:
                     shutil.copyfile(str(file), draft)
                 runtime = open_file(draft, settings.threads)
                 output = in_batches(runtime, data.cache.images[rows], title=name)
-                parity = compare(expected, output, about.classes, about.decision)
+                parity = compare(expected, output, about.classes, about.decision, about.offsets)
                 if not parity["max_difference"] <= tolerance:  # NaN is too large as well
                     raise UserError(
                         f"format={name}: differs by {parity['max_difference']:.2g} from the run's "
@@ -216,7 +223,7 @@ def _show(
         "format": "format",
         "size_mb": "size",
         "max_difference": "largest difference\nof a probability",
-        "same_class": "same most\nprobable class",
+        "same_class": "same most\nprobable class" if about.rule == ARGMAX else "same\nclass",
         "same_side": "same side of\nthe threshold",
     }
     formats = {"size_mb": ".2f", "max_difference": ".1e", "same_class": ".2%", "same_side": ".2%"}
@@ -228,7 +235,8 @@ def _show(
     answer, decision = "none, for there is no threshold", about.decision
     if decision is not None:
         answer = f"{decision.positive} from {decision.threshold:.4g} ({decision.aim})"
-    say(f"Decision: {answer}. Licence: {about.licence}.")
+    rule = "" if about.rule == ARGMAX else f" Class: by the rule {about.rule}."
+    say(f"Decision: {answer}.{rule} Licence: {about.licence}.")
     for row in exports:
         say(str(row["path"]), wrap=False)
 

@@ -185,19 +185,20 @@ def predictions_frame(
     classes: Sequence[str],
     decision: Decision | None,
     unsure_below: float | None,
+    offsets: Sequence[float] = (),
 ) -> pd.DataFrame:
     """Predictions of pictures as a table, from probabilities (N, K) as the model gives them.
 
     Without a decision nothing is decided or calibrated. Pictures with less confidence than
-    `unsure_below`, in [0, 1], are marked.
+    `unsure_below`, in [0, 1], are marked. `offsets` are those of a decision rule, or none.
 
     Returns:
         One row per picture: p/<class>; calibrated/<class> = softmax(log p / T), if there is a
-        temperature T; top: the most probable class, the first one of equals; confidence: its
-        probability, calibrated if possible; decision: the positive class if its p/<class> (not the
-        calibrated one) reaches the threshold, else "not <class>", missing without a threshold;
-        unsure: bool, missing unless requested; problem: why there is no prediction, else empty.
-        All other columns are missing then.
+        temperature T; top: the class with the largest log p plus offset, the first one of equals;
+        confidence: its probability, calibrated if possible; decision: the positive class if its
+        p/<class> (not the calibrated one) reaches the threshold, else "not <class>", missing
+        without a threshold; unsure: bool, missing unless requested; problem: why there is no
+        prediction, else empty. All other columns are missing then.
     """
     raw = probability.astype(float)
     rows = pd.DataFrame(raw, columns=[f"p/{name}" for name in classes])
@@ -208,6 +209,10 @@ def predictions_frame(
         trusted = calibration.scale(raw, decision.temperature)
         rows[[f"calibrated/{name}" for name in classes]] = trusted
     top = raw.argmax(axis=1)
+    if offsets:
+        from src.metrics import decision_rules
+
+        top = decision_rules.decide(raw, offsets)
     rows["top"] = np.array(classes, dtype=object)[top]
     rows["confidence"] = trusted[np.arange(len(raw)), top]
     rows["decision"] = rows["unsure"] = None
@@ -252,7 +257,7 @@ def make(config: DictConfig) -> None:
         with files.atomic_file(csv, "the predictions") as draft:
             files.spreadsheet(rows).to_csv(draft, index=False, float_format=DIGITS)
     seconds = time.perf_counter() - began
-    _show_rows(rows, model.description.decision, settings.unsure_below, seconds)
+    _show_rows(rows, model.description, settings.unsure_below, seconds)
     for path in filter(None, (csv, overlays)):
         say(f"look: {path}", wrap=False)
     unreadable = int((rows["problem"] != "").sum())
@@ -290,7 +295,9 @@ def _predict(
                 outputs = [in_batches(runtime, squares) for runtime in model.runtimes]
                 probability[rows] = np.mean(outputs, axis=0, dtype=np.float32)
             bar.update(len(rows) + len(problems))
-    frame = predictions_frame(probability, about.classes, about.decision, settings.unsure_below)
+    frame = predictions_frame(
+        probability, about.classes, about.decision, settings.unsure_below, about.offsets
+    )
     frame.insert(0, "image", manifest.frame["image_id"])
     frame["problem"] = np.where(unreadable == "", frame["problem"], unreadable)
     return frame
@@ -308,6 +315,8 @@ def _show_model(model: Predictor) -> None:
             f"{decision.positive} from p({decision.positive}) = {decision.threshold:.6g} on, as "
             f"the model gives it, uncalibrated (chosen for {decision.aim}); {calibrated}"
         )
+    pairs = zip(about.classes, about.offsets, strict=False)  # argmax has no offsets
+    shown = ", ".join(f"{name} {value:+.2f}" for name, value in pairs)
     size = f"{about.image_size} x {about.image_size} px, {about.geometry}"
     for line in (
         RESEARCH,
@@ -315,20 +324,22 @@ def _show_model(model: Predictor) -> None:
         f"{about.precision}, {size}.",
         f"Licence: {about.licence}",
         f"Decision: {rule}",
+        *([f"Class: by the rule {about.rule}, log p plus {shown}."] if about.offsets else []),
         *model.notes,
     ):
         say(line)
 
 
 def _show_rows(
-    rows: pd.DataFrame, decision: Decision | None, unsure_below: float | None, seconds: float
+    rows: pd.DataFrame, about: Description, unsure_below: float | None, seconds: float
 ) -> None:
     """The pictures one by one, or counts of many; and unreadable ones."""
+    decision, chosen = about.decision, f"class ({about.rule})" if about.offsets else "most probable"
     predicted, failed = rows[rows["problem"] == ""], rows[rows["problem"] != ""]
     positive = decision.positive if decision else ""
     if len(rows) > SHOWN:
         tops = predicted["top"].value_counts()
-        counts = {f"most probable: {name}": number for name, number in tops.items()}
+        counts = {f"{chosen}: {name}": number for name, number in tops.items()}
         for name in (positive, f"not {positive}") if decision else ():
             counts[f"decision: {name}"] = int((predicted["decision"] == name).sum())
         if unsure_below is not None:
@@ -347,7 +358,7 @@ def _show_rows(
         if unsure_below is not None:
             frame["unsure"] = np.where(predicted["unsure"].eq(True), "unsure", "")
         labels = {
-            "top": "most probable",
+            "top": chosen,
             "confidence": "calibrated" if decision and decision.temperature else "its p",
             "positive": f"p({positive})",
             "unsure": f"unsure (< {unsure_below or 0:g})",

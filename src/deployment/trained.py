@@ -11,14 +11,13 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from src.core.config import instantiate, read_recorded
+from src.core.config import DecisionRule, instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
 from src.deployment.runtimes.base import ImageBatch, Probabilities
 from src.deployment.runtimes.formats import FORMATS, open_file
-from src.metrics.registry import MELANOMA
-from src.metrics.settings import AuditSettings
+from src.metrics.registry import melanoma_of
 from src.tracking import read
 from src.tracking.store import Store
 
@@ -59,6 +58,12 @@ class RecordedModel:
     split_fingerprint: str  # of images, labels and split
     nets: tuple[RecordedNet, ...]  # in the order of their seeds
     config: DictConfig  # of the first net
+
+    @property
+    def rule(self) -> DecisionRule:
+        """The decision rule of its nets, "argmax" without one."""
+        rule: DecisionRule = self.config.get("decision", "argmax")
+        return rule
 
     @property
     def title(self) -> str:
@@ -286,43 +291,49 @@ def describe(store: Store, run: RecordedModel) -> Description:
         split=run.split,
         licence=licence_note(run.config.data),
         precision=tags.get("precision", Description.precision),
-        decision=choose_decision(store, run, classes),
+        **choose_decision(store, run, classes),
     )
 
 
-def choose_decision(store: Store, run: RecordedModel, classes: list[str]) -> Decision | None:
-    """Choose threshold and temperature on validation; of a trial for its nets as one model.
+def choose_decision(store: Store, run: RecordedModel, classes: list[str]) -> dict[str, Any]:
+    """Choose how to decide on validation; of a trial for its nets as one model.
 
     Returns:
-        The strictest threshold with the default sensitivity of a clinical audit on val; None
-        without a validation split, a melanoma class or a useful threshold.
+        Fields of a `Description`: rule and offsets, unless the rule is "argmax"; decision, with a
+        temperature and the strictest threshold with the default sensitivity of a clinical audit on
+        val, if there is a melanoma class and a useful threshold. Empty without a validation split.
 
     Raises:
         UserError: The nets were evaluated on different images.
     """
-    frames = run.predictions(store, "val")
-    positive = next((name for name in classes if name.lower() in MELANOMA), None)
-    if not frames or positive is None:
-        return None
+    frames, chosen = run.predictions(store, "val"), dict[str, Any]()
+    if not frames:
+        return chosen
     images, labels = [frame["image_id"].tolist() for frame in frames], frames[0]["label"]
     if images.count(images[0]) < len(images):
         ids = ", ".join(net.run_id for net in run.nets)
         problem = f"its seeds were not evaluated on the same images; name one of {ids}"
         raise UserError(f"run={run.run_id}: {problem}")
-    from src.metrics import calibration
-    from src.metrics.thresholds import TargetRate, choose
+    from src.metrics import calibration, decision_rules
+    from src.metrics.thresholds import choose
 
     columns = [f"p/{name}" for name in classes]
     probability = np.mean([frame[columns].to_numpy(float) for frame in frames], axis=0)
-    score = probability[:, classes.index(positive)]
-    target = TargetRate("sensitivity", AuditSettings.sensitivity)
-    threshold = choose(score, (labels == positive).to_numpy(), target)
+    target, positive = pd.Categorical(labels, classes).codes.astype(int), melanoma_of(classes)
+    label = None if positive is None else classes.index(positive)
+    if run.rule != "argmax":
+        offsets = decision_rules.fit(run.rule, probability, target, label)
+        chosen |= {"rule": run.rule, "offsets": tuple(offsets.tolist())}
+    if positive is None:
+        return chosen
+    score = probability[:, label]
+    threshold = choose(score, target == label, decision_rules.FLOOR)
     if threshold.problem:
-        return None
+        return chosen
     below = score[score < threshold.value].max(initial=threshold.value - 2 * _SLACK)
-    temperature = calibration.fit(probability, pd.Categorical(labels, classes).codes.astype(int))
-    middle = float((threshold.value + below) / 2)
-    return Decision(positive, middle, f"{target} on val", temperature)
+    middle, aim = float((threshold.value + below) / 2), f"{decision_rules.FLOOR} on val"
+    chosen["decision"] = Decision(positive, middle, aim, calibration.fit(probability, target))
+    return chosen
 
 
 def licence_note(data: DictConfig) -> str:

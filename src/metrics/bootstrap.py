@@ -21,6 +21,7 @@ from src.metrics.settings import AuditSettings
 
 COLUMNS = ["estimate", "low", "high", "interval", "images", "groups", "seeds"]
 COLUMNS += ["seed_sd", "seed_values"]
+ARGMAX, DECISION = "argmax", "decision/"  # decided without a rule; column of what one decides
 CELLS = 2_000_000  # of the largest array that is held at once
 _ROUNDING = 1e-9  # of a mean over seeds
 
@@ -35,12 +36,16 @@ class Predictions:
 
     `group` is the number of the image's lesion or patient, int (N,) in [0, G), `target` the true
     label, int (N,), and `probability` float32 (S, N, K), as the metrics of the run record use it.
+    `predicted`, int (S, N), is by the decision rule of each net, by default the most probable
+    class; `rule` is that of the first net.
     """
 
     classes: tuple[str, ...]
     group: np.ndarray
     target: np.ndarray
     probability: np.ndarray
+    predicted: np.ndarray
+    rule: str = ARGMAX
 
     @property
     def groups(self) -> int:
@@ -84,8 +89,9 @@ class Statistics:
 def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predictions:
     """Recorded predictions for the same images, in the same order.
 
-    A frame for each net has the columns image_id, group, label, and p/<class> in label order. An
-    image without a group is a group of its own. `names` are those of the frames in errors.
+    A frame for each net has the columns image_id, group, label, and p/<class> in label order, and
+    decision/<rule> if its run has a decision rule. An image without a group is a group of its own.
+    `names` are those of the frames in errors.
 
     Raises:
         DifferentImagesError: Other images, labels, groups or classes than in the first frame.
@@ -96,13 +102,20 @@ def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predict
         raise UserError("no predictions to resample; evaluate the run first")
     names = names or [f"predictions {number}" for number in range(1, len(frames) + 1)]
     ordered = [_ordered(frame, name) for frame, name in zip(frames, names, strict=True)]
-    first, classes = ordered[0], _classes(ordered[0])
+    first, classes = ordered[0], classes_of(ordered[0])
     for frame, name in zip(ordered[1:], names[1:], strict=True):
         _check_same_images(first, frame, (names[0], name))
     target = pd.Index(classes).get_indexer(pd.Index(first["label"]))
     columns = [f"p/{name}" for name in classes]
     probability = np.stack([frame[columns].to_numpy(dtype=np.float32) for frame in ordered])
-    return Predictions(classes, pd.factorize(first["group"])[0], target, probability)
+    # The predicted class is the first of the most probable ones, in single precision.
+    predicted = probability.argmax(axis=2)
+    rule = str(next(iter(first.filter(regex=f"^{DECISION}")), ARGMAX)).removeprefix(DECISION)
+    for frame, row in zip(ordered, predicted, strict=True):
+        for name in frame.filter(regex=f"^{DECISION}"):
+            row[:] = pd.Index(classes).get_indexer(pd.Index(frame[name]))
+    group = pd.factorize(first["group"])[0]
+    return Predictions(classes, group, target, probability, predicted, rule)
 
 
 def metric_statistics(predictions: Predictions, metrics: Sequence[str]) -> Statistics:
@@ -116,9 +129,8 @@ def metric_statistics(predictions: Predictions, metrics: Sequence[str]) -> Stati
             names = ", ".join(predictions.metrics)
             raise ConfigError("metric", f"predictions give {names}, but not {name!r}")
     classes, groups = len(predictions.classes), predictions.groups
-    # The predicted class is the first of the most probable ones, in single precision.
-    predicted = predictions.probability.argmax(axis=2)
-    cells = (predictions.group * classes + predictions.target) * classes + predicted
+    rows = predictions.group * classes + predictions.target
+    cells = rows * classes + predictions.predicted
     counts = [np.bincount(row, minlength=groups * classes**2).reshape(groups, -1) for row in cells]
     table = np.concatenate(counts, axis=1).astype(float)  # (G, S * K * K)
     labels = range(1 if classes == 2 else 0, classes if "auroc" in metrics else 0)
@@ -411,34 +423,38 @@ def by_group(predictions: Predictions, values: np.ndarray) -> np.ndarray:
     return table
 
 
-def _classes(frame: pd.DataFrame) -> tuple[str, ...]:
+def classes_of(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The classes of recorded predictions, in label order."""
     return tuple(str(column).removeprefix("p/") for column in frame if str(column).startswith("p/"))
 
 
 def _ordered(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The checked frame sorted by image; ids and names as text, groups filled in."""
-    classes = _classes(frame)
+    classes = classes_of(frame)
     needed = ("image_id", "group", "label", *(() if len(classes) > 1 else ("p/<class>",)))
     missing = [column for column in needed if column not in frame]
     if missing:
         raise UserError(f"{name}: no column {missing[0]}; these are no recorded predictions")
     if frame.empty:
         raise UserError(f"{name}: no image in it; evaluate the run again")
-    texts = {column: frame[column].astype(str) for column in ("image_id", "group", "label")}
+    named = ["label", *map(str, frame.filter(regex=f"^{DECISION}"))]
+    texts = {column: frame[column].astype(str) for column in ("image_id", "group", *named)}
     texts["group"] = texts["group"].where(frame["group"].notna(), "alone: " + texts["image_id"])
     ordered = frame.assign(**texts).sort_values("image_id", kind="stable", ignore_index=True)
     repeated = ordered["image_id"][ordered["image_id"].duplicated()]
     if len(repeated):
         message = f"image {repeated.iloc[0]} is in it twice; each image must be predicted once"
         raise UserError(f"{name}: {message}")
-    if unknown := sorted(set(ordered["label"]) - set(classes)):
-        raise UserError(f"{name}: label {unknown[0]!r} is none of its classes {', '.join(classes)}")
+    for column in named:
+        if unknown := sorted(set(ordered[column]) - set(classes)):
+            problem = f"{column} {unknown[0]!r} is none of its classes {', '.join(classes)}"
+            raise UserError(f"{name}: {problem}")
     return ordered
 
 
 def _check_same_images(first: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> None:
-    if _classes(other) != _classes(first):
-        listed = ", ".join(_classes(other))
+    if classes_of(other) != classes_of(first):
+        listed = ", ".join(classes_of(other))
         raise DifferentImagesError(f"{names[1]} has other classes than {names[0]}: {listed}")
     only = pd.Index(first["image_id"]).symmetric_difference(pd.Index(other["image_id"]))
     if len(only):

@@ -66,7 +66,7 @@ def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
         "ece": error(reliability(confidence, right, equal_width(confidence))),
         "adaptive_ece": error(reliability(confidence, right, equal_content(confidence))),
         "brier": float(((probability - truth) ** 2).sum(axis=1).mean() / 2),
-        "nll": _nll(_log(probability), target),
+        "nll": _nll(log_probability(probability), target),
     }
 
 
@@ -76,7 +76,7 @@ def fit(probability: np.ndarray, target: np.ndarray) -> float:
     The logarithms of the probabilities (N, K) serve as logits. A bound is returned if the
     likelihood grows beyond it, as for labels that are all predicted.
     """
-    logits, rows = _log(probability), np.arange(len(target))
+    logits, rows = log_probability(probability), np.arange(len(target))
     low, high = (1 / bound for bound in reversed(TEMPERATURES))
     for _ in range(60):  # bisection: the loss is convex in the inverse temperature
         inverse = (low + high) / 2
@@ -88,7 +88,7 @@ def fit(probability: np.ndarray, target: np.ndarray) -> float:
 
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities at a temperature, float64 (N, K): above 1 less confident, in the same order."""
-    return np.asarray(softmax(_log(probability) / temperature, axis=1))
+    return np.asarray(softmax(log_probability(probability) / temperature, axis=1))
 
 
 def bins(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def compare(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame
     return pd.DataFrame(means, index=means["before"].index).rename_axis("measure").reset_index()
 
 
-def _log(probability: np.ndarray) -> np.ndarray:
+def log_probability(probability: np.ndarray) -> np.ndarray:
     """Finite logarithms: single precision rounds smaller values to 0."""
     return np.asarray(np.log(np.maximum(probability.astype(float), np.finfo(np.float32).tiny)))
 

@@ -97,7 +97,7 @@ def mcnemar(
     from scipy.stats import binomtest  # takes half a second to import
 
     both = _gather_both([a], [b], names)
-    right_a, right_b = both.probability.argmax(axis=2) == both.target
+    right_a, right_b = both.predicted == both.target
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     discordant = only_a + only_b
     p = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0

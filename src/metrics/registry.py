@@ -48,6 +48,7 @@ _PLACEHOLDERS = {  # in a metric's name, as <placeholder> -> regular expression
     "percentile": r"\d+",
     "percent": r"[\d.]+",
     "rate": "sensitivity|specificity|ppv|npv",
+    "rule": "balanced|accuracy|recall_floor",
 }
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 
@@ -69,6 +70,8 @@ class Metric:
         phrase: The metric with its value in a sentence; `<quantity>` is the value with its unit.
         format: In a table cell: a format specification or "engineering" (30.0M).
         audited: Only the clinical audit (src.evaluate) computes it: no training can choose by it.
+        fitted: By a decision that is fitted on validation: recorded after training, by no epoch.
+            On validation itself it is fitted on the other folds (`metrics.decision_rules`).
         from_counts: Confusion matrices (..., K, K), rows are true classes and columns predicted
             ones -> values (...,), or (..., K) for a metric of each class; NaN where undefined.
         hub: Name in the Hugging Face library of metrics, if it has one.
@@ -85,6 +88,7 @@ class Metric:
     phrase: str = "<label> <quantity>"
     format: str = ".3f"
     audited: bool = False
+    fitted: bool = False
     from_counts: Callable[[np.ndarray], np.ndarray] | None = None
     hub: str = ""
     split: str = ""
@@ -154,8 +158,13 @@ def _split(name: str, label: str, short: str = "", **values: Any) -> Metric:
     return Metric(f"<split>/{name}", label, short, **values)
 
 
-# A metric that only the clinical audit computes.
+# A metric that only the clinical audit computes, and one by a decision fitted on validation.
 _audit = functools.partial(_split, audited=True)
+_fitted = functools.partial(_split, fitted=True)
+
+
+def _by_rule(name: str, label: str, short: str) -> Metric:
+    return _fitted(f"decision/<rule>/{name}", f"{label}, decision <rule>", f"{short} (<rule>)")
 
 
 def _cost(name: str, label: str, short: str = "", unit: str = "", **values: Any) -> Metric:
@@ -211,8 +220,13 @@ METRICS: list[Metric] = [
     ),
     _audit("sensitivity_at_spec<percent>/<class>", f"sensitivity {_AT}% specificity of <class>"),
     _audit("specificity_at_sens<percent>/<class>", f"specificity {_AT}% sensitivity of <class>"),
-    # From `metrics.thresholds`.
-    _audit("chosen/<rate>/<class>", f"<rate> of <class> at the threshold {_CHOSEN}", "<rate>"),
+    # From `metrics.decision_rules`.
+    _by_rule(PRIMARY, "balanced accuracy", "bal. acc."),
+    _by_rule("accuracy", "accuracy", "accuracy"),
+    _by_rule("recall/<class>", "recall of <class>", "<class> recall"),
+    _by_rule("specificity/<class>", "specificity of <class>", "<class> specificity"),
+    # At 80% sensitivity; the clinical audit's figures replace those of test.
+    _fitted("chosen/<rate>/<class>", f"<rate> of <class> at the threshold {_CHOSEN}", "<rate>"),
     _audit(f"isic_{PRIMARY}", "balanced accuracy, ties undecided (ISIC)", "bal. acc. (ISIC)"),
     # From `metrics.calibration`.
     _audit("ece", "expected calibration error", "ECE", **_ERROR),
@@ -476,11 +490,13 @@ def _choosable(name: str, key: str) -> Metric:
 
 
 def _recorded_qualities() -> dict[str, Metric]:
-    """Entries that training records for each split, by name without the split; not the loss."""
+    """Entries that each epoch records for a split, by name without the split; not the loss."""
     return {
         metric.name.removeprefix("<split>/"): metric
         for metric in METRICS
-        if metric.name.startswith("<split>/") and metric.kind == "fraction" and not metric.audited
+        if metric.name.startswith("<split>/")
+        and metric.kind == "fraction"
+        and not (metric.audited or metric.fitted)
     }
 
 

@@ -10,15 +10,15 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
-from src.metrics.bootstrap import Predictions, Statistics, by_group, estimates, evaluate
+from src.metrics.bootstrap import ARGMAX, Predictions, Statistics, by_group, estimates, evaluate
 from src.metrics.curves import roc_counts
 from src.metrics.registry import ratio
 from src.metrics.settings import AuditSettings
 
 MEASURES = ("sensitivity", "specificity", "ppv", "npv")
 NAMES: Mapping[str, str] = {name: name for name in MEASURES}
-ARGMAX = "argmax"
 _ROUNDING = 1e-9  # 0.07 * 100 is more than 7 in floating point
 
 
@@ -70,6 +70,29 @@ def choose(score: np.ndarray, positive: np.ndarray, target: TargetRate) -> Thres
     return Threshold(float(values[at]), problem)
 
 
+def rule_text(rule: str) -> str:
+    """How a `rule` of `points` calls images positive, for a sentence."""
+    how = "threshold chosen for" if ">=" in rule else "decision rule"
+    return "the most probable class" if rule == ARGMAX else f"the {how} {rule}"
+
+
+def lesions_to_settle(share: float, lesions: int, goal: float, level: float = 0.95) -> float:
+    """How many more lesions put `goal` outside Wilson's interval, if the share remains.
+
+    Wilson's interval of n lesions contains what differs from the share by at most
+    z sqrt(goal (1 - goal) / n). 0: the lesions are enough, and an interval that is still undecided
+    is wide for another reason, such as seeds that differ. Infinity for a share equal to the goal;
+    NaN for an unknown share.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, Journal of
+        the American Statistical Association 22, 1927.
+    """
+    if share == goal:
+        return np.inf
+    needed = (ndtri((1 + level) / 2) / (share - goal)) ** 2 * goal * (1 - goal)
+    return float(max(np.floor(needed) + 1 - lesions, 0.0))
+
+
 def choose_per_net(val: Predictions, class_name: str, target: TargetRate) -> list[Threshold]:
     """The threshold of each net for a class."""
     label = val.classes.index(class_name)
@@ -85,12 +108,12 @@ def rates(
 ) -> Statistics:
     """Sensitivity, specificity and predictive values of a class, or those of them in `names`.
 
-    An image is positive by the thresholds, one for each net, or by the most probable class. The
-    rates are undefined if a threshold is NaN. `names`: rate -> name of the statistic.
+    An image is positive by the thresholds, one for each net, or by the predicted class. The rates
+    are undefined if a threshold is NaN. `names`: rate -> name of the statistic.
     """
     label = predictions.classes.index(class_name)
     positive, usable = predictions.target == label, True
-    decisions = predictions.probability.argmax(axis=2) == label
+    decisions = predictions.predicted == label
     if thresholds is not None:
         values = np.array([threshold.value for threshold in thresholds])
         usable = not np.isnan(values).any()
@@ -115,16 +138,16 @@ def rates(
 def points(
     test: Predictions, val: Predictions | None, class_name: str, settings: AuditSettings
 ) -> pd.DataFrame:
-    """Rates on test by the most probable class and by the thresholds that the nets have on `val`.
+    """Rates on test by the predicted class and by the thresholds that the nets have on `val`.
 
-    Without `val` only the most probable class is used.
+    Without `val` only the predicted class is used.
 
     Returns:
-        A row for each rule and measure: rule ("argmax" or the target rate), threshold (one for each
-        net, as text), measure, val (the rate on validation), then the rate on test as `estimates`
-        returns it, and problem.
+        A row for each rule and measure: rule (the decision rule, such as "argmax", or the target
+        rate), threshold (one for each net, as text), measure, val (the rate on validation), then
+        the rate on test as `estimates` returns it, and problem.
     """
-    rules: dict[str, list[Threshold] | None] = {ARGMAX: None}
+    rules: dict[str, list[Threshold] | None] = {test.rule: None}
     if val is not None:
         sensitivity = TargetRate("sensitivity", settings.sensitivity)
         for rule in (sensitivity, TargetRate("specificity", settings.specificity)):

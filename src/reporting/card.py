@@ -54,7 +54,7 @@ EXTERNAL = {
 }
 EXTERNAL_NOTE = (
     "In [0, 1], higher is better, with intervals by lesion or patient. Recall: of the positive "
-    "class, by the most probable class and at the threshold chosen on val. Left out: images that "
+    "class, by the predicted class and at the threshold chosen on val. Left out: images that "
     "the run was trained or validated on."
 )
 # Overrides that say where a run was recorded, and settings that the card shows elsewhere.

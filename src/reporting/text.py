@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pandas as pd
 
+from src.metrics.bootstrap import clopper_pearson
+from src.metrics.decision_rules import FLOOR
 from src.metrics.formatting import count
 from src.metrics.registry import Limit, Objective, describe
+from src.metrics.thresholds import lesions_to_settle
 from src.reporting import comparison
 from src.reporting.record import Report
 from src.tracking.read import texts
@@ -15,7 +18,7 @@ from src.tracking.read import texts
 STATES = ["front", "dominated", "over limit", "no value", "pruned", "over_limit", "put_back"]
 STATES += ["failed", "killed", "running"]
 _TESTED = ["run_id", "label", "metric", "estimate", "low", "high", "seed_sd", "seed_values"]
-_TESTED += ["floor", "verdict", "images"]
+_TESTED += ["floor", "verdict", "more_lesions", "images"]
 
 
 def counts(table: pd.DataFrame) -> dict[str, int]:
@@ -30,14 +33,24 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
 
     Returns:
         Columns run_id, label, metric, estimate, low, high, seed_sd, seed_values, floor, verdict
-        (kept, not kept; "undecided" if the interval allows both), images. A row per model and
-        metric.
+        (kept, not kept; "undecided" if the interval allows both), more_lesions (that would decide,
+        for a recall), images. A row per model and metric. If the quality is a rate at a threshold
+        for melanoma recall, that recall has a row too, with Clopper and Pearson's interval.
     """
     quality = Limit(report.quality.removeprefix("best/").partition("/")[2], ">=", float("nan"))
     bounds = [quality, *(replace(one, metric=one.per_epoch.removeprefix("val/")) for one in floors)]
-    tested = report.intervals.reindex(columns=[*_TESTED[:-3], "images", "split"])
+    tested = report.intervals.reindex(columns=[*_TESTED[:-4], "images", "groups", "split"])
     tested = tested[tested["split"] == "test"]
     measured = {(row["run_id"], row["metric"]): row for row in tested.to_dict("records")}
+    if quality.metric.startswith("chosen/"):
+        melanoma = quality.metric.rpartition("/")[2]
+        bounds.append(Limit(name := f"chosen/sensitivity/{melanoma}", ">=", FLOOR.least))
+        values = report.table.set_index("run_id").get(f"test/{name}", pd.Series(dtype=float))
+        for run_id, value in values.dropna().items():
+            if of_class := measured.get((run_id, f"recall/{melanoma}")):
+                low, high = clopper_pearson(value, int(of_class["groups"]), 0.95)
+                row = of_class | {"estimate": value, "low": low, "high": high}
+                measured[run_id, name] = row | {"seed_sd": None, "seed_values": None}
     rows = []
     for run_id in dict.fromkeys(answer.run_id for answer in report.answers if answer.run_id):
         for bound in bounds:
@@ -51,6 +64,9 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
                 sure = len(set(map(bound.holds, ends))) == 1
                 row |= {"floor": f"{bound.operator} {bound.value:g}"}
                 row |= {"verdict": verdict if sure else f"{verdict}, undecided"}
+                if not sure and bound.metric.startswith(("recall/", "chosen/sensitivity/")):
+                    needed = lesions_to_settle(row["estimate"], int(row["groups"]), bound.value)
+                    row |= {"more_lesions": needed}
             rows.append(row)
     return pd.DataFrame(rows, columns=_TESTED)
 

@@ -103,6 +103,8 @@ class Rungs:
     ) -> None:
         """Compare the trial with the others after an epoch that is not its last.
 
+        Without an objective that is measured each epoch no trial is stopped: costs would decide.
+
         Any class with this method is a pruner, of one and of several objectives. A parameter
         `max_epochs` of its constructor is filled in from trainer.max_epochs.
 
@@ -115,7 +117,8 @@ class Rungs:
         Raises:
             Pruned: The trial is stopped here.
         """
-        if epochs <= self.min_epochs or best.epoch not in replace(self, max_epochs=epochs).epochs:
+        at_rung = best.epoch in replace(self, max_epochs=epochs).epochs
+        if epochs <= self.min_epochs or not at_rung or not best.best:
             return
         measured = {**best.best, **cost}
         objectives = [item for item in best.objectives if item.metric in measured]

@@ -39,7 +39,8 @@ _TIMES = ("start_time", "end_time")  # in tables of Arrow: ms since the epoch
 _GROUPS = ("tags.", "params.", "metrics.")
 _UPDATED = "updated"  # column of the cached table of runs: the metric `UPDATED`
 _NOT_ENDED = ("RUNNING", "SCHEDULED")
-_TEXT = ("image_id", "group", "label")  # columns of predictions that are text even if numeric
+# Columns of predictions that are text even if numeric, and the start of another one.
+_TEXT, _DECISION = ("image_id", "group", "label"), "decision/"
 _FORMAT = 2  # of the cache's files; files of another one are not read
 _MARGIN_S = 300.0  # by which the clocks of the machines that write runs may differ
 _KEY = b"paretoderm"  # of the cache's notes in a Parquet file
@@ -163,7 +164,7 @@ def predictions(store: Store, run_id: str, split: str) -> pd.DataFrame:
 
     Returns:
         As recorded: image_id, group and label (text, even if numeric), then a column `p/<class>`
-        for each class.
+        for each class, and `decision/<rule>` (text) if the run has a decision rule.
 
     Raises:
         TrackingError: No such run, or it has no predictions for that split.
@@ -180,10 +181,11 @@ def predictions(store: Store, run_id: str, split: str) -> pd.DataFrame:
     name = f"predictions/{split}.csv"
     path = artifact(store, run_id, name)
     try:
-        numeric = [str(column) for column in pd.read_csv(path, nrows=0) if column not in _TEXT]
+        columns = [str(column) for column in pd.read_csv(path, nrows=0)]
+        numeric = [name for name in columns if name not in _TEXT and _DECISION not in name[:9]]
         frame = pd.read_csv(
             path,
-            dtype=dict.fromkeys(_TEXT, "str"),
+            dtype=dict.fromkeys(set(columns) - set(numeric), "str"),
             # Missing values in numeric columns only: an image may be called NA.
             na_values={column: ["", "nan", "NaN"] for column in numeric},
             keep_default_na=False,

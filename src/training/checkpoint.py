@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from src.core.errors import ConfigError, DivergedError
 from src.core.files import atomic_file
-from src.metrics.registry import describe, recorded_in_training
+from src.metrics.registry import recorded_in_training
 from src.training.averaging import averaged
 
 log = logging.getLogger(__name__)
@@ -116,9 +116,11 @@ class StopEarly(EarlyStopping):
 
 def _validation_mode(metric: str) -> str:
     """The direction of a metric of the validation split; other metrics are refused."""
-    if not recorded_in_training(metric).name.startswith("val/"):
-        raise ConfigError("metric", f"must be of the validation split, val/..., but got {metric}")
-    return "max" if describe(metric).direction == "maximize" else "min"
+    entry = recorded_in_training(metric)
+    if entry.fitted or not entry.name.startswith("val/"):
+        problem = f"must be of the validation split of each epoch, val/..., but got {metric}"
+        raise ConfigError("metric", problem)
+    return "max" if entry.direction == "maximize" else "min"
 
 
 class LastState(Checkpoint):

@@ -21,10 +21,13 @@ from src.core.config import instantiate, resolve
 from src.core.environment import config_hash, keep_freed_memory, seed_everything
 from src.core.errors import ConfigError
 from src.data.module import DataModule
+from src.metrics import decision_rules
+from src.metrics.bootstrap import ARGMAX
 from src.metrics.registry import RECORDED
 from src.models import fit_once
 from src.models.precision import cast_as_recorded
 from src.models.weights import load_weights
+from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.views import LOG_FLOPS
 from src.training import figures, teachers
@@ -60,6 +63,7 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
         data.prepare(pictures)
     except ConfigError as error:
         raise (error if error.key.startswith("data.") else error.under("data")) from error
+    decision_rules.check(config.get("decision", ARGMAX), data.classes, data.has("val"))
     # the net is built for the images' size, also where it differs from model.image_size
     recipe = make_recipe(resolve(config.model), data.classes, data.image_size)
     node = config.model.net if pretrained else OmegaConf.create(recipe["model"]["net"])
@@ -211,8 +215,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a trained classifier on "val" (recorded as `best/val/...`) or "test".
 
-    Metrics, predictions, per-class table and confusion matrix are logged to `run`. Returns the
-    metrics by their recorded names.
+    Metrics, predictions, per-class table and confusion matrix are logged to `run`; figures of the
+    predicted class by the decision rule of the config. Every rule's metrics are logged too, those
+    of "test" by what is fitted on the recorded validation. Returns the metrics by their recorded
+    names.
 
     Raises:
         DivergedError: A metric or a probability is not finite; nothing of the split is logged.
@@ -229,9 +235,18 @@ def evaluate(
     }
     rows, probability = parts.classifier.predictions()
     _require_finite(split, values, probability)
-    run.log(values, step=0)
-    classes, matrix = parts.data.classes, parts.classifier.metrics.confusion().cpu().numpy()
     predictions = parts.data.predictions(rows.numpy(), probability.numpy())
+    val = None
+    if split == "val":
+        run.text(json.dumps(decision_rules.offsets_by_rule(predictions), indent=2), "decision.json")
+    elif read.has_predictions(run.store, run.id, "val"):
+        val = read.predictions(run.store, run.id, "val")
+    if split == "val" or val is not None:  # without validation there is no rule
+        rule = config.get("decision", ARGMAX)
+        predictions, measured = decision_rules.evaluate(predictions, rule, val)
+        values |= {f"{RECORDED[split]}/{name}": value for name, value in measured.items()}
+    run.log(values, step=0)
+    classes, matrix = parts.data.classes, decision_rules.confusion(predictions)
     run.table(predictions, f"predictions/{split}.csv")
     run.table(figures.per_class_table(matrix, classes), f"per_class/{split}.csv")
     picture = folder / f"confusion_{split}.png"

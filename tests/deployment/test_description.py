@@ -9,6 +9,8 @@ DECISION = {"positive": "mel", "threshold": 0.25, "aim": "s", "temperature": 1.5
 DESCRIPTION = Description(
     *("3f2a", "custom", ("nv", "mel"), 64, "pad", "ham10000", "grouped", "free", "int8"),
     Decision(**DECISION),  # type: ignore[arg-type]
+    rule="balanced",
+    offsets=(0.25, -0.25),
 )
 
 
@@ -18,6 +20,7 @@ def test_a_description_is_read_back_and_other_programs_can_read_it() -> None:
     assert fields["classes"] == ["nv", "mel"]
     assert fields["decision"] == DECISION
     assert fields["notice"] == RESEARCH
+    assert (fields["rule"], fields["offsets"]) == ("balanced", [0.25, -0.25])
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,9 @@ def test_other_content_is_refused(content: str) -> None:
         ("decision", DECISION | {"threshold": float("nan")}),
         ("decision", DECISION | {"temperature": 0.0}),
         ("decision", DECISION | {"positive": "bcc"}),
+        ("offsets", [0.5]),  # of two classes
+        ("offsets", [0.5, float("nan")]),
+        ("offsets", []),
     ],
 )
 def test_an_invalid_field_is_named(name: str, value: object) -> None:

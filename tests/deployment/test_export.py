@@ -143,5 +143,8 @@ def test_differences_and_decisions_are_counted() -> None:
     parity = compare(REFERENCE, REFERENCE, ("a", "b"), None)
     assert np.isnan(parity.pop("same_side"))
     assert parity == {"images": 4, "max_difference": 0, "same_class": 1, "agreement": 1}
+    # log 0.6 - log 0.4 is 0.41: with -0.5 for nv image 0 is mel in both
+    shifted = compare(REFERENCE, output, ("nv", "mel"), None, (-0.5, 0.0))
+    assert shifted["same_class"] == 1
     output[2, 0] = np.nan
     assert not compare(REFERENCE, output, ("a", "b"), None)["max_difference"] <= 1

@@ -349,9 +349,16 @@ def test_bad_input_is_one_line(
     assert not [path for path in tmp_path.glob("*_gradcam") if path.is_dir()]
 
 
-def test_an_onnx_file_needs_neither_torch_nor_mlflow(exported: Path, tmp_path: Path) -> None:
-    write(tmp_path, ["it.png"])
-    arguments = [f"model={exported}", f"input={tmp_path}/it.png", f"out={tmp_path}/out.csv"]
+def test_an_onnx_file_decides_by_its_offsets_without_torch_and_mlflow(
+    exported: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "pictures", [f"{number}.png" for number in range(9)])
+    offsets = (3.0, -2.0, 0.5, 1.0, 2.0, -1.0, -3.5)
+    about = replace(open_file(exported).description, rule="balanced", offsets=offsets)
+    model = onnx.load(exported)
+    onnx.helper.set_model_props(model, {KEY: about.to_json()})
+    onnx.save(model, file := tmp_path / "by_rule.onnx")
+    arguments = [f"model={file}", f"input={tmp_path}/pictures", f"out={tmp_path}/out.csv"]
     program = (
         f"import sys; sys.argv = ['predict', *{arguments}, 'hydra.run.dir={tmp_path}/logs']; "
         "from src import predict; predict.main(); "
@@ -362,6 +369,13 @@ def test_an_onnx_file_needs_neither_torch_nor_mlflow(exported: Path, tmp_path: P
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == "imported"
+    assert "by the rule balanced, log p plus akiec +3.00, bcc -2.00" in process.stdout
+    rows = pd.read_csv(tmp_path / "out.csv")
+    by_hand = (np.log(matrix(rows)) + offsets).argmax(axis=1)
+    assert rows["top"].tolist() == [CODES[label] for label in by_hand]
+    assert (by_hand != matrix(rows).argmax(axis=1)).any()
+    taken = matrix(rows, "calibrated")[np.arange(9), by_hand]
+    np.testing.assert_allclose(rows["confidence"], taken, rtol=1e-6)
 
 
 def test_a_run_by_the_start_of_its_id(

@@ -161,8 +161,9 @@ def test_a_file_contains_the_description_of_its_run(
 
 
 def test_the_threshold_is_chosen_on_val(recorded: SmallStore, run: RecordedModel) -> None:
-    decision = trained.choose_decision(recorded.store, run, list(CLASSES))
-    assert decision is not None
+    chosen = trained.choose_decision(recorded.store, run, list(CLASSES))
+    assert list(chosen) == ["decision"]  # argmax has no offsets
+    decision = chosen["decision"]
     val = read.predictions(recorded.store, recorded.run_id, "val")
     positive = val.loc[val["label"] == "mel", "p/mel"]
     assert decision.positive == "mel"

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from src.core.errors import ConfigError
-from src.metrics.registry import Limit, Objective, describe, parse_limits, parse_objectives
+from src.metrics.registry import (
+    Limit,
+    Objective,
+    describe,
+    parse_limits,
+    parse_objectives,
+    short_label,
+)
 
 QUALITY = "accuracy balanced_accuracy macro_f1 auroc "
 QUALITY += "recall/mel precision/mel f1/mel specificity/mel"
@@ -69,15 +76,29 @@ def test_other_names_are_refused(name: str) -> None:
         describe(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["val/auroc/mel", "val/pauc_80/mel", "val/temperature", "val/chosen/ppv/mel", "val/ece"]
-)
+@pytest.mark.parametrize("name", ["val/auroc/mel", "val/pauc_80/mel", "val/temperature", "val/ece"])
 def test_what_only_the_audit_computes_has_a_label_and_chooses_nothing(name: str) -> None:
     assert describe(name).audited
     with pytest.raises(ConfigError, match=f"{name} is computed by src.evaluate alone"):
         parse_objectives({"objectives": [{"metric": name}]})
     with pytest.raises(ConfigError, match="is computed by src.evaluate alone"):
         parse_limits({"limits": [f"{name} >= 0.5"]})
+
+
+def test_what_is_decided_on_validation_chooses_runs_but_no_epoch() -> None:
+    for name, text in {
+        "val/chosen/ppv/mel": "ppv of mel at the threshold chosen on validation (validation)",
+        "val/decision/balanced/accuracy": "accuracy, decision balanced (validation)",
+        "val/decision/recall_floor/recall/mel": "recall of mel, decision recall_floor (validation)",
+    }.items():
+        metric = describe(f"best/{name}")
+        assert (metric.fitted, metric.label, metric.direction) == (True, text, "maximize")
+        [objective] = parse_objectives({"objectives": [{"metric": name}]})
+        assert objective == Objective(f"best/{name}", "maximize")
+        assert parse_limits({"limits": [f"{name} >= 0.5"]}) == [Limit(name, ">=", 0.5)]
+    assert short_label("val/decision/balanced/accuracy") == "accuracy (balanced)"
+    with pytest.raises(ConfigError, match="must not be read on the split that is reported"):
+        parse_objectives({"objectives": [{"metric": "test/decision/balanced/accuracy"}]})
 
 
 def test_objectives_from_a_config() -> None:

@@ -1,16 +1,27 @@
 """Thresholds chosen on validation and applied to test, by hand and in general."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 from clinical_cases import frame, made_up, scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
-from src.metrics.bootstrap import evaluate, gather, intervals
+from src.metrics.bootstrap import ARGMAX, evaluate, gather, intervals
 from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import ARGMAX, TargetRate, Threshold, choose, points, rates
+from src.metrics.thresholds import (
+    TargetRate,
+    Threshold,
+    choose,
+    lesions_to_settle,
+    points,
+    rates,
+    rule_text,
+)
 
 
 def rates_at(score: np.ndarray, positive: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -135,3 +146,29 @@ def test_a_perfect_rate_has_an_exact_interval_over_lesions() -> None:
     assert (row["estimate"], row["high"], row["interval"], row["groups"]) == (1, 1, "exact", 3)
     # all of three right is that likely at this rate
     assert row["low"] == pytest.approx(0.025 ** (1 / 3))
+
+
+@pytest.mark.parametrize(("share", "goal"), [(0.75, 0.8), (0.84, 0.8), (0.6, 0.8), (0.95, 0.9)])
+def test_the_lesions_that_settle_a_recall_are_the_first_whose_wilson_interval_does(
+    share: float, goal: float
+) -> None:
+    """SciPy's Wilson interval, at the numbers of lesions where the share is a whole number."""
+    needed = lesions_to_settle(share, 0, goal)
+    per = 100 // math.gcd(round(100 * share), 100)  # lesions of the smallest whole case
+    for lesions in range(per, 2000, per):
+        test = binomtest(round(share * lesions), lesions)
+        low, high = test.proportion_ci(0.95, method="wilson")
+        assert (low <= goal <= high) == (lesions < needed)
+    assert lesions_to_settle(share, 30, goal) == max(needed - 30, 0)
+
+
+def test_lesions_that_cannot_settle() -> None:
+    assert lesions_to_settle(0.8, 50, 0.8) == math.inf
+    assert math.isnan(lesions_to_settle(math.nan, 50, 0.8))
+    assert lesions_to_settle(0.5, 500, 0.8) == 0
+
+
+def test_rules_have_names_for_people() -> None:
+    assert rule_text("argmax") == "the most probable class"
+    assert rule_text("balanced") == "the decision rule balanced"
+    assert rule_text("sensitivity >= 0.8") == "the threshold chosen for sensitivity >= 0.8"

@@ -15,9 +15,9 @@ FLOOR = Limit("val/recall/mel", ">=", 0.8)
 
 def with_test_figures(report, recall: tuple[float, float, float]):
     """One chosen run with figures on test."""
-    rows = [("a", "test", "balanced_accuracy", 0.6, 0.55, 0.65, 31)]
-    rows.append(("a", "test", "recall/mel", *recall, 31))
-    columns = ["run_id", "split", "metric", "estimate", "low", "high", "images"]
+    rows = [("a", "test", "balanced_accuracy", 0.6, 0.55, 0.65, 31, 20)]
+    rows.append(("a", "test", "recall/mel", *recall, 31, 20))
+    columns = ["run_id", "split", "metric", "estimate", "low", "high", "images", "groups"]
     answers = [
         Answer("best", "?", "a", ""),
         Answer("cheap", "?", "a", ""),
@@ -29,15 +29,16 @@ def with_test_figures(report, recall: tuple[float, float, float]):
 
 
 @pytest.mark.parametrize(
-    ("recall", "verdict"),
+    ("recall", "verdict", "more"),
     [
-        ((0.9, 0.81, 0.97), "kept"),
-        ((0.9, 0.75, 0.97), "kept, undecided"),
-        ((0.7, 0.55, 0.85), "not kept, undecided"),
-        ((0.6, 0.5, 0.79), "not kept"),
+        ((0.9, 0.81, 0.97), "kept", None),
+        # (1.96 / 0.1)^2 * 0.8 * 0.2 is 61.46: 62 lesions, of which 20 are there
+        ((0.9, 0.75, 0.97), "kept, undecided", 42),
+        ((0.7, 0.55, 0.85), "not kept, undecided", 42),
+        ((0.6, 0.5, 0.79), "not kept", None),
     ],
 )
-def test_floors_on_test_are_judged_with_their_interval(bare, recall, verdict) -> None:
+def test_floors_on_test_are_judged_with_their_interval(bare, recall, verdict, more) -> None:
     quality, floor = text.on_test(with_test_figures(bare, recall), [FLOOR]).to_dict("records")
     assert (quality["metric"], quality["estimate"], quality["low"]) == (
         "balanced accuracy",
@@ -47,7 +48,22 @@ def test_floors_on_test_are_judged_with_their_interval(bare, recall, verdict) ->
     assert pd.isna(quality["verdict"])
     assert (floor["metric"], floor["floor"], floor["images"]) == ("recall of mel", ">= 0.8", 31)
     assert (floor["label"], floor["verdict"]) == ("custom #1", verdict)
+    assert floor["more_lesions"] == more or (more is None and pd.isna(floor["more_lesions"]))
     assert text.on_test(replace(bare, intervals=pd.DataFrame()), [FLOOR]).empty
+
+
+def test_a_screening_study_judges_the_recall_at_the_chosen_threshold(bare) -> None:
+    """17 of 20 lesions: 0.85 [0.621, 0.968] by Clopper and Pearson's table."""
+    report = replace(
+        with_test_figures(bare, (0.6, 0.5, 0.7)), quality="best/val/chosen/specificity/mel"
+    )
+    table = report.table.assign(**{"test/chosen/sensitivity/mel": 0.85})
+    [row] = text.on_test(replace(report, table=table), []).to_dict("records")
+    assert row["metric"] == "sensitivity of mel at the threshold chosen on validation"
+    assert (row["estimate"], row["floor"], row["verdict"]) == (0.85, ">= 0.8", "kept, undecided")
+    assert (row["low"], row["high"]) == pytest.approx((0.621, 0.968), abs=5e-4)
+    assert row["more_lesions"] == 246 - 20  # (1.96 / 0.05)^2 * 0.16 is 245.9
+    assert text.on_test(report, []).empty  # not tested
 
 
 def test_counts_are_in_order_and_without_zeros() -> None:

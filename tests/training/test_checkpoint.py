@@ -81,7 +81,7 @@ def test_divergence_ends_training_with_its_epoch_and_a_way_out(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", [BestEpoch, StopEarly])
 def test_epochs_are_chosen_by_validation_metrics_only(kind: type) -> None:
-    for metric in ("test/auroc", "train/loss"):
+    for metric in ("test/auroc", "train/loss", "val/decision/balanced/accuracy"):
         with pytest.raises(ConfigError, match="must be of the validation split"):
             kind(metric)
     with pytest.raises(ConfigError, match="val/balanced_acuracy"):

@@ -88,7 +88,7 @@ def audit(
 def verdicts(
     operating: pd.DataFrame, class_name: str, goal: float, warnings: Sequence[str] = ()
 ) -> tuple[RecallVerdict, ...]:
-    """Verdicts on the most probable class and on the threshold that was chosen for sensitivity.
+    """Verdicts on the predicted class and on the threshold that was chosen for sensitivity.
 
     `operating` is from `metrics.thresholds.points`.
     """

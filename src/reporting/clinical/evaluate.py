@@ -16,6 +16,8 @@ from src.core.files import refuse_unwritable
 from src.data.source import Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
+from src.metrics.bootstrap import ARGMAX
+from src.metrics.decision_rules import with_decisions
 from src.metrics.registry import RECORDED
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import external, presentation, subgroups
@@ -76,6 +78,8 @@ def recorded_splits(
     val, test = evaluated.predictions(store, "val"), evaluated.predictions(store, "test")
     if settings.test and not test:
         test = _test_now(evaluated, store)
+    if settings.decision is not None:
+        val, test = _decided(settings.decision, val, test)
     if not val and not test:
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
     metadata, notes, warnings = None, [], [LEAKS] if "leaking" in evaluated.split else []
@@ -103,6 +107,20 @@ def recorded_splits(
     return Evaluation(evaluated, "", audits, tuple(notes))
 
 
+def _decided(
+    rule: str, val: Sequence[pd.DataFrame], others: Sequence[pd.DataFrame]
+) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+    """Predictions of validation and of other images, a frame for each net, by a decision rule."""
+    if rule != ARGMAX and not val:
+        problem = (
+            f"{rule} is fitted on validation, of which the run has no predictions: take argmax"
+        )
+        raise ConfigError("decision", problem)
+    pairs = zip(others, val or [None] * len(others), strict=True)
+    decided = [with_decisions(frame, rule, fitted_on) for frame, fitted_on in pairs]
+    return [with_decisions(frame, rule) for frame in val], decided
+
+
 def _column_notes(metadata: pd.DataFrame) -> list[str]:
     unknown = subgroups.unknown_columns(metadata)
     way = "if one is age, sex, site or skin type, name it, as in columns.skin_type=<column>"
@@ -124,6 +142,8 @@ def other_data(
     """
     classes = trained.class_names(store, evaluated)
     recorded = {split: evaluated.predictions(store, split) for split in ("val", "test")}
+    if settings.decision is not None:
+        recorded = dict(zip(recorded, _decided(settings.decision, *recorded.values()), strict=True))
     data = external.open_data(config, evaluated, classes, settings)
     source, source_warnings = external.source_data(data, evaluated, settings)
     frames = external.full_frames(data)
@@ -137,6 +157,8 @@ def other_data(
     if len(overlap) and settings.overlap == "exclude":
         data = external.exclude(data, overlap)
     predictions = external.predict(data, evaluated, classes, store)
+    predictions = _decided(settings.decision or evaluated.rule, recorded["val"], predictions)[1]
+    predictions = [data.labels.merge(net) for net in predictions]
     original = data.frame.loc[data.frame["label"].isna(), "original_label"]
     unmapped = original.value_counts().to_dict()
     notes += sentences("labels", labels=data.labels, rest=REST, unmapped=unmapped)

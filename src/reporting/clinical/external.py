@@ -58,14 +58,17 @@ class Labels:
     def merge(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Predictions over the net's classes, as predictions over `classes`.
 
-        The probability of the rest is the sum over the classes that are not in question.
+        The probability of the rest is the sum over the classes that are not in question; decisions
+        for one of them are for the rest.
         """
         if REST not in self.classes:
             return predictions
         columns = [str(column) for column in predictions if str(column).startswith("p/")]
         others = [name for name in columns if name.removeprefix("p/") not in self.classes]
         merged = predictions.drop(columns=others)
-        merged["label"] = merged["label"].where(merged["label"].isin(self.classes), REST)
+        decided = [name for name in merged if str(name).startswith(bootstrap.DECISION)]
+        for name in ("label", *decided):
+            merged[name] = merged[name].where(merged[name].isin(self.classes), REST)
         position = list(merged).index("label") + 1
         merged.insert(position, f"p/{REST}", predictions[others].sum(axis=1))
         return merged
@@ -268,7 +271,7 @@ def predict(
         images = external.cache.images
         probability = trained.predict(camera, images, rows, data.batch_size, title)
         scores = pd.DataFrame(probability, columns=[f"p/{label}" for label in classes])
-        tables.append(external.labels.merge(pd.concat([frame, scores], axis=1)))
+        tables.append(pd.concat([frame, scores], axis=1))
     return tables
 
 

@@ -113,7 +113,7 @@ def _curves(
     for rule in result.operating["rule"].unique():
         handles.append(Line2D([], [], **_marker(rule)))
         chosen = f"threshold from val: {rule}"
-        names.append("most probable class" if rule == thresholds.ARGMAX else chosen)
+        names.append(chosen if ">=" in rule else thresholds.rule_text(rule).removeprefix("the "))
     title = "points are means over the nets" if several else None
     legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 3 if columns > 2 else 2}
     figure.legend(handles, names, title=title, title_fontsize=7.5, frameon=False, **legend)
@@ -122,7 +122,7 @@ def _curves(
 
 def _marker(rule: str) -> dict[str, Any]:
     style = {"markersize": 5, "markeredgecolor": "white", "linestyle": "none"}
-    return {**MARKERS[rule.split(" ")[0]], **style}
+    return {**MARKERS.get(rule.split(" ")[0], MARKERS["argmax"]), **style}
 
 
 def reliability(result: ClinicalAudit) -> Figure:

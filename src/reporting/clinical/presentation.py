@@ -109,7 +109,7 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
         _operating_table(result),
         Table(
             sizes.merge(_wide(result.per_class, "class", "measure"), on="class"),
-            "Each class, by the most probable class",
+            f"Each class, by {result.verdicts[0].by}",
             f"{HIGHER} Intervals by lesion. {EXACT}",
             labels={"f1": "F1", "groups": "lesions"},
         ),
@@ -162,15 +162,20 @@ def _operating_table(result: ClinicalAudit) -> Table:
     rows = pd.concat(parts).sort_values(
         "rule", key=lambda rules: rules.map(order.index), kind="stable"
     )
+    more = {(verdict.rule, result.split): verdict.more_lesions for verdict in result.verdicts}
+    rows["more"] = list(map(more.get, zip(rows["rule"], rows["on"], strict=True)))
     problems = operating[operating["problem"] != ""].drop_duplicates("rule")
     texts = "".join(f" {row.rule}: {row.problem}." for row in problems.itertuples())
     chosen = len(order) > 1
-    title = f"Finding {result.positive}: the most probable class"
+    title = f"Finding {result.positive}: {result.verdicts[0].by}"
     return Table(
-        rows[["rule", "on", *thresholds.MEASURES]],
+        rows[
+            ["rule", "on", *thresholds.MEASURES, *(["more"] if rows["more"].notna().any() else [])]
+        ],
         f"{title}{', and thresholds chosen on validation' if chosen else ''}",
         f"{HIGHER} {EXACT}{' val: where the threshold was chosen.' if chosen else ''}{texts}",
-        labels={"ppv": "PPV", "npv": "NPV"},
+        labels={"ppv": "PPV", "npv": "NPV", "more": "lesions needed"},
+        formats={"more": ",.0f"},
     )
 
 
@@ -183,7 +188,10 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
     rows = rows.assign(subgroup=list(names), text=texts)
     sizes = ["subgroup", "images", "groups", "positives", "positive_lesions"]
     wide = rows[sizes].drop_duplicates().merge(_pivot(rows, "subgroup", "measure"), on="subgroup")
-    heads = {"recall": "recall, argmax", "recall_at_threshold": "recall, threshold"}
+    heads = {
+        "recall": f"recall, {result.verdicts[0].rule}",
+        "recall_at_threshold": "recall, threshold",
+    }
     labels = {
         "groups": "lesions",
         "positives": f"{name}: images",

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from src.core.config import DecisionRule
 from src.deployment.trained import RecordedModel, require_run_id
 from src.metrics.calibration import TEMPERATURES
 from src.metrics.formatting import interval
 from src.metrics.settings import AuditSettings
+from src.metrics.thresholds import lesions_to_settle, rule_text
 
 if TYPE_CHECKING:
     from src.reporting.clinical.external import ExternalData
@@ -46,10 +48,11 @@ def _template() -> jinja2.Template:
 class RecallVerdict:
     """Recall of the class looked for, by one rule, compared with the goal.
 
-    The rule says how images are called positive: "argmax", or the target rate of the threshold that
-    was chosen on validation. The recall, a mean over the seeds, its interval and the specificity by
-    the same rule are NaN if unknown. Images and lesions are of the class. `problem`: why the
-    threshold is of no use; `warnings`: what speaks against the predictions, in sentences.
+    The rule says how images are called positive: the decision rule, such as "argmax", or the target
+    rate of the threshold that was chosen on validation. The recall, a mean over the seeds, its
+    interval and the specificity by the same rule are NaN if unknown. Images and lesions are of the
+    class. `problem`: why the threshold is of no use; `warnings`: what speaks against the
+    predictions, in sentences.
     """
 
     rule: str
@@ -70,6 +73,17 @@ class RecallVerdict:
         if self.low >= self.goal and not self.problem:
             return "PASS"
         return "FAIL" if self.high < self.goal and not self.problem else "UNDECIDED"
+
+    @property
+    def by(self) -> str:
+        """How images are called positive, for a sentence."""
+        return rule_text(self.rule)
+
+    @property
+    def more_lesions(self) -> float:
+        """How many more lesions of the class would decide at this recall; NaN if it is decided."""
+        undecided = self.outcome == "UNDECIDED" and not self.problem
+        return lesions_to_settle(self.recall, self.lesions, self.goal) if undecided else np.nan
 
     @property
     def text(self) -> str:
@@ -175,7 +189,7 @@ class ClinicalAudit:
     def rules(self) -> dict[str, str]:
         """Measures of recall in `subgroups` -> the rule by which an image is called positive."""
         names = {
-            "recall": "the most probable class",
+            "recall": self.verdicts[0].by,
             "recall_at_threshold": (
                 f"val's threshold for sensitivity >= {self.settings.sensitivity:g}"
             ),
@@ -255,6 +269,7 @@ class EvaluateSettings:
     part: Literal["all", "train", "val", "test"] = "all"
     mapping: str = "auto"
     unknown: Literal["refuse", "list"] = "refuse"
+    decision: DecisionRule | None = None
     overlap: Literal["exclude", "keep"] = "exclude"
     columns: dict[str, str | None] = field(default_factory=dict)
     folder: str = "reports"
@@ -270,6 +285,7 @@ class EvaluateSettings:
     def choices(self) -> tuple[str, ...]:
         """How other data are evaluated, where not as by default, such as "part=val"."""
         keys = {"part": "part", "labels": "mapping", "unknown": "unknown", "overlap": "overlap"}
+        keys |= {"decision": "decision"}
         values = {key: getattr(self, name) for key, name in keys.items()}
         return tuple(
             f"{key}={Path(value).stem}"  # labels may be a path

@@ -184,7 +184,7 @@ def _rows(
     ]
     others, least = len(np.unique(groups[target != label])), settings.smallest
     enough = [number for number, size in enumerate(lesions) if size >= least]
-    right = predictions.probability.argmax(axis=2) == target
+    right = predictions.predicted == target
     few = "" if label in enough else f"too few: {lesions[label]} lesions of {class_name}"
     rest = "" if others >= least else f"too few: {others} lesions of other classes"
     classes = "" if len(enough) > 1 else f"too few: fewer than two classes with {least} lesions"

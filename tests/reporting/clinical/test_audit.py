@@ -7,12 +7,15 @@ from clinical_cases import frame, made_up, people
 from scipy.optimize import brentq
 from scipy.special import betainc
 from scipy.stats import binom
+from sklearn.metrics import recall_score
 
 from src.core.errors import ConfigError, UserError
 from src.metrics import curves
 from src.metrics.bootstrap import curve_statistics, estimates, gather, intervals
+from src.metrics.decision_rules import with_decisions
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import points
+from src.reporting.clinical import plots, presentation
 from src.reporting.clinical.audit import audit, verdicts
 from src.reporting.clinical.presentation import markdown
 from src.reporting.clinical.results import ClinicalAudit, RecallVerdict
@@ -210,3 +213,28 @@ def test_a_mean_over_classes_rests_on_the_rarest() -> None:
     fewest = tables[0].groupby("label")["group"].nunique().min()
     assert set(overall.drop(index="accuracy")["groups"]) == {fewest}
     assert overall.loc["accuracy", "groups"] == gather(tables).groups
+
+
+def test_the_audit_is_by_the_decision_rule_of_the_predictions() -> None:
+    val = [with_decisions(table, "balanced") for table in made_up(12)]
+    nets = zip(made_up(11), val, strict=True)
+    test = [with_decisions(table, "balanced", fitted_on) for table, fitted_on in nets]
+    result = audit(test, val, settings=AuditSettings(samples=100))
+    pairs = [(table["label"], table["decision/balanced"]) for table in test]
+    recalls = [recall_score(*pair, labels=["mel"], average=None)[0] for pair in pairs]
+    first, second = result.verdicts
+    assert (first.rule, first.by) == ("balanced", "the decision rule balanced")
+    assert first.recall == pytest.approx(np.mean(recalls))
+    per_class = result.per_class.set_index(["class", "measure"])["estimate"]
+    assert per_class["mel", "recall"] == pytest.approx(first.recall)
+    on_val = result.operating.set_index(["rule", "measure"])["val"]["balanced", "sensitivity"]
+    own = [(t["decision/balanced"] == "mel")[t["label"] == "mel"].mean() for t in val]
+    assert on_val == pytest.approx(np.mean(own))
+    # thresholds and calibration are those of the probabilities
+    argmax = audit(made_up(11), made_up(12), settings=AuditSettings(samples=100))
+    assert second.recall == argmax.verdicts[1].recall
+    pd.testing.assert_frame_equal(result.calibration, argmax.calibration)
+    tables = presentation.audit_tables(result)
+    assert tables[1].title == "Each class, by the decision rule balanced"
+    [legend] = plots.roc(result).legends
+    assert "decision rule balanced" in [text.get_text() for text in legend.get_texts()]

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from src.core.errors import UserError
 from src.core.files import CONF
 from src.deployment import trained as runs
+from src.metrics.decision_rules import offsets_by_rule, with_decisions
 from src.metrics.registry import parse_objectives
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import evaluate, external, plots
@@ -83,6 +84,37 @@ def test_the_test_split_is_evaluated_only_on_demand(small: SmallStore) -> None:
     run = run_of(small, small.trial)
     assert run["tags.tested"] == "for a clinical audit"
     assert run[name] == pytest.approx((first + run_of(small, small.untested)[name]) / 2)
+
+
+def test_another_decision_rule_is_fitted_on_validation(small: SmallStore, on_other_data) -> None:
+    store = small.store.open()
+    run = runs.find(store, small.single)
+    [val], [test] = (run.predictions(store, split) for split in ("val", "test"))
+    result = evaluate.recorded_splits(run, EvaluateSettings(decision="balanced"), FEW, store)
+    for split, table in (
+        ("val", with_decisions(val, "balanced")),
+        ("test", with_decisions(test, "balanced", val)),
+    ):
+        overall = result.audits[split].overall.set_index("metric")["estimate"]
+        pair = table["label"], table["decision/balanced"]
+        assert overall["accuracy"] == pytest.approx((pair[0] == pair[1]).mean())
+        assert result.audits[split].verdicts[0].rule == "balanced"
+    recorded = run_of(small, small.single)
+    name = "metrics.test/decision/balanced/accuracy"
+    assert recorded[name] == pytest.approx((pair[0] == pair[1]).mean())
+    other = on_other_data("data=isic2019", f"data.root={small.data / 'isic'}", decision="balanced")
+    [frame], [audit] = other.predictions.values(), other.audits.values()
+    by_hand = fit_by_hand(frame, val)
+    assert frame["decision/balanced"].tolist() == by_hand
+    assert audit.verdicts[0].rule == "balanced"
+    assert other.choices == ("decision=balanced",)
+
+
+def fit_by_hand(frame: pd.DataFrame, val: pd.DataFrame) -> list[str]:
+    """Decisions by the offsets of all of validation."""
+    offsets = offsets_by_rule(val)["balanced"]
+    scores = np.log(frame[[f"p/{name}" for name in offsets]]) + list(offsets.values())
+    return [list(offsets)[label] for label in scores.to_numpy().argmax(axis=1)]
 
 
 def test_other_data(isic: OnIsic) -> None:

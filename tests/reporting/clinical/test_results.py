@@ -1,5 +1,7 @@
 """Verdicts on the recall, and the names of evaluations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,23 @@ def test_choices_are_part_of_the_name() -> None:
     changed = {"part": "val", "mapping": "/some/mine.yaml", "unknown": "list", "overlap": "keep"}
     choices = EvaluateSettings(**changed).choices  # type: ignore[arg-type]
     assert choices == ("part=val", "labels=mine", "unknown=list", "overlap=keep")
+
+
+def test_an_undecided_verdict_says_how_many_lesions_would_decide() -> None:
+    undecided = RecallVerdict("argmax", "mel", 0.8, 0.75, 0.62, 0.85, 0.9, 60, 50)
+    # (1.96 / 0.05)^2 * 0.8 * 0.2 is 245.9
+    assert undecided.more_lesions == 246 - 50
+    assert (
+        "About 196 more lesions of mel would decide, if the recall stays the same."
+        in undecided.text
+    )
+    enough = replace(undecided, lesions=300)  # seeds that differ widen the interval
+    assert enough.more_lesions == 0
+    assert "More lesions alone would not decide" in enough.text
+    equal = replace(undecided, recall=0.8)
+    assert equal.more_lesions == np.inf
+    failed, useless = replace(undecided, high=0.79), replace(undecided, problem="only ...")
+    for verdict in (failed, useless, replace(undecided, recall=np.nan)):
+        assert np.isnan(verdict.more_lesions)
+    for verdict in (equal, failed, useless):
+        assert "more lesions" not in verdict.text.lower()
