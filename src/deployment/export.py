@@ -109,10 +109,7 @@ def compare(
         share on the same side of the threshold, NaN without one; `agreement`: share with both.
     """
     before, after = reference.astype(float), output.astype(float)
-    first, second = (
-        decide(values, offsets or np.zeros(len(classes))) for values in (before, after)
-    )
-    same_class = first == second
+    same_class = decide(before, offsets) == decide(after, offsets)
     same_side = np.full(len(after), True)
     if decision is not None:
         column = list(classes).index(decision.positive)

@@ -200,6 +200,8 @@ def predictions_frame(
         without a threshold; unsure: bool, missing unless requested; problem: why there is no
         prediction, else empty. All other columns are missing then.
     """
+    from src.metrics.decision_rules import decide
+
     raw = probability.astype(float)
     rows = pd.DataFrame(raw, columns=[f"p/{name}" for name in classes])
     trusted = raw
@@ -208,11 +210,7 @@ def predictions_frame(
 
         trusted = calibration.scale(raw, decision.temperature)
         rows[[f"calibrated/{name}" for name in classes]] = trusted
-    top = raw.argmax(axis=1)
-    if offsets:
-        from src.metrics import decision_rules
-
-        top = decision_rules.decide(raw, offsets)
+    top = decide(raw, offsets)
     rows["top"] = np.array(classes, dtype=object)[top]
     rows["confidence"] = trusted[np.arange(len(raw)), top]
     rows["decision"] = rows["unsure"] = None
@@ -315,8 +313,7 @@ def _show_model(model: Predictor) -> None:
             f"{decision.positive} from p({decision.positive}) = {decision.threshold:.6g} on, as "
             f"the model gives it, uncalibrated (chosen for {decision.aim}); {calibrated}"
         )
-    pairs = zip(about.classes, about.offsets, strict=False)  # argmax has no offsets
-    shown = ", ".join(f"{name} {value:+.2f}" for name, value in pairs)
+    shown = ", ".join(map("{} {:+.2f}".format, about.classes, about.offsets))
     size = f"{about.image_size} x {about.image_size} px, {about.geometry}"
     for line in (
         RESEARCH,

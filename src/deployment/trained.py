@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from src.core.config import DecisionRule, instantiate, read_recorded
+from src.core.config import instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
@@ -58,12 +58,6 @@ class RecordedModel:
     split_fingerprint: str  # of images, labels and split
     nets: tuple[RecordedNet, ...]  # in the order of their seeds
     config: DictConfig  # of the first net
-
-    @property
-    def rule(self) -> DecisionRule:
-        """The decision rule of its nets, "argmax" without one."""
-        rule: DecisionRule = self.config.get("decision", "argmax")
-        return rule
 
     @property
     def title(self) -> str:
@@ -321,9 +315,9 @@ def choose_decision(store: Store, run: RecordedModel, classes: list[str]) -> dic
     probability = np.mean([frame[columns].to_numpy(float) for frame in frames], axis=0)
     target, positive = pd.Categorical(labels, classes).codes.astype(int), melanoma_of(classes)
     label = None if positive is None else classes.index(positive)
-    if run.rule != "argmax":
-        offsets = decision_rules.fit(run.rule, probability, target, label)
-        chosen |= {"rule": run.rule, "offsets": tuple(offsets.tolist())}
+    if (rule := run.config.get("decision", "argmax")) != "argmax":
+        offsets = decision_rules.fit(rule, probability, target, label)
+        chosen |= {"rule": rule, "offsets": tuple(offsets.tolist())}
     if positive is None:
         return chosen
     score = probability[:, label]

@@ -77,8 +77,9 @@ def fit(
 
 
 def decide(probability: np.ndarray, offsets: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Decided labels (...), of equals the first, from probabilities (..., K) and offsets (K,)."""
-    return np.asarray((log_probability(probability) + np.asarray(offsets)).argmax(axis=-1))
+    """Decided labels (...), of equals the first, from probabilities (..., K) and any offsets."""
+    scores = log_probability(probability)
+    return np.asarray((scores + np.asarray(offsets) if len(offsets) else scores).argmax(axis=-1))
 
 
 def rules(classes: Sequence[str]) -> list[str]:

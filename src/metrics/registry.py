@@ -24,7 +24,6 @@ Direction = Literal["maximize", "minimize"]
 Operator = Literal["<=", ">="]
 Kind = Literal["fraction", "number", "cost", "time"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-OPERATORS: tuple[Operator, ...] = get_args(Operator)
 
 # The metric that models are compared by unless a config names another one, without its split.
 PRIMARY = "balanced_accuracy"

@@ -157,7 +157,8 @@ def other_data(
     if len(overlap) and settings.overlap == "exclude":
         data = external.exclude(data, overlap)
     predictions = external.predict(data, evaluated, classes, store)
-    predictions = _decided(settings.decision or evaluated.rule, recorded["val"], predictions)[1]
+    rule = settings.decision or evaluated.config.get("decision", ARGMAX)
+    predictions = _decided(rule, recorded["val"], predictions)[1]
     predictions = [data.labels.merge(net) for net in predictions]
     original = data.frame.loc[data.frame["label"].isna(), "original_label"]
     unmapped = original.value_counts().to_dict()
