@@ -112,8 +112,8 @@ def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predict
     predicted = probability.argmax(axis=2)
     rule = str(next(iter(first.filter(regex=f"^{DECISION}")), ARGMAX)).removeprefix(DECISION)
     for frame, row in zip(ordered, predicted, strict=True):
-        for name in frame.filter(regex=f"^{DECISION}"):
-            row[:] = pd.Index(classes).get_indexer(pd.Index(frame[name]))
+        for column in frame.filter(regex=f"^{DECISION}"):
+            row[:] = pd.Index(classes).get_indexer(pd.Index(frame[column]))
     group = pd.factorize(first["group"])[0]
     return Predictions(classes, group, target, probability, predicted, rule)
 

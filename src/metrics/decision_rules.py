@@ -114,7 +114,7 @@ def with_decisions(frame: pd.DataFrame, rule: str, val: pd.DataFrame | None = No
     if rule == ARGMAX:
         return kept
     probability, _, _, positive = _arrays(frame)
-    offsets = _fitted(frame, val, lambda *arrays: fit(rule, *arrays, positive))
+    offsets = _fitted(frame, val, lambda p, labels: fit(rule, p, labels, positive))
     names = np.array(classes_of(frame), dtype=object)
     return kept.assign(**{f"{DECISION}{rule}": names[decide(probability, offsets)]})
 

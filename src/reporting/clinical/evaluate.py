@@ -116,8 +116,9 @@ def _decided(
             f"{rule} is fitted on validation, of which the run has no predictions: take argmax"
         )
         raise ConfigError("decision", problem)
-    pairs = zip(others, val or [None] * len(others), strict=True)
-    decided = [with_decisions(frame, rule, fitted_on) for frame, fitted_on in pairs]
+    fitted_on: Sequence[pd.DataFrame | None] = val or [None] * len(others)
+    pairs = zip(others, fitted_on, strict=True)
+    decided = [with_decisions(frame, rule, on_val) for frame, on_val in pairs]
     return [with_decisions(frame, rule) for frame in val], decided
 
 
