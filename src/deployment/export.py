@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig
 
 from src.core.cli import console, say
-from src.core.config import instantiate, load_settings
+from src.core.config import DecisionRule, instantiate, load_settings
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.core.tables import Table
@@ -47,6 +47,7 @@ class ExportSettings:
     tolerance: Annotated[float, Gt(0)] = 1e-4
     compressed_tolerance: Annotated[float, Gt(0)] = 0.02
     threads: Annotated[int, Ge(1), Le(1024)] = 1
+    decision: DecisionRule | None = None
     publish: bool = True
 
     def __post_init__(self) -> None:
@@ -139,7 +140,8 @@ def export_run(config: DictConfig) -> None:
     store = existing(config)
     run = trained.single(store, trained.require_run_id(settings.run))
     file = trained.deployed_file(store, run.run_id)
-    _check_formats(run, file, settings.formats)
+    _check_settings(run, file, settings)
+    run.config.decision = settings.decision or run.config.get("decision", ARGMAX)
     camera = None if file else trained.load_network(store, run)
     data, split, rows = validation_rows(run, settings.images, settings.root, settings.cache_dir)
     about = trained.describe(store, run)
@@ -186,12 +188,15 @@ def export_run(config: DictConfig) -> None:
         raise UserError("; ".join(map(str, errors))) from errors[0]
 
 
-def _check_formats(run: RecordedModel, file: Path | None, formats: Sequence[str]) -> None:
-    """Raise UserError if a run cannot be exported in these formats, or an extra is missing."""
+def _check_settings(run: RecordedModel, file: Path | None, settings: ExportSettings) -> None:
+    """Raise UserError if a run cannot be exported so, or an extra is missing."""
     if file is None:
-        for name in formats:
+        for name in settings.formats:
             FORMATS[name].check_installed()
-    elif formats != [name := format_of(file).name]:
+    elif settings.decision is not None:
+        problem = f"is in the file of run {run.run_id}: set it beside compression="
+        raise ConfigError("decision", problem)
+    elif settings.formats != [name := format_of(file).name]:
         problem = f"was compressed into a {file.suffix} file; take format={name}"
         raise ConfigError("format", f"run {run.run_id} {problem}")
 

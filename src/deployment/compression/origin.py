@@ -31,7 +31,7 @@ COMMAND_LINE = (
     *("dry_run", "test", "threads", "objective"),
 )
 # These come from the command line only if they are typed.
-OPTIONAL = ("efficiency", "data.root", "data.cache_dir", "trainer.accelerator")
+OPTIONAL = ("decision", "efficiency", "data.root", "data.cache_dir", "trainer.accelerator")
 IGNORED = ("hydra", "sweeps", "seed")  # not in a run's config, or chosen by the origin
 
 
@@ -207,7 +207,9 @@ def compress(
     method: Compression = instantiate(config.compression, "compression", ("name",))
     (target := folder / trained.DEPLOYED).mkdir(parents=True, exist_ok=True)
     # A file is written before the model is evaluated: it contains the origin's decision.
-    description = trained.describe(store, trained.single(store, config.origin))
+    origin = trained.single(store, config.origin)
+    origin.config.decision = config.get("decision", "argmax")
+    description = trained.describe(store, origin)
     decision = description.decision and replace(
         description.decision,
         aim=f"{description.decision.aim}, for the net that this one was made from",
