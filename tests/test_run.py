@@ -39,7 +39,8 @@ from src.training import loop
 
 QUALITY = "loss accuracy balanced_accuracy macro_f1 auroc recall/mel specificity/mel"
 COST = "flops params trainable_params size_mb latency_ratio throughput peak_memory_mb"
-OTHERS = "train/loss time/fit_s time/images_per_s data/images/train data/unreadable"
+OTHERS = "train/loss train/accuracy time/epoch_s time/fit_s time/images_per_s"
+OTHERS += " data/images/train data/unreadable"
 TAGS = "seed model data split weights git_commit data_fingerprint config_hash device"
 URI = "postgresql://me:s3cret@db.example.org:5432/runs"
 

@@ -1,5 +1,6 @@
 """Multiply-adds (fvcore), number of parameters and size of a network."""
 
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Flops:
 
     total: int
     uncounted: dict[str, int]
+    by_module: dict[str, int]  # of each module with all that it contains
 
     @property
     def missing(self) -> dict[str, int]:
@@ -60,10 +62,29 @@ def count_flops(net: nn.Module, image_size: int) -> Flops:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             total = round(analysis.total())
+            by_module = {name: round(flops) for name, flops in analysis.by_module().items()}
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     uncounted = sorted(analysis.unsupported_ops().items())
-    return Flops(total, {name: int(calls) for name, calls in uncounted})
+    return Flops(total, {name: int(calls) for name, calls in uncounted}, by_module)
+
+
+def layers(net: nn.Module, counted: Flops) -> list[dict[str, Any]]:
+    """Name, type, FLOPs and parameters of each module, without those of modules inside it.
+
+    The sums are the total and `count_parameters`. Modules with neither are left out.
+    """
+    params = Counter[str]()
+    for name, parameter in net.named_parameters():
+        params[name.rpartition(".")[0]] += parameter.numel()
+    rows = []
+    for name, module in net.named_modules():
+        inside = (f"{name}.{child}".lstrip(".") for child, _ in module.named_children())
+        flops = counted.by_module[name] - sum(counted.by_module.get(child, 0) for child in inside)
+        if flops or params[name]:
+            kind = type(module).__name__
+            rows.append({"layer": name, "type": kind, "flops": flops, "params": params[name]})
+    return rows
 
 
 def count_parameters(net: nn.Module) -> int:

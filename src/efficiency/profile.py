@@ -30,6 +30,7 @@ class Profile:
 
     metrics: dict[str, float]
     details: dict[str, Any]
+    layers: list[dict[str, Any]]  # from `src.efficiency.flops.layers`
 
 
 def static_cost(net: nn.Module, image_size: int) -> dict[str, float]:
@@ -118,7 +119,7 @@ class Profiler:
             "reference_params": count_parameters(self.reference),
             "reference_size": self.reference_size,
         }
-        return Profile(metrics, conditions | details)
+        return Profile(metrics, conditions | details, flops.layers(net, counted) if counted else [])
 
     def _time(
         self, net: nn.Module, image_size: int, reference: nn.Module, device: torch.device

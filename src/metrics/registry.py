@@ -188,6 +188,8 @@ _AT, _ABOVE = "at <percent>", "above 80%"
 # The order is that of tables. The first entry whose name matches describes a metric.
 METRICS: list[Metric] = [
     Metric("train/loss", "training loss", **_LOSS),
+    # Of augmented images, with dropout, while the weights change: not that of the kept epoch.
+    Metric("train/accuracy", "accuracy in training steps", "train accuracy"),
     _split("loss", "loss", **_LOSS),
     _split("accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
     _split(
@@ -253,7 +255,10 @@ METRICS: list[Metric] = [
     ),
     _cost("efficiency/throughput", "throughput", unit="images/s", direction="maximize"),
     _cost("efficiency/peak_memory_mb", "peak memory of inference", "peak memory", "MB"),
+    _cost("efficiency/train_peak_memory_mb", "peak GPU memory of training", unit="MB"),
     _cost("time/fit_s", "training time", unit="s", **_TIME),
+    _cost("time/epoch_s", "median time of an epoch with its validation", unit="s", **_TIME),
+    _cost("time/test_s", "time of the evaluation on the test split", unit="s", **_TIME),
     _cost("system/tracking_s", "time spent on recording", unit="s", **_TIME),
     _cost("time/images_per_s", "training speed", unit="images/s", direction="maximize", **_TIME),
 ]

@@ -62,7 +62,8 @@ def save(
     """
     store, (first, *_), params = study.store, objectives, params[:_MOST_PARAMS]
     quality = next((name for name in objectives if not name.startswith("efficiency/")), first)
-    curves = [quality.removeprefix("best/"), "train/loss", "val/loss"]
+    pairs = [f"{split}/{name}" for name in ("accuracy", "loss") for split in ("train", "val")]
+    curves = list(dict.fromkeys([quality.removeprefix("best/"), *pairs]))
     plain = {"lineSmoothness": 0, "useGlobalLineSmoothing": False}
     cards: dict[str, list[dict[str, Any]]] = {
         "table": [],

@@ -28,7 +28,7 @@ def as_float(images: Tensor) -> Tensor:
 
 
 class Classifier(LightningModule):
-    """Image classifier; once an epoch it logs `train/loss`, `val/loss`, `val/accuracy` ...
+    """Image classifier; once an epoch it logs `train/loss`, `train/accuracy`, `val/loss` ...
 
     Args:
         name: Name of the architecture, for the record.
@@ -83,6 +83,7 @@ class Classifier(LightningModule):
         self.metrics = ClassificationMetrics(tuple(classes))
         self._loss_sum: Tensor | float = 0.0
         self._loss_count = 0
+        self._hits: Tensor | int = 0  # of training steps, as the net is while it trains
         self._evaluated: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -92,16 +93,22 @@ class Classifier(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         more = {"images": batch["image"]} if getattr(self.loss, "needs_images", False) else {}
-        loss = self.loss(self(batch["image"]), batch["label"], **more)
+        logits = self(batch["image"])
+        loss = self.loss(logits, batch["label"], **more)
+        with torch.no_grad():
+            top = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
+            self._hits = self._hits + (top == batch["label"]).sum()
         self._add_loss(loss, len(batch["label"]))
         if self.trainer.is_last_batch:
             # once an epoch: logging every step costs several per cent of a small net's time
-            self.log("train/loss", self._mean_loss(), on_step=False, on_epoch=True, sync_dist=True)
+            values = {"train/accuracy": self._hits / self._loss_count}
+            values["train/loss"] = self._mean_loss()
+            self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def on_train_epoch_start(self) -> None:
         """Reset the mean of the loss."""
-        self._loss_sum, self._loss_count = 0.0, 0
+        self._loss_sum, self._loss_count, self._hits = 0.0, 0, 0
 
     def on_validation_epoch_start(self) -> None:
         """Reset the mean of the loss and the metrics."""

@@ -23,7 +23,8 @@ PER_CLASS = 6  # images on the contact sheet
 PANELS = {  # of the learning curves: axis label -> metrics
     "loss (lower is better)": ["train/loss", "val/loss"],
     "quality, 0 to 1 (higher is better)": [
-        f"val/{name}" for name in (*default_quality_metrics(["mel"]), "auroc")
+        "train/accuracy",
+        *(f"val/{name}" for name in (*default_quality_metrics(["mel"]), "auroc")),
     ],
 }
 

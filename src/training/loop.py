@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +169,9 @@ def train(
     trainer, progress, best = prepare_fit(config, parts, run, folder, [after_epoch, last])
     state = resume if resume is not None and fits(resume, identity, parts.classifier) else None
     safe = True if state else None  # nothing in the file is executed
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         with quiet_lightning(), after_epoch.exceptions_unchanged():
             trainer.fit(parts.classifier, datamodule=parts.data, ckpt_path=state, weights_only=safe)
@@ -191,6 +196,11 @@ def train(
         # after a resumption this process may have trained no epoch
         speed = progress.images_per_s or last.images_per_s
         values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
+        if progress.seconds:
+            values["time/epoch_s"] = statistics.median(progress.seconds)
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+            values["efficiency/train_peak_memory_mb"] = memory / 1e6
         run.log(values, step=trainer.global_step)
     return checkpoint
 
@@ -227,12 +237,15 @@ def evaluate(
     if fit_once.is_fit_once(parts.classifier.net):
         changes |= {"accelerator": "cpu", "precision": "32-true"}
     trainer = _trainer(config, None, folder, [], **changes)
+    began = time.perf_counter()
     with quiet_lightning():
         trainer.test(parts.classifier, parts.data.loader(split), verbose=False)
     values = {
         f"{RECORDED[split]}/{name.removeprefix('test/')}": float(value)
         for name, value in trainer.callback_metrics.items()
     }
+    if split == "test":
+        values["time/test_s"] = time.perf_counter() - began
     rows, probability = parts.classifier.predictions()
     _require_finite(split, values, probability)
     predictions = parts.data.predictions(rows.numpy(), probability.numpy())
@@ -282,6 +295,8 @@ def measure(
         metrics[LOG_FLOPS] = math.log10(flops)
     run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.text(json.dumps(profile.details, indent=2), "efficiency.json")
+    if profile.layers:
+        run.table(pd.DataFrame(profile.layers), "layers.csv")
     tags = {
         f"flops_{kind}": ", ".join(
             f"{name} x{calls}" for name, calls in profile.details[f"{kind}_operators"].items()

@@ -32,15 +32,17 @@ class EpochProgress(ProgressBar):
 
     Attributes:
         speeds: Training images per second of each epoch of this process, without validation.
+        seconds: Of each epoch of this process, with its validation.
     """
 
     def __init__(self, title: str) -> None:
         super().__init__()
         self._title = title
         self._bar: tqdm | None = None
-        self._began = 0.0
+        self._began = self._epoch_began = 0.0
         self._images = 0
         self.speeds: list[float] = []
+        self.seconds: list[float] = []
 
     @property
     def images_per_s(self) -> float:
@@ -66,7 +68,7 @@ class EpochProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""
-        self._began = time.perf_counter()
+        self._began = self._epoch_began = time.perf_counter()
         self._images = 0
 
     def on_train_batch_end(
@@ -86,6 +88,7 @@ class EpochProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the metrics of the epoch."""
         self.on_validation_start(trainer, pl_module)  # there may have been no validation
+        self.seconds.append(time.perf_counter() - self._epoch_began)
         values = trainer.callback_metrics
         text = "  ".join(f"{name} {float(values[name]):.3f}" for name in SHOWN if name in values)
         epoch = trainer.current_epoch + 1

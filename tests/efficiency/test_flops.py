@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.efficiency.flops import count_flops, count_parameters, count_trainable, size_mb
+from src.efficiency.flops import count_flops, count_parameters, count_trainable, layers, size_mb
 
 
 def small_cnn(size: int, width: int, dense: int) -> nn.Sequential:
@@ -30,6 +30,33 @@ def test_one_multiply_add_counts_as_one(size: int, width: int, dense: int) -> No
     counted = count_flops(small_cnn(size, width, dense), size)
     assert counted.total == by_hand
     assert counted.uncounted == {"aten::max_pool2d": 2}
+
+
+class Scaled(nn.Module):
+    """A parameter and a product of its own around a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+        self.matrix = nn.Parameter(torch.zeros(5, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images) @ self.matrix
+
+
+def test_layers_have_their_own_flops_and_parameters() -> None:
+    """The first paper's formulas: k^2 C_in C_out H W and n m."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), Scaled())
+    counted = count_flops(net, 4)
+    assert [tuple(row.values()) for row in layers(net, counted)] == [
+        ("0", "Conv2d", 9 * 3 * 3 * 2 * 2, 9 * 3 * 3 + 3),
+        ("2", "Scaled", 5 * 3, 5 * 3),
+        ("2.inner.1", "Linear", 12 * 5, 12 * 5 + 5),
+    ]
+    net = timm.create_model("mobilenetv3_small_050", num_classes=7)
+    rows = layers(net, counted := count_flops(net, 64))
+    assert sum(row["flops"] for row in rows) == counted.total
+    assert sum(row["params"] for row in rows) == count_parameters(net)
 
 
 def test_half_of_the_count_of_torch() -> None:

@@ -50,6 +50,9 @@ def test_values_agree_with_each_other(profile: Profile) -> None:
     for batch in (1, 4):
         p50, p90, p99 = (metrics[f"latency_ms/b{batch}/p{tail}"] for tail in (50, 90, 99))
         assert p50 <= p90 <= p99
+    assert [row["layer"] for row in profile.layers] == ["0", "1", "5"]
+    for name in ("flops", "params"):
+        assert sum(row[name] for row in profile.layers) == metrics[name]
     cost = static_cost(tiny(), 10)
     assert set(cost) == STATIC
     assert {name: profile.metrics[name] for name in STATIC} == cost

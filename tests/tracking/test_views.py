@@ -37,6 +37,7 @@ def links(server, tmp_path_factory, module_patch):
                 for epoch in range(3):
                     run.log({"val/balanced_accuracy": quality * epoch / 2}, epoch)
                     run.log({"train/loss": 1 / (epoch + 1), "val/loss": 1.2 / (epoch + 1)}, epoch)
+                    run.log({"train/accuracy": epoch / 2, "val/accuracy": epoch / 3}, epoch)
                 run.log({QUALITY: quality, "best/val/accuracy": 0.8, "best/val/recall/mel": 0.7})
                 run.log({FLOPS: flops, "efficiency/params": params})
                 run.log({views.LOG_FLOPS: math.log10(flops)})
@@ -98,7 +99,7 @@ def test_the_table_shows_quality_and_cost_of_each_model_without_a_click(opened, 
 def test_the_views_of_charts_begin_with_their_charts(opened):
     # texts of their axes; the charts of "parallel" are drawn by another library
     axes = {"front": views.LOG_FLOPS, "parallel": "model.name", "curves": "Step"}
-    for view, charts in {"front": 1, "parallel": 1, "curves": 3}.items():
+    for view, charts in {"front": 1, "parallel": 1, "curves": 5}.items():
         page = opened(view)
         page.get_by_text(re.compile(rf"^{view}\s*\({charts}\)$")).first.wait_for()
         axis = page.locator("svg text", has_text=re.compile(f"^{axes[view]}$"))

@@ -13,6 +13,8 @@ from src.losses.cross_entropy import CrossEntropy
 from src.training import schedules
 from src.training.classifier import Classifier, as_float
 
+TRAINED = ("train", "val")
+
 
 class Net(nn.Module):
     """A backbone and a head, so that learning-rate factors have something to act on."""
@@ -106,6 +108,21 @@ def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_i
         expected = float(module.loss(module(image), label))
     for name in ("train/loss", "val/loss"):
         assert float(fitter.callback_metrics[name]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "classes"), [(3, ("a", "b", "c")), (1, ("benign", "malignant"))]
+)
+def test_training_accuracy_is_that_of_the_steps_of_an_epoch(
+    outputs: int, classes: tuple[str, ...]
+) -> None:
+    frozen = functools.partial(torch.optim.SGD, lr=0.0)
+    module, data = classifier(outputs, classes, optimizer=frozen), batches(len(classes))
+    fitter = quiet_trainer(epochs=2)
+    fitter.fit(module, Loader(data), Loader(data))
+    trained, validated = (float(fitter.callback_metrics[f"{s}/accuracy"]) for s in TRAINED)
+    assert trained == pytest.approx(validated, abs=1e-6)  # by torchmetrics
+    assert 0 < trained < 1
 
 
 def test_backbone_gets_its_learning_rate_factor() -> None:
