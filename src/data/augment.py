@@ -8,6 +8,22 @@ from torch import Tensor, nn
 
 from src.core.errors import ConfigError
 
+# Transforms that only move pixels -> symmetries of the square that they and those above reach.
+_SYMMETRIES = {"RandomHorizontalFlip": 2, "RandomVerticalFlip": 4, "RandomTranspose": 8}
+_MARKED = torch.arange(4.0).view(1, 1, 2, 2) / 3  # looks different under each symmetry
+
+
+def symmetry(images: Tensor, numbers: Tensor) -> Tensor:
+    """A symmetry of the square for each image, (N, C, S, S), exact; channels last in memory.
+
+    The three bits of a number (N,), 0 to 7: flip horizontally, then vertically, then transpose.
+    """
+    moves = (lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))
+    for bit, move in enumerate(moves):
+        chosen = (numbers >> bit & 1).bool()[:, None, None, None]
+        images = torch.where(chosen, move(images), images)
+    return images.contiguous(memory_format=torch.channels_last)
+
 
 class Augment(nn.Module):
     """Transforms in sequence; without transforms the images are returned unchanged.
@@ -45,6 +61,18 @@ class Augment(nn.Module):
             return images
         augmented: Tensor = self.transforms(images)
         return augmented.clamp(0, 1).contiguous(memory_format=torch.channels_last)
+
+    @property
+    def symmetries(self) -> int | None:
+        """1, 2, 4 or 8 if an image only becomes one of the first so many; None: other transforms."""
+        reached = [_SYMMETRIES.get(type(transform).__name__, 0) for transform in self.transforms]
+        return None if 0 in reached else max(reached, default=1)
+
+    def draw(self, count: int) -> Tensor:
+        """Numbers (N,) of the symmetries that `forward` would draw, by the same random numbers."""
+        patterns = symmetry(_MARKED.expand(8, 1, 2, 2), torch.arange(8))[:, 0]
+        marked = self(_MARKED.expand(count, 3, 2, 2))[:, :1]
+        return (marked == patterns).flatten(2).all(2).int().argmax(1)
 
 
 class RandomTranspose(nn.Module):

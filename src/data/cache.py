@@ -1,4 +1,4 @@
-"""Cache of decoded images: resized to squares, memory-mapped, shared by all runs."""
+"""Cache of decoded images: resized to squares, memory-mapped, shared by all runs; its entries."""
 
 import contextlib
 import copy
@@ -10,11 +10,11 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 Geometry = Literal["squash", "center_crop", "pad"]
 OnUnreadable = Literal["error", "skip"]
 PAD_COLOUR = (0, 0, 0)
-FORMAT_VERSION = 3  # increase it when the same files give other pixels
-_PIXELS = "pixels.bin"
+FORMAT_VERSION = 4  # increase it when the same files give other pixels or files
+VALUES = "values.bin"
 _RECORD = "cache.json"
 _VERIFIED = "verified.json"
 _VERIFY_AFTER_S = 30 * 24 * 3600  # a disk may change bytes without changing the file's times
@@ -160,49 +160,36 @@ def load(
     folder = Path(folder).absolute()
     rows, ids = len(manifest.frame), manifest.frame["image_id"].tolist()
     stamps = source.stamps(manifest)
-    key = _digest([FORMAT_VERSION, manifest.source, image_size, geometry, ids, stamps])
+    key = digest_of([FORMAT_VERSION, manifest.source, image_size, geometry, ids, stamps])
     entry = folder / f"{manifest.source}-{image_size}-{geometry}-{key[:16]}"
     threads = workers or os.cpu_count() or 1
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(entry.with_name(f".{entry.name}.lock"))
-        try:
-            turn = lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another process that builds %s", entry)
-            turn = lock.acquire()
-        with turn:  # the system releases the lock of a process that dies
-            record = _read_record(entry, key, rows, image_size)
-            # An image may be readable now, such as after a disk came back.
-            if record is None or any(
-                not isinstance(decode(source, manifest, row, 1, "squash"), str)
-                for row, _ in record["unreadable"]
-            ):
-                title = f"decoding {manifest.source} to {image_size} px"
-                decoded = _decode_all(source, manifest, image_size, geometry, threads)
-                with tqdm(decoded, title, rows, unit="image", mininterval=0.5) as images:
-                    record = _build(entry, key, images, rows * image_size**2 * 3)
-            paths = manifest.frame["path"]
-            names = paths.where(paths != "", manifest.frame["image_id"])
-            unreadable = [(names[row], reason) for row, reason in record["unreadable"]]
-            frame = manifest.frame.drop(index=[row for row, _ in record["unreadable"]])
-            frame = frame.reset_index(drop=True)
-            listing = entry.with_name(f"{entry.name}.unreadable.txt")
-            _report_unreadable(manifest, frame, unreadable, listing, on_unreadable)
-            shape = (len(frame), image_size, image_size, 3)
-            pixels = np.memmap(entry / _PIXELS, dtype=np.uint8, mode="r", shape=shape)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the cache of decoded images cannot be kept here "
-            f"({error.strerror or error}); make room, or set data.cache_dir= to another folder"
-        ) from error
+    with turn(entry, "decoded images", "data.cache_dir= to another folder"):
+        record = read_record(entry, key)
+        # An image may be readable now, such as after a disk came back.
+        if record is None or any(
+            not isinstance(decode(source, manifest, row, 1, "squash"), str)
+            for row, _ in record["unreadable"]
+        ):
+            title = f"decoding {manifest.source} to {image_size} px"
+            decoded = _decode_all(source, manifest, image_size, geometry, threads)
+            with tqdm(decoded, title, rows, unit="image", mininterval=0.5) as images:
+                record = _build(entry, key, images, rows * image_size**2 * 3)
+        paths = manifest.frame["path"]
+        names = paths.where(paths != "", manifest.frame["image_id"])
+        unreadable = [(names[row], reason) for row, reason in record["unreadable"]]
+        frame = manifest.frame.drop(index=[row for row, _ in record["unreadable"]])
+        frame = frame.reset_index(drop=True)
+        listing = entry.with_name(f"{entry.name}.unreadable.txt")
+        _report_unreadable(manifest, frame, unreadable, listing, on_unreadable)
+        shape = (len(frame), image_size, image_size, 3)
+        pixels = np.memmap(entry / VALUES, dtype=np.uint8, mode="r", shape=shape)
     labels = [manifest.classes[label] for label in frame["label"]]
-    parts = [frame["image_id"].tolist(), labels, frame["group"].tolist(), record["pixel_digest"]]
+    parts = [frame["image_id"].tolist(), labels, frame["group"].tolist(), record["digest"]]
     firsts = [np.arange(len(frame)), np.arange(len(frame))]
     for first, name in zip(firsts, ("identical", "similar"), strict=True):
         for row, earlier in record[name]:
             first[row] = earlier
-    return ImageCache(pixels, firsts[0], firsts[1], frame, unreadable, _digest(parts))
+    return ImageCache(pixels, firsts[0], firsts[1], frame, unreadable, digest_of(parts))
 
 
 def stand_in(
@@ -235,18 +222,36 @@ def _decode_all(
             )
 
 
-def _digest(parts: list[Any]) -> str:
+def digest_of(parts: list[Any]) -> str:
+    """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read_record(entry: Path, key: str, n_images: int, image_size: int) -> dict[str, Any] | None:
-    """The record of a complete cache; None if there is none or it is damaged."""
+@contextlib.contextmanager
+def turn(entry: Path, what: str, setting: str) -> Iterator[None]:
+    """Wait until no other process opens or builds this entry; a UserError names the setting."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(entry.with_name(f".{entry.name}.lock"))
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another process that builds %s", entry)
+            held = lock.acquire()
+        with held:  # the system releases the lock of a process that dies
+            yield
+    except OSError as error:
+        raise UserError(
+            f"{entry.parent}: the cache of {what} cannot be kept here "
+            f"({error.strerror or error}); make room, or set {setting}"
+        ) from error
+
+
+def read_record(entry: Path, key: str) -> dict[str, Any] | None:
+    """The record of a complete entry; None if there is none or it is damaged."""
     try:
         record: dict[str, Any] = json.loads((entry / _RECORD).read_text())
-        size = (n_images - len(record["unreadable"])) * image_size**2 * 3
-        intact = record["key"] == key and (entry / _PIXELS).stat().st_size == size
-        intact = intact and isinstance(record["identical"], list)
-        intact = intact and _is_intact(entry, record["pixel_digest"])
+        intact = record["key"] == key and _is_intact(entry, record["digest"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -257,17 +262,17 @@ def _read_record(entry: Path, key: str, n_images: int, image_size: int) -> dict[
 
 
 def _is_intact(entry: Path, digest: str) -> bool:
-    """Whether the pixels are those that were written.
+    """Whether the values are those that were written.
 
     All are read where the file has changed since they were last verified, and once a month.
     """
-    status = (entry / _PIXELS).stat()
+    status = (entry / VALUES).stat()
     stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     with contextlib.suppress(OSError, ValueError, TypeError):
         verified_stamp, verified = json.loads((entry / _VERIFIED).read_text())
         if verified_stamp == stamp and 0 <= time.time() - verified < _VERIFY_AFTER_S:
             return True
-    with (entry / _PIXELS).open("rb") as file:
+    with (entry / VALUES).open("rb") as file:
         intact = hashlib.file_digest(file, "sha256").hexdigest() == digest
     if intact:
         with contextlib.suppress(OSError):  # of a folder that only others may write
@@ -275,51 +280,61 @@ def _is_intact(entry: Path, digest: str) -> bool:
     return intact
 
 
-def _build(
-    entry: Path, key: str, images: Iterable[npt.NDArray[np.uint8] | str], size: int
-) -> dict[str, Any]:
-    """Write squares of `size` bytes in sum to a draft folder; rename it when it is on the disk."""
+@contextlib.contextmanager
+def building(entry: Path, key: str, size: int) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
+    """Yield a file for at most `size` bytes, and its record; rename both when they are on the disk.
+
+    More can be added to the record.
+    """
     draft = entry.with_name(f"{entry.name}.building")
     for former in filter(Path.exists, (draft, entry)):
         shutil.rmtree(former)
-    digest = hashlib.sha256()
-    unreadable: list[tuple[int, str]] = []
-    contents: list[bytes] = []
-    hashes: list[npt.NDArray[np.uint64]] = []
+    record: dict[str, Any] = {"key": key}
     try:
         draft.mkdir()
-        with (draft / _PIXELS).open("wb") as file:
+        with (draft / VALUES).open("wb") as file:
             try:  # a full disk fails at once, not after minutes of decoding
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
-            for row, image in enumerate(images):
-                if isinstance(image, str):
-                    unreadable.append((row, image))
-                else:
-                    pixels = image.tobytes()
-                    file.write(pixels)
-                    digest.update(pixels)
-                    contents.append(hashlib.sha256(pixels).digest())
-                    hashes.append(perceptual_hash(image))
+            yield file, record
             file.truncate()
-        record = {"key": key, "pixel_digest": digest.hexdigest(), "unreadable": unreadable}
-        rows: dict[bytes, int] = {}
-        identical = [rows.setdefault(content, row) for row, content in enumerate(contents)]
-        similar = first_similar(np.array(hashes, np.uint64).reshape(-1, 2)).tolist()
-        for name, first in (("identical", identical), ("similar", similar)):
-            record[name] = [(row, earlier) for row, earlier in enumerate(first) if row != earlier]
+        with (draft / VALUES).open("rb") as file:
+            record["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
         (draft / _RECORD).write_text(json.dumps(record))
-        for path in (draft / _PIXELS, draft / _RECORD, draft):
+        for path in (draft / VALUES, draft / _RECORD, draft):
             _sync(path)
-        _is_intact(draft, digest.hexdigest())
+        _is_intact(draft, record["digest"])
         draft.replace(entry)
         _sync(entry.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _build(
+    entry: Path, key: str, images: Iterable[npt.NDArray[np.uint8] | str], size: int
+) -> dict[str, Any]:
+    """Build an entry of squares of `size` bytes in sum."""
+    unreadable: list[tuple[int, str]] = []
+    rows: dict[bytes, int] = {}  # content -> the first row that has it
+    identical: list[int] = []
+    hashes: list[npt.NDArray[np.uint64]] = []
+    with building(entry, key, size) as (file, record):
+        for row, image in enumerate(images):
+            if isinstance(image, str):
+                unreadable.append((row, image))
+            else:
+                file.write(pixels := image.tobytes())
+                content = hashlib.sha256(pixels).digest()
+                identical.append(rows.setdefault(content, len(identical)))
+                hashes.append(perceptual_hash(image))
+        record["unreadable"] = unreadable
+        similar = first_similar(np.array(hashes, np.uint64).reshape(-1, 2)).tolist()
+        for name, first in (("identical", identical), ("similar", similar)):
+            record[name] = [(row, earlier) for row, earlier in enumerate(first) if row != earlier]
     return record
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,8 @@ from src.data import cache, splits
 from src.data.source import SPLITS, Source
 
 log = logging.getLogger(__name__)
+Rows = npt.NDArray[np.int64]
+Features = Callable[[Rows, bool], Tensor]  # rows, in training? -> (B, F)
 
 
 def oversampled(
@@ -113,14 +115,15 @@ class CachedImages(Dataset[dict[str, Tensor]]):
 
     images: np.ndarray  # the cache, uint8 (N, S, S, 3)
     labels: np.ndarray  # (N,)
+    features: Features | None = None  # served in place of the images
+    train: bool = False
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """`image` (uint8, (B, 3, S, S), channels last in memory), `label` and `row` (int64)."""
-        return {
-            "image": torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2),
-            "label": torch.from_numpy(self.labels[rows]),
-            "row": torch.from_numpy(rows),
-        }
+        """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64)."""
+        batch = {"label": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(rows)}
+        if self.features is None:
+            return {"image": torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2), **batch}
+        return {"features": self.features(rows, self.train), **batch}
 
 
 @dataclass(eq=False, repr=False)
@@ -146,9 +149,12 @@ class DataModule(LightningDataModule):
         siblings: Leakage experiment with one test image per lesion, see
             `src.data.splits.arrange_siblings`: its other images are unused ("out") or in training
             ("in"). None: all are tested. Grouped splits only.
+        feature_views: Whether features of a frozen net are cached: "auto": where exact; 0: no; a
+            number: also so many random views, an approximation. See `src.training.features`.
         augment: Module for float images (B, 3, S, S) in [0, 1]; applied to training batches on the
             training device.
         seed: Of shuffling and oversampling.
+        features: If set, batches have `features` of the images in place of `image`.
     """
 
     name: str = field()  # without the default of Lightning's attribute
@@ -164,6 +170,7 @@ class DataModule(LightningDataModule):
     cache_dir: str
     duplicates: Literal["group", "warn", "ignore"] = "group"
     siblings: splits.Siblings | None = None
+    feature_views: Literal["auto"] | Annotated[int, Ge(0)] = "auto"
     augment: nn.Module | None = None
     seed: int = 0
 
@@ -173,6 +180,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         splits.check_fractions(self.fractions, needs_train=not self.source.only_train)
         self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
+        self.features: Features | None = None
         self._ready = False
 
     def prepare(self, pictures: bool = True) -> "DataModule":
@@ -328,7 +336,7 @@ class DataModule(LightningDataModule):
         rows, size = self._rows[split], self.batch_size
         labels, ranks = self.labels[rows], (rank, world_size)
         return DataLoader(
-            CachedImages(self.cache.images, self.labels),
+            CachedImages(self.cache.images, self.labels, self.features, train),
             batch_size=None,  # the sampler yields batches
             sampler=EpochBatches(rows, labels, size, train, self.oversample, self.seed, *ranks),
             pin_memory=torch.cuda.is_available(),
@@ -353,6 +361,6 @@ class DataModule(LightningDataModule):
         self, batch: dict[str, Tensor], dataloader_idx: int
     ) -> dict[str, Tensor]:
         """Augment training batches on the training device."""
-        if self.augment is not None and self.trainer is not None and self.trainer.training:
+        if "image" in batch and self.augment and getattr(self.trainer, "training", False):
             batch["image"] = self.augment(batch["image"].float().div_(255))
         return batch

@@ -85,8 +85,12 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, S, S) -> logits (N, outputs)."""
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, S, S) -> input (N, F) of the head."""
         features = self.backbone if self.pool == "avg" else self.backbone.forward_features
-        return self.head(features(images).flatten(1))  # type: ignore[operator]
+        return features(images).flatten(1)  # type: ignore[operator]
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set training mode; the running statistics of a frozen backbone do not change."""

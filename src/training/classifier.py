@@ -88,12 +88,22 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), uint8 or float in [0, 1] -> logits."""
-        return self.net((as_float(images).to(self.mean.dtype) - self.mean) * self.inverse_std)
+        return self.net(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S), uint8 or float in [0, 1] -> input of the net."""
+        return (as_float(images).to(self.mean.dtype) - self.mean) * self.inverse_std
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits of a batch of images, or of the cached features of a frozen net."""
+        if "features" in batch:
+            return self.net.get_submodule("head")(batch["features"])
+        return self(batch["image"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         more = {"images": batch["image"]} if getattr(self.loss, "needs_images", False) else {}
-        logits = self(batch["image"])
+        logits = self.logits(batch)
         loss = self.loss(logits, batch["label"], **more)
         with torch.no_grad():
             top = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
@@ -101,7 +111,7 @@ class Classifier(LightningModule):
         self._add_loss(loss, len(batch["label"]))
         if self.trainer.is_last_batch:
             # once an epoch: logging every step costs several per cent of a small net's time
-            values = {"train/accuracy": self._hits / self._loss_count}
+            values: dict[str, Tensor | float] = {"train/accuracy": self._hits / self._loss_count}
             values["train/loss"] = self._mean_loss()
             self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         return loss
@@ -118,7 +128,7 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Evaluate one batch."""
-        logits = self(batch["image"]).float()
+        logits = self.logits(batch).float()
         self._add_loss(self.loss(logits, batch["label"]), len(batch["label"]))
         probability = probabilities(logits)
         self.metrics.update(probability, batch["label"])

@@ -32,7 +32,7 @@ from src.models.weights import load_weights
 from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.views import LOG_FLOPS
-from src.training import figures, teachers
+from src.training import features, figures, teachers
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, diverged, fits
 from src.training.classifier import Classifier, from_recipe, make_recipe
 from src.training.logger import RunLogger
@@ -170,6 +170,7 @@ def train(
     state = resume if resume is not None and fits(resume, identity, parts.classifier) else None
     safe = True if state else None  # nothing in the file is executed
     device = trainer.strategy.root_device
+    served = features.serve(config, parts.classifier, parts.data, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -185,14 +186,14 @@ def train(
     checkpoint = Path(best.best_model_path)
     load_weights(parts.classifier, checkpoint)
     if not parts.data.has("val"):  # no validation has looked at what the last step made
-        batch = next(iter(parts.data.loader("train")))["image"]
+        batch = next(iter(parts.data.loader("train")))
         with torch.no_grad():
-            _require_finite("training", {}, parts.classifier.eval()(batch))
+            _require_finite("training", {}, parts.classifier.eval().logits(batch))
     if run is not None:
         curves = folder / "learning_curves.png"
         figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
         run.artifact(curves, "figures")
-        run.tag(chosen_by=best.chosen_by)
+        run.tag(chosen_by=best.chosen_by, **({"features": served} if served else {}))
         # after a resumption this process may have trained no epoch
         speed = progress.images_per_s or last.images_per_s
         values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
@@ -209,12 +210,8 @@ def _identity(config: DictConfig, data: DataModule) -> str:
     """A digest of what must be equal for a training to resume; device and paths may differ."""
     parts = ("model", "augment", "loss", "optimizer", "scheduler", "callbacks", "trainer", "seed")
     plain = resolve(config)
-    about = {
-        "batch_size": data.batch_size,
-        "oversample": data.oversample,
-        "split": data.split_fingerprint,
-        "pixels": data.cache.fingerprint,
-    }
+    names = ("batch_size", "oversample", "feature_views", "split_fingerprint")
+    about = {name: getattr(data, name) for name in names} | {"pixels": data.cache.fingerprint}
     content = {name: plain[name] for name in parts} | {"data": about}
     content["lightning"] = lightning_version
     return config_hash(content, without=("trainer.accelerator",))
@@ -237,6 +234,7 @@ def evaluate(
     if fit_once.is_fit_once(parts.classifier.net):
         changes |= {"accelerator": "cpu", "precision": "32-true"}
     trainer = _trainer(config, None, folder, [], **changes)
+    features.serve(config, parts.classifier, parts.data)
     began = time.perf_counter()
     with quiet_lightning():
         trainer.test(parts.classifier, parts.data.loader(split), verbose=False)

@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from kornia.augmentation import RandomHorizontalFlip, RandomVerticalFlip
 from omegaconf import OmegaConf
 
 from src.core.errors import ConfigError
-from src.data.augment import Augment, RandomTranspose
+from src.data.augment import Augment, RandomTranspose, symmetry
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "augment"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -88,6 +89,25 @@ def test_flips_are_exactly_the_eight_symmetries_equally_often():
     images = batch()
     assert torch.equal(RandomTranspose(p=1.0)(images), images.transpose(2, 3))
     assert torch.equal(RandomTranspose(p=0.0)(images), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("none", 1), ("flips", 8), ("mamun2025", None), ("sun2023", None)]
+)
+def test_symmetries_are_counted(name, count):
+    assert build(name).symmetries == count
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_drawn_symmetries_are_those_of_the_images(order):
+    steps = [RandomHorizontalFlip(p=0.3), RandomVerticalFlip(p=0.6), RandomTranspose()]
+    augment = Augment(**{f"step{number}": steps[number] for number in order})
+    images, results = batch(n=40), []
+    for draw in (augment, lambda x: symmetry(x, augment.draw(len(x)))):
+        torch.manual_seed(3)
+        results += [draw(images), torch.rand(1)]
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[3])  # as many random numbers were used
 
 
 def test_mamun_rotates_about_the_middle_by_any_angle():

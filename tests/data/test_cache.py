@@ -191,9 +191,9 @@ def test_a_cache_is_built_once_for_each_size_geometry_and_content(layout, folder
     stored = [load(source, folder, *variant) for variant in variants]
     assert len({item.fingerprint for item in stored}) == len(entries(folder)) == 4
     pd.testing.assert_frame_equal(stored[0].frame, source.manifest().frame)
-    before = {path: path.stat().st_ino for path in folder.glob("*/pixels.bin")}
+    before = {path: path.stat().st_ino for path in folder.glob("*/values.bin")}
     again = load(source, folder, workers=1)
-    assert {path: path.stat().st_ino for path in folder.glob("*/pixels.bin")} == before
+    assert {path: path.stat().st_ino for path in folder.glob("*/values.bin")} == before
     assert again.fingerprint == stored[0].fingerprint
     assert np.array_equal(again.images, stored[0].images)
     write_picture(root / "benign" / "IMG_0000.JPG", seed=999)
@@ -321,13 +321,13 @@ def test_repaired_image_is_used(layout, folder):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("pixels.bin", b"\0" * 100),
-        ("pixels.bin", bytes(24 * 8 * 8 * 3)),  # of the right size
-        ("pixels.bin", None),
+        ("values.bin", b"\0" * 100),
+        ("values.bin", bytes(24 * 8 * 8 * 3)),  # of the right size
+        ("values.bin", None),
         ("cache.json", None),
         ("cache.json", b"{"),
         ("cache.json", b"[]"),
-        ("cache.json", b'{"key": "other", "pixel_digest": "", "unreadable": []}'),
+        ("cache.json", b'{"key": "other", "digest": "", "unreadable": []}'),
     ],
 )
 def test_damaged_cache_is_rebuilt(layout, folder, name, content):
@@ -348,7 +348,7 @@ def test_pixels_are_read_only_where_the_file_changed(layout, folder, monkeypatch
     monkeypatch.setattr(cache.hashlib, "file_digest", None)  # whoever reads all pixels fails
     assert load(source, folder).fingerprint == stored.fingerprint
     monkeypatch.undo()
-    (pixels,) = folder.glob("*/pixels.bin")
+    (pixels,) = folder.glob("*/values.bin")
     expected, status = stored.images.copy(), pixels.stat()
     with pixels.open("r+b") as file:  # bit rot that also keeps the time
         file.seek(1000)
