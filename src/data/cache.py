@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from src.core.errors import DataError, UserError
 from src.core.files import atomic_file
+from src.data.decoding import Geometry, crop_corners, shades_of_grey
 from src.data.source import Manifest, Source
 
 log = logging.getLogger(__name__)
-Geometry = Literal["squash", "center_crop", "pad"]
 OnUnreadable = Literal["error", "skip"]
 PAD_COLOUR = (0, 0, 0)
 FORMAT_VERSION = 4  # increase it when the same files give other pixels or files
@@ -71,11 +71,16 @@ def square(image: Image.Image, size: int, geometry: Geometry) -> npt.NDArray[np.
         size: Side of the square, px.
         geometry: "squash" scales both sides separately: nothing is lost, shapes are distorted;
             "center_crop" takes the largest square in the middle; "pad" keeps the complete image
-            and its shapes, with black bars.
+            and its shapes, with black bars. "+crop_corners" behind it cuts a dark rim before, and
+            "+shades_of_grey" evens out the colour of the light after (`src.data.decoding`).
 
     Returns:
         uint8 (size, size, 3).
     """
+    if geometry.endswith("+shades_of_grey"):
+        return shades_of_grey(square(image, size, geometry.removesuffix("+shades_of_grey")))
+    if geometry.endswith("+crop_corners"):
+        return square(crop_corners(image), size, geometry.removesuffix("+crop_corners"))
     bilinear = Image.Resampling.BILINEAR
     width, height = image.size
     if geometry == "pad":

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.core.errors import ConfigError, DataError
 from src.data import cache, splits
+from src.data.decoding import Geometry
 from src.data.source import SPLITS, Source
 
 log = logging.getLogger(__name__)
@@ -160,7 +162,7 @@ class DataModule(LightningDataModule):
     name: str = field()  # without the default of Lightning's attribute
     source: Source
     image_size: Annotated[int, Ge(4)]
-    geometry: cache.Geometry
+    geometry: Geometry
     split: splits.SplitMode
     fractions: list[float]
     split_seed: Annotated[int, Ge(0)]
@@ -361,6 +363,10 @@ class DataModule(LightningDataModule):
         self, batch: dict[str, Tensor], dataloader_idx: int
     ) -> dict[str, Tensor]:
         """Augment training batches on the training device."""
-        if "image" in batch and self.augment and getattr(self.trainer, "training", False):
-            batch["image"] = self.augment(batch["image"].float().div_(255))
+        augment: Any = self.augment
+        if "image" in batch and augment and getattr(self.trainer, "training", False):
+            batch["image"] = augment(batch["image"].float().div_(255))
+            if getattr(augment, "mixes", False):
+                shares = F.one_hot(batch["label"], len(self.classes)).float()
+                batch["image"], batch["label"] = augment.mix(batch["image"], shares)
         return batch

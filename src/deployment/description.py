@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
 from src.core.errors import UserError
+from src.data.decoding import Geometry
 
 Kind = TypeVar("Kind")
 KEY = "paretoderm"  # the metadata entry of a model file that holds its description
@@ -52,8 +53,7 @@ class Description:
     model: str  # name of the architecture
     classes: Annotated[tuple[str, ...], MinLen(2)]  # in the order of the probabilities
     image_size: Annotated[int, Ge(1)]  # side of the square input, px
-    # How a picture becomes square, see `src.data.cache.square`.
-    geometry: Literal["squash", "center_crop", "pad"]
+    geometry: Geometry  # how a picture becomes square, see `src.data.cache.square`
     data: str  # name of the training data set
     split: str  # how the data set was split, such as "grouped" or "image (leaking)"
     licence: str  # what the licence of the training data allows

@@ -15,7 +15,8 @@ from PIL import Image
 
 from src.core.errors import ConfigError, DataError
 from src.core.files import expanded
-from src.data.cache import Geometry, decode
+from src.data.cache import decode
+from src.data.decoding import Geometry
 from src.data.source import IMAGE_SUFFIXES, Manifest, Source, image_names, read_csv
 
 # Unicode categories of control characters, lone surrogates and line separators.

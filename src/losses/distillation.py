@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
-from src.losses.class_weights import ClassWeightedLoss
-from src.losses.focal import focal
+from src.losses.cross_entropy import CrossEntropy
 from src.metrics.classification import one_per_class
 
 
-class Distillation(ClassWeightedLoss):
+class Distillation(CrossEntropy):
     """Mix of the divergence from the mean of the teachers' softened answers and a label loss.
 
     The divergence is the mean Kullback-Leibler divergence in nats times temperature squared, which
@@ -28,7 +27,7 @@ class Distillation(ClassWeightedLoss):
         temperature: Softens the answers of both sides.
         share: Share of the divergence in the loss; the rest is the label loss.
         weighted: Whether classes are weighted inversely to their counts in the label loss.
-        gamma: See `focal`; 0 is cross-entropy.
+        gamma: Above 0 the label loss is the focal loss, see `CrossEntropy`.
     """
 
     config_only = ("teacher",)
@@ -43,16 +42,15 @@ class Distillation(ClassWeightedLoss):
         weighted: bool = False,
         gamma: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
-        super().__init__(class_counts, weighted)
+        super().__init__(class_counts, weighted, gamma=gamma)
         # A tuple: as submodules they would be in every checkpoint of the student.
         self._teachers = tuple(teachers)
         self.temperature = temperature
         self.share = share
-        self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor, images: Tensor | None = None) -> Tensor:
-        """Logits (N, K) or (N, 1), labels (N,) and training images (N, 3, S, S) -> scalar."""
-        hard = focal(logits, target, self.gamma, self.weight)
+        """Logits, labels as of `CrossEntropy`, and training images (N, 3, S, S) -> scalar."""
+        hard = super().forward(logits, target)
         if images is None or not self._teachers:
             return hard
         student = F.log_softmax(one_per_class(logits) / self.temperature, dim=1)

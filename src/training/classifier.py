@@ -34,8 +34,9 @@ class Classifier(LightningModule):
         name: Name of the architecture, for the record.
         net: Normalised images (B, 3, S, S) -> logits (B, K), or (B, 1) for two classes. The
             learning-rate factor applies to its attribute `backbone`, if it has one.
-        loss: Logits and targets (B,) -> scalar. A loss with a true attribute `needs_images` is also
-            called with `images=`, the augmented batch (B, 3, S, S), while training.
+        loss: Logits and targets (B,) -> scalar. One with a true attribute `soft_labels` also takes
+            shares of the classes, (B, K): the labels of mixed images. One with a true attribute
+            `needs_images` is called with `images=` too, the augmented batch, while training.
         classes: Class names in label order.
         optimizer: Parameter groups -> optimizer.
         scheduler: Optimizer and number of steps -> schedule, stepped after every training step.
@@ -106,8 +107,9 @@ class Classifier(LightningModule):
         logits = self.logits(batch)
         loss = self.loss(logits, batch["label"], **more)
         with torch.no_grad():
+            labels = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
             top = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
-            self._hits = self._hits + (top == batch["label"]).sum()
+            self._hits = self._hits + (top == labels).sum()
         self._add_loss(loss, len(batch["label"]))
         if self.trainer.is_last_batch:
             # once an epoch: logging every step costs several per cent of a small net's time

@@ -35,8 +35,7 @@ from src.tracking.views import LOG_FLOPS
 from src.training import features, figures, teachers
 from src.training.checkpoint import BestEpoch, LastState, StopEarly, diverged, fits
 from src.training.classifier import Classifier, from_recipe, make_recipe
-from src.training.logger import RunLogger
-from src.training.progress import AfterEpoch, EpochProgress, quiet_lightning
+from src.training.progress import AfterEpoch, EpochProgress, RunLogger, quiet_lightning
 
 
 @dataclass
@@ -80,6 +79,9 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
     except ValueError as error:  # before anything is trained
         raise ConfigError("optimizer", str(error)) from error
     loss = build_loss(config, data, load_teachers=pretrained)
+    if getattr(data.augment, "mixes", False) and not getattr(loss, "soft_labels", False):
+        problem = f"must be a loss of mixed labels, but {type(loss).__name__} has no soft_labels; "
+        raise ConfigError("loss", problem + "set augment.mixup=0 augment.cutmix=0, or change it")
     scheduler = instantiate(config.scheduler, "scheduler")
     classifier = from_recipe(recipe, net=net, loss=loss, optimizer=factory, scheduler=scheduler)
     return RunParts(data, classifier)

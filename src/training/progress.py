@@ -1,4 +1,4 @@
-"""Progress of a training: a bar on a terminal, a line per epoch in a log, a callback for sweeps."""
+"""Progress of a training: a bar, a line per epoch, metrics for the run, a callback for sweeps."""
 
 import logging
 import signal
@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.loggers import Logger
 from tqdm import tqdm
 
 from src.metrics.registry import default_quality_metrics
+from src.tracking.run import Run
 from src.training.checkpoint import best_epoch
 
 log = logging.getLogger(__name__)
@@ -148,6 +151,39 @@ class AfterEpoch(Checkpoint):
                 raise
             signal.signal(signal.SIGINT, handler)
             raise self._raised from None
+
+
+class RunLogger(Logger):
+    """Lightning logger that writes the metrics of `self.log` to a `Run`.
+
+    The run's owner records its parameters and ends it; `log_hyperparams` does nothing.
+    `run` is None in the processes of a distributed training that are not the first.
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str | None:
+        """The run's name."""
+        return self._run.name if self._run else None
+
+    @property
+    def version(self) -> str | None:
+        """The run's id."""
+        return self._run.id if self._run else None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log metrics at a step, without the epoch, which Lightning adds to every call."""
+        if self._run is not None:
+            values = {name: value for name, value in metrics.items() if name != "epoch"}
+            self._run.log(values, step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's owner has recorded the configuration."""
 
 
 @contextmanager

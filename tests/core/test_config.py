@@ -225,7 +225,7 @@ def test_a_record_can_name_what_conf_names_and_classes_of_models_losses_and_data
     parts = [
         "kornia.augmentation.RandomAffine",
         "torch.optim.Adam",
-        "src.losses.class_weights.ClassWeightedLoss",
+        "src.data.augment.RandomTranspose",
         "src.losses.focal.Focal",
     ]
     check_recorded({"parts": [{"_target_": part, "width": 3} for part in parts]})

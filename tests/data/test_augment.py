@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,17 @@ from kornia.augmentation import RandomHorizontalFlip, RandomVerticalFlip
 from omegaconf import OmegaConf
 
 from src.core.errors import ConfigError
-from src.data.augment import Augment, RandomTranspose, symmetry
+from src.data.augment import Augment, RandomTranspose, RandomWarp, symmetry
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "augment"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
-def build(name):
-    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+def build(name, **changes):
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    for base in config.pop("defaults", ["_self_"])[:-1]:
+        config = OmegaConf.merge(OmegaConf.load(CONF / f"{base}.yaml"), config)
+    return instantiate(config, **changes, _convert_="all")
 
 
 def batch(n=16, size=32, seed=0):
@@ -155,6 +159,81 @@ def test_sun_makes_things_larger_not_smaller():
     area = shape.sum(dim=(1, 2)) / 256
     assert 0.9 < area.min() < 1.1
     assert 1.3 < area.max() < 1.6  # 1.2 squared, and pixels at the rim
+
+
+def test_geometric_draws_size_aspect_and_angle_within_its_ranges():
+    """A = rotation x diag(width, height): the singular values are the two scales."""
+    torch.manual_seed(0)
+    warp = RandomWarp(degrees=[-30.0, 30.0], scale=[0.75, 1.05], aspect=[0.8, 1.25])
+    warp(batch(n=800, size=8))
+    linear = warp.transform_matrix[:, :2, :2]
+    check_uniform(torch.linalg.det(linear).sqrt(), 0.75, 1.05, 1e-3)
+    # columns of A are the images of the two axes of the picture
+    width, height = linear.norm(dim=1).unbind(dim=1)
+    check_uniform((width / height).log(), math.log(0.8), math.log(1.25), 1e-3)
+    angle = torch.atan2(linear[:, 1, 0], linear[:, 0, 0]).rad2deg()
+    check_uniform(angle, -30, 30, 1e-2)
+
+
+def test_geometric_shrinks_by_its_scale_and_fills_with_reflection():
+    images = torch.zeros(4, 3, 64, 64)
+    images[:, :, 16:48, 16:48] = 1
+    warp = RandomWarp(degrees=[0.0, 0.0], scale=[0.75, 0.75], aspect=[1.0, 1.0])
+    assert warp(images)[:, 0].sum((1, 2)).div(32**2).tolist() == pytest.approx([0.75**2] * 4, rel=0.03)
+    assert warp(torch.ones(2, 3, 16, 16)).min() > 0.999
+    stretched = RandomWarp(degrees=[0.0, 0.0], scale=[1.0, 1.0], aspect=[1.44, 1.44])(images)[0, 0]
+    rows, columns = ((stretched > 0.5).any(dim=axis).sum().item() for axis in (1, 0))
+    assert (rows, columns) == (pytest.approx(32 / 1.2, abs=1.5), pytest.approx(32 * 1.2, abs=1.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"scale": [1.2, 0.8]}, "scale"), ({"aspect": [0.0, 1.0]}, "aspect")]
+)
+def test_ranges_upside_down_are_refused(change, key):
+    with pytest.raises(ConfigError) as error:
+        RandomWarp(**{"degrees": [0.0, 1.0], "scale": [1.0, 1.0], "aspect": [1.0, 1.0], **change})
+    assert error.value.key == key
+
+
+def numbered(n=8, size=16):
+    """Image i is grey, i/n bright, and of class i."""
+    levels = torch.arange(n) / n
+    return levels[:, None, None, None].expand(-1, 3, size, size), torch.eye(n), levels
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+def test_labels_are_mixed_as_the_pixels_are(changes):
+    torch.manual_seed(0)
+    augment, (images, labels, levels) = build("none", **changes), numbered()
+    before = images.clone(), labels.clone()
+    kinds = []
+    for _ in range(200):
+        mixed, shares = augment.mix(images, labels)
+        assert mixed.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(8))
+        torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ levels)
+        # of its own class and that of the image before it, with one share for the batch
+        torch.testing.assert_close(shares.diagonal(), shares.diagonal()[:1].expand(8))
+        torch.testing.assert_close(shares, shares[0, 0] * labels + (1 - shares[0, 0]) * labels.roll(1, 0))
+        kinds.append(mixed.std(dim=(2, 3)).max() > 1e-4)
+    assert torch.equal(before[0], images)
+    assert torch.equal(before[1], labels)
+    cut = sum(kinds) / 200
+    assert (cut == 0, cut > 0.8) == ("cutmix" not in changes, "mixup" not in changes)
+
+
+def test_share_of_mixup_has_the_beta_distribution():
+    torch.manual_seed(0)
+    augment, (images, labels, _) = build("mixup", mixup=0.2), numbered(2, 4)
+    shares = torch.stack([augment.mix(images, labels)[1][0, 0] for _ in range(1000)])
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.05)
+    # variance of Beta(a, a): 1 / (4 (2a + 1))
+    assert shares.var().item() == pytest.approx(1 / 5.6, rel=0.1)
+
+
+def test_files_mix_as_they_say():
+    mixes = {name: build(name).mixes for name in NAMES}
+    assert {name for name in NAMES if mixes[name]} == {"mixup", "cutmix"}
 
 
 def test_none_gives_the_very_batch_back():

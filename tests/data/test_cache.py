@@ -188,8 +188,9 @@ def test_squares_are_in_order_without_gaps_and_progress_is_shown(tmp_path, folde
 def test_a_cache_is_built_once_for_each_size_geometry_and_content(layout, folder):
     source, root = layout("folder")
     variants = [(8, "squash"), (9, "squash"), (8, "pad"), (8, "center_crop")]
+    variants += [(8, "pad+shades_of_grey")]
     stored = [load(source, folder, *variant) for variant in variants]
-    assert len({item.fingerprint for item in stored}) == len(entries(folder)) == 4
+    assert len({item.fingerprint for item in stored}) == len(entries(folder)) == 5
     pd.testing.assert_frame_equal(stored[0].frame, source.manifest().frame)
     before = {path: path.stat().st_ino for path in folder.glob("*/values.bin")}
     again = load(source, folder, workers=1)
@@ -198,7 +199,7 @@ def test_a_cache_is_built_once_for_each_size_geometry_and_content(layout, folder
     assert np.array_equal(again.images, stored[0].images)
     write_picture(root / "benign" / "IMG_0000.JPG", seed=999)
     assert load(source, folder).fingerprint not in {item.fingerprint for item in stored}
-    assert len(entries(folder)) == 5
+    assert len(entries(folder)) == 6
 
 
 def test_fingerprint_depends_on_labels_and_groups_but_not_on_the_folder(layout, tmp_path, folder):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from src.data.decoding import as_viewed
+from src.data.cache import square
+from src.data.decoding import as_viewed, crop_corners, shades_of_grey
 from src.deployment.benchmark.worker import encoded
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (4, 1))  # all greys, four rows
@@ -205,3 +206,83 @@ def test_the_benchmark_decodes_as_training_does(tmp_path: Path) -> None:
     Image.fromarray(SIXTEEN.astype(np.uint16)).save(path)
     with Image.open(io.BytesIO(encoded(str(path))[0])) as photograph:
         assert np.abs(np.asarray(photograph.convert("RGB")).astype(int) - GREY).max() <= 4
+
+
+def through_dermatoscope(
+    width: int, height: int, radius: float, centre: tuple[float, float] | None = None
+) -> Image.Image:
+    """Skin in a bright circle; around it nothing."""
+    x0, y0 = centre or (width / 2, height / 2)
+    y, x = np.mgrid[:height, :width]
+    inside = np.hypot(x + 0.5 - x0, y + 0.5 - y0) < radius
+    pixels = np.where(inside[..., None], (200, 150, 130), (4, 3, 2)).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "share"),
+    [
+        # the largest rectangle of the picture's shape in a circle of radius r has the diagonal 2r
+        (through_dermatoscope(400, 400, 200), 2**-0.5),
+        (through_dermatoscope(600, 450, 300), 600 / 750),
+        (through_dermatoscope(500, 400, 150), 300 * 2**-0.5 / 500),  # dark on all sides
+        (through_dermatoscope(500, 400, 150, (200, 180)), 300 * 2**-0.5 / 500),  # not centred
+    ],
+    ids=["square", "wide", "small", "off_centre"],
+)
+def test_dark_corners_are_cut_and_little_else(image: Image.Image, share: float) -> None:
+    cut = crop_corners(image)
+    assert np.asarray(cut.convert("L")).min() > 100
+    assert share - 0.04 < cut.width / image.width <= share
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full((60, 80, 3), 180, np.uint8),
+        np.zeros((60, 80, 3), np.uint8),  # nothing to find
+        np.where(np.hypot(*np.mgrid[:60, :80])[..., None] < 20, 10, 180).repeat(3, 2),  # one corner
+        np.where(np.hypot(*np.mgrid[-30:30, -40:40])[..., None] < 20, 10, 180).repeat(3, 2),
+        # a dark rim that is wider than that of a circle
+        np.where(np.abs(np.add(*np.mgrid[-30:30, -30:30]))[..., None] < 20, 180, 10).repeat(3, 2),
+    ],
+    ids=["none", "black", "one_corner", "lesion", "diagonal"],
+)
+def test_other_pictures_are_not_cut(pixels: np.ndarray) -> None:
+    pixels = pixels.astype(np.uint8)
+    assert np.array_equal(crop_corners(Image.fromarray(pixels)), pixels)
+
+
+def test_shades_of_grey_by_hand() -> None:
+    # norms of one colour are the colour: grey of the same strength, sqrt((200^2+100^2+50^2)/3)
+    one = np.tile(np.array([200, 100, 50], np.uint8), (4, 4, 1))
+    assert set(shades_of_grey(one).ravel()) == {round(((200**2 + 100**2 + 50**2) / 3) ** 0.5)}
+    # two pixels: the norm of a channel is (half the sum of the sixth powers)^(1/6)
+    two = np.array([[[120, 60, 30], [60, 60, 60]]], np.uint8)
+    norms = [((120**6 + 60**6) / 2) ** (1 / 6), 60, ((30**6 + 60**6) / 2) ** (1 / 6)]
+    white = (sum(norm**2 for norm in norms) / 3) ** 0.5
+    expected = [[[round(v * white / n) for v, n in zip(p, norms, strict=True)] for p in two[0].tolist()]]
+    assert shades_of_grey(two).tolist() == expected
+    assert not shades_of_grey(np.zeros((2, 2, 3), np.uint8)).any()
+
+
+def test_shades_of_grey_undoes_the_colour_of_the_light() -> None:
+    grey = np.random.default_rng(0).integers(20, 200, (32, 32, 1)).repeat(3, 2)
+    scene = (grey * [1.0, 0.9, 0.8]).astype(np.uint8)
+    bluish = (grey * [0.6, 0.7, 1.0]).astype(np.uint8)
+    seen, other = (shades_of_grey(image).astype(int) for image in (scene, bluish))
+    assert np.ptp(seen, axis=2).max() <= 3  # grey again, up to rounding
+    assert np.abs(seen / seen.mean() - other / other.mean()).max() < 0.05
+
+
+def test_cleaning_is_part_of_the_geometry() -> None:
+    image = through_dermatoscope(600, 450, 300)
+    image = Image.fromarray((np.asarray(image) * [1.0, 0.8, 0.5]).astype(np.uint8))
+    cut = crop_corners(image)
+    for shape in ("squash", "center_crop", "pad"):
+        expected = square(cut, 32, shape)
+        assert np.array_equal(square(image, 32, f"{shape}+crop_corners"), expected)
+        both = square(image, 32, f"{shape}+crop_corners+shades_of_grey")
+        assert np.array_equal(both, shades_of_grey(expected))
+        plain = square(image, 32, shape)
+        assert np.array_equal(square(image, 32, f"{shape}+shades_of_grey"), shades_of_grey(plain))

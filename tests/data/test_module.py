@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from src.core.errors import ConfigError
+from src.data.augment import Augment
 from src.data.module import DataModule, EpochBatches, oversampled
 from src.data.source import Manifest, Source
 
@@ -210,6 +211,20 @@ def test_short_last_batch_is_kept_in_evaluation_only(size: int, train: bool, siz
     batches = EpochBatches(np.arange(10), np.zeros(10, dtype=np.int64), size, train)
     assert [len(batch) for batch in batches] == sizes
     assert len(batches) == len(sizes)
+
+
+def test_mixed_images_have_the_shares_of_their_classes_as_labels(module):
+    data = module(augment=Augment(mixup=1.0))
+    batch = next(iter(data.loader("train", train=True)))
+    hard, red = batch["label"], batch["image"][:, 0, 0, 0] / 255  # all different
+    data.trainer = SimpleNamespace(training=True)
+    mixed = data.on_after_batch_transfer(dict(batch), 0)
+    share = (mixed["image"][:, 0, 0, 0] - red.roll(1)) / (red - red.roll(1))
+    ones = torch.eye(2)[hard]
+    expected = share[:, None] * ones + (1 - share[:, None]) * ones.roll(1, 0)
+    torch.testing.assert_close(mixed["label"], expected, atol=1e-3, rtol=0)
+    data.trainer = SimpleNamespace(training=False)
+    assert torch.equal(data.on_after_batch_transfer(dict(batch), 0)["label"], hard)
 
 
 def test_augmentation_sees_floats_of_training_batches_only(module):

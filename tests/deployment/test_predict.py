@@ -58,7 +58,7 @@ class Trial:
         config = OmegaConf.load(read.artifact(self.store, run_id, "config.yaml"))
         geometry = geometry or config.data.geometry
         images = [Image.open(path).convert("RGB") for path in paths]
-        squares = np.stack([square(image, SIZE, geometry) for image in images])  # type: ignore[arg-type]
+        squares = np.stack([square(image, SIZE, geometry) for image in images])
         normal = (squares / 255 - np.array(config.model.mean)) / np.array(config.model.std)
         with torch.no_grad():
             logits = net(torch.from_numpy(normal.transpose(0, 3, 1, 2)).float())
@@ -80,10 +80,10 @@ def exported(recorded: SmallStore, tmp_path_factory: pytest.TempPathFactory) -> 
     """The recorded run's ONNX file, with a decision that divides the pictures of `write`."""
     path, runtime = tmp_path_factory.mktemp("exported") / "tiny.onnx", open_file(recorded.onnx)
     images = map(Image.open, write(path.parent, [f"{number}.png" for number in range(9)]))
-    probability = runtime(np.stack([square(image, SIZE, "pad") for image in images]))
+    probability = runtime(np.stack([square(image, SIZE, "pad+shades_of_grey") for image in images]))
     threshold = round(float(np.sort(probability[:, MEL])[3:5].mean()), 4)
     decision = Decision("mel", threshold, "sensitivity >= 0.8 on val", temperature=1.7)
-    about = replace(runtime.description, geometry="pad", decision=decision)
+    about = replace(runtime.description, geometry="pad+shades_of_grey", decision=decision)
     model = onnx.load(recorded.onnx)
     onnx.helper.set_model_props(model, {KEY: about.to_json()})
     onnx.save(model, path)
@@ -214,7 +214,7 @@ def test_a_folder_with_a_damaged_file(
     paths = write(tmp_path / "pictures", names)
     paths[3].write_text("a text")
     readable = paths[:3] + paths[4:]
-    expected = trial.probabilities(recorded.run_id, readable, "pad")
+    expected = trial.probabilities(recorded.run_id, readable, "pad+shades_of_grey")
     calibrated = softmax(np.log(expected) / 1.7, axis=1)
     confidence, decision = calibrated.max(axis=1), open_file(exported).description.decision
     assert decision is not None

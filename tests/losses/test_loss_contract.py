@@ -15,6 +15,7 @@ VARIANTS = {  # beside the files
     "focal": [{"gamma": 0.5}],
     "weighted_cross_entropy": [{"label_smoothing": 0.1}],
     "distillation": [{"weighted": True, "gamma": 1.0}],
+    "balanced_softmax": [{"prior": 0.5}, {"label_smoothing": 0.1, "weighted": True}],
 }
 CASES = [
     pytest.param((file, change), id=f"{file.stem}{change or ''}")
@@ -70,6 +71,23 @@ def test_weights_are_not_in_the_checkpoint_and_follow_the_device(build) -> None:
     loss: nn.Module = build([5, 1, 2])
     assert not loss.state_dict()
     assert all(buffer.device.type == "meta" for buffer in loss.to("meta").buffers())
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_soft_labels_of_one_class_are_that_label_and_mixtures_lie_between(
+    build, outputs: int
+) -> None:
+    classes = max(outputs, 2)
+    loss, logits = build([5, 1, 2][:classes]), torch.randn(8, outputs) * 3
+    first, second = torch.randint(classes, (8,)), torch.randint(classes, (8,))
+    ones, others = nn.functional.one_hot(torch.stack([first, second]), classes).float()
+    torch.testing.assert_close(loss(logits, ones), loss(logits, first))
+    single = logits[:1], 0.3 * ones[:1] + 0.7 * others[:1]
+    ends = [loss(logits[:1], label[:1]) for label in (first, second)]
+    assert min(ends) - 1e-5 <= loss(*single) <= max(ends) + 1e-5
+    if loss.weight is None:
+        expected = 0.3 * loss(logits, first) + 0.7 * loss(logits, second)
+        torch.testing.assert_close(loss(logits, 0.3 * ones + 0.7 * others), expected)
 
 
 def test_class_without_training_images_is_refused_by_weights(build) -> None:

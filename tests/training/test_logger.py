@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.tracking.run import Run
 from src.tracking.store import Store
-from src.training.logger import RunLogger
+from src.training.progress import RunLogger
 
 
 class Line(pl.LightningModule):

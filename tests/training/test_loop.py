@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.core.errors import DivergedError
+from src.core.errors import ConfigError, DivergedError
 from src.core.files import CONF
 from src.metrics.classification import ClassificationMetrics
 from src.tracking.run import Run
@@ -337,6 +337,24 @@ def test_a_training_resumes_on_another_device_and_store(
     changes = ("trainer.accelerator=auto", "tracking.folder=elsewhere", "study=other")
     resumed = train(compose_config(cache, *changes), tmp_path / "run", stop=3, resume=stopped)
     assert list(resumed.epochs) == [3]
+
+
+@pytest.mark.parametrize("loss", ["focal", "balanced_softmax"])
+def test_mixed_images_are_learnt_with_soft_labels(
+    tmp_path: Path, cache: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = f"loss={loss}", "augment.mixup=0.4", "augment.cutmix=1.0", "trainer.max_epochs=1"
+    config = compose_config(cache, *changes)
+    parts = loop.build(config)
+    targets: list[torch.Size] = []
+    parts.classifier.loss.register_forward_pre_hook(
+        lambda _, inputs: targets.append(inputs[1].shape)
+    )
+    loop.train(config, parts, None, tmp_path)
+    assert {len(shape) for shape in targets} == {1, 2}  # of validation, and of training
+    monkeypatch.setattr(type(parts.classifier.loss), "soft_labels", False)
+    with pytest.raises(ConfigError, match=r"^loss: .*soft_labels; set augment.mixup=0"):
+        loop.build(config)
 
 
 @pytest.mark.parametrize("raised", [EnoughError("x"), KeyboardInterrupt("x"), SystemExit("x")])

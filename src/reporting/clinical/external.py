@@ -19,7 +19,8 @@ from src.core.config import check, instantiate, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import CONF
 from src.data import cache
-from src.data.cache import Geometry, ImageCache
+from src.data.cache import ImageCache
+from src.data.decoding import Geometry
 from src.data.source import Manifest, Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
