@@ -26,9 +26,8 @@ from src.sweep import study as studies
 from src.sweep.executors import base
 from src.sweep.executors.base import Executor, plain_slots
 from src.sweep.executors.local import LocalExecutor
-from src.sweep.records import OUTCOME, EndedTask, Task, TrialOutcome
+from src.sweep.records import OUTCOME, EndedTask, StudyStatus, Task, TrialOutcome
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
-from src.sweep.status import StudyStatus
 from src.sweep.storage import KEY, default_url, open_storage, ownership
 from src.sweep.trial import TERMINATED
 from src.tracking.retry import Retry

@@ -189,7 +189,7 @@ def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
         raise UserError(f"{config.model.get('name')}: {problem}")
     import torch
 
-    from src.models.precision import cast_as_recorded
+    from src.models.structure import cast_as_recorded
 
     recipe = config.model.net.copy()
     if "weights" in recipe:

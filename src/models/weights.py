@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from src.core.errors import ConfigError, DependencyError, UserError
 from src.core.files import atomic_file
-from src.models import folding, pruned_layers
+from src.models import structure
 
 PRUNED, FOLDED = "pruned", "folded"  # keys of a checkpoint, beside its state_dict
 PATIENCE_S = 5.0  # timeout for the hub's first answer; its own client retries for 45 seconds
@@ -32,8 +32,8 @@ def save_weights(module: nn.Module, path: Path | str) -> None:
         UserError: The file cannot be written: no permission, or the disk is full.
     """
     content: dict[str, Any] = {"state_dict": module.state_dict()}
-    content |= {PRUNED: True} if pruned_layers.is_pruned(module) else {}
-    content |= {FOLDED: True} if folding.is_folded(module) else {}
+    content |= {PRUNED: True} if structure.is_pruned(module) else {}
+    content |= {FOLDED: True} if structure.is_folded(module) else {}
     if callable(hook := getattr(module, "on_save_checkpoint", None)):
         hook(content)  # a classifier's adds its recipe
     # torch's own writer has no plain error for a full disk
@@ -73,10 +73,10 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         state = content["state_dict"]
         for key in [key for key in state if key.startswith("loss.") and key not in names]:
             del state[key]
-        if content.get(FOLDED) is True and not folding.is_folded(module):
-            folding.fold(module)
+        if content.get(FOLDED) is True and not structure.is_folded(module):
+            structure.fold(module)
         if content.get(PRUNED) is True:
-            pruned_layers.fit(module, state)
+            structure.fit(module, state)
         module.load_state_dict(state)
     except Exception as error:
         problem = f"not a checkpoint of this network: {_first_line(error)}"

@@ -21,6 +21,7 @@ from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits
 from src.reporting import ablation, charts, collect, comparison, page, text
+from src.reporting.ablation import importance
 from src.reporting.collect import PredictionReader, StudyRuns
 from src.reporting.decisions import (
     Answer,
@@ -29,7 +30,6 @@ from src.reporting.decisions import (
     decide,
     quality_objective,
 )
-from src.reporting.importance import importance
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
 from src.sweep import overrides

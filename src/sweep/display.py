@@ -22,8 +22,7 @@ from rich.text import Text
 from src.core.cli import PlainConsole
 from src.metrics.formatting import engineering
 from src.metrics.registry import Objective, describe
-from src.sweep.records import State
-from src.sweep.status import Event, StudyStatus
+from src.sweep.records import Event, State, StudyStatus
 
 WIDTH = 160  # columns at most
 EVENTS = 4  # newest events below the table

@@ -18,9 +18,8 @@ from src.sweep import records
 from src.sweep import study as studies
 from src.sweep.executors import slurm
 from src.sweep.executors.base import Executor
-from src.sweep.records import EndedTask, RunningTrial, TrialOutcome
+from src.sweep.records import EndedTask, RunningTrial, StudyStatus, TrialOutcome
 from src.sweep.space import Cell
-from src.sweep.status import StudyStatus
 from src.tracking import store as tracking
 from src.tracking.run import Run
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from src.core.config import check_recorded, instantiate
 from src.core.errors import ConfigError, UserError
 from src.metrics.classification import ClassificationMetrics, probabilities
-from src.models import precision
+from src.models import structure
 from src.models.weights import load_weights, read_checkpoint
 
 RECIPE = "classifier"  # key of a checkpoint, beside its state_dict
@@ -222,7 +222,7 @@ class Classifier(LightningModule):
         classifier = from_recipe(recipe, **arguments)
         tensors = content["state_dict"].values()
         if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
-            precision.cast(classifier.net)
+            structure.cast(classifier.net)
         load_weights(classifier, checkpoint_path)
         return classifier.to(map_location).eval()
 

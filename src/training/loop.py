@@ -27,7 +27,7 @@ from src.metrics import decision_rules
 from src.metrics.bootstrap import ARGMAX
 from src.metrics.registry import RECORDED
 from src.models import fit_once
-from src.models.precision import cast_as_recorded
+from src.models.structure import cast_as_recorded
 from src.models.weights import load_weights
 from src.tracking import read
 from src.tracking.run import Run

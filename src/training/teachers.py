@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from src.core.config import read_recorded, resolve
 from src.core.errors import ConfigError
 from src.data.module import DataModule
-from src.models.precision import cast_as_recorded
+from src.models.structure import cast_as_recorded
 from src.models.weights import load_weights
 from src.tracking import read
 from src.tracking.store import Store, TrackingError

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from src.metrics.registry import Direction, Objective
-from src.reporting.importance import COLUMNS, importance
+from src.reporting.ablation import IMPORTANCE, importance
 
 ACCURACY = "best/val/balanced_accuracy"
 OBJECTIVE = Objective(ACCURACY, "maximize")
@@ -46,7 +46,7 @@ def test_the_one_parameter_that_counts_comes_first(direction: Direction) -> None
     for parameter, signal in signals.items():
         shares, notes = ranking(signal.astype(float) + noise, direction=direction)
         assert notes == []
-        assert list(shares) == COLUMNS
+        assert list(shares) == IMPORTANCE
         assert shares["parameter"].iloc[0] == parameter
         assert shares["importance"].iloc[0] > 0.5
         assert shares["importance"].sum() == pytest.approx(1)
@@ -116,7 +116,7 @@ def test_only_finished_trials_with_a_finite_value_count() -> None:
 def test_the_reason_without_shares(values: np.ndarray, columns: list[str], reason: str) -> None:
     shares, [note] = ranking(values, SWEPT.assign(constant=1)[columns])
     assert shares.empty
-    assert list(shares) == COLUMNS
+    assert list(shares) == IMPORTANCE
     assert "balanced accuracy (validation)" in note
     assert reason in note
 

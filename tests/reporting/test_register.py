@@ -11,7 +11,7 @@ from torch import nn
 from src.core.cli import ROOT
 from src.core.errors import UserError
 from src.deployment import trained as inference
-from src.models import pruned_layers
+from src.models import structure
 from src.models.weights import save_weights
 from src.reporting.register import pyfunc_model
 
@@ -30,7 +30,7 @@ def test_a_net_is_registered_as_it_was_saved_pruned_or_not(width: int, tmp_path:
     OmegaConf.save(config(4), tmp_path / "config.yaml", resolve=True)
     trained = nn.ModuleDict({"net": inference.build_net(config(width), CLASSES)}).eval()
     if width < 4:
-        pruned_layers.mark(trained.net)
+        structure.mark(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
     model, size = pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,8 @@ from rich.console import Console
 from src.metrics.registry import PRIMARY, Objective
 from src.sweep import display
 from src.sweep.display import LiveView
-from src.sweep.records import RunningTrial, Task, TrialOutcome
+from src.sweep.records import Event, RunningTrial, StudyStatus, Task, TrialOutcome
 from src.sweep.space import Cell
-from src.sweep.status import Event, StudyStatus
 
 ACCURACY = f"val/{PRIMARY}"
 OBJECTIVES = [Objective(ACCURACY, "maximize"), Objective("efficiency/flops", "minimize")]

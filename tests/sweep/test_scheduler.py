@@ -26,6 +26,7 @@ from src.sweep.records import (
     AllFailAlikeError,
     EndedTask,
     Kind,
+    StudyStatus,
     Task,
     TrialOutcome,
 )
@@ -38,7 +39,6 @@ from src.sweep.scheduler import (
     cell_of,
     log_tail,
 )
-from src.sweep.status import StudyStatus
 from src.tracking import store as tracking
 from src.tracking.run import Run
 from src.tracking.store import Store

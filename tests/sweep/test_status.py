@@ -7,10 +7,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from src.metrics.registry import PRIMARY, parse_limits, parse_objectives
-from src.sweep import status
-from src.sweep.records import CELL, OUTCOME, RunningTrial, Task, TrialOutcome
+from src.sweep import records as status
+from src.sweep.records import CELL, OUTCOME, RunningTrial, StudyStatus, Task, TrialOutcome
 from src.sweep.space import Cell
-from src.sweep.status import StudyStatus
 
 ACCURACY, FLOPS = f"best/val/{PRIMARY}", "efficiency/flops"
 OBJECTIVES = parse_objectives({"objectives": [{"metric": f"val/{PRIMARY}"}, {"metric": FLOPS}]})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.core.errors import ConfigError, DivergedError, UserError
-from src.models import pruned_layers
+from src.models import structure
 from src.models.weights import load_weights, save_weights
 from src.training.checkpoint import BestEpoch, LastState, StopEarly
 
@@ -169,7 +169,7 @@ class AllLayers(nn.Module):
 
 def written(folder: Path, module: nn.Module, pruned: bool) -> Path:
     if pruned:
-        pruned_layers.mark(module.net)  # type: ignore[arg-type]  # torch's stub
+        structure.mark(module.net)  # type: ignore[arg-type]  # torch's stub
     save_weights(module, folder / "made" / "best.ckpt")
     assert [file.name for file in (folder / "made").iterdir()] == ["best.ckpt"]
     return folder / "made" / "best.ckpt"
@@ -224,7 +224,7 @@ class Scaled(AllLayers):
 def test_a_checkpoint_that_is_no_pruned_part_of_the_net_is_refused(
     smaller: nn.Module, full: nn.Module, why: str, tmp_path: Path
 ) -> None:
-    pruned_layers.mark(getattr(smaller, "net", smaller))
+    structure.mark(getattr(smaller, "net", smaller))
     save_weights(smaller, tmp_path / "best.ckpt")
     message = rf"best\.ckpt: not a checkpoint of this network: .*{why}"
     with pytest.raises(UserError, match=message) as caught:

@@ -17,7 +17,7 @@ from src.deployment.description import Description
 from src.deployment.runtimes.base import FileRuntime, ImageBatch
 from src.deployment.runtimes.eager import CameraNet
 from src.models.fit_once import is_fit_once
-from src.models.precision import cast
+from src.models.structure import cast
 from src.training.classifier import Classifier
 
 Layer = TypeVar("Layer")
@@ -127,7 +127,7 @@ class Bfloat16:
     config_only = ("name",)
 
     def compress(self, context: CompressionContext) -> CompressedModel:
-        """Cast the weights in place, see `src.models.precision`."""
+        """Cast the weights in place, see `src.models.structure`."""
         cast(context.network())
         return CompressedModel(context.classifier, precision="bfloat16")
 

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 from src.core.environment import seed_everything
 from src.core.errors import ConfigError, UserError
 from src.deployment.compression.base import CompressedModel, CompressionContext
-from src.models.folding import fold
+from src.models.structure import fold
 
 _TOLERANCE = 1e-3  # of folding, as a share of the largest output: rounding in float32 is far less
 

@@ -15,7 +15,7 @@ from src.deployment.runtimes.eager import as_classifier
 from src.deployment.runtimes.formats import open_file
 from src.efficiency.profile import static_cost
 from src.metrics import paired
-from src.models.precision import KIND
+from src.models.structure import KIND
 from src.models.weights import save_weights
 from src.tracking import read
 from src.tracking.run import Run

@@ -17,7 +17,7 @@ from src.core.errors import ConfigError, UserError
 from src.deployment.compression.base import CompressedModel, CompressionContext
 from src.deployment.runtimes.base import needs
 from src.efficiency.flops import count_flops, count_parameters
-from src.models import pruned_layers
+from src.models import structure
 
 Scope = Literal["global", "layer"]
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -91,7 +91,7 @@ class Prune:
         """Prune and fine-tune the net in place."""
         classifier, net = context.classifier, context.classifier.net
         size = classifier.image_size
-        if unfit := pruned_layers.unfit(net):
+        if unfit := structure.unfit(net):
             raise UserError(
                 f"{classifier.name} cannot be pruned: only convolutions, dense layers and batch "
                 f"normalisation can be, but it has {_shorten(unfit)}"
@@ -114,7 +114,7 @@ class Prune:
                 f"{self._goal} with round_to={self.round_to} removes no channel of "
                 f"{classifier.name}: its layers have {_shorten(widths.items())}"
             )
-        pruned_layers.mark(net)
+        structure.mark(net)
         channels = [f"{name} {remaining[name]}/{width}" for name, width in widths.items()]
         facts: dict[str, float | str] = {
             "flops_share": count_flops(net, size).total / flops,

@@ -14,7 +14,7 @@ from src.deployment.compression.executorch import ExecutorchInt8
 from src.deployment.compression.litert import LitertInt8
 from src.deployment.compression.onnx import OnnxDynamicInt8, OnnxFloat32, OnnxStaticInt8
 from src.models.custom import CustomCNN
-from src.models.precision import cast
+from src.models.structure import cast
 from src.models.svm import RadiomicsSVM
 from src.models.weights import load_weights, save_weights
 

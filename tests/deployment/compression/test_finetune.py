@@ -18,7 +18,7 @@ from src.deployment.compression.prune import Prune
 from src.efficiency.flops import count_parameters
 from src.models.backbone import Backbone
 from src.models.custom import CustomCNN
-from src.models.folding import fold, is_folded
+from src.models.structure import fold, is_folded
 from src.models.weights import load_weights, save_weights
 from src.training.classifier import Classifier
 

@@ -1,23 +1,29 @@
-"""Networks with pruned channels: the layers of a new network are resized to a pruned checkpoint."""
+"""Networks whose layers differ from those of their config: pruned, folded, in bfloat16."""
 
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-_MARK = "pruned"
+from src.core.errors import UserError
+
+_PRUNED, _FOLDED = "pruned", "folded"  # marks of a network
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation inherit from it
 _RESIZABLE = (nn.Conv2d, nn.Linear, _BATCH_NORM)
 
 
 def mark(net: nn.Module) -> None:
     """Mark a network as pruned."""
-    setattr(net, _MARK, True)
+    setattr(net, _PRUNED, True)
 
 
 def is_pruned(module: nn.Module) -> bool:
     """Whether a network, or the network of a classifier, is marked as pruned."""
-    return bool(getattr(_net(module), _MARK, False))
+    return bool(getattr(_net(module), _PRUNED, False))
 
 
 def unfit(net: nn.Module) -> list[str]:
@@ -107,3 +113,70 @@ def _net(module: nn.Module) -> nn.Module:
     """The network itself: a classifier has other parts, such as its loss."""
     net = getattr(module, "net", module)
     return net if isinstance(net, nn.Module) else module
+
+
+def is_folded(module: nn.Module) -> bool:
+    """Whether a network, or the network of a classifier, has been folded."""
+    return bool(getattr(_net(module), _FOLDED, False))
+
+
+def fold(module: nn.Module) -> int:
+    """Fold the batch normalisation of a network, or of the network of a classifier, in place.
+
+    A normalisation becomes part of the convolution that precedes it in the same module. The output
+    in evaluation mode stays the same, by the running statistics. The convolutions can be trained.
+
+    Returns:
+        The number of folded layers; 0 for a network without batch normalisation.
+
+    Raises:
+        UserError: A normalisation does not follow a convolution; the message names three.
+    """
+    net = _net(module)
+    was_training, number = net.training, 0
+    net.eval()
+    for parent in list(net.modules()):
+        for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
+            if not (isinstance(layer, nn.Conv2d) and isinstance(norm, _BATCH_NORM)):
+                continue
+            if layer.out_channels == norm.num_features:
+                folded = fuse_conv_bn_eval(layer, norm)
+                assert folded.bias is not None
+                folded.bias.requires_grad_(folded.weight.requires_grad)
+                setattr(parent, name, folded)
+                setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
+                number += 1
+    rest = [name for name, layer in net.named_modules() if isinstance(layer, _BATCH_NORM)]
+    if rest:
+        problem = f"batch normalisation without a convolution before it: {', '.join(rest[:3])}"
+        raise UserError(f"{type(net).__name__} cannot be folded: {problem}")
+    setattr(net, _FOLDED, True)
+    net.train(was_training)
+    return number
+
+
+KIND = "bfloat16"  # in conf/compression
+
+
+def cast(net: nn.Module) -> nn.Module:
+    """Convert weights and arithmetic to bfloat16 in place; input and logits stay float32.
+
+    A new network, cast, loads the checkpoint of a cast one.
+    """
+    net.to(torch.bfloat16)
+    net.register_forward_pre_hook(_input_to_bfloat16)
+    net.register_forward_hook(_logits_to_float32)
+    return net
+
+
+def cast_as_recorded(net: nn.Module, config: DictConfig) -> nn.Module:
+    """Cast a new network if the run of this config is a bfloat16 compression."""
+    return cast(net) if str((config.get("compression") or {}).get("name")) == KIND else net
+
+
+def _input_to_bfloat16(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(torch.bfloat16), *inputs[1:])
+
+
+def _logits_to_float32(net: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
+    return logits.float()
