@@ -285,7 +285,9 @@ def test_one_picture_without_a_csv(
     paths = write(tmp_path, ["it.png"])
     status, output = typed(f"model={exported}", "input=it.png", "out=null")
     assert status == 0, output
-    assert f"{trial.probabilities(recorded.run_id, paths, 'pad')[0, MEL]:.4f}" in output
+    assert (
+        f"{trial.probabilities(recorded.run_id, paths, 'pad+shades_of_grey')[0, MEL]:.4f}" in output
+    )
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["it.png"]
 
 
