@@ -59,16 +59,16 @@ class Joined(Source):
         frames, ids = [], set[str]()
         for name, part in self._lists.items():
             label = self._labels(name, part.classes, classes)
-            known = part.frame["image_id"].isin(ids)
-            if known.any():
-                log.warning("%s: %d images of an earlier source are left out", name, known.sum())
+            repeated = part.frame["image_id"].isin(ids)
+            if repeated.any():
+                log.warning("%s: %d images of an earlier source are left out", name, repeated.sum())
             ids |= set(part.frame["image_id"])
             frame = part.frame.assign(label=label.loc[part.frame["label"]].to_numpy())
             frame = frame.assign(source=name, source_row=range(len(frame)))
             frame["only_train"] = name in self.only_train
             for column in ("image_id", "group"):
                 frame[column] = f"{name}/" + frame[column]
-            frames.append(frame[~known & frame["label"].notna()].astype({"label": "int64"}))
+            frames.append(frame[~repeated & frame["label"].notna()].astype({"label": "int64"}))
         grouped = {part.grouped_by for part in self._lists.values()}
         return Manifest(
             "+".join(self.sources),
@@ -77,9 +77,9 @@ class Joined(Source):
             grouped.pop() if len(grouped) == 1 else "group",
         )
 
-    def _labels(self, name: str, own: Sequence[str], classes: Sequence[str]) -> pd.Series:
-        """The label of each class of a source; missing for a class that is left out."""
-        names = [self.labels.get(name, {}).get(label, label) for label in own]
+    def _labels(self, name: str, native: Sequence[str], classes: Sequence[str]) -> pd.Series:
+        """The label of each native class of a source; missing for a class that is left out."""
+        names = [self.labels.get(name, {}).get(label, label) for label in native]
         if unknown := [label for label in names if label not in (*classes, None)]:
             way = f"map it by data.source.labels.{name}, to null to leave its images out"
             listed = ", ".join(classes)

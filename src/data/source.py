@@ -62,7 +62,7 @@ class Source(ABC):
         name: Name of the data set.
         licence: Terms and citation, such as "CC BY-NC 4.0. Cite: ..."; "" if unknown.
         published: Images of each class in the complete public set; empty if unknown.
-        only_train: What makes images training images whatever the split is; mostly nothing.
+        only_train: Names of joined sources whose images are in training only.
     """
 
     name: str

@@ -139,10 +139,10 @@ def evaluate(
     melanoma, values = registry.melanoma_of(classes), dict[str, np.ndarray]()
     names = registry.default_quality_metrics(classes)
     names += [f"specificity/{melanoma}"] if melanoma else []
-    for one in rules(classes):
-        measured = registry.count_metrics(confusion(with_decisions(frame, one, val)), classes)
-        values |= measured if one == rule else {}
-        values |= {f"decision/{one}/{name}": measured[name] for name in names}
+    for fitted in rules(classes):
+        measured = registry.count_metrics(confusion(with_decisions(frame, fitted, val)), classes)
+        values |= measured if fitted == rule else {}
+        values |= {f"decision/{fitted}/{name}": measured[name] for name in names}
     if melanoma:
         probability, target, _, label = _arrays(frame)
         threshold = _fitted(

@@ -16,7 +16,7 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation
 _RESIZABLE = (nn.Conv2d, nn.Linear, _BATCH_NORM)
 
 
-def mark(net: nn.Module) -> None:
+def mark_pruned(net: nn.Module) -> None:
     """Mark a network as pruned."""
     setattr(net, _PRUNED, True)
 
@@ -26,8 +26,8 @@ def is_pruned(module: nn.Module) -> bool:
     return bool(getattr(_net(module), _PRUNED, False))
 
 
-def unfit(net: nn.Module) -> list[str]:
-    """Layers with weights that `fit` cannot resize: all but Conv2d, Linear and BatchNorm.
+def not_resizable(net: nn.Module) -> list[str]:
+    """Layers with weights that `shrink` cannot resize: all but Conv2d, Linear and BatchNorm.
 
     Returns:
         Names with kinds, such as "norm (LayerNorm)".
@@ -40,7 +40,7 @@ def unfit(net: nn.Module) -> list[str]:
     ]
 
 
-def fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def shrink(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Resize the layers of a new network to the tensors of a pruned one, and mark it as pruned.
 
     Depthwise convolutions stay depthwise, grouped ones keep their number of groups. Input and
@@ -61,7 +61,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     if _ends(module) != ends:
         sizes = f"{ends} as in the complete net, but are {_ends(module)}"
         raise ValueError(f"inputs and outputs must be {sizes}")
-    mark(_net(module))
+    mark_pruned(_net(module))
 
 
 def _resize(name: str, layer: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         if content.get(FOLDED) is True and not structure.is_folded(module):
             structure.fold(module)
         if content.get(PRUNED) is True:
-            structure.fit(module, state)
+            structure.shrink(module, state)
         module.load_state_dict(state)
     except Exception as error:
         problem = f"not a checkpoint of this network: {_first_line(error)}"

@@ -35,11 +35,12 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
         Columns run_id, label, metric, estimate, low, high, seed_sd, seed_values, floor, verdict
         (kept, not kept; "undecided" if the interval allows both), more_lesions (that would decide,
         for a recall), images. A row per model and metric. If the quality is a rate at a threshold
-        for melanoma recall, that recall has a row too, with Clopper and Pearson's interval.
+        for melanoma recall, that recall has a row too; of a single net with Clopper and Pearson's
+        interval, which knows nothing of seeds that differ.
     """
     quality = Limit(report.quality.removeprefix("best/").partition("/")[2], ">=", float("nan"))
     bounds = [quality, *(replace(one, metric=one.per_epoch.removeprefix("val/")) for one in floors)]
-    tested = report.intervals.reindex(columns=[*_TESTED[:-4], "images", "groups", "split"])
+    tested = report.intervals.reindex(columns=[*_TESTED[:-4], "images", "groups", "seeds", "split"])
     tested = tested[tested["split"] == "test"]
     measured = {(row["run_id"], row["metric"]): row for row in tested.to_dict("records")}
     if quality.metric.startswith("chosen/"):
@@ -48,7 +49,9 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
         values = report.table.set_index("run_id").get(f"test/{name}", pd.Series(dtype=float))
         for run_id, value in values.dropna().items():
             if of_class := measured.get((run_id, f"recall/{melanoma}")):
-                low, high = clopper_pearson(value, int(of_class["groups"]), 0.95)
+                low = high = float("nan")
+                if of_class["seeds"] == 1:
+                    low, high = clopper_pearson(value, int(of_class["groups"]), 0.95)
                 row = of_class | {"estimate": value, "low": low, "high": high}
                 measured[run_id, name] = row | {"seed_sd": None, "seed_values": None}
     rows = []
@@ -64,7 +67,8 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
                 sure = len(set(map(bound.holds, ends))) == 1
                 row |= {"floor": f"{bound.operator} {bound.value:g}"}
                 row |= {"verdict": verdict if sure else f"{verdict}, undecided"}
-                if not sure and bound.metric.startswith(("recall/", "chosen/sensitivity/")):
+                is_recall = bound.metric.startswith(("recall/", "chosen/sensitivity/"))
+                if ends and not sure and is_recall:
                     needed = lesions_to_settle(row["estimate"], int(row["groups"]), bound.value)
                     row |= {"more_lesions": needed}
             rows.append(row)

@@ -192,20 +192,34 @@ def train(
         with torch.no_grad():
             _require_finite("training", {}, parts.classifier.eval().logits(batch))
     if run is not None:
-        curves = folder / "learning_curves.png"
-        figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
-        run.artifact(curves, "figures")
-        run.tag(chosen_by=best.chosen_by, **({"features": served} if served else {}))
         # after a resumption this process may have trained no epoch
         speed = progress.images_per_s or last.images_per_s
         values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
-        if progress.seconds:
-            values["time/epoch_s"] = statistics.median(progress.seconds)
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
-            values["efficiency/train_peak_memory_mb"] = memory / 1e6
-        run.log(values, step=trainer.global_step)
+        tags = {"chosen_by": best.chosen_by} | ({"features": served} if served else {})
+        _log_training(run, folder, trainer, progress.seconds, best, values, tags)
     return checkpoint
+
+
+def _log_training(
+    run: Run,
+    folder: Path,
+    trainer: Trainer,
+    epoch_s: Sequence[float],
+    best: BestEpoch,
+    values: dict[str, float],
+    tags: Mapping[str, str],
+) -> None:
+    """Log learning curves, tags and values of a training, its epochs' time and GPU memory."""
+    curves = folder / "learning_curves.png"
+    figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
+    run.artifact(curves, "figures")
+    run.tag(**tags)
+    if epoch_s:
+        values["time/epoch_s"] = statistics.median(epoch_s)
+    if (device := trainer.strategy.root_device).type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+        values["efficiency/train_peak_memory_mb"] = memory / 1e6
+    run.log(values, step=trainer.global_step)
 
 
 def _identity(config: DictConfig, data: DataModule) -> str:

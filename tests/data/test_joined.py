@@ -72,11 +72,11 @@ def test_pictures_labels_and_groups_stay_those_of_their_source(tmp_path: Path) -
     for row in (0, 25, 41, 79):
         name, number = frame.at[row, "image_id"].split("/")
         part = sources[name].manifest()
-        own = int(np.flatnonzero(part.frame["image_id"] == number)[0])
-        expected = sources[name].picture(part, own)
+        part_row = int(np.flatnonzero(part.frame["image_id"] == number)[0])
+        expected = sources[name].picture(part, part_row)
         assert np.array_equal(joined.picture(manifest, row), expected)
-        assert CLASSES[frame.at[row, "label"]] == part.classes[part.frame.at[own, "label"]]
-        assert stamps[row] == sources[name].stamps(part)[own]
+        assert CLASSES[frame.at[row, "label"]] == part.classes[part.frame.at[part_row, "label"]]
+        assert stamps[row] == sources[name].stamps(part)[part_row]
 
 
 def test_only_the_other_sources_are_validated_and_tested(tmp_path: Path) -> None:

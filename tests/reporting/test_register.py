@@ -30,7 +30,7 @@ def test_a_net_is_registered_as_it_was_saved_pruned_or_not(width: int, tmp_path:
     OmegaConf.save(config(4), tmp_path / "config.yaml", resolve=True)
     trained = nn.ModuleDict({"net": inference.build_net(config(width), CLASSES)}).eval()
     if width < 4:
-        structure.mark(trained.net)
+        structure.mark_pruned(trained.net)
     save_weights(trained, tmp_path / "best.ckpt")
     model, size = pyfunc_model(tmp_path / "config.yaml", tmp_path / "best.ckpt", CLASSES)
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))

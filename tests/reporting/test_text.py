@@ -58,6 +58,12 @@ def test_a_screening_study_judges_the_recall_at_the_chosen_threshold(bare) -> No
         with_test_figures(bare, (0.6, 0.5, 0.7)), quality="best/val/chosen/specificity/mel"
     )
     table = report.table.assign(**{"test/chosen/sensitivity/mel": 0.85})
+    several = replace(report, table=table, intervals=report.intervals.assign(seeds=3))
+    [row] = text.on_test(several, []).to_dict("records")
+    # the interval of a single net would be too narrow
+    assert row["verdict"] == "kept, undecided"
+    assert pd.isna([row["low"], row["high"], row["more_lesions"]]).all()
+    report = replace(report, intervals=report.intervals.assign(seeds=1))
     [row] = text.on_test(replace(report, table=table), []).to_dict("records")
     assert row["metric"] == "sensitivity of mel at the threshold chosen on validation"
     assert (row["estimate"], row["floor"], row["verdict"]) == (0.85, ">= 0.8", "kept, undecided")

@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from src.metrics.registry import PRIMARY, parse_limits, parse_objectives
-from src.sweep import records as status
+from src.sweep import records
 from src.sweep.records import CELL, OUTCOME, RunningTrial, StudyStatus, Task, TrialOutcome
 from src.sweep.space import Cell
 
@@ -103,7 +103,7 @@ def test_remaining_time_by_arithmetic(
     seconds: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(status.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(records.time, "monotonic", lambda: 1000.0)
     study = make(total=total, slots=3)
     study.durations, study.counted = durations, counted
     task, cell = Task("", "", 0, 0, "", "", {}), Cell((), {})

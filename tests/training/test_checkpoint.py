@@ -169,7 +169,7 @@ class AllLayers(nn.Module):
 
 def written(folder: Path, module: nn.Module, pruned: bool) -> Path:
     if pruned:
-        structure.mark(module.net)  # type: ignore[arg-type]  # torch's stub
+        structure.mark_pruned(module.net)  # type: ignore[arg-type]  # torch's stub
     save_weights(module, folder / "made" / "best.ckpt")
     assert [file.name for file in (folder / "made").iterdir()] == ["best.ckpt"]
     return folder / "made" / "best.ckpt"
@@ -224,7 +224,7 @@ class Scaled(AllLayers):
 def test_a_checkpoint_that_is_no_pruned_part_of_the_net_is_refused(
     smaller: nn.Module, full: nn.Module, why: str, tmp_path: Path
 ) -> None:
-    structure.mark(getattr(smaller, "net", smaller))
+    structure.mark_pruned(getattr(smaller, "net", smaller))
     save_weights(smaller, tmp_path / "best.ckpt")
     message = rf"best\.ckpt: not a checkpoint of this network: .*{why}"
     with pytest.raises(UserError, match=message) as caught:

@@ -91,7 +91,7 @@ class Prune:
         """Prune and fine-tune the net in place."""
         classifier, net = context.classifier, context.classifier.net
         size = classifier.image_size
-        if unfit := structure.unfit(net):
+        if unfit := structure.not_resizable(net):
             raise UserError(
                 f"{classifier.name} cannot be pruned: only convolutions, dense layers and batch "
                 f"normalisation can be, but it has {_shorten(unfit)}"
@@ -114,7 +114,7 @@ class Prune:
                 f"{self._goal} with round_to={self.round_to} removes no channel of "
                 f"{classifier.name}: its layers have {_shorten(widths.items())}"
             )
-        structure.mark(net)
+        structure.mark_pruned(net)
         channels = [f"{name} {remaining[name]}/{width}" for name, width in widths.items()]
         facts: dict[str, float | str] = {
             "flops_share": count_flops(net, size).total / flops,
