@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.core.errors import ConfigError, DataError
 from src.data import cache, splits
+from src.data.augment import symmetry
 from src.data.decoding import Geometry
 from src.data.source import SPLITS, Source
 
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
-Features = Callable[[Rows, bool], Tensor]  # rows, in training? -> (B, F)
+Cached = Callable[[Rows, bool], dict[str, Tensor]]  # rows, in training? -> entries of a batch
 
 
 def oversampled(
@@ -117,15 +118,16 @@ class CachedImages(Dataset[dict[str, Tensor]]):
 
     images: np.ndarray  # the cache, uint8 (N, S, S, 3)
     labels: np.ndarray  # (N,)
-    features: Features | None = None  # served in place of the images
+    cached: Cached | None = None  # see `DataModule`
     train: bool = False
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64)."""
         batch = {"label": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(rows)}
-        if self.features is None:
-            return {"image": torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2), **batch}
-        return {"features": self.features(rows, self.train), **batch}
+        cached = self.cached(rows, self.train) if self.cached else {}
+        if "features" not in cached:
+            cached["image"] = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
+        return cached | batch
 
 
 @dataclass(eq=False, repr=False)
@@ -156,7 +158,8 @@ class DataModule(LightningDataModule):
         augment: Module for float images (B, 3, S, S) in [0, 1]; applied to training batches on the
             training device.
         seed: Of shuffling and oversampling.
-        features: If set, batches have `features` of the images in place of `image`.
+        cached: If set, it adds entries to batches: `features` of the images, in place of `image`;
+            or `teacher_logits` (B, T, K) and `view`, the number of the symmetry that they are of.
     """
 
     name: str = field()  # without the default of Lightning's attribute
@@ -182,7 +185,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         splits.check_fractions(self.fractions, needs_train=not self.source.only_train)
         self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
-        self.features: Features | None = None
+        self.cached: Cached | None = None
         self._ready = False
 
     def prepare(self, pictures: bool = True) -> "DataModule":
@@ -338,7 +341,7 @@ class DataModule(LightningDataModule):
         rows, size = self._rows[split], self.batch_size
         labels, ranks = self.labels[rows], (rank, world_size)
         return DataLoader(
-            CachedImages(self.cache.images, self.labels, self.features, train),
+            CachedImages(self.cache.images, self.labels, self.cached, train),
             batch_size=None,  # the sampler yields batches
             sampler=EpochBatches(rows, labels, size, train, self.oversample, self.seed, *ranks),
             pin_memory=torch.cuda.is_available(),
@@ -364,7 +367,9 @@ class DataModule(LightningDataModule):
     ) -> dict[str, Tensor]:
         """Augment training batches on the training device."""
         augment: Any = self.augment
-        if "image" in batch and augment and getattr(self.trainer, "training", False):
+        if "view" in batch:
+            batch["image"] = symmetry(batch["image"].float().div_(255), batch["view"])
+        elif "image" in batch and augment and getattr(self.trainer, "training", False):
             batch["image"] = augment(batch["image"].float().div_(255))
             if getattr(augment, "mixes", False):
                 shares = F.one_hot(batch["label"], len(self.classes)).float()

@@ -40,7 +40,6 @@ class CrossEntropy(nn.Module):
 
     weight: Tensor | None
     log_prior: Tensor | None
-    needs_images = False
     soft_labels = True
 
     def __init__(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ class Distillation(CrossEntropy):
 
     Args:
         teachers: Networks: images (N, 3, S, S), uint8 or in [0, 1] -> logits. The framework loads
-            them from the runs that the config key `teacher` names. They are not part of the state.
+            them from the runs that the config key `teacher` names, and calls them while training.
+            They are not part of the state.
         temperature: Softens the answers of both sides.
         share: Share of the divergence in the loss; the rest is the label loss.
         weighted: Whether classes are weighted inversely to their counts in the label loss.
@@ -31,7 +31,6 @@ class Distillation(CrossEntropy):
     """
 
     config_only = ("teacher",)
-    needs_images = True
 
     def __init__(
         self,
@@ -44,24 +43,20 @@ class Distillation(CrossEntropy):
     ) -> None:
         super().__init__(class_counts, weighted, gamma=gamma)
         # A tuple: as submodules they would be in every checkpoint of the student.
-        self._teachers = tuple(teachers)
+        self.teachers = tuple(teachers)
         self.temperature = temperature
         self.share = share
 
-    def forward(self, logits: Tensor, target: Tensor, images: Tensor | None = None) -> Tensor:
-        """Logits, labels as of `CrossEntropy`, and training images (N, 3, S, S) -> scalar."""
+    def forward(
+        self, logits: Tensor, target: Tensor, teacher_logits: Tensor | None = None
+    ) -> Tensor:
+        """Logits, labels as of `CrossEntropy`, and the teachers' logits (N, T, K) -> scalar."""
         hard = super().forward(logits, target)
-        if images is None or not self._teachers:
+        if teacher_logits is None:
             return hard
-        student = F.log_softmax(one_per_class(logits) / self.temperature, dim=1)
-        soft = F.kl_div(student, self._answers(images), reduction="batchmean")
-        return (1 - self.share) * hard + self.share * (soft * self.temperature**2)
-
-    @torch.no_grad()
-    def _answers(self, images: Tensor) -> Tensor:
-        """Mean of the teachers' softened probabilities, (N, K)."""
-        answers = []
-        for teacher in self._teachers:
-            logits = one_per_class(teacher.to(images.device)(images)).float()
-            answers.append(torch.softmax(logits / self.temperature, dim=1))
-        return torch.stack(answers).mean(dim=0)
+        temperature = self.temperature
+        answers = one_per_class(teacher_logits.flatten(0, 1)).unflatten(0, teacher_logits.shape[:2])
+        softened = F.softmax(answers.float() / temperature, dim=2).mean(dim=1)
+        student = F.log_softmax(one_per_class(logits) / temperature, dim=1)
+        soft = F.kl_div(student, softened, reduction="batchmean")
+        return (1 - self.share) * hard + self.share * (soft * temperature**2)

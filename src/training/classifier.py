@@ -27,6 +27,12 @@ def as_float(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
+@torch.no_grad()
+def teacher_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """Logits of each net for images (B, 3, S, S), on their device: (B, T, K)."""
+    return torch.stack([teacher.to(images.device)(images) for teacher in teachers], dim=1)
+
+
 class Classifier(LightningModule):
     """Image classifier; once an epoch it logs `train/loss`, `train/accuracy`, `val/loss` ...
 
@@ -35,8 +41,9 @@ class Classifier(LightningModule):
         net: Normalised images (B, 3, S, S) -> logits (B, K), or (B, 1) for two classes. The
             learning-rate factor applies to its attribute `backbone`, if it has one.
         loss: Logits and targets (B,) -> scalar. One with a true attribute `soft_labels` also takes
-            shares of the classes, (B, K): the labels of mixed images. One with a true attribute
-            `needs_images` is called with `images=` too, the augmented batch, while training.
+            shares of the classes, (B, K): the labels of mixed images. One with `teachers`, nets
+            from images to logits, is called with `teacher_logits=` (B, T, K) too while training:
+            their logits of the augmented images.
         classes: Class names in label order.
         optimizer: Parameter groups -> optimizer.
         scheduler: Optimizer and number of steps -> schedule, stepped after every training step.
@@ -103,8 +110,11 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        more = {"images": batch["image"]} if getattr(self.loss, "needs_images", False) else {}
-        logits = self.logits(batch)
+        logits, more = self.logits(batch), {}
+        if teachers := getattr(self.loss, "teachers", ()):
+            more["teacher_logits"] = batch.get("teacher_logits")
+            if more["teacher_logits"] is None:
+                more["teacher_logits"] = teacher_logits(teachers, batch["image"])
         loss = self.loss(logits, batch["label"], **more)
         with torch.no_grad():
             labels = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)

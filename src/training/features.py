@@ -1,73 +1,119 @@
-"""Features of frozen networks: computed once for each view of an image, then read from a cache."""
+"""Outputs of networks that do not change: computed once for each view of an image, then cached.
+
+They are the features of a frozen net, whose head alone is trained, and the logits of teachers.
+"""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.core.config import resolve
 from src.data import cache
 from src.data.augment import symmetry
-from src.data.module import DataModule, Features, Rows
-from src.training.classifier import Classifier
+from src.data.module import DataModule, Rows
+from src.training.classifier import Classifier, teacher_logits
 
-FORMAT_VERSION = 1  # increase it when the same network and images give other values
+FORMAT_VERSION = 2  # increase it when the same network and images give other values
 _BATCH = 64
+
+
+@dataclass
+class CachedOutputs:
+    """Outputs of a network for all images, and for further views of the training images."""
+
+    values: npt.NDArray[np.float32]  # (images + (views - 1) * training images, F)
+    images: int
+    training: Rows  # sorted
+    draw: Callable[[int], Tensor]  # numbers (B,) of the views that training sees
+
+    def __call__(self, rows: Rows, views: Tensor | None = None) -> Tensor:
+        """Outputs (B, F) for images or, with `views` (B,), for those views of training images."""
+        if views is None:
+            return torch.from_numpy(self.values[rows])
+        further = self.images + np.searchsorted(self.training, rows)
+        further += (views.numpy() - 1) * len(self.training)
+        return torch.from_numpy(self.values[np.where(views.numpy() > 0, further, rows)])
 
 
 def serve(
     config: DictConfig, classifier: Classifier, data: DataModule, device: torch.device | None = None
-) -> str | None:
-    """Let the data serve cached features in place of images if the classifier's net is frozen.
+) -> dict[str, str]:
+    """Let the data serve cached features of a frozen net, and cached logits of the loss's teachers.
 
-    `data.feature_views` decides whether. Absent features are computed on the device; without one,
-    only existing ones are served.
+    `data.feature_views` decides whether. Absent outputs are computed on the device; without one,
+    for an evaluation, only existing features are served.
 
     Returns:
-        The views, for the run record. None: images are served.
+        "features" and "teachers": the served views, for the run record. Empty: images are served.
     """
-    data.features, net = None, classifier.net
+    data.cached, net = None, classifier.net
+    teachers = getattr(classifier.loss, "teachers", ()) if device else ()
+    frozen = getattr(net, "frozen", False)
     asked, symmetries = data.feature_views, getattr(data.augment, "symmetries", None)
     is_exact = symmetries is not None and config.trainer.precision in (32, "32", "32-true")
-    if asked == 0 or (asked == "auto" and not is_exact) or not getattr(net, "frozen", False):
-        return None
-    if getattr(classifier.loss, "needs_images", False) or getattr(data.augment, "mixes", False):
-        return None
-    if next(net.parameters()).dtype != torch.float32:  # it converts images by itself
-        return None
+    converts = next(net.parameters()).dtype != torch.float32
+    changing = converts or getattr(data.augment, "mixes", False) or (teachers and not symmetries)
+    if not (frozen or teachers) or changing or asked == 0 or (asked == "auto" and not is_exact):
+        return {}
     random = 0 if symmetries else int(asked)
     # a single training of few epochs sees fewer views than would be computed
     pays = asked != "auto" or config.study or config.trainer.max_epochs >= (symmetries or 0)
+    opened = partial(load, data, random=random, build=device is not None and bool(pays))
     classifier.to(device or classifier.device)
 
     @torch.no_grad()
-    def compute(images: Tensor) -> Tensor:
+    def features(images: Tensor) -> Tensor:
         inputs = classifier.normalise(images.to(classifier.device))
-        features: Tensor = net.features(inputs)  # type: ignore[operator]
-        return features
+        outputs: Tensor = net.features(inputs)  # type: ignore[operator]
+        return outputs
 
-    identity = _identity(classifier) + (str(resolve(config)["augment"]) if random else "")
-    data.features = load(data, compute, identity, random, device is not None and bool(pays))
-    if data.features is None:
-        return None
-    return f"{random} random views, an approximation" if random else f"{symmetries} exact views"
+    def logits(teacher: nn.Module, images: Tensor) -> Tensor:
+        return teacher_logits([teacher], images.to(classifier.device))[:, 0]
+
+    tables = []
+    if frozen:
+        numbers = classifier.mean.tolist(), classifier.inverse_std.tolist()
+        augment = str(resolve(config)["augment"]) if random else ""
+        tables.append(opened(features, _identity(net, "head", *numbers) + augment))
+    for teacher in teachers:
+        tables.append(opened(partial(logits, teacher), _identity(teacher), what="teacher"))
+    present = [table for table in tables if table is not None]
+    if len(present) < len(tables):
+        return {}
+
+    def entries(rows: Rows, train: bool) -> dict[str, Tensor]:
+        views = present[0].draw(len(rows)) if train else None
+        batch = {"features": present[0](rows, views)} if frozen else {}
+        if views is not None and teachers:
+            outputs = [table(rows, views) for table in present[frozen:]]
+            batch["teacher_logits"] = torch.stack(outputs, dim=1)
+            batch |= {} if frozen else {"view": views}
+        return batch
+
+    data.cached = entries
+    text = f"{random} random views, an approximation" if random else f"{symmetries} exact views"
+    return {name: text for name, used in {"features": frozen, "teachers": teachers}.items() if used}
 
 
-def _identity(classifier: Classifier) -> str:
-    """A digest of everything that the features of an image depend on."""
-    layers = [repr(part) for name, part in classifier.net.named_children() if name != "head"]
-    numbers = classifier.mean.tolist(), classifier.inverse_std.tolist()
-    digest = hashlib.sha256(repr([version("timm"), numbers, *layers]).encode())
-    for name, tensor in classifier.net.state_dict().items():
-        if not name.startswith("head."):
-            content = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+def _identity(net: nn.Module, without: str | None = None, *numbers: Any) -> str:
+    """A digest of everything that the outputs of a net, less one submodule, depend on."""
+    layers = [repr(part) for name, part in net.named_children() if name != without]
+    digest = hashlib.sha256(repr([version("timm"), *numbers, net.extra_repr(), *layers]).encode())
+    for name, tensor in chain(net.named_parameters(), net.named_buffers()):
+        if not name.startswith(f"{without}."):
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(name.encode() + content.numpy().tobytes())
     return digest.hexdigest()
 
@@ -90,17 +136,19 @@ def load(
     identity: str,
     random: int = 0,
     build: bool = True,
-) -> Features | None:
-    """Open the cached features of prepared data, or compute them; one process does so for all.
+    what: str = "features",
+) -> CachedOutputs | None:
+    """Open the cached outputs of a network, or compute them; one process does so for all.
 
     The file has view 0, the image itself, of all images; then view after view of training images.
 
     Args:
         data: Its images, training rows and augmentation.
-        compute: Float images (B, 3, S, S) in [0, 1] -> features (B, F).
+        compute: Float images (B, 3, S, S) in [0, 1] -> outputs (B, F).
         identity: Differs for two networks, or two random augmentations, that differ.
         random: Number of random views; 0: all symmetries that the augmentation draws from.
-        build: Whether absent features are computed; else None is returned.
+        build: Whether absent outputs are computed; else None is returned.
+        what: Name of the outputs, for the entry and the progress bar.
     """
     images, training = data.cache.images, data.rows("train")
     augment: Any = data.augment
@@ -113,25 +161,23 @@ def load(
     width = compute(torch.zeros(1, 3, *images.shape[1:3])).shape[1]
     pictures = data.cache.fingerprint, training.tolist()
     key = cache.digest_of([FORMAT_VERSION, *pictures, width, views, random, identity])
-    name = f"{data.source.name}-{data.image_size}-features-{key[:16]}"
+    name = f"{data.source.name}-{data.image_size}-{what}-{key[:16]}"
     entry = Path(data.cache_dir).absolute() / name
     if not build and not entry.exists():
         return None
     shape = sum(len(rows) for _, rows in batches), width
-    with cache.turn(entry, "features", "data.feature_views=0 to do without it"):
+    with cache.turn(entry, what, "data.feature_views=0 to do without it"):
         if cache.read_record(entry, key) is None:
             with cache.building(entry, key, shape[0] * width * 4) as (file, _):
-                for view, rows in tqdm(batches, "computing features", unit="batch"):
+                for view, rows in tqdm(batches, f"computing {what}", unit="batch"):
                     outputs = compute(_view(data, rows, view, random))
                     file.write(outputs.float().cpu().numpy().tobytes())
         values = np.memmap(entry / cache.VALUES, np.float32, "r", shape=shape)
 
-    def features(rows: Rows, train: bool) -> Tensor:
-        if not train:
-            return torch.from_numpy(values[rows])
-        drawn = torch.randint(1, views, rows.shape) if random else augment.draw(len(rows))
-        further = len(images) + np.searchsorted(training, rows)
-        further += (drawn.numpy() - 1) * len(training)
-        return torch.from_numpy(values[np.where(drawn.numpy() > 0, further, rows)])
+    draw = partial(_draw, views) if random else augment.draw
+    return CachedOutputs(values, len(images), training, draw)
 
-    return features
+
+def _draw(views: int, count: int) -> Tensor:
+    """Numbers (N,) of random views, without the image itself."""
+    return torch.randint(1, views, (count,))

@@ -195,7 +195,7 @@ def train(
         # after a resumption this process may have trained no epoch
         speed = progress.images_per_s or last.images_per_s
         values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
-        tags = {"chosen_by": best.chosen_by} | ({"features": served} if served else {})
+        tags = {"chosen_by": best.chosen_by} | served
         _log_training(run, folder, trainer, progress.seconds, best, values, tags)
     return checkpoint
 

@@ -25,6 +25,10 @@ class Teacher(nn.Module):
         self.classifier = classifier
         self.requires_grad_(False).eval()
 
+    def extra_repr(self) -> str:
+        """The side in px, which decides about the resizing."""
+        return f"image_size={self.classifier.image_size}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S), uint8 or float in [0, 1] -> logits."""
         images, size = as_float(images), self.classifier.image_size

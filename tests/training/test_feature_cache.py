@@ -20,7 +20,7 @@ from src.data.augment import Augment, RandomTranspose
 from src.data.module import DataModule
 from src.data.source import Manifest, Source
 from src.training import features
-from src.training.features import Features
+from src.training.features import CachedOutputs
 
 FLIPS = (K.RandomHorizontalFlip(), K.RandomVerticalFlip(), RandomTranspose())
 
@@ -61,16 +61,20 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
-def load(data: DataModule, identity: str = "net", **options: Any) -> Features:
+def load(data: DataModule, identity: str = "net", **options: Any) -> CachedOutputs:
     outputs = features.load(data, pixels, identity, **options)
     assert outputs is not None
     return outputs
 
 
-def drawn(outputs: Features, row: int) -> set[tuple[int, ...]]:
+def drawn(outputs: CachedOutputs, row: int) -> set[tuple[int, ...]]:
     """The views of a training image that 300 draws show: all of them, but for 1 case in 10^17."""
-    values = outputs(np.full(300, row), True).numpy()
+    values = outputs(np.full(300, row), outputs.draw(300)).numpy()
     return {tuple(view) for view in (values * 255).round().astype(int).tolist()}
+
+
+def batch_entries(outputs: CachedOutputs, rows: Any, train: bool) -> dict[str, torch.Tensor]:
+    return {"features": outputs(rows, outputs.draw(len(rows)) if train else None)}
 
 
 def entries(folder: Path) -> list[Path]:
@@ -98,7 +102,7 @@ def test_views_are_the_symmetries_that_are_drawn(tmp_path: Path, steps: int) -> 
         assert len(seen) == views
         assert seen <= expected
     everything = np.arange(80)
-    itself = outputs(everything, False).numpy() * 255
+    itself = outputs(everything).numpy() * 255
     np.testing.assert_allclose(itself, data.cache.images.reshape(80, -1), atol=1e-4)
     assert len(stored(tmp_path)) == (80 + (views - 1) * len(rows)) * 48 * 4
 
@@ -110,7 +114,7 @@ def test_a_training_batch_has_the_views_that_augmentation_would_draw(
     data = module(tmp_path, *FLIPS[:steps])
     drawn = []
     for outputs in (None, load(data)):
-        data.features = outputs
+        data.cached = outputs and functools.partial(batch_entries, outputs)
         torch.manual_seed(7)
         batches = list(data.loader("train", train=True))
         if outputs is None:
@@ -141,7 +145,7 @@ def test_random_views_are_the_same_for_all_and_cost_no_random_number(tmp_path: P
 
 
 def test_another_network_picture_split_or_augmentation_is_another_entry(tmp_path: Path) -> None:
-    variants: list[Callable[[], Features]] = [
+    variants: list[Callable[[], CachedOutputs]] = [
         functools.partial(load, module(tmp_path, *FLIPS)),
         functools.partial(load, module(tmp_path, *FLIPS), "other weights"),
         functools.partial(load, module(tmp_path, *FLIPS, seed=1)),
@@ -209,7 +213,7 @@ def build_slowly(folder: Path, barrier: Any) -> None:
     barrier.wait(200)
     outputs = features.load(data, compute, "net")
     assert outputs is not None
-    values = outputs(np.arange(80), False).numpy()
+    values = outputs(np.arange(80)).numpy()
     (folder / f"done{os.getpid()}").write_bytes(values.tobytes())
 
 
@@ -228,4 +232,4 @@ def test_two_processes_that_want_it_at_once_compute_it_once(tmp_path: Path) -> N
     batches = -(-images // 64) + 7 * -(-rows // 64)
     assert len((tmp_path / "marks").read_text()) == batches
     first, second = (path.read_bytes() for path in tmp_path.glob("done*"))
-    assert first == second == load(data)(np.arange(80), False).numpy().tobytes()
+    assert first == second == load(data)(np.arange(80)).numpy().tobytes()
