@@ -255,6 +255,18 @@ def _port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="session")
+def unused_port() -> Callable[[], int]:
+    """`unused_port()`, for fixtures that serve longer than a test."""
+    return _port
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[str, subprocess.Popen[bytes], Path], None]:
+    """`wait_for(address, process, log)`: until a server that was started answers there."""
+    return _wait_for
+
+
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(480):
         try:

@@ -1,9 +1,17 @@
-"""A recorded run as a trained net again: find, describe, load, write as a file, predict."""
+"""A recorded run as a trained net again: find, describe, load, write as a file, predict.
 
+MLflow loads the models of `log_model` through this module, for `mlflow models serve` too.
+"""
+
+import functools
+import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc import locate
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +23,10 @@ from src.core.config import instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description
-from src.deployment.runtimes.base import ImageBatch, Probabilities
+from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
 from src.deployment.runtimes.formats import FORMATS, open_file
 from src.metrics.registry import melanoma_of
-from src.tracking import read
+from src.tracking import model_registry, read
 from src.tracking.store import Store
 
 if TYPE_CHECKING:  # torch, and Lightning: a recorded net is used without it
@@ -30,6 +38,8 @@ if TYPE_CHECKING:  # torch, and Lightning: a recorded net is used without it
 EVALUATION = "evaluation"  # the tag `kind` of a run that evaluates another one
 DEPLOYED = "deployed"  # artifact folder of a run whose model is a file, not a checkpoint
 CHECKPOINT = "checkpoint/best.ckpt"
+_NET_FILES = ("config.yaml", CHECKPOINT)  # artifacts from which a net is built again
+_DESCRIPTION = "description.json"  # beside copies of them in a logged model
 CLASSIFIER = "src.training.classifier.Classifier"  # _target_ of a network's config
 _SHOWN = 5  # run ids in a message
 _FLOAT32 = ("32", "32-true")  # in Lightning's names
@@ -266,6 +276,56 @@ def write_file(store: Store, run: RecordedModel, name: str, folder: Path) -> Pat
     with atomic_file(path, "the model") as draft:
         FORMATS[name].write(camera, description, draft)
     return path
+
+
+def log_model(store: Store, run_id: str) -> tuple[str, str]:
+    """Log the net of a run as the run's model in MLflow, unless it has one already.
+
+    Of a trial with several seeds it is the net of the first seed: the best seed would be another
+    choice.
+
+    Returns:
+        The run that trained the net, and the URI of its model.
+
+    Raises:
+        UserError: The run has no trained net, or the store refuses.
+    """
+    run = single(store, find(store, run_id).nets[0].run_id)
+    if model := model_registry.logged_model(store, run.run_id):
+        return run.run_id, model
+    about, file = describe(store, run), deployed_file(store, run.run_id)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "net"
+        folder.mkdir()
+        if file is None:  # else it has a description inside
+            (folder / _DESCRIPTION).write_text(about.to_json(), encoding="utf-8")
+        names = _NET_FILES if file is None else ()
+        for path in [read.artifact(store, run.run_id, n) for n in names] or [file]:
+            shutil.copy(str(path), folder)
+        content, shape = json.loads(about.to_json()), (about.image_size, len(about.classes))
+        model = model_registry.log_model(store, run.run_id, __name__, folder, *shape, content)
+    return run.run_id, model
+
+
+def _load_pyfunc(folder: str) -> SimpleNamespace:
+    """Called by MLflow with the folder of `log_model`; nothing in it is executed.
+
+    The method `predict` takes RGB pictures, uint8 (N, S, S, 3), N at least 1.
+    """
+    import torch
+
+    from src.deployment.runtimes.eager import EagerRuntime
+
+    content, threads = Path(folder), torch.get_num_threads()
+    runtime: Runtime
+    if (file := content / _DESCRIPTION).exists():
+        about = Description.from_json(file.read_text(encoding="utf-8"), str(file))
+        config, checkpoint = (content / Path(name).name for name in _NET_FILES)
+        camera = load_checkpoint(read_recorded(config), about.classes, checkpoint)
+        runtime = EagerRuntime(camera, about, threads)
+    else:
+        runtime = open_file(next(content.iterdir()), threads)
+    return SimpleNamespace(predict=functools.partial(in_batches, runtime))
 
 
 def describe(store: Store, run: RecordedModel) -> Description:

@@ -15,6 +15,7 @@ import pandas as pd
 from src.core import cli
 from src.core.errors import UserError
 from src.core.tables import Table
+from src.deployment import trained
 from src.metrics import formatting, pareto, registry
 from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.reporting import style
@@ -174,6 +175,12 @@ def summarise_study(
     if test_front and test_once(store, table[table["front"]], FRONT_MEMBER):
         runs = read.children(store, study_run.id)
         table = compare(runs, objectives, limits)
+    for run_id in table.loc[table["front"], "run_id"]:
+        try:
+            trained.log_model(store, run_id)
+        except Exception as error:
+            reason = cli.one_line(error) or cli.format_bug(error)
+            log.error("run %s has no model in MLflow: %s", run_id, reason)
     changed = table[table["front"] != (table["was_front"] == "true")]
     colours = itertools.cycle(style.CYCLE)
     for run_id, member in zip(changed["run_id"], changed["front"], strict=True):
@@ -222,12 +229,11 @@ def test_run(store: Store, run_id: str) -> dict[str, float]:
     # torch takes seconds to import, and most reports do not test a run
     from src.core.config import read_recorded
     from src.deployment.compression import origin
-    from src.deployment.trained import restore
     from src.training import loop
 
     config = read_recorded(read.artifact(store, run_id, "config.yaml"))
     parts = loop.build(config, pretrained=False)
-    parts.classifier = restore(parts.classifier, store, run_id)
+    parts.classifier = trained.restore(parts.classifier, store, run_id)
     if not parts.data.has("test"):
         return {}
     run = Run.attach(store, run_id)

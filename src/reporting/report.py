@@ -17,6 +17,7 @@ from src.core.config import load_settings
 from src.core.errors import ConfigError, UserError, masked
 from src.core.files import atomic_folder, refuse_unwritable
 from src.core.tables import Table
+from src.deployment import trained
 from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits
@@ -33,7 +34,7 @@ from src.reporting.decisions import (
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
 from src.sweep import overrides
-from src.tracking import read
+from src.tracking import model_registry, read
 from src.tracking.read import texts
 from src.tracking.run import Run, recordable
 from src.tracking.store import Store, existing
@@ -90,9 +91,7 @@ def make(config: DictConfig) -> Report:
             message = "%s has no run of its own in MLflow: the report is in %s only"
             log.warning(message, study.name, folder)
     if settings.register:
-        from src.reporting.register import register  # torch takes seconds to import
-
-        register(report, reader, settings)
+        register(report, store, settings)
     show(report, folder)
     return report
 
@@ -285,6 +284,27 @@ def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
                 key = recordable(f"report/{short}/{metric}")
                 metrics[key] = float(row[metric].iloc[0])
     return metrics
+
+
+def register(report: Report, store: Store, settings: ReportSettings) -> None:
+    """Register the cheapest model within the margin, or the best one without such an answer.
+
+    Raises:
+        UserError: No answer chose a model, or its files are missing.
+    """
+    answers = [answer for answer in report.answers if answer.run_id]
+    cheapest = [answer for answer in answers if answer.name.startswith("cheapest within")]
+    if not answers:
+        raise UserError(f"register={settings.register}: no model was chosen, see the report")
+    answer = (cheapest or answers)[0]
+    row = report.table.set_index("run_id").loc[answer.run_id]
+    net_run, model = trained.log_model(store, answer.run_id)
+    tags = {name: row[name] for name in ("study", "trial", "split")} | {"answer": answer.name}
+    tags["classes"] = trained.class_names(store, trained.find(store, net_run))
+    note = f"{answer.question}\n\n{answer.text}\n\nResearch software, no medical device."
+    target = (str(settings.register), settings.alias)
+    version = model_registry.register(store, model, *target, tags, note)
+    log.info("registered %s as version %d of %s, alias %s", row["label"], version, *target)
 
 
 def show(report: Report, folder: Path) -> None:

@@ -1,24 +1,22 @@
-"""The model registry: register a trained net, find versions of registered models."""
+"""Logged and registered models: log a trained net, register it, find versions."""
 
-import contextlib
 import re
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from src.core.errors import ConfigError
 from src.tracking.run import text
-from src.tracking.store import Store, TrackingError, environment, mlflow_errors, quiet
+from src.tracking.store import Store, TrackingError, mlflow_errors, quiet
 
-if TYPE_CHECKING:
-    from torch import nn
-
+MODEL = "model"  # the name of a run's logged model
 _NAME = r"[^/:%\"']+"  # names of models that MLflow accepts
 _MOST_NAMES = 5  # in the message about an unknown model
-_EXAMPLES = 2  # images in the example: with one, torch.export takes the batch for a constant
 
 
 @dataclass(frozen=True)
@@ -48,70 +46,105 @@ def check_name(name: str, key: str) -> None:
         raise ConfigError(key, f"must be a model's name without / : % and quotes, but got {name!r}")
 
 
-def register(
+def logged_model(store: Store, run_id: str) -> str | None:
+    """The URI of the model that was logged for a run; None if there is none."""
+    query = f"name = '{MODEL}' AND source_run_id = '{run_id}'"
+    with mlflow_errors(f"run {run_id}"):
+        models = store.client.search_logged_models([store.experiment_id], query)
+    # a process that was killed leaves a pending one
+    return next((str(model.model_uri) for model in models if model.status == "READY"), None)
+
+
+def log_model(
     store: Store,
     run_id: str,
-    name: str,
-    alias: str,
-    net: "nn.Module",
+    loader: str,
+    data: Path,
     image_size: int,
-    classes: Sequence[str],
-    tags: Mapping[str, Any],
-    description: str,
-) -> int:
-    """Make a trained net a version of a registered model, and return the version's number.
+    n_classes: int,
+    metadata: Mapping[str, Any],
+) -> str:
+    """Log a trained net as the model `runs:/<run id>/model`, and return its URI.
+
+    Its input are RGB pictures, uint8 (N, S, S, 3), its output probabilities, float32 (N, K).
 
     Args:
         store: Opened if it is not yet.
         run_id: The run that trained it.
+        loader: The module whose `_load_pyfunc` MLflow calls with a copy of `data`.
+        data: A folder.
+        image_size: S, px.
+        n_classes: K.
+        metadata: What the model says about itself, ready for JSON.
+
+    Raises:
+        TrackingError: The store refuses.
+    """
+    client = store.client
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    sides = (image_size, image_size, 3)
+    # Without names: pyfunc would ask for a dict.
+    pictures = Schema([TensorSpec(np.dtype("uint8"), (-1, *sides))])
+    probabilities = Schema([TensorSpec(np.dtype("float32"), (-1, n_classes))])
+    with (
+        mlflow_errors(f"run {run_id}"),
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(action="ignore"),
+        quiet(),
+    ):
+        model = client.create_logged_model(store.experiment_id, MODEL, run_id)
+        mlflow.pyfunc.save_model(
+            f"{folder}/{MODEL}",
+            loader_module=loader,
+            data_path=str(data),
+            signature=ModelSignature(pictures, probabilities),
+            input_example=np.zeros((1, *sides), np.uint8),
+            pip_requirements=["paretoderm"],  # which has the loader
+            metadata=dict(metadata),
+            mlflow_model=Model(model.artifact_location, run_id, model_id=model.model_id),
+        )
+        client.log_model_artifacts(model.model_id, f"{folder}/{MODEL}")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_uri)
+
+
+def register(
+    store: Store,
+    model: str,
+    name: str,
+    alias: str,
+    tags: Mapping[str, Any],
+    description: str,
+) -> int:
+    """Make a logged model a version of a registered model, and return the version's number.
+
+    Args:
+        store: Opened if it is not yet.
+        model: Its URI, from `log_model`.
         name: Of the registered model; created if missing.
         alias: Points to the new version from now on, such as "champion".
-        net: float32 images (N, 3, S, S) in [0, 1] -> probabilities (N, K).
-        image_size: S, px.
-        classes: K names in label order; the version's tag `classes`.
-        tags: More tags of the version.
+        tags: Of the version.
         description: Markdown.
 
     Raises:
         TrackingError: The store has no registry, or refuses.
     """
     client = store.client
-    import mlflow
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    dtype = np.dtype("float32")
-    images = Schema([TensorSpec(dtype, (-1, 3, image_size, image_size))])
-    # Without names: pyfunc would ask for a dict.
-    signature = ModelSignature(images, Schema([TensorSpec(dtype, (-1, len(classes)))]))
-    values = {key: text(value) for key, value in {**tags, "classes": list(classes)}.items()}
-    uri, variables = mlflow.get_tracking_uri(), {"MLFLOW_EXPERIMENT_ID": store.experiment_id}
-    with (
-        mlflow_errors(f"register={name}"),
-        # MLflow's module functions use this store, which also changes the environment
-        environment(MLFLOW_TRACKING_URI=store.uri, **variables),
-        contextlib.ExitStack() as stack,
-        warnings.catch_warnings(action="ignore"),
-        quiet(),
-    ):
-        stack.callback(mlflow.set_tracking_uri, uri)
-        mlflow.set_tracking_uri(store.uri)
-        logged = Model.log(
-            None,
-            mlflow.pytorch,
-            name="model",
-            run_id=run_id,
-            pytorch_model=net.eval(),
-            signature=signature,
-            input_example=np.zeros((_EXAMPLES, 3, image_size, image_size), dtype),
-            serialization_format="pt2",
-            pip_requirements=["torch"],
-        )
+    values = {key: text(value) for key, value in tags.items()}
+    with mlflow_errors(f"register={name}"), quiet():
         if not client.search_registered_models(f"name = '{name}'"):
             about = "Chosen by a Pareto report of Paretoderm."
             client.create_registered_model(name, description=about)
+        logged = client.get_logged_model(model.removeprefix("models:/"))
+        # MLflow would look for a source models:/... in the store of the environment
+        source, run_id = logged.artifact_location, logged.source_run_id
         version = client.create_model_version(
-            name, logged.model_uri, run_id, tags=values, description=description
+            name, source, run_id, values, None, description, model_id=logged.model_id
         )
         client.set_registered_model_alias(name, alias, version.version)
     return int(version.version)

@@ -1,12 +1,18 @@
 """Predictions: arithmetic, settings, and `python -m src.predict` with files, runs and names."""
 
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import numpy as np
 import onnx
 import pandas as pd
@@ -21,7 +27,7 @@ from src import predict as entry
 from src.core.cli import ROOT
 from src.core.errors import ConfigError
 from src.data.cache import square
-from src.deployment import predict
+from src.deployment import predict, trained
 from src.deployment.description import KEY, RESEARCH, Decision
 from src.deployment.predict import NO_NUMBER, PredictSettings, predictions_frame
 from src.deployment.runtimes.formats import open_file
@@ -57,9 +63,8 @@ class Trial:
         net.load_state_dict({name.removeprefix("net."): item for name, item in state.items()})
         config = OmegaConf.load(read.artifact(self.store, run_id, "config.yaml"))
         geometry = geometry or config.data.geometry
-        images = [Image.open(path).convert("RGB") for path in paths]
-        squares = np.stack([square(image, SIZE, geometry) for image in images])
-        normal = (squares / 255 - np.array(config.model.mean)) / np.array(config.model.std)
+        images = squares(paths, geometry)
+        normal = (images / 255 - np.array(config.model.mean)) / np.array(config.model.std)
         with torch.no_grad():
             logits = net(torch.from_numpy(normal.transpose(0, 3, 1, 2)).float())
         return softmax(logits.double().numpy(), axis=1)
@@ -118,6 +123,12 @@ def write(folder: Path, names: list[str]) -> list[Path]:
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
     return write(tmp_path / "pictures", NAMES)
+
+
+def squares(paths: list[Path], geometry: str = "squash") -> np.ndarray:
+    """Pictures as a net gets them."""
+    images = [Image.open(path).convert("RGB") for path in paths]
+    return np.stack([square(image, SIZE, geometry) for image in images])
 
 
 def matrix(frame: pd.DataFrame, kind: str = "p", classes: tuple[str, ...] = CODES) -> np.ndarray:
@@ -435,6 +446,90 @@ def test_a_registered_model(
     last = output.splitlines()[-1]
     assert last.startswith("error: model: nosuch: no such registered model; there are ")
     assert last.endswith("nor does a run's id start so, nor is it an exported file")
+
+
+@pytest.fixture(scope="module")
+def logged(trial: Trial) -> str:
+    """The URI of the model that is logged for the first seed of the trial."""
+    run_id, uri = trained.log_model(trial.store, trial.run_id)
+    assert run_id == trial.seeds[0]
+    return uri
+
+
+def test_a_logged_model_answers_as_the_command_does(
+    trial: Trial,
+    logged: str,
+    typed: Typed,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status, output = typed(*trial.arguments(trial.seeds[0]))
+    assert status == 0, output
+    expected = matrix(pd.read_csv(tmp_path / "reports" / "predictions.csv"))
+    images = squares(pictures)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", trial.store.uri)
+    for uri in (logged, f"runs:/{trial.seeds[0]}/model"):
+        model = mlflow.pyfunc.load_model(uri)
+        answer = model.predict(images)
+        assert answer.dtype == np.float32
+        np.testing.assert_allclose(answer, expected, atol=1e-6)
+    example = model.input_example
+    assert (example.shape, example.dtype) == ((1, SIZE, SIZE, 3), np.uint8)
+    assert model.predict(example).shape == (1, len(CODES))
+    assert model.metadata.metadata["classes"] == list(CODES)
+    with pytest.raises(mlflow.MlflowException, match="uint8"):
+        model.predict(images / np.float32(255))
+    assert trained.log_model(trial.store, trial.seeds[0])[1] == logged  # not logged twice
+    [output] = trial.store.client.get_run(trial.seeds[0]).outputs.model_outputs
+    assert f"models:/{output.model_id}" == logged
+
+
+def test_a_compressed_model_is_logged_as_its_file(
+    recorded: SmallStore,
+    compressed: str,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = trained.log_model(recorded.store, compressed)[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", recorded.store.uri)
+    answer = mlflow.pyfunc.load_model(uri).predict(squares(pictures))
+    np.testing.assert_allclose(answer, open_file(recorded.onnx)(squares(pictures)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_server_of_mlflow_answers_as_the_net(
+    trial: Trial, logged: str, pictures: list[Path], free_port: int, wait_for: Any, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["-m", f"runs:/{trial.seeds[0]}/model", "-h", "127.0.0.1", "-p", str(free_port)]
+    variables = os.environ | {"MLFLOW_TRACKING_URI": trial.store.uri, "PYTHONPATH": str(ROOT)}
+    log, address = tmp_path / "log.txt", f"http://127.0.0.1:{free_port}"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=variables, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        wait_for(f"{address}/ping", process, log)
+        images = squares(pictures)
+        body = json.dumps({"inputs": images.tolist()}).encode()
+        request = urllib.request.Request(f"{address}/invocations", body)
+        request.add_header("Content-Type", "application/json")
+        answer = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # the server is a process of its own
+        process.wait(timeout=30)
+    expected = trial.probabilities(trial.seeds[0], pictures)
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+def test_a_run_without_a_checkpoint_is_not_logged(recorded: SmallStore) -> None:
+    with Run.start(recorded.store.open(), "bare", {"kind": "run"}) as run:
+        pass
+    with pytest.raises(TrackingError, match=r"^run \w+ has no artifact 'checkpoint'[^\n]*$"):
+        trained.log_model(recorded.store, run.id)
+    recorded.store.client.delete_run(run.id)
 
 
 def test_a_name_that_is_also_an_id_is_refused(trial: Trial) -> None:

@@ -120,23 +120,21 @@ def test_mlflow_has_the_files_the_figures_the_tags_and_a_description(
 
 
 def test_the_registered_model_predicts_and_has_a_card_in_the_same_store(
-    folder: Path, store: Store, reported: str
+    folder: Path, store: Store, reported: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = store.client.get_model_version_by_alias("derm", "champion")
     artifacts = folder / "mlruns" / "artifacts"
-    [path] = {path.parent for path in artifacts.rglob("MLmodel")}
-    # by its folder: MLflow would note a store in the environment
-    model = mlflow.pyfunc.load_model(str(path))
-    signature = model.metadata.signature
-    assert len(json.loads(version.tags["classes"])) == signature.outputs.inputs[0].shape[-1]
-    side = signature.inputs.inputs[0].shape[-1]
+    [logged] = store.client.get_run(version.run_id).outputs.model_outputs
+    assert logged.model_id in version.source
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    model = mlflow.pyfunc.load_model("models:/derm@champion")
+    side = model.metadata.signature.inputs.inputs[0].shape[1]
     for number in (1, 5):
-        images = np.random.default_rng(0).random((number, 3, side, side), dtype=np.float32)
+        images = np.random.default_rng(0).integers(0, 256, (number, side, side, 3), np.uint8)
         answer = model.predict(images)
-        assert answer.shape[0] == number
+        assert answer.shape == (number, len(json.loads(version.tags["classes"])))
         np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
     files = [path.name for path in artifacts.rglob("*") if path.is_file()]
-    assert "model.pt2" in files
     assert not [name for name in files if name.endswith((".pkl", ".pth"))]
     assert "has no model card" not in reported
     assert "# Model card" in version.description
@@ -144,6 +142,16 @@ def test_the_registered_model_predicts_and_has_a_card_in_the_same_store(
     assert "derm" in card.read_text(encoding="utf-8")
     # MLflow's own default, which a registry URI of the process would fill
     assert not list(folder.glob("*.db"))
+
+
+def test_each_member_of_the_front_has_a_model_in_mlflow(store: Store, table: pd.DataFrame) -> None:
+    for member in table.loc[table["state"] == "front", "run_id"]:
+        seeds = read.children(store, member).set_index("tags.seed")["run_id"]
+        models = {
+            seed: store.client.get_run(run_id).outputs.model_outputs
+            for seed, run_id in seeds.items()
+        }
+        assert {seed: len(some) for seed, some in models.items()} == {"0": 1, "1": 0}
 
 
 def test_the_command_trains_the_same_configuration_again(
