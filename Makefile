@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup setup-test setup-docs sweep test lint ui docs
+.PHONY: help setup setup-test setup-docs sweep test lint ui dashboard docs
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
@@ -32,6 +32,9 @@ lint: setup-test  ## linter, formatter, type checker
 ui: setup  ## the MLflow UI on 127.0.0.1, on this project's store
 	$(BIN)/python -m src.tracking.ui
 
+dashboard: $(VENV)/.setup-dashboard  ## Optuna's dashboard on 127.0.0.1, on this project's studies
+	$(BIN)/python -m src.sweep.dashboard
+
 docs: setup-docs  ## the documentation, built strictly into site/
 	$(BIN)/python docs/configuration.py
 	$(BIN)/zensical build --strict --config-file mkdocs.yml
@@ -46,6 +49,10 @@ $(VENV)/.setup: pyproject.toml constraints.txt
 
 $(VENV)/.setup-test: $(VENV)/.setup
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.setup-dashboard: $(VENV)/.setup
+	$(PIP) --editable '.[dashboard]'
 	@touch $@
 
 $(VENV)/.setup-docs: $(VENV)/.setup

@@ -246,6 +246,8 @@ def _run(
             compared = comparison.summarise_study(
                 store, recorder.parent, plan.objectives, plan.limits, test_front=test_front
             )
+            notes = comparison.chosen_notes(compared, plan.objectives, plan.limits)
+            studies.save_notes(study, notes)
     is_complete = status.total <= status.counted and status.counts["fail"] == 0
     return is_complete and bool((compared["status"] == "FINISHED").any())
 

@@ -15,6 +15,7 @@ from PIL import Image
 from src.core.cli import fail
 from src.core.errors import UserError
 from src.data import fetch
+from src.sweep import dashboard
 from src.sweep.executors.local import LocalExecutor
 from src.sweep.scheduler import Scheduler
 from src.tracking import ui
@@ -35,15 +36,20 @@ FILES = {  # slips in a config file
 }
 
 
-def ui_main() -> None:
-    """`python -m src.tracking.ui`, without the server."""
-    try:
-        ui.main(sys.argv[1:])
-    except UserError as error:
-        fail(str(error))
+def forwarding(main: Callable[[list[str]], None]) -> Callable[[], None]:
+    """As `python -m` calls a command that serves, which bad input does not reach."""
+
+    def entry() -> None:
+        try:
+            main(sys.argv[1:])
+        except UserError as error:
+            fail(str(error))
+
+    return entry
 
 
-ENTRIES = {"ui": ui_main, "fetch": lambda: sys.exit(fetch.main(sys.argv[1:]))}
+ENTRIES = {"ui": forwarding(ui.main), "dashboard": forwarding(dashboard.main)}
+ENTRIES |= {"fetch": lambda: sys.exit(fetch.main(sys.argv[1:]))}
 
 
 def reached(*arguments: Any, **options: Any) -> None:

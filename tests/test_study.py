@@ -25,6 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
+from optuna_dashboard import get_note
 
 from benchmarks.sweep.faults import is_alive
 from src import dry_run, report, study, train
@@ -362,7 +363,8 @@ def test_optuna_and_mlflow_agree_and_only_the_front_is_tested(work: WorkingFolde
             continue
         assert trial.values == [run[QUALITY], run[FLOPS]]
         assert trial.user_attrs["run_id"] == run["run_id"]
-        assert (run["tags.front"] == "true") == (not pd.isna(run["metrics.test/accuracy"]))
+        for name in ("test/accuracy", "time/test_s"):
+            assert (run["tags.front"] == "true") == (not pd.isna(run[f"metrics.{name}"]))
 
 
 def test_an_objective_has_one_name_and_one_value_everywhere(
@@ -378,6 +380,12 @@ def test_an_objective_has_one_name_and_one_value_everywhere(
     name, cost = optuna_study.metric_names or []
     assert (name, cost) == (f"best/val/{PRIMARY}", "efficiency/flops")
     (parent,) = work.runs("named", "study")["run_id"]
+    chosen = {trial.number for trial in optuna_study.best_trials}
+    trials = [optuna.Trial(optuna_study, trial._trial_id) for trial in optuna_study.trials]
+    notes = {trial.number: note for trial in trials if (note := get_note(trial))}
+    assert chosen <= set(notes)
+    assert all(("On the Pareto front" in note) == (n in chosen) for n, note in notes.items())
+    assert sum("Which model has the best balanced accuracy" in note for note in notes.values()) == 1
     recorded = work.store.client.get_run(parent).data.tags["objectives"]
     assert recorded == f"maximize {name}; minimize {cost}"
     monkeypatch.setattr("src.reporting.plots_static.write", lambda charts, folder: [])

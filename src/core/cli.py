@@ -44,7 +44,7 @@ INTERRUPTED = 130
 # Commands of the console script and their modules.
 PROGRAM = {name: f"src.{name}" for name in ("train", "report", "evaluate", "predict", "export")}
 PROGRAM |= {name: f"src.{name}" for name in ("benchmark", "card", "audit")}
-PROGRAM |= {"ui": "src.tracking.ui", "fetch": "src.data.fetch"}
+PROGRAM |= {"fetch": "src.data.fetch", "ui": "src.tracking.ui", "dashboard": "src.sweep.dashboard"}
 # Folders of conf/ that are not part of a training config.
 NOT_IN_A_RUN = ("command", "hydra", "labels", "paper")
 OPTIONAL_GROUPS = ("experiment", "sweeps")

@@ -19,6 +19,8 @@ from src.deployment import trained
 from src.metrics import formatting, pareto, registry
 from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.reporting import style
+from src.reporting.decisions import decide
+from src.reporting.record import ReportSettings
 from src.sweep.overrides import parameters
 from src.tracking import read, views
 from src.tracking.read import texts
@@ -209,6 +211,29 @@ def summarise_study(
     _show(table, [*objectives, *limits], study_run.name, store, pages)
     cli.say(f"report: python -m src.report {shlex.quote(f'study={study_run.name}')}", wrap=False)
     return table
+
+
+def chosen_notes(
+    table: pd.DataFrame, objectives: Sequence[Objective], limits: Sequence[Limit]
+) -> dict[int, str]:
+    """Why each chosen trial of `compare` was chosen, in Markdown, by the trial's number."""
+    table = table.assign(label=_row_names(table))
+    notes: dict[int, str] = {}
+    for _, row in table[table["front"]].iterrows():
+        figures = [formatting.figure(item.metric, row[item.metric]) for item in objectives]
+        front = f"**On the Pareto front**: {formatting.joined(figures)}."
+        notes[int(row["trial"])] = f"{front} Run `{row['run_id']}` in MLflow."
+    answers = []
+    if not all(formatting.is_cost(objective.metric) for objective in objectives):
+        answers = decide(table, objectives, limits, ReportSettings.margin, (), ())
+    numbers = table.set_index("run_id")["trial"]
+    for answer in answers:
+        if answer.run_id:
+            number = int(numbers[answer.run_id])
+            notes[number] = (
+                f"{notes.get(number, '')}\n\n**{answer.question}** {answer.text}".strip()
+            )
+    return notes
 
 
 def show_single(

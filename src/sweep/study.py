@@ -21,6 +21,8 @@ from src.sweep.space import Space
 
 _DEFINITION = "definition"
 _EXHAUSTED = "exhausted"
+_NOTES = "paretoderm:notes"  # system attribute with the notes that `save_notes` wrote
+_NOTE_LENGTH = 2045  # of optuna-dashboard: it would divide a longer note
 # Figures of the terminal's table; user attributes of a trial besides its objectives and limits.
 _SHOWN = [*(f"best/val/{name}" for name in default_quality_metrics(MELANOMA[:1])), *COSTS]
 # Worse than any usable trial, yet not so far off that a surrogate model sees nothing else: chance
@@ -198,6 +200,26 @@ def tell(study: OwnedStudy, trial: int | optuna.Trial, outcome: TrialOutcome) ->
             if name not in frozen.constraints:  # a killed scheduler may have set some
                 handle.set_constraint(name, violation)
     return study.tell(number, values, state)
+
+
+def save_notes(study: optuna.Study, notes: Mapping[int, str]) -> None:
+    """Give trials, by their numbers, the notes in Markdown that optuna-dashboard shows.
+
+    They take the place of those of an earlier call. A note that somebody has edited stays.
+    """
+    storage, study_id = study._storage, study._study_id
+    attributes = storage.get_study_system_attrs(study_id)
+    earlier = attributes.get(_NOTES, {})
+    for number in dict.fromkeys([*notes, *map(int, earlier)]):
+        trial = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        # as optuna_dashboard.save_note writes them, which is not installed everywhere
+        version, body = (f"dashboard:{trial}:note_{key}" for key in ("ver", "str:0"))
+        note = notes.get(number, "")[:_NOTE_LENGTH]
+        if attributes.get(body, "") == earlier.get(str(number), "") != note:
+            storage.set_study_system_attr(study_id, version, attributes.get(version, 0) + 1)
+            storage.set_study_system_attr(study_id, body, note)
+    saved = {str(number): note[:_NOTE_LENGTH] for number, note in notes.items()}
+    storage.set_study_system_attr(study_id, _NOTES, saved)
 
 
 def readable(study: OwnedStudy, outcome: TrialOutcome) -> dict[str, str | float]:

@@ -10,44 +10,60 @@ from src.core.errors import ConfigError, UserError
 from src.tracking.store import Store, reap
 from src.tracking.views import page, pages
 
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 _STUDIES = "tags.kind = 'study' and attributes.status = 'FINISHED'"  # they have saved views
 _USAGE = "python -m src.tracking.ui [port=5000] [folder=mlruns] [uri=sqlite:///runs.db]"
 
 
-def main(arguments: list[str]) -> None:
-    """Replace this process by the server; returns only after --help or if the store is a server.
+def options(arguments: list[str], about: str, usage: str, **defaults: str) -> dict[str, str]:
+    """The arguments `key=value` of a command that serves on a port of this machine.
+
+    Args:
+        arguments: As typed.
+        about: Shown with the usage by --help, which ends the process.
+        usage: Of the command.
+        **defaults: All keys with their values; one is "port".
 
     Raises:
-        UserError: An unknown argument, a port that is not free, or a store that cannot be used.
+        UserError: An unknown argument, or a port that is not free.
     """
     if {"--help", "-h"} & set(arguments):
-        print(f"{__doc__}\n\n  {_USAGE}")
-        return
-    options = {"port": "5000", "folder": "mlruns", "uri": ""}
+        print(f"{about}\n\n  {usage}")
+        raise SystemExit
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key not in options or not value:
-            raise UserError(f"{argument}: not an argument of {_USAGE}")
-        options[key] = value
-    port = options["port"]
+        if key not in defaults or not value:
+            raise UserError(f"{argument}: not an argument of {usage}")
+        defaults[key] = value
+    port = defaults["port"]
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError("port", f"must be a number from 1 to 65535, but got {port}")
     with socket.socket() as probe:
         # A server that ended just now does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, int(port)))
+            probe.bind((HOST, int(port)))
         except OSError as error:
             message = f"{port} is not free ({error.strerror}): try port={int(port) + 1}"
             raise ConfigError("port", message) from error
-    store = Store(uri=options["uri"] or None, folder=options["folder"])
+    return defaults
+
+
+def main(arguments: list[str]) -> None:
+    """Replace this process by the server; returns only if the store is a server.
+
+    Raises:
+        UserError: A bad argument, or a store that cannot be used.
+    """
+    chosen = options(arguments, str(__doc__), _USAGE, port="5000", folder="mlruns", uri="")
+    port = chosen["port"]
+    store = Store(uri=chosen["uri"] or None, folder=chosen["folder"])
     if store.is_server:
         say(f"the runs are on a tracking server: open {store.uri}", wrap=False)
         return
     store.open()
     reap(store)
-    address = f"http://{_HOST}:{port}"
+    address = f"http://{HOST}:{port}"
     print(f"MLflow's user interface (Ctrl+C ends it): {address}{page(store)}", flush=True)
     for study in itertools.islice(store.search(_STUDIES), 1):
         for view, path in pages(store, study.info.run_id).items():
@@ -55,7 +71,7 @@ def main(arguments: list[str]) -> None:
     os.environ["PYTHONWARNINGS"] = "ignore"
     # MLflow would start eight more processes for jobs on prompts and traces.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = f"-m mlflow server --host {_HOST} --port {port} --workers 1".split()
+    server = f"-m mlflow server --host {HOST} --port {port} --workers 1".split()
     # Every user of the machine sees the arguments of a process: a URL may have a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = os.environ["MLFLOW_REGISTRY_STORE_URI"] = store.uri
     server += ["--artifacts-destination", str(store.artifacts)]

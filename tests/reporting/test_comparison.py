@@ -88,7 +88,10 @@ def summarised(store: Store, study_run: Run) -> pd.DataFrame:
 
 
 def test_the_front_is_tested_once_and_former_members_are_mentioned(
-    store: Store, tested: list[str], output: Callable[[], str]
+    store: Store,
+    tested: list[str],
+    output: Callable[[], str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     parent = Run.start(store, "study", {"kind": "study"})
     good = recorded(store, parent.id, {QUALITY: 0.8, FLOPS: 5.0}, trial=0)
@@ -96,6 +99,9 @@ def test_the_front_is_tested_once_and_former_members_are_mentioned(
     dead = recorded(store, parent.id, {}, "FAILED", trial=2, failure="ValueError: no")
     assert summarised(store, parent)["front"].to_dict() == {good: True, bad: False, dead: False}
     assert tested == [good]
+    reason = f"run {good} has no artifact 'checkpoint'"
+    assert f"run {good} has no model in MLflow: {reason}" in caplog.text
+    assert "Traceback" not in caplog.text
     assert "earlier front" not in output()
     assert summarised(store, parent).at[good, "test/accuracy"] == 0.1
     assert tested == [good]
@@ -178,6 +184,19 @@ def test_the_front_is_that_of_the_chosen_epoch_within_the_limits() -> None:
     assert table.index[table["feasible"]].tolist() == ["small"]
     assert table.index[table["front"]].tolist() == ["small"]
     assert not compare(RUNS, OBJECTIVES, [Limit("test/auroc", ">=", 0.8)])["feasible"].any()
+
+
+def test_chosen_trials_have_notes_with_their_figures_and_answers() -> None:
+    notes = comparison.chosen_notes(compare(RUNS, OBJECTIVES), OBJECTIVES, [])
+    assert list(notes) == [1, 0]
+    front = "**On the Pareto front**: balanced accuracy {}. Run `{}` in MLflow."
+    assert notes[0] == front.format("0.500 and 30M multiply-adds", "small")
+    first, *answers = notes[1].split("\n\n")
+    assert first == front.format("0.600 and 4.1G multiply-adds", "big")
+    questions = ["Which model has the best balanced accuracy", "Which model is the cheapest"]
+    assert [answer.startswith(f"**{q}") for answer, q in zip(answers, questions, strict=True)]
+    only_costs = parse_objectives({"objectives": [{"metric": FLOPS}]})
+    assert list(comparison.chosen_notes(compare(RUNS, only_costs), only_costs, [])) == [0]
 
 
 def test_warnings_of_leaks_and_of_runs_that_cannot_be_compared() -> None:

@@ -12,6 +12,7 @@ import sqlalchemy
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState, create_trial
+from optuna_dashboard import get_note, save_note
 
 from src.core.errors import UserError
 from src.metrics import pareto
@@ -20,7 +21,7 @@ from src.sweep import space as spaces
 from src.sweep.records import CELL, OUTCOME, TrialOutcome, needed, violations
 from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
-from src.sweep.study import OwnedStudy, counted, open_study, tell, warm_start
+from src.sweep.study import OwnedStudy, counted, open_study, save_notes, tell, warm_start
 
 ACCURACY = Objective("val/accuracy", "maximize")
 FLOPS = Objective("efficiency/flops", "minimize")
@@ -328,6 +329,17 @@ def test_optunas_own_tools_show_names_figures_and_the_front(storage: BaseStorage
         assert attributes[f"user_attrs_{name}"][: len(draws)].tolist() == column.tolist()
     assert attributes["user_attrs_reason"].dropna().tolist() == ["killed by signal 9"]
     assert not attributes.map(lambda cell: isinstance(cell, dict | list)).any(axis=None)
+
+
+def test_the_dashboard_has_the_notes_and_others_stay(storage: BaseStorage) -> None:
+    study = opened(storage)
+    trials = [optuna.Trial(study, study.ask()._trial_id) for _ in range(4)]
+    save_notes(study, {0: "first", 1: "x" * 3000, 2: "third"})
+    save_note(trials[0], "mine")
+    assert [get_note(trial) for trial in trials] == ["mine", "x" * 2045, "third", ""]
+    for _ in range(2):
+        save_notes(study, {0: "changed", 2: "third", 3: "fourth"})
+        assert [get_note(trial) for trial in trials] == ["mine", "", "third", "fourth"]
 
 
 def test_an_interrupted_tell_is_completed(
