@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src.core import cli
 from src.core.cli import PROGRAM, ROOT, Command, quoted
+from src.sweep import dashboard
 from src.tracking import ui
 from src.tracking.read import artifacts
 from src.tracking.store import Store
@@ -208,9 +209,12 @@ def test_the_shell_completes_commands_groups_and_keys(
     assert output.split() == words
 
 
-def test_help_of_the_ui(capsys: pytest.CaptureFixture[str]) -> None:
-    ui.main(["--help"])
-    assert "python -m src.tracking.ui [port=5000]" in capsys.readouterr().out
+@pytest.mark.parametrize(("server", "port"), [(ui, 5000), (dashboard, 8080)])
+def test_help_of_the_servers(server: Any, port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        server.main(["--help"])
+    assert not ended.value.code
+    assert f"python -m {server.__name__} [port={port}]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "argument", "expected"), ARGUMENTS)

@@ -297,11 +297,11 @@ def log_model(store: Store, run_id: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "net"
         folder.mkdir()
+        files = [file] if file else [read.artifact(store, run.run_id, n) for n in _NET_FILES]
+        for path in files:
+            shutil.copy(path, folder)
         if file is None:  # else it has a description inside
             (folder / _DESCRIPTION).write_text(about.to_json(), encoding="utf-8")
-        names = _NET_FILES if file is None else ()
-        for path in [read.artifact(store, run.run_id, n) for n in names] or [file]:
-            shutil.copy(str(path), folder)
         content, shape = json.loads(about.to_json()), (about.image_size, len(about.classes))
         model = model_registry.log_model(store, run.run_id, __name__, folder, *shape, content)
     return run.run_id, model

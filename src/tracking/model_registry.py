@@ -103,7 +103,7 @@ def log_model(
             data_path=str(data),
             signature=ModelSignature(pictures, probabilities),
             input_example=np.zeros((1, *sides), np.uint8),
-            pip_requirements=["paretoderm"],  # which has the loader
+            pip_requirements=[],  # the loader is this package, which no index has
             metadata=dict(metadata),
             mlflow_model=Model(model.artifact_location, run_id, model_id=model.model_id),
         )

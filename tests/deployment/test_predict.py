@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -504,7 +505,10 @@ def test_a_server_of_mlflow_answers_as_the_net(
 ) -> None:
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["-m", f"runs:/{trial.seeds[0]}/model", "-h", "127.0.0.1", "-p", str(free_port)]
-    variables = os.environ | {"MLFLOW_TRACKING_URI": trial.store.uri, "PYTHONPATH": str(ROOT)}
+    # MLflow calls uvicorn by name
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    variables |= {"MLFLOW_TRACKING_URI": trial.store.uri}
     log, address = tmp_path / "log.txt", f"http://127.0.0.1:{free_port}"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -518,7 +522,8 @@ def test_a_server_of_mlflow_answers_as_the_net(
         request.add_header("Content-Type", "application/json")
         answer = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # the server is a process of its own
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGTERM)  # the server is a process of its own
         process.wait(timeout=30)
     expected = trial.probabilities(trial.seeds[0], pictures)
     np.testing.assert_allclose(answer, expected, atol=1e-6)

@@ -56,7 +56,9 @@ def address(
 
 
 @pytest.mark.slow
-def test_objectives_have_names_and_chosen_trials_notes(address: str, browser: Any) -> None:
+def test_objectives_have_names_the_front_is_listed_and_its_trials_have_notes(
+    address: str, browser: Any
+) -> None:
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
     page.set_default_timeout(60_000)
     page.goto(address)
@@ -65,6 +67,9 @@ def test_objectives_have_names_and_chosen_trials_notes(address: str, browser: An
     for name in NAMES:
         page.get_by_text(name).first.wait_for()
     assert page.get_by_text("Objective 0").count() == 0
+    page.get_by_text("Objective Values").nth(1).wait_for()
+    best = page.inner_text("body").partition("Best Trials")[2]
+    assert re.findall(r"^Trial \d+$", best, re.MULTILINE) == ["Trial 0", "Trial 1"]
     study = page.url.partition("/studies/")[2].partition("/")[0]
     for number, quality in ((0, "0.450"), (1, "0.600")):
         page.goto(f"{address}/studies/{study}/trials?numbers={number}")
