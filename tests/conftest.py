@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PARETODERM_SHARED", ROOT.parent / "shared"))
-# WebGL without a graphics card, and no network
+# WebGL without a graphics card, no network, and a camera
 BROWSER_FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -45,6 +45,7 @@ BROWSER_FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",
 ]
 
 
@@ -92,6 +93,7 @@ FIRST = [
     " tracking/test_read.py reporting/test_page.py reporting/test_charts.py"
     " reporting/test_plots_html.py",
     "test_extending.py",
+    "deployment/test_web.py deployment/test_export.py",
     "sweep/test_storage.py",
     "sweep/test_scheduler.py",
 ]

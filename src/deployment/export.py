@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.core.tables import Table
 from src.data.module import DataModule
-from src.deployment import trained
+from src.deployment import trained, web
 from src.deployment.description import Decision, Description
 from src.deployment.runtimes.base import Probabilities, in_batches
 from src.deployment.runtimes.eager import EagerRuntime
@@ -31,6 +31,7 @@ from src.tracking.run import Run
 from src.tracking.store import Store, existing
 
 FEWEST = 256  # images for a comparison
+WRITERS = FORMATS | {web.NAME: FORMATS["onnx"]}  # by the values of `format`
 RECORDED = ("max_difference", "agreement", "size_mb", "images")  # metrics export/<format>/...
 
 
@@ -39,7 +40,7 @@ class ExportSettings:
     """The keys of conf/command/export.yaml."""
 
     run: str | None = None
-    format: FormatName | list[FormatName] = "onnx"
+    format: FormatName | Literal["web"] | list[FormatName | Literal["web"]] = "onnx"
     folder: str = "exports"
     root: str | None = None
     cache_dir: str = "data/cache"
@@ -53,7 +54,7 @@ class ExportSettings:
     def __post_init__(self) -> None:
         trained.require_run_id(self.run)
         if not self.formats:
-            raise ConfigError("format", f"name at least one of {', '.join(FORMATS)}")
+            raise ConfigError("format", f"name at least one of {', '.join(WRITERS)}")
 
     @property
     def formats(self) -> list[str]:
@@ -136,11 +137,12 @@ def export_run(config: DictConfig) -> None:
             installed, or a file that failed its comparison; the other formats are exported
             nevertheless.
     """
-    settings = load_settings(config, ExportSettings, without=("tracking",))
+    settings = load_settings(config, ExportSettings, without=("tracking", "web"))
+    page_settings = load_settings(config.web, web.WebSettings, "web")
     store = existing(config)
     run = trained.single(store, trained.require_run_id(settings.run))
     file = trained.deployed_file(store, run.run_id)
-    _check_settings(run, file, settings)
+    _check_settings(run, file, settings, page_settings)
     run.config.decision = settings.decision or run.config.get("decision", ARGMAX)
     camera = None if file else trained.load_network(store, run)
     data, split, rows = validation_rows(run, settings.images, settings.root, settings.cache_dir)
@@ -158,11 +160,13 @@ def export_run(config: DictConfig) -> None:
     errors = []
     for name in settings.formats:
         print(f"{name}: writing and checking ...", file=sys.stderr, flush=True)
-        path = folder / f"model{FORMATS[name].suffix}"
+        is_page = name == web.NAME
+        path = folder / (name if is_page else f"model{WRITERS[name].suffix}")
+        page = web.atomic_page(path, about, page_settings)
         try:
-            with atomic_file(path, "the export", make_folder=True) as draft:
+            with page if is_page else atomic_file(path, "the export", True) as draft:
                 if camera is not None:
-                    FORMATS[name].write(camera, about, draft)
+                    WRITERS[name].write(camera, about, draft)
                 else:
                     shutil.copyfile(str(file), draft)
                 runtime = open_file(draft, settings.threads)
@@ -177,7 +181,7 @@ def export_run(config: DictConfig) -> None:
         except UserError as error:
             errors.append(error)
         else:
-            size_mb = path.stat().st_size / 1e6
+            size_mb = web.folder_mb(path)
             exports.append({"format": name, "path": path, "size_mb": size_mb, **parity})
     if exports:
         title = f"{run.title}, compared with {source} on {len(rows):,} {split} images"
@@ -188,17 +192,21 @@ def export_run(config: DictConfig) -> None:
         raise UserError("; ".join(map(str, errors))) from errors[0]
 
 
-def _check_settings(run: RecordedModel, file: Path | None, settings: ExportSettings) -> None:
-    """Raise UserError if a run cannot be exported so, or an extra is missing."""
+def _check_settings(
+    run: RecordedModel, file: Path | None, settings: ExportSettings, page: web.WebSettings
+) -> None:
+    """Raise UserError if a run cannot be exported so, or what is needed is not installed."""
     if file is None:
         for name in settings.formats:
-            FORMATS[name].check_installed()
+            WRITERS[name].check_installed()
     elif settings.decision is not None:
         problem = f"is in the file of run {run.run_id}: set it beside compression="
         raise ConfigError("decision", problem)
-    elif settings.formats != [name := format_of(file).name]:
-        problem = f"was compressed into a {file.suffix} file; take format={name}"
+    elif any(WRITERS[name] is not format_of(file) for name in settings.formats):
+        problem = f"was compressed into a {file.suffix} file; take format={format_of(file).name}"
         raise ConfigError("format", f"run {run.run_id} {problem}")
+    if web.NAME in settings.formats:
+        web.find_runtime(page.runtime)
 
 
 def _recorded_output(
@@ -240,7 +248,8 @@ def _show(
     rule = "" if about.rule == ARGMAX else f" Class: by the rule {about.rule}."
     say(f"Decision: {answer}.{rule} Licence: {about.licence}.")
     for row in exports:
-        say(str(row["path"]), wrap=False)
+        serve = "python -m http.server --directory " if row["format"] == web.NAME else ""
+        say(f"{serve}{row['path']}", wrap=False)
 
 
 def _record(exports: Sequence[Mapping[str, Any]], store: Store, run: RecordedModel) -> None:

@@ -76,7 +76,7 @@ class BenchmarkRow:
     """A model in a runtime."""
 
     label: str  # shown to people
-    runtime: RuntimeName
+    runtime: RuntimeName | Literal["web"]  # "web": a browser, see `src.deployment.web`
     run_id: str = ""  # the run that it comes from; empty if it could not be loaded
     model: str = ""  # name of the architecture
     precision: str = ""  # of the weights
