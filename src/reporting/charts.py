@@ -140,7 +140,7 @@ class Chart:
 def charts(report: Report) -> list[Chart]:
     """The charts that have something to show, in the order of the page."""
     makers: tuple[Callable[[Report], Chart | None], ...]
-    makers = (front, recalls, effects, importance, parallel, curves, progress)
+    makers = (front, recalls, roc, effects, importance, parallel, curves, progress)
     return [chart for chart in (make(report) for make in makers) if chart is not None]
 
 
@@ -302,6 +302,24 @@ def _recall_text(row: Mapping[Any, Any]) -> str:
     figure = f"{row['recall']:.3f}{interval(row['low'], row['high'])}"
     head = f"{row['label']}\nrun {row['run_id']}\n{row['class']}"
     return f"{head}: {figure}\n{row['images']} images"
+
+
+def roc(report: Report) -> Chart | None:
+    """ROC curves of the chosen runs on validation, one class against the rest; and chance."""
+    if report.roc.empty:
+        return None
+    diagonal = np.array([0.0, 1.0])
+    traces = [scatter("chance", diagonal, diagonal, line=style.line(style.PALE, 1, "dot"))]
+    for position, (_, rows) in enumerate(report.roc.groupby("run_id", sort=False)):
+        colour, _, dash = style.look(position)
+        name = f"{rows['label'].iloc[0]}: AUROC {rows['auroc'].iloc[0]:.3f}"
+        x, y = rows[["false_positive_rate", "sensitivity"]].to_numpy(dtype=float).T
+        traces.append(scatter(name, x, y, line=style.line(colour, 2, dash)))
+    classes = ", ".join(report.roc["class"].unique())
+    y_axis = axis(f"sensitivity for {classes}, higher is better")
+    view = View("all", traces, axis("1 - specificity, lower is better"), y_axis)
+    picture = Picture([view], 480)
+    return Chart("roc", "ROC of the chosen models on validation", [picture], [[view]], (3.6, 2.8))
 
 
 def effects(report: Report) -> Chart | None:

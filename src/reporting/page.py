@@ -25,14 +25,14 @@ from src.reporting.uncertainty import tied_groups
 from src.sweep.overrides import is_numeric
 
 FRAMES = ["table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress"]
-FRAMES += ["recalls", "comparison", "on_test"]
+FRAMES += ["recalls", "roc", "comparison", "on_test"]
 MOST_CHARACTERS = 5000  # of the Markdown summary
 _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
 _FAILED = ("failed", "killed", "no value", "running")
 # Keys of charts and tables, as patterns, in the order of the page; the front's chart comes first.
 _ORDER = ["table-comparison", "table-front", "table-on_test", "table-pairs", "table-drops"]
-_ORDER += ["table-lost", "effects", "table-more-.*", "curves", "table-failures", "recalls"]
+_ORDER += ["table-lost", "effects", "table-more-.*", "curves", "table-failures", "recalls", "roc"]
 _ORDER += ["importance", "parallel", "progress", "table-intervals"]
 
 

@@ -49,6 +49,8 @@ class Report:
         curves: run_id, label, state, epoch (from 1), value (the quality).
         progress: study, trials (that have ended), ended (UTC), hypervolume.
         recalls: run_id, label, split, class, recall, low, high, images.
+        roc: From `src.reporting.uncertainty.roc_curves`, of the chosen runs on validation: run_id,
+            label, class, auroc (mean over the nets), false_positive_rate, sensitivity.
         reference: How the hypervolume is measured: one sentence per objective.
         hypervolume: Of the front of each study.
         counts: Trials by `table.state`.
@@ -79,6 +81,7 @@ class Report:
     curves: pd.DataFrame
     progress: pd.DataFrame
     recalls: pd.DataFrame
+    roc: pd.DataFrame
     reference: list[str]
     hypervolume: dict[str, float]
     counts: dict[str, int]

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.metrics import bootstrap
+from src.metrics import bootstrap, curves
 from src.metrics.bootstrap import DifferentImagesError, Predictions
 from src.metrics.paired import holm, mcnemar, paired_difference
-from src.metrics.registry import class_metrics, overall_metrics
+from src.metrics.registry import class_metrics, melanoma_of, overall_metrics
 from src.reporting.collect import PredictionReader
 from src.reporting.record import ReportSettings
 
@@ -21,6 +22,7 @@ PAIRS = ["run_a", "run_b", "label_a", "label_b", "metric", "split", "difference"
 PAIRS += ["p_bootstrap", "p_mcnemar", "p_adjusted", "tied"]
 DROPS = ["run_id", "label", "metric", "val", "test", "drop", "low", "high"]
 RECALLS = ["run_id", "label", "split", "class", "recall", "low", "high", "images"]
+ROC = ["run_id", "label", "class", "auroc", "false_positive_rate", "sensitivity"]
 MOST_RUNS = 40  # that get intervals
 ON_VALIDATION = (
     "Neighbours on the front are compared on validation images, because not all were tested. "
@@ -38,7 +40,7 @@ def measure(
     sorts the front. `quality` is a metric without its split, such as balanced_accuracy.
 
     Returns:
-        The tables of `Report` by name: intervals, pairs, drops, recalls; and warnings.
+        The tables of `Report` by name: intervals, pairs, drops, recalls, roc; and warnings.
     """
     chosen = (table["chosen"] != "") | table["knee"]
     others = table[table["front"] & ~chosen].sort_values("crowding", ascending=False, kind="stable")
@@ -75,6 +77,7 @@ def measure(
         both = [member for member in _members(rows) if val[member[0]] and test[member[0]]]
         drop = drops(val, test, both, quality, *how)
     tables = {"intervals": intervals, "pairs": pairs, "drops": drop}
+    tables["roc"] = roc_curves(val, _members(table[chosen]))
     return tables | {"recalls": recalls.reset_index(drop=True)}, warnings
 
 
@@ -235,6 +238,35 @@ def drops(
             interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)
         rows.append((run_id, label, metric, *means, drop, *interval))
     return pd.DataFrame(rows, columns=DROPS)
+
+
+def roc_curves(predictions: Frames, members: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """ROC curves of melanoma, or of the positive one of two classes, against the rest.
+
+    The curve of several nets is the mean of their sensitivities at each of 101 false positive rates
+    (vertical averaging: Fawcett, An introduction to ROC analysis, 2006, section 9.1). Members are
+    (run id, label).
+
+    Returns:
+        `Report.roc`, without models that have no such class or no predictions of the same images.
+    """
+    rates, tables = np.linspace(0, 1, 101), [pd.DataFrame(columns=ROC)]
+    for run_id, label in members:
+        points = pd.DataFrame(columns=["class", "seed"])
+        with suppress(UserError):  # nets of other images: the intervals have a warning
+            nets = bootstrap.gather(predictions[run_id])
+            two = nets.classes[1] if len(nets.classes) == 2 else None
+            points = curves.roc(nets)
+            points = points[points["class"] == (melanoma_of(nets.classes) or two)]
+        axes = [net[ROC[-2:]].to_numpy(float).T for _, net in points.groupby("seed")]
+        if not axes:
+            continue
+        mean = np.mean([np.interp(rates, *net) for net in axes], axis=0)
+        area = np.mean([np.trapezoid(sensitivity, rate) for rate, sensitivity in axes])
+        columns = (run_id, label, points["class"].iloc[0], area, np.append(0, rates))
+        curve = dict(zip(ROC, (*columns, np.append(0, mean)), strict=True))
+        tables.append(pd.DataFrame(curve))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def with_intervals(table: pd.DataFrame, intervals: pd.DataFrame, quality: str) -> pd.DataFrame:

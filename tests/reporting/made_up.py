@@ -71,6 +71,7 @@ def make_report(
         curves=_curves(table, rng),
         progress=pd.concat(progress, ignore_index=True),
         recalls=_recalls(named, rng),
+        roc=_roc(table[table["chosen"] != ""]),
         reference=[
             "balanced accuracy: from 0 to 1, worst 0",
             "FLOPs: logarithmic, from 1 M to 1 G, worst 1 G",
@@ -107,7 +108,7 @@ def one_run() -> Report:
         hypervolume={"dense_size": 0.1},
         counts={"front": 1},
         tables={},
-        **{name: pd.DataFrame() for name in (*names, "recalls")},
+        **{name: pd.DataFrame() for name in (*names, "recalls", "roc")},
     )
 
 
@@ -275,3 +276,13 @@ def _recalls(named: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
                 rows.append((run["run_id"], run["label"], split, name, *ends, images))
     columns = ["run_id", "label", "split", "class", "recall", "low", "high", "images"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _roc(chosen: pd.DataFrame) -> pd.DataFrame:
+    rates = np.linspace(0, 1, 21)
+    rows = [
+        (run["run_id"], run["label"], "mel", run[QUALITY], rate, rate ** (1 / run[QUALITY] - 1))
+        for _, run in chosen.iterrows()
+        for rate in rates
+    ]  # x to the power k has the area 1 / (k + 1)
+    return pd.DataFrame(rows, columns=uncertainty.ROC)

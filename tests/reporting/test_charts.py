@@ -23,7 +23,7 @@ def ends(trace):
 
 
 def test_a_full_report_has_all_charts_in_order(report, bare):
-    keys = ["front", "recalls", "effects", "importance", "parallel", "curves", "progress"]
+    keys = ["front", "recalls", "roc", "effects", "importance", "parallel", "curves", "progress"]
     assert [chart.key for chart in charts.charts(report)] == keys
     assert [chart.key for chart in charts.charts(bare)] == ["front"]
     two = report.table[report.table["status"] == "FINISHED"].head(2)
@@ -214,6 +214,19 @@ def test_recalls_are_on_test_first_then_on_validation(report):
     assert some.pictures[0].views[0].traces[0]["hovertext"][0].tolist().count("not measured") == 1
     only = replace(report, recalls=report.recalls.query("split == 'val'"))
     assert [view.label for view in charts.recalls(only).pictures[0].views] == ["validation"]
+
+
+def test_roc_has_chance_and_a_line_with_its_area_for_each_chosen_model(report):
+    [view] = charts.roc(report).pictures[0].views
+    chosen = report.table[report.table["chosen"] != ""].set_index("label")
+    chance, *lines = view.traces
+    assert list(chance["x"]) == list(chance["y"]) == [0, 1]
+    names = [f"{label}: AUROC {row[QUALITY]:.3f}" for label, row in chosen.iterrows()]
+    assert [line["name"] for line in lines] == names
+    assert len({line["line"]["color"] for line in lines}) == len(lines) == 2
+    for line in lines:
+        assert (line["x"][0], line["y"][0], line["x"][-1], line["y"][-1]) == (0, 0, 1, 1)
+    assert view.y["title"] == "sensitivity for mel, higher is better"
 
 
 def test_progress_has_a_line_per_study_by_trials_and_by_time(two_studies):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from src.reporting import charts, plots_static
 
-NAMES = ["front", "recalls", "effects", "importance", "parallel", "curves", "progress"]
+NAMES = ["front", "recalls", "roc", "effects", "importance", "parallel", "curves", "progress"]
 NAMES += ["front_by_cost"]
 
 

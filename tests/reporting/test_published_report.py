@@ -200,7 +200,7 @@ def test_the_page_opens_and_draws_in_mlflow_s_viewer(frame: Any) -> None:
     legend = " ".join(front.locator(".legendtext").all_text_contents())
     for part in ("front (3)", "dominated (2)", "over limit (1)"):
         assert part in legend
-    for section in ("recalls", "effects", "parallel", "curves", "progress"):
+    for section in ("recalls", "roc", "effects", "parallel", "curves", "progress"):
         assert frame.locator(f"#{section} .picture .main-svg").count() > 0
     frame.get_by_role("button", name="parameters", exact=True).click()
     front.locator(".xtitle", has_text=re.compile("^parameters")).wait_for()

@@ -3,11 +3,21 @@
 import numpy as np
 import pandas as pd
 import pytest
+from clinical_cases import made_up
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from src.core.errors import ConfigError
 from src.metrics.bootstrap import intervals
 from src.metrics.paired import mcnemar, paired_difference
-from src.reporting.uncertainty import DROPS, PAIRS, compare_neighbours, drops, tied_groups
+from src.reporting.uncertainty import (
+    DROPS,
+    PAIRS,
+    ROC,
+    compare_neighbours,
+    drops,
+    roc_curves,
+    tied_groups,
+)
 
 MEMBERS = [("r1", "tiny"), ("r2", "small"), ("r3", "middle"), ("r4", "large")]
 ONE = MEMBERS[:1]
@@ -164,3 +174,39 @@ def test_the_seed_decides_everything() -> None:
     for first, second, other in zip(tables(1), tables(1), tables(2), strict=True):
         pd.testing.assert_frame_equal(first, second)
         assert not first.equals(other)
+
+
+def test_roc_curves_are_means_over_the_nets_and_agree_with_scikit_learn() -> None:
+    nets, other = made_up(3), made_up(4, names=("a", "b", "c"))
+    runs = {"r1": nets, "r2": nets[:1], "r3": other, "r4": [], "r5": [nets[0], made_up(5)[0]]}
+    members = [(run, run.upper()) for run in runs]
+    frame = roc_curves(runs, members)
+    assert list(frame) == ROC
+    assert frame.groupby("label")["class"].unique().map(list).to_dict() == {
+        "R1": ["mel"],
+        "R2": ["mel"],
+    }
+    assert roc_curves({"r3": other}, members[2:3]).empty
+    target = nets[0]["label"] == "mel"
+    rates = np.linspace(0, 1, 101)
+    areas = [roc_auc_score(target, net["p/mel"]) for net in nets]
+    points = [roc_curve(target, net["p/mel"]) for net in nets]
+    lines = [np.interp(rates, alarms, hits) for alarms, hits, _ in points]
+    for run, count in (("r1", 2), ("r2", 1)):
+        curve = frame[frame["run_id"] == run]
+        assert curve["auroc"].unique() == pytest.approx([np.mean(areas[:count])])
+        assert curve["false_positive_rate"].tolist() == [0, *rates]
+        assert curve["sensitivity"].tolist() == pytest.approx([0, *np.mean(lines[:count], axis=0)])
+
+
+def test_the_roc_curve_of_two_classes_is_that_of_the_positive_one() -> None:
+    # two positives and two negatives; one negative is above one positive: 3 of 4 pairs are right
+    scores = pd.DataFrame({"p/no": [0.9, 0.4, 0.6, 0.1], "p/yes": [0.1, 0.6, 0.4, 0.9]})
+    frame = scores.assign(image_id=list("abcd"), group=list("abcd"))
+    frame["label"] = ["no", "no", "yes", "yes"]
+    curve = roc_curves({"r": [frame]}, [("r", "model")])
+    assert set(curve["class"]) == {"yes"}
+    assert curve["auroc"].iloc[0] == 0.75
+    below, above = curve["false_positive_rate"] < 0.5, curve["false_positive_rate"] >= 0.5
+    assert curve.loc[below, "sensitivity"].tolist() == [0, *[0.5] * 50]
+    assert curve.loc[above, "sensitivity"].tolist() == [1] * 51
