@@ -185,7 +185,7 @@ def record(
 def describe_inputs(
     config: DictConfig, overrides: Sequence[str], parts: loop.RunParts, run: Run, folder: Path
 ) -> None:
-    """Log the inputs before anything is trained: config, environment, data, contact sheet."""
+    """Log the inputs before anything is trained: config, environment, data, sheets of images."""
     run.text(OmegaConf.to_yaml(resolve(config)), "config.yaml")
     run.text("\n".join(overrides) + "\n", "overrides.txt")
     run.text(json.dumps(environment(), indent=2), "environment.json")
@@ -204,9 +204,10 @@ def describe_inputs(
     counts = {split: data.counts(split) for split in SPLITS if data.has(split)}
     source = str(config.data.get("root") or config.data.source["_target_"])
     run.inputs(data.name, source, f"{data.cache.fingerprint} {split_fingerprint}", counts)
-    sheet = folder / "contact_sheet.png"
-    figures.contact_sheet(data).save(sheet, compress_level=1)  # a higher level takes 40 ms
-    run.artifact(sheet, "figures")
+    for draw in (figures.contact_sheet, figures.augmentation_sheet):
+        sheet = folder / f"{draw.__name__}.png"
+        draw(data).save(sheet, compress_level=1)  # a higher level takes 40 ms
+        run.artifact(sheet, "figures")
     if data.cache.unreadable:
         run.table(pd.DataFrame(data.cache.unreadable, columns=["path", "reason"]), "unreadable.csv")
 

@@ -289,8 +289,9 @@ def test_artifacts_are_complete(multirun: Finished, children: pd.DataFrame) -> N
     artifacts = read.artifact(multirun.store, children.loc["4", "run_id"], "")
     names = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
     files = "config.yaml overrides.txt environment.json efficiency.json checkpoint/best.ckpt "
-    files += "figures/contact_sheet.png figures/learning_curves.png figures/confusion_val.png "
-    files += "figures/confusion_test.png per_class/val.csv predictions/val.csv predictions/test.csv"
+    files += "figures/contact_sheet.png figures/augmentation_sheet.png figures/confusion_val.png "
+    files += "figures/learning_curves.png figures/confusion_test.png per_class/val.csv "
+    files += "predictions/val.csv predictions/test.csv"
     assert names >= set(files.split())
     assert "model.net.width=4" in (artifacts / "overrides.txt").read_text()
     assert json.loads((artifacts / "environment.json").read_text())["packages"]["torch"]

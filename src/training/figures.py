@@ -1,4 +1,4 @@
-"""Figures and tables logged with each run: contact sheet, learning curves, confusion matrix."""
+"""Figures and tables logged with each run: sheets of images, learning curves, confusion matrix."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -94,10 +94,27 @@ def contact_sheet(data: "DataModule") -> Image.Image:
     for label, (name, count) in enumerate(data.counts("train").items()):
         heading = f"{name} ({count})"
         before[heading] = data.cache.images[rows[data.labels[rows] == label][:PER_CLASS]]
-        floats = torch.from_numpy(before[heading]).permute(0, 3, 1, 2).float().div(255)
-        if data.augment is not None:
-            floats = data.augment(floats)
-        after[heading] = floats.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+        after[heading] = _augmented(data, before[heading])
+    return draw_contact_sheet(before, after)
+
+
+def _augmented(data: "DataModule", images: Images) -> Images:
+    floats = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+    if data.augment is not None:
+        floats = data.augment(floats)
+    return floats.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def augmentation_sheet(data: "DataModule") -> Image.Image:
+    """The first training image as it is stored, and twelve augmentations of it in three rows.
+
+    As in Sun and Sun 2023, figure 3. torch's random numbers after it are those without it.
+    """
+    image = data.cache.images[data.rows("train")[:1]]
+    with torch.random.fork_rng(devices=[]):
+        drawn = _augmented(data, np.repeat(image, 12, axis=0))
+    after = {" " * row: drawn[4 * row : 4 * row + 4] for row in range(3)}
+    before = {row: image[:0] if row else image for row in after}
     return draw_contact_sheet(before, after)
 
 

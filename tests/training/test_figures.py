@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
 from src.training.figures import (
     CELL,
+    augmentation_sheet,
     confusion_matrix,
     draw_contact_sheet,
     learning_curves,
@@ -95,3 +99,21 @@ def test_any_number_and_size_of_images_fill_their_cells(size: int) -> None:
     assert len(pixels_of(sheet, GREEN)) == CELL**2
     with pytest.raises(ValueError, match="same labels"):
         draw_contact_sheet({"a": images_of(RED)}, {"b": images_of(RED)})
+
+
+def test_twelve_augmentations_are_right_of_their_image_and_change_no_later_random_number() -> None:
+    images = np.concatenate([images_of(GREEN, 1), images_of(RED, 1)])
+
+    def augment(images: torch.Tensor) -> torch.Tensor:
+        return images.roll(2, dims=1) * torch.rand(len(images)).gt(-1)[:, None, None, None]
+
+    data = SimpleNamespace(cache=SimpleNamespace(images=images), augment=augment)
+    data.rows = {"train": np.array([1, 0])}.__getitem__
+    state = torch.get_rng_state()
+    sheet = augmentation_sheet(data)
+    assert torch.equal(torch.get_rng_state(), state)
+    stored, augmented = pixels_of(sheet, RED), pixels_of(sheet, BLUE)
+    assert (len(stored), len(augmented)) == (CELL**2, 12 * CELL**2)
+    assert len(np.unique(augmented[:, 0])) == 3 * CELL
+    assert stored[:, 1].max() < augmented[:, 1].min()
+    assert not len(pixels_of(sheet, GREEN))
