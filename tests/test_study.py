@@ -228,6 +228,7 @@ def test_a_resumed_study_does_not_repeat_proposals_of_interrupted_trials(
 HAM = ("better", "better_final", "leakage", "mamun2025", "mamun2025_64px")
 # Those on synthetic data start from a run, see tests/deployment/compression.
 OTHERS = {"sun2023": "siim2020", "compression": "synthetic", "pruning": "synthetic"}
+OTHERS["leave_one_source_out"] = "joined"
 ON_REAL_IMAGES = dict.fromkeys(HAM, "ham10000") | OTHERS
 SWEEPS = sorted(
     {file.stem for file in (ROOT / "sweeps").glob("*.yaml")} - {*ON_REAL_IMAGES, "smoke"}
@@ -363,6 +364,8 @@ def test_optuna_and_mlflow_agree_and_only_the_front_is_tested(work: WorkingFolde
             continue
         assert trial.values == [run[QUALITY], run[FLOPS]]
         assert trial.user_attrs["run_id"] == run["run_id"]
+        low, high = run[QUALITY.replace(".", ".low/")], run[QUALITY.replace(".", ".high/")]
+        assert (low < run[QUALITY] < high) == (run["tags.front"] == "true")
         for name in ("test/accuracy", "time/test_s"):
             assert (run["tags.front"] == "true") == (not pd.isna(run[f"metrics.{name}"]))
 

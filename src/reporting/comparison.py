@@ -16,7 +16,7 @@ from src.core import cli
 from src.core.errors import UserError
 from src.core.tables import Table
 from src.deployment import trained
-from src.metrics import formatting, pareto, registry
+from src.metrics import bootstrap, formatting, pareto, registry
 from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.reporting import style
 from src.reporting.decisions import decide
@@ -183,6 +183,7 @@ def summarise_study(
         except Exception as error:
             reason = cli.one_line(error) or cli.format_bug(error)
             log.error("run %s has no model in MLflow: %s", run_id, reason)
+    bounds = record_intervals(store, table, objectives)
     changed = table[table["front"] != (table["was_front"] == "true")]
     colours = itertools.cycle(style.CYCLE)
     for run_id, member in zip(changed["run_id"], changed["front"], strict=True):
@@ -202,15 +203,44 @@ def summarise_study(
         [key + end for end in ends if f"params.{key}{end}" in runs]
         for key in map(str, parameters(table))
     ]
-    columns = [
-        c for c in map(str, comparison_table(table, "", "val").frame) if f"metrics.{c}" in runs
-    ]
+    shown = map(str, comparison_table(table, "", "val").frame)
+    columns = [*bounds, *(column for column in shown if f"metrics.{column}" in runs)]
     names = {objective.metric: objective.direction for objective in objectives}
     views.save(study_run, names, columns, [first for first, *_ in filter(None, keys)])
     pages = views.pages(store, study_run.id)
     _show(table, [*objectives, *limits], study_run.name, store, pages)
     cli.say(f"report: python -m src.report {shlex.quote(f'study={study_run.name}')}", wrap=False)
     return table
+
+
+def record_intervals(
+    store: Store, table: pd.DataFrame, objectives: Sequence[Objective]
+) -> list[str]:
+    """Record the 95% interval of the first quality on validation, of members of the front.
+
+    `intervals` of `src.metrics.bootstrap` computes it, by lesion and seed. A trial whose recorded
+    predictions do not define the metric has none.
+
+    Returns:
+        The names of the recorded metrics: low/<quality>, high/<quality>; empty without them.
+    """
+    names = [item.metric for item in objectives if item.metric.startswith("best/val/")][:1]
+    bounds: list[str] = []
+    members = table[table["front"]] if names else table[:0]
+    for run_id, kind in zip(members["run_id"], members["kind"], strict=True):
+        seeds = read.children(store, run_id) if kind == "trial" else pd.DataFrame()
+        nets = list(seeds.loc[seeds["status"] == "FINISHED", "run_id"]) if len(seeds) else [run_id]
+        if not all(read.has_predictions(store, net, "val") for net in nets):
+            continue
+        frames = [read.predictions(store, net, "val") for net in nets]
+        metric = names[0].removeprefix("best/val/")
+        if metric not in bootstrap.gather(frames).metrics:
+            continue
+        low, high = bootstrap.intervals(frames, [metric])[["low", "high"]].to_numpy(dtype=float)[0]
+        values = {f"low/{names[0]}": low, f"high/{names[0]}": high}
+        Run.attach(store, run_id).log({name: v for name, v in values.items() if v == v})
+        bounds = list(values)
+    return bounds
 
 
 def chosen_notes(
