@@ -1,5 +1,6 @@
 """Multiply-adds (fvcore), number of parameters and size of a network."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
@@ -105,6 +106,37 @@ def size_mb(net: nn.Module) -> float:
     state = net.state_dict(keep_vars=True)  # the tensors themselves, to recognise shared ones
     tensors = {id(tensor): tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)}
     return sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+
+
+def _running_statistics(net: nn.Module, image_size: int) -> int:
+    """Means and variances of batch normalisation: buffers in torch, parameters in Keras."""
+    means = (getattr(module, "running_mean", None) for module in net.modules())
+    return sum(2 * mean.numel() for mean in means if mean is not None)
+
+
+def _convolution_biases(net: nn.Module, image_size: int) -> int:
+    """Biases that the convolutions here lack; those of Keras' ResNet50 have them."""
+    bare = (m for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None)
+    return sum(module.out_channels for module in bare)
+
+
+@functools.cache
+def _flops(net: nn.Module, image_size: int) -> int:
+    """Multiply-adds; they do not depend on the weights, which are all zero here."""
+    filled = deepcopy(net).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*filled.parameters(), *filled.buffers()):
+            tensor.zero_()
+    return count_flops(filled, image_size).total
+
+
+QUANTITIES: dict[str, Callable[[nn.Module, int], float]] = {
+    "parameters": lambda net, _: count_parameters(net),
+    "running_statistics": _running_statistics,
+    "convolution_biases": _convolution_biases,
+    "flops": _flops,
+    "size_mb": lambda net, _: size_mb(net),
+}
 
 
 def _product(inputs: list[Any], outputs: list[Any]) -> int:

@@ -1,11 +1,17 @@
-"""Formats a metric's value: table cell, value with unit, difference, ratio, limit."""
+"""Formats a metric's value: table cell, value with unit, difference, ratio, limit, sentence."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from src.core.errors import ConfigError
 from src.metrics.registry import Limit, describe
+
+if TYPE_CHECKING:
+    import jinja2
 
 _FACTORS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -122,6 +128,31 @@ def count(items: int, noun: str) -> str:
 def joined(parts: Sequence[str]) -> str:
     """A list in a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
+
+
+def sentences(template: Path, part: str, **values: Any) -> list[str]:
+    """The sentences of one part of a template, each in one line; it may call functions from here.
+
+    A sentence goes from "- " at the start of a line up to the next; line breaks do not count.
+    """
+    text = _template(template).render(part=part, **values)
+    return [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+
+
+@functools.cache
+def _template(file: Path) -> "jinja2.Template":
+    import jinja2
+
+    environment = jinja2.Environment(  # noqa: S701  plain text: the pages escape it
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        # a text from outside stays within its sentence
+        finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
+    )
+    functions = (count, difference, figure, interval, joined, label, number, ratio)
+    environment.globals |= {function.__name__: function for function in functions}
+    return environment.from_string(file.read_text("utf-8"))
 
 
 def significant(value: float, digits: int = 2) -> str:

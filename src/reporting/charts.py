@@ -15,7 +15,7 @@ import pandas as pd
 from src.metrics.formatting import interval
 from src.reporting import collect, style
 from src.reporting.record import Report
-from src.reporting.style import Look
+from src.reporting.style import Axis, Look, Ticks, Trace, axis, scatter
 from src.sweep.overrides import is_numeric
 
 MOST_CURVES = 250
@@ -31,63 +31,6 @@ _RANGE = " to "  # between the ends of a group of values of a continuous paramet
 _STATES = ("running", "killed", "failed", "over_limit", "pruned", "no value", "over limit")
 _THINNED = "the front, and others in even steps of quality."
 _PATTERNS = ("", "/", "x", "-", ".", "+")
-Values = Sequence[Any] | np.ndarray
-Trace = dict[str, Any]
-Axis = dict[str, Any]
-Ticks = Sequence[tuple[float, str]]
-
-
-def scatter(
-    name: str,
-    x: Values,
-    y: Values,
-    low: Values = (),
-    high: Values = (),
-    texts: Sequence[str] = (),
-    label: str = "",
-    marker: Look | None = None,
-    line: Look | None = None,
-    opacity: float = 1.0,
-    meta: str = "",
-) -> Trace:
-    """Points, a line, or both.
-
-    Args:
-        name: In the legend; empty: not in the legend.
-        x: Positions, also times as texts.
-        y: Positions.
-        low: Lower ends of intervals of y; none: no intervals.
-        high: Upper ends of intervals of y.
-        texts: What a point says when it is pointed at; lines, the first one is a heading.
-        label: Text beside the points.
-        marker: From `style.marker`; None: no points.
-        line: From `style.line`; None: no line.
-        opacity: 0 to 1; at 0 the points only answer to the mouse.
-        meta: What a file writes beside the points in place of the label, if there is room.
-    """
-    parts = {"lines": line, "markers": marker, "text": label}
-    mode = "+".join(part for part, value in parts.items() if value)
-    trace: Trace = {"type": "scatter", "mode": mode, "name": name, "showlegend": bool(name)}
-    trace |= {"x": x, "y": y, "opacity": opacity}
-    trace |= {key: look for key, look in (("line", line), ("marker", marker)) if look}
-    if len(low):
-        ends = {"array": np.subtract(high, y), "arrayminus": np.subtract(y, low)}
-        look = {"color": (marker or line or {})["color"], "thickness": 1, "width": 3}
-        trace["error_y"] = {"type": "data", **ends, **look}
-    if label:
-        trace |= {"text": [label] * len(x), "textposition": "top right", "meta": meta}
-    if len(texts):
-        return trace | {"hovertext": texts}
-    return trace | {"hoverinfo": "x+y+name" if name and marker else "skip"}
-
-
-def axis(title: str, ticks: Ticks | None = None, **look: Any) -> Axis:
-    """An axis of Plotly; `ticks` are positions and texts, chosen freely without them."""
-    return {"title": title, **look} | ({} if ticks is None else _ticks(ticks))
-
-
-def _ticks(ticks: Ticks) -> Axis:
-    return {"tickvals": [at for at, _ in ticks], "ticktext": [text for _, text in ticks]}
 
 
 @dataclass(frozen=True)
@@ -150,16 +93,16 @@ def front(report: Report) -> Chart | None:
     if not costs:
         return None
     texts = dict(zip(report.table["run_id"], _hover(report), strict=True))
-    views = [_front_view(report, cost, texts) for cost in costs]
+    views = {cost: _front_view(report, cost, texts) for cost in costs}
     objectives = [objective.metric for objective in report.objectives]
     panels: list[str] = []  # of several latencies one is enough: they look alike
     for cost in sorted(costs, key=lambda name: name not in objectives):
         if "latency" not in cost or not any("latency" in other for other in panels):
             panels.append(cost)
-    row = [views[costs.index(cost)] for cost in sorted(panels[:MOST_PANELS], key=costs.index)]
-    single = views[costs.index(panels[0])]
+    row = [views[cost] for cost in costs if cost in panels[:MOST_PANELS]]
     size = (max(3.5, 7.2 / MOST_PANELS * len(row)) / len(row), 2.8)
-    return Chart("front", "The front", [Picture(views, 540)], [row], size, single=single)
+    pictures = [Picture(list(views.values()), 540)]
+    return Chart("front", "The front", pictures, [row], size, single=views[panels[0]])
 
 
 def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
@@ -181,7 +124,7 @@ def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
     several = len(report.studies) > 1
     descending = style.direction(report, report.quality).startswith("lower")
     for position, study in enumerate(report.studies):
-        rows, marker = members(report), style.STATES["front"]
+        rows, marker = report.members, style.STATES["front"]
         colour, shape, dash = style.look(position)
         if several:
             rows = rows[rows["study"] == study]
@@ -194,27 +137,23 @@ def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
         ends = rows[["quality_low", "quality_high"]].to_numpy(dtype=float)
         intervals = {} if np.isnan(ends).all() else {"low": ends[:, 0], "high": ends[:, 1]}
         traces.append(points(name, rows, marker, **intervals))
-    chosen = named(report)
+    chosen = report.named
     for position, (_, row) in enumerate(chosen[chosen["quality"].notna()].iterrows()):
         hollow = style.marker(style.BLACK, style.look(1 + position % 5)[1], 17, hollow=True)
         name = f"{position + 1}: {row['label']} ({row['name']})"
         marker = style.KNEE if row["knee"] else hollow
-        label = {"label": str(position + 1)}
-        label["meta"] = f"{row['label']}{' (knee)' if row['knee'] else ''}"
-        traces.append(points(name, row.to_frame().T, marker, **label))
+        meta = f"{row['label']}{' (knee)' if row['knee'] else ''}"
+        traces.append(points(name, row.to_frame().T, marker, label=str(position + 1), meta=meta))
     # Of points in one place Plotly reports the smallest: unseen points above the important runs.
-    targets = table[table["run_id"].isin(important(report))]
+    targets = table[table["run_id"].isin(report.important)]
     traces.append(points("", targets, style.marker(style.BLACK, size=5), opacity=0.0))
     drawn = _drawn(report, cost)
     hidden = len(table) - len(drawn)
     note = f"{hidden} trials without {style.metric(cost).label} are not shown." if hidden else ""
-    scale = _scale(style.logarithmic(cost, pd.concat([drawn[cost], lines["from_x"]])))
-    x, y = style.axis_title(report, cost), style.axis_title(report, report.quality)
-    return View(style.metric(cost).axis, traces, axis(x, type=scale), axis(y), note)
-
-
-def _scale(is_log: bool) -> str:
-    return "log" if is_log else "linear"
+    log = style.logarithmic(cost, pd.concat([drawn[cost], lines["from_x"]]))
+    x, y = (axis(style.axis_title(report, name)) for name in (cost, report.quality))
+    x["type"] = "log" if log else "linear"
+    return View(style.metric(cost).axis, traces, x, y, note)
 
 
 def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Trace]:
@@ -267,15 +206,18 @@ def recalls(report: Report) -> Chart | None:
     """Recall of each class, of the front and the chosen runs; on test where it was measured."""
     views: list[View] = []
     most = columns = 0
-    for split, label in (("test", "test"), ("val", "validation")):
-        rows = report.recalls
-        rows = rows[rows["split"] == split] if len(rows) else rows
+    for split, label in (("test", "test"), ("val", "validation")) if len(report.recalls) else ():
+        rows = report.recalls[report.recalls["split"] == split].copy()
         if rows.empty:
             continue
         classes = list(dict.fromkeys(rows["class"]))
-        runs = [run for run in important(report) if run in set(rows["run_id"])]
+        runs = [run for run in report.important if run in set(rows["run_id"])]
         shown = runs[:MOST_ROWS]
-        rows = rows.assign(text=list(map(_recall_text, rows.to_dict("records"))))
+        rows["text"] = [
+            f"{row['label']}\nrun {row['run_id']}\n{row['class']}: {row['recall']:.3f}"
+            f"{interval(row['low'], row['high'])}\n{row['images']} images"
+            for row in rows.to_dict("records")
+        ]
         values, hover = (
             rows.pivot(index="run_id", columns="class", values=name).reindex(shown, columns=classes)
             for name in ("recall", "text")
@@ -296,12 +238,6 @@ def recalls(report: Report) -> Chart | None:
     picture = Picture(views, max(360, 110 + 28 * most), 560)
     size = (2.4 + 0.45 * columns, 0.7 + 0.19 * most)
     return Chart("recalls", "Recall of each class", [picture], [views[:1]], size)
-
-
-def _recall_text(row: Mapping[Any, Any]) -> str:
-    figure = f"{row['recall']:.3f}{interval(row['low'], row['high'])}"
-    head = f"{row['label']}\nrun {row['run_id']}\n{row['class']}"
-    return f"{head}: {figure}\n{row['images']} images"
 
 
 def roc(report: Report) -> Chart | None:
@@ -368,7 +304,7 @@ def _effect(report: Report, parameter: str, objective: str) -> View:
         scatter("best trial", x, best_y, texts=best, marker=hollow, line=dashed),
     ]
     limits = {} if numeric or not len(x) else {"range": [x.min() - 0.5, x.max() + 0.5]}
-    scale = axis(parameter, ticks, type=_scale(log), **limits)
+    scale = axis(parameter, ticks, type="log" if log else "linear", **limits)
     label, quality = style.metric(objective).label, axis(style.axis_title(report, objective))
     return View(label, traces, scale, quality)
 
@@ -401,17 +337,13 @@ def parallel(report: Report) -> Chart | None:
     table = report.table.set_index("run_id", drop=False)
     table = table[table.index.isin(report.parameters.index)]
     table = table[style.finite(table["quality"]).notna()]
-    rows = table.loc[_thinned(list(table.index), important(report), MOST_LINES)]
-    columns = {str(name): report.parameters[name].reindex(rows.index) for name in report.parameters}
-    titles = {name: name for name in columns}
-    for objective in report.objectives:
-        name = objective.metric
-        if name in rows:
-            columns[name], titles[name] = rows[name], style.axis_title(report, name)
+    rows = table.loc[_thinned(list(table.index), report.important, MOST_LINES)]
+    metrics = [one.metric for one in report.objectives if one.metric in rows]
+    columns = report.parameters.reindex(rows.index).join(rows[metrics].apply(style.finite))
+    titles = {name: style.axis_title(report, name) for name in metrics}
     dimensions = [
-        _dimension(name, titles[name], values)
-        for name, values in columns.items()
-        if values.replace([np.inf, -np.inf], np.nan).notna().any()
+        _dimension(name, titles.get(name, name), columns[name])
+        for name in map(str, columns.dropna(axis="columns", how="all"))
     ]
     if len(rows) < LEAST_TRIALS or len(dimensions) < 2:
         return None
@@ -448,7 +380,7 @@ def _dimension(name: str, title: str, values: pd.Series) -> Axis:
         low -= 0.15 * ((high - low) or 1.0)
         crossings, ticks = np.nan_to_num(crossings, nan=low), [(low, "not set"), *ticks]
     ends = [low, high] if high > low else [low - 0.5, high + 0.5]
-    return {"label": title, "values": crossings, "range": ends} | _ticks(ticks)
+    return {"label": title, "values": crossings, "range": ends} | style.positions(ticks)
 
 
 def curves(report: Report) -> Chart | None:
@@ -457,9 +389,9 @@ def curves(report: Report) -> Chart | None:
     if frame.empty:
         return None
     order = report.table.loc[report.table["run_id"].isin(frame["run_id"]), "run_id"]
-    runs = _thinned(list(order), important(report), MOST_CURVES)
+    runs = _thinned(list(order), report.important, MOST_CURVES)
     shown = frame[frame["run_id"].isin(runs)].sort_values(["run_id", "epoch"])
-    names = named(report).set_index("run_id")["name"].to_dict()
+    names = report.named.set_index("run_id")["name"].to_dict()
     traces: list[Trace] = []
     others = shown[~shown["run_id"].isin(names)].groupby("state")
     for state, rows in sorted(others, key=lambda pair: pair[0] == "front"):
@@ -555,26 +487,6 @@ def origin_lines(report: Report, cost: str) -> pd.DataFrame:
     lines.columns = pd.Index([*columns, "from_x", "from_y", "to_x", "to_y"])
     lines = lines.assign(outside=~lines["origin"].isin(points["run_id"]))
     return lines.replace([np.inf, -np.inf], np.nan).dropna(subset=["from_x", "from_y"])
-
-
-def members(report: Report) -> pd.DataFrame:
-    """The front, sorted by the first cost."""
-    rows = report.table[report.table["state"] == "front"]
-    costs = [cost for cost in report.costs[:1] if cost in rows]
-    return rows.sort_values(costs, kind="stable") if costs else rows
-
-
-def named(report: Report) -> pd.DataFrame:
-    """The knee and the chosen runs; the column `name` says what each was chosen for."""
-    table = report.table
-    chosen, knee = table["chosen"].fillna(""), table["knee"].astype(bool)
-    names = (knee.map({True: "knee", False: ""}) + ", " + chosen).str.strip(", ")
-    return table.assign(name=names)[names != ""]
-
-
-def important(report: Report) -> list[str]:
-    """Run ids of the front, sorted by cost, then of the chosen runs."""
-    return list(dict.fromkeys([*members(report)["run_id"], *named(report)["run_id"]]))
 
 
 def _thinned(run_ids: Sequence[str], keep: Sequence[str], limit: int) -> list[str]:

@@ -4,6 +4,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,8 @@ def purpose(
     if all(is_cost(objective.metric) for objective in chosen):
         raise ConfigError("objectives", "must have one that is no cost, else no model is the best")
     bounds = list(first.limits) if limits is None else _parsed("limits", parse_limits, limits)
-    columns = {str(name) for study in studies for name in study.trials.columns}
-    metrics = sorted(name for name in columns if name.startswith("metrics."))
-    recorded = [name.removeprefix("metrics.") for name in metrics]
+    columns = {str(name) for study in studies for name in study.trials.filter(regex=r"^metrics\.")}
+    recorded = [name.removeprefix("metrics.") for name in sorted(columns)]
     for key, items in (("objectives", chosen), ("limits", bounds)):
         for number, item in enumerate(items):
             if item.metric not in recorded:
@@ -256,15 +256,12 @@ class PredictionReader:
 
     def predictions(self, run_id: str, split: str) -> list[pd.DataFrame]:
         """A trial's predictions on a split, one frame per seed; empty if a seed has none."""
-        key = (run_id, split)
-        if key not in self._predictions:
-            nets = self._study[run_id].runs_of(run_id)
-            try:
+        if (run_id, split) not in self._predictions:
+            nets, frames = self._study[run_id].runs_of(run_id), []
+            with suppress(UserError):
                 frames = [read.predictions(self.store, net, split) for net in nets]
-            except UserError:
-                frames = []
-            self._predictions[key] = frames
-        return self._predictions[key]
+            self._predictions[run_id, split] = frames
+        return self._predictions[run_id, split]
 
     def history(self, run_ids: Sequence[str], metric: str) -> tuple[pd.DataFrame, dict[str, str]]:
         """A metric after every epoch of the nets of some trials, and the trial of each net.
@@ -279,13 +276,11 @@ class PredictionReader:
 
     def artifacts(self, run_id: str) -> Path | None:
         """The artifacts of a trained run, if they are on this machine and hold a config."""
-        if self.store.is_server:
-            return None
         net = self._study[run_id].runs_of(run_id)[0]
-        try:
-            return read.artifact(self.store, net, "config.yaml").parent
-        except UserError:
-            return None
+        with suppress(UserError):
+            if not self.store.is_server:
+                return read.artifact(self.store, net, "config.yaml").parent
+        return None
 
 
 def compressed(table: pd.DataFrame) -> pd.DataFrame:
@@ -323,8 +318,7 @@ def compression_costs(table: pd.DataFrame) -> pd.DataFrame:
         without values are left out.
     """
     rows, frames = compressed(table), []
-    columns = [str(name) for name in rows if str(name).startswith(f"{LOST}/")]
-    for name in (name for name in columns if not name.endswith(("/low", "/high"))):
+    for name in map(str, rows.filter(regex=rf"^{LOST}/(?!.*/(low|high)$)")):
         frame = rows[["label", "compression"]].assign(made_from=rows["origin_label"])
         for title, cost in (("size", _SIZE), ("latency", _RATIO), ("FLOPs", FLOPS)):
             if f"origin/{cost}" in rows:

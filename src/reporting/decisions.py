@@ -1,21 +1,25 @@
 """Answers which model to take: the best, the cheapest within a margin, the best under a budget."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from src.core.errors import ConfigError
 from src.metrics import formatting
-from src.metrics.formatting import bound, count, is_cost, joined, label
+from src.metrics.formatting import bound, is_cost, joined, label
 from src.metrics.pareto import as_losses
 from src.metrics.registry import MELANOMA, Limit, Objective, describe, melanoma_class
 
 # The page of a report has a slider for each of these that a study recorded.
 _BUDGETS = [f"efficiency/{name}" for name in ("params", "flops", "latency_ratio", "size_mb")]
 _FLOORS = ("best/val/recall", "best/val/specificity_at_sens80")
+_sentences = partial(formatting.sentences, Path(__file__).with_name("sentences.j2"))
 _ROUNDING = 1e-9  # 0.85 - 0.02 is a little more than 0.83, and 0.83 is within 0.02 of 0.85
 
 
@@ -188,95 +192,72 @@ class _Candidates:
 
     def answer(self, name: str, aim: str, limits: Sequence[Limit], by_cost: bool) -> Answer:
         """The best or the cheapest of the runs that keep some limits."""
-        run_id, text, reason = self._choose(limits, by_cost)
-        if self._excluded and (not limits or not run_id):
-            text += f" Not considered: {self._excluded}."
-        return Answer(name, f"Which model {aim}?", run_id, text, reason)
-
-    def in_order(self) -> pd.DataFrame:
-        """The runs by quality, the best first, the cheaper of equal ones before the other."""
-        return _in_order(self._pool, [self._quality, self._price])
-
-    def _best(self) -> pd.Series:
-        return self.in_order().iloc[0]
-
-    def _choose(self, limits: Sequence[Limit], by_cost: bool) -> tuple[str, str, str]:
-        """The id of the chosen run, the explanation, and what is given up or missed."""
-        pool, noun = self._pool, self._noun
-        if pool.empty:
-            return "", (text := f"No {noun} has a result."), text
-        bounded = [limit.metric for limit in limits]
+        pool, bounded = self._pool, [limit.metric for limit in limits]
         needed = dict.fromkeys([*bounded, *([self._price.metric] if by_cost else [])])
         columns = {metric: _values(pool, metric).notna() for metric in needed}
         has = pd.DataFrame(columns, index=pool.index)
         considered = pool[has.all(axis=1)]
         keeps = [_values(considered, limit.metric).map(limit.holds) for limit in limits]
         qualified = considered[np.logical_and.reduce([considered["run_id"].notna(), *keeps])]
+        rest = considered.drop(qualified.index)
         order = [self._price, self._quality] if by_cost else [self._quality, self._price]
-        rest, qualified = considered.drop(qualified.index), _in_order(qualified, order)
+        rows = _in_order(qualified, order).head(2).to_dict("records")
         shown = list(dict.fromkeys([*self._metrics, *bounded]))
-        sentences, reason = [], ""
-        if considered.empty:
-            sentences.append(f"No {noun} has all the figures that this question needs.")
-        elif qualified.empty:
-            sentences.append(f"None of {count(len(considered), noun)} qualifies.")
-        else:
-            row = qualified.iloc[0]
-            sentences.append(f"{_figures(row, shown)}.")
-            if missing := [label(metric) for metric in shown if math.isnan(_value(row, metric))]:
-                sentences.append(f"It has no recorded {joined(missing)}.")
-            if limits:
-                among = count(len(considered), noun)
-                sentences.append(f"Qualified: {len(qualified):,} of {among}.")
-            sentences.append(reason := self._against_best(limits, row))
-            if len(qualified) > 1:
-                sentences.append(f"Next: {_figures(qualified.iloc[1], shown)}.")
-        if len(qualified) <= 1 and len(rest) and limits:
-            sentences.append(closest := _closest(limits, rest, shown))
-            reason = reason or closest
-        for metric, number in (~has).sum().items():
-            if number:
-                lack = f"{label(str(metric))}: {count(int(number), noun)}"
-                sentences.append(f"Not considered for lack of {lack}.")
-        run_id = str(qualified.iloc[0]["run_id"]) if len(qualified) else ""
-        reason = reason or ("" if run_id else sentences[0])
-        return run_id, " ".join(filter(None, sentences)), reason
+        lacking = {str(metric): int(number) for metric, number in (~has).sum().items() if number}
+        against = self._against_best(limits, rows[0]) if rows else []
+        closest = _closest(limits, rest, shown) if limits and len(rows) < 2 and len(rest) else []
+        text = _sentences(
+            "answer",
+            noun=self._noun,
+            runs=len(pool),
+            considered=len(considered),
+            qualified=len(qualified),
+            figures=[_figures(row, shown) for row in rows],
+            missing=[
+                label(metric) for row in rows[:1] for metric in shown if not _has(row, metric)
+            ],
+            bounded=bool(limits),
+            against=against,
+            closest=closest,
+            lacking=lacking,
+            excluded="" if limits and rows else self._excluded,
+        )
+        reasons = [*against, *closest, *([] if rows else text[:1])]
+        run_id = str(rows[0]["run_id"]) if rows else ""
+        reason = next(iter(reasons), "")
+        return Answer(name, f"Which model {aim}?", run_id, " ".join(text), reason)
 
-    def _against_best(self, limits: Sequence[Limit], row: pd.Series) -> str:
+    def in_order(self) -> pd.DataFrame:
+        """The runs by quality, the best first, the cheaper of equal ones before the other."""
+        return _in_order(self._pool, [self._quality, self._price])
+
+    def _best(self) -> dict[Any, Any]:
+        best: dict[Any, Any] = self.in_order().iloc[0].to_dict()
+        return best
+
+    def _against_best(self, limits: Sequence[Limit], row: Mapping[Any, Any]) -> list[str]:
         """What the chosen run gives up against the best one, and what that saves."""
-        best, name = self._best(), self._quality.metric
-        if row["run_id"] == best["run_id"]:
-            return "It is also the best of all." if limits and len(self._pool) > 1 else ""
-        lost = formatting.difference(name, row[name], best[name])
-        parts = [f"{lost} of {label(name)} given up"]
-        costs = [limit.metric for limit in limits if is_cost(limit.metric)]
-        for cost in dict.fromkeys([self._price.metric, *costs]):
-            value, other = _value(row, cost), _value(best, cost)
-            if not math.isnan(value + other):
-                instead = formatting.number(cost, other, value)
-                ratio = formatting.ratio(value, other)
-                parts.append(
-                    f"{formatting.figure(cost, value, other)} instead of {instead}"
-                    f"{f' ({ratio})' if ratio else ''}"
-                )
-        return f"Compared with the best of all, {_name(best)}: {', '.join(parts)}."
+        best, costs = self._best(), [limit.metric for limit in limits if is_cost(limit.metric)]
+        costs = [
+            cost
+            for cost in dict.fromkeys([self._price.metric, *costs])
+            if _has(row, cost) and _has(best, cost)
+        ]
+        others = bool(limits) and len(self._pool) > 1
+        values = {"row": row, "best": best, "quality": self._quality.metric, "costs": costs}
+        return _sentences("against", others=others, **values)
 
 
-def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) -> str:
+def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) -> list[str]:
     """The run that breaks the limits by the smallest sum of fractions of the bounds."""
     misses = [
         np.maximum(_values(rest, limit.metric).map(limit.violation).to_numpy(dtype=float), 0)
         / (abs(limit.value) or 1.0)
         for limit in limits
     ]
-    row = rest.iloc[int(np.sum(misses, axis=0).argmin())]
-    parts = []
-    for limit in limits:
-        name, value = limit.metric, row[limit.metric]
-        if not limit.holds(value):
-            gap = formatting.difference(name, value, limit.value)
-            parts.append(f"{bound(limit)} by {gap} ({formatting.number(name, value, limit.value)})")
-    return f"The closest that does not qualify: {_figures(row, shown)}; it misses {joined(parts)}."
+    row = rest.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
+    missed = [(bound(limit), limit) for limit in limits if not limit.holds(row[limit.metric])]
+    return _sentences("closest", row=row, figures=_figures(row, shown), missed=missed)
 
 
 def _in_order(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
@@ -294,25 +275,19 @@ def _values(table: pd.DataFrame, name: str) -> pd.Series:
     return table[name].astype(float).replace([math.inf, -math.inf], math.nan)
 
 
-def _value(row: pd.Series, name: str) -> float:
-    value = float(row.get(name, math.nan))
-    return value if math.isfinite(value) else math.nan
+def _has(row: Mapping[Any, Any], name: str) -> bool:
+    return math.isfinite(float(row.get(name, math.nan)))
 
 
-def _name(row: pd.Series) -> str:
-    return f"{row['label']} (run {str(row['run_id'])[:8]})"
-
-
-def _figures(row: pd.Series, metrics: Sequence[str]) -> str:
+def _figures(row: Mapping[Any, Any], metrics: Sequence[str]) -> str:
     """Label, qualities on validation, then costs; without metrics that the run does not have."""
-    qualities: list[str] = []
-    costs: list[str] = []
-    for name in metrics:
-        value, spread = _value(row, name), _value(row, f"spread/{name}")
-        if not math.isnan(value):
-            text = formatting.figure(name, value)
-            if spread > 0:
-                text += f" (standard deviation over the seeds {formatting.significant(spread)})"
-            (costs if is_cost(name) else qualities).append(text)
-    validation = f"{joined(qualities)} on validation" if qualities else ""
-    return f"{_name(row)}: {', '.join(filter(None, [validation, *costs]))}"
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for name in (name for name in metrics if _has(row, name)):
+        text, spread = formatting.figure(name, row[name]), f"spread/{name}"
+        if _has(row, spread) and row[spread] > 0:
+            deviation = formatting.significant(row[spread])
+            text += f" (standard deviation over the seeds {deviation})"
+        texts[is_cost(name)].append(text)
+    validation = f"{joined(texts[False])} on validation" if texts[False] else ""
+    parts = ", ".join(filter(None, [validation, *texts[True]]))
+    return f"{row['label']} (run {str(row['run_id'])[:8]}): {parts}"

@@ -91,36 +91,35 @@ def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Tab
 
 def front_table(report: Report) -> Table:
     """The front: objectives and costs, the interval of the quality, the choices, by cost."""
-    rows = charts.members(report)
+    rows = report.members
     metrics = [report.quality, *(one.metric for one in report.objectives)]
     metrics = [name for name in dict.fromkeys([*metrics, *report.costs]) if name in rows]
     compression = ["compression", "origin_label"] if len(collect.compressed(rows)) else []
-    rest = ["tied", "knee", "chosen", "run_id", "contribution", "crowding"]
     groups = enumerate(tied_groups(report.pairs) if len(report.pairs) else [])
     letters = {run_id: chr(ord("A") + number) for number, group in groups for run_id in group}
     rows = rows.assign(tied=rows["run_id"].map(letters))
-    frame = rows.reindex(columns=["label", *compression, *metrics, *rest])
-    split, _, metric = report.quality.removeprefix("best/").partition("/")
-    for name in reversed(metrics):
-        spread = rows.reindex(columns=[f"spread/{name}"]).iloc[:, 0]
-        if (spread > 0).any():
-            at = list(frame).index(name) + 1
-            frame.insert(at, f"spread/{name}", spread)
-            if name == report.quality and len(report.intervals):
+    columns = ["label", *compression]
+    for name in metrics:
+        columns.append(name)
+        is_quality, spread = name == report.quality, f"spread/{name}"
+        if is_quality and rows[["quality_low", "quality_high"]].notna().any(axis=None):
+            columns += ["quality_low", "quality_high"]
+        if spread in rows and (rows[spread] > 0).any():
+            columns.append(spread)
+            if is_quality and len(report.intervals):
+                split, _, metric = name.removeprefix("best/").partition("/")
                 some = report.intervals.query("split == @split and metric == @metric")
                 seeds = some.set_index("run_id")["seed_values"]
-                frame.insert(at + 1, "seed_values", rows["run_id"].map(seeds))
-    if rows[["quality_low", "quality_high"]].notna().any(axis=None):
-        at = list(frame).index(report.quality) + 1
-        frame.insert(at, "from", rows["quality_low"])
-        frame.insert(at + 1, "to", rows["quality_high"])
-    frame = frame.rename(columns={"origin_label": "made_from"})
-    return _table(report, frame, "The front", "")
+                rows = rows.assign(seed_values=rows["run_id"].map(seeds))
+                columns.append("seed_values")
+    columns += ["tied", "knee", "chosen", "run_id", "contribution", "crowding"]
+    names = {"origin_label": "made_from", "quality_low": "from", "quality_high": "to"}
+    return _table(report, rows.reindex(columns=columns).rename(columns=names), "The front", "")
 
 
 def short_front(report: Report, rows: int | None = None) -> Table:
     """The front for a paper, a terminal or MLflow: model, quality with interval, costs, run."""
-    members, complete = charts.members(report), front_table(report).frame
+    members, complete = report.members, front_table(report).frame
     metrics = [name for name in map(str, complete) if "/" in name and members[name].notna().any()]
     metrics = [name for name in metrics if not name.startswith("spread/")]
     frame = pd.DataFrame(
@@ -321,5 +320,5 @@ def markdown(report: Report) -> str:
     values = {"report": report, "answers": answers(report), "summary": summary, "table": rows}
     text = environment.from_string(template).render(values)
     short = shorten_markdown(text, MOST_CHARACTERS, ending)
-    complete = short == text.strip() and len(charts.members(report)) <= _MOST_ROWS
+    complete = short == text.strip() and len(report.members) <= _MOST_ROWS
     return short.removesuffix(ending) + ("\n" if complete else ending)

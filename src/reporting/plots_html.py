@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from src.reporting import style
-from src.reporting.charts import Axis, Picture, Trace, View
+from src.reporting.charts import Picture, View
+from src.reporting.style import Axis, Trace
 
 WEBGL_FROM = 2000  # points; below, SVG is as fast and sharper
 _LONGEST_TICK = 14  # characters on an axis of parallel coordinates

@@ -15,7 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from src.reporting import style
-from src.reporting.charts import Axis, Chart, Trace, View
+from src.reporting.charts import Chart, View
+from src.reporting.style import Axis, Trace
 
 DPI = 160
 SINGLE = (3.8, 2.9)  # inches: about 600 px
@@ -46,10 +47,18 @@ def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
     together = [replace(one, key=f"{one.key}_by_cost", single=None) for one in several]
     with mpl.rc_context(STYLE):
         for chart in (*charts, *together):
-            figure = draw(chart)
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                files.append(folder / f"{chart.key}.{kind}")
-                figure.savefig(files[-1], dpi=DPI, metadata=metadata)
+            files += save(draw(chart), folder / chart.key)
+    return files
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG (160 dpi) and SVG, without a date: equal figures give equal files."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)  # else each file would compute the layout again
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for file, key in zip(files, ("Software", "Date"), strict=True):
+        figure.savefig(file, dpi=DPI, metadata={key: None})
     return files
 
 
@@ -94,7 +103,7 @@ def draw(chart: Chart) -> Figure:
     figure.draw_without_rendering()  # fixes the layout, so that labels can avoid the points
     for axes, view in zip(grid.flat, views, strict=True):
         _label_points(axes, view, inside)
-    figure.set_layout_engine(None)  # else each file would compute the layout again
+    figure.set_layout_engine(None)
     return figure
 
 

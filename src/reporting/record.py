@@ -91,6 +91,25 @@ class Report:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     on_test: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    @property
+    def members(self) -> pd.DataFrame:
+        """The front, sorted by the first cost."""
+        rows = self.table[self.table["state"] == "front"]
+        costs = [cost for cost in self.costs[:1] if cost in rows]
+        return rows.sort_values(costs, kind="stable") if costs else rows
+
+    @property
+    def named(self) -> pd.DataFrame:
+        """The knee and the chosen runs; the column `name` says what each was chosen for."""
+        chosen, knee = self.table["chosen"].fillna(""), self.table["knee"].astype(bool)
+        names = (knee.map({True: "knee", False: ""}) + ", " + chosen).str.strip(", ")
+        return self.table.assign(name=names)[names != ""]
+
+    @property
+    def important(self) -> list[str]:
+        """Run ids of the front, sorted by cost, then of the chosen runs."""
+        return list(dict.fromkeys([*self.members["run_id"], *self.named["run_id"]]))
+
 
 @dataclass
 class ReportSettings:

@@ -1,9 +1,10 @@
-"""Colours, markers, axis titles and number formats of the figures and tables of a report."""
+"""Traces, axes, colours, axis titles and number formats of the charts and tables of a report."""
 
 import functools
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SHAPES = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "cross": "P"}
 SHAPES |= {"hexagon": "h", "triangle-down": "v", "star": "*", "x-thin": "x"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+Values = Sequence[Any] | np.ndarray
 Look = dict[str, Any]
+Trace = dict[str, Any]
+Axis = dict[str, Any]
+Ticks = Sequence[tuple[float, str]]
 _SIZES = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params")
 _LOG_RATIO = 8.0  # least ratio of the ends of a logarithmic axis
 
@@ -39,6 +44,60 @@ def marker(colour: str, shape: str = "circle", size: float = 8, hollow: bool = F
 def line(colour: str, width: float = 2, dash: str = "solid", steps: bool = False) -> Look:
     """A line for Plotly: pixels, a key of `DASHES`; steps: horizontal up to the next point."""
     return {"color": colour, "width": width, "dash": dash, "shape": "hv" if steps else "linear"}
+
+
+def scatter(
+    name: str,
+    x: Values,
+    y: Values,
+    low: Values = (),
+    high: Values = (),
+    texts: Sequence[str] = (),
+    label: str = "",
+    marker: Look | None = None,
+    line: Look | None = None,
+    opacity: float = 1.0,
+    meta: str = "",
+) -> Trace:
+    """Points, a line, or both.
+
+    Args:
+        name: In the legend; empty: not in the legend.
+        x: Positions, also times as texts.
+        y: Positions.
+        low: Lower ends of intervals of y; none: no intervals.
+        high: Upper ends of intervals of y.
+        texts: What a point says when it is pointed at; lines, the first one is a heading.
+        label: Text beside the points.
+        marker: From `marker()`; None: no points.
+        line: From `line()`; None: no line.
+        opacity: 0 to 1; at 0 the points only answer to the mouse.
+        meta: What a file writes beside the points in place of the label, if there is room.
+    """
+    parts = {"lines": line, "markers": marker, "text": label}
+    mode = "+".join(part for part, value in parts.items() if value)
+    trace: Trace = {"type": "scatter", "mode": mode, "name": name, "showlegend": bool(name)}
+    trace |= {"x": x, "y": y, "opacity": opacity}
+    trace |= {key: look for key, look in (("line", line), ("marker", marker)) if look}
+    if len(low):
+        ends = {"array": np.subtract(high, y), "arrayminus": np.subtract(y, low)}
+        look = {"color": (marker or line or {})["color"], "thickness": 1, "width": 3}
+        trace["error_y"] = {"type": "data", **ends, **look}
+    if label:
+        trace |= {"text": [label] * len(x), "textposition": "top right", "meta": meta}
+    if len(texts):
+        return trace | {"hovertext": texts}
+    return trace | {"hoverinfo": "x+y+name" if name and marker else "skip"}
+
+
+def axis(title: str, ticks: Ticks | None = None, **look: Any) -> Axis:
+    """An axis of Plotly; `ticks` are positions and texts, chosen freely without them."""
+    return {"title": title, **look} | ({} if ticks is None else positions(ticks))
+
+
+def positions(ticks: Ticks) -> Axis:
+    """Ticks as keys of an axis."""
+    return {"tickvals": [at for at, _ in ticks], "ticktext": [text for _, text in ticks]}
 
 
 # By state of a trial; other states look like "no value".

@@ -1,19 +1,22 @@
 """Chosen models on test, and warnings: what matters for the decision."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 
 from src.metrics.bootstrap import clopper_pearson
 from src.metrics.decision_rules import FLOOR
-from src.metrics.formatting import count
+from src.metrics.formatting import sentences
 from src.metrics.registry import Limit, Objective, describe
 from src.metrics.thresholds import lesions_to_settle
 from src.reporting import comparison
 from src.reporting.record import Report
 from src.tracking.read import texts
 
+_sentences = partial(sentences, Path(__file__).with_name("sentences.j2"))
 # In the order in which they are counted.
 STATES = ["front", "dominated", "over limit", "no value", "pruned", "over_limit", "put_back"]
 STATES += ["failed", "killed", "running"]
@@ -81,26 +84,37 @@ def warnings(
     """What may change a decision, and remarks; `trials` are the runs as the store has them."""
     table = report.table
     first = table[table["study"] == report.studies[0]]
-    doubts, remarks = _of_trials(table, trials, report.objectives)
-    doubts = [
+    tested = table.get("test/accuracy", pd.Series(float("nan"), table.index)).notna()
+    former = table["tested"].isin([comparison.FRONT_MEMBER, comparison.ANSWER])
+    former &= ~table["front"] & (table["chosen"] == "")
+    untested = table[table["front"] & ~tested]
+    failures = texts(trials.set_index("run_id"), "tags.test_failure").reindex(untested["run_id"])
+    tags = {name: texts(trials, f"tags.{name}") for name in ("device", "git_commit", "git_dirty")}
+    names = [objective.metric for objective in report.objectives]
+    no_value = table[table["state"] == "no value"].reindex(columns=names).isna().sum()
+    doubts = _sentences(
+        "doubts",
+        drawn=texts(trials, "tags.data") == "synthetic",
+        no_value=no_value[no_value > 0].to_dict(),
+        devices=sorted(set(tags["device"]) - {""}),
+        untested=untested["label"],
+        failures=[str(text) for text in failures if text],
+    )
+    remarks = _sentences(
+        "remarks",
+        finished=int((table["status"] == "FINISHED").sum()),
+        pruned=int((table["state"] == "pruned").sum()),
+        former=table.loc[former, "label"],
+        commits=len(set(tags["git_commit"]) - {""}),
+        dirty="true" in set(tags["git_dirty"]),
+        tested=tested.any(),
+    )
+    return [
         *comparison.warnings(table),
         *doubts,
         *pruned_above(table, report.curves, report.quality),
         *same_sizes(first, report.objectives),
-    ]
-    return doubts, [
-        *notes,
-        *remarks,
-        "FLOPs: a multiply-add counts as one; each run records the operators that are not counted.",
-        "Research software, no medical device: none of these models is fit for use on people.",
-    ]
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """The first names, and how many more there are: "a, b, c and 4 more"."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    ], [*notes, *remarks]
 
 
 def same_sizes(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str]:
@@ -112,11 +126,7 @@ def same_sizes(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str
         return []
     keys = [*sizes, *(["compression"] if "compression" in table else [])]
     groups = [rows["label"] for _, rows in table[table["front"]].groupby(keys) if len(rows) > 1]
-    return [
-        f"{' and '.join(labels)} have the same FLOPs and parameters: noise of the latency may keep "
-        "all of them on the front."
-        for labels in groups
-    ]
+    return _sentences("same_sizes", groups=groups)
 
 
 def pruned_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> list[str]:
@@ -126,55 +136,5 @@ def pruned_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> lis
         return []
     highest = curves[curves["state"] == "pruned"].groupby("label")["value"].max()
     above = highest[highest > best].sort_values(ascending=False)
-    names = some(f"{label} ({value:.3f})" for label, value in above.items())
-    sentence = (
-        f"{count(len(above), 'pruned trial')} had more than the best finished trial's {best:.3f} "
-        f"in some epoch: {names}."
-    )
-    return [sentence] if len(above) else []
-
-
-def _of_trials(
-    table: pd.DataFrame, trials: pd.DataFrame, objectives: Sequence[Objective]
-) -> tuple[list[str], list[str]]:
-    """Doubts: drawn images, missing figures, several devices; remarks: how the trials ran."""
-    finished = count(int((table["status"] == "FINISHED").sum()), "finished trial")
-    pruned = int((table["state"] == "pruned").sum())
-    tested = table.get("test/accuracy", pd.Series(float("nan"), table.index)).notna()
-    former = table["tested"].isin([comparison.FRONT_MEMBER, comparison.ANSWER])
-    former &= ~table["front"] & (table["chosen"] == "")
-    untested = table[table["front"] & ~tested]
-    failures = texts(trials.set_index("run_id"), "tags.test_failure").reindex(untested["run_id"])
-    reason = next((f" ({str(text)[:200]})" for text in failures if text), "")
-    members = f"{count(len(untested), 'member')} of the front: {some(untested['label'])}"
-    devices, commits = (
-        [name for name in texts(trials, f"tags.{tag}").unique() if name]
-        for tag in ("device", "git_commit")
-    )
-    dirty = (texts(trials, "tags.git_dirty") == "true").any()
-    drawn = texts(trials, "tags.data") == "synthetic"
-    images = "The images" if drawn.all() else "The images of some of these trials"
-    used = "; test figures chose nothing" if tested.any() else ""
-    doubts: dict[str, object] = {
-        f"{images} are drawn, not photographed: figures say nothing about skin.": drawn.any()
-    }
-    for name in [objective.metric for objective in objectives]:
-        silent = (table["state"] == "no value") & table.get(name, pd.Series(0, table.index)).isna()
-        missing = count(int(silent.sum()), "finished trial")
-        doubts[f"{missing} without {name} cannot be on the front."] = silent.any()
-    doubts |= {
-        f"Latency was measured on different devices ({some(devices)}): milliseconds cannot be "
-        "compared.": len(devices) > 1,
-        f"No test figures for {members}{reason}.": len(untested),
-    }
-    remarks: dict[str, object] = {
-        f"Effects and importance are of {finished}, without {pruned} pruned.": pruned,
-        f"Tested for an earlier front or another report: {some(table.loc[former, 'label'])}.": (
-            former.any()
-        ),
-        f"The trials ran on {len(commits)} different commits.": len(commits) > 1,
-        "Some trials ran with uncommitted changes.": dirty,
-        f"Everything was chosen on validation images{used}.": True,
-    }
-    first, second = ([text for text, holds in one.items() if holds] for one in (doubts, remarks))
-    return first, second
+    names = [f"{label} ({value:.3f})" for label, value in above.items()]
+    return _sentences("pruned_above", best=best, names=names)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.metrics import bootstrap, curves
-from src.metrics.bootstrap import DifferentImagesError, Predictions
+from src.metrics.bootstrap import DifferentImagesError
 from src.metrics.paired import holm, mcnemar, paired_difference
 from src.metrics.registry import class_metrics, melanoma_of, overall_metrics
 from src.reporting.collect import PredictionReader
@@ -146,9 +146,9 @@ def compare_neighbours(
     (0, 1); neighbours are tied if the adjusted p-value is above 1 - level.
 
     Returns:
-        `Report.pairs`, the cheapest pair first; a is the more expensive one. A pair without
-        predictions of the same images, or in which the metric is undefined, has missing values and
-        is not tied.
+        `Report.pairs`, the cheapest pair first; a is the more expensive one. A pair with
+        predictions of different images, or in which the metric is undefined, has missing values
+        and is not tied.
 
     Raises:
         UserError: From `src.metrics.paired.paired_difference`, but not for different images.
@@ -159,14 +159,11 @@ def compare_neighbours(
     rows = []
     for (b, label_b), (a, label_a) in zip(members[:-1], members[1:], strict=True):
         difference, p_mcnemar = (math.nan,) * 4, math.nan
-        of_a, of_b, names = predictions.get(a, []), predictions.get(b, []), (label_a, label_b)
-        try:
-            if of_a and of_b:
-                if len(of_a) == len(of_b) == 1:
-                    p_mcnemar = mcnemar(of_a[0], of_b[0], names).p
-                difference = paired_difference(of_a, of_b, metric, samples, seed, level, names)
-        except DifferentImagesError:
-            pass  # the row has missing values
+        of_a, of_b, names = predictions[a], predictions[b], (label_a, label_b)
+        with suppress(DifferentImagesError):  # the row has missing values
+            if len(of_a) == len(of_b) == 1:
+                p_mcnemar = mcnemar(of_a[0], of_b[0], names).p
+            difference = paired_difference(of_a, of_b, metric, samples, seed, level, names)
         rows.append((a, b, label_a, label_b, metric, split, *difference, p_mcnemar))
     table = pd.DataFrame(rows, columns=PAIRS[:-2])
     table["p_adjusted"] = holm(table["p_bootstrap"].to_numpy(dtype=float))
@@ -204,38 +201,32 @@ def drops(
     choice, which the drop shows. Members are (run id, label).
 
     Returns:
-        `Report.drops`, one row per model; missing values without predictions of a split.
+        `Report.drops`, one row per model.
 
     Raises:
         UserError: From `src.metrics.bootstrap.intervals`.
     """
     rows = []
     for run_id, label in members:
-        sides: list[Predictions | None] = []
+        sides = []
         for split, runs in (("val", val), ("test", test)):
-            frames = runs.get(run_id, [])
-            names = [f"{label}, {split}, seed {number}" for number in range(1, len(frames) + 1)]
-            sides.append(bootstrap.gather(frames, names) if frames else None)
-        points = [
-            bootstrap.metric_values(side, [metric]) if side else np.array([[math.nan]])
-            for side in sides
-        ]
+            names = [f"{label}, {split}, seed {at}" for at in range(1, len(runs[run_id]) + 1)]
+            sides.append(bootstrap.gather(runs[run_id], names))
+        points = [bootstrap.metric_values(side, [metric]) for side in sides]
+        val_rng, test_rng, val_seeds, test_seeds = bootstrap.streams(seed, 4)
+        of_val = bootstrap.resampled_metrics(sides[0], [metric], samples, val_rng)
+        of_test = bootstrap.resampled_metrics(sides[1], [metric], samples, test_rng)
+        if of_val.shape == of_test.shape:
+            gaps = of_val - of_test, points[0] - points[1]
+            values = bootstrap.over_seeds(*gaps, val_seeds, difference=True)
+        else:
+            values = bootstrap.over_seeds(of_val, points[0], val_seeds)
+            values -= bootstrap.over_seeds(of_test, points[1], test_seeds)
+        bases = [side.basis(metric) for side in sides]
+        basis = min(bases, key=lambda groups: len(np.unique(groups)))
         means = [float(values.mean()) for values in points]
-        drop, interval = means[0] - means[1], (math.nan, math.nan)
-        first, second = sides
-        if first and second:
-            val_rng, test_rng, val_seeds, test_seeds = bootstrap.streams(seed, 4)
-            of_val = bootstrap.resampled_metrics(first, [metric], samples, val_rng)
-            of_test = bootstrap.resampled_metrics(second, [metric], samples, test_rng)
-            if of_val.shape == of_test.shape:
-                gaps = of_val - of_test, points[0] - points[1]
-                values = bootstrap.over_seeds(*gaps, val_seeds, difference=True)
-            else:
-                values = bootstrap.over_seeds(of_val, points[0], val_seeds)
-                values -= bootstrap.over_seeds(of_test, points[1], test_seeds)
-            bases = [side.basis(metric) for side in (first, second)]
-            basis = min(bases, key=lambda groups: len(np.unique(groups)))
-            interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)
+        drop = means[0] - means[1]
+        interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)
         rows.append((run_id, label, metric, *means, drop, *interval))
     return pd.DataFrame(rows, columns=DROPS)
 

@@ -42,7 +42,7 @@ def test_every_trial_with_a_quality_is_a_point_of_its_state(report):
         assert points["name"] == f"{state} ({len(rows)})"
         assert sorted(points["y"]) == sorted(rows["quality"])
         assert ("error_y" in points) == (state == "front")
-    [front], members = traces(chart, "front"), charts.members(report)
+    [front], members = traces(chart, "front"), report.members
     np.testing.assert_allclose(ends(front), members[["quality_low", "quality_high"]].T)
 
 
@@ -70,7 +70,7 @@ def test_panels_are_the_objectives_and_one_latency(report):
 )
 def test_the_step_line_is_the_best_quality_up_to_a_cost(direction, best):
     report = make_report(12)
-    table = charts.members(report).iloc[:3].assign(quality=[0.5, 0.4, 0.7])
+    table = report.members.iloc[:3].assign(quality=[0.5, 0.4, 0.7])
     table[COSTS[0]] = [1e6, 2e6, 3e6]
     first = replace(report.objectives[0], direction=direction)
     changed = replace(report, table=table, objectives=[first, *report.objectives[1:]])
@@ -135,7 +135,7 @@ def test_curves_say_that_they_are_means_if_trials_had_several_seeds(report):
 
 
 def test_many_curves_and_lines_are_thinned_but_the_front_stays(large):
-    important = charts.important(large)
+    important = large.important
     view = charts.curves(large).pictures[0].views[0]
     drawn = {text for one in view.traces for text in one["hovertext"]}
     assert len(drawn) <= charts.MOST_CURVES + len(important)
@@ -206,7 +206,7 @@ def test_recalls_are_on_test_first_then_on_validation(report):
     views = charts.recalls(report).pictures[0].views
     assert [view.label for view in views] == ["test", "validation"]
     [heatmap] = views[0].traces
-    run = charts.members(report)["run_id"].iloc[0]
+    run = report.members["run_id"].iloc[0]
     rows = report.recalls[(report.recalls["run_id"] == run) & (report.recalls["split"] == "test")]
     assert list(heatmap["z"][0]) == list(rows["recall"])
     assert list(heatmap["x"]) == rows["class"].to_list()

@@ -22,23 +22,28 @@ from src import audit as entry
 from src.core.cli import ROOT
 from src.core.config import resolve
 from src.core.errors import ConfigError, UserError
+from src.efficiency.flops import QUANTITIES
 from src.metrics.bootstrap import intervals
 from src.metrics.paired import paired_difference
 from src.reporting import claims
 from src.reporting.claims import (
     CONTRADICTED,
-    FUNCTIONS,
     NOT_REPRODUCED,
     NOT_TESTABLE,
     OTHER_READING,
-    QUANTITIES,
     REPRODUCED,
-    Figure,
-    Figures,
-    Paper,
     agrees,
     check_claims,
     choose_runs,
+)
+from src.reporting.paper import (
+    FUNCTIONS,
+    SCALES,
+    Figure,
+    Figures,
+    Measure,
+    Paper,
+    PaperSystem,
     parse_number,
     parse_paper,
 )
@@ -207,7 +212,6 @@ def test_rates_reproduce_their_confusion_matrix(
         "precision": ((rates[1], rates[2], positives / images), rates[0]),
         "prevalence": (rates, positives / images),
         "specificity": ((*rates[:2], positives, images), rates[2]),
-        "true_negative_share": ((*rates[:2], positives, images), true / images),
     }
     for name, (operands, expected) in cases.items():
         assert FUNCTIONS[name](*operands) == pytest.approx(expected)
@@ -223,7 +227,7 @@ def test_a_range_contains_all_values_of_its_operands(
     names = ", ".join(f"measured('net', '{number}')" for number in range(3))
     result = figures.evaluate(f"precision({names})", "key")
     assert result.low <= result.value <= result.high
-    assert result.low - 1e-12 <= claims.precision(*inside) <= result.high + 1e-12
+    assert result.low - 1e-12 <= FUNCTIONS["precision"](*inside) <= result.high + 1e-12
 
 
 def test_arithmetic_on_a_value_without_an_interval_has_none() -> None:
@@ -320,13 +324,11 @@ def test_value_step_and_unit(text: str, value: float, step: float, unit: str) ->
     assert number.unit == unit
 
 
-@given(
-    st.decimals("0.01", "99999", places=6), st.integers(0, 4), st.sampled_from(["", *claims.SCALES])
-)
+@given(st.decimals("0.01", "99999", places=6), st.integers(0, 4), st.sampled_from(["", *SCALES]))
 def test_a_number_admits_exactly_what_rounds_to_it(true: Decimal, digits: int, unit: str) -> None:
     rounded = true.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     number = parse_number(f"{rounded:,}{unit}")
-    scale = claims.SCALES.get(unit, 1)
+    scale = SCALES.get(unit, 1)
     assert number.admits(float(true) * scale, float(true) * scale)
     beyond = float(rounded + Decimal("0.51").scaleb(-digits)) * scale
     assert not number.admits(beyond, beyond)
@@ -476,11 +478,11 @@ def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Sto
 
 
 @pytest.fixture(scope="module")
-def measure(store: Store) -> Callable[..., claims.Measure]:
+def measure(store: Store) -> Callable[..., Measure]:
     """`measure(*studies, seeds=1)` reads the store."""
     table = read.runs(store)
 
-    def measure(*studies: str, seeds: int = 1) -> claims.Measure:
+    def measure(*studies: str, seeds: int = 1) -> Measure:
         settings = claims.ClaimsSettings(list(studies), seeds, samples=200, level=0.9, seed=3)
         return claims.recorded_runs(table, store, PAPER, settings)
 
@@ -597,7 +599,7 @@ def test_a_run_is_the_papers_system_by_its_parameters(
     recorded: object, expected: object, same: bool
 ) -> None:
     column = "params.model.net.width"
-    system = claims.PaperSystem(**GROUPED, fixed={column: expected})  # type: ignore[arg-type]
+    system = PaperSystem(**GROUPED, fixed={column: expected})  # type: ignore[arg-type]
     rows, problems, _ = choose_runs(table({column: recorded}), system)
     assert len(rows) == 1  # it may stand beside the claim
     assert bool(problems) is not same
@@ -606,7 +608,7 @@ def test_a_run_is_the_papers_system_by_its_parameters(
 
 def test_the_runs_nearest_to_the_paper_are_taken() -> None:
     fixed = {"params.width": 32, "params.dense": [128, 64], "params.loss": "focal"}
-    system = claims.PaperSystem(**GROUPED, fixed=fixed)  # type: ignore[arg-type]
+    system = PaperSystem(**GROUPED, fixed=fixed)  # type: ignore[arg-type]
     far = {"params.width": "8", "params.dense": "[]", "params.loss": "focal"}
     runs = table(far, far | {"tags.seed": "1"}, far | {"params.width": "32"})
     rows, problems, title = choose_runs(runs, system)

@@ -190,7 +190,7 @@ def test_points_are_drawn(opened, report):
 def test_hovering_names_the_run(opened, report):
     rows = report.table[report.table["state"] == "dominated"].to_dict("records")
     texts = [(rows[-1], opened.hover("dominated", len(rows) - 1))]
-    members = charts.members(report).to_dict("records")
+    members = report.members.to_dict("records")
     # other trials lie below some members
     texts += [(row, opened.hover("front (", number)) for number, row in enumerate(members)]
     for row, text in texts:
@@ -365,7 +365,7 @@ def test_seeds_stand_beside_their_mean(report):
     heads = list(tables(report)["table-front"].texts())
     at = heads.index("±")
     assert heads[at - 3 : at + 2][1:3] == ["from", "to"]
-    run = charts.members(report).iloc[0]
+    run = report.members.iloc[0]
     rows = report.intervals[report.intervals["run_id"] == run["run_id"]].set_index(
         ["split", "metric"]
     )
@@ -423,7 +423,7 @@ def test_ten_thousand_trials_stay_small_and_quick(open_report, large, tmp_path):
     )
     assert time.monotonic() - started < 10  # well under a second on a free machine
     # the named run lies above the front's point, and says the same
-    assert charts.members(large)["run_id"].iloc[0] in text
+    assert large.members["run_id"].iloc[0] in text
 
 
 def test_a_study_without_quality_costs_or_parameters_still_has_a_page(small):
@@ -473,7 +473,7 @@ def test_files_are_what_there_is_the_same_again_in_the_folder_and_run_no_formula
 
 
 def test_the_latex_table_has_a_row_per_member_with_its_interval(report):
-    members = charts.members(report)
+    members = report.members
     text = latex(report)
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
     assert len(body) == len(members)
@@ -490,7 +490,7 @@ def test_compressed_models_have_a_column(report):
     front = tables(compressed)["table-front"].texts()
     assert list(front)[:3] == ["label", "compression", "made from"]
     assert "onnx_int8_static" in set(front["compression"])
-    assert len(front) == len(charts.members(compressed))
+    assert len(front) == len(compressed.members)
     assert len(tables(compressed)["table-lost"].frame) == 6
     assert "compression" in markdown(compressed).partition("| run")[0]
     assert r"onnx\_int8\_static &" in latex(compressed)
@@ -530,7 +530,7 @@ def test_markdown_says_answers_front_and_warnings(report):
     assert report.warnings[0] in text
     assert text.startswith("# dense_size: which model to take")
     assert f"{len(report.table)} trials" in text
-    members = charts.members(report)
+    members = report.members
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + min(len(members), 12)
     assert len({line.count("|") for line in lines}) == 1
@@ -545,7 +545,7 @@ def test_markdown_stays_short_and_says_when_it_was_cut(report, count):
     answers = [Answer("a", "Which? " * 30, "0" * 32, "Long text. " * 100)] * count
     text = markdown(replace(report, answers=answers, warnings=["Beware. " * 200] * count))
     assert len(text) < MOST_CHARACTERS
-    assert ("Shortened" in text) == (count > 1 or len(charts.members(report)) > 12)
+    assert ("Shortened" in text) == (count > 1 or len(report.members) > 12)
 
 
 @settings(max_examples=25)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from made_up import make_report, with_compressed
 
 from src.reporting import charts, plots_html, style
-from src.reporting.charts import Picture, View, axis, scatter
+from src.reporting.charts import Picture, View
 from src.reporting.plots_html import figure, json_values, plain
+from src.reporting.style import axis, scatter
 
 
 @pytest.mark.parametrize("make", [make_report, with_compressed])

@@ -90,7 +90,7 @@ def test_few_samples_alone_tie_nothing(samples: int, level: float, drawn: int) -
 
 
 def test_pairs_that_cannot_be_compared_stay_as_rows() -> None:
-    runs = {**PREDICTIONS, "r1": [], "r4": answers(100, prefix="other")}
+    runs = {**PREDICTIONS, "r1": answers(200, prefix="first"), "r4": answers(100, prefix="other")}
     pairs = compare_neighbours(runs, MEMBERS, "accuracy", "test", 500)
     assert pairs["difference"].notna().tolist() == [False, True, False]
     assert pairs["p_adjusted"][1] == pairs["p_bootstrap"][1]  # one test, nothing to correct
@@ -157,12 +157,6 @@ def test_a_drop_takes_the_same_seeds_on_both_splits() -> None:
     # other numbers of seeds can't be matched
     apart = drops(val, {"r1": test["r1"][:2]}, ONE, "accuracy").iloc[0]
     assert apart["high"] - apart["low"] > 3 * (row["high"] - row["low"])
-
-
-def test_a_member_without_a_split_keeps_its_row() -> None:
-    table = drops({"r1": answers(40)}, {}, MEMBERS[:2], "accuracy")
-    assert table["val"].tolist() == pytest.approx([0.9, np.nan], nan_ok=True)
-    assert table[["test", "drop", "low", "high"]].isna().all(axis=None)
 
 
 def test_the_seed_decides_everything() -> None:

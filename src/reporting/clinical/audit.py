@@ -1,4 +1,4 @@
-"""The clinical audit: rates with intervals, thresholds, calibration, subgroups and the verdict."""
+"""The clinical audit: rates with intervals, thresholds, calibration, subgroups, domain shift."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +9,10 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.metrics import bootstrap, calibration, curves, thresholds
-from src.metrics.bootstrap import COLUMNS, Predictions, gather
-from src.metrics.registry import class_metrics, overall_metrics
+from src.metrics.bootstrap import COLUMNS, Predictions, Statistics, gather
+from src.metrics.registry import PRIMARY, class_metrics, overall_metrics
 from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import TargetRate
+from src.metrics.thresholds import TargetRate, Threshold
 from src.reporting.clinical import subgroups
 from src.reporting.clinical.results import ClinicalAudit, RecallVerdict
 
@@ -164,3 +164,129 @@ def _rate_tables(
         "fixed": table.loc[table["measure"].isin(fixed), ["metric", *COLUMNS]],
     }
     return {key: part.reset_index(drop=True) for key, part in rows.items()}
+
+
+# ---- from the run's data to other data
+
+_ENDS = ("", "_low", "_high")
+SHIFT_COLUMNS = [
+    "metric",
+    *(f"{side}{end}" for side in ("own", "external") for end in _ENDS),
+    *("difference", "low", "high"),
+    *(f"{side}_{size}" for side in ("own", "external") for size in ("images", "groups")),
+]
+
+
+def domain_shift(
+    internal: Sequence[pd.DataFrame],
+    external: Sequence[pd.DataFrame],
+    val: Sequence[pd.DataFrame],
+    positive: str | None,
+    settings: AuditSettings,
+) -> pd.DataFrame:
+    """Metrics on the run's test split and on other data, with intervals of the differences.
+
+    Images of classes that only one side has are left out, so that means are over the same classes.
+    Both sides have one frame for each net, in the same order and over the same classes, see
+    `gather`. The threshold is chosen on `val`, the run's validation split, unless that is empty.
+    `positive` is the class looked for, if there is one.
+
+    Returns:
+        A row for each metric, with `SHIFT_COLUMNS`; difference is external - own, negative is
+        worse.
+    """
+    shared = sorted(set(internal[0]["label"]) & set(external[0]["label"]))
+    looked_for = positive if positive in shared and len(shared) > 1 else None
+    chosen: list[Threshold] = []
+    if looked_for is not None and len(val):
+        target = TargetRate("sensitivity", settings.sensitivity)
+        chosen = thresholds.choose_per_net(gather(val), looked_for, target)
+        chosen = [] if any(np.isnan(threshold.value) for threshold in chosen) else chosen
+    samples, points, bases = [], [], []
+    for number, frames in enumerate((internal, external)):
+        predictions = gather([frame[frame["label"].isin(shared)] for frame in frames])
+        statistics = _shift_statistics(predictions, shared, looked_for, chosen)
+        rngs = bootstrap.streams(settings.seed + number, len(statistics))
+        parts = [
+            bootstrap.resample(predictions, [statistic], settings.samples, rng)
+            for statistic, rng in zip(statistics, rngs, strict=True)
+        ]
+        samples.append(np.concatenate(parts, axis=2))
+        points.append(bootstrap.evaluate(predictions, *statistics))
+        bases.append([basis for statistic in statistics for basis in statistic.bases])
+    # A net counts on both sides, so the seeds' error of the gap is that of their differences.
+    samples.append(samples[1] - samples[0])
+    points.append(points[1] - points[0])
+    pairs = zip(*bases, strict=True)
+    bases.append([min(pair, key=lambda groups: len(np.unique(groups))) for pair in pairs])
+    rngs = bootstrap.streams(settings.seed + 2, 3)
+    drawn = [
+        bootstrap.over_seeds(values, of_nets, rng, difference=side == 2)
+        for side, (values, of_nets, rng) in enumerate(zip(samples, points, rngs, strict=True))
+    ]
+    rows = []
+    for at, name in enumerate(name for statistic in statistics for name in statistic.names):
+        share = name.startswith(("accuracy", "recall/", "chosen/"))
+        of_run, of_data, (gap, low, high, kind, *_) = (
+            bootstrap.interval(
+                draws[:, at], of_nets[:, at].mean(), basis[at], settings.level, share and side < 2
+            )
+            for side, (draws, of_nets, basis) in enumerate(zip(drawn, points, bases, strict=True))
+        )
+        if share and ("exact" in (of_run[3], of_data[3]) or not kind):
+            low, high = newcombe(of_data[:3], of_run[:3])
+        elif not (of_run[3] and of_data[3]):
+            low, high = np.nan, np.nan
+        rows.append((name, *of_run[:3], *of_data[:3], gap, low, high, *of_run[4:], *of_data[4:]))
+    return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
+
+
+def _shift_statistics(
+    predictions: Predictions,
+    classes: Sequence[str],
+    positive: str | None,
+    chosen: Sequence[Threshold],
+) -> list[Statistics]:
+    metrics = [PRIMARY, "accuracy", *(f"recall/{name}" for name in classes)]
+    statistics = [bootstrap.metric_statistics(predictions, metrics)]
+    if positive is not None:
+        auroc = bootstrap.curve_statistics(predictions, positive, {"auroc": curves.area})
+        statistics.append(replace(auroc, bases=(predictions.group,)))
+    if positive is not None and chosen:
+        names = {rate: f"chosen/{rate}/{positive}" for rate in ("sensitivity", "specificity")}
+        statistics.append(thresholds.rates(predictions, positive, chosen, names))
+    return statistics
+
+
+def newcombe(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Interval of first - second in [-1, 1]: two independent shares, with low and high of each.
+
+    Source: Newcombe, Interval estimation for the difference between independent proportions,
+        Statistics in Medicine 17, 1998, method 10, there with Wilson's intervals.
+    """
+    (one, one_low, one_high), (two, two_low, two_high) = first, second
+    low = one - two - np.hypot(one - one_low, two_high - two)
+    return low, one - two + np.hypot(one_high - one, two - two_low)
+
+
+def recall_by_original_label(
+    external: Sequence[pd.DataFrame], settings: AuditSettings
+) -> pd.DataFrame:
+    """Recall of each class of the data set itself, such as AK and SCC apart.
+
+    The predictions, one frame for each net, have a column `original_label`.
+
+    Returns:
+        A row for each class: original_label, counts_as, images, groups, recall, low, high.
+    """
+    tables = {}
+    for name in sorted(external[0]["original_label"].unique()):
+        frames = [frame[frame["original_label"] == name] for frame in external]
+        predictions, counts_as = gather(frames), frames[0]["label"].iloc[0]
+        recall = thresholds.rates(predictions, counts_as, names={"sensitivity": "recall"})
+        tables[name, counts_as] = bootstrap.estimates(predictions, [recall], settings)
+    table = pd.concat(tables, names=["original_label", "counts_as"]).reset_index()
+    columns = ["original_label", "counts_as", "images", "groups", "recall", "low", "high"]
+    return table.rename(columns={"estimate": "recall"})[columns]

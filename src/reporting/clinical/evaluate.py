@@ -1,19 +1,22 @@
 """`python -m src.evaluate` from end to end: a trained run on its own splits or on other data."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from src.core.cli import console, say
 from src.core.config import instantiate, load_settings, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import refuse_unwritable
-from src.data.source import Source
+from src.data.source import Manifest, Source
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
 from src.metrics.bootstrap import ARGMAX
@@ -21,7 +24,7 @@ from src.metrics.decision_rules import with_decisions
 from src.metrics.registry import RECORDED
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical import external, presentation, subgroups
-from src.reporting.clinical.audit import audit
+from src.reporting.clinical.audit import audit, domain_shift, recall_by_original_label
 from src.reporting.clinical.external import REST, ExternalData
 from src.reporting.clinical.results import EvaluateSettings, Evaluation, Images, sentences
 from src.tracking.run import Run, recordable
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's UI shows as a run's description
 TESTED_FOR = "for a clinical audit"
 CHOSE_EPOCH = "Validation chose the epoch: its figures are too good."
+MOST = 2000  # files whose size is read
+MOST_DRAWN = 50  # pictures that are created to read their size, if they are no files
+BLACK = 40  # mean brightness of a corner, of 255, that counts as black
+EXAMPLES = 8  # images of each class and set that are shown
 LEAKS = (
     "LEAKS: images of one lesion or patient are on both sides of the run's split: "
     "figures on it are too good."
@@ -82,28 +89,21 @@ def recorded_splits(
         val, test = _decided(settings.decision, val, test)
     if not val and not test:
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
-    metadata, notes, warnings = None, [], [LEAKS] if "leaking" in evaluated.split else []
+    metadata, missing, warnings = None, "", [LEAKS] if "leaking" in evaluated.split else []
     try:
         config = external.data_config(evaluated, settings.own_root)
         source: Source = instantiate(config.source, "data.source")
         metadata = subgroups.map_columns(source.manifest().frame, settings.columns)
-        notes += _column_notes(metadata)
     except UserError as error:
-        reason = f"the run's own data are not here ({error}); name them by own_root=<folder>"
-        notes.append(f"No metadata (age, sex, site): {reason}.")
+        missing = str(error)
     audits = {}
     if test:
         audits["test"] = audit(test, val, metadata, clinical, "test", warnings)
     if val:
         audits["val"] = audit(val, [], metadata, clinical, "val", [CHOSE_EPOCH, *warnings])
-    if not test:
-        untested = _untested(evaluated, store)
-        notes.append(f"{untested}: this is validation alone. test=true uses it, once.")
-    if not val:
-        seeds = evaluated.count_predicted(store, "val")
-        some = f"Only {seeds} of {len(evaluated.nets)} seeds have predictions for validation"
-        reason = some if seeds else "The run has no validation split"
-        notes.append(f"{reason}: no threshold was chosen, and no temperature fitted.")
+    unknown = [] if metadata is None else subgroups.unknown_columns(metadata)
+    values = {"missing": missing, "unknown": unknown, "audits": audits}
+    notes = sentences("own", evaluated=evaluated, store=store, **values)
     return Evaluation(evaluated, "", audits, tuple(notes))
 
 
@@ -120,14 +120,6 @@ def _decided(
     pairs = zip(others, fitted_on, strict=True)
     decided = [with_decisions(frame, rule, on_val) for frame, on_val in pairs]
     return [with_decisions(frame, rule) for frame in val], decided
-
-
-def _column_notes(metadata: pd.DataFrame) -> list[str]:
-    unknown = subgroups.unknown_columns(metadata)
-    way = "if one is age, sex, site or skin type, name it, as in columns.skin_type=<column>"
-    return [f"Columns of the metadata that are not used: {', '.join(unknown)}; {way}."] * (
-        len(unknown) > 0
-    )
 
 
 def other_data(
@@ -154,7 +146,7 @@ def other_data(
     leaks = [LEAKS] if "leaking" in evaluated.split else []
     warnings = [*source_warnings, *overlap_warnings, *leaks]
     notes = _picture_notes(data, evaluated, frames, source) + overlap_note
-    shown = {} if source is None else external.examples(data, frames, source, classes)
+    shown = {} if source is None else examples(data, frames, source, classes)
     if len(overlap) and settings.overlap == "exclude":
         data = external.exclude(data, overlap)
     predictions = external.predict(data, evaluated, classes, store)
@@ -163,34 +155,32 @@ def other_data(
     predictions = [data.labels.merge(net) for net in predictions]
     original = data.frame.loc[data.frame["label"].isna(), "original_label"]
     unmapped = original.value_counts().to_dict()
-    notes += sentences("labels", labels=data.labels, rest=REST, unmapped=unmapped)
-    notes += trained.precision_warnings(evaluated.config)
     compared_with = "test" if recorded["test"] else "val"
-    if compared_with == "val":
-        untested = _untested(evaluated, store)
-        notes.append(f"{untested}; the drop is from validation, whose figures are too good.")
+    metadata = data.frame.drop(columns=["label", "original_label"])
+    metadata = subgroups.map_columns(metadata, settings.columns)
+    unknown = subgroups.unknown_columns(metadata)
+    values = {"labels": data.labels, "rest": REST, "unmapped": unmapped, "unknown": unknown}
+    seen = {"compared_with": compared_with, "evaluated": evaluated, "store": store}
+    notes += sentences("other", **values, **seen)
+    notes += trained.precision_warnings(evaluated.config)
     # it names files and metrics
     name = re.sub(r"[^\w.+-]+", "_", str(data.data.name)).strip("_.") or "data"
     merged = {split: [data.labels.merge(net) for net in nets] for split, nets in recorded.items()}
     if REST in data.labels.classes and len(data.labels.classes) == 2 and not clinical.positive:
         clinical = replace(clinical, positive=data.labels.classes[1])
-    metadata = data.frame.drop(columns=["label", "original_label"])
-    metadata = subgroups.map_columns(metadata, settings.columns)
-    notes += _column_notes(metadata)
     result = audit(predictions, merged["val"], metadata, clinical, name, warnings)
     geometry = data.data.geometry
     differs = geometry != evaluated.config.data.geometry
+    drop_from = merged[compared_with]
     return Evaluation(
         evaluated,
         name,
         {name: result},
         tuple(notes),
         external=data,
-        drop=external.domain_shift(
-            merged[compared_with], predictions, merged["val"], result.positive, clinical
-        ),
+        drop=domain_shift(drop_from, predictions, merged["val"], result.positive, clinical),
         compared_with=compared_with,
-        by_original_label=external.recall_by_original_label(predictions, clinical),
+        by_original_label=recall_by_original_label(predictions, clinical),
         overlap=overlap,
         predictions=dict(zip((net.seed for net in evaluated.nets), predictions, strict=True)),
         examples=shown,
@@ -301,22 +291,84 @@ def _picture_notes(
     """What the net was trained on, what it gets here, and how the pictures differ."""
     training: dict[str, Any] = {"source": {}, "corners_there": None}
     if source is not None:
-        sizes = external.image_sizes(source.source, source.source.manifest())
-        corners = external.dark_corners(source.cache.images)
-        training = {"source": external.size_summary(sizes), "corners_there": corners}
+        sizes = image_sizes(source.source, source.source.manifest())
+        corners = dark_corners(source.cache.images)
+        training = {"source": size_summary(sizes), "corners_there": corners}
     return sentences(
         "pictures",
         size=data.data.image_size,
         trained_with=evaluated.config.data.geometry,
         now=data.data.geometry,
-        external=external.size_summary(external.image_sizes(data.data.source, data.manifest)),
-        corners=external.dark_corners(frames),
+        external=size_summary(image_sizes(data.data.source, data.manifest)),
+        corners=dark_corners(frames),
         **training,
     )
 
 
-def _untested(evaluated: RecordedModel, store: Store) -> str:
-    if seeds := evaluated.count_predicted(store, "test"):
-        nets = len(evaluated.nets)
-        return f"Only {seeds} of {nets} seeds have been evaluated on the run's test split"
-    return "The run's test split has not been evaluated yet"
+def image_sizes(source: Source, manifest: Manifest) -> pd.DataFrame:
+    """Sizes of a set's pictures as they are stored; `source` creates them, if they are no files.
+
+    Returns:
+        A row for each image: width and height, px; missing if unreadable. At most `MOST` images
+        (`MOST_DRAWN` that are no files), evenly over the set, are looked at; others are missing.
+    """
+    paths = manifest.frame["path"]
+    files = paths.nunique() == len(paths)
+    sizes = np.full((len(paths), 2), np.nan)
+    for row in _evenly(len(paths), MOST if files else MOST_DRAWN):
+        with contextlib.suppress(OSError):  # the cache reports unreadable pictures
+            if files:
+                with Image.open(str(paths.iloc[row])) as image:
+                    sizes[row] = image.size
+            else:
+                sizes[row] = source.picture(manifest, int(row)).size
+    return pd.DataFrame(sizes, columns=["width", "height"])
+
+
+def _evenly(length: int, most: int) -> np.ndarray:
+    """At most `most` of the positions 0 to `length` - 1, in even steps."""
+    return np.unique(np.linspace(0, length - 1, most).astype(int)) if length else np.arange(0)
+
+
+def size_summary(sizes: pd.DataFrame) -> dict[str, Any]:
+    """`image_sizes` for the template: numbers of images and sizes, sizes as texts, median shape."""
+    counts = sizes.value_counts()
+    if counts.empty:
+        return {}
+    texts = [f"{width:.0f}x{height:.0f}" for width, height in counts.index]
+    areas = [width * height for width, height in counts.index]
+    return {
+        "images": len(sizes),
+        "read": int(counts.sum()),
+        "different": len(counts),
+        "smallest": texts[int(np.argmin(areas))],
+        "largest": texts[int(np.argmax(areas))],
+        "most": texts[0],
+        "share": counts.iloc[0] / counts.sum(),
+        "shape": float((sizes["width"] / sizes["height"]).median()),
+        "narrowest": float(np.nanmin(sizes.to_numpy())),
+    }
+
+
+def dark_corners(images: Images) -> float:
+    """Share of full frames, uint8 (N, S, S, 3), that are black in all four corners, in [0, 1]."""
+    side = max(1, images.shape[1] // 8)
+    ends = (slice(None, side), slice(-side, None))
+    corners = [images[:, rows, columns].mean(axis=(1, 2, 3)) for rows in ends for columns in ends]
+    return float((np.max(corners, axis=0) < BLACK).mean())
+
+
+def examples(
+    external: ExternalData, frames: Images, source: "DataModule", classes: Sequence[str]
+) -> dict[str, tuple[Images, Images]]:
+    """By class of the evaluation, images of the run and external ones, evenly over each set."""
+    names, labels = external.labels.classes, external.frame["label"]
+    of_run = source.frame["label"].map(dict(enumerate(classes)))
+    of_run = of_run.where(of_run.isin(names), REST)
+
+    def some(images: Images, chosen: pd.Series) -> Images:
+        rows = np.flatnonzero(chosen)
+        return images[rows[_evenly(len(rows), EXAMPLES)]]
+
+    images = source.cache.images
+    return {name: (some(images, of_run == name), some(frames, labels == name)) for name in names}

@@ -1,12 +1,10 @@
-"""Other data for a trained run: labels mapped, overlap with its training images, domain shift."""
+"""Other data for a trained run: labels mapped, overlap with its training images."""
 
-import contextlib
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,13 +19,10 @@ from src.core.files import CONF
 from src.data import cache
 from src.data.cache import ImageCache
 from src.data.decoding import Geometry
-from src.data.source import Manifest, Source
+from src.data.source import Manifest
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
-from src.metrics import bootstrap, curves, thresholds
-from src.metrics.registry import PRIMARY
-from src.metrics.settings import AuditSettings
-from src.metrics.thresholds import TargetRate, Threshold
+from src.metrics.bootstrap import DECISION
 from src.reporting.clinical.results import EvaluateSettings, Images
 from src.tracking.store import Store
 
@@ -67,7 +62,7 @@ class Labels:
         columns = [str(column) for column in predictions if str(column).startswith("p/")]
         others = [name for name in columns if name.removeprefix("p/") not in self.classes]
         merged = predictions.drop(columns=others)
-        decided = [name for name in merged if str(name).startswith(bootstrap.DECISION)]
+        decided = [name for name in merged if str(name).startswith(DECISION)]
         for name in ("label", *decided):
             merged[name] = merged[name].where(merged[name].isin(self.classes), REST)
         position = list(merged).index("label") + 1
@@ -243,13 +238,11 @@ def exclude(external: ExternalData, overlap: pd.DataFrame) -> ExternalData:
     Raises:
         UserError: None remains.
     """
-    ids = external.cache.frame["image_id"].to_numpy()[external.rows]
-    rows = external.rows[~np.isin(ids, overlap["image_id"].to_numpy(dtype=str))]
+    rows = external.rows[~external.frame["image_id"].isin(overlap["image_id"]).to_numpy()]
     if not len(rows):
-        raise UserError(
-            f"data={external.data.name}: the run has had all of these images; leave data= out to "
-            "evaluate its own splits, or use overlap=keep"
-        )
+        way_out = "leave data= out to evaluate its own splits, or use overlap=keep"
+        problem = f"the run has had all of these images; {way_out}"
+        raise UserError(f"data={external.data.name}: {problem}")
     return replace(external, rows=rows)
 
 
@@ -430,207 +423,3 @@ def _grey(images: Images) -> np.ndarray:
     pixels = np.stack([np.asarray(image, dtype=np.float32).ravel() for image in small])
     pixels -= pixels.mean(axis=1, keepdims=True)
     return pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
-
-
-# ---- from the run's data to other data
-
-_ENDS = ("", "_low", "_high")
-SHIFT_COLUMNS = [
-    "metric",
-    *(f"{side}{end}" for side in ("own", "external") for end in _ENDS),
-    *("difference", "low", "high"),
-    *(f"{side}_{size}" for side in ("own", "external") for size in ("images", "groups")),
-]
-
-
-def domain_shift(
-    internal: Sequence[pd.DataFrame],
-    external: Sequence[pd.DataFrame],
-    val: Sequence[pd.DataFrame],
-    positive: str | None,
-    settings: AuditSettings,
-) -> pd.DataFrame:
-    """Metrics on the run's test split and on other data, with intervals of the differences.
-
-    Images of classes that only one side has are left out, so that means are over the same classes.
-    Both sides have one frame for each net, in the same order and over the same classes, see
-    `gather`. The threshold is chosen on `val`, the run's validation split, unless that is empty.
-    `positive` is the class looked for, if there is one.
-
-    Returns:
-        A row for each metric, with `SHIFT_COLUMNS`; difference is external - own, negative is
-        worse.
-    """
-    shared = sorted(set(internal[0]["label"]) & set(external[0]["label"]))
-    looked_for = positive if positive in shared and len(shared) > 1 else None
-    chosen: list[Threshold] = []
-    if looked_for is not None and len(val):
-        target = TargetRate("sensitivity", settings.sensitivity)
-        chosen = thresholds.choose_per_net(bootstrap.gather(val), looked_for, target)
-        chosen = [] if any(math.isnan(threshold.value) for threshold in chosen) else chosen
-    samples, points, bases = [], [], []
-    for number, frames in enumerate((internal, external)):
-        predictions = bootstrap.gather([frame[frame["label"].isin(shared)] for frame in frames])
-        statistics = _shift_statistics(predictions, shared, looked_for, chosen)
-        rngs = bootstrap.streams(settings.seed + number, len(statistics))
-        parts = [
-            bootstrap.resample(predictions, [statistic], settings.samples, rng)
-            for statistic, rng in zip(statistics, rngs, strict=True)
-        ]
-        samples.append(np.concatenate(parts, axis=2))
-        points.append(bootstrap.evaluate(predictions, *statistics))
-        bases.append([basis for statistic in statistics for basis in statistic.bases])
-    # A net counts on both sides, so the seeds' error of the gap is that of their differences.
-    samples.append(samples[1] - samples[0])
-    points.append(points[1] - points[0])
-    rngs = bootstrap.streams(settings.seed + 2, 3)
-    drawn = [
-        bootstrap.over_seeds(values, of_nets, rng, difference=side == 2)
-        for side, (values, of_nets, rng) in enumerate(zip(samples, points, rngs, strict=True))
-    ]
-    rows = []
-    names = [name for statistic in statistics for name in statistic.names]
-    for at, (name, *basis) in enumerate(zip(names, *bases, strict=True)):
-        share, level = name.startswith(("accuracy", "recall/", "chosen/")), settings.level
-        of_run, of_data = (
-            bootstrap.interval(
-                drawn[side][:, at], points[side][:, at].mean(), basis[side], level, share
-            )
-            for side in (0, 1)
-        )
-        gap, fewest = of_data[0] - of_run[0], min(basis, key=lambda groups: len(np.unique(groups)))
-        _, low, high, kind, *_ = bootstrap.interval(drawn[2][:, at], gap, fewest, level, False)
-        if share and ("exact" in (of_run[3], of_data[3]) or not kind):
-            low, high = newcombe(of_data[:3], of_run[:3])
-        elif not (of_run[3] and of_data[3]):
-            low, high = np.nan, np.nan
-        rows.append((name, *of_run[:3], *of_data[:3], gap, low, high, *of_run[4:], *of_data[4:]))
-    return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
-
-
-def _shift_statistics(
-    predictions: bootstrap.Predictions,
-    classes: Sequence[str],
-    positive: str | None,
-    chosen: Sequence[Threshold],
-) -> list[bootstrap.Statistics]:
-    metrics = [PRIMARY, "accuracy", *(f"recall/{name}" for name in classes)]
-    statistics = [bootstrap.metric_statistics(predictions, metrics)]
-    if positive is not None:
-        auroc = bootstrap.curve_statistics(predictions, positive, {"auroc": curves.area})
-        statistics.append(replace(auroc, bases=(predictions.group,)))
-    if positive is not None and chosen:
-        names = {rate: f"chosen/{rate}/{positive}" for rate in ("sensitivity", "specificity")}
-        statistics.append(thresholds.rates(predictions, positive, chosen, names))
-    return statistics
-
-
-def newcombe(
-    first: tuple[float, float, float], second: tuple[float, float, float]
-) -> tuple[float, float]:
-    """Interval of first - second in [-1, 1]: two independent shares, with low and high of each.
-
-    Source: Newcombe, Interval estimation for the difference between independent proportions,
-        Statistics in Medicine 17, 1998, method 10, there with Wilson's intervals.
-    """
-    (one, one_low, one_high), (two, two_low, two_high) = first, second
-    low = one - two - math.hypot(one - one_low, two_high - two)
-    return low, one - two + math.hypot(one_high - one, two - two_low)
-
-
-def recall_by_original_label(
-    external: Sequence[pd.DataFrame], settings: AuditSettings
-) -> pd.DataFrame:
-    """Recall of each class of the data set itself, such as AK and SCC apart.
-
-    The predictions, one frame for each net, have a column `original_label`.
-
-    Returns:
-        A row for each class: original_label, counts_as, images, groups, recall, low, high.
-    """
-    rows = []
-    for name in sorted(external[0]["original_label"].unique()):
-        frames = [frame[frame["original_label"] == name] for frame in external]
-        predictions, counts_as = bootstrap.gather(frames), frames[0]["label"].iloc[0]
-        recall = thresholds.rates(predictions, counts_as, names={"sensitivity": "recall"})
-        row = bootstrap.estimates(predictions, [recall], settings).iloc[0]
-        rows.append((name, counts_as, *row[["images", "groups", "estimate", "low", "high"]]))
-    columns = ["original_label", "counts_as", "images", "groups", "recall", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-# ---- pictures
-
-MOST = 2000  # files whose size is read
-MOST_DRAWN = 50  # pictures that are created to read their size, if they are no files
-BLACK = 40  # mean brightness of a corner, of 255, that counts as black
-EXAMPLES = 8  # images of each class and set that are shown
-
-
-def image_sizes(source: Source, manifest: Manifest) -> pd.DataFrame:
-    """Sizes of a set's pictures as they are stored; `source` creates them, if they are no files.
-
-    Returns:
-        A row for each image: width and height, px; missing if unreadable. At most `MOST` images
-        (`MOST_DRAWN` that are no files), evenly over the set, are looked at; others are missing.
-    """
-    paths = manifest.frame["path"]
-    files = bool(len(paths)) and paths.nunique() == len(paths)
-    sizes = np.full((len(paths), 2), np.nan)
-    for row in np.unique(np.linspace(0, len(paths) - 1, MOST if files else MOST_DRAWN).astype(int)):
-        with contextlib.suppress(OSError):  # the cache reports unreadable pictures
-            if files:
-                with Image.open(str(paths.iloc[row])) as image:
-                    sizes[row] = image.size
-            else:
-                sizes[row] = source.picture(manifest, int(row)).size
-    return pd.DataFrame(sizes, columns=["width", "height"])
-
-
-def size_summary(sizes: pd.DataFrame) -> dict[str, Any]:
-    """`image_sizes` for the template: numbers of images and sizes, sizes as texts, median shape."""
-    counts = sizes.value_counts()
-    if counts.empty:
-        return {}
-    texts = [f"{width:.0f}x{height:.0f}" for width, height in counts.index]
-    areas = [width * height for width, height in counts.index]
-    return {
-        "images": len(sizes),
-        "read": int(counts.sum()),
-        "different": len(counts),
-        "smallest": texts[int(np.argmin(areas))],
-        "largest": texts[int(np.argmax(areas))],
-        "most": texts[0],
-        "share": counts.iloc[0] / counts.sum(),
-        "shape": float((sizes["width"] / sizes["height"]).median()),
-        "narrowest": float(np.nanmin(sizes.to_numpy())),
-    }
-
-
-def dark_corners(images: Images) -> float:
-    """Share of full frames, uint8 (N, S, S, 3), that are black in all four corners, in [0, 1]."""
-    side = max(1, images.shape[1] // 8)
-    ends = (slice(None, side), slice(-side, None))
-    corners = [images[:, rows, columns].mean(axis=(1, 2, 3)) for rows in ends for columns in ends]
-    return float((np.max(corners, axis=0) < BLACK).mean())
-
-
-def examples(
-    external: ExternalData, frames: Images, source: "DataModule", classes: Sequence[str]
-) -> dict[str, tuple[Images, Images]]:
-    """By class of the evaluation, images of the run and external ones, evenly over each set."""
-    named = source.frame["label"].map(dict(enumerate(classes)))
-    labels = named.where(named.isin(external.labels.classes), REST)
-
-    def some(images: Images, chosen: pd.Series) -> Images:
-        rows = np.flatnonzero(chosen)
-        at = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))
-        return images[rows[at] if len(rows) else rows]
-
-    return {
-        name: (
-            some(source.cache.images, labels == name),
-            some(frames, external.frame["label"] == name),
-        )
-        for name in external.labels.classes
-    }

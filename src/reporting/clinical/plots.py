@@ -22,7 +22,6 @@ from src.reporting.clinical.results import ClinicalAudit, Evaluation
 from src.reporting.clinical.subgroups import display_name
 from src.reporting.style import BLUE, VERMILLION
 
-DPI = 150
 FRAME = {f"axes.spines.{side}": True for side in ("top", "right")}
 STYLE: Any = plots_static.STYLE | FRAME | {"axes.labelsize": 8, "legend.fontsize": 7.5}
 GREY = "#898989"
@@ -37,14 +36,10 @@ MARKERS = {
 
 
 def write(result: ClinicalAudit, folder: Path) -> None:
-    """Write the figures of an audit as PNG (150 dpi) and SVG into an existing folder."""
-    for name in figure_titles(result):
-        with mpl.rc_context(STYLE):
-            figure = FIGURES[name](result)
-            figure.draw_without_rendering()
-            figure.set_layout_engine(None)  # else each file would compute the layout again
-            figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    """Write the figures of an audit as PNG and SVG into an existing folder."""
+    with mpl.rc_context(STYLE):
+        for name in figure_titles(result):
+            plots_static.save(FIGURES[name](result), folder / name)
 
 
 def _grid(

@@ -1,5 +1,6 @@
 """The clinical audit and the evaluation as terminal output, Markdown pages, tables and figures."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +35,6 @@ STYLES = {
     "UNDECIDED": "bold yellow",
     "Warning": "bold red",
 }
-HIGHER = "In [0, 1], higher is better."
-EXACT = "*: an exact end."
 
 
 def summary(result: ClinicalAudit) -> list[str]:
@@ -96,60 +95,45 @@ def audit_tables(result: ClinicalAudit) -> list[Table]:
     """All tables with rows, the most important first."""
     name, split = result.positive, {"text": result.split}
     sizes = result.per_class.drop_duplicates("class")[["class", "images", "groups"]]
-    overall, fixed = (
-        _with_text(table).assign(metric=[label(f"val/{metric}") for metric in table["metric"]])
-        for table in (result.overall, result.fixed)
+    classes = sizes.merge(_wide(result.per_class, "class", "measure"), on="class")
+    overall, fixed, errors = (
+        table.assign(**{key: [label(f"val/{metric}") for metric in table[key]]})
+        for table, key in (
+            (_with_text(result.overall), "metric"),
+            (_with_text(result.fixed), "metric"),
+            (result.calibration, "measure"),
+        )
     )
-    heat = ", ".join(f"{temperature:.3f}" for temperature in result.temperatures)
-    on_val = result.split == "val"
-    why = "Temperatures are fitted on these images" if on_val else "No validation predictions"
-    fitted = f"T, for each net, fitted on validation: {heat}." if heat else f"{why}: not scaled."
-    errors = result.calibration
+    table = functools.partial(_table, audit=result)
+    isic = {str(column): ".3f" for column in result.isic if column != "class"}
+    sides = {"before": "as it is", "after": "scaled"}
     tables = [
         _operating_table(result),
-        Table(
-            sizes.merge(_wide(result.per_class, "class", "measure"), on="class"),
-            f"Each class, by {result.verdicts[0].by}",
-            f"{HIGHER} Intervals by lesion. {EXACT}",
-            labels={"f1": "F1", "groups": "lesions"},
-        ),
-        Table(
+        table("classes", classes, {"f1": "F1", "groups": "lesions"}),
+        table(
+            "ranking",
             _wide(result.ranking, "class", "metric"),
-            "Each class against the rest, over all thresholds",
-            "Higher is better. The area above 80% sensitivity (isic-challenge-scoring) is at most "
-            "1; the pAUC of ISIC 2024 at most 0.2, by chance 0.02; average precision by chance is "
-            "the share of the class.",
-            labels={metric: short_label(f"val/{metric}/{name}") for metric in CURVES},
+            {metric: short_label(f"val/{metric}/{name}") for metric in CURVES},
         ),
-        Table(
-            overall[["metric", "text"]],
-            "All classes",
-            f"{HIGHER} ISIC: an image with several most probable classes is wrong.",
-            labels=split,
-        ),
-        Table(
-            fixed[["metric", "text"]],
-            f"{name}: points of the ROC curve of these images",
-            f"{HIGHER} No threshold was chosen beforehand, so that these are too good.",
-            labels=split,
-        ),
-        Table(
-            result.isic,
-            "The ISIC challenges' table (isic-challenge-scoring: positive above 0.5)",
-            f"{HIGHER} A rate of nothing counts as 1 there.",
-            labels={"sensitivity": "sens.", "specificity": "spec."},
-            formats={str(name): ".3f" for name in result.isic if name != "class"},
-        ),
-        Table(
-            errors.assign(measure=[label(f"val/{measure}") for measure in errors["measure"]]),
-            "Calibration",
-            f"Lower is better; ECE in 15 bins. {fitted}",
-            labels={"before": "as it is", "after": "scaled"},
-            formats={"before": ".3f", "after": ".3f"},
-        ),
+        table("overall", overall[["metric", "text"]], split),
+        table("fixed", fixed[["metric", "text"]], split),
+        table("isic", result.isic, {"sensitivity": "sens.", "specificity": "spec."}, isic),
+        table("calibration", errors, sides, dict.fromkeys(sides, ".3f")),
         *(_subgroup_tables(result) if len(result.subgroups) else ()),
     ]
     return [table for table in tables if len(table.frame)]
+
+
+def _table(
+    key: str,
+    frame: pd.DataFrame,
+    labels: Mapping[str, str],
+    formats: Mapping[str, str] | None = None,
+    **values: Any,
+) -> Table:
+    """A table with its title and caption from the template."""
+    title, caption = sentences(f"table {key}", **values)
+    return Table(frame, title, caption, labels, formats=formats or {})
 
 
 def _operating_table(result: ClinicalAudit) -> Table:
@@ -164,19 +148,16 @@ def _operating_table(result: ClinicalAudit) -> Table:
     )
     more = {(verdict.rule, result.split): verdict.more_lesions for verdict in result.verdicts}
     rows["more"] = list(map(more.get, zip(rows["rule"], rows["on"], strict=True)))
-    problems = operating[operating["problem"] != ""].drop_duplicates("rule")
-    texts = "".join(f" {row.rule}: {row.problem}." for row in problems.itertuples())
-    chosen = len(order) > 1
-    title = f"Finding {result.positive}: {result.verdicts[0].by}"
-    return Table(
-        rows[
-            ["rule", "on", *thresholds.MEASURES, *(["more"] if rows["more"].notna().any() else [])]
-        ],
-        f"{title}{', and thresholds chosen on validation' if chosen else ''}",
-        f"{HIGHER} {EXACT}{' val: where the threshold was chosen.' if chosen else ''}{texts}",
-        labels={"ppv": "PPV", "npv": "NPV", "more": "lesions needed"},
-        formats={"more": ",.0f"},
-    )
+    columns = [
+        "rule",
+        "on",
+        *thresholds.MEASURES,
+        *(["more"] if rows["more"].notna().any() else []),
+    ]
+    problems = operating[operating["problem"] != ""].set_index("rule")["problem"].to_dict()
+    labels = {"ppv": "PPV", "npv": "NPV", "more": "lesions needed"}
+    values = {"audit": result, "chosen": len(order) > 1, "problems": problems}
+    return _table("operating", rows[columns], labels, {"more": ",.0f"}, **values)
 
 
 def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
@@ -199,18 +180,10 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
         **heads,
         **{measure: label(f"val/{measure}") for measure in (PRIMARY, "auroc")},
     }
-    few = f"{HIGHER} too few: under {result.settings.smallest} lesions."
-    rules = " ".join(f"{heads[measure]}: by {rule}." for measure, rule in result.rules.items())
-    unlike = (
-        f"{few} Balanced accuracy is over the classes (number behind it) with at least so many: it "
-        "does not compare between unlike numbers of classes."
-    )
-    title = f"Subgroups: balanced accuracy, and AUROC of {name} against the rest"
+    recalls, others = wide[[*sizes, *result.rules]], wide[[*sizes, PRIMARY, "auroc"]]
     return [
-        Table(
-            wide[[*sizes, *result.rules]], f"Subgroups: recall of {name}", f"{few} {rules}", labels
-        ),
-        Table(wide[[*sizes, PRIMARY, "auroc"]], title, unlike, labels),
+        _table("recalls", recalls, labels, audit=result, heads=heads),
+        _table("subgroups", others, labels, audit=result),
     ]
 
 
@@ -230,16 +203,11 @@ def evaluation_tables(result: Evaluation) -> list[Table]:
             "difference": [estimate_text(row, ("difference", "low", "high"), "+") for row in rows],
             "lesions": [f"{a:,} / {b:,}" for a, b in drop.filter(like="_groups").to_numpy()],
         }
-        caption = (
-            f"{HIGHER} A negative difference is a loss. Over the classes that both have. "
-            "Sensitivity and specificity: at the threshold chosen on the run's val."
-        )
-        tables.append(Table(pd.DataFrame(columns), f"From {source} to {result.data}", caption))
+        tables.append(_table("shift", pd.DataFrame(columns), {}, result=result))
     if len(labels):
         texts = [estimate_text(row, ("recall", "low", "high")) for row in labels.to_dict("records")]
         frame = labels.assign(recall=texts).drop(columns=["low", "high"])
-        title, names = f"Recall by the labels of {result.data}", {"groups": "lesions"}
-        tables.append(Table(frame, title, f"{HIGHER} Intervals by lesion.", names))
+        tables.append(_table("labels", frame, {"groups": "lesions"}, result=result))
     return tables
 
 
@@ -352,6 +320,7 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
         UserError: The folder cannot be written.
     """
     from src.reporting.clinical import plots
+    from src.reporting.plots_static import save
 
     with atomic_folder(folder, "the evaluation") as draft:
         (draft / CLINICAL).mkdir()
@@ -363,11 +332,9 @@ def write_evaluation(result: Evaluation, folder: Path) -> None:
             (draft / "predictions").mkdir(exist_ok=True)
             frame.to_csv(draft / "predictions" / f"seed_{seed}.csv", index=False)
         if len(result.drop):
-            figure = plots.shift(result)
-            for kind in ("png", "svg"):
-                figure.savefig(draft / f"drop.{kind}", dpi=plots.DPI)
+            save(plots.shift(result), draft / "drop")
         if result.examples:
-            plots.examples(result).savefig(draft / "examples.png", dpi=plots.DPI)
+            save(plots.examples(result), draft / "examples")
 
 
 def _write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:

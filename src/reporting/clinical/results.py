@@ -1,21 +1,19 @@
 """The results of a clinical audit and of an evaluation, with their settings."""
 
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from src.core.config import DecisionRule
 from src.deployment.trained import RecordedModel, require_run_id
+from src.metrics import formatting
 from src.metrics.calibration import TEMPERATURES
-from src.metrics.formatting import interval
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import lesions_to_settle, rule_text
 
@@ -23,25 +21,7 @@ if TYPE_CHECKING:
     from src.reporting.clinical.external import ExternalData
 
 Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
-
-
-def sentences(part: str, **values: Any) -> list[str]:
-    """The sentences of one part of the template sentences.j2, each in one line."""
-    text = _template().render(part=part, **values)
-    return [" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(  # noqa: S701  plain text: the pages escape it
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        # a text from outside stays within its sentence
-        finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
-    )
-    environment.globals["interval"] = interval
-    return environment.from_string(Path(__file__).with_name("sentences.j2").read_text("utf-8"))
+sentences = functools.partial(formatting.sentences, Path(__file__).with_name("sentences.j2"))
 
 
 @dataclass(frozen=True)
@@ -208,8 +188,10 @@ class Evaluation:
         notes: On data, overlap, geometry and what is missing. Warnings are part of the audits.
         external: The other data, without excluded images.
         drop: From a split of the run, `compared_with` (validation, where there is no test), to the
-            other data, see `external.domain_shift`.
-        by_original_label, overlap, examples: See the functions of `external`.
+            other data, see `audit.domain_shift`.
+        by_original_label: See `audit.recall_by_original_label`.
+        overlap: See `external.find_overlap`.
+        examples: See `evaluate.examples`.
         predictions: Of the other data, one frame for each net, by its seed.
         choices: Settings that are not the default, such as "part=val".
     """

@@ -22,19 +22,19 @@ from src.data.siim2020 import CLASSES as SIIM
 from src.data.source import Source
 from src.data.synthetic import Synthetic
 from src.metrics.settings import AuditSettings
+from src.reporting.clinical.audit import (
+    SHIFT_COLUMNS,
+    domain_shift,
+    newcombe,
+    recall_by_original_label,
+)
+from src.reporting.clinical.evaluate import dark_corners, image_sizes, size_summary
 from src.reporting.clinical.external import (
     MAPPINGS,
     OVERLAP_COLUMNS,
-    SHIFT_COLUMNS,
     Labels,
     choose_labels,
-    dark_corners,
-    domain_shift,
     find_overlap,
-    image_sizes,
-    newcombe,
-    recall_by_original_label,
-    size_summary,
 )
 from src.reporting.clinical.results import sentences
 
