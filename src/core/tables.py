@@ -1,4 +1,4 @@
-"""One table for every output: terminal, Markdown, LaTeX, CSV and HTML show the same rows."""
+"""One table for every output: terminal, Markdown, LaTeX and CSV show the same rows."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -100,10 +100,6 @@ class Table:
             label=f"tab:{label}" if label else None,
         )
 
-    def to_html(self) -> str:
-        """A <table> element; every text is escaped."""
-        return self.texts().to_html(index=False, border=0, escape=True)
-
     def to_csv(self, path: Path) -> None:
         """Write the raw values; text that a spreadsheet would run as a formula is quoted."""
         safe = self.frame.copy()
@@ -140,6 +136,16 @@ def escape_markdown(text: object, longest: int = 10_000) -> str:
     for letter in _MARKDOWN_SPECIAL:
         line = line.replace(letter, f"\\{letter}")
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def fill_markdown(template: Path, **values: Any) -> str:
+    """A Markdown page from a Jinja template, in which the filter `plain` escapes a text."""
+    import jinja2
+
+    environment = jinja2.Environment(trim_blocks=True)  # noqa: S701  the output is Markdown
+    environment.filters["plain"] = escape_markdown
+    environment.tests["search"] = lambda text, pattern: re.search(pattern, text)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
 
 
 def shorten_markdown(text: str, most: int, ending: str) -> str:

@@ -150,7 +150,8 @@ def _template(file: Path) -> "jinja2.Template":
         # a text from outside stays within its sentence
         finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
     )
-    functions = (count, difference, figure, interval, joined, label, number, ratio)
+    functions = [count, describe, difference, figure, interval, joined, label, number]
+    functions += [quantity, ratio]
     environment.globals |= {function.__name__: function for function in functions}
     return environment.from_string(file.read_text("utf-8"))
 

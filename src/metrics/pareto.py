@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import moocore
 import numpy as np
 
-from src.metrics.formatting import is_cost, quantity
-from src.metrics.registry import Objective, describe
+from src.metrics.formatting import is_cost
+from src.metrics.registry import Objective
 
 REFERENCE = 1.1  # of the hypervolume, in each scaled loss
 LOG_SPAN = 10.0  # costs that span at least this factor are compared by their logarithm
@@ -223,20 +223,3 @@ class Scale:
                 best, worst = np.log10(best), np.log10(worst)
             column[:] = (column - best) / (worst - best)
         return losses
-
-    def describe(self) -> list[str]:
-        """For each objective: its range with unit, which end is 0, and whether log10 is used."""
-        lines = []
-        rows = zip(self.objectives, self.best, self.worst, self.logarithmic, strict=True)
-        for objective, best, worst, logarithmic in rows:
-            name, better = objective.metric, "more" if objective.direction == "maximize" else "less"
-            if np.isnan(best):
-                text = "no run has a value."
-            elif best == worst:
-                text = f"{quantity(name, best)} in all runs, which counts as 0."
-            else:
-                ends = quantity(name, best, worst), quantity(name, worst, best)
-                by = "log10" if logarithmic else "linear"
-                text = f"0 is {ends[0]} (best), 1 is {ends[1]} (worst); {by}."
-            lines.append(f"{describe(name).axis}, {better} is better: {text}")
-        return lines

@@ -20,7 +20,7 @@ from src.core.config import check, instantiate, load_settings, resolve
 from src.core.environment import git_state
 from src.core.errors import UserError, closest, masked
 from src.core.files import atomic_folder
-from src.core.tables import Table
+from src.core.tables import Table, fill_markdown
 from src.metrics import bootstrap
 from src.metrics.formatting import count, is_cost, joined
 from src.metrics.paired import paired_difference
@@ -45,12 +45,6 @@ NOT_REPRODUCED = "not reproduced"
 NOT_TESTABLE = "not testable"
 VERDICTS = (REPRODUCED, OTHER_READING, CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE)
 UNDECIDED = "undecided: the interval contains the limit"
-LEGEND = (
-    "A printed number agrees with a computed one if the computed one, or a value in its range, "
-    "would be printed the same way. A printed limit is kept or broken by the whole range; "
-    "otherwise it is undecided. Metrics of too few seeds, or of runs that are not the paper's "
-    "system, are shown and decide nothing."
-)
 # Starts of the names of parameters in which two seeds of one system may differ.
 FREE = ["seed", "tracking.", "study", "repeats", "threads", "objective.", "test", "dry_run"]
 FREE += ["data.root", "data.cache_dir", "data.source.root"]
@@ -346,12 +340,10 @@ def write_audit(
     if len(readings):
         columns = ["id", "reading", "here", "agrees", "decides", "how", "problem"]
         tables.append(Table(readings[columns], "Readings"))
-    parts = [f"# Audit: {paper.title}", f"{paper.citation} {paper.source}", f"Read: {paper.read}"]
-    parts += [made, f"**{len(claims)} claims: {_summary(claims)}.**", LEGEND, "## Protocol"]
-    parts.append("\n".join(f"- {note}" for note in paper.protocol))
-    parts += [table.to_markdown() for table in tables]
+    values = {"paper": paper, "made": made, "claims": len(claims), "summary": _summary(claims)}
+    page = fill_markdown(Path(__file__).with_name("claims.md.j2"), tables=tables, **values)
     with atomic_folder(folder, "the audit") as draft:
-        (draft / "audit.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        (draft / "audit.md").write_text(page, encoding="utf-8")
         Table(claims).to_csv(draft / "claims.csv")
         Table(readings).to_csv(draft / "readings.csv")
 

@@ -19,7 +19,7 @@ from src.metrics.registry import MELANOMA, Limit, Objective, describe, melanoma_
 # The page of a report has a slider for each of these that a study recorded.
 _BUDGETS = [f"efficiency/{name}" for name in ("params", "flops", "latency_ratio", "size_mb")]
 _FLOORS = ("best/val/recall", "best/val/specificity_at_sens80")
-_sentences = partial(formatting.sentences, Path(__file__).with_name("sentences.j2"))
+sentences = partial(formatting.sentences, Path(__file__).with_name("sentences.j2"))
 _ROUNDING = 1e-9  # 0.85 - 0.02 is a little more than 0.83, and 0.83 is within 0.02 of 0.85
 
 
@@ -206,7 +206,7 @@ class _Candidates:
         lacking = {str(metric): int(number) for metric, number in (~has).sum().items() if number}
         against = self._against_best(limits, rows[0]) if rows else []
         closest = _closest(limits, rest, shown) if limits and len(rows) < 2 and len(rest) else []
-        text = _sentences(
+        text = sentences(
             "answer",
             noun=self._noun,
             runs=len(pool),
@@ -245,7 +245,7 @@ class _Candidates:
         ]
         others = bool(limits) and len(self._pool) > 1
         values = {"row": row, "best": best, "quality": self._quality.metric, "costs": costs}
-        return _sentences("against", others=others, **values)
+        return sentences("against", others=others, **values)
 
 
 def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) -> list[str]:
@@ -257,7 +257,7 @@ def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) 
     ]
     row = rest.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
     missed = [(bound(limit), limit) for limit in limits if not limit.holds(row[limit.metric])]
-    return _sentences("closest", row=row, figures=_figures(row, shown), missed=missed)
+    return sentences("closest", row=row, figures=_figures(row, shown), missed=missed)
 
 
 def _in_order(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:

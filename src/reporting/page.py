@@ -14,12 +14,12 @@ import jinja2
 import pandas as pd
 
 from src.core.files import atomic_file
-from src.core.tables import Table, escape_markdown, shorten_markdown
+from src.core.tables import Table, fill_markdown, shorten_markdown
 from src.metrics.formatting import interval
 from src.metrics.registry import RECORDED, default_quality_metrics, melanoma_class, short_label
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
-from src.reporting.decisions import budget_choices, cost_of
+from src.reporting.decisions import budget_choices, cost_of, sentences
 from src.reporting.record import Report
 from src.reporting.uncertainty import tied_groups
 from src.sweep.overrides import is_numeric
@@ -130,14 +130,9 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     frame[metrics] = figures(report, metrics).loc[members["run_id"]].to_numpy()
     frame["run"] = members["run_id"].str[:8]
     labels = {name: short_label(name) for name in metrics}
-    parts = [f"Pareto front of {report.title}: {len(frame)} of {len(report.table)} trials"]
-    parts[0] += "; with intervals" if "from" in complete else ""
-    if f"spread/{report.quality}" in complete:
-        parts[0] += "; ±: standard deviation over the seeds"
-    for better in ("higher is better", "lower is better"):
-        if some := [labels[name] for name in metrics if style.direction(report, name) == better]:
-            parts.append(f"{better.capitalize()}: {', '.join(some)}")
-    caption = f"{'. '.join(parts)}. A multiply-add counts as one FLOP."
+    better = [(labels[name], style.direction(report, name)) for name in metrics]
+    values = {"columns": list(map(str, complete)), "better": better}
+    caption = " ".join(sentences("front", report=report, **values))
     formats: dict[str, Any] = dict.fromkeys(metrics, str)
     return Table(frame.head(rows or len(frame)), "", caption, labels, formats=formats)
 
@@ -307,18 +302,12 @@ def markdown(report: Report) -> str:
         table rows, and the last line says so.
     """
     ending = "\n\n*Shortened; the complete report is report.html among this run's artifacts.*\n"
-    states = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in report.counts.items())
-    volumes = ", ".join(f"{value:.4g} ({study})" for study, value in report.hypervolume.items())
-    summary = f"{sum(report.counts.values())} trials: {states}. Hypervolume: {volumes or '-'}."
-    environment = jinja2.Environment(trim_blocks=True)  # noqa: S701  the output is Markdown
-    environment.filters["plain"] = escape_markdown
-    environment.tests["search"] = lambda text, pattern: re.search(pattern, text)
-    template = Path(__file__).with_name("summary.md.j2").read_text(encoding="utf-8")
     table, rows = short_front(report, _MOST_ROWS), ""
     if len(table.frame):
         rows = re.sub(r" {2,}", " ", table.to_markdown().rpartition("\n\n")[0])
+    summary = " ".join(sentences("counts", report=report))
     values = {"report": report, "answers": answers(report), "summary": summary, "table": rows}
-    text = environment.from_string(template).render(values)
+    text = fill_markdown(Path(__file__).with_name("summary.md.j2"), **values)
     short = shorten_markdown(text, MOST_CHARACTERS, ending)
     complete = short == text.strip() and len(report.members) <= _MOST_ROWS
     return short.removesuffix(ending) + ("\n" if complete else ending)

@@ -30,6 +30,7 @@ from src.reporting.decisions import (
     cost_of,
     decide,
     quality_objective,
+    sentences,
 )
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
@@ -158,7 +159,7 @@ def build(
         importance=shares,
         curves=learning_curves(history, shown, trial_of),
         progress=pd.concat(over_time, ignore_index=True),
-        reference=[*scale.describe(), ranked[0][1]],
+        reference=[*sentences("scale", scale=scale), ranked[0][1]],
         hypervolume={name: hypervolume(scale.transform(some)) for name, some in fronts.items()},
         counts=text.counts(table),
         warnings=[],

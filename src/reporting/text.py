@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
 from src.metrics.bootstrap import clopper_pearson
 from src.metrics.decision_rules import FLOOR
-from src.metrics.formatting import sentences
 from src.metrics.registry import Limit, Objective, describe
 from src.metrics.thresholds import lesions_to_settle
 from src.reporting import comparison
+from src.reporting.decisions import sentences
 from src.reporting.record import Report
 from src.tracking.read import texts
 
-_sentences = partial(sentences, Path(__file__).with_name("sentences.j2"))
 # In the order in which they are counted.
 STATES = ["front", "dominated", "over limit", "no value", "pruned", "over_limit", "put_back"]
 STATES += ["failed", "killed", "running"]
@@ -92,7 +89,7 @@ def warnings(
     tags = {name: texts(trials, f"tags.{name}") for name in ("device", "git_commit", "git_dirty")}
     names = [objective.metric for objective in report.objectives]
     no_value = table[table["state"] == "no value"].reindex(columns=names).isna().sum()
-    doubts = _sentences(
+    doubts = sentences(
         "doubts",
         drawn=texts(trials, "tags.data") == "synthetic",
         no_value=no_value[no_value > 0].to_dict(),
@@ -100,7 +97,7 @@ def warnings(
         untested=untested["label"],
         failures=[str(text) for text in failures if text],
     )
-    remarks = _sentences(
+    remarks = sentences(
         "remarks",
         finished=int((table["status"] == "FINISHED").sum()),
         pruned=int((table["state"] == "pruned").sum()),
@@ -126,7 +123,7 @@ def same_sizes(table: pd.DataFrame, objectives: Sequence[Objective]) -> list[str
         return []
     keys = [*sizes, *(["compression"] if "compression" in table else [])]
     groups = [rows["label"] for _, rows in table[table["front"]].groupby(keys) if len(rows) > 1]
-    return _sentences("same_sizes", groups=groups)
+    return sentences("same_sizes", groups=groups)
 
 
 def pruned_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> list[str]:
@@ -137,4 +134,4 @@ def pruned_above(table: pd.DataFrame, curves: pd.DataFrame, quality: str) -> lis
     highest = curves[curves["state"] == "pruned"].groupby("label")["value"].max()
     above = highest[highest > best].sort_values(ascending=False)
     names = [f"{label} ({value:.3f})" for label, value in above.items()]
-    return _sentences("pruned_above", best=best, names=names)
+    return sentences("pruned_above", best=best, names=names)

@@ -46,14 +46,11 @@ def test_markdown_is_escaped() -> None:
     assert lines[-1] == "higher is better"
 
 
-def test_latex_and_html_are_escaped() -> None:
-    latex, html = TABLE.to_latex(label="results"), TABLE.to_html()
+def test_latex_is_escaped() -> None:
+    latex = TABLE.to_latex(label="results")
     caption = r"\caption{Results\_1 higher is better}"
     for text in (r"\toprule", caption, r"\label{tab:results}", "custom & 0.654 & 1.2"):
         assert text in latex
-    assert "<th>latency (ms)</th>" in html
-    assert "&lt;b&gt;" in html
-    assert "<b>" not in html
 
 
 def test_csv_holds_raw_values_and_no_formulas(tmp_path: Path) -> None:

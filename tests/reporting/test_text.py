@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_up import COSTS, OBJECTIVES
 
+from src.metrics.pareto import Scale
 from src.metrics.registry import Limit, Objective
 from src.reporting import text
-from src.reporting.decisions import Answer
+from src.reporting.decisions import Answer, sentences
 
 FLOOR = Limit("val/recall/mel", ">=", 0.8)
 
@@ -141,3 +143,17 @@ def test_pruned_trials_above_the_best_finished_one_are_named(report) -> None:
     [sentence] = text.pruned_above(report.table, curves, report.quality)
     assert sentence.startswith("1 pruned trial had more than the best finished trial's 0.")
     assert f"{curves.loc[pruned, 'label']} (0.990)" in sentence
+
+
+def test_a_scale_is_described_with_range_unit_and_direction() -> None:
+    values = np.array([[0.612, 30_037_824], [0.402, 4.1e9]])
+    assert sentences("scale", scale=Scale.fit(values, OBJECTIVES[:2])) == [
+        "balanced accuracy (validation), more is better: "
+        "0 is 0.612 (best), 1 is 0.402 (worst); linear.",
+        "FLOPs (multiply-adds), less is better: 0 is 30M multiply-adds (best), "
+        "1 is 4.1G multiply-adds (worst); log10.",
+    ]
+    [constant] = sentences("scale", scale=Scale.fit(np.array([[0.83]]), OBJECTIVES[2:]))
+    assert constant.endswith("0.83 x the reference net in all runs, which counts as 0.")
+    [missing] = sentences("scale", scale=Scale.fit(np.array([[np.nan]]), OBJECTIVES[2:]))
+    assert missing.endswith("no run has a value.")

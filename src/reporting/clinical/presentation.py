@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from src.core.files import atomic_folder
-from src.core.tables import MISSING, Table, escape_markdown
+from src.core.tables import MISSING, Table, fill_markdown
 from src.metrics import thresholds
 from src.metrics.curves import CURVES
 from src.metrics.formatting import interval, label
@@ -23,6 +22,7 @@ from src.reporting.clinical.results import ClinicalAudit, Evaluation, sentences
 
 PAGE = "clinical.md"
 EVALUATION_PAGE = "evaluation.md"
+_PAGES = Path(__file__).with_name("pages.md.j2")
 CLINICAL = "clinical"  # folder of the audits, within an evaluation's
 MOST_LINES = 39  # of an evaluation on the terminal, without the line that says where to look
 SHORT = (  # columns of the first two tables there
@@ -282,21 +282,15 @@ def figure_titles(result: ClinicalAudit) -> dict[str, str]:
 def markdown(result: ClinicalAudit) -> str:
     """The audit as a Markdown page; the figures are beside it."""
     values = {"audit": result, "summary": summary(result), "figures": figure_titles(result)}
-    return _page("audit", tables=audit_tables(result), **values)
+    return fill_markdown(_PAGES, part="audit", tables=audit_tables(result), **values)
 
 
 def evaluation_markdown(result: Evaluation) -> str:
     """The evaluation as a Markdown page; the audits have their own pages beside it."""
     summaries = {name: summary(audit) for name, audit in result.audits.items()}
-    values = {"summaries": summaries, "folder": CLINICAL, "page": PAGE}
-    return _page("evaluation", result=result, tables=evaluation_tables(result), **values)
-
-
-def _page(part: str, **values: Any) -> str:
-    environment = jinja2.Environment(trim_blocks=True)  # noqa: S701  the output is Markdown
-    environment.filters["plain"] = escape_markdown
-    template = Path(__file__).with_name("pages.md.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(part=part, **values)
+    values: dict[str, Any] = {"summaries": summaries, "folder": CLINICAL, "page": PAGE}
+    values |= {"result": result, "tables": evaluation_tables(result)}
+    return fill_markdown(_PAGES, part="evaluation", **values)
 
 
 def write(result: ClinicalAudit, folder: Path) -> None:
