@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge
 from omegaconf import DictConfig
 
 from src.core.cli import ROOT, console, say
@@ -34,6 +34,7 @@ from src.reporting.paper import (
     PrintedNumber,
     parse_paper,
 )
+from src.reporting.record import StudySettings
 from src.tracking import read
 from src.tracking.run import Run, recordable, text
 from src.tracking.store import Store
@@ -52,21 +53,10 @@ _TAGS = ["tags.weights", "tags.git_commit", "tags.git_dirty", "tags.study", "tag
 
 
 @dataclass
-class ClaimsSettings:
+class ClaimsSettings(StudySettings):
     """The values of conf/command/audit.yaml, which says what each means."""
 
-    study: str | list[str] | None = None
     seeds: Annotated[int, Ge(1)] = 3
-    samples: Annotated[int, Ge(200)] = 2000
-    level: Annotated[float, Gt(0.5), Le(0.999)] = 0.95
-    seed: Annotated[int, Ge(0)] = 0
-    folder: str = "reports"
-    publish: bool = True
-
-    @property
-    def studies(self) -> list[str]:
-        """Names of the studies; none: the runs of all."""
-        return [self.study] if isinstance(self.study, str) else self.study or []
 
 
 def choose_runs(

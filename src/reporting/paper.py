@@ -261,6 +261,10 @@ class Figure:
         return f"{self.value:,.0f}" if self.value == round(self.value) else f"{self.value:,.5g}"
 
 
+def _exact(value: float, origin: str, how: str) -> Figure:
+    return Figure(value, value, value, frozenset({origin}), how)
+
+
 Measure = Callable[..., Figure]  # (system, metric, less) -> figure, see `recorded_runs`
 
 
@@ -370,9 +374,7 @@ class Figures:
         self._sources: dict[str, Callable[..., Figure]] = {
             "count": self._count,
             "measured": self._measured,
-            "published": lambda value, source: Figure(
-                *[value] * 3, frozenset({"published"}), source
-            ),
+            "published": lambda value, source: _exact(value, "published", source),
         }
 
     def _of(self, name: str) -> Figure:
@@ -457,8 +459,7 @@ class Figures:
     def _measured(self, system: str, metric: str, less: str = "") -> Figure:
         _refuse_unknown([system, *([less] if less else [])], self._paper.systems)
         if less and is_cost(metric):
-            problem = f"less takes a metric on the test split, but got {metric}: divide the costs"
-            raise ConfigError("", problem)
+            raise ConfigError("", f"less takes a metric on the test split: divide costs ({metric})")
         return self._measure(system, metric, less)
 
     def _count(self, name: str, quantity: str, *more: str) -> Figure:
@@ -467,8 +468,7 @@ class Figures:
         net = _build(json.dumps(self._paper.nets[name].get("net", {})), f"paper.nets.{name}.net")
         counts = [(title, QUANTITIES[title](*net)) for title in (quantity, *more)]
         parts = " + ".join(f"{Figure(count)} {title.replace('_', ' ')}" for title, count in counts)
-        total = [sum(count for _, count in counts)] * 3
-        return Figure(*total, frozenset({"counted"}), f"{parts} of the net {name}")
+        return _exact(sum(count for _, count in counts), "counted", f"{parts} of the net {name}")
 
 
 def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:

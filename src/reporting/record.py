@@ -112,10 +112,27 @@ class Report:
 
 
 @dataclass
-class ReportSettings:
-    """The command's config, see conf/command/report.yaml."""
+class StudySettings:
+    """What the commands that read studies have in common."""
 
     study: str | list[str] | None = None
+    samples: Annotated[int, Ge(200)] = 2000
+    level: Annotated[float, Gt(0.5), Le(0.999)] = 0.95
+    seed: Annotated[int, Ge(0)] = 0
+    folder: str = "reports"
+    publish: bool = True
+
+    @property
+    def studies(self) -> list[str]:
+        """Names of the studies, in order, without repetitions."""
+        names = [self.study] if isinstance(self.study, str) else list(self.study or [])
+        return list(dict.fromkeys(str(name) for name in names))
+
+
+@dataclass
+class ReportSettings(StudySettings):
+    """The command's config, see conf/command/report.yaml."""
+
     filter: str | None = None
     before: str | None = None
     objectives: list[Any] | None = None
@@ -124,20 +141,9 @@ class ReportSettings:
     budgets: list[str] = field(default_factory=list)
     floors: list[str] = field(default_factory=list)
     test: bool = True
-    samples: Annotated[int, Ge(200)] = 2000
-    level: Annotated[float, Gt(0.5), Le(0.999)] = 0.95
-    seed: Annotated[int, Ge(0)] = 0
-    folder: str = "reports"
-    publish: bool = True
     register: str | None = None
     alias: str = "champion"
     refresh: bool = False
-
-    @property
-    def studies(self) -> list[str]:
-        """Names of the studies, in order, without repetitions."""
-        names = [self.study] if isinstance(self.study, str) else list(self.study or [])
-        return list(dict.fromkeys(str(name) for name in names))
 
     def moment(self) -> pd.Timestamp | None:
         """`before` as a time, in UTC unless it has a time zone.

@@ -483,7 +483,7 @@ def measure(store: Store) -> Callable[..., Measure]:
     table = read.runs(store)
 
     def measure(*studies: str, seeds: int = 1) -> Measure:
-        settings = claims.ClaimsSettings(list(studies), seeds, samples=200, level=0.9, seed=3)
+        settings = claims.ClaimsSettings(list(studies), 200, 0.9, 3, seeds=seeds)
         return claims.recorded_runs(table, store, PAPER, settings)
 
     return measure
