@@ -59,7 +59,7 @@ class Report:
         comparison: Several studies, or two dates: study, trials, front, hypervolume, new_points
             (members that no other front covers), new (their labels), best of each objective.
         tables: Further tables by title.
-        on_test: Chosen models on test, from `src.reporting.text.on_test`.
+        on_test: Chosen models on test, from `src.reporting.uncertainty.on_test`.
     """
 
     title: str

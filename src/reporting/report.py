@@ -21,7 +21,7 @@ from src.deployment import trained
 from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits
-from src.reporting import ablation, charts, collect, comparison, page, text
+from src.reporting import ablation, charts, collect, comparison, page, uncertainty
 from src.reporting.ablation import importance
 from src.reporting.collect import PredictionReader, StudyRuns
 from src.reporting.decisions import (
@@ -161,7 +161,7 @@ def build(
         progress=pd.concat(over_time, ignore_index=True),
         reference=[*sentences("scale", scale=scale), ranked[0][1]],
         hypervolume={name: hypervolume(scale.transform(some)) for name, some in fronts.items()},
-        counts=text.counts(table),
+        counts=uncertainty.counts(table),
         warnings=[],
         remarks=[],
         comparison=beside if len(compared) > 1 else pd.DataFrame(),
@@ -170,8 +170,8 @@ def build(
     # the caveats of several objectives are about the same trials
     notes = [*doubts, *caveats[:1]]
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
-    on_test = text.on_test(report, bounds["floors"])
-    doubts, remarks = text.warnings(report, notes, trials)
+    on_test = uncertainty.on_test(report, bounds["floors"])
+    doubts, remarks = uncertainty.warnings(report, notes, trials)
     return replace(report, on_test=on_test, warnings=doubts, remarks=remarks)
 
 

@@ -9,7 +9,7 @@ from made_up import COSTS, OBJECTIVES
 
 from src.metrics.pareto import Scale
 from src.metrics.registry import Limit, Objective
-from src.reporting import text
+from src.reporting import uncertainty
 from src.reporting.decisions import Answer, sentences
 
 FLOOR = Limit("val/recall/mel", ">=", 0.8)
@@ -41,7 +41,9 @@ def with_test_figures(report, recall: tuple[float, float, float]):
     ],
 )
 def test_floors_on_test_are_judged_with_their_interval(bare, recall, verdict, more) -> None:
-    quality, floor = text.on_test(with_test_figures(bare, recall), [FLOOR]).to_dict("records")
+    quality, floor = uncertainty.on_test(with_test_figures(bare, recall), [FLOOR]).to_dict(
+        "records"
+    )
     assert (quality["metric"], quality["estimate"], quality["low"]) == (
         "balanced accuracy",
         0.6,
@@ -51,7 +53,7 @@ def test_floors_on_test_are_judged_with_their_interval(bare, recall, verdict, mo
     assert (floor["metric"], floor["floor"], floor["images"]) == ("recall of mel", ">= 0.8", 31)
     assert (floor["label"], floor["verdict"]) == ("custom #1", verdict)
     assert floor["more_lesions"] == more or (more is None and pd.isna(floor["more_lesions"]))
-    assert text.on_test(replace(bare, intervals=pd.DataFrame()), [FLOOR]).empty
+    assert uncertainty.on_test(replace(bare, intervals=pd.DataFrame()), [FLOOR]).empty
 
 
 def test_a_screening_study_judges_the_recall_at_the_chosen_threshold(bare) -> None:
@@ -61,32 +63,34 @@ def test_a_screening_study_judges_the_recall_at_the_chosen_threshold(bare) -> No
     )
     table = report.table.assign(**{"test/chosen/sensitivity/mel": 0.85})
     several = replace(report, table=table, intervals=report.intervals.assign(seeds=3))
-    [row] = text.on_test(several, []).to_dict("records")
+    [row] = uncertainty.on_test(several, []).to_dict("records")
     # the interval of a single net would be too narrow
     assert row["verdict"] == "kept, undecided"
     assert pd.isna([row["low"], row["high"], row["more_lesions"]]).all()
     report = replace(report, intervals=report.intervals.assign(seeds=1))
-    [row] = text.on_test(replace(report, table=table), []).to_dict("records")
+    [row] = uncertainty.on_test(replace(report, table=table), []).to_dict("records")
     assert row["metric"] == "sensitivity of mel at the threshold chosen on validation"
     assert (row["estimate"], row["floor"], row["verdict"]) == (0.85, ">= 0.8", "kept, undecided")
     assert (row["low"], row["high"]) == pytest.approx((0.621, 0.968), abs=5e-4)
     assert row["more_lesions"] == 246 - 20  # (1.96 / 0.05)^2 * 0.16 is 245.9
-    assert text.on_test(report, []).empty  # not tested
+    assert uncertainty.on_test(report, []).empty  # not tested
 
 
 def test_counts_are_in_order_and_without_zeros() -> None:
     table = pd.DataFrame({"state": ["pruned", "front", "failed", "pruned", "dominated", "new"]})
     expected = {"front": 1, "dominated": 1, "pruned": 2, "failed": 1, "new": 1}
-    assert text.counts(table) == expected
-    assert list(text.counts(table)) == list(expected)
+    assert uncertainty.counts(table) == expected
+    assert list(uncertainty.counts(table)) == list(expected)
 
 
 def test_a_net_and_its_compression_are_not_the_same_net() -> None:
     rows = {"label": ["a", "b"], "front": True, COSTS[0]: 1e6, COSTS[1]: 1e5, COSTS[3]: [1.0, 0.5]}
-    [sentence] = text.same_sizes(pd.DataFrame(rows), OBJECTIVES)
+    [sentence] = uncertainty.same_sizes(pd.DataFrame(rows), OBJECTIVES)
     assert sentence.startswith("a and b have the same FLOPs and parameters")
-    assert not text.same_sizes(pd.DataFrame(rows | {"compression": ["", "int8"]}), OBJECTIVES)
-    assert not text.same_sizes(pd.DataFrame(rows), [Objective(COSTS[0], "minimize")])
+    assert not uncertainty.same_sizes(
+        pd.DataFrame(rows | {"compression": ["", "int8"]}), OBJECTIVES
+    )
+    assert not uncertainty.same_sizes(pd.DataFrame(rows), [Objective(COSTS[0], "minimize")])
 
 
 def test_warnings_say_what_may_mislead(report) -> None:
@@ -106,7 +110,7 @@ def test_warnings_say_what_may_mislead(report) -> None:
         }
     )
     trials.loc[front, "tags.test_failure"] = "the images are gone"
-    doubts, remarks = text.warnings(replace(report, table=table), ["a note"], trials)
+    doubts, remarks = uncertainty.warnings(replace(report, table=table), ["a note"], trials)
     expected = [
         "LEAKAGE",
         "The images are drawn, not photographed",
@@ -138,9 +142,9 @@ def test_warnings_say_what_may_mislead(report) -> None:
 def test_pruned_trials_above_the_best_finished_one_are_named(report) -> None:
     curves = report.curves.copy()
     pruned = curves.index[curves["state"] == "pruned"][0]
-    assert text.pruned_above(report.table, curves, report.quality) == []
+    assert uncertainty.pruned_above(report.table, curves, report.quality) == []
     curves.loc[pruned, "value"] = 0.99
-    [sentence] = text.pruned_above(report.table, curves, report.quality)
+    [sentence] = uncertainty.pruned_above(report.table, curves, report.quality)
     assert sentence.startswith("1 pruned trial had more than the best finished trial's 0.")
     assert f"{curves.loc[pruned, 'label']} (0.990)" in sentence
 
