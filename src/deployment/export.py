@@ -248,8 +248,8 @@ def _show(
     rule = "" if about.rule == ARGMAX else f" Class: by the rule {about.rule}."
     say(f"Decision: {answer}.{rule} Licence: {about.licence}.")
     for row in exports:
-        serve = "python -m http.server --directory " if row["format"] == web.NAME else ""
-        say(f"{serve}{row['path']}", wrap=False)
+        serve = "python -m http.server --bind 127.0.0.1 --directory "
+        say(f"{serve if row['format'] == web.NAME else ''}{row['path']}", wrap=False)
 
 
 def _record(exports: Sequence[Mapping[str, Any]], store: Store, run: RecordedModel) -> None:

@@ -57,6 +57,8 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
     """
     keep_freed_memory()
     seed_everything(config.seed)
+    if config.data.get("root") is not None and "root" not in config.data.source:
+        raise ConfigError("data.root", f"data={config.data.name} reads no folder: omit it")
     augment = instantiate(config.augment, "augment")
     instantiate(config.efficiency, "efficiency")  # raises now, not after the training
     data = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)

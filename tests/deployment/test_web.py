@@ -314,7 +314,7 @@ def test_export_writes_the_page_and_records_it(
     status, output = run_entry(export.main, *arguments)
     assert status == 0, output
     folder = Path("exports") / f"custom_{recorded.run_id[:8]}" / "web"
-    assert f"python -m http.server --directory {folder}" in output
+    assert f"python -m http.server --bind 127.0.0.1 --directory {folder}" in output
     names = ["index.html", "model.json", "model.onnx", "onnxruntime.js", "onnxruntime.wasm.gz"]
     assert sorted(file.name for file in folder.iterdir()) == [*names, "page.js"]
     assert open_file(folder / "model.onnx").description.run_id == recorded.run_id

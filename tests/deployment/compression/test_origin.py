@@ -9,13 +9,14 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from src import train
-from src.core.cli import ROOT
+from src.core.cli import CONF, ROOT
 from src.core.errors import ConfigError
 from src.data.module import DataModule
-from src.deployment.compression.origin import check_study
+from src.deployment.compression.origin import check_study, compressed_run_config
 from src.deployment.description import KEY, Description
 from src.deployment.runtimes.eager import CameraNet
 from src.deployment.runtimes.formats import FORMATS, open_file
@@ -280,3 +281,12 @@ def test_the_description_of_a_compressed_run_is_that_of_its_file(study: Study) -
     assert (description.run_id, description.precision) == (in_a_file, "int8")
     assert description.decision is not None
     assert description.decision.aim.endswith("for the net that this one was made from")
+
+
+def test_the_moved_data_of_an_origin_can_be_named_without_naming_the_data_set(study: Study) -> None:
+    origin = study.origin["run_id"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["compression=fold", f"origin={origin}", "data.root=/moved"])
+    assert config.data.root == "/moved"
+    recorded = compressed_run_config(config, ["data.root=/moved"], study.store)
+    assert recorded.data.root == "/moved"
