@@ -1,12 +1,13 @@
-"""Training speed of a frozen backbone's head with and without cached features, in turn, in one run.
+"""Training speed with and without cached outputs of nets that do not change, in turn, in one run.
 
     python -m benchmarks.features data.root=<HAM10000 folder> [override ...]
 
 A frozen MobileNetV3-Small at 96 px with random weights (speed does not depend on them) and
 `augment=flips`; synthetic lesions where the folder is absent. Printed are images/s of training
 epochs, without validation, the median of their ratios, and the seconds in which the features of
-all views are computed once. Overrides are those of `src.train`, such as `augment=none` or
-`data.batch_size=256`.
+all views are computed once. Then a student, the first 10 blocks of EfficientNet-Lite0 at 80 px,
+learns from the whole net: without it, from its cached logits, and from the net itself (2,000
+images). Overrides are those of `src.train`, such as `augment=none` or `data.batch_size=256`.
 
 A study of 60 heads over one backbone, whose features the first trial computes:
 
@@ -20,11 +21,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
 from benchmarks.composing import composed
+from src.losses.distillation import Distillation
 from src.training import features, loop
 from src.training.progress import quiet_lightning
 
@@ -32,15 +36,39 @@ PAIRS = 3
 WANTED = 40
 
 
-def images_per_s(config: DictConfig) -> float:
+def images_per_s(config: DictConfig, teachers: Sequence[nn.Module] = ()) -> float:
     """Median over the epochs of a training by the project's loop."""
     parts = loop.build(config)
+    if teachers:
+        parts.classifier.loss = Distillation(parts.data.seen_counts, teachers)
     features.serve(config, parts.classifier, parts.data, loop.training_device(config))
     with tempfile.TemporaryDirectory() as folder:
         trainer, progress, _ = loop.prepare_fit(config, parts, None, Path(folder))
         with quiet_lightning():
             trainer.fit(parts.classifier, datamodule=parts.data)
     return progress.images_per_s
+
+
+def distilled(overrides: list[str]) -> None:
+    """Print the speed of a student relative to the same training without a teacher."""
+    fixed = ["model=efficientnet_lite0", "model.net.weights=random", "model.image_size=80"]
+    short = [*fixed, *overrides, "trainer.max_epochs=1", "efficiency=fast", "study=students"]
+    teacher = loop.build(composed(short)).classifier.requires_grad_(False).eval()
+    plain = composed([*short, "model.net.blocks=10"])
+    live = composed([*short, "model.net.blocks=10", "data.feature_views=0"])
+    images_per_s(plain, [teacher])  # computes the logits of all views
+    ratios = []
+    for _ in range(PAIRS):
+        alone, cached, with_net = (
+            images_per_s(config, nets)
+            for config, nets in ((plain, ()), (plain, [teacher]), (live, [teacher]))
+        )
+        ratios.append((cached / alone, with_net / alone))
+        print(f"student: {alone:.0f} images/s alone, {cached:.0f} from cached logits", flush=True)
+    medians = [statistics.median(values) for values in zip(*ratios, strict=True)]
+    print(
+        f"of the images/s without a teacher: {medians[0]:.2f} cached, {medians[1]:.2f} with the net"
+    )
 
 
 def main() -> None:
@@ -51,6 +79,8 @@ def main() -> None:
         overrides = [text for text in overrides if not text.startswith("data.root=")]
         print("no folder of HAM10000 as data.root=: synthetic lesions", flush=True)
     data = "ham10000" if root and Path(root).is_dir() else "synthetic"
+    few = ["data.source.limit=2000"] if data == "ham10000" else []
+    distilled([f"data={data}", *few, *overrides])
     fixed = [f"data={data}", "model=mobilenetv3_small", "model.image_size=96"]
     fixed += ["model.net.weights=random", "model.net.frozen=true", "efficiency=fast"]
     images = composed([*fixed, *overrides, "data.feature_views=0", "trainer.max_epochs=1"])
