@@ -63,7 +63,7 @@ def serve(
     frozen = getattr(net, "frozen", False)
     asked, symmetries = data.feature_views, getattr(data.augment, "symmetries", None)
     is_exact = symmetries is not None and config.trainer.precision in (32, "32", "32-true")
-    converts = next(net.parameters()).dtype != torch.float32
+    converts = any(value.dtype != torch.float32 for value in net.parameters())
     changing = converts or getattr(data.augment, "mixes", False) or (teachers and not symmetries)
     if not (frozen or teachers) or changing or asked == 0 or (asked == "auto" and not is_exact):
         return {}
