@@ -1,20 +1,19 @@
-"""Writes docs/results.md: the reported figures over several seeds, read from the run record.
+"""docs/results.md: every figure is computed from the recorded predictions in docs/results/.
 
-    python -m benchmarks.results [--only SECTION ...] [--file FILE] [--folder mlruns] [--uri URI]
+    python -m benchmarks.results          write the page; needs no run
+    python -m benchmarks.results verify   fail unless the page is the one that they give
+    python -m benchmarks.results record [--folder mlruns] [--uri URI]
+                                          take the studies from a run store, then write the page
 
-Trains nothing. The sections and their studies are in results.yaml. A section without figures in the
-store keeps the text that the page already has; if the store has no figures at all, the page is not
-touched. A page with fewer figures in a section is written beside the old one, as <name>.new.md.
+Trains nothing. The sections and their studies are in results.yaml. `record` replaces the runs of
+the studies that the store has and keeps all others.
 """
 
 import argparse
 import itertools
-import re
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,25 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from src.core.config import WITHOUT_EFFECT
+from benchmarks.results_record import ASIDE, COSTS, Record, portable
 from src.core.errors import UserError
 from src.core.files import atomic_file
 from src.core.tables import Table, escape_markdown
 from src.metrics.bootstrap import gather, intervals
+from src.metrics.decision_rules import with_decisions
 from src.metrics.paired import paired_difference
 from src.metrics.registry import melanoma_of, parse_limits, short_label
-from src.tracking import read
 from src.tracking.read import texts
 from src.tracking.store import Store
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
-# Parameters that do not make another configuration.
-ASIDE = ("seed", "origin", "data.root", "data.source.root", *WITHOUT_EFFECT)
+PAGE, FOLDER = Path("docs/results.md"), Path("docs/results")
 # Parameters that a column of the table shows.
 SHOWN = ("data.split", "data.siblings", "data.image_size")
-LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=")
-COSTS = ("efficiency/params", "efficiency/flops", "efficiency/size_mb", "efficiency/latency_ratio")
 ROUNDING = 1e-7  # one more image of 10,000 changes any metric by more
 NOTES = """
-- A figure is the mean over at least {seeds} seeds on the test split, which chose nothing.
+- A figure is the mean over the seeds on the test split, which chose nothing. It is computed from
+  the predictions in `docs/results/` (half precision): `python -m benchmarks.results verify`.
 - ±: standard deviation over the seeds.
 - [low, high]: {level:.0%} interval from {samples} bootstrap samples that draw whole lesions or
   patients, with the seeds' share by Student's t.
@@ -62,7 +59,8 @@ class Cell:
     name: str
     settings: dict[str, str]
     runs: pd.DataFrame
-    frames: list[pd.DataFrame]
+    frames: list[pd.DataFrame]  # predictions on test
+    val: list[pd.DataFrame]
     problem: str
 
     def tag(self, name: str) -> str:
@@ -73,6 +71,11 @@ class Cell:
         """Mean of a recorded metric over the seeds; NaN where one lacks it."""
         name = f"metrics.{metric}"
         return float(self.runs[name].mean(skipna=False)) if name in self.runs else np.nan
+
+    def decided(self, rule: str) -> list[pd.DataFrame]:
+        """The predictions on test with the decisions of a rule that is fitted on validation."""
+        pairs = zip(self.frames, self.val, strict=True)
+        return [with_decisions(test, rule, val) if rule else test for test, val in pairs]
 
     def is_system(self, system: Mapping[str, Any]) -> bool:
         """Whether it has the system's preset, image size and weights."""
@@ -91,17 +94,17 @@ class Pair:
     made_from: bool = False
 
 
-def read_cells(store: Store, study: str, seeds: int) -> list[Cell]:
+def read_cells(record: Record, study: str, seeds: int) -> list[Cell]:
     """The configurations of a study, in order of their first run's start."""
-    runs = read.runs(store, f"tags.study = '{study}' and tags.kind = 'run'")
-    runs = runs.sort_values("start_time", kind="stable")
+    of_study = (texts(record.runs, "tags.study") == study) & (record.runs["tags.kind"] == "run")
+    runs = record.runs[of_study]
     keys = [str(name).removeprefix("params.") for name in runs if str(name).startswith("params.")]
     keys = [key for key in keys if not f"{key}.".startswith(tuple(f"{part}." for part in ASIDE))]
     # null is like absent: a key that is newer than some runs makes no other configuration.
     values = pd.DataFrame({key: texts(runs, f"params.{key}").replace("null", "") for key in keys})
     groups = values.assign(preset=texts(runs, "tags.preset")).agg("\x1f".join, axis=1)
     parts = runs.groupby(groups, sort=False) if len(runs) else ()
-    cells = [read_cell(store, study, part, values.loc[part.index[0]], seeds) for _, part in parts]
+    cells = [read_cell(record, study, part, values.loc[part.index[0]], seeds) for _, part in parts]
     named = []
     for cell in cells:  # with the settings in its name in which it differs from its namesakes
         twins = [other.settings for other in cells if other.name == cell.name]
@@ -112,18 +115,19 @@ def read_cells(store: Store, study: str, seeds: int) -> list[Cell]:
 
 
 def read_cell(
-    store: Store, study: str, members: pd.DataFrame, settings: pd.Series, seeds: int
+    record: Record, study: str, members: pd.DataFrame, settings: pd.Series, seeds: int
 ) -> Cell:
     """One configuration with its newest tested run of each seed."""
     tested = (members["status"] == "FINISHED") & (texts(members, "metrics.test/accuracy") != "")
     runs = members[tested].drop_duplicates("tags.seed", keep="last").sort_values("tags.seed")
-    problem, frames = f"{len(runs)} of {seeds} seeds" * (len(runs) < seeds), []
+    problem, frames, val = f"{len(runs)} of {seeds} seeds" * (len(runs) < seeds), [], []
     for tag in ("split_fingerprint", "weights"):
         if texts(runs, f"tags.{tag}").nunique() > 1:
             problem = f"its seeds differ in the tag {tag}"
     if not problem:
         try:
-            frames = [read.predictions(store, run_id, "test") for run_id in runs["run_id"]]
+            frames = [record.predictions[run_id, "test"] for run_id in runs["run_id"]]
+            val = [record.predictions[run_id, "val"] for run_id in runs["run_id"]]
             gather(frames, [f"seed {seed}" for seed in runs["tags.seed"]])
         except UserError as error:
             problem = f"its seeds are not pooled: {error}"
@@ -131,11 +135,18 @@ def read_cell(
     size = settings.get("data.image_size", "")
     name = (preset.rpartition("/")[2] or model) + (f", {size} px" if size else "")
     runs = runs if len(runs) else members
-    return Cell(study, preset, name, dict(settings), runs, frames, problem)
+    return Cell(study, preset, name, dict(settings), runs, frames, val, problem)
+
+
+def column(metric: str) -> str:
+    """The head of a metric's column, with its decision rule: "<metric>@<rule>"."""
+    name, _, rule = metric.partition("@")
+    return short_label(name) + f", decision={rule}" * bool(rule)
 
 
 def recorded(metric: str, frame: pd.DataFrame) -> str | None:
     """The metric's name in these predictions, if they have it: melanoma has several names."""
+    metric = metric.partition("@")[0]
     measure, _, name = metric.partition("/")
     if not name:
         return metric
@@ -161,12 +172,12 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     for metric in section["metrics"]:
         value, low, high, spread = np.nan, np.nan, np.nan, np.nan
         if name := recorded(metric, cell.frames[0]):
-            table = intervals(cell.frames, [name], *bootstrap)
+            table = intervals(cell.decided(metric.partition("@")[2]), [name], *bootstrap)
             columns = ["estimate", "low", "high", "seed_sd"]
             value, low, high, spread = table[columns].to_numpy(dtype=float)[0]
         text = "-" if np.isnan(value) else f"{value:.3f}"
         text += f" ± {spread:.3f}" * (not np.isnan(spread))
-        row[short_label(metric)] = text + f" [{low:.3f}, {high:.3f}]" * (not np.isnan(low))
+        row[column(metric)] = text + f" [{low:.3f}, {high:.3f}]" * (not np.isnan(low))
     leaking = cell.tag("split").startswith("image")
     for system in section.get("systems", []) if leaking else ():
         for word in ("printed", "corrected") if cell.is_system(system) else ():
@@ -181,7 +192,8 @@ def difference(pair: Pair, metric: str, bootstrap: Sequence[Any]) -> str:
     name = recorded(metric, pair.first.frames[0])
     if name is None:
         return "not defined"
-    frames, titles = (pair.first.frames, pair.second.frames), (pair.first.name, pair.second.name)
+    rule, titles = metric.partition("@")[2], (pair.first.name, pair.second.name)
+    frames = pair.first.decided(rule), pair.second.decided(rule)
     samples, seed, level = bootstrap
     result = paired_difference(
         *frames, name, samples, seed, level, titles, made_from=pair.made_from
@@ -201,25 +213,31 @@ def pair_row(pair: Pair, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     row = {"model": pair.first.name, "minus": pair.second.name, "test images": pair.images}
     row |= {"split": pair.first.tag("split")}
     for metric in section["metrics"]:
-        row[short_label(metric)] = difference(pair, metric, bootstrap)
+        row[column(metric)] = difference(pair, metric, bootstrap)
     for metric in COSTS:
         costs = (pair.first.mean(metric), pair.second.mean(metric))
-        row[f"{short_label(metric)} ratio"] = f"{costs[0] / costs[1]:.2g}" if costs[1] else "-"
+        row[f"{short_label(metric)} ratio"] = (
+            f"{costs[0] / costs[1]:.2g}" if all(c > 0 for c in costs) else "-"
+        )
     return row
 
 
-def select_pairs(store: Store, kind: str, asked: Any, cells: list[Cell]) -> Iterator[Pair]:
-    """The comparisons of a section of this kind; `asked`: pairs of presets."""
+def select_pairs(
+    record: Record, section: Mapping[str, Any], asked: Any, cells: list[Cell]
+) -> Iterator[Pair]:
+    """The comparisons of a section; `asked`: pairs of presets."""
+    kind = section["kind"]
     if kind == "compressed":  # each net minus the net that it was made from
         for cell in cells:
             ids = list(texts(cell.runs, "tags.origin"))
-            frames = [read.predictions(store, run_id, "test") for run_id in ids]
-            runs = [read.runs(store, f"attributes.run_id = '{run_id}'") for run_id in ids]
-            origins = pd.concat(runs, ignore_index=True)
+            frames, val = ([record.predictions[i, split] for i in ids] for split in ("test", "val"))
+            origins = record.runs.set_index("run_id").loc[ids].reset_index()
             parts = [texts(origins, f"tags.{tag}").iloc[0] for tag in ("model", "compression")]
             name = " after ".join(part for part in parts if part) + f" ({ids[0][:8]})"
-            second = Cell(cell.study, "", name, cell.settings, origins, frames, "")
+            second = Cell(cell.study, "", name, cell.settings, origins, frames, val, "")
             yield Pair(cell, second, made_from=True)
+    elif kind == "better":  # the best candidate minus the systems, the others minus it
+        yield from pairs_of_candidates(section, cells)
     elif kind == "leakage":
         for a in (cell for cell in cells if cell.settings["data.siblings"] == "in"):
             same = {**a.settings, "data.siblings": "out"}
@@ -231,6 +249,16 @@ def select_pairs(store: Store, kind: str, asked: Any, cells: list[Cell]) -> Iter
                 yield Pair(a, b)
 
 
+def pairs_of_candidates(section: Mapping[str, Any], cells: list[Cell]) -> Iterator[Pair]:
+    """The best candidate minus each system, and the other candidates minus the best one."""
+    systems = [cell for cell in cells if system_of(section, cell) is not None]
+    candidates = [cell for cell in cells if system_of(section, cell) is None]
+    for best in candidates[:1]:
+        for a, b in [(best, cell) for cell in systems] + [(c, best) for c in candidates[1:]]:
+            if a.tag("split") == b.tag("split"):
+                yield Pair(a, b)
+
+
 def pairs_by_siblings(a: Cell, b: Cell) -> Iterator[Pair]:
     """Arm "in" minus arm "out": on all test images, those with siblings in training, the others."""
     trained = [cell.mean("data/images/train") for cell in (a, b)]
@@ -239,53 +267,57 @@ def pairs_by_siblings(a: Cell, b: Cell) -> Iterator[Pair]:
     a, b = replace(a, name=f"{a.name}: in"), replace(b, name="out")
     yield Pair(a, b)
     for label, value in (("with siblings", True), ("without", False)):
-        parts = [[f[f["has_sibling"] == value] for f in cell.frames] for cell in (a, b)]
+        parts = [[f[f["has_sibling"].eq(value)] for f in cell.frames] for cell in (a, b)]
         first, second = replace(a, frames=parts[0]), replace(b, frames=parts[1])
         if images := len(parts[0][0]):
             yield Pair(first, second, f"{label} ({images:,})")
 
 
+def system_of(section: Mapping[str, Any], cell: Cell) -> int | None:
+    """Place of the section's system that a configuration is; None: a candidate."""
+    for place, system in enumerate(section.get("systems", [])):
+        if (system["preset"], system.get("study", cell.study)) == (cell.preset, cell.study):
+            return place
+    return None
+
+
 def select(section: Mapping[str, Any], cells: list[Cell]) -> list[Cell]:
     """The configurations that a section shows: systems in their order, candidates by validation."""
     is_leakage = section["kind"] == "leakage"
-    order = [system["preset"] for system in section.get("systems", [])]
     cells = [cell for cell in cells if bool(cell.settings.get("data.siblings")) == is_leakage]
     cells = [c for c in cells if c.tag("split").startswith(section.get("split", ""))]
-    systems = sorted((c for c in cells if c.preset in order), key=lambda c: order.index(c.preset))
-    others = [cell for cell in cells if cell.preset not in order]
+    systems = [cell for cell in cells if system_of(section, cell) is not None]
+    systems.sort(key=lambda cell: system_of(section, cell) or 0)
+    others = [cell for cell in cells if system_of(section, cell) is None]
     if section["kind"] != "better":
         return systems + others
     quality = f"best/val/{section['metrics'][0]}"
     others = [c for c in others if c.study in section["studies"] and c.mean(quality) >= 0]
     for limit in parse_limits(section):
         others = [cell for cell in others if limit.holds(cell.mean(limit.metric))]
-    return sorted(others, key=lambda cell: -cell.mean(quality))[:3] + systems
+    ranked = sorted(others, key=lambda cell: -cell.mean(quality))
+    return ranked[: section.get("candidates", 3)] + systems
 
 
-def origin(store: Store, cells: Sequence[Cell]) -> list[str]:
-    """Commands, commits, devices and dates of the runs of some cells."""
+def origin(record: Record, cells: Sequence[Cell]) -> list[str]:
+    """Commands, commits, data, devices and dates of the runs of some cells."""
     lines = []
     for study in dict.fromkeys(cell.study for cell in cells):
-        parents = read.runs(store, f"tags.study = '{study}' and tags.kind = 'study'")
+        of_study = texts(record.runs, "tags.study") == study
+        parents = record.runs[of_study & (record.runs["tags.kind"] == "study")]
         runs = pd.concat([cell.runs for cell in cells if cell.study == study])
         commands = list(texts(runs, "tags.overrides").unique())
         if len(parents):
             tags = [texts(parents, f"tags.{tag}").iloc[-1] for tag in ("sweeps", "fixed_overrides")]
             name = f"sweeps={tags[0]}" if tags[0] else f"hydra.sweeper.study_name={study}"
             commands = [f"-m {name} {tags[1]}"]
-        for command in commands:
-            items = [item for item in shlex.split(command) if not item.startswith(LOCAL)]
-            # Paths of this machine are of no use to a reader.
-            items = [re.sub("=/.*", "=...", item) for item in dict.fromkeys(items)]
-            lines.append(f"Command: `python -m src.train {shlex.join(items)}`")
+        lines += [f"Command: `python -m src.train {portable(text)}`" for text in commands]
     runs = pd.concat([cell.runs for cell in cells]).drop_duplicates("run_id")
     dirty = texts(runs, "tags.git_dirty").str.lower().map({"true": " (changed)"}).fillna("")
-    columns = {"Commit": texts(runs, "tags.git_commit").str[:7] + dirty}
-    columns |= {
-        "Data": texts(runs, "tags.data_share"),
-        "Image size, px": texts(runs, "params.data.image_size"),
-    }
-    columns |= {"Device": texts(runs, "tags.device"), "Chosen by": texts(runs, "tags.chosen_by")}
+    columns = {"Data": texts(runs, "tags.data_share")}
+    columns |= {"Image size, px": texts(runs, "params.data.image_size")}
+    columns |= {"Chosen by": texts(runs, "tags.chosen_by"), "Device": texts(runs, "tags.device")}
+    columns |= {"Commit": texts(runs, "tags.git_commit").str[:7] + dirty}
     for head, values in columns.items():
         counts = values.replace("", "not recorded").value_counts(sort=False).items()
         listed = "; ".join(f"{value} ({number} runs)" for value, number in counts)
@@ -294,14 +326,23 @@ def origin(store: Store, cells: Sequence[Cell]) -> list[str]:
     return [*lines, f"Recorded: {dates}, {len(runs)} runs"]
 
 
-def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def all_cells(
+    record: Record, section: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Cell]:
+    """The recorded configurations of all studies that a section names, by its labels."""
+    others = (system.get("study") for system in section.get("systems", []))
+    studies = dict.fromkeys([*section["studies"], *filter(None, others)])
+    seeds = section.get("seeds", settings["seeds"])
+    labels = section.get("labels", {})
+    cells = [cell for study in studies for cell in read_cells(record, study, seeds)]
+    return [replace(cell, name=labels.get(cell.name, cell.name)) for cell in cells]
+
+
+def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """A section of the page; empty without figures."""
     bootstrap = [settings[key] for key in ("samples", "seed", "level")]
     systems = section.get("systems", [])
-    studies = [*section["studies"], *(s["study"] for s in systems if "study" in s)]
-    recorded_cells = [
-        c for s in dict.fromkeys(studies) for c in read_cells(store, s, settings["seeds"])
-    ]
+    recorded_cells = all_cells(record, section, settings)
     cells = select(section, recorded_cells)
     ready = [cell for cell in cells if not cell.problem]
     if not ready:
@@ -309,13 +350,8 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
     parts = [f"## {section['title']}", " ".join(section.get("about", "").split())]
     rows, notes = [], []
     asked = {(first, second) for first, second in section.get("differences", [])}
-    if section["kind"] == "better":  # candidates minus references, and minus the best candidate
-        names = [cell.preset for cell in ready]
-        references = [system["preset"] for system in systems]
-        best = [name for name in names if name not in references][:1]
-        asked = {(a, b) for a in set(names) - set(references) for b in references + best if a != b}
     try:
-        pairs = list(select_pairs(store, section["kind"], asked, ready))
+        pairs = list(select_pairs(record, section, asked, ready))
     except UserError as error:
         pairs, notes = [], [f"No differences: {error}"]
     for pair in pairs:
@@ -334,60 +370,90 @@ def render(store: Store, section: Mapping[str, Any], settings: Mapping[str, Any]
         if not any(cell.is_system(system) for cell in ready):
             command = system.get("command", next(iter(commands.values())))
             notes.append(f"{system['preset']}: no figure; record it by {command}")
-    lines = [*(f"Missing: {escape_markdown(note)}" for note in notes), *origin(store, ready)]
+    lines = [*(f"Missing: {escape_markdown(note)}" for note in notes), *origin(record, ready)]
     return "\n\n".join(part for part in [*parts, "\n".join(f"- {line}" for line in lines)] if part)
 
 
-def count_figures(text: str) -> int:
-    """Number of cells of the tables in a text that are neither empty nor a dash."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return sum(bool(re.search(r"\w", cell)) for row in rows for cell in row.split("|"))
+def page(record: Record, settings: Mapping[str, Any]) -> str:
+    """The page of a record; its first line says how it is made."""
+    head = "# Results\n\nWritten by `python -m benchmarks.results`; not by hand."
+    sections = [render(record, section, settings) for section in settings["sections"].values()]
+    parts = [
+        head,
+        NOTES.format(**settings).strip(),
+        settings["top"].strip(),
+        *filter(None, sections),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def write(store: Store, settings: Mapping[str, Any], names: Sequence[str], file: Path) -> Path:
-    """Write the page and return its path; see the module for what is never lost.
+def picture(record: Record, settings: Mapping[str, Any], file: Path) -> None:
+    """Accuracy on test against multiply-adds: what the paper prints, and what is recorded here."""
+    import matplotlib.pyplot as plt
 
-    Raises:
-        UserError: The store has no figure of these sections, or the file cannot be written.
-    """
-    text_before = file.read_text() if file.is_file() else ""
-    top, *old = re.split(r"(?m)^(?=## )", text_before)
-    former = {text.splitlines()[0].removeprefix("## "): text.strip() for text in old}
-    sections, fewer, figures = [], count_figures(top) > 0, False
-    for name, section in settings["sections"].items():
-        text = render(store, section, settings) if name in names else ""
-        kept = former.pop(section["title"], "")
-        figures |= bool(text)
-        fewer |= bool(text) and count_figures(text) < count_figures(kept)
-        sections += [text or kept] if text or kept else []
-    if not figures:
-        raise UserError(f"{store.uri} has no figures of {', '.join(names)}: {file} is unchanged")
-    target = file.with_name(f"{file.stem}.new{file.suffix}") if fewer else file
-    date = f"{datetime.now(UTC):%Y-%m-%d}"
-    head = f"# Results\n\nWritten by `python -m benchmarks.results` on {date}; not by hand."
-    with atomic_file(target, "the page", make_folder=True) as draft:
-        parts = [head, NOTES.format(**settings).strip(), *sections, *former.values()]
-        draft.write_text("\n\n".join(parts) + "\n")
-    return target
+    from src.reporting.style import CYCLE
+
+    axes = plt.figure(figsize=(6, 5), layout="constrained").gca()
+    printed, drawn = {}, 0
+    for name, metric in settings["picture"].items():
+        section = settings["sections"][name]
+        cells = select(section, all_cells(record, section, settings))
+        for cell in (cell for cell in cells if not cell.problem):
+            bootstrap = [settings[key] for key in ("samples", "seed", "level")]
+            table = intervals(cell.decided(metric.partition("@")[2]), ["accuracy"], *bootstrap)
+            value, low, high = table[["estimate", "low", "high"]].to_numpy(dtype=float)[0]
+            at, label = cell.mean("efficiency/flops"), f"{cell.name}, {cell.tag('split')}"
+            errors = [[value - low], [high - value]]
+            colour = CYCLE[drawn % len(CYCLE)]
+            axes.errorbar([at], [value], errors, fmt="osD^v"[drawn // 6], color=colour, label=label)
+            drawn += 1
+        for system in section.get("systems", []):
+            if {"accuracy", "efficiency/flops"} <= set(values := system.get("printed", {})):
+                printed[values["efficiency/flops"], values["accuracy"]] = system["preset"]
+    points = np.array(list(printed))
+    axes.plot(*points.T, "kx", label="printed by Mamun et al., split not described")
+    axes.set(xscale="log", xlabel="multiply-adds (less is better)")
+    axes.set_ylabel("accuracy on test (more is better)")
+    axes.figure.legend(fontsize=7, loc="outside lower left")
+    axes.grid(visible=True, alpha=0.3)
+    with atomic_file(file, "the picture") as draft:
+        axes.figure.savefig(draft, format="png", dpi=150)  # type: ignore[union-attr]
+    plt.close("all")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    settings = yaml.safe_load(SETTINGS.read_text())
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=list(settings["sections"]))
-    parser.add_argument("--file", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("action", nargs="?", choices=("write", "verify", "record"), default="write")
+    parser.add_argument("--docs", type=Path, default=PAGE.parent, help="folder of the page")
     parser.add_argument("--folder", default="mlruns")
     parser.add_argument("--uri")
     typed = parser.parse_args(arguments)
+    settings, folder = yaml.safe_load(SETTINGS.read_text()), typed.docs / FOLDER.name
+    sections = settings["sections"].values()
+    studies = {study for section in sections for study in section["studies"]}
+    studies |= {
+        s["study"] for section in sections for s in section.get("systems", []) if "study" in s
+    }
     try:
-        store = Store(typed.uri, folder=typed.folder).open(create=False)
-        target = write(store, settings, typed.only or list(settings["sections"]), typed.file)
-    except UserError as error:
+        if typed.action == "record":
+            newer = Record.of_store(
+                Store(typed.uri, folder=typed.folder).open(create=False), studies
+            )
+            if newer.runs.empty:
+                raise UserError(f"{typed.uri or typed.folder} has no run of {', '.join(studies)}")
+            has_record = (folder / "runs.parquet").is_file()
+            (Record.of_files(folder).joined(newer) if has_record else newer).save(folder)
+        text, file = page(Record.of_files(folder), settings), typed.docs / PAGE.name
+    except (UserError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    if target != typed.file:
-        sys.exit(f"{typed.file} has more figures and is unchanged: compare it with {target}")
-    print(f"look: {target}")
+    if typed.action == "verify":
+        sys.exit(None if file.read_text() == text else f"{file} is not what {folder} gives")
+    with atomic_file(file, "the page", make_folder=True) as draft:
+        draft.write_text(text)
+    if settings.get("picture"):
+        picture(Record.of_files(folder), settings, folder / "front.png")
+    print(f"look: {file}")
 
 
 if __name__ == "__main__":

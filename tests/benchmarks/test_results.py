@@ -1,4 +1,4 @@
-"""docs/results.md from made-up runs: what is pooled, compared, printed beside, and never lost."""
+"""docs/results.md: from made-up runs, what is pooled, compared and kept; and the page itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,10 @@ import yaml
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from benchmarks import results
-from src.core.errors import UserError
+from benchmarks.results_record import Record
+from src.metrics.decision_rules import with_decisions
 from src.metrics.paired import PairedDifference, paired_difference
+from src.tracking import read
 from src.tracking.run import Run
 from src.tracking.store import Store
 
@@ -76,7 +78,8 @@ def record(
         data = {"image_size": 64, "root": f"/home/somebody/{seed}"}
         config = {"seed": seed, "data": data, **(params or {})}
         with Run.start(store, "custom", values, config) as run:
-            run.table(frame, "predictions/test.csv")
+            for split in ("val", "test"):
+                run.table(frame, f"predictions/{split}.csv")
             run.log({"efficiency/params": 691911.0, "efficiency/flops": 30037824.0})
             run.log({"efficiency/latency_ratio": 1.0})
             for name in SCORES:
@@ -97,8 +100,10 @@ def section(kind: str, *studies: str, **values: object) -> dict:
     return {"kind": kind, "title": kind, "studies": commands, "metrics": METRICS, **values}
 
 
-def render(store: Store, sections: dict) -> str:
-    return results.render(store, sections, {"seeds": 2, **BOOTSTRAP})
+def render(store: Store, section: dict) -> str:
+    studies = {*section["studies"], *(s.get("study") for s in section.get("systems", []))}
+    record = Record.of_store(store, studies).rounded()
+    return results.render(record, section, {"seeds": 2, **BOOTSTRAP})
 
 
 def rows(page: str, head: str) -> list[dict[str, str]]:
@@ -142,7 +147,7 @@ def test_seeds_that_differ_in_data_or_weights_are_not_pooled(
     store: Store, tags: dict, images: int, problem: str
 ) -> None:
     record(store, "s", [predictions(0.8, 0), predictions(0.8, 1, images)], **tags)
-    [cell] = results.read_cells(store, "s", 2)
+    [cell] = results.read_cells(Record.of_store(store, ["s"]), "s", 2)
     assert problem in cell.problem
     assert render(store, section("systems", "s")) == ""
 
@@ -222,8 +227,7 @@ def test_candidates_are_chosen_on_validation_within_the_limits(store: Store) -> 
     table = {}
     for row in rows(render(store, better), "minus"):
         table[row["model"].partition(",")[0], row["minus"].partition(",")[0]] = row
-    expected = {("good", "custom"), ("second", "custom"), ("third", "custom")}
-    assert set(table) == expected | {("second", "good"), ("third", "good")}
+    assert set(table) == {("good", "custom"), ("second", "good"), ("third", "good")}
     assert table["good", "custom"]["params ratio"] == f"{1e5 / 691911:.2g}"
     assert "better" in table["good", "custom"]["bal. acc."]
 
@@ -265,47 +269,90 @@ def test_metrics_of_a_class_need_the_class() -> None:
 
 def test_small_differences_do_not_read_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = pd.DataFrame({"p/mel": [], "p/nv": []})
-    cell = results.Cell("s", "", "a", {}, frame, [frame], "")
+    cell = results.Cell("s", "", "a", {}, frame, [frame], [frame], "")
     small = PairedDifference(0.0004, 0.00001, 0.001, np.nan)
     monkeypatch.setattr(results, "paired_difference", lambda *_, **__: small)
     text = results.difference(results.Pair(cell, cell), "accuracy", [200, 0, 0.95])
     assert text == "+0.00040 [+0.00001, +0.00100], better"
 
 
-def test_figures_that_the_store_lacks_are_never_lost(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "results.md"
-    recorded = "# Results\n\n## one\n\n| a |\n|---|\n| 1 |\n\n## two\n\n| b |\n|---|\n| 2 |\n"
-    file.write_text(recorded)
-    sections = {name: section("systems", name, title=name) for name in ("one", "two")}
-    settings = {"seeds": 2, **BOOTSTRAP, "sections": sections}
-    with pytest.raises(UserError, match="has no figures of one, two: .*results.md is unchanged"):
-        results.write(store, settings, ["one", "two"], file)
-    assert file.read_text() == recorded
-    record(store, "two", pair(0.8))
-    assert results.write(store, settings, ["one", "two"], file) == file
-    page = file.read_text()
-    assert "## one\n\n| a |\n|---|\n| 1 |" in page
-    assert "691,911" in page
-    # Fewer rows, figures or tables than the page has are written beside it.
-    row = ("\n| custom", "\n| x |\n| custom")
-    lost = [row, ("691,911", "691,911 | 0.5"), ("# Results\n", "# Results\n\n| 0.7 |\n")]
-    for old, new in lost:
-        file.write_text(page.replace(old, new, 1))
-        before = file.read_text()
-        assert results.write(store, settings, ["two"], file) == tmp_path / "results.new.md"
-        assert file.read_text() == before
+def test_metrics_by_a_decision_rule_that_is_fitted_on_validation(store: Store) -> None:
+    frames = pair(0.6)
+    record(store, "s", frames)
+    metrics = ["accuracy", "accuracy@accuracy"]
+    [row] = rows(render(store, section("systems", "s", metrics=metrics)), "seeds")
+    decided = [with_decisions(frame, "accuracy", frame) for frame in frames]
+    expected = [(f["decision/accuracy"] == f["label"]).mean() for f in decided]
+    assert row["accuracy, decision=accuracy"].startswith(f"{np.mean(expected):.3f} ±")
+    assert row["accuracy"].startswith(f"{np.mean([score(f, 'accuracy') for f in frames]):.3f} ±")
 
-    absent = tmp_path / "page.md"
-    with pytest.raises(SystemExit, match="error: .* has no figures of leakage"):
-        results.main(["--only", "leakage", "--file", str(absent), "--uri", store.uri])
-    assert not absent.exists()
-    with pytest.raises(SystemExit, match="no run store is there"):
-        results.main(["--folder", str(tmp_path / "elsewhere")])
+
+def test_the_record_keeps_what_a_store_lacks_and_the_page_is_computed_from_it_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    sections = {name: section("systems", name, title=name) for name in ("one", "two")}
+    settings = tmp_path / "results.yaml"
+    content = {"seeds": 2, **BOOTSTRAP, "top": "What it says.", "sections": sections}
+    settings.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(results, "SETTINGS", settings)
+    monkeypatch.setattr(results, "Store", lambda *_, **__: store)
+    page, docs = tmp_path / "results.md", ["--docs", str(tmp_path)]
+    record(store, "other", pair(0.8))
+    with pytest.raises(SystemExit, match="error: mlruns has no run of (one, two|two, one)"):
+        results.main(["record", *docs])
+    record(store, "one", pair(0.8), overrides="data.root=/home/somebody/x model=custom")
+    results.main(["record", *docs])
+    first = page.read_text()
+    assert "## one" in first
+    assert "## two" not in first
+    for run in read.runs(store)["run_id"]:
+        store.client.delete_run(run)
+    record(store, "two", pair(0.5))
+    results.main(["record", *docs])
+    both = page.read_text()
+    assert first.partition("## one")[2].strip() in both
+    assert "## two" in both
+    stored = Record.of_files(tmp_path / "results")
+    assert not stored.runs.astype("str").apply(lambda c: c.str.contains("/home")).any(axis=None)
+    for (_, split), frame in stored.predictions.items():
+        assert split in ("val", "test")
+        sums = frame.filter(regex="^p/").sum(axis=1)
+        np.testing.assert_allclose(sums, 1, atol=1e-6)
+    with pytest.raises(SystemExit) as caught:
+        results.main(["verify", *docs])
+    assert caught.value.code is None
+    page.write_text(both.replace("0.", "0.9", 1))
+    with pytest.raises(SystemExit, match="results.md is not what .* gives"):
+        results.main(["verify", *docs])
+    results.main(docs)
+    assert page.read_text() == both
+    with pytest.raises(SystemExit, match="error: "):
+        results.main(["--docs", str(tmp_path / "elsewhere")])
     with pytest.raises(SystemExit):
-        results.main(["--only", "leek"])
+        results.main(["leek"])
     assert "invalid choice: 'leek'" in capsys.readouterr().err
+
+
+def test_probabilities_are_recorded_in_half_precision(store: Store) -> None:
+    random = np.random.default_rng(0)
+    values = random.dirichlet([0.1, 0.5, 2], size=60)
+    values[0] = [1.0, 0.0, 0.0]
+    frame = predictions(0.5, 0).assign(**{f"p/{c}": values[:, n] for n, c in enumerate(CLASSES)})
+    run_id, _ = record(store, "s", [frame, frame])
+    stored = Record.of_store(store, ["s"]).rounded().predictions[run_id, "test"]
+    columns = [f"p/{name}" for name in CLASSES]
+    large = values > 1e-6
+    ratio = stored[columns].to_numpy()[large] / values[large]
+    np.testing.assert_allclose(ratio, 1, atol=0.008)  # of a logarithm up to 16, 1/128 at most
+    assert stored.loc[0, "p/mel"] == pytest.approx(1)
+
+
+def test_the_page_is_the_one_that_the_record_gives(root: Path) -> None:
+    settings = yaml.safe_load(results.SETTINGS.read_text())
+    page = results.page(Record.of_files(root / results.FOLDER), settings)
+    assert page == (root / results.PAGE).read_text()
+    assert page.count("\n") <= 150
+    assert sum(file.stat().st_size for file in (root / results.FOLDER).iterdir()) < 3e6
 
 
 def test_the_sections_of_the_settings_can_be_used(root: Path) -> None:
@@ -314,7 +361,10 @@ def test_the_sections_of_the_settings_can_be_used(root: Path) -> None:
         assert values["kind"] in ("systems", "leakage", "better", "compressed")
         results.parse_limits(values)
         for system in values.get("systems", []):
-            assert (root / "conf" / "experiment" / f"{system['preset']}.yaml").is_file()
+            # "": runs without a preset, of a study that is named
+            assert system["preset"] or system["study"]
+            file = root / "conf" / "experiment" / f"{system['preset']}.yaml"
+            assert file.is_file() or not system["preset"]
         for command in values["studies"].values():
             name = command.partition("sweeps=")[2].split(" ")[0]
             assert not name or (root / "sweeps" / f"{name}.yaml").is_file()
