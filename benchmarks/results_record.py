@@ -53,7 +53,7 @@ class Record:
             runs = runs.assign(**{tag: texts(runs, tag).map(portable)})
         kept = [*read.COLUMNS, *(f"tags.{tag}" for tag in TAGS)]
         kept += [f"metrics.{name}" for name in (*COSTS, "test/accuracy", "data/images/train")]
-        more = (c for c in runs if str(c).startswith(("params.", "metrics.best/val/")))
+        more = (c for c in map(str, runs) if c.startswith(("params.", "metrics.best/val/")))
         kept += [c for c in more if not f"{c}.".startswith(tuple(f"params.{a}." for a in ASIDE))]
         runs = runs[[column for column in kept if column in runs]].dropna(axis=1, how="all")
         return cls(runs, predictions)
@@ -66,7 +66,8 @@ class Record:
         for key, part in table.groupby(["run_id", "split"], observed=True):
             frame = part.drop(columns=["run_id", "split"]).dropna(axis=1, how="all")
             frame = frame.astype(dict.fromkeys(("image_id", "group", "label"), "str"))
-            predictions[key] = decode(frame.reset_index(drop=True))
+            run_id, split = map(str, key)
+            predictions[run_id, split] = decode(frame.reset_index(drop=True))
         return cls(runs, predictions)
 
     def rounded(self) -> "Record":
@@ -99,13 +100,13 @@ class Record:
 
 def encode(frame: pd.DataFrame) -> pd.DataFrame:
     """Predictions with the logarithms of the probabilities in half precision."""
-    probability = frame.filter(regex="^p/").clip(lower=LEAST)
-    return frame.assign(**np.log(probability).astype(np.float16))
+    logarithms = frame.filter(regex="^p/").clip(lower=LEAST).apply(np.log)
+    return frame.assign(**logarithms.astype(np.float16))
 
 
 def decode(frame: pd.DataFrame) -> pd.DataFrame:
     """The inverse of `encode`, in single precision; the probabilities of an image sum to 1."""
-    probability = np.exp(frame.filter(regex="^p/").astype(np.float32))
+    probability = frame.filter(regex="^p/").astype(np.float32).apply(np.exp)
     return frame.assign(**probability.div(probability.sum(axis=1), axis=0))
 
 
