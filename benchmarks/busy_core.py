@@ -2,8 +2,9 @@
 
 The threads of OpenMP spin at a barrier by default: on a core that another program uses, they wait
 for a thread that does not run. Each variant trains ResNet50 on random 64 px images in a process of
-its own, on a quiet machine and beside a process that keeps one core busy, in turns. `paretoderm` is
-the variant with `import src` before torch and nothing else set.
+its own, on a quiet machine and beside a process that keeps one core busy, in turns. All import
+`src` before torch; `paretoderm` is the variant with nothing else set, `default` the one without
+its setting.
 
     python -m benchmarks.busy_core [rounds=3] [steps=12] [spins=1000,10000,100000]
 
@@ -55,13 +56,13 @@ def main(arguments: list[str]) -> None:
     typed = dict(argument.split("=", 1) for argument in arguments)
     rounds, steps = int(typed.get("rounds", 3)), int(typed.get("steps", 12))
     variants: dict[str, tuple[dict[str, str], str]] = {
-        "default": ({}, ""),
-        "passive": ({"OMP_WAIT_POLICY": "PASSIVE"}, ""),
-        "one thread": ({"OMP_NUM_THREADS": "1"}, ""),
+        "default": ({}, "import os, src; os.environ.pop('OMP_WAIT_POLICY')"),
+        "active": ({"OMP_WAIT_POLICY": "ACTIVE"}, "import src"),
+        "one thread": ({"OMP_NUM_THREADS": "1"}, "import src"),
         "paretoderm": ({}, "import src"),
     }
     for count in filter(None, typed.get("spins", "").split(",")):
-        variants[f"{count} spins"] = ({"GOMP_SPINCOUNT": count}, "")
+        variants[f"{count} spins"] = ({"GOMP_SPINCOUNT": count}, "import src")
     speeds = defaultdict[tuple[str, str], list[float]](list)
     for _ in range(rounds):
         for situation in ("quiet", "one core busy"):
