@@ -38,11 +38,11 @@ class Record:
     @classmethod
     def of_store(cls, store: Store, studies: Collection[str]) -> "Record":
         """The runs of some studies, and those that compressed ones were made from."""
-        found = read.runs(store)
-        ended = (found["status"] == "FINISHED") | (texts(found, "tags.kind") == "study")
-        chosen = texts(found, "tags.study").isin(studies) & ended
-        origins = texts(found[chosen], "tags.origin")
-        runs = found[chosen | found["run_id"].isin(origins)]
+        recorded = read.runs(store)
+        ended = (recorded["status"] == "FINISHED") | (texts(recorded, "tags.kind") == "study")
+        chosen = texts(recorded, "tags.study").isin(studies) & ended
+        origins = texts(recorded[chosen], "tags.origin")
+        runs = recorded[chosen | recorded["run_id"].isin(origins)]
         runs = runs.sort_values("start_time", kind="stable", ignore_index=True)
         tested = texts(runs, "metrics.test/accuracy") != ""
         ids = runs["run_id"][tested & (texts(runs, "tags.kind") == "run")]

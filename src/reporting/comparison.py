@@ -218,23 +218,22 @@ def record_intervals(
 ) -> list[str]:
     """Record the 95% interval of the first quality on validation, of members of the front.
 
-    `intervals` of `src.metrics.bootstrap` computes it, by lesion and seed. A trial whose recorded
-    predictions do not define the metric has none.
+    `intervals` of `src.metrics.bootstrap` computes it, by lesion and seed. A trial has none without
+    a trained net, or if its recorded predictions do not define the metric.
 
     Returns:
         The names of the recorded metrics: low/<quality>, high/<quality>; empty without them.
     """
     names = [item.metric for item in objectives if item.metric.startswith("best/val/")][:1]
     bounds: list[str] = []
-    members = table[table["front"]] if names else table[:0]
-    for run_id, kind in zip(members["run_id"], members["kind"], strict=True):
-        seeds = read.children(store, run_id) if kind == "trial" else pd.DataFrame()
-        nets = list(seeds.loc[seeds["status"] == "FINISHED", "run_id"]) if len(seeds) else [run_id]
-        if not all(read.has_predictions(store, net, "val") for net in nets):
-            continue
-        frames = [read.predictions(store, net, "val") for net in nets]
+    for run_id in table.loc[table["front"], "run_id"] if names else ():
         metric = names[0].removeprefix("best/val/")
-        if metric not in bootstrap.gather(frames).metrics:
+        try:
+            frames = trained.find(store, run_id).predictions(store, "val")
+            if not frames or metric not in bootstrap.gather(frames).metrics:
+                continue
+        except UserError as error:
+            log.warning("run %s has no interval: %s", run_id, error)
             continue
         low, high = bootstrap.intervals(frames, [metric])[["low", "high"]].to_numpy(dtype=float)[0]
         values = {f"low/{names[0]}": low, f"high/{names[0]}": high}

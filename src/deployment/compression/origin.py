@@ -14,7 +14,8 @@ from src.deployment.compression.base import Compression, CompressionContext
 from src.deployment.runtimes.eager import as_classifier
 from src.deployment.runtimes.formats import open_file
 from src.efficiency.profile import static_cost
-from src.metrics import paired
+from src.metrics import decision_rules, paired
+from src.metrics.bootstrap import ARGMAX, gather
 from src.models.structure import KIND
 from src.models.weights import save_weights
 from src.tracking import read
@@ -244,15 +245,20 @@ def compress(
 def record_degradation(store: Store, run: Run, pairs: Sequence[tuple[str, str]]) -> None:
     """Record the loss of quality, on test if all runs were evaluated on it, else on val.
 
+    Both decide by the rule of the compressed run, so that the loss is not that of another rule.
     `run` is the compressed run, or the trial above several seeds; `pairs` has the ids of origin and
     compressed run, one pair per seed.
     """
     for split in ("test", "val"):
         if all(read.has_predictions(store, run_id, split) for pair in pairs for run_id in pair):
-            before, after = (
-                [read.predictions(store, run_id, split) for run_id in side]
-                for side in zip(*pairs, strict=True)
-            )
+            before, after = [], []
+            for origin, compressed in pairs:
+                after.append(read.predictions(store, compressed, split))
+                rule = gather(after[-1:]).rule
+                fits = rule != ARGMAX and split == "test"
+                val = read.predictions(store, origin, "val") if fits else None
+                frame = read.predictions(store, origin, split)
+                before.append(decision_rules.with_decisions(frame, rule, val))
             run.log(paired.degradation(before, after), step=0)
             run.tag(**{REPORTED: split})
             return

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pandas as pd
 import pytest
@@ -16,13 +17,19 @@ from src import train
 from src.core.cli import CONF, ROOT
 from src.core.errors import ConfigError
 from src.data.module import DataModule
-from src.deployment.compression.origin import check_study, compressed_run_config
+from src.deployment.compression.origin import (
+    check_study,
+    compressed_run_config,
+    record_degradation,
+)
 from src.deployment.description import KEY, Description
 from src.deployment.runtimes.eager import CameraNet
 from src.deployment.runtimes.formats import FORMATS, open_file
 from src.deployment.runtimes.onnx import OnnxRuntime
 from src.deployment.trained import describe, single
+from src.metrics.decision_rules import with_decisions
 from src.tracking import read
+from src.tracking.run import Run
 from src.tracking.store import Store
 from src.training import teachers
 
@@ -290,3 +297,30 @@ def test_the_moved_data_of_an_origin_can_be_named_without_naming_the_data_set(st
     assert config.data.root == "/moved"
     recorded = compressed_run_config(config, ["data.root=/moved"], study.store)
     assert recorded.data.root == "/moved"
+
+
+def test_the_loss_is_not_that_of_another_decision_rule(store: Store) -> None:
+    """The origin decides by the most probable class; its exact copy has another rule."""
+    random = np.random.default_rng(0)
+    labels = random.choice(3, 200, p=[0.7, 0.2, 0.1])
+    scores = random.dirichlet(np.ones(3), 200) + 0.3 * np.eye(3)[labels]
+    classes = np.array(["mel", "nv", "bkl"])
+    columns = [f"p/{name}" for name in classes]
+    frame = pd.DataFrame(scores / scores.sum(axis=1, keepdims=True), columns=columns)
+    frame = frame.assign(label=classes[labels], group=[f"g{n // 2}" for n in range(200)])
+    frame.insert(0, "image_id", [f"i{n}" for n in range(200)])
+    decided = with_decisions(frame, "accuracy", frame)
+    assert (decided["decision/accuracy"] != classes[scores.argmax(axis=1)]).any()
+    ids = []
+    for tables in ({"val": frame, "test": frame}, {"test": decided}):
+        with Run.start(store, "net", {"kind": "run"}, {}) as run:
+            for split, table in tables.items():
+                run.table(table, f"predictions/{split}.csv")
+        ids.append(run.id)
+    compressed = Run.attach(store, ids[1])
+    record_degradation(store, compressed, [(ids[0], ids[1])])
+    compressed.flush()
+    metrics = store.client.get_run(ids[1]).data.metrics
+    lost = {name: value for name, value in metrics.items() if name.startswith("compression/lost/")}
+    assert len(lost) >= 9
+    assert set(lost.values()) == {0.0}
