@@ -364,7 +364,8 @@ def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, An
     parts += [Table(pd.DataFrame(table)).to_markdown() for table in (shown, rows) if table]
     commands = section["studies"]
     notes += [f"{c.name}, {c.tag('split')}: {c.problem}" for c in cells if c.problem]
-    for study in set(commands) - {cell.study for cell in recorded_cells}:
+    recorded_studies = {cell.study for cell in recorded_cells}
+    for study in (name for name in commands if name not in recorded_studies):
         notes.append(f"{study}: no run; record it by {commands[study]}")
     for system in systems:
         if not any(cell.is_system(system) for cell in ready):
@@ -441,7 +442,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 Store(typed.uri, folder=typed.folder).open(create=False), studies
             )
             if newer.runs.empty:
-                raise UserError(f"{typed.uri or typed.folder} has no run of {', '.join(studies)}")
+                raise UserError(
+                    f"{typed.uri or typed.folder} has no run of {', '.join(sorted(studies))}"
+                )
             has_record = (folder / "runs.parquet").is_file()
             (Record.of_files(folder).joined(newer) if has_record else newer).save(folder)
         text, file = page(Record.of_files(folder), settings), typed.docs / PAGE.name
