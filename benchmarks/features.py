@@ -88,7 +88,8 @@ def main() -> None:
     parts = loop.build(cached)
     began = time.perf_counter()
     served = features.serve(cached, parts.classifier, parts.data, loop.training_device(cached))
-    print(f"features: {served}, {time.perf_counter() - began:.1f} s (0 if they were there)")
+    seconds = time.perf_counter() - began
+    print(f"features: {served.get('features')}, {seconds:.1f} s (0 if they were there)")
     ratios = []
     for pair in range(PAIRS):
         speeds = images_per_s(images), images_per_s(cached)
