@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from src.core.errors import DataError, UserError
 from src.core.files import atomic_file
-from src.data.decoding import Geometry, crop_corners, shades_of_grey
+from src.data.decoding import DECODING_ERRORS, Geometry, crop_corners, shades_of_grey
 from src.data.source import Manifest, Source
 
 log = logging.getLogger(__name__)
@@ -39,9 +38,6 @@ _VERIFY_AFTER_S = 30 * 24 * 3600  # a disk may change bytes without changing the
 _SIMILAR = 4  # of 128 bits of two perceptual hashes may differ
 _MOST_SHOWN = 5
 _CHUNK = 32  # images per decoding thread that may be in memory at once
-# What Pillow raises for files that are truncated, not an image, or too large to be one.
-_BOMB = Image.DecompressionBombError
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, _BOMB)
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def decode(
         return "absent"
     except Image.UnidentifiedImageError:
         return "not an image"
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import struct
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ else:  # how an image becomes a square, see `src.data.cache.square`
     Geometry = Literal[tuple(shape + cleaning for cleaning in CHOICES for shape in SHAPES)]
 DARK = 32  # of 255: darker is the rim of a dermatoscope, in a corner
 BACKGROUND = (255, 255, 255, 255)  # behind transparent parts, as in a browser
+# What Pillow raises for files that are truncated, not an image, or too large to be one.
+_BOMB = Image.DecompressionBombError
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, _BOMB)
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _SRGB = ImageCms.createProfile("sRGB")
 

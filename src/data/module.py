@@ -21,10 +21,11 @@ from src.core.errors import ConfigError, DataError
 from src.data import cache, splits
 from src.data.augment import symmetry
 from src.data.decoding import Geometry
-from src.data.source import SPLITS, Source
+from src.data.source import SPLITS, Source, file_sizes, size_summary
 
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
+_SIZES_READ = 16  # files whose size is read for the run record
 Cached = Callable[[Rows, bool], dict[str, Tensor]]  # rows, in training? -> entries of a batch
 
 
@@ -290,12 +291,22 @@ class DataModule(LightningDataModule):
 
     @property
     def share(self) -> str:
-        """The used part of the public set, and classes whose share differs by a point or more."""
+        """The used part of the public set, size of the files, classes whose share differs by 1%.
+
+        The size is of a few files, as they are stored; absent if images are no picture files.
+        """
         used = pd.Series(np.bincount(self.labels, minlength=len(self.classes)), self.classes)
         public = pd.Series(self.source.published).reindex(used.index)
+        sizes = size_summary(file_sizes(self.frame["path"], _SIZES_READ))
+        looked_at, size = min(_SIZES_READ, len(self.frame)), ""
+        if sizes.get("read") == looked_at:
+            size = f", {sizes['most']} px"
+            if sizes["different"] > 1:
+                size += f" in {sizes['share'] * looked_at:.0f} of {looked_at} looked at"
         if public.isna().any():
-            return f"{used.sum():,} images"
-        text = f"{used.sum():,} of {public.sum():,.0f} images ({used.sum() / public.sum():.1%})"
+            return f"{used.sum():,} images{size}"
+        share = f"{used.sum() / public.sum():.1%}"
+        text = f"{used.sum():,} of {public.sum():,.0f} images ({share}){size}"
         now, before = used / used.sum(), public / public.sum()
         changed = now.index[(now - before).abs() >= 0.01]
         return ", ".join([text, *(f"{c} {now[c]:.1%} (published {before[c]:.1%})" for c in changed)])

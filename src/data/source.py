@@ -1,5 +1,6 @@
 """Image sources: the base class, the manifest, and checked listings of CSV files and folders."""
 
+import contextlib
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from PIL import Image
 
 from src.core.config import check_class_names
 from src.core.errors import ConfigError, DataError
-from src.data.decoding import as_viewed
+from src.data.decoding import DECODING_ERRORS, as_viewed
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -280,6 +281,45 @@ def image_paths(images: Iterable[str], folders: Sequence[Path]) -> list[str]:
         for name in image_names(folder):
             paths.setdefault(Path(name).stem, f"{folder}/{name}")
     return [paths.get(image, f"{folders[0]}/{image}.jpg") for image in images]
+
+
+def file_sizes(paths: pd.Series, most: int) -> pd.DataFrame:
+    """Sizes of pictures as they are stored, from the headers of their files.
+
+    Returns:
+        A row for each path: width and height, px; missing if it is no picture file. At most `most`
+        files, evenly over the list, are looked at; others are missing.
+    """
+    sizes = np.full((len(paths), 2), np.nan)
+    for row in evenly(len(paths), most):
+        with contextlib.suppress(*DECODING_ERRORS), Image.open(str(paths.iloc[row])) as image:
+            sizes[row] = image.size
+    return pd.DataFrame(sizes, columns=["width", "height"])
+
+
+def evenly(length: int, most: int) -> np.ndarray:
+    """At most `most` of the positions 0 to `length` - 1, in even steps."""
+    return np.unique(np.linspace(0, length - 1, most).astype(int)) if length else np.arange(0)
+
+
+def size_summary(sizes: pd.DataFrame) -> dict[str, Any]:
+    """Of `file_sizes`: numbers of images and sizes, sizes as texts, median shape; {} of none."""
+    counts = sizes.value_counts()
+    if counts.empty:
+        return {}
+    texts = [f"{width:.0f}x{height:.0f}" for width, height in counts.index]
+    areas = [width * height for width, height in counts.index]
+    return {
+        "images": len(sizes),
+        "read": int(counts.sum()),
+        "different": len(counts),
+        "smallest": texts[int(np.argmin(areas))],
+        "largest": texts[int(np.argmax(areas))],
+        "most": texts[0],
+        "share": counts.iloc[0] / counts.sum(),
+        "shape": float((sizes["width"] / sizes["height"]).median()),
+        "narrowest": float(np.nanmin(sizes.to_numpy())),
+    }
 
 
 def subset(manifest: Manifest, limit: int) -> Manifest:

@@ -306,3 +306,18 @@ def test_part_of_the_public_set_is_named(module, published: dict[str, int], shar
     data = module()
     data.source.published = published
     assert data.share == share
+
+
+def test_size_of_the_stored_pictures_is_named(module, tmp_path) -> None:
+    data = module()
+    for name, size in {"large.png": (40, 30), "small.png": (20, 15)}.items():
+        Image.new("RGB", size).save(tmp_path / name)
+    names = pd.Series(["large.png"] * 50 + ["small.png"] * 30)
+    data.frame["path"] = f"{tmp_path}/" + names
+    # 16 of 80 rows, 79 / 15 apart: those before row 50 are number 0 to 9
+    assert data.share == "80 images, 40x30 px in 10 of 16 looked at"
+    data.source.published = {"a": 60, "b": 20}
+    data.frame["path"] = f"{tmp_path}/large.png"
+    assert data.share == "80 of 80 images (100.0%), 40x30 px"
+    data.frame["path"] = [str(tmp_path / "large.png")] * 79 + [""]  # one is drawn
+    assert data.share == "80 of 80 images (100.0%)"

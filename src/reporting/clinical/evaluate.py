@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from src.core.cli import console, say
 from src.core.config import instantiate, load_settings, resolve
 from src.core.errors import ConfigError, UserError
 from src.core.files import refuse_unwritable
-from src.data.source import Manifest, Source
+from src.data.decoding import DECODING_ERRORS
+from src.data.source import Manifest, Source, evenly, file_sizes, size_summary
 from src.deployment import trained
 from src.deployment.trained import RecordedModel
 from src.metrics.bootstrap import ARGMAX
@@ -313,41 +313,13 @@ def image_sizes(source: Source, manifest: Manifest) -> pd.DataFrame:
         (`MOST_DRAWN` that are no files), evenly over the set, are looked at; others are missing.
     """
     paths = manifest.frame["path"]
-    files = paths.nunique() == len(paths)
+    if paths.nunique() == len(paths):
+        return file_sizes(paths, MOST)
     sizes = np.full((len(paths), 2), np.nan)
-    for row in _evenly(len(paths), MOST if files else MOST_DRAWN):
-        with contextlib.suppress(OSError):  # the cache reports unreadable pictures
-            if files:
-                with Image.open(str(paths.iloc[row])) as image:
-                    sizes[row] = image.size
-            else:
-                sizes[row] = source.picture(manifest, int(row)).size
+    for row in evenly(len(paths), MOST_DRAWN):
+        with contextlib.suppress(*DECODING_ERRORS):  # the cache reports unreadable pictures
+            sizes[row] = source.picture(manifest, int(row)).size
     return pd.DataFrame(sizes, columns=["width", "height"])
-
-
-def _evenly(length: int, most: int) -> np.ndarray:
-    """At most `most` of the positions 0 to `length` - 1, in even steps."""
-    return np.unique(np.linspace(0, length - 1, most).astype(int)) if length else np.arange(0)
-
-
-def size_summary(sizes: pd.DataFrame) -> dict[str, Any]:
-    """`image_sizes` for the template: numbers of images and sizes, sizes as texts, median shape."""
-    counts = sizes.value_counts()
-    if counts.empty:
-        return {}
-    texts = [f"{width:.0f}x{height:.0f}" for width, height in counts.index]
-    areas = [width * height for width, height in counts.index]
-    return {
-        "images": len(sizes),
-        "read": int(counts.sum()),
-        "different": len(counts),
-        "smallest": texts[int(np.argmin(areas))],
-        "largest": texts[int(np.argmax(areas))],
-        "most": texts[0],
-        "share": counts.iloc[0] / counts.sum(),
-        "shape": float((sizes["width"] / sizes["height"]).median()),
-        "narrowest": float(np.nanmin(sizes.to_numpy())),
-    }
 
 
 def dark_corners(images: Images) -> float:
@@ -368,7 +340,7 @@ def examples(
 
     def some(images: Images, chosen: pd.Series) -> Images:
         rows = np.flatnonzero(chosen)
-        return images[rows[_evenly(len(rows), EXAMPLES)]]
+        return images[rows[evenly(len(rows), EXAMPLES)]]
 
     images = source.cache.images
     return {name: (some(images, of_run == name), some(frames, labels == name)) for name in names}

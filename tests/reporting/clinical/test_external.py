@@ -19,7 +19,7 @@ from src.data.ham10000 import HAM10000
 from src.data.isic2019 import CLASSES as ISIC
 from src.data.isic2019 import ISIC2019
 from src.data.siim2020 import CLASSES as SIIM
-from src.data.source import Source
+from src.data.source import Source, size_summary
 from src.data.synthetic import Synthetic
 from src.metrics.settings import AuditSettings
 from src.reporting.clinical.audit import (
@@ -28,7 +28,7 @@ from src.reporting.clinical.audit import (
     newcombe,
     recall_by_original_label,
 )
-from src.reporting.clinical.evaluate import dark_corners, image_sizes, size_summary
+from src.reporting.clinical.evaluate import dark_corners, image_sizes
 from src.reporting.clinical.external import (
     MAPPINGS,
     OVERLAP_COLUMNS,
@@ -429,11 +429,14 @@ def test_sizes_of_pictures(trained: SmallStore, tmp_path: Path) -> None:
     assert sizes_text(sizes_of(drawn)) == "48x48 px (50 looked at of 120)"
 
 
-def test_unreadable_pictures_have_no_size(tmp_path: Path) -> None:
+def test_unreadable_pictures_have_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder_of(tmp_path, [(40, 30), (40, 30)])
     listed = source.manifest()
     (tmp_path / "a" / "0.png").write_text("no image")
     assert len(image_sizes(source, listed).dropna()) == 3
+    with monkeypatch.context() as patch:  # 1,200 pixels are a bomb now
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+        assert sizes_text(image_sizes(source, listed)) == "of unknown sizes"
     for path in tmp_path.rglob("*.png"):
         path.unlink()
     assert sizes_text(image_sizes(source, listed)) == "of unknown sizes"
