@@ -35,6 +35,9 @@ PACKAGES = (
 MAX_SEED = 2**32 - 1  # the limit of NumPy
 SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.j2", "constraints.txt")
 MAX_PATCH = 500_000
+# A setting whose name says that it is secret: with a quoted text, or with any value in YAML.
+_SECRET = r"(?i)((?:password|passwd|secret(?:_key)?|token|(?:api|access)_?key)[\"']? *"
+_QUOTED, _PLAIN = rf"{_SECRET}[:=] *)(['\"]).+?\2", rf"{_SECRET}: +)(?!\?\?\?|null|\$\{{)\S.*"
 GIT_TIMEOUT_S = 20  # a checkout on a sleeping network drive does not delay a run for longer
 COLLECTOR_THRESHOLD = 20_000  # objects; Python's default is 700 in 3.11
 
@@ -123,6 +126,7 @@ def uncommitted_changes(root: Path | str) -> str:
     """Changes of the sources in `root` since its commit, as a patch for `git apply`.
 
     Untracked files are in it. A patch over `MAX_PATCH` characters is cut, which its last line says.
+    Values of keys such as `password` and `api_key` are masked.
     """
     listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *SOURCES)
     patch = _git(root, "diff", "HEAD", "--", *SOURCES)
@@ -130,6 +134,10 @@ def uncommitted_changes(root: Path | str) -> str:
         if len(patch) <= MAX_PATCH and not (Path(root) / name).is_symlink():
             # git says by status 1 that the files differ
             patch += _git(root, "diff", "--no-index", "--", os.devnull, name, check=False)
+    patch = re.sub(_QUOTED, r"\1\2***\2", patch)
+    parts = re.split("(?m)^(?=diff --git )", patch)
+    is_yaml = re.compile(r".*\.ya?ml\"?\n")
+    patch = "".join(re.sub(_PLAIN, r"\1***", p) if is_yaml.match(p) else p for p in parts)
     if len(patch) > MAX_PATCH:
         patch = f"{patch[:MAX_PATCH]}\n(cut here: more than {MAX_PATCH:,} characters)\n"
     return patch

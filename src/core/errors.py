@@ -12,7 +12,7 @@ _NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to
 def masked(text: str) -> str:
     """The text without the passwords of its URLs, which must be neither shown nor recorded."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s'\"]*", r"\1***", text)
+    return re.sub(r"(?i)(password=)('[^']*'|\"[^\"]*\"|[^&\s'\"]*)", r"\1***", text)
 
 
 def config_problem(error: Exception) -> str:

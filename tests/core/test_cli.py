@@ -47,6 +47,8 @@ def test_relative_paths_mean_the_folder_of_the_command(
         ("postgresql+psycopg://me:p:w/d@h/runs", "postgresql+psycopg://me:***@h/runs"),
         ("https://me:s3@cret@mlflow.example.org", "https://me:***@mlflow.example.org"),
         ("https://mlflow.example.org:5000", "https://mlflow.example.org:5000"),
+        ("host=h password='pa ss' dbname=d", "host=h password=*** dbname=d"),
+        ("MLFLOW_TRACKING_PASSWORD=s3cret python", "MLFLOW_TRACKING_PASSWORD=*** python"),
         ("sqlite:////data/mlruns/mlflow.db", "sqlite:////data/mlruns/mlflow.db"),
     ],
 )

@@ -119,6 +119,32 @@ def test_git_state_and_the_patch_of_uncommitted_changes(tmp_path: Path) -> None:
     assert "cut here" in uncommitted_changes(folder).splitlines()[-1]
 
 
+def test_the_patch_has_no_secrets(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-qm", "a")
+    code = (
+        "API_KEY = 'geheim'; token: str = next(tokens)\n"
+        'headers = {"x": 1, "access_token": "geheim"}  # password: see the wiki\n'
+        "def login(password: str) -> None: ...\n"
+    )
+    (tmp_path / "a.py").write_text(code)
+    config = "uri: http://x\npassword: geheim\napi_key: 'geheim'  # mine\nsecret: ${oc.env:S}\n"
+    (tmp_path / "größe.yaml").write_text(config)
+    patch = uncommitted_changes(tmp_path)
+    assert "geheim" not in patch
+    for line in (
+        "+API_KEY = '***'; token: str = next(tokens)",
+        '+headers = {"x": 1, "access_token": "***"}  # password: see the wiki',
+        "+def login(password: str) -> None: ...",
+        "+uri: http://x",
+        "+password: ***",
+        "+secret: ${oc.env:S}",
+    ):
+        assert line in patch.splitlines()
+
+
 def test_git_state_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert git_state(tmp_path / "absent") == (None, None)
     monkeypatch.setenv("PATH", str(tmp_path))
