@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +65,43 @@ def oversampled(
     return np.repeat(np.arange(len(labels)), repeats)
 
 
+def with_shares(
+    positions: npt.NDArray[np.int64],
+    sources: npt.ArrayLike,
+    shares: Mapping[str, float],
+    random: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """As many of these positions again, but of each source its share.
+
+    All positions of a source come equally often; a remainder is drawn.
+
+    Args:
+        positions: Positions of training images, (N,).
+        sources: Name of the source of each training image.
+        shares: Source -> share, in (0, 1]; their sum is 1. Empty: nothing is changed.
+        random: Draws the remainders.
+
+    Raises:
+        ConfigError: The shares are not of exactly these sources, or their sum is not 1.
+    """
+    if not shares:
+        return positions
+    of_positions = np.asarray(sources)[positions]
+    present = sorted(set(of_positions.tolist()))
+    if sorted(shares) != present or abs(sum(shares.values()) - 1) > 1e-6:
+        listed = ", ".join(present)
+        problem = f"must name the sources of training ({listed}) with a sum of 1, but got "
+        raise ConfigError("shares", problem + str(dict(shares)))
+    if min(shares.values()) <= 0:
+        raise ConfigError("shares", f"must be above 0, but got {dict(shares)}")
+    parts = []
+    for name, share in shares.items():
+        members = positions[of_positions == name]
+        repeats, remainder = divmod(round(share * len(positions)), len(members))
+        parts += [np.repeat(members, repeats), random.choice(members, remainder, replace=False)]
+    return np.concatenate(parts)
+
+
 @dataclass(eq=False)
 class EpochBatches(Sampler[np.ndarray]):
     """Row numbers of each batch of an epoch, drawn from seed and epoch number.
@@ -84,10 +121,12 @@ class EpochBatches(Sampler[np.ndarray]):
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    sources: npt.ArrayLike = ()  # of these rows, and shares: see `with_shares`
+    shares: Mapping[str, float] = field(default_factory=dict)
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        self._size = len(self._order())  # of an epoch of all ranks
+        self._size = len(self.order())  # of an epoch of all ranks
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning's hook."""
@@ -99,16 +138,18 @@ class EpochBatches(Sampler[np.ndarray]):
         return (full + short) // self.world_size
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = self._order()
+        order = self.order()
         for number in range(len(self)):
             start = (number * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size]
 
-    def _order(self) -> np.ndarray:
+    def order(self) -> np.ndarray:
+        """Row numbers of this epoch, of all ranks."""
         if not self.train:
             return self.rows
         random = np.random.default_rng((self.seed, self.epoch))
         positions = oversampled(self.labels, self.oversample, random)
+        positions = with_shares(positions, self.sources, self.shares, random)
         random.shuffle(positions)
         return self.rows[positions]
 
@@ -121,10 +162,16 @@ class CachedImages(Dataset[dict[str, Tensor]]):
     labels: np.ndarray  # (N,)
     cached: Cached | None = None  # see `DataModule`
     train: bool = False
+    sources: np.ndarray | None = None  # numbers of the joined sources, (N,)
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64)."""
+        """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64).
+
+        Batches of joined data have `source` (int64), too.
+        """
         batch = {"label": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(rows)}
+        if self.sources is not None:
+            batch["source"] = torch.from_numpy(self.sources[rows])
         cached = self.cached(rows, self.train) if self.cached else {}
         if "features" not in cached:
             cached["image"] = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
@@ -147,6 +194,7 @@ class DataModule(LightningDataModule):
         split_seed: Of the split, separate from the seed of the run: repeats share one split.
         oversample: Smallest size of a class relative to the largest in training (0.5: half of it),
             or None.
+        shares: Share of each source of joined data in training, see `with_shares`.
         on_unreadable: See `src.data.cache.load`.
         batch_size: Images per batch (per process).
         duplicates: Identical pictures under other names: "group" keeps them on one side of a
@@ -174,6 +222,7 @@ class DataModule(LightningDataModule):
     on_unreadable: cache.OnUnreadable
     batch_size: Annotated[int, Ge(1)]
     cache_dir: str
+    shares: Mapping[str, float] = field(default_factory=dict)
     duplicates: Literal["group", "warn", "ignore"] = "group"
     siblings: splits.Siblings | None = None
     feature_views: Literal["auto"] | Annotated[int, Ge(0)] = "auto"
@@ -228,6 +277,12 @@ class DataModule(LightningDataModule):
         self._rows = {name: np.flatnonzero((self.side == name).to_numpy()) for name in SPLITS}
         if not self.has("train"):
             raise DataError(f"{self.name}: there is no image to train on")
+        self.source_names: tuple[str, ...] = ()  # of joined data
+        self._sources: np.ndarray | None = None
+        if "source_row" in self.frame:
+            self._sources, names = pd.factorize(self.frame["source"], sort=True)
+            self.source_names = tuple(names)
+        self._batches("train", train=True)  # checks the shares
         if pictures:
             self._count_copies()
         self._ready = True
@@ -277,10 +332,17 @@ class DataModule(LightningDataModule):
     @property
     def seen_counts(self) -> list[int]:
         """Images of each class in a training epoch; an oversampled image counts repeatedly."""
-        random = np.random.default_rng(self.seed)
-        labels = self.labels[self._rows["train"]]
-        seen = labels[oversampled(labels, self.oversample, random)]
+        seen = self.labels[self._batches("train", train=True).order()]
         return np.bincount(seen, minlength=len(self.classes)).tolist()
+
+    @property
+    def source_counts(self) -> list[list[int]]:
+        """The same of each source of joined data, in the order of `source_names`."""
+        seen = self._batches("train", train=True).order()
+        counts = np.zeros((len(self.source_names), len(self.classes)), dtype=np.int64)
+        if self._sources is not None:
+            np.add.at(counts, (self._sources[seen], self.labels[seen]), 1)
+        return counts.tolist()
 
     @property
     def split_fingerprint(self) -> str:
@@ -349,15 +411,21 @@ class DataModule(LightningDataModule):
         self, split: str, train: bool = False, rank: int = 0, world_size: int = 1
     ) -> "DataLoader[dict[str, Tensor]]":
         """Batches of a split: shuffled, oversampled and full for training, else all in order."""
-        rows, size = self._rows[split], self.batch_size
-        labels, ranks = self.labels[rows], (rank, world_size)
         return DataLoader(
-            CachedImages(self.cache.images, self.labels, self.cached, train),
+            CachedImages(self.cache.images, self.labels, self.cached, train, self._sources),
             batch_size=None,  # the sampler yields batches
-            sampler=EpochBatches(rows, labels, size, train, self.oversample, self.seed, *ranks),
+            sampler=self._batches(split, train, rank, world_size),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch would consume a global random number
         )
+
+    def _batches(
+        self, split: str, train: bool, rank: int = 0, world_size: int = 1
+    ) -> EpochBatches:
+        rows = self._rows[split]
+        batches = (rows, self.labels[rows], self.batch_size, train, self.oversample, self.seed)
+        sources = self.frame["source"].to_numpy()[rows] if self.source_names else ()
+        return EpochBatches(*batches, rank, world_size, sources, self.shares)
 
     def train_dataloader(self) -> "DataLoader[dict[str, Tensor]]":
         """Lightning's hook: training batches of this rank."""

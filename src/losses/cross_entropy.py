@@ -28,6 +28,9 @@ class CrossEntropy(nn.Module):
             With 1 the net learns logits that favour no class, and its plain softmax is evaluated
             (balanced softmax; Ren et al., NeurIPS 2020, arXiv 2007.10740, equation 4); others are
             the logit adjustment of Menon et al. (ICLR 2021, equation 10).
+        per_source: Whether an image of joined data gets the classes' shares of its source. A class
+            that a source does not have counts as half an image.
+        source_counts: Training images of each class in each source, (S, K); for `per_source`.
 
     Attributes:
         weight: Weights n / (K * n_c), float32 (K,): "balanced" of scikit-learn (King & Zeng 2001).
@@ -49,8 +52,11 @@ class CrossEntropy(nn.Module):
         label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         gamma: Annotated[float, Ge(0)] = 0.0,
         prior: Annotated[float, Ge(0)] = 0.0,
+        per_source: bool = False,
+        source_counts: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
+        self.per_source = per_source
         self.label_smoothing = label_smoothing
         self.gamma = gamma
         weight = log_prior = None
@@ -65,15 +71,21 @@ class CrossEntropy(nn.Module):
                 )
             counts = torch.as_tensor(list(class_counts), dtype=torch.float64)
             weight = (counts.sum() / (len(counts) * counts)).float() if weighted else None
-            log_prior = (prior * (counts / counts.sum()).log()).float() if prior else None
+            if per_source:
+                counts = torch.as_tensor(source_counts, dtype=torch.float64).clamp(min=0.5)
+            shares = counts / counts.sum(dim=-1, keepdim=True)
+            log_prior = (prior * shares.log()).float() if prior else None
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("log_prior", log_prior, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits (N, K) or (N, 1) and labels, int64 (N,), or shares of them (N, K) -> scalar."""
+    def forward(self, logits: Tensor, target: Tensor, source: Tensor | None = None) -> Tensor:
+        """Logits (N, K) or (N, 1) and labels, int64 (N,), or shares of them (N, K) -> scalar.
+
+        `source`: number of each image's source, int64 (N,); for `per_source`.
+        """
         logits, smoothing = one_per_class(logits), self.label_smoothing
         if self.log_prior is not None:
-            logits = logits + self.log_prior
+            logits = logits + (self.log_prior if source is None else self.log_prior[source])
         if not self.gamma and target.ndim == 1:
             return F.cross_entropy(logits, target, self.weight, label_smoothing=smoothing)
         log_p = F.log_softmax(logits, dim=1)

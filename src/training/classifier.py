@@ -43,7 +43,8 @@ class Classifier(LightningModule):
         loss: Logits and targets (B,) -> scalar. One with a true attribute `soft_labels` also takes
             shares of the classes, (B, K): the labels of mixed images. One with `teachers`, nets
             from images to logits, is called with `teacher_logits=` (B, T, K) too while training:
-            their logits of the augmented images.
+            their logits of the augmented images. One with a true `per_source` gets `source=`, the
+            number of each image's source.
         classes: Class names in label order.
         optimizer: Parameter groups -> optimizer.
         scheduler: Optimizer and number of steps -> schedule, stepped after every training step.
@@ -110,7 +111,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        logits, more = self.logits(batch), {}
+        logits, more = self.logits(batch), self._loss_inputs(batch)
         if teachers := getattr(self.loss, "teachers", ()):
             more["teacher_logits"] = batch.get("teacher_logits")
             if more["teacher_logits"] is None:
@@ -128,6 +129,9 @@ class Classifier(LightningModule):
             self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
+    def _loss_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"source": batch["source"]} if getattr(self.loss, "per_source", False) else {}
+
     def on_train_epoch_start(self) -> None:
         """Reset the mean of the loss."""
         self._loss_sum, self._loss_count, self._hits = 0.0, 0, 0
@@ -141,7 +145,8 @@ class Classifier(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Evaluate one batch."""
         logits = self.logits(batch).float()
-        self._add_loss(self.loss(logits, batch["label"]), len(batch["label"]))
+        loss = self.loss(logits, batch["label"], **self._loss_inputs(batch))
+        self._add_loss(loss, len(batch["label"]))
         probability = probabilities(logits)
         self.metrics.update(probability, batch["label"])
         self._evaluated.append((batch["row"], probability))

@@ -92,13 +92,18 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
 def build_loss(config: DictConfig, data: DataModule, load_teachers: bool = True) -> nn.Module:
     """Build the loss with `class_counts=`, the training images per class of the prepared data.
 
-    A loss whose config has a `teacher` is built with `teachers=`, loaded nets, too, unless
-    `load_teachers` is false: nothing is trained.
+    A loss whose config has a true `per_source` is built with `source_counts=`, the same of each
+    source of joined data, too. One whose config has a `teacher` is built with `teachers=`, loaded
+    nets, unless `load_teachers` is false: nothing is trained.
 
     Raises:
         UserError: A value is impossible, or a teacher cannot be loaded.
     """
     arguments: dict[str, Any] = {"class_counts": data.seen_counts}
+    if config.loss.get("per_source"):
+        if not data.source_names:
+            raise ConfigError("loss.per_source", "needs several sources: data=joined")
+        arguments["source_counts"] = data.source_counts
     if "teacher" in config.loss and load_teachers:
         store = instantiate(config.tracking, "tracking")
         arguments["teachers"] = teachers.load(store, config.loss.teacher, data)
@@ -228,7 +233,7 @@ def _identity(config: DictConfig, data: DataModule) -> str:
     """A digest of what must be equal for a training to resume; device and paths may differ."""
     parts = ("model", "augment", "loss", "optimizer", "scheduler", "callbacks", "trainer", "seed")
     plain = resolve(config)
-    names = ("batch_size", "oversample", "feature_views", "split_fingerprint")
+    names = ("batch_size", "oversample", "shares", "feature_views", "split_fingerprint")
     about = {name: getattr(data, name) for name in names} | {"pixels": data.cache.fingerprint}
     content = {name: plain[name] for name in parts} | {"data": about}
     content["lightning"] = lightning_version

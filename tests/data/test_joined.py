@@ -1,8 +1,9 @@
 """Several sources as one: labels, copies, and sources for training only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -53,9 +54,12 @@ class Drawn(Source):
 
 
 def data_of(
-    source: Source, folder: Path, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    source: Source,
+    folder: Path,
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> DataModule:
-    options = (0, None, "error", 8, str(folder))
+    options = (0, None, "error", 8, str(folder), shares)
     return DataModule("joined", source, 8, "squash", "grouped", list(fractions), *options).prepare()
 
 
@@ -122,6 +126,29 @@ def test_equal_ids_are_one_image_and_unmapped_classes_are_left_out(
     frame = joined.manifest().frame
     assert (frame["source"] == "z").sum() == 40
     assert set(frame["label"][frame["source"] == "z"]) == {CLASSES.index("mel")}
+
+
+def test_an_epoch_has_the_share_of_each_source(tmp_path: Path) -> None:
+    # x has 24 of 64 training images: 60% of them, 40% are not trained on; y has 40
+    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
+    data = data_of(source, tmp_path, shares={"x": 0.75, "y": 0.25})
+    assert data.record()["data/images/train"] == 64
+    visits = pd.Series(data._batches("train", train=True).order()).value_counts()
+    of_source = visits.groupby(data.frame["source"].iloc[visits.index].to_numpy())
+    assert of_source.sum().to_dict() == {"x": 48, "y": 16}
+    assert (of_source.min()["x"], of_source.max()["x"], of_source.max()["y"]) == (2, 2, 1)
+    assert np.sum(data.source_counts, axis=1).tolist() == [48, 16]
+    assert np.sum(data.source_counts, axis=0).tolist() == data.seen_counts
+    batch = next(iter(data.loader("train", train=True)))
+    sources = data.frame["source"].iloc[batch["row"].numpy()].tolist()
+    assert [data.source_names[number] for number in batch["source"]] == sources
+
+
+@pytest.mark.parametrize("shares", [{"x": 1.0}, {"x": 0.5, "y": 0.6}, {"x": 0.0, "y": 1.0}])
+def test_impossible_shares_are_refused(shares: dict[str, float], tmp_path: Path) -> None:
+    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
+    with pytest.raises(ConfigError, match="shares: must"):
+        data_of(source, tmp_path, shares=shares)
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,11 @@ def test_balanced_softmax_is_least_for_the_logits_of_equally_frequent_classes() 
     target = torch.tensor([0] * 50 + [1] * 7 + [2] * 3)
     CrossEntropy([50, 7, 3], prior=1.0)(logits.expand(60, 3), target).backward()
     torch.testing.assert_close(logits.grad, torch.zeros(1, 3), atol=1e-6, rtol=0)
+
+
+def test_priors_of_a_source_are_those_of_its_images() -> None:
+    counts = [[30, 10], [0, 20]]  # class 0 is not in the second source: it counts as half an image
+    loss = CrossEntropy([30, 30], prior=1.0, per_source=True, source_counts=counts)
+    logits, target, source = torch.zeros(2, 2), torch.tensor([1, 1]), torch.tensor([0, 1])
+    expected = -(math.log(10 / 40) + math.log(20 / 20.5)) / 2
+    assert loss(logits, target, source=source).item() == pytest.approx(expected)
