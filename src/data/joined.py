@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -33,12 +33,13 @@ class Joined(Source):
 
     sources: Mapping[str, Any]
     only_train: Sequence[str] = ()
-    labels: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, str | None]] | None = None
 
     name = "joined"
 
     def __post_init__(self) -> None:
-        for key, names in {"only_train": self.only_train, "labels": self.labels}.items():
+        self._mapped = self.labels or {}
+        for key, names in {"only_train": self.only_train, "labels": self._mapped}.items():
             if unknown := sorted(set(names) - set(self.sources)):
                 listed = ", ".join(self.sources)
                 raise ConfigError(key, f"must name sources ({listed}), but got {unknown[0]}")
@@ -49,7 +50,7 @@ class Joined(Source):
             published: Counter[str] = Counter()
             for name, source in self.sources.items():
                 for label, count in source.published.items():
-                    published[str(self.labels.get(name, {}).get(label, label))] += count
+                    published[str(self._mapped.get(name, {}).get(label, label))] += count
             self.published = published
 
     def manifest(self) -> Manifest:
@@ -79,9 +80,10 @@ class Joined(Source):
 
     def _labels(self, name: str, native: Sequence[str], classes: Sequence[str]) -> pd.Series:
         """The label of each native class of a source; missing for a class that is left out."""
-        names = [self.labels.get(name, {}).get(label, label) for label in native]
+        names = [self._mapped.get(name, {}).get(label, label) for label in native]
         if unknown := [label for label in names if label not in (*classes, None)]:
-            way = f"map it by data.source.labels.{name}, to null to leave its images out"
+            way = f"map it by 'data.source.labels={{{name}: {{{unknown[0]}: <class>}}}}', "
+            way += "to null to leave its images out"
             listed = ", ".join(classes)
             raise ConfigError("labels", f"{name} has {unknown[0]}, none of {listed}; {way}")
         return pd.Series([None if n is None else classes.index(n) for n in names], dtype="Int64")

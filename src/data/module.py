@@ -68,7 +68,7 @@ def oversampled(
 def with_shares(
     positions: npt.NDArray[np.int64],
     sources: npt.ArrayLike,
-    shares: Mapping[str, float],
+    shares: Mapping[str, float] | None,
     random: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
     """As many of these positions again, but of each source its share.
@@ -78,7 +78,7 @@ def with_shares(
     Args:
         positions: Positions of training images, (N,).
         sources: Name of the source of each training image.
-        shares: Source -> share, in (0, 1]; their sum is 1. Empty: nothing is changed.
+        shares: Source -> share, in (0, 1]; their sum is 1. None: nothing is changed.
         random: Draws the remainders.
 
     Raises:
@@ -122,7 +122,7 @@ class EpochBatches(Sampler[np.ndarray]):
     rank: int = 0
     world_size: int = 1
     sources: npt.ArrayLike = ()  # of these rows, and shares: see `with_shares`
-    shares: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] | None = None
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -222,7 +222,7 @@ class DataModule(LightningDataModule):
     on_unreadable: cache.OnUnreadable
     batch_size: Annotated[int, Ge(1)]
     cache_dir: str
-    shares: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] | None = None
     duplicates: Literal["group", "warn", "ignore"] = "group"
     siblings: splits.Siblings | None = None
     feature_views: Literal["auto"] | Annotated[int, Ge(0)] = "auto"

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -57,7 +56,7 @@ def data_of(
     source: Source,
     folder: Path,
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-    shares: Mapping[str, float] = MappingProxyType({}),
+    shares: Mapping[str, float] | None = None,
 ) -> DataModule:
     options = (0, None, "error", 8, str(folder), shares)
     return DataModule("joined", source, 8, "squash", "grouped", list(fractions), *options).prepare()
@@ -159,7 +158,7 @@ def test_impossible_shares_are_refused(shares: dict[str, float], tmp_path: Path)
         (lambda: Joined({"x": Drawn("x"), "y": Drawn("y")}, ["z"]), r"only_train: .*\(x, y\).* z"),
         (
             lambda: Joined({"x": Drawn("x"), "y": Drawn("y", ("mel", "df"))}).manifest(),
-            "labels: y has df, none of mel, nv; map it by data.source.labels.y",
+            "labels: y has df, none of mel, nv; map it by 'data.source.labels={y: {df: <class>}}'",
         ),
     ],
 )
