@@ -111,7 +111,8 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        logits, more = self.logits(batch), self._loss_inputs(batch)
+        logits = self.logits(batch)
+        more: dict[str, Tensor | None] = {**self._loss_inputs(batch)}
         if teachers := getattr(self.loss, "teachers", ()):
             more["teacher_logits"] = batch.get("teacher_logits")
             if more["teacher_logits"] is None:
