@@ -45,6 +45,7 @@ ROOT_VALUES: dict[str, Any] = {
 }
 # Nodes of a training config from which an object is built.
 _PARTS = ("data", "augment", "loss", "optimizer", "scheduler", "trainer", "tracking")
+_BESIDE: dict[str, Any] = {"trainer.compile": bool | Literal["auto"]}  # no arguments of these parts
 # Keys that do not change what a trial computes.
 WITHOUT_EFFECT: tuple[str, ...] = ("tracking", "study", "preset", "objective", "test")
 WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run")
@@ -195,9 +196,11 @@ def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path:
     except (NameError, TypeError):
         hints = {}  # annotations of a library that only a type checker can read
     for key, value in values.items():
-        if key in _HYDRA_KEYS or key in getattr(target, "config_only", ()):
-            continue
         where = f"{path}.{key}".lstrip(".")
+        if where in _BESIDE:
+            _check_value(value, _BESIDE[where], where)
+        if where in _BESIDE or key in (*_HYDRA_KEYS, *getattr(target, "config_only", ())):
+            continue
         if key not in parameters and not open_ended:
             names = [name for name in parameters if name != "self"]
             raise ConfigError(where, f"unknown key{closest(key, names, count=3)}")

@@ -259,6 +259,8 @@ METRICS: list[Metric] = [
     _cost("time/fit_s", "training time", unit="s", **_TIME),
     _cost("time/epoch_s", "median time of an epoch with its validation", unit="s", **_TIME),
     _cost("time/test_s", "time of the evaluation on the test split", unit="s", **_TIME),
+    _cost("time/compile_s", "time of compiling the training step", unit="s", **_TIME),
+    _cost("time/compile_speedup", "speed-up by compiling", direction="maximize", **_TIME),
     _cost("system/tracking_s", "time spent on recording", unit="s", **_TIME),
     _cost("time/images_per_s", "training speed", unit="images/s", direction="maximize", **_TIME),
 ]

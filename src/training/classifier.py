@@ -1,8 +1,11 @@
 """The LightningModule: combines net, loss, optimizer and schedule, and logs the metrics."""
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
@@ -14,12 +17,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from src.core.config import check_recorded, instantiate
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, DependencyError, UserError
 from src.metrics.classification import ClassificationMetrics, probabilities
 from src.models import structure
 from src.models.weights import load_weights, read_checkpoint
 
+log = logging.getLogger(__name__)
 RECIPE = "classifier"  # key of a checkpoint, beside its state_dict
+TIMED = 5  # training steps that are timed before and after compiling
+# What compiling is expected to save of a step, and the seconds that it takes on two CPU cores.
+GAIN, COMPILE_S = 0.2, 40.0
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -55,6 +62,9 @@ class Classifier(LightningModule):
 
     Attributes:
         recipe: From `make_recipe`; None for a classifier that was not built from a config.
+        compiling: Whether training steps run the net as torch.compile makes it; "auto": where that
+            saves more time of the training than it takes. Evaluation is never compiled.
+        compile_cost: Seconds of compiling and speed-up of a step, for the run record.
     """
 
     config_only = ("net",)
@@ -81,6 +91,10 @@ class Classifier(LightningModule):
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         self.loss = loss
         self.recipe: dict[str, Any] | None = None
+        self.compiling: bool | Literal["auto"] = False
+        self.compile_cost: dict[str, float] = {}
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._step_starts: list[float] = []
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._backbone_lr_factor = backbone_lr_factor
@@ -107,7 +121,21 @@ class Classifier(LightningModule):
         """Logits of a batch of images, or of the cached features of a frozen net."""
         if "features" in batch:
             return self.net.get_submodule("head")(batch["features"])
-        return self(batch["image"])
+        if self._compiled is None or not self.training:
+            return self(batch["image"])
+        try:
+            return self._compiled(batch["image"])
+        except Exception as error:
+            if len(self._step_starts) != TIMED + 2:  # a later step is compiled already
+                raise
+            reason = "torch.compile needs a C++ compiler, such as g++"
+            if "InvalidCxxCompiler" not in repr(error):
+                reason = [*str(error).splitlines(), type(error).__name__][0]
+            if self.compiling is True:
+                raise DependencyError(f"trainer.compile=true: {reason}") from error
+            log.warning("trainer.compile=auto: the training is not compiled: %s", reason)
+            self.compiling, self._compiled = False, None
+            return self(batch["image"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -132,6 +160,38 @@ class Classifier(LightningModule):
 
     def _loss_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"source": batch["source"]} if getattr(self.loss, "per_source", False) else {}
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Time the first steps, compile the net if it is asked for, and time the next ones.
+
+        "auto" compiles if the steps that follow are expected to save more than compiling takes,
+        and takes it back where the compiled step is the slower one.
+        """
+        if self.compiling is False or "features" in batch:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._step_starts.append(time.perf_counter())
+        seconds = [after - before for before, after in pairwise(self._step_starts)]
+        eager = min(seconds[1 : TIMED + 1], default=0.0)  # the first step loads libraries
+        if len(seconds) == TIMED + 1:
+            steps = self.trainer.estimated_stepping_batches - self.trainer.global_step
+            if self.compiling is True or steps * eager * GAIN > COMPILE_S:
+                torch._dynamo.reset()  # it compiles a function only for so many nets
+                self._compiled = torch.compile(self.forward, dynamic=False)
+            else:
+                self.compiling = False
+        elif len(seconds) == 2 * (TIMED + 1):
+            compiled = min(seconds[-TIMED:])
+            self.compile_cost = {"time/compile_s": seconds[TIMED + 1] - compiled}
+            self.compile_cost["time/compile_speedup"] = eager / compiled
+            if self.compiling == "auto" and compiled > eager:
+                self._compiled = None
+            self.compiling = False
+
+    def on_train_end(self) -> None:
+        """Drop the compiled net, which cannot be copied."""
+        self.compiling, self._compiled, self._step_starts = False, None, []
 
     def on_train_epoch_start(self) -> None:
         """Reset the mean of the loss."""

@@ -179,6 +179,7 @@ def train(
     state = resume if resume is not None and fits(resume, identity, parts.classifier) else None
     safe = True if state else None  # nothing in the file is executed
     device = trainer.strategy.root_device
+    parts.classifier.compiling = config.trainer.get("compile", False)
     served = features.serve(config, parts.classifier, parts.data, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -202,6 +203,7 @@ def train(
         # after a resumption this process may have trained no epoch
         speed = progress.images_per_s or last.images_per_s
         values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
+        values |= parts.classifier.compile_cost
         tags = {"chosen_by": best.chosen_by} | served
         _log_training(run, folder, trainer, progress.seconds, best, values, tags)
     return checkpoint
@@ -237,7 +239,7 @@ def _identity(config: DictConfig, data: DataModule) -> str:
     about = {name: getattr(data, name) for name in names} | {"pixels": data.cache.fingerprint}
     content = {name: plain[name] for name in parts} | {"data": about}
     content["lightning"] = lightning_version
-    return config_hash(content, without=("trainer.accelerator",))
+    return config_hash(content, without=("trainer.accelerator", "trainer.compile"))
 
 
 def evaluate(
@@ -354,7 +356,7 @@ def _trainer(
     }
     try:
         with quiet_lightning():
-            return instantiate(config.trainer, "trainer", (), **settings | changes)
+            return instantiate(config.trainer, "trainer", ("compile",), **settings | changes)
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException):
             raise ConfigError("trainer", str(error.__cause__).splitlines()[0]) from error

@@ -1,17 +1,24 @@
+import copy
 import functools
-from collections.abc import Iterator
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
 from quiet_trainer import quiet_trainer
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from torch import Tensor, nn
 
-from src.core.errors import ConfigError
+from src.core.config import check
+from src.core.errors import ConfigError, DependencyError
 from src.losses.cross_entropy import CrossEntropy
 from src.training import schedules
-from src.training.classifier import Classifier, as_float
+from src.training.classifier import COMPILE_S, TIMED, Classifier, as_float
 
 TRAINED = ("train", "val")
 
@@ -146,3 +153,94 @@ def test_frozen_parameters_are_not_optimised() -> None:
 def test_mean_must_have_a_number_a_channel() -> None:
     with pytest.raises(ConfigError, match="three numbers"):
         classifier(mean=[0.5])
+
+
+STEPS = 2 * TIMED + 4
+
+
+class StepLosses(Callback):
+    """The loss of each training step, and whether the net was compiled in it."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.compiled: list[bool] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Classifier, outputs: Any, *_: Any
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+        self.compiled.append(module._compiled is not None)
+
+
+def trained(compiling: bool | str, **changes: object) -> tuple[Classifier, StepLosses]:
+    module, record = classifier(**changes), StepLosses()
+    module.compiling = compiling  # type: ignore[assignment]
+    fitter = quiet_trainer(callbacks=[record], enable_checkpointing=False)
+    fitter.fit(module, Loader(batches(3, (6,) * STEPS)), Loader(batches(3)))
+    return module, record
+
+
+def test_compiled_steps_give_the_eager_losses_and_an_equal_checkpoint() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    eager, expected = trained(False, net=copy.deepcopy(net))
+    module, record = trained(True, net=net)
+    assert record.compiled == [False] * (TIMED + 1) + [True] * (TIMED + 3)
+    torch.testing.assert_close(record.losses, expected.losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.state_dict(), eager.state_dict(), rtol=1e-3, atol=1e-5)
+    assert set(module.compile_cost) == {"time/compile_s", "time/compile_speedup"}
+    assert min(module.compile_cost.values()) > 0
+    assert (eager.compile_cost, module._compiled) == ({}, None)
+
+
+def no_compiler(forward: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+    def fail(images: Tensor) -> Tensor:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')")
+
+    return fail
+
+
+def test_a_missing_compiler_is_one_line_and_auto_trains_without_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("src.training.classifier.COMPILE_S", 0.0)
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    problem = "torch.compile needs a C[+][+] compiler, such as g[+][+]"
+    with pytest.raises(DependencyError, match=f"^trainer.compile=true: {problem}$"):
+        trained(True)
+    with caplog.at_level(logging.WARNING, "src.training.classifier"):
+        record = trained("auto")[1]
+    assert record.losses == trained(False)[1].losses
+    (line,) = [item.getMessage() for item in caplog.records if "classifier" in item.name]
+    assert re.fullmatch(f"trainer.compile=auto: the training is not compiled: {problem}", line)
+
+
+@pytest.mark.parametrize(
+    ("compile_s", "pause_s"),
+    [(COMPILE_S, 0.0), (0.0, 0.0), (0.0, 0.05)],
+    ids=["a short training", "a long training", "a slower step"],
+)
+def test_auto_compiles_what_pays(
+    monkeypatch: pytest.MonkeyPatch, compile_s: float, pause_s: float
+) -> None:
+    def slower(forward: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+        def paused(images: Tensor) -> Tensor:
+            time.sleep(pause_s)
+            return forward(images)
+
+        return paused
+
+    monkeypatch.setattr("src.training.classifier.COMPILE_S", compile_s)
+    monkeypatch.setattr(torch, "compile", slower)
+    module, record = trained("auto")
+    assert record.compiled[TIMED + 1] == (compile_s == 0.0) == bool(module.compile_cost)
+    assert not (pause_s and record.compiled[-1])
+
+
+def test_compile_is_checked_with_the_trainer() -> None:
+    node = {"_target_": "pytorch_lightning.Trainer", "max_epochs": 1}
+    for choice in (True, False, "auto"):
+        check({**node, "compile": choice}, "trainer")
+    with pytest.raises(ConfigError, match=r"^trainer.compile: .*but got 'fast'"):
+        check({**node, "compile": "fast"}, "trainer")
+    with pytest.raises(ConfigError, match="unknown key"):
+        check({**node, "compile": True}, "callbacks.trainer")

@@ -32,7 +32,10 @@ COMMAND_LINE = (
     *("dry_run", "test", "threads", "objective"),
 )
 # These come from the command line only if they are typed.
-OPTIONAL = ("decision", "efficiency", "data.root", "data.cache_dir", "trainer.accelerator")
+OPTIONAL = (
+    *("decision", "efficiency", "data.root", "data.cache_dir"),
+    *("trainer.accelerator", "trainer.compile"),
+)
 IGNORED = ("hydra", "sweeps", "seed")  # not in a run's config, or chosen by the origin
 
 
