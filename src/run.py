@@ -1,12 +1,13 @@
 """One run or one trial: train or compress, evaluate, measure, log to MLflow (read second)."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -40,17 +41,20 @@ from src.deployment import trained
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
 from src.metrics.registry import parse_limits, parse_objectives
+from src.models.weights import load_weights
 from src.reporting import comparison, style
 from src.sweep.records import STATE, EndedEarly, copy_latest_state, discard_states, seed_folder
 from src.sweep.repeats import aggregate
 from src.sweep.trial import TrialContext
-from src.tracking import views
+from src.tracking import read, views
 from src.tracking.run import Run
 from src.tracking.store import Store, reap
 from src.training import figures, loop
+from src.training.classifier import Classifier
 
 log = logging.getLogger(__name__)
 PER_EPOCH = ("val/", "train/", "data/")  # the study needs no copy of these
+TRAINING_TAGS = ("chosen_by", "features", "teachers")
 GREY = {views.COLOUR: style.PALE}  # of a trial in MLflow, until it is on the front
 NOT_FOR_ALL = ("efficiency/flops",)  # some models have none, see src.efficiency.profile
 
@@ -167,9 +171,13 @@ def record(
             options["on_epoch"] = lambda epoch, metrics: report(epoch, epochs, metrics)
             options["on_resume"] = context.resumed
             options["keep_state_s"] = context.payload.get("keep_state_s")
-        state = folder / STATE
-        resume = state if state.exists() else None
-        run.artifact(loop.train(config, parts, run, folder, resume=resume, **options), "checkpoint")
+        finished = equal_run(run) if config.get("reuse") else None
+        if finished is not None:
+            take_over(finished, run, parts.classifier, options.get("on_epoch"))
+        else:
+            state = folder / STATE
+            options["resume"] = state if state.exists() else None
+            run.artifact(loop.train(config, parts, run, folder, **options), "checkpoint")
     loop.measure(config, parts.classifier, run, cost)
     # the test split is used only if no choice between runs can follow
     is_chosen_later = context is not None and parts.data.has("val")
@@ -180,6 +188,57 @@ def record(
     if compressed:
         origin.record_degradation(run.store, run, [(config.origin, run.id)])
     run.log({"system/tracking_s": run.seconds})
+
+
+def equal_run(run: Run) -> str | None:
+    """Id of a finished training with the configuration, seed, data and commit of this run.
+
+    None also where the code has uncommitted changes: that of the other run may differ.
+    """
+    tags = run.store.client.get_run(run.id).data.tags
+    if tags["git_dirty"] != "false":
+        log.warning("reuse=true: the code is not that of a commit, so that nothing is taken over")
+        return None
+    names = ("config_hash", "git_commit", "git_dirty", "data_fingerprint", "split_fingerprint")
+    equal = [f"tags.{name} = '{tags[name]}'" for name in names]
+    equal += ["attributes.status = 'FINISHED'", "tags.trial_state = 'complete'"]
+    for other in run.store.search(" and ".join(equal)):
+        files = read.artifacts(run.store, other.info.run_id, "checkpoint")
+        # a net that is fitted without epochs, or was compressed, has no epoch
+        if trained.CHECKPOINT in files and "best/epoch" in other.data.metrics:
+            return str(other.info.run_id)
+    return None
+
+
+def take_over(
+    finished: str,
+    run: Run,
+    classifier: Classifier,
+    on_epoch: Callable[[int, dict[str, float]], None] | None,
+) -> None:
+    """Load the weights of a finished training, and log its curves, times and files to `run`.
+
+    The study hears of its epochs, so that others are compared with them, but ends none early: the
+    result is there. Nothing of the test split is taken.
+    """
+    store = run.store
+    recorded, epochs = store.client.get_run(finished).data, dict[int, dict[str, float]]()
+    for name in recorded.metrics:
+        if name.startswith((*PER_EPOCH[:2], "time/", "best/epoch")) and name != "time/test_s":
+            for point in store.client.get_metric_history(finished, name):
+                run.log({name: point.value}, point.step)
+                epochs.setdefault(point.step, {})[name] = point.value
+    if on_epoch is not None:
+        steps = [step for step in sorted(epochs) if "val/loss" in epochs[step]]
+        for epoch, step in enumerate(steps, 1):
+            with contextlib.suppress(EndedEarly):
+                on_epoch(epoch, epochs[step])
+    for name in (trained.CHECKPOINT, "figures/learning_curves.png"):
+        run.artifact(read.artifact(store, finished, name), name.partition("/")[0])
+    load_weights(classifier, read.artifact(store, finished, trained.CHECKPOINT))
+    kept = {name: recorded.tags[name] for name in TRAINING_TAGS if name in recorded.tags}
+    run.tag(**kept, reused_from=recorded.tags.get("reused_from", finished))
+    log.info("reuse=true: the training is that of run %s", finished)
 
 
 def describe_inputs(

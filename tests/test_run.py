@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from src import run as runs
+from src import study as studies
 from src import train
 from src.core.cli import ROOT
 from src.core.config import WITHOUT_EFFECT
@@ -468,3 +469,52 @@ def test_uncommitted_changes_are_an_artifact_without_passwords(
     text = Path(store.client.download_artifacts(recorded.id, patch.path, str(tmp_path))).read_text()
     assert "+uri: http://me:***@example.org" in text
     assert "secret" not in text
+
+
+def test_a_finished_training_is_taken_over(
+    multirun: Finished, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (runs, studies):
+        monkeypatch.setattr(module, "git_state", lambda root: ("abc", False))
+    line = ["experiment=smoke", "model.net.width=4", "threads=1", "test=false"]
+    assert typed(*line, "study=trained")[0] == 0
+    expected = multirun.run("trained")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise UserError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", fail)
+        status, output = typed(*line, "study=taken", "reuse=true")
+        assert status == 0, output
+        other_seed = typed(*line, "study=other", "reuse=true", "seed=1")
+        assert (other_seed[0], "trained again" in other_seed[1]) == (2, True)
+    taken = multirun.run("taken")
+    assert taken["tags.reused_from"] == expected["run_id"]
+    for name in ("tags.chosen_by", *(f"metrics.{m}" for m in ("best/epoch", "time/fit_s"))):
+        assert taken[name] == expected[name]
+    names = [f"metrics.best/val/{name}" for name in QUALITY.split()]
+    assert taken[names].tolist() == pytest.approx(expected[names].tolist(), abs=1e-6)
+    curves = read.history(multirun.store, [expected["run_id"], taken["run_id"]], "val/loss")
+    first, second = (group.tolist() for _, group in curves.groupby("run_id", sort=False)["value"])
+    assert first == second
+    assert len(first) == 2
+    files = [read.artifact(multirun.store, row["run_id"], "") for row in (expected, taken)]
+    paths = [{path.relative_to(root) for path in root.rglob("*")} for root in files]
+    assert paths[0] == paths[1]
+
+    status, output = typed("-m", *line, "seed=0", "study=seeds", "reuse=true", "repeats=2")
+    assert status == 0, output
+    rows = multirun.study("seeds").set_index("tags.seed")
+    repeats = rows[rows["tags.kind"] == "run"]
+    assert repeats.loc["0", "tags.reused_from"] == expected["run_id"]
+    assert pd.isna(repeats.loc["1", "tags.reused_from"])
+
+
+def test_nothing_is_taken_over_from_uncommitted_code(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    dirty = runs.RunContext(git=("abc", True))
+    with runs._start(store, composed("experiment=smoke"), {}, [], dirty, "custom") as run:
+        assert runs.equal_run(run) is None
+    assert "the code is not that of a commit" in caplog.text
