@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,7 @@ class EpochBatches(Sampler[np.ndarray]):
     world_size: int = 1
     sources: npt.ArrayLike = ()  # of these rows, and shares: see `with_shares`
     shares: Mapping[str, float] | None = None
+    at_once: int = 1  # batches that come as one, of one rank
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -132,16 +134,22 @@ class EpochBatches(Sampler[np.ndarray]):
         """Lightning's hook."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch of this rank."""
         full, rest = divmod(self._size, self.batch_size)
         short = rest > 0 and not (self.train and full)
         return (full + short) // self.world_size
 
+    def __len__(self) -> int:
+        return math.ceil(self.steps / self.at_once)
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = self.order()
+        order = self.order()[: self.steps * self.world_size * self.batch_size]
+        size = self.batch_size * self.at_once
         for number in range(len(self)):
-            start = (number * self.world_size + self.rank) * self.batch_size
-            yield order[start : start + self.batch_size]
+            start = (number * self.world_size + self.rank) * size
+            yield order[start : start + size]
 
     def order(self) -> np.ndarray:
         """Row numbers of this epoch, of all ranks."""
@@ -163,6 +171,7 @@ class CachedImages(Dataset[dict[str, Tensor]]):
     cached: Cached | None = None  # see `DataModule`
     train: bool = False
     sources: np.ndarray | None = None  # numbers of the joined sources, (N,)
+    rows_only: bool = False  # of several batches; the training looks for the entries of each
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64).
@@ -172,6 +181,8 @@ class CachedImages(Dataset[dict[str, Tensor]]):
         batch = {"label": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(rows)}
         if self.sources is not None:
             batch["source"] = torch.from_numpy(self.sources[rows])
+        if self.rows_only:
+            return batch
         cached = self.cached(rows, self.train) if self.cached else {}
         if "features" not in cached:
             cached["image"] = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
@@ -209,6 +220,8 @@ class DataModule(LightningDataModule):
         seed: Of shuffling and oversampling.
         cached: If set, it adds entries to batches: `features` of the images, in place of `image`;
             or `teacher_logits` (B, T, K) and `view`, the number of the symmetry that they are of.
+        at_once: Batches of cached features that Lightning gets as one, see
+            `src.training.classifier.Classifier.training_step`.
     """
 
     name: str = field()  # without the default of Lightning's attribute
@@ -236,6 +249,7 @@ class DataModule(LightningDataModule):
         splits.check_fractions(self.fractions, needs_train=not self.source.only_train)
         self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
         self.cached: Cached | None = None
+        self.at_once = 1
         self._ready = False
 
     def prepare(self, pictures: bool = True) -> "DataModule":
@@ -411,8 +425,10 @@ class DataModule(LightningDataModule):
         self, split: str, train: bool = False, rank: int = 0, world_size: int = 1
     ) -> "DataLoader[dict[str, Tensor]]":
         """Batches of a split: shuffled, oversampled and full for training, else all in order."""
+        rows_only = train and self.at_once > 1
+        shown = self.cached, train, self._sources, rows_only
         return DataLoader(
-            CachedImages(self.cache.images, self.labels, self.cached, train, self._sources),
+            CachedImages(self.cache.images, self.labels, *shown),
             batch_size=None,  # the sampler yields batches
             sampler=self._batches(split, train, rank, world_size),
             pin_memory=torch.cuda.is_available(),
@@ -425,7 +441,7 @@ class DataModule(LightningDataModule):
         rows = self._rows[split]
         batches = (rows, self.labels[rows], self.batch_size, train, self.oversample, self.seed)
         sources = self.frame["source"].to_numpy()[rows] if self.source_names else ()
-        return EpochBatches(*batches, rank, world_size, sources, self.shares)
+        return EpochBatches(*batches, rank, world_size, sources, self.shares, self.at_once)
 
     def train_dataloader(self) -> "DataLoader[dict[str, Tensor]]":
         """Lightning's hook: training batches of this rank."""

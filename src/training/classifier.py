@@ -138,14 +138,15 @@ class Classifier(LightningModule):
             return self(batch["image"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
-        logits = self.logits(batch)
-        more: dict[str, Tensor | None] = {**self._loss_inputs(batch)}
-        if teachers := getattr(self.loss, "teachers", ()):
-            more["teacher_logits"] = batch.get("teacher_logits")
-            if more["teacher_logits"] is None:
-                more["teacher_logits"] = teacher_logits(teachers, batch["image"])
-        loss = self.loss(logits, batch["label"], **more)
+        """The loss of one batch; of the rows of several, the mean loss of their steps.
+
+        Steps of a head take less time than Lightning needs between two of them. It therefore gets
+        some of them as one (`automatic_optimization` is false then); the arithmetic is the same.
+        """
+        if self.automatic_optimization:
+            loss, logits = self._loss_and_logits(batch)
+        else:
+            loss, logits = self._several_steps(batch)
         with torch.no_grad():
             labels = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
             top = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1)
@@ -161,13 +162,42 @@ class Classifier(LightningModule):
     def _loss_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"source": batch["source"]} if getattr(self.loss, "per_source", False) else {}
 
+    def _loss_and_logits(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits = self.logits(batch)
+        more: dict[str, Tensor | None] = {**self._loss_inputs(batch)}
+        if teachers := getattr(self.loss, "teachers", ()):
+            more["teacher_logits"] = batch.get("teacher_logits")
+            if more["teacher_logits"] is None:
+                more["teacher_logits"] = teacher_logits(teachers, batch["image"])
+        return self.loss(logits, batch["label"], **more), logits
+
+    def _several_steps(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Optimizer steps for the rows of several batches: their mean loss, and all logits."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        losses, outputs = [], []
+        rows, size = batch["row"].cpu().numpy(), data.batch_size
+        for start in range(0, len(rows), size):
+            entries = data.cached(rows[start : start + size], True)
+            step = {name: values.to(self.device) for name, values in entries.items()}
+            step |= {name: values[start : start + size] for name, values in batch.items()}
+            loss, logits = self._loss_and_logits(step)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            outputs.append(logits.detach())
+        return torch.stack(losses).mean(), torch.cat(outputs)
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Time the first steps, compile the net if it is asked for, and time the next ones.
 
         "auto" compiles if the steps that follow are expected to save more than compiling takes,
         and takes it back where the compiled step is the slower one.
         """
-        if self.compiling is False or "features" in batch:
+        if self.compiling is False or "image" not in batch:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -243,6 +273,9 @@ class Classifier(LightningModule):
         """The optimizer, with a parameter group for the backbone, and the schedule."""
         optimizer = self._optimizer(self._parameter_groups())
         total = int(self.trainer.estimated_stepping_batches)
+        if not self.automatic_optimization:
+            loader: Any = self.trainer.train_dataloader
+            total = int(self.trainer.max_epochs or 0) * loader.sampler.steps
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._scheduler(optimizer, total), "interval": "step"},

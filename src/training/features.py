@@ -27,6 +27,11 @@ from src.training.classifier import Classifier, teacher_logits
 
 FORMAT_VERSION = 2  # increase it when the same network and images give other values
 _BATCH = 64
+AT_ONCE = 16  # steps of a head
+# With other options of Lightning's trainer, or other callbacks, each step is one of Lightning's.
+PLAIN_OPTIONS = {"_target_", "accelerator", "devices", "max_epochs", "precision"}
+PLAIN_OPTIONS |= {"gradient_clip_val", "deterministic", "compile"}
+PLAIN_CALLBACKS = {f"src.training.checkpoint.{name}" for name in ("BestEpoch", "StopEarly")}
 
 
 @dataclass
@@ -58,7 +63,8 @@ def serve(
     Returns:
         "features" and "teachers": the served views, for the run record. Empty: images are served.
     """
-    data.cached, net = None, classifier.net
+    data.cached, data.at_once, net = None, 1, classifier.net
+    classifier.automatic_optimization = True
     teachers = getattr(classifier.loss, "teachers", ()) if device else ()
     frozen = getattr(net, "frozen", False)
     asked, symmetries = data.feature_views, getattr(data.augment, "symmetries", None)
@@ -103,8 +109,17 @@ def serve(
         return batch
 
     data.cached = entries
+    if frozen and _has_plain_steps(config):
+        data.at_once, classifier.automatic_optimization = AT_ONCE, False
     text = f"{random} random views, an approximation" if random else f"{symmetries} exact views"
     return {name: text for name, used in {"features": frozen, "teachers": teachers}.items() if used}
+
+
+def _has_plain_steps(config: DictConfig) -> bool:
+    """Whether a training step has nothing but one optimizer step on one device."""
+    trainer, callbacks = config.trainer, {node["_target_"] for node in config.callbacks.values()}
+    plain = trainer.get("gradient_clip_val") is None and trainer.get("devices", 1) == 1
+    return plain and set(trainer) <= PLAIN_OPTIONS and callbacks <= PLAIN_CALLBACKS
 
 
 def _identity(net: nn.Module, without: str | None = None, *numbers: Any) -> str:

@@ -26,6 +26,7 @@ SILENCED = (
     ".*LeafSpec.*is deprecated",
     ".*smaller than the logging interval",
     "Total length of `list` across ranks is zero",
+    "You're resuming from a checkpoint that ended before the epoch",  # steps are counted otherwise
     "Checkpoint directory .* exists and is not empty",  # after a resumption
 )
 
@@ -188,7 +189,7 @@ class RunLogger(Logger):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's announcements of hardware and products, and four warnings without use."""
+    """Silence Lightning's announcements of hardware and products, and five warnings without use."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -213,6 +213,17 @@ def test_short_last_batch_is_kept_in_evaluation_only(size: int, train: bool, siz
     assert len(batches) == len(sizes)
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 8])
+def test_batches_that_come_as_one_are_those_of_single_steps(at_once: int):
+    single, several = (
+        EpochBatches(np.arange(31), np.zeros(31, dtype=np.int64), 4, True, at_once=number)
+        for number in (1, at_once)
+    )
+    assert several.steps == len(single) == 7
+    assert len(list(several)) == len(several)
+    assert np.concatenate(list(several)).tolist() == np.concatenate(list(single)).tolist()
+
+
 def test_mixed_images_have_the_shares_of_their_classes_as_labels(module):
     data = module(augment=Augment(mixup=1.0))
     batch = next(iter(data.loader("train", train=True)))

@@ -1,5 +1,6 @@
 """Heads of frozen backbones are trained from cached features with the same result."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,38 @@ def test_random_views_are_asked_for_and_said_in_the_record(cache: Path) -> None:
     parts = loop.build(config)
     served = features.serve(config, parts.classifier, parts.data, CPU)
     assert served == {"features": "2 random views, an approximation"}
-    batch = next(iter(parts.data.loader("train", train=True)))
+    assert parts.data.cached is not None
+    batch = parts.data.cached(parts.data.rows("train")[:16], True)
     assert batch["features"].shape == (16, parts.classifier.net.head[0].in_features)  # type: ignore[index]
     config = compose_config(cache, "data.feature_views=2")
     parts = loop.build(config)
     assert features.serve(config, parts.classifier, parts.data, CPU) == {
         "features": "8 exact views"
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "at_once"),
+    [
+        ((), features.AT_ONCE),
+        (("callbacks=early_stopping",), features.AT_ONCE),
+        (("callbacks=averaging",), 1),
+        (("trainer.gradient_clip_val=1.0",), 1),
+        (("+trainer.accumulate_grad_batches=2",), 1),
+        (("data.feature_views=0",), 1),
+    ],
+    ids=str,
+)
+def test_several_steps_are_one_for_lightning_where_nothing_else_looks_at_a_step(
+    cache: Path, tmp_path: Path, overrides: tuple[str, ...], at_once: int
+) -> None:
+    config = compose_config(cache, *overrides)
+    parts = loop.build(config)
+    features.serve(config, parts.classifier, parts.data, CPU)
+    assert (parts.data.at_once, parts.classifier.automatic_optimization) == (at_once, at_once == 1)
+    trainer, progress, best = loop.prepare_fit(config, parts, None, tmp_path)
+    trainer.fit(parts.classifier, datamodule=parts.data)
+    rows, accumulated = len(parts.data.rows("train")), config.trainer.get("accumulate_grad_batches")
+    steps = rows // 16
+    assert best.steps == [math.ceil(steps / (accumulated or 1)) * epoch for epoch in (1, 2)]
+    assert progress._images == steps * 16
