@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,7 @@ from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.samplers import GRID, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.storage import KEY, default_url, open_storage, ownership, resolve_url
+from src.tracking import read
 from src.tracking.retry import Retry
 from src.tracking.store import Store
 
@@ -62,6 +63,7 @@ class SweepSettings(RunPolicy):
     storage_wait_s: Annotated[float, Ge(0)] = 300
     warm_start: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
     zip: list[dict[str, list[Any]]] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
@@ -153,6 +155,8 @@ def sweep(
             fail in the same way.
     """
     plan = make_plan(config, settings, arguments)
+    if plan.settings.teachers:
+        plan = _with_teachers(plan, loader, settings)
     probed = dry_run.probe(plan.space, loader, config, plan.overrides)
     if config.dry_run:
         return _show_estimate(plan, loader)
@@ -170,6 +174,32 @@ def sweep(
     retry = Retry(KEY, url, plan.settings.storage_wait_s)
     with ownership(url, plan.name, retry) as is_owner:
         return _run(plan, store, url, retry, is_owner)
+
+
+def _with_teachers(plan: StudyPlan, loader: ConfigLoader, settings: Mapping[str, Any]) -> StudyPlan:
+    """Train every cell of `teachers`, a study before this one; their ids join the overrides.
+
+    Raises:
+        ConfigError: Not every teacher has been trained.
+    """
+    name, shared, ids = f"{plan.name}_teachers", copy.deepcopy(plan.config), list[str]()
+    with flag_override(shared, ["struct", "readonly"], False):
+        shared.repeats = 1
+    changed: dict[str, Any] = {
+        "study_name": name,
+        "params": plan.settings.teachers,
+        "n_trials": None,
+    }
+    none: dict[str, Any] = {"teachers": {}, "conditions": {}, "zip": [], "exclude": []}
+    say(f"{plan.name}: its teachers come first, as the study {name}")
+    is_complete = sweep(shared, loader, {**settings, **changed, **none}, plan.overrides)
+    if not plan.config.dry_run:
+        if not is_complete:
+            problem = f"study {name} is not complete; the same command continues it"
+            raise ConfigError("hydra.sweeper.teachers", problem)
+        asked = f"tags.study = '{name}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
+        ids = sorted(read.runs(open_store(plan.config), asked)["run_id"])
+    return replace(plan, overrides=[*plan.overrides, f"loss.teacher=[{','.join(ids)}]"])
 
 
 def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:

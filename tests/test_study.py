@@ -1,6 +1,7 @@
 """Studies: their definition from a command line, and complete studies on synthetic data."""
 
 import functools
+import json
 import multiprocessing
 import os
 import re
@@ -225,7 +226,7 @@ def test_a_resumed_study_does_not_repeat_proposals_of_interrupted_trials(
 
 
 # studies about a data set: what their cells hold is trained in tests/test_conf.py
-HAM = ("better", "better_final", "leakage", "mamun2025", "mamun2025_64px")
+HAM = ("better", "better_final", "distil", "leakage", "mamun2025", "mamun2025_64px")
 # Those on synthetic data start from a run, see tests/deployment/compression.
 OTHERS = {"sun2023": "siim2020", "compression": "synthetic", "pruning": "synthetic"}
 OTHERS["leave_one_source_out"] = "joined"
@@ -500,6 +501,20 @@ def test_a_larger_total_resumes_and_a_changed_space_is_refused(work: WorkingFold
     copies = [trial for trial in trials if "warm_from" in trial.user_attrs]
     assert [trial.params["optimizer.lr"] for trial in copies] == drawn
     assert len(trials) == 3
+
+
+def test_teachers_are_trained_before_their_students(work: WorkingFolder, typed) -> None:
+    name = "hydra.sweeper.study_name=taught"
+    teachers = '+hydra.sweeper.teachers.seed="choice(0,1)"'
+    students = '+hydra.sweeper.params.loss="choice(distillation)"'
+    arguments = ("-m", *TINY, "trainer.max_epochs=1", "test=false", name, teachers, students)
+    for _ in range(2):  # the second time nothing is to be done
+        status, output = typed(*arguments)
+        assert status == 0, output
+    ids = work.runs("taught_teachers")["run_id"]
+    assert len(ids) == 2
+    (student,) = (row for _, row in work.runs("taught").iterrows())
+    assert json.loads(student["params.loss.teacher"]) == sorted(ids)
 
 
 def test_a_dry_run_estimates_and_trains_nothing(work: WorkingFolder, typed) -> None:
