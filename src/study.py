@@ -156,7 +156,11 @@ def sweep(
     """
     plan = make_plan(config, settings, arguments)
     if plan.settings.teachers:
-        plan = _with_teachers(plan, loader, settings)
+        taught = _with_teachers(plan, loader, settings)
+        if taught is None:
+            say(f"{plan.name}: its trials can be estimated once their teachers are trained")
+            return True
+        plan = taught
     probed = dry_run.probe(plan.space, loader, config, plan.overrides)
     if config.dry_run:
         return _show_estimate(plan, loader)
@@ -176,13 +180,17 @@ def sweep(
         return _run(plan, store, url, retry, is_owner)
 
 
-def _with_teachers(plan: StudyPlan, loader: ConfigLoader, settings: Mapping[str, Any]) -> StudyPlan:
+def _with_teachers(
+    plan: StudyPlan, loader: ConfigLoader, settings: Mapping[str, Any]
+) -> StudyPlan | None:
     """Train every cell of `teachers`, a study before this one; their ids join the overrides.
+
+    A dry run estimates them and returns None.
 
     Raises:
         ConfigError: Not every teacher has been trained.
     """
-    name, shared, ids = f"{plan.name}_teachers", copy.deepcopy(plan.config), list[str]()
+    name, shared = f"{plan.name}_teachers", copy.deepcopy(plan.config)
     with flag_override(shared, ["struct", "readonly"], False):
         shared.repeats = 1
     changed: dict[str, Any] = {
@@ -193,12 +201,13 @@ def _with_teachers(plan: StudyPlan, loader: ConfigLoader, settings: Mapping[str,
     none: dict[str, Any] = {"teachers": {}, "conditions": {}, "zip": [], "exclude": []}
     say(f"{plan.name}: its teachers come first, as the study {name}")
     is_complete = sweep(shared, loader, {**settings, **changed, **none}, plan.overrides)
-    if not plan.config.dry_run:
-        if not is_complete:
-            problem = f"study {name} is not complete; the same command continues it"
-            raise ConfigError("hydra.sweeper.teachers", problem)
-        asked = f"tags.study = '{name}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
-        ids = sorted(read.runs(open_store(plan.config), asked)["run_id"])
+    if plan.config.dry_run:
+        return None
+    if not is_complete:
+        problem = f"study {name} is not complete; the same command continues it"
+        raise ConfigError("hydra.sweeper.teachers", problem)
+    asked = f"tags.study = '{name}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
+    ids = sorted(read.runs(open_store(plan.config), asked)["run_id"])
     return replace(plan, overrides=[*plan.overrides, f"loss.teacher=[{','.join(ids)}]"])
 
 

@@ -320,7 +320,8 @@ def test_sweeps_of_a_data_set_have_a_header_and_compose(name: str) -> None:
     )
     for cell in [f"experiment={preset}" for preset in sorted(set(presets))] or ["seed=0"]:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("train", [f"sweeps={name}", cell])
+            teacher = ["loss.teacher=a"] * cell.endswith("_distilled")
+            config = compose("train", [f"sweeps={name}", cell, *teacher])
         check(resolve(config))
         assert config.data.name == ON_REAL_IMAGES[name]
         assert config.preset == (cell.partition("=")[2] if presets else None)
