@@ -1,4 +1,4 @@
-"""Seeds, versions, commit and hardware; settings of this process: allocator, garbage collector."""
+"""Seeds, versions, commit, hardware and its energy; the process: allocator, garbage collector."""
 
 import ctypes
 import functools
@@ -15,6 +15,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
@@ -39,6 +40,7 @@ MAX_PATCH = 500_000
 _SECRET = r"(?i)((?:password|passwd|secret(?:_key)?|token|(?:api|access)_?key)[\"']? *"
 _QUOTED, _PLAIN = rf"{_SECRET}[:=] *)(['\"]).+?\2", rf"{_SECRET}: +)(?!\?\?\?|null|\$\{{)\S.*"
 GIT_TIMEOUT_S = 20  # a checkout on a sleeping network drive does not delay a run for longer
+POWERCAP = Path("/sys/class/powercap")  # counters of Linux
 COLLECTOR_THRESHOLD = 20_000  # objects; Python's default is 700 in 3.11
 
 
@@ -107,6 +109,78 @@ def device_name(device: "torch.device") -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+class Rapl:
+    """RAPL energy counters of whole processor packages, in Linux's powercap folder.
+
+    Attributes:
+        absent: Why energy cannot be measured; empty if it can.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or POWERCAP
+        self._packages: list[Path] = []
+        self._joules = 0.0
+        problem = "no RAPL counter on this machine"
+        try:
+            self._packages = [
+                path
+                for path in sorted(folder.glob("intel-rapl:[0-9]*"))
+                if path.name.count(":") == 1 and (path / "name").read_text().startswith("package")
+            ]
+            self._ranges = self._read("max_energy_range_uj")
+            self._last = self._read("energy_uj")
+            problem = "" if self._packages else problem
+        except PermissionError:
+            counter = (self._packages or [folder])[0] / "energy_uj"
+            problem = f"RAPL counter not readable: permission ({counter})"
+        except (OSError, ValueError) as error:
+            problem = f"RAPL counter not readable: {error}"
+        self.absent = problem
+
+    def joules(self) -> float:
+        """Energy of all packages since the object was made.
+
+        Raises:
+            OSError: The counter has disappeared.
+        """
+        now = self._read("energy_uj")
+        for after, before, overflow in zip(now, self._last, self._ranges, strict=True):
+            # a counter restarts at zero when it reaches its range
+            self._joules += (after - before + (overflow if after < before else 0)) / 1e6
+        self._last = now
+        return self._joules
+
+    def _read(self, name: str) -> list[int]:
+        return [int((path / name).read_text()) for path in self._packages]
+
+
+def energy_meter(device: "torch.device") -> Callable[[], float] | None:
+    """A function that returns the joules of a device since now; None without a readable counter.
+
+    The processor's are counted by RAPL. A graphics card reports its mean power of the last second
+    (NVML, for which torch needs nvidia-ml-py), which is multiplied by the time between two calls:
+    let these be about a second apart. Both contain other work on the device.
+    """
+    if device.type != "cuda":
+        counter = Rapl()
+        return None if counter.absent else counter.joules
+    import torch
+
+    try:
+        torch.cuda.power_draw(device)
+    except Exception:  # no nvidia-ml-py, or whatever error of NVML: a run is complete without it
+        return None
+    joules, last = 0.0, time.perf_counter()
+
+    def integrate() -> float:
+        nonlocal joules, last
+        watts, now = torch.cuda.power_draw(device) / 1e3, time.perf_counter()
+        joules, last = joules + watts * (now - last), now
+        return joules
+
+    return integrate
 
 
 def git_state(root: Path | str) -> tuple[str | None, bool | None]:

@@ -1,6 +1,7 @@
 """Cost of a network: all measures of this package by their names in the run record."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from src.core.environment import device_name
+from src.core.environment import device_name, energy_meter
 from src.core.errors import ConfigError
 from src.efficiency import flops, latency
 from src.efficiency.flops import count_parameters, count_trainable, size_mb
@@ -48,7 +49,8 @@ class Profiler:
 
     Latency is for consecutive calls on the wall clock, in milliseconds per batch; throughput is
     that of the largest batch. `efficiency/latency_ratio` is measured separately at batch 1, see
-    `src.efficiency.latency`. Measurements on one machine wait for each other.
+    `src.efficiency.latency`. Energy is that of a call at batch 1, where the device has a counter.
+    Measurements on one machine wait for each other.
 
     Args:
         reference: The network whose time is 1, by definition: the measured ratio of the same
@@ -133,7 +135,11 @@ class Profiler:
                 images = self._images(batch, image_size, device, smooth)
                 latency.warm_up(net, images, self.warm_up_seconds)
                 fewest = self.min_repeats if batch == 1 else self.min_batch_repeats
+                joules = energy_meter(device) if batch == 1 else None
                 times = latency.latencies_ms(net, images, self.seconds, fewest)
+                if joules:
+                    with suppress(OSError):  # the counter disappeared
+                        metrics["efficiency/energy_mj"] = 1e3 * joules() / len(times)
                 repeats[f"b{batch}"] = len(times)
                 for percentile in PERCENTILES:
                     value = float(np.percentile(times, percentile))

@@ -255,6 +255,7 @@ METRICS: list[Metric] = [
     ),
     _cost("efficiency/throughput", "throughput", unit="images/s", direction="maximize"),
     _cost("efficiency/peak_memory_mb", "peak memory of inference", "peak memory", "MB"),
+    _cost("efficiency/energy_mj", "energy of an inference, other work included", "energy", "mJ"),
     _cost("efficiency/train_peak_memory_mb", "peak GPU memory of training", unit="MB"),
     _cost("time/fit_s", "training time", unit="s", **_TIME),
     _cost("time/epoch_s", "median time of an epoch with its validation", unit="s", **_TIME),

@@ -21,6 +21,7 @@ from src.sweep.overrides import is_numeric
 MOST_CURVES = 250
 MOST_LINES = 1500  # of parallel coordinates; more are a grey area, and slow
 MOST_ROWS = 40  # of the table of recalls
+MOST_LAYERS = 12  # of a net; the others are one bar
 MOST_PANELS = 3
 LEAST_TRIALS = 3  # two trials have neither effects nor a course: the front shows them
 MOST_TICKS = 8
@@ -83,7 +84,7 @@ class Chart:
 def charts(report: Report) -> list[Chart]:
     """The charts that have something to show, in the order of the page."""
     makers: tuple[Callable[[Report], Chart | None], ...]
-    makers = (front, recalls, roc, effects, importance, parallel, curves, progress)
+    makers = (front, recalls, roc, layers, effects, importance, parallel, curves, progress)
     return [chart for chart in (make(report) for make in makers) if chart is not None]
 
 
@@ -258,6 +259,56 @@ def roc(report: Report) -> Chart | None:
     return Chart("roc", "ROC of the chosen models on validation", [picture], [[view]], (3.6, 2.8))
 
 
+def largest_layers(report: Report) -> pd.DataFrame:
+    """`Report.layers` with the share of each, in the net's order; small layers are one row."""
+    tables = [pd.DataFrame()]
+    for _, rows in report.layers.groupby("run_id", sort=False) if len(report.layers) else ():
+        counts = rows[["flops", "params"]]
+        shares = (counts / counts.sum().clip(lower=1)).add_prefix("share_")
+        rows, order = (
+            rows.join(shares),
+            shares.max(axis=1).sort_values(ascending=False, kind="stable").index,
+        )
+        kept, rest = rows[rows.index.isin(order[:MOST_LAYERS])], rows.loc[order[MOST_LAYERS:]]
+        if len(rest):
+            others = rest.head(1).assign(layer=f"{len(rest)} others", type="")
+            others[[*counts, *shares]] = rest[[*counts, *shares]].sum().to_numpy()[None]
+            kept = pd.concat([kept, others])
+        tables.append(kept)
+    return pd.concat(tables, ignore_index=True)
+
+
+def layers(report: Report) -> Chart | None:
+    """Each layer's share of the FLOPs and of the parameters of a chosen net; a view per net."""
+    views = []
+    most = 0
+    for _, rows in (
+        largest_layers(report).groupby("run_id", sort=False) if len(report.layers) else ()
+    ):
+        rows, bars = rows[::-1], []
+        names = (rows["layer"] + " " + rows["type"]).str.strip()
+        for number, (name, title) in enumerate({"flops": "FLOPs", "params": "parameters"}.items()):
+            texts = rows[name].map(style.number)
+            bars.append(_bar(title, number, names, rows[f"share_{name}"], texts))
+        x = axis("share of the net", tickformat=".0%")
+        views.append(View(rows["label"].iloc[0], bars, x, axis("", type="category")))
+        most = max(most, len(rows))
+    if not views:
+        return None
+    title = "FLOPs and parameters by layer"
+    size = (4.6, 0.7 + 0.25 * most)
+    return Chart("layers", title, [Picture(views, 190 + 34 * most)], [views[:1]], size)
+
+
+def _bar(name: str, number: int, names: pd.Series, lengths: pd.Series, texts: pd.Series) -> Trace:
+    """Horizontal bars with texts at their ends; each trace has a pattern too."""
+    pattern = {"shape": _PATTERNS[number % 6], "fillmode": "overlay", "fgcolor": "white"}
+    bar: Trace = {"type": "bar", "orientation": "h", "name": name, "cliponaxis": False}
+    bar |= {"y": list(map(str, names)), "x": lengths.to_numpy(dtype=float), "text": [*texts]}
+    bar |= {"marker": {"color": style.look(number)[0], "pattern": pattern}}
+    return bar | {"textposition": "outside"}
+
+
 def effects(report: Report) -> Chart | None:
     """Each parameter's effect on each objective: the mean of all trials, and the best trial."""
     frame = report.effects
@@ -319,12 +370,9 @@ def importance(report: Report) -> Chart | None:
     wide = wide.sort_values(wide.columns[0])
     bars: list[Trace] = []
     for number, (name, lengths) in enumerate(wide.items()):
-        pattern = {"shape": _PATTERNS[number % 6], "fillmode": "overlay", "fgcolor": "white"}
-        bar: Trace = {"type": "bar", "orientation": "h", "name": style.metric(str(name)).label}
-        bar |= {"y": list(map(str, wide.index)), "x": lengths.to_numpy(), "textposition": "outside"}
-        bar |= {"text": ["-" if pd.isna(value) else f"{value:.0%}" for value in lengths]}
-        bar |= {"marker": {"color": style.look(number)[0], "pattern": pattern}, "cliponaxis": False}
-        bars.append(bar)
+        texts = lengths.map(lambda value: "-" if pd.isna(value) else f"{value:.0%}")
+        label = style.metric(str(name)).label
+        bars.append(_bar(label, number, wide.index.to_series(), lengths, texts))
     x = axis("importance (share of what all parameters explain)", tickformat=".0%")
     view = View("all", bars, x, axis("", type="category"))
     title, size = "The importance of each parameter", (4.6, 0.7 + 0.2 * wide.size)

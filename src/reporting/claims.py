@@ -21,6 +21,7 @@ from src.core.environment import git_state
 from src.core.errors import UserError, closest, masked
 from src.core.files import atomic_folder
 from src.core.tables import Table, fill_markdown
+from src.deployment.trained import EVALUATION
 from src.metrics import bootstrap
 from src.metrics.formatting import count, is_cost, joined
 from src.metrics.paired import paired_difference
@@ -44,7 +45,8 @@ OTHER_READING = "reproduced under another reading"
 CONTRADICTED = "contradicted by its own numbers"
 NOT_REPRODUCED = "not reproduced"
 NOT_TESTABLE = "not testable"
-VERDICTS = (REPRODUCED, OTHER_READING, CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE)
+ANSWERED = "answered"  # of what the paper asks
+VERDICTS = (REPRODUCED, OTHER_READING, CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE, ANSWERED)
 UNDECIDED = "undecided: the interval contains the limit"
 # Starts of the names of parameters in which two seeds of one system may differ.
 FREE = ["seed", "tracking.", "study", "repeats", "threads", "objective.", "test", "dry_run"]
@@ -60,7 +62,11 @@ class ClaimsSettings(StudySettings):
 
 
 def choose_runs(
-    runs: pd.DataFrame, system: PaperSystem, studies: Sequence[str] = (), seeds: int = 1
+    runs: pd.DataFrame,
+    system: PaperSystem,
+    studies: Sequence[str] = (),
+    seeds: int = 1,
+    having: str = "",
 ) -> tuple[pd.DataFrame, list[str], str]:
     """The finished and tested runs of a system, with equal settings, one per seed.
 
@@ -71,13 +77,17 @@ def choose_runs(
         runs: As `src.tracking.read.runs` gives them, the newest first.
         system: What they must be.
         studies: Only runs of these; empty: of all.
-        seeds: Fewer decide nothing.
+        seeds: Fewer decide nothing, unless the system has another number.
+        having: Only runs with a metric of this name, in which `*` stands for any part; empty: all.
 
     Returns:
         Rows of `runs` by seed, empty if none is recorded; why they decide nothing, empty if they
         do; seeds, weights, commit and study, and how many runs are not among them.
     """
-    tags = {"kind": "run", "preset": system.preset, "data": system.data, "split": system.split}
+    tags = {"kind": "run", "data": system.data, "split": system.split}
+    tags |= {"preset": "" if system.compression else system.preset}
+    tags |= {"compression": system.compression}
+    name = system.preset + f" compressed by {system.compression}" * bool(system.compression)
     equal = {"status": "FINISHED", **{f"tags.{tag}": value for tag, value in tags.items()}}
     used = [*equal, "metrics.test/accuracy", *_TAGS, *system.fixed]
     table = runs.astype(object).where(runs.notna(), "")
@@ -85,9 +95,12 @@ def choose_runs(
     tested = table[(table[list(equal)] == list(equal.values())).all(axis=1)]
     tested = tested[tested["metrics.test/accuracy"] != ""]
     tested = tested[tested["tags.study"].isin(studies)] if studies else tested
+    if having:
+        tested = tested[(tested[_columns(runs, having)] != "").any(axis=1)]
     if tested.empty:
         among = f" in {' and '.join(studies)}" if studies else ""
-        problem = f"no tested runs of {system.preset} (split {system.split}) are recorded{among}"
+        among += f" with {having}" if having else ""
+        problem = f"no tested runs of {name} (split {system.split}) are recorded{among}"
         return tested, [problem], ""
     records = tested.to_dict("records")
     differences = np.array([len(_differences(row, system.fixed)) for row in records])
@@ -99,10 +112,11 @@ def choose_runs(
     rows = pd.DataFrame(same).drop_duplicates("tags.seed").sort_values("tags.seed")
     others = ", ".join(_differences(rows.iloc[0], system.fixed))
     problems = [f"these runs have {others}"] if others else []
-    problems += [f"{len(rows)} of {seeds} seeds"] if len(rows) < seeds else []
+    fewest = system.seeds or seeds
+    problems += [f"{len(rows)} of {fewest} seeds"] if len(rows) < fewest else []
     commits = rows["tags.git_commit"].str[:7]
     commits += rows["tags.git_dirty"].str.lower().map({"true": " with changes"}).fillna("")
-    title = f"{count(len(rows), 'seed')} of {system.preset}, split {system.split}"
+    title = f"{count(len(rows), 'seed')} of {name}, split {system.split}"
     values = {"weights": rows["tags.weights"], "commit": commits, "study": rows["tags.study"]}
     for name, column in values.items():
         if texts := list(filter(None, column.unique())):
@@ -136,11 +150,48 @@ def _equals(recorded: str, expected: object) -> bool:
     return bool(value == expected) and isinstance(value, bool) == isinstance(expected, bool)
 
 
+def _columns(runs: pd.DataFrame, metric: str) -> list[str]:
+    """The columns of a metric in a table of runs; `*` stands for any part of its name."""
+    pattern = "[^/]+".join(map(re.escape, f"metrics.{metric}".split("*")))
+    return [column for column in runs.columns if re.fullmatch(pattern, column)]
+
+
 def _cost(rows: pd.DataFrame, metric: str) -> tuple[float, float, float, str]:
-    values = pd.to_numeric(rows.get(f"metrics.{metric}", pd.Series(dtype=float))).dropna()
-    if values.empty:
+    columns = {name: pd.to_numeric(rows[name]).dropna() for name in _columns(rows, metric)}
+    columns = {name: values for name, values in columns.items() if len(values)}
+    if not columns:
         raise UserError(f"its runs have no {metric}")
-    return values.mean(), values.min(), values.max(), f"{metric}, least to largest"
+    texts = [
+        f"{name.removeprefix('metrics.')} {values.mean():.4g}" for name, values in columns.items()
+    ]
+    values = pd.concat(columns.values())
+    shown = joined(texts) if "*" in metric else metric
+    return values.mean(), values.min(), values.max(), f"{shown}, least to largest"
+
+
+def with_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table of runs with what `src.evaluate` recorded of them on other data.
+
+    Such metrics become columns metrics.evaluation/<data>/...; of several evaluations on the same
+    data the newest counts. Those that kept pictures of the run's own data are left out.
+    """
+    tags = {"tags.kind": EVALUATION, "tags.overlap": "exclude", "status": "FINISHED"}
+    wanted = [read.texts(runs, column) == value for column, value in tags.items()]
+    recorded: dict[str, dict[str, float]] = {}
+    for row in runs[np.logical_and.reduce(wanted)][::-1].to_dict("records"):
+        start, evaluated = f"metrics.{row['tags.data']}/", row["tags.evaluated_run"]
+        values = {
+            name.replace("metrics.", "metrics.evaluation/", 1): value
+            for name, value in row.items()
+            if name.startswith(start) and not math.isnan(value)
+        }
+        of_trial = runs["parent_id"] == evaluated  # one evaluation of all its seeds
+        for run_id in runs.loc[(runs["run_id"] == evaluated) | of_trial, "run_id"]:
+            recorded.setdefault(run_id, {}).update(values)
+    if not recorded:
+        return runs
+    columns = pd.DataFrame.from_dict(recorded, orient="index")
+    return runs.merge(columns, how="left", left_on="run_id", right_index=True)
 
 
 def recorded_runs(
@@ -150,14 +201,18 @@ def recorded_runs(
 
     It takes a system of the paper; a metric on the test split without the split's name, which gets
     a bootstrap interval by group and seed, or a cost such as efficiency/latency_ms/b1/p50, which
-    gets its extremes; and a system whose metric on the same images is subtracted, or "". The
-    figure is the mean over the seeds; without one its `problem` says why.
+    gets its extremes, as do benchmark/*/onnx/t1/b1/p50_ms (of all devices) and
+    evaluation/*/accuracy (on all other data); and a system whose metric on the same images is
+    subtracted, or "". The figure is the mean over the seeds; without one its `problem` says why.
     """
     samples = (settings.samples, settings.seed, settings.level)
+    runs = with_evaluations(runs)
 
     @functools.cache
-    def choose(system: str) -> tuple[pd.DataFrame, list[str], str]:
-        return choose_runs(runs, paper.systems[system], settings.studies, settings.seeds)
+    def choose(system: str, metric: str = "") -> tuple[pd.DataFrame, list[str], str]:
+        having = metric if "*" in metric else ""  # only runs that were measured in this way
+        rest = (settings.studies, settings.seeds, having)
+        return choose_runs(runs, paper.systems[system], *rest)
 
     @functools.cache
     def predictions(system: str) -> list[pd.DataFrame]:
@@ -165,8 +220,8 @@ def recorded_runs(
         return [read.predictions(store, run_id, "test") for run_id in choose(system)[0]["run_id"]]
 
     def estimate(system: str, metric: str, less: str) -> tuple[float, float, float, str]:
-        if is_cost(metric):
-            return _cost(choose(system)[0], metric)
+        if is_cost(metric) or "*" in metric:
+            return _cost(choose(system, metric)[0], metric)
         frames, kind = predictions(system), f"{settings.level:.0%} interval by group and seed"
         if less:
             pair = paired_difference(frames, predictions(less), metric, *samples, (system, less))
@@ -176,7 +231,7 @@ def recorded_runs(
         return row["estimate"], row["low"], row["high"], f"{metric} on {sizes}, {kind}"
 
     def measure(system: str, metric: str, less: str = "") -> Figure:
-        chosen = [choose(name) for name in (system, less) if name]
+        chosen = [choose(name, metric) for name in (system, less) if name]
         problem = "; ".join(dict.fromkeys(text for _, texts, _ in chosen for text in texts))
         measured = frozenset({"measured"})
         if any(rows.empty for rows, _, _ in chosen):
@@ -290,9 +345,20 @@ def _check_claim(
     verdict, position = (NOT_TESTABLE, None) if claim.untestable else decide(readings)
     row = {} if position is None else readings[position]
     problems: list[str] = []
-    if verdict == NOT_TESTABLE:
+    own = [row for row in readings if not row["beside"]]
+    answers = [
+        row for row in own if claim.asks and not (row["problem"] or math.isnan(row["value"]))
+    ]
+    if answers:
+        verdict, row = ANSWERED, answers[0]
+        is_so = {True: f", which is {claim.text}", False: f", which is not {claim.text}", None: ""}
+        texts = [f"{row['reading']}: {row['how']} = {row['here']}" for row in answers]
+        texts = [text + is_so[row["agrees"]] for text, row in zip(texts, answers, strict=True)]
+        texts += [f"{row['reading']}: {row['problem']}" for row in own if row not in answers]
+        reason = "; ".join(texts)
+    elif verdict == NOT_TESTABLE:
         reasons = [claim.untestable] if claim.untestable else []
-        reasons = reasons or [row["problem"] for row in readings if not row["beside"]]
+        reasons = reasons or [row["problem"] for row in own]
         problems = list(dict.fromkeys(reasons))
         figures = [f"{row['reading']} {row['here']}" for row in readings if row["here"] != "-"]
         reason = "; ".join(problems) + (f"; beside it: {'; '.join(figures)}" if figures else "")
@@ -303,6 +369,7 @@ def _check_claim(
         reason += f", printed {claim.text}" * (verdict in (CONTRADICTED, NOT_REPRODUCED))
     checked: dict[str, Any] = {}
     checked |= {"id": claim.id, "claim": claim.claim, "where": claim.where, "printed": claim.text}
+    checked |= {"asks": claim.asks, "command": claim.command}
     checked |= {"here": row.get("here", "-"), "verdict": verdict}
     checked |= {"reading": row.get("reading", ""), "reason": reason, "note": claim.note}
     checked |= {"problems": problems}
@@ -326,7 +393,12 @@ def write_audit(
         UserError: The folder cannot be written; it is as before then.
     """
     columns = ["id", "claim", "where", "printed", "here", "verdict", "reason", "note"]
-    tables = [Table(claims[columns], "Claims")]
+    asked = claims["asks"] != ""
+    tables = [Table(claims.loc[~asked, columns], "Claims")]
+    if asked.any():
+        columns = ["asks", "id", "claim", "here", "verdict", "reason", "command", "note"]
+        title = "Open questions and next checks"
+        tables.append(Table(claims.loc[asked, columns].sort_values("asks"), title))
     if len(readings):
         columns = ["id", "reading", "here", "agrees", "decides", "how", "problem"]
         tables.append(Table(readings[columns], "Readings"))
@@ -377,12 +449,16 @@ def audit_paper(config: DictConfig) -> None:
     with_reading = claims["verdict"].isin((OTHER_READING, CONTRADICTED, NOT_REPRODUCED))
     verdicts = claims["verdict"] + (" (" + claims["reading"] + ")").where(with_reading, "")
     shown = claims[["id", "printed", "here"]].assign(verdict=verdicts)
-    bold = frozenset(claims.index[contradicted])
-    console.print(Table(shown, f"{paper.name}: claims", bold=bold).to_rich())
+    bold, asked = frozenset(claims.index[contradicted]), claims["asks"] != ""
+    console.print(Table(shown[~asked], f"{paper.name}: claims", bold=bold).to_rich())
     say(_summary(claims))
+    for row in claims[asked].sort_values("asks").to_dict("records"):
+        say(f"{row['asks']}, {row['id']}: {row['verdict']}: {row['reason']}")
+        if row["unrecorded"] and row["command"]:
+            say(f"  record it: {row['command']}", wrap=False)
     for row in claims[contradicted].to_dict("records"):
         say(f"! {row['id']}: {row['reason']}")
-    untested = claims.explode("problems").dropna(subset="problems")
+    untested = claims[~asked].explode("problems").dropna(subset="problems")
     for problem, ids in untested.groupby("problems", sort=False)["id"]:
         say(f"- not testable: {joined(list(ids))}: {problem}")
     if claims["unrecorded"].any():

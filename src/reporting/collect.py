@@ -33,7 +33,7 @@ from src.tracking.read import texts
 from src.tracking.store import Store
 
 FLOPS, _SIZE, _RATIO = "efficiency/flops", "efficiency/size_mb", "efficiency/latency_ratio"
-_COSTS = (*COSTS, "efficiency/peak_memory_mb")
+_COSTS = (*COSTS, "efficiency/peak_memory_mb", "efficiency/energy_mj")
 _DEFAULT = (Objective(f"val/{PRIMARY}", "maximize"), Objective(FLOPS, "minimize"))
 MOST_NAMES = 12  # in an error message
 # A trial gets these from its study; a single run does not take them.
@@ -281,6 +281,16 @@ class PredictionReader:
             if not self.store.is_server:
                 return read.artifact(self.store, net, "config.yaml").parent
         return None
+
+
+def layers_of(reader: PredictionReader, chosen: pd.DataFrame) -> pd.DataFrame:
+    """FLOPs and parameters of each layer of the chosen trials, as their first net recorded them."""
+    tables = [pd.DataFrame()]
+    for run_id, label, net in chosen[["run_id", "label", "net"]].to_numpy():
+        with suppress(UserError):  # recorded without layers, such as a net outside torch
+            rows = pd.read_csv(read.artifact(reader.store, net, "layers.csv"))
+            tables.append(rows.assign(run_id=run_id, label=label))
+    return pd.concat(tables, ignore_index=True)
 
 
 def compressed(table: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from src.reporting.uncertainty import tied_groups
 from src.sweep.overrides import is_numeric
 
 FRAMES = ["table", "intervals", "pairs", "drops", "effects", "importance", "curves", "progress"]
-FRAMES += ["recalls", "roc", "comparison", "on_test"]
+FRAMES += ["recalls", "roc", "layers", "comparison", "on_test"]
 MOST_CHARACTERS = 5000  # of the Markdown summary
 _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
@@ -33,7 +33,7 @@ _FAILED = ("failed", "killed", "no value", "running")
 # Keys of charts and tables, as patterns, in the order of the page; the front's chart comes first.
 _ORDER = ["table-comparison", "table-front", "table-on_test", "table-pairs", "table-drops"]
 _ORDER += ["table-lost", "effects", "table-more-.*", "curves", "table-failures", "recalls", "roc"]
-_ORDER += ["importance", "parallel", "progress", "table-intervals"]
+_ORDER += ["layers", "table-layers", "importance", "parallel", "progress", "table-intervals"]
 
 
 def tables(report: Report) -> dict[str, Table]:
@@ -52,6 +52,9 @@ def tables(report: Report) -> dict[str, Table]:
         sides = [f"{prefix}/{drops['metric'].iloc[0]}" for prefix in RECORDED.values()]
         drops = drops.drop(columns=["val", "test"]).join(figures(report, sides), on="run_id")
         drops = drops[["run_id", "label", "metric", *sides, "drop", "low", "high"]]
+    layers = charts.largest_layers(report)
+    if len(layers):
+        layers = layers[["label", "layer", "type", "flops", "params"]]
     frames = [
         ("comparison", "Studies side by side", report.comparison),
         ("lost", "What compression cost", collect.compression_costs(report.table)),
@@ -59,6 +62,7 @@ def tables(report: Report) -> dict[str, Table]:
         ("pairs", "Neighbours on the front", report.pairs),
         ("drops", "From validation to test", drops),
         *((f"more-{n}", *item) for n, item in enumerate(report.tables.items(), 1)),
+        ("layers", "Layers of the chosen models", layers),
         ("intervals", "Intervals", intervals),
         ("failures", "Trials without a result", shown),
     ]

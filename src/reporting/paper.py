@@ -46,6 +46,8 @@ class PaperSystem(_Strict):
     Attributes:
         preset, data, split: Tags of its runs: a choice of conf/experiment, a data set, and
             "grouped" or "image (leaking)".
+        compression: The same of its compressed runs, which have no preset; "": not compressed.
+        seeds: Fewest that decide, if it is not that of the command: 1 for costs.
         fixed: Columns of the table of runs, such as params.model.net.width, and the values that
             make a run the paper's system; ">= 30" stands for any number from 30. Runs with other
             values are shown and decide nothing.
@@ -54,6 +56,8 @@ class PaperSystem(_Strict):
     preset: str
     data: str
     split: str
+    compression: str = ""
+    seeds: int | None = None
     fixed: dict[Annotated[str, pydantic.Field(pattern=r"^(params|metrics|tags)\.")], Any] = {}
 
 
@@ -82,6 +86,9 @@ class Claim(_Strict):
         readings: By description, the paper's own reading first.
         beside: Further results that are shown and decide nothing.
         untestable: Why it cannot be tested; empty if it can.
+        asks: Of a question or a check that the paper leaves to others, such as "open question 1":
+            it is answered by the figures of its readings.
+        command: Records what the readings need, if it is not the paper's command.
         note: A remark for the reader.
     """
 
@@ -95,6 +102,8 @@ class Claim(_Strict):
     readings: dict[str, Reading] = {}
     beside: dict[str, Reading] = {}
     untestable: str = ""
+    asks: str = ""
+    command: str = ""
     note: str = ""
 
     @property
@@ -106,14 +115,14 @@ class Claim(_Strict):
         return f"{self.printed} ({relation}{self.value:g})"
 
     def number(self, key: str = "") -> "PrintedNumber | None":
-        """The number that it prints or means; None if it is untestable and in words.
+        """The number that it prints or means; None if it needs none and is in words.
 
         Raises:
             ConfigError: It is testable, in words, and has no value; the message names the `key`.
         """
         if self.value is not None:
             return parse_number(f"{self.value:g}", key, self.step)
-        if self.untestable and not _NUMBER.fullmatch(self.printed.strip()):
+        if (self.untestable or self.asks) and not _NUMBER.fullmatch(self.printed.strip()):
             return None
         return parse_number(self.printed, f"{key}.printed", self.step)
 
@@ -458,7 +467,7 @@ class Figures:
 
     def _measured(self, system: str, metric: str, less: str = "") -> Figure:
         _refuse_unknown([system, *([less] if less else [])], self._paper.systems)
-        if less and is_cost(metric):
+        if less and (is_cost(metric) or "*" in metric):
             raise ConfigError("", f"less takes a metric on the test split: divide costs ({metric})")
         return self._measure(system, metric, less)
 

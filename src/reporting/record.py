@@ -51,6 +51,8 @@ class Report:
         recalls: run_id, label, split, class, recall, low, high, images.
         roc: From `src.reporting.uncertainty.roc_curves`, of the chosen runs on validation: run_id,
             label, class, auroc (mean over the nets), false_positive_rate, sensitivity.
+        layers: From `src.reporting.collect.layers_of`, of the chosen runs: run_id, label, layer,
+            type, flops, params.
         reference: How the hypervolume is measured: one sentence per objective.
         hypervolume: Of the front of each study.
         counts: Trials by `table.state`.
@@ -90,6 +92,7 @@ class Report:
     comparison: pd.DataFrame = field(default_factory=pd.DataFrame)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     on_test: pd.DataFrame = field(default_factory=pd.DataFrame)
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def members(self) -> pd.DataFrame:

@@ -5,14 +5,18 @@ writes the same; the interface lists the views by their names.
 """
 
 import base64
+import functools
+import importlib.metadata
 import json
+import re
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from src.tracking.run import Run
-from src.tracking.store import Store
+from src.tracking.store import Store, brief_http
 
 VIEWS = ("table", "front", "parallel", "curves")
 _COSTS = ("efficiency/flops", "efficiency/params", "efficiency/latency_ratio")
@@ -25,10 +29,15 @@ COLOUR = "mlflow.runColor"  # tag of a run
 LOG_FLOPS = f"log10/{_COSTS[0]}"
 _MOST_PARAMS = 10  # of a view: a tag of an experiment has 5000 characters
 _TAG = "mlflow.sharedViewState."
+# Versions from which the interface has tabs, one of them for runs, and views with names.
+_WITH_TABS, _WITH_VIEWS = (3, 0), (3, 16)
+_IN_ADDRESS = ("searchFilter", "orderByKey", "orderByAsc")  # keys of a view too, since 2.0
 
 
 def page(store: Store, run_id: str = "", view: str = "") -> str:
     """The path of a page of MLflow's interface, to be appended to its address.
+
+    An interface that does not know saved views gets the view's filter and order by address.
 
     Args:
         store: Its experiment is shown.
@@ -37,11 +46,42 @@ def page(store: Store, run_id: str = "", view: str = "") -> str:
     """
     path = f"/#/experiments/{store.experiment_id}/runs"
     # else the interface opens what it has for language models
-    query = "?workflowType=machine_learning"
+    query = {"workflowType": "machine_learning"}
     if not view:
-        return f"{path}/{run_id}".rstrip("/") + query
-    query += "" if view == "table" else "&compareRunsMode=CHART"
-    return f"{path}{query}&viewStateShareKey={view}-{run_id[:8]}"
+        return f"{path}/{run_id}".rstrip("/") + f"?{urlencode(query)}"
+    query |= {} if view == "table" else {"compareRunsMode": "CHART"}
+    key, version = f"{view}-{run_id[:8]}", _version(store.uri, store.is_server)
+    if version >= _WITH_VIEWS:
+        query["viewStateShareKey"] = key
+    else:
+        saved = store.client.get_experiment(store.experiment_id).tags[f"{_TAG}{key}"]
+        packed = json.loads(saved)["state"].removeprefix("deflate;")
+        state = json.loads(zlib.decompress(base64.b64decode(packed)))
+        query |= {name: json.dumps(state[name]).strip('"') for name in _IN_ADDRESS}
+    path = path if version >= _WITH_TABS else path.removesuffix("/runs")
+    return f"{path}?{urlencode(query)}"
+
+
+@functools.cache
+def _version(uri: str, is_server: bool) -> tuple[int, int]:
+    """Of the interface for a store, as 3, 17; of a server that does not say, the lowest with tabs.
+
+    A database is shown by the installed MLflow.
+    """
+    if not is_server:
+        text = importlib.metadata.version("mlflow")
+    else:
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        try:
+            with brief_http():
+                text = http_request(get_default_host_creds(uri), "/version", "GET").text
+        except (MlflowException, OSError):
+            text = ""
+    numbers = re.match(r"(\d+)\.(\d+)\.", text)
+    return (int(numbers[1]), int(numbers[2])) if numbers else _WITH_TABS
 
 
 def pages(store: Store, study_run: str) -> dict[str, str]:

@@ -22,8 +22,11 @@ from hypothesis import strategies as st
 from src.core.environment import (
     COLLECTOR_THRESHOLD,
     MAX_PATCH,
+    POWERCAP,
+    Rapl,
     collect_less_often,
     config_hash,
+    energy_meter,
     environment,
     git_state,
     seed_everything,
@@ -272,3 +275,63 @@ def test_repeated_large_blocks_are_faulted_in_once() -> None:
     block = 40_000_000 / 4096  # pages
     assert int(output(CODE, "default")) > 19 * block
     assert int(output(CODE, "kept")) < 2 * block
+
+
+def counter(folder: Path, name: str, title: str, energy: int) -> Path:
+    """A counter of a powercap folder."""
+    path = folder / name
+    path.mkdir(parents=True)
+    for file, content in {"name": title, "energy_uj": energy, "max_energy_range_uj": 10**6}.items():
+        (path / file).write_text(f"{content}\n")
+    return path
+
+
+def test_energies_of_packages_are_added_and_those_of_their_parts_are_not(tmp_path: Path) -> None:
+    first = counter(tmp_path, "intel-rapl:0", "package-0", 100)
+    core = counter(tmp_path, "intel-rapl:0:0", "core", 50)
+    second = counter(tmp_path, "intel-rapl:1", "package-1", 900_000)
+    counter(tmp_path, "intel-rapl:2", "psys", 0)
+    rapl = Rapl(tmp_path)
+    assert rapl.absent == ""
+    assert rapl.joules() == 0
+    (first / "energy_uj").write_text("300100")
+    (second / "energy_uj").write_text("100000")  # it reached its range and restarted
+    (core / "energy_uj").write_text("900000")
+    assert rapl.joules() == pytest.approx(0.5)
+
+
+def test_an_absent_counter_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no RAPL counter on this machine" in Rapl(tmp_path).absent
+    assert bool(Rapl().absent) or POWERCAP.exists()
+    package = counter(tmp_path, "intel-rapl:0", "package-0", 0)
+    (package / "energy_uj").unlink()
+    (package / "energy_uj").mkdir()
+    assert "not readable" in Rapl(tmp_path).absent
+    read = Path.read_text
+
+    def refuse(path: Path, *arguments: str) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # the test may run as root
+    assert "not readable: permission" in Rapl(tmp_path).absent
+
+
+def test_a_graphics_card_s_energy_is_its_power_times_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    milliwatts, times = iter([0, 200_000, 300_000]), iter([10.0, 10.5, 12.5])
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda device: next(milliwatts))
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    joules = energy_meter(torch.device("cuda"))
+    assert joules is not None
+    assert [joules(), joules()] == [200 * 0.5, 200 * 0.5 + 300 * 2]
+
+
+def test_a_graphics_card_without_a_reading_has_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device) -> int:
+        raise ModuleNotFoundError("pynvml does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "power_draw", refuse)
+    assert energy_meter(torch.device("cuda")) is None

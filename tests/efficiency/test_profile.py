@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from src.core import environment
 from src.core.errors import ConfigError
+from src.efficiency import latency
 from src.efficiency.profile import Profile, Profiler, static_cost
 
 FAST = {
@@ -30,8 +33,11 @@ def profiler(**changes: Any) -> Profiler:
 
 
 @pytest.fixture(scope="module")
-def profile() -> Profile:
-    return profiler(batch_sizes=[4, 1]).profile(tiny(), 10)
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """On a machine without an energy counter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "POWERCAP", tmp_path_factory.mktemp("powercap"))
+        return profiler(batch_sizes=[4, 1]).profile(tiny(), 10)
 
 
 def test_names_are_those_of_the_run_record(profile: Profile) -> None:
@@ -40,6 +46,28 @@ def test_names_are_those_of_the_run_record(profile: Profile) -> None:
     expected |= {f"efficiency/{name}" for name in ("latency_ratio", "throughput", "peak_memory_mb")}
     assert set(profile.metrics) == STATIC | expected
     assert all(isinstance(value, float) and value > 0 for value in profile.metrics.values())
+
+
+@pytest.mark.parametrize(("after", "microjoules"), [(950_000, 50_000), (100_000, 200_000)])
+def test_energy_is_the_counter_s_difference_over_the_calls(
+    after: int, microjoules: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    files = {"name": "package-0", "energy_uj": 900_000, "max_energy_range_uj": 10**6}
+    for name, content in files.items():
+        (package / name).write_text(f"{content}\n")
+    monkeypatch.setattr(environment, "POWERCAP", tmp_path)
+
+    def ten_calls(net: object, images: torch.Tensor, *_: float) -> np.ndarray:
+        if len(images) == 1:
+            (package / "energy_uj").write_text(f"{after}\n")
+        return np.full(10, 2.0)
+
+    monkeypatch.setattr(latency, "latencies_ms", ten_calls)
+    metrics = profiler(batch_sizes=[4, 1]).profile(tiny(), 10).metrics
+    # of ten calls, in mJ; a counter that reached its range began again at zero
+    assert metrics["efficiency/energy_mj"] == pytest.approx(microjoules / 10 / 1000)
 
 
 def test_values_agree_with_each_other(profile: Profile) -> None:

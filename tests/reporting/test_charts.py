@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from made_up import COSTS, PARAMETERS, QUALITY, make_report, with_compressed
 
-from src.reporting import charts, collect, style
+from src.reporting import charts, collect, page, style
 
 
 def traces(chart, start=""):
@@ -23,7 +23,8 @@ def ends(trace):
 
 
 def test_a_full_report_has_all_charts_in_order(report, bare):
-    keys = ["front", "recalls", "roc", "effects", "importance", "parallel", "curves", "progress"]
+    keys = ["front", "recalls", "roc", "layers", "effects"]
+    keys += ["importance", "parallel", "curves", "progress"]
     assert [chart.key for chart in charts.charts(report)] == keys
     assert [chart.key for chart in charts.charts(bare)] == ["front"]
     two = report.table[report.table["status"] == "FINISHED"].head(2)
@@ -227,6 +228,25 @@ def test_roc_has_chance_and_a_line_with_its_area_for_each_chosen_model(report):
     for line in lines:
         assert (line["x"][0], line["y"][0], line["x"][-1], line["y"][-1]) == (0, 0, 1, 1)
     assert view.y["title"] == "sensitivity for mel, higher is better"
+
+
+def test_layers_are_shares_of_each_chosen_net_in_its_order_and_small_ones_are_one_bar(report):
+    small, large = charts.layers(report).pictures[0].views
+    flops, params = small.traces
+    assert (flops["name"], params["name"]) == ("FLOPs", "parameters")
+    assert list(flops["y"]) == ["part.3 Conv2d", "part.2 Conv2d", "part.1 Conv2d"]  # from below
+    np.testing.assert_allclose(flops["x"], [3 / 6, 2 / 6, 1 / 6])
+    np.testing.assert_allclose(params["x"], [1 / 3] * 3)
+    flops, params = large.traces
+    # 1 + ... + 20 = 210; layers 11 to 20 have more than a twentieth, the others one of parameters
+    kept = [*range(20, 10, -1), 2, 1]
+    assert list(flops["y"]) == ["8 others"] + [f"part.{n} Conv2d" for n in kept]
+    assert (flops["x"][0], params["x"][0]) == pytest.approx((52 / 210, 8 / 20))
+    assert list(flops["text"])[:2] == ["52", "20"]
+    assert charts.layers(replace(report, layers=pd.DataFrame())) is None
+    table = page.tables(report)["table-layers"].frame
+    sums = table.groupby("label", sort=False)[["flops", "params"]].sum()
+    assert sums.to_numpy().tolist() == [[6, 3], [210, 20]]
 
 
 def test_progress_has_a_line_per_study_by_trials_and_by_time(two_studies):

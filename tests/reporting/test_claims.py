@@ -27,6 +27,7 @@ from src.metrics.bootstrap import intervals
 from src.metrics.paired import paired_difference
 from src.reporting import claims
 from src.reporting.claims import (
+    ANSWERED,
     CONTRADICTED,
     NOT_REPRODUCED,
     NOT_TESTABLE,
@@ -622,6 +623,70 @@ def test_seeds_with_other_weights_are_not_pooled() -> None:
     assert len(choose_runs(table(*rows), PAPER.systems["any"])[0]) == 1
 
 
+def of_table(*rows: Mapping[str, object]) -> Measure:
+    return claims.recorded_runs(table(*rows), None, PAPER, claims.ClaimsSettings(seeds=1))
+
+
+def test_measurements_of_devices_are_those_of_the_runs_that_have_them() -> None:
+    name = "metrics.benchmark/{}/web/t1/b1/p50_ms"
+    rows = [{}, {name.format("phone"): 4.0}, {name.format("board"): 10.0, "tags.seed": "1"}]
+    figure = of_table(*rows)("any", "benchmark/*/web/t1/b1/p50_ms")
+    assert (figure.value, figure.low, figure.high, figure.problem) == (7, 4, 10, "")
+    assert "benchmark/phone/web/t1/b1/p50_ms 4 and benchmark/board/web" in figure.how
+    assert "2 seeds of x/net" in figure.how
+    other = of_table(*rows)("any", "benchmark/*/web/t1/b1/energy_mj")
+    assert other.unrecorded
+    assert other.problem.endswith("are recorded with benchmark/*/web/t1/b1/energy_mj")
+
+
+def test_an_evaluation_on_other_data_is_a_figure_of_its_run() -> None:
+    def evaluation(of: str, value: float, **more: str) -> dict[str, object]:
+        tags = {"kind": "evaluation", "evaluated_run": of, "data": "other", "overlap": "exclude"}
+        row = {f"tags.{key}": text for key, text in (tags | more).items()}
+        return row | {"metrics.other/recall/mel": value, "metrics.other/change/recall/mel": -9.0}
+
+    runs = [{"parent_id": "trial"}, {"parent_id": "trial", "tags.seed": "1"}]
+    rows = [evaluation("r4", 0.9, overlap="keep"), evaluation("trial", 0.5)]  # the newest first
+    rows += [evaluation("trial", 0.1), {**runs[0], "tags.seed": "2"}, *runs]
+    rows.insert(0, evaluation("r6", 0.8))
+    figure = of_table(*rows)("any", "evaluation/*/recall/mel")
+    # 0.5 of seeds 2 and 0 by their trial, 0.8 of seed 1 by its own newer evaluation
+    assert (figure.value, figure.low, figure.high) == pytest.approx((0.6, 0.5, 0.8))
+
+
+def test_compressed_runs_are_a_system_of_their_own() -> None:
+    small = {"tags.preset": "", "tags.compression": "prune", "metrics.efficiency/params": 3.0}
+    system = PaperSystem(**GROUPED, compression="prune")
+    for rows, expected in (([{}, small], ["r1"]), ([{}], [])):
+        chosen, problems, _ = choose_runs(table(*rows), system)
+        assert list(chosen["run_id"]) == expected
+        assert not problems or "x/net compressed by prune (split" in problems[0]
+    assert list(choose_runs(table(small, {}), PAPER.systems["any"])[0]["run_id"]) == ["r1"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "verdict", "reason"),
+    [
+        ({"a": "measured('net', 'm')"}, NOT_TESTABLE, "undecided: the interval contains the limit"),
+        ({"a": "0.7 + 0.2"}, ANSWERED, "a: 0.7 + 0.2 = 90.0%, which is more than 87%"),
+        ({"a": "0.2 + 0.2"}, ANSWERED, "a: 0.2 + 0.2 = 40.0%, which is not more than 87%"),
+        (
+            {"a": "measured('none', 'm')", "b": "0.7 + 0.2"},
+            ANSWERED,
+            "b: 0.7 + 0.2 = 90.0%, which is more than 87%; a: no runs",
+        ),
+        ({"a": "measured('none', 'm')"}, NOT_TESTABLE, "no runs"),
+    ],
+)
+def test_a_question_is_answered_by_the_figures_of_its_readings(
+    readings: dict[str, str], verdict: str, reason: str
+) -> None:
+    row = ROW | {"id": "q", "printed": "87%", "relation": "above", "readings": readings}
+    paper = parse_paper(GOOD | {"claims": [row | {"asks": "open question 1"}]})
+    [checked] = check_claims(paper, measured)[0].to_dict("records")
+    assert (checked["verdict"], checked["reason"]) == (verdict, reason)
+
+
 # ---- the two papers
 
 
@@ -659,8 +724,8 @@ def values(audit: Audit, name: str) -> list[float]:
 
 
 def test_the_verdicts_are_these(mamun: Audit, sun: Audit) -> None:
-    assert list(claims.counts(mamun[1]).values()) == [4, 4, 3, 2, 8]
-    assert list(claims.counts(sun[1]).values()) == [9, 9, 4, 1, 31]
+    assert list(claims.counts(mamun[1]).values()) == [4, 4, 3, 1, 11, 1]
+    assert list(claims.counts(sun[1]).values()) == [9, 9, 4, 1, 31, 0]
     verdicts = pd.concat([mamun[1], sun[1]]).set_index("id")["verdict"]
     expected = {
         REPRODUCED: "flattened flops_resnet50_over flops_increase dense_dominates images patients "
@@ -669,8 +734,10 @@ def test_the_verdicts_are_these(mamun: Audit, sun: Audit) -> None:
         OTHER_READING: "parameters_custom flops_custom parameters_resnet50 memory pixel3",
         CONTRADICTED: "reduction deviation improvement melanomas rates_svm not_better_specificity "
         "low_false_positives",
-        NOT_REPRODUCED: "gap_parameters flops_resnet50 image_size",
-        NOT_TESTABLE: "not_better_auc better_recall vgg16_worse energy",
+        NOT_REPRODUCED: "flops_resnet50 image_size",
+        NOT_TESTABLE: "not_better_auc better_recall vgg16_worse energy per_class melanoma_recall "
+        "compression on_devices other_data",
+        ANSWERED: "gap_parameters",
     }
     for verdict, names in expected.items():
         rows = {name: np.atleast_1d(verdicts.loc[name])[0] for name in names.split()}
@@ -721,7 +788,7 @@ def test_mamun_arithmetic(mamun: Audit) -> None:
     ratios = [25_785_415 / 23_522_375, 691_911 / 23_522_375]
     assert values(mamun, "memory") == pytest.approx(ratios, rel=0.01)
     assert values(mamun, "dense_dominates")[0] == pytest.approx(100_352 * 256 / 25_785_415)
-    flops, parameters, _, flops_drawn, parameters_drawn, _ = values(mamun, "flops_predict_time")
+    flops, parameters, _, flops_drawn, parameters_drawn, *_ = values(mamun, "flops_predict_time")
     assert (parameters, 1 / parameters_drawn) == pytest.approx((1 / ratios[1], ratios[0]))
     expected = (4.1095e9 / 30_037_824, 4.1095e9 / 531_465_984)
     assert (flops, flops_drawn) == pytest.approx(expected, rel=1e-3)
@@ -869,6 +936,7 @@ def test_claims_are_quoted(mamun: Audit, sun: Audit, shared_data: Path) -> None:
     quotable = " ".join(" ".join(path.read_text(encoding="utf-8") for path in texts).split())
     for audit, names in (
         (mamun, "per_class dense_dominates flops_predict_time transferability"),
+        (mamun, "gap_parameters melanoma_recall compression on_devices other_data"),
         (sun, "among_best_auc low_false_positives svm_worse majority_class"),
     ):
         for name in names.split():
@@ -879,6 +947,10 @@ def test_claims_are_quoted(mamun: Audit, sun: Audit, shared_data: Path) -> None:
 
 NO_NETS = ["paper.nets={}", "paper.figures={}"]
 ROWS = ["{id: size, claim: It is 12., where: here, printed: '12', readings: {sum: '5 + 7'}}"]
+ROWS += [
+    "{id: asked, claim: Is it?, where: here, printed: so, asks: next check 1, command: make it,"
+    "readings: {sum: '5 + 7', run: \"measured('custom', 'accuracy')\"}}"
+]
 ROWS += [
     f"{{id: {name}, claim: So., where: here, printed: so, untestable: {why}}}"
     for name, why in {"speed": "no time", "heat": "not measured", "noise": "no time"}.items()
@@ -895,6 +967,8 @@ def test_an_audit_is_printed_written_and_recorded(
     status, output = run_entry(entry.main, *arguments, "tracking.experiment=template")
     assert status == 0, output
     assert "1 reproduced, 0 reproduced under another reading" in output
+    assert "next check 1, asked: answered: sum: 5 + 7 = 12" in output
+    assert "  record it: make it\n" in output
     assert "look: reports/audit_mamun2025/audit.md" in output
     assert [line for line in output.splitlines() if line.startswith("- not testable")] == [
         "- not testable: speed and noise: no time",
@@ -904,7 +978,7 @@ def test_an_audit_is_printed_written_and_recorded(
     folder = tmp_path / "reports" / "audit_mamun2025"
     assert {path.name for path in folder.iterdir()} == {"audit.md", "claims.csv", "readings.csv"}
     verdicts = pd.read_csv(folder / "claims.csv")["verdict"].tolist()
-    assert verdicts == ["reproduced"] + ["not testable"] * 3
+    assert verdicts == ["reproduced", "answered"] + ["not testable"] * 3
     store = Store(folder=tmp_path / "mlruns", experiment="template")
     [run] = read.runs(store, "tags.kind = 'audit'").to_dict("records")
     assert (run["status"], run["tags.paper"]) == ("FINISHED", "mamun2025")

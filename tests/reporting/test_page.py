@@ -182,7 +182,8 @@ def test_points_are_drawn(opened, report):
     assert (
         opened.front().locator(".scatterlayer .point").count() == len(points) + named + unseen + 1
     )
-    for section in ("recalls", "roc", "effects", "importance", "parallel", "curves", "progress"):
+    sections = ["recalls", "roc", "layers", "effects"]
+    for section in [*sections, "importance", "parallel", "curves", "progress"]:
         assert opened.page.locator(f"#{section} .picture .main-svg").count() > 0
 
 

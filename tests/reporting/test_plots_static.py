@@ -10,7 +10,8 @@ from PIL import Image
 
 from src.reporting import charts, plots_static
 
-NAMES = ["front", "recalls", "roc", "effects", "importance", "parallel", "curves", "progress"]
+NAMES = ["front", "recalls", "roc", "layers", "effects"]
+NAMES += ["importance", "parallel", "curves", "progress"]
 NAMES += ["front_by_cost"]
 
 

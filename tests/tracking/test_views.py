@@ -3,6 +3,9 @@
 import io
 import math
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 import pytest
 from rich.console import Console
@@ -15,6 +18,7 @@ from src.tracking.run import Run
 from src.tracking.store import Store
 
 QUALITY, FLOPS = "best/val/balanced_accuracy", "efficiency/flops"
+LATER = ("table", "curves")
 OBJECTIVES = parse_objectives(
     {"objectives": [{"metric": "val/balanced_accuracy"}, {"metric": FLOPS}]}
 )
@@ -46,9 +50,12 @@ def links(server, tmp_path_factory, module_patch):
         printed = Console(width=400, record=True, file=io.StringIO())
         module_patch.setattr(cli, "console", printed)
         comparison.summarise_study(store, study, OBJECTIVES, [], test_front=False)
-    found = dict(re.findall(r"^(\w+) +(http://\S+)", printed.export_text(), re.MULTILINE))
-    assert list(found) == list(views.VIEWS)
-    return found | {"study": f"{server}{views.page(store, study.id)}"}
+    links = dict(re.findall(r"^(\w+) +(http://\S+)", printed.export_text(), re.MULTILINE))
+    assert list(links) == list(views.VIEWS)
+    links["study"] = f"{server}{views.page(store, study.id)}"
+    # as for a server of an earlier version
+    module_patch.setattr(views, "_version", lambda *_: (3, 10))
+    return links | {f"plain {view}": server + views.page(store, study.id, view) for view in LATER}
 
 
 @pytest.fixture
@@ -112,3 +119,65 @@ def test_the_description_of_the_study_links_its_views(opened):
     with page.context.expect_page() as found:
         page.get_by_role("link", name="front", exact=True).click()
     found.value.get_by_text(f"{views.LOG_FLOPS} vs. {QUALITY}").wait_for()
+
+
+@pytest.mark.slow
+def test_a_plain_link_filters_and_sorts_without_a_saved_view(opened):
+    page = opened("plain table")
+    assert "viewStateShareKey" not in page.url
+    heights = [page.get_by_role("link", name=name, exact=True).bounding_box()["y"] for name in RUNS]
+    assert heights[1] < heights[0] < heights[2]  # by balanced accuracy
+    assert not page.get_by_role("link", name="a_study", exact=True).count()  # the parent
+
+
+VERSIONS = {
+    "2.0.1": "/#/experiments/{id}?",
+    "2.9.2": "/#/experiments/{id}?",
+    "3.15.1": "/#/experiments/{id}/runs?",
+    "3.16.0": "/#/experiments/{id}/runs?",
+    "<html>no such page</html>": "/#/experiments/{id}/runs?",
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_links_are_those_that_the_server_s_version_knows(
+    version, empty_database, tmp_path, monkeypatch
+):
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db", folder=tmp_path)
+    with Run.start(store, "a_study", {"kind": "study"}) as study:
+        views.save(study, {FLOPS: "minimize"}, [], ["model.name"])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/version"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(version.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(store, "uri", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(store, "is_server", True)
+        paths = views.pages(store, study.id)
+        server.shutdown()
+        thread.join()
+    assert list(paths) == list(views.VIEWS)
+    for view, path in paths.items():
+        start, query = path.split("?")
+        assert f"{start}?" == VERSIONS[version].format(id=store.experiment_id)
+        values = dict(parse_qsl(query))
+        assert values.pop("workflowType") == "machine_learning"
+        assert values.pop("compareRunsMode", "") == ("" if view == "table" else "CHART")
+        if version == "3.16.0":
+            assert list(values) == ["viewStateShareKey"]
+        else:
+            assert values == {
+                "searchFilter": f"tags.`mlflow.parentRunId` = '{study.id}'",
+                "orderByKey": f"metrics.`{FLOPS}`",
+                "orderByAsc": "true",
+            }

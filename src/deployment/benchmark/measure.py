@@ -11,13 +11,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from src.core.environment import Rapl
 from src.core.errors import ConfigError
 from src.core.files import ROOT
 from src.deployment.benchmark.models import BenchmarkModel, BenchmarkSettings
@@ -27,7 +27,6 @@ Times = npt.NDArray[np.float64]  # ms, of the timed queries of one turn
 BLOCKS = 50  # blocks of consecutive turns that the bootstrap resamples
 MIN_BLOCKS = 5  # fewer blocks give no interval
 UNTIMED_SHARE = 8  # a turn begins with 1 + size // 8 untimed queries, which warm the caches
-POWERCAP = Path("/sys/class/powercap")
 TIMEOUT_S = 600.0  # for an answer of a worker; a large net is compiled at its start
 RATIO = ("ratio", "ratio_low", "ratio_high")
 THREAD_POOLS = (
@@ -240,51 +239,6 @@ def single_stream(
     return streams, failures
 
 
-class Rapl:
-    """RAPL energy counters of whole processor packages, in Linux's powercap folder.
-
-    Attributes:
-        absent: Why energy cannot be measured; empty if it can.
-    """
-
-    def __init__(self, folder: Path = POWERCAP) -> None:
-        self._packages: list[Path] = []
-        self._joules = 0.0
-        problem = "no RAPL counter on this machine"
-        try:
-            self._packages = [
-                path
-                for path in sorted(folder.glob("intel-rapl:[0-9]*"))
-                if path.name.count(":") == 1 and (path / "name").read_text().startswith("package")
-            ]
-            self._ranges = self._read("max_energy_range_uj")
-            self._last = self._read("energy_uj")
-            problem = "" if self._packages else problem
-        except PermissionError:
-            counter = (self._packages or [folder])[0] / "energy_uj"
-            problem = f"RAPL counter not readable: permission ({counter})"
-        except (OSError, ValueError) as error:
-            problem = f"RAPL counter not readable: {error}"
-        note = "NVML counts graphics cards, and these models run on the CPU"
-        self.absent = f"{problem}; {note}" if problem else ""
-
-    def joules(self) -> float:
-        """Energy of all packages since the object was made.
-
-        Raises:
-            OSError: The counter has disappeared.
-        """
-        now = self._read("energy_uj")
-        for after, before, overflow in zip(now, self._last, self._ranges, strict=True):
-            # a counter restarts at zero when it reaches its range
-            self._joules += (after - before + (overflow if after < before else 0)) / 1e6
-        self._last = now
-        return self._joules
-
-    def _read(self, name: str) -> list[int]:
-        return [int((path / name).read_text()) for path in self._packages]
-
-
 def measure(
     models: Sequence[BenchmarkModel], settings: BenchmarkSettings, jpeg: bytes
 ) -> tuple[list[BenchmarkRow], str]:
@@ -305,7 +259,9 @@ def measure(
         counter = None if energy.absent else energy.joules
         streams, failures = single_stream(workers, "queries", *lengths, counter)
         for n, stream in streams.items():
-            rows[n].energy_absent = energy.absent
+            if energy.absent:
+                note = "NVML counts graphics cards, and these models run on the CPU"
+                rows[n].energy_absent = f"{energy.absent}; {note}"
             rows[n].figures |= latencies(stream.turns)
             rows[n].figures |= {"queries": float(stream.queries), "seconds": stream.seconds}
             rows[n].figures["cpu_ms"] = stream.cpu_ms / stream.queries

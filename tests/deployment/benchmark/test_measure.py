@@ -15,8 +15,6 @@ from tqdm import tqdm
 from src.core.errors import ConfigError
 from src.deployment.benchmark import measure as measurement
 from src.deployment.benchmark.measure import (
-    POWERCAP,
-    Rapl,
     Stream,
     Times,
     WorkerFailed,
@@ -179,47 +177,6 @@ def test_the_reference_is_found_by_runtime_run_or_both() -> None:
     assert {name: reference(rows, name) for name in expected} == expected
     with pytest.raises(ConfigError, match=r"litert is none of a:eager, a:onnx, b:eager, b:onnx"):
         reference(rows, "litert")
-
-
-def counter(folder: Path, name: str, title: str, energy: int) -> Path:
-    """A counter of a powercap folder."""
-    path = folder / name
-    path.mkdir(parents=True)
-    for file, content in {"name": title, "energy_uj": energy, "max_energy_range_uj": 10**6}.items():
-        (path / file).write_text(f"{content}\n")
-    return path
-
-
-def test_energies_of_packages_are_added_and_those_of_their_parts_are_not(tmp_path: Path) -> None:
-    first = counter(tmp_path, "intel-rapl:0", "package-0", 100)
-    core = counter(tmp_path, "intel-rapl:0:0", "core", 50)
-    second = counter(tmp_path, "intel-rapl:1", "package-1", 900_000)
-    counter(tmp_path, "intel-rapl:2", "psys", 0)
-    rapl = Rapl(tmp_path)
-    assert rapl.absent == ""
-    assert rapl.joules() == 0
-    (first / "energy_uj").write_text("300100")
-    (second / "energy_uj").write_text("100000")  # it reached its range and restarted
-    (core / "energy_uj").write_text("900000")
-    assert rapl.joules() == pytest.approx(0.5)
-
-
-def test_an_absent_counter_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no RAPL counter on this machine" in Rapl(tmp_path).absent
-    assert bool(Rapl().absent) or POWERCAP.exists()
-    package = counter(tmp_path, "intel-rapl:0", "package-0", 0)
-    (package / "energy_uj").unlink()
-    (package / "energy_uj").mkdir()
-    assert "not readable" in Rapl(tmp_path).absent
-    read = Path.read_text
-
-    def refuse(path: Path, *arguments: str) -> str:
-        if path.name == "energy_uj":
-            raise PermissionError(13, "Permission denied")
-        return read(path, *arguments)
-
-    monkeypatch.setattr(Path, "read_text", refuse)  # the test may run as root
-    assert "not readable: permission" in Rapl(tmp_path).absent
 
 
 def quick(*files: Path, **more: Any) -> BenchmarkSettings:
