@@ -283,14 +283,16 @@ class PredictionReader:
         return None
 
 
-def layers_of(reader: PredictionReader, chosen: pd.DataFrame) -> pd.DataFrame:
-    """FLOPs and parameters of each layer of the chosen trials, as their first net recorded them."""
-    tables = [pd.DataFrame()]
+def files_of(reader: PredictionReader, chosen: pd.DataFrame) -> dict[str, Any]:
+    """`Report.layers` and `Report.sheet`, as the first nets of the chosen trials recorded them."""
+    tables, sheet = [pd.DataFrame()], b""
     for run_id, label, net in chosen[["run_id", "label", "net"]].to_numpy():
         with suppress(UserError):  # recorded without layers, such as a net outside torch
             rows = pd.read_csv(read.artifact(reader.store, net, "layers.csv"))
             tables.append(rows.assign(run_id=run_id, label=label))
-    return pd.concat(tables, ignore_index=True)
+            file = read.artifact(reader.store, net, "figures/augmentation_sheet.png")
+            sheet = sheet or file.read_bytes()
+    return {"layers": pd.concat(tables, ignore_index=True), "sheet": sheet}
 
 
 def compressed(table: pd.DataFrame) -> pd.DataFrame:

@@ -231,6 +231,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
             state.replace("over_limit", "ended early, over limit").replace("_", " "): number
             for state, number in report.counts.items()
         },
+        sheet=base64.b64encode(report.sheet).decode(),
         plotly=_plotly(),
         data=_packed(json.dumps(pictures, separators=(",", ":"), ensure_ascii=False)),
     )
@@ -266,7 +267,7 @@ def _packed(text: str) -> str:
 
 
 def write(report: Report, drawn: Sequence[Chart], folder: Path) -> list[Path]:
-    """Write report.html, a CSV file of each table that has rows, front.tex and summary.md.
+    """Write report.html, a CSV file of each table that has rows, front.tex, summary.md and a sheet.
 
     Returns:
         The files.
@@ -290,6 +291,9 @@ def write(report: Report, drawn: Sequence[Chart], folder: Path) -> list[Path]:
         files.append(folder / name)
         with atomic_file(files[-1], "the report") as draft:
             draft.write_text(text, encoding="utf-8")
+    if report.sheet:
+        files.append(folder / "augmentation_sheet.png")
+        files[-1].write_bytes(report.sheet)
     return files
 
 

@@ -51,8 +51,9 @@ class Report:
         recalls: run_id, label, split, class, recall, low, high, images.
         roc: From `src.reporting.uncertainty.roc_curves`, of the chosen runs on validation: run_id,
             label, class, auroc (mean over the nets), false_positive_rate, sensitivity.
-        layers: From `src.reporting.collect.layers_of`, of the chosen runs: run_id, label, layer,
+        layers: From `src.reporting.collect.files_of`, of the chosen runs: run_id, label, layer,
             type, flops, params.
+        sheet: PNG of a picture and its augmentations, of the first chosen run that has one.
         reference: How the hypervolume is measured: one sentence per objective.
         hypervolume: Of the front of each study.
         counts: Trials by `table.state`.
@@ -93,6 +94,7 @@ class Report:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     on_test: pd.DataFrame = field(default_factory=pd.DataFrame)
     layers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sheet: bytes = b""
 
     @property
     def members(self) -> pd.DataFrame:

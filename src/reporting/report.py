@@ -166,7 +166,7 @@ def build(
         remarks=[],
         comparison=beside if len(compared) > 1 else pd.DataFrame(),
         tables=_effect_tables(effects, objectives),
-        layers=collect.layers_of(reader, table[table["chosen"] != ""]),
+        **collect.files_of(reader, table[table["chosen"] != ""]),
     )
     # the caveats of several objectives are about the same trials
     notes = [*doubts, *caveats[:1]]
