@@ -295,9 +295,9 @@ def layers(report: Report) -> Chart | None:
         most = max(most, len(rows))
     if not views:
         return None
-    title = "FLOPs and parameters by layer"
-    size = (4.6, 0.7 + 0.25 * most)
-    return Chart("layers", title, [Picture(views, 190 + 34 * most)], [views[:1]], size)
+    title, size = "FLOPs and parameters by layer", (4.6, 0.7 + 0.25 * most)
+    pictures = [Picture(views, 190 + 34 * most)]
+    return Chart("layers", title, pictures, [views[:1]], size, legend=views[0].label)
 
 
 def _bar(name: str, number: int, names: pd.Series, lengths: pd.Series, texts: pd.Series) -> Trace:
