@@ -453,7 +453,8 @@ def audit_paper(config: DictConfig) -> None:
     console.print(Table(shown[~asked], f"{paper.name}: claims", bold=bold).to_rich())
     say(_summary(claims))
     for row in claims[asked].sort_values("asks").to_dict("records"):
-        say(f"{row['asks']}, {row['id']}: {row['verdict']}: {row['reason']}")
+        reason = row["problems"][0] if row["problems"] else row["reason"]
+        say(f"{row['asks']}, {row['id']}: {row['verdict']}: {reason}")
         if row["unrecorded"] and row["command"]:
             say(f"  record it: {row['command']}", wrap=False)
     for row in claims[contradicted].to_dict("records"):
