@@ -53,11 +53,11 @@ def page(store: Store, run_id: str = "", view: str = "") -> str:
     key, version = f"{view}-{run_id[:8]}", _version(store.uri, store.is_server)
     if version >= _WITH_VIEWS:
         query["viewStateShareKey"] = key
-    else:
-        saved = store.client.get_experiment(store.experiment_id).tags[f"{_TAG}{key}"]
+    elif saved := store.client.get_experiment(store.experiment_id).tags.get(f"{_TAG}{key}"):
         packed = json.loads(saved)["state"].removeprefix("deflate;")
         state = json.loads(zlib.decompress(base64.b64decode(packed)))
-        query |= {name: json.dumps(state[name]).strip('"') for name in _IN_ADDRESS}
+        query |= {name: state[name] for name in _IN_ADDRESS}
+        query["orderByAsc"] = json.dumps(state["orderByAsc"])
     path = path if version >= _WITH_TABS else path.removesuffix("/runs")
     return f"{path}?{urlencode(query)}"
 
