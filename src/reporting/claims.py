@@ -181,9 +181,9 @@ def with_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
     for row in runs[np.logical_and.reduce(wanted)][::-1].to_dict("records"):
         start, evaluated = f"metrics.{row['tags.data']}/", row["tags.evaluated_run"]
         values = {
-            name.replace("metrics.", "metrics.evaluation/", 1): value
+            str(name).replace("metrics.", "metrics.evaluation/", 1): value
             for name, value in row.items()
-            if name.startswith(start) and not math.isnan(value)
+            if str(name).startswith(start) and not math.isnan(value)
         }
         of_trial = runs["parent_id"] == evaluated  # one evaluation of all its seeds
         for run_id in runs.loc[(runs["run_id"] == evaluated) | of_trial, "run_id"]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,8 @@ def build(
         one["study"].iloc[0]: collect.values_of(one[one["front"]], objectives) for one in tables
     }
     over_time = [collect.progress(one, objectives, scale) for one in tables]
+    files = collect.files_of(reader, table[table["chosen"] != ""])
+    computed: dict[str, Any] = {**measured, **files}
     report = Report(
         title=title,
         studies=[study.name for study in studies],
@@ -154,7 +157,7 @@ def build(
         costs=collect.costs_of(table, objectives),
         parameters=overrides.parameters(table[with_result]),
         answers=answers,
-        **measured,
+        **computed,
         effects=effects,
         importance=shares,
         curves=learning_curves(history, shown, trial_of),
@@ -166,7 +169,6 @@ def build(
         remarks=[],
         comparison=beside if len(compared) > 1 else pd.DataFrame(),
         tables=_effect_tables(effects, objectives),
-        **collect.files_of(reader, table[table["chosen"] != ""]),
     )
     # the caveats of several objectives are about the same trials
     notes = [*doubts, *caveats[:1]]
