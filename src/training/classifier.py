@@ -189,6 +189,8 @@ class Classifier(LightningModule):
             schedule.step()
             losses.append(loss.detach())
             outputs.append(logits.detach())
+        # by which Lightning numbers what it logs; it adds one for the whole
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(losses) - 1
         return torch.stack(losses).mean(), torch.cat(outputs)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:

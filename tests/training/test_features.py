@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,9 +194,17 @@ def test_several_steps_are_one_for_lightning_where_nothing_else_looks_at_a_step(
     parts = loop.build(config)
     features.serve(config, parts.classifier, parts.data, CPU)
     assert (parts.data.at_once, parts.classifier.automatic_optimization) == (at_once, at_once == 1)
-    trainer, progress, best = loop.prepare_fit(config, parts, None, tmp_path)
+    logged: dict[str, list[int]] = {}
+
+    def log(values: dict[str, float], step: int) -> None:
+        for name in values:
+            logged.setdefault(name, []).append(step)
+
+    run: Any = SimpleNamespace(id="", name="", log=log)
+    trainer, progress, best = loop.prepare_fit(config, parts, run, tmp_path)
     trainer.fit(parts.classifier, datamodule=parts.data)
     rows, accumulated = len(parts.data.rows("train")), config.trainer.get("accumulate_grad_batches")
     steps = rows // 16
     assert best.steps == [math.ceil(steps / (accumulated or 1)) * epoch for epoch in (1, 2)]
+    assert logged["train/loss"] == logged["val/loss"] == [step - 1 for step in best.steps]
     assert progress._images == steps * 16
