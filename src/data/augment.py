@@ -1,6 +1,8 @@
 """Augmentation of batches on the training device, drawn for each image separately."""
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -15,7 +17,7 @@ Range = Annotated[list[float], Len(2, 2)]
 Probability = Annotated[float, Ge(0), Le(1)]
 # Transforms that only move pixels -> symmetries of the square that they and those above reach.
 _SYMMETRIES = {"RandomHorizontalFlip": 2, "RandomVerticalFlip": 4, "RandomTranspose": 8}
-_MARKED = torch.arange(4.0).view(1, 1, 2, 2) / 3  # looks different under each symmetry
+_MOVES = (lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))
 
 
 def symmetry(images: Tensor, numbers: Tensor) -> Tensor:
@@ -23,11 +25,19 @@ def symmetry(images: Tensor, numbers: Tensor) -> Tensor:
 
     The three bits of a number (N,), 0 to 7: flip horizontally, then vertically, then transpose.
     """
-    moves = (lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))
-    for bit, move in enumerate(moves):
+    for bit, move in enumerate(_MOVES):
         chosen = (numbers >> bit & 1).bool()[:, None, None, None]
         images = torch.where(chosen, move(images), images)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _after_moves() -> Tensor:
+    """The number of each symmetry after a further move, (3, 8)."""
+    marked = torch.arange(4.0).view(1, 1, 2, 2)  # looks different under each symmetry
+    patterns = symmetry(marked.expand(8, 1, 2, 2), torch.arange(8))
+    moved = torch.stack([move(patterns) for move in _MOVES])
+    return (moved[:, :, None] == patterns).flatten(3).all(3).int().argmax(2)
 
 
 class Augment(nn.Module):
@@ -93,9 +103,12 @@ class Augment(nn.Module):
 
     def draw(self, count: int) -> Tensor:
         """Numbers (N,) of the symmetries that `forward` would draw, by the same random numbers."""
-        patterns = symmetry(_MARKED.expand(8, 1, 2, 2), torch.arange(8))[:, 0]
-        marked = self(_MARKED.expand(count, 3, 2, 2))[:, :1]
-        return (marked == patterns).flatten(2).all(2).int().argmax(1)
+        numbers = torch.zeros(count, dtype=torch.int64)
+        for transform in self.transforms:
+            move = list(_SYMMETRIES).index(type(transform).__name__)
+            chosen = transform.forward_parameters((count, 3, 2, 2))["batch_prob"] > 0.5  # type: ignore[operator]
+            numbers = torch.where(chosen, _after_moves()[move][numbers], numbers)
+        return numbers
 
 
 class RandomTranspose(nn.Module):
@@ -112,9 +125,15 @@ class RandomTranspose(nn.Module):
         super().__init__()
         self.p = p
 
+    def forward_parameters(
+        self, batch_shape: Sequence[int], device: torch.device | None = None
+    ) -> dict[str, Tensor]:
+        """kornia's hook: whether each image of a batch is transposed, bool (N,)."""
+        return {"batch_prob": torch.rand(batch_shape[0], device=device) < self.p}
+
     def forward(self, images: Tensor) -> Tensor:
         """Transpose some of the square images of a batch, (N, C, S, S)."""
-        chosen = torch.rand(len(images), device=images.device) < self.p
+        chosen = self.forward_parameters(images.shape, images.device)["batch_prob"]
         return torch.where(chosen[:, None, None, None], images.transpose(2, 3), images)
 
 
