@@ -33,7 +33,7 @@ from src.deployment import trained
 from src.metrics.registry import Objective, describe, parse_limits
 from src.reporting import comparison
 from src.tracking import read
-from src.tracking.store import Store
+from src.tracking.store import Store, existing
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def load_model(run_id: str, store: Store | None = None) -> nn.Module:
     Raises:
         UserError: No such run, or it has no trained model.
     """
-    store = store or _store()
+    store = store or existing(compose())
     model = trained.single(store, run_id)
     return trained.load(store, model.run_id, model.config, trained.class_names(store, model))
 
@@ -162,9 +162,4 @@ def predictions(run_id: str, split: str = "val", store: Store | None = None) -> 
     Raises:
         UserError: The run has no predictions of the split.
     """
-    return read.predictions(store or _store(), run_id, split)
-
-
-def _store() -> Store:
-    store: Store = instantiate(compose().tracking, "tracking")
-    return store.open(create=False)
+    return read.predictions(store or existing(compose()), run_id, split)

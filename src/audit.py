@@ -9,11 +9,7 @@ python -m src.audit --help paper                   the papers
 
 from src.core.cli import Command
 
-COMMAND = Command(
-    "command/audit",
-    "src.reporting.claims:audit_paper",
-    __doc__,
-)
+COMMAND = Command("command/audit", "src.reporting.claims:audit_paper", __doc__)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -171,8 +171,7 @@ def _measure(
 
 def time_one_pass(parts: loop.RunParts) -> float:
     """Seconds of one pass over all training images, from one batch."""
-    loader = parts.data.loader("train")
-    batch = next(iter(loader))["image"]
+    batch = next(iter(parts.data.loader("train")))["image"]
     began = time.perf_counter()
     with torch.inference_mode():
         parts.classifier.eval()(batch)

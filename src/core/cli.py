@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import hydra
@@ -152,7 +151,7 @@ class Command:
         arguments = _flag_first(map(self.hydra_argument, arguments))
         self._refuse_misplaced(arguments)
         sys.argv[1:] = arguments
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         logging.raiseExceptions = False  # a log file on a full disk would print a traceback
         failures.clear()
         full_error, cwd = "HYDRA_FULL_ERROR" in os.environ, Path.cwd()
@@ -362,10 +361,6 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
-
-
 def one_line(
     error: BaseException, config_name: str = "train", arguments: Sequence[str] = ()
 ) -> str | None:
@@ -387,26 +382,18 @@ def one_line(
     elif isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         text = f"{mark.name}, line {mark.line + 1}: not valid YAML: {error.problem}"
-    elif _is_of_job(error) and not isinstance(error, UnicodeError):
-        return None
-    else:  # while the config was composed, or Hydra prepared its folders
-        name = str(getattr(error, "filename", None) or _file_of(error))
+    else:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        codes = {frame.f_code for frame in frames} - {Command.run.__code__}
+        is_of_job = any(Path(code.co_filename).is_relative_to(ROOT / "src") for code in codes)
+        if is_of_job and not isinstance(error, UnicodeError):
+            return None
+        # While the config was composed: the file that Hydra was reading, if any.
+        files = [file for frame in frames if (file := frame.f_locals.get("full_path"))]
+        name = str(getattr(error, "filename", None) or (files[-1] if files else ""))
         argument = next((word for word in arguments if name and name in word), name)
         text = f"{argument or 'config'}: {getattr(error, 'strerror', None) or error}"
     return " ".join(text.split())
-
-
-def _is_of_job(error: BaseException) -> bool:
-    """Whether it was raised by the job or the sweeper, not by Hydra before them."""
-    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inside = [code for code in codes if Path(code.co_filename).is_relative_to(ROOT / "src")]
-    return any(code is not Command.run.__code__ for code in inside)
-
-
-def _file_of(error: BaseException) -> str:
-    """The config file that Hydra was reading, if any."""
-    paths = [frame.f_locals.get("full_path") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(next((path for path in reversed(paths) if path), ""))
 
 
 def _origin_of(key: str, arguments: Sequence[str]) -> str:
@@ -438,17 +425,14 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         return f"{sweep[1]}: several values are a study: {way}"
     if choice := re.search(r"Could not (?:find|load) '([^']+)'", text):
         groups = (word.lstrip("+").partition("=")[0] for word in arguments)
-        group = next((group for group in groups if choice[1].startswith(f"{group}/")), "")
-        group = group or choice[1].rpartition("/")[0]
-        name = choice[1].removeprefix(f"{group}/")
-        names = _choices(_folder(group))
+        folder = choice[1].rpartition("/")[0]
+        group = next((group for group in groups if choice[1].startswith(f"{group}/")), folder)
+        name, names = choice[1].removeprefix(f"{group}/"), _choices(_folder(group))
         similar = closest(name, names, ", ")
         return f"{group}={name}: no such choice{similar}; {group} has {', '.join(names)}"
     if missing := re.search(r"You must specify '([^']+)'", text):
-        names = _choices(_folder(missing[1]))
-        return (
-            f"{missing[1]}: name one, as in {missing[1]}={names[0]}; there are {', '.join(names)}"
-        )
+        group, names = missing[1], _choices(_folder(missing[1]))
+        return f"{group}: name one, as in {group}={names[0]}; there are {', '.join(names)}"
     if override := re.search(r"Could not override '([^']+)'", text):
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
             return f"{override[1]}: {config_problem(cause)}"

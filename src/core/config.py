@@ -8,7 +8,9 @@ import posixpath
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, TypeVar
 
 import hydra.utils
@@ -192,10 +194,13 @@ def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path:
     function = target.__init__ if inspect.isclass(target) else target
     parameters = inspect.signature(target).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):
-        hints = {}  # annotations of a library that only a type checker can read
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        # of a library's annotations only a type checker can read some
+        with suppress(NameError, TypeError):
+            one = SimpleNamespace(__annotations__={name: annotation})
+            scope = getattr(inspect.unwrap(function), "__globals__", {})
+            hints |= typing.get_type_hints(one, scope, include_extras=True)
     for key, value in values.items():
         where = f"{path}.{key}".lstrip(".")
         if where in _BESIDE:

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,14 @@ class DataError(UserError):
 
 class DependencyError(UserError):
     """A missing optional package, or a download that failed."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise DependencyError if a module, which an extra of pyproject.toml installs, is missing."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            way = f"install it with: pip install -e '.[{extra}]'"
+            raise DependencyError(f"{name}: not installed, and needed here; {way}")
 
 
 def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> str:

@@ -3,12 +3,12 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.core.errors import UserError
+from src.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +97,25 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def output_file(key: str, name: str, inputs: Iterable[tuple[str, Path]]) -> Path:
+    """The path of a file to write, by the value `name` of a config key.
+
+    Raises:
+        ConfigError: It is a folder, a device or one of the inputs, such as ("the model", path).
+    """
+    path, problem = expanded(name), ""
+    if not is_there(path):
+        return path
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is not a file that can be replaced"
+    for what, other in inputs:
+        if is_there(other) and path.samefile(other):
+            problem = f"is {what}, which would be lost"
+    if problem:
+        raise ConfigError(key, f"{name} {problem}; name another file")
+    return path
 
 
 def escape_formula(value: object) -> object:

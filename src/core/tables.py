@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from src.core.files import atomic_file, escape_formula
+from src.core.files import atomic_file, spreadsheet
 
 MISSING = "-"
 _MARKDOWN_SPECIAL = "\\`*[]|#"
@@ -102,12 +102,8 @@ class Table:
 
     def to_csv(self, path: Path) -> None:
         """Write the raw values; text that a spreadsheet would run as a formula is quoted."""
-        safe = self.frame.copy()
-        for name in safe:
-            if not pd.api.types.is_numeric_dtype(safe[name]):
-                safe[name] = safe[name].map(escape_formula)
         with atomic_file(path) as draft:
-            safe.to_csv(draft, index=False)
+            spreadsheet(self.frame).to_csv(draft, index=False)
 
     def _cell(self, column: str, value: Any) -> str:
         if value is None or (isinstance(value, float) and value != value):

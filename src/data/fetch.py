@@ -1,7 +1,6 @@
 """COMMAND: download public data sets through their owners' clients."""
 
 import hashlib
-import importlib.util
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ import requests
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from src.core.errors import ConfigError, DataError, DependencyError, UserError
+from src.core.errors import ConfigError, DataError, DependencyError, UserError, require
 from src.core.files import atomic_file
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
@@ -115,7 +114,7 @@ def fetch(
     default = "data/medmnist"
     collection = COLLECTIONS.get(name)
     if collection is not None:
-        _require("isic_cli", "isic-cli")
+        require("fetch", "isic_cli")
         default = os.environ.get(collection.source.variable, f"data/{name}")
         notice = f"{collection.title}\nLicence: {collection.source.licence}"
         manual = collection.manual
@@ -153,7 +152,7 @@ def _medmnist_file(name: str, size: str) -> tuple[str, str, str, str]:
     if size not in ("28", "64", "128", "224"):
         raise ConfigError("size", f"must be 28, 64, 128 or 224, but got {size}")
     if name == "dermamnist":
-        _require("medmnist", "medmnist")
+        require("fetch", "medmnist")
     try:
         from medmnist import INFO
     except ImportError:
@@ -166,12 +165,6 @@ def _medmnist_file(name: str, size: str) -> tuple[str, str, str, str]:
         "Cite: Yang et al., Scientific Data 10:41, 2023, and the authors of the set"
     )
     return entry[f"url{suffix}"], entry[f"MD5{suffix}"], f"{name}{suffix}.npz", notice
-
-
-def _require(module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        way = "install it with: pip install -e '.[fetch]'"
-        raise DependencyError(f"the package {package} is not installed; {way}")
 
 
 def download(url: str, path: Path, md5: str | None = None) -> None:
@@ -254,8 +247,7 @@ def download_collection(collection: ArchiveCollection, folder: Path, api: str = 
     listed: frozenset[str] = frozenset()
     try:
         # The client itself retries for many minutes before it reports a missing network.
-        answer = requests.get(f"{api}collections/{collection.number}/", timeout=TIMEOUT)
-        answer.raise_for_status()
+        requests.get(f"{api}collections/{collection.number}/", timeout=TIMEOUT).raise_for_status()
         for table, address in collection.tables.items():
             download(challenges + address, folder / table)
             listed = listed or frozenset(pd.read_csv(folder / table).iloc[:, 0])

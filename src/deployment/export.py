@@ -80,8 +80,7 @@ def validation_rows(
     config.cache_dir = cache_dir
     if root is not None:
         if "root" not in config.source:
-            problem = f"the run's data ({run.data}) have no folder; omit it"
-            raise ConfigError("data.root", problem)
+            raise ConfigError("data.root", f"the run's data ({run.data}) have no folder; omit it")
         config.root = config.source.root = root
     try:
         data: DataModule = instantiate(config, "data", ("root",))
@@ -181,8 +180,7 @@ def export_run(config: DictConfig) -> None:
         except UserError as error:
             errors.append(error)
         else:
-            size_mb = web.folder_mb(path)
-            exports.append({"format": name, "path": path, "size_mb": size_mb, **parity})
+            exports.append({"format": name, "path": path, "size_mb": web.folder_mb(path), **parity})
     if exports:
         title = f"{run.title}, compared with {source} on {len(rows):,} {split} images"
         _show(exports, title, about, data.split_fingerprint == run.split_fingerprint)

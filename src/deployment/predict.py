@@ -72,22 +72,10 @@ class PredictSettings:
         if self.out is None:
             return None
         name = _required("out", self.out, "name a CSV to write, or null for none")
-        path, problem = files.expanded(name), ""
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            problem = "is a picture's name; name a CSV"
-        elif not files.is_there(path):
-            return path
-        elif path.is_dir():
-            problem = "is a folder; name a CSV in it"
-        elif not path.is_file():
-            problem = "is not a file that can be replaced; name a CSV"
-        else:
-            for key, other in {"input": self.pictures, "model": files.expanded(self.model)}.items():
-                if files.is_there(other) and path.samefile(other):
-                    problem = f"is the {key}, which would be lost; name another file"
-        if problem:
-            raise ConfigError("out", f"{self.out} {problem}")
-        return path
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            raise ConfigError("out", f"{name} is a picture's name; name a CSV")
+        inputs = [("the input", self.pictures), ("the model", files.expanded(self.model))]
+        return files.output_file("out", name, inputs)
 
     @property
     def workers(self) -> int:
@@ -254,8 +242,7 @@ def make(config: DictConfig) -> None:
     if csv is not None:
         with files.atomic_file(csv, "the predictions") as draft:
             files.spreadsheet(rows).to_csv(draft, index=False, float_format=DIGITS)
-    seconds = time.perf_counter() - began
-    _show_rows(rows, model.description, settings.unsure_below, seconds)
+    _show_rows(rows, model.description, settings.unsure_below, time.perf_counter() - began)
     for path in filter(None, (csv, overlays)):
         say(f"look: {path}", wrap=False)
     unreadable = int((rows["problem"] != "").sum())
@@ -286,8 +273,7 @@ def _predict(
     with tqdm(total=number, desc="predicting", unit="image", leave=False, disable=hidden) as bar:
         for rows, squares, problems in batches:
             if source.single and problems:
-                problem = f"{problems[0]}; name a picture, a folder or a CSV"
-                raise DataError(problem, source.path)
+                raise DataError(f"{problems[0]}; name a picture, a folder or a CSV", source.path)
             unreadable[list(problems)] = list(problems.values())
             if rows:
                 outputs = [in_batches(runtime, squares) for runtime in model.runtimes]

@@ -234,18 +234,6 @@ def resample(
     return np.concatenate(values)
 
 
-def metric_values(predictions: Predictions, metrics: Sequence[str]) -> np.ndarray:
-    """Metrics of each net as in the run record, float (S, M); undefined ones are NaN."""
-    return evaluate(predictions, metric_statistics(predictions, metrics))
-
-
-def resampled_metrics(
-    predictions: Predictions, metrics: Sequence[str], samples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """`resample` of metrics of the run record, float (samples, S, M)."""
-    return resample(predictions, [metric_statistics(predictions, metrics)], samples, rng)
-
-
 def over_seeds(
     values: np.ndarray, points: np.ndarray, rng: np.random.Generator, difference: bool = False
 ) -> np.ndarray:

@@ -99,9 +99,9 @@ def bound(limit: Limit) -> str:
     """A limit in a sentence: "parameters <= 692k", "latency <= 1 x the reference net"."""
     metric = describe(limit.metric)
     head = metric.plain_label
-    if metric.noun and not metric.is_count:
+    unit = "" if metric.format == "engineering" else metric.noun or metric.unit
+    if metric.noun and unit:
         head = metric.phrase.partition(" <quantity>")[0]
-    unit = "" if metric.is_count else metric.noun or metric.unit
     return f"{head} {limit.operator} {_bound_value(limit)} {unit}".rstrip()
 
 
@@ -166,7 +166,7 @@ def significant(value: float, digits: int = 2) -> str:
 
 
 def _with_digits(name: str, value: float, digits: int) -> str:
-    if describe(name).is_count:
+    if describe(name).format == "engineering":
         return engineering(value) if digits == 3 else f"{value:,.{max(0, digits - 4)}f}"
     return significant(value, digits) if is_cost(name) else f"{value:.{digits}f}"
 
@@ -174,7 +174,7 @@ def _with_digits(name: str, value: float, digits: int) -> str:
 def _bound_value(limit: Limit) -> str:
     """The bound exactly, with a letter where that loses nothing; a computed one in four figures."""
     for factor, letter in _FACTORS:
-        if describe(limit.metric).is_count and limit.value >= factor:
+        if describe(limit.metric).format == "engineering" and limit.value >= factor:
             return f"{limit.value / factor:.12g}{letter}"
     exact = f"{limit.value:.12g}"
     return exact if len(exact) <= 8 else significant(limit.value, 4)

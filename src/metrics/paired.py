@@ -57,12 +57,13 @@ def paired_difference(
         UserError: As `src.metrics.bootstrap.gather`.
     """
     both = _gather_both(a, b, names)
-    of_a, of_b = np.split(bootstrap.metric_values(both, [metric])[:, 0], [len(a)])
+    statistics = bootstrap.metric_statistics(both, [metric])
+    of_a, of_b = np.split(bootstrap.evaluate(both, statistics)[:, 0], [len(a)])
     difference = float(of_a.mean() - of_b.mean())
     if made_from and len(a) != len(b):
         raise ValueError(f"{len(a)} nets cannot have been made from {len(b)}")
     group_rng, a_rng, b_rng = bootstrap.streams(seed, 3)
-    values = bootstrap.resampled_metrics(both, [metric], samples, group_rng)
+    values = bootstrap.resample(both, [statistics], samples, group_rng)
     first, second = np.split(values, [len(a)], axis=1)
     if made_from:
         of_nets = (of_a - of_b)[:, None]
@@ -70,14 +71,12 @@ def paired_difference(
     else:
         means = bootstrap.over_seeds(first, of_a[:, None], a_rng)
         differences = (means - bootstrap.over_seeds(second, of_b[:, None], b_rng))[:, 0]
-    basis = both.basis(metric)
-    low, high = bootstrap.percentile_interval(differences, difference, basis, level)
+    low, high = bootstrap.percentile_interval(differences, difference, both.basis(metric), level)
     if np.isnan(low):
         return PairedDifference(difference, low, high, np.nan)
     defined = differences[~np.isnan(differences)]
     tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    p = min(2 * (tail + 1) / (len(defined) + 1), 1.0)
-    return PairedDifference(difference, low, high, p)
+    return PairedDifference(difference, low, high, min(2 * (tail + 1) / (len(defined) + 1), 1.0))
 
 
 def mcnemar(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -49,7 +49,6 @@ _PLACEHOLDERS = {  # in a metric's name, as <placeholder> -> regular expression
     "rate": "sensitivity|specificity|ppv|npv",
     "rule": "balanced|accuracy|recall_floor",
 }
-_PLACEHOLDER = re.compile(r"<(\w+)>")
 
 
 @dataclass(frozen=True)
@@ -102,16 +101,6 @@ class Metric:
         """The label with its unit, such as "FLOPs (multiply-adds)"."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
-    @property
-    def is_count(self) -> bool:
-        """Whether values are large whole numbers, shown as 30.0M."""
-        return self.format == "engineering"
-
-    @property
-    def is_per_class(self) -> bool:
-        """Whether there is one value for each class."""
-        return "<class>" in self.name
-
 
 def ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
     """`part` divided by `total`, NaN where the total is 0."""
@@ -125,32 +114,29 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
     return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
+def _hits(counts: np.ndarray) -> np.ndarray:
+    return np.diagonal(counts, axis1=-2, axis2=-1)
+
+
 def _recall(counts: np.ndarray) -> np.ndarray:
-    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1))
+    return ratio(_hits(counts), counts.sum(axis=-1))
 
 
 def _precision(counts: np.ndarray) -> np.ndarray:
-    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2))
+    return ratio(_hits(counts), counts.sum(axis=-2))
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    return ratio(2 * hits, counts.sum(axis=-1) + counts.sum(axis=-2))
-
-
-def _mean(of_classes: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
-    return mean_of_defined(of_classes(counts))
+    return ratio(2 * _hits(counts), counts.sum(axis=-1) + counts.sum(axis=-2))
 
 
 def _specificity(counts: np.ndarray) -> np.ndarray:
-    hits, predicted = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2)
     others = counts.sum(axis=(-2, -1))[..., None] - counts.sum(axis=-1)
-    return ratio(others - (predicted - hits), others)
+    return ratio(others - (counts.sum(axis=-2) - _hits(counts)), others)
 
 
 def _accuracy(counts: np.ndarray) -> np.ndarray:
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    return ratio(hits.sum(axis=-1), counts.sum(axis=(-2, -1)))
+    return ratio(_hits(counts).sum(axis=-1), counts.sum(axis=(-2, -1)))
 
 
 def _split(name: str, label: str, short: str = "", **values: Any) -> Metric:
@@ -196,10 +182,10 @@ METRICS: list[Metric] = [
         PRIMARY,
         "balanced accuracy",
         "bal. acc.",
-        from_counts=functools.partial(_mean, _recall),
+        from_counts=lambda counts: mean_of_defined(_recall(counts)),
         hub=PRIMARY,
     ),
-    _split("macro_f1", "macro F1", from_counts=functools.partial(_mean, _f1), hub="f1"),
+    _split("macro_f1", "macro F1", from_counts=lambda c: mean_of_defined(_f1(c)), hub="f1"),
     # From the scores: `metrics.classification.mean_auroc`, resampled by `metrics.bootstrap`.
     _split("auroc", "AUROC", hub="roc_auc"),
     _split("recall/<class>", "recall of <class>", "<class> recall", from_counts=_recall),
@@ -283,11 +269,8 @@ def describe(name: str) -> Metric:
             split = _SPLITS.get(match.groupdict().get("split", ""), "")
             label += f" ({split})" if split else ""
             return replace(entry, name=name, label=label, short=short, phrase=phrase, split=split)
-    names = [
-        entry.name.replace("<split>", split)
-        for entry in METRICS
-        for split in (_SPLITS if "<split>" in entry.name else ("",))
-    ]
+    splits = [(entry.name, _SPLITS if "<split>" in entry.name else [""]) for entry in METRICS]
+    names = [name.replace("<split>", split) for name, parts in splits for split in parts]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     # The first part alone finds a metric that was typed without its prefix.
     close = close or [other for other in names if f"/{name.split('/')[0]}" in other][:3]
@@ -324,13 +307,12 @@ def short_label(name: str) -> str:
 
 def overall_metrics() -> list[str]:
     """Metrics of all classes together that training records, without split and loss."""
-    return [name for name, metric in _recorded_qualities().items() if not metric.is_per_class]
+    return [name for name in _recorded_qualities() if "/" not in name]
 
 
 def class_metrics() -> list[str]:
     """Metrics of one class that training records, without split and class, such as "recall"."""
-    names = (name for name, metric in _recorded_qualities().items() if metric.is_per_class)
-    return [name.removesuffix("/<class>") for name in names]
+    return [name.removesuffix("/<class>") for name in _recorded_qualities() if "/" in name]
 
 
 def default_quality_metrics(classes: Iterable[str] = ()) -> list[str]:
@@ -358,13 +340,14 @@ def count_metrics(
         the specificity of a class that all images belong to. Means are over the defined classes.
     """
     values: dict[str, np.ndarray] = {}
-    measures = None if metrics is None else {name.partition("/")[0] for name in metrics}
-    for name, metric in _recorded_qualities().items():
+    recorded = _recorded_qualities()
+    measures = {name.partition("/")[0] for name in (recorded if metrics is None else metrics)}
+    for name, metric in recorded.items():
         measure = name.partition("/")[0]
-        if metric.from_counts is None or (measures is not None and measure not in measures):
+        if metric.from_counts is None or measure not in measures:
             continue
         computed = metric.from_counts(counts)
-        if metric.is_per_class:
+        if "/" in name:
             values |= {f"{measure}/{key}": computed[..., at] for at, key in enumerate(classes)}
         else:
             values[name] = computed
@@ -481,8 +464,7 @@ def parse_limits(config: Mapping[str, Any]) -> list[Limit]:
         if parts is None or not math.isfinite(value):
             message = f'must be like "efficiency/params <= 692e3", but got {str(text)!r}'
             raise ConfigError(key, message)
-        operator: Operator = "<=" if parts[2] == "<=" else ">="
-        limits.append(Limit(_choosable(parts[1], key).name, operator, value))
+        limits.append(Limit(_choosable(parts[1], key).name, cast("Operator", parts[2]), value))
     return limits
 
 
@@ -509,4 +491,4 @@ def _recorded_qualities() -> dict[str, Metric]:
 
 @functools.cache
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(_PLACEHOLDER.sub(lambda m: f"(?P<{m[1]}>{_PLACEHOLDERS[m[1]]})", name))
+    return re.compile(re.sub(r"<(\w+)>", lambda m: f"(?P<{m[1]}>{_PLACEHOLDERS[m[1]]})", name))

@@ -230,10 +230,13 @@ def drops(
         for split, runs in (("val", val), ("test", test)):
             names = [f"{label}, {split}, seed {at}" for at in range(1, len(runs[run_id]) + 1)]
             sides.append(bootstrap.gather(runs[run_id], names))
-        points = [bootstrap.metric_values(side, [metric]) for side in sides]
-        val_rng, test_rng, val_seeds, test_seeds = bootstrap.streams(seed, 4)
-        of_val = bootstrap.resampled_metrics(sides[0], [metric], samples, val_rng)
-        of_test = bootstrap.resampled_metrics(sides[1], [metric], samples, test_rng)
+        parts = [(side, bootstrap.metric_statistics(side, [metric])) for side in sides]
+        points = [bootstrap.evaluate(side, statistics) for side, statistics in parts]
+        *rngs, val_seeds, test_seeds = bootstrap.streams(seed, 4)
+        of_val, of_test = (
+            bootstrap.resample(side, [statistics], samples, rng)
+            for (side, statistics), rng in zip(parts, rngs, strict=True)
+        )
         if of_val.shape == of_test.shape:
             gaps = of_val - of_test, points[0] - points[1]
             values = bootstrap.over_seeds(*gaps, val_seeds, difference=True)

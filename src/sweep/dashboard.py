@@ -7,7 +7,7 @@ from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from src.core.cli import fail
-from src.core.errors import DependencyError, UserError
+from src.core.errors import UserError, require
 from src.sweep.storage import default_url, open_storage, resolve_url
 from src.tracking.store import Store
 from src.tracking.ui import HOST, options
@@ -31,11 +31,9 @@ def main(arguments: list[str]) -> None:
         UserError: A bad argument, a package that is not installed, or no such storage.
     """
     chosen = options(arguments, str(__doc__), _USAGE, port="8080", folder="mlruns", storage="")
-    try:
-        from optuna_dashboard import wsgi
-    except ImportError as error:
-        way = "install it with: pip install -e '.[dashboard]'"
-        raise DependencyError(f"optuna-dashboard: not installed; {way} ({error})") from error
+    require("dashboard", "optuna_dashboard")
+    from optuna_dashboard import wsgi
+
     store = Store(folder=chosen["folder"])
     beside = store.database.parent if store.database else store.folder
     url = resolve_url(chosen["storage"] or default_url(beside))

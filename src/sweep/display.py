@@ -20,8 +20,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from src.core.cli import PlainConsole
-from src.metrics.formatting import engineering
-from src.metrics.registry import Objective, describe
+from src.metrics.formatting import count, engineering, label
+from src.metrics.registry import Objective
 from src.sweep.records import Event, State, StudyStatus
 
 WIDTH = 160  # columns at most
@@ -113,15 +113,9 @@ class LiveView:
         self._live.update(table, refresh=True)
 
     def _print(self, line: str, style: str = "", indent: str = "") -> None:
-        wrapper = textwrap.TextWrapper(
-            min(self._console.width, WIDTH),
-            indent,
-            f"{indent}  ",
-            break_on_hyphens=False,
-            tabsize=4,
-        )
-        text = Text(wrapper.fill(line), style=style)
-        self._console.print(text, highlight=False, soft_wrap=True)
+        width = min(self._console.width, WIDTH)
+        wrap = textwrap.TextWrapper(width, indent, f"{indent}  ", break_on_hyphens=False, tabsize=4)
+        self._console.print(Text(wrap.fill(line), style), highlight=False, soft_wrap=True)
 
 
 def event_line(event: Event, objectives: Sequence[Objective]) -> str:
@@ -161,9 +155,7 @@ def render(
         rows: Running trials that are listed; of the others the count is shown.
     """
     width = min(width, WIDTH)
-    aims = ", ".join(
-        f"{objective.direction} {_label(objective.metric)}" for objective in status.objectives
-    )
+    aims = ", ".join(f"{item.direction} {label(item.metric)}" for item in status.objectives)
     times = ", ".join(filter(None, [f"{clock(elapsed)} elapsed", _time_left(status)]))
     head = RichTable.grid(padding=(0, GAP, 0, 0), pad_edge=False, expand=True)
     head.add_column(ratio=1, no_wrap=True)
@@ -179,8 +171,7 @@ def render(
     if status.best is not None:
         parts.append(Text())
         if len(status.objectives) > 1:
-            n_front = len(status.front)
-            parts.append(Text(f"front  {n_front} trial{'s' if n_front != 1 else ''}"))
+            parts.append(Text(f"front  {count(len(status.front), 'trial')}"))
         parts.append(_line(f"best   {_best_text(status)}", "bold"))
         # The only cell that is shown in full.
         parts.append(Padding(Text(" ".join(status.cells[status.best[0]])), (0, 0, 0, 7)))
@@ -202,16 +193,16 @@ def _running_table(status: StudyStatus, rows: int, width: int) -> RichTable:
     )
     table.add_column("trial", justify="right")
     table.add_column("overrides", ratio=1, no_wrap=True, overflow="ellipsis")
-    for head in ("epoch", _label(first), "time"):
+    for head in ("epoch", label(first), "time"):
         table.add_column(head, justify="right")
-    cells = shortened([" ".join(trial.cell.overrides) for trial in running], width - OTHERS)
+    cells = shortened([trial.cell.overrides for trial in running], width - OTHERS)
     for cell, trial in zip(cells, running, strict=True):
         metrics: Mapping[str, float] = trial.progress.get("metrics", {})
         # Some objectives are known only at the end.
         name = first if first in metrics or not metrics else next(iter(metrics))
-        label = "" if name == first else f"{_label(name)} "
+        head = "" if name == first else f"{label(name)} "
         epoch, total = trial.progress.get("epoch", 0), trial.progress.get("epochs", "?")
-        value, seconds = f"{label}{number(metrics.get(name))}", clock(now - trial.began)
+        value, seconds = f"{head}{number(metrics.get(name))}", clock(now - trial.began)
         table.add_row(str(trial.task.number), Text(cell), f"{epoch}/{total}", value, seconds)
     return table
 
@@ -232,18 +223,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def shortened(cells: Sequence[str], width: int) -> list[str]:
-    """Shorten texts like "model.net.width=8 optimizer.lr=0.1", keeping differences.
+def shortened(cells: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Shorten cells like ("model.net.width=8", "optimizer.lr=0.1") to texts, keeping differences.
 
     Each step is taken only if the texts do not fit without it: keys lose their path where the last
     word is unique; overrides that all texts share are dropped. They may still be longer then.
 
     Args:
-        cells: Overrides, separated by blanks.
+        cells: The overrides of each.
         width: Columns.
     """
-    # A value may contain blanks: dense=[64, 32].
-    parts = [re.split(r"\s+(?=[\w.@/+~]+=)", cell.strip()) for cell in cells]
+    parts = list(map(list, cells))
 
     def fits() -> bool:
         return all(len(" ".join(part)) <= width for part in parts)
@@ -266,8 +256,7 @@ def _counts(status: StudyStatus) -> Text:
     counts = [(status.counts[state], word, STYLES[word]) for state, word in WORDS.items()]
     counts.append((status.put_back, "put back in the queue", "dim"))
     shown = [entry for entry in counts if entry[0] or entry[1] == "done"]
-    texts = [Text(f"{count} {word}", style if count else "") for count, word, style in shown]
-    return Text(", ").join(texts)
+    return Text(", ").join(Text(f"{n} {word}", style if n else "") for n, word, style in shown)
 
 
 def _best_text(status: StudyStatus) -> str:
@@ -277,8 +266,8 @@ def _best_text(status: StudyStatus) -> str:
 
 def _values_text(values: Sequence[float], objectives: Sequence[Objective]) -> str:
     """Metrics with labels: "balanced accuracy 0.612, FLOPs 30.0M"."""
-    labels = [_label(objective.metric) for objective in objectives]
-    return ", ".join(f"{label} {number(v)}" for label, v in zip(labels, values, strict=True))
+    pairs = zip(objectives, values, strict=True)
+    return ", ".join(f"{label(item.metric)} {number(value)}" for item, value in pairs)
 
 
 def _time_left(status: StudyStatus) -> str:
@@ -289,11 +278,6 @@ def _time_left(status: StudyStatus) -> str:
     if hours:
         return f"about {hours} h {minutes} min left"
     return f"about {minutes} min left" if minutes else "under a minute left"
-
-
-def _label(name: str) -> str:
-    """A metric's label without its split: only validation metrics are shown here."""
-    return describe(name).plain_label
 
 
 def _style(line: str) -> str:

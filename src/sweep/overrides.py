@@ -39,8 +39,8 @@ class BareInterval(IntervalSweep):
 
 
 def _interval(start: float, end: float) -> IntervalSweep:
-    kind = BareInterval if isinstance(start, int) and isinstance(end, int) else IntervalSweep
-    return kind(start=float(start), end=float(end))
+    is_bare = isinstance(start, int) and isinstance(end, int)
+    return (BareInterval if is_bare else IntervalSweep)(start=float(start), end=float(end))
 
 
 # A cast, as in int(interval(1,10)), turns a BareInterval into a plain IntervalSweep.
@@ -80,17 +80,17 @@ def assignment(text: str, where: str = "") -> Assignment:
     key = override.get_key_element().lstrip("+~")
     prefix = override.get_key_element().removesuffix(key)
     value = override.value()
+    if not isinstance(value, Sweep | Glob):
+        refuse_nested(value, where)
+        return Assignment(prefix, key, value)
     if problem := _misreading(value, where, text.partition("=")[2]):
         raise ConfigError(where, problem)
     if isinstance(value, ChoiceSweep):
         refuse_nested(value.list, where)
         value.list = [Override._convert_value(item) for item in value.list]
-    if not isinstance(value, Sweep):
-        refuse_nested(value, where)
-    else:
-        refuse_key(key, where)
-        if prefix == "~":
-            raise ConfigError(where, f"a deletion cannot be swept, but got {text}")
+    refuse_key(key, where)
+    if prefix == "~":
+        raise ConfigError(where, f"a deletion cannot be swept, but got {text}")
     return Assignment(prefix, key, value)
 
 
@@ -102,8 +102,7 @@ def clauses(text: str, where: str) -> dict[str, tuple[Any, ...]]:
     """
     allowed: dict[str, tuple[Any, ...]] = {}
     for part in _CLAUSE_BREAK.split(text.strip()):
-        parsed = assignment(part, where) if "=" in part else Assignment("~", part, None)
-        prefix, key, value = parsed
+        prefix, key, value = assignment(part, where) if "=" in part else ("~", part, None)
         is_list = isinstance(value, ChoiceSweep) and not value.shuffle
         if prefix or (isinstance(value, Sweep) and not is_list):
             example = '"model=custom and model.net.depth=3,4"'
@@ -129,12 +128,25 @@ def refuse_nested(value: Any, where: str) -> None:
         raise ConfigError(where, f"{problem}: {way}")
     text = value.text if isinstance(value, QuotedString) else value
     if isinstance(text, str) and _SWEEP_TEXT.fullmatch(text):
-        problem = f"{text!r} is a quoted text here, not a sweep: leave out the quotes"
-        raise ConfigError(where, problem)
+        raise ConfigError(where, f"{text!r} is a quoted text here, not a sweep: omit the quotes")
     parts = value.values() if isinstance(value, Mapping) else value
     if isinstance(parts, Iterable) and not isinstance(parts, str):
         for part in parts:
             refuse_nested(part, where)
+
+
+def literal(values: Sequence[Any], where: str) -> list[Any]:
+    """The values of a YAML list, where no text is a sweep; refuses what no override can express."""
+    for value in values:
+        refuse_nested(value, where)
+        try:
+            parsed = assignment(f"key={text_of(value)}", where).value
+        except TypeError as error:
+            raise ConfigError(where, f"cannot sweep {value!r}: {error}") from None
+        if identity(parsed) != identity(value):
+            problem = f"cannot sweep {value!r}: an override would read it as {parsed!r}"
+            raise ConfigError(where, problem)
+    return list(values)
 
 
 def text_of(value: Any) -> str:
@@ -171,12 +183,11 @@ def _misreading(value: Any, where: str, text: str) -> str:
     """What is wrong with a value that Hydra reads as something else than `text` says; or ""."""
     if isinstance(value, Glob):
         return f"{text} cannot be resolved in a sweep: list the options, {where}=one,other"
-    if not isinstance(value, Sweep):
-        return ""
     items = value.list if isinstance(value, ChoiceSweep) else []
+    is_interval = isinstance(value, IntervalSweep)
     if any(isinstance(item, IntervalSweep) for item in items):
         return f"{text} would be a choice of intervals: give one interval(lowest,highest)"
-    if isinstance(value, IntervalSweep) and not value.start < value.end:  # type: ignore[operator]
+    if is_interval and not -math.inf < value.start < value.end < math.inf:
         if re.search(r"int\(.*\d\.\d", text):
             return f"the bounds of integers must be integers, but got {text}"
         return f"must have finite bounds, the lower one first, but got {text}"
@@ -186,8 +197,10 @@ def _misreading(value: Any, where: str, text: str) -> str:
         return f"interval({bounds}) is of floats: write {ways}"
     if unknown := value.tags - {"log"}:
         return f"the only tag is log, but got {', '.join(sorted(unknown))} in {text}"
-    if value.tags and not isinstance(value, IntervalSweep):
+    if value.tags and not is_interval:
         return f"only an interval can be tagged log, but got {text}"
+    if value.tags and value.start <= 0:
+        return f"must have bounds above 0 on a log scale, but got {text}"
     return ""
 
 
@@ -253,19 +266,19 @@ def parameters(table: pd.DataFrame) -> pd.DataFrame:
         NaN or None where a trial does not have the parameter.
     """
     cells = [scan(text) if isinstance(text, str) else {} for text in table["overrides"]]
+    index = pd.Index(table["run_id"], name="run_id")
     columns = {}
     for name in {name: None for cell in cells for name in cell}:  # a dict keeps their order
         texts = [cell.get(name) for cell in cells]
         numbers = [None if text is None else _number(text) for text in texts]
         if numbers.count(None) > texts.count(None):
-            column = pd.Series([text and _tidy(text) for text in texts], dtype=object)
+            column = pd.Series([text and _tidy(text) for text in texts], index, dtype=object)
         else:
             is_int = all(isinstance(number, int) and abs(number) < 2**63 for number in numbers)
-            column = pd.Series(numbers, dtype=int if is_int else float)
+            column = pd.Series(numbers, index, dtype=int if is_int else float)
         if column.nunique() > 1:
             columns[name] = column
-    index = pd.Index(table["run_id"], name="run_id")
-    return pd.DataFrame(columns, pd.RangeIndex(len(index))).set_axis(index)
+    return pd.DataFrame(columns, index)
 
 
 def is_numeric(column: pd.Series) -> bool:

@@ -125,8 +125,7 @@ class Rungs:
         values = {item.metric: measured[item.metric] for item in objectives} | best.limited
         continues, rank, count = self.record(trial, best.epoch, values, objectives, best.limits)
         if not continues:
-            text = f"epoch {best.epoch} of {epochs}: rank {rank} of {count} at this rung"
-            raise Pruned(text)
+            raise Pruned(f"epoch {best.epoch} of {epochs}: rank {rank} of {count} at this rung")
 
     def record(
         self,
@@ -171,8 +170,7 @@ class Rungs:
         ]
         row = list(at_rung).index(trial.number)
         table = np.array(points, dtype=float)  # None becomes NaN
-        verdict = goes_on(table, row, objectives, self.reduction_factor, broken)
-        return *verdict, len(at_rung)
+        return *goes_on(table, row, objectives, self.reduction_factor, broken), len(at_rung)
 
 
 def goes_on(

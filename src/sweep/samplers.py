@@ -4,7 +4,6 @@ import importlib.util
 import inspect
 import io
 import pickle
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ KEY = "hydra.sweeper.sampler"
 GRID = "grid"  # no sampler of Optuna: the scheduler enqueues the cells in order
 # Facts that a config file states of its part; they are not passed to the constructor.
 FACTS = ("name", "learns_from_pruned", "max_objectives", "package")
-_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
-_TYPES["None"] = type(None)
 
 
 # What the state of CMA-ES consists of. Optuna keeps it in the database as a pickle, which could
@@ -137,7 +134,6 @@ def build(node: DictConfig, path: str, **arguments: Any) -> Any:
     skipped = {*FACTS, *arguments}
     plain = {key: value for key, value in resolve(node).items() if key not in skipped}
     check(plain, path)
-    _check_annotations(plain, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -146,21 +142,3 @@ def build(node: DictConfig, path: str, **arguments: Any) -> Any:
         if isinstance(error.__cause__, TypeError):
             raise ConfigError(path, str(error.__cause__).splitlines()[0]) from error
         raise
-
-
-def _check_annotations(config: Mapping[str, Any], path: str) -> None:
-    """Check values against annotations like `int | None`, which Optuna's modules keep as texts."""
-    parameters = inspect.signature(hydra.utils.get_object(config["_target_"])).parameters
-    for key, value in config.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            _check_annotations(value, f"{path}.{key}")
-            continue
-        parameter = parameters.get(key)
-        names = re.findall(r"\w+", str(parameter.annotation)) if parameter else []
-        accepts_text = "str" not in names or isinstance(parameter and parameter.default, str)
-        if not names or not set(names) <= set(_TYPES) or not accepts_text:
-            continue
-        matches = any(isinstance(value, _TYPES[name]) for name in names)
-        if not matches or (isinstance(value, bool) and "bool" not in names):
-            problem = f"must be {' or '.join(names)}, but got {value!r}"
-            raise ConfigError(f"{path}.{key}", problem)

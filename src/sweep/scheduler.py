@@ -319,8 +319,7 @@ class Scheduler:
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 return
             reason = "the sweep ended before this trial; it is started again as another one"
-            run_id = trial.user_attrs.get("run_id")
-            outcome = TrialOutcome("fail", "stopped", reason, run_id=run_id)
+            outcome = TrialOutcome("fail", "stopped", reason, run_id=trial.user_attrs.get("run_id"))
         self._finish(trial, outcome, False, None)
 
     def _start_next(self) -> bool:

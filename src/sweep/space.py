@@ -14,17 +14,12 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSw
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from src.core.errors import ConfigError
-from src.sweep.overrides import assignment, clauses, identity, refuse_key, refuse_nested, text_of
+from src.sweep.overrides import assignment, clauses, identity, literal, refuse_key, text_of
 
 # Key -> allowed values, as `src.sweep.overrides.identity`; all keys must match.
 Clauses = Mapping[str, frozenset[Any]]
-_PARAMS = "hydra.sweeper.params"
 _CONDITIONS = "hydra.sweeper.conditions"
-_ZIP = "hydra.sweeper.zip"
 _EXCLUDE = "hydra.sweeper.exclude"
-# What Optuna accepts as a category
-_CATEGORIES = (type(None), str, int, float)
-_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,7 @@ class Domain:
     @cached_property
     def _categories(self) -> dict[Any, Any]:
         assert isinstance(self.distribution, CategoricalDistribution)
-        values = map(identity, self.values or ())
-        return dict(zip(values, self.distribution.choices, strict=True))
+        return dict(zip(map(identity, self.values or ()), self.distribution.choices, strict=True))
 
 
 def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -> Domain:
@@ -78,8 +72,11 @@ def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -
     for number, text in enumerate(texts):
         if identities[number] in identities[:number]:
             raise ConfigError(where, f"must list each value once, but got {text} again")
-    names: Sequence[Any] = categories or [
-        value if isinstance(value, _CATEGORIES) and str(value) not in _NOT_FINITE else text
+    not_finite = ("nan", "inf", "-inf")
+    names: Sequence[Any] = categories or [  # what Optuna accepts as a category
+        value
+        if isinstance(value, str | int | float | None) and str(value) not in not_finite
+        else text
         for value, text in zip(values, texts, strict=True)
     ]
     if len(set(names)) < len(names):  # Optuna compares by ==: 1 equals true
@@ -102,7 +99,6 @@ def _range(sweep: RangeSweep, where: str) -> Domain:
         raise ConfigError(where, problem)
     is_int = all(isinstance(number, int) for number in numbers)
     number_of: type[int] | type[float] = int if is_int else float
-    end = number_of(start + count * step)
     values: Sequence[Any] = range(int(start), int(stop), int(step)) if is_int else ()
     values = values or [float(start + position * step) for position in range(count)]
     low, high = sorted((values[0], values[-1]))
@@ -110,30 +106,11 @@ def _range(sweep: RangeSweep, where: str) -> Domain:
         problem = f"has more digits than a float holds in {text}: list the numbers, choice(...)"
         raise ConfigError(where, problem)
     distance = "" if step == 1 else f",{number_of(step)}"
-    text = f"range({values[0]},{end}{distance})"
+    text = f"range({values[0]},{number_of(start + count * step)}{distance})"
     if sweep.shuffle:
         values = random.Random(text).sample(values, count)
-    if is_int:
-        return Domain(IntDistribution(low, high, step=int(abs(step))), text, values)
-    return Domain(FloatDistribution(low, high, step=float(abs(step))), text, values)
-
-
-def _interval(sweep: IntervalSweep, where: str) -> Domain:
-    """Hydra's interval(), with both bounds; only integers if the bounds are ints."""
-    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-    assert low is not None and high is not None  # noqa: PT018
-    is_int = isinstance(low, int)
-    text = f"int(interval({low!r},{high!r}))" if is_int else f"interval({low!r},{high!r})"
-    text = f"tag(log,{text})" if log else text
-    if not isfinite(low) or not isfinite(high) or not low < high:
-        problem = f"must have finite bounds, the lower one first, but got {text}"
-        raise ConfigError(where, problem)
-    if log and low <= 0:
-        raise ConfigError(where, f"must have bounds above 0 on a log scale, but got {text}")
-    if not is_int:
-        return Domain(FloatDistribution(low, high, log=log), text, None)
-    distribution = IntDistribution(int(low), int(high), log=log)
-    return Domain(distribution, text, range(int(low), int(high) + 1))
+    distribution: Any = IntDistribution if is_int else FloatDistribution
+    return Domain(distribution(low, high, step=number_of(abs(step))), text, values)
 
 
 def _domain(value: Any, where: str) -> Domain:
@@ -141,7 +118,13 @@ def _domain(value: Any, where: str) -> Domain:
     if isinstance(value, RangeSweep):
         return _range(value, where)
     if isinstance(value, IntervalSweep):
-        return _interval(value, where)
+        low, high, log = value.start, value.end, "log" in value.tags
+        text = f"interval({low!r},{high!r})"
+        if not isinstance(low, int):
+            text = f"tag(log,{text})" if log else text
+            return Domain(FloatDistribution(low, high, log=log), text, None)
+        text = f"tag(log,int({text}))" if log else f"int({text})"
+        return Domain(IntDistribution(low, high, log=log), text, range(low, high + 1))
     values = list(value.list) if isinstance(value, ChoiceSweep) else [value]
     if isinstance(value, ChoiceSweep) and value.shuffle:
         # Reproducible: Optuna refuses a study whose categories changed their order.
@@ -161,33 +144,18 @@ def _file_domain(key: str, value: Any, where: str, allow_single: bool = False) -
         if parsed.is_sweep or allow_single:
             return _domain(parsed.value, where)
     elif isinstance(value, Sequence) or allow_single:
-        return _choice(_literal(value if isinstance(value, Sequence) else [value], where), where)
+        return _choice(literal(value if isinstance(value, Sequence) else [value], where), where)
     raise ConfigError(where, f"{problem} alone")
-
-
-def _literal(values: Sequence[Any], where: str) -> list[Any]:
-    """The values of a YAML list, where no text is a sweep; refuses what no override can express."""
-    for value in values:
-        refuse_nested(value, where)
-        try:
-            parsed = assignment(f"key={text_of(value)}", where).value
-        except TypeError as error:
-            raise ConfigError(where, f"cannot sweep {value!r}: {error}") from None
-        if identity(parsed) != identity(value):
-            problem = f"cannot sweep {value!r}: an override would read it as {parsed!r}"
-            raise ConfigError(where, problem)
-    return list(values)
 
 
 def _column(key: str, values: Any, where: str) -> list[Any]:
     """The values of one key of a pair; the same value may be in several pairs."""
-    if isinstance(values, str):
-        domain = _file_domain(key, values, where)
-        if domain.values is not None:
-            return list(domain.values)
-    elif isinstance(values, Sequence):
-        return _literal(values, where)
-    raise ConfigError(where, f"{key} must be a list of values, but got {values!r}")
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return literal(values, where)
+    domain = _file_domain(key, values, where) if isinstance(values, str) else None
+    if domain is None or domain.values is None:
+        raise ConfigError(where, f"{key} must be a list of values, but got {values!r}")
+    return list(domain.values)
 
 
 @dataclass(frozen=True)
@@ -249,8 +217,7 @@ class Parameter:
         return list(zip(self.prefixed_keys, values, strict=True))
 
     def __str__(self) -> str:
-        prefixes = self.prefixed_keys != self.keys
-        prefixed = f" as {' '.join(self.prefixed_keys)}" if prefixes else ""
+        prefixed = f" as {' '.join(self.prefixed_keys)}" if self.prefixed_keys != self.keys else ""
         condition = f" when {self.condition}" if self.condition else ""
         return f"{self.domain.text}{prefixed}{condition}"
 
@@ -315,11 +282,9 @@ class Space:
 
     def describe(self) -> dict[str, Any]:
         """JSON values; where they are equal, spaces have the same cells in the same order."""
-        return {
-            "parameters": {parameter.name: str(parameter) for parameter in self.parameters},
-            "order": [parameter.name for parameter in self.parameters],
-            "exclude": sorted(self.exclusions),
-        }
+        parameters = {parameter.name: str(parameter) for parameter in self.parameters}
+        order, exclude = list(parameters), sorted(self.exclusions)
+        return {"parameters": parameters, "order": order, "exclude": exclude}
 
     def _cells(self, start: int, cell: Cell) -> Iterator[Cell]:
         for number, parameter in enumerate(self.parameters[start:], start + 1):
@@ -381,14 +346,14 @@ def parse(
     Raises:
         ConfigError: Something is not as above, or Hydra would silently read something else into it.
     """
-    groups = (params, *conditions.values())
-    builder = _Builder(Counter(key.lstrip("+") for group in groups for key in group), arguments)
-    builder.add(params, _PARAMS)
+    keys = (key.lstrip("+") for group in (params, *conditions.values()) for key in group)
+    builder = _Builder(Counter(keys), arguments)
+    builder.add(params, "hydra.sweeper.params")
     for key, (prefixed, domain) in builder.swept.items():
         if not builder.counts[key]:
             builder.parameters.append(Parameter(key, (prefixed,), domain))
     for number, group in enumerate(zipped):
-        builder.add_paired(group, f"{_ZIP}[{number}]")
+        builder.add_paired(group, f"hydra.sweeper.zip[{number}]")
     for text, group in conditions.items():
         builder.add(group, f"{_CONDITIONS}.{text}", text)
     when = {text: builder.open_clauses(text, _CONDITIONS) for text in conditions}
@@ -400,8 +365,7 @@ def parse(
             active.append(replace(parameter, when=required, condition=condition))
     exclusions = {}
     for number, text in enumerate(exclude):
-        required = builder.open_clauses(text, f"{_EXCLUDE}[{number}]")
-        if required is not None:
+        if (required := builder.open_clauses(text, f"{_EXCLUDE}[{number}]")) is not None:
             exclusions[text] = required
     space = Space(_ordered(_exclusive(active)), exclusions)
     if space.n_cells == 0:
@@ -434,17 +398,15 @@ class _Builder:
 
     def add(self, group: Mapping[str, Any], where: str, condition: str = "") -> None:
         """Add parameters of the file, with the values that the command line sweeps."""
-        names = [parameter.name for parameter in self.parameters]
         for prefixed, value in group.items():
             path, key = f"{where}.{prefixed}", prefixed.lstrip("+")
-            if not condition and key in names:
+            if not condition and any(key == parameter.name for parameter in self.parameters):
                 raise ConfigError(path, f"{key} is swept twice")
             domain = _file_domain(prefixed, value, path, allow_single=bool(condition))
             self._declare(key, domain, path)
             domain = self.swept[key][1] if key in self.swept else domain
             name = f"{key}@{condition}" if condition and self.counts[key] > 1 else key
             self.parameters.append(Parameter(name, (prefixed,), domain, condition=condition))
-            names.append(name)
 
     def _declare(self, key: str, domain: Domain, where: str) -> None:
         refuse_key(key, where)
@@ -466,9 +428,9 @@ class _Builder:
             others = ", ".join(key for key in keys if key not in typed)
             problem = f"goes together with {others} in {where}: give all of them, or none"
             raise ConfigError(typed[0], problem)
-        taken = set() if typed else {key for item in self.parameters for key in item.keys}
+        swept = set() if typed else {key for item in self.parameters for key in item.keys}
         for key in keys:
-            if self.counts[key] or keys.count(key) > 1 or key in taken:
+            if self.counts[key] or keys.count(key) > 1 or key in swept:
                 raise ConfigError(where, f"{key} is swept twice")
         if not typed:
             rows = list(zip(*columns.values(), strict=True))

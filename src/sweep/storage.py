@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from src.core.errors import ConfigError, DependencyError, UserError
+from src.core.errors import ConfigError, UserError, require
 from src.core.files import atomic_file
 from src.tracking.retry import Retry
 
@@ -112,8 +112,7 @@ def resolve_url(url: str) -> str:
     except (sql.exc.ArgumentError, ValueError):  # its text may contain a part of the password
         raise ConfigError(KEY, f"{expected}, but got {url}") from None
     if "@" in host:
-        problem = "must have each @ of its password written as %40"
-        raise ConfigError(KEY, f"{problem}, but got {url}")
+        raise ConfigError(KEY, f"must have each @ of its password written as %40, but got {url}")
     return resolved
 
 
@@ -394,11 +393,7 @@ def _rdb(url: str, retry: Retry | None = None, **options: Any) -> RDBStorage:
 def _engine_options(url: str) -> dict[str, Any]:
     if _database_file(url):
         return {"connect_args": {"timeout": _BUSY_SECONDS, "factory": Connection}}
-    try:
-        import psycopg  # noqa: F401
-    except ImportError as error:
-        way = f"run `pip install 'paretoderm[postgres]'` ({error})"
-        raise DependencyError(f"{KEY}: PostgreSQL needs psycopg: {way}") from error
+    require("postgres", "psycopg")
     # The encoding is set because a server that was created under the C locale would send bytes.
     arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "utf8", "keepalives": 1}
     # Keepalives are not sent while data wait for their acknowledgement.

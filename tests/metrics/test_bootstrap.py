@@ -72,7 +72,8 @@ def test_estimates_and_samples_are_the_recorded_metrics_of_their_images(
         return drawn[0]
 
     rng: Any = SimpleNamespace(integers=integers)
-    values = bootstrap.resampled_metrics(gathered, gathered.metrics, 2, rng)[:, 0]
+    statistics = bootstrap.metric_statistics(gathered, gathered.metrics)
+    values = bootstrap.resample(gathered, [statistics], 2, rng)[:, 0]
     for groups, row in zip(drawn[0], values, strict=True):
         images = np.concatenate([np.flatnonzero(gathered.group == group) for group in groups])
         of_sample = pd.Series(row, gathered.metrics).dropna().to_dict()
@@ -165,7 +166,8 @@ def test_seeds_add_their_spread() -> None:
     assert row["high"] == pytest.approx(rates.mean() + np.quantile(errors, 0.975), abs=0.01)
     assert row["low"] == pytest.approx(rates.mean() + np.quantile(errors, 0.025), abs=0.01)
     gathered = gather([answers(np.arange(4) < 3), answers(np.arange(4) < 1)])
-    assert bootstrap.metric_values(gathered, ["accuracy"]).tolist() == [[0.75], [0.25]]
+    accuracy = bootstrap.metric_statistics(gathered, ["accuracy"])
+    assert bootstrap.evaluate(gathered, accuracy).tolist() == [[0.75], [0.25]]
 
 
 def test_intervals_of_few_seeds_hold_for_other_seeds() -> None:

@@ -117,7 +117,7 @@ def test_a_new_study_many_trials_and_markup_can_be_drawn() -> None:
 
 
 def test_long_cells_keep_what_differs() -> None:
-    assert display.shortened(CELLS, 60) == [
+    assert display.shortened([cell.split() for cell in CELLS], 60) == [
         "width=8 dropout=0.25 loss=weighted_cross_entropy ...",
         "width=16 dropout=0.5 loss=focal ...",
         "width=4 dropout=0.125 loss=focal ...",
@@ -135,7 +135,7 @@ def test_long_cells_keep_what_differs() -> None:
     ],
 )
 def test_short_cells_are_unchanged_and_paths_go_first(cell: str, width: int, expected: str) -> None:
-    assert display.shortened([cell], width) == [expected]
+    assert display.shortened([cell.split()], width) == [expected]
 
 
 def test_numbers_and_times_are_short() -> None:

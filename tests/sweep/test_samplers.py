@@ -230,9 +230,24 @@ STARTUP = "n_startup_trials"
 @pytest.mark.parametrize(
     ("name", "change", "n_objectives", "message"),
     [
-        ("tpe", {STARTUP: "many"}, 1, ".n_startup_trials: must be int, but got 'many'"),
-        ("tpe", {STARTUP: None}, 1, ".n_startup_trials: must be int, but got None"),
-        ("tpe", {STARTUP: True}, 1, ".n_startup_trials: must be int, but got True"),
+        (
+            "tpe",
+            {STARTUP: "many"},
+            1,
+            ".n_startup_trials: input should be a valid integer, but got 'many'",
+        ),
+        (
+            "tpe",
+            {STARTUP: None},
+            1,
+            ".n_startup_trials: input should be a valid integer, but got None",
+        ),
+        (
+            "tpe",
+            {STARTUP: True},
+            1,
+            ".n_startup_trials: input should be a valid integer, but got True",
+        ),
         ("tpe", {"multivariate": "no"}, 1, ".multivariate: must be bool or None, but got 'no'"),
         ("tpe", {"gama": 1}, 1, ".gama: unknown key; did you mean gamma"),
         ("tpe", {"seed": 1}, 1, ".seed: must be left out"),

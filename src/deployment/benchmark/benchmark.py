@@ -63,17 +63,19 @@ def make(config: DictConfig) -> None:
     """
     settings = load_settings(config, BenchmarkSettings, without=("tracking",))
     settings.validate()
+    if settings.join or settings.runs:
+        from src.tracking.store import existing
     if settings.join:
         file = expanded(settings.join)
         result = read(file)
-        runs = publish(result, file, _store(config))
+        runs = publish(result, file, existing(config))
         _show(result, file)
         say(f"added to the record of {', '.join(runs)}", wrap=False)
         return
     photograph, photograph_text = encoded(settings.image)
     file = settings.json_file or Path(settings.folder) / "benchmark"
     refuse_unwritable(file.with_name(f".{file.name}"), "the benchmark")
-    store = _store(config) if settings.runs else None
+    store = existing(config) if settings.runs else None
     with tempfile.TemporaryDirectory() as folder:
         chosen = models.of_runs(store, settings, Path(folder)) if store else []
         chosen += models.of_files(settings)
@@ -105,12 +107,6 @@ def make(config: DictConfig) -> None:
         say(f"to add it to the record of its runs: python -m src.benchmark join={file}", wrap=False)
     if all(row.reason for row in rows):
         cli.failures.append("no model could be measured")
-
-
-def _store(config: DictConfig) -> "Store":
-    from src.tracking.store import existing
-
-    return existing(config)
 
 
 def publish(

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from tqdm import tqdm
 
 from src.core.errors import ConfigError, UserError
-from src.core.files import expanded
+from src.core.files import expanded, output_file
 from src.deployment.description import Description
 from src.deployment.runtimes.formats import FORMATS, RuntimeName, format_of
 
@@ -82,20 +82,12 @@ class BenchmarkSettings:
         """
         if not self.out:
             return None
-        file = expanded(self.out)
-        outputs = (file, file.with_suffix(".csv")) if file.name else ()
+        file = output_file("out", self.out, [("a model", path) for path in self.files])
         if file.suffix.lower() == ".csv":
-            problem = (
-                f"{self.out} would be the CSV, which is written beside the JSON: "
-                f"name the JSON, {file.stem}.json"
-            )
-        elif not outputs or any(path.exists() and not path.is_file() for path in outputs):
-            problem = f"{self.out} is not a file that can be replaced; name one such as result.json"
-        elif file.exists() and any(m.exists() and file.samefile(m) for m in self.files):
-            problem = f"{self.out} is a model, which would be lost; name another file"
-        else:
-            return file
-        raise ConfigError("out", problem)
+            problem = f"{self.out} would be the CSV, which is written beside the JSON"
+            raise ConfigError("out", f"{problem}: name the JSON, {file.stem}.json")
+        output_file("out", str(file.with_suffix(".csv")), [])
+        return file
 
     def validate(self) -> None:
         """Check the settings that depend on each other or on this machine.

@@ -167,12 +167,7 @@ class Prune:
         return groups
 
     def _choose(
-        self,
-        net: nn.Module,
-        size: int,
-        groups: Sequence[ChannelGroup],
-        flops: int,
-        progress: float,
+        self, net: nn.Module, size: int, groups: Sequence[ChannelGroup], flops: int, progress: float
     ) -> dict[str, list[int]]:
         """The channels to remove for a share of the goal; bisection if that is multiply-adds."""
         rules = (self.scope, self.layer_limit, self.round_to)

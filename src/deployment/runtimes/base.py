@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from src.core.errors import DependencyError, UserError
+from src.core.errors import DependencyError, UserError, require
 from src.deployment.description import Description
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ class FileRuntime(ABC):
     @classmethod
     def check_installed(cls) -> None:
         """Raise DependencyError if a package is not installed."""
-        with needs(cls.name):
-            for package in cls.packages:
-                if importlib.util.find_spec(package) is None:
-                    raise ImportError(name=package)
+        require(cls.name, *cls.packages)
 
     @classmethod
     def write(cls, camera: "CameraNet", description: Description, path: Path) -> None:

@@ -202,7 +202,15 @@ def local_slots(
         ConfigError: A GPU that is not visible or is named twice, or more trials at once than the
             devices take.
     """
-    chosen = _chosen_devices(devices, visible)
+    if isinstance(devices, str) and devices != "auto":
+        raise ConfigError("devices", f"must be auto, null or a list of GPU ids, but got {devices}")
+    chosen = list(visible) if devices == "auto" else [str(device) for device in devices or ()]
+    if devices != "auto" and len(set(chosen)) < len(chosen):
+        way = "set trials_per_device instead"
+        raise ConfigError("devices", f"names a GPU twice: {', '.join(chosen)}; {way}")
+    if unknown := [device for device in chosen if device not in visible]:
+        others = f"visible are {', '.join(visible)}" if visible else "no GPU is visible"
+        raise ConfigError("devices", f"GPU {unknown[0]} cannot be used here, {others}")
     capacity = len(chosen) * trials_per_device
     count = n_jobs or capacity or 1
     if chosen and count > capacity:
@@ -216,23 +224,6 @@ def local_slots(
         Slot(number, chosen[number % len(chosen)] if chosen else absent, share)
         for number in range(count)
     ]
-
-
-def _chosen_devices(
-    devices: Literal["auto"] | Sequence[int | str] | None, visible: Sequence[str]
-) -> Sequence[str]:
-    if devices == "auto":
-        return visible
-    if isinstance(devices, str):
-        raise ConfigError("devices", f"must be auto, null or a list of GPU ids, but got {devices}")
-    chosen = [str(device) for device in devices or ()]
-    if len(set(chosen)) < len(chosen):
-        way = "set trials_per_device instead"
-        raise ConfigError("devices", f"names a GPU twice: {', '.join(chosen)}; {way}")
-    if unknown := [device for device in chosen if device not in visible]:
-        others = f"visible are {', '.join(visible)}" if visible else "no GPU is visible"
-        raise ConfigError("devices", f"GPU {unknown[0]} cannot be used here, {others}")
-    return chosen
 
 
 def visible_devices(variable: str | None, count: int) -> list[str]:

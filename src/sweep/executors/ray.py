@@ -1,6 +1,5 @@
 """Trials as tasks of Ray, on this machine or a cluster; each in a fresh worker process."""
 
-import importlib.util
 import math
 import os
 import secrets
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import joblib
 from annotated_types import Ge, Gt
 
-from src.core.errors import ConfigError, DependencyError, UserError
+from src.core.errors import ConfigError, UserError, require
 from src.sweep.executors import base
 from src.sweep.records import EndedTask, Task
 
@@ -44,9 +43,7 @@ class RayExecutor(base.Executor):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__([])
-        if importlib.util.find_spec("ray") is None:
-            way = "pip install -e '.[ray]'"
-            raise DependencyError(f"executor=ray needs Ray, which is not installed: {way}")
+        require("ray", "ray")
         self._address = address
         self._n_jobs = n_jobs
         self._needs = {"CPU": float(cpus_per_trial), "GPU": float(gpus_per_trial)}
@@ -79,8 +76,7 @@ class RayExecutor(base.Executor):
         if not ray.is_initialized():
             arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if self._address is None:
-                n_cpus = math.ceil((self._n_jobs or 1) * self._needs["CPU"])
-                cores = max(joblib.cpu_count(), n_cpus)
+                cores = max(joblib.cpu_count(), math.ceil((self._n_jobs or 1) * self._needs["CPU"]))
                 arguments |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
             else:
                 arguments["address"] = self._address

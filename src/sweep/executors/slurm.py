@@ -1,7 +1,6 @@
 """Trials as jobs of a Slurm cluster, by submitit; `cluster=local` runs them on this machine."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 import psutil
 from annotated_types import Ge
 
-from src.core.errors import DependencyError, UserError
+from src.core.errors import UserError, require
 from src.sweep.executors import base
 from src.sweep.records import EndedTask, Task
 from src.tracking.store import environment
@@ -63,9 +62,7 @@ class SlurmExecutor(base.Executor):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(base.plain_slots(n_jobs, cpus_per_task))
-        if importlib.util.find_spec("submitit") is None:
-            way = "pip install -e '.[slurm]'"
-            raise DependencyError(f"executor=slurm needs submitit, which is not installed: {way}")
+        require("slurm", "submitit")
         if cluster == "slurm":
             import submitit
 

@@ -41,7 +41,7 @@ def test_a_study_is_its_front_and_a_trial_its_first_seed(
         ({"run": "a", "join": "b.json"}, "join: adds a file and measures nothing"),
         ({"run": "a", "cores": 9999}, "cores: must be at most"),
         ({"run": "a", "out": "result.csv"}, "out: result.csv would be the CSV"),
-        ({"run": "a", "out": "."}, "out: . is not a file"),
+        ({"run": "a", "out": "."}, "out: . is a folder"),
         ({"run": "a", "out": "/dev/null"}, "out: /dev/null is not a file"),
         ({"file": __file__, "out": __file__}, "is a model, which would be lost"),
     ],
