@@ -79,7 +79,7 @@ def assignment(text: str, where: str = "") -> Assignment:
         raise ConfigError(where, _syntax_problem(text, error)) from None
     key = override.get_key_element().lstrip("+~")
     prefix = override.get_key_element().removesuffix(key)
-    value = override.value()
+    value: Any = override.value()
     if not isinstance(value, Sweep | Glob):
         refuse_nested(value, where)
         return Assignment(prefix, key, value)

@@ -119,6 +119,7 @@ def _domain(value: Any, where: str) -> Domain:
         return _range(value, where)
     if isinstance(value, IntervalSweep):
         low, high, log = value.start, value.end, "log" in value.tags
+        assert low is not None and high is not None  # noqa: PT018
         text = f"interval({low!r},{high!r})"
         if not isinstance(low, int):
             text = f"tag(log,{text})" if log else text

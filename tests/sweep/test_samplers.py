@@ -230,25 +230,15 @@ STARTUP = "n_startup_trials"
 @pytest.mark.parametrize(
     ("name", "change", "n_objectives", "message"),
     [
+        ("tpe", {STARTUP: "many"}, 1, "_trials: input should be a valid integer, but got 'many'"),
+        ("tpe", {STARTUP: None}, 1, "_trials: input should be a valid integer, but got None"),
+        ("tpe", {STARTUP: True}, 1, "_trials: input should be a valid integer, but got True"),
         (
             "tpe",
-            {STARTUP: "many"},
+            {"multivariate": "no"},
             1,
-            ".n_startup_trials: input should be a valid integer, but got 'many'",
+            "multivariate: input should be a valid boolean, but got 'no'",
         ),
-        (
-            "tpe",
-            {STARTUP: None},
-            1,
-            ".n_startup_trials: input should be a valid integer, but got None",
-        ),
-        (
-            "tpe",
-            {STARTUP: True},
-            1,
-            ".n_startup_trials: input should be a valid integer, but got True",
-        ),
-        ("tpe", {"multivariate": "no"}, 1, ".multivariate: must be bool or None, but got 'no'"),
         ("tpe", {"gama": 1}, 1, ".gama: unknown key; did you mean gamma"),
         ("tpe", {"seed": 1}, 1, ".seed: must be left out"),
         ("tpe", {"_target_": "optuna.samplers.TPE"}, 1, "._target_: cannot import optuna.samplers"),
