@@ -118,8 +118,9 @@ def _domain(value: Any, where: str) -> Domain:
     if isinstance(value, RangeSweep):
         return _range(value, where)
     if isinstance(value, IntervalSweep):
-        low, high, log = value.start, value.end, "log" in value.tags
-        assert low is not None and high is not None  # noqa: PT018
+        low: Any = value.start
+        high: Any = value.end
+        log = "log" in value.tags
         text = f"interval({low!r},{high!r})"
         if not isinstance(low, int):
             text = f"tag(log,{text})" if log else text
