@@ -335,7 +335,15 @@ def all_cells(
     seeds = section.get("seeds", settings["seeds"])
     labels = section.get("labels", {})
     cells = [cell for study in studies for cell in read_cells(record, study, seeds)]
-    return [replace(cell, name=labels.get(cell.name, cell.name)) for cell in cells]
+    prefix = section.get("images", "")
+    return [
+        replace(
+            cell,
+            name=labels.get(cell.name, cell.name),
+            frames=[f[f["image_id"].str.startswith(prefix)] for f in cell.frames],
+        )
+        for cell in cells
+    ]
 
 
 def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

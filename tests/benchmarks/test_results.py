@@ -291,6 +291,14 @@ def test_metrics_by_a_decision_rule_that_is_fitted_on_validation(store: Store) -
     assert row["accuracy"].startswith(f"{np.mean([score(f, 'accuracy') for f in frames]):.3f} ±")
 
 
+def test_a_section_may_be_about_the_images_of_one_source(store: Store) -> None:
+    frames = pair(0.6)
+    record(store, "s", frames)
+    [row] = rows(render(store, section("systems", "s", images="i02")), "seeds")
+    expected = np.mean([score(frame[20:30], "accuracy") for frame in frames])
+    assert row["accuracy"].startswith(f"{expected:.3f} ±")
+
+
 def test_the_record_keeps_what_a_store_lacks_and_the_page_is_computed_from_it_alone(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
