@@ -334,16 +334,14 @@ def all_cells(
     studies = dict.fromkeys([*section["studies"], *filter(None, others)])
     seeds = section.get("seeds", settings["seeds"])
     labels = section.get("labels", {})
-    cells = [cell for study in studies for cell in read_cells(record, study, seeds)]
-    prefix = section.get("images", "")
-    return [
-        replace(
-            cell,
-            name=labels.get(cell.name, cell.name),
-            frames=[f[f["image_id"].str.startswith(prefix)] for f in cell.frames],
-        )
-        for cell in cells
-    ]
+    cells = []
+    for cell in (cell for study in studies for cell in read_cells(record, study, seeds)):
+        ids = [str(run_id)[:8] for run_id in cell.runs["run_id"]]
+        name = next((labels[run_id] for run_id in ids if run_id in labels), cell.name)
+        for source, prefix in section.get("images", {"": ""}).items():
+            frames = [frame[frame["image_id"].str.startswith(prefix)] for frame in cell.frames]
+            cells.append(replace(cell, name=f"{name}{source}", frames=frames))
+    return cells
 
 
 def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -293,10 +293,13 @@ def test_metrics_by_a_decision_rule_that_is_fitted_on_validation(store: Store) -
 
 def test_a_section_may_be_about_the_images_of_one_source(store: Store) -> None:
     frames = pair(0.6)
-    record(store, "s", frames)
-    [row] = rows(render(store, section("systems", "s", images="i02")), "seeds")
-    expected = np.mean([score(frame[20:30], "accuracy") for frame in frames])
-    assert row["accuracy"].startswith(f"{expected:.3f} ±")
+    ids = record(store, "s", frames)
+    images, labels = {", second ten": "i01", ", all": "i"}, {ids[1][:8]: "a net"}
+    shown = rows(render(store, section("systems", "s", images=images, labels=labels)), "seeds")
+    assert [row["model"] for row in shown] == ["a net, second ten", "a net, all"]
+    for row, part in zip(shown, (slice(10, 20), slice(None)), strict=True):
+        expected = np.mean([score(frame[part], "accuracy") for frame in frames])
+        assert row["accuracy"].startswith(f"{expected:.3f} ±")
 
 
 def test_the_record_keeps_what_a_store_lacks_and_the_page_is_computed_from_it_alone(
