@@ -220,7 +220,7 @@ def _log_training(
 ) -> None:
     """Log learning curves, tags and values of a training, its epochs' time and GPU memory."""
     curves = folder / "learning_curves.png"
-    figures.learning_curves(pd.DataFrame(best.history), best.epoch).savefig(curves)
+    figures.save(figures.learning_curves(pd.DataFrame(best.history), best.epoch), curves)
     run.artifact(curves, "figures")
     run.tag(**tags)
     if epoch_s:
@@ -286,7 +286,7 @@ def evaluate(
     run.table(predictions, f"predictions/{split}.csv")
     run.table(figures.per_class_table(matrix, classes), f"per_class/{split}.csv")
     picture = folder / f"confusion_{split}.png"
-    figures.confusion_matrix(matrix, classes, split).savefig(picture)
+    figures.save(figures.confusion_matrix(matrix, classes, split), picture)
     run.artifact(picture, "figures")
     return values
 
