@@ -1,6 +1,9 @@
 """The loop of a study: ask Optuna, submit to the executor, record what ended, tell, retry."""
 
+import contextlib
 import logging
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -344,11 +347,12 @@ class Scheduler:
             self.storage, name, trial_id, trial.number, str(folder), self.body, payload
         )
         trial.set_user_attr("folder", str(folder))
-        task = self.executor.submit(task)
-        if job := self.executor.job(task):
-            self.study._storage.set_trial_system_attr(trial_id, records.JOB, job)
-        waits = self.executor.queues
-        self._running[trial.number] = RunningTrial(task, cell, time.monotonic(), waits=waits)
+        with deferred_signals():
+            task = self.executor.submit(task)
+            if job := self.executor.job(task):
+                self.study._storage.set_trial_system_attr(trial_id, records.JOB, job)
+            waits = self.executor.queues
+            self._running[trial.number] = RunningTrial(task, cell, time.monotonic(), waits=waits)
         return True
 
     def _read_progress(self) -> None:
@@ -469,6 +473,22 @@ class Scheduler:
                 self._ended.append(EndedTask(running.task, None, "its end was not noticed"))
         self._settle_all()
         self.recorder.catch_up()
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Handle Ctrl+C and SIGTERM after the block, within which nobody would know a started trial."""
+    received, handlers = list[int](), dict[signal.Signals, Any]()
+    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in received[:1]:
+        signal.raise_signal(number)
 
 
 def log_tail(folder: Path, lines: int = TAIL_LINES) -> str:

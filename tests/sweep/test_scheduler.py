@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -403,6 +404,26 @@ def test_after_ctrl_c_the_running_trials_are_recorded_and_run_later(setup: FastS
     folders = [[str(setup.folder / "trials" / f"{number:04d}")] for number in (2, 3, 4)]
     assert continued == {**dict(zip(CELLS[2:5], folders, strict=True)), CELLS[5]: []}
     assert (status.counted, status.counts["fail"]) == (6, 0)
+    assert setup.completed == dict.fromkeys(CELLS, 1)
+
+
+class InterruptedExecutor(ScriptedExecutor):
+    """The user presses Ctrl+C while the third trial is started, which takes seconds at first."""
+
+    def _start(self, task: Task) -> Task:
+        if task.number == 2:
+            signal.raise_signal(signal.SIGINT)
+        return super()._start(task)
+
+
+def test_ctrl_c_while_a_trial_is_started_does_not_lose_it(setup: FastSetup) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(setup, executor=InterruptedExecutor), lambda task: None, n_jobs=3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    stopped = [trial for trial in setup.trials if trial.state is FAIL]
+    assert [cell_of(trial) for trial in stopped] == CELLS[:3]
+    assert [outcome.kind for outcome in setup.recorder.settled.values()] == ["stopped"] * 3
+    run(setup)
     assert setup.completed == dict.fromkeys(CELLS, 1)
 
 
