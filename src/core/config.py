@@ -239,7 +239,7 @@ def read_recorded(path: Path) -> DictConfig:
     """
     try:
         config = OmegaConf.load(path)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"{path}: cannot be read as a config: {str(error).splitlines()[0]}"
         ) from error

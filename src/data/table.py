@@ -1,5 +1,6 @@
 """Any data set that a CSV file lists: path, label, and optionally group and split."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class CsvTable(source.FolderSource):
         used = [*required, *filter(None, [self.group_column])]
         table = source.read_csv(path, used, complete=required)
         images, names = table[self.path_column], table[self.label_column]
+        source.refuse_repeated(images.map(lambda image: os.path.normpath(root / image)), path)
         classes = self.classes or sorted(names.unique())
         order = source.class_order(classes, self.positive, path)
         columns = {

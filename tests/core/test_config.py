@@ -213,7 +213,7 @@ def test_files_of_conf_may_quote_a_target(monkeypatch: pytest.MonkeyPatch, tmp_p
 CODE = "a: !!python/object/apply:os.getcwd []"
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n", CODE, "\x00", f"a: {'1' * 5000}"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: &x [*x]", CODE, "\x00", f"a: {'1' * 5000}"])
 def test_a_record_that_is_no_config_is_one_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)

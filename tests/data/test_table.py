@@ -45,6 +45,16 @@ def test_columns_may_have_any_name_and_others_are_kept(root, tmp_path):
     assert source.picture(source.manifest(), 5).size == (20, 15)
 
 
+@pytest.mark.parametrize("other", ["./{}", "pictures/../{}", "{root}/{}"])
+def test_two_paths_of_one_file_are_one_image(root, other):
+    table = pd.read_csv(root / "images.csv")
+    again = table.tail(1).assign(path=other.format(table["path"].iloc[-1], root=root))
+    pd.concat([table, again]).to_csv(root / "images.csv", index=False)
+    expected = f"image {root}/pictures/IMG_0035.png is listed more than once"
+    with pytest.raises(DataError, match=expected):
+        manifest(root)
+
+
 def test_unknown_split_is_named(root):
     table = pd.read_csv(root / "images.csv").assign(fold="train")
     table.loc[1, "fold"] = "dev"
