@@ -188,9 +188,11 @@ def _misreading(value: Any, where: str, text: str) -> str:
     is_interval = isinstance(value, IntervalSweep)
     if any(isinstance(item, IntervalSweep) for item in items):
         return f"{text} would be a choice of intervals: give one interval(lowest,highest)"
+    numbers = re.findall(r"\d*\.?\d+(?:[eE][-+]?\d+)?", text)
+    cut_off = "int(" in text and any(float(number) % 1 for number in numbers)  # by Hydra, silently
+    if is_interval and cut_off:
+        return f"the bounds of integers must be integers, but got {text}"
     if is_interval and not -math.inf < value.start < value.end < math.inf:
-        if re.search(r"int\(.*\d\.\d", text):
-            return f"the bounds of integers must be integers, but got {text}"
         return f"must have finite bounds, the lower one first, but got {text}"
     if isinstance(value, BareInterval):
         bounds = f"{value.start:.0f},{value.end:.0f}"
