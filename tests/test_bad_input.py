@@ -29,6 +29,7 @@ FILES = {  # slips in a config file
     "duplicate": b"seed: 1\nseed: 2\n",
     "python": b"seed: !!python/object/apply:os.getcwd []\n",
     "latin1": "study: é\n".encode("latin-1"),
+    "itself": b"# @package _global_\nmodel: &net\n  net: *net\n",
     "list": b"# @package _global_\n- seed: 1\n",
     "header": b"seed: 1\n",
     "misspelt": b"# @package _global_\noptimzer:\n  lr: 1\n",

@@ -392,7 +392,8 @@ def one_line(
         files = [file for frame in frames if (file := frame.f_locals.get("full_path"))]
         name = str(getattr(error, "filename", None) or (files[-1] if files else ""))
         argument = next((word for word in arguments if name and name in word), name)
-        text = f"{argument or 'config'}: {getattr(error, 'strerror', None) or error}"
+        first = (str(error).splitlines() or [""])[0]  # the others name positions or inner keys
+        text = f"{argument or 'config'}: {getattr(error, 'strerror', None) or first}"
     return " ".join(text.split())
 
 
@@ -419,6 +420,8 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         if str(error.override).endswith(","):
             return f"{error.override}: ends with a comma; write values without spaces: key=a,b"
         problem = text.splitlines()[0].partition(" expecting ")[0]
+        ways = "write key=value, and other texts in quotes, key=\"'a b'\""
+        problem = re.sub(r"^(\w+Exception: |Error parsing override ).*", ways, problem)
         return f"{error.override}: not a valid override, {problem}"
     if sweep := re.search(r"(?:argument|parameters) '(.+)'", text):
         way = "add -m; a list is written key=[a,b], a text with commas key=\"'a,b'\""

@@ -321,8 +321,10 @@ def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **ob
             raise cause.under(where) from error
         if isinstance(cause, UserError):
             raise cause from error
-        if isinstance(cause, ValueError):
-            raise ConfigError(where, str(cause).splitlines()[0]) from error
+        if isinstance(cause, ValueError | TypeError | ImportError):
+            first = (str(cause).splitlines() or [type(cause).__name__])[0]
+            problem = re.sub(r"^\S+ missing \d+ required .*arguments?: ", "lacks ", first)
+            raise ConfigError(where, problem) from error
         raise
     except HydraException as error:
         raise ConfigError(path, str(error).splitlines()[0]) from error

@@ -111,7 +111,8 @@ def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> 
     """The question "; did you mean <similar name>?" for an unknown name, or an empty text.
 
     `before` separates the question from the text in front of it; at most `count` valid names are
-    suggested.
+    suggested, but neither the name itself nor the key above it.
     """
-    matches = difflib.get_close_matches(name, [other for other in names if other != name], n=count)
+    others = [other for other in names if not f"{name}.".startswith(f"{other}.")]
+    matches = difflib.get_close_matches(name, others, n=count)
     return f"{before}did you mean {' or '.join(matches)}?" if matches else ""

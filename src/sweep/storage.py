@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import functools
 import hashlib
 import json
@@ -286,6 +287,10 @@ def _lock_file(url: str, study_name: str, stack: contextlib.ExitStack) -> Callab
     try:
         stack.enter_context(lock)
     except Timeout:
+        if not Path(lock.lock_file).exists():  # a folder that takes no files, such as /proc
+            raise FileNotFoundError(
+                errno.ENOENT, os.strerror(errno.ENOENT), lock.lock_file
+            ) from None
         owner = ""
         with contextlib.suppress(OSError):
             owner = note.read_text()
