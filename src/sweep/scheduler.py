@@ -487,8 +487,8 @@ def deferred_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for number in received[:1]:
-        signal.raise_signal(number)
+    for arrived in received[:1]:
+        signal.raise_signal(arrived)
 
 
 def log_tail(folder: Path, lines: int = TAIL_LINES) -> str:
