@@ -157,6 +157,7 @@ def test_the_links_are_those_that_the_server_s_version_knows(
         def log_message(self, *_):
             pass
 
+    views._version.cache_clear()  # a port may be that of an earlier test
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
