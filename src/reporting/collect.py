@@ -289,6 +289,7 @@ def files_of(reader: PredictionReader, chosen: pd.DataFrame) -> dict[str, Any]:
     for run_id, label, net in chosen[["run_id", "label", "net"]].to_numpy():
         with suppress(UserError):  # recorded without layers, such as a net outside torch
             rows = pd.read_csv(read.artifact(reader.store, net, "layers.csv"))
+            rows = rows.fillna({"layer": "the net itself"})  # the outermost module has no name
             tables.append(rows.assign(run_id=run_id, label=label))
             file = read.artifact(reader.store, net, "figures/augmentation_sheet.png")
             sheet = sheet or file.read_bytes()

@@ -336,3 +336,21 @@ def test_predictions_are_read_once_by_seed_and_none_if_a_seed_has_none(
     assert requests == [("a0", "val"), ("a1", "val")]
     assert reader.predictions("a", "test") == []
     assert reader.study_of("a").name == "s"
+
+
+def test_layers_are_those_of_the_first_net_of_each_chosen_trial(tmp_path, monkeypatch):
+    (tmp_path / "layers.csv").write_text("layer,type,flops,params\n,Net,5,0\nhead,Linear,7,3\n")
+
+    def artifact(_, net, name):
+        if net == "b" or name != "layers.csv":
+            raise UserError("no such artifact")
+        return tmp_path / name
+
+    monkeypatch.setattr(collect.read, "artifact", artifact)
+    reader = PredictionReader(STORE, [collect.study(RUNS, "s", STORE)])
+    chosen = pd.DataFrame({"run_id": ["x", "y"], "label": ["#1", "#2"], "net": ["a", "b"]})
+    files = collect.files_of(reader, chosen)
+    rows = files["layers"][["label", "layer", "flops"]].to_numpy().tolist()
+    assert rows == [["#1", "the net itself", 5], ["#1", "head", 7]]
+    assert files["sheet"] == b""
+    assert collect.files_of(reader, chosen.iloc[1:])["layers"].empty
