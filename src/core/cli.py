@@ -180,7 +180,7 @@ class Command:
         except Exception as error:
             message = one_line(error, self.config_name, arguments)
             if full_error or message is None:
-                sys.stderr.write(masked(format_bug(error)))
+                sys.stderr.write(masked(traceback.format_exc()))
                 sys.exit(1)
             fail(message)
         finally:
@@ -463,8 +463,3 @@ def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
         for leaf in leaves:
             keys |= {leaf[: dot.start()] for dot in re.finditer(r"\.|$", leaf)}
     return sorted(keys)
-
-
-def format_bug(error: BaseException) -> str:
-    """The traceback of an unexpected error, as text."""
-    return "".join(traceback.format_exception(error))

@@ -61,12 +61,12 @@ def summary(probability: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """
     probability = probability.astype(float)
     confidence, right = probability.max(axis=1), probability.argmax(axis=1) == target
-    truth = np.eye(probability.shape[1])[target]
+    truth, scores = np.eye(probability.shape[1])[target], log_probability(probability)
     return {
         "ece": error(reliability(confidence, right, equal_width(confidence))),
         "adaptive_ece": error(reliability(confidence, right, equal_content(confidence))),
         "brier": float(((probability - truth) ** 2).sum(axis=1).mean() / 2),
-        "nll": _nll(log_probability(probability), target),
+        "nll": float(-log_softmax(scores, axis=1)[np.arange(len(target)), target].mean()),
     }
 
 
@@ -133,7 +133,3 @@ def compare(predictions: Predictions, scaled: np.ndarray | None) -> pd.DataFrame
 def log_probability(probability: np.ndarray) -> np.ndarray:
     """Finite logarithms: single precision rounds smaller values to 0."""
     return np.asarray(np.log(np.maximum(probability.astype(float), np.finfo(np.float32).tiny)))
-
-
-def _nll(logits: np.ndarray, target: np.ndarray) -> float:
-    return float(-log_softmax(logits, axis=1)[np.arange(len(target)), target].mean())

@@ -6,6 +6,7 @@ import logging
 import math
 import shlex
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def summarise_study(
         try:
             trained.log_model(store, run_id)
         except Exception as error:
-            reason = cli.one_line(error) or cli.format_bug(error)
+            reason = cli.one_line(error) or traceback.format_exc()
             log.error("run %s has no model in MLflow: %s", run_id, reason)
     bounds = record_intervals(store, table, objectives)
     changed = table[table["front"] != (table["was_front"] == "true")]
@@ -321,7 +322,7 @@ def test_once(store: Store, chosen: pd.DataFrame, why: str) -> bool:
             run.tag(tested=why)
             run.untag("test_failure")
         except Exception as error:
-            reason = cli.one_line(error) or cli.format_bug(error)
+            reason = cli.one_line(error) or traceback.format_exc()
             run.tag(test_failure=reason)
             log.error("run %s could not be evaluated on the test split: %s", run_id, reason)
     return len(chosen) > 0
