@@ -97,7 +97,7 @@ def build_augment(config: DictConfig) -> None:
 def build_trainer(config: DictConfig) -> None:
     config.trainer.accelerator = "cpu"  # this machine may have no GPU
     config.trainer.devices = 1
-    trainer = instantiate(config.trainer, "trainer", logger=False)
+    trainer = instantiate(config.trainer, "trainer", ("compile",), logger=False)
     assert trainer.max_epochs == config.trainer.max_epochs
 
 
