@@ -1,3 +1,5 @@
+import dataclasses
+import importlib
 import logging
 import os
 import pickle
@@ -17,8 +19,11 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
+from hydra._internal import config_loader_impl as loader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader
 from hydra._internal.core_plugins import file_config_source
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigSource
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,23 +54,80 @@ BROWSER_FLAGS = [
 ]
 
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
+def files_of(sources: list[ConfigSource]) -> tuple[Any, ...]:
+    """Where Hydra reads from, and the state of every file there."""
+    folders = {"file": "", "studies": "sweeps"}  # the second is of hydra_plugins/paretoderm.py
+    files = [
+        (file.path, status.st_mtime_ns, status.st_size)
+        for source in sources
+        if source.scheme() in folders
+        for folder, _, _ in os.walk(Path(source.path, folders[source.scheme()]))
+        for file in os.scandir(folder)
+        if file.name.endswith(".yaml")
+        for status in [file.stat()]
+    ]
+    return *((source.scheme(), source.path) for source in sources), *sorted(files)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def each_config_file_is_parsed_once() -> Iterator[None]:
-    """Hydra parses some thirty files for each composition, and composes up to three times a run."""
+def each_composition_is_made_once() -> Iterator[None]:
+    """Hydra needs 0.2 s to find and merge some thirty files, and does so up to three times a run.
+
+    What a test types is parsed and applied each time. New choices or changed files are read.
+    """
     Plugins.instance()  # it defines the classes of its plugins anew
-    source = file_config_source.FileConfigSource
-    load, parsed = source.load_config, dict[tuple[Path, bytes], bytes]()
+    FileConfigSource = file_config_source.FileConfigSource  # noqa: N806
+    find, merge = loader.create_defaults_list, Loader._compose_config_from_defaults_list
+    load = FileConfigSource.load_config
+    loaded, found, merged = dict[Any, bytes](), dict[Any, Any](), dict[Any, bytes]()
 
     def load_once(self: Any, config_path: str) -> Any:
-        path = Path(self.path, self._normalize_file_name(config_path))
-        if not path.is_file():
+        file = Path(self.path, self._normalize_file_name(config_path))
+        if not file.is_file():
             return load(self, config_path)
-        key = path, path.read_bytes()
-        parsed[key] = parsed.get(key) or pickle.dumps(load(self, config_path))
-        return pickle.loads(parsed[key])
+        key = file, file.read_bytes()
+        if key not in loaded:
+            loaded[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(loaded[key])
+
+    def find_once(repo: Any, config_name: Any, overrides_list: list[Any], **options: Any) -> Any:
+        typed = [override for override in overrides_list if not override.is_sweep_override()]
+        choices = [
+            override
+            for override in typed
+            if repo.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+        ]
+        lines = tuple(override.input_line for override in choices)
+        key = files_of(repo.get_sources()), config_name, lines, *sorted(options.items())
+        if key not in found:
+            found[key] = find(repo, config_name, choices, **options)
+        others = [override for override in typed if override not in choices]
+        return dataclasses.replace(found[key], config_overrides=others)
+
+    def merge_once(self: Any, defaults: list[Any], repo: Any) -> Any:
+        key = files_of(repo.get_sources()), repr(defaults)
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(merged[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "load_config", load_once)
+        patch.setattr(FileConfigSource, "load_config", load_once)
+        patch.setattr(loader, "create_defaults_list", find_once)
+        patch.setattr(Loader, "_compose_config_from_defaults_list", merge_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs_are_quick(made_once: MadeOnce) -> Iterator[None]:
+    """Runs and trials draw no figures, and share one cache of decoded pictures."""
+    importlib.import_module("quick_runs")
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        patch.setenv("PARETODERM_CACHE", str(made_once("pictures", lambda folder: None)))
         yield
 
 
@@ -117,9 +179,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {file: place for place, file in enumerate(GROUPS)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
-
-
-MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,6 @@ def folder(
     (path / "mlruns").mkdir()
     (path / "mlruns" / "mlflow.db").write_bytes(empty_database.read_bytes())
     module_patch.chdir(path)
-    module_patch.setenv("PARETODERM_CACHE", str(path / "cache"))
     module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return path
 

@@ -75,7 +75,6 @@ def folder(
         for name, content in FILES.items():
             (path / "mine" / group / f"{name}.yaml").write_bytes(content)
     (path / "mine" / "mytrain.yaml").write_bytes(FILES["bracket"])
-    module_patch.setenv("PARETODERM_CACHE", str(path / "cache"))
     module_patch.setattr(pytorch_lightning.Trainer, "fit", reached)
     module_patch.setattr(Scheduler, "run", reached)
     module_patch.setattr(LocalExecutor, "warm_up", lambda executor: None)

@@ -35,6 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
 # All commands run in one process, so that imports are paid once.
 RUNNER = """
 import json, runpy, shlex, sqlite3, sys
+import quick_runs
 for number, line in enumerate(json.loads(sys.argv.pop())):
     if number:
         store = sqlite3.connect("mlruns/mlflow.db")
@@ -56,7 +57,7 @@ def test_every_command_of_the_page_runs(project: Path) -> None:
     lines = [line[2:] for text in blocks for line in text.splitlines() if line.startswith("$ ")]
     assert len(lines) == 4
     assert all(line.startswith("python -m src.train ") for line in lines)
-    environment = {**os.environ, "PYTHONPATH": str(project)}
+    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{ROOT / 'tests'}"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     process = subprocess.run(
         [sys.executable, "-c", RUNNER, json.dumps(lines)],

@@ -192,7 +192,6 @@ def multirun(
     arguments = ["-m", "experiment=smoke", "model=custom", "model.net.width=4,0,8", "study=widths"]
     arguments += ["threads=1"]
     module_patch.chdir(folder)
-    module_patch.setenv("PARETODERM_CACHE", str(folder / "cache"))
     module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output, handler, root = io.StringIO(), signal.getsignal(signal.SIGTERM), logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -296,7 +295,7 @@ def test_artifacts_are_complete(multirun: Finished, children: pd.DataFrame) -> N
     assert names >= set(files.split())
     assert "model.net.width=4" in (artifacts / "overrides.txt").read_text()
     assert json.loads((artifacts / "environment.json").read_text())["packages"]["torch"]
-    for picture in (artifacts / "figures").glob("*.png"):
+    for picture in (artifacts / "figures").glob("*_sheet.png"):
         with Image.open(picture) as image:
             assert min(image.size) > 200
 
@@ -368,6 +367,10 @@ def test_two_processes_train_one_run(multirun: Finished) -> None:
     for split in ("val", "test"):
         table = multirun.csv(row["run_id"], f"predictions/{split}.csv")
         assert len(table) == table["image_id"].nunique() == row[f"metrics.data/images/{split}"]
+    pictures = read.artifact(multirun.store, row["run_id"], "figures")
+    for picture in pictures.glob("*.png"):  # this process draws them, see tests/quick_runs.py
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
 
 
 def test_two_classes_of_real_images(multirun: Finished, shared_data: Path, typed: Typed) -> None:
@@ -391,13 +394,7 @@ def train_without_an_end(folder: Path, study: str) -> None:
     os.chdir(folder)
     sys.stdout = sys.stderr = (folder / f"{study}.log").open("w", buffering=1)
     options = ["trainer.max_epochs=100000", "threads=1"]
-    sys.argv = [
-        "src.train",
-        "experiment=smoke",
-        *options,
-        f"study={study}",
-        f"data.cache_dir={folder}/cache",
-    ]
+    sys.argv = ["src.train", "experiment=smoke", *options, f"study={study}"]
     train.main()
 
 

@@ -268,14 +268,12 @@ def work(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Work
 def typed(work: WorkingFolder, monkeypatch: pytest.MonkeyPatch, run_entry):
     """`python -m src.train <arguments>` in this process: status and output."""
     monkeypatch.chdir(work.folder)
-    monkeypatch.setenv("PARETODERM_CACHE", str(work.folder / "cache"))
     return functools.partial(run_entry, train.main)
 
 
 def run_owner(folder: Path, arguments: list[str]) -> None:
     """`python -m src.train <arguments>` in a process of its own, to be killed."""
     os.chdir(folder)
-    os.environ["PARETODERM_CACHE"] = str(folder / "cache")
     sys.argv = ["src.train", *arguments]
     train.main()
 
@@ -329,11 +327,10 @@ def test_sweeps_of_a_data_set_have_a_header_and_compose(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_other_sweeps_have_a_header_and_can_run(
-    name: str, work: WorkingFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One cell is composed, built and trained for a batch."""
     header(name)
-    monkeypatch.setenv("PARETODERM_CACHE", str(work.folder / "cache"))
     monkeypatch.setattr(dry_run, "TIMED", 1)
     plan = planned(f"sweeps={name}", *TINY)
     pruner = make_pruner(plan.settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)

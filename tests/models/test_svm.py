@@ -192,7 +192,6 @@ def test_run_has_the_record_of_a_network_without_flops_and_epochs(
         *("experiment=smoke", "model=svm", "augment=none", "model.net.bins=2"),
         *("model.net.kernels=[linear,rbf]", "model.net.costs=[1]"),
         *("model.net.descriptors=[hu,histogram]", f"tracking.uri={store.uri}"),
-        f"data.cache_dir={tmp_path}/cache",
     )
     assert status == 0, output
     (run,) = (row for _, row in read.runs(store).iterrows())

@@ -39,7 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Pa
 def typed(folder: Path, monkeypatch: pytest.MonkeyPatch, run_entry):
     """`typed(report.main, *arguments)` runs a command in the folder: status and output."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PARETODERM_CACHE", str(folder / "cache"))
     return run_entry
 
 

@@ -274,7 +274,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Stud
     copy(empty_database, folder / "mlflow.db")
     store = Store(f"sqlite:///{folder}/mlflow.db", folder=folder).open()
     tracking = {"uri": store.uri, "experiment": store.experiment, "folder": str(folder)}
-    overrides = [*CELL, "model.net.width=4", f"data.cache_dir={folder / 'cache'}"]
+    overrides = [*CELL, "model.net.width=4"]
     settings = {"cell": [], "study_run": None, "git": ["0", False], "keep_state_s": 0}
     objectives = [{"metric": "val/balanced_accuracy"}]
     return StudyOnDisk(folder, objectives, overrides=overrides, tracking=tracking, **settings)

@@ -58,20 +58,15 @@ class Training(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
     folder = tmp_path_factory.mktemp("store")
     (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
     return Store(uri=f"sqlite:///{folder}/mlflow.db", experiment="template", folder=folder)
 
 
-def compose_config(cache: Path, *overrides: str) -> DictConfig:
+def compose_config(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*STANDARD, f"data.cache_dir={cache}", *overrides])
+        return compose("train", [*STANDARD, *overrides])
 
 
 def train(
@@ -103,12 +98,12 @@ Complete = Callable[..., tuple[Training, Run]]
 
 
 @pytest.fixture(scope="module")
-def complete(cache: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Complete:
+def complete(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Complete:
     """Uninterrupted trainings with their runs; each is trained once."""
 
     @functools.cache
     def train_once(changes: tuple[str, ...], keep_state_s: float) -> Any:
-        config, folder = compose_config(cache, *changes), tmp_path_factory.mktemp("complete")
+        config, folder = compose_config(*changes), tmp_path_factory.mktemp("complete")
         with Run.start(store, "complete") as run:
             training = train(config, folder, run, keep_state_s=keep_state_s)
         return training, run
@@ -123,10 +118,10 @@ def unbroken(complete: Complete) -> Training:
 
 
 @pytest.fixture(scope="module")
-def stopped(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state of the standard training after its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
-    return train(compose_config(cache), folder, stop=3, keep_state_s=0).state
+    return train(compose_config(), folder, stop=3, keep_state_s=0).state
 
 
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
@@ -152,9 +147,9 @@ def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     ],
 )
 def test_a_resumed_training_equals_an_uninterrupted_one(
-    tmp_path: Path, cache: Path, store: Store, complete: Complete, changes: tuple[str, ...]
+    tmp_path: Path, store: Store, complete: Complete, changes: tuple[str, ...]
 ) -> None:
-    config = compose_config(cache, *changes)
+    config = compose_config(*changes)
     whole, whole_run = complete(changes, 1e9)
     early = train(config, tmp_path / "first", stop=3, keep_state_s=0)
     with Run.start(store, "resumed") as run:
@@ -175,8 +170,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert kept[0] == kept[1]
 
 
-def test_a_training_resumes_twice_in_place(tmp_path: Path, cache: Path, unbroken: Training) -> None:
-    config, state = compose_config(cache), None
+def test_a_training_resumes_twice_in_place(tmp_path: Path, unbroken: Training) -> None:
+    config, state = compose_config(), None
     epochs: dict[int, dict[str, float]] = {}
     for stop, numbers in ((2, [1, 2]), (3, [2, 3]), (0, [3, 4])):
         part = train(config, tmp_path / "trial", stop=stop, resume=state, keep_state_s=0)
@@ -200,7 +195,6 @@ EARLY = (  # in the second epoch nothing has improved
 )
 def test_a_finished_training_only_restores_its_best_epoch(
     tmp_path: Path,
-    cache: Path,
     store: Store,
     complete: Complete,
     changes: tuple[str, ...],
@@ -212,7 +206,7 @@ def test_a_finished_training_only_restores_its_best_epoch(
     calls: list[Any] = []
     options = {"resume": whole.state, "on_resume": calls.append, "keep_state_s": keep_state_s}
     with Run.start(store, "again") as second:
-        again = train(compose_config(cache, *changes), tmp_path / "again", second, **options)
+        again = train(compose_config(*changes), tmp_path / "again", second, **options)
     assert again.epochs == {}
     assert calls == [list(whole.epochs.values())]
     best = [part.folder / "best.ckpt" for part in (whole, again)]
@@ -228,11 +222,11 @@ def test_a_finished_training_only_restores_its_best_epoch(
 
 @pytest.mark.parametrize("more", [(), WITHOUT_VALIDATION])
 def test_weights_that_the_last_step_ruined_are_a_diverged_training(
-    tmp_path: Path, cache: Path, more: tuple[str, ...]
+    tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     """The training loss is of the weights before the only step: it is finite."""
     one_step = ("optimizer.lr=1e30", "data.batch_size=100000", "trainer.max_epochs=1")
-    config = compose_config(cache, *one_step, *more)
+    config = compose_config(*one_step, *more)
     problem = "the net's output is not finite" if more else "val/loss is (nan|inf) in epoch 1"
     with pytest.raises(DivergedError, match=f"{problem}.*: the training diverged; lower optimizer"):
         loop.train(config, loop.build(config), None, tmp_path)
@@ -240,9 +234,9 @@ def test_weights_that_the_last_step_ruined_are_a_diverged_training(
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_probabilities_that_are_no_numbers_are_not_recorded(
-    tmp_path: Path, cache: Path, store: Store, split: str
+    tmp_path: Path, store: Store, split: str
 ) -> None:
-    config = compose_config(cache)
+    config = compose_config()
     parts = loop.build(config)
     weights = next(parts.classifier.net.parameters())
     torch.nn.init.constant_(weights, math.nan)
@@ -277,9 +271,9 @@ def body_that_dies(config: DictConfig, folder: Path, moment: str) -> None:
     "moment", ["between epochs", "state written, not yet in place", "within an epoch"]
 )
 def test_a_killed_process_resumes_from_its_last_complete_state(
-    tmp_path: Path, cache: Path, unbroken: Training, moment: str
+    tmp_path: Path, unbroken: Training, moment: str
 ) -> None:
-    config = compose_config(cache)
+    config = compose_config()
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["src.training.loop"])  # unless one runs already
     trial = processes.Process(target=body_that_dies, args=(config, tmp_path / "first", moment))
@@ -313,7 +307,6 @@ def flip_a_byte(state: Path) -> None:
 )
 def test_a_state_that_does_not_fit_is_reported_and_training_starts_again(
     tmp_path: Path,
-    cache: Path,
     caplog: pytest.LogCaptureFixture,
     stopped: Path,
     spoil: Callable[[Path], Any],
@@ -323,7 +316,7 @@ def test_a_state_that_does_not_fit_is_reported_and_training_starts_again(
     state = tmp_path / "last.ckpt"
     state.write_bytes(stopped.read_bytes())
     spoil(state)
-    again = train(compose_config(cache, *changes), tmp_path / "second", stop=1, resume=state)
+    again = train(compose_config(*changes), tmp_path / "second", stop=1, resume=state)
     assert list(again.epochs) == [1]
     messages = [record.getMessage() for record in caplog.records]
     [line] = [message for message in messages if "NOT RESUMED" in message]
@@ -331,20 +324,18 @@ def test_a_state_that_does_not_fit_is_reported_and_training_starts_again(
     assert reason in line
 
 
-def test_a_training_resumes_on_another_device_and_store(
-    tmp_path: Path, cache: Path, stopped: Path
-) -> None:
+def test_a_training_resumes_on_another_device_and_store(tmp_path: Path, stopped: Path) -> None:
     changes = ("trainer.accelerator=auto", "tracking.folder=elsewhere", "study=other")
-    resumed = train(compose_config(cache, *changes), tmp_path / "run", stop=3, resume=stopped)
+    resumed = train(compose_config(*changes), tmp_path / "run", stop=3, resume=stopped)
     assert list(resumed.epochs) == [3]
 
 
 @pytest.mark.parametrize("loss", ["focal", "balanced_softmax"])
 def test_mixed_images_are_learnt_with_soft_labels(
-    tmp_path: Path, cache: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = f"loss={loss}", "augment.mixup=0.4", "augment.cutmix=1.0", "trainer.max_epochs=1"
-    config = compose_config(cache, *changes)
+    config = compose_config(*changes)
     parts = loop.build(config)
     targets: list[torch.Size] = []
     parts.classifier.loss.register_forward_pre_hook(
@@ -359,11 +350,11 @@ def test_mixed_images_are_learnt_with_soft_labels(
 
 @pytest.mark.parametrize("raised", [EnoughError("x"), KeyboardInterrupt("x"), SystemExit("x")])
 def test_exceptions_of_the_callback_are_unchanged_and_quiet(
-    tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str], raised: BaseException
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], raised: BaseException
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(type(raised)) as caught:
-        train(compose_config(cache), tmp_path / "run", stop=1, raised=raised)
+        train(compose_config(), tmp_path / "run", stop=1, raised=raised)
     assert caught.value is raised
     assert signal.getsignal(signal.SIGINT) == handler
     output = "".join(capfd.readouterr())
@@ -371,11 +362,9 @@ def test_exceptions_of_the_callback_are_unchanged_and_quiet(
     assert "Traceback" not in output
 
 
-def test_the_last_epoch_of_a_stopped_training_is_logged(
-    tmp_path: Path, cache: Path, store: Store
-) -> None:
+def test_the_last_epoch_of_a_stopped_training_is_logged(tmp_path: Path, store: Store) -> None:
     run = Run.start(store, "pruned")
-    epochs = train(compose_config(cache), tmp_path / "run", run, stop=2).epochs
+    epochs = train(compose_config(), tmp_path / "run", run, stop=2).epochs
     logged = curves(run)
     for name in ("train/loss", "val/loss"):
         assert [value for _, value in logged[name]] == [epochs[1][name], epochs[2][name]]
@@ -385,7 +374,7 @@ def test_the_last_epoch_of_a_stopped_training_is_logged(
 
 def balanced_accuracy(tmp_path: Path, width: int) -> float:
     """On validation and test together, after the last epoch."""
-    overrides = [f"model.net.width={width}", f"data.cache_dir={tmp_path}", "trainer=cpu"]
+    overrides = [f"model.net.width={width}", "trainer=cpu"]
     # drawing larger pictures takes longer than training on them
     overrides += ["model.image_size=32", "threads=1", "data.source.native_size=32"]
     with initialize_config_dir(str(CONF), version_base="1.3"):

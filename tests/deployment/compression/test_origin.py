@@ -114,7 +114,6 @@ def study(
     folder: Path, run_entry: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> Study:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PARETODERM_CACHE", str(folder / "cache"))
     store = Store(folder=folder / "mlruns", uri=f"sqlite:///{folder}/mlruns/mlflow.db")
     return Study(store.open(), run_entry)
 
