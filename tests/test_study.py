@@ -27,6 +27,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from optuna_dashboard import get_note
+from tiny import TINY
 
 from benchmarks.sweep.faults import is_alive
 from src import dry_run, report, study, train
@@ -234,8 +235,6 @@ ON_REAL_IMAGES = dict.fromkeys(HAM, "ham10000") | OTHERS
 SWEEPS = sorted(
     {file.stem for file in (ROOT / "sweeps").glob("*.yaml")} - {*ON_REAL_IMAGES, "smoke"}
 )
-TINY = ["efficiency=fast", "data.source.lesions=120", "data.batch_size=16", "model.image_size=32"]
-TINY += ["data.source.native_size=32", "threads=1"]  # larger pictures take longer to draw
 QUALITY, FLOPS = f"metrics.best/val/{PRIMARY}", "metrics.efficiency/flops"
 
 

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
+from tiny import TINY
 
 from benchmarks.sweep.faults import is_alive
 from benchmarks.sweep.harness import STUDY, ScriptedExecutor, Setup, opened
@@ -356,7 +357,6 @@ def test_a_study_on_two_nodes_with_postgresql_survives_the_loss_of_a_node(
 def test_a_real_trial_runs(
     arguments: tuple[str, ...],
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
     empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -373,16 +373,7 @@ def test_a_real_trial_runs(
     copy(empty_database, tmp_path / "mlruns" / "mlflow.db")
     status, output = run_entry(
         train.main,
-        "-m",
-        "model.net.width=4",
-        "efficiency=fast",
-        f"data.cache_dir={tmp_path_factory.getbasetemp() / 'cache'}",  # both take the same images
-        "data.source.lesions=120",
-        "data.source.native_size=32",
-        "data.batch_size=16",
-        "model.image_size=32",
-        "trainer.max_epochs=1",
-        "test=false",
+        *("-m", *TINY, "model.net.width=4", "trainer.max_epochs=1", "test=false"),
         "hydra.sweeper.study_name=shared",
         f"hydra/sweeper/executor={name}",
         *(f"hydra.sweeper.executor.{setting}" for setting in settings),
