@@ -88,7 +88,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Pa
 def typed(folder: Path, monkeypatch: pytest.MonkeyPatch, run_entry: Entry) -> Entry:
     """`typed("train", *arguments)`: status and output of a command, run in this process."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PARETODERM_CACHE", str(folder / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
 
     def run(name: str, *arguments: str) -> tuple[int, str]:
