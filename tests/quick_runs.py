@@ -15,17 +15,17 @@ from src.sweep.executors import base
 from src.training import figures
 
 
-class Blank:
-    """In place of a figure of Matplotlib."""
-
-    def __init__(self, *about: Any) -> None:
-        """Whatever it would show."""
-
-    def savefig(self, path: Path) -> None:
-        Image.new("RGB", (1, 1)).save(path)
+def save_blank(figure: None, path: Path) -> None:
+    """In place of `figures.save`."""
+    Image.new("RGB", (1, 1)).save(path)
 
 
-figures.confusion_matrix = figures.learning_curves = Blank  # type: ignore[assignment,misc]
+def no_figure(*about: Any) -> None:
+    """In place of the functions that build one."""
+
+
+figures.save = save_blank  # type: ignore[assignment]
+figures.confusion_matrix = figures.learning_curves = no_figure  # type: ignore[assignment]
 utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)
 utils._get_latest_schema_revision()
 base.MODULES = (*base.MODULES, __name__)
