@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
-from tiny import TINY
 
 from src import api
 from src.core.cli import ROOT
@@ -21,6 +20,8 @@ from src.deployment.runtimes.base import in_batches
 from src.tracking import read
 from src.training.classifier import RECIPE, Classifier
 
+TINY = ["efficiency=fast", "data.source.lesions=100", "model.image_size=32", "data.batch_size=16"]
+TINY += ["data.source.native_size=32", "threads=1"]  # larger pictures take longer to draw
 SMALL = [*TINY, "model.net.width=4", "trainer.max_epochs=1"]
 
 
