@@ -1,6 +1,7 @@
 """Reads the runs of a study and computes the table of a report: one row per trial."""
 
 import difflib
+import io
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from src.core.errors import ConfigError, UserError, masked
 from src.metrics import pareto
@@ -292,7 +294,9 @@ def files_of(reader: PredictionReader, chosen: pd.DataFrame) -> dict[str, Any]:
             rows = rows.fillna({"layer": "the net itself"})  # the outermost module has no name
             tables.append(rows.assign(run_id=run_id, label=label))
             file = read.artifact(reader.store, net, "figures/augmentation_sheet.png")
-            sheet = sheet or file.read_bytes()
+            with Image.open(file) as image, io.BytesIO() as small:  # a page holds it
+                image.convert("RGB").save(small, "JPEG", quality=85)
+                sheet = sheet or small.getvalue()
     return {"layers": pd.concat(tables, ignore_index=True), "sheet": sheet}
 
 

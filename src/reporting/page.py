@@ -292,7 +292,7 @@ def write(report: Report, drawn: Sequence[Chart], folder: Path) -> list[Path]:
         with atomic_file(files[-1], "the report") as draft:
             draft.write_text(text, encoding="utf-8")
     if report.sheet:
-        files.append(folder / "augmentation_sheet.png")
+        files.append(folder / "augmentation_sheet.jpg")
         files[-1].write_bytes(report.sheet)
     return files
 

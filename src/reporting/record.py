@@ -53,7 +53,7 @@ class Report:
             label, class, auroc (mean over the nets), false_positive_rate, sensitivity.
         layers: From `src.reporting.collect.files_of`, of the chosen runs: run_id, label, layer,
             type, flops, params.
-        sheet: PNG of a picture and its augmentations, of the first chosen run that has one.
+        sheet: JPEG of a picture and its augmentations, of the first chosen run that has one.
         reference: How the hypervolume is measured: one sentence per objective.
         hypervolume: Of the front of each study.
         counts: Trials by `table.state`.
