@@ -374,7 +374,7 @@ def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
 
 def test_a_missing_driver_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(DependencyError, match=r"pip install 'paretoderm\[postgres\]'"):
+    with pytest.raises(DependencyError, match=r"pip install -e '\.\[postgres\]'"):
         open_storage("postgresql://me@127.0.0.1:1/db")
 
 
