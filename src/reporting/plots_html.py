@@ -92,6 +92,8 @@ def _trace(trace: Trace, points: int) -> Trace:
     values: Trace = json_values(trace)
     if trace["type"] == "scatter" and points > WEBGL_FROM:
         values["type"] = "scattergl"
+    if trace.get("name"):  # a legend does not wrap and is cut at the page's edge
+        values["name"] = plain(style.wrapped(trace["name"], 44))
     if trace["type"] == "bar":
         values["hovertemplate"] = "%{y}: %{x:.1%}<extra>%{fullData.name}</extra>"
     if trace["type"] == "parcoords":
@@ -121,7 +123,7 @@ def _layout(view: View) -> dict[str, Any]:
         names = [axis["label"] for axis in view.traces[0]["dimensions"]]
         lines = max(style.wrapped(name, 13).count("\n") + 1 for name in names)
         return layout | {"margin": {"l": 85, "r": 30, "t": 20, "b": 30 + 15 * lines}}
-    for name, axis, width in (("x", view.x, 38), ("y", view.y, 44)):
+    for name, axis, width in (("x", view.x, 38), ("y", view.y, 50)):
         layout[f"{name}axis"] = _axis(axis, width, [one[name] for one in view.traces])
     if kind == "bar":
         return layout | {"barmode": "group", "bargap": 0.25}

@@ -1,5 +1,6 @@
 """Charts as the JSON that plotly.js reads."""
 
+import html
 import json
 import math
 
@@ -91,6 +92,14 @@ def test_long_values_are_cut_unless_they_would_be_the_same(report):
     assert ticks({"focal": "weighted_cross_entropy"}) == ["cross_entropy", "weighted_cros…"]
     twins = {"cross_entropy": "weighted_cross_a", "focal": "weighted_cross_b"}
     assert ticks(twins) == list(twins.values())
+
+
+def test_long_names_are_wrapped_in_the_legend():
+    name = "custom #0 (best with params <= 692k, cheapest with recall/mel >= 0.8)"
+    view = View("all", [scatter(name, [1], [2])], axis("x"), axis("y"))
+    lines = figure(Picture([view]))["data"][0]["name"].split("<br>")
+    assert max(map(len, map(html.unescape, lines))) <= 44
+    assert html.unescape(" ".join(lines)) == name
 
 
 def test_twelve_parallel_axes_fit_the_page(report):
