@@ -156,7 +156,7 @@ class Command:
         failures.clear()
         full_error, cwd = "HYDRA_FULL_ERROR" in os.environ, Path.cwd()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
-        refused: list[Exception] = []
+        raised: list[Exception] = []
 
         def task(config: DictConfig) -> None:
             os.chdir(cwd)  # of hydra.job.chdir=true: paths mean where the command was typed
@@ -164,16 +164,14 @@ class Command:
             try:
                 getattr(importlib.import_module(module), function)(config)
             except Exception as error:
-                is_expected = isinstance(error, COMPOSE_ERRORS) or full_disk(error)
-                if not is_expected and out_of_memory(error) is None:
-                    raise
-                refused.append(error)  # Hydra would print a line of its own
+                # Hydra would print a line of its own, after a bug with the passwords of overrides.
+                raised.append(error)
 
         task.__module__ = f"src.{self.config_name.rpartition('/')[2]}"  # names the log file
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.config_name)
         try:
             main(task)()
-            for error in refused:
+            for error in raised:
                 raise error
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)

@@ -67,7 +67,8 @@ def test_the_traceback_of_a_bug_shows_no_password(
     run_entry: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, output = run_entry(COMMAND.run, "paper=sun2023", "folder=bug")
+    uri = f"tracking.uri=http://me:{SECRET}@127.0.0.1:9"
+    status, output = run_entry(COMMAND.run, "paper=sun2023", "folder=bug", uri)
     assert status == 1
     assert "Traceback" in output
     assert "look: http://me:***@127.0.0.1:9" in output

@@ -250,7 +250,7 @@ def test_an_outage_loses_and_doubles_nothing(fresh_postgres: str, lossy: Lossy) 
 def test_a_run_in_a_database_that_is_away_for_a_while_is_whole(
     tmp_path: Path, fresh_postgres: str, lossy: Lossy
 ) -> None:
-    uri = f"{resolve_url(fresh_postgres)}?client_encoding=utf8"  # the server has the C locale
+    uri = resolve_url(fresh_postgres)  # the server has the C locale
     store = Store(uri, "outage", tmp_path).open()
     store.retry.seconds = 10.0
     for first in range(17):
