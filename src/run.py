@@ -218,8 +218,8 @@ def take_over(
 ) -> None:
     """Load the weights of a finished training, and log its curves, times and files to `run`.
 
-    The study hears of its epochs, so that others are compared with them, but ends none early: the
-    result is there. Nothing of the test split is taken.
+    Its epochs are reported to the study, so that the pruner compares other trials with them. This
+    trial is not stopped early: its result exists. Nothing of the test split is taken over.
     """
     store = run.store
     recorded, epochs = store.client.get_run(finished).data, dict[int, dict[str, float]]()

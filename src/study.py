@@ -183,13 +183,14 @@ def sweep(
 def _with_teachers(
     plan: StudyPlan, loader: ConfigLoader, settings: Mapping[str, Any]
 ) -> StudyPlan | None:
-    """Train every cell of `teachers`, a study before this one; their ids join the overrides.
+    """Train the teachers as a study of their own, and add their run ids to the overrides.
 
-    A dry run estimates them and returns None.
+    A dry run estimates the teachers and returns None.
 
     Raises:
-        ConfigError: Not every teacher has been trained.
+        UserError: A mistake in all trials, before a teacher is trained, or a teacher that failed.
     """
+    dry_run.probe(plan.space, loader, plan.config, [*plan.overrides, "loss.teacher=[]"])
     name, shared = f"{plan.name}_teachers", copy.deepcopy(plan.config)
     with flag_override(shared, ["struct", "readonly"], False):
         shared.repeats = 1
@@ -206,8 +207,9 @@ def _with_teachers(
     if not is_complete:
         problem = f"study {name} is not complete; the same command continues it"
         raise ConfigError("hydra.sweeper.teachers", problem)
-    asked = f"tags.study = '{name}' and tags.kind = 'run' and attributes.status = 'FINISHED'"
-    ids = sorted(read.runs(open_store(plan.config), asked)["run_id"])
+    runs = read.cached_runs(open_store(plan.config))
+    of_study = (read.texts(runs, "tags.study") == name) & (read.texts(runs, "tags.kind") == "run")
+    ids = sorted(runs["run_id"][of_study & (runs["status"] == "FINISHED")])
     return replace(plan, overrides=[*plan.overrides, f"loss.teacher=[{','.join(ids)}]"])
 
 

@@ -514,6 +514,17 @@ def test_teachers_are_trained_before_their_students(work: WorkingFolder, typed) 
     assert json.loads(student["params.loss.teacher"]) == sorted(ids)
 
 
+def test_a_mistake_of_the_students_is_refused_before_a_teacher_is_trained(
+    work: WorkingFolder, typed
+) -> None:
+    teachers = '+hydra.sweeper.teachers.seed="choice(0,1)"'
+    name = "hydra.sweeper.study_name=untaught"
+    status, output = typed("-m", *TINY, name, teachers, "loss=distillation", "loss.share=2")
+    assert status == 2
+    assert "loss.share" in output
+    assert read.runs(work.store, "tags.study = 'untaught_teachers'").empty
+
+
 def test_a_dry_run_estimates_and_trains_nothing(work: WorkingFolder, typed) -> None:
     status, output = typed(
         "-m", "model.net.width=4,8", *TINY, "dry_run=true", "hydra.sweeper.study_name=dry"

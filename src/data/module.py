@@ -72,9 +72,9 @@ def with_shares(
     shares: Mapping[str, float] | None,
     random: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """As many of these positions again, but of each source its share.
+    """Repeat or omit positions so that each source has its share; their number stays the same.
 
-    All positions of a source come equally often; a remainder is drawn.
+    All positions of a source come equally often; the rest is drawn without replacement.
 
     Args:
         positions: Positions of training images, (N,).
@@ -83,10 +83,13 @@ def with_shares(
         random: Draws the remainders.
 
     Raises:
-        ConfigError: The shares are not of exactly these sources, or their sum is not 1.
+        ConfigError: The data are of one source, or the shares are not of exactly these sources,
+            not above 0 or do not sum to 1.
     """
     if not shares:
         return positions
+    if not len(np.asarray(sources)):
+        raise ConfigError("shares", "needs several sources: data=joined")
     of_positions = np.asarray(sources)[positions]
     present = sorted(set(of_positions.tolist()))
     if sorted(shares) != present or abs(sum(shares.values()) - 1) > 1e-6:
@@ -351,7 +354,10 @@ class DataModule(LightningDataModule):
 
     @property
     def source_counts(self) -> list[list[int]]:
-        """The same of each source of joined data, in the order of `source_names`."""
+        """Images of each class in a training epoch for each source of joined data.
+
+        Rows are in the order of `source_names`, columns in that of the classes; empty otherwise.
+        """
         seen = self._batches("train", train=True).order()
         counts = np.zeros((len(self.source_names), len(self.classes)), dtype=np.int64)
         if self._sources is not None:

@@ -176,9 +176,9 @@ def with_evaluations(runs: pd.DataFrame) -> pd.DataFrame:
     data the newest counts. Those that kept pictures of the run's own data are left out.
     """
     tags = {"tags.kind": EVALUATION, "tags.overlap": "exclude", "status": "FINISHED"}
-    wanted = [read.texts(runs, column) == value for column, value in tags.items()]
+    matching = [read.texts(runs, column) == value for column, value in tags.items()]
     recorded: dict[str, dict[str, float]] = {}
-    for row in runs[np.logical_and.reduce(wanted)][::-1].to_dict("records"):
+    for row in runs[np.logical_and.reduce(matching)][::-1].to_dict("records"):
         start, evaluated = f"metrics.{row['tags.data']}/", row["tags.evaluated_run"]
         values = {
             str(name).replace("metrics.", "metrics.evaluation/", 1): value
@@ -345,20 +345,20 @@ def _check_claim(
     verdict, position = (NOT_TESTABLE, None) if claim.untestable else decide(readings)
     row = {} if position is None else readings[position]
     problems: list[str] = []
-    own = [row for row in readings if not row["beside"]]
+    of_system = [row for row in readings if not row["beside"]]
     answers = [
-        row for row in own if claim.asks and not (row["problem"] or math.isnan(row["value"]))
+        row for row in of_system if claim.asks and not (row["problem"] or math.isnan(row["value"]))
     ]
     if answers:
         verdict, row = ANSWERED, answers[0]
         is_so = {True: f", which is {claim.text}", False: f", which is not {claim.text}", None: ""}
         texts = [f"{row['reading']}: {row['how']} = {row['here']}" for row in answers]
         texts = [text + is_so[row["agrees"]] for text, row in zip(texts, answers, strict=True)]
-        texts += [f"{row['reading']}: {row['problem']}" for row in own if row not in answers]
+        texts += [f"{row['reading']}: {row['problem']}" for row in of_system if row not in answers]
         reason = "; ".join(texts)
     elif verdict == NOT_TESTABLE:
         reasons = [claim.untestable] if claim.untestable else []
-        reasons = reasons or [row["problem"] for row in own]
+        reasons = reasons or [row["problem"] for row in of_system]
         problems = list(dict.fromkeys(reasons))
         figures = [f"{row['reading']} {row['here']}" for row in readings if row["here"] != "-"]
         reason = "; ".join(problems) + (f"; beside it: {'; '.join(figures)}" if figures else "")

@@ -74,6 +74,8 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
     net = instantiate(node, "model.net", outputs=data.outputs)
     cast_as_recorded(net, config)
     if fit_once.is_fit_once(net):
+        if data.shares:
+            raise ConfigError("data.shares", f"{config.model.name} trains without epochs: omit it")
         data.augment = None  # it sees each image once
     factory = instantiate(config.optimizer, "optimizer")
     try:

@@ -150,6 +150,11 @@ def test_impossible_shares_are_refused(shares: dict[str, float], tmp_path: Path)
         data_of(source, tmp_path, shares=shares)
 
 
+def test_shares_of_a_single_source_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shares: needs several sources: data=joined"):
+        data_of(Drawn("x"), tmp_path, shares={"x": 1.0})
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
