@@ -197,7 +197,7 @@ def equal_run(run: Run) -> str | None:
     """
     tags = run.store.client.get_run(run.id).data.tags
     if tags["git_dirty"] != "false":
-        log.warning("reuse=true: the code is not that of a commit, so that nothing is taken over")
+        log.warning("reuse=true: the code has uncommitted changes, so that no training is reused")
         return None
     names = ("config_hash", "git_commit", "git_dirty", "data_fingerprint", "split_fingerprint")
     equal = [f"tags.{name} = '{tags[name]}'" for name in names]
@@ -238,7 +238,7 @@ def take_over(
     load_weights(classifier, read.artifact(store, finished, trained.CHECKPOINT))
     kept = {name: recorded.tags[name] for name in TRAINING_TAGS if name in recorded.tags}
     run.tag(**kept, reused_from=recorded.tags.get("reused_from", finished))
-    log.info("reuse=true: the training is that of run %s", finished)
+    log.info("reuse=true: the training of run %s is taken over", finished)
 
 
 def describe_inputs(

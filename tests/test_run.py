@@ -514,4 +514,4 @@ def test_nothing_is_taken_over_from_uncommitted_code(
     dirty = runs.RunContext(git=("abc", True))
     with runs._start(store, composed("experiment=smoke"), {}, [], dirty, "custom") as run:
         assert runs.equal_run(run) is None
-    assert "the code is not that of a commit" in caplog.text
+    assert "the code has uncommitted changes" in caplog.text

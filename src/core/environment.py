@@ -157,7 +157,7 @@ class Rapl:
 
 
 def energy_meter(device: "torch.device") -> Callable[[], float] | None:
-    """A function that returns the joules of a device since now; None without a readable counter.
+    """A function that returns the energy of a device since this call, J; None without a counter.
 
     The processor's are counted by RAPL. A graphics card reports its mean power of the last second
     (NVML, for which torch needs nvidia-ml-py), which is multiplied by the time between two calls:

@@ -127,7 +127,7 @@ class EpochBatches(Sampler[np.ndarray]):
     world_size: int = 1
     sources: npt.ArrayLike = ()  # of these rows, and shares: see `with_shares`
     shares: Mapping[str, float] | None = None
-    at_once: int = 1  # batches that come as one, of one rank
+    at_once: int = 1  # batches that are joined to one, on one rank
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class CachedImages(Dataset[dict[str, Tensor]]):
     cached: Cached | None = None  # see `DataModule`
     train: bool = False
     sources: np.ndarray | None = None  # numbers of the joined sources, (N,)
-    rows_only: bool = False  # of several batches; the training looks for the entries of each
+    rows_only: bool = False  # no images: the training step reads the entries of each batch
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
         """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64).
@@ -373,7 +373,7 @@ class DataModule(LightningDataModule):
 
     @property
     def share(self) -> str:
-        """The used part of the public set, size of the files, classes whose share differs by 1%.
+        """The used part of the public set, the stored size, classes whose share differs by 1%.
 
         The size is of a few files, as they are stored; absent if images are no picture files.
         """

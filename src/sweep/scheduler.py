@@ -477,7 +477,7 @@ class Scheduler:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Handle Ctrl+C and SIGTERM after the block, within which nobody would know a started trial."""
+    """Defer Ctrl+C and SIGTERM to the end of the block: a trial started in it is not listed yet."""
     received, handlers = list[int](), dict[signal.Signals, Any]()
     if threading.current_thread() is threading.main_thread():  # no other one may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):

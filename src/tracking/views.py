@@ -64,7 +64,7 @@ def page(store: Store, run_id: str = "", view: str = "") -> str:
 
 @functools.cache
 def _version(uri: str, is_server: bool) -> tuple[int, int]:
-    """Of the interface for a store, as 3, 17; of a server that does not say, the lowest with tabs.
+    """Version of the MLflow interface for a store, as 3, 17; if unknown, the lowest with tabs.
 
     A database is shown by the installed MLflow.
     """

@@ -189,7 +189,7 @@ class Classifier(LightningModule):
             schedule.step()
             losses.append(loss.detach())
             outputs.append(logits.detach())
-        # by which Lightning numbers what it logs; it adds one for the whole
+        # Lightning numbers its logs by this counter, and adds one for the batch itself
         self.trainer.fit_loop.epoch_loop._batches_that_stepped += len(losses) - 1
         return torch.stack(losses).mean(), torch.cat(outputs)
 

@@ -116,7 +116,7 @@ def serve(
 
 
 def _has_plain_steps(config: DictConfig) -> bool:
-    """Whether a training step has nothing but one optimizer step on one device."""
+    """Whether a training step is only one optimizer step, on one device."""
     trainer, callbacks = config.trainer, {node["_target_"] for node in config.callbacks.values()}
     plain = trainer.get("gradient_clip_val") is None and trainer.get("devices", 1) == 1
     return plain and set(trainer) <= PLAIN_OPTIONS and callbacks <= PLAIN_CALLBACKS
