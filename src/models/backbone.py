@@ -71,7 +71,12 @@ class Backbone(nn.Module):
         blocks: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         super().__init__()
-        _check_name(name)
+        architecture, _, tag = name.partition(".")
+        exists = timm.is_model(architecture)
+        if not exists or (tag and name not in timm.list_pretrained()):
+            names = timm.list_pretrained(f"{architecture}*") if exists else timm.list_models()
+            problem = f"must be a network that timm knows, but got {name}"
+            raise ConfigError("name", problem + closest(name, names, count=3))
         self.frozen = frozen
         self.pool = pool
         self.backbone, self.loaded_weights = _load(name, image_size, weights)
@@ -248,12 +253,3 @@ def _complete_state(name: str) -> dict[str, Tensor]:
     """Names and shapes of the network with its classifier, without memory behind them."""
     with torch.device("meta"):
         return timm.create_model(name, pretrained=False).state_dict()
-
-
-def _check_name(name: str) -> None:
-    architecture, _, tag = name.partition(".")
-    exists = timm.is_model(architecture)
-    if not exists or (tag and name not in timm.list_pretrained()):
-        names = timm.list_pretrained(f"{architecture}*") if exists else timm.list_models()
-        problem = f"must be a network that timm knows, but got {name}"
-        raise ConfigError("name", problem + closest(name, names, count=3))

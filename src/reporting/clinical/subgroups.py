@@ -109,8 +109,12 @@ def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
     for by, names in SOURCES.items():
         column = next((columns[name] for name in names if name in columns), None)
         if column is not None:
-            values = _texts(rows.set_index("image_id")[column].reindex(people.index))
-            people[by] = _bands(values) if by == "age" else values
+            values = rows.set_index("image_id")[column].reindex(people.index)
+            # Whole numbers beside gaps are read as floats: type 3, not type 3.0.
+            texts = values.convert_dtypes().astype(object).where(values.notna(), UNKNOWN)
+            texts = texts.astype(str).str.strip()
+            texts = texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
+            people[by] = _bands(texts) if by == "age" else texts
     return people
 
 
@@ -147,13 +151,6 @@ def _ids(metadata: pd.DataFrame) -> pd.Series:
         names = ", ".join(map(str, metadata.columns))
         raise UserError(f"the metadata have no column image_id, but {names}")
     return metadata["image_id"].astype(str)
-
-
-def _texts(values: pd.Series) -> pd.Series:
-    # Whole numbers beside gaps are read as floats: type 3, not type 3.0.
-    texts = values.convert_dtypes().astype(object).where(values.notna(), UNKNOWN)
-    texts = texts.astype(str).str.strip()
-    return texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
 
 
 def _bands(texts: pd.Series) -> pd.Series:
