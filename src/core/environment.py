@@ -72,13 +72,12 @@ def environment() -> dict[str, Any]:
     import psutil
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "cores": available_cores(),
         "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
@@ -94,6 +93,12 @@ def package_versions() -> dict[str, str | None]:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

@@ -1,6 +1,7 @@
 """Files and folders that are written completely or not at all, and paths as users type them."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -116,6 +117,11 @@ def output_file(key: str, name: str, inputs: Iterable[tuple[str, Path]]) -> Path
     if problem:
         raise ConfigError(key, f"{name} {problem}; name another file")
     return path
+
+
+def slug(text: str, default: str = "unnamed") -> str:
+    """The text as a part of a file's or a metric's name; `default` if nothing remains of it."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("_.") or default
 
 
 def escape_formula(value: object) -> object:

@@ -1,13 +1,16 @@
 """What a model file says about itself: classes, geometry, licence, decision threshold."""
 
+import functools
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
 from src.core.errors import UserError
 from src.data.decoding import Geometry
+from src.metrics import formatting
 
 Kind = TypeVar("Kind")
 KEY = "paretoderm"  # the metadata entry of a model file that holds its description
@@ -16,6 +19,7 @@ RESEARCH = (
     "Research software, not a medical device: its output is not a diagnosis and does not replace "
     "an examination."
 )
+sentences = functools.partial(formatting.sentences, Path(__file__).with_name("sentences.j2"))
 STRICT = {"extra": "forbid", "allow_inf_nan": False}  # how pydantic validates the classes below
 
 

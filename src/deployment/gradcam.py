@@ -1,7 +1,6 @@
 """Grad-CAM overlays: where in a picture a trained net sees a class."""
 
 import copy
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.core.errors import ConfigError, UserError
+from src.core.files import slug
 from src.data.cache import square
 from src.data.source import Manifest
 from src.deployment.description import Description
@@ -175,10 +175,6 @@ class Overlays:
                     title += f" (calibrated {record[f'calibrated/{name}']:.3f})"
                 label = f"evidence for {name}: share of the largest\nin this picture{nets}"
                 figure = draw(larger[n], shares[n], self._nets[0].shape, title, label)
-                stem = _slug(image.rpartition(".")[0] or image)
-                figure.savefig(folder / f"{int(str(row)) + 1:06d}_{stem}_{_slug(name)}.png")
-
-
-def _slug(text: str) -> str:
-    """The text as a part of a file name."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.")[-MAX_NAME:]
+                stem, ending = slug(image.rpartition(".")[0] or image), slug(name)
+                stem, ending = stem[-MAX_NAME:], ending[-MAX_NAME:]
+                figure.savefig(folder / f"{int(str(row)) + 1:06d}_{stem}_{ending}.png")

@@ -1,9 +1,8 @@
 """Predictions for pictures: find the model, decode, predict, write, show."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,17 +15,17 @@ from tqdm import tqdm
 from src.core import cli, files
 from src.core.cli import console, say
 from src.core.config import load_settings
-from src.core.errors import ConfigError, DataError, UserError
+from src.core.environment import available_cores
+from src.core.errors import ConfigError, DataError
 from src.core.tables import Table
 from src.data.source import IMAGE_SUFFIXES, Manifest
-from src.deployment.description import RESEARCH, Decision, Description
+from src.deployment.description import RESEARCH, Decision, Description, sentences
 from src.deployment.inputs import ImageInput
 from src.deployment.runtimes.base import Probabilities, Runtime, in_batches
 from src.deployment.runtimes.formats import FORMATS, open_file
 from src.tracking.store import Store, existing
 
 if TYPE_CHECKING:  # torch: an exported file is used without it
-    from src.deployment.gradcam import Overlays
     from src.deployment.runtimes.eager import CameraNet
 
 NO_NUMBER = "the model gives no number for it"
@@ -80,8 +79,7 @@ class PredictSettings:
     @property
     def workers(self) -> int:
         """Threads that decode, and threads of the model's runtime."""
-        affinity = hasattr(os, "sched_getaffinity")
-        return self.threads or (len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1)
+        return self.threads or available_cores()
 
 
 def _required(key: str, value: str | None, problem: str) -> str:
@@ -115,37 +113,20 @@ def find(name: str, store: Callable[[], Store], threads: int) -> Predictor:
         runtime = open_file(path, threads)
         about = runtime.description
         return Predictor(f"{path.name} ({about.model}, run {about.run_id[:8]})", about, [runtime])
-    from src.tracking import model_registry, read
-
-    opened = store()
-    is_run = bool(read.cached_runs(opened)["run_id"].str.startswith(name).any())
-    try:
-        registered = model_registry.resolve(opened, name)
-    except UserError as error:
-        if is_run:
-            return _of_run(opened, name, threads)
-        problem = f"{error}; nor does a run's id start so, nor is it an exported file"
-        raise ConfigError("model", problem) from error
-    if is_run:
-        problem = f"{name} is a registered model, and a run's id starts so too"
-        raise ConfigError("model", f"{problem}; say {name}/<version>")
-    model = _of_run(opened, registered.run_id, threads)
-    return replace(model, title=f"{registered.name} version {registered.number}, {model.title}")
+    return _of_run(store(), name, threads)
 
 
-def _of_run(store: Store, run_id: str, threads: int) -> Predictor:
-    """A run, or the mean of the seeds of a trial."""
+def _of_run(store: Store, name: str, threads: int) -> Predictor:
+    """A registered model, a run, or the mean of the seeds of a trial."""
+    from src.deployment import trained
+
+    model, version = trained.named(store, name)
+    about = trained.describe(store, model)
     import torch
 
-    from src.deployment import trained
     from src.deployment.runtimes.eager import EagerRuntime
     from src.tracking import read
 
-    try:
-        model = trained.find(store, run_id)
-        about = trained.describe(store, model)
-    except UserError as error:
-        raise UserError(str(error).replace("run=", "model=", 1)) from error
     runtimes: list[Runtime] = []
     cameras = []
     for net in model.nets:
@@ -159,8 +140,10 @@ def _of_run(store: Store, run_id: str, threads: int) -> Predictor:
         on_gpu = torch.cuda.is_available() and not hasattr(camera.net, "fit_once")
         cameras.append(camera)
         runtimes.append(EagerRuntime(camera, about, threads, "cuda" if on_gpu else "cpu"))
+    title = f"{version.name} version {version.number}, " if version else ""
+    title += model.title + (", mean of their probabilities" if len(model.nets) > 1 else "")
     return Predictor(
-        model.title + (", mean of their probabilities" if len(model.nets) > 1 else ""),
+        title,
         about,
         runtimes,
         cameras if len(cameras) == len(runtimes) else (),
@@ -232,8 +215,17 @@ def make(config: DictConfig) -> None:
     if overlays is not None:
         files.refuse_unwritable(overlays, "Grad-CAM", "out")
     model = find(name, lambda: existing(config), settings.workers)
-    _show_model(model)
-    painter = _painter(model, settings.gradcam) if settings.gradcam else None
+    for line in sentences("model", notice=RESEARCH, model=model, about=model.description):
+        say(line)
+    painter = None
+    if settings.gradcam:
+        if not model.cameras:
+            problem = "is an exported file, without gradients; name the run that it was made from"
+            raise ConfigError("gradcam", f"{model.title} {problem}")
+        from src.deployment.gradcam import Overlays
+
+        chosen = None if settings.gradcam is True else str(settings.gradcam)
+        painter = Overlays(model.cameras, model.description, chosen)
     began = time.perf_counter()
     rows = _predict(model, source, manifest, settings)
     if overlays is not None and painter is not None:
@@ -248,15 +240,6 @@ def make(config: DictConfig) -> None:
     unreadable = int((rows["problem"] != "").sum())
     if unreadable:
         cli.failures.append(f"{unreadable} of {len(rows)} pictures could not be read")
-
-
-def _painter(model: Predictor, gradcam: bool | str) -> "Overlays":
-    if not model.cameras:
-        problem = "is an exported file, without gradients; name the run that it was made from"
-        raise ConfigError("gradcam", f"{model.title} {problem}")
-    from src.deployment.gradcam import Overlays
-
-    return Overlays(model.cameras, model.description, None if gradcam is True else str(gradcam))
 
 
 def _predict(
@@ -285,32 +268,6 @@ def _predict(
     frame.insert(0, "image", manifest.frame["image_id"])
     frame["problem"] = np.where(unreadable == "", frame["problem"], unreadable)
     return frame
-
-
-def _show_model(model: Predictor) -> None:
-    """The notice, the model, how it decides, and notes."""
-    about, decision = model.description, model.description.decision
-    rule = "none, because the model has no stored threshold; probabilities are not calibrated."
-    if decision is not None:
-        calibrated = "no temperature is stored, so nothing is calibrated."
-        if decision.temperature is not None:
-            calibrated = f"calibrated probabilities use temperature {decision.temperature:.3g}."
-        rule = (
-            f"{decision.positive} from p({decision.positive}) = {decision.threshold:.6g} on, as "
-            f"the model gives it, uncalibrated (chosen for {decision.aim}); {calibrated}"
-        )
-    shown = ", ".join(map("{} {:+.2f}".format, about.classes, about.offsets))
-    size = f"{about.image_size} x {about.image_size} px, {about.geometry}"
-    for line in (
-        RESEARCH,
-        f"Model: {model.title}; trained on {about.data}, split {about.split}; "
-        f"{about.precision}, {size}.",
-        f"Licence: {about.licence}",
-        f"Decision: {rule}",
-        *([f"Class: by the rule {about.rule}, log p plus {shown}."] if about.offsets else []),
-        *model.notes,
-    ):
-        say(line)
 
 
 def _show_rows(

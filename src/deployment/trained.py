@@ -142,6 +142,32 @@ def find(store: Store, prefix: str) -> RecordedModel:
     return RecordedModel(run_id, repeated, model, data, split, fingerprint, tuple(nets), config)
 
 
+def named(store: Store, name: str) -> tuple[RecordedModel, model_registry.Version | None]:
+    """The model that a registered name (derm, derm@champion, derm/3) or a start of a run id means.
+
+    Returns:
+        The run or trial; the version if a registered model is named.
+
+    Raises:
+        UserError: Neither or both have this name, or there is no trained net.
+    """
+    is_run = bool(read.cached_runs(store)["run_id"].str.startswith(name).any())
+    version = None
+    try:
+        version = model_registry.resolve(store, name)
+    except UserError as error:
+        if not is_run:
+            problem = f"{error}; nor does a run's id start so, nor is it an exported file"
+            raise ConfigError("model", problem) from error
+    if version and is_run:
+        problem = f"{name} is a registered model, and a run's id starts so too"
+        raise ConfigError("model", f"{problem}; say {name}/<version>")
+    try:
+        return find(store, version.run_id if version else name), version
+    except UserError as error:
+        raise UserError(str(error).replace("run=", "model=", 1)) from error
+
+
 def recorded_config(store: Store, run_id: str) -> DictConfig:
     """The resolved config of a run, with its `_target_`s checked."""
     return read_recorded(read.artifact(store, run_id, "config.yaml"))

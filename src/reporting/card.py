@@ -134,28 +134,17 @@ def find(store: Store, name: str) -> CardSubject:
         UserError: No such model, or one without a trained net.
     """
     path, file, version = Path(name), None, None
-    title = run_id = name
-    names = sorted(model.name for model in store.client.search_registered_models())
     if path.suffix in {form.suffix for form in formats.FORMATS.values()}:
         if not path.is_file():
             raise UserError(f"model={path}: no such file")
         file, run_id = path, formats.open_file(path).description.run_id
-        title = f"{path} (of run {run_id})"
-    elif "@" in name or "/" in name or name in names:
         try:
-            version = model_registry.resolve(store, name)
-        except TrackingError as error:
-            raise UserError(f"model={error}") from error
-        run_id = version.run_id
-    elif not re.fullmatch(r"[0-9a-f]+", name):
-        registered = f"registered are {', '.join(names)}" if names else "no model is registered"
-        problem = f"no run, no registered model and no file has this name; {registered}"
-        raise UserError(f"model={name}: {problem}")
-    try:
-        model = trained.find(store, run_id)
-    except UserError as error:
-        problem = str(error).removeprefix(f"run={run_id}: ")
-        raise UserError(f"model={title}: {problem}") from error
+            model = trained.find(store, run_id)
+        except UserError as error:
+            problem = str(error).removeprefix(f"run={run_id}: ")
+            raise UserError(f"model={path} (of run {run_id}): {problem}") from error
+    else:
+        model, version = trained.named(store, name)
     versions = model_registry.of_run(store, model.run_id)
     if version:
         requested = (version.name, version.number)

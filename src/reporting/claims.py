@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +24,9 @@ from src.core.files import atomic_folder
 from src.core.tables import Table, fill_markdown
 from src.deployment.trained import EVALUATION
 from src.metrics import bootstrap
-from src.metrics.formatting import count, is_cost, joined
+from src.metrics.formatting import is_cost, joined
 from src.metrics.paired import paired_difference
+from src.reporting.decisions import sentences
 from src.reporting.paper import (
     Claim,
     Figure,
@@ -116,38 +118,29 @@ def choose_runs(
     problems += [f"{len(rows)} of {fewest} seeds"] if len(rows) < fewest else []
     commits = rows["tags.git_commit"].str[:7]
     commits += rows["tags.git_dirty"].str.lower().map({"true": " with changes"}).fillna("")
-    title = f"{count(len(rows), 'seed')} of {name}, split {system.split}"
-    values = {"weights": rows["tags.weights"], "commit": commits, "study": rows["tags.study"]}
-    for name, column in values.items():
-        if texts := list(filter(None, column.unique())):
-            title += f", {name} {' and '.join(texts)}"
-    if again := sorted(same["tags.seed"][same["tags.seed"].duplicated()].unique()):
-        title += f"; seed {', '.join(again)} trained more than once, the newest taken"
-    if rest := len(tested) - len(same):
-        title += f"; runs with other settings left out: {rest}"
+    columns = {"weights": rows["tags.weights"], "commit": commits, "study": rows["tags.study"]}
+    values = {key: list(filter(None, column.unique())) for key, column in columns.items()}
+    again = sorted(same["tags.seed"][same["tags.seed"].duplicated()].unique())
+    sizes = {"seeds": len(rows), "rest": len(tested) - len(same)}
+    [title] = sentences("runs", name=name, split=system.split, values=values, again=again, **sizes)
     return rows, problems, title
 
 
 def _differences(row: Mapping[Any, Any] | pd.Series, fixed: Mapping[str, Any]) -> list[str]:
-    """Where a run differs from the paper's system, in words."""
+    """Where a run differs from the paper's system, in words: 1.0 is 1, a missing value is null."""
     differences = []
     for column, expected in fixed.items():
         recorded, name = str(row[column]), column.partition(".")[2]
-        if not _equals(recorded, expected):
+        value: Any = recorded
+        with suppress(json.JSONDecodeError):
+            value = json.loads(recorded or "null")
+        equal = value == expected and isinstance(value, bool) == isinstance(expected, bool)
+        if isinstance(expected, str) and expected.startswith(">= "):
+            equal = isinstance(value, int | float) and value >= float(expected[3:])
+        if not equal:
             instead = f"{name} {recorded} instead of {text(expected)}"
             differences.append(instead if recorded else f"no {name}")
     return differences
-
-
-def _equals(recorded: str, expected: object) -> bool:
-    """Whether a recorded text is the expected value: 1.0 is 1, a missing one is null."""
-    try:
-        value = json.loads(recorded or "null")
-    except json.JSONDecodeError:
-        value = recorded
-    if isinstance(expected, str) and expected.startswith(">= "):
-        return isinstance(value, int | float) and value >= float(expected[3:])
-    return bool(value == expected) and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def _columns(runs: pd.DataFrame, metric: str) -> list[str]:
@@ -344,29 +337,20 @@ def _check_claim(
 ) -> dict[str, Any]:
     verdict, position = (NOT_TESTABLE, None) if claim.untestable else decide(readings)
     row = {} if position is None else readings[position]
-    problems: list[str] = []
     of_system = [row for row in readings if not row["beside"]]
     answers = [
         row for row in of_system if claim.asks and not (row["problem"] or math.isnan(row["value"]))
     ]
     if answers:
         verdict, row = ANSWERED, answers[0]
-        is_so = {True: f", which is {claim.text}", False: f", which is not {claim.text}", None: ""}
-        texts = [f"{row['reading']}: {row['how']} = {row['here']}" for row in answers]
-        texts = [text + is_so[row["agrees"]] for text, row in zip(texts, answers, strict=True)]
-        texts += [f"{row['reading']}: {row['problem']}" for row in of_system if row not in answers]
-        reason = "; ".join(texts)
-    elif verdict == NOT_TESTABLE:
-        reasons = [claim.untestable] if claim.untestable else []
-        reasons = reasons or [row["problem"] for row in of_system]
+    problems: list[str] = []
+    if verdict == NOT_TESTABLE:
+        reasons = [claim.untestable] if claim.untestable else [row["problem"] for row in of_system]
         problems = list(dict.fromkeys(reasons))
-        figures = [f"{row['reading']} {row['here']}" for row in readings if row["here"] != "-"]
-        reason = "; ".join(problems) + (f"; beside it: {'; '.join(figures)}" if figures else "")
-    else:
-        published = row["from"] == "published"
-        how = f"{row['here']}, {row['how']}" if published else f"{row['how']} = {row['here']}"
-        reason = f"{row['reading']}: {how}"
-        reason += f", printed {claim.text}" * (verdict in (CONTRADICTED, NOT_REPRODUCED))
+    values = {"claim": claim, "verdict": verdict, "row": row, "problems": problems}
+    unanswered = [row for row in of_system if row not in answers]
+    values |= {"readings": readings, "answers": answers, "unanswered": unanswered}
+    [reason] = sentences("reason", **values)
     checked: dict[str, Any] = {}
     checked |= {"id": claim.id, "claim": claim.claim, "where": claim.where, "printed": claim.text}
     checked |= {"asks": claim.asks, "command": claim.command}

@@ -15,19 +15,9 @@ import pandas as pd
 from PIL import Image
 
 from src.core.errors import ConfigError, UserError, masked
-from src.metrics import pareto
+from src.metrics import pareto, registry
 from src.metrics.formatting import is_cost
-from src.metrics.registry import (
-    COMPRESSION,
-    COSTS,
-    LOST,
-    PRIMARY,
-    Limit,
-    Objective,
-    describe,
-    parse_limits,
-    parse_objectives,
-)
+from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, Limit, Objective, describe
 from src.reporting.comparison import compare
 from src.sweep.overrides import scan
 from src.tracking import read
@@ -147,7 +137,7 @@ def purpose(
     first, warnings = studies[0], []
     if objectives:
         entries = [{"metric": entry} if isinstance(entry, str) else entry for entry in objectives]
-        chosen = _parsed("objectives", parse_objectives, entries)
+        chosen = _parsed("objectives", registry.parse_objectives, entries)
     else:
         chosen = list(first.objectives or _DEFAULT)
         if any(other.objectives not in ((), first.objectives) for other in studies[1:]):
@@ -160,7 +150,8 @@ def purpose(
         warnings.append(f"A front needs two objectives; {second} was added to {chosen[0].metric}.")
     if all(is_cost(objective.metric) for objective in chosen):
         raise ConfigError("objectives", "must have one that is no cost, else no model is the best")
-    bounds = list(first.limits) if limits is None else _parsed("limits", parse_limits, limits)
+    parse = registry.parse_limits
+    bounds = list(first.limits) if limits is None else _parsed("limits", parse, limits)
     columns = {str(name) for study in studies for name in study.trials.filter(regex=r"^metrics\.")}
     recorded = [name.removeprefix("metrics.") for name in sorted(columns)]
     for key, items in (("objectives", chosen), ("limits", bounds)):
@@ -195,8 +186,8 @@ def _study_runs(
         configs = [text for text in texts(trials, "params.objective.limits") if text]
         limits = re.findall(r'"([^"]+[<>]=[^"]+)"', configs[0]) if configs else []
     try:
-        objectives = parse_objectives({"objectives": entries}) if entries else []
-        bounds = parse_limits({"limits": limits})
+        objectives = registry.parse_objectives({"objectives": entries}) if entries else []
+        bounds = registry.parse_limits({"limits": limits})
     except ConfigError:  # recorded by a version with other metrics
         objectives, bounds = [], []
     # compressed versions of a trial are below it, too

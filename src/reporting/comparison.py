@@ -20,7 +20,7 @@ from src.deployment import trained
 from src.metrics import bootstrap, formatting, pareto, registry
 from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.reporting import style
-from src.reporting.decisions import decide
+from src.reporting.decisions import decide, sentences
 from src.reporting.record import ReportSettings
 from src.sweep.overrides import parameters
 from src.tracking import read, views
@@ -144,23 +144,15 @@ def _row_names(table: pd.DataFrame) -> pd.Series:
 def warnings(table: pd.DataFrame) -> list[str]:
     """What may make the figures of `compare` misleading."""
     finished = table[table["status"] == "FINISHED"]
-    checks = {
-        "No validation split: nothing was chosen, the last epoch of each run counts, and there is "
-        "no front.": len(finished) > 0 and "best/val/accuracy" not in table,
-        "LEAKAGE: images of one lesion or patient are on both sides of the split. The figures are "
-        "too good.": finished["split"].str.contains("leaking").any(),
-        "The data do not say which images show one lesion or patient. The split may leak.": (
-            finished["grouped_by"] == "image"
-        ).any(),
-        "These runs had different images or splits. Their figures, and the front, cannot be "
-        "compared.": finished["split_fingerprint"].nunique() > 1,
-    }
     missing = table[table["flops_missing"] != ""].groupby("flops_missing", sort=False)["model"]
-    incomplete = [
-        f"FLOPs of {', '.join(models.unique())} leave out {operators}: they are too small."
-        for operators, models in missing
-    ]
-    return [text for text, holds in checks.items() if holds] + incomplete
+    return sentences(
+        "warnings",
+        unvalidated=len(finished) > 0 and "best/val/accuracy" not in table,
+        leaks=finished["split"].str.contains("leaking").any(),
+        ungrouped=(finished["grouped_by"] == "image").any(),
+        splits=finished["split_fingerprint"].nunique(),
+        incomplete={operators: list(models.unique()) for operators, models in missing},
+    )
 
 
 def summarise_study(
@@ -374,22 +366,17 @@ def _show(
         cli.console.print(comparison_table(tested, caption, "test").to_rich())
     if (degradation := degradation_table(rows)) is not None:
         cli.console.print(degradation.to_rich())
-    lines = [
-        f"front: {', '.join(map(str, front_of))}",
-        "FLOPs: a multiply-add counts as one. x ref: latency relative to the 692K-parameter "
-        "reference network at 64 px.",
-    ]
-    if (table["kind"] == "trial").any():
-        lines.append("±: standard deviation over the seeds; the figure is their mean.")
-    lines += warnings(table)
-    if former := int(((table["tested"] == FRONT_MEMBER) & ~table["front"]).sum()):
-        lines.append(
-            f"{former} runs were tested as members of an earlier front and are not on this one: "
-            "the study continued after their test figures were seen."
-        )
-    if len(rows) < len(table):
-        lines.append(f"{len(table) - len(rows)} more rows are in the artifact comparison.csv.")
-    lines += _failures(table)
+    failed = table[table["status"].isin(["FAILED", "KILLED", "RUNNING"])]
+    lines = sentences(
+        "comparison",
+        front_of=front_of,
+        repeated=(table["kind"] == "trial").any(),
+        warnings=warnings(table),
+        former=int(((table["tested"] == FRONT_MEMBER) & ~table["front"]).sum()),
+        hidden=len(table) - len(rows),
+        failed=failed.head(_MOST_FAILURES).to_dict("records"),
+        more_failed=len(failed) - _MOST_FAILURES,
+    )
     listed = rows[rows["front"]] if len(rows) > _MOST_FAILURES else rows
     for row in listed.assign(name=_row_names(table)).to_dict("records"):
         overrides = row["overrides"] if len(table) > 1 else ""
@@ -403,15 +390,3 @@ def _show(
         address, lines = "http://127.0.0.1:5000", [f"look: {command}, then"]
     lines += [f"{name:<9}{address}{page}" for name, page in pages.items()]
     cli.say("\n".join(lines), wrap=False)
-
-
-def _failures(table: pd.DataFrame) -> list[str]:
-    """One line per run without a result, up to a limit."""
-    failed = table[table["status"].isin(["FAILED", "KILLED", "RUNNING"])]
-    lines = []
-    for row in failed.head(_MOST_FAILURES).to_dict("records"):
-        name = row["model"] or f"trial {row['trial']}"
-        lines.append(f"{row['status']}: {name}, run {row['run_id']}: {row['failure']}")
-    if (more := len(failed) - _MOST_FAILURES) > 0:
-        lines.append(f"{more} more failed: see comparison.csv.")
-    return lines

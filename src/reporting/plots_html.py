@@ -3,7 +3,7 @@
 import functools
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,7 +54,7 @@ def figure(picture: Picture) -> dict[str, Any]:
     return {"data": data[0], "layout": layouts[0], "views": views}
 
 
-def json_values(value: Any, escape: Callable[[str], str] | None = None) -> Any:
+def json_values(value: Any, bold: bool = False) -> Any:
     """Plain values for JSON: numbers rounded, None if missing, texts escaped.
 
     Five significant figures are finer than a pixel and keep the page small. The first line of a
@@ -63,28 +63,24 @@ def json_values(value: Any, escape: Callable[[str], str] | None = None) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return (escape or plain)(value)
+        return plain(value, bold)
     if isinstance(value, Mapping):
-        heads = {"hovertext": _heading}
-        return {key: json_values(part, heads.get(key)) for key, part in value.items()}
+        return {key: json_values(part, key == "hovertext") for key, part in value.items()}
     if hasattr(value, "__len__"):
-        return [json_values(part, escape) for part in value]
+        return [json_values(part, bold) for part in value]
     near = float(f"{float(value):.5g}")
     finite = near == near and abs(near) != float("inf")
     return (int(near) if near.is_integer() else near) if finite else None
 
 
 @functools.lru_cache(maxsize=100_000)
-def plain(text: str) -> str:
-    """A text that Plotly shows as it is: Plotly would read tags in it."""
-    return html.escape(text, quote=False).replace("\n", "<br>")
-
-
-@functools.lru_cache(maxsize=100_000)
-def _heading(text: str) -> str:
-    """A text whose first line is bold."""
-    first, _, rest = text.partition("\n")
-    return f"<b>{plain(first)}</b><br>{plain(rest)}"
+def plain(text: str, bold: bool = False) -> str:
+    """A text that Plotly shows as it is: Plotly would read tags in it; bold: its first line."""
+    shown = html.escape(text, quote=False)
+    if bold:
+        first, _, rest = shown.partition("\n")
+        shown = f"<b>{first}</b>\n{rest}"
+    return shown.replace("\n", "<br>")
 
 
 def _trace(trace: Trace, points: int) -> Trace:
@@ -145,21 +141,16 @@ def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
         # else a text that reaches over the edge is omitted
         scale |= {"tickmode": "array", "ticklabeloverflow": "allow"}
     elif axis.get("type") == "log":
-        scale["dtick"] = _log_step(pd.concat([pd.Series(one, dtype=float) for one in positions]))
+        values = pd.concat([pd.Series(one, dtype=float) for one in positions])
+        low, high = values[values > 0].min(), values.max()
+        # Ticks at 1, 2 and 5; at equal steps where no power of ten is among the values: Plotly
+        # writes the first digit alone beside a power of ten, which must then be in sight.
+        scale["dtick"] = "D2"
+        if low < high and math.floor(math.log10(low)) == math.floor(math.log10(high)):
+            step = (high - low) / 4
+            decade = 10.0 ** math.floor(math.log10(step))
+            digit = next(digit for digit in (1, 2, 5, 10) if digit * decade >= step)
+            scale["dtick"] = f"L{decade * digit:g}"
     if "range" in axis:
         scale["autorange"] = False
     return scale
-
-
-def _log_step(values: pd.Series) -> str:
-    """Ticks at 1, 2 and 5; at equal steps where no power of ten is among the values.
-
-    Plotly writes the first digit alone beside a power of ten, which must then be in sight.
-    """
-    values = values[values > 0]
-    low, high = values.min(), values.max()
-    if not low < high or math.floor(math.log10(low)) < math.floor(math.log10(high)):
-        return "D2"
-    step = (high - low) / 4
-    decade = 10.0 ** math.floor(math.log10(step))
-    return f"L{decade * next(digit for digit in (1, 2, 5, 10) if digit * decade >= step):g}"

@@ -22,17 +22,10 @@ from src.deployment import trained
 from src.metrics.formatting import is_cost
 from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits
-from src.reporting import ablation, charts, collect, comparison, page, uncertainty
+from src.reporting import ablation, charts, collect, comparison, decisions, page, uncertainty
 from src.reporting.ablation import importance
 from src.reporting.collect import PredictionReader, StudyRuns
-from src.reporting.decisions import (
-    Answer,
-    budget_choices,
-    cost_of,
-    decide,
-    quality_objective,
-    sentences,
-)
+from src.reporting.decisions import Answer, cost_of, quality_objective, sentences
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
 from src.sweep import overrides
@@ -69,7 +62,13 @@ def make(config: DictConfig) -> Report:
     folder = Path(settings.folder) / name
     refuse_unwritable(folder, "the report")
     for study in studies:
-        _refuse_unfinished(study)
+        states, status = texts(study.trials, "tags.trial_state"), study.trials["status"]
+        ends = states.where(status == "FINISHED", status).replace("", "complete").str.lower()
+        if not (ends == "complete").any():
+            counts = ends.str.replace("_", " ").value_counts()
+            numbers = ", ".join(f"{number} {end}" for end, number in counts.items())
+            problem = f"has no finished trial yet ({numbers}); nothing can be compared"
+            raise UserError(f"{study.name}: {problem}")
     objectives, limits, notes = collect.purpose(studies, settings.objectives, settings.limits)
     if settings.test and _test_chosen(studies, objectives, limits, settings, store):
         studies, title = _studies(settings, store, refresh=False)
@@ -120,8 +119,8 @@ def build(
     if len(tables) > 1:
         tables = [table.assign(label=table["study"] + " " + table["label"]) for table in tables]
     bounds = bounds_of(settings)
-    answers = decide(tables[0], objectives, limits, settings.margin, **bounds)
-    choices = budget_choices(tables[0], objectives)[0]["run_id"]
+    answers = decisions.decide(tables[0], objectives, limits, settings.margin, **bounds)
+    choices = decisions.budget_choices(tables[0], objectives)[0]["run_id"]
     table = _with_commands(pd.concat(tables, ignore_index=True), answers, set(choices), reader)
     quality = quality_objective(objectives)
     name, cost = quality.per_epoch.partition("/")[2], cost_of(objectives)
@@ -363,16 +362,6 @@ def _studies(settings: ReportSettings, store: Store, refresh: bool) -> tuple[lis
     return studies, " and ".join(settings.studies)
 
 
-def _refuse_unfinished(study: StudyRuns) -> None:
-    states, status = texts(study.trials, "tags.trial_state"), study.trials["status"]
-    ends = states.where(status == "FINISHED", status).replace("", "complete")
-    ends = ends.str.lower().str.replace("_", " ")
-    if not (ends == "complete").any():
-        numbers = ", ".join(f"{number} {end}" for end, number in ends.value_counts().items())
-        problem = f"has no finished trial yet ({numbers}); nothing can be compared"
-        raise UserError(f"{study.name}: {problem}")
-
-
 def _earlier(study: StudyRuns, settings: ReportSettings) -> StudyRuns | None:
     moment = settings.moment()
     if moment is None:
@@ -399,7 +388,7 @@ def _test_chosen(
         chosen = table["front"].copy()
         if number == 0:
             bounds = bounds_of(settings)
-            answers = decide(table, objectives, limits, settings.margin, **bounds)
+            answers = decisions.decide(table, objectives, limits, settings.margin, **bounds)
             chosen |= table["run_id"].isin([answer.run_id for answer in answers])
         validated = table.reindex(columns=["best/val/accuracy"]).notna().all(axis=1)
         rows = table[chosen & validated & (table["tested"] == "")]

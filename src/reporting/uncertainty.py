@@ -10,18 +10,11 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.metrics import bootstrap, curves
+from src.metrics import bootstrap, curves, registry
 from src.metrics.bootstrap import DifferentImagesError, clopper_pearson
 from src.metrics.decision_rules import FLOOR
 from src.metrics.paired import holm, mcnemar, paired_difference
-from src.metrics.registry import (
-    Limit,
-    Objective,
-    class_metrics,
-    describe,
-    melanoma_of,
-    overall_metrics,
-)
+from src.metrics.registry import Limit, Objective, describe
 from src.metrics.thresholds import lesions_to_settle
 from src.reporting import comparison
 from src.reporting.collect import PredictionReader
@@ -113,9 +106,9 @@ def _intervals(
         for split, predictions in ((name, runs[run_id]) for name, runs in frames.items()):
             if not predictions:
                 continue
-            columns = [str(name) for name in predictions[0] if str(name).startswith("p/")]
-            metrics = [name for name in overall_metrics() if name != "auroc"]
-            metrics += [f"{metric}{name[1:]}" for metric in class_metrics() for name in columns]
+            classes, kinds = bootstrap.classes_of(predictions[0]), registry.class_metrics()
+            metrics = [name for name in registry.overall_metrics() if name != "auroc"]
+            metrics += [f"{kind}/{name}" for kind in kinds for name in classes]
             try:
                 table = bootstrap.intervals(predictions, None if every else metrics, *how)
             except UserError as error:
@@ -269,7 +262,7 @@ def roc_curves(predictions: Frames, members: Sequence[tuple[str, str]]) -> pd.Da
             nets = bootstrap.gather(predictions[run_id])
             two = nets.classes[1] if len(nets.classes) == 2 else None
             points = curves.roc(nets)
-            points = points[points["class"] == (melanoma_of(nets.classes) or two)]
+            points = points[points["class"] == (registry.melanoma_of(nets.classes) or two)]
         axes = [net[ROC[-2:]].to_numpy(float).T for _, net in points.groupby("seed")]
         if not axes:
             continue

@@ -419,9 +419,9 @@ def test_find_by_run_version_alias_and_start_of_an_id(copy: Runs, tmp_path: Path
     assert version.title == "derm, version 1 (champion)"
     (tmp_path / "stray.onnx").write_bytes(b"no model")
     for name, problem in {
-        "derm@nobody": "model=derm@nobody",
-        "derm/7": "model=derm/7",
-        "nobody": "registered are derm",
+        "derm@nobody": "model: derm@nobody",
+        "derm/7": "model: derm/7",
+        "nobody": "no such registered model; there are derm",
         str(tmp_path / "stray.onnx"): "stray.onnx",
     }.items():
         with pytest.raises(UserError, match=problem) as caught:

@@ -20,8 +20,9 @@ from src.core.files import atomic_file, expanded, refuse_unwritable
 from src.deployment.benchmark import models
 from src.deployment.benchmark.measure import measure, reference
 from src.deployment.benchmark.models import QUERIES, SECONDS, BenchmarkSettings
-from src.deployment.benchmark.result import BenchmarkResult, BenchmarkRow, read, this_device
+from src.deployment.benchmark.result import BenchmarkResult, read, this_device
 from src.deployment.benchmark.worker import encoded
+from src.deployment.description import sentences
 
 if TYPE_CHECKING:  # MLflow: exported files are measured without it
     from src.tracking.store import Store
@@ -31,14 +32,6 @@ CONDITIONS = (
     *("queries", "seconds", "warm_up_s", "turn_ms", "cold_starts", "jpeg_queries"),
     *("cores", "memory_mb", "level", "samples", "seed"),
 )
-# Notes on the start and memory of runtimes, shown if the runtime was measured.
-RUNTIME_NOTES = {
-    "compile": "compile: compiled at its first start; later starts, as most of 3, use the disk "
-    "cache.",
-    "executorch": "executorch: its Python package imports torch, which dominates its start and "
-    "memory; in C++ both are small.",
-}
-MAX_BUSY, MIN_BUSY = 1.1, 0.8  # cores per thread outside of which a note is shown
 # Columns of the table: heading -> figure, decimals. "ratio" has an interval.
 COLUMNS = {
     "p50 ms": ("p50_ms", 2),
@@ -89,7 +82,13 @@ def make(config: DictConfig) -> None:
         batch=settings.batch,
         reference=reference_row,
         conditions=conditions | {"photograph": photograph_text},
-        notes=_notes(rows, settings, photograph_text),
+        notes=sentences(
+            "notes",
+            settings=settings,
+            least=(QUERIES, SECONDS),
+            photograph=photograph_text,
+            rows=[row for row in rows if not row.reason],
+        ),
         rows=rows,
     )
     file = settings.json_file or Path(settings.folder) / f"{result.name}.json"
@@ -146,39 +145,6 @@ def publish(
     return list(runs)
 
 
-def _notes(rows: list[BenchmarkRow], settings: BenchmarkSettings, photograph: str) -> list[str]:
-    notes = []
-    if settings.queries < QUERIES or settings.seconds < SECONDS:
-        notes.append(
-            f"Below the minimum of this benchmark, {QUERIES:,} queries and {SECONDS:g} s per model "
-            "(MLPerf Inference Mobile: 60 s): not MLPerf's minimum."
-        )
-    if settings.jpeg_queries:
-        notes.append(
-            f"JPEG: p50 from a file in memory ({photograph}) to the probabilities: decoding, "
-            "square, model."
-        )
-    if settings.emulation:
-        notes.append(
-            f"EMULATION of a smaller device: {settings.emulation} of this one, whose processor is "
-            "no slower for it. Memory is limited by RLIMIT_DATA and by resident memory, see "
-            "src.deployment.benchmark.worker."
-        )
-    else:
-        notes.append("Processes are not pinned to a core: the scheduler moves them.")
-    measured = [row for row in rows if not row.reason]
-    runtimes = {row.runtime for row in measured}
-    notes += [text for name, text in RUNTIME_NOTES.items() if name in runtimes]
-    for row in measured:
-        busy = row.figures["cpu_ms"] / row.figures["mean_ms"]
-        name = f"{row.label} in {row.runtime}"
-        if busy > MAX_BUSY * settings.threads:
-            notes.append(f"{name} used {busy:.1f} cores, more than threads={settings.threads}.")
-        elif busy < MIN_BUSY:
-            notes.append(f"{name} ran {100 * busy:.0f}% of the time: other work used the cores.")
-    return notes
-
-
 def table(result: BenchmarkResult) -> Table:
     """One row per model and runtime; not `src.core.tables`, because a device may lack pandas."""
     cores = f"{result.threads} thread{'s' if result.threads != 1 else ''}"
@@ -209,17 +175,7 @@ def table(result: BenchmarkResult) -> Table:
 def lines(result: BenchmarkResult) -> list[str]:
     """Notes below the table."""
     measured = [row for row in result.rows if not row.reason]
-    failed = [row for row in result.rows if row.reason]
-    notes = [f"{row.label} in {row.runtime}: not measured: {row.reason}" for row in failed]
-    if measured:
-        calls = min(int(row.figures["queries"]) for row in measured)
-        seconds = min(row.figures["seconds"] for row in measured)
-        notes.append(f"at least {calls:,} calls and {seconds:.1f} s of each model, in turns")
-        base = result.reference
-        meaning = f"p50 divided by that of {base}, with its interval: 2 is twice as slow"
-        notes.append(f"ratio: {meaning if base else 'absent, its reference was not measured'}")
-    reasons = {row.energy_absent for row in measured if row.energy_absent}
-    return notes + [f"energy: absent, {reason}" for reason in sorted(reasons)] + result.notes
+    return sentences("benchmark", result=result, measured=measured)
 
 
 def _show(result: BenchmarkResult, file: Path) -> None:

@@ -1,8 +1,6 @@
 """Which models a benchmark measures, and its settings."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt
 from tqdm import tqdm
 
+from src.core.environment import available_cores
 from src.core.errors import ConfigError, UserError
 from src.core.files import expanded, output_file
 from src.deployment.description import Description
@@ -103,9 +102,8 @@ class BenchmarkSettings:
                 "run",
                 "name runs or a study, as in run=3f2a9c, or an exported model, as in file=m.onnx",
             )
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        if self.cores and available and self.cores > available:
-            problem = f"must be at most {available}, the cores of this process"
+        if self.cores and self.cores > available_cores():
+            problem = f"must be at most {available_cores()}, the cores of this process"
             raise ConfigError("cores", f"{problem}, but got {self.cores}")
         _ = self.json_file
 
@@ -145,32 +143,27 @@ def of_runs(store: "Store", settings: BenchmarkSettings, folder: Path) -> list[B
     Raises:
         UserError: No such run or study, a run without a trained net, or a study without a front.
     """
-    ids = dict.fromkeys(run_id for name in settings.runs for run_id in _run_ids(store, name))
+    from src.deployment import trained
+    from src.tracking import read
+
+    runs, ids = read.cached_runs(store), dict[str, None]()
+    for name in settings.runs:
+        of_study = runs[read.texts(runs, "tags.study") == name]
+        # a run, the first seed of a trial, or those of the members of a study's front
+        members = list(of_study.loc[read.texts(of_study, "tags.front") == "true", "run_id"])
+        if len(of_study) and not members:
+            raise UserError(
+                f"run={name}: this study has no front yet; compute it with "
+                f"python -m src.report study={name}"
+            )
+        for run_id in members or [name]:
+            ids[trained.find(store, run_id).nets[0].run_id] = None
     pairs = [(run_id, runtime) for run_id in ids for runtime in settings.runtimes]
     models: dict[tuple[str, str], BenchmarkModel] = {}
     for run_id, runtime in tqdm(pairs, desc="exports", unit="model", leave=False, disable=None):
         model = _of_run(store, run_id, runtime, folder)
         models.setdefault((model.run_id, model.runtime), model)
     return list(models.values())
-
-
-def _run_ids(store: "Store", name: str) -> Iterator[str]:
-    """A run, the first seed of a trial, or those of the members of a study's front."""
-    from src.deployment import trained
-    from src.tracking import read
-
-    runs = read.cached_runs(store)
-    members = [name]
-    if "tags.study" in runs and (runs["tags.study"] == name).any():
-        front = runs.reindex(columns=["tags.front"])["tags.front"] == "true"
-        members = list(runs.loc[front & (runs["tags.study"] == name), "run_id"])
-        if not members:
-            raise UserError(
-                f"run={name}: this study has no front yet; compute it with "
-                f"python -m src.report study={name}"
-            )
-    for run_id in members:
-        yield trained.find(store, run_id).nets[0].run_id
 
 
 def _of_run(store: "Store", run_id: str, runtime: RuntimeName, folder: Path) -> BenchmarkModel:

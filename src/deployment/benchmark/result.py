@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import pydantic
 from annotated_types import Ge
 
-from src.core.environment import cpu_name
+from src.core.environment import available_cores, cpu_name
 from src.core.errors import UserError
-from src.core.files import escape_formula
+from src.core.files import escape_formula, slug
 from src.deployment.description import STRICT, validated
 from src.deployment.runtimes.formats import RuntimeName
 
@@ -181,19 +180,13 @@ def this_device(name: str | None, emulation: str) -> Device:
         memory_gb = round(pages / 1e9, 1)
     except (AttributeError, ValueError, OSError):
         memory_gb = None
-    affinity = hasattr(os, "sched_getaffinity")
     return Device(
-        name=_slug(name or cpu) + (f"-emulating-{_slug(emulation)}" if emulation else ""),
+        name=slug(name or cpu) + (f"-emulating-{slug(emulation)}" if emulation else ""),
         cpu=cpu,
-        cores=len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1,
+        cores=available_cores(),
         memory_gb=memory_gb,
         system=platform.platform(),
         machine=platform.machine(),
         python=platform.python_version(),
         emulation=emulation,
     )
-
-
-def _slug(text: str) -> str:
-    """The text as a part of a metric name."""
-    return re.sub(r"[^\w.-]+", "_", text).strip("_.") or "device"

@@ -51,7 +51,14 @@ class ExportedNet(nn.Module):
         """Normalised images (N, 3, S, S) -> logits."""
         # Here, not in `train`: Lightning sets the attribute `training` without calling it.
         if self.training != self._mode:
-            self._set_mode(self.training)
+            from torchao.quantization.pt2e import disable_observer, enable_observer
+
+            for node in self.graph.graph.nodes:
+                if node.target in DROPOUT:
+                    node.args = (*node.args[:2], self.training)
+            self.graph.recompile()
+            self.graph.apply(enable_observer if self.training else disable_observer)
+            self._mode = self.training
         logits: Tensor = self.graph(images)
         return logits
 
@@ -59,16 +66,6 @@ class ExportedNet(nn.Module):
         """Set dropout and observers; batch normalisation is part of the convolutions by now."""
         self.training = mode
         return self
-
-    def _set_mode(self, training: bool) -> None:
-        from torchao.quantization.pt2e import disable_observer, enable_observer
-
-        for node in self.graph.graph.nodes:
-            if node.target in DROPOUT:
-                node.args = (*node.args[:2], training)
-        self.graph.recompile()
-        self.graph.apply(enable_observer if training else disable_observer)
-        self._mode = training
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """`python -m src.evaluate` from end to end: a trained run on its own splits or on other data."""
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.core.cli import console, say
 from src.core.config import instantiate, load_settings, resolve
 from src.core.errors import ConfigError, UserError
-from src.core.files import refuse_unwritable
+from src.core.files import refuse_unwritable, slug
 from src.data.decoding import DECODING_ERRORS
 from src.data.source import Manifest, Source, evenly, file_sizes, size_summary
 from src.deployment import trained
@@ -84,7 +83,15 @@ def recorded_splits(
     """
     val, test = evaluated.predictions(store, "val"), evaluated.predictions(store, "test")
     if settings.test and not test:
-        test = _test_now(evaluated, store)
+        from src.reporting import comparison
+
+        kind = "trial" if evaluated.repeated else "run"
+        runs = pd.DataFrame({"run_id": [evaluated.run_id], "kind": [kind]})
+        comparison.test_once(store, runs, TESTED_FOR)
+        test = evaluated.predictions(store, "test")
+        if not test:
+            message = "could not be evaluated on a test split; leave out test=true"
+            raise UserError(f"run={evaluated.run_id}: {message}")
     if settings.decision is not None:
         val, test = _decided(settings.decision, val, test)
     if not val and not test:
@@ -164,7 +171,7 @@ def other_data(
     notes += sentences("other", **values, **seen)
     notes += trained.precision_warnings(evaluated.config)
     # it names files and metrics
-    name = re.sub(r"[^\w.+-]+", "_", str(data.data.name)).strip("_.") or "data"
+    name = slug(str(data.data.name), "data")
     merged = {split: [data.labels.merge(net) for net in nets] for split, nets in recorded.items()}
     if REST in data.labels.classes and len(data.labels.classes) == 2 and not clinical.positive:
         clinical = replace(clinical, positive=data.labels.classes[1])
@@ -231,20 +238,6 @@ def _publish(
 def _values(table: pd.DataFrame, name: str, column: str) -> dict[str, float]:
     """A column by names that are formatted from the other columns."""
     return {name.format_map(row): row[column] for row in table.to_dict("records")}
-
-
-def _test_now(evaluated: RecordedModel, store: Store) -> list[pd.DataFrame]:
-    """Evaluate the nets on their test split, for the first time; it is tagged."""
-    from src.reporting import comparison
-
-    kind = "trial" if evaluated.repeated else "run"
-    runs = pd.DataFrame({"run_id": [evaluated.run_id], "kind": [kind]})
-    comparison.test_once(store, runs, TESTED_FOR)
-    predictions = evaluated.predictions(store, "test")
-    if not predictions:
-        message = "could not be evaluated on a test split; leave out test=true"
-        raise UserError(f"run={evaluated.run_id}: {message}")
-    return predictions
 
 
 def _overlap(

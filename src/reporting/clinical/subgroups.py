@@ -114,7 +114,16 @@ def attributes(images: pd.Series, metadata: pd.DataFrame) -> pd.DataFrame:
             texts = values.convert_dtypes().astype(object).where(values.notna(), UNKNOWN)
             texts = texts.astype(str).str.strip()
             texts = texts.where(~texts.str.lower().isin(_NO_VALUE), UNKNOWN)
-            people[by] = _bands(texts) if by == "age" else texts
+            people[by] = texts
+    if "age" in people:
+        texts = people["age"]
+        years = pd.to_numeric(texts.where(texts != UNKNOWN), errors="coerce")
+        bad = texts[years.isna() & (texts != UNKNOWN)]
+        if len(bad):
+            image, age = bad.index[0], bad.iloc[0]
+            raise UserError(f"the metadata give image {image} the age {age!r}, which is no number")
+        bands = pd.cut(years, [-np.inf, *AGES, np.inf], right=False, labels=list(BANDS))
+        people["age"] = bands.astype(object).fillna(UNKNOWN)
     return people
 
 
@@ -151,16 +160,6 @@ def _ids(metadata: pd.DataFrame) -> pd.Series:
         names = ", ".join(map(str, metadata.columns))
         raise UserError(f"the metadata have no column image_id, but {names}")
     return metadata["image_id"].astype(str)
-
-
-def _bands(texts: pd.Series) -> pd.Series:
-    years = pd.to_numeric(texts.where(texts != UNKNOWN), errors="coerce")
-    bad = texts[years.isna() & (texts != UNKNOWN)]
-    if len(bad):
-        image, age = bad.index[0], bad.iloc[0]
-        raise UserError(f"the metadata give image {image} the age {age!r}, which is no number")
-    bands = pd.cut(years, [-np.inf, *AGES, np.inf], right=False, labels=list(BANDS))
-    return bands.astype(object).fillna(UNKNOWN)
 
 
 def _rows(
