@@ -19,6 +19,7 @@ from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.core.tables import Table
 from src.data.module import DataModule
+from src.data.source import evenly
 from src.deployment import trained, web
 from src.deployment.description import Decision, Description
 from src.deployment.runtimes.base import Probabilities, in_batches
@@ -76,12 +77,8 @@ def validation_rows(
     Raises:
         UserError: The data are absent or damaged.
     """
-    config = run.config.data.copy()
+    config = trained.data_config(run, root, "data.root")
     config.cache_dir = cache_dir
-    if root is not None:
-        if "root" not in config.source:
-            raise ConfigError("data.root", f"the run's data ({run.data}) have no folder; omit it")
-        config.root = config.source.root = root
     try:
         data: DataModule = instantiate(config, "data", ("root",))
         data.prepare()
@@ -89,8 +86,8 @@ def validation_rows(
         raise UserError(f"the export is checked on the run's own images: {error}") from error
     split = "val" if data.has("val") else "train"
     rows = data.rows(split)
-    if number is not None and number < len(rows):
-        rows = rows[np.linspace(0, len(rows) - 1, number).round().astype(int)]
+    if number is not None:
+        rows = rows[evenly(len(rows), number)]
     return data, split, rows
 
 

@@ -428,6 +428,21 @@ def licence_note(data: DictConfig) -> str:
     return f"{terms}{use} (training data: {cite})" if cite else terms
 
 
+def data_config(run: RecordedModel, root: str | None, key: str = "own_root") -> DictConfig:
+    """The `data` part of a run's config, in another folder if `root` is not None.
+
+    Raises:
+        ConfigError: The data lie in no folder, such as synthetic data; it names the `key`.
+    """
+    config: DictConfig = run.config.data.copy()
+    if root is not None:
+        if "root" not in config.source:
+            problem = f"the run's own data ({run.data}) lie in no folder; leave it out"
+            raise ConfigError(key, problem)
+        config.root = config.source.root = root
+    return config
+
+
 def precision_warnings(config: DictConfig) -> list[str]:
     """Warnings if a run's record was made in another precision than `predict` uses."""
     precision = str(config.trainer.get("precision", _FLOAT32[0]))

@@ -29,7 +29,7 @@ from src.deployment.runtimes import formats
 from src.metrics.formatting import joined, label
 from src.metrics.registry import LOST, MELANOMA, PRIMARY, describe, overall_metrics
 from src.metrics.settings import AuditSettings
-from src.reporting.clinical import evaluate, external, presentation
+from src.reporting.clinical import evaluate, presentation
 from src.reporting.clinical.results import ClinicalAudit, EvaluateSettings
 from src.tracking import model_registry, read
 from src.tracking.run import Run
@@ -97,7 +97,7 @@ def make(config: DictConfig) -> ModelCard:
     clinical = load_settings(config.clinical, AuditSettings, "clinical")
     store = existing(config)
     subject = find(store, str(settings.subject).strip())
-    external.refuse_root(subject.model, settings.own_root)
+    trained.data_config(subject.model, settings.own_root)  # refuses a folder of data without one
     card = build(store, subject, clinical, settings.own_root)
     folder = Path(settings.folder) / f"card_{subject.model.run_id[:8]}"
     with atomic_folder(folder, "the model card") as draft:

@@ -125,7 +125,7 @@ def test_a_missing_extra_is_named(command: Export, monkeypatch: pytest.MonkeyPat
         ("3f2a images=10", "images: input should be greater than or equal to 256"),
         ("3f2a tolerance=0", "tolerance: input should be greater than 0"),
         ("3f2a treads=1", "treads: unknown key"),
-        ("RUN root=/x", "data.root: the run's data (synthetic) have no folder"),
+        ("RUN root=/x", "data.root: the run's own data (synthetic) lie in no folder"),
     ],
 )
 def test_bad_input_ends_in_one_line(command: Export, arguments: str, message: str) -> None:

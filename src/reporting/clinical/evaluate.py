@@ -59,7 +59,7 @@ def evaluate_run(config: DictConfig) -> None:
         raise ConfigError("labels", "maps the classes of other data: add data=, or leave it out")
     store = existing(config)
     evaluated = trained.find(store, run_id)
-    external.refuse_root(evaluated, settings.own_root)
+    trained.data_config(evaluated, settings.own_root)  # refuses a folder of data without one
     refuse_unwritable(Path(settings.folder) / "evaluation", "the evaluation")
     if "_target_" in config.data:
         result = other_data(config.data, evaluated, settings, clinical, store)
@@ -98,7 +98,7 @@ def recorded_splits(
         raise UserError(f"run={evaluated.run_id}: has no recorded predictions; train it again")
     metadata, missing, warnings = None, "", [LEAKS] if "leaking" in evaluated.split else []
     try:
-        config = external.data_config(evaluated, settings.own_root)
+        config = trained.data_config(evaluated, settings.own_root)
         source: Source = instantiate(config.source, "data.source")
         metadata = subgroups.map_columns(source.manifest().frame, settings.columns)
     except UserError as error:

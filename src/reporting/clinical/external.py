@@ -129,7 +129,8 @@ def _labels(name: str, to: Mapping[str, str], net_classes: Sequence[str]) -> Lab
 def _read_mapping(name: str, folder: Path) -> dict[str, str]:
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
+        # the base loader takes each name as it is typed; to others yes and no are Booleans
+        content = yaml.load(path.read_text(), yaml.BaseLoader) or {}
     except FileNotFoundError as error:
         names = ", ".join([AUTO, *sorted(file.stem for file in folder.glob("*.yaml"))])
         message = f"{name}: no such mapping; there are {names}, or name a .yaml file"
@@ -137,20 +138,11 @@ def _read_mapping(name: str, folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{path} cannot be read: {' '.join(str(error).split())}"
         raise ConfigError("labels", message) from error
-    if not isinstance(content, dict) or not content:
+    texts = isinstance(content, dict) and all(isinstance(to, str) for to in content.values())
+    if not texts or not all(content.values()):
         message = f"{path} must have lines like `ak: akiec`: the data's class and the net's"
         raise ConfigError("labels", message)
-    # A bare yes or no is a Boolean to YAML.
-    bad = [
-        repr(value)
-        for value in (*content, *content.values())
-        if not isinstance(value, str | int | float) or isinstance(value, bool)
-    ]
-    if bad:
-        listed = ", ".join(dict.fromkeys(bad))
-        message = f"{path} has {listed} where a class is named; put names like yes and no in quotes"
-        raise ConfigError("labels", message)
-    return {str(key): str(value) for key, value in content.items()}
+    return dict(content)
 
 
 # ---- the other data
@@ -274,13 +266,6 @@ def predict(
 COMPARED_SIZE = 64  # px, of pictures that are compared, if the net's own are cropped or smaller
 
 
-def refuse_root(evaluated: RecordedModel, root: str | None) -> None:
-    """Raise a ConfigError if a folder is named for data without one, such as synthetic data."""
-    if root is not None and "root" not in evaluated.config.data.source:
-        message = f"the run's own data ({evaluated.data}) lie in no folder; leave it out"
-        raise ConfigError("own_root", message)
-
-
 def source_data(
     external: ExternalData, evaluated: RecordedModel, settings: EvaluateSettings
 ) -> tuple["DataModule | None", list[str]]:
@@ -289,7 +274,7 @@ def source_data(
     Raises:
         UserError: They are missing, or are other images, and overlapping images must be excluded.
     """
-    config = data_config(evaluated, settings.own_root)
+    config = trained.data_config(evaluated, settings.own_root)
     config.image_size = _compared_size(config.image_size, config.geometry)
     config.geometry, config.cache_dir = "squash", external.data.cache_dir
     try:
@@ -314,14 +299,6 @@ def source_data(
 def _compared_size(image_size: int, geometry: str) -> int:
     """The size at which pictures are compared: the net's, if they are full and large enough."""
     return image_size if geometry == "squash" and image_size >= COMPARED_SIZE else COMPARED_SIZE
-
-
-def data_config(evaluated: RecordedModel, root: str | None) -> DictConfig:
-    """The `data` part of a run's config, in another folder if `root` is not None."""
-    config: DictConfig = evaluated.config.data.copy()
-    if root is not None:
-        config.root = config.source.root = root
-    return config
 
 
 # ---- overlap

@@ -86,6 +86,7 @@ def test_an_unknown_class_is_refused_or_unmapped() -> None:
     [
         ("melanoma: mel\nother: rest\n", {"melanoma": "mel", "other": "rest"}),
         ("'yes': mel\n0: rest\n", {"yes": "mel", "0": "rest"}),
+        ("yes: mel\nno: rest\n010: rest\n", {"yes": "mel", "no": "rest", "010": "rest"}),
     ],
 )
 def test_a_mapping_file(tmp_path: Path, content: str, to: dict[str, str]) -> None:
@@ -101,9 +102,10 @@ def test_a_mapping_file(tmp_path: Path, content: str, to: dict[str, str]) -> Non
         ("a: rest\n", "must name a class of the net beside rest"),
         ("- a\n", "must have lines like"),
         ("a: [\n", "cannot be read"),
-        ("yes: mel\nno: rest\n", "has True, False where a class is named; put names like yes and"),
-        ("a: no\n", "has False where a class is named"),
-        ("a:\n", "has None where a class is named"),
+        ("", "must have lines like"),
+        ("a: no\n", "speaks of no, which the net does not have; it has akiec"),
+        ("a:\n", "must have lines like"),
+        ("a: {b: mel}\n", "must have lines like"),
     ],
 )
 def test_a_bad_mapping_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
