@@ -50,33 +50,28 @@ class View:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Views of one picture, with its height and least width on the page in pixels."""
-
-    views: Sequence[View]
-    height: int = 480
-    width: int = 0
-
-
-@dataclass(frozen=True)
 class Chart:
     """Pictures of one subject.
 
     Attributes:
         key: File name and link.
         title: Heading.
-        pictures: At least one; all have equally many views.
-        panels: What a file on paper shows: rows of views.
-        panel_size: Width and height of a panel, in inches.
+        pictures: The views of each picture, of which there is at least one; equally many views.
+        panel_size: Width and height of a panel of a file on paper, in inches.
+        height: Of a picture on the page, in pixels.
+        width: Its least width on the page, in pixels.
+        panels: What a file on paper shows, rows of views; none: the first view of each picture.
         legend: A line above the legend of the file.
         single: The panel that is a file alone; the panels together are a second file.
     """
 
     key: str
     title: str
-    pictures: Sequence[Picture]
-    panels: Sequence[Sequence[View]]
+    pictures: Sequence[Sequence[View]]
     panel_size: tuple[float, float]
+    height: int = 480
+    width: int = 0
+    panels: Sequence[Sequence[View]] = ()
     legend: str = ""
     single: View | None = None
 
@@ -102,8 +97,8 @@ def front(report: Report) -> Chart | None:
             panels.append(cost)
     row = [views[cost] for cost in costs if cost in panels[:MOST_PANELS]]
     size = (max(3.5, 7.2 / MOST_PANELS * len(row)) / len(row), 2.8)
-    pictures = [Picture(list(views.values()), 540)]
-    return Chart("front", "The front", pictures, [row], size, single=views[panels[0]])
+    shown, single = [list(views.values())], views[panels[0]]
+    return Chart("front", "The front", shown, size, 540, panels=[row], single=single)
 
 
 def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
@@ -236,9 +231,8 @@ def recalls(report: Report) -> Chart | None:
         most, columns = max(most, len(shown)), len(classes)
     if not views:
         return None
-    picture = Picture(views, max(360, 110 + 28 * most), 560)
-    size = (2.4 + 0.45 * columns, 0.7 + 0.19 * most)
-    return Chart("recalls", "Recall of each class", [picture], [views[:1]], size)
+    size, height = (2.4 + 0.45 * columns, 0.7 + 0.19 * most), max(360, 110 + 28 * most)
+    return Chart("recalls", "Recall of each class", [views], size, height, 560)
 
 
 def roc(report: Report) -> Chart | None:
@@ -255,8 +249,7 @@ def roc(report: Report) -> Chart | None:
     classes = ", ".join(report.roc["class"].unique())
     y_axis = axis(f"sensitivity for {classes}, higher is better")
     view = View("all", traces, axis("1 - specificity, lower is better"), y_axis)
-    picture = Picture([view], 480)
-    return Chart("roc", "ROC of the chosen models on validation", [picture], [[view]], (3.6, 2.8))
+    return Chart("roc", "ROC of the chosen models on validation", [[view]], (3.6, 2.8))
 
 
 def largest_layers(report: Report) -> pd.DataFrame:
@@ -265,10 +258,8 @@ def largest_layers(report: Report) -> pd.DataFrame:
     for _, rows in report.layers.groupby("run_id", sort=False) if len(report.layers) else ():
         counts = rows[["flops", "params"]]
         shares = (counts / counts.sum().clip(lower=1)).add_prefix("share_")
-        rows, order = (
-            rows.join(shares),
-            shares.max(axis=1).sort_values(ascending=False, kind="stable").index,
-        )
+        order = shares.max(axis=1).sort_values(ascending=False, kind="stable").index
+        rows = rows.join(shares)
         kept, rest = rows[rows.index.isin(order[:MOST_LAYERS])], rows.loc[order[MOST_LAYERS:]]
         if len(rest):
             others = rest.head(1).assign(layer=f"{len(rest)} others", type="")
@@ -280,11 +271,10 @@ def largest_layers(report: Report) -> pd.DataFrame:
 
 def layers(report: Report) -> Chart | None:
     """Each layer's share of the FLOPs and of the parameters of a chosen net; a view per net."""
-    views = []
-    most = 0
-    for _, rows in (
-        largest_layers(report).groupby("run_id", sort=False) if len(report.layers) else ()
-    ):
+    if report.layers.empty:
+        return None
+    views, most = [], 0
+    for _, rows in largest_layers(report).groupby("run_id", sort=False):
         rows, bars = rows[::-1], []
         names = (rows["layer"] + " " + rows["type"]).str.strip()
         for number, (name, title) in enumerate({"flops": "FLOPs", "params": "parameters"}.items()):
@@ -293,11 +283,8 @@ def layers(report: Report) -> Chart | None:
         x = axis("share of the net", tickformat=".0%")
         views.append(View(rows["label"].iloc[0], bars, x, axis("", type="category")))
         most = max(most, len(rows))
-    if not views:
-        return None
     title, size = "FLOPs and parameters by layer", (4.6, 0.7 + 0.25 * most)
-    pictures = [Picture(views, 190 + 34 * most)]
-    return Chart("layers", title, pictures, [views[:1]], size, legend=views[0].label)
+    return Chart("layers", title, [views], size, 190 + 34 * most, legend=views[0].label)
 
 
 def _bar(name: str, number: int, names: pd.Series, lengths: pd.Series, texts: pd.Series) -> Trace:
@@ -316,12 +303,11 @@ def effects(report: Report) -> Chart | None:
         return None
     objectives = frame["objective"].unique()
     pictures = [
-        Picture([_effect(report, name, objective) for objective in objectives], 360)
+        [_effect(report, name, objective) for objective in objectives]
         for name in frame["parameter"].unique()
     ]
-    panels = list(zip(*(picture.views for picture in pictures), strict=True))
-    title = "The effect of each parameter"
-    return Chart("effects", title, pictures, panels, (max(1.65, 3.5 / len(pictures)), 1.6))
+    panels, size = list(zip(*pictures, strict=True)), (max(1.65, 3.5 / len(pictures)), 1.6)
+    return Chart("effects", "The effect of each parameter", pictures, size, 360, panels=panels)
 
 
 def _effect(report: Report, parameter: str, objective: str) -> View:
@@ -376,8 +362,7 @@ def importance(report: Report) -> Chart | None:
     x = axis("importance (share of what all parameters explain)", tickformat=".0%")
     view = View("all", bars, x, axis("", type="category"))
     title, size = "The importance of each parameter", (4.6, 0.7 + 0.2 * wide.size)
-    picture = Picture([view], 190 + 24 * wide.size)
-    return Chart("importance", title, [picture], [[view]], size)
+    return Chart("importance", title, [[view]], size, 190 + 24 * wide.size)
 
 
 def parallel(report: Report) -> Chart | None:
@@ -402,10 +387,9 @@ def parallel(report: Report) -> Chart | None:
     note = f"{len(rows)} of {len(table)} trials: {_THINNED}" if len(rows) < len(table) else ""
     view = View("all", [lines], note=note)
     height = max(style.wrapped(one["label"], 13).count("\n") + 1 for one in dimensions)
-    pictures = [Picture([view], 390 + 15 * height, 95 * len(dimensions))]
     size = (max(4.5, 1.1 * len(dimensions) + 1.2), 3.0)
     heading = "Parameters and objectives of each trial"
-    return Chart("parallel", heading, pictures, [[view]], size)
+    return Chart("parallel", heading, [[view]], size, 390 + 15 * height, 95 * len(dimensions))
 
 
 def _dimension(name: str, title: str, values: pd.Series) -> Axis:
@@ -462,8 +446,7 @@ def curves(report: Report) -> Chart | None:
     view = View("all", traces, axis("epoch", tickformat="d"), quality, note)
     repeats = report.table.get("repeats", pd.Series(dtype=float))
     legend = SEEDS_NOTE if pd.to_numeric(repeats, errors="coerce").gt(1).any() else ""
-    pictures = [Picture([view], 520)]
-    return Chart("curves", "Learning curves", pictures, [[view]], (4.6, 2.8), legend)
+    return Chart("curves", "Learning curves", [[view]], (4.6, 2.8), 520, legend=legend)
 
 
 def _curve(
@@ -504,8 +487,7 @@ def progress(report: Report) -> Chart | None:
     views = [View("by trials", by_trials, x_axis, y_axis)]
     if frame["ended"].notna().all():
         views.append(View("by time", by_time, axis("time (UTC)", type="date"), y_axis))
-    pictures = [Picture(views, 400)]
-    return Chart("progress", "Hypervolume over time", pictures, [views[:1]], (4.6, 2.2))
+    return Chart("progress", "Hypervolume over time", [views], (4.6, 2.2), 400)
 
 
 def drawn_costs(report: Report) -> list[str]:

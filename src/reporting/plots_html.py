@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from src.reporting import style
-from src.reporting.charts import Picture, View
+from src.reporting.charts import View
 from src.reporting.style import Axis, Trace
 
 WEBGL_FROM = 2000  # points; below, SVG is as fast and sharper
@@ -29,21 +29,19 @@ _AXIS: dict[str, Any] = {"gridcolor": style.GRID, "zeroline": False, "linecolor"
 _AXIS |= {"ticks": "outside", "automargin": True, "autorange": True, "exponentformat": "SI"}
 
 
-def figure(picture: Picture) -> dict[str, Any]:
-    """One picture as JSON values.
+def figure(picture: Sequence[View]) -> dict[str, Any]:
+    """One picture, with its views, as JSON values.
 
     Returns:
         data: The traces of the first view.
         layout: The layout of the first view.
         views: For each view what differs between views: traces by position, layout by key, note.
     """
-    points = sum(
-        len(one["x"]) for one in picture.views[0].traces if "markers" in one.get("mode", "")
-    )
-    data = [[_trace(one, points) for one in view.traces] for view in picture.views]
-    layouts = [json_values(_layout(view)) for view in picture.views]
+    points = sum(len(one["x"]) for one in picture[0].traces if "markers" in one.get("mode", ""))
+    data = [[_trace(one, points) for one in view.traces] for view in picture]
+    layouts = [json_values(_layout(view)) for view in picture]
     views: list[dict[str, Any]] = []
-    for view, layout in zip(picture.views, layouts, strict=True):
+    for view, layout in zip(picture, layouts, strict=True):
         axes = {key: layout[key] for key in ("xaxis", "yaxis") if key in layout}
         views.append({"traces": {}, "layout": axes, "note": view.note})
     for number, traces in enumerate(zip(*data, strict=True)):

@@ -68,7 +68,8 @@ def draw(chart: Chart) -> Figure:
     A single panel is readable at a width of 600 px: its legend and up to `MOST_NAMES` names are
     inside.
     """
-    panels = [[chart.single]] if chart.single else chart.panels
+    panels = chart.panels or [[views[0] for views in chart.pictures]]
+    panels = [[chart.single]] if chart.single else panels
     rows, columns = len(panels), len(panels[0])
     width, height = SINGLE if chart.single else chart.panel_size
     size = (max(3.5, width * columns + 0.4), height * rows + 0.3)

@@ -13,7 +13,7 @@ from src.reporting import charts, collect, page, style
 
 def traces(chart, start=""):
     """The traces of the first view whose names start so."""
-    every = chart.pictures[0].views[0].traces
+    every = chart.pictures[0][0].traces
     return [one for one in every if one.get("name", "").startswith(start)]
 
 
@@ -32,7 +32,7 @@ def test_a_full_report_has_all_charts_in_order(report, bare):
     of_two = {"table": two, "effects": effects, "progress": report.progress.head(2)}
     keys = [chart.key for chart in charts.charts(replace(report, **of_two))]
     assert not {"effects", "parallel", "progress"} & set(keys)
-    views = charts.front(bare).pictures[0].views
+    views = charts.front(bare).pictures[0]
     assert [view.label for view in views] == ["FLOPs (multiply-adds)", "parameters"]
 
 
@@ -48,7 +48,7 @@ def test_every_trial_with_a_quality_is_a_point_of_its_state(report):
 
 
 def test_every_view_has_its_cost_its_scale_and_the_number_of_hidden_trials(report):
-    views = charts.front(report).pictures[0].views
+    views = charts.front(report).pictures[0]
     for cost, view in zip(COSTS, views, strict=True):
         hidden = int(report.table.loc[report.table["quality"].notna(), cost].isna().sum())
         assert (f"{hidden} trials" in view.note) == (hidden > 0)
@@ -120,9 +120,7 @@ def test_curves_end_where_they_ended_and_those_of_the_front_are_bolder(report):
     assert sorted(every[names.index("pruned") + 1]["x"]) == sorted(last)
     front, pruned = (traces(chart, name)[0]["line"]["width"] for name in ("front", "pruned"))
     assert front > pruned
-    assert (
-        chart.pictures[0].views[0].y["title"] == "balanced accuracy (validation), higher is better"
-    )
+    assert chart.pictures[0][0].y["title"] == "balanced accuracy (validation), higher is better"
     runs = report.curves["run_id"].nunique()
     assert sum(int(np.isnan(one["y"]).sum()) for one in every) == runs  # a gap after each curve
 
@@ -137,12 +135,12 @@ def test_curves_say_that_they_are_means_if_trials_had_several_seeds(report):
 
 def test_many_curves_and_lines_are_thinned_but_the_front_stays(large):
     important = large.important
-    view = charts.curves(large).pictures[0].views[0]
+    view = charts.curves(large).pictures[0][0]
     drawn = {text for one in view.traces for text in one["hovertext"]}
     assert len(drawn) <= charts.MOST_CURVES + len(important)
     assert all(any(run in text for text in drawn) for run in important)
     assert view.note.startswith(f"{len(drawn)} of {large.curves['run_id'].nunique()} curves")
-    view = charts.parallel(large).pictures[0].views[0]
+    view = charts.parallel(large).pictures[0][0]
     count = len(view.traces[0]["line"]["color"])
     assert count <= charts.MOST_LINES + len(important)
     assert view.note.startswith(f"{count} of {len(large.parameters)} trials")
@@ -189,10 +187,10 @@ def test_effects_have_a_picture_per_parameter_and_a_view_per_objective(report):
     rows = report.effects.query(search).sort_values("position")
     for drawn, column in zip(traces(chart), ("mean", "best"), strict=True):
         assert list(drawn["y"]) == list(rows[column])
-    losses = chart.pictures[-1].views[0]
+    losses = chart.pictures[-1][0]
     assert "line" not in losses.traces[0]  # a line would put losses in an order
     assert losses.x["ticktext"] == ["cross_entropy", "focal"]
-    assert [view.label for view in chart.pictures[0].views][1] == "FLOPs"
+    assert [view.label for view in chart.pictures[0]][1] == "FLOPs"
     assert chart.panels[0][0].x["title"] == "model.net.width"
 
 
@@ -204,7 +202,7 @@ def test_importance_has_a_bar_per_parameter_and_objective(report):
 
 
 def test_recalls_are_on_test_first_then_on_validation(report):
-    views = charts.recalls(report).pictures[0].views
+    views = charts.recalls(report).pictures[0]
     assert [view.label for view in views] == ["test", "validation"]
     [heatmap] = views[0].traces
     run = report.members["run_id"].iloc[0]
@@ -212,13 +210,13 @@ def test_recalls_are_on_test_first_then_on_validation(report):
     assert list(heatmap["z"][0]) == list(rows["recall"])
     assert list(heatmap["x"]) == rows["class"].to_list()
     some = charts.recalls(replace(report, recalls=report.recalls.drop(rows.index[0])))
-    assert some.pictures[0].views[0].traces[0]["hovertext"][0].tolist().count("not measured") == 1
+    assert some.pictures[0][0].traces[0]["hovertext"][0].tolist().count("not measured") == 1
     only = replace(report, recalls=report.recalls.query("split == 'val'"))
-    assert [view.label for view in charts.recalls(only).pictures[0].views] == ["validation"]
+    assert [view.label for view in charts.recalls(only).pictures[0]] == ["validation"]
 
 
 def test_roc_has_chance_and_a_line_with_its_area_for_each_chosen_model(report):
-    [view] = charts.roc(report).pictures[0].views
+    [view] = charts.roc(report).pictures[0]
     chosen = report.table[report.table["chosen"] != ""].set_index("label")
     chance, *lines = view.traces
     assert list(chance["x"]) == list(chance["y"]) == [0, 1]
@@ -231,7 +229,7 @@ def test_roc_has_chance_and_a_line_with_its_area_for_each_chosen_model(report):
 
 
 def test_layers_are_shares_of_each_chosen_net_in_its_order_and_small_ones_are_one_bar(report):
-    small, large = charts.layers(report).pictures[0].views
+    small, large = charts.layers(report).pictures[0]
     flops, params = small.traces
     assert (flops["name"], params["name"]) == ("FLOPs", "parameters")
     assert list(flops["y"]) == ["part.3 Conv2d", "part.2 Conv2d", "part.1 Conv2d"]  # from below
@@ -250,7 +248,7 @@ def test_layers_are_shares_of_each_chosen_net_in_its_order_and_small_ones_are_on
 
 
 def test_progress_has_a_line_per_study_by_trials_and_by_time(two_studies):
-    views = charts.progress(two_studies).pictures[0].views
+    views = charts.progress(two_studies).pictures[0]
     assert [view.label for view in views] == ["by trials", "by time"]
     studies = two_studies.progress.groupby("study", sort=False)
     for one, (study, rows) in zip(views[0].traces, studies, strict=True):
@@ -273,7 +271,7 @@ def test_lines_run_from_an_origin_to_its_compressed_version():
     sizes = charts.origin_lines(report, "efficiency/size_mb")
     np.testing.assert_allclose(sizes["to_x"] / sizes["from_x"], 0.25)
     chart = charts.front(report)
-    for cost, view in zip(report.costs, chart.pictures[0].views, strict=True):
+    for cost, view in zip(report.costs, chart.pictures[0], strict=True):
         expected = charts.origin_lines(report, cost)
         drawn = next(one for one in view.traces if one["name"].startswith("compression ("))
         ends = expected[["from_x", "to_x"]].assign(gap=np.nan).to_numpy().ravel()

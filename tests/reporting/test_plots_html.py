@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_up import make_report, with_compressed
 
 from src.reporting import charts, plots_html, style
-from src.reporting.charts import Picture, View
+from src.reporting.charts import View
 from src.reporting.plots_html import figure, json_values, plain
 from src.reporting.style import axis, scatter
 
@@ -51,7 +51,7 @@ def test_views_differ_in_what_only_one_of_them_has():
     empty = scatter("a", [], [], marker=style.marker("red"), line=style.line("blue"))
     first, second = (View("v", [one], axis("x"), axis("y")) for one in (POINTS, empty))
     for views in ((first, second), (second, first)):
-        changes = [view["traces"][0] for view in figure(Picture(views))["views"]]
+        changes = [view["traces"][0] for view in figure(views)["views"]]
         with_points, without = changes if views[0] is first else changes[::-1]
         assert (without["error_y"], with_points["line"]) == (None, None)
         assert with_points["error_y"]["array"] == pytest.approx([0.2, 0.2])
@@ -61,7 +61,7 @@ def test_views_differ_in_what_only_one_of_them_has():
 def test_points_lines_and_intervals_become_traces():
     line = scatter("", [1, 2], [3, math.nan], line=style.line("blue", dash="dash", steps=True))
     y = axis("size", ((1.0, "one"), (2.0, "<two>")), range=[0, 3])
-    drawn = figure(Picture([View("v", [POINTS, line], axis("cost", type="log"), y)]))
+    drawn = figure([View("v", [POINTS, line], axis("cost", type="log"), y)])
     first, second = drawn["data"]
     assert first["mode"] == "markers"
     assert first["hovertext"] == ["<b>x</b><br>y", "<b>z</b><br>"]
@@ -97,7 +97,7 @@ def test_long_values_are_cut_unless_they_would_be_the_same(report):
 def test_long_names_are_wrapped_in_the_legend():
     name = "custom #0 (best with params <= 692k, cheapest with recall/mel >= 0.8)"
     view = View("all", [scatter(name, [1], [2])], axis("x"), axis("y"))
-    lines = figure(Picture([view]))["data"][0]["name"].split("<br>")
+    lines = figure([view])["data"][0]["name"].split("<br>")
     assert max(map(len, map(html.unescape, lines))) <= 44
     assert html.unescape(" ".join(lines)) == name
 
@@ -106,8 +106,8 @@ def test_twelve_parallel_axes_fit_the_page(report):
     numbers = {f"p{number}": range(len(report.parameters)) for number in range(5)}
     parameters = report.parameters.assign(**numbers)
     chart = charts.parallel(type(report)(**vars(report) | {"parameters": parameters}))
-    assert len(chart.pictures[0].views[0].traces[0]["dimensions"]) == 12
-    assert chart.pictures[0].width <= 1141  # see page.html.j2
+    assert len(chart.pictures[0][0].traces[0]["dimensions"]) == 12
+    assert chart.width <= 1141  # see page.html.j2
 
 
 @given(st.text())
@@ -139,4 +139,4 @@ def test_rounding_keeps_five_figures_and_is_json(values):
 )
 def test_a_logarithmic_axis_says_its_magnitude(values, step):
     shown = View("", [scatter("", values, [0.5] * len(values))], axis("x", type="log"), axis("y"))
-    assert figure(Picture([shown]))["layout"]["xaxis"]["dtick"] == step
+    assert figure([shown])["layout"]["xaxis"]["dtick"] == step
