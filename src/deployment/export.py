@@ -21,7 +21,7 @@ from src.core.tables import Table
 from src.data.module import DataModule
 from src.data.source import evenly
 from src.deployment import trained, web
-from src.deployment.description import Decision, Description
+from src.deployment.description import Decision, Description, sentences
 from src.deployment.runtimes.base import Probabilities, in_batches
 from src.deployment.runtimes.eager import EagerRuntime
 from src.deployment.runtimes.formats import FORMATS, FormatName, format_of, open_file
@@ -235,13 +235,8 @@ def _show(
     frame = pd.DataFrame(exports)[list(labels)]
     table = Table(frame, title, labels=labels, units={"size_mb": "MB"}, formats=formats)
     console.print(table.to_rich())
-    if not as_recorded:
-        say("Images, labels or split differ from the run's record; the comparison is still valid.")
-    answer, decision = "none, for there is no threshold", about.decision
-    if decision is not None:
-        answer = f"{decision.positive} from {decision.threshold:.4g} ({decision.aim})"
-    rule = "" if about.rule == ARGMAX else f" Class: by the rule {about.rule}."
-    say(f"Decision: {answer}.{rule} Licence: {about.licence}.")
+    for line in sentences("export", about=about, as_recorded=as_recorded):
+        say(line)
     for row in exports:
         serve = "python -m http.server --bind 127.0.0.1 --directory "
         say(f"{serve if row['format'] == web.NAME else ''}{row['path']}", wrap=False)

@@ -1,11 +1,12 @@
 """The pictures of a prediction: a file, a folder with its subfolders, or the rows of a CSV."""
 
+import functools
 import os
 import stat
 import unicodedata
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -87,17 +88,15 @@ class ImageInput(Source):
             other rows of the batch -> why they could not be read.
         """
         total = len(manifest.frame)
-        waiting: deque[dict[int, Future[npt.NDArray[np.uint8] | str]]] = deque()
+        batches = [range(start, min(start + size, total)) for start in range(0, total, size)]
+        one = functools.partial(decode, self, manifest, image_size=image_size, geometry=geometry)
         with ThreadPoolExecutor(workers) as pool:
+            jobs = (pool.map(one, rows) for rows in batches)
             try:
-                for start in range(0, total + size, size):  # one step more, for the last batch
-                    rows = range(start, min(start + size, total))
-                    how = (image_size, geometry)
-                    jobs = {row: pool.submit(decode, self, manifest, row, *how) for row in rows}
-                    waiting.append(jobs)
-                    if len(waiting) < 2:
-                        continue
-                    decoded = {row: job.result() for row, job in waiting.popleft().items()}
+                # a batch is submitted before the one in front of it is taken
+                pairs = pairwise(chain(jobs, [iter(())]))
+                for rows, (results, _) in zip(batches, pairs, strict=True):
+                    decoded = dict(zip(rows, results, strict=True))
                     problems = {row: item for row, item in decoded.items() if isinstance(item, str)}
                     readable = [row for row in decoded if row not in problems]
                     squares = np.array([decoded[row] for row in readable], dtype=np.uint8)

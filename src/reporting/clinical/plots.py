@@ -1,5 +1,6 @@
 """Figures of the clinical audit: ROC, precision-recall, reliability, subgroups; domain shift."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,10 @@ GREY = "#898989"
 COLUMNS = 4  # panels in a row
 LINE: dict[str, Any] = {"color": BLUE, "linewidth": 0.9, "alpha": 0.8}
 CHANCE: dict[str, Any] = {"color": GREY, "linestyle": ":", "linewidth": 1}
+CURVES = {  # axes of the curve whose area is that metric
+    "auroc": ("1 - specificity\n(lower is better)", "sensitivity\n(higher is better)"),
+    "average_precision": ("recall\n(higher is better)", "precision\n(higher is better)"),
+}
 MARKERS = {
     "argmax": {"marker": "o", "color": "black"},
     "sensitivity": {"marker": "D", "color": VERMILLION},
@@ -51,26 +56,23 @@ def _grid(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def roc(result: ClinicalAudit) -> Figure:
-    """One panel per class: the curve of each net, chance, and the operating points."""
-    labels = ("1 - specificity\n(lower is better)", "sensitivity\n(higher is better)")
-    return _curves(result, result.roc, "auroc", labels)
+def curves(result: ClinicalAudit, metric: str) -> Figure:
+    """ROC curves ("auroc") or precision-recall curves ("average_precision") of each class.
 
-
-def precision_recall(result: ClinicalAudit) -> Figure:
-    """One panel per class: the curve of each net, chance (the share of the class), the points."""
-    labels = ("recall\n(higher is better)", "precision\n(higher is better)")
-    return _curves(result, result.precision_recall, "average_precision", labels)
-
-
-def _curves(
-    result: ClinicalAudit, points: pd.DataFrame, metric: str, labels: tuple[str, str]
-) -> Figure:
-    """A square panel for each class that has a curve, the class looked for first; one legend."""
+    A square panel for each class that has a curve, the class looked for first: the curve of each
+    net, chance (of precision the share of the class), and the operating points; one legend.
+    """
+    points = result.roc if metric == "auroc" else result.precision_recall
     x, y = points.columns[2:4]
     names = [name for name in result.classes if name in set(points["class"])]
     names.sort(key=lambda name: name != result.positive)
     columns, several = min(COLUMNS, len(names)), result.seeds > 1
+    look = {"markersize": 5, "markeredgecolor": "white", "linestyle": "none"}
+    rules = list(result.operating["rule"].unique())
+    markers: dict[str, dict[str, Any]] = {
+        rule: {**MARKERS.get(rule.split(" ")[0], MARKERS["argmax"]), **look}
+        for rule in ["argmax", *rules]
+    }
     shared: dict[str, Any] = {"sharex": True, "sharey": True}
     figure, grid = _grid(-(-len(names) // columns), columns, (2.1, 2.4), **shared)
     for number, (axes, name) in enumerate(itertools.zip_longest(grid.flat, names)):
@@ -92,32 +94,27 @@ def _curves(
         for rule, rates in table.groupby("rule", sort=False)["estimate"]:
             ends = (1 - rates["specificity"], rates["sensitivity"])
             ends = ends if metric == "auroc" else (rates["sensitivity"], rates["ppv"])
-            axes.plot(*ends, **_marker(str(rule)))
+            axes.plot(*ends, **markers[str(rule)])
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
         axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))  # more take twice as long to draw
         if number + columns >= len(names):
-            axes.set_xlabel(labels[0])
+            axes.set_xlabel(CURVES[metric][0])
             axes.tick_params(labelbottom=True)
-        axes.set_ylabel("" if number % columns else labels[1])
+        axes.set_ylabel("" if number % columns else CURVES[metric][1])
         ranking: Any = result.ranking.set_index(["class", "metric"]).loc[(name, metric)]
         looked_for = " (looked for)" if name == result.positive else ""
         value = f"{short_label(f'val/{metric}/{name}')} {estimate_text(ranking)}"
         axes.set_title(f"{name}{looked_for}: {images} images\n{value}")
     handles = [Line2D([], [], color=BLUE), Line2D([], [], color=GREY, linestyle=":")]
     names = [f"each of {result.seeds} nets (seeds)" if several else "the net", "chance"]
-    for rule in result.operating["rule"].unique():
-        handles.append(Line2D([], [], **_marker(rule)))
+    for rule in rules:
+        handles.append(Line2D([], [], **markers[rule]))
         chosen = f"threshold from val: {rule}"
         names.append(chosen if ">=" in rule else thresholds.rule_text(rule).removeprefix("the "))
     title = "points are means over the nets" if several else None
     legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 3 if columns > 2 else 2}
     figure.legend(handles, names, title=title, title_fontsize=7.5, frameon=False, **legend)
     return figure
-
-
-def _marker(rule: str) -> dict[str, Any]:
-    style = {"markersize": 5, "markeredgecolor": "white", "linestyle": "none"}
-    return {**MARKERS.get(rule.split(" ")[0], MARKERS["argmax"]), **style}
 
 
 def reliability(result: ClinicalAudit) -> Figure:
@@ -208,8 +205,8 @@ def _intervals(
 
 
 FIGURES: dict[str, Callable[[ClinicalAudit], Figure]] = {
-    "roc": roc,
-    "precision_recall": precision_recall,
+    "roc": functools.partial(curves, metric="auroc"),
+    "precision_recall": functools.partial(curves, metric="average_precision"),
     "reliability": reliability,
     "subgroups": subgroups,
 }

@@ -83,10 +83,7 @@ def _with_text(table: pd.DataFrame) -> pd.DataFrame:
 
 def _wide(table: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
     """One row for each value of `index`, one column of texts for each value of `columns`."""
-    return _pivot(_with_text(table), index, columns)
-
-
-def _pivot(table: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
+    table = table if "text" in table else _with_text(table)
     wide = table.pivot(index=index, columns=columns, values="text")
     return wide.loc[table[index].unique(), table[columns].unique()].reset_index()
 
@@ -168,7 +165,7 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
     texts = (rows["text"] + classes).where(rows["note"] == "", "too few")
     rows = rows.assign(subgroup=list(names), text=texts)
     sizes = ["subgroup", "images", "groups", "positives", "positive_lesions"]
-    wide = rows[sizes].drop_duplicates().merge(_pivot(rows, "subgroup", "measure"), on="subgroup")
+    wide = rows[sizes].drop_duplicates().merge(_wide(rows, "subgroup", "measure"), on="subgroup")
     heads = {
         "recall": f"recall, {result.verdicts[0].rule}",
         "recall_at_threshold": "recall, threshold",

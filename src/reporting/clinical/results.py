@@ -266,11 +266,10 @@ class EvaluateSettings:
     @property
     def choices(self) -> tuple[str, ...]:
         """How other data are evaluated, where not as by default, such as "part=val"."""
-        keys = {"part": "part", "labels": "mapping", "unknown": "unknown", "overlap": "overlap"}
-        keys |= {"decision": "decision"}
-        values = {key: getattr(self, name) for key, name in keys.items()}
+        names = ("part", "mapping", "unknown", "overlap", "decision")
+        typed = {name: getattr(self, name) for name in names}
         return tuple(
-            f"{key}={Path(value).stem}"  # labels may be a path
-            for key, value in values.items()
-            if value != getattr(EvaluateSettings, keys[key])
+            f"{'labels' if name == 'mapping' else name}={Path(value).stem}"  # it may be a path
+            for name, value in typed.items()
+            if value != getattr(EvaluateSettings, name)
         )

@@ -236,5 +236,5 @@ def test_the_audit_is_by_the_decision_rule_of_the_predictions() -> None:
     pd.testing.assert_frame_equal(result.calibration, argmax.calibration)
     tables = presentation.audit_tables(result)
     assert tables[1].title == "Each class, by the decision rule balanced"
-    [legend] = plots.roc(result).legends
+    [legend] = plots.curves(result, "auroc").legends
     assert "decision rule balanced" in [text.get_text() for text in legend.get_texts()]
