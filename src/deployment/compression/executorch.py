@@ -143,7 +143,19 @@ class ExecutorchInt8(FileCompression):
                 dynamic_shapes=({0: torch.export.Dim("N")},),
             )
         graph = exported.module(check_guards=False)
-        _move_relu_before_pooling(graph)
+        # A ReLU that follows a max-pooling is moved before it; the result is the same. XNNPACK's
+        # kernels for a quantised ReLU ignore that its output has another scale than its input.
+        # Before the pooling it becomes part of the convolution.
+        for relu in list(graph.graph.nodes):
+            pool = relu.args[0] if relu.target in RELU else None
+            pools = isinstance(pool, Node) and pool.target == _ATEN.max_pool2d.default
+            if isinstance(pool, Node) and pools and len(pool.users) == 1:
+                relu.replace_all_uses_with(pool)
+                relu.args = (pool.args[0],)
+                pool.prepend(relu)
+                pool.args = (relu, *pool.args[1:])
+        graph.graph.lint()
+        graph.recompile()
         layers = [node for node in graph.graph.nodes if node.target in WEIGHTED]
         kept = base.float_layers(layers, self.float_first, self.float_last)
         # Not prepare_qat_pt2e, which assumes an epsilon of 1e-5 for every batch normalisation.
@@ -172,24 +184,6 @@ class ExecutorchInt8(FileCompression):
             activation = replace(config.input_activation, observer_or_fake_quant_ctr=observer)
             config = replace(config, input_activation=activation, output_activation=activation)
         return Quantiser().set_global(config).set_filter_function(lambda node: node not in kept)
-
-
-def _move_relu_before_pooling(graph: GraphModule) -> None:
-    """Move a ReLU that follows a max-pooling before it; the result is the same.
-
-    XNNPACK's kernels for a quantised ReLU ignore that its output has another scale than its
-    input. Before the pooling it becomes part of the convolution.
-    """
-    for relu in list(graph.graph.nodes):
-        pool = relu.args[0] if relu.target in RELU else None
-        pools = isinstance(pool, Node) and pool.target == _ATEN.max_pool2d.default
-        if isinstance(pool, Node) and pools and len(pool.users) == 1:
-            relu.replace_all_uses_with(pool)
-            relu.args = (pool.args[0],)
-            pool.prepend(relu)
-            pool.args = (relu, *pool.args[1:])
-    graph.graph.lint()
-    graph.recompile()
 
 
 def _annotate_relu6_and_padding(graph: GraphModule) -> None:
