@@ -130,7 +130,7 @@ def _read_mapping(name: str, folder: Path) -> dict[str, str]:
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         # the base loader takes each name as it is typed; to others yes and no are Booleans
-        content = yaml.load(path.read_text(), yaml.BaseLoader) or {}
+        content = yaml.load(path.read_text(), yaml.BaseLoader)
     except FileNotFoundError as error:
         names = ", ".join([AUTO, *sorted(file.stem for file in folder.glob("*.yaml"))])
         message = f"{name}: no such mapping; there are {names}, or name a .yaml file"
@@ -138,11 +138,11 @@ def _read_mapping(name: str, folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{path} cannot be read: {' '.join(str(error).split())}"
         raise ConfigError("labels", message) from error
-    texts = isinstance(content, dict) and all(isinstance(to, str) for to in content.values())
-    if not texts or not all(content.values()):
+    named = content if isinstance(content, dict) else {}
+    if not named or not all(isinstance(name, str) and name for name in named.values()):
         message = f"{path} must have lines like `ak: akiec`: the data's class and the net's"
         raise ConfigError("labels", message)
-    return dict(content)
+    return named
 
 
 # ---- the other data
