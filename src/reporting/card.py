@@ -52,11 +52,6 @@ EXTERNAL = {
         "measure == 'sensitivity' and rule.str.startswith('sensitivity')",
     ),
 }
-EXTERNAL_NOTE = (
-    "In [0, 1], higher is better, with intervals by lesion or patient. Recall: of the positive "
-    "class, by the predicted class and at the threshold chosen on val. Left out: images that "
-    "the run was trained or validated on."
-)
 # Overrides that say where a run was recorded, and settings that the card shows elsewhere.
 LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=", "sweeps=")
 HIDDEN = ("_target_", "_partial_", "weights", "image_size")
@@ -424,7 +419,7 @@ def _tables(
     tags = record.nets.iloc[0].dropna().filter(like="tags.benchmark/")
     references = {str(name)[len("tags.benchmark/") :]: value for name, value in tags.items()}
     rows, spec = evaluations.drop(columns="value"), {"images": ",.0f"}
-    other = [Table(rows, "Evaluations on other data", EXTERNAL_NOTE, formats=spec)]
+    other = [Table(rows, "Evaluations on other data", formats=spec)]
     ratio = "Benchmarks; ratio: the median divided by that of the reference, below 1 is faster"
     cost = [
         _by_line(record.means("efficiency/latency_ms/"), "Latency of a batch, ms"),

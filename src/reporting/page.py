@@ -210,6 +210,8 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
     """The page: HTML5 with Plotly's script and the charts inside, both compressed."""
     drawn = [chart for chart in drawn if chart.pictures]
     pictures = [plots_html.figure(picture) for chart in drawn for picture in chart.pictures]
+    template = Path(__file__).with_name("plotly_template.json").read_text(encoding="utf-8")
+    figures = {"template": json.loads(template), "pictures": pictures}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     environment = jinja2.Environment(loader=loader, trim_blocks=True, **options)
@@ -233,7 +235,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
         },
         sheet=base64.b64encode(report.sheet).decode(),
         plotly=_plotly(),
-        data=_packed(json.dumps(pictures, separators=(",", ":"), ensure_ascii=False)),
+        data=_packed(json.dumps(figures, separators=(",", ":"), ensure_ascii=False)),
     )
 
 

@@ -15,18 +15,6 @@ from src.reporting.style import Axis, Trace
 WEBGL_FROM = 2000  # points; below, SVG is as fast and sharper
 _LONGEST_TICK = 14  # characters on an axis of parallel coordinates
 _HOVER = {"hovertemplate": "%{hovertext}<extra></extra>"}
-_LAYOUT: dict[str, Any] = {
-    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2328"},
-    "margin": {"l": 75, "r": 20, "t": 20, "b": 70},
-    "paper_bgcolor": "white",
-    "plot_bgcolor": "white",
-    "hovermode": "closest",
-    "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 12}, "namelength": -1},
-}
-_LEGEND: dict[str, Any] = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
-_LEGEND |= {"font": {"size": 12}, "itemsizing": "trace", "traceorder": "normal"}
-_AXIS: dict[str, Any] = {"gridcolor": style.GRID, "zeroline": False, "linecolor": "#8a9099"}
-_AXIS |= {"ticks": "outside", "automargin": True, "autorange": True, "exponentformat": "SI"}
 
 
 def figure(picture: Sequence[View]) -> dict[str, Any]:
@@ -112,7 +100,7 @@ def _dimension(axis: Axis, width: int) -> Axis:
 def _layout(view: View) -> dict[str, Any]:
     kind = view.traces[0]["type"]
     entries = sum(bool(one.get("name")) for one in view.traces)
-    layout = _LAYOUT | {"showlegend": entries > 1, "legend": _LEGEND}
+    layout: dict[str, Any] = {"showlegend": entries > 1}
     if kind == "parcoords":
         names = [axis["label"] for axis in view.traces[0]["dimensions"]]
         lines = max(style.wrapped(name, 13).count("\n") + 1 for name in names)
@@ -134,7 +122,7 @@ def _layout(view: View) -> dict[str, Any]:
 
 def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
     title = {"text": style.wrapped(axis["title"], width), "standoff": 12, "font": {"size": 13}}
-    scale = _AXIS | axis | {"title": title}
+    scale = axis | {"title": title, "autorange": "range" not in axis}
     if "ticktext" in axis:
         # else a text that reaches over the edge is omitted
         scale |= {"tickmode": "array", "ticklabeloverflow": "allow"}
@@ -149,6 +137,4 @@ def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
             decade = 10.0 ** math.floor(math.log10(step))
             digit = next(digit for digit in (1, 2, 5, 10) if digit * decade >= step)
             scale["dtick"] = f"L{decade * digit:g}"
-    if "range" in axis:
-        scale["autorange"] = False
     return scale

@@ -23,18 +23,7 @@ SINGLE = (3.8, 2.9)  # inches: about 600 px
 MOST_NAMES = 5
 RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
 MOST_LOG_TICKS = 4
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "legend.fontsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "text.parse_math": False,  # a dollar in a run's name is a dollar
-    "svg.hashsalt": "paretoderm",  # the same report gives the same file
-}
+STYLE = Path(__file__).with_name("plots.mplstyle")
 _HATCHES = ("", "///", "xx", "...", "--", "++")
 _BOX: Any = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4}
 
@@ -45,7 +34,7 @@ def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
     files = []
     several = [one for one in charts if one.single and len(one.panels[0]) > 1]
     together = [replace(one, key=f"{one.key}_by_cost", single=None) for one in several]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(fname=STYLE):
         for chart in (*charts, *together):
             files += save(draw(chart), folder / chart.key)
     return files

@@ -18,7 +18,7 @@ from src.reporting.record import Report
 # Okabe and Ito, Color Universal Design, 2008: distinct for colour-blind readers.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-PALE, GRID = "#B8BCC2", "#E5E7EB"
+PALE = "#B8BCC2"
 # For series side by side. Yellow is too faint for lines on white; black is the colour of text.
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 # Names of the same thing: Plotly's, then matplotlib's.

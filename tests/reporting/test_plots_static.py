@@ -16,7 +16,7 @@ NAMES += ["front_by_cost"]
 
 
 def drawn(chart):
-    with mpl.rc_context(plots_static.STYLE):
+    with mpl.rc_context(fname=plots_static.STYLE):
         figure = plots_static.draw(chart)
         figure.draw_without_rendering()
     return figure

@@ -24,7 +24,7 @@ from src.reporting.clinical.subgroups import display_name
 from src.reporting.style import BLUE, VERMILLION
 
 FRAME = {f"axes.spines.{side}": True for side in ("top", "right")}
-STYLE: Any = plots_static.STYLE | FRAME | {"axes.labelsize": 8, "legend.fontsize": 7.5}
+STYLE: Any = FRAME | {"axes.labelsize": 8, "legend.fontsize": 7.5}
 GREY = "#898989"
 COLUMNS = 4  # panels in a row
 LINE: dict[str, Any] = {"color": BLUE, "linewidth": 0.9, "alpha": 0.8}
@@ -42,7 +42,7 @@ MARKERS = {
 
 def write(result: ClinicalAudit, folder: Path) -> None:
     """Write the figures of an audit as PNG and SVG into an existing folder."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE, plots_static.STYLE):
         for name in figure_titles(result):
             plots_static.save(FIGURES[name](result), folder / name)
 
