@@ -9,7 +9,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -95,9 +94,7 @@ class Session:
         self._limit_mb = spec.get("memory_mb")
         form = FORMATS.get(spec["runtime"])
         library = form.library if form else "torch"
-        load = _loader(library, spec)
-        imported, imported_mb = time.perf_counter(), high_water_mb()
-        self._runtime = load()
+        self._runtime, imported, imported_mb = _load(library, spec)
         loaded = time.perf_counter()
         if self._runtime.batch not in (None, spec["batch"]):
             raise UserError(
@@ -190,8 +187,8 @@ def high_water_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
-    """Import everything that loading needs; the result loads the model."""
+def _load(library: str, spec: dict[str, Any]) -> tuple[Runtime, float, float]:
+    """Load a model; also the time and the peak memory after the imports and before loading."""
     form, threads = FORMATS.get(spec["runtime"]), int(spec["threads"])
     with quiet(), needs(form.name if form else ""):
         try:
@@ -202,19 +199,16 @@ def _loader(library: str, spec: dict[str, Any]) -> Callable[[], Runtime]:
             if not spec.get("memory_mb"):
                 raise
             raise UserError(f"does not fit: {library} cannot be loaded: {error}") from error
+    if form is None:
+        from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
+        from src.deployment.trained import load_checkpoint
+    imported = time.perf_counter(), high_water_mb()
     if form is not None:
-        return lambda: form(Path(spec["file"]), threads)
-
-    from src.deployment.runtimes.eager import CompiledRuntime, EagerRuntime
-    from src.deployment.trained import load_checkpoint
-
-    def load_net() -> Runtime:
-        about: Description = spec["description"]
-        camera = load_checkpoint(spec["config"], about.classes, Path(spec["checkpoint"]))
-        runtime = EagerRuntime if spec["runtime"] == "eager" else CompiledRuntime
-        return runtime(camera, about, threads)
-
-    return load_net
+        return form(Path(spec["file"]), threads), *imported
+    about: Description = spec["description"]
+    camera = load_checkpoint(spec["config"], about.classes, Path(spec["checkpoint"]))
+    runtime = EagerRuntime if spec["runtime"] == "eager" else CompiledRuntime
+    return runtime(camera, about, threads), *imported
 
 
 def encoded(image: str | None) -> tuple[bytes, str]:
