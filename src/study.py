@@ -112,7 +112,13 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
         arguments, chosen.params, chosen.conditions, chosen.zip, chosen.exclude
     )
     file = config.hydra.runtime.choices.get("sweeps")
-    name = str(chosen.study_name or config.study or file or _make_name(arguments, fixed))
+    name = str(chosen.study_name or config.study or file or "")
+    if not name:  # from the swept parameters, and a digest of all arguments
+        pairs = [argument.partition("=") for argument in arguments if argument not in fixed]
+        words = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in pairs)
+        readable = re.sub(r"[^\w.+-]+", "_", words)[:48].strip("-_.") or "defaults"
+        digest = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()
+        name = f"{readable}-{digest[:6]}"
     folder = Path(config.hydra.sweep.dir).absolute() / re.sub(r"^\.+|[^\w.=,+-]", "_", name)
     objective = _plain(config.objective)
     objectives, limits = parse_objectives(objective), parse_limits(objective)
@@ -127,15 +133,6 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
         problem = "trains under several seeds itself: do not sweep over seed as well"
         raise ConfigError("repeats", problem)
     return plan
-
-
-def _make_name(arguments: list[str], fixed: list[str]) -> str:
-    """A name from the swept parameters, and a digest of all arguments."""
-    swept = [argument.partition("=") for argument in arguments if argument not in fixed]
-    words = "-".join(f"{key.rpartition('.')[2]}-{value}" for key, _, value in swept)
-    readable = re.sub(r"[^\w.+-]+", "_", words)[:48].strip("-_.") or "defaults"
-    digest = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()
-    return f"{readable}-{digest[:6]}"
 
 
 def _plain(value: Any) -> Any:

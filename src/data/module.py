@@ -305,6 +305,13 @@ class DataModule(LightningDataModule):
         self._ready = True
         return self
 
+    def pixels(self, image_size: int) -> cache.ImageCache:
+        """The same images as squares of another side (px), for a network that sees them so."""
+        if image_size == self.image_size:
+            return self.cache
+        images = self.source, self.source.manifest(), image_size, self.geometry
+        return cache.load(*images, Path(self.cache_dir), self.on_unreadable)
+
     def _count_copies(self) -> None:
         """Count identical and similar pictures, and those that leak; say so."""
         rows, names = np.arange(len(self.frame)), self.frame["image_id"]

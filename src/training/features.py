@@ -25,7 +25,7 @@ from src.data.augment import symmetry
 from src.data.module import DataModule, Rows
 from src.training.classifier import Classifier, teacher_logits
 
-FORMAT_VERSION = 2  # increase it when the same network and images give other values
+FORMAT_VERSION = 3  # increase it when the same network and images give other values
 _BATCH = 64
 AT_ONCE = 16  # steps of a head
 # With other options of Lightning's trainer, or other callbacks, each step is one of Lightning's.
@@ -57,8 +57,9 @@ def serve(
 ) -> dict[str, str]:
     """Let the data serve cached features of a frozen net, and cached logits of the loss's teachers.
 
-    `data.feature_views` decides whether. Absent outputs are computed on the device; without one,
-    for an evaluation, only existing features are served.
+    `data.feature_views` decides whether. A teacher's logits are those of the images at its own
+    size. Absent outputs are computed on the device; without one, for an evaluation, only existing
+    features are served.
 
     Returns:
         "features" and "teachers": the served views, for the run record. Empty: images are served.
@@ -94,7 +95,9 @@ def serve(
         augment = str(resolve(config)["augment"]) if random else ""
         tables.append(opened(features, _identity(net, "head", *numbers) + augment))
     for teacher in teachers:
-        tables.append(opened(partial(logits, teacher), _identity(teacher), what="teacher"))
+        pixels = data.pixels(getattr(teacher, "image_size", data.image_size))
+        compute = partial(logits, teacher)
+        tables.append(opened(compute, _identity(teacher), what="teacher", pixels=pixels))
     present = [table for table in tables if table is not None]
     if len(present) < len(tables):
         return {}
@@ -109,17 +112,13 @@ def serve(
         return batch
 
     data.cached = entries
-    if frozen and _has_plain_steps(config):
+    trainer, callbacks = config.trainer, {node["_target_"] for node in config.callbacks.values()}
+    is_plain = trainer.get("gradient_clip_val") is None and trainer.get("devices", 1) == 1
+    is_plain = is_plain and set(trainer) <= PLAIN_OPTIONS and callbacks <= PLAIN_CALLBACKS
+    if frozen and is_plain:  # a step is only one of the optimizer, on one device
         data.at_once, classifier.automatic_optimization = AT_ONCE, False
     text = f"{random} random views, an approximation" if random else f"{symmetries} exact views"
     return {name: text for name, used in {"features": frozen, "teachers": teachers}.items() if used}
-
-
-def _has_plain_steps(config: DictConfig) -> bool:
-    """Whether a training step is only one optimizer step, on one device."""
-    trainer, callbacks = config.trainer, {node["_target_"] for node in config.callbacks.values()}
-    plain = trainer.get("gradient_clip_val") is None and trainer.get("devices", 1) == 1
-    return plain and set(trainer) <= PLAIN_OPTIONS and callbacks <= PLAIN_CALLBACKS
 
 
 def _identity(net: nn.Module, without: str | None = None, *numbers: Any) -> str:
@@ -133,15 +132,17 @@ def _identity(net: nn.Module, without: str | None = None, *numbers: Any) -> str:
     return digest.hexdigest()
 
 
-def _view(data: DataModule, rows: Rows, view: int, random: int) -> Tensor:
+def _view(
+    pixels: npt.NDArray[np.uint8], augment: nn.Module | None, rows: Rows, view: int, random: int
+) -> Tensor:
     """A view of each image of these rows, float (B, 3, S, S) in [0, 1]."""
-    images = torch.from_numpy(data.cache.images[rows]).permute(0, 3, 1, 2).float().div_(255)
+    images = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2).float().div_(255)
     if not random:
         return symmetry(images, torch.full((len(rows),), view))
-    if view > 0 and data.augment is not None:
+    if view > 0 and augment is not None:
         with torch.random.fork_rng(devices=[]):  # the same views for every seed
-            torch.manual_seed(int(view * len(data.cache.images) + rows[0]))
-            images = data.augment(images)
+            torch.manual_seed(int(view * len(pixels) + rows[0]))
+            images = augment(images)
     return images
 
 
@@ -152,6 +153,7 @@ def load(
     random: int = 0,
     build: bool = True,
     what: str = "features",
+    pixels: cache.ImageCache | None = None,
 ) -> CachedOutputs | None:
     """Open the cached outputs of a network, or compute them; one process does so for all.
 
@@ -164,8 +166,10 @@ def load(
         random: Number of random views; 0: all symmetries that the augmentation draws from.
         build: Whether absent outputs are computed; else None is returned.
         what: Name of the outputs, for the entry and the progress bar.
+        pixels: The images as the network sees them, `data.cache` by default.
     """
-    images, training = data.cache.images, data.rows("train")
+    pixels = pixels or data.cache
+    images, training = pixels.images, data.rows("train")
     augment: Any = data.augment
     views = 1 + random if random else augment.symmetries
     batches = [
@@ -174,9 +178,9 @@ def load(
         for start in range(0, len(rows), _BATCH)
     ]
     width = compute(torch.zeros(1, 3, *images.shape[1:3])).shape[1]
-    pictures = data.cache.fingerprint, training.tolist()
+    pictures = pixels.fingerprint, training.tolist()
     key = cache.digest_of([FORMAT_VERSION, *pictures, width, views, random, identity])
-    name = f"{data.source.name}-{data.image_size}-{what}-{key[:16]}"
+    name = f"{data.source.name}-{images.shape[1]}-{what}-{key[:16]}"
     entry = Path(data.cache_dir).absolute() / name
     if not build and not entry.exists():
         return None
@@ -185,7 +189,7 @@ def load(
         if cache.read_record(entry, key) is None:
             with cache.building(entry, key, shape[0] * width * 4) as (file, _):
                 for view, rows in tqdm(batches, f"computing {what}", unit="batch"):
-                    outputs = compute(_view(data, rows, view, random))
+                    outputs = compute(_view(images, data.augment, rows, view, random))
                     file.write(outputs.float().cpu().numpy().tobytes())
         values = np.memmap(entry / cache.VALUES, np.float32, "r", shape=shape)
 

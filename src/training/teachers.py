@@ -23,15 +23,16 @@ class Teacher(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
+        self.image_size = classifier.image_size
         self.requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
         """The side in px, which decides about the resizing."""
-        return f"image_size={self.classifier.image_size}"
+        return f"image_size={self.image_size}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S), uint8 or float in [0, 1] -> logits."""
-        images, size = as_float(images), self.classifier.image_size
+        images, size = as_float(images), self.image_size
         if images.shape[-1] != size:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         logits: Tensor = self.classifier(images)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from src.core.files import CONF
+from src.data.augment import symmetry
 from src.losses.distillation import Distillation
 from src.training import features, loop
 from src.training.classifier import Classifier
@@ -85,11 +87,12 @@ def test_a_training_from_features_equals_one_from_images(
 class Teacher(nn.Module):
     """A small net that takes images in [0, 1] and counts its batches."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, size: int = 32) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        self.image_size = size
         self.net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Tanh(), nn.Flatten(), nn.LazyLinear(7))
-        self.net(torch.zeros(1, 3, 32, 32))
+        self.net(torch.zeros(1, 3, size, size))
         self.requires_grad_(False)
         self.batches = 0
 
@@ -118,6 +121,23 @@ def test_a_student_of_cached_teachers_learns_the_same(
             assert epochs[number] == pytest.approx(metrics, rel=1e-3, abs=1e-4)
         torch.testing.assert_close(weights, results[0][0], rtol=1e-2, atol=1e-4)
     assert plain[1][2]["train/loss"] != pytest.approx(results[0][1][2]["train/loss"], rel=1e-3)
+
+
+def test_a_teacher_of_larger_images_sees_them_at_its_own_size(cache: Path) -> None:
+    config = compose_config(cache, "augment=flips", "model.net.frozen=false")
+    larger = loop.build(compose_config(cache, "model.image_size=48"), pretrained=False).data
+    assert larger.image_size == 48 != config.data.image_size
+    parts, teacher = loop.build(config), Teacher(3, size=48)
+    parts.classifier.loss = Distillation(parts.data.seen_counts, [teacher])
+    served = features.serve(config, parts.classifier, parts.data, CPU)
+    assert served == {"teachers": "8 exact views"}
+    batch = next(iter(parts.data.loader("train", train=True)))
+    images = [larger.cache.images[row] for row in parts.data.rows("train")]
+    views = torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255
+    of_views = [teacher(symmetry(views, torch.full((len(views),), view))) for view in range(8)]
+    possible = torch.stack(of_views, dim=1)  # (training images, views, classes)
+    for logits, view in zip(batch["teacher_logits"][:, 0], batch["view"], strict=True):
+        assert (possible[:, view] - logits).abs().amax(dim=1).min() < 1e-4
 
 
 @pytest.mark.parametrize(
