@@ -1,6 +1,7 @@
 """Paretoderm: find the smallest, fastest skin-lesion classifier that is accurate enough."""
 
 import os
+import sys
 
 from src.core import environment
 
@@ -11,6 +12,10 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # From a PostgreSQL server with the C locale texts would come as bytes.
 os.environ.setdefault("PGCLIENTENCODING", "utf8")
+# Progress bars are one line that changes on a terminal, and a line now and then in a file.
+if not (sys.stderr and sys.stderr.isatty()):
+    os.environ.setdefault("TQDM_MININTERVAL", "30")
+    os.environ.setdefault("TQDM_MAXINTERVAL", "60")
 environment.install_import_hooks()
 environment.collect_less_often()
 environment.mask_logs()

@@ -173,7 +173,7 @@ def load(
         ):
             title = f"decoding {manifest.source} to {image_size} px"
             decoded = _decode_all(source, manifest, image_size, geometry, threads)
-            with tqdm(decoded, title, rows, unit="image", mininterval=0.5) as images:
+            with tqdm(decoded, title, rows, unit="image") as images:
                 record = _build(entry, key, images, rows * image_size**2 * 3)
         paths = manifest.frame["path"]
         names = paths.where(paths != "", manifest.frame["image_id"])
