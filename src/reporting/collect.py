@@ -45,6 +45,7 @@ class StudyRuns:
         fixed_overrides: What all trials had on the command line, quoted for a shell; None if it
             is not recorded.
         origins: The runs that compressed trials were made from, of this study or another one.
+        store: That has the runs.
     """
 
     name: str
@@ -56,6 +57,7 @@ class StudyRuns:
     sweeps: str = ""
     fixed_overrides: str | None = None
     origins: pd.DataFrame = field(default_factory=pd.DataFrame)
+    store: Store = field(default_factory=Store)
 
     def seeds_of(self, run_id: str) -> pd.DataFrame:
         """The runs below a trial, by seed; no rows if it has none."""
@@ -67,6 +69,20 @@ class StudyRuns:
         """The trained runs of a trial: its finished seeds, or the trial itself."""
         seeds = self.seeds_of(run_id)
         return list(texts(seeds[texts(seeds, "status") == "FINISHED"], "run_id")) or [run_id]
+
+    def predictions(self, run_id: str, split: str) -> list[pd.DataFrame]:
+        """A trial's predictions on a split, one frame per seed; empty if a seed has none."""
+        with suppress(UserError):
+            return [read.predictions(self.store, net, split) for net in self.runs_of(run_id)]
+        return []
+
+    def artifacts(self, run_id: str) -> Path | None:
+        """The artifacts of a trained run, if they are on this machine and hold a config."""
+        with suppress(UserError):
+            if not self.store.is_server:
+                net = self.runs_of(run_id)[0]
+                return read.artifact(self.store, net, "config.yaml").parent
+        return None
 
     def before(self, moment: pd.Timestamp) -> "StudyRuns":
         """The study at an earlier time: the trials that had ended by then."""
@@ -90,7 +106,7 @@ def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
             f"there {_listed(known_studies(runs))}"
         )
     parent = parents.iloc[0].dropna() if len(parents) else pd.Series(dtype=object)
-    return _study_runs(name, parent, trials, tagged, runs)
+    return _study_runs(name, parent, trials, tagged, runs, store)
 
 
 def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
@@ -107,7 +123,7 @@ def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     # the origins may be outside the search
     is_compressed = texts(trials, "tags.origin").ne("").any()
     others = read.cached_runs(store) if is_compressed else runs
-    return _study_runs(name, pd.Series(dtype=object), trials, runs, others)
+    return _study_runs(name, pd.Series(dtype=object), trials, runs, others, store)
 
 
 def known_studies(runs: pd.DataFrame) -> list[str]:
@@ -175,7 +191,12 @@ def _parsed(key: str, parse: Callable[[dict[str, Any]], list[Any]], entries: obj
 
 
 def _study_runs(
-    name: str, parent: pd.Series, trials: pd.DataFrame, below: pd.DataFrame, runs: pd.DataFrame
+    name: str,
+    parent: pd.Series,
+    trials: pd.DataFrame,
+    below: pd.DataFrame,
+    runs: pd.DataFrame,
+    store: Store,
 ) -> StudyRuns:
     """The record of a study: its seeds are among `below`, origins of its trials among `runs`."""
     pairs = re.findall(r"(maximize|minimize) ([^;\s]+)", parent.get("tags.objectives", ""))
@@ -204,6 +225,7 @@ def _study_runs(
         str(parent.get("tags.sweeps", "")),
         parent.get("tags.fixed_overrides"),
         _without_empty(origins),
+        store,
     )
 
 
@@ -231,60 +253,15 @@ def _listed(names: list[str]) -> str:
     return f"{'are' if len(names) > 1 else 'is'} {', '.join(names[:MOST_NAMES])}{more}"
 
 
-class PredictionReader:
-    """Reads predictions, learning curves and artifacts of the trials of a report.
-
-    `refresh` reads learning curves from the store again.
-    """
-
-    def __init__(self, store: Store, studies: Sequence[StudyRuns], refresh: bool = False) -> None:
-        self.store = store
-        self._refresh = refresh
-        self._study = {run_id: study for study in studies for run_id in study.trials["run_id"]}
-        self._predictions: dict[tuple[str, str], list[pd.DataFrame]] = {}
-
-    def study_of(self, run_id: str) -> StudyRuns:
-        """The study of a trial."""
-        return self._study[run_id]
-
-    def predictions(self, run_id: str, split: str) -> list[pd.DataFrame]:
-        """A trial's predictions on a split, one frame per seed; empty if a seed has none."""
-        if (run_id, split) not in self._predictions:
-            nets, frames = self._study[run_id].runs_of(run_id), []
-            with suppress(UserError):
-                frames = [read.predictions(self.store, net, split) for net in nets]
-            self._predictions[run_id, split] = frames
-        return self._predictions[run_id, split]
-
-    def history(self, run_ids: Sequence[str], metric: str) -> tuple[pd.DataFrame, dict[str, str]]:
-        """A metric after every epoch of the nets of some trials, and the trial of each net.
-
-        The columns are run_id (of the net), step, value.
-        """
-        trial_of: dict[str, str] = {}
-        for run_id in run_ids:
-            seeds = texts(self._study[run_id].seeds_of(run_id), "run_id")
-            trial_of |= dict.fromkeys(seeds if len(seeds) else [run_id], run_id)
-        return read.history(self.store, list(trial_of), metric, self._refresh), trial_of
-
-    def artifacts(self, run_id: str) -> Path | None:
-        """The artifacts of a trained run, if they are on this machine and hold a config."""
-        net = self._study[run_id].runs_of(run_id)[0]
-        with suppress(UserError):
-            if not self.store.is_server:
-                return read.artifact(self.store, net, "config.yaml").parent
-        return None
-
-
-def files_of(reader: PredictionReader, chosen: pd.DataFrame) -> dict[str, Any]:
+def files_of(store: Store, chosen: pd.DataFrame) -> dict[str, Any]:
     """`Report.layers` and `Report.sheet`, as the first nets of the chosen trials recorded them."""
     tables, sheet = [pd.DataFrame()], b""
     for run_id, label, net in chosen[["run_id", "label", "net"]].to_numpy():
         with suppress(UserError):  # recorded without layers, such as a net outside torch
-            rows = pd.read_csv(read.artifact(reader.store, net, "layers.csv"))
+            rows = pd.read_csv(read.artifact(store, net, "layers.csv"))
             rows = rows.fillna({"layer": "the net itself"})  # the outermost module has no name
             tables.append(rows.assign(run_id=run_id, label=label))
-            file = read.artifact(reader.store, net, "figures/augmentation_sheet.png")
+            file = read.artifact(store, net, "figures/augmentation_sheet.png")
             with Image.open(file) as image, io.BytesIO() as small:  # a page holds it
                 image.convert("RGB").save(small, "JPEG", quality=85)
                 sheet = sheet or small.getvalue()

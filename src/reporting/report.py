@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from src.metrics.pareto import Scale, hypervolume
 from src.metrics.registry import Limit, Objective, parse_limits
 from src.reporting import ablation, charts, collect, comparison, decisions, page, uncertainty
 from src.reporting.ablation import importance
-from src.reporting.collect import PredictionReader, StudyRuns
+from src.reporting.collect import StudyRuns
 from src.reporting.decisions import Answer, cost_of, quality_objective, sentences
 from src.reporting.record import Report, ReportSettings
 from src.reporting.uncertainty import measure, with_intervals
@@ -74,8 +74,7 @@ def make(config: DictConfig) -> Report:
         studies, title = _studies(settings, store, refresh=False)
     earlier = _earlier(studies[0], settings)
     log.info("report on %s: %d trials", title, sum(len(study.trials) for study in studies))
-    reader = PredictionReader(store, studies, settings.refresh)
-    report = build(studies, objectives, limits, reader, settings, title, earlier)
+    report = build(studies, objectives, limits, settings, title, earlier)
     report.warnings[:0] = notes
     drawn = charts.charts(report)
     from src.reporting import plots_static  # matplotlib
@@ -87,7 +86,7 @@ def make(config: DictConfig) -> Report:
     asked = settings.objectives is not None or settings.limits is not None or len(studies) > 1
     for study in studies if settings.publish else []:
         if study.run_id:
-            publish(report, study, folder, store, beside=asked)
+            publish(report, study, folder, beside=asked)
         else:
             message = "%s has no run of its own in MLflow: the report is in %s only"
             log.warning(message, study.name, folder)
@@ -101,7 +100,6 @@ def build(
     studies: Sequence[StudyRuns],
     objectives: list[Objective],
     limits: list[Limit],
-    reader: PredictionReader,
     settings: ReportSettings,
     title: str,
     earlier: StudyRuns | None = None,
@@ -110,7 +108,8 @@ def build(
 
     `earlier` is the first study at an earlier time, to compare it with.
     """
-    every = [*studies, *([earlier] if earlier else [])]
+    store, every = studies[0].store, [*studies, *([earlier] if earlier else [])]
+    study_of = {run_id: study for study in studies for run_id in study.trials["run_id"]}
     compared = [collect.compared(study, objectives, limits) for study in every]
     values = np.vstack([collect.values_of(table, objectives) for table in compared])
     scale = Scale.fit(values, objectives)
@@ -121,10 +120,10 @@ def build(
     bounds = bounds_of(settings)
     answers = decisions.decide(tables[0], objectives, limits, settings.margin, **bounds)
     choices = decisions.budget_choices(tables[0], objectives)[0]["run_id"]
-    table = _with_commands(pd.concat(tables, ignore_index=True), answers, set(choices), reader)
+    table = _with_commands(pd.concat(tables, ignore_index=True), answers, set(choices), study_of)
     quality = quality_objective(objectives)
     name, cost = quality.per_epoch.partition("/")[2], cost_of(objectives)
-    measured, doubts = measure(table, cost, name, reader, settings)
+    measured, doubts = measure(table, cost, name, study_of, settings)
     table = with_intervals(table, measured["intervals"], quality.metric)
     # over several studies data and protocol would be mixed in
     first = table[table["study"] == tables[0]["study"].iloc[0]]
@@ -136,13 +135,17 @@ def build(
     others = table.index[~important & (table["state"] != "over_limit")]
     even = np.linspace(0, len(others) - 1, min(MOST_CURVES, len(others))).round().astype(int)
     shown = table[important | table.index.isin(others[even])]
-    history, trial_of = reader.history(list(shown["run_id"]), quality.per_epoch)
+    trial_of: dict[str, str] = {}
+    for run_id in shown["run_id"]:
+        seeds = texts(study_of[run_id].seeds_of(run_id), "run_id")
+        trial_of |= dict.fromkeys(seeds if len(seeds) else [run_id], run_id)
+    history = read.history(store, list(trial_of), quality.per_epoch, settings.refresh)
     beside = collect.comparison([*tables, *compared[len(studies) :]], objectives, scale)
     fronts = {
         one["study"].iloc[0]: collect.values_of(one[one["front"]], objectives) for one in tables
     }
     over_time = [collect.progress(one, objectives, scale) for one in tables]
-    files = collect.files_of(reader, table[table["chosen"] != ""])
+    files = collect.files_of(store, table[table["chosen"] != ""])
     computed: dict[str, Any] = {**measured, **files}
     report = Report(
         title=title,
@@ -150,7 +153,7 @@ def build(
         objectives=objectives,
         limits=limits,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=masked(reader.store.uri),
+        source=masked(store.uri),
         table=table,
         quality=quality.metric,
         costs=collect.costs_of(table, objectives),
@@ -178,7 +181,10 @@ def build(
 
 
 def _with_commands(
-    table: pd.DataFrame, answers: Sequence[Answer], choices: set[str], reader: PredictionReader
+    table: pd.DataFrame,
+    answers: Sequence[Answer],
+    choices: set[str],
+    study_of: Mapping[str, StudyRuns],
 ) -> pd.DataFrame:
     """Add the answers that chose a run, its first net, and the command that trains it again."""
     names: dict[str, list[str]] = {}
@@ -189,10 +195,10 @@ def _with_commands(
     offered = table["front"] | (table["chosen"] != "") | table["run_id"].isin(choices)
     for position in table.index[offered]:
         run_id = str(table.at[position, "run_id"])
-        study = reader.study_of(run_id)
+        study = study_of[run_id]
         table.at[position, "net"] = study.runs_of(run_id)[0]
         row = study.trials[study.trials["run_id"] == run_id].iloc[0]
-        table.at[position, "command"] = collect.retrain(study, row, reader.artifacts(run_id))
+        table.at[position, "command"] = collect.retrain(study, row, study.artifacts(run_id))
     return table
 
 
@@ -249,15 +255,13 @@ def learning_curves(
     return curves.reset_index(drop=True)
 
 
-def publish(
-    report: Report, study: StudyRuns, folder: Path, store: Store, beside: bool = False
-) -> None:
+def publish(report: Report, study: StudyRuns, folder: Path, beside: bool = False) -> None:
     """Write a report to the study's run: files, metrics, description; tag the front.
 
     `beside` is for a report on another question than the study's, or on several studies: its files
     get a folder below `report/`, and nothing else is written.
     """
-    run = Run.attach(store, study.run_id)
+    run = Run.attach(study.store, study.run_id)
     run.artifact(folder, f"{FOLDER}/{folder.name}" if beside else FOLDER)
     if beside:
         return
@@ -270,7 +274,7 @@ def publish(
         was = (texts(before, f"tags.{tag}") == "true").reindex(rows["run_id"], fill_value=False)
         for run_id, now, then in zip(rows["run_id"], rows[tag], was, strict=True):
             if now != then:
-                Run.attach(store, str(run_id)).tag(**{tag: str(bool(now)).lower()})
+                Run.attach(study.store, str(run_id)).tag(**{tag: str(bool(now)).lower()})
 
 
 def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:

@@ -17,7 +17,7 @@ from src.metrics.paired import holm, mcnemar, paired_difference
 from src.metrics.registry import Limit, Objective, describe
 from src.metrics.thresholds import lesions_to_settle
 from src.reporting import comparison
-from src.reporting.collect import PredictionReader
+from src.reporting.collect import StudyRuns
 from src.reporting.decisions import sentences
 from src.reporting.record import Report, ReportSettings
 from src.tracking.read import texts
@@ -43,12 +43,17 @@ Frames = Mapping[str, Sequence[pd.DataFrame]]  # run id -> predictions, a frame 
 
 
 def measure(
-    table: pd.DataFrame, cost: str, quality: str, reader: PredictionReader, settings: ReportSettings
+    table: pd.DataFrame,
+    cost: str,
+    quality: str,
+    study_of: Mapping[str, StudyRuns],
+    settings: ReportSettings,
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Intervals of the front and the chosen runs, and tests between neighbours on the front.
 
     `table` has all trials: run_id, study, label, front, knee, chosen, crowding and the cost, which
-    sorts the front. `quality` is a metric without its split, such as balanced_accuracy.
+    sorts the front. `quality` is a metric without its split, such as balanced_accuracy; `study_of`
+    has the study of each trial.
 
     Returns:
         The tables of `Report` by name: intervals, pairs, drops, recalls, roc; and warnings.
@@ -63,7 +68,7 @@ def measure(
             f"{more} members of the front, the most crowded ones, have no intervals and no tests."
         )
     val, test = (
-        {run_id: reader.predictions(run_id, split) for run_id in rows["run_id"]}
+        {run_id: study_of[run_id].predictions(run_id, split) for run_id in rows["run_id"]}
         for split in ("val", "test")
     )
     frames = {"val": val, "test": test}

@@ -14,7 +14,7 @@ from src.core.errors import ConfigError, UserError
 from src.metrics.pareto import Scale
 from src.metrics.registry import Limit, Objective
 from src.reporting import collect
-from src.reporting.collect import PredictionReader, StudyRuns
+from src.reporting.collect import StudyRuns
 from src.tracking.store import Store
 
 STORE = Store(uri="sqlite:////nowhere/mlflow.db", experiment="derm")
@@ -317,7 +317,7 @@ def test_losses_are_in_points_beside_the_shares_of_cost() -> None:
     assert verdicts["recall/mel"] == [unknown, unknown, more]
 
 
-def test_predictions_are_read_once_by_seed_and_none_if_a_seed_has_none(
+def test_predictions_are_read_by_seed_and_none_if_a_seed_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     requests: list[tuple[str, str]] = []
@@ -329,13 +329,11 @@ def test_predictions_are_read_once_by_seed_and_none_if_a_seed_has_none(
         return pd.DataFrame({"image_id": [run_id]})
 
     monkeypatch.setattr(collect.read, "predictions", predictions)
-    reader = PredictionReader(STORE, [collect.study(RUNS, "s", STORE)])
-    for _ in range(2):
-        frames = reader.predictions("a", "val")
-        assert [frame["image_id"].item() for frame in frames] == ["a0", "a1"]
+    study = collect.study(RUNS, "s", STORE)
+    frames = study.predictions("a", "val")
+    assert [frame["image_id"].item() for frame in frames] == ["a0", "a1"]
     assert requests == [("a0", "val"), ("a1", "val")]
-    assert reader.predictions("a", "test") == []
-    assert reader.study_of("a").name == "s"
+    assert study.predictions("a", "test") == []
 
 
 def test_layers_are_those_of_the_first_net_of_each_chosen_trial(tmp_path, monkeypatch):
@@ -347,10 +345,9 @@ def test_layers_are_those_of_the_first_net_of_each_chosen_trial(tmp_path, monkey
         return tmp_path / name
 
     monkeypatch.setattr(collect.read, "artifact", artifact)
-    reader = PredictionReader(STORE, [collect.study(RUNS, "s", STORE)])
     chosen = pd.DataFrame({"run_id": ["x", "y"], "label": ["#1", "#2"], "net": ["a", "b"]})
-    files = collect.files_of(reader, chosen)
+    files = collect.files_of(STORE, chosen)
     rows = files["layers"][["label", "layer", "flops"]].to_numpy().tolist()
     assert rows == [["#1", "the net itself", 5], ["#1", "head", 7]]
     assert files["sheet"] == b""
-    assert collect.files_of(reader, chosen.iloc[1:])["layers"].empty
+    assert collect.files_of(STORE, chosen.iloc[1:])["layers"].empty
