@@ -212,10 +212,9 @@ class _Candidates:
             runs=len(pool),
             considered=len(considered),
             qualified=len(qualified),
-            figures=[_figures(row, shown) for row in rows],
-            missing=[
-                label(metric) for row in rows[:1] for metric in shown if not _has(row, metric)
-            ],
+            rows=rows,
+            shown=shown,
+            has=_has,
             bounded=bool(limits),
             against=against,
             closest=closest,
@@ -257,7 +256,7 @@ def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) 
     ]
     row = rest.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
     missed = [(bound(limit), limit) for limit in limits if not limit.holds(row[limit.metric])]
-    return sentences("closest", row=row, figures=_figures(row, shown), missed=missed)
+    return sentences("closest", row=row, shown=shown, has=_has, missed=missed)
 
 
 def _in_order(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
@@ -277,17 +276,3 @@ def _values(table: pd.DataFrame, name: str) -> pd.Series:
 
 def _has(row: Mapping[Any, Any], name: str) -> bool:
     return math.isfinite(float(row.get(name, math.nan)))
-
-
-def _figures(row: Mapping[Any, Any], metrics: Sequence[str]) -> str:
-    """Label, qualities on validation, then costs; without metrics that the run does not have."""
-    texts: dict[bool, list[str]] = {False: [], True: []}
-    for name in (name for name in metrics if _has(row, name)):
-        text, spread = formatting.figure(name, row[name]), f"spread/{name}"
-        if _has(row, spread) and row[spread] > 0:
-            deviation = formatting.significant(row[spread])
-            text += f" (standard deviation over the seeds {deviation})"
-        texts[is_cost(name)].append(text)
-    validation = f"{joined(texts[False])} on validation" if texts[False] else ""
-    parts = ", ".join(filter(None, [validation, *texts[True]]))
-    return f"{row['label']} (run {str(row['run_id'])[:8]}): {parts}"
