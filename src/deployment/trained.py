@@ -22,7 +22,7 @@ from tqdm import tqdm
 from src.core.config import instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
-from src.deployment.description import Decision, Description
+from src.deployment.description import Decision, Description, sentences
 from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
 from src.deployment.runtimes.formats import FORMATS, open_file
 from src.metrics.registry import melanoma_of
@@ -42,7 +42,6 @@ _NET_FILES = ("config.yaml", CHECKPOINT)  # artifacts from which a net is built 
 _DESCRIPTION = "description.json"  # beside copies of them in a logged model
 CLASSIFIER = "src.training.classifier.Classifier"  # _target_ of a network's config
 _SHOWN = 5  # run ids in a message
-_FLOAT32 = ("32", "32-true")  # in Lightning's names
 # Runtimes round differently: the stored threshold lies at most this far below the chosen score.
 _SLACK = 1e-5
 
@@ -445,14 +444,7 @@ def data_config(run: RecordedModel, root: str | None, key: str = "own_root") -> 
 
 def precision_warnings(config: DictConfig) -> list[str]:
     """Warnings if a run's record was made in another precision than `predict` uses."""
-    precision = str(config.trainer.get("precision", _FLOAT32[0]))
-    if precision in _FLOAT32:
-        return []
-    return [
-        f"The run's own figures and thresholds come from a trainer in {precision} precision, "
-        "these predictions are in single precision (float32): scores close to a threshold may "
-        "fall on its other side."
-    ]
+    return sentences("precision", precision=str(config.trainer.get("precision", "32")))
 
 
 def predict(

@@ -52,9 +52,8 @@ EXTERNAL = {
         "measure == 'sensitivity' and rule.str.startswith('sensitivity')",
     ),
 }
-# Overrides that say where a run was recorded, and settings that the card shows elsewhere.
+# Overrides that say where a run was recorded.
 LOCAL = ("tracking.", "hydra.run", "hydra.sweep.", "study=", "sweeps=")
-HIDDEN = ("_target_", "_partial_", "weights", "image_size")
 log = logging.getLogger(__name__)
 
 
@@ -294,7 +293,6 @@ def build(
     template = environment.from_string(Path(__file__).with_name("card.md.j2").read_text("utf-8"))
     text = template.render(
         absent=ABSENT,
-        part=part,
         label=label,
         code_licence=code,
         record=record,
@@ -351,23 +349,6 @@ def _metadata(
         model_name=clean(model.model),
         eval_results=results or None,
     )
-
-
-def part(config: Mapping[str, Any] | None) -> str:
-    """A part of a config in one line, such as "Focal (gamma 2.0, weighted yes)"."""
-    config = config or {}
-    name = str(config.get("_target_", "")).rpartition(".")[2]
-    plain = {"True": "yes", "False": "no", "None": "none"}
-    inner = [part(value) for value in config.values() if isinstance(value, Mapping)]
-    settings = [
-        f"{key} {plain.get(str(value), value)}"
-        for key, value in config.items()
-        if not isinstance(value, Mapping)
-        and key not in HIDDEN
-        and (key != "name" or name.endswith("Backbone"))
-    ]
-    text = f"{name} ({', '.join(settings)})" if settings and name else name
-    return "; ".join(filter(None, [text, *inner])) or "none"
 
 
 def _evaluations(record: RunRecord) -> pd.DataFrame:
