@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from src.core.config import instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description, sentences
-from src.deployment.runtimes.base import ImageBatch, Probabilities, Runtime, in_batches
+from src.deployment.runtimes.base import Runtime, in_batches
 from src.deployment.runtimes.formats import FORMATS, open_file
 from src.metrics.registry import melanoma_of
 from src.tracking import model_registry, read
@@ -445,22 +444,3 @@ def data_config(run: RecordedModel, root: str | None, key: str = "own_root") -> 
 def precision_warnings(config: DictConfig) -> list[str]:
     """Warnings if a run's record was made in another precision than `predict` uses."""
     return sentences("precision", precision=str(config.trainer.get("precision", "32")))
-
-
-def predict(
-    camera: "CameraNet", images: ImageBatch, rows: np.ndarray, batch_size: int, title: str
-) -> Probabilities:
-    """Class probabilities (M, K) of images, on a GPU if there is one, with a progress bar.
-
-    `rows` are the positions of the images to predict, int (M,), in `images`, uint8 (N, S, S, 3).
-    """
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    camera, outputs = camera.to(device), []
-    starts = range(0, len(rows), batch_size)
-    with torch.inference_mode():
-        for start in tqdm(starts, title, leave=False, unit="batch", disable=None):
-            batch = torch.from_numpy(images[rows[start : start + batch_size]])
-            outputs.append(camera(batch.to(device)).cpu())
-    return torch.cat(outputs).numpy()

@@ -12,6 +12,7 @@ from src.core.config import instantiate
 from src.core.errors import UserError
 from src.deployment import trained
 from src.deployment.export import validation_rows
+from src.deployment.runtimes.base import in_batches
 from src.deployment.runtimes.formats import open_file
 from src.deployment.trained import RecordedModel
 from src.tracking import read
@@ -109,7 +110,7 @@ def test_a_loaded_net_predicts_what_is_recorded(
     [frame] = run.predictions(recorded.store, "val")
     ids = data.frame["image_id"].iloc[rows[3:]]
     camera = trained.load_checkpoint(run.config, CLASSES, checkpoint)
-    probabilities = trained.predict(camera, data.cache.images, rows[3:], 5, "test")
+    probabilities = in_batches(camera.probabilities, data.cache.images, 5, rows=rows[3:])
     expected = frame.set_index("image_id").loc[ids].filter(like="p/")
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
@@ -131,7 +132,7 @@ def test_two_classes_come_from_one_logit(run: RecordedModel, tmp_path: Path) -> 
     torch.save({"state_dict": state}, tmp_path / "best.ckpt")
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     camera = trained.load_checkpoint(run.config, ("no", "yes"), tmp_path / "best.ckpt")
-    probabilities = trained.predict(camera, images, np.array([4, 1]), 8, "test")
+    probabilities = in_batches(camera.probabilities, images, 8, rows=np.array([4, 1]))
     mean, std = (np.array(run.config.model[name], dtype=np.float32) for name in ("mean", "std"))
     normal = torch.from_numpy((images[[4, 1]] / np.float32(255) - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():

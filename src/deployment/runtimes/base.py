@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -121,23 +121,29 @@ class FileRuntime(ABC):
 
 
 def in_batches(
-    runtime: Runtime, pictures: ImageBatch, size: int = 64, title: str | None = None
+    runtime: Runtime | Callable[[ImageBatch], Probabilities],
+    pictures: ImageBatch,
+    size: int = 64,
+    title: str | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> Probabilities:
     """Probabilities of any number of pictures, (N, K).
 
     Args:
-        runtime: A loaded model.
-        pictures: (N, S, S, 3), N at least 1.
+        runtime: A loaded model, or a function that takes any number of pictures.
+        pictures: (M, S, S, 3).
         size: Pictures per call. A runtime with a fixed batch ignores it; its last call is padded
             with copies of the last picture.
         title: Of a progress bar on a terminal; None: no bar.
+        rows: Positions of the N pictures, at least one; None: all.
     """
-    step = runtime.batch or size
-    probabilities = []
-    starts = range(0, len(pictures), step)
+    fixed = getattr(runtime, "batch", None)
+    step, probabilities = fixed or size, []
+    rows = np.arange(len(pictures)) if rows is None else rows
+    starts = range(0, len(rows), step)
     for start in tqdm(starts, title, leave=False, unit="batch", disable=title is None or None):
-        batch = pictures[start : start + step]
-        missing = step - len(batch) if runtime.batch else 0
+        batch = pictures[rows[start : start + step]]
+        missing = step - len(batch) if fixed else 0
         padded = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
         probabilities.append(runtime(padded)[: len(batch)])
     return np.concatenate(probabilities)

@@ -114,6 +114,13 @@ class CameraNet(nn.Module):
             return torch.cat([1 - positive, positive], dim=1)
         return torch.softmax(logits, dim=1)
 
+    def probabilities(self, pictures: ImageBatch) -> Probabilities:
+        """`forward` for arrays, on the device of the net."""
+        batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.mean.device)
+        with torch.inference_mode():
+            probabilities: Probabilities = self(batch).cpu().numpy()
+        return probabilities
+
 
 class EagerRuntime:
     """A trained net as PyTorch runs it, in channels-last memory.
@@ -135,16 +142,12 @@ class EagerRuntime:
         self.camera = camera.to(device)
         self.camera.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
         self._threads = threads
-        self._device = device
 
     def __call__(self, pictures: ImageBatch) -> Probabilities:
         """Probabilities of the classes, (N, K)."""
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self._device)
-        with torch.inference_mode():
-            probabilities: Probabilities = self.camera(batch).cpu().numpy()
-        return probabilities
+        return self.camera.probabilities(pictures)
 
 
 class CompiledRuntime(EagerRuntime):

@@ -21,6 +21,7 @@ from src.data.cache import ImageCache
 from src.data.decoding import Geometry
 from src.data.source import Manifest
 from src.deployment import trained
+from src.deployment.runtimes.base import in_batches
 from src.deployment.trained import RecordedModel
 from src.metrics.bootstrap import DECISION
 from src.reporting.clinical.results import EvaluateSettings, Images
@@ -250,12 +251,14 @@ def predict(
     if not len(rows):
         raise UserError(f"data={data.name}: no image remains whose class the mapping knows")
     frame = frame.dropna(subset="label").reset_index(drop=True)
-    tables = []
+    import torch
+
+    device, tables = "cuda" if torch.cuda.is_available() else "cpu", []
     for number, net in enumerate(evaluated.nets, 1):
-        camera = trained.load(store, net.run_id, evaluated.config, classes)
+        camera = trained.load(store, net.run_id, evaluated.config, classes).to(device)
         title = f"{data.name}, net {number} of {len(evaluated.nets)}"
         images = external.cache.images
-        probability = trained.predict(camera, images, rows, data.batch_size, title)
+        probability = in_batches(camera.probabilities, images, data.batch_size, title, rows)
         scores = pd.DataFrame(probability, columns=[f"p/{label}" for label in classes])
         tables.append(pd.concat([frame, scores], axis=1))
     return tables
