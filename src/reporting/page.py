@@ -208,7 +208,6 @@ def choices(report: Report) -> dict[str, Any]:
 
 def render(report: Report, drawn: Sequence[Chart]) -> str:
     """The page: HTML5 with Plotly's script and the charts inside, both compressed."""
-    drawn = [chart for chart in drawn if chart.pictures]
     pictures = [plots_html.figure(picture) for chart in drawn for picture in chart.pictures]
     template = Path(__file__).with_name("plotly_template.json").read_text(encoding="utf-8")
     figures = {"template": json.loads(template), "pictures": pictures}
@@ -229,10 +228,6 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
         quality=style.metric(report.quality).plain_label,
         cost=style.metric(cost_of(report.objectives)).plain_label,
         choices=choices(report),
-        counts={
-            state.replace("over_limit", "ended early, over limit").replace("_", " "): number
-            for state, number in report.counts.items()
-        },
         sheet=base64.b64encode(report.sheet).decode(),
         plotly=_plotly(),
         data=_packed(json.dumps(figures, separators=(",", ":"), ensure_ascii=False)),
