@@ -1,13 +1,11 @@
 """Later stages of a training: batch normalisation folded and fine-tuned, weights averaged."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from src.core.environment import seed_everything
 from src.core.errors import ConfigError, UserError
@@ -82,19 +80,14 @@ class Average:
             ConfigError: A run cannot be loaded, or is of another network.
         """
         net = context.network()
-        states: list[Mapping[str, Tensor]] = [net.state_dict()]
+        mean = AveragedModel(net, use_buffers=True)
+        mean.update_parameters(net)
+        shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
         for run_id, other in zip(self.runs, context.load(self.runs), strict=True):
-            state = other.net.state_dict()
-            shapes = {name: tensor.shape for name, tensor in state.items()}
-            if shapes != {name: tensor.shape for name, tensor in states[0].items()}:
+            if shapes != {name: tensor.shape for name, tensor in other.net.state_dict().items()}:
                 raise ConfigError("compression.runs", f"{run_id} is of another network than origin")
-            states.append(state)
-        mean = dict(states[0])
-        for name, tensor in mean.items():
-            if tensor.is_floating_point():
-                values = torch.stack([state[name].double() for state in states])
-                mean[name] = values.mean(0).to(tensor.dtype)
-        net.load_state_dict(mean)
+            mean.update_parameters(other.net)
+        net.load_state_dict(mean.module.state_dict())
         recalibrate(context, self.images)
-        facts: dict[str, float | str] = {"nets": len(states), "runs": ", ".join(self.runs)}
+        facts: dict[str, float | str] = {"nets": 1 + len(self.runs), "runs": ", ".join(self.runs)}
         return CompressedModel(context.classifier, facts=facts)
