@@ -26,17 +26,9 @@ from src.deployment.trained import EVALUATION
 from src.metrics import bootstrap
 from src.metrics.formatting import is_cost, joined
 from src.metrics.paired import paired_difference
+from src.reporting import paper as papers
 from src.reporting.decisions import sentences
-from src.reporting.paper import (
-    Claim,
-    Figure,
-    Figures,
-    Measure,
-    Paper,
-    PaperSystem,
-    PrintedNumber,
-    parse_paper,
-)
+from src.reporting.paper import Claim, Figure, Figures, Measure, Paper, PaperSystem, PrintedNumber
 from src.reporting.record import StudySettings
 from src.tracking import read
 from src.tracking.run import Run, recordable, text
@@ -406,7 +398,7 @@ def audit_paper(config: DictConfig) -> None:
     """
     settings = load_settings(config, ClaimsSettings, without=("tracking", "paper"))
     check(resolve(config.tracking), "tracking")
-    paper = parse_paper(resolve(config.paper))
+    paper = papers.parse_paper(resolve(config.paper))
     store: Store = instantiate(config.tracking, "tracking")
     missing = store.database is not None and not store.database.exists()
     runs = pd.DataFrame() if missing else read.cached_runs(store.open(create=False))
