@@ -106,7 +106,7 @@ def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
             f"there {_listed(known_studies(runs))}"
         )
     parent = parents.iloc[0].dropna() if len(parents) else pd.Series(dtype=object)
-    return _study_runs(name, parent, trials, tagged, runs, store)
+    return replace(_study_runs(name, parent, trials, tagged, runs), store=store)
 
 
 def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
@@ -123,7 +123,8 @@ def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     # the origins may be outside the search
     is_compressed = texts(trials, "tags.origin").ne("").any()
     others = read.cached_runs(store) if is_compressed else runs
-    return _study_runs(name, pd.Series(dtype=object), trials, runs, others, store)
+    parent = pd.Series(dtype=object)
+    return replace(_study_runs(name, parent, trials, runs, others), store=store)
 
 
 def known_studies(runs: pd.DataFrame) -> list[str]:
@@ -191,12 +192,7 @@ def _parsed(key: str, parse: Callable[[dict[str, Any]], list[Any]], entries: obj
 
 
 def _study_runs(
-    name: str,
-    parent: pd.Series,
-    trials: pd.DataFrame,
-    below: pd.DataFrame,
-    runs: pd.DataFrame,
-    store: Store,
+    name: str, parent: pd.Series, trials: pd.DataFrame, below: pd.DataFrame, runs: pd.DataFrame
 ) -> StudyRuns:
     """The record of a study: its seeds are among `below`, origins of its trials among `runs`."""
     pairs = re.findall(r"(maximize|minimize) ([^;\s]+)", parent.get("tags.objectives", ""))
@@ -225,7 +221,6 @@ def _study_runs(
         str(parent.get("tags.sweeps", "")),
         parent.get("tags.fixed_overrides"),
         _without_empty(origins),
-        store,
     )
 
 

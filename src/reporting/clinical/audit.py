@@ -95,6 +95,7 @@ def verdicts(
     rates = operating.set_index(["measure", "rule"])
     rows = operating[operating["measure"] == "sensitivity"]
     rows = rows[~rows["rule"].str.startswith("specificity")].rename(columns={"groups": "lesions"})
+    same = ("rule", "low", "high", "images", "lesions", "problem")
     return tuple(
         RecallVerdict(
             class_name=class_name,
@@ -102,10 +103,7 @@ def verdicts(
             recall=row["estimate"],
             specificity=rates["estimate"].get(("specificity", row["rule"]), np.nan),
             warnings=tuple(warnings),
-            **{
-                str(name): row[name]
-                for name in ("rule", "low", "high", "images", "lesions", "problem")
-            },
+            **{name: row[name] for name in same},
         )
         for row in rows.to_dict("records")
     )

@@ -168,12 +168,8 @@ class ClinicalAudit:
     @property
     def rules(self) -> dict[str, str]:
         """Measures of recall in `subgroups` -> the rule by which an image is called positive."""
-        names = {
-            "recall": self.verdicts[0].by,
-            "recall_at_threshold": (
-                f"val's threshold for sensitivity >= {self.settings.sensitivity:g}"
-            ),
-        }
+        threshold = f"val's threshold for sensitivity >= {self.settings.sensitivity:g}"
+        names = {"recall": self.verdicts[0].by, "recall_at_threshold": threshold}
         measures = set() if self.subgroups.empty else set(self.subgroups["measure"])
         return {measure: rule for measure, rule in names.items() if measure in measures}
 
@@ -229,11 +225,7 @@ class Evaluation:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables with rows, by the names of their files; labels counts_as: empty if unknown."""
-        tables = {
-            "drop": self.drop,
-            "by_original_label": self.by_original_label,
-            "overlap": self.overlap,
-        }
+        tables = {name: getattr(self, name) for name in ("drop", "by_original_label", "overlap")}
         if self.external is not None:
             labels = self.external.frame[["original_label", "label"]].fillna({"label": ""})
             counts = labels.rename(columns={"label": "counts_as"}).value_counts(sort=False)
