@@ -98,7 +98,7 @@ def test_a_decision_rule_goes_with_the_model(folder: Path, tmp_path: Path) -> No
     config = run.config.data
     data = instantiate(config, "data", ("root",)).prepare()
     probability = in_batches(model.runtimes[0], data.cache.images[data.rows("test")])
-    rows = predictions_frame(probability, classes, about.decision, None, about.offsets)
+    rows = predictions_frame(probability, about)
     assert rows["top"].tolist() == decided
     with pytest.raises(ConfigError, match="decision: balanced is fitted on validation"):
         api.run(api.compose([*SMALL, "decision=balanced", "data.fractions=[0.8,0.0,0.2]"]))

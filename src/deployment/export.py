@@ -21,7 +21,7 @@ from src.core.tables import Table
 from src.data.module import DataModule
 from src.data.source import evenly
 from src.deployment import trained, web
-from src.deployment.description import Decision, Description, sentences
+from src.deployment.description import Description, sentences
 from src.deployment.runtimes.base import Probabilities, in_batches
 from src.deployment.runtimes.eager import EagerRuntime
 from src.deployment.runtimes.formats import FORMATS, FormatName, format_of, open_file
@@ -92,13 +92,9 @@ def validation_rows(
 
 
 def compare(
-    reference: Probabilities,
-    output: Probabilities,
-    classes: Sequence[str],
-    decision: Decision | None,
-    offsets: Sequence[float] = (),
+    reference: Probabilities, output: Probabilities, about: Description
 ) -> dict[str, float]:
-    """Compare the probabilities (N, K) of the same images, with the classes in that order.
+    """Compare the probabilities (N, K) of the same images by a model that decides as described.
 
     Returns:
         `images`: N; `max_difference`: largest absolute difference, NaN if an output is NaN;
@@ -106,11 +102,11 @@ def compare(
         there are any, else the same most probable class, in [0, 1]; `same_side`:
         share on the same side of the threshold, NaN without one; `agreement`: share with both.
     """
-    before, after = reference.astype(float), output.astype(float)
-    same_class = decide(before, offsets) == decide(after, offsets)
+    before, after, decision = reference.astype(float), output.astype(float), about.decision
+    same_class = decide(before, about.offsets) == decide(after, about.offsets)
     same_side = np.full(len(after), True)
     if decision is not None:
-        column = list(classes).index(decision.positive)
+        column = about.classes.index(decision.positive)
         positive = [values[:, column] >= decision.threshold for values in (before, after)]
         same_side = positive[0] == positive[1]
     return {
@@ -167,7 +163,7 @@ def export_run(config: DictConfig) -> None:
                     shutil.copyfile(str(file), draft)
                 runtime = open_file(draft, settings.threads)
                 output = in_batches(runtime, data.cache.images[rows], title=name)
-                parity = compare(expected, output, about.classes, about.decision, about.offsets)
+                parity = compare(expected, output, about)
                 if not parity["max_difference"] <= tolerance:  # NaN is too large as well
                     raise UserError(
                         f"format={name}: differs by {parity['max_difference']:.2g} from the run's "

@@ -19,7 +19,7 @@ from src.core.environment import available_cores
 from src.core.errors import ConfigError, DataError
 from src.core.tables import Table
 from src.data.source import IMAGE_SUFFIXES, Manifest
-from src.deployment.description import RESEARCH, Decision, Description, sentences
+from src.deployment.description import RESEARCH, Description, sentences
 from src.deployment.inputs import ImageInput
 from src.deployment.runtimes.base import Probabilities, Runtime, in_batches
 from src.deployment.runtimes.formats import FORMATS, open_file
@@ -152,16 +152,12 @@ def _of_run(store: Store, name: str, threads: int) -> Predictor:
 
 
 def predictions_frame(
-    probability: Probabilities,
-    classes: Sequence[str],
-    decision: Decision | None,
-    unsure_below: float | None,
-    offsets: Sequence[float] = (),
+    probability: Probabilities, about: Description, unsure_below: float | None = None
 ) -> pd.DataFrame:
     """Predictions of pictures as a table, from probabilities (N, K) as the model gives them.
 
     Without a decision nothing is decided or calibrated. Pictures with less confidence than
-    `unsure_below`, in [0, 1], are marked. `offsets` are those of a decision rule, or none.
+    `unsure_below`, in [0, 1], are marked.
 
     Returns:
         One row per picture: p/<class>; calibrated/<class> = softmax(log p / T), if there is a
@@ -173,7 +169,7 @@ def predictions_frame(
     """
     from src.metrics.decision_rules import decide
 
-    raw = probability.astype(float)
+    raw, classes, decision = probability.astype(float), about.classes, about.decision
     rows = pd.DataFrame(raw, columns=[f"p/{name}" for name in classes])
     trusted = raw
     if decision is not None and decision.temperature is not None:
@@ -181,7 +177,7 @@ def predictions_frame(
 
         trusted = calibration.scale(raw, decision.temperature)
         rows[[f"calibrated/{name}" for name in classes]] = trusted
-    top = decide(raw, offsets)
+    top = decide(raw, about.offsets)
     rows["top"] = np.array(classes, dtype=object)[top]
     rows["confidence"] = trusted[np.arange(len(raw)), top]
     rows["decision"] = rows["unsure"] = None
@@ -262,9 +258,7 @@ def _predict(
                 outputs = [in_batches(runtime, squares) for runtime in model.runtimes]
                 probability[rows] = np.mean(outputs, axis=0, dtype=np.float32)
             bar.update(len(rows) + len(problems))
-    frame = predictions_frame(
-        probability, about.classes, about.decision, settings.unsure_below, about.offsets
-    )
+    frame = predictions_frame(probability, about, settings.unsure_below)
     frame.insert(0, "image", manifest.frame["image_id"])
     frame["problem"] = np.where(unreadable == "", frame["problem"], unreadable)
     return frame

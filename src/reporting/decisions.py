@@ -147,10 +147,7 @@ class _Candidates:
     """The runs to choose from; metrics have their recorded names. Arguments as for `decide`."""
 
     def __init__(
-        self,
-        table: pd.DataFrame,
-        objectives: Sequence[Objective],
-        limits: Sequence[Limit],
+        self, table: pd.DataFrame, objectives: Sequence[Objective], limits: Sequence[Limit]
     ) -> None:
         self._quality, cost = quality_objective(objectives), cost_of(objectives)
         named = {item.metric: item for item in objectives}

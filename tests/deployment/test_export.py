@@ -11,7 +11,7 @@ import pytest
 from small_store import SmallStore
 
 from src import export
-from src.deployment.description import Decision
+from src.deployment.description import Decision, Description
 from src.deployment.export import compare
 from src.deployment.runtimes.formats import open_file
 from src.deployment.runtimes.onnx import OnnxRuntime
@@ -137,14 +137,16 @@ def test_bad_input_ends_in_one_line(command: Export, arguments: str, message: st
 def test_differences_and_decisions_are_counted() -> None:
     # Image 0 changes its class, image 3 the side of the threshold.
     output = np.array([[0.4, 0.6], [0.45, 0.55], [0.89, 0.11], [0.65, 0.35]], np.float32)
-    parity = compare(REFERENCE, output, ("nv", "mel"), Decision("mel", 0.3, "sensitivity"))
+    about = Description("3f2a", "net", ("nv", "mel"), 4, "squash", "x", "grouped", "free")
+    decision = Decision("mel", 0.3, "sensitivity")
+    parity = compare(REFERENCE, output, dataclasses.replace(about, decision=decision))
     assert parity.pop("max_difference") == pytest.approx(0.2, abs=1e-6)
     assert parity == {"images": 4, "same_class": 0.75, "same_side": 0.75, "agreement": 0.5}
-    parity = compare(REFERENCE, REFERENCE, ("a", "b"), None)
+    parity = compare(REFERENCE, REFERENCE, about)
     assert np.isnan(parity.pop("same_side"))
     assert parity == {"images": 4, "max_difference": 0, "same_class": 1, "agreement": 1}
     # log 0.6 - log 0.4 is 0.41: with -0.5 for nv image 0 is mel in both
-    shifted = compare(REFERENCE, output, ("nv", "mel"), None, (-0.5, 0.0))
+    shifted = compare(REFERENCE, output, dataclasses.replace(about, offsets=(-0.5, 0.0)))
     assert shifted["same_class"] == 1
     output[2, 0] = np.nan
-    assert not compare(REFERENCE, output, ("a", "b"), None)["max_difference"] <= 1
+    assert not compare(REFERENCE, output, about)["max_difference"] <= 1

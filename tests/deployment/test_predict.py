@@ -29,7 +29,7 @@ from src.core.cli import ROOT
 from src.core.errors import ConfigError
 from src.data.cache import square
 from src.deployment import predict, trained
-from src.deployment.description import KEY, RESEARCH, Decision
+from src.deployment.description import KEY, RESEARCH, Decision, Description
 from src.deployment.predict import NO_NUMBER, PredictSettings, predictions_frame
 from src.deployment.runtimes.formats import open_file
 from src.models.custom import CustomCNN
@@ -136,6 +136,13 @@ def matrix(frame: pd.DataFrame, kind: str = "p", classes: tuple[str, ...] = CODE
     return frame[[f"{kind}/{name}" for name in classes]].to_numpy()
 
 
+def frame_of(
+    probability: np.ndarray, decision: Decision | None = None, unsure_below: float | None = None
+) -> pd.DataFrame:
+    origin = ("3f2a", "net", CLASSES, SIZE, "squash", "x", "grouped", "free")
+    return predictions_frame(probability, Description(*origin, decision=decision), unsure_below)
+
+
 def threshold_in(output: str) -> float:
     return float(re.findall(r"p\(mel\) = ([\d.e-]+)", output)[0])
 
@@ -144,7 +151,7 @@ def threshold_in(output: str) -> float:
 def test_calibrated_is_the_softmax_of_logarithms_over_the_temperature(temperature: float) -> None:
     some = P[[0, 1, 3]]
     decision = Decision("mel", 0.125, "sensitivity >= 0.8", temperature)
-    rows = predictions_frame(some, CLASSES, decision, None)
+    rows = frame_of(some, decision)
     expected = softmax(np.log(some.astype(float)) / temperature, axis=1)
     np.testing.assert_allclose(matrix(rows, "calibrated", CLASSES), expected, rtol=1e-12)
     np.testing.assert_allclose(rows["confidence"], expected[:, 2], rtol=1e-12)
@@ -153,31 +160,31 @@ def test_calibrated_is_the_softmax_of_logarithms_over_the_temperature(temperatur
 def test_the_decision_uses_the_raw_probability_from_the_threshold_on() -> None:
     # 0.125 is exact in single precision
     for threshold, second in ((0.125, "mel"), (float(np.nextafter(0.125, 1)), "not mel")):
-        rows = predictions_frame(P, CLASSES, Decision("mel", threshold, "", 5.0), None)
+        rows = frame_of(P, Decision("mel", threshold, "", 5.0))
         assert rows["decision"].tolist() == ["mel", second, "mel", "not mel"]
         assert rows["top"].tolist() == ["nv", "nv", "mel", "nv"]  # independent of the decision
 
 
 def test_unsure_is_below_the_calibrated_confidence() -> None:
     for limit, expected in ((0.5, [False] * 4), (0.51, [True, False, False, True])):
-        assert predictions_frame(P, CLASSES, None, limit)["unsure"].tolist() == expected
+        assert frame_of(P, None, limit)["unsure"].tolist() == expected
     calibrated = softmax(np.log(P[1].astype(float)) / 5)[2]
     assert P[1, 2] > calibrated + 0.01
-    rows = predictions_frame(P[1:2], CLASSES, Decision("mel", 0.5, "", 5.0), calibrated + 0.01)
+    rows = frame_of(P[1:2], Decision("mel", 0.5, "", 5.0), calibrated + 0.01)
     assert rows["unsure"].tolist() == [True]
 
 
 def test_without_a_decision_nothing_is_decided_or_calibrated() -> None:
-    rows = predictions_frame(P, CLASSES, None, None)
+    rows = frame_of(P)
     assert rows[["decision", "unsure"]].isna().all(axis=None)
     assert rows["confidence"].tolist() == P.max(axis=1).tolist()
-    equal = predictions_frame(np.array([[0.4, 0.4, 0.2]], np.float32), CLASSES, None, None)
+    equal = frame_of(np.array([[0.4, 0.4, 0.2]], np.float32))
     assert equal["top"].tolist() == ["bkl"]  # the first of equal ones
 
 
 def test_a_value_that_is_not_a_number_is_a_problem() -> None:
     broken = np.array([[np.nan, np.nan, np.nan], [0.2, 0.3, 0.5]], np.float32)
-    rows = predictions_frame(broken, CLASSES, Decision("mel", 0.1, "", 2.0), 0.9)
+    rows = frame_of(broken, Decision("mel", 0.1, "", 2.0), 0.9)
     assert rows["problem"].tolist() == [NO_NUMBER, ""]
     assert rows.drop(columns="problem").iloc[0].isna().all()
     assert rows.loc[1, ["top", "decision", "unsure"]].tolist() == ["nv", "mel", True]

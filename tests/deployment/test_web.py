@@ -170,7 +170,9 @@ def test_the_page_answers_as_python_and_asks_no_other_place(
     # An untrained net: what it adds to all pictures is taken off, small differences are enlarged.
     decision = Decision("mel", float(np.median(probability[:, mel])), "half of them", 0.1)
     offsets = () if rule == "argmax" else tuple((-np.log(probability).mean(axis=0)).tolist())
-    rows = predictions_frame(probability, about.classes, decision, None, offsets)
+    rows = predictions_frame(
+        probability, dataclasses.replace(about, decision=decision, offsets=offsets)
+    )
     unsure_below = float(rows["confidence"].median())
     rows["unsure"] = rows["confidence"] < unsure_below
     for column in ("decision", "unsure", *(["top"] if offsets else [])):
