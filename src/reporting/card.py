@@ -277,8 +277,6 @@ def build(
         settings = EvaluateSettings(own_root=own_root)
         audits = evaluate.recorded_splits(model, settings, clinical, store).audits
     audit = audits.get("test") or audits.get("val")
-    rows = audit.overall.to_dict("records") if audit else []
-    overall = {str(row["metric"]): row for row in rows}
     evaluations = _evaluations(record)
     try:
         code = metadata.metadata("paretoderm").json.get("license_expression", ABSENT)
@@ -302,28 +300,22 @@ def build(
         audit=audit,
         splits=list(audits),
         lost=record.means(f"{LOST}/"),
-        balanced=presentation.estimate_text(overall[PRIMARY]) if overall else ABSENT,
+        estimate=presentation.estimate_text,
         summary=presentation.summary(audit)[:-1] if audit else [],
         evaluations=evaluations.to_dict("records"),
         predicted=Markup(" ".join(predicted.split())),
         export=formats.format_of(file).name if file else next(iter(formats.FORMATS)),
         tables=_tables(record, audits, evaluations),
     )
-    data = _metadata(model, record, about.precision, audit, overall)
+    data = _metadata(record, about.precision, audit)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _metadata(
-    model: trained.RecordedModel,
-    record: RunRecord,
-    precision: str,
-    audit: ClinicalAudit | None,
-    overall: Mapping[str, Mapping[Any, Any]],
-) -> ModelCardData:
-    """The front matter that the Hugging Face Hub reads; `overall` has the audit's metrics."""
+def _metadata(record: RunRecord, precision: str, audit: ClinicalAudit | None) -> ModelCardData:
+    """The front matter that the Hugging Face Hub reads."""
     # names of a record could hold HTML, and not every reader of a card hides its front matter
     clean = functools.partial(re.sub, "[<>&]", "_")
-    dataset = clean(model.data)
+    model, dataset = record.model.model, clean(record.model.data)
     hub_names = {name: describe(f"test/{name}").hub for name in overall_metrics()}
     results = [
         EvalResult(
@@ -331,13 +323,13 @@ def _metadata(
             metric_type=hub_names[name],
             dataset_type=dataset,
             dataset_name=dataset,
-            dataset_split=audit.split if audit else None,
-            metric_value=round(float(row["estimate"]), 4),
+            dataset_split=audit.split,
+            metric_value=round(float(value), 4),
         )
-        for name, row in overall.items()
-        if hub_names.get(name) and np.isfinite(row["estimate"])
+        for name, value in (audit.overall[["metric", "estimate"]].to_numpy() if audit else ())
+        if audit and hub_names.get(name) and np.isfinite(value)
     ]
-    tags = [*TAGS, model.model, record.tag("compression"), precision]
+    tags = [*TAGS, model, record.tag("compression"), precision]
     return ModelCardData(
         license="other",
         license_name="no-licence-stated",
@@ -346,7 +338,7 @@ def _metadata(
         datasets=[dataset],
         tags=[clean(tag) for tag in dict.fromkeys(tags) if tag != ABSENT],
         metrics=[name for name in hub_names.values() if name],
-        model_name=clean(model.model),
+        model_name=clean(model),
         eval_results=results or None,
     )
 
