@@ -216,15 +216,6 @@ class RunRecord:
         values = {name: self.values(f"{prefix}{name}") for name in names}
         return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
 
-    def number(self, name: str, digits: int = 0, unit: str = "") -> str:
-        """A metric as text: the common value of the nets, or their mean and range."""
-        values = [value for value in self.values(name) if np.isfinite(value)]
-        texts = list(dict.fromkeys(f"{value:,.{digits}f}" for value in values))
-        if len(texts) < 2:
-            return f"{texts[0]} {unit}".rstrip() if texts else ABSENT
-        mean = f"{np.mean(values):,.{digits}f} {unit}".rstrip()
-        return f"{mean} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
-
     def json(self, name: str) -> dict[str, Any]:
         """A JSON artifact of the first net; empty if it is not recorded."""
         try:
