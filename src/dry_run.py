@@ -164,18 +164,14 @@ def _measure(
         return cost, over, None, 0.0
     if config.threads:
         torch.set_num_threads(config.threads)
-    if is_fit_once(net):
-        return cost, over, time_one_pass(parts), 0.0
+    if is_fit_once(net):  # one pass over all training images, from one batch
+        batch = next(iter(parts.data.loader("train")))["image"]
+        began = time.perf_counter()
+        with torch.inference_mode():
+            parts.classifier.eval()(batch)
+        seconds = (time.perf_counter() - began) / len(batch) * len(parts.data.rows("train"))
+        return cost, over, seconds, 0.0
     return cost, over, *time_one_batch(config, parts)
-
-
-def time_one_pass(parts: loop.RunParts) -> float:
-    """Seconds of one pass over all training images, from one batch."""
-    batch = next(iter(parts.data.loader("train")))["image"]
-    began = time.perf_counter()
-    with torch.inference_mode():
-        parts.classifier.eval()(batch)
-    return (time.perf_counter() - began) * len(parts.data.rows("train")) / len(batch)
 
 
 def time_one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, float]:

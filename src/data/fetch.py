@@ -1,4 +1,17 @@
-"""COMMAND: download public data sets through their owners' clients."""
+"""COMMAND: download public data sets through their owners' clients, in the layout that is read.
+
+  python -m src.data.fetch name=ham10000                 # into data/ham10000, or HAM10000_DIR
+  python -m src.data.fetch name=isic2019 root=/big/isic2019
+  python -m src.data.fetch name=dermamnist size=64       # into data/medmnist; size=28|64|128|224
+
+name=   {names}, or another two-dimensional set of MedMNIST
+root=   folder to fill; it is created if it does not exist
+size=   side of MedMNIST's images, px (28)
+url=    another address of the same files: a mirror of the archive's API, or of the file
+
+Needs the extra `fetch`: pip install -e '.[fetch]'.
+The same command resumes an interrupted download.
+"""
 
 import hashlib
 import os
@@ -15,11 +28,12 @@ from typing import Any
 
 import pandas as pd
 import requests
+import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from src.core.errors import ConfigError, DataError, DependencyError, UserError, require
-from src.core.files import atomic_file
+from src.core.files import CONF, atomic_file
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
 from src.data.siim2020 import SIIM2020
@@ -29,19 +43,6 @@ TIMEOUT = (10, 30)  # seconds: to connect, to wait for the next bytes
 ISIC_API = "https://api.isic-archive.com/api/v2/"
 CHALLENGES = "https://isic-archive.s3.amazonaws.com/challenges/"
 Record = Mapping[str, Any]  # one image in the answers of the ISIC Archive's API
-HELP = """Get a public data set from its owners, in the layout that the sources read.
-
-  python -m src.data.fetch name=ham10000                 # into data/ham10000, or HAM10000_DIR
-  python -m src.data.fetch name=isic2019 root=/big/isic2019
-  python -m src.data.fetch name=dermamnist size=64       # into data/medmnist; size=28|64|128|224
-
-name=   {names}, or another two-dimensional set of MedMNIST
-root=   folder to fill; it is created if it does not exist
-size=   side of MedMNIST's images, px (28)
-url=    another address of the same files: a mirror of the archive's API, or of the file
-
-Needs the extra `fetch`: pip install -e '.[fetch]'.
-The same command resumes an interrupted download."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ArchiveCollection:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status is 2 after a UserError and 130 when interrupted."""
     if {"-h", "--help"} & set(arguments):
-        print(HELP.format(names=NAMES))
+        print(str(__doc__).partition(": ")[2].strip().format(names=NAMES))
         return 0
     try:
         settings: dict[str, str] = {}
@@ -307,26 +308,6 @@ def _download_images(
     return records
 
 
-# The archive arranges diagnoses as a tree; these nodes reproduce the seven published classes.
-HAM10000_DX = {
-    "Solar or actinic keratosis": "akiec",
-    "Squamous cell carcinoma, NOS": "akiec",
-    "Squamous cell carcinoma in situ": "akiec",
-    "Basal cell carcinoma": "bcc",
-    "Pigmented benign keratosis": "bkl",
-    "Dermatofibroma": "df",
-    "Melanoma, NOS": "mel",
-    "Nevus": "nv",
-    "Benign soft tissue proliferations - Vascular": "vasc",
-}
-HAM10000_DX_TYPE = {
-    "histopathology": "histo",
-    "serial imaging showing no change": "follow_up",
-    "single image expert consensus": "consensus",
-    "confocal microscopy with consensus dermoscopy": "confocal",
-}
-
-
 def ham10000_table(records: Sequence[Record]) -> pd.DataFrame:
     """The metadata table of HAM10000; `localization` is coarser in the archive.
 
@@ -358,40 +339,11 @@ def ham10000_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("image_id")
 
 
+_DATA = yaml.safe_load((CONF / "command" / "fetch.yaml").read_text(encoding="utf-8"))
+HAM10000_DX, HAM10000_DX_TYPE = _DATA["diagnoses"], _DATA["confirmations"]
 COLLECTIONS = {
-    "ham10000": ArchiveCollection(
-        212,
-        10_015,
-        HAM10000,
-        "HAM10000: 10,015 images, about 3 GB",
-        "from the Harvard Dataverse (doi:10.7910/DVN/DBW86T) get HAM10000_metadata.csv and the "
-        "unpacked folders HAM10000_images_part_1 and _2",
-        "HAM10000_images_part_",
-        {},
-    ),
-    "isic2019": ArchiveCollection(
-        65,
-        25_331,
-        ISIC2019,
-        "ISIC 2019, training set: 25,331 images, about 9 GB",
-        "from the ISIC Challenge's data page, 2019, get the unpacked ISIC_2019_Training_Input, "
-        "ISIC_2019_Training_GroundTruth.csv and _Metadata.csv",
-        "ISIC_2019_Training_Input",
-        {
-            f"ISIC_2019_Training_{part}.csv": f"2019/ISIC_2019_Training_{part}.csv"
-            for part in ("GroundTruth", "Metadata")
-        },
-    ),
-    "siim2020": ArchiveCollection(
-        70,
-        33_126,
-        SIIM2020,
-        "SIIM-ISIC 2020, training set: 33,126 images, about 23 GB",
-        "from the ISIC Challenge's data page, 2020, get the training table as train.csv and the "
-        "unpacked JPEG images as jpeg/train/",
-        "jpeg/train",
-        {"train.csv": "2020/ISIC_2020_Training_GroundTruth.csv"},
-    ),
+    source.name: ArchiveCollection(source=source, **_DATA["collections"][source.name])
+    for source in (HAM10000, ISIC2019, SIIM2020)
 }
 NAMES = ", ".join([*COLLECTIONS, "dermamnist"])
 

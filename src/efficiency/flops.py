@@ -108,18 +108,6 @@ def size_mb(net: nn.Module) -> float:
     return sum(tensor.nbytes for tensor in tensors.values()) / 1e6
 
 
-def _running_statistics(net: nn.Module, image_size: int) -> int:
-    """Means and variances of batch normalisation: buffers in torch, parameters in Keras."""
-    means = (getattr(module, "running_mean", None) for module in net.modules())
-    return sum(2 * mean.numel() for mean in means if mean is not None)
-
-
-def _convolution_biases(net: nn.Module, image_size: int) -> int:
-    """Biases that the convolutions here lack; those of Keras' ResNet50 have them."""
-    bare = (m for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None)
-    return sum(module.out_channels for module in bare)
-
-
 @functools.cache
 def _flops(net: nn.Module, image_size: int) -> int:
     """Multiply-adds; they do not depend on the weights, which are all zero here."""
@@ -132,8 +120,16 @@ def _flops(net: nn.Module, image_size: int) -> int:
 
 QUANTITIES: dict[str, Callable[[nn.Module, int], float]] = {
     "parameters": lambda net, _: count_parameters(net),
-    "running_statistics": _running_statistics,
-    "convolution_biases": _convolution_biases,
+    # of batch normalisation, buffers in torch, parameters in Keras: means and variances
+    "running_statistics": lambda net, _: sum(
+        2 * mean.numel()
+        for mean in (getattr(module, "running_mean", None) for module in net.modules())
+        if mean is not None
+    ),
+    # that the convolutions here lack; those of Keras' ResNet50 have them
+    "convolution_biases": lambda net, _: sum(
+        m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d) and m.bias is None
+    ),
     "flops": _flops,
     "size_mb": lambda net, _: size_mb(net),
 }
@@ -142,16 +138,6 @@ QUANTITIES: dict[str, Callable[[nn.Module, int], float]] = {
 def _product(inputs: list[Any], outputs: list[Any]) -> int:
     """A batched matrix product, broadcast too: each output sums over the last side of the left."""
     return prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
-
-
-def _added_product(inputs: list[Any], outputs: list[Any]) -> int:
-    """A matrix product that is added to the first input."""
-    return _product(inputs[1:], outputs)
-
-
-def _same_convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    """A convolution with padding="same" or "valid"; weights (O, I / groups, kernel sides)."""
-    return prod(get_shape(outputs[0])) * prod(get_shape(inputs[1])[1:])
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
@@ -166,9 +152,13 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
 
 _HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::scaled_dot_product_attention": _attention,
-    "aten::_convolution_mode": _same_convolution,
+    # padding="same" or "valid"; weights (O, I / groups, kernel sides)
+    "aten::_convolution_mode": lambda i, o: prod(get_shape(o[0])) * prod(get_shape(i[1])[1:]),
     **{f"aten::{name}": _product for name in ("matmul", "bmm", "mm", "mv", "dot")},
-    **{f"aten::{name}": _added_product for name in ("addmm", "baddbmm", "addmv")},
+    # added to the first input
+    **dict.fromkeys(
+        ("aten::addmm", "aten::baddbmm", "aten::addmv"), lambda i, o: _product(i[1:], o)
+    ),
 }
 
 

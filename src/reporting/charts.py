@@ -88,17 +88,31 @@ def front(report: Report) -> Chart | None:
     costs = drawn_costs(report)
     if not costs:
         return None
-    texts = dict(zip(report.table["run_id"], _hover(report), strict=True))
-    views = {cost: _front_view(report, cost, texts) for cost in costs}
     objectives = [objective.metric for objective in report.objectives]
+    names = dict.fromkeys([report.quality, *objectives, *report.costs])
+    texts: dict[str, str] = {}  # of each trial that is pointed at
+    for row in report.table.to_dict("records"):
+        state = [row["state"].replace("_", " "), "knee" if row.get("knee") else "", row["chosen"]]
+        lines = [f"{row['label']} ({'; '.join(filter(None, state))})", f"run {row['run_id']}"]
+        if row.get("compression"):
+            lines.append(f"compressed ({row['compression']}) from {row['origin_label']}")
+        for name in names:
+            if name in row:
+                lines.append(_value(name, row[name]))
+            if name == report.quality:
+                ends = (row.get("quality_low"), row.get("quality_high"))
+                lines[-1] += interval(*ends, style.number)
+        lines += textwrap.wrap(str(row.get("overrides") or ""), 70)[:6]
+        texts[row["run_id"]] = "\n".join(lines)
+    views = {cost: _front_view(report, cost, texts) for cost in costs}
     panels: list[str] = []  # of several latencies one is enough: they look alike
     for cost in sorted(costs, key=lambda name: name not in objectives):
         if "latency" not in cost or not any("latency" in other for other in panels):
             panels.append(cost)
-    row = [views[cost] for cost in costs if cost in panels[:MOST_PANELS]]
-    size = (max(3.5, 7.2 / MOST_PANELS * len(row)) / len(row), 2.8)
+    drawn = [views[cost] for cost in costs if cost in panels[:MOST_PANELS]]
+    size = (max(3.5, 7.2 / MOST_PANELS * len(drawn)) / len(drawn), 2.8)
     shown, single = [list(views.values())], views[panels[0]]
-    return Chart("front", "The front", shown, size, 540, panels=[row], single=single)
+    return Chart("front", "The front", shown, size, 540, panels=[drawn], single=single)
 
 
 def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
@@ -176,26 +190,6 @@ def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Trace]:
 
 def _value(name: str, value: object) -> str:
     return f"{style.metric(name).label}: {style.with_unit(name, value)}"
-
-
-def _hover(report: Report) -> list[str]:
-    """What each trial says: name, state, run id, figures with units, interval, overrides."""
-    objectives = [objective.metric for objective in report.objectives]
-    names = dict.fromkeys([report.quality, *objectives, *report.costs])
-    texts = []
-    for row in report.table.to_dict("records"):
-        state = [row["state"].replace("_", " "), "knee" if row.get("knee") else "", row["chosen"]]
-        lines = [f"{row['label']} ({'; '.join(filter(None, state))})", f"run {row['run_id']}"]
-        if row.get("compression"):
-            lines.append(f"compressed ({row['compression']}) from {row['origin_label']}")
-        for name in names:
-            if name in row:
-                lines.append(_value(name, row[name]))
-            if name == report.quality:
-                ends = (row.get("quality_low"), row.get("quality_high"))
-                lines[-1] += interval(*ends, style.number)
-        texts.append("\n".join([*lines, *textwrap.wrap(str(row.get("overrides") or ""), 70)[:6]]))
-    return texts
 
 
 def recalls(report: Report) -> Chart | None:

@@ -294,34 +294,29 @@ def check_claims(paper: Paper, measure: Measure) -> tuple[pd.DataFrame, pd.DataF
         for kind in ("readings", "beside"):
             for name, reading in getattr(claim, kind).items():
                 figure = figures.evaluate(reading.value, f"{key}.{kind}.{name}")
-                rows.append(_check_reading(claim, number, name, kind, figure))
+                unit, beside = reading.unit, kind == "beside"
+                value, low, high = figure.value, figure.low, figure.high
+                agreed, problem = None, figure.problem
+                if number is not None and not (beside and unit is not None):
+                    agreed = agrees(figure, number, claim.relation)
+                    undecided = agreed is None and not math.isnan(value)
+                    problem = problem or (UNDECIDED if undecided else "")
+                if number is not None and unit is None:
+                    texts = [number.like(end) for end in (value, low, high)]
+                else:
+                    texts = [f"{end:,.4g} {unit or ''}".strip() for end in (value, low, high)]
+                here = "-" if math.isnan(value) else texts[0]
+                if texts[1] != texts[2] and not math.isnan(value + low):
+                    here = f"{here} ({texts[1]} to {texts[2]})"
+                row = {"id": claim.id, "reading": name, "beside": beside, "here": here}
+                decides = not (beside or problem or agreed is None)
+                row |= {"agrees": agreed, "decides": decides, "how": figure.how}
+                row |= {"problem": problem, "from": " and ".join(sorted(figure.origins))}
+                row |= {"value": value, "low": low, "high": high}
+                rows.append(row | {"unrecorded": figure.unrecorded and not beside})
         readings += rows
         claims.append(_check_claim(claim, number, rows))
     return pd.DataFrame(claims), pd.DataFrame(readings)
-
-
-def _check_reading(
-    claim: Claim, number: PrintedNumber | None, name: str, kind: str, figure: Figure
-) -> dict[str, Any]:
-    unit, beside = getattr(claim, kind)[name].unit, kind == "beside"
-    value, low, high = figure.value, figure.low, figure.high
-    agreed, problem = None, figure.problem
-    if number is not None and not (beside and unit is not None):
-        agreed = agrees(figure, number, claim.relation)
-        undecided = agreed is None and not math.isnan(value)
-        problem = problem or (UNDECIDED if undecided else "")
-    if number is not None and unit is None:
-        texts = [number.like(end) for end in (value, low, high)]
-    else:
-        texts = [f"{end:,.4g} {unit or ''}".strip() for end in (value, low, high)]
-    here = "-" if math.isnan(value) else texts[0]
-    if texts[1] != texts[2] and not math.isnan(value + low):
-        here = f"{here} ({texts[1]} to {texts[2]})"
-    row = {"id": claim.id, "reading": name, "beside": beside, "here": here, "agrees": agreed}
-    row |= {"decides": not (beside or problem or agreed is None), "how": figure.how}
-    row |= {"problem": problem, "from": " and ".join(sorted(figure.origins))}
-    row |= {"value": value, "low": low, "high": high}
-    return row | {"unrecorded": figure.unrecorded and not beside}
 
 
 def _check_claim(

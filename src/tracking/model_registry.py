@@ -114,12 +114,7 @@ def log_model(
 
 
 def register(
-    store: Store,
-    model: str,
-    name: str,
-    alias: str,
-    tags: Mapping[str, Any],
-    description: str,
+    store: Store, model: str, name: str, alias: str, tags: Mapping[str, Any], description: str
 ) -> int:
     """Make a logged model a version of a registered model, and return the version's number.
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.metrics import bootstrap, calibration, curves, thresholds
-from src.metrics.bootstrap import COLUMNS, Predictions, Statistics, gather
+from src.metrics.bootstrap import COLUMNS, Predictions, gather
 from src.metrics.registry import PRIMARY, class_metrics, overall_metrics
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import TargetRate, Threshold
@@ -203,7 +203,14 @@ def domain_shift(
     samples, points, bases = [], [], []
     for number, frames in enumerate((internal, external)):
         predictions = gather([frame[frame["label"].isin(shared)] for frame in frames])
-        statistics = _shift_statistics(predictions, shared, looked_for, chosen)
+        metrics = [PRIMARY, "accuracy", *(f"recall/{name}" for name in shared)]
+        statistics = [bootstrap.metric_statistics(predictions, metrics)]
+        if looked_for is not None:
+            auroc = bootstrap.curve_statistics(predictions, looked_for, {"auroc": curves.area})
+            statistics.append(replace(auroc, bases=(predictions.group,)))
+        if looked_for is not None and chosen:
+            names = {rate: f"chosen/{rate}/{looked_for}" for rate in ("sensitivity", "specificity")}
+            statistics.append(thresholds.rates(predictions, looked_for, chosen, names))
         rngs = bootstrap.streams(settings.seed + number, len(statistics))
         parts = [
             bootstrap.resample(predictions, [statistic], settings.samples, rng)
@@ -237,23 +244,6 @@ def domain_shift(
             low, high = np.nan, np.nan
         rows.append((name, *of_run[:3], *of_data[:3], gap, low, high, *of_run[4:], *of_data[4:]))
     return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
-
-
-def _shift_statistics(
-    predictions: Predictions,
-    classes: Sequence[str],
-    positive: str | None,
-    chosen: Sequence[Threshold],
-) -> list[Statistics]:
-    metrics = [PRIMARY, "accuracy", *(f"recall/{name}" for name in classes)]
-    statistics = [bootstrap.metric_statistics(predictions, metrics)]
-    if positive is not None:
-        auroc = bootstrap.curve_statistics(predictions, positive, {"auroc": curves.area})
-        statistics.append(replace(auroc, bases=(predictions.group,)))
-    if positive is not None and chosen:
-        names = {rate: f"chosen/{rate}/{positive}" for rate in ("sensitivity", "specificity")}
-        statistics.append(thresholds.rates(predictions, positive, chosen, names))
-    return statistics
 
 
 def newcombe(
