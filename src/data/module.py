@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +18,6 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.core.errors import ConfigError, DataError
 from src.data import cache, splits
@@ -27,6 +28,7 @@ from src.data.source import SPLITS, Source, file_sizes, size_summary
 log = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 _SIZES_READ = 16  # files whose size is read for the run record
+CPU, DEVICE_SHARE = torch.device("cpu"), 0.05  # of a GPU's memory, for the pixels of a run
 Cached = Callable[[Rows, bool], dict[str, Tensor]]  # rows, in training? -> entries of a batch
 
 
@@ -107,8 +109,10 @@ def with_shares(
 
 
 @dataclass(eq=False)
-class EpochBatches(Sampler[np.ndarray]):
-    """Row numbers of each batch of an epoch, drawn from seed and epoch number.
+class EpochBatches:
+    """The batches of an epoch, drawn from seed and epoch number; no workers are needed.
+
+    They are row numbers, or what `read` makes of them.
 
     In distributed training each rank takes every world-size-th batch; all ranks take the same
     number of batches.
@@ -128,10 +132,13 @@ class EpochBatches(Sampler[np.ndarray]):
     sources: npt.ArrayLike = ()  # of these rows, and shares: see `with_shares`
     shares: Mapping[str, float] | None = None
     at_once: int = 1  # batches that are joined to one, on one rank
+    read: Callable[[np.ndarray], Any] | None = None
     epoch: int = 0
+    batch_sampler = None  # Lightning asks for it
 
     def __post_init__(self) -> None:
         self._size = len(self.order())  # of an epoch of all ranks
+        self.sampler = self  # which Lightning tells the number of the epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning's hook."""
@@ -147,12 +154,13 @@ class EpochBatches(Sampler[np.ndarray]):
     def __len__(self) -> int:
         return math.ceil(self.steps / self.at_once)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Any]:
         order = self.order()[: self.steps * self.world_size * self.batch_size]
         size = self.batch_size * self.at_once
         for number in range(len(self)):
             start = (number * self.world_size + self.rank) * size
-            yield order[start : start + size]
+            rows = order[start : start + size]
+            yield rows if self.read is None else self.read(rows)
 
     def order(self) -> np.ndarray:
         """Row numbers of this epoch, of all ranks."""
@@ -163,33 +171,6 @@ class EpochBatches(Sampler[np.ndarray]):
         positions = with_shares(positions, self.sources, self.shares, random)
         random.shuffle(positions)
         return self.rows[positions]
-
-
-@dataclass(eq=False)
-class CachedImages(Dataset[dict[str, Tensor]]):
-    """Batches from the memory-mapped cache; one gather per batch, so that no workers are needed."""
-
-    images: np.ndarray  # the cache, uint8 (N, S, S, 3)
-    labels: np.ndarray  # (N,)
-    cached: Cached | None = None  # see `DataModule`
-    train: bool = False
-    sources: np.ndarray | None = None  # numbers of the joined sources, (N,)
-    rows_only: bool = False  # no images: the training step reads the entries of each batch
-
-    def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """`image` (uint8, (B, 3, S, S), channels last) or `features`; `label`, `row` (int64).
-
-        Batches of joined data have `source` (int64), too.
-        """
-        batch = {"label": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(rows)}
-        if self.sources is not None:
-            batch["source"] = torch.from_numpy(self.sources[rows])
-        if self.rows_only:
-            return batch
-        cached = self.cached(rows, self.train) if self.cached else {}
-        if "features" not in cached:
-            cached["image"] = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
-        return cached | batch
 
 
 @dataclass(eq=False, repr=False)
@@ -225,6 +206,7 @@ class DataModule(LightningDataModule):
             or `teacher_logits` (B, T, K) and `view`, the number of the symmetry that they are of.
         at_once: Batches of cached features that Lightning gets as one, see
             `src.training.classifier.Classifier.training_step`.
+        device: On which batches are used: the pixels are there, where they fit.
     """
 
     name: str = field()  # without the default of Lightning's attribute
@@ -253,6 +235,8 @@ class DataModule(LightningDataModule):
         self.split_mode = splits.SIBLING_LABELS[self.siblings] if self.siblings else self.split
         self.cached: Cached | None = None
         self.at_once = 1
+        self.device = CPU
+        self._images: Tensor | None = None
         self._ready = False
 
     def prepare(self, pictures: bool = True) -> "DataModule":
@@ -436,17 +420,42 @@ class DataModule(LightningDataModule):
 
     def loader(
         self, split: str, train: bool = False, rank: int = 0, world_size: int = 1
-    ) -> "DataLoader[dict[str, Tensor]]":
-        """Batches of a split: shuffled, oversampled and full for training, else all in order."""
-        rows_only = train and self.at_once > 1
-        shown = self.cached, train, self._sources, rows_only
-        return DataLoader(
-            CachedImages(self.cache.images, self.labels, *shown),
-            batch_size=None,  # the sampler yields batches
-            sampler=self._batches(split, train, rank, world_size),
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each epoch would consume a global random number
-        )
+    ) -> EpochBatches:
+        """Batches of a split: shuffled, oversampled and full for training, else all in order.
+
+        They are `image` (uint8, (B, 3, S, S), channels last) or what `cached` has in its place,
+        `label` and `row` (int64), and of joined data `source` (int64). Several batches at once have
+        no images: the training step reads the entries of each.
+        """
+        batches = self._batches(split, train, rank, world_size)
+        batches.read = partial(self._read, self._pixels(), train)
+        return batches
+
+    def _read(self, pixels: Tensor, train: bool, rows: np.ndarray) -> dict[str, Tensor]:
+        """One gather per batch, where the pixels are."""
+        batch = {"label": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(rows)}
+        if self._sources is not None:
+            batch["source"] = torch.from_numpy(self._sources[rows])
+        if train and self.at_once > 1:
+            return batch
+        cached = self.cached(rows, train) if self.cached else {}
+        if "features" not in cached:
+            index = batch["row"].to(pixels.device)
+            cached["image"] = pixels.index_select(0, index).permute(0, 3, 1, 2)
+            if self.device.type != pixels.device.type:  # a GPU reads page-locked memory faster
+                cached["image"] = cached["image"].pin_memory()
+        return cached | batch
+
+    def _pixels(self) -> Tensor:
+        """All images, on the training device if they take little of its memory."""
+        device = self.device if self.device.type == "cuda" else CPU
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            device = device if self.cache.images.nbytes <= DEVICE_SHARE * memory else CPU
+        if self._images is None or self._images.device.type != device.type:
+            with warnings.catch_warnings(action="ignore"):  # the mapped file cannot be written to
+                self._images = torch.from_numpy(self.cache.images).to(device)
+        return self._images
 
     def _batches(
         self, split: str, train: bool, rank: int = 0, world_size: int = 1
@@ -456,17 +465,17 @@ class DataModule(LightningDataModule):
         sources = self.frame["source"].to_numpy()[rows] if self.source_names else ()
         return EpochBatches(*batches, rank, world_size, sources, self.shares, self.at_once)
 
-    def train_dataloader(self) -> "DataLoader[dict[str, Tensor]]":
+    def train_dataloader(self) -> EpochBatches:
         """Lightning's hook: training batches of this rank."""
         if self.trainer is None:
             return self.loader("train", train=True)
         return self.loader("train", True, self.trainer.global_rank, self.trainer.world_size)
 
-    def val_dataloader(self) -> "DataLoader[dict[str, Tensor]] | list[Any]":
+    def val_dataloader(self) -> EpochBatches | list[Any]:
         """Lightning's hook: all validation batches on every rank, so that metrics are exact."""
         return self.loader("val") if self.has("val") else []
 
-    def test_dataloader(self) -> "DataLoader[dict[str, Tensor]]":
+    def test_dataloader(self) -> EpochBatches:
         """Lightning's hook: test batches."""
         return self.loader("test")
 

@@ -117,6 +117,22 @@ def rows_of(loader) -> list[int]:
     return [int(row) for batch in loader for row in batch["row"]]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_are_the_pixels_of_their_rows_on_the_training_device(module, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    data = module(source=Copies())
+    data.device = torch.device(device)
+    for split, train in (("train", True), ("val", False)):
+        for batch in data.loader(split, train=train):
+            rows = batch["row"].numpy()
+            expected = torch.from_numpy(data.cache.images[rows]).permute(0, 3, 1, 2)
+            assert batch["image"].device.type == device
+            assert batch["image"].stride() == expected.stride()  # channels last
+            assert torch.equal(batch["image"].cpu(), expected)
+            assert torch.equal(batch["label"], torch.from_numpy(data.labels[rows]))
+
+
 labels_lists = st.lists(st.integers(0, 4), min_size=1, max_size=80)
 
 
