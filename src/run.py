@@ -150,7 +150,7 @@ def record(
     The config of a compression has the origin's settings. `folder` is for temporary files, the
     overrides are for the record, and `context` is that of the trial, in a study.
     """
-    compressed = origin.is_compression(config)
+    compressed, static = origin.is_compression(config), dict[str, float]()
     cost: dict[str, float | None] = {}
     if compressed:
         parts = origin.origin_parts(config, run.store)
@@ -159,7 +159,7 @@ def record(
         if context is not None:
             context.known_cost({name: value for name, value in cost.items() if value is not None})
     else:
-        parts = loop.build(config)
+        parts = loop.build(config, shared=context.shared if context else None)
         static = static_cost(parts.classifier.net, parts.classifier.image_size)
         if context is not None:
             context.known_cost(static)
@@ -178,7 +178,12 @@ def record(
             state = folder / STATE
             options["resume"] = state if state.exists() else None
             run.artifact(loop.train(config, parts, run, folder, **options), "checkpoint")
-    loop.measure(config, parts.classifier, run, cost)
+    timed = context.payload.get("timed") if context and not compressed else None
+    profile = parts.profile or loop.measure(config, parts.classifier, cost, timed)
+    loop.log_cost(run, profile)
+    if context is not None:
+        # a net without a cost before its training has another one with another seed
+        context.shared = (parts.data, profile) if static else None
     # the test split is used only if no choice between runs can follow
     is_chosen_later = context is not None and parts.data.has("val")
     test = config.test is True or (config.test == "auto" and not is_chosen_later)
@@ -263,7 +268,8 @@ def describe_inputs(
     counts = {split: data.counts(split) for split in SPLITS if data.has(split)}
     source = str(config.data.get("root") or config.data.source["_target_"])
     run.inputs(data.name, source, f"{data.cache.fingerprint} {split_fingerprint}", counts)
-    for draw in (figures.contact_sheet, figures.augmentation_sheet):
+    sheets = (figures.contact_sheet, figures.augmentation_sheet)
+    for draw in sheets if parts.profile is None else ():  # else another seed has drawn them
         sheet = folder / f"{draw.__name__}.png"
         draw(data).save(sheet, compress_level=1)  # a higher level takes 40 ms
         run.artifact(sheet, "figures")
@@ -321,6 +327,7 @@ def _repeated(
     compressed = problem is None and origin.is_compression(config)
     tags = {"origin": trained.find(store, str(config.origin)).run_id} if compressed else {}
     cell = context.payload["cell"]
+    are_alike = "${seed}" not in OmegaConf.to_yaml(config)  # else data or net may depend on it
     metrics: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # origin and compressed run of each seed
     name = trial_name(adopted, cell, position.trial)
@@ -337,6 +344,7 @@ def _repeated(
                 run_id, values = context.repeat_done(seed) or _trial_run(
                     seeded, store, below, context, seed_folder(context.folder, seed)
                 )
+                context.shared = context.shared if are_alike else None
                 Run.attach(store, run_id).move_below(trial)
                 if compressed:
                     pairs.append((origin.origin_of(store, run_id), run_id))
@@ -350,6 +358,8 @@ def _repeated(
             context.give_up(early.state, "", str(early))
             return {}
         means, spreads = aggregate(metrics)
+        if context.shared is not None:  # measured with one seed
+            spreads = {n: v for n, v in spreads.items() if not n.startswith("efficiency/")}
         trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
         if pairs:
             origin.record_degradation(store, trial, pairs)

@@ -40,6 +40,7 @@ from src.sweep import study as studies
 from src.sweep.display import LiveView
 from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
+from src.sweep.records import needed
 from src.sweep.samplers import GRID, make_sampler
 from src.sweep.scheduler import RunPolicy, Scheduler, StudyRecorder
 from src.sweep.storage import KEY, default_url, open_storage, ownership, resolve_url
@@ -49,6 +50,7 @@ from src.tracking.store import Store
 
 log = logging.getLogger(__name__)
 TRIAL_BODY = "src.run:run_trial"
+FEW = 20  # trials, all of which are timed with efficiency.trials=auto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,20 @@ class StudyPlan:
         """Whether the cells are run in order."""
         return self.settings.n_trials is None or self.settings.sampler.get("name") == GRID
 
+    @property
+    def total(self) -> int:
+        """Trials that the study shall reach."""
+        counts = (self.settings.n_trials, self.space.n_cells)
+        return min(count for count in counts if count is not None)
+
+    def times_front_only(self, is_local: bool) -> bool:
+        """Whether trials measure only times that are objectives or limits, and the front the rest.
+
+        Trials on other machines measure all times: at the end theirs would be those of this one.
+        """
+        trials = self.config.efficiency.get("trials", "all")
+        return bool(is_local and (trials == "front" or (trials == "auto" and self.total > FEW)))
+
 
 def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[str]) -> StudyPlan:
     """Read and check the definition of a study.
@@ -128,8 +144,8 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
             problem = "a grid needs cells, but an interval has none: use tpe"
             raise ConfigError("hydra/sweeper/sampler", problem)
         space.cells()  # raises, and names the parameter that has no cells
-    swept = {key for parameter in space.parameters for key in parameter.keys}
-    if config.repeats > 1 and "seed" in swept:
+    keys = {key for parameter in space.parameters for key in parameter.keys}
+    if config.repeats > 1 and "seed" in keys:
         problem = "trains under several seeds itself: do not sweep over seed as well"
         raise ConfigError("repeats", problem)
     return plan
@@ -219,11 +235,10 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     bar = tqdm(sampled, "dry run", unit="cell", leave=False, disable=None)
     rows = [dry_run.estimate(cell, *shared, measured) for cell in bar]
     cells = pd.DataFrame(rows, columns=dry_run.COLUMNS)
-    counts = [count for count in (plan.settings.n_trials, plan.space.n_cells) if count is not None]
-    title = f"{plan.name}: {len(cells)} of {min(counts)} trials, not trained"
+    title = f"{plan.name}: {len(cells)} of {plan.total} trials, not trained"
     console.print(dry_run.table(title, cells).to_rich())
     n_jobs = plan.settings.n_jobs or 1
-    for line in dry_run.totals(cells, min(counts), int(plan.config.repeats), n_jobs):
+    for line in dry_run.totals(cells, plan.total, int(plan.config.repeats), n_jobs):
         say(line)
     return bool((cells["problem"] == "").any())
 
@@ -255,6 +270,8 @@ def _run(
             record_changes(recorder.parent)
         # on another machine the code may be another
         payload = _payload(plan, store, recorder.parent.id, None if executor.queues else git)
+        if time_front := plan.times_front_only(not executor.queues):
+            payload["timed"] = needed(plan.objectives, plan.limits)
         with recorder.parent:
             view = LiveView(plan.name)
             scheduler = Scheduler(
@@ -280,9 +297,9 @@ def _run(
                 argument = shlex.quote(f"study={plan.name}")
                 say(f"report so far: python -m src.report {argument}", wrap=False)
                 raise
-            test_front = config.test == "auto"
+            at_end = ["test"] * (config.test == "auto") + ["time"] * time_front
             compared = comparison.summarise_study(
-                store, recorder.parent, plan.objectives, plan.limits, test_front=test_front
+                store, recorder.parent, plan.objectives, plan.limits, *at_end
             )
             notes = comparison.chosen_notes(compared, plan.objectives, plan.limits)
             studies.save_notes(study, notes)

@@ -119,7 +119,8 @@ def test_no_record_has_the_password(
 ) -> None:
     config = composed(f"tracking.uri={URI}")
     net = SimpleNamespace(net=None, image_size=32)
-    monkeypatch.setattr(loop, "build", lambda config: SimpleNamespace(classifier=net, data=None))
+    built = SimpleNamespace(classifier=net, data=None)
+    monkeypatch.setattr(loop, "build", lambda config, **options: built)
     monkeypatch.setattr(runs, "static_cost", lambda net, size: {})
     write_text = Run.text
 
@@ -500,10 +501,17 @@ def test_a_finished_training_is_taken_over(
     paths = [{path.relative_to(root) for path in root.rglob("*")} for root in files]
     assert paths[0] == paths[1]
 
-    status, output = typed("-m", *line, "seed=0", "study=seeds", "reuse=true", "repeats=2")
+    several = ["seed=0", "study=seeds", "reuse=true", "repeats=2", "efficiency.trials=front"]
+    status, output = typed("-m", *line, *several)
     assert status == 0, output
     rows = multirun.study("seeds").set_index("tags.seed")
+    of_trials = rows[rows["tags.kind"] != "study"]
+    assert of_trials["metrics.efficiency/latency_ratio"].nunique(dropna=False) == 1
+    assert of_trials["metrics.efficiency/latency_ms/b1/p50"].notna().all()
+    assert of_trials["tags.ratio_method"].str.endswith("at the end of the study").all()
     repeats = rows[rows["tags.kind"] == "run"]
+    sheets = [read.artifacts(multirun.store, run_id, "figures") for run_id in repeats["run_id"]]
+    assert sum("figures/contact_sheet.png" in files for files in sheets) == 1  # of both seeds
     assert repeats.loc["0", "tags.reused_from"] == expected["run_id"]
     assert pd.isna(repeats.loc["1", "tags.reused_from"])
 

@@ -102,6 +102,21 @@ def test_a_chosen_name_is_used_also_for_the_folder(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "local", "expected"),
+    [
+        ([SWEPT], True, False),  # a comparison
+        ([LR, "hydra.sweeper.n_trials=20"], True, False),
+        ([LR, "hydra.sweeper.n_trials=21"], True, True),
+        ([LR, "hydra.sweeper.n_trials=21"], False, False),  # on other machines
+        ([LR, "hydra.sweeper.n_trials=21", "efficiency.trials=all"], True, False),
+        ([SWEPT, "efficiency.trials=front", "efficiency=fast"], True, True),
+    ],
+)
+def test_a_search_times_only_its_front(arguments: list[str], local: bool, expected: bool) -> None:
+    assert planned(*arguments).times_front_only(local) is expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "key", "message"),
     [
         ([LR, GRID, "hydra.sweeper.n_trials=3"], "hydra/sweeper/sampler", "use tpe"),

@@ -51,7 +51,7 @@ _PARTS = ("data", "augment", "loss", "optimizer", "scheduler", "trainer", "track
 _BESIDE: dict[str, Any] = {"trainer.compile": bool | Literal["auto"]}  # no arguments of these parts
 # Keys that do not change what a trial computes.
 WITHOUT_EFFECT: tuple[str, ...] = ("tracking", "study", "preset", "objective", "test")
-WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run", "reuse")
+WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run", "reuse", "efficiency.trials")
 # Packages whose classes a record may name although no file in conf/ does.
 _RECORDED_PACKAGES = ("src.models.", "src.losses.", "src.data.")
 _ROOT_MARK = "<root>"  # of the project's folder, which is another one on another machine

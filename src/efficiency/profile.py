@@ -1,10 +1,10 @@
 """Cost of a network: all measures of this package by their names in the run record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from src.efficiency import flops, latency
 from src.efficiency.flops import count_parameters, count_trainable, size_mb
 from src.efficiency.memory import peak_memory_mb
 
+Timed = Callable[[str], bool]
 PERCENTILES = (50, 90, 99)
 _COARSE = 8  # cells per side of the smooth images for networks that work outside torch
 
@@ -26,7 +27,8 @@ _COARSE = 8  # cells per side of the smooth images for networks that work outsid
 class Profile:
     """The cost of a network by the names of the run record, and how it was measured.
 
-    The details are ready for JSON: `device`, `uncounted_operators`, `threads`, `repeats` ...
+    The details are ready for JSON: `device`, `uncounted_operators`, `threads`, `repeats`, `methods`
+    (how times were measured: "latency" or "ratio" -> text) ...
     """
 
     metrics: dict[str, float]
@@ -65,6 +67,7 @@ class Profiler:
             uncertain: see `details["repeats"]`.
         ratio_seconds: Timed work in the alternation with the reference, both networks together.
         channels_last: Memory layout of both networks and inputs; False is torch's default layout.
+        trials: Whose times a study measures, see conf/efficiency/default.yaml.
 
     Raises:
         ConfigError: `batch_sizes` does not contain 1.
@@ -80,6 +83,7 @@ class Profiler:
     min_batch_repeats: Annotated[int, Ge(1)] = 5
     ratio_seconds: Annotated[float, Gt(0)] = 2.5
     channels_last: bool = True
+    trials: Literal["auto", "all", "front"] = "auto"
 
     def __post_init__(self) -> None:
         if 1 not in self.batch_sizes:
@@ -88,9 +92,15 @@ class Profiler:
         self.layout = torch.channels_last if self.channels_last else torch.contiguous_format
 
     def profile(
-        self, net: nn.Module, image_size: int, device: torch.device | str = "cpu"
+        self,
+        net: nn.Module,
+        image_size: int,
+        device: torch.device | str = "cpu",
+        timed: Timed = lambda name: True,
     ) -> Profile:
-        """Measure everything on copies; torch's random state is restored.
+        """Measure on copies; torch's random state is restored.
+
+        Times and energy are measured only if `timed` is true of their name in the run record.
 
         A network with a true attribute `outside_torch` works on the CPU in any case: it is timed
         there, beside the reference on the CPU, and has no multiply-adds, because the counter sees
@@ -102,9 +112,9 @@ class Profiler:
             copies = [deepcopy(module).to(device) for module in (net, self.reference)]
             for module in copies:
                 module.to(memory_format=self.layout).eval()  # type: ignore[call-overload]
-            timed, details = self._time(copies[0], image_size, copies[1], device)
+            times, details = self._time(copies, image_size, device, timed)
             memory = peak_memory_mb(copies[0], image_size, 1, device)
-        metrics = _static(net, counted) | timed | {"efficiency/peak_memory_mb": memory}
+        metrics = _static(net, counted) | times | {"efficiency/peak_memory_mb": memory}
         not_counted = "not counted: the work is not done by torch's operators"
         conditions = {
             "device": device_name(device),
@@ -124,14 +134,22 @@ class Profiler:
         return Profile(metrics, conditions | details, flops.layers(net, counted) if counted else [])
 
     def _time(
-        self, net: nn.Module, image_size: int, reference: nn.Module, device: torch.device
+        self, nets: list[nn.Module], image_size: int, device: torch.device, timed: Timed
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Metrics and details of latency, throughput and ratio."""
-        metrics: dict[str, float] = {}
+        (net, reference), metrics = nets, dict[str, float]()
         repeats: dict[str, int] = {}
-        smooth = _outside_torch(net)
+        methods: dict[str, str] = {}
+        details: dict[str, Any] = {"repeats": repeats, "methods": methods}
+        smooth, largest = _outside_torch(net), self.batch_sizes[-1]
+        conditions = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        image = self._images(1, image_size, device, smooth)
         with latency.alone(latency.shared_lock()), latency.timing_conditions(self.threads):
             for batch in self.batch_sizes:
+                names = [f"efficiency/latency_ms/b{batch}/p{tail}" for tail in PERCENTILES]
+                more = {1: "efficiency/energy_mj", largest: "efficiency/throughput"}
+                if not any(map(timed, [*names, more.get(batch, names[0])])):
+                    continue
                 images = self._images(batch, image_size, device, smooth)
                 latency.warm_up(net, images, self.warm_up_seconds)
                 fewest = self.min_repeats if batch == 1 else self.min_batch_repeats
@@ -141,27 +159,29 @@ class Profiler:
                     with suppress(OSError):  # the counter disappeared
                         metrics["efficiency/energy_mj"] = 1e3 * joules() / len(times)
                 repeats[f"b{batch}"] = len(times)
-                for percentile in PERCENTILES:
-                    value = float(np.percentile(times, percentile))
-                    metrics[f"efficiency/latency_ms/b{batch}/p{percentile}"] = value
-            image = self._images(1, image_size, device, smooth)
+                metrics |= zip(names, np.percentile(times, PERCENTILES).tolist(), strict=True)
+                if batch == largest:
+                    metrics["efficiency/throughput"] = 1e3 * batch / metrics[names[0]]
+                methods["latency"] = f"{self.seconds:g} s per batch size, {conditions}"
+            if not timed("efficiency/latency_ratio"):
+                latency.warm_up(net, image, 0)  # for the measurement of memory
+                return metrics, details
             reference_image = self._images(1, self.reference_size, device)
-            latency.warm_up(reference, reference_image, self.warm_up_seconds)
+            for module, its_image in ((net, image), (reference, reference_image)):
+                latency.warm_up(module, its_image, self.warm_up_seconds)
             ratio = latency.latency_ratio(
                 net, image, reference, reference_image, self.ratio_seconds, self.min_repeats
             )
-        largest = self.batch_sizes[-1]
-        median = metrics[f"efficiency/latency_ms/b{largest}/p50"]
-        metrics["efficiency/throughput"] = 1e3 * largest / median
         # a net beside itself: what differs from 1 is the noise of the measurement
         is_reference = image_size == self.reference_size and _structure(net) == _structure(
             reference
         )
         metrics["efficiency/latency_ratio"] = 1.0 if is_reference else ratio.value
-        details = {"ratio_measured": ratio.value} | {
-            f"ratio_{name}": getattr(ratio, name) for name in ratio._fields[2:]
-        }
-        details |= {"repeats": repeats | {"ratio": ratio.pairs}}
+        repeats["ratio"] = ratio.pairs
+        beside = f"{type(reference).__name__} at {self.reference_size} px"
+        methods["ratio"] = f"{self.ratio_seconds:g} s beside {beside}, {conditions}"
+        details["ratio_measured"] = ratio.value
+        details |= {f"ratio_{name}": getattr(ratio, name) for name in ratio._fields[2:]}
         return metrics, details | {"ratio_estimator": latency.ESTIMATOR}
 
     def _images(

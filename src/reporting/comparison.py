@@ -32,8 +32,10 @@ MOST_ROWS = 20  # in the terminal; comparison.csv has all
 # Values of the tag `tested`: why a run was evaluated on the test split.
 FRONT_MEMBER = "as a member of the front"
 ANSWER = "as the answer to a question of a report"
+TIMES = ["efficiency/latency_ms/b1/p50", "efficiency/latency_ratio"]
+METHODS = ["latency_method", "ratio_method"]  # tags: how, and when
 _TAGS = ["model", "trial", "overrides", "split", "grouped_by", "split_fingerprint", "kind"]
-_TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing"]
+_TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing", *METHODS]
 _MOST_FAILURES = 5
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,8 @@ def compare(
         Columns run_id, model, trial, overrides, split, grouped_by, split_fingerprint, kind, tested
         (why), was_front (the tag), compression, origin, lost_on, status (FINISHED, PRUNED,
         OVER_LIMIT, PUT_BACK, FAILED, KILLED, RUNNING), failure, flops_missing (operators),
-        feasible, front, and the metrics by recorded names. Sorted by the first objective, the best
-        first; runs without a result last.
+        latency_method, ratio_method, feasible, front, and the metrics by recorded names. Sorted by
+        the first objective, the best first; runs without a result last.
     """
     table = pd.DataFrame({tag: texts(runs, f"tags.{tag}") for tag in _TAGS}, runs.index)
     table.insert(0, "run_id", runs["run_id"])
@@ -151,23 +153,28 @@ def warnings(table: pd.DataFrame) -> list[str]:
         leaks=finished["split"].str.contains("leaking").any(),
         ungrouped=(finished["grouped_by"] == "image").any(),
         splits=finished["split_fingerprint"].nunique(),
+        methods=max(len(set(finished[name]) - {""}) for name in METHODS),
+        timed=int(finished.reindex(columns=TIMES[:1]).notna().to_numpy().sum()),
+        finished=len(finished),
         incomplete={operators: list(models.unique()) for operators, models in missing},
     )
 
 
 def summarise_study(
-    store: Store, study_run: Run, objectives: list[Objective], limits: list[Limit], test_front: bool
+    store: Store, study_run: Run, objectives: list[Objective], limits: list[Limit], *at_end: str
 ) -> pd.DataFrame:
     """Compare the trials of a study, test the front once, and record both on the study's run.
 
-    With `test_front`, members of the front without test figures are evaluated on the test split.
+    "test" evaluates members of the front without test figures on the test split; "time" measures
+    the latency of those without it.
 
     Returns:
         The comparison, one row per trial.
     """
     runs = read.children(store, study_run.id)
     table = compare(runs, objectives, limits)
-    if test_front and test_once(store, table[table["front"]], FRONT_MEMBER):
+    is_timed = "time" in at_end and measure_once(store, table[table["front"]])
+    if ("test" in at_end and test_once(store, table[table["front"]], FRONT_MEMBER)) or is_timed:
         runs = read.children(store, study_run.id)
         table = compare(runs, objectives, limits)
     for run_id in table.loc[table["front"], "run_id"]:
@@ -318,6 +325,35 @@ def test_once(store: Store, chosen: pd.DataFrame, why: str) -> bool:
             run.tag(test_failure=reason)
             log.error("run %s could not be evaluated on the test split: %s", run_id, reason)
     return len(chosen) > 0
+
+
+def measure_once(store: Store, chosen: pd.DataFrame) -> bool:
+    """Measure the times that finished trials of a comparison lack; returns whether any did.
+
+    Those of the first seed's net are recorded on the trial and all seeds. A failure is logged, and
+    the other trials are still measured. Compressed runs have their times already.
+    """
+    from src.training import loop
+    from src.training.classifier import Classifier
+
+    lacking = chosen.reindex(columns=TIMES).isna().any(axis="columns") & (chosen["origin"] == "")
+    for run_id in chosen.loc[lacking, "run_id"]:
+        try:
+            model = trained.find(store, run_id)
+            nets = [net.run_id for net in model.nets]
+            known = store.client.get_run(nets[0]).data.metrics
+            known = {name: known[name] for name in known if name.startswith("efficiency/")}
+            checkpoint = read.artifact(store, nets[0], trained.CHECKPOINT)
+            classifier = Classifier.load_from_checkpoint(checkpoint)
+            profile = loop.measure(model.config, classifier, known, when="at the end of the study")
+            for member in dict.fromkeys([*nets, run_id]):
+                run = Run.attach(store, member)
+                loop.log_cost(run, profile, "efficiency_at_end.json")
+                run.flush()
+        except Exception as error:
+            reason = cli.one_line(error) or traceback.format_exc()
+            log.error("run %s: its latency could not be measured: %s", run_id, reason)
+    return bool(lacking.any())
 
 
 def test_seeds(store: Store, run_id: str) -> None:

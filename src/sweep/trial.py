@@ -46,6 +46,7 @@ class TrialContext:
     Attributes:
         outcome: The committed outcome; None before.
         pruning: Whether `epoch` may prune the trial.
+        shared: What one seed of the trial has prepared and measured for the others.
     """
 
     def __init__(self, task: records.Task) -> None:
@@ -56,6 +57,7 @@ class TrialContext:
         self.limits = parse_limits(task.payload)
         self.outcome: TrialOutcome | None = None
         self.pruning = True
+        self.shared: Any = None
         self._run_id: str | None = None
         self._cost: dict[str, float] = {}
         self._best = BestSoFar(self.objectives, self.limits)

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from src.core.config import instantiate, resolve
 from src.core.environment import config_hash, keep_freed_memory, seed_everything
 from src.core.errors import ConfigError
 from src.data.module import DataModule
+from src.efficiency.profile import Profile
 from src.metrics import decision_rules
 from src.metrics.bootstrap import ARGMAX
 from src.metrics.registry import RECORDED
@@ -37,6 +38,8 @@ from src.training.checkpoint import BestEpoch, LastState, StopEarly, diverged, f
 from src.training.classifier import Classifier, from_recipe, make_recipe
 from src.training.progress import AfterEpoch, EpochProgress, RunLogger, quiet_lightning
 
+Shared = tuple[DataModule, Profile]  # by the seeds of a configuration
+
 
 @dataclass
 class RunParts:
@@ -44,13 +47,17 @@ class RunParts:
 
     data: DataModule
     classifier: Classifier
+    profile: Profile | None = None  # what the net costs, if another seed has measured it
 
 
-def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) -> RunParts:
+def build(
+    config: DictConfig, pretrained: bool = True, pictures: bool = True, shared: Shared | None = None
+) -> RunParts:
     """Prepare the data and build the classifier of a composed `conf/train.yaml`.
 
     Neither weights nor teachers are loaded unless `pretrained`: a checkpoint will be. Without
-    `pictures` the data are those of an estimate (`DataModule.prepare`).
+    `pictures` the data are those of an estimate (`DataModule.prepare`). What another seed of the
+    same configuration has prepared and measured is `shared`.
 
     Raises:
         UserError: A value, a file or a package cannot be used; the message names it.
@@ -61,7 +68,11 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
         raise ConfigError("data.root", f"data={config.data.name} reads no folder: omit it")
     augment = instantiate(config.augment, "augment")
     instantiate(config.efficiency, "efficiency")  # raises now, not after the training
-    data = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
+    if shared:
+        data = shared[0]
+        data.augment, data.seed = augment, config.seed
+    else:
+        data = instantiate(config.data, "data", ("root",), augment=augment, seed=config.seed)
     try:
         data.prepare(pictures)
     except ConfigError as error:
@@ -88,7 +99,7 @@ def build(config: DictConfig, pretrained: bool = True, pictures: bool = True) ->
         raise ConfigError("loss", problem + "set augment.mixup=0 augment.cutmix=0, or change it")
     scheduler = instantiate(config.scheduler, "scheduler")
     classifier = from_recipe(recipe, net=net, loss=loss, optimizer=factory, scheduler=scheduler)
-    return RunParts(data, classifier)
+    return RunParts(data, classifier, shared and shared[1])
 
 
 def build_loss(config: DictConfig, data: DataModule, load_teachers: bool = True) -> nn.Module:
@@ -138,6 +149,7 @@ def prepare_fit(
         others = [callback for callback in others if not isinstance(callback, StopEarly)]
     progress = EpochProgress(config.model.name)
     trainer = _trainer(config, run, folder, [best, *others, progress, *after])
+    parts.data.device = trainer.strategy.root_device
     return trainer, progress, best
 
 
@@ -198,7 +210,7 @@ def train(
     checkpoint = Path(best.best_model_path)
     load_weights(parts.classifier, checkpoint)
     if not parts.data.has("val"):  # no validation has looked at what the last step made
-        batch = next(iter(parts.data.loader("train")))
+        batch = {name: x.cpu() for name, x in next(iter(parts.data.loader("train"))).items()}
         with torch.no_grad():
             _require_finite("training", {}, parts.classifier.eval().logits(batch))
     if run is not None:
@@ -206,31 +218,17 @@ def train(
         speed = progress.images_per_s or last.images_per_s
         values = {"time/fit_s": seconds, "time/images_per_s": speed, "best/epoch": best.epoch}
         values |= parts.classifier.compile_cost
-        tags = {"chosen_by": best.chosen_by} | served
-        _log_training(run, folder, trainer, progress.seconds, best, values, tags)
+        if progress.seconds:
+            values["time/epoch_s"] = statistics.median(progress.seconds)
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+            values["efficiency/train_peak_memory_mb"] = memory / 1e6
+        run.log(values, step=trainer.global_step)
+        curves = folder / "learning_curves.png"
+        figures.save(figures.learning_curves(pd.DataFrame(best.history), best.epoch), curves)
+        run.artifact(curves, "figures")
+        run.tag(chosen_by=best.chosen_by, **served)
     return checkpoint
-
-
-def _log_training(
-    run: Run,
-    folder: Path,
-    trainer: Trainer,
-    epoch_s: Sequence[float],
-    best: BestEpoch,
-    values: dict[str, float],
-    tags: Mapping[str, str],
-) -> None:
-    """Log learning curves, tags and values of a training, its epochs' time and GPU memory."""
-    curves = folder / "learning_curves.png"
-    figures.save(figures.learning_curves(pd.DataFrame(best.history), best.epoch), curves)
-    run.artifact(curves, "figures")
-    run.tag(**tags)
-    if epoch_s:
-        values["time/epoch_s"] = statistics.median(epoch_s)
-    if (device := trainer.strategy.root_device).type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-        values["efficiency/train_peak_memory_mb"] = memory / 1e6
-    run.log(values, step=trainer.global_step)
 
 
 def _identity(config: DictConfig, data: DataModule) -> str:
@@ -261,6 +259,7 @@ def evaluate(
     if fit_once.is_fit_once(parts.classifier.net):
         changes |= {"accelerator": "cpu", "precision": "32-true"}
     trainer = _trainer(config, None, folder, [], **changes)
+    parts.data.device = trainer.strategy.root_device
     features.serve(config, parts.classifier, parts.data)
     began = time.perf_counter()
     with quiet_lightning():
@@ -305,21 +304,37 @@ def _require_finite(split: str, values: Mapping[str, float], outputs: torch.Tens
 def measure(
     config: DictConfig,
     classifier: Classifier,
-    run: Run,
-    replacements: Mapping[str, float | None] | None = None,
-) -> None:
-    """Measure the cost of the trained net side by side with the reference net, and log it.
+    known: Mapping[str, float | None] | None = None,
+    timed: Sequence[str] | None = None,
+    when: str = "in its own process",
+) -> Profile:
+    """Measure the cost of a trained net side by side with the reference net.
 
-    Replacements, by recorded name, are logged in place of measured values; None: not measurable.
+    Known values, by recorded name, take the place of measured ones; None: not measurable. Of the
+    other times only those in `timed` are measured; None: all. `when` is for the record.
     """
-    profiler = instantiate(config.efficiency, "efficiency")
-    device = training_device(config)
-    profile = profiler.profile(classifier.net, classifier.image_size, device)
-    metrics = {**profile.metrics, **(replacements or {})}
+    profiler, known = instantiate(config.efficiency, "efficiency"), known or {}
+    profile: Profile = profiler.profile(
+        classifier.net,
+        classifier.image_size,
+        training_device(config),
+        lambda name: name not in known and (timed is None or name in timed),
+    )
+    metrics = {**profile.metrics, **known}
     if flops := metrics.get("efficiency/flops"):
         metrics[LOG_FLOPS] = math.log10(flops)
-    run.log({name: value for name, value in metrics.items() if value is not None}, step=0)
-    run.text(json.dumps(profile.details, indent=2), "efficiency.json")
+    methods = {kind: f"{how}, {when}" for kind, how in profile.details["methods"].items()}
+    return replace(
+        profile,
+        metrics={name: value for name, value in metrics.items() if value is not None},
+        details=profile.details | {"methods": methods},
+    )
+
+
+def log_cost(run: Run, profile: Profile, details: str = "efficiency.json") -> None:
+    """Log what was measured; the tags `latency_method` and `ratio_method` say how."""
+    run.log(profile.metrics, step=0)
+    run.text(json.dumps(profile.details, indent=2), details)
     if profile.layers:
         run.table(pd.DataFrame(profile.layers), "layers.csv")
     tags = {
@@ -328,6 +343,7 @@ def measure(
         )
         for kind in ("uncounted", "missing")
     }
+    tags |= {f"{kind}_method": how for kind, how in profile.details["methods"].items()}
     run.tag(device=profile.details["device"], **tags)
 
 

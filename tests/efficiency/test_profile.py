@@ -155,6 +155,31 @@ def test_batch_of_one_is_needed() -> None:
         profiler(batch_sizes=[2, 64])
 
 
+@pytest.mark.parametrize(
+    ("name", "measured", "methods"),
+    [
+        ("latency_ratio", {"latency_ratio"}, {"ratio"}),
+        ("throughput", {"throughput", *(f"latency_ms/b4/p{tail}" for tail in (50, 90, 99))}, None),
+        ("latency_ms/b1/p90", {f"latency_ms/b1/p{tail}" for tail in (50, 90, 99)}, None),
+        ("flops", set(), set()),
+    ],
+)
+def test_only_the_times_that_are_asked_for_are_measured(
+    name: str,
+    measured: set[str],
+    methods: set[str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "POWERCAP", tmp_path)
+    asked = profiler(batch_sizes=[1, 4]).profile(
+        tiny(), 10, "cpu", {f"efficiency/{name}"}.__contains__
+    )
+    expected = {f"efficiency/{item}" for item in {*measured, "peak_memory_mb"}}
+    assert set(asked.metrics) == STATIC | expected
+    assert asked.details["methods"].keys() == ({"latency"} if methods is None else methods)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu() -> None:
     net = tiny()

@@ -84,7 +84,7 @@ def tags_of(store: Store, run_id: str) -> dict[str, str]:
 
 
 def summarised(store: Store, study_run: Run) -> pd.DataFrame:
-    return comparison.summarise_study(store, study_run, OBJECTIVES, [], True).set_index("run_id")
+    return comparison.summarise_study(store, study_run, OBJECTIVES, [], "test").set_index("run_id")
 
 
 def test_the_front_is_tested_once_and_former_members_are_mentioned(
@@ -211,6 +211,11 @@ def test_warnings_of_leaks_and_of_runs_that_cannot_be_compared() -> None:
     leaves_out = warned(flops_missing=["", "", "aten::lstm x2", ""])
     assert leaves_out.endswith("leave out aten::lstm x2: they are too small.")
     assert "different images" in warned(split_fingerprint=["f", "g", "f", "f"])
+    assert "different ways" in warned(ratio_method=["2.5 s", "0.05 s", "", ""])
+    assert warned(ratio_method="2.5 s") == ""
+    latency = {"metrics.efficiency/latency_ms/b1/p50": [1.0, math.nan, math.nan, math.nan]}
+    some = comparison.warnings(compare(RUNS.assign(**latency), OBJECTIVES))
+    assert "The latency of 1 of 3 runs was measured" in some[-1]
     unvalidated = compare(RUNS.loc[:, ~RUNS.columns.str.contains("val/")], OBJECTIVES)
     assert "No validation split" in "\n".join(comparison.warnings(unvalidated))
 

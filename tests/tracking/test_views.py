@@ -48,7 +48,7 @@ def links(server, tmp_path_factory, module_patch):
                 run.inputs("ham10000", "data/ham10000", "abc", {"train": {"mel": 3, "nv": 5}})
         printed = Console(width=400, record=True, file=io.StringIO())
         module_patch.setattr(cli, "console", printed)
-        comparison.summarise_study(store, study, OBJECTIVES, [], test_front=False)
+        comparison.summarise_study(store, study, OBJECTIVES, [])
     links = dict(re.findall(r"^(\w+) +(http://\S+)", printed.export_text(), re.MULTILINE))
     assert list(links) == list(views.VIEWS)
     links["study"] = f"{server}{views.page(store, study.id)}"
