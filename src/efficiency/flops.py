@@ -156,9 +156,7 @@ _HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::_convolution_mode": lambda i, o: prod(get_shape(o[0])) * prod(get_shape(i[1])[1:]),
     **{f"aten::{name}": _product for name in ("matmul", "bmm", "mm", "mv", "dot")},
     # added to the first input
-    **dict.fromkeys(
-        ("aten::addmm", "aten::baddbmm", "aten::addmv"), lambda i, o: _product(i[1:], o)
-    ),
+    **{f"aten::{n}": lambda i, o: _product(i[1:], o) for n in ("addmm", "baddbmm", "addmv")},
 }
 
 

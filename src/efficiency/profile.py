@@ -1,7 +1,7 @@
 """Cost of a network: all measures of this package by their names in the run record."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -144,12 +144,15 @@ class Profiler:
         smooth, largest = _outside_torch(net), self.batch_sizes[-1]
         conditions = f"{self.threads} thread{'s' * (self.threads > 1)}"
         image = self._images(1, image_size, device, smooth)
-        with latency.alone(latency.shared_lock()), latency.timing_conditions(self.threads):
-            for batch in self.batch_sizes:
-                names = [f"efficiency/latency_ms/b{batch}/p{tail}" for tail in PERCENTILES]
-                more = {1: "efficiency/energy_mj", largest: "efficiency/throughput"}
-                if not any(map(timed, [*names, more.get(batch, names[0])])):
-                    continue
+        wanted, is_ratio = dict[int, list[str]](), timed("efficiency/latency_ratio")
+        for batch in self.batch_sizes:
+            names = [f"efficiency/latency_ms/b{batch}/p{tail}" for tail in PERCENTILES]
+            more = {1: "efficiency/energy_mj", largest: "efficiency/throughput"}
+            if any(map(timed, [*names, more.get(batch, names[0])])):
+                wanted[batch] = names
+        lock = latency.alone(latency.shared_lock()) if wanted or is_ratio else nullcontext()
+        with lock, latency.timing_conditions(self.threads):
+            for batch, names in wanted.items():
                 images = self._images(batch, image_size, device, smooth)
                 latency.warm_up(net, images, self.warm_up_seconds)
                 fewest = self.min_repeats if batch == 1 else self.min_batch_repeats
@@ -163,7 +166,7 @@ class Profiler:
                 if batch == largest:
                     metrics["efficiency/throughput"] = 1e3 * batch / metrics[names[0]]
                 methods["latency"] = f"{self.seconds:g} s per batch size, {conditions}"
-            if not timed("efficiency/latency_ratio"):
+            if not is_ratio:
                 latency.warm_up(net, image, 0)  # for the measurement of memory
                 return metrics, details
             reference_image = self._images(1, self.reference_size, device)

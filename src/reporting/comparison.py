@@ -343,8 +343,8 @@ def measure_once(store: Store, chosen: pd.DataFrame) -> bool:
             nets = [net.run_id for net in model.nets]
             known = store.client.get_run(nets[0]).data.metrics
             known = {name: known[name] for name in known if name.startswith("efficiency/")}
-            checkpoint = read.artifact(store, nets[0], trained.CHECKPOINT)
-            classifier = Classifier.load_from_checkpoint(checkpoint)
+            file = read.artifact(store, nets[0], trained.CHECKPOINT)
+            classifier = Classifier.load_from_checkpoint(file)
             profile = loop.measure(model.config, classifier, known, when="at the end of the study")
             for member in dict.fromkeys([*nets, run_id]):
                 run = Run.attach(store, member)
