@@ -1,8 +1,10 @@
 """Estimate a study without training: compose, build and count its cells, and time one batch."""
 
+import copy
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import optuna
@@ -10,6 +12,7 @@ import pandas as pd
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from src.core.cli import COMPOSE_ERRORS, one_line
@@ -26,8 +29,10 @@ from src.run import refuse_devices
 from src.sweep.space import Space
 from src.training import loop
 
+Composer = Callable[[Sequence[str]], DictConfig]  # overrides -> config of a trial
 PROBED = 3  # cells that are composed and checked before a study starts
 SAMPLED = 24  # cells that are estimated, of a larger space
+CELL_WIDTH = 40  # columns: longer overrides are shortened
 TIMED = 3  # batches at most, after one that counts only where no other is timed
 TIMED_S = 0.5  # after so many seconds no other batch is timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
@@ -53,18 +58,32 @@ def sample_cells(space: Space, count: int) -> Iterator[tuple[str, ...]]:
             return
 
 
-def compose_cell(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Compose the config of one trial and check its values.
+def composer(loader: ConfigLoader, config: DictConfig, shared: Sequence[str]) -> Composer:
+    """A function that composes the config of a trial from its overrides, and checks its values.
 
-    Raises:
-        UserError: An impossible value. Hydra's errors pass through.
+    `shared` are overrides of all trials. Config groups, which take 0.2 s, are composed once for all
+    trials with the same choices. The function raises UserError for an impossible value; Hydra's
+    errors pass through.
     """
-    composed = loader.load_sweep_config(config, overrides)
-    composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    check(resolve(composed))
-    refuse_devices(composed, is_trial=True)
-    origin.is_compression(composed)
-    return composed
+    parser, composed = OverridesParser.create(), dict[tuple[str, ...], DictConfig]()
+    group_exists = cast("ConfigLoaderImpl", loader).repository.group_exists
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        parsed = parser.parse_overrides([*shared, *overrides])
+        choices = tuple(str(one.input_line) for one in parsed if group_exists(one.key_or_group))
+        if choices not in composed:
+            loaded = loader.load_sweep_config(config, list(choices))
+            keys = [str(key) for key in loaded if key != "hydra"]
+            composed[choices] = OmegaConf.masked_copy(loaded, keys)
+        cell = copy.deepcopy(composed[choices])
+        values = [one for one in parsed if not group_exists(one.key_or_group)]
+        ConfigLoaderImpl._apply_overrides_to_config(values, cell)
+        check(resolve(cell))
+        refuse_devices(cell, is_trial=True)
+        origin.is_compression(cell)
+        return cell
+
+    return compose
 
 
 def probe(
@@ -80,8 +99,6 @@ def probe(
     """
     repository = cast("ConfigLoaderImpl", loader).repository
     for parameter in space.parameters:
-        if not any(map(repository.group_exists, parameter.keys)):
-            continue
         pairs = (pair for value in parameter.domain.values or () for pair in parameter.pairs(value))
         for key, value in pairs:
             group = key.lstrip("+")
@@ -92,11 +109,10 @@ def probe(
             loaded = repository.load_config(f"{group}/{value}")
             if loaded is None or not OmegaConf.is_dict(loaded.config):
                 loader.load_sweep_config(config, [*shared, f"{key}={value}"])  # raises, with hints
-    problems: dict[str, Exception] = {}
+    compose, problems = composer(loader, config, shared), dict[str, Exception]()
     for cell in sample_cells(space, PROBED):
-        overrides = [*shared, *cell]
         try:
-            return compose_cell(loader, config, overrides), overrides
+            return compose(cell), [*shared, *cell]
         except COMPOSE_ERRORS as error:
             problems[str(one_line(error))] = error
     if len(problems) == 1:
@@ -105,17 +121,12 @@ def probe(
 
 
 def estimate(
-    cell: Sequence[str],
-    loader: ConfigLoader,
-    config: DictConfig,
-    shared: list[str],
-    limits: list[Limit],
-    measured: dict[str, Any],
+    cell: Sequence[str], compose: Composer, limits: list[Limit], measured: dict[str, Any]
 ) -> dict[str, Any]:
     """Compose, build and count one cell, and time it unless it exceeds a limit.
 
-    Its overrides are those of the cell and `shared`, those of all trials. `measured` has what
-    earlier calls measured, of cells with the same network, batch and loss.
+    `compose` is that of `composer`. `measured` has what earlier calls measured, of cells with the
+    same network, batch and loss.
 
     Returns:
         `cell` (text), `COSTS`, `seconds`: training time of all epochs, without validation,
@@ -127,7 +138,7 @@ def estimate(
     """
     row: dict[str, Any] = {"cell": " ".join(cell), **dict.fromkeys(NUMBERS), "over": ""}
     try:
-        composed = compose_cell(loader, config, [*shared, *cell])
+        composed = compose(cell)
         parts = loop.build(composed, pictures=False)
         net, data = parts.classifier.net, parts.data
         layers = re.sub(r"\bp=[\d.e-]+", "", str(net))  # dropout changes the result, not the cost
@@ -211,9 +222,8 @@ def table(title: str, cells: pd.DataFrame) -> Table:
     return Table(
         cells[["cell", *NUMBERS]].assign(note=over + cells["problem"]),
         title,
-        labels={"seconds": "train", "memory_mb": "memory", "disk_mb": "disk"}
+        labels={"seconds": "train (s)", "memory_mb": "memory (MB)", "disk_mb": "disk (MB)"}
         | {name: short_label(name) for name in COSTS},
-        units={"seconds": "s", "memory_mb": "MB", "disk_mb": "MB"},
         formats=dict.fromkeys(COSTS, engineering)
         | {"seconds": ",.0f", "memory_mb": ",.0f", "disk_mb": ",.1f"},
     )
@@ -229,11 +239,13 @@ def totals(cells: pd.DataFrame, total: int, repeats: int, n_jobs: int) -> list[s
         return [*lines, "no cell would be trained"]
     runs = total * repeats
     mean = cells["seconds"].sum() / len(cells)
+    hours = mean * runs / n_jobs / 3600
+    time_text = f"{hours:.2g} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
     checkpoints = cells.loc[cells["seconds"].notna(), "disk_mb"].sum() / len(cells) * runs
     caches = cells.drop_duplicates("cache")["cache_mb"].dropna()
     return [
         *lines,
-        f"time: about {mean * runs / n_jobs / 3600:.2g} h of training for {count(total, 'trial')} "
+        f"time: about {time_text} of training for {count(total, 'trial')} "
         f"x {count(repeats, 'seed')}, {n_jobs} at once ({mean:.0f} s per run on average, timed "
         "alone on this machine, without validation, measuring and pruning)",
         f"memory: at most {cells['memory_mb'].max():,.0f} MB per trial beside the program itself "

@@ -32,12 +32,13 @@ from src.core.config import (
 from src.core.environment import git_state
 from src.core.errors import ConfigError
 from src.deployment.compression import origin
+from src.metrics.formatting import count
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives
 from src.reporting import comparison
 from src.run import open_store, record_changes
 from src.sweep import space as spaces
 from src.sweep import study as studies
-from src.sweep.display import LiveView
+from src.sweep.display import LiveView, shortened
 from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.records import needed
@@ -51,6 +52,7 @@ from src.tracking.store import Store
 log = logging.getLogger(__name__)
 TRIAL_BODY = "src.run:run_trial"
 FEW = 20  # trials, all of which are timed with efficiency.trials=auto
+FOR_TRIALS = ("drop_p", "keep_state_s", "storage_wait_s")  # settings that a trial reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +185,7 @@ def sweep(
         shared = copy.deepcopy(config)
         with flag_override(shared, ["struct", "readonly"], False):
             shared.hydra.overrides.hydra = []
-        default = dry_run.compose_cell(loader, shared, origin.free_overrides(plan.overrides))
+        default = dry_run.composer(loader, shared, origin.free_overrides(plan.overrides))(())
         origin.check_study(probed[0], default, probed[1], store)
     folder = store.database.parent if store.database else store.folder
     url = resolve_url(plan.settings.storage or default_url(folder))
@@ -230,12 +232,15 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     """Print time and memory of some cells and of the study; returns whether any cell can run."""
     if plan.config.origin is not None:
         raise ConfigError("dry_run", "estimates trainings, not compressions: omit it")
-    sampled = list(dry_run.sample_cells(plan.space, dry_run.SAMPLED))
-    shared, measured = (loader, plan.config, plan.overrides, plan.limits), dict[str, Any]()
+    sampled = list(dry_run.sample_cells(plan.space, min(dry_run.SAMPLED, plan.total)))
+    compose = dry_run.composer(loader, plan.config, plan.overrides)
     bar = tqdm(sampled, "dry run", unit="cell", leave=False, disable=None)
-    rows = [dry_run.estimate(cell, *shared, measured) for cell in bar]
+    measured: dict[str, Any] = {}
+    rows = [dry_run.estimate(cell, compose, plan.limits, measured) for cell in bar]
     cells = pd.DataFrame(rows, columns=dry_run.COLUMNS)
-    title = f"{plan.name}: {len(cells)} of {plan.total} trials, not trained"
+    cells["cell"] = shortened(sampled, dry_run.CELL_WIDTH)
+    trials = count(plan.total, "trial")
+    title = f"{plan.name}: {count(len(cells), 'cell')} for {trials}, not trained"
     console.print(dry_run.table(title, cells).to_rich())
     n_jobs = plan.settings.n_jobs or 1
     for line in dry_run.totals(cells, plan.total, int(plan.config.repeats), n_jobs):
@@ -295,7 +300,8 @@ def _run(
                 done = f"{status.counted} of {status.total} trials are done"
                 say(f"stopped: {done}; the same command resumes the study")
                 argument = shlex.quote(f"study={plan.name}")
-                say(f"report so far: python -m src.report {argument}", wrap=False)
+                if status.counted:
+                    say(f"report so far: python -m src.report {argument}", wrap=False)
                 raise
             at_end = ["test"] * (config.test == "auto") + ["time"] * time_front
             compared = comparison.summarise_study(
@@ -359,7 +365,5 @@ def _payload(
         "shared_digest": shared_config_digest(plan.config),
         "repeats": plan.config.repeats,
         "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
-        "drop_p": plan.settings.drop_p,
-        "keep_state_s": plan.settings.keep_state_s,
-        "storage_wait_s": plan.settings.storage_wait_s,
+        **{key: getattr(plan.settings, key) for key in FOR_TRIALS},
     }

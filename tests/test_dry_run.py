@@ -66,12 +66,13 @@ def estimate(
     """The estimate of one cell."""
     module_patch.setenv("PARETODERM_CACHE", str(tmp_path_factory.mktemp("cache")))
     config: DictConfig = loader.load_configuration("train", SHARED, RunMode.MULTIRUN)
+    compose = dry_run.composer(loader, config, SHARED)
 
     def estimate_cell(
         *cell: str, limits: tuple[str, ...] = (), measured: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         parsed, memo = parse_limits({"limits": list(limits)}), {} if measured is None else measured
-        return dry_run.estimate(cell, loader, config, SHARED, parsed, memo)
+        return dry_run.estimate(cell, compose, parsed, memo)
 
     return estimate_cell
 

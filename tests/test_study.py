@@ -350,7 +350,8 @@ def test_other_sweeps_have_a_header_and_can_run(
     pruner = make_pruner(plan.settings.pruner, len(plan.objectives), plan.config.trainer.max_epochs)
     opened = study._open_study(plan, pruner, default_url(tmp_path))
     cell = plan.space.suggest(opened.ask()).overrides
-    row = dry_run.estimate(cell, config_loader(), plan.config, plan.overrides, [], {})
+    compose = dry_run.composer(config_loader(), plan.config, plan.overrides)
+    row = dry_run.estimate(cell, compose, [], {})
     assert row["problem"] == ""
     assert row["seconds"] > 0
 
@@ -547,7 +548,7 @@ def test_a_dry_run_estimates_and_trains_nothing(work: WorkingFolder, typed) -> N
     assert status == 0, output
     # thousand parameters, from 4-8-16 channels, 2x2 pixels, 128 and 64 units: 18,607
     assert "18.6" in output
-    assert re.search(r"time: about \S+ h of training for 2 trials", " ".join(output.split()))
+    assert re.search(r"time: about \d+ min of training for 2 trials", " ".join(output.split()))
     assert "memory: at most" in output
     assert read.runs(work.store, "tags.study = 'dry'").empty
     assert "dry" not in {
