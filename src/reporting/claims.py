@@ -338,15 +338,12 @@ def _check_claim(
     unanswered = [row for row in of_system if row not in answers]
     values |= {"readings": readings, "answers": answers, "unanswered": unanswered}
     [reason] = sentences("reason", **values)
-    checked: dict[str, Any] = {}
-    checked |= {"id": claim.id, "claim": claim.claim, "where": claim.where, "printed": claim.text}
-    checked |= {"asks": claim.asks, "command": claim.command}
-    checked |= {"here": row.get("here", "-"), "verdict": verdict}
-    checked |= {"reading": row.get("reading", ""), "reason": reason, "note": claim.note}
-    checked |= {"problems": problems}
-    checked |= {"unrecorded": any(row["unrecorded"] for row in readings)}
-    checked |= {"printed_value": number and number.value}
-    return checked | {name: row.get(name) for name in ("value", "low", "high")}
+    about = claim.model_dump(include={"id", "claim", "where", "asks", "command", "note"})
+    about |= {"printed": claim.text, "here": row.get("here", "-"), "verdict": verdict}
+    about |= {"reading": row.get("reading", ""), "reason": reason, "problems": problems}
+    about |= {"unrecorded": any(row["unrecorded"] for row in readings)}
+    about |= {"printed_value": number and number.value}
+    return about | {name: row.get(name) for name in ("value", "low", "high")}
 
 
 def counts(claims: pd.DataFrame) -> dict[str, int]:

@@ -31,6 +31,7 @@ _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
 _FAILED = ("failed", "killed", "no value", "running")
 # Keys of charts and tables, as patterns, in the order of the page; the front's chart comes first.
+_HEADS = {"flops": "FLOPs", "params": "parameters", "p_mcnemar": "p (McNemar)"}
 _ORDER = ["table-comparison", "table-front", "table-on_test", "table-pairs", "table-drops"]
 _ORDER += ["table-lost", "effects", "table-more-.*", "curves", "table-failures", "recalls", "roc"]
 _ORDER += ["layers", "table-layers", "importance", "parallel", "progress", "table-intervals"]
@@ -84,13 +85,12 @@ def _qualities(report: Report) -> list[str]:
 
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
     frame = frame.set_axis([str(name) for name in frame], axis="columns")
-    labels = {
-        name: style.axis_title(report, name) if "/" in name else name.replace("_", " ")
-        for name in map(str, frame)
-    }
+    labels = {name: _HEADS.get(name, name.replace("_", " ")) for name in map(str, frame)}
+    labels |= {name: style.axis_title(report, name) for name in labels if "/" in name}
     labels |= {name: "±" for name in labels if name.startswith("spread/")}
     numbers = [str(name) for name in frame.select_dtypes(["number", "bool"])]
-    return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
+    title, formats = title[:1].upper() + title[1:], dict.fromkeys(numbers, style.number)
+    return Table(frame, title, caption, labels, formats=formats)
 
 
 def front_table(report: Report) -> Table:
@@ -168,6 +168,16 @@ def answers(report: Report) -> list[dict[str, Any]]:
     return [vars(answer) | {str(key): text for key, text in run.items()} for answer, run in rows]
 
 
+def answer_table(report: Report) -> Table:
+    """The answers for a terminal: names of the questions, model, quality, cost, run."""
+    columns = ["name", "label", "quality", "cost", "run_id"]
+    frame = pd.DataFrame(answers(report), columns=columns)
+    frame = frame.assign(label=frame["label"].replace("", "none"), run_id=frame["run_id"].str[:8])
+    labels = {"name": "which model", "label": "answer", "quality": short_label(report.quality)}
+    labels |= {"cost": short_label(cost_of(report.objectives)), "run_id": "run"}
+    return Table(frame, "", "The page has the reasons.", labels)
+
+
 def choices(report: Report) -> dict[str, Any]:
     """What the page needs to find the best model under budgets: JSON values, all digits.
 
@@ -200,7 +210,7 @@ def choices(report: Report) -> dict[str, Any]:
             numbers = style.finite(pd.Series([row.get(name) for name in metrics], dtype=float))
             run[key] = [None if pd.isna(number) else number for number in numbers]
         texts = [[cells.at[row["run_id"], name] for name in names] for names in shown]
-        titles = [style.metric(names[0]).short or style.metric(names[0]).axis for names in shown]
+        titles = [short_label(names[0]) for names in shown]
         run["figures"] = [[a, *b] for a, b in zip(titles, texts, strict=True) if set(b) != {"-"}]
         runs.append(run)
     return {"bounds": bounds, "costs": costs, "runs": runs}

@@ -2,7 +2,6 @@
 
 import functools
 import html
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,15 +125,14 @@ def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
     if "ticktext" in axis:
         # else a text that reaches over the edge is omitted
         scale |= {"tickmode": "array", "ticklabeloverflow": "allow"}
-    elif axis.get("type") == "log":
-        values = pd.concat([pd.Series(one, dtype=float) for one in positions])
-        low, high = values[values > 0].min(), values.max()
-        # Ticks at 1, 2 and 5; at equal steps where no power of ten is among the values: Plotly
-        # writes the first digit alone beside a power of ten, which must then be in sight.
-        scale["dtick"] = "D2"
-        if low < high and math.floor(math.log10(low)) == math.floor(math.log10(high)):
-            step = (high - low) / 4
-            decade = 10.0 ** math.floor(math.log10(step))
-            digit = next(digit for digit in (1, 2, 5, 10) if digit * decade >= step)
-            scale["dtick"] = f"L{decade * digit:g}"
+    elif axis.get("type") == "log" or axis.get("tickformat") == "d":
+        numbers = pd.Series([value for one in positions for value in one], dtype=float)
+        low, high = numbers[numbers > 0].min(), numbers.max()
+        if axis.get("type") == "log" and high > 0:
+            # Plotly writes only the first digit of its own ticks beside a power of ten
+            ticks = [(at, style.tick(at)) for at in style.log_ticks(low, high)]
+            scale |= {"tickmode": "array", "tickformat": "~s" if high >= 1e4 else "~g"}
+            scale |= style.positions(ticks)
+        elif high - low < 8:  # else whole numbers are repeated
+            scale["dtick"] = 1
     return scale

@@ -22,7 +22,6 @@ DPI = 160
 SINGLE = (3.8, 2.9)  # inches: about 600 px
 MOST_NAMES = 5
 RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
-MOST_LOG_TICKS = 4
 STYLE = Path(__file__).with_name("plots.mplstyle")
 _HATCHES = ("", "///", "xx", "...", "--", "++")
 _BOX: Any = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.4}
@@ -66,7 +65,7 @@ def draw(chart: Chart) -> Figure:
     shared: Any = {"sharey": "row", "sharex": "col" if rows > 1 else "none"}
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
     views = [view for row in panels for view in row]
-    names = [one["name"] for one in views[0].traces if one.get("meta")]
+    names = [style.wrapped(one["name"], 52) for one in views[0].traces if one.get("meta")]
     inside = bool(chart.single) and len(names) <= MOST_NAMES
     labels: dict[str, Any] = {}
     for number, (axes, view) in enumerate(zip(grid.flat, views, strict=True)):
@@ -80,7 +79,7 @@ def draw(chart: Chart) -> Figure:
             labels.setdefault(label, handle)
     if inside:
         labels = {label: handle for label, handle in labels.items() if label not in names}
-        grid[0, 0].legend(list(labels.values()), list(labels), loc="lower right", framealpha=0.7)
+        grid[0, 0].legend(list(labels.values()), list(labels), loc="best", framealpha=0.7)
     elif len(labels) > 1 or chart.legend:
         across = 1 if size[0] < 5 and max(map(len, labels)) > 30 else 2
         texts = [style.wrapped(label, 50) for label in labels]
@@ -91,6 +90,9 @@ def draw(chart: Chart) -> Figure:
         look |= {"loc": "outside lower center", "ncols": across}
         figure.legend(list(labels.values()), texts, **look)
     figure.draw_without_rendering()  # fixes the layout, so that labels can avoid the points
+    if legend := grid[0, 0].get_legend():
+        corner = legend.get_window_extent().transformed(grid[0, 0].transAxes.inverted()).min
+        legend.set_loc(tuple(corner))  # where it covers fewest points, before names are placed
     for axes, view in zip(grid.flat, views, strict=True):
         _label_points(axes, view, inside)
     figure.set_layout_engine(None)
@@ -145,23 +147,6 @@ def _scatter(axes: Axes, one: Trace, number: int, traces: int) -> None:
         axes.scatter(x, y, (marker["size"] / 2) ** 2, label=label, **look)
 
 
-class _LogLocator(ticker.LogLocator):
-    """At most `MOST_LOG_TICKS` round ticks, but two at least."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
-        ticks = decades
-        for mantissas in ((1, 2, 5), (1, 3), (1,)):
-            ticks = np.outer(decades, mantissas).ravel()
-            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
-            if len(ticks) <= MOST_LOG_TICKS:
-                break
-        if len(ticks) < 2:
-            ticks = np.asarray(ticker.MaxNLocator(MOST_LOG_TICKS).tick_values(vmin, vmax))
-            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
-        return ticks[:: -(-len(ticks) // MOST_LOG_TICKS)]
-
-
 def _scale(axis: Any, scale: Axis) -> None:
     is_log = scale.get("type") == "log"
     if scale.get("type") == "category":
@@ -179,8 +164,10 @@ def _scale(axis: Any, scale: Axis) -> None:
     elif scale.get("tickformat") == ".0%":
         axis.set_major_formatter(ticker.PercentFormatter(1, 0))
     else:
-        linear = ticker.MaxNLocator(5, integer=scale.get("tickformat") == "d")
-        axis.set_major_locator(_LogLocator() if is_log else linear)
+        ticks: Any = ticker.MaxNLocator(5, integer=scale.get("tickformat") == "d")
+        if is_log:
+            ticks = ticker.FixedLocator(style.log_ticks(*axis.get_view_interval()))
+        axis.set_major_locator(ticks)
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: style.tick(value)))
 
 
@@ -271,6 +258,9 @@ def _label_points(axes: Axes, view: View, names: bool) -> None:
         to_points = np.linalg.norm(gaps, axis=2).min(axis=1)
         gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels
         covers = ((gaps[:, :, 0] < half + placed[:, 2]) & (gaps[:, :, 1] < 9)).any(axis=1)
+        if legend := axes.get_legend():
+            box, room = legend.get_window_extent(), np.array([half, 6]) * pixels
+            covers |= ((spots > box.min - room) & (spots < box.max + room)).all(axis=1)
         score = np.minimum(to_points, 9) - np.linalg.norm(offsets, axis=1) / 5
         best = int(np.argmax(score - 1000.0 * (~inside + covers)))
         placed = np.vstack([placed, [*spots[best], half]])

@@ -317,9 +317,7 @@ def register(report: Report, store: Store, settings: ReportSettings) -> None:
 def show(report: Report, folder: Path) -> None:
     """Print answers, the front, chosen models on test and warnings."""
     console.rule(f"{report.title}: the Pareto report", align="left")
-    for answer in report.answers:
-        say(answer.question, style="bold")
-        say(f"  {answer.text}")
+    console.print(page.answer_table(report).to_rich())
     console.print(page.short_front(report, comparison.MOST_ROWS).to_rich())
     if len(report.comparison):
         console.print(Table(report.comparison, "Studies side by side, on one scale").to_rich())
@@ -335,7 +333,8 @@ def show(report: Report, folder: Path) -> None:
 
 def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[str, pd.DataFrame]:
     """Means by value for each parameter, the clearest differences, and the smallest good values."""
-    if effects.empty:
+    counts = effects.groupby(["parameter", "objective"])["n"].sum()
+    if not counts.max() >= charts.LEAST_TRIALS:  # as if there were none
         return {}
     names = effects["parameter"].unique()
     tables = {

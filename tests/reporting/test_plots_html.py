@@ -127,16 +127,25 @@ def test_rounding_keeps_five_figures_and_is_json(values):
             assert near == pytest.approx(value, rel=1e-4)
 
 
+def x_axis(values, **look):
+    shown = View("", [scatter("", values, [0.5] * len(values))], axis("x", **look), axis("y"))
+    return figure([shown])["layout"]["xaxis"]
+
+
 @pytest.mark.parametrize(
-    ("values", "step"),
+    ("values", "texts"),
     [
-        ([181_000, 488_000], "L100000"),  # no power of ten between them: 200k, 300k, 400k
-        ([2.1, 2.9], "L0.2"),
-        ([90_000, 120_000], "D2"),  # 100k, and digits beside it
-        ([1.0, 10.0], "D2"),
-        ([5.0], "D2"),
+        ([181_000, 488_000], ["200k", "300k", "400k"]),  # no power of ten between them
+        ([2.1, 2.9], ["2.2", "2.4", "2.6", "2.8"]),
+        ([30e6, 335e6], ["50M", "100M", "200M"]),
+        ([1.0, 10.0], ["1", "2", "5", "10"]),
+        ([5.0], ["5"]),
     ],
 )
-def test_a_logarithmic_axis_says_its_magnitude(values, step):
-    shown = View("", [scatter("", values, [0.5] * len(values))], axis("x", type="log"), axis("y"))
-    assert figure([shown])["layout"]["xaxis"]["dtick"] == step
+def test_each_tick_of_a_logarithmic_axis_says_its_magnitude(values, texts):
+    assert x_axis(values, type="log")["ticktext"] == texts
+
+
+def test_a_short_axis_repeats_no_whole_number():
+    assert x_axis([1, 2, math.nan], tickformat="d")["dtick"] == 1
+    assert "dtick" not in x_axis([1, 40], tickformat="d")

@@ -8,7 +8,7 @@ import pytest
 from made_up import make_report
 from PIL import Image
 
-from src.reporting import charts, plots_static
+from src.reporting import charts, plots_static, style
 
 NAMES = ["front", "recalls", "roc", "layers", "effects"]
 NAMES += ["importance", "parallel", "curves", "progress"]
@@ -108,8 +108,8 @@ def test_the_front_has_a_panel_per_cost_with_units_and_directions(figures):
     ],
 )
 def test_a_logarithmic_axis_has_two_to_four_ticks(low, high, ticks):
-    values = plots_static._LogLocator().tick_values(low, high)
-    assert 2 <= len(values) <= plots_static.MOST_LOG_TICKS
+    values = style.log_ticks(low, high)
+    assert 2 <= len(values) <= style.MOST_LOG_TICKS
     assert list(values) == pytest.approx(ticks)
 
 
@@ -121,6 +121,8 @@ def test_the_front_alone_is_600_px_wide_with_names_and_legend_inside(figures, sm
     labels = small.table.loc[(small.table["chosen"] != "") | small.table["knee"], "label"]
     names = {text.get_text().removesuffix(" (knee)") for text in axes.texts}
     assert names == set(labels)
+    entries = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert not [entry for entry in entries if any(name in entry for name in names)]
     inside = axes.get_window_extent()
     for text in (*axes.texts, axes.get_legend()):
         box = text.get_window_extent()

@@ -180,5 +180,5 @@ def lines(result: BenchmarkResult) -> list[str]:
 
 def _show(result: BenchmarkResult, file: Path) -> None:
     console.print(table(result))
-    for line in (*lines(result), f"look: {file}"):
-        say(line, wrap=False)
+    say("\n".join(lines(result)))
+    say(f"look: {file}", wrap=False)
