@@ -1,7 +1,6 @@
 """Estimate a study without training: compose, build and count its cells, and time one batch."""
 
 import copy
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +24,14 @@ from src.efficiency.profile import static_cost
 from src.metrics.formatting import count, engineering
 from src.metrics.registry import Limit, short_label
 from src.models.fit_once import is_fit_once
-from src.run import refuse_devices
+from src.run import refuse_devices, trial_name
+from src.sweep.display import clock
 from src.sweep.space import Space
 from src.training import loop
 
 Composer = Callable[[Sequence[str]], DictConfig]  # overrides -> config of a trial
 PROBED = 3  # cells that are composed and checked before a study starts
 SAMPLED = 24  # cells that are estimated, of a larger space
-CELL_WIDTH = 40  # columns: longer overrides are shortened
 TIMED = 3  # batches at most, after one that counts only where no other is timed
 TIMED_S = 0.5  # after so many seconds no other batch is timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
@@ -59,11 +58,10 @@ def sample_cells(space: Space, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def composer(loader: ConfigLoader, config: DictConfig, shared: Sequence[str]) -> Composer:
-    """A function that composes the config of a trial from its overrides, and checks its values.
+    """A function that composes and checks the config of a trial from its overrides and `shared`.
 
-    `shared` are overrides of all trials. Config groups, which take 0.2 s, are composed once for all
-    trials with the same choices. The function raises UserError for an impossible value; Hydra's
-    errors pass through.
+    Config groups, which take 0.2 s, are composed once for all trials with the same choices. The
+    function raises UserError for an impossible value; Hydra's errors pass through.
     """
     parser, composed = OverridesParser.create(), dict[tuple[str, ...], DictConfig]()
     group_exists = cast("ConfigLoaderImpl", loader).repository.group_exists
@@ -73,8 +71,7 @@ def composer(loader: ConfigLoader, config: DictConfig, shared: Sequence[str]) ->
         choices = tuple(str(one.input_line) for one in parsed if group_exists(one.key_or_group))
         if choices not in composed:
             loaded = loader.load_sweep_config(config, list(choices))
-            keys = [str(key) for key in loaded if key != "hydra"]
-            composed[choices] = OmegaConf.masked_copy(loaded, keys)
+            composed[choices] = OmegaConf.masked_copy(loaded, [*{*map(str, loaded)} - {"hydra"}])
         cell = copy.deepcopy(composed[choices])
         values = [one for one in parsed if not group_exists(one.key_or_group)]
         ConfigLoaderImpl._apply_overrides_to_config(values, cell)
@@ -148,7 +145,7 @@ def estimate(
             measured[key] = _measure(composed, parts, limits)
         cost, over, seconds, activations = measured[key]
         images = data.cache.images
-        row |= {name: cost.get(name) for name in COSTS}
+        row |= {n: cost.get(n) for n in COSTS} | {"cell": trial_name(composed, cell, 0)[3:]}
         row |= {"over": over, "disk_mb": cost.get("efficiency/size_mb")}
         row |= {"cache": str((*images.shape, composed.data.name)), "cache_mb": images.nbytes / 1e6}
         if seconds is not None:
@@ -239,13 +236,11 @@ def totals(cells: pd.DataFrame, total: int, repeats: int, n_jobs: int) -> list[s
         return [*lines, "no cell would be trained"]
     runs = total * repeats
     mean = cells["seconds"].sum() / len(cells)
-    hours = mean * runs / n_jobs / 3600
-    time_text = f"{hours:.2g} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
     checkpoints = cells.loc[cells["seconds"].notna(), "disk_mb"].sum() / len(cells) * runs
     caches = cells.drop_duplicates("cache")["cache_mb"].dropna()
     return [
         *lines,
-        f"time: about {time_text} of training for {count(total, 'trial')} "
+        f"time: about {clock(mean * runs / n_jobs)} of training for {count(total, 'trial')} "
         f"x {count(repeats, 'seed')}, {n_jobs} at once ({mean:.0f} s per run on average, timed "
         "alone on this machine, without validation, measuring and pruning)",
         f"memory: at most {cells['memory_mb'].max():,.0f} MB per trial beside the program itself "

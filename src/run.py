@@ -40,7 +40,6 @@ from src.data.source import SPLITS
 from src.deployment import trained
 from src.deployment.compression import origin
 from src.efficiency.profile import static_cost
-from src.metrics.formatting import rounded
 from src.metrics.registry import parse_limits, parse_objectives
 from src.models.weights import load_weights
 from src.reporting import comparison, style
@@ -452,7 +451,8 @@ def trial_name(config: DictConfig, overrides: Sequence[str], number: int) -> str
     swept = [text for text in overrides if not text.startswith("model=")]
     words = [re.sub(r"^\+*(~?)(?:[^=]*\.)?", r"\1", text) for text in swept]
     name = " ".join([f"#{number}", str(config.model.get("name", "")), *words])
-    return textwrap.shorten(rounded(name), 120, placeholder=" ...")
+    name = re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda value: f"{float(value[0]):.3g}", name)
+    return textwrap.shorten(name, 120, placeholder=" ...")
 
 
 def _start(

@@ -32,13 +32,12 @@ from src.core.config import (
 from src.core.environment import git_state
 from src.core.errors import ConfigError
 from src.deployment.compression import origin
-from src.metrics.formatting import count
 from src.metrics.registry import Limit, Objective, parse_limits, parse_objectives
 from src.reporting import comparison
 from src.run import open_store, record_changes
 from src.sweep import space as spaces
 from src.sweep import study as studies
-from src.sweep.display import LiveView, shortened
+from src.sweep.display import LiveView
 from src.sweep.executors.base import Executor
 from src.sweep.pruners import make_pruner, pruner_spec
 from src.sweep.records import needed
@@ -233,17 +232,13 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     if plan.config.origin is not None:
         raise ConfigError("dry_run", "estimates trainings, not compressions: omit it")
     sampled = list(dry_run.sample_cells(plan.space, min(dry_run.SAMPLED, plan.total)))
-    compose = dry_run.composer(loader, plan.config, plan.overrides)
+    compose, measured = dry_run.composer(loader, plan.config, plan.overrides), dict[str, Any]()
     bar = tqdm(sampled, "dry run", unit="cell", leave=False, disable=None)
-    measured: dict[str, Any] = {}
     rows = [dry_run.estimate(cell, compose, plan.limits, measured) for cell in bar]
     cells = pd.DataFrame(rows, columns=dry_run.COLUMNS)
-    cells["cell"] = shortened(sampled, dry_run.CELL_WIDTH)
-    trials = count(plan.total, "trial")
-    title = f"{plan.name}: {count(len(cells), 'cell')} for {trials}, not trained"
+    title = f"{plan.name}: {len(cells)} of {plan.total} trials, not trained"
     console.print(dry_run.table(title, cells).to_rich())
-    n_jobs = plan.settings.n_jobs or 1
-    for line in dry_run.totals(cells, plan.total, int(plan.config.repeats), n_jobs):
+    for line in dry_run.totals(cells, plan.total, plan.config.repeats, plan.settings.n_jobs or 1):
         say(line)
     return bool((cells["problem"] == "").any())
 

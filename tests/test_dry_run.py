@@ -180,7 +180,7 @@ def test_total_time_is_the_mean_times_trials_and_seeds_over_jobs() -> None:
     cells = cells_of({"seconds": 100.0, "memory_mb": 5.0}, {"seconds": 260.0, "memory_mb": 9.0})
     lines = dry_run.totals(cells, total=40, repeats=3, n_jobs=2)
     # 180 * 40 * 3 / 2 / 3600
-    start = "time: about 3 h of training for 40 trials x 3 seeds, 2 at once (180 s per run"
+    start = "time: about 3:00:00 of training for 40 trials x 3 seeds, 2 at once (180 s per run"
     assert lines[0].startswith(start)
     assert lines[1].startswith("memory: at most 9 MB")
     # 2 * 40 * 3 and one cache for both cells
@@ -195,7 +195,7 @@ def test_cells_that_would_not_be_trained_take_no_time() -> None:
     assert lines[0] == "1 of 4 cells cannot run: see above"
     assert lines[1] == "1 of 4 cells exceed a limit: see above"
     # half of them, 360 s each, with a checkpoint of 2 MB
-    assert lines[2].startswith("time: about 1 h of training for 20 trials")
+    assert lines[2].startswith("time: about 1:00:00 of training for 20 trials")
     assert lines[4].startswith("disk: about 20 MB of checkpoints")
     assert dry_run.totals(cells[1:3], 2, 1, 1)[-1] == "no cell would be trained"
 

@@ -548,7 +548,7 @@ def test_a_dry_run_estimates_and_trains_nothing(work: WorkingFolder, typed) -> N
     assert status == 0, output
     # thousand parameters, from 4-8-16 channels, 2x2 pixels, 128 and 64 units: 18,607
     assert "18.6" in output
-    assert re.search(r"time: about \d+ min of training for 2 trials", " ".join(output.split()))
+    assert re.search(r"time: about \d+:\d+ of training for 2 trials", " ".join(output.split()))
     assert "memory: at most" in output
     assert read.runs(work.store, "tags.study = 'dry'").empty
     assert "dry" not in {

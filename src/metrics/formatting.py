@@ -111,11 +111,6 @@ def short_bound(limit: Limit) -> str:
     return f"{metric} {limit.operator} {_bound_value(limit)}"
 
 
-def rounded(text: str) -> str:
-    """A text whose numbers of many decimals have three significant digits: "lr=0.00145"."""
-    return re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda value: f"{float(value[0]):.3g}", text)
-
-
 def interval(
     low: float | None, high: float | None, show: Callable[[float], str] = "{:.3f}".format
 ) -> str:

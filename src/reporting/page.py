@@ -31,7 +31,6 @@ _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
 _FAILED = ("failed", "killed", "no value", "running")
 # Keys of charts and tables, as patterns, in the order of the page; the front's chart comes first.
-_HEADS = {"flops": "FLOPs", "params": "parameters", "p_mcnemar": "p (McNemar)"}
 _ORDER = ["table-comparison", "table-front", "table-on_test", "table-pairs", "table-drops"]
 _ORDER += ["table-lost", "effects", "table-more-.*", "curves", "table-failures", "recalls", "roc"]
 _ORDER += ["layers", "table-layers", "importance", "parallel", "progress", "table-intervals"]
@@ -85,12 +84,11 @@ def _qualities(report: Report) -> list[str]:
 
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
     frame = frame.set_axis([str(name) for name in frame], axis="columns")
-    labels = {name: _HEADS.get(name, name.replace("_", " ")) for name in map(str, frame)}
+    labels = {name: name.replace("_", " ") for name in map(str, frame)}
     labels |= {name: style.axis_title(report, name) for name in labels if "/" in name}
     labels |= {name: "±" for name in labels if name.startswith("spread/")}
     numbers = [str(name) for name in frame.select_dtypes(["number", "bool"])]
-    title, formats = title[:1].upper() + title[1:], dict.fromkeys(numbers, style.number)
-    return Table(frame, title, caption, labels, formats=formats)
+    return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
 
 
 def front_table(report: Report) -> Table:
@@ -166,16 +164,6 @@ def answers(report: Report) -> list[dict[str, Any]]:
     runs = runs.join(cells).reindex([answer.run_id for answer in report.answers]).fillna("")
     rows = zip(report.answers, runs.to_dict("records"), strict=True)
     return [vars(answer) | {str(key): text for key, text in run.items()} for answer, run in rows]
-
-
-def answer_table(report: Report) -> Table:
-    """The answers for a terminal: names of the questions, model, quality, cost, run."""
-    columns = ["name", "label", "quality", "cost", "run_id"]
-    frame = pd.DataFrame(answers(report), columns=columns)
-    frame = frame.assign(label=frame["label"].replace("", "none"), run_id=frame["run_id"].str[:8])
-    labels = {"name": "which model", "label": "answer", "quality": short_label(report.quality)}
-    labels |= {"cost": short_label(cost_of(report.objectives)), "run_id": "run"}
-    return Table(frame, "", "The page has the reasons.", labels)
 
 
 def choices(report: Report) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from src.reporting import style
 from src.reporting.charts import View
+from src.reporting.plots_static import LogLocator
 from src.reporting.style import Axis, Trace
 
 WEBGL_FROM = 2000  # points; below, SVG is as fast and sharper
@@ -130,7 +131,7 @@ def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
         low, high = numbers[numbers > 0].min(), numbers.max()
         if axis.get("type") == "log" and high > 0:
             # Plotly writes only the first digit of its own ticks beside a power of ten
-            ticks = [(at, style.tick(at)) for at in style.log_ticks(low, high)]
+            ticks = [(at, style.tick(at)) for at in LogLocator().tick_values(low, high)]
             scale |= {"tickmode": "array", "tickformat": "~s" if high >= 1e4 else "~g"}
             scale |= style.positions(ticks)
         elif high - low < 8:  # else whole numbers are repeated

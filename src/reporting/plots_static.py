@@ -21,6 +21,7 @@ from src.reporting.style import Axis, Trace
 DPI = 160
 SINGLE = (3.8, 2.9)  # inches: about 600 px
 MOST_NAMES = 5
+MOST_LOG_TICKS = 4
 RASTER_FROM = 2000  # points; as single shapes they would make an SVG of many megabytes
 STYLE = Path(__file__).with_name("plots.mplstyle")
 _HATCHES = ("", "///", "xx", "...", "--", "++")
@@ -90,9 +91,6 @@ def draw(chart: Chart) -> Figure:
         look |= {"loc": "outside lower center", "ncols": across}
         figure.legend(list(labels.values()), texts, **look)
     figure.draw_without_rendering()  # fixes the layout, so that labels can avoid the points
-    if legend := grid[0, 0].get_legend():
-        corner = legend.get_window_extent().transformed(grid[0, 0].transAxes.inverted()).min
-        legend.set_loc(tuple(corner))  # where it covers fewest points, before names are placed
     for axes, view in zip(grid.flat, views, strict=True):
         _label_points(axes, view, inside)
     figure.set_layout_engine(None)
@@ -147,6 +145,24 @@ def _scatter(axes: Axes, one: Trace, number: int, traces: int) -> None:
         axes.scatter(x, y, (marker["size"] / 2) ** 2, label=label, **look)
 
 
+class LogLocator(ticker.LogLocator):
+    """At most `MOST_LOG_TICKS` round ticks, but two at least."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """Called by matplotlib with the ends of an axis."""
+        decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
+        ticks = decades
+        for mantissas in ((1, 2, 5), (1, 3), (1,)):
+            ticks = np.outer(decades, mantissas).ravel()
+            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
+            if len(ticks) <= MOST_LOG_TICKS:
+                break
+        if len(ticks) < 2:
+            ticks = np.asarray(ticker.MaxNLocator(MOST_LOG_TICKS).tick_values(vmin, vmax))
+            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
+        return ticks[:: -(-len(ticks) // MOST_LOG_TICKS)]
+
+
 def _scale(axis: Any, scale: Axis) -> None:
     is_log = scale.get("type") == "log"
     if scale.get("type") == "category":
@@ -164,10 +180,8 @@ def _scale(axis: Any, scale: Axis) -> None:
     elif scale.get("tickformat") == ".0%":
         axis.set_major_formatter(ticker.PercentFormatter(1, 0))
     else:
-        ticks: Any = ticker.MaxNLocator(5, integer=scale.get("tickformat") == "d")
-        if is_log:
-            ticks = ticker.FixedLocator(style.log_ticks(*axis.get_view_interval()))
-        axis.set_major_locator(ticks)
+        linear = ticker.MaxNLocator(5, integer=scale.get("tickformat") == "d")
+        axis.set_major_locator(LogLocator() if is_log else linear)
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: style.tick(value)))
 
 
@@ -258,9 +272,6 @@ def _label_points(axes: Axes, view: View, names: bool) -> None:
         to_points = np.linalg.norm(gaps, axis=2).min(axis=1)
         gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels
         covers = ((gaps[:, :, 0] < half + placed[:, 2]) & (gaps[:, :, 1] < 9)).any(axis=1)
-        if legend := axes.get_legend():
-            box, room = legend.get_window_extent(), np.array([half, 6]) * pixels
-            covers |= ((spots > box.min - room) & (spots < box.max + room)).all(axis=1)
         score = np.minimum(to_points, 9) - np.linalg.norm(offsets, axis=1) / 5
         best = int(np.argmax(score - 1000.0 * (~inside + covers)))
         placed = np.vstack([placed, [*spots[best], half]])

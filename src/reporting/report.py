@@ -317,7 +317,9 @@ def register(report: Report, store: Store, settings: ReportSettings) -> None:
 def show(report: Report, folder: Path) -> None:
     """Print answers, the front, chosen models on test and warnings."""
     console.rule(f"{report.title}: the Pareto report", align="left")
-    console.print(page.answer_table(report).to_rich())
+    columns, labels = ["name", "label", "quality", "cost"], {"name": "model", "label": "answer"}
+    answers = pd.DataFrame(page.answers(report), columns=columns).replace({"label": {"": "none"}})
+    console.print(Table(answers, caption="The page has the reasons.", labels=labels).to_rich())
     console.print(page.short_front(report, comparison.MOST_ROWS).to_rich())
     if len(report.comparison):
         console.print(Table(report.comparison, "Studies side by side, on one scale").to_rich())
@@ -333,8 +335,7 @@ def show(report: Report, folder: Path) -> None:
 
 def _effect_tables(effects: pd.DataFrame, objectives: list[Objective]) -> dict[str, pd.DataFrame]:
     """Means by value for each parameter, the clearest differences, and the smallest good values."""
-    counts = effects.groupby(["parameter", "objective"])["n"].sum()
-    if not counts.max() >= charts.LEAST_TRIALS:  # as if there were none
+    if not effects.groupby(["parameter", "objective"])["n"].sum().max() >= charts.LEAST_TRIALS:
         return {}
     names = effects["parameter"].unique()
     tables = {

@@ -31,7 +31,6 @@ Trace = dict[str, Any]
 Axis = dict[str, Any]
 Ticks = Sequence[tuple[float, str]]
 _SIZES = ("efficiency/flops", "efficiency/params", "efficiency/trainable_params")
-MOST_LOG_TICKS = 4
 _LOG_RATIO = 8.0  # least ratio of the ends of a logarithmic axis
 
 
@@ -164,22 +163,6 @@ def tick(value: float) -> str:
     """Three significant figures, for an axis."""
     sign = "-" if value < 0 else ""
     return f"{sign}{engineering(abs(value))}" if abs(value) >= 1e4 else f"{value:.3g}"
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Two to `MOST_LOG_TICKS` round positions of a logarithmic axis; one if its ends are equal."""
-    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    for mantissas in ((1, 2, 5), (1, 3), (1,)):
-        ticks = np.outer(decades, mantissas).ravel()
-        ticks = ticks[(ticks >= low) & (ticks <= high)]
-        if len(ticks) <= MOST_LOG_TICKS:
-            break
-    if len(ticks) < 2 and low < high:  # at equal steps
-        step = (high - low) / MOST_LOG_TICKS
-        decade = 10.0 ** np.floor(np.log10(step))
-        step = decade * next(digit for digit in (1, 2, 5, 10) if digit * decade >= step)
-        ticks = step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)
-    return list(ticks[:: -(-len(ticks) // MOST_LOG_TICKS)]) if len(ticks) else [low]
 
 
 def with_unit(name: str, value: object) -> str:

@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from src.core.cli import PlainConsole
-from src.metrics.formatting import count, engineering, label, rounded
+from src.metrics.formatting import count, engineering, label
 from src.metrics.registry import Objective
 from src.sweep.records import Event, State, StudyStatus
 
@@ -226,9 +226,8 @@ def clock(seconds: float) -> str:
 def shortened(cells: Sequence[Sequence[str]], width: int) -> list[str]:
     """Shorten cells like ("model.net.width=8", "optimizer.lr=0.1") to texts, keeping differences.
 
-    Each step is taken only if the texts do not fit without it: numbers get three digits and keys
-    lose their path where the last word is unique; overrides that all texts share are dropped. They
-    may still be longer then.
+    Each step is taken only if the texts do not fit without it: keys lose their path where the last
+    word is unique; overrides that all texts share are dropped. They may still be longer then.
 
     Args:
         cells: The overrides of each.
@@ -240,7 +239,6 @@ def shortened(cells: Sequence[Sequence[str]], width: int) -> list[str]:
         return all(len(" ".join(part)) <= width for part in parts)
 
     if not fits():
-        parts = [list(map(rounded, part)) for part in parts]
         keys = {text.partition("=")[0] for part in parts for text in part}
         words = {key: re.split(r"[./]", key)[-1] for key in keys}
         last = list(words.values())

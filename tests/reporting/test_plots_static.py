@@ -8,7 +8,7 @@ import pytest
 from made_up import make_report
 from PIL import Image
 
-from src.reporting import charts, plots_static, style
+from src.reporting import charts, plots_static
 
 NAMES = ["front", "recalls", "roc", "layers", "effects"]
 NAMES += ["importance", "parallel", "curves", "progress"]
@@ -108,8 +108,8 @@ def test_the_front_has_a_panel_per_cost_with_units_and_directions(figures):
     ],
 )
 def test_a_logarithmic_axis_has_two_to_four_ticks(low, high, ticks):
-    values = style.log_ticks(low, high)
-    assert 2 <= len(values) <= style.MOST_LOG_TICKS
+    values = plots_static.LogLocator().tick_values(low, high)
+    assert 2 <= len(values) <= plots_static.MOST_LOG_TICKS
     assert list(values) == pytest.approx(ticks)
 
 

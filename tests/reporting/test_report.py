@@ -81,7 +81,7 @@ def table(folder: Path, reported: str) -> pd.DataFrame:
 
 
 def test_the_terminal_shows_answers_and_the_path_of_the_page(reported: str) -> None:
-    for part in ("which model", "cheapest within 0.02", "best with params <= 692k"):
+    for part in ("answer", "cheapest within 0.02", "best with params <= 692k"):
         assert part in reported
     assert "look: reports/smoke/report.html" in reported
     assert "The images are drawn, not photographed" in reported
