@@ -234,20 +234,20 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
 
 def _cells(table: Table) -> tuple[list[str], list[list[tuple[str, str | None, str]]]]:
     """Headings; and each cell's text, the number that sorts it (None: its text), its tooltip."""
-    columns: dict[str, list[tuple[str, str | None, str]]] = {}
+    heads, columns = list[str](), list[list[tuple[str, str | None, str]]]()
     texts = table.texts()
     for at, (name, values) in enumerate(table.frame.items()):
         shown = [str(text) for text in texts.iloc[:, at]]
         if str(name).endswith("seed_values"):
-            last = list(columns)[-1]
-            rows = zip(columns[last], shown, strict=True)
-            columns[last] = [(text, key, f"seeds: {tip}") for (text, key, _), tip in rows]
+            rows = zip(columns[-1], shown, strict=True)
+            columns[-1] = [(text, key, f"seeds: {tip}") for (text, key, _), tip in rows]
             continue
         keys: list[str | None] = [None] * len(values)
         if is_numeric(values):
             keys = ["" if pd.isna(value) else repr(float(value)) for value in values]
-        columns[texts.columns[at]] = [(*pair, "") for pair in zip(shown, keys, strict=True)]
-    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+        heads.append(texts.columns[at])
+        columns.append([(*pair, "") for pair in zip(shown, keys, strict=True)])
+    return heads, [list(row) for row in zip(*columns, strict=True)]
 
 
 @functools.cache

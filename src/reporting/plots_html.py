@@ -129,7 +129,7 @@ def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
     elif axis.get("type") == "log" or axis.get("tickformat") == "d":
         numbers = pd.Series([value for one in positions for value in one], dtype=float)
         low, high = numbers[numbers > 0].min(), numbers.max()
-        if axis.get("type") == "log" and high > 0:
+        if axis.get("type") == "log" and low < high:
             # Plotly writes only the first digit of its own ticks beside a power of ten
             ticks = [(at, style.tick(at)) for at in LogLocator().tick_values(low, high)]
             scale |= {"tickmode": "array", "tickformat": "~s" if high >= 1e4 else "~g"}

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import COSTS, OBJECTIVES, QUALITY, make_report, with_compressed
 
+from src.core.tables import Table
 from src.metrics.registry import Limit
 from src.reporting import charts
 from src.reporting.decisions import Answer, decide
 from src.reporting.page import (
     FRAMES,
     MOST_CHARACTERS,
+    _cells,
     choices,
     markdown,
     render,
@@ -360,6 +362,13 @@ def test_the_page_of_80_trials_is_small(html):
     library = len(re.search(r'id="plotly">([^<]*)<', html)[1])
     assert len(html.encode()) <= 2.5e6
     assert len(html.encode()) - library <= 300e3
+
+
+def test_columns_with_the_same_heading_keep_their_own_values():
+    frame = pd.DataFrame({"a": [1.5], "spread/a": [0.1], "b": [2.5], "spread/b": [0.2]})
+    heads, rows = _cells(Table(frame, labels={"spread/a": "±", "spread/b": "±"}))
+    assert heads == ["a", "±", "b", "±"]
+    assert [text for text, *_ in rows[0]] == ["1.5", "0.1", "2.5", "0.2"]
 
 
 def test_seeds_stand_beside_their_mean(report):

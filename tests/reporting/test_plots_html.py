@@ -135,11 +135,10 @@ def x_axis(values, **look):
 @pytest.mark.parametrize(
     ("values", "texts"),
     [
-        ([181_000, 488_000], ["200k", "300k", "400k"]),  # no power of ten between them
+        ([181_000, 488_000], ["240k", "320k", "400k", "480k"]),  # no power of ten between them
         ([2.1, 2.9], ["2.2", "2.4", "2.6", "2.8"]),
         ([30e6, 335e6], ["50M", "100M", "200M"]),
         ([1.0, 10.0], ["1", "2", "5", "10"]),
-        ([5.0], ["5"]),
     ],
 )
 def test_each_tick_of_a_logarithmic_axis_says_its_magnitude(values, texts):
