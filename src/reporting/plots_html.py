@@ -132,8 +132,7 @@ def _axis(axis: Axis, width: int, positions: Sequence[Any]) -> Axis:
         if axis.get("type") == "log" and low < high:
             # Plotly writes only the first digit of its own ticks beside a power of ten
             ticks = [(at, style.tick(at)) for at in LogLocator().tick_values(low, high)]
-            scale |= {"tickmode": "array", "tickformat": "~s" if high >= 1e4 else "~g"}
-            scale |= style.positions(ticks)
+            scale |= style.positions(ticks) | {"tickformat": "~s" if high >= 1e4 else "~g"}
         elif high - low < 8:  # else whole numbers are repeated
             scale["dtick"] = 1
     return scale
