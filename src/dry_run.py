@@ -12,11 +12,11 @@ import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from src.core.cli import COMPOSE_ERRORS, one_line
 from src.core.config import check, resolve
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, UserError
 from src.core.tables import Table
 from src.deployment.compression import origin
 from src.efficiency.flops import count_trainable
@@ -30,8 +30,8 @@ from src.sweep.space import Space
 from src.training import loop
 
 Composer = Callable[[Sequence[str]], DictConfig]  # overrides -> config of a trial
-PROBED = 3  # cells that are composed and checked before a study starts
-SAMPLED = 24  # cells that are estimated, of a larger space
+CHECKED = 40  # values that are checked before a study starts, at most
+SAMPLED = 24  # cells that are estimated, or checked before a study starts, of a larger space
 TIMED = 3  # batches at most, after one that counts only where no other is timed
 TIMED_S = 0.5  # after so many seconds no other batch is timed
 OPTIMIZER_COPIES = 4  # weights, gradients and the two moments of Adam
@@ -74,7 +74,8 @@ def composer(loader: ConfigLoader, config: DictConfig, shared: Sequence[str]) ->
             composed[choices] = OmegaConf.masked_copy(loaded, [*{*map(str, loaded)} - {"hydra"}])
         cell = copy.deepcopy(composed[choices])
         values = [one for one in parsed if not group_exists(one.key_or_group)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, cell)
+        with flag_override(cell, "struct", True):  # as Hydra, which names close keys then
+            ConfigLoaderImpl._apply_overrides_to_config(values, cell)
         check(resolve(cell))
         refuse_devices(cell, is_trial=True)
         origin.is_compression(cell)
@@ -84,37 +85,51 @@ def composer(loader: ConfigLoader, config: DictConfig, shared: Sequence[str]) ->
 
 
 def probe(
-    space: Space, loader: ConfigLoader, config: DictConfig, shared: list[str]
+    space: Space, loader: ConfigLoader, config: DictConfig, shared: list[str], wide: bool = True
 ) -> tuple[DictConfig, list[str]] | None:
-    """Compose and check some cells, so that a mistake in all of them is reported at once.
+    """Compose and check some cells, so that a mistake is reported before anything is trained.
+
+    If it is `wide`, each value of a parameter is checked, in `SAMPLED` cells if it fails in the
+    others; of ranges and intervals only the ends, and `CHECKED` values in all.
 
     Returns:
         Config and overrides of the first valid cell; None if the cells have different problems.
 
     Raises:
-        UserError: A choice of a config group that is no file, or the problem that all cells have.
+        UserError: The problem that all checked cells have, or all with one of the values.
     """
-    repository = cast("ConfigLoaderImpl", loader).repository
-    for parameter in space.parameters:
-        pairs = (pair for value in parameter.domain.values or () for pair in parameter.pairs(value))
-        for key, value in pairs:
-            group = key.lstrip("+")
-            if not repository.group_exists(group):
+    is_group = cast("ConfigLoaderImpl", loader).repository.group_exists
+    compose = composer(loader, config, shared)
+    parts: list[tuple[list[str], Space]] = [([], space)]  # and those with one of the values
+    values = [(one, value) for one in space.parameters for value in one.domain.samples]
+    for parameter, value in values[: CHECKED if wide else 0]:
+        for key, item in parameter.pairs(value):
+            if not isinstance(item, str) and is_group(key.lstrip("+")):
+                raise ConfigError(key, f"a choice is the name of a file, but got {item!r}")
+        parts.append((parameter.overrides(value), space.with_value(parameter, value)))
+    valid: tuple[DictConfig, list[str]] | None = None
+    runnable = set[str]()
+    for typed, part in parts:
+        problems: dict[str, Exception] = {}
+        if valid is not None and runnable.issuperset(typed):
+            continue
+        for cell in filter(set(typed).issubset, sample_cells(part, SAMPLED)):
+            try:
+                composed = compose(cell)
+                keys = (override.lstrip("+").partition("=")[0] for override in cell)
+                loop.try_parts(composed, {key.partition(".")[0] for key in keys if "." in key})
+            except COMPOSE_ERRORS as error:
+                problems[str(one_line(error, arguments=typed))] = error
                 continue
-            if not isinstance(value, str):
-                raise ConfigError(group, f"a choice is the name of a file, but got {value!r}")
-            loaded = repository.load_config(f"{group}/{value}")
-            if loaded is None or not OmegaConf.is_dict(loaded.config):
-                loader.load_sweep_config(config, [*shared, f"{key}={value}"])  # raises, with hints
-    compose, problems = composer(loader, config, shared), dict[str, Exception]()
-    for cell in sample_cells(space, PROBED):
-        try:
-            return compose(cell), [*shared, *cell]
-        except COMPOSE_ERRORS as error:
-            problems[str(one_line(error))] = error
-    if len(problems) == 1:
-        raise next(iter(problems.values()))
-    return None
+            valid = valid or (composed, [*shared, *cell])
+            runnable.update(cell)
+            break
+        else:
+            if len(problems) == 1:
+                [(line, problem)] = problems.items()
+                way = f"; no trial with {' '.join(typed)} can run: leave it out"
+                raise UserError(line + way * (typed[0] not in line)) if typed else problem
+    return valid
 
 
 def estimate(

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,7 +176,7 @@ def sweep(
             say(f"{plan.name}: its trials can be estimated once their teachers are trained")
             return True
         plan = taught
-    probed = dry_run.probe(plan.space, loader, config, plan.overrides)
+    probed = dry_run.probe(plan.space, loader, config, plan.overrides, not config.dry_run)
     if config.dry_run:
         return _show_estimate(plan, loader)
     store = open_store(config)
@@ -274,19 +275,8 @@ def _run(
             payload["timed"] = needed(plan.objectives, plan.limits)
         with recorder.parent:
             view = LiveView(plan.name)
-            scheduler = Scheduler(
-                study,
-                url,
-                executor,
-                settings,
-                plan.is_grid,
-                recorder,
-                plan.folder,
-                TRIAL_BODY,
-                payload,
-                view.show,
-                is_owner,
-            )
+            make = partial(Scheduler, study, url, executor, settings, plan.is_grid, recorder)
+            scheduler = make(plan.folder, TRIAL_BODY, payload, view.show, is_owner)
             try:
                 with view:
                     status = scheduler.run()

@@ -70,7 +70,7 @@ def folder(
     for name in ("bad.onnx", "bad.ckpt", "bad.csv", "empty.csv"):
         (path / name).write_text("a,b\n1,2\n" * (name == "bad.csv"))
     Image.new("RGB", (40, 40)).save(path / "pic.png")
-    for group in ("experiment", "sweeps"):
+    for group in ("experiment", "sweeps", "hydra/sweeper/executor"):
         (path / "mine" / group).mkdir(parents=True)
         for name, content in FILES.items():
             (path / "mine" / group / f"{name}.yaml").write_bytes(content)

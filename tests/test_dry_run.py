@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from src import dry_run
 from src.core.cli import CONF
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, UserError
 from src.data import cache
 from src.metrics.registry import parse_limits
 from src.sweep import space as spaces
@@ -158,13 +158,48 @@ def test_probing_reports_a_problem_of_all_cells_and_accepts_a_valid_one(
     loader: ConfigLoaderImpl,
 ) -> None:
     config = loader.load_configuration("train", SHARED, RunMode.MULTIRUN)
-    valid = dry_run.probe(space_of("model.net.width=0,8"), loader, config, SHARED)
+    # a value with which no cell can run: a dry run shows it
+    valid = dry_run.probe(space_of("model.net.width=0,8"), loader, config, SHARED, False)
     assert valid is not None
     assert valid[1][-1] == "model.net.width=8"
     with pytest.raises(ConfigError, match=r"model\.net\.dropout"):
         dry_run.probe(space_of("seed=1,2"), loader, config, [*SHARED, "model.net.dropout=7"])
     # different problems: each trial reports its own
-    assert dry_run.probe(space_of("model.net.width=0,-1"), loader, config, SHARED) is None
+    assert dry_run.probe(space_of("model.net.width=0,-1"), loader, config, SHARED, False) is None
+
+
+@pytest.mark.parametrize(
+    ("sweep", "value", "problem"),
+    [
+        ("model.net.width=8,abc", "model.net.width=abc", "should be a valid integer"),
+        ("model.net.width=range(0,9)", "model.net.width=0", "greater than or equal to 1"),
+        (
+            "model.net.width=8,16 model.net.dense=[],[0]",
+            "model.net.dense=[0]",
+            "greater than or equal to 1",
+        ),
+        ("model.net.depth=2,99", "model.net.depth=99", "model.net.image_size: is too small"),
+        ("model=custom,resnet50 model.net.width=8,16", "model=resnet50", "width: unknown key"),
+        ("loss=focal,distillation seed=range(50)", "loss=distillation", "loss.teacher: has no"),
+        ("optimizer.lr=0.1,-1", "optimizer.lr=-1", "Invalid learning rate"),
+        ("optimizer.lr=interval(-0.1,0.1)", "optimizer.lr=-0.0999998", "Invalid learning rate"),
+        ("data.fractions=[0.6,0.2,0.2],[1,1,1]", "data.fractions=[1,1,1]", "data.fractions: "),
+    ],
+)
+def test_a_value_with_which_no_cell_can_run_is_refused(
+    loader: ConfigLoaderImpl, sweep: str, value: str, problem: str
+) -> None:
+    config = loader.load_configuration("train", SHARED, RunMode.MULTIRUN)
+    with pytest.raises(UserError) as refused:
+        dry_run.probe(space_of(*sweep.split()), loader, config, SHARED)
+    assert problem in str(refused.value)
+    assert str(refused.value).endswith(f"; no trial with {value} can run: leave it out")
+
+
+def test_a_value_that_some_cell_can_have_is_not_refused(loader: ConfigLoaderImpl) -> None:
+    config = loader.load_configuration("train", SHARED, RunMode.MULTIRUN)
+    sweep = ("model.net.depth=1,3", "model.image_size=8,32", "optimizer.lr=interval(0.0,1.0)")
+    assert dry_run.probe(space_of(*sweep), loader, config, SHARED) is not None
 
 
 def cells_of(*rows: dict[str, Any]) -> pd.DataFrame:

@@ -25,9 +25,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
+from src import dry_run, train
 from src import run as runs
 from src import study as studies
-from src import train
 from src.core.cli import ROOT
 from src.core.config import WITHOUT_EFFECT
 from src.core.environment import config_hash
@@ -192,6 +192,7 @@ def multirun(
     shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
     arguments = ["-m", "experiment=smoke", "model=custom", "model.net.width=4,0,8", "study=widths"]
     arguments += ["threads=1"]
+    module_patch.setattr(dry_run, "CHECKED", 0)  # else the invalid one is refused
     module_patch.chdir(folder)
     module_patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output, handler, root = io.StringIO(), signal.getsignal(signal.SIGTERM), logging.getLogger()

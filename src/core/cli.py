@@ -35,6 +35,7 @@ from src.core.errors import (
     masked,
     out_of_memory,
     printable,
+    require_memory,
 )
 from src.core.files import CONF, ROOT
 
@@ -162,6 +163,7 @@ class Command:
             os.chdir(cwd)  # of hydra.job.chdir=true: paths mean where the command was typed
             module, _, function = self.job.partition(":")
             try:
+                require_memory()
                 getattr(importlib.import_module(module), function)(config)
             except Exception as error:
                 # Hydra would print a line of its own, after a bug with the passwords of overrides.
@@ -180,6 +182,8 @@ class Command:
             if full_error or message is None:
                 sys.stderr.write(masked(traceback.format_exc()))
                 sys.exit(1)
+            if out_of_memory(error):  # what is collected at the end may fail as well
+                sys.unraisablehook = lambda unraisable: None
             fail(message)
         finally:
             del os.environ["HYDRA_FULL_ERROR"]
@@ -327,20 +331,14 @@ def _choices_help(group: str) -> str:
         fail(f"--help {group}: there is no such group; see --help")
     width, lines = max(map(len, names)), [f"{group}=..."]
     for name in names:
-        header = _header(folder / f"{name}.yaml").removeprefix(f"{name}: ")
-        lines.append(f"  {name:<{width}}  {header}")
+        sentence, text = "", (folder / f"{name}.yaml").read_text()
+        for line in re.sub(r"^.*@package.*\n", "", text, flags=re.M).splitlines():
+            is_example = sentence and re.match(r"# [\w ]+: ", line)
+            if not line.startswith("# ") or is_example or sentence.endswith("."):
+                break
+            sentence = f"{sentence} {line.lstrip('# ')}".strip()
+        lines.append(f"  {name:<{width}}  {sentence.removeprefix(f'{name}: ')}")
     return "\n".join(lines)
-
-
-def _header(file: Path) -> str:
-    """The first sentence of the comment at the top of a config file."""
-    sentence = ""
-    for line in re.sub(r"^.*@package.*\n", "", file.read_text(), flags=re.M).splitlines():
-        is_example = sentence and re.match(r"# [\w ]+: ", line)
-        if not line.startswith("# ") or is_example or sentence.endswith("."):
-            break
-        sentence = f"{sentence} {line.lstrip('# ')}".strip()
-    return sentence
 
 
 def _folder(group: str) -> Path:

@@ -76,21 +76,16 @@ def resolve(config: DictConfig, without: Sequence[str] = ()) -> dict[str, Any]:
             for key, value in values.items()
         }
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or _failing_key(config)
-        problem = config_problem(error)
+        key = getattr(error, "full_key", None)
+        for name in () if key else flatten(config):
+            try:
+                OmegaConf.select(config, name)
+            except OmegaConfBaseException:
+                key = key or str(config._get_full_key(name))
+        key, problem = key or "config", config_problem(error)
         if isinstance(error, MissingMandatoryValue):
             problem = f"has no default: give it one, {key}=... (--help {key.partition('.')[0]})"
         raise ConfigError(key, problem) from error
-
-
-def _failing_key(config: DictConfig) -> str:
-    """The key of a value that cannot be resolved, where OmegaConf does not tell it."""
-    for key in flatten(config):
-        try:
-            OmegaConf.select(config, key)
-        except OmegaConfBaseException:
-            return str(config._get_full_key(key))
-    return "config"
 
 
 def load_settings(
@@ -217,7 +212,7 @@ def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path:
 def _check_value(value: Any, hint: Any, where: str) -> None:
     try:
         adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
-            hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+            hint, config=pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
         )
     except (pydantic.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
         return
@@ -307,7 +302,7 @@ def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **ob
     Raises:
         ConfigError: The constructor refused a value.
     """
-    if not OmegaConf.is_dict(config):
+    if not OmegaConf.is_dict(config) or "_target_" not in config:
         raise ConfigError(path, f"must have a _target_ and its arguments, but is {config!r}")
     check_recorded(objects, path)  # Hydra would evaluate texts, such as class names of a data set
     node = OmegaConf.create(resolve(config, without))

@@ -3,17 +3,25 @@
 import difflib
 import errno
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-_NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to map segment")
+_NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to map|new thread")
+# passw(or)d=... of a connection or a query, and 'password': '...' of settings that are printed
+_PASSWORD = re.compile(
+    r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *)('[^']*'|"[^"]*"|[^&\s'"]*)"""
+)
+NEEDED_MB = 1100 + 80 * (os.cpu_count() or 1)  # of PyTorch, SciPy and OpenBLAS with its threads
+_LEAST_MB = 64  # with less left, errors of a library are about memory whatever they say
 
 
 def masked(text: str) -> str:
     """The text without the passwords of its URLs, which must be neither shown nor recorded."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(?i)(password=)('[^']*'|\"[^\"]*\"|[^&\s'\"]*)", r"\1***", text)
+    return _PASSWORD.sub(r"\1***", text)
 
 
 def config_problem(error: Exception) -> str:
@@ -44,11 +52,30 @@ def full_disk(error: BaseException | None) -> str | None:
     return None
 
 
+def free_mb() -> float:
+    """Addresses that `ulimit -v` leaves this process, MB; infinite without such a limit."""
+    with suppress(ImportError, OSError):  # of other systems
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            return (limit - pages * resource.getpagesize()) / 1e6
+    return float("inf")
+
+
+def require_memory() -> None:
+    """Refuse to import libraries that abort, or ask for ever, for what `ulimit -v` denies them."""
+    if free_mb() < NEEDED_MB:
+        raise MemoryError(f"ulimit -v leaves {free_mb():.0f} MB, the libraries take {NEEDED_MB}")
+
+
 def out_of_memory(error: BaseException | None) -> str | None:
     """One line if a lack of memory, such as a limit of `ulimit -v`, caused an error; else None."""
+    is_scarce = free_mb() < _LEAST_MB
     for cause in causes(error):
         is_named = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
-        if is_named or _NO_MEMORY.search(str(cause)):
+        if is_named or is_scarce or _NO_MEMORY.search(str(cause)):
             text = " ".join(masked(str(cause)).split())[:300]
             way = "use a smaller data.batch_size, or fewer trials at once, or raise ulimit -v"
             return f"out of memory{text and f' ({text})'}: {way}"

@@ -32,7 +32,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from src.core.errors import ConfigError, DataError, DependencyError, UserError, require
+from src.core.errors import ConfigError, DataError, DependencyError, UserError, printable, require
 from src.core.files import CONF, atomic_file
 from src.data.ham10000 import HAM10000
 from src.data.isic2019 import ISIC2019
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError("name", f"which data set? {NAMES}")
         fetch(**settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes here", file=sys.stderr)

@@ -427,8 +427,16 @@ class DataModule(LightningDataModule):
         `label` and `row` (int64), and of joined data `source` (int64). Several batches at once have
         no images: the training step reads the entries of each.
         """
+        # the images are on the training device if they take little of its memory
+        device = self.device if self.device.type == "cuda" else CPU
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            device = device if self.cache.images.nbytes <= DEVICE_SHARE * memory else CPU
+        if self._images is None or self._images.device.type != device.type:
+            with warnings.catch_warnings(action="ignore"):  # the mapped file cannot be written to
+                self._images = torch.from_numpy(self.cache.images).to(device)
         batches = self._batches(split, train, rank, world_size)
-        batches.read = partial(self._read, self._pixels(), train)
+        batches.read = partial(self._read, self._images, train)
         return batches
 
     def _read(self, pixels: Tensor, train: bool, rows: np.ndarray) -> dict[str, Tensor]:
@@ -445,17 +453,6 @@ class DataModule(LightningDataModule):
             if self.device.type != pixels.device.type:  # a GPU reads page-locked memory faster
                 cached["image"] = cached["image"].pin_memory()
         return cached | batch
-
-    def _pixels(self) -> Tensor:
-        """All images, on the training device if they take little of its memory."""
-        device = self.device if self.device.type == "cuda" else CPU
-        if device.type == "cuda":
-            memory = torch.cuda.get_device_properties(device).total_memory
-            device = device if self.cache.images.nbytes <= DEVICE_SHARE * memory else CPU
-        if self._images is None or self._images.device.type != device.type:
-            with warnings.catch_warnings(action="ignore"):  # the mapped file cannot be written to
-                self._images = torch.from_numpy(self.cache.images).to(device)
-        return self._images
 
     def _batches(
         self, split: str, train: bool, rank: int = 0, world_size: int = 1

@@ -151,11 +151,26 @@ def _lesion(rng: np.random.Generator, traits: Mapping[str, float], native_size: 
     inside = np.clip(1.15 - depth, 0, 1)
 
     def spots(structure: str, most: int, radii: Range, reach: float = 1.0) -> Plane:
-        strength = traits[structure]
-        painted = _spots(rng, size, reach * traits["radius"], most * strength, radii)
-        return strength * mask * painted
+        """Up to `most` round spots within `reach` of the middle."""
+        count = round(most * traits[structure] * rng.uniform(0.6, 1.0))
+        out = reach * traits["radius"] * rng.random(count) ** 0.5
+        angle = rng.uniform(0, 2 * np.pi, count)
+        middles = np.stack([out * np.cos(angle), out * np.sin(angle)], axis=1)
+        radius = rng.uniform(*radii, count)[:, None]
+        boxes = (np.concatenate([middles - radius, middles + radius], axis=1) / MARGIN + 1) * size
+        image = Image.new("L", (2 * size, 2 * size))
+        pen = ImageDraw.Draw(image)
+        for box in boxes:
+            pen.ellipse(tuple(box), fill=255)
+        return traits[structure] * mask * _reduced(image)
 
-    mesh = _mesh(rng, x, y, period=rng.uniform(0.11, 0.16))
+    # lines of a pigment network (1) and its holes (0): a distorted honeycomb
+    factor = 2 * np.pi / rng.uniform(0.11, 0.16)
+    bent = [plane + 0.05 * _noise(rng, size, 14) for plane in (x, y)]
+    turn, waves = rng.uniform(0, np.pi), 0.0
+    for angle in (turn + k * np.pi / 3 for k in range(3)):
+        waves = waves + np.cos(factor * (bent[0] * np.cos(angle) + bent[1] * np.sin(angle)))
+    mesh = np.clip(0.75 - 0.6 * waves, 0, 1)
     melanin = traits["melanin"] * body * (1 + 1.3 * traits["network"] * (mesh - 0.5))
     melanin += 0.9 * spots("globules", 26, (0.035, 0.07)) + 0.5 * spots("cysts", 8, (0.03, 0.06))
     blood = traits["blood"] * body
@@ -168,7 +183,20 @@ def _lesion(rng: np.random.Generator, traits: Mapping[str, float], native_size: 
     white += 0.85 * traits["scar"] * scar
     white += 0.75 * traits["scale"] * mask * np.clip(1.3 * fine + 0.8 * patches - 0.2, 0, 1)
     white += 0.7 * spots("cysts", 16, (0.03, 0.055))
-    return _colour(rng, size, melanin, blood, blue, white)
+    # pigments to a picture: Beer-Lambert law for absorption, a mixture for scattering
+    tone = rng.random() ** 1.5 * (len(SKINS) - 1)
+    skin = np.array([np.interp(tone, range(len(SKINS)), [s[i] for s in SKINS]) for i in range(3)])
+    cast = 1 + 0.06 * rng.standard_normal(3)  # of the camera
+    melanin = melanin + 0.02 * _noise(rng, size, 12) + 0.02 * _noise(rng, size, 60)
+    blood = blood + 0.25 * rng.random() ** 2
+    blood = blood + 0.03 * _noise(rng, size, 14) + 0.02 * _noise(rng, size, 40)
+    planes = []
+    for i in range(3):
+        plane = skin[i] * np.exp(-MELANIN[i] * melanin - BLOOD[i] * blood)
+        plane += (BLUE[i] * 0.9 - plane) * np.clip(0.8 * blue, 0, 0.8)
+        plane += (WHITE[i] - plane) * np.clip(white, 0, 0.85)
+        planes.append(plane * cast[i])
+    return _to_image(np.stack(planes, axis=2))
 
 
 def _outline(
@@ -193,25 +221,6 @@ def _outline(
     return depth, 1 / (1 + np.exp(np.clip(edge, -30, 30)))
 
 
-def _colour(
-    rng: np.random.Generator, size: int, melanin: Plane, blood: Plane, blue: Plane, white: Plane
-) -> Image.Image:
-    """Pigments to a picture: Beer-Lambert law for absorption, a mixture for scattering."""
-    tone = rng.random() ** 1.5 * (len(SKINS) - 1)
-    skin = np.array([np.interp(tone, range(len(SKINS)), [s[i] for s in SKINS]) for i in range(3)])
-    cast = 1 + 0.06 * rng.standard_normal(3)  # of the camera
-    melanin = melanin + 0.02 * _noise(rng, size, 12) + 0.02 * _noise(rng, size, 60)
-    blood = blood + 0.25 * rng.random() ** 2
-    blood = blood + 0.03 * _noise(rng, size, 14) + 0.02 * _noise(rng, size, 40)
-    planes = []
-    for i in range(3):
-        plane = skin[i] * np.exp(-MELANIN[i] * melanin - BLOOD[i] * blood)
-        plane += (BLUE[i] * 0.9 - plane) * np.clip(0.8 * blue, 0, 0.8)
-        plane += (WHITE[i] - plane) * np.clip(white, 0, 0.85)
-        planes.append(plane * cast[i])
-    return _to_image(np.stack(planes, axis=2))
-
-
 def _photograph(rng: np.random.Generator, canvas: Image.Image, size: int) -> Image.Image:
     """One view of a lesion: rotated, shifted, zoomed, lit, with hairs, vignette and noise."""
     zoom, angle = np.exp(rng.uniform(-0.16, 0.2)), rng.uniform(0, 2 * np.pi)
@@ -230,7 +239,17 @@ def _photograph(rng: np.random.Generator, canvas: Image.Image, size: int) -> Ima
     if rng.random() < 0.35:
         strength = rng.uniform(0.5, 0.95)
         dark = 1 - np.array([0.16, 0.12, 0.1], np.float32)
-        pixels = pixels * (1 - strength * _hairs(rng, size)[..., None] * dark)
+        # hairs across the picture: quadratic curves, mostly in one direction
+        count, flow = int(rng.integers(2, 16)), rng.uniform(0, 2 * np.pi)
+        steps = np.linspace(0, 1, 9)[:, None]
+        hairs = []
+        for _ in range(count):
+            start, heading = rng.uniform(0, 1, 2), flow + 0.4 * rng.standard_normal()
+            end = start + rng.uniform(0.3, 0.9) * np.array([np.cos(heading), np.sin(heading)])
+            middle = (start + end) / 2 + 0.12 * rng.standard_normal(2)
+            curve = (1 - steps) ** 2 * start + 2 * steps * (1 - steps) * middle + steps**2 * end
+            hairs.append((curve, 1.7))
+        pixels = pixels * (1 - strength * _lines(size, hairs)[..., None] * dark)
     light = rng.uniform(0.82, 1.12) * (
         1 + 0.1 * rng.standard_normal() * x + 0.1 * rng.standard_normal() * y
     )
@@ -247,32 +266,6 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> Plane:
     """Smooth noise of about unit variance with `cells` bumps across."""
     grid = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
     return 1.3 * np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _mesh(rng: np.random.Generator, x: Plane, y: Plane, period: float) -> Plane:
-    """Lines of a pigment network (1) and its holes (0): a distorted honeycomb."""
-    bend_x, bend_y = (0.05 * _noise(rng, len(x), 14) for _ in range(2))
-    turn, factor = rng.uniform(0, np.pi), 2 * np.pi / period
-    waves = 0.0
-    for angle in (turn + k * np.pi / 3 for k in range(3)):
-        waves = waves + np.cos(
-            factor * ((x + bend_x) * np.cos(angle) + (y + bend_y) * np.sin(angle))
-        )
-    return np.clip(0.75 - 0.6 * waves, 0, 1)
-
-
-def _spots(rng: np.random.Generator, size: int, reach: float, most: float, radii: Range) -> Plane:
-    """Up to `most` round spots within `reach` of the middle."""
-    count = round(most * rng.uniform(0.6, 1.0))
-    out, angle = reach * rng.random(count) ** 0.5, rng.uniform(0, 2 * np.pi, count)
-    middles = np.stack([out * np.cos(angle), out * np.sin(angle)], axis=1)
-    radius = rng.uniform(*radii, count)[:, None]
-    boxes = (np.concatenate([middles - radius, middles + radius], axis=1) / MARGIN + 1) * size
-    image = Image.new("L", (2 * size, 2 * size))
-    pen = ImageDraw.Draw(image)
-    for box in boxes:
-        pen.ellipse(tuple(box), fill=255)
-    return _reduced(image)
 
 
 def _lines(size: int, lines: Sequence[tuple[np.ndarray, float]]) -> Plane:
@@ -302,20 +295,6 @@ def _vessels(rng: np.random.Generator, size: int, traits: Mapping[str, float]) -
             if width > 0.9:
                 bends = [bend * rng.uniform(0.4, 1.0) for bend in (-1, 1)]
                 twigs += [(line[-1], headings[-1] + bend, 0.6 * width) for bend in bends]
-    return _lines(size, lines)
-
-
-def _hairs(rng: np.random.Generator, size: int) -> Plane:
-    """Hairs across the picture: quadratic curves, mostly in one direction."""
-    count, flow = int(rng.integers(2, 16)), rng.uniform(0, 2 * np.pi)
-    steps = np.linspace(0, 1, 9)[:, None]
-    lines = []
-    for _ in range(count):
-        start, heading = rng.uniform(0, 1, 2), flow + 0.4 * rng.standard_normal()
-        end = start + rng.uniform(0.3, 0.9) * np.array([np.cos(heading), np.sin(heading)])
-        middle = (start + end) / 2 + 0.12 * rng.standard_normal(2)
-        curve = (1 - steps) ** 2 * start + 2 * steps * (1 - steps) * middle + steps**2 * end
-        lines.append((curve, 1.7))
     return _lines(size, lines)
 
 

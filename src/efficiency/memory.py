@@ -45,24 +45,19 @@ def peak_memory_mb(net: nn.Module, image_size: int, batch_size: int, device: tor
             for tensor in (*net.parameters(), *net.buffers(), images):
                 live.add(tensor)
             if getattr(net, "outside_torch", False):
-                return (live.peak + _python_peak(net, images)) / 1e6
+                tracing = tracemalloc.is_tracing()
+                try:
+                    tracemalloc.start()
+                    tracemalloc.reset_peak()
+                    before = tracemalloc.get_traced_memory()[0]
+                    net(images)
+                    of_python = tracemalloc.get_traced_memory()[1] - before
+                finally:
+                    if not tracing:
+                        tracemalloc.stop()
+                return (live.peak + of_python) / 1e6
             net(images)
         return live.peak / 1e6
-
-
-def _python_peak(net: nn.Module, images: Tensor) -> int:
-    """Peak of Python's and numpy's allocations during a call, in bytes."""
-    tracing = tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
-    try:
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        net(images)
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        if not tracing:
-            tracemalloc.stop()
 
 
 class _LiveStorages(TorchDispatchMode):

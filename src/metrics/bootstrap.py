@@ -104,7 +104,19 @@ def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predict
     ordered = [_ordered(frame, name) for frame, name in zip(frames, names, strict=True)]
     first, classes = ordered[0], classes_of(ordered[0])
     for frame, name in zip(ordered[1:], names[1:], strict=True):
-        _check_same_images(first, frame, (names[0], name))
+        if classes_of(frame) != classes:
+            listed = ", ".join(classes_of(frame))
+            raise DifferentImagesError(f"{name} has other classes than {names[0]}: {listed}")
+        only = pd.Index(first["image_id"]).symmetric_difference(pd.Index(frame["image_id"]))
+        if len(only):
+            lacks = name if only[0] in set(first["image_id"]) else names[0]
+            message = f"{lacks} lacks image {only[0]} ({len(only)} differ)"
+            raise DifferentImagesError(f"{message}; compare runs on the same split")
+        for named in ("label", "group"):
+            differs = first["image_id"][first[named] != frame[named]]
+            if len(differs):
+                what = f"image {differs.iloc[0]} has another {named} in {name} than in {names[0]}"
+                raise DifferentImagesError(f"{what}; compare runs on the same data")
     target = pd.Index(classes).get_indexer(pd.Index(first["label"]))
     columns = [f"p/{name}" for name in classes]
     probability = np.stack([frame[columns].to_numpy(dtype=np.float32) for frame in ordered])
@@ -438,19 +450,3 @@ def _ordered(frame: pd.DataFrame, name: str) -> pd.DataFrame:
             problem = f"{column} {unknown[0]!r} is none of its classes {', '.join(classes)}"
             raise UserError(f"{name}: {problem}")
     return ordered
-
-
-def _check_same_images(first: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> None:
-    if classes_of(other) != classes_of(first):
-        listed = ", ".join(classes_of(other))
-        raise DifferentImagesError(f"{names[1]} has other classes than {names[0]}: {listed}")
-    only = pd.Index(first["image_id"]).symmetric_difference(pd.Index(other["image_id"]))
-    if len(only):
-        lacks = names[int(only[0] in set(first["image_id"]))]
-        message = f"{lacks} lacks image {only[0]} ({len(only)} differ)"
-        raise DifferentImagesError(f"{message}; compare runs on the same split")
-    for column in ("label", "group"):
-        differs = first["image_id"][first[column] != other[column]]
-        if len(differs):
-            what = f"image {differs.iloc[0]} has another {column} in {names[1]} than in {names[0]}"
-            raise DifferentImagesError(f"{what}; compare runs on the same data")

@@ -80,8 +80,23 @@ class Backbone(nn.Module):
         self.frozen = frozen
         self.pool = pool
         self.backbone, self.loaded_weights = _load(name, image_size, weights)
-        if blocks is not None:
-            _keep_blocks(self.backbone, name, blocks)
+        if blocks is not None:  # without what is behind them, but the pooling
+            model = self.backbone
+            if not isinstance(model, timm.models.EfficientNet | timm.models.MobileNetV3):
+                problem = f"must be null, because {name} is no EfficientNet or MobileNetV3"
+                raise ConfigError("blocks", f"{problem}, but got {blocks}")
+            stages: list[nn.Sequential] = list(model.blocks)  # type: ignore[arg-type]
+            if blocks > (total := sum(map(len, stages))):
+                problem = f"must be at most {total}, the blocks of {name}, but got {blocks}"
+                raise ConfigError("blocks", problem)
+            remaining: list[nn.Module] = []
+            for stage in stages:
+                if blocks > 0:
+                    remaining.append(stage[:blocks])
+                blocks -= len(stage)
+            model.blocks = nn.Sequential(*remaining)
+            for layer in filter(partial(hasattr, model), _AFTER_BLOCKS):
+                setattr(model, layer, nn.Identity())
         if frozen:
             self.backbone.requires_grad_(False)
         self.head: nn.Module = nn.Identity()
@@ -215,27 +230,6 @@ def _create(create: Callable[..., nn.Module], name: str, image_size: int) -> nn.
             for layer in layers:
                 setattr(model, layer, nn.Identity())
     return model
-
-
-def _keep_blocks(model: nn.Module, name: str, kept: int) -> None:
-    """Remove everything behind the first `kept` residual blocks but the pooling."""
-    if not isinstance(model, timm.models.EfficientNet | timm.models.MobileNetV3):
-        problem = f"must be null, because {name} is no EfficientNet or MobileNetV3"
-        raise ConfigError("blocks", f"{problem}, but got {kept}")
-    stages: list[nn.Sequential] = list(model.blocks)  # type: ignore[arg-type]
-    total = sum(len(stage) for stage in stages)
-    if kept > total:
-        problem = f"must be at most {total}, the blocks of {name}, but got {kept}"
-        raise ConfigError("blocks", problem)
-    remaining: list[nn.Module] = []
-    for stage in stages:
-        if kept > 0:
-            remaining.append(stage[:kept])
-        kept -= len(stage)
-    model.blocks = nn.Sequential(*remaining)
-    for layer in _AFTER_BLOCKS:
-        if hasattr(model, layer):
-            setattr(model, layer, nn.Identity())
 
 
 def _unsuitable_size(name: str, image_size: int, error: Exception) -> ConfigError:

@@ -201,8 +201,24 @@ class _Candidates:
         rows = _in_order(qualified, order).head(2).to_dict("records")
         shown = list(dict.fromkeys([*self._metrics, *bounded]))
         lacking = {str(metric): int(number) for metric, number in (~has).sum().items() if number}
-        against = self._against_best(limits, rows[0]) if rows else []
-        closest = _closest(limits, rest, shown) if limits and len(rows) < 2 and len(rest) else []
+        against: list[str] = []
+        if rows:  # what the chosen run gives up against the best one, and what that saves
+            best, costs = self._best(), [one.metric for one in limits if is_cost(one.metric)]
+            costs = list(dict.fromkeys([self._price.metric, *costs]))
+            costs = [cost for cost in costs if _has(rows[0], cost) and _has(best, cost)]
+            values = {"row": rows[0], "best": best, "quality": self._quality.metric}
+            others = bool(limits) and len(pool) > 1
+            against = sentences("against", others=others, costs=costs, **values)
+        closest: list[str] = []
+        if limits and len(rows) < 2 and len(rest):  # by the sum of fractions of the bounds
+            misses = [
+                _values(rest, limit.metric).map(limit.violation).astype(float).clip(lower=0)
+                / (abs(limit.value) or 1.0)
+                for limit in limits
+            ]
+            row = rest.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
+            missed = [(bound(one), one) for one in limits if not one.holds(row[one.metric])]
+            closest = sentences("closest", row=row, shown=shown, has=_has, missed=missed)
         text = sentences(
             "answer",
             noun=self._noun,
@@ -230,30 +246,6 @@ class _Candidates:
     def _best(self) -> dict[Any, Any]:
         best: dict[Any, Any] = self.in_order().iloc[0].to_dict()
         return best
-
-    def _against_best(self, limits: Sequence[Limit], row: Mapping[Any, Any]) -> list[str]:
-        """What the chosen run gives up against the best one, and what that saves."""
-        best, costs = self._best(), [limit.metric for limit in limits if is_cost(limit.metric)]
-        costs = [
-            cost
-            for cost in dict.fromkeys([self._price.metric, *costs])
-            if _has(row, cost) and _has(best, cost)
-        ]
-        others = bool(limits) and len(self._pool) > 1
-        values = {"row": row, "best": best, "quality": self._quality.metric, "costs": costs}
-        return sentences("against", others=others, **values)
-
-
-def _closest(limits: Sequence[Limit], rest: pd.DataFrame, shown: Sequence[str]) -> list[str]:
-    """The run that breaks the limits by the smallest sum of fractions of the bounds."""
-    misses = [
-        np.maximum(_values(rest, limit.metric).map(limit.violation).to_numpy(dtype=float), 0)
-        / (abs(limit.value) or 1.0)
-        for limit in limits
-    ]
-    row = rest.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
-    missed = [(bound(limit), limit) for limit in limits if not limit.holds(row[limit.metric])]
-    return sentences("closest", row=row, shown=shown, has=_has, missed=missed)
 
 
 def _in_order(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:

@@ -216,6 +216,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
     shown = {key: (table, *_cells(table)) for key, table in tables(report).items()}
     starts = {chart.key: sum(len(c.pictures) for c in drawn[:n]) for n, chart in enumerate(drawn)}
     keys = [*starts, *shown]
+    script = resources.files("plotly").joinpath("package_data/plotly.min.js")
     return environment.get_template("page.html.j2").render(
         report=report,
         charts={chart.key: chart for chart in drawn},
@@ -227,7 +228,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
         cost=style.metric(cost_of(report.objectives)).plain_label,
         choices=choices(report),
         sheet=base64.b64encode(report.sheet).decode(),
-        plotly=_plotly(),
+        plotly=_packed(script.read_text(encoding="utf-8")),
         data=_packed(json.dumps(figures, separators=(",", ":"), ensure_ascii=False)),
     )
 
@@ -251,11 +252,6 @@ def _cells(table: Table) -> tuple[list[str], list[list[tuple[str, str | None, st
 
 
 @functools.cache
-def _plotly() -> str:
-    script = resources.files("plotly").joinpath("package_data/plotly.min.js")
-    return _packed(script.read_text(encoding="utf-8"))
-
-
 def _packed(text: str) -> str:
     """Compressed, as base64: small, and no text can end the script element that it stands in."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

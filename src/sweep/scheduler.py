@@ -276,7 +276,13 @@ class Scheduler:
                 self._ended += self.executor.wait(timeout)
                 self._settle_all()
                 self._refuse_to_continue()
-                self._stop_overdue()
+                limit = self.policy.time_limit_s
+                for running in self._running.values():
+                    seconds = 0.0 if running.waits else time.monotonic() - running.began
+                    if limit is not None and seconds > limit and running.stopped is None:
+                        reason = f"took longer than hydra.sweeper.time_limit_s={limit:g}"
+                        running.stopped = ("time_limit", reason)
+                        self.executor.stop(running.task, self.policy.grace_s)
         except BaseException:
             self._stop_all()
             raise
@@ -451,16 +457,6 @@ class Scheduler:
                 "stopped; correct the cause, then the same command with "
                 "hydra.sweeper.retry_failed=true continues"
             )
-
-    def _stop_overdue(self) -> None:
-        if (limit := self.policy.time_limit_s) is None:
-            return
-        for running in self._running.values():
-            overdue = not running.waits and time.monotonic() - running.began > limit
-            if overdue and running.stopped is None:
-                reason = f"took longer than hydra.sweeper.time_limit_s={limit:g}"
-                running.stopped = ("time_limit", reason)
-                self.executor.stop(running.task, self.policy.grace_s)
 
     def _stop_all(self) -> None:
         reason = "the sweep was stopped; the same command starts the trial again"

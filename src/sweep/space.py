@@ -58,6 +58,17 @@ class Domain:
         is_within = is_number and self.distribution._contains(value)
         return is_within and (self.values is None or value in self.values)
 
+    @property
+    def samples(self) -> Sequence[Any]:
+        """All values of a choice; of a range its ends, of an interval two numbers close to them."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.values or ()
+        if self.values is not None:
+            return list(dict.fromkeys((self.values[0], self.values[-1])))
+        low, high = self.distribution.low, self.distribution.high
+        margin = (high - low) * 1e-6  # a bound itself may be impossible
+        return low + margin, high - margin
+
     @cached_property
     def _categories(self) -> dict[Any, Any]:
         assert isinstance(self.distribution, CategoricalDistribution)
@@ -182,10 +193,10 @@ class Cell:
     def extended(self, parameter: "Parameter", value: Any) -> "Cell":
         """This cell with a value of one more parameter."""
         pairs = parameter.pairs(value)
-        overrides = (f"{prefixed}={text_of(item)}" for prefixed, item in pairs)
         identities = {prefixed.lstrip("+"): identity(item) for prefixed, item in pairs}
         params = {**self.params, parameter.name: parameter.domain.parameter(value)}
-        return Cell((*self.overrides, *overrides), params, self.identities | identities)
+        overrides = (*self.overrides, *parameter.overrides(value))
+        return Cell(overrides, params, self.identities | identities)
 
 
 @dataclass(frozen=True)
@@ -218,6 +229,10 @@ class Parameter:
         values = value if len(self.prefixed_keys) > 1 else (value,)
         return list(zip(self.prefixed_keys, values, strict=True))
 
+    def overrides(self, value: Any) -> list[str]:
+        """What a cell with a value of the domain has for Hydra."""
+        return [f"{prefixed}={text_of(item)}" for prefixed, item in self.pairs(value)]
+
     def __str__(self) -> str:
         prefixed = f" as {' '.join(self.prefixed_keys)}" if self.prefixed_keys != self.keys else ""
         condition = f" when {self.condition}" if self.condition else ""
@@ -240,6 +255,11 @@ class Space:
                 suggested = trial._suggest(parameter.name, domain.distribution)
                 cell = cell.extended(parameter, domain.value(suggested))
         return cell
+
+    def with_value(self, parameter: Parameter, value: Any) -> "Space":
+        """The part of the space in which a parameter, where it is active, has one value."""
+        single = replace(parameter, domain=_choice([value], parameter.name))
+        return replace(self, parameters=[single if p is parameter else p for p in self.parameters])
 
     def cells(self) -> Iterator[Cell]:
         """All cells that are not excluded; the last parameter varies fastest.

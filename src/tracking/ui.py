@@ -64,10 +64,10 @@ def main(arguments: list[str]) -> None:
     store.open()
     reap(store)
     address = f"http://{HOST}:{port}"
-    print(f"MLflow's user interface (Ctrl+C ends it): {address}{page(store)}", flush=True)
+    say(f"MLflow's user interface (Ctrl+C ends it): {address}{page(store)}", wrap=False)
     for study in itertools.islice(store.search(_STUDIES), 1):
         for view, path in pages(store, study.info.run_id).items():
-            print(f"{study.info.run_name}, {view}: {address}{path}", flush=True)
+            say(f"{study.info.run_name}, {view}: {address}{path}", wrap=False)
     os.environ["PYTHONWARNINGS"] = "ignore"
     # MLflow would start eight more processes for jobs on prompts and traces.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

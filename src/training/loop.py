@@ -5,7 +5,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -88,11 +89,7 @@ def build(
         if data.shares:
             raise ConfigError("data.shares", f"{config.model.name} trains without epochs: omit it")
         data.augment = None  # it sees each image once
-    factory = instantiate(config.optimizer, "optimizer")
-    try:
-        factory([nn.Parameter(torch.zeros(1))])
-    except ValueError as error:  # before anything is trained
-        raise ConfigError("optimizer", str(error)) from error
+    factory = _optimizer(config)
     loss = build_loss(config, data, load_teachers=pretrained)
     if getattr(data.augment, "mixes", False) and not getattr(loss, "soft_labels", False):
         problem = f"must be a loss of mixed labels, but {type(loss).__name__} has no soft_labels; "
@@ -100,6 +97,29 @@ def build(
     scheduler = instantiate(config.scheduler, "scheduler")
     classifier = from_recipe(recipe, net=net, loss=loss, optimizer=factory, scheduler=scheduler)
     return RunParts(data, classifier, shared and shared[1])
+
+
+def try_parts(config: DictConfig, names: Collection[str]) -> None:
+    """Build parts of a config that need no data; a UserError if a value of them is impossible."""
+    if "optimizer" in names:
+        _optimizer(config)
+    if "data" in names:
+        instantiate(config.data, "data", ("root",), augment=None, seed=config.seed)
+    if "model" in names:
+        recipe = make_recipe(resolve(config.model), (), config.data.image_size)
+        # of shapes only; a net that computes with numbers is not built
+        with suppress(RuntimeError, InstantiationException), torch.device("meta"):
+            instantiate(OmegaConf.create(recipe["model"]["net"]), "model.net", outputs=2)
+
+
+def _optimizer(config: DictConfig) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer's factory, whose settings torch accepts."""
+    factory = instantiate(config.optimizer, "optimizer")
+    try:
+        factory([nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        raise ConfigError("optimizer", str(error)) from error
+    return cast("Callable[..., torch.optim.Optimizer]", factory)
 
 
 def build_loss(config: DictConfig, data: DataModule, load_teachers: bool = True) -> nn.Module:

@@ -1,9 +1,15 @@
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from src.core.errors import causes, full_disk, out_of_memory
+from src.core.files import ROOT
 from src.tracking.retry import is_outage
 
 
@@ -31,6 +37,7 @@ def test_a_full_disk_is_found_among_the_causes() -> None:
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         ImportError("libtorch.so: failed to map segment from shared object"),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("can't start new thread"),
     ],
 )
 def test_a_lack_of_memory_is_found_among_the_causes(error: Exception) -> None:
@@ -58,3 +65,14 @@ def test_what_an_error_was_raised_while_is_a_cause_beside_what_it_was_raised_fro
     error.__cause__, error.__context__ = never_raised, lost
     assert list(causes(error)) == [error, never_raised, lost]
     assert is_outage(error)
+
+
+def test_a_limit_of_memory_is_one_line_and_no_endless_import() -> None:
+    """OpenBLAS asks for ever for memory that `ulimit -v` denies; nothing ends such a process."""
+    command = "ulimit -v 500000; exec timeout -s KILL 60 python -m src.train"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "env": environment}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, **options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out of memory (ulimit -v leaves ")
+    assert done.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from src.core.errors import ConfigError
+from src.core.errors import ConfigError, masked, out_of_memory
 from src.sweep.records import EndedTask, Slot, Task
 
 TASK = "PARETODERM_TASK"  # environment variable of a job: others may read the files of its engine
@@ -267,8 +267,8 @@ def run(task: Task) -> int:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         except KeyboardInterrupt:  # how Ray asks a task to end
             return TERMINATED
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            print(out_of_memory(error) or masked(traceback.format_exc()), file=sys.stderr)
             return 1
         finally:
             signal.signal(signal.SIGTERM, handler)
@@ -373,13 +373,6 @@ _PARTS = [
     for file in sorted((Path(__file__).parents[2] / package).glob("*.py"))
 ]
 MODULES = (*_MODULES.split(), *_PARTS)
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # So that `torch.cuda.is_available()` starts no CUDA in the fork server.
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-}
 
 
 def _become_fork_server(modules: list[str]) -> None:
@@ -392,8 +385,8 @@ def _become_fork_server(modules: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.setsid()
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    # So that `torch.cuda.is_available()` starts no CUDA here.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     for name in modules:
         with contextlib.suppress(Exception):
             imported = pkgutil.resolve_name(name)
