@@ -327,7 +327,6 @@ def _repeated(
     compressed = problem is None and origin.is_compression(config)
     tags = {"origin": trained.find(store, str(config.origin)).run_id} if compressed else {}
     cell = context.payload["cell"]
-    are_alike = "${seed}" not in OmegaConf.to_yaml(config)  # else data or net may depend on it
     metrics: list[dict[str, float]] = []
     pairs: list[tuple[str, str]] = []  # origin and compressed run of each seed
     name = trial_name(adopted, cell, position.trial)
@@ -335,6 +334,7 @@ def _repeated(
         context.started(trial.id)
         if problem is not None:
             raise problem
+        are_alike = seeds_are_alike(config)
         try:
             for repeat, seed in enumerate(seeds):
                 context.pruning = repeat == 0  # rungs judge a configuration only once
@@ -359,13 +359,20 @@ def _repeated(
             return {}
         means, spreads = aggregate(metrics)
         if context.shared is not None:  # measured with one seed
-            spreads = {n: v for n, v in spreads.items() if not n.startswith("efficiency/")}
+            spreads = {n: v for n, v in spreads.items() if n not in context.shared[1].metrics}
         trial.log(means | {f"spread/{name}": value for name, value in spreads.items()})
         if pairs:
             origin.record_degradation(store, trial, pairs)
         trial.flush()
         _commit(context, means)
     return means
+
+
+def seeds_are_alike(config: DictConfig) -> bool:
+    """Whether the seeds of a trial differ in nothing else, and so share data and cost."""
+    other = config.copy()
+    other.seed = config.seed + 1
+    return resolve(config, ("seed",)) == resolve(other, ("seed",))
 
 
 def _trial_run(

@@ -509,12 +509,21 @@ def test_a_finished_training_is_taken_over(
     of_trials = rows[rows["tags.kind"] != "study"]
     assert of_trials["metrics.efficiency/latency_ratio"].nunique(dropna=False) == 1
     assert of_trials["metrics.efficiency/latency_ms/b1/p50"].notna().all()
-    assert of_trials["tags.ratio_method"].str.endswith("at the end of the study").all()
+    assert of_trials["tags.ratio_method"].astype(str).str.endswith("at the end of the study").all()
+    memory = "efficiency/peak_memory_mb"  # was measured with the seeds
+    for run_id in of_trials["run_id"]:
+        assert len(multirun.store.client.get_metric_history(run_id, memory)) == 1
     repeats = rows[rows["tags.kind"] == "run"]
     sheets = [read.artifacts(multirun.store, run_id, "figures") for run_id in repeats["run_id"]]
     assert sum("figures/contact_sheet.png" in files for files in sheets) == 1  # of both seeds
     assert repeats.loc["0", "tags.reused_from"] == expected["run_id"]
     assert pd.isna(repeats.loc["1", "tags.reused_from"])
+
+
+@pytest.mark.parametrize("override", ["", "${seed}", "${..seed}", "${ seed }"])
+def test_seeds_share_what_does_not_refer_to_the_seed(override: str) -> None:
+    config = composed(*([f"data.split_seed={override}"] if override else []))
+    assert runs.seeds_are_alike(config) == (override == "")
 
 
 def test_nothing_is_taken_over_from_uncommitted_code(

@@ -450,7 +450,7 @@ class DataModule(LightningDataModule):
         if "features" not in cached:
             index = batch["row"].to(pixels.device)
             cached["image"] = pixels.index_select(0, index).permute(0, 3, 1, 2)
-            if self.device.type != pixels.device.type:  # a GPU reads page-locked memory faster
+            if self.device.type == "cuda" != pixels.device.type:  # a GPU reads page-locked memory faster
                 cached["image"] = cached["image"].pin_memory()
         return cached | batch
 

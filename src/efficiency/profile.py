@@ -20,6 +20,8 @@ from src.efficiency.memory import peak_memory_mb
 
 Timed = Callable[[str], bool]
 PERCENTILES = (50, 90, 99)
+# kind of time -> the value that is there whenever it was measured
+MAIN_TIMES = {"latency": "efficiency/latency_ms/b1/p50", "ratio": "efficiency/latency_ratio"}
 _COARSE = 8  # cells per side of the smooth images for networks that work outside torch
 
 
@@ -147,8 +149,9 @@ class Profiler:
         wanted, is_ratio = dict[int, list[str]](), timed("efficiency/latency_ratio")
         for batch in self.batch_sizes:
             names = [f"efficiency/latency_ms/b{batch}/p{tail}" for tail in PERCENTILES]
-            more = {1: "efficiency/energy_mj", largest: "efficiency/throughput"}
-            if any(map(timed, [*names, more.get(batch, names[0])])):
+            more = ["efficiency/energy_mj"] if batch == 1 and energy_meter(device) else []
+            more += ["efficiency/throughput"] if batch == largest else []
+            if any(map(timed, names + more)):
                 wanted[batch] = names
         lock = latency.alone(latency.shared_lock()) if wanted or is_ratio else nullcontext()
         with lock, latency.timing_conditions(self.threads):

@@ -37,7 +37,7 @@ _SHARE = 0.01  # of a run's time may be spent on writing metrics while it runs
 _REASON_LENGTH = 500
 _TRACEBACK = "traceback.txt"
 _INPUT_TAGS = ["split", "grouped_by", "data_fingerprint", "split_fingerprint"]
-_INPUT_TAGS += ["weights", "device", "flops_missing"]
+_INPUT_TAGS += ["weights", "device", "flops_missing", "latency_method", "ratio_method"]
 _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from src.core.config import instantiate, resolve
 from src.core.environment import config_hash, keep_freed_memory, seed_everything
 from src.core.errors import ConfigError
 from src.data.module import DataModule
-from src.efficiency.profile import Profile
+from src.efficiency.profile import MAIN_TIMES, Profile
 from src.metrics import decision_rules
 from src.metrics.bootstrap import ARGMAX
 from src.metrics.registry import RECORDED
@@ -343,7 +343,9 @@ def measure(
     metrics = {**profile.metrics, **known}
     if flops := metrics.get("efficiency/flops"):
         metrics[LOG_FLOPS] = math.log10(flops)
-    methods = {kind: f"{how}, {when}" for kind, how in profile.details["methods"].items()}
+    how = profile.details["methods"].items()
+    # what is known keeps the tag of its measurement
+    methods = {kind: f"{text}, {when}" for kind, text in how if MAIN_TIMES[kind] not in known}
     return replace(
         profile,
         metrics={name: value for name, value in metrics.items() if value is not None},

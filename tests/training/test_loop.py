@@ -396,3 +396,16 @@ def test_synthetic_lesions_are_learnt_better_by_a_wider_net(tmp_path: Path) -> N
     small, custom = balanced_accuracy(tmp_path, 4), balanced_accuracy(tmp_path, 32)
     assert 2.5 / 7 < custom < 0.8
     assert custom > small + 0.03
+
+
+def test_a_time_that_is_known_is_not_measured_again_and_keeps_its_tag() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [*STANDARD, "efficiency=fast"])
+    classifier = loop.build(config, pretrained=False).classifier
+    known = {"efficiency/latency_ratio": 3.0}
+    known |= {f"efficiency/latency_ms/b1/p{tail}": 2.0 for tail in (50, 90, 99)}
+    profile = loop.measure(config, classifier, known, ["efficiency/throughput"], "later")
+    assert profile.metrics.items() >= known.items()
+    assert "efficiency/throughput" in profile.metrics
+    assert profile.details["methods"] == {}
+    assert "b1" not in profile.details["repeats"]
