@@ -211,7 +211,7 @@ class DataModule(LightningDataModule):
 
     name: str = field()  # without the default of Lightning's attribute
     source: Source
-    image_size: Annotated[int, Ge(4)]
+    image_size: Annotated[int, Ge(4), Le(16384)]
     geometry: Geometry
     split: splits.SplitMode
     fractions: list[float]

@@ -75,9 +75,9 @@ class Synthetic(Source):
         seed: Of everything.
     """
 
-    lesions: Annotated[int, Ge(100)] = 540
+    lesions: Annotated[int, Ge(100), Le(1_000_000)] = 540
     max_views: Annotated[int, Ge(1)] = 3
-    native_size: Annotated[int, Ge(16)] = 96
+    native_size: Annotated[int, Ge(16), Le(4096)] = 96
     ambiguity: Annotated[float, Ge(0), Le(1)] = 0.25
     seed: Annotated[int, Ge(0)] = 0
 

@@ -56,7 +56,7 @@ class Description:
     run_id: str  # the run that trained (or compressed) the model
     model: str  # name of the architecture
     classes: Annotated[tuple[str, ...], MinLen(2)]  # in the order of the probabilities
-    image_size: Annotated[int, Ge(1)]  # side of the square input, px
+    image_size: Annotated[int, Ge(1), Le(16384)]  # side of the square input, px
     geometry: Geometry  # how a picture becomes square, see `src.data.cache.square`
     data: str  # name of the training data set
     split: str  # how the data set was split, such as "grouped" or "image (leaking)"

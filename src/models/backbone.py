@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError, DependencyError, closest
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
     def __init__(
         self,
         name: str,
-        image_size: Annotated[int, Ge(1)],
+        image_size: Annotated[int, Ge(1), Le(16384)],
         outputs: Width,
         weights: str = "auto",
         frozen: bool = False,

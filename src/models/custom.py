@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError
@@ -39,10 +39,10 @@ class CustomCNN(nn.Module):
 
     def __init__(
         self,
-        image_size: Annotated[int, Ge(1)],
+        image_size: Annotated[int, Ge(1), Le(16384)],
         outputs: Width,
         width: Width = 32,
-        depth: Annotated[int, Ge(1)] = 3,
+        depth: Annotated[int, Ge(1), Le(1000)] = 3,
         padding: Annotated[int, Ge(0)] = 0,
         head: Literal["flatten", "gap"] = "flatten",
         dense: DenseWidths = [128, 64],  # noqa: B006 never changed; a list, as a config gives it

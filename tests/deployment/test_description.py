@@ -36,6 +36,7 @@ def test_other_content_is_refused(content: str) -> None:
     [
         ("image_size", "64"),
         ("image_size", 0),
+        ("image_size", 10**9),  # memory for one picture
         ("classes", "nvmel"),
         ("classes", ["nv"]),
         ("classes", ["nv", 3]),
