@@ -232,9 +232,9 @@ def main(task: records.Task) -> None:
         # A query that SIGTERM interrupts may end with an error of its connection.
         if any(isinstance(one, SystemExit) and one.code == TERMINATED for one in causes(error)):
             raise SystemExit(TERMINATED) from error
-        if not isinstance(error, UserError):
-            log.error("%s", traceback.format_exc())  # the log shows no password
         kind, reason = records.classify(error)
+        if not isinstance(error, UserError) and kind not in ("full_disk", "out_of_memory"):
+            log.error("%s", traceback.format_exc())  # the log shows no password
     log.error("trial %d failed: %s", task.number, reason)
     context.give_up("fail", kind, reason)
     raise SystemExit(FAILED)
