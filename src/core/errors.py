@@ -14,7 +14,7 @@ _NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to
 _PASSWORD = re.compile(
     r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *)('[^']*'|"[^"]*"|[^&\s'"]*)"""
 )
-NEEDED_MB = 1100 + 80 * (os.cpu_count() or 1)  # of PyTorch, SciPy and OpenBLAS with its threads
+NEEDED_MB = 1100 + 80 * min(os.cpu_count() or 1, 64)  # of PyTorch, SciPy and OpenBLAS (64 threads)
 _LEAST_MB = 64  # with less left, errors of a library are about memory whatever they say
 
 
