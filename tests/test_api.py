@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from src import api
+from src import api, dry_run
 from src.core.cli import ROOT
 from src.core.config import instantiate
 from src.core.errors import ConfigError, UserError
@@ -144,7 +144,8 @@ def test_a_checkpoint_that_names_other_code_is_refused(
         Classifier.load_from_checkpoint(tmp_path / "nowhere.ckpt")
 
 
-def test_a_study_has_trials_front_and_best(folder: Path) -> None:
+def test_a_study_has_trials_front_and_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "CHECKED", 0)  # a trial fails, and is not refused before
     study = api.study([*TINY, "model.net.width=4,0,8", "trainer.max_epochs=1"], name="widths")
     assert (study.name, study.is_complete) == ("widths", False)
     assert sorted(study.trials["status"]) == ["FAILED", "FINISHED", "FINISHED"]

@@ -155,7 +155,7 @@ def warnings(table: pd.DataFrame) -> list[str]:
         leaks=finished["split"].str.contains("leaking").any(),
         ungrouped=(finished["grouped_by"] == "image").any(),
         splits=finished["split_fingerprint"].nunique(),
-        methods=max(len(set(finished[name]) - {""}) for name in METHODS),
+        methods=max(len(set(finished.get(name, [])) - {""}) for name in METHODS),
         timed=int(finished.reindex(columns=TIMES[:1]).notna().to_numpy().sum()),
         finished=len(finished),
         incomplete={operators: list(models.unique()) for operators, models in missing},

@@ -215,7 +215,7 @@ def test_warnings_of_leaks_and_of_runs_that_cannot_be_compared() -> None:
     assert warned(ratio_method="2.5 s") == ""
     latency = {"metrics.efficiency/latency_ms/b1/p50": [1.0, math.nan, math.nan, math.nan]}
     some = comparison.warnings(compare(RUNS.assign(**latency), OBJECTIVES))
-    assert "The latency of 1 of 3 runs was measured" in some[-1]
+    assert "Latency was measured for 1 of 3 runs." in some[-1]
     unvalidated = compare(RUNS.loc[:, ~RUNS.columns.str.contains("val/")], OBJECTIVES)
     assert "No validation split" in "\n".join(comparison.warnings(unvalidated))
 

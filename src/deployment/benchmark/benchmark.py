@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.core import cli
-from src.core.cli import console, say
+from src.core.cli import console, fitted, say
 from src.core.config import load_settings
 from src.core.errors import UserError
 from src.core.files import atomic_file, expanded, refuse_unwritable
@@ -180,5 +180,5 @@ def lines(result: BenchmarkResult) -> list[str]:
 
 def _show(result: BenchmarkResult, file: Path) -> None:
     console.print(table(result))
-    say("\n".join(lines(result)))
+    say(fitted("\n".join(lines(result))), wrap=False)
     say(f"look: {file}", wrap=False)
