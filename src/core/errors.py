@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 _NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to map|new thread")
-# passw(or)d=... of a connection or a query, and 'password': '...' of settings that are printed
+# passw(or)d=... of a connection, ?token=... of a query, 'password': '...' of printed settings
 _PASSWORD = re.compile(
-    r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *)('[^']*'|"[^"]*"|[^&\s'"]*)"""
+    r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *|"""
+    r"""[?&](?:access_?|auth_?|api_?)?(?:token|key|secret)=)('[^']*'|"[^"]*"|[^&\s'"]*)"""
 )
 NEEDED_MB = 1100 + 80 * min(os.cpu_count() or 1, 64)  # of PyTorch, SciPy and OpenBLAS (64 threads)
 _LEAST_MB = 64  # with less left, errors of a library are about memory whatever they say

@@ -49,6 +49,8 @@ def test_relative_paths_mean_the_folder_of_the_command(
         ("https://mlflow.example.org:5000", "https://mlflow.example.org:5000"),
         ("host=h password='pa ss' dbname=d", "host=h password=*** dbname=d"),
         ("MLFLOW_TRACKING_PASSWORD=s3cret python", "MLFLOW_TRACKING_PASSWORD=*** python"),
+        ("http://db/x?access_token=s3cret&a=1", "http://db/x?access_token=***&a=1"),
+        ("?a=b&viewStateShareKey=x class_token=true", "?a=b&viewStateShareKey=x class_token=true"),
         ("passwd=s3cret&a=b, password = s3cret", "passwd=***&a=b, password = ***"),
         ("""{'password': 's3 cret', "passwd": "x"}""", """{'password': ***, "passwd": ***}"""),
         (
