@@ -89,7 +89,7 @@ class Augment(nn.Module):
 
     @property
     def symmetries(self) -> int | None:
-        """1, 2, 4 or 8 if an image only becomes one of the first so many; None: other transforms."""
+        """1, 2, 4 or 8 if an image only becomes one of the first so many; else None."""
         reached = [_SYMMETRIES.get(type(transform).__name__, 0) for transform in self.transforms]
         return None if self.mixes or 0 in reached else max(reached, default=1)
 
@@ -125,7 +125,7 @@ class RandomTranspose(nn.Module):
     def forward_parameters(
         self, batch_shape: Sequence[int], device: torch.device | None = None
     ) -> dict[str, Tensor]:
-        """kornia's hook: whether each image of a batch is transposed, bool (N,)."""
+        """Kornia's hook: whether each image of a batch is transposed, bool (N,)."""
         return {"batch_prob": torch.rand(batch_shape[0], device=device) < self.p}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class RandomWarp(RandomAffine):
         self.aspect = aspect
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """kornia's draw for a batch, with the aspect ratio in the two scales."""
+        """Kornia's draw for a batch, with the aspect ratio in the two scales."""
         drawn = super().generate_parameters(batch_shape)
         low, high = (math.log(bound) / 2 for bound in self.aspect)
         root = torch.empty(batch_shape[0]).uniform_(low, high).exp().to(drawn["scale"])

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,9 +193,7 @@ def load(
     return ImageCache(pixels, firsts[0], firsts[1], frame, unreadable, digest_of(parts))
 
 
-def stand_in(
-    source: Source, manifest: Manifest, image_size: int, geometry: Geometry
-) -> ImageCache:
+def stand_in(source: Source, manifest: Manifest, image_size: int, geometry: Geometry) -> ImageCache:
     """A cache in memory in which the first readable picture stands for all: for estimates.
 
     Raises:

@@ -66,7 +66,9 @@ def _eight_bits(image: Image.Image, tags: "Image.Exif | dict[int, object]") -> I
         pixels = 255 - pixels
     grey = Image.fromarray(pixels)
     if "transparency" in image.info:
-        grey.putalpha(Image.fromarray((levels != image.info["transparency"]).astype(np.uint8) * 255))
+        grey.putalpha(
+            Image.fromarray((levels != image.info["transparency"]).astype(np.uint8) * 255)
+        )
     return grey
 
 
@@ -90,9 +92,9 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def crop_corners(image: Image.Image) -> Image.Image:
     """A picture without the dark rim of a dermatoscope, cut to the rectangle that it leaves.
 
-    Dark rows and columns at the sides are cut. If two or more corners are still dark, all sides move
-    in by the least equal share, at most 16% (a circle that touches all sides needs 14.6%), that
-    leaves none, and by 1% more. A picture without a rim, or with one that stays, is unchanged.
+    Dark rows and columns at the sides are cut. If two or more corners are still dark, all sides
+    move in by the least equal share, at most 16% (a circle that touches all sides needs 14.6%),
+    that leaves none, and by 1% more. A picture without a rim, or with one that stays, is unchanged.
     """
     reduced = image.convert("L").resize((100, 100), Image.Resampling.BOX)  # in per cent
     bright = np.asarray(reduced) > DARK

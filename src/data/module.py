@@ -382,7 +382,9 @@ class DataModule(LightningDataModule):
         text = f"{used.sum():,} of {public.sum():,.0f} images ({share}){size}"
         now, before = used / used.sum(), public / public.sum()
         changed = now.index[(now - before).abs() >= 0.01]
-        return ", ".join([text, *(f"{c} {now[c]:.1%} (published {before[c]:.1%})" for c in changed)])
+        return ", ".join(
+            [text, *(f"{c} {now[c]:.1%} (published {before[c]:.1%})" for c in changed)]
+        )
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split in the cache."""
@@ -450,13 +452,11 @@ class DataModule(LightningDataModule):
         if "features" not in cached:
             index = batch["row"].to(pixels.device)
             cached["image"] = pixels.index_select(0, index).permute(0, 3, 1, 2)
-            if self.device.type == "cuda" != pixels.device.type:  # a GPU reads page-locked memory faster
-                cached["image"] = cached["image"].pin_memory()
+            if self.device.type == "cuda" and pixels.device.type == "cpu":
+                cached["image"] = cached["image"].pin_memory()  # which a GPU reads faster
         return cached | batch
 
-    def _batches(
-        self, split: str, train: bool, rank: int = 0, world_size: int = 1
-    ) -> EpochBatches:
+    def _batches(self, split: str, train: bool, rank: int = 0, world_size: int = 1) -> EpochBatches:
         rows = self._rows[split]
         batches = (rows, self.labels[rows], self.batch_size, train, self.oversample, self.seed)
         sources = self.frame["source"].to_numpy()[rows] if self.source_names else ()

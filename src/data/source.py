@@ -303,7 +303,7 @@ def evenly(length: int, most: int) -> np.ndarray:
 
 
 def size_summary(sizes: pd.DataFrame) -> dict[str, Any]:
-    """Summary of `file_sizes`: numbers of images and sizes, sizes as texts, median shape; {} of none."""
+    """Numbers of images and sizes in `file_sizes`, sizes as texts, median shape; {} of none."""
     counts = sizes.value_counts()
     if counts.empty:
         return {}

@@ -311,8 +311,12 @@ def _move_rare(
             members = np.flatnonzero(has[:, label])
             if (side_of[members] == side).any():
                 continue
-            groups_by_side = {other: has[side_of == other].sum(axis=0) for other in np.unique(sides)}
-            movable = [item for item in members if (groups_by_side[side_of[item]][has[item]] > 1).all()]
+            groups_by_side = {
+                other: has[side_of == other].sum(axis=0) for other in np.unique(sides)
+            }
+            movable = [
+                item for item in members if (groups_by_side[side_of[item]][has[item]] > 1).all()
+            ]
             if movable:
                 side_of[min(movable, key=lambda item: (sizes[item], random.random()))] = side
     return side_of[codes]

@@ -179,7 +179,9 @@ def test_geometric_shrinks_by_its_scale_and_fills_with_reflection():
     images = torch.zeros(4, 3, 64, 64)
     images[:, :, 16:48, 16:48] = 1
     warp = RandomWarp(degrees=[0.0, 0.0], scale=[0.75, 0.75], aspect=[1.0, 1.0])
-    assert warp(images)[:, 0].sum((1, 2)).div(32**2).tolist() == pytest.approx([0.75**2] * 4, rel=0.03)
+    assert warp(images)[:, 0].sum((1, 2)).div(32**2).tolist() == pytest.approx(
+        [0.75**2] * 4, rel=0.03
+    )
     assert warp(torch.ones(2, 3, 16, 16)).min() > 0.999
     stretched = RandomWarp(degrees=[0.0, 0.0], scale=[1.0, 1.0], aspect=[1.44, 1.44])(images)[0, 0]
     rows, columns = ((stretched > 0.5).any(dim=axis).sum().item() for axis in (1, 0))
@@ -201,7 +203,9 @@ def numbered(n=8, size=16):
     return levels[:, None, None, None].expand(-1, 3, size, size), torch.eye(n), levels
 
 
-@pytest.mark.parametrize("changes", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}]
+)
 def test_labels_are_mixed_as_the_pixels_are(changes):
     torch.manual_seed(0)
     augment, (images, labels, levels) = build("none", **changes), numbered()
@@ -214,7 +218,9 @@ def test_labels_are_mixed_as_the_pixels_are(changes):
         torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ levels)
         # of its own class and that of the image before it, with one share for the batch
         torch.testing.assert_close(shares.diagonal(), shares.diagonal()[:1].expand(8))
-        torch.testing.assert_close(shares, shares[0, 0] * labels + (1 - shares[0, 0]) * labels.roll(1, 0))
+        torch.testing.assert_close(
+            shares, shares[0, 0] * labels + (1 - shares[0, 0]) * labels.roll(1, 0)
+        )
         kinds.append(mixed.std(dim=(2, 3)).max() > 1e-4)
     assert torch.equal(before[0], images)
     assert torch.equal(before[1], labels)

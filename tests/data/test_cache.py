@@ -379,7 +379,9 @@ def test_identical_and_similar_pictures_are_known(tmp_path, folder):
     def lesion(centre: int, size: int = 90) -> Image.Image:
         down, right = np.mgrid[:90, :90]
         shade = np.hypot(down - 40, right - centre) + 5 * np.sin(down / 7 + right / 5)
-        return Image.fromarray(np.stack([shade * 2] * 3, axis=-1).astype(np.uint8)).resize([size] * 2)
+        return Image.fromarray(np.stack([shade * 2] * 3, axis=-1).astype(np.uint8)).resize(
+            [size] * 2
+        )
 
     names = ["a.png", "copy.png", "smaller.png", "compressed.jpg", "other.png"]
     pictures = [lesion(30), lesion(30), lesion(30, 70), lesion(30), lesion(60)]

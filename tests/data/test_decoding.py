@@ -57,7 +57,9 @@ def tiff(levels: np.ndarray, bits: int, photometric: int, order: str = "<") -> I
     content = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
     for tag, kind, count, value in tags:
         shown = f"{order}HHI" + ("HH" if kind == 3 and count == 1 else "I")
-        content += struct.pack(shown, tag, kind, count, *([value, 0] if shown[-1] == "H" else [value]))
+        content += struct.pack(
+            shown, tag, kind, count, *([value, 0] if shown[-1] == "H" else [value])
+        )
     content += bytes(4) + struct.pack(f"{order}HHH", bits, bits, bits) + pixels
     return Image.open(io.BytesIO(content))
 
@@ -148,7 +150,9 @@ def test_lab_by_the_formula_of_the_cie() -> None:
     neutral = Image.fromarray(np.full((2, 2, 3), (128, 128, 128), np.uint8), mode=None)
     lab = Image.merge("LAB", neutral.split())
     assert np.abs(np.asarray(as_viewed(reopened(lab, "TIFF"))).astype(int) - 119).max() <= 2
-    red = Image.merge("LAB", [neutral.getchannel(0), Image.new("L", (2, 2), 168), *neutral.split()[:1]])
+    red = Image.merge(
+        "LAB", [neutral.getchannel(0), Image.new("L", (2, 2), 168), *neutral.split()[:1]]
+    )
     pixel = as_viewed(red).getpixel((0, 0))
     assert pixel[0] > 150 > pixel[1]
 
@@ -188,8 +192,10 @@ def test_an_embedded_profile_is_applied_and_a_broken_one_ignored() -> None:
     """The profile swaps red and green, so the picture is shown with both swapped."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = srgb.replace(b"rXYZ", b"tmp!", 1).replace(b"gXYZ", b"rXYZ", 1)
-    swapped = swapped.replace(b"tmp!", b"gXYZ", 1).replace(b"sRGB", b"odd!").replace(
-        "sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be")
+    swapped = (
+        swapped.replace(b"tmp!", b"gXYZ", 1)
+        .replace(b"sRGB", b"odd!")
+        .replace("sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be"))
     )
     picture = Image.fromarray(COLOURS)
     for profile, expected in (
@@ -261,7 +267,9 @@ def test_shades_of_grey_by_hand() -> None:
     two = np.array([[[120, 60, 30], [60, 60, 60]]], np.uint8)
     norms = [((120**6 + 60**6) / 2) ** (1 / 6), 60, ((30**6 + 60**6) / 2) ** (1 / 6)]
     white = (sum(norm**2 for norm in norms) / 3) ** 0.5
-    expected = [[[round(v * white / n) for v, n in zip(p, norms, strict=True)] for p in two[0].tolist()]]
+    expected = [
+        [[round(v * white / n) for v, n in zip(p, norms, strict=True)] for p in two[0].tolist()]
+    ]
     assert shades_of_grey(two).tolist() == expected
     assert not shades_of_grey(np.zeros((2, 2, 3), np.uint8)).any()
 

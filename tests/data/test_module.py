@@ -108,7 +108,9 @@ def test_leaking_pictures_of_an_image_split_are_counted(module, caplog):
     data = module(split="image")
     frame = data.frame.assign(side=data.side)
     pairs = frame.groupby("group")["side"].agg(["first", "last"])
-    leaking = sum((pair != "train").sum() for _, pair in pairs[pairs["first"] != pairs["last"]].iterrows())
+    leaking = sum(
+        (pair != "train").sum() for _, pair in pairs[pairs["first"] != pairs["last"]].iterrows()
+    )
     assert data.record()["data/images/leaking"] == leaking > 0
     assert f"{leaking} of 32 pictures of val and test" in caplog.text
 
