@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from src.core.environment import require_memory
 from src.core.errors import (
     ConfigError,
     UserError,
@@ -35,7 +36,6 @@ from src.core.errors import (
     masked,
     out_of_memory,
     printable,
-    require_memory,
 )
 from src.core.files import CONF, ROOT
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from src.core.errors import ConfigError, masked, printable
+from src.core.errors import ConfigError, free_mb, masked, printable
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,13 @@ def available_cores() -> int:
     """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def require_memory() -> None:
+    """Refuse to import libraries that abort, or ask for ever, for what `ulimit -v` denies them."""
+    needed = 1100 + 80 * min(available_cores(), 64)  # PyTorch and SciPy; a thread of OpenBLAS
+    if free_mb() < needed:
+        raise MemoryError(f"ulimit -v leaves {free_mb():.0f} MB, the libraries take {needed}")
 
 
 def cpu_name() -> str:

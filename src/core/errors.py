@@ -3,7 +3,6 @@
 import difflib
 import errno
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +14,6 @@ _PASSWORD = re.compile(
     r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *|"""
     r"""[?&](?:access_?|auth_?|api_?)?(?:token|key|secret)=)('[^']*'|"[^"]*"|[^&\s'"]*)"""
 )
-NEEDED_MB = 1100 + 80 * min(os.cpu_count() or 1, 64)  # of PyTorch, SciPy and OpenBLAS (64 threads)
 _LEAST_MB = 64  # with less left, errors of a library are about memory whatever they say
 
 
@@ -63,12 +61,6 @@ def free_mb() -> float:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             return (limit - pages * resource.getpagesize()) / 1e6
     return float("inf")
-
-
-def require_memory() -> None:
-    """Refuse to import libraries that abort, or ask for ever, for what `ulimit -v` denies them."""
-    if free_mb() < NEEDED_MB:
-        raise MemoryError(f"ulimit -v leaves {free_mb():.0f} MB, the libraries take {NEEDED_MB}")
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
