@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -275,8 +274,8 @@ def _run(
             payload["timed"] = needed(plan.objectives, plan.limits)
         with recorder.parent:
             view = LiveView(plan.name)
-            make = partial(Scheduler, study, url, executor, settings, plan.is_grid, recorder)
-            scheduler = make(plan.folder, TRIAL_BODY, payload, view.show, is_owner)
+            parts = (study, url, executor, settings, plan.is_grid, recorder, plan.folder)
+            scheduler = Scheduler(*parts, TRIAL_BODY, payload, view.show, is_owner)
             try:
                 with view:
                     status = scheduler.run()
