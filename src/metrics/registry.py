@@ -240,7 +240,7 @@ METRICS: list[Metric] = [
         format=".2f",
     ),
     _cost("efficiency/throughput", "throughput", unit="images/s", direction="maximize"),
-    _cost("efficiency/peak_memory_mb", "peak memory of inference", "peak memory", "MB"),
+    _cost("efficiency/peak_memory_mb", "peak memory of inference", "peak MB", "MB"),
     _cost("efficiency/energy_mj", "energy of an inference, other work included", "energy", "mJ"),
     _cost("efficiency/train_peak_memory_mb", "peak GPU memory of training", unit="MB"),
     _cost("time/fit_s", "training time", unit="s", **_TIME),
