@@ -349,9 +349,11 @@ def _repeated(
                 if compressed:
                     pairs.append((origin.origin_of(store, run_id), run_id))
                 metrics.append(values)
-                context.repeat_ended(seed, run_id, values)
+                needs_more = context.repeat_ended(seed, run_id, values)
                 folders = (context.folder, *context.resume)
                 discard_states([seed_folder(folder, seed) for folder in folders])
+                if not needs_more:
+                    break
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             trial.log(context.reached)

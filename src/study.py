@@ -72,7 +72,8 @@ class SweepSettings(RunPolicy):
     exclude: list[str] = field(default_factory=list)
     n_jobs: Annotated[int, Ge(1)] | None = None
     keep_state_s: Annotated[float, Ge(0)] | None = 20
-    drop_p: Annotated[float, Gt(0), Le(0.5)] = 0.1
+    max_repeats: Annotated[int, Ge(2)] = 5
+    drop_p: Annotated[float, Gt(0), Le(0.5)] = 0.01
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ class StudyPlan:
         """Trials that the study shall reach."""
         counts = (self.settings.n_trials, self.space.n_cells)
         return min(count for count in counts if count is not None)
+
+    @property
+    def is_race(self) -> bool:
+        """Whether only configurations that may be on the front get more than one seed."""
+        return self.config.repeats == "auto"
+
+    @property
+    def repeats(self) -> int:
+        """Most seeds of a trial."""
+        return self.settings.max_repeats if self.is_race else int(self.config.repeats)
 
     def times_front_only(self, is_local: bool) -> bool:
         """Whether trials measure only times that are objectives or limits, and the front the rest.
@@ -146,7 +157,10 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
             raise ConfigError("hydra/sweeper/sampler", problem)
         space.cells()  # raises, and names the parameter that has no cells
     keys = {key for parameter in space.parameters for key in parameter.keys}
-    if config.repeats > 1 and "seed" in keys:
+    if plan.is_race and config.origin is not None:
+        problem = "auto is for trainings: give the number of the origin's seeds to compress"
+        raise ConfigError("repeats", problem)
+    if plan.repeats > 1 and "seed" in keys:
         problem = "trains under several seeds itself: do not sweep over seed as well"
         raise ConfigError("repeats", problem)
     return plan
@@ -238,7 +252,7 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     cells = pd.DataFrame(rows, columns=dry_run.COLUMNS)
     title = f"{plan.name}: {len(cells)} of {plan.total} trials, not trained"
     console.print(dry_run.table(title, cells).to_rich())
-    for line in dry_run.totals(cells, plan.total, plan.config.repeats, plan.settings.n_jobs or 1):
+    for line in dry_run.totals(cells, plan.total, plan.repeats, plan.settings.n_jobs or 1):
         say(line)
     return bool((cells["problem"] == "").any())
 
@@ -347,7 +361,8 @@ def _payload(
         "search_path": search_path(plan.config.hydra),
         "conf_digest": conf_digest(),
         "shared_digest": shared_config_digest(plan.config),
-        "repeats": plan.config.repeats,
+        "repeats": plan.repeats,
+        "is_race": plan.is_race,
         "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
         **{key: getattr(plan.settings, key) for key in FOR_TRIALS},
     }

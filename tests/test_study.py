@@ -124,6 +124,8 @@ def test_a_search_times_only_its_front(arguments: list[str], local: bool, expect
         ([LR], "optimizer.lr", "hydra.sweeper.n_trials"),
         (["seed=1,2,3", "repeats=2"], "repeats", "seed"),
         (["seed=1,2", "repeats=0"], "repeats", "greater than or equal to 1"),
+        (["seed=1,2", "repeats=auto"], "repeats", "seed"),
+        ([SWEPT, "repeats=auto", "origin=x"], "repeats", "auto is for trainings"),
         ([SWEPT, "hydra.sweeper.retried=[nonsense]"], "hydra.sweeper.retried", "nonsense"),
         ([SWEPT, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials", "greater"),
         ([SWEPT, "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials", "many"),
@@ -488,6 +490,22 @@ def test_repeats_are_runs_of_several_seeds_with_mean_and_spread(work: WorkingFol
     spread = above[QUALITY.replace("metrics.", "metrics.spread/")]
     assert spread == pytest.approx(values.std(ddof=1))
     assert above["metrics.test/accuracy"] == pytest.approx(below["metrics.test/accuracy"].mean())
+
+
+def test_a_race_gives_fewer_seeds_to_what_is_behind(work: WorkingFolder, typed) -> None:
+    status, output = typed(
+        *("-m", *TINY, "repeats=auto", "hydra.sweeper.max_repeats=3", "trainer.max_epochs=2"),
+        # The second cannot learn: its balanced accuracy is chance with each seed.
+        *("optimizer.lr=0.003,1e-12", "objective.objectives=[{metric: val/loss}]"),
+        *("test=false", "hydra.sweeper.study_name=race"),
+    )
+    assert status == 0, output
+    first, second = work.trials("race")
+    assert [trial.state.name for trial in (first, second)] == ["COMPLETE", "COMPLETE"]
+    runs = work.runs("race")
+    counts = runs.groupby("parent_id").size()
+    assert sorted(counts) == [1, 3]
+    assert status == 0
 
 
 def test_a_larger_total_resumes_and_a_changed_space_is_refused(work: WorkingFolder, typed) -> None:

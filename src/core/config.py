@@ -41,7 +41,7 @@ ROOT_VALUES: dict[str, Any] = {
     "decision": DecisionRule,
     "test": bool | Literal["auto"],
     "threads": Annotated[int, Ge(1), Le(1024)] | None,
-    "repeats": Annotated[int, Ge(1)],
+    "repeats": Annotated[int, Ge(1)] | Literal["auto"],
     "dry_run": bool,
     "reuse": bool,
     "origin": str | None,

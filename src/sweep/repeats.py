@@ -2,13 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from src.metrics.registry import Direction, Limit, Objective
 from src.sweep.records import total_violation
 
 Metrics = Mapping[str, float]
+VIOLATION = ""  # in place of a metric's name: the total violation of the limits
 
 
 @dataclass(frozen=True)
@@ -18,26 +20,59 @@ class Repeated:
     seeds: Mapping[int, Metrics]  # of the seeds that have ended
     cost: Metrics = field(default_factory=dict)  # that does not depend on the seed: FLOPs
 
+    def values(self, name: str, limits: Sequence[Limit] = ()) -> list[float]:
+        """A metric's values, NaN where it has none; by VIOLATION, the violations of the limits."""
+        if name == VIOLATION:
+            return [total_violation(limits, metrics) for metrics in self.seeds.values()]
+        return [metrics.get(name, math.nan) for metrics in self.seeds.values()]
 
-def clearly_behind(
-    values: Sequence[float], rival: Sequence[float], direction: Direction, p: float = 0.1
+    def violation(self, limits: Sequence[Limit]) -> float:
+        """Total violation of the limits by the mean metrics."""
+        return total_violation(limits, aggregate(list(self.seeds.values()))[0])
+
+
+def pooled_variance(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Variance over the seeds within configurations, and its degrees of freedom; NaN for none.
+
+    Configurations with one seed, or with a value that is not finite, are left out.
+    """
+    groups = [group for group in groups if len(group) > 1 and all(map(math.isfinite, group))]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(statistics.variance(group) * (len(group) - 1) for group in groups)
+    return squares / freedom if freedom else math.nan, freedom
+
+
+def is_significantly_worse(
+    values: Sequence[float],
+    rival: Sequence[float],
+    pooled: tuple[float, int],
+    direction: Direction,
+    p: float = 0.1,
 ) -> bool:
-    """Whether `values` are worse than `rival` by a one-sided Wilcoxon signed-rank test over seeds.
+    """Whether the mean of `values` is worse than that of `rival` by a one-sided t-test.
 
-    Both have the same seeds in the same order. Equal pairs are left out (Wilcoxon's treatment of
-    zeros), as are pairs with NaN. n pairs reach at best 2 ** -n: fewer than log2(1 / p) pairs (4
-    for 0.1) are never significant at the level p, in (0, 1).
+    One value of each is enough, because the variance over the seeds comes from all configurations.
+    NaN is never significant.
 
-    Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; `scipy.stats.wilcoxon`.
+    Source: Student's t with a variance that is pooled over configurations, as in analysis of
+        variance; `scipy.stats.ttest_ind` for two of them.
+
+    Args:
+        values: Of the seeds of one configuration.
+        rival: Of the seeds of another one, whose number may differ.
+        pooled: `pooled_variance` of all configurations.
+        direction: Of the metric.
+        p: Level of the test, in (0, 1).
     """
     from scipy import stats  # takes a second to import
 
-    sign = 1.0 if direction == "maximize" else -1.0
-    leads = [sign * (theirs - ours) for ours, theirs in zip(values, rival, strict=True)]
-    leads = [lead for lead in leads if lead != 0 and not math.isnan(lead)]
-    if len(leads) < math.ceil(math.log2(1 / p)):
+    variance, freedom = pooled
+    lead = statistics.fmean(rival) - statistics.fmean(values)
+    lead = lead if direction == "maximize" else -lead
+    if not freedom or not lead > 0:
         return False
-    return bool(stats.wilcoxon(leads, alternative="greater", zero_method="wilcox").pvalue <= p)
+    error = math.sqrt(variance * (1 / len(values) + 1 / len(rival)))
+    return bool(lead >= stats.t.isf(p, freedom) * error)
 
 
 def is_dropped(
@@ -49,17 +84,17 @@ def is_dropped(
 ) -> bool:
     """Whether the remaining seeds of a configuration can be skipped.
 
-    One objective: the rival is the configuration with the best mean among those that share enough
-    seeds, feasible ones first, then by violation. Several: one rival suffices that is no worse in
-    every known cost and significantly better in every other objective over the shared seeds. The
-    level holds for each rival, so with many rivals somewhat more than p of equals are dropped.
+    One objective: the rival is the configuration with the best mean, feasible ones first, then by
+    violation. Several: one rival suffices that is no worse in every known cost and significantly
+    better in every other objective. The level holds for each rival, so with many rivals somewhat
+    more than p of equals are dropped.
 
     With limits, only a rival whose means keep all limits can drop another by its objectives. A
-    configuration whose means break limits is also dropped if, over the shared seeds, its total
-    violation is significantly larger than a rival's.
+    configuration whose means break limits is also dropped if its total violation is significantly
+    larger than a rival's.
 
     Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section
-        VI-A, for the order; the test is ours.
+        VI-A, for the order; the race is that of Maron and Moore, Hoeffding Races, NIPS 1993.
 
     Args:
         candidate: The configuration, with the seeds that have ended.
@@ -68,42 +103,44 @@ def is_dropped(
         p: Level of the test, in (0, 1).
         limits: Checked against the means of the recorded metrics.
     """
+    rivals = [item for item in rivals if item.seeds]
+    everyone = [candidate, *rivals]
+    pooled: dict[str, tuple[float, int]] = {}
 
-    def sign(item: Objective) -> int:
-        return -1 if item.direction == "maximize" else 1
+    def is_behind(rival: Repeated, name: str, way: Direction) -> bool:
+        if name not in pooled:
+            pooled[name] = pooled_variance(item.values(name, limits) for item in everyone)
+        pair = candidate.values(name, limits), rival.values(name, limits)
+        return is_significantly_worse(*pair, pooled[name], way, p)
 
-    def violation(item: Repeated) -> float:
-        return total_violation(limits, aggregate(list(item.seeds.values()))[0])
-
-    def mean_loss(item: Repeated) -> float:
-        values = [metrics.get(objectives[0].metric, math.nan) for metrics in item.seeds.values()]
-        mean = statistics.fmean(values)  # over all seeds; NaN if one has no value
-        return math.inf if math.isnan(mean) else sign(objectives[0]) * mean
-
-    def is_behind(rival: Repeated, value: Callable[[Metrics], float], way: Direction) -> bool:
-        seeds = sorted(candidate.seeds.keys() & rival.seeds.keys())
-        ours = [value(candidate.seeds[seed]) for seed in seeds]
-        return clearly_behind(ours, [value(rival.seeds[seed]) for seed in seeds], way, p)
-
-    def is_better(rival: Repeated, item: Objective) -> bool:
+    def beats(rival: Repeated, item: Objective) -> bool:
         if item.metric not in candidate.cost:
-            return is_behind(rival, lambda m: m.get(item.metric, math.nan), item.direction)
+            return is_behind(rival, item.metric, item.direction)
         theirs = rival.cost.get(item.metric, math.nan)  # NaN: unknown
-        return sign(item) * theirs <= sign(item) * candidate.cost[item.metric]
+        return _loss(item, theirs) <= _loss(item, candidate.cost[item.metric])
 
-    least = math.ceil(math.log2(1 / p))
-    rivals = [item for item in rivals if len(candidate.seeds.keys() & item.seeds.keys()) >= least]
-    if len(objectives) == 1:
-        rivals = sorted(rivals, key=lambda item: (violation(item), mean_loss(item)))[:1]
-    if violation(candidate) > 0 and any(
-        is_behind(rival, lambda metrics: total_violation(limits, metrics), "minimize")
-        for rival in rivals
+    if len(objectives) == 1 and rivals:
+        rivals = [min(rivals, key=partial(_place, objectives[0], limits))]
+    if candidate.violation(limits) > 0 and any(
+        is_behind(rival, VIOLATION, "minimize") for rival in rivals
     ):
         return True
-    return any(item.metric not in candidate.cost for item in objectives) and any(
-        violation(rival) == 0 and all(is_better(rival, item) for item in objectives)
+    # costs first: they need no test
+    ordered = sorted(objectives, key=lambda item: item.metric not in candidate.cost)
+    return ordered[-1].metric not in candidate.cost and any(
+        rival.violation(limits) == 0 and all(beats(rival, item) for item in ordered)
         for rival in rivals
     )
+
+
+def _loss(objective: Objective, value: float) -> float:
+    return -value if objective.direction == "maximize" else value
+
+
+def _place(objective: Objective, limits: Sequence[Limit], item: Repeated) -> tuple[float, ...]:
+    """Sorts the best mean first; behind all those that keep the limits, or that lack no value."""
+    loss = _loss(objective, statistics.fmean(item.values(objective.metric)))
+    return item.violation(limits), math.inf if math.isnan(loss) else loss
 
 
 def aggregate(repeats: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, float]]:

@@ -41,7 +41,7 @@ class TrialContext:
 
     Args:
         task: The task to run. Its payload, from the scheduler, holds `overrides`, `objectives`,
-            `limits`, `tracking`, `study_run`, `repeats`, `pruner` ...
+            `limits`, `tracking`, `study_run`, `repeats`, `is_race`, `pruner` ...
 
     Attributes:
         outcome: The committed outcome; None before.
@@ -137,23 +137,26 @@ class TrialContext:
         done = stored.get(f"{records.REPEAT}{seed}")
         return (done[0], done[1]) if done else None
 
-    def repeat_ended(self, seed: int, run_id: str, metrics: Mapping[str, float]) -> None:
+    def repeat_ended(self, seed: int, run_id: str, metrics: Mapping[str, float]) -> bool:
         """Report the MLflow run and the final metrics of one of several seeds.
 
-        Raises:
-            Pruned: The configuration is significantly worse than another over the shared seeds.
+        Returns:
+            Whether the remaining seeds are needed. With `repeats=auto` they are not if the
+            configuration is significantly worse than another one.
         """
         if self.repeat_done(seed) is None:
             self._keep(f"{records.REPEAT}{seed}", [run_id, dict(metrics)])
         trials = [_repeated(trial) for trial in self.trial.study.get_trials(deepcopy=False)]
         candidate = trials.pop(self.task.number)
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
-        if n_seeds >= n_repeats:
-            return
+        if n_seeds >= n_repeats or not self.payload.get("is_race"):
+            return n_seeds < n_repeats
         rivals, drop_p = [rival for rival in trials if rival.seeds], float(self.payload["drop_p"])
-        if is_dropped(candidate, rivals, self.objectives, drop_p, self.limits):
-            problem = "significantly worse than another trial"
-            raise records.Pruned(f"after {n_seeds} of {n_repeats} seeds: {problem}")
+        if not is_dropped(candidate, rivals, self.objectives, drop_p, self.limits):
+            return True
+        number, behind = self.task.number, "significantly worse than another trial"
+        log.info("trial %d gets %d of %d seeds: %s", number, n_seeds, n_repeats, behind)
+        return False
 
     def commit(self, metrics: Mapping[str, float]) -> None:
         """Store that the trial is complete, with all its metrics: from here on it counts.

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_ind
 
 from src.metrics.registry import PRIMARY, Limit, Objective
-from src.sweep.repeats import Repeated, aggregate, clearly_behind, is_dropped
+from src.sweep.repeats import (
+    Repeated,
+    aggregate,
+    is_dropped,
+    is_significantly_worse,
+    pooled_variance,
+)
 
 UP = Objective(f"val/{PRIMARY}", "maximize")
 MELANOMA = Objective("val/recall/mel", "maximize")
@@ -16,54 +23,41 @@ FLOPS = Objective("efficiency/flops", "minimize")
 LOSS = Objective("val/loss", "minimize")
 
 
-RISING, HIGHER = [0.1, 0.2, 0.3, 0.4], [0.5, 0.7, 0.9, 1.1]
-
-
-@pytest.mark.parametrize(
-    ("values", "rival", "p", "expected"),
-    [
-        (RISING, HIGHER, 0.1, True),  # 4 of 4: 1/16
-        (RISING[:3], HIGHER[:3], 0.1, False),  # 3 of 3: at best 1/8
-        (RISING[:3], HIGHER[:3], 0.125, True),
-        (RISING, HIGHER, 0.05, False),
-        (HIGHER, RISING, 0.1, False),
-        # leads +4 +5 +6 -1: W = 9, 2 of 16 as high: 1/8
-        ([0.1, 0.2, 0.3, 1.0], [0.5, 0.7, 0.9, 0.9], 0.1, False),
-        # only the smallest is negative: 2/32
-        ([0.0, 0.0, 0.0, 0.0, 0.1], [0.2, 0.3, 0.4, 0.5, 0.0], 0.1, True),
-        (RISING, [0.5, 0.7, 0.9, 0.4], 0.1, False),  # an equal pair is ignored: 3 remain
-        ([0.1, 0.2, 0.3, math.nan], [0.5, 0.7, 0.9, 0.4], 0.1, False),
-        ([0.2] * 5, [0.2] * 5, 0.1, False),
-        ([0.25] * 4, [0.5] * 4, 0.1, True),  # equal leads are exact too: 1/16
-        ([], [], 0.1, False),
-    ],
-)
-def test_clearly_behind_by_counting(
-    values: list[float], rival: list[float], p: float, expected: bool
-) -> None:
-    assert clearly_behind(values, rival, "maximize", p) is expected
-    opposite = [-value for value in values], [-value for value in rival]
-    assert clearly_behind(*opposite, "minimize", p) is expected
-
-
-@settings(max_examples=40)
-@given(st.permutations(range(1, 8)), st.lists(st.sampled_from([-1, 1]), min_size=7, max_size=7))
-def test_clearly_behind_is_the_share_of_signings_that_do_as_well(
-    sizes: list[int], signs: list[int]
-) -> None:
-    leads = [size * sign for size, sign in zip(sizes, signs, strict=True)]
-    reached = sum(lead for lead in leads if lead > 0)
-    as_high = sum(
-        sum(s for s in range(1, 8) if code >> (s - 1) & 1) >= reached for code in range(2**7)
-    )
-    assert clearly_behind([0.0] * 7, leads, "maximize") == (as_high / 2**7 <= 0.1)
-
-
 def repeated(
     values: list[float], metric: Objective = UP, first: int = 0, **cost: float
 ) -> Repeated:
     seeds = {first + number: {metric.metric: value} for number, value in enumerate(values)}
     return Repeated(seeds, {f"efficiency/{name}": value for name, value in cost.items()})
+
+
+VALUES = st.lists(st.integers(0, 20).map(float), min_size=2, max_size=6)
+
+
+@settings(max_examples=60)
+@given(VALUES, VALUES)
+def test_two_configurations_alone_are_compared_by_the_t_test(
+    values: list[float], rival: list[float]
+) -> None:
+    pvalue = ttest_ind(rival, values, equal_var=True, alternative="greater").pvalue
+    pooled = pooled_variance([values, rival])
+    expected = bool(pvalue <= 0.1) and sum(rival) / len(rival) > sum(values) / len(values)
+    assert is_significantly_worse(values, rival, pooled, "maximize") is expected
+    opposite = [[-value for value in group] for group in (values, rival)]
+    assert is_significantly_worse(*opposite, pooled, "minimize") is expected
+
+
+def test_one_seed_is_compared_by_the_spread_of_the_others() -> None:
+    # Variances 2 and 2 with one degree of freedom each: the deviation of a difference of two
+    # single seeds is 2, and the upper tenth of t with 2 degrees of freedom starts at 1.886.
+    others = [[0.0, 2.0], [10.0, 12.0]]
+    for lead, expected in ((3.7, False), (3.8, True)):
+        pooled = pooled_variance([[5.0], [5.0 + lead], *others, [math.nan, 1.0]])
+        assert pooled == (2.0, 2)
+        assert is_significantly_worse([5.0], [5.0 + lead], pooled, "maximize") is expected
+    assert not is_significantly_worse([math.nan], [9.0], pooled, "maximize")
+    unknown, alike = pooled_variance([[0.0], [9.0]]), pooled_variance([[4.0, 4.0]])
+    assert not is_significantly_worse([0.0], [9.0], unknown, "maximize")
+    assert is_significantly_worse([0.0], [9.0], alike, "maximize")
 
 
 WEAK, MIDDLE, STRONG = [0.30, 0.31, 0.32, 0.33], [0.40, 0.42, 0.44, 0.46], [0.60, 0.64, 0.68, 0.72]
@@ -75,19 +69,19 @@ def test_with_one_objective_the_best_mean_is_the_rival() -> None:
         middle, strong = repeated(MIDDLE, LOSS), repeated(STRONG, LOSS)
         pairs = ((middle, strong), (strong, middle))
         assert [is_dropped(one, [other], [objective]) for one, other in pairs] == dropped
-    # Behind the second best with each seed, but not behind the best, who has one bad seed:
+    # Behind the second best (t = 3.9), but not behind the best, whose seeds differ (t = 0.5):
     candidate, second = repeated([0.5, 0.5, 0.5, 0.5]), repeated([0.51, 0.52, 0.53, 0.54])
-    best = repeated([0.4, 0.9, 0.9, 0.9])
+    best = repeated([0.0, 0.9, 0.9, 0.54])
     assert is_dropped(candidate, [second], [UP])
     assert not is_dropped(candidate, [second, best], [UP])
 
 
-def test_pairs_are_by_seed() -> None:
-    candidate = repeated([0.5, 0.5, 0.5, 0.5, 0.5], first=0)
-    shifted = repeated([0.6, 0.7, 0.8, 0.9, 1.0], first=2)  # seeds 2, 3 and 4 are shared: too few
-    assert not is_dropped(candidate, [shifted], [UP])
-    # One with a seed or two is no rival, though its mean is the best.
-    assert is_dropped(candidate, [repeated([0.99]), repeated(STRONG)], [UP])
+@pytest.mark.parametrize("others", [[], [repeated(WEAK)]])
+def test_one_seed_is_enough_where_the_spread_is_known(others: list[Repeated]) -> None:
+    single, rivals = repeated([0.5]), [*others, repeated([0.9], first=3)]
+    # Without a configuration of two seeds nobody knows how far apart seeds are.
+    assert is_dropped(single, rivals, [UP]) is bool(others)
+    assert not is_dropped(repeated([0.89]), rivals, [UP])
 
 
 @pytest.mark.parametrize(
@@ -168,9 +162,9 @@ MUCH = limited(STRONG, [0.75] * 4, loss=3.0)  # 1/16 + 1/2
         (CHEAP, [DEAR], [UP, FLOPS], True),
         (CHEAP, [DEAR], [FLOPS], True),
         (DEAR, [CHEAP], [FLOPS], False),
-        # A violation with three of four seeds is not significant: 1/8.
-        (limited(STRONG, [0.7, 0.85, 0.6, 0.5]), [limited(WEAK, [0.9] * 4)], [UP], False),
-        (limited(WEAK, [0.7, 0.85, 0.6, 0.5]), [limited(STRONG, [0.9] * 4)], [UP], True),
+        # A violation with one of four seeds is not significant: t = 1.
+        (limited(STRONG, [0.1, 1.0, 1.0, 1.0]), [limited(WEAK, [0.9] * 4)], [UP], False),
+        (limited(WEAK, [0.1, 1.0, 1.0, 1.0]), [limited(STRONG, [0.9] * 4)], [UP], True),
         # Of two that break limits the smaller total violation wins.
         (MUCH, [LITTLE], [UP], True),
         (LITTLE, [MUCH], [UP], False),

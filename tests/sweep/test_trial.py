@@ -244,22 +244,23 @@ def test_the_last_epoch_is_never_a_rung(tmp_path: Path) -> None:
     assert f"{RUNG}2" not in study.attributes(1)
 
 
-def test_a_configuration_that_is_worse_after_some_seeds_is_dropped(tmp_path: Path) -> None:
-    study = StudyOnDisk(tmp_path, repeats=6)
-    strong, weak = study.context(), study.context()
+def test_in_a_race_a_configuration_that_is_behind_is_complete_with_its_seeds(
+    tmp_path: Path,
+) -> None:
+    study = StudyOnDisk(tmp_path, repeats=5, is_race=True)
+    strong, weak, rival, regular = (study.context() for _ in range(4))
 
-    def end(context: TrialContext, seed: int, accuracy: float, flops: float) -> None:
-        metrics = {"best/val/accuracy": accuracy, "efficiency/flops": flops}
-        context.repeat_ended(seed, f"{context.task.number}-{seed}", metrics)
+    def end(context: TrialContext, seed: int, accuracy: float) -> bool:
+        metrics = {"best/val/accuracy": accuracy, "efficiency/flops": 5.0}
+        return context.repeat_ended(seed, f"{context.task.number}-{seed}", metrics)
 
-    for seed in range(6):
-        end(strong, seed, 0.8 + 0.01 * seed, 5.0)
-    for seed in range(3):
-        end(weak, seed, 0.5 - 0.02 * seed, 9.0)
-    # Four losses of different size in a row: p = 1/16, the first below 0.1.
-    with pytest.raises(Pruned, match="after 4 of 6 seeds"):
-        end(weak, 3, 0.44, 9.0)
-    assert weak.repeat_done(2) == ("1-2", {"best/val/accuracy": 0.46, "efficiency/flops": 9.0})
+    needs_more = [end(strong, seed, 0.8 + 0.01 * seed) for seed in range(5)]
+    assert needs_more == [True, True, True, True, False]
+    assert end(weak, 0, 0.5) is False
+    assert [end(rival, seed, 0.81) for seed in range(2)] == [True, True]
+    assert rival.repeat_done(1) == ("2-1", {"best/val/accuracy": 0.81, "efficiency/flops": 5.0})
+    regular.payload = {**regular.payload, "is_race": False}  # as repeats=5
+    assert end(regular, 0, 0.1) is True
 
 
 # Real trials in this process: killed after the training, and retried from their state
