@@ -1,8 +1,11 @@
-"""Records learning curves on HAM10000 (64 px, by lesion) for replays without training.
+"""Records learning curves on HAM10000 (by lesion) for replays without training.
 
 Each line of the table is one epoch of one run: what was drawn, what it costs, what validation said.
 Runs are drawn at random from a fixed space, so any number of processes can record side by side
 (`shard=0/2`, `shard=1/2`), and a run that stands in the table already is not made again.
+`sizes=32,64` draws the image size, too (64 px without it); `seeds=5` trains each run under five
+seeds, all runs with the first seed before any with the second; `epochs=` and `limit=` (of images)
+make runs shorter.
 
 command:  python -m benchmarks.record_curves root=/path/to/HAM10000 runs=120 shard=0/2
     out=curves-0.csv
@@ -12,10 +15,12 @@ hardware: one CPU core a process; the 102 runs in benchmarks/curves/ took 85 min
           they are good for
 """
 
+import itertools
 import random
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +34,15 @@ from src.training.progress import quiet_lightning
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EPOCHS = 18
+SIZE = 64
 RECORDED = ("val/balanced_accuracy", "val/recall/mel", "val/loss", "train/loss")
 
 
-def draw(number: int) -> dict[str, Any]:
+def draw(number: int, sizes: Sequence[int] = ()) -> dict[str, Any]:
     """Point of run `number` in the space; the same for every process and day."""
+    size = {"size": random.Random(f"size {number}").choice(sizes)} if sizes else {}
     chance = random.Random(number)
-    return {
+    return size | {
         "width": round(4 * 6 ** chance.random()),  # 4 to 24, log
         "depth": chance.choice([2, 3, 4]),
         "head": chance.choice(["flatten", "gap"]),
@@ -48,13 +55,17 @@ def draw(number: int) -> dict[str, Any]:
     }
 
 
-def record(number: int, root: str) -> pd.DataFrame:
+def record(number: int, seed: int, options: Mapping[str, str]) -> pd.DataFrame:
     """Train run `number`; one line an epoch."""
-    point = draw(number)
+    point = draw(number, [int(size) for size in options.get("sizes", "").split(",") if size])
+    epochs = int(options.get("epochs", EPOCHS))
     overrides = [
         "data=ham10000",
-        f"data.root={root}",
-        f"trainer.max_epochs={EPOCHS}",
+        f"data.root={options['root']}",
+        f"data.source.limit={options.get('limit', 'null')}",
+        f"seed={seed}",
+        f"model.image_size={point.get('size', SIZE)}",
+        f"trainer.max_epochs={epochs}",
         f"model.net.width={point['width']}",
         f"model.net.depth={point['depth']}",
         f"model.net.head={point['head']}",
@@ -77,10 +88,11 @@ def record(number: int, root: str) -> pd.DataFrame:
         began = time.perf_counter()
         with quiet_lightning():
             trainer.fit(parts.classifier, datamodule=parts.data)
-    seconds = (time.perf_counter() - began) / EPOCHS
+    seconds = (time.perf_counter() - began) / epochs
     rows = [
         {
             "run": number,
+            **({"seed": seed} if "seeds" in options else {}),
             **point,
             "flops": int(cost["efficiency/flops"]),
             "params": int(cost["efficiency/params"]),
@@ -96,16 +108,18 @@ def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     shard, of = map(int, options.get("shard", "0/1").split("/"))
     out = Path(options["out"])
-    recorded = set(pd.read_csv(out)["run"]) if out.exists() else set()
+    table = pd.read_csv(out) if out.exists() else pd.DataFrame({"run": []})
+    recorded = set(zip(table["run"], table.get("seed", 0 * table["run"]), strict=True))
     torch.set_num_threads(1)
-    for number in range(shard, int(options.get("runs", "120")), of):
-        if number in recorded:
+    numbers = range(shard, int(options.get("runs", "120")), of)
+    for seed, number in itertools.product(range(int(options.get("seeds", "1"))), numbers):
+        if (number, seed) in recorded:
             continue
-        frame = record(number, options["root"])
+        frame = record(number, seed, options)
         frame.to_csv(out, mode="a", header=not out.exists(), index=False)
         last = frame.iloc[-1]
         print(
-            f"run {number}: {last['val/balanced_accuracy']:.3f}, "
+            f"run {number}, seed {seed}: {last['val/balanced_accuracy']:.3f}, "
             f"{last['seconds_per_epoch']} s per epoch",
             flush=True,
         )
