@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -105,12 +106,10 @@ def load(
     folder: Path,
 ) -> pd.Series:
     """`split` with its result kept in `folder`, because computing it takes a second or more."""
-    import sklearn
-
     columns = ("image_id", "label", "group", "split", "only_train")
     names = [name for name in columns if name in frame]
     values = [frame[name].tolist() for name in names]
-    key = json.dumps([sklearn.__version__, mode, fractions, seed, values])
+    key = json.dumps([version("scikit-learn"), mode, fractions, seed, values])
     path = folder / f"split-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     if path.exists():
         return pd.Series(np.asarray(_SIDES)[np.load(path)], index=frame.index, name="split")

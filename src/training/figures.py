@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from src.metrics.registry import class_metrics, count_metrics, default_quality_metrics
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from src.data.module import DataModule
 
 Images = npt.NDArray[np.uint8]
@@ -43,11 +42,13 @@ def per_class_table(matrix: np.ndarray, classes: tuple[str, ...]) -> pd.DataFram
     return table
 
 
-def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -> Figure:
+def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -> "Figure":
     """Counts, coloured by the share of the true class; the colour of the diagonal is the recall.
 
     `matrix` is (K, K): rows are true classes, columns predicted ones of a split.
     """
+    from matplotlib.figure import Figure  # a start without a figure does not need it
+
     totals = matrix.sum(axis=1)
     share = matrix / np.maximum(totals, 1)[:, None]
     side = 2.4 + 0.62 * len(classes)
@@ -66,12 +67,15 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -
     return figure
 
 
-def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
+def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> "Figure":
     """Loss and validation quality over the epochs.
 
     `history` is indexed by epoch (from 0), with columns by recorded names, such as `train/loss`;
     empty ones are omitted. The kept epoch is marked by a line.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(9, 3.6), dpi=120)
     # a computed layout would take longer than the drawing
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.14, top=0.96, wspace=0.18)
@@ -91,8 +95,10 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG. `savefig` would draw it twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})
 
 
