@@ -590,6 +590,8 @@ def test_a_dry_run_that_draws_only_excluded_cells_ends_without_an_estimate(
         (["model.net.width=chioce(4,8)"], "chioce"),
         (["model.net.dense=[choice(8,16)]"], "model.net.dense"),
         (["model.net.widht=4,8"], "model.net.widht"),
+        (["data=ham10000,isic2018", "data.source.limit=9"], "write ++data.source.limit=..."),
+        (["model=custom,resnet50", "model.image_sise=9"], "did you mean model.image_size?"),
         ([SWEPT, "hydra.sweeper.n_trails=2"], "hydra.sweeper.n_trails"),
         ([SWEPT, "hydra/sweeper/pruner=median"], "hydra/sweeper/pruner=rungs"),
         ([SWEPT, "hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=2"], "cmaes"),

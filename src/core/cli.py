@@ -436,7 +436,10 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
             return f"{override[1]}: {config_problem(cause)}"
         key = str(getattr(cause, "full_key", None) or override[1])
-        return f"{key}: unknown key{closest(key, _known_keys(config_name, arguments))}"
+        known = _known_keys(config_name, arguments)
+        if key in known:  # of a swept choice, which Hydra leaves out at first
+            return f"{key}: only a swept choice has this key: write ++{key}=..."
+        return f"{key}: unknown key{closest(key, known)}"
     if file := re.match(r"In '([^']+)': .*DictConfig with ListConfig", text, re.S):
         return f"{file[1]}: must hold keys and values, not a list"
     if isinstance(cause, OmegaConfBaseException):
@@ -445,12 +448,14 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
 
 
 def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """All keys of the primary config with the typed choices; none where it has no default."""
+    """All keys of the primary config with the typed choices, of several the first."""
     from hydra.core.global_hydra import GlobalHydra
 
     from src.core.config import flatten
 
-    choices = [word for word in arguments if _folder(word.partition("=")[0]).is_dir()]
+    choices = [
+        word.partition(",")[0] for word in arguments if _folder(word.partition("=")[0]).is_dir()
+    ]
     keys: set[str] = set()
     with suppress(Exception):
         GlobalHydra.instance().clear()
