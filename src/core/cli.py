@@ -436,10 +436,7 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         if isinstance(cause, OmegaConfBaseException) and "is not in struct" not in str(cause):
             return f"{override[1]}: {config_problem(cause)}"
         key = str(getattr(cause, "full_key", None) or override[1])
-        known = _known_keys(config_name, arguments)
-        if key in known:  # of a swept choice, which Hydra leaves out at first
-            return f"{key}: only a swept choice has this key: write ++{key}=..."
-        return f"{key}: unknown key{closest(key, known)}"
+        return _unknown_key(key, config_name, arguments)
     if file := re.match(r"In '([^']+)': .*DictConfig with ListConfig", text, re.S):
         return f"{file[1]}: must hold keys and values, not a list"
     if isinstance(cause, OmegaConfBaseException):
@@ -447,15 +444,14 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
     return text
 
 
-def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """All keys of the primary config with the typed choices, of several the first."""
+def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
+    """The message, with a similar key of the config with the typed choices, the first of each."""
     from hydra.core.global_hydra import GlobalHydra
 
     from src.core.config import flatten
 
-    choices = [
-        word.partition(",")[0] for word in arguments if _folder(word.partition("=")[0]).is_dir()
-    ]
+    words = (word.partition(",")[0] for word in arguments)
+    choices = [word for word in words if _folder(word.partition("=")[0]).is_dir()]
     keys: set[str] = set()
     with suppress(Exception):
         GlobalHydra.instance().clear()
@@ -463,4 +459,6 @@ def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
             leaves = flatten(hydra.compose(config_name, choices))
         for leaf in leaves:
             keys |= {leaf[: dot.start()] for dot in re.finditer(r"\.|$", leaf)}
-    return sorted(keys)
+    if key in keys:  # of a swept choice, which Hydra leaves out at first
+        return f"{key}: only a swept choice has this key: write ++{key}=..."
+    return f"{key}: unknown key{closest(key, sorted(keys))}"

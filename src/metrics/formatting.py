@@ -150,8 +150,8 @@ def _template(file: Path) -> "jinja2.Template":
         # a text from outside stays within its sentence
         finalize=lambda value: " ".join(value.split()) if isinstance(value, str) else value,
     )
-    functions = [count, describe, difference, figure, interval, is_cost, joined, label, number]
-    functions += [quantity, ratio, significant]
+    functions = [bound, count, describe, difference, figure, interval, is_cost, joined, label]
+    functions += [number, quantity, ratio, significant]
     environment.globals |= {function.__name__: function for function in functions}
     return environment.from_string(file.read_text("utf-8"))
 

@@ -278,7 +278,7 @@ def layers(report: Report) -> Chart | None:
         views.append(View(rows["label"].iloc[0], bars, x, axis("", type="category")))
         most = max(most, len(rows))
     title, size = "FLOPs and parameters by layer", (4.6, 0.7 + 0.25 * most)
-    return Chart("layers", title, [views], size, 190 + 34 * most, legend=views[0].label)
+    return Chart("layers", title, [views], size, 190 + 34 * most, 600, legend=views[0].label)
 
 
 def _bar(name: str, number: int, names: pd.Series, lengths: pd.Series, texts: pd.Series) -> Trace:

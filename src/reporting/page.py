@@ -15,7 +15,7 @@ import pandas as pd
 
 from src.core.files import atomic_file
 from src.core.tables import Table, fill_markdown, shorten_markdown
-from src.metrics.formatting import interval
+from src.metrics import formatting
 from src.metrics.registry import RECORDED, default_quality_metrics, melanoma_class, short_label
 from src.reporting import charts, collect, plots_html, style
 from src.reporting.charts import Chart
@@ -29,6 +29,8 @@ FRAMES += ["recalls", "roc", "layers", "comparison", "on_test"]
 MOST_CHARACTERS = 5000  # of the Markdown summary
 _MOST_ROWS = 12  # of the front in it
 _MOST_FAILURES = 100
+_HEADINGS = {"label": "model", "label_a": "model A", "label_b": "model B", "flops": "FLOPs"}
+_HEADINGS |= {"params": "parameters", "p_mcnemar": "p (McNemar)"}
 _FAILED = ("failed", "killed", "no value", "running")
 # Keys of charts and tables, as patterns, in the order of the page; the front's chart comes first.
 _ORDER = ["table-comparison", "table-front", "table-on_test", "table-pairs", "table-drops"]
@@ -84,11 +86,12 @@ def _qualities(report: Report) -> list[str]:
 
 def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Table:
     frame = frame.set_axis([str(name) for name in frame], axis="columns")
-    labels = {name: name.replace("_", " ") for name in map(str, frame)}
+    labels = {name: _HEADINGS.get(name, name.replace("_", " ")) for name in map(str, frame)}
     labels |= {name: style.axis_title(report, name) for name in labels if "/" in name}
     labels |= {name: "±" for name in labels if name.startswith("spread/")}
-    numbers = [str(name) for name in frame.select_dtypes(["number", "bool"])]
-    return Table(frame, title, caption, labels, formats=dict.fromkeys(numbers, style.number))
+    formats: dict[str, Any] = dict.fromkeys(frame.select_dtypes(["number", "bool"]), style.number)
+    formats["metric"] = lambda name: style.metric(f"val/{name}").plain_label.removeprefix("val/")
+    return Table(frame, title, caption, labels, formats=formats)
 
 
 def front_table(report: Report) -> Table:
@@ -150,7 +153,7 @@ def figures(report: Report, names: list[str]) -> pd.DataFrame:
     for one in report.intervals.to_dict("records"):
         name = f"{RECORDED[one['split']]}/{one['metric']}"
         if name in shown and one["run_id"] in shown.index:
-            text = style.number(one["estimate"]) + interval(one["low"], one["high"])
+            text = style.number(one["estimate"]) + formatting.interval(one["low"], one["high"])
             text += f" ± {one['seed_sd']:.3f}" if one["seed_sd"] > 0 else ""
             shown.loc[one["run_id"], name] = text
     return shown
@@ -212,6 +215,7 @@ def render(report: Report, drawn: Sequence[Chart]) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     environment = jinja2.Environment(loader=loader, trim_blocks=True, **options)
+    environment.filters |= {"bound": formatting.bound, "metric": style.metric}
     environment.tests["near"] = lambda name: name.startswith("cheapest within")
     shown = {key: (table, *_cells(table)) for key, table in tables(report).items()}
     starts = {chart.key: sum(len(c.pictures) for c in drawn[:n]) for n, chart in enumerate(drawn)}

@@ -104,10 +104,12 @@ def save(
     quality = next((name for name in objectives if not name.startswith("efficiency/")), first)
     pairs = [f"{split}/{name}" for name in ("accuracy", "loss") for split in ("train", "val")]
     curves = list(dict.fromkeys([quality.removeprefix("best/"), *pairs]))
+    drawn = {"xaxis": LOG_FLOPS, "yaxis": quality}
+    axes = {name: {"key": metric, "type": "METRIC"} for name, metric in drawn.items()}
     plain = {"lineSmoothness": 0, "useGlobalLineSmoothing": False}
     cards: dict[str, list[dict[str, Any]]] = {
         "table": [],
-        "front": [{"type": "SCATTER", "xaxis": _axis(LOG_FLOPS), "yaxis": _axis(quality)}],
+        "front": [{"type": "SCATTER", **axes}],
         "parallel": [
             {"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [*objectives][::-1]}
         ],
@@ -141,7 +143,3 @@ def save(
     if not tags.get("mlflow.note.content"):  # or somebody has described the study
         links = [f"[{view}]({path[1:]})" for view, path in pages(store, study.id).items()]
         study.tag(**{"mlflow.note.content": "Views of this study: " + ", ".join(links)})
-
-
-def _axis(metric: str) -> dict[str, str]:
-    return {"key": metric, "type": "METRIC"}

@@ -74,7 +74,6 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> "Figure"
     empty ones are omitted. The kept epoch is marked by a line.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), dpi=120)
     # a computed layout would take longer than the drawing
@@ -87,7 +86,7 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> "Figure"
         if chosen_epoch is not None:
             line = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "kept epoch"}
             axes.axvline(chosen_epoch + 1, **line)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="x", integer=True)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:

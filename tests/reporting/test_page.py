@@ -172,8 +172,19 @@ def test_the_answer_is_one_sentence_before_the_front_and_tables_follow(report, h
     assert [html.index(part) for part in parts] == sorted(html.index(part) for part in parts)
     assert "<strong>80</strong> trials" in html
     for state, count in report.counts.items():
-        name = "ended early, over limit" if state == "over_limit" else state
+        names = {"over_limit": "ended early, over limit", "front": "on the front"}
+        name = names.get(state, state)
         assert f"<strong>{count}</strong> {name}" in html
+
+
+def test_metrics_and_models_have_names_not_identifiers(report, html):
+    assert "The front:\nmaximize balanced accuracy (validation), minimize FLOPs" in html
+    shown = {key: table.texts() for key, table in tables(report).items()}
+    headings = {heading for texts in shown.values() for heading in texts}
+    assert not {"label", "label a", "flops", "params", "p mcnemar"} & headings
+    metrics = {name for texts in shown.values() for name in texts.get("metric", [])}
+    assert {"balanced accuracy", "recall of mel"} <= metrics
+    assert not re.search("[_/]", "".join(metrics))
 
 
 @pytest.mark.slow
@@ -498,7 +509,7 @@ def test_the_latex_table_has_a_row_per_member_with_its_interval(report):
 def test_compressed_models_have_a_column(report):
     compressed = with_compressed()
     front = tables(compressed)["table-front"].texts()
-    assert list(front)[:3] == ["label", "compression", "made from"]
+    assert list(front)[:3] == ["model", "compression", "made from"]
     assert "onnx_int8_static" in set(front["compression"])
     assert len(front) == len(compressed.members)
     assert len(tables(compressed)["table-lost"].frame) == 6
