@@ -89,7 +89,7 @@ def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Tab
     labels = {name: _HEADINGS.get(name, name.replace("_", " ")) for name in map(str, frame)}
     labels |= {name: style.axis_title(report, name) for name in labels if "/" in name}
     labels |= {name: "±" for name in labels if name.startswith("spread/")}
-    formats: dict[str, Any] = dict.fromkeys(frame.select_dtypes(["number", "bool"]), style.number)
+    formats: dict[Any, Any] = dict.fromkeys(frame.select_dtypes(["number", "bool"]), style.number)
     formats["metric"] = lambda name: style.metric(f"val/{name}").plain_label.removeprefix("val/")
     return Table(frame, title, caption, labels, formats=formats)
 
