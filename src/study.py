@@ -222,11 +222,7 @@ def _with_teachers(
     name, shared = f"{plan.name}_teachers", copy.deepcopy(plan.config)
     with flag_override(shared, ["struct", "readonly"], False):
         shared.repeats = 1
-    changed: dict[str, Any] = {
-        "study_name": name,
-        "params": plan.settings.teachers,
-        "n_trials": None,
-    }
+    changed = {"study_name": name, "params": plan.settings.teachers, "n_trials": None}
     none: dict[str, Any] = {"teachers": {}, "conditions": {}, "zip": [], "exclude": []}
     say(f"{plan.name}: its teachers come first, as the study {name}")
     is_complete = sweep(shared, loader, {**settings, **changed, **none}, plan.overrides)

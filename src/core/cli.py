@@ -457,8 +457,7 @@ def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             leaves = flatten(hydra.compose(config_name, choices))
-        for leaf in leaves:
-            keys |= {leaf[: dot.start()] for dot in re.finditer(r"\.|$", leaf)}
+        keys = {leaf[: dot.start()] for leaf in leaves for dot in re.finditer(r"\.|$", leaf)}
     if key in keys:  # of a swept choice, which Hydra leaves out at first
         return f"{key}: only a swept choice has this key: write ++{key}=..."
     return f"{key}: unknown key{closest(key, sorted(keys))}"

@@ -54,9 +54,8 @@ def tables(report: Report) -> dict[str, Table]:
         sides = [f"{prefix}/{drops['metric'].iloc[0]}" for prefix in RECORDED.values()]
         drops = drops.drop(columns=["val", "test"]).join(figures(report, sides), on="run_id")
         drops = drops[["run_id", "label", "metric", *sides, "drop", "low", "high"]]
-    layers = charts.largest_layers(report)
-    if len(layers):
-        layers = layers[["label", "layer", "type", "flops", "params"]]
+    columns = ["label", "layer", "type", "flops", "params"]
+    layers = charts.largest_layers(report).reindex(columns=columns)
     frames = [
         ("comparison", "Studies side by side", report.comparison),
         ("lost", "What compression cost", collect.compression_costs(report.table)),
@@ -71,9 +70,9 @@ def tables(report: Report) -> dict[str, Table]:
     shown_tables = {"table-front": front_table(report)}
     for key, title, frame in frames:
         hidden = [] if key == "failures" else ["run_id", "run_a", "run_b"]
-        columns = frame.drop(columns=hidden, errors="ignore")
+        frame = frame.drop(columns=hidden, errors="ignore")
         caption = more if key == "failures" and len(failed) > len(shown) else ""
-        shown_tables[f"table-{key}"] = _table(report, columns, title, caption)
+        shown_tables[f"table-{key}"] = _table(report, frame, title, caption)
     return {key: table for key, table in shown_tables.items() if len(table.frame)}
 
 

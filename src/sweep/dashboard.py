@@ -1,4 +1,4 @@
-"""ENTRY: Optuna's dashboard on this machine: `python -m src.sweep.dashboard [port=8080]`."""
+"""ENTRY: Optuna's dashboard on this machine."""
 
 import sys
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""ENTRY: MLflow's user interface on this machine: `python -m src.tracking.ui [port=5000]`."""
+"""ENTRY: MLflow's user interface on this machine."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ def options(arguments: list[str], about: str, usage: str, **defaults: str) -> di
         UserError: An unknown argument, or a port that is not free.
     """
     if {"--help", "-h"} & set(arguments):
-        print(f"{about}\n\n  {usage}")
+        print(f"{about.removeprefix('ENTRY: ')}\n\n  {usage}")
         raise SystemExit
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -55,9 +55,9 @@ def main(arguments: list[str]) -> None:
     Raises:
         UserError: A bad argument, or a store that cannot be used.
     """
-    chosen = options(arguments, str(__doc__), _USAGE, port="5000", folder="mlruns", uri="")
-    port = chosen["port"]
-    store = Store(uri=chosen["uri"] or None, folder=chosen["folder"])
+    defaults = {"port": "5000", "folder": "mlruns", "uri": ""}
+    port, folder, uri = options(arguments, str(__doc__), _USAGE, **defaults).values()
+    store = Store(uri=uri or None, folder=folder)
     if store.is_server:
         say(f"the runs are on a tracking server: open {store.uri}", wrap=False)
         return
@@ -71,11 +71,10 @@ def main(arguments: list[str]) -> None:
     os.environ["PYTHONWARNINGS"] = "ignore"
     # MLflow would start eight more processes for jobs on prompts and traces.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = f"-m mlflow server --host {HOST} --port {port} --workers 1".split()
+    server = f"-m mlflow server --host {HOST} --port {port} --workers 1 --uvicorn-opts".split()
     # Every user of the machine sees the arguments of a process: a URL may have a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = os.environ["MLFLOW_REGISTRY_STORE_URI"] = store.uri
-    server += ["--artifacts-destination", str(store.artifacts)]
-    server += ["--uvicorn-opts", "--log-level warning"]
+    server += ["--log-level warning", "--artifacts-destination", str(store.artifacts)]
     os.execv(sys.executable, [sys.executable, *server])
 
 
