@@ -293,9 +293,9 @@ def _run(
                 status = scheduler.status
                 done = f"{status.counted} of {status.total} trials are done"
                 say(f"stopped: {done}; the same command resumes the study")
-                argument = shlex.quote(f"study={plan.name}")
+                command = store.command("python -m src.report", f"study={plan.name}")
                 if status.counted:
-                    say(f"report so far: python -m src.report {argument}", wrap=False)
+                    say(f"report so far: {command}", wrap=False)
                 raise
             at_end = ["test"] * (config.test == "auto") + ["time"] * time_front
             compared = comparison.summarise_study(

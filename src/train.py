@@ -8,7 +8,7 @@ python -m src.train model=custom data=ham10000 data.root=/path/to/HAM10000
 
 from src.core.cli import Command
 
-COMMAND = Command("train", "src.run:single_run", __doc__)
+COMMAND = Command("train", "src.run:single_run", __doc__, texts=("origin",))
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -128,7 +128,9 @@ class Command:
             return typed
         if key in self.lists and "," in value and value[0] not in "['\"":
             value = f"[{value}]"
-        if key in self.texts and value != "null":
+        # of an id that is swept or names a study as it is typed, only what looks like a number
+        is_plain = self.config_name == "train" and not re.fullmatch(r"\d[\de]*", value)
+        if key in self.texts and value != "null" and not is_plain:
             if key in self.lists and value.startswith("[") and value.endswith("]"):
                 items = [item.strip() for item in value[1:-1].split(",")]
                 value = f"[{','.join(_ensure_quoted(item) for item in items if item)}]"

@@ -124,6 +124,10 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
             raise ConfigError(f"{path}._target_", problem) from error
         check_arguments(target, config, path)
     elif not path:
+        for key in sorted(config.keys() - _root_keys()):
+            file = "its file must begin with # @package _global_ and must not be a list"
+            problem = "unknown key" + closest(key, sorted(_root_keys()))
+            raise ConfigError(key, file if key in ("experiment", "sweeps") else problem)
         _check_root(config)
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -131,17 +135,13 @@ def check(config: Mapping[str, Any], path: str = "") -> None:
 
 
 def _check_root(config: Mapping[str, Any]) -> None:
-    """Check the keys at the top of a training config, and that its parts can be built."""
-    for key in sorted(config.keys() - _root_keys()):
-        file = "its file must begin with # @package _global_ and must not be a list"
-        problem = "unknown key" + closest(key, sorted(_root_keys()))
-        raise ConfigError(key, file if key in ("experiment", "sweeps") else problem)
+    """Check the values at the top of a training config, and that its parts can be built."""
     for key in ROOT_VALUES.keys() & config.keys():
         _check_value(config[key], ROOT_VALUES[key], key)
     parts = {name: config[name] for name in _PARTS if name in config}
     if isinstance(config.get("model"), Mapping):
         parts["model.net"] = config["model"].get("net")
-    for name in ("callbacks", "objective", "efficiency", "compression"):
+    for name in ("model", "callbacks", "objective", "efficiency", "compression"):
         # `callbacks=[]` chooses no file of a group: its key is missing
         is_optional = name == "compression" or not {"model", "trainer"} <= config.keys()
         value = config.get(name, {} if is_optional else None)
@@ -230,17 +230,25 @@ def read_recorded(path: Path) -> DictConfig:
 
     Raises:
         ConfigError: See `check_recorded`.
-        UserError: The file is not a config.
+        UserError: The file is not a config, or lacks a part.
     """
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has an alias (*name), which no record has and which could expand")
+        config = OmegaConf.create(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"{path}: cannot be read as a config: {str(error).splitlines()[0]}"
         ) from error
-    if not isinstance(config, DictConfig):
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    check_recorded(values)
+    if not isinstance(config, DictConfig) or not {"model", "data"} <= values.keys():
         raise UserError(f"{path}: not the config of a run")
-    check_recorded(OmegaConf.to_container(config, resolve=False))
+    try:
+        _check_root(values)
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from error
     return config
 
 

@@ -9,17 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 
 _NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to map|new thread")
-# passw(or)d=... of a connection, ?token=... of a query, 'password': '...' of printed settings
+# passw(or)d=... of a connection, ?token=... of a query, 'password': '...' of printed settings,
+# X_TOKEN=... of a command line, a header of HTTP
 _PASSWORD = re.compile(
     r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *|"""
-    r"""[?&](?:access_?|auth_?|api_?)?(?:token|key|secret)=)('[^']*'|"[^"]*"|[^&\s'"]*)"""
+    r"""[?&](?:access_?|auth_?|api_?)?(?:token|key|secret|sig)=|(?-i:[A-Z]+_(?:TOKEN|SECRET|KEY)=)|"""
+    r"""authorization['"]?: *['"]?(?:bearer|basic) )('[^']*'|"[^"]*"|[^&\s'"]*)"""
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LEAST_MB = 64  # with less left, errors of a library are about memory whatever they say
 
 
 def masked(text: str) -> str:
     """The text without the passwords of its URLs, which must be neither shown nor recorded."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    text = re.sub(r"(?i)(https?://)[^:/@\s]+@", r"\1***@", text)  # a token in the place of a user
     return _PASSWORD.sub(r"\1***", text)
 
 
@@ -76,8 +80,8 @@ def out_of_memory(error: BaseException | None) -> str | None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, such as the escape codes of a terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    """The text without control characters: escape codes of a terminal, or of its direction."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class UserError(Exception):

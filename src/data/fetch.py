@@ -253,14 +253,17 @@ def download_collection(collection: ArchiveCollection, folder: Path, api: str = 
             download(challenges + address, folder / table)
             listed = listed or frozenset(pd.read_csv(folder / table).iloc[:, 0])
         records = _download_images(collection, folder, api, listed)
+        if len(records) != collection.size:
+            missing = f"{len(records):,} of {collection.size:,} images"
+            raise DataError(f"the archive gave {missing}; fetch again later", folder)
+        if not collection.tables:
+            with atomic_file(folder / "HAM10000_metadata.csv", "the table of the images") as draft:
+                ham10000_table(records).to_csv(draft, index=False)
     except requests.RequestException as error:
         raise DependencyError(f"cannot reach the ISIC Archive ({_reason(error)})") from error
-    if len(records) != collection.size:
-        missing = f"{len(records):,} of {collection.size:,} images"
-        raise DataError(f"the archive gave {missing}; fetch again later", folder)
-    if not collection.tables:
-        with atomic_file(folder / "HAM10000_metadata.csv", "the table of the images") as draft:
-            ham10000_table(records).to_csv(draft, index=False)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = f"sent what the ISIC Archive does not ({type(error).__name__}: {error})"
+        raise DataError(f"the server {problem}; fetch from the archive itself", folder) from error
 
 
 def _download_images(

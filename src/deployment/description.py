@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from src.core.errors import UserError
+from src.core.config import DecisionRule, check_class_names
+from src.core.errors import ConfigError, UserError
 from src.data.decoding import Geometry
 from src.metrics import formatting
 
@@ -65,7 +66,7 @@ class Description:
     decision: Decision | None = None  # None without a validation split
     # How one class is decided for, see `src.metrics.decision_rules`, and what the rule adds to the
     # log-probabilities, in the order of the classes; none for "argmax".
-    rule: str = "argmax"
+    rule: DecisionRule = "argmax"
     offsets: tuple[float, ...] = ()
 
     __pydantic_config__ = STRICT
@@ -86,10 +87,11 @@ class Description:
             decision = description.decision
             if decision and decision.positive not in description.classes:
                 raise ValueError(f"decision.positive: {decision.positive} is none of its classes")
+            check_class_names(description.classes)
             needed = 0 if description.rule == "argmax" else len(description.classes)
             if len(description.offsets) != needed:
                 raise ValueError(f"offsets: must be {needed}, but got {len(description.offsets)}")
-        except ValueError as error:
+        except (ValueError, RecursionError, ConfigError) as error:
             problem = f"holds no description of a Paretoderm model ({error})"
             raise UserError(f"{path}: {problem}; export it again") from None
         return description

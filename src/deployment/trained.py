@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from src.core.config import instantiate, read_recorded
+from src.core.config import read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description, sentences
@@ -223,14 +223,14 @@ def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
         raise UserError(f"{config.model.get('name')}: {problem}")
     import torch
 
-    from src.models.structure import cast_as_recorded
+    from src.models import structure
 
     recipe = config.model.net.copy()
     if "weights" in recipe:
         recipe.weights = "random"  # the checkpoint's follow
     outputs = 1 if len(classes) == 2 else len(classes)
-    net: nn.Module = instantiate(recipe, "model.net", outputs=outputs)
-    return cast_as_recorded(net, config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
+    net = structure.cast_as_recorded(structure.build(recipe, outputs), config)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
 
 
 def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> "CameraNet":
@@ -242,7 +242,10 @@ def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path
 
     net = build_net(config, classes)
     load_weights(nn.ModuleDict({"net": net}), checkpoint)
-    return CameraNet(net, config.model.mean, config.model.std)
+    try:
+        return CameraNet(net, config.model.mean, config.model.std)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError("model.mean, model.std", "must be three numbers each") from error
 
 
 def load(store: Store, run_id: str, config: DictConfig, classes: Sequence[str]) -> "CameraNet":
@@ -359,18 +362,20 @@ def describe(store: Store, run: RecordedModel) -> Description:
     if file is not None:
         return open_file(file).description
     tags, classes = store.client.get_run(net.run_id).data.tags, class_names(store, run)
-    return Description(
+    data: Any = OmegaConf.to_container(run.config.data)
+    described = Description(
         run_id=run.run_id,
         model=run.model,
         classes=tuple(classes),
-        image_size=int(run.config.data.image_size),
-        geometry=run.config.data.geometry,
+        image_size=data.get("image_size"),
+        geometry=data.get("geometry"),
         data=run.data,
         split=run.split,
         licence=licence_note(run.config.data),
         precision=tags.get("precision", Description.precision),
         **choose_decision(store, run, classes),
     )
+    return Description.from_json(described.to_json(), f"run {run.run_id}")  # which checks it
 
 
 def choose_decision(store: Store, run: RecordedModel, classes: list[str]) -> dict[str, Any]:

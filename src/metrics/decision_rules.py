@@ -51,7 +51,7 @@ def fit(
     logits = log_probability(probability)
     if rule == "recall_floor":
         if positive is None:
-            raise ValueError("recall_floor needs the class that is looked for")
+            raise ConfigError("decision", f"{rule} needs the class that is looked for")
         margin = logits[:, positive] - np.delete(logits, positive, axis=1).max(axis=1)
         chosen = choose(margin, target == positive, FLOOR)
         if not chosen.problem:  # between two images, so that rounding moves none

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from src.core.errors import UserError
+from src.core.config import instantiate
+from src.core.errors import ConfigError, UserError
 
 _PRUNED, _FOLDED = "pruned", "folded"  # marks of a network
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation inherit from it
@@ -166,6 +167,19 @@ def cast(net: nn.Module) -> nn.Module:
     net.to(torch.bfloat16)
     net.register_forward_pre_hook(_input_to_bfloat16)
     net.register_forward_hook(_logits_to_float32)
+    return net
+
+
+def build(node: DictConfig, outputs: int) -> nn.Module:
+    """The network of the node `model.net` of a config.
+
+    Raises:
+        ConfigError: A value is impossible, or the `_target_` is no network.
+    """
+    net = instantiate(node, "model.net", outputs=outputs)
+    if not isinstance(net, nn.Module):
+        problem = f"must be a network, but {node._target_} makes a {type(net).__name__}"
+        raise ConfigError("model.net._target_", problem)
     return net
 
 

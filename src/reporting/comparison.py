@@ -211,7 +211,8 @@ def summarise_study(
     views.save(study_run, names, columns, [first for first, *_ in filter(None, keys)])
     pages = views.pages(store, study_run.id)
     _show(table, [*objectives, *limits], study_run.name, store, pages)
-    cli.say(f"report: python -m src.report {shlex.quote(f'study={study_run.name}')}", wrap=False)
+    command = store.command("python -m src.report", f"study={study_run.name}")
+    cli.say(f"report: {command}", wrap=False)
     return table
 
 
@@ -427,7 +428,8 @@ def _show(
     address, lines = store.uri.rstrip("/"), ["look:"]
     if not store.is_server:
         is_default = store.uri == Store().uri
-        command = "make ui" if is_default else f"python -m src.tracking.ui uri={store.uri}"
+        command = "python -m src.tracking.ui " + shlex.quote(f"uri={store.uri}")
+        command = "make ui" if is_default else command
         address, lines = "http://127.0.0.1:5000", [f"look: {command}, then"]
     lines += [f"{name:<9}{address}{page}" for name, page in pages.items()]
     cli.say("\n".join(lines), wrap=False)

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+import shlex
 import socket
 import sqlite3
 import sys
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 from omegaconf import DictConfig
 
+from src.core.cli import quoted
 from src.core.config import check, instantiate, resolve
 from src.core.errors import ConfigError, UserError, causes
 from src.tracking.retry import Retry
@@ -174,6 +177,7 @@ class Store:
             raise TrackingError(f"{self.uri}: {message}")
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy import NullPool, create_engine
         from sqlalchemy.exc import SQLAlchemyError
 
         parts = urlsplit(self.uri)
@@ -182,6 +186,7 @@ class Store:
         def connect(is_repeated: bool) -> MlflowClient:
             if port and parts.hostname:  # MLflow itself would retry for minutes
                 socket.create_connection((parts.hostname, parts.port or port), timeout=5).close()
+                create_engine(self.uri, poolclass=NullPool).connect().close()
             with brief_http(), quiet():
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
                 self._experiment_id = self._open_experiment(client, create)
@@ -223,6 +228,15 @@ class Store:
                 page = client.search_runs([self.experiment_id], filter, view, _PAGE, None, token)
             yield from page
             token = page.token or ""
+
+    def command(self, program: str, argument: str) -> str:
+        """A command for a shell that finds this store: it names what is not the default."""
+        default, arguments = Store(), [argument]
+        for key in ("uri", "experiment"):
+            if (value := getattr(self, key)) != getattr(default, key):
+                plain = re.fullmatch(r"[\w./:+@-]+", value)
+                arguments.append(f"tracking.{key}={value if plain else quoted(value)}")
+        return f"{program} {shlex.join(arguments)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """A store is pickled closed: connections cannot be."""

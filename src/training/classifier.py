@@ -358,9 +358,11 @@ def from_recipe(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
     classes = tuple(recipe["classes"])
     if "net" not in arguments:
         outputs = 1 if len(classes) == 2 else len(classes)
-        arguments["net"] = instantiate(model.net, "model.net", outputs=outputs)
+        arguments["net"] = structure.build(model.net, outputs)
     defaults: dict[str, Any] = {"classes": classes, "image_size": recipe["image_size"]}
     defaults |= {"loss": nn.Identity(), "optimizer": None, "scheduler": None}
-    classifier: Classifier = instantiate(model, "model", ("net",), **defaults | arguments)
+    classifier = instantiate(model, "model", ("net",), **defaults | arguments)
+    if not isinstance(classifier, Classifier):
+        raise ConfigError("model._target_", f"must be a Classifier, but got {model._target_}")
     classifier.recipe = dict(recipe)
     return classifier

@@ -52,6 +52,11 @@ def test_relative_paths_mean_the_folder_of_the_command(
         ("http://db/x?access_token=s3cret&a=1", "http://db/x?access_token=***&a=1"),
         ("?a=b&viewStateShareKey=x class_token=true", "?a=b&viewStateShareKey=x class_token=true"),
         ("passwd=s3cret&a=b, password = s3cret", "passwd=***&a=b, password = ***"),
+        ("git+HTTPS://s3cret@h/x me@h", "git+HTTPS://***@h/x me@h"),  # a token has no password
+        ("postgresql://me@h/runs", "postgresql://me@h/runs"),
+        ("HF_TOKEN=s3cret AWS_SECRET_ACCESS_KEY='s 3'", "HF_TOKEN=*** AWS_SECRET_ACCESS_KEY=***"),
+        ("'Authorization': 'Bearer s3.cret'", "'Authorization': 'Bearer ***'"),
+        ("http://h/x?a=1&sig=s3cret", "http://h/x?a=1&sig=***"),
         ("""{'password': 's3 cret', "passwd": "x"}""", """{'password': ***, "passwd": ***}"""),
         (
             "password authentication failed: no password",
@@ -89,7 +94,7 @@ def test_the_traceback_of_a_bug_shows_no_password(
 def test_control_characters_do_not_reach_the_terminal(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = "\x1b]0;title\x07\x1b[31mmel\x9b2J"
+    name = "\x1b]0;title\x07\x1b[31mmel\x9b2J\u202egnp.exe\u2066\u200f"
     cli.say(f"class {name}")
     cli.console.print(name, markup=False)
     with pytest.raises(SystemExit):
@@ -98,7 +103,7 @@ def test_control_characters_do_not_reach_the_terminal(
     output = capsys.readouterr()
     shown = output.out + output.err + caplog.text
     assert shown.count("mel") == 4
-    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\u200f"} & set(shown)
     assert (
         printable("two\nlines\t\N{BLACK HEART SUIT} é 黑")
         == "two\nlines\t\N{BLACK HEART SUIT} é 黑"

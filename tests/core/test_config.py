@@ -213,7 +213,21 @@ def test_files_of_conf_may_quote_a_target(monkeypatch: pytest.MonkeyPatch, tmp_p
 CODE = "a: !!python/object/apply:os.getcwd []"
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: &x [*x]", CODE, "\x00", f"a: {'1' * 5000}"])
+PARTS = "model: {_target_: src.training.classifier.Classifier, net: {_target_: builtins.dict}}\n"
+PARTS = PARTS.replace("builtins.dict", "src.models.custom.CustomCNN") + "data: "
+DATA = "{_target_: src.data.module.DataModule}\n"
+NO_CONFIG = [
+    *("a: [", "- 1\n", "a: &x [*x]", CODE, "\x00", f"a: {'1' * 5000}", "", "seed: 1\n"),
+    f"{PARTS}{DATA}a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n",  # which could grow for ever
+    f"{PARTS}{DATA}decision: nosuch\n",
+    f"{PARTS}{DATA}threads: '2'\n",
+    f"{PARTS}[1]\n",
+    f"data: {DATA}model: custom\n",
+    f"data: {DATA}model: {{_target_: src.training.classifier.Classifier, net: null}}\n",
+]
+
+
+@pytest.mark.parametrize("text", NO_CONFIG)
 def test_a_record_that_is_no_config_is_one_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)

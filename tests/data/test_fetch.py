@@ -186,6 +186,24 @@ def test_an_id_that_would_leave_the_folder_is_refused(owner, tmp_path, name, ima
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".csv"]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"isic_id": "ISIC_0024306"},
+        {"isic_id": "ISIC_0024306", "files": None},
+        {"isic_id": "ISIC_0024306", "files": {"full": {"size": 3, "url": 3}}},
+        {"files": {"full": {"size": 3}}},
+        ["ISIC_0024306"],
+        None,
+    ],
+)
+def test_a_record_of_another_form_is_one_error(owner, tmp_path, record):
+    owner.records.append(record)
+    with pytest.raises(DataError, match="the server sent what the ISIC Archive does not"):
+        download_collection(resized("ham10000", 1), tmp_path, owner.url)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_incomplete_archive_writes_no_table(owner, ham, tmp_path):
     with pytest.raises(DataError, match="8 of 10,015 images"):
         download_collection(COLLECTIONS["ham10000"], tmp_path, owner.url)

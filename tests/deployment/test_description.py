@@ -24,7 +24,8 @@ def test_a_description_is_read_back_and_other_programs_can_read_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", "null", '{"run_id": 1}', "no json", '{"decision": 3, "classes": 4}']
+    "content",
+    ["", "{}", "[]", "null", '{"run_id": 1}', "no json", '{"decision": 3, "classes": 4}', "[" * 9**6],
 )
 def test_other_content_is_refused(content: str) -> None:
     with pytest.raises(UserError, match=r"^model\.onnx: holds no description"):
@@ -40,6 +41,10 @@ def test_other_content_is_refused(content: str) -> None:
         ("classes", "nvmel"),
         ("classes", ["nv"]),
         ("classes", ["nv", 3]),
+        ("classes", ["mel", "mel"]),
+        ("classes", ["mel", "\x1b[2J"]),
+        ("classes", ["mel", "a\nforged: line"]),
+        ("classes", ["mel", ""]),
         ("geometry", "stretch"),
         ("licence", None),
         ("version", 2),
@@ -51,6 +56,7 @@ def test_other_content_is_refused(content: str) -> None:
         ("offsets", [0.5]),  # of two classes
         ("offsets", [0.5, float("nan")]),
         ("offsets", []),
+        ("rule", "nosuch"),
     ],
 )
 def test_an_invalid_field_is_named(name: str, value: object) -> None:

@@ -1,5 +1,6 @@
 """Recorded runs are found, described, loaded and written as files."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,33 @@ def test_damaged_records_are_refused(recorded: SmallStore) -> None:
     config.write_text(config.read_text().replace(trained.CLASSIFIER, "os.system"))
     with pytest.raises(UserError, match="is named by no file in conf/"):
         trained.find(recorded.store, run_id)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.geometry", "\x1b[31m", "geometry: input should be"),
+        ("data.image_size", "32px", "image_size: input should be a valid integer"),
+        ("data.image_size", 10**8, "image_size: input should be less"),
+        ("model.mean", [0.5], "model.mean, model.std: must be three numbers each"),
+        ("model.std", ["a", "b", "c"], "model.mean, model.std: must be three numbers each"),
+        ("model.net._partial_", True, r"model\.net\._target_: must be a network, but src\.mod"),
+        ("model.net", {"_target_": "src.data.folder.ClassFolders"}, r"model\.net: .*'outputs'"),
+    ],
+)
+def test_impossible_values_of_a_record_are_refused(
+    recorded: SmallStore,
+    run: RecordedModel,
+    checkpoint: Path,
+    key: str,
+    value: object,
+    message: str,
+) -> None:
+    config = run.config.copy()
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
+    with pytest.raises(UserError, match=message):
+        trained.describe(recorded.store, dataclasses.replace(run, config=config))
+        trained.load_checkpoint(config, CLASSES, checkpoint)
 
 
 def test_a_loaded_net_predicts_what_is_recorded(

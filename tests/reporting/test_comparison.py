@@ -113,7 +113,9 @@ def test_the_front_is_tested_once_and_former_members_are_mentioned(
     text = output()
     assert "1 runs were tested as members of an earlier front and are not on this one" in text
     assert f"FAILED: net, run {dead}: ValueError: no" in text
-    assert text.splitlines()[-1] == "report: python -m src.report study=study"
+    # it works as printed, where the store is another than the default one
+    command = f"report: python -m src.report study=study tracking.uri={store.uri}"
+    assert text.splitlines()[-1] == command
     # written only where it changes: a tag for each trial takes minutes in a large study
     tags = [tags_of(store, run_id).get("front") for run_id in (good, bad, better)]
     assert tags == ["false", None, "true"]
