@@ -301,21 +301,32 @@ def _is_allowed(target: Any) -> bool:
     return inspect.isclass(part) and f"{part.__module__}.{part.__qualname__}" == target
 
 
-def instantiate(config: DictConfig, path: str, without: Sequence[str] = (), **objects: Any) -> Any:
-    """Build what `_target_` of the node at the key `path` names.
+def instantiate(
+    config: DictConfig,
+    path: str,
+    without: Sequence[str] = (),
+    kind: type = object,
+    /,
+    **objects: Any,
+) -> Any:
+    """Build what `_target_` of the node at the key `path` names, an instance of `kind`.
 
     Keys in `without` are not passed on; `objects` are arguments that are not in the config, such as
     built parts and counts.
 
     Raises:
-        ConfigError: The constructor refused a value.
+        ConfigError: The constructor refused a value, or what it builds is of another kind.
     """
     if not OmegaConf.is_dict(config) or "_target_" not in config:
         raise ConfigError(path, f"must have a _target_ and its arguments, but is {config!r}")
     check_recorded(objects, path)  # Hydra would evaluate texts, such as class names of a data set
     node = OmegaConf.create(resolve(config, without))
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **objects)
+        part = hydra.utils.instantiate(node, _convert_="all", **objects)
+        if not isinstance(part, kind):
+            problem = f"must be a {kind.__name__}, but {node._target_} makes {type(part).__name__}"
+            raise ConfigError(f"{path}._target_", problem)
+        return part
     except InstantiationException as error:
         cause = error.__cause__
         inner = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""

@@ -9,6 +9,7 @@ images are for learning, they do not imitate patients.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -32,30 +33,7 @@ SKINS = ((0.93, 0.76, 0.70), (0.86, 0.64, 0.55), (0.74, 0.53, 0.42))  # fair to 
 # "." is 0). radius: half-widths of the picture. border: amplitude of its waves. soft: width of the
 # edge. ring: pigment at the rim, not in the middle. mottle: patchiness. asymmetry: pigment to one
 # side. Others: strength of colours and structures.
-_TABLE = """
-trait       akiec       bcc         bkl           df        mel         nv          vasc
-share       0.07        0.09        0.13          0.045     0.145       0.465       0.055
-mimics      bcc,bkl     akiec,mel   mel,nv,akiec  nv,bcc    nv,bkl      mel,bkl,df  mel,df
-radius      0.45-0.75   0.35-0.65   0.4-0.75      0.35-0.6  0.45-0.85   0.25-0.65   0.2-0.5
-elongation  0-0.4       0-0.3       0-0.5         0-0.2     0.1-0.5     0-0.4       0-0.3
-border      0.15-0.35   0.05-0.25   0.1-0.35      0.03-0.12 0.2-0.5     0.02-0.15   0.05-0.2
-soft        0.2-0.4     0.15-0.35   0.04-0.12     0.3-0.5   0.06-0.2    0.08-0.25   0.04-0.15
-melanin     0-0.25      0-0.15      0.25-0.6      0.2-0.45  0.5-1.1     0.3-0.8     0-0.2
-blood       0.3-0.6     0.15-0.4    0-0.15        0.1-0.35  0.05-0.35   0-0.25      0.5-1.1
-blue        .           .           0-0.35        .         0.2-0.8     .           0-0.3
-white       .           0-0.35      .             .         0-0.2       .           .
-mottle      0.3-0.8     0.1-0.5     0.2-0.7       0.05-0.2  0.5-1       0-0.35      0-0.4
-asymmetry   0.1-0.5     0.1-0.6     0-0.4         0-0.2     0.5-1       0-0.3       0-0.3
-ring        .           .           .             0.4-1     .           .           .
-network     .           .           .             0.1-0.5   0.2-0.8     0-0.9       .
-globules    .           .           0-0.4         .         0.1-0.6     0-0.7       .
-cysts       .           .           0.4-1         .         .           .           .
-nests       .           0.2-1       .             .         .           .           .
-lacunae     .           .           .             .         .           .           0.4-1
-vessels     0-0.2       0.5-1       .             .         .           .           .
-scar        .           .           .             0.4-1     .           .           .
-scale       0.4-1       .           .             .         .           .           .
-"""
+_TABLE = Path(__file__).with_suffix(".txt").read_text()
 _ROWS, *_COLUMNS = zip(*(line.split() for line in _TABLE.strip().splitlines()), strict=True)
 TRAITS = sorted(_ROWS[3:])
 SHARES = {kind: float(share) for kind, share, *_ in _COLUMNS}

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from src.core.config import DecisionRule, check_class_names
 from src.core.errors import ConfigError, UserError
 from src.data.decoding import Geometry
 from src.metrics import formatting
@@ -66,7 +65,7 @@ class Description:
     decision: Decision | None = None  # None without a validation split
     # How one class is decided for, see `src.metrics.decision_rules`, and what the rule adds to the
     # log-probabilities, in the order of the classes; none for "argmax".
-    rule: DecisionRule = "argmax"
+    rule: str = "argmax"
     offsets: tuple[float, ...] = ()
 
     __pydantic_config__ = STRICT
@@ -78,6 +77,8 @@ class Description:
     @classmethod
     def from_json(cls, content: str, path: str) -> "Description":
         """Read what `to_json` wrote to the file `path`; UserError if it is no such description."""
+        from src.core.config import RULES, check_class_names  # takes as long as pydantic
+
         try:
             fields = json.loads(content)
             if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
@@ -88,6 +89,8 @@ class Description:
             if decision and decision.positive not in description.classes:
                 raise ValueError(f"decision.positive: {decision.positive} is none of its classes")
             check_class_names(description.classes)
+            if description.rule not in RULES:
+                raise ValueError(f"rule: must be one of {', '.join(RULES)}")
             needed = 0 if description.rule == "argmax" else len(description.classes)
             if len(description.offsets) != needed:
                 raise ValueError(f"offsets: must be {needed}, but got {len(description.offsets)}")

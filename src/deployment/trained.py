@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from src.core.config import read_recorded
+from src.core.config import instantiate, read_recorded
 from src.core.errors import ConfigError, UserError
 from src.core.files import atomic_file
 from src.deployment.description import Decision, Description, sentences
@@ -223,14 +223,14 @@ def build_net(config: DictConfig, classes: Sequence[str]) -> "nn.Module":
         raise UserError(f"{config.model.get('name')}: {problem}")
     import torch
 
-    from src.models import structure
+    from src.models.structure import cast_as_recorded
 
     recipe = config.model.net.copy()
     if "weights" in recipe:
         recipe.weights = "random"  # the checkpoint's follow
     outputs = 1 if len(classes) == 2 else len(classes)
-    net = structure.cast_as_recorded(structure.build(recipe, outputs), config)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
+    net: nn.Module = instantiate(recipe, "model.net", (), torch.nn.Module, outputs=outputs)
+    return cast_as_recorded(net, config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # stub
 
 
 def load_checkpoint(config: DictConfig, classes: Sequence[str], checkpoint: Path) -> "CameraNet":

@@ -122,10 +122,6 @@ def _recall(counts: np.ndarray) -> np.ndarray:
     return ratio(_hits(counts), counts.sum(axis=-1))
 
 
-def _precision(counts: np.ndarray) -> np.ndarray:
-    return ratio(_hits(counts), counts.sum(axis=-2))
-
-
 def _f1(counts: np.ndarray) -> np.ndarray:
     return ratio(2 * _hits(counts), counts.sum(axis=-1) + counts.sum(axis=-2))
 
@@ -133,10 +129,6 @@ def _f1(counts: np.ndarray) -> np.ndarray:
 def _specificity(counts: np.ndarray) -> np.ndarray:
     others = counts.sum(axis=(-2, -1))[..., None] - counts.sum(axis=-1)
     return ratio(others - (counts.sum(axis=-2) - _hits(counts)), others)
-
-
-def _accuracy(counts: np.ndarray) -> np.ndarray:
-    return ratio(_hits(counts).sum(axis=-1), counts.sum(axis=(-2, -1)))
 
 
 def _split(name: str, label: str, short: str = "", **values: Any) -> Metric:
@@ -177,7 +169,12 @@ METRICS: list[Metric] = [
     # Of augmented images, with dropout, while the weights change: not that of the kept epoch.
     Metric("train/accuracy", "accuracy in training steps", "train accuracy"),
     _split("loss", "loss", **_LOSS),
-    _split("accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
+    _split(
+        "accuracy",
+        "accuracy",
+        from_counts=lambda c: ratio(_hits(c).sum(-1), c.sum((-2, -1))),
+        hub="accuracy",
+    ),
     _split(
         PRIMARY,
         "balanced accuracy",
@@ -189,7 +186,11 @@ METRICS: list[Metric] = [
     # From the scores: `metrics.classification.mean_auroc`, resampled by `metrics.bootstrap`.
     _split("auroc", "AUROC", hub="roc_auc"),
     _split("recall/<class>", "recall of <class>", "<class> recall", from_counts=_recall),
-    _split("precision/<class>", "precision of <class>", from_counts=_precision),
+    _split(
+        "precision/<class>",
+        "precision of <class>",
+        from_counts=lambda c: ratio(_hits(c), c.sum(axis=-2)),
+    ),
     _split("f1/<class>", "F1 of <class>", from_counts=_f1),
     _split("specificity/<class>", "specificity of <class>", from_counts=_specificity),
     # From `metrics.curves`.

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from src.core.config import instantiate
-from src.core.errors import ConfigError, UserError
+from src.core.errors import UserError
 
 _PRUNED, _FOLDED = "pruned", "folded"  # marks of a network
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation inherit from it
@@ -165,32 +163,11 @@ def cast(net: nn.Module) -> nn.Module:
     A new network, cast, loads the checkpoint of a cast one.
     """
     net.to(torch.bfloat16)
-    net.register_forward_pre_hook(_input_to_bfloat16)
-    net.register_forward_hook(_logits_to_float32)
-    return net
-
-
-def build(node: DictConfig, outputs: int) -> nn.Module:
-    """The network of the node `model.net` of a config.
-
-    Raises:
-        ConfigError: A value is impossible, or the `_target_` is no network.
-    """
-    net = instantiate(node, "model.net", outputs=outputs)
-    if not isinstance(net, nn.Module):
-        problem = f"must be a network, but {node._target_} makes a {type(net).__name__}"
-        raise ConfigError("model.net._target_", problem)
+    net.register_forward_pre_hook(lambda net, inputs: (inputs[0].to(torch.bfloat16), *inputs[1:]))
+    net.register_forward_hook(lambda net, inputs, logits: logits.float())
     return net
 
 
 def cast_as_recorded(net: nn.Module, config: DictConfig) -> nn.Module:
     """Cast a new network if the run of this config is a bfloat16 compression."""
     return cast(net) if str((config.get("compression") or {}).get("name")) == KIND else net
-
-
-def _input_to_bfloat16(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0].to(torch.bfloat16), *inputs[1:])
-
-
-def _logits_to_float32(net: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
-    return logits.float()

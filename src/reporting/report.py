@@ -72,7 +72,11 @@ def make(config: DictConfig) -> Report:
     objectives, limits, notes = collect.purpose(studies, settings.objectives, settings.limits)
     if settings.test and _test_chosen(studies, objectives, limits, settings, store):
         studies, title = _studies(settings, store, refresh=False)
-    earlier = _earlier(studies[0], settings)
+    earlier = studies[0].before(moment) if (moment := settings.moment()) else None
+    if earlier is not None and earlier.trials.empty:
+        first = f"the first ended {studies[0].trials['end_time'].min():%Y-%m-%dT%H:%M} UTC"
+        problem = f"no trial of {studies[0].name} had ended by then, {first}"
+        raise UserError(f"before={settings.before}: {problem}")
     log.info("report on %s: %d trials", title, sum(len(study.trials) for study in studies))
     report = build(studies, objectives, limits, settings, title, earlier)
     report.warnings[:0] = notes
@@ -364,18 +368,6 @@ def _studies(settings: ReportSettings, store: Store, refresh: bool) -> tuple[lis
         return [collect.selection(runs, name, store)], name
     studies = [collect.study(runs, name, store) for name in settings.studies]
     return studies, " and ".join(settings.studies)
-
-
-def _earlier(study: StudyRuns, settings: ReportSettings) -> StudyRuns | None:
-    moment = settings.moment()
-    if moment is None:
-        return None
-    earlier = study.before(moment)
-    if earlier.trials.empty:
-        first = f"the first ended {study.trials['end_time'].min():%Y-%m-%dT%H:%M} UTC"
-        problem = f"no trial of {study.name} had ended by then, {first}"
-        raise UserError(f"before={settings.before}: {problem}")
-    return earlier
 
 
 def _test_chosen(

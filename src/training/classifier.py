@@ -358,11 +358,10 @@ def from_recipe(recipe: Mapping[str, Any], **arguments: Any) -> Classifier:
     classes = tuple(recipe["classes"])
     if "net" not in arguments:
         outputs = 1 if len(classes) == 2 else len(classes)
-        arguments["net"] = structure.build(model.net, outputs)
+        arguments["net"] = instantiate(model.net, "model.net", (), nn.Module, outputs=outputs)
     defaults: dict[str, Any] = {"classes": classes, "image_size": recipe["image_size"]}
     defaults |= {"loss": nn.Identity(), "optimizer": None, "scheduler": None}
-    classifier = instantiate(model, "model", ("net",), **defaults | arguments)
-    if not isinstance(classifier, Classifier):
-        raise ConfigError("model._target_", f"must be a Classifier, but got {model._target_}")
+    arguments = defaults | arguments
+    classifier: Classifier = instantiate(model, "model", ("net",), Classifier, **arguments)
     classifier.recipe = dict(recipe)
     return classifier

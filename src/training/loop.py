@@ -29,7 +29,7 @@ from src.metrics import decision_rules
 from src.metrics.bootstrap import ARGMAX
 from src.metrics.registry import RECORDED
 from src.models import fit_once
-from src.models import structure
+from src.models.structure import cast_as_recorded
 from src.models.weights import load_weights
 from src.tracking import read
 from src.tracking.run import Run
@@ -83,8 +83,8 @@ def build(
     recipe = make_recipe(resolve(config.model), data.classes, data.image_size)
     node = config.model.net if pretrained else OmegaConf.create(recipe["model"]["net"])
     seed_everything(config.seed)
-    net = structure.build(node, data.outputs)
-    structure.cast_as_recorded(net, config)
+    net = instantiate(node, "model.net", (), nn.Module, outputs=data.outputs)
+    cast_as_recorded(net, config)
     if fit_once.is_fit_once(net):
         if data.shares:
             raise ConfigError("data.shares", f"{config.model.name} trains without epochs: omit it")
@@ -109,7 +109,8 @@ def try_parts(config: DictConfig, names: Collection[str]) -> None:
         recipe = make_recipe(resolve(config.model), (), config.data.image_size)
         # of shapes only; a net that computes with numbers is not built
         with suppress(RuntimeError, InstantiationException), torch.device("meta"):
-            structure.build(OmegaConf.create(recipe["model"]["net"]), 2)
+            node = OmegaConf.create(recipe["model"]["net"])
+            instantiate(node, "model.net", (), nn.Module, outputs=2)
 
 
 def _optimizer(config: DictConfig) -> Callable[..., torch.optim.Optimizer]:

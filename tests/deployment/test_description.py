@@ -25,7 +25,16 @@ def test_a_description_is_read_back_and_other_programs_can_read_it() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}", "[]", "null", '{"run_id": 1}', "no json", '{"decision": 3, "classes": 4}', "[" * 9**6],
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        '{"run_id": 1}',
+        "no json",
+        '{"decision": 3, "classes": 4}',
+        "[" * 9**6,
+    ],
 )
 def test_other_content_is_refused(content: str) -> None:
     with pytest.raises(UserError, match=r"^model\.onnx: holds no description"):

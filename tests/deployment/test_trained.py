@@ -1,9 +1,11 @@
 """Recorded runs are found, described, loaded and written as files."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -12,6 +14,7 @@ from small_store import SmallStore, write_run
 from src.core.config import instantiate
 from src.core.errors import UserError
 from src.deployment import trained
+from src.deployment.description import KEY
 from src.deployment.export import validation_rows
 from src.deployment.runtimes.base import in_batches
 from src.deployment.runtimes.formats import open_file
@@ -112,7 +115,7 @@ def test_damaged_records_are_refused(recorded: SmallStore) -> None:
         ("data.image_size", 10**8, "image_size: input should be less"),
         ("model.mean", [0.5], "model.mean, model.std: must be three numbers each"),
         ("model.std", ["a", "b", "c"], "model.mean, model.std: must be three numbers each"),
-        ("model.net._partial_", True, r"model\.net\._target_: must be a network, but src\.mod"),
+        ("model.net._partial_", True, r"model\.net\._target_: must be a Module, but src"),
         ("model.net", {"_target_": "src.data.folder.ClassFolders"}, r"model\.net: .*'outputs'"),
     ],
 )
@@ -126,8 +129,9 @@ def test_impossible_values_of_a_record_are_refused(
 ) -> None:
     config = run.config.copy()
     OmegaConf.update(config, key, value, merge=False, force_add=True)
-    with pytest.raises(UserError, match=message):
-        trained.describe(recorded.store, dataclasses.replace(run, config=config))
+    changed = dataclasses.replace(run, config=config)
+    with pytest.raises(UserError, match=message):  # noqa: PT012  one of them refuses
+        trained.describe(recorded.store, changed)
         trained.load_checkpoint(config, CLASSES, checkpoint)
 
 
@@ -187,6 +191,24 @@ def test_a_file_contains_the_description_of_its_run(
     assert (description.data, description.split) == ("synthetic", "grouped")
     assert (description.precision, description.classes) == ("float32", CLASSES)
     assert description.licence == "none applies: drawn pictures"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 24}, "cannot load it: .*invalid dimensions"),
+        ({"classes": [*CLASSES, "other"]}, r"describes 8 classes, but its net has \(7,\) outputs"),
+    ],
+)
+def test_a_description_of_another_net_is_one_error(
+    recorded: SmallStore, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    model = onnx.load(recorded.onnx)
+    [entry] = [entry for entry in model.metadata_props if entry.key == KEY]
+    entry.value = json.dumps(json.loads(entry.value) | change)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=rf"other\.onnx: .*{message}"):
+        open_file(tmp_path / "other.onnx")
 
 
 def test_the_threshold_is_chosen_on_val(recorded: SmallStore, run: RecordedModel) -> None:

@@ -24,28 +24,7 @@ from src.deployment.runtimes.formats import RuntimeName
 KIND: Literal["paretoderm benchmark"] = "paretoderm benchmark"
 VERSION: Literal[1] = 1
 # Figures of a row: name -> meaning and unit. A figure that could not be measured is absent.
-FIGURES = {
-    "p50_ms": "latency of a call, percentile 50, ms",
-    "p90_ms": "percentile 90, ms",
-    "p99_ms": "percentile 99, ms",
-    "mean_ms": "mean, ms",
-    "ratio": "p50 divided by the p50 of the reference: 2 is twice as slow",
-    "ratio_low": "lower end of its interval",
-    "ratio_high": "upper end of its interval",
-    "jpeg_p50_ms": "from a JPEG in memory to the probabilities, percentile 50, ms",
-    "jpeg_p90_ms": "percentile 90, ms",
-    "jpeg_p99_ms": "percentile 99, ms",
-    "cold_start_s": "from starting an interpreter to the first answer, s (median)",
-    "load_s": "of that, loading the model after the imports, s (median)",
-    "peak_memory_mb": "peak resident memory of a new process up to its first answer, MB (median)",
-    "imported_memory_mb": "of that, memory after the imports of the runtime, MB (median)",
-    "model_memory_mb": "the difference of the two, MB",
-    "size_mb": "size of the model file, MB",
-    "energy_mj": "energy of a call by the processor's counter, other work included, mJ",
-    "queries": "timed calls",
-    "seconds": "their total time, s",
-    "cpu_ms": "CPU time of a call, all threads, mean, ms",
-}
+FIGURES: dict[str, str] = json.loads(Path(__file__).with_name("figures.json").read_text())
 if TYPE_CHECKING:
     Figure: TypeAlias = str
 else:

@@ -77,22 +77,19 @@ class FileRuntime(ABC):
         try:
             with quiet():
                 text = self._open(path, threads)
+                self.description = about = Description.from_json(text, str(path))
+                size, count = about.image_size, len(about.classes)
+                blank = np.zeros((self.batch or 1, size, size, 3), np.uint8)
+                shape = np.shape(self(blank))
         except UserError:
             raise
         except Exception as error:  # its class differs between runtimes and versions
             reason = (str(error) or repr(error)).splitlines()[0]
             problem = f"the runtime of {self.label} cannot load it: {reason}"
             raise UserError(f"{path}: {problem}") from error
-        self.description = about = Description.from_json(text, str(path))
-        blank = np.zeros((self.batch or 1, about.image_size, about.image_size, 3), np.uint8)
-        try:
-            with quiet():
-                shape: tuple[int, ...] | str = np.shape(self(blank))
-        except Exception as error:
-            shape = (str(error) or repr(error)).splitlines()[0]
-        if shape != (len(blank), len(about.classes)):
-            problem = f"{len(about.classes)} classes and {about.image_size} px do not fit its net"
-            raise UserError(f"{path}: {problem} (output: {shape}); export it again")
+        if shape != (len(blank), count):
+            problem = f"describes {count} classes, but its net has {shape[-1:]} outputs"
+            raise UserError(f"{path}: {problem}; export it again")
 
     @abstractmethod
     def _open(self, path: Path, threads: int) -> str:
