@@ -306,7 +306,6 @@ def instantiate(
     path: str,
     without: Sequence[str] = (),
     kind: type = object,
-    /,
     **objects: Any,
 ) -> Any:
     """Build what `_target_` of the node at the key `path` names, an instance of `kind`.
