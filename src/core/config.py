@@ -149,8 +149,7 @@ def _check_root(config: Mapping[str, Any]) -> None:
             raise ConfigError(name, f"must have keys and values, but is {value!r}")
     for name, part in parts.items():
         if not isinstance(part, Mapping) or "_target_" not in part:
-            problem = f"must have a _target_ and its arguments, but is {part!r}"
-            raise ConfigError(name, problem)
+            raise ConfigError(name, f"must have a _target_ and its arguments, but is {part!r}")
 
 
 @functools.cache

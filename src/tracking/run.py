@@ -52,8 +52,7 @@ def flatten(params: Mapping[str, Any]) -> dict[str, str]:
     for key, value in config.flatten(params).items():
         name = recordable(key)
         if name in flat:
-            problem = f"would be recorded as {name!r}, like another key: rename it"
-            raise ConfigError(key, problem)
+            raise ConfigError(key, f"would be recorded as {name!r}, like another key: rename it")
         flat[name] = cut(masked(text(value)), _PARAM_LENGTH)
     return flat
 
