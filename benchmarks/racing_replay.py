@@ -1,10 +1,12 @@
 """Trainings and front of `repeats=auto`, replayed beside the same seeds for every configuration.
 
-    python -m benchmarks.racing_replay [curves=benchmarks/curves/ham10000_64.csv] [deviation=0.025]
+    python -m benchmarks.racing_replay [curves=benchmarks/curves/ham10000_64.csv]
+    [deviation=0.025] [ratio=1]
 
 Configurations and their multiply-adds are those of the recorded curves. A table with a column
 `seed` has the value of each seed; without it, seeds are drawn around the recorded value with the
-standard deviation 0.025: on test, over three seeds of the networks in docs/ham10000/.
+standard deviation 0.025: on test, over three seeds of the networks in docs/ham10000/. With
+`ratio=8` the deviations of the configurations differ by up to that factor, around it.
 Four simulated workers take the configurations in a random order and train up to five seeds of each,
 one after the other; nothing is trained. Objectives: best validation balanced accuracy, the mean
 over the seeds, up; FLOPs, down.
@@ -54,7 +56,7 @@ class Configuration:
     flops: float
 
 
-def read(path: Path, deviation: float, order: int) -> list[Configuration]:
+def read(path: Path, deviation: float, ratio: float, order: int) -> list[Configuration]:
     """The configurations in a random order; without recorded seeds, each order draws others."""
     table = pd.read_csv(path)
     chance = np.random.default_rng(order)
@@ -62,9 +64,10 @@ def read(path: Path, deviation: float, order: int) -> list[Configuration]:
     finals = table.groupby(by).agg(value=(METRIC, "max"), flops=("flops", "first")).reset_index()
     rows = []
     for _, runs in finals.groupby("run"):
+        spread = deviation * ratio ** chance.uniform(-0.5, 0.5)
         truth = float(runs["value"].mean())
         recorded = tuple(runs["value"]) if "seed" in table else ()
-        drawn = tuple(map(float, truth + deviation * chance.standard_normal(SEEDS)))
+        drawn = tuple(map(float, truth + spread * chance.standard_normal(SEEDS)))
         rows.append(Configuration(recorded or drawn, truth, float(runs["flops"].iloc[0])))
     return random.Random(order).sample(rows, len(rows))
 
@@ -108,7 +111,10 @@ def hypervolume(configurations: Sequence[Configuration], members: set[int]) -> f
 
 def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    path, deviation = Path(options.get("curves", CURVES)), float(options.get("deviation", "0.025"))
+    path = Path(options.get("curves", CURVES))
+    deviation, ratio = (
+        float(options.get(*item)) for item in (("deviation", "0.025"), ("ratio", "1"))
+    )
     print("command: python -m benchmarks.racing_replay " + " ".join(sys.argv[1:]))
     ways = {
         "all seeds": {"p": 0.0, "seeds": SEEDS},
@@ -119,7 +125,7 @@ def main() -> None:
     }
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
     for order in range(ORDERS):
-        configurations = read(path, deviation, order)
+        configurations = read(path, deviation, ratio, order)
         reference: set[int] = set()
         for name, way in ways.items():
             trained = replay(configurations, **way)  # type: ignore[arg-type]

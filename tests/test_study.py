@@ -494,7 +494,14 @@ def test_repeats_are_runs_of_several_seeds_with_mean_and_spread(work: WorkingFol
 
 def test_a_race_gives_fewer_seeds_to_what_is_behind(work: WorkingFolder, typed) -> None:
     status, output = typed(
-        *("-m", *TINY, "repeats=auto", "hydra.sweeper.max_repeats=3", "trainer.max_epochs=2"),
+        *(
+            "-m",
+            *TINY,
+            "repeats=auto",
+            "hydra.sweeper.max_repeats=3",
+            "hydra.sweeper.drop_p=0.1",
+            "trainer.max_epochs=2",
+        ),
         # The second cannot learn: its balanced accuracy is chance with each seed.
         *("optimizer.lr=0.003,1e-12", "objective.objectives=[{metric: val/loss}]"),
         *("test=false", "hydra.sweeper.study_name=race"),

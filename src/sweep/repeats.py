@@ -84,10 +84,11 @@ def is_dropped(
 ) -> bool:
     """Whether the remaining seeds of a configuration can be skipped.
 
-    One objective: the rival is the configuration with the best mean, feasible ones first, then by
-    violation. Several: one rival suffices that is no worse in every known cost and significantly
-    better in every other objective. The level holds for each rival, so with many rivals somewhat
-    more than p of equals are dropped.
+    A rival has at least two seeds: one seed that was lucky drops nobody. One objective: the rival
+    is the configuration with the best mean, feasible ones first, then by violation. Several: one
+    rival suffices that is no worse in every known cost and significantly better in every other
+    objective. The level holds for each rival, so with many rivals somewhat more than p of equals
+    are dropped.
 
     With limits, only a rival whose means keep all limits can drop another by its objectives. A
     configuration whose means break limits is also dropped if its total violation is significantly
@@ -103,7 +104,7 @@ def is_dropped(
         p: Level of the test, in (0, 1).
         limits: Checked against the means of the recorded metrics.
     """
-    rivals = [item for item in rivals if item.seeds]
+    rivals = [item for item in rivals if len(item.seeds) > 1]
     everyone = [candidate, *rivals]
     pooled: dict[str, tuple[float, int]] = {}
 
