@@ -1,7 +1,7 @@
 """Hypervolume and epochs of multi-objective pruning, replayed on recorded learning curves.
 
     python -m benchmarks.pruning_replay [curves=benchmarks/curves/ham10000_64.csv]
-    [rival=/path/to/python]
+    [rival=/path/to/python] [late=4]
 
 The table (`benchmarks.record_curves`) holds HAM10000 runs at 64 px drawn at random from one space.
 Four simulated workers take them in a random order, one after the other, at the recorded seconds an
@@ -12,13 +12,17 @@ trains all to the end: the hypervolume of the runs trained to the end (beside it
 with what they had reached); and the epochs. The reference point is chance (1/7) and the most FLOPs
 of the runs, FLOPs by their logarithm.
 
-- paretoderm: `goes_on` of src/sweep/pruners.py.
+- paretoderm: `goes_on` of src/sweep/pruners.py; a rung that does not predict stops no run.
+- fixed rungs: the same with `min_correlation=-1`: every rung stops runs.
 - random: no pruning, the same order, cut off at the epochs that paretoderm took with the same seed.
 - MOASHA: Syne Tune's, with the same rungs, through `benchmarks.moasha_bridge`, if `rival` names a
 Python that has it
   (syne-tune 0.16.0); it gets log10 FLOPs, since its distances are not normalised. As shipped its
   priority gives the sorted rows where each row's place is expected; "in order" is MOASHA with that
   put right.
+
+`late=4` keeps the better half of the runs at chance for so many epochs and compresses the rest of
+their curves: what happens where large images learn later than small ones.
 
 `choose=1` prints the grid over the even runs below 60, from which the defaults were taken. The rule
 itself (how many of n go on) was settled with all 68 runs in view that were recorded by then: the
@@ -39,7 +43,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,15 +96,22 @@ class Ours:
         self.records: dict[int, dict[int, tuple[float, float]]] = {
             epoch: {} for epoch in rungs.epochs
         }
+        self.final: dict[int, float] = {}
 
     def goes_on(self, number: int, epoch: int, curve: Curve) -> bool:  # noqa: D102
+        if epoch == len(curve.best) - 1:  # goes on, and is not asked about again
+            self.final[number] = curve.best[-1]
         if epoch not in self.records:
             return True
         record = self.records[epoch]
         record[number] = (curve.best[epoch - 1], curve.flops)
         rows = sorted(record)
         points = np.array([record[row] for row in rows])
-        return goes_on(points, rows.index(number), OBJECTIVES, self.rungs.reduction_factor)[0]
+        early = {row: value for row, (value, _) in record.items()}
+        final = {row: value for row, value in self.final.items() if row in early}
+        factor = self.rungs.reduction_factor
+        continues, _ = goes_on(points, rows.index(number), OBJECTIVES, factor)
+        return continues or not self.rungs.predicts(early, final)
 
 
 class Moasha:
@@ -151,6 +162,19 @@ def read(path: Path) -> dict[int, Curve]:
         )
         for number, rows in table.groupby("run")
     }
+
+
+def delayed(curves: Mapping[int, Curve], epochs: int) -> dict[int, Curve]:
+    """The curves, the better half of which stays at chance for the first epochs."""
+    median = statistics.median(curve.best[-1] for curve in curves.values())
+    late = dict(curves)
+    for number, curve in curves.items():
+        if curve.best[-1] > median:
+            total = len(curve.best)
+            rows = np.linspace(0, total - 1, total - epochs).round().astype(int)
+            best = [CHANCE] * epochs + [curve.best[row] for row in rows]
+            late[number] = replace(curve, best=tuple(best))
+    return late
 
 
 def shuffled(curves: Mapping[int, Curve], seed: int) -> list[Curve]:
@@ -217,6 +241,7 @@ def contend(
         reached = {
             "full": replay(order, Never()),
             "paretoderm": ours,
+            "fixed rungs": replay(order, Ours(replace(rungs, min_correlation=-1))),
             "random, same epochs": replay(order, Never(), budget=sum(ours)),
         }
         if bridge:
@@ -298,7 +323,7 @@ def main() -> None:
     table = Path(options.get("curves", CURVES))
     if not table.exists():
         sys.exit(f"{table}: no such table; record one with `python -m benchmarks.record_curves`")
-    curves = read(table)
+    curves = delayed(read(table), int(options.get("late", "0")))
     print("command: python -m benchmarks.pruning_replay " + " ".join(sys.argv[1:]))
     longest = len(next(iter(curves.values())).best)
     print(

@@ -27,8 +27,9 @@ from src.sweep.pruners import (
     make_pruner,
     pruner_from_spec,
     pruner_spec,
+    rung_correlation,
 )
-from src.sweep.records import RUNG, Pruned, TrialOutcome
+from src.sweep.records import OUTCOME, RUNG, Pruned, TrialOutcome
 from src.sweep.space import Space
 from src.sweep.storage import default_url, open_storage
 from src.sweep.study import open_study, tell
@@ -218,6 +219,7 @@ def test_number_of_epochs_is_filled_in() -> None:
         ("patient", {"wrapped_pruner.n_startup_trials": -1}, ".wrapped_pruner: Number of startup"),
         ("rungs", {"reduction_factor": 1}, ".reduction_factor: must be above 1, but got 1"),
         ("rungs", {"min_epochs": "x"}, ".min_epochs: "),
+        ("rungs", {"min_correlation": 2}, ".min_correlation: must be from -1 to 1, but got 2"),
         ("none", {"_target_": "pathlib.Path"}, "._target_: must be a pruner"),
         ("none", {"_target_": "optuna.pruners.Nop"}, "._target_: cannot import optuna.pruners.Nop"),
     ],
@@ -450,6 +452,52 @@ def test_trials_with_values_at_the_rung_count(study: optuna.Study) -> None:
         study.add_trial(copied)
     assert reach(trial := study.ask(), [math.nan, 10.0]) == (False, 2, 2)
     assert study.trials[trial.number].system_attrs[f"{RUNG}2"] == at_rung(None, 10.0)
+
+
+def finished(early: float, final: float) -> optuna.trial.FrozenTrial:
+    """A trial that was trained to the end."""
+    metrics = at_rung(final, 10.0)
+    attributes = {
+        f"{RUNG}2": at_rung(early, 10.0),
+        OUTCOME: vars(TrialOutcome("complete", metrics=metrics)),
+    }
+    return optuna.trial.create_trial(values=[final, 10.0], system_attrs=attributes)
+
+
+@pytest.mark.parametrize(
+    ("final", "least", "stops"),
+    [
+        ([0.5, 0.6, 0.7, 0.8, 0.9], 0.5, True),
+        ([0.9, 0.8, 0.7, 0.6, 0.5], 0.5, False),  # what is ahead at the rung is behind at the end
+        ([0.9, 0.8, 0.7, 0.6], 0.5, True),  # too few to tell
+        ([0.9, 0.8, 0.7, 0.6, 0.5], -1.0, True),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], 0.5, True),  # all equal
+    ],
+)
+def test_a_rung_that_does_not_predict_stops_no_trial(
+    study: optuna.Study, final: list[float], least: float, stops: bool
+) -> None:
+    for number, value in enumerate(final):
+        study.add_trial(finished(0.1 * (number + 1), value))
+    rungs, trial = Rungs(18, min_correlation=least), study.ask()
+    # Costs come first in this study: the correlation is of what each epoch measures.
+    continues, rank, count = rungs.record(trial, 2, at_rung(0.01, 90.0), [DOWN, UP])
+    assert (not continues, rank, count) == (stops, len(final) + 1, len(final) + 1)
+
+
+def test_rung_correlation_by_hand_and_as_of_all_trials() -> None:
+    ranks = dict(enumerate([0.1, 0.2, 0.3, 0.4, 0.5]))
+    # Spearman of 1..5 and 2 1 4 3 5 is 1 - 6 * 4 / 120; nobody was stopped.
+    assert rung_correlation(ranks, dict(enumerate([2, 1, 4, 3, 5]))) == pytest.approx(0.8)
+    # Of a normal pair with correlation 0.7 the best third at the rung is trained to the end.
+    chance = np.random.default_rng(0)
+    x = chance.standard_normal(6000)
+    y = 0.7 * x + math.sqrt(1 - 0.49) * chance.standard_normal(6000)
+    best = np.argsort(-x)[:2000]
+    known = rung_correlation(dict(enumerate(x)), {int(row): float(y[row]) for row in best})
+    plain = np.corrcoef(x[best], y[best])[0, 1]
+    assert plain < 0.5
+    assert known == pytest.approx(0.7, abs=0.06)
 
 
 def test_trials_that_arrive_at_once_see_each_other(tmp_path: Path) -> None:
