@@ -113,6 +113,7 @@ def test_the_front_is_tested_once_and_former_members_are_mentioned(
     text = output()
     assert "1 runs were tested as members of an earlier front and are not on this one" in text
     assert f"FAILED: net, run {dead}: ValueError: no" in text
+    assert "front: maximize balanced accuracy, minimize FLOPs" in text.splitlines()
     # it works as printed, where the store is another than the default one
     command = f"report: python -m src.report study=study tracking.uri={store.uri}"
     assert text.splitlines()[-1] == command

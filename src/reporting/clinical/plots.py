@@ -104,7 +104,8 @@ def curves(result: ClinicalAudit, metric: str) -> Figure:
         ranking: Any = result.ranking.set_index(["class", "metric"]).loc[(name, metric)]
         looked_for = " (looked for)" if name == result.positive else ""
         value = f"{short_label(f'val/{metric}/{name}')} {estimate_text(ranking)}"
-        axes.set_title(f"{name}{looked_for}: {images} images\n{value}")
+        recall = f"\nrecall {estimate_text(of_class.loc['recall'])}" if metric == "auroc" else ""
+        axes.set_title(f"{name}{looked_for}: {images} images{recall}\n{value}")
     handles = [Line2D([], [], color=BLUE), Line2D([], [], color=GREY, linestyle=":")]
     names = [f"each of {result.seeds} nets (seeds)" if several else "the net", "chance"]
     for rule in rules:

@@ -25,10 +25,10 @@ EVALUATION_PAGE = "evaluation.md"
 _PAGES = Path(__file__).with_name("pages.md.j2")
 CLINICAL = "clinical"  # folder of the audits, within an evaluation's
 MOST_LINES = 39  # of an evaluation on the terminal, without the line that says where to look
-SHORT = (  # columns of the first two tables there
-    ("rule", "on", "sensitivity", "specificity", "ppv"),
-    ("class", "images", "groups", "recall", "specificity"),
-)
+# columns of the first two tables there
+SHORT: list[tuple[str, ...]] = [("rule", "on", "sensitivity", "specificity")]
+SHORT += [("class", "images", "groups", "recall", "specificity")]
+LABELS = {"groups": "lesions", "original_label": "original label", "counts_as": "counts as"}
 STYLES = {
     "PASS": "bold green",
     "FAIL": "bold red",
@@ -189,10 +189,8 @@ def evaluation_tables(result: Evaluation) -> list[Table]:
     drop, labels, source = result.drop, result.by_original_label, result.source
     tables = []
     if len(drop):
-        sides = {
-            source: ("own", "own_low", "own_high"),
-            result.data: ("external", "external_low", "external_high"),
-        }
+        sides = {source: ("own", "own_low", "own_high")}
+        sides[result.data] = ("external", "external_low", "external_high")
         rows = drop.to_dict("records")
         columns = {
             "metric": drop["metric"].map(shift_label),
@@ -204,7 +202,7 @@ def evaluation_tables(result: Evaluation) -> list[Table]:
     if len(labels):
         texts = [estimate_text(row, ("recall", "low", "high")) for row in labels.to_dict("records")]
         frame = labels.assign(recall=texts).drop(columns=["low", "high"])
-        tables.append(_table("labels", frame, {"groups": "lesions"}, result=result))
+        tables.append(_table("labels", frame, LABELS, result=result))
     return tables
 
 
@@ -285,9 +283,9 @@ def markdown(result: ClinicalAudit) -> str:
 def evaluation_markdown(result: Evaluation) -> str:
     """The evaluation as a Markdown page; the audits have their own pages beside it."""
     summaries = {name: summary(audit) for name, audit in result.audits.items()}
-    values: dict[str, Any] = {"summaries": summaries, "folder": CLINICAL, "page": PAGE}
-    values |= {"result": result, "tables": evaluation_tables(result)}
-    return fill_markdown(_PAGES, part="evaluation", **values)
+    first = {name: audit_tables(audit)[:2] for name, audit in result.audits.items()}
+    values = {"first": first, "folder": CLINICAL, "page": PAGE, "tables": evaluation_tables(result)}
+    return fill_markdown(_PAGES, part="evaluation", result=result, summaries=summaries, **values)
 
 
 def write(result: ClinicalAudit, folder: Path) -> None:

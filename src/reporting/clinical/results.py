@@ -209,7 +209,8 @@ class Evaluation:
     def title(self) -> str:
         """One line for people."""
         choices = f" ({', '.join(self.choices)})" if self.choices else ""
-        return f"{self.evaluated.title} on {self.data or 'its own ' + self.evaluated.data}{choices}"
+        data = self.data or f"{self.evaluated.data}, its own data"
+        return f"{self.evaluated.title} on {data}{choices}"
 
     @property
     def source(self) -> str:

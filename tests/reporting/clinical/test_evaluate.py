@@ -1,5 +1,7 @@
 """`python -m src.evaluate` from end to end: what it prints, writes and records."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,7 +44,7 @@ def test_recorded_splits_of_a_run(
     lines = output[output.index("custom (") :].splitlines()
     assert max(map(len, lines[:-1])) <= 80  # the last one has a path
     assert len(lines) <= 40
-    assert lines[0] == f"custom ({small.untested[:8]}) on its own ham10000"
+    assert lines[0] == f"custom ({small.untested[:8]}) on ham10000, its own data"
     verdicts = tuple(f"{outcome}: recall of mel" for outcome in ("PASS", "FAIL", "UNDECIDED"))
     assert any(line.startswith(verdicts) for line in lines[1:9])
     assert "The run's test split has not been evaluated yet" in " ".join(output.split())
@@ -54,6 +56,10 @@ def test_recorded_splits_of_a_run(
     page = read.artifact(small.store, small.untested, "evaluation.md").read_text()
     assert page == (folder / "evaluation.md").read_text()
     assert "clinical/val/clinical.md" in page
+    # two tables and two pictures come before the link to the rest
+    opening = page.partition("Full audit")[0]
+    assert opening.count("\n\n**") == 2
+    assert re.findall(r"\(clinical/val/(\w+).png\)", opening) == ["roc", "reliability"]
     for written in (page, (val / "clinical.md").read_text()):  # both contain the verdict
         assert "Warning: Validation chose the epoch: its figures are too good." in written
         assert "Warning: LEAKS: images of one lesion or patient are on both sides" in written

@@ -68,7 +68,7 @@ def test_an_evaluation_takes_at_most_forty_lines_of_the_terminal(
     assert len(lines) <= 39  # and the line that says where to look
     assert max(map(len, lines)) <= columns
     text = " ".join(" ".join(lines).split())
-    assert lines[0] == "custom (3f2a9c00) on its own ham10000"
+    assert lines[0] == "custom (3f2a9c00) on ham10000, its own data"
     assert text.index(LEAK) < text.index("recall of mel") < text.index("no medical device")
     assert text.count(LEAK) == 1
     for name in audited.classes:
