@@ -80,11 +80,11 @@ def curves(result: ClinicalAudit, metric: str) -> Figure:
             axes.set_visible(False)
             continue
         of_class = result.per_class[result.per_class["class"] == name].set_index("measure")
-        images: Any = of_class.loc["recall", "images"]
+        recalled: Any = of_class.loc["recall"]
         if metric == "auroc":
             axes.plot([0, 1], [0, 1], **CHANCE)
         else:
-            axes.axhline(images / result.images, **CHANCE)
+            axes.axhline(recalled["images"] / result.images, **CHANCE)
         for _, curve in points[points["class"] == name].groupby("seed"):
             # precision between two thresholds is that of the lower one, as average precision has it
             steps = "default" if metric == "auroc" else "steps-post"
@@ -104,8 +104,8 @@ def curves(result: ClinicalAudit, metric: str) -> Figure:
         ranking: Any = result.ranking.set_index(["class", "metric"]).loc[(name, metric)]
         looked_for = " (looked for)" if name == result.positive else ""
         value = f"{short_label(f'val/{metric}/{name}')} {estimate_text(ranking)}"
-        recall = f"\nrecall {estimate_text(of_class.loc['recall'])}" if metric == "auroc" else ""
-        axes.set_title(f"{name}{looked_for}: {images} images{recall}\n{value}")
+        recall = f"\nrecall {estimate_text(recalled)}" if metric == "auroc" else ""
+        axes.set_title(f"{name}{looked_for}: {recalled['images']} images{recall}\n{value}")
     handles = [Line2D([], [], color=BLUE), Line2D([], [], color=GREY, linestyle=":")]
     names = [f"each of {result.seeds} nets (seeds)" if several else "the net", "chance"]
     for rule in rules:
