@@ -58,9 +58,9 @@ FOR_TRIALS = ("drop_p", "keep_state_s", "storage_wait_s")  # settings that a tri
 class SweepSettings(RunPolicy):
     """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml explains each value."""
 
-    sampler: Any
-    pruner: Any
-    executor: Any
+    sampler: Mapping[str, Any]
+    pruner: Mapping[str, Any]
+    executor: Mapping[str, Any]
     study_name: str | None = None
     storage: str | None = None
     storage_wait_s: Annotated[float, Ge(0)] = 300
@@ -131,9 +131,7 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
         ConfigError: An impossible value; the message names the key.
     """
     plain = {key: _plain(settings[key]) for key in settings if not key.startswith("_")}
-    built_later = ("sampler", "pruner", "executor")  # and checked then
-    checked = {key: value for key, value in plain.items() if key not in built_later}
-    check_arguments(SweepSettings, checked, "hydra.sweeper")
+    check_arguments(SweepSettings, plain, "hydra.sweeper")
     chosen = SweepSettings(**plain)
     check({"repeats": config.repeats, "dry_run": config.dry_run, "seed": config.seed})
     space, fixed = spaces.parse(

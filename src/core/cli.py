@@ -198,12 +198,14 @@ class Command:
         parser = get_args_parser()
         parser.error = fail  # type: ignore[method-assign]
         flags = parser.parse_args(arguments)
-        if flags.multirun and self.config_name.startswith("command/"):
+        keys = [argument.partition("=")[0].lstrip("+") for argument in flags.overrides]
+        is_study = flags.multirun or "sweeps" in keys
+        if "hydra.mode" in keys:  # it overrules both
+            is_study = flags.overrides[keys.index("hydra.mode")].strip("'\"").endswith("=MULTIRUN")
+        if is_study and self.config_name.startswith("command/"):
             fail("-m: belongs to src.train; this command runs once")
         if flags.multirun and flags.cfg:
             fail("--cfg: shows the config of one run: omit -m and give one value for each key")
-        keys = [argument.partition("=")[0].lstrip("+") for argument in flags.overrides]
-        is_study = flags.multirun or {"sweeps", "hydra.mode"} & set(keys)
         for key, argument in zip(keys, flags.overrides, strict=True):
             if not key:
                 fail(f"{argument}: names no key")
@@ -440,7 +442,7 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         key = str(getattr(cause, "full_key", None) or override[1])
         return _unknown_key(key, config_name, arguments)
     if file := re.match(r"In '([^']+)': .*DictConfig with ListConfig", text, re.S):
-        return f"{file[1]}: must hold keys and values, not a list"
+        return f"{file[1]}: must hold keys and values, not a list, where the config does, or a list"
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key or 'config'}: {config_problem(cause)}"
     return text

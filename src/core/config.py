@@ -186,7 +186,10 @@ def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path:
         ConfigError: An unknown key, a wrong type or a value out of range.
     """
     function = target.__init__ if inspect.isclass(target) else target
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError) as error:  # of no function or class, or of one written in C
+        raise ConfigError(f"{path}._target_", f"cannot be configured: {error}") from error
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     hints: dict[str, Any] = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():

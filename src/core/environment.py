@@ -34,8 +34,7 @@ PACKAGES = (
     "optuna mlflow numpy pandas scikit-learn pillow"
 )
 MAX_SEED = 2**32 - 1  # the limit of NumPy
-SOURCES = ["*.py", "*.yaml", "*.yml", "*.toml", "*.j2", "constraints.txt"]
-SOURCES += ["src/*.txt", "src/*.json"]
+SOURCES = ["*.py", "*.y*ml", "*.toml", "*.j2", "constraints.txt", "src/*.txt", "src/*.json"]
 MAX_PATCH = 500_000
 # A setting whose name says that it is secret: with a quoted text, or with any value in YAML.
 _SECRET = r"(?i)((?:password|passwd|secret(?:_key)?|token|(?:api|access)_?key)[\"']? *"

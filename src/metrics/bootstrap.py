@@ -95,8 +95,8 @@ def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predict
 
     Raises:
         DifferentImagesError: Other images, labels, groups or classes than in the first frame.
-        UserError: No frame, an empty one, a missing column, a repeated image or a label that is no
-            class.
+        UserError: No frame, an empty one, a missing column, a repeated image, a label that is no
+            class or a probability that is not finite.
     """
     if not frames:
         raise UserError("no predictions to resample; evaluate the run first")
@@ -120,6 +120,9 @@ def gather(frames: Sequence[pd.DataFrame], names: Sequence[str] = ()) -> Predict
     target = pd.Index(classes).get_indexer(pd.Index(first["label"]))
     columns = [f"p/{name}" for name in classes]
     probability = np.stack([frame[columns].to_numpy(dtype=np.float32) for frame in ordered])
+    if broken := int((~np.isfinite(probability)).any(axis=(0, 2)).sum()):
+        problem = f"probabilities of {broken} of {len(target)} images are not finite"
+        raise UserError(f"{problem}: the net has diverged, train it again")
     # The predicted class is the first of the most probable ones, in single precision.
     predicted = probability.argmax(axis=2)
     rule = str(next(iter(first.filter(regex=f"^{DECISION}")), ARGMAX)).removeprefix(DECISION)

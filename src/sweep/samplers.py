@@ -16,7 +16,7 @@ import optuna.samplers._cmaes
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 
-from src.core.config import check, instantiate, resolve
+from src.core.config import check, check_arguments, instantiate, resolve
 from src.core.errors import ConfigError, DependencyError, UserError
 
 KEY = "hydra.sweeper.sampler"
@@ -120,9 +120,11 @@ def target_of(node: DictConfig, path: str) -> Any:
     if "_target_" not in node:
         raise ConfigError(f"{path}._target_", "must name what is to be built, but is missing")
     try:
-        return hydra.utils.get_object(node._target_)
+        target = hydra.utils.get_object(node._target_)
     except Exception as error:
         raise ConfigError(f"{path}._target_", f"cannot import {node._target_}: {error}") from error
+    check_arguments(target, {}, path)  # an error if it has no signature
+    return target
 
 
 def build(node: DictConfig, path: str, **arguments: Any) -> Any:

@@ -127,7 +127,13 @@ class Store:
         self.folder = Path(folder).resolve()
         default = f"sqlite:///{self.folder / 'mlflow.db'}"
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-        scheme = urlsplit(self.uri).scheme.split("+")[0]
+        try:
+            parts = urlsplit(self.uri)
+            _ = parts.port
+        except ValueError as error:  # whose text may be a part of a password
+            problem = "must be a URL with a number as its port and %2F for / in a password"
+            raise ConfigError("uri", f"{problem}, but got {self.uri}") from error
+        scheme = parts.scheme.split("+")[0]
         self.database: Path | None = None  # the SQLite file, if it is one
         if self.uri.startswith("sqlite:"):
             name = self.uri.removeprefix("sqlite:///").split("?")[0]

@@ -218,6 +218,13 @@ def test_bad_input_is_named(
         intervals(tables, **options)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_net_that_gives_no_numbers_has_no_figures(value: float) -> None:
+    ruined = TABLE.assign(**{"p/c1": TABLE["p/c1"].where(TABLE.index != 2, value)})
+    with pytest.raises(UserError, match=r"probabilities of 1 of \d+ images are not finite"):
+        gather([TABLE, ruined])
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [

@@ -7,10 +7,12 @@ those of a handful of images would be taken for more than they are.
 import functools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from src.core.errors import ConfigError, UserError
 from src.metrics import bootstrap, curves, thresholds
@@ -19,22 +21,7 @@ from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 from src.metrics.thresholds import Threshold
 
-# attribute -> columns of metadata that hold it, as public data sets spell them (small letters, "_"
-# for spaces and hyphens); the first that exists is used
-SOURCES = {
-    "age": ("age", "age_approx", "age_approximate", "patient_age", "age_years"),
-    "sex": ("sex", "gender", "patient_sex"),
-    "site": (
-        *("localization", "localisation", "anatom_site_general", "anatom_site_general_challenge"),
-        *("anatom_site_special", "anatom_site", "anatomical_site", "body_site", "body_part"),
-        *("region", "location"),
-    ),
-    "source": ("source",),  # of joined data
-    "skin type": (
-        *("fitzpatrick", "fitspatrick", "fitzpatrick_skin_type", "fitzpatrick_scale"),
-        *("fitzpatrick_type", "skin_type", "skin_tone", "fst", "skintype"),
-    ),
-}
+SOURCES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
 # a column whose name has one of these words, and that is not in `SOURCES`, may be metadata
 _WORDS = re.compile("age|sex|gender|site|locali|locat|region|anatom|body|fit[sz]|skin|tone|ethnic")
 AT_THRESHOLD = "recall_at_threshold"

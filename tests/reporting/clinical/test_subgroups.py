@@ -43,6 +43,8 @@ def test_columns_of_every_data_set() -> None:
         {"location": "site", "sex": "sex"},
         {"fitzpatrick_scale": "skin type"},
         {"skin_tone": "skin type"},
+        # SCIN, MIDAS and ISIC 2024
+        {"sex_at_birth": "sex", "midas_fitzpatrick": "skin type", "tbp_lv_location": "site"},
         {"Patient Age": "age", "Body-Site": "site", " Skin type": "skin type"},
     ],
 )
