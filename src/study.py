@@ -58,9 +58,9 @@ FOR_TRIALS = ("drop_p", "keep_state_s", "storage_wait_s")  # settings that a tri
 class SweepSettings(RunPolicy):
     """The config node `hydra.sweeper`; conf/hydra/sweeper/study.yaml explains each value."""
 
-    sampler: Mapping[str, Any]
-    pruner: Mapping[str, Any]
-    executor: Mapping[str, Any]
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+    executor: dict[str, Any]
     study_name: str | None = None
     storage: str | None = None
     storage_wait_s: Annotated[float, Ge(0)] = 300
