@@ -13,7 +13,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Cell:
     frames: list[pd.DataFrame]  # predictions on test
     val: list[pd.DataFrame]
     problem: str
+    decisions: dict[str, list[pd.DataFrame]] = field(init=False, default_factory=dict)
 
     def tag(self, name: str) -> str:
         """A tag of the runs, "a and b" where they differ, "" without."""
@@ -74,8 +75,11 @@ class Cell:
 
     def decided(self, rule: str) -> list[pd.DataFrame]:
         """The predictions on test with the decisions of a rule that is fitted on validation."""
-        pairs = zip(self.frames, self.val, strict=True)
-        return [with_decisions(test, rule, val) if rule else test for test, val in pairs]
+        if rule not in self.decisions:
+            pairs = zip(self.frames, self.val, strict=True)
+            decided = [with_decisions(test, rule, val) if rule else test for test, val in pairs]
+            self.decisions[rule] = decided
+        return self.decisions[rule]
 
     def is_system(self, system: Mapping[str, Any]) -> bool:
         """Whether it has the system's preset, image size and weights."""
@@ -169,12 +173,16 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
         row["weights"] = "RANDOM, not pretrained"
     row |= {short_label(metric): cost_text(metric, cell.mean(metric)) for metric in COSTS}
     row["seeds"] = str(len(cell.runs))
+    names = {metric: recorded(metric, cell.frames[0]) for metric in section["metrics"]}
+    values = {}
+    for rule in {metric.partition("@")[2] for metric in names}:  # drawn once for its metrics
+        of_rule = {m: name for m, name in names.items() if name and m.partition("@")[2] == rule}
+        if of_rule:
+            table = intervals(cell.decided(rule), list(of_rule.values()), *bootstrap)
+            columns = table[["estimate", "low", "high", "seed_sd"]].to_numpy(dtype=float)
+            values |= dict(zip(of_rule, columns, strict=True))
     for metric in section["metrics"]:
-        value, low, high, spread = np.nan, np.nan, np.nan, np.nan
-        if name := recorded(metric, cell.frames[0]):
-            table = intervals(cell.decided(metric.partition("@")[2]), [name], *bootstrap)
-            columns = ["estimate", "low", "high", "seed_sd"]
-            value, low, high, spread = table[columns].to_numpy(dtype=float)[0]
+        value, low, high, spread = values.get(metric, [np.nan] * 4)
         text = "-" if np.isnan(value) else f"{value:.3f}"
         text += f" ± {spread:.3f}" * (not np.isnan(spread))
         row[column(metric)] = text + f" [{low:.3f}, {high:.3f}]" * (not np.isnan(low))
