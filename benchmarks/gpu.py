@@ -165,7 +165,7 @@ def main(arguments: list[str]) -> None:
     base += [f"model.image_size={32 if tiny else 64}"]
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the CPU"
     print(f"device: {name}; torch {torch.__version__}", flush=True)
-    several = [*base, "trainer.max_epochs=3"]
+    several = [*base, f"trainer.max_epochs={2 if tiny else 3}"]
     for model in MODELS[:1] if tiny else MODELS:
         print(training(model, several).to_markdown(index=False, floatfmt=",.2f"), flush=True)
     sizes = [1, 2] if tiny else [1, 8, 64, 256]

@@ -147,17 +147,22 @@ def root() -> Path:
 # The files of an entry run in one process: they share what takes seconds to start, such as a fork
 # server, MLflow's server or an exporter. The longest come first, so that no process ends alone.
 FIRST = [
-    "test_study.py test_run.py test_api.py reporting/test_report.py training/test_loop.py",
+    "test_study.py test_run.py test_api.py reporting/test_report.py training/test_loop.py"
+    " benchmarks/test_gpu.py",
     "deployment/compression/test_origin.py deployment/compression/test_executorch.py"
     " deployment/compression/test_litert.py deployment/runtimes/test_formats.py",
     "sweep/test_executors.py",
     "reporting/test_published_report.py tracking/test_ui.py tracking/test_views.py"
-    " tracking/test_read.py reporting/test_page.py reporting/test_charts.py"
+    " tracking/test_read.py tracking/test_store.py reporting/test_page.py reporting/test_charts.py"
     " reporting/test_plots_html.py",
     "test_extending.py",
     "deployment/test_web.py deployment/test_export.py",
     "sweep/test_storage.py",
     "sweep/test_scheduler.py",
+    *("test_conf.py", "benchmarks/test_results.py", "test_bad_input.py"),
+    *("training/test_features.py", "core/test_environment.py", "deployment/test_predict.py"),
+    *("reporting/clinical/test_evaluate.py", "reporting/test_card.py", "reporting/test_claims.py"),
+    *("reporting/test_plots_static.py", "sweep/test_samplers.py"),
 ]
 GROUPS = {f"tests/{file}": number for number, line in enumerate(FIRST) for file in line.split()}
 

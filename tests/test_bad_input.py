@@ -3,8 +3,10 @@
 import importlib
 import shlex
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -108,5 +110,10 @@ def test_bad_input_is_one_clear_line(
     assert not any(f"did you mean {word.partition('=')[0]}?" in errors[0] for word in arguments)
 
 
-def test_the_table_is_large() -> None:
-    assert len(set(CASES)) == len(CASES) >= 250
+def test_the_table_is_large_and_recorded_no_study(folder: Path) -> None:
+    assert len(set(CASES)) == len(CASES) >= 350
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        [tags] = database.execute(
+            "select count(*) from tags where key = 'kind' and value = 'study'"
+        )
+    assert tags == (0,)

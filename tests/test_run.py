@@ -337,13 +337,6 @@ def test_cost_is_of_the_size_that_the_net_is_built_for(multirun: Finished, typed
     assert flops - convolutions - 128 * 256 - 256 * 7 in (0, 5 * 5 * 128)
 
 
-def test_an_impossible_store_is_reported_once(typed: Typed) -> None:
-    status, output = typed("-m", "tracking.uri=file:///nowhere", "model=custom,custom_gap")
-    assert status == 2  # before any trial is started
-    assert "Traceback" not in output
-    assert output.count("must be sqlite:///") == 1
-
-
 def test_a_single_run_waits_for_a_database_as_a_study_does(
     typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

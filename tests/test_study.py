@@ -116,37 +116,6 @@ def test_a_search_times_only_its_front(arguments: list[str], local: bool, expect
     assert planned(*arguments).times_front_only(local) is expected
 
 
-@pytest.mark.parametrize(
-    ("arguments", "key", "message"),
-    [
-        ([LR, GRID, "hydra.sweeper.n_trials=3"], "hydra/sweeper/sampler", "use tpe"),
-        ([LR, GRID], "optimizer.lr", "hydra.sweeper.n_trials"),
-        ([LR], "optimizer.lr", "hydra.sweeper.n_trials"),
-        (["seed=1,2,3", "repeats=2"], "repeats", "seed"),
-        (["seed=1,2", "repeats=0"], "repeats", "greater than or equal to 1"),
-        (["seed=1,2", "repeats=auto"], "repeats", "seed"),
-        ([SWEPT, "repeats=auto", "origin=x"], "repeats", "auto is for trainings"),
-        ([SWEPT, "hydra.sweeper.retried=[nonsense]"], "hydra.sweeper.retried", "nonsense"),
-        ([SWEPT, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials", "greater"),
-        ([SWEPT, "hydra.sweeper.n_trials=many"], "hydra.sweeper.n_trials", "many"),
-        ([SWEPT, "hydra.sweeper.retries=-1"], "hydra.sweeper.retries", "greater"),
-        ([SWEPT, "hydra.sweeper.time_limit_s=0"], "hydra.sweeper.time_limit_s", "greater"),
-        ([SWEPT, "hydra.sweeper.drop_p=0.6"], "hydra.sweeper.drop_p", "less"),
-        ([SWEPT, "hydra.sweeper.retry_failed=maybe"], "hydra.sweeper.retry_failed", "maybe"),
-        ([SWEPT, "+hydra.sweeper.n_trails=2"], "hydra.sweeper.n_trails", "n_trials"),
-        (["model.net.width=interval(4,8)"], "model.net.width", "int(interval(4,8))"),
-        (["tracking.experiment=a,b"], "tracking.experiment", "tracking belongs to the study"),
-    ],
-)
-def test_impossible_definitions_are_refused_by_their_key(
-    arguments: list[str], key: str, message: str
-) -> None:
-    with pytest.raises(ConfigError) as refused:
-        planned(*arguments)
-    assert refused.value.key == key
-    assert message in str(refused.value)
-
-
 def test_a_refused_command_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = multirun_config(GRID, "hydra.sweeper.n_trials=3")
@@ -588,35 +557,6 @@ def test_a_dry_run_that_draws_only_excluded_cells_ends_without_an_estimate(
     monkeypatch.setattr(dry_run, "sample_cells", lambda space, count: [])
     assert not study._show_estimate(planned(SWEPT), config_loader())
     assert "no cell would be trained" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["sweeps=nosuch"], "sweeps=nosuch: no such choice"),
-        (["model.net.width=chioce(4,8)"], "chioce"),
-        (["model.net.dense=[choice(8,16)]"], "model.net.dense"),
-        (["model.net.widht=4,8"], "model.net.widht"),
-        (["data=ham10000,isic2018", "data.source.limit=9"], "write ++data.source.limit=..."),
-        (["model=custom,resnet50", "model.image_sise=9"], "did you mean model.image_size?"),
-        ([SWEPT, "hydra.sweeper.n_trails=2"], "hydra.sweeper.n_trails"),
-        ([SWEPT, "hydra/sweeper/pruner=median"], "hydra/sweeper/pruner=rungs"),
-        ([SWEPT, "hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=2"], "cmaes"),
-        ([SWEPT, "hydra/sweeper/sampler=nosuch"], "hydra/sweeper/sampler=nosuch"),
-        ([SWEPT, "hydra.sweeper.executor.threads=0"], "hydra.sweeper.executor.threads"),
-        ([SWEPT, "hydra.sweeper.storage=mysql://x"], "hydra.sweeper.storage"),
-        ([SWEPT, "hydra.sweeper.warm_start=nobody"], "nobody"),
-        (["repeats=0"], "repeats"),
-    ],
-)
-def test_bad_input_of_a_study_ends_with_one_line_before_training(
-    work: WorkingFolder, typed, arguments: list[str], message: str
-) -> None:
-    status, output = typed("-m", *TINY, "hydra.sweeper.study_name=bad", *arguments)
-    assert status == 2
-    assert message in output
-    assert "Traceback" not in output
-    assert read.runs(work.store, "tags.study = 'bad'").empty
 
 
 EPOCHS = 8
