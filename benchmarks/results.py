@@ -174,7 +174,7 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
     row |= {short_label(metric): cost_text(metric, cell.mean(metric)) for metric in COSTS}
     row["seeds"] = str(len(cell.runs))
     names = {metric: recorded(metric, cell.frames[0]) for metric in section["metrics"]}
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for rule in {metric.partition("@")[2] for metric in names}:  # drawn once for its metrics
         of_rule = {m: name for m, name in names.items() if name and m.partition("@")[2] == rule}
         if of_rule:
@@ -182,7 +182,7 @@ def cell_row(cell: Cell, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
             columns = table[["estimate", "low", "high", "seed_sd"]].to_numpy(dtype=float)
             values |= dict(zip(of_rule, columns, strict=True))
     for metric in section["metrics"]:
-        value, low, high, spread = values.get(metric, [np.nan] * 4)
+        value, low, high, spread = values.get(metric, np.full(4, np.nan))
         text = "-" if np.isnan(value) else f"{value:.3f}"
         text += f" ± {spread:.3f}" * (not np.isnan(spread))
         row[column(metric)] = text + f" [{low:.3f}, {high:.3f}]" * (not np.isnan(low))
