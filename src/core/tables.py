@@ -76,8 +76,9 @@ class Table:
         for name, side in zip(self._names, self._sides(), strict=True):
             table.add_column(Text(self.heading(name)), justify=side, overflow="fold")
         for position, row in enumerate(self.texts().itertuples(index=False)):
-            style = "bold" if position in self.bold else None
-            table.add_row(*(Text(cell) for cell in row), style=style)
+            table.add_row(*map(Text, row), style="bold" if position in self.bold else None)
+        words = " ".join(map(str, self.frame.iloc[:, 0])).split()  # ids and names stay in one piece
+        table.columns[0].min_width = min(20, max(map(len, words), default=0))
         return table
 
     def to_markdown(self) -> str:
@@ -85,8 +86,7 @@ class Table:
         texts = self.texts().map(escape_markdown).rename(columns=escape_markdown)
         body = texts.to_markdown(index=False, disable_numparse=True, colalign=self._sides())
         title = f"**{escape_markdown(self.title)}**" if self.title else ""
-        parts = (title, body, escape_markdown(self.caption))
-        return "\n\n".join(part for part in parts if part)
+        return "\n\n".join(filter(None, (title, body, escape_markdown(self.caption))))
 
     def to_latex(self, label: str = "") -> str:
         """A table environment; the preamble needs booktabs."""

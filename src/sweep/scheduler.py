@@ -323,8 +323,7 @@ class Scheduler:
             if job and slurm.cancel(job):
                 log.warning("trial %d: cancelled its job %s", trial.number, job["id"])
             if "folder" not in trial.user_attrs and "fixed_params" not in trial.system_attrs:
-                storage, attribute = self.study._storage, ("excluded", "never started")
-                storage.set_trial_user_attr(trial._trial_id, *attribute)
+                self.study._storage.set_trial_user_attr(trial._trial_id, "excluded", "not started")
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 return
             reason = "the sweep ended before this trial; it is started again as another one"
@@ -468,6 +467,7 @@ class Scheduler:
             if number not in reported:
                 self._ended.append(EndedTask(running.task, None, "its end was not noticed"))
         self._settle_all()
+        self.status.running = []  # the last drawing shows what has ended
         self.recorder.catch_up()
 
 

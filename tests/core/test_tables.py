@@ -35,6 +35,9 @@ def test_terminal() -> None:
     assert lines[0].strip() == "Results_1"
     assert next(line for line in lines if "custom" in line).split() == ["custom", "0.654", "1.2"]
     assert "=1+1|<b>" in "\n".join(lines)
+    named = Table(FRAME.assign(model=["parameters_resnet50", "b"], text="many words " * 9))
+    console.print(named.to_rich())
+    assert "parameters_resnet50" in console.export_text()  # an id that somebody copies
 
 
 def test_markdown_is_escaped() -> None:

@@ -390,8 +390,10 @@ def test_after_ctrl_c_the_running_trials_are_recorded_and_run_later(setup: FastS
             raise KeyboardInterrupt
         return None  # 2 and 3 go on
 
-    with pytest.raises(KeyboardInterrupt):
-        run(setup, answer, n_jobs=3)
+    with scripted(setup, answer, n_jobs=3) as (scheduler, executor):
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.run()
+        assert scheduler.status.running == []  # nor does the last drawing of the terminal
     stopped = [trial for trial in setup.trials if trial.state is FAIL]
     assert [cell_of(trial) for trial in stopped] == CELLS[2:5]
     assert {trial.system_attrs[OUTCOME]["kind"] for trial in stopped} == {"stopped"}
