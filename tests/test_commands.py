@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -176,7 +177,8 @@ def test_the_console_script_lists_its_commands_and_refuses_others(program: Entry
     assert status == 0
     assert max(map(len, output.splitlines())) <= 80
     assert re.findall(r"^  paretoderm (\w+)", output, re.M) == list(PROGRAM)
-    assert program() == (status, output)
+    assert output.startswith(f"paretoderm {importlib.metadata.version('paretoderm')}: ")
+    assert program() == program("--version") == program("help") == (status, output)
     error = "error: reprot: no such command, did you mean report?; see paretoderm --help\n"
     assert program("reprot") == (2, error)
 

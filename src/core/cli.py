@@ -1,6 +1,6 @@
 """The wrapper around every command: Hydra, --help, one-line errors, exit status, the console."""
 
-import importlib
+import importlib.metadata
 import logging
 import os
 import re
@@ -253,8 +253,8 @@ def main() -> None:
     variable COMP_LINE. Hydra completes what follows the command.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("--help", "-h"):
-        lines = ["paretoderm <command> ...; each command has --help\n"]
+    if name in ("--help", "-h", "help", "--version", "-V"):
+        lines = [f"paretoderm {importlib.metadata.version('paretoderm')}: a command has --help\n"]
         for word, module in PROGRAM.items():
             text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
             about = text.split('"""')[1].splitlines()[0].partition(": ")[2]

@@ -155,7 +155,7 @@ def named(store: Store, name: str) -> tuple[RecordedModel, model_registry.Versio
         version = model_registry.resolve(store, name)
     except UserError as error:
         if not is_run:
-            problem = f"{error}; nor does a run's id start so, nor is it an exported file"
+            problem = f"{error}; no run id starts like this, and no exported file has this name"
             raise ConfigError("model", problem) from error
     if version and is_run:
         problem = f"{name} is a registered model, and a run's id starts so too"

@@ -453,7 +453,7 @@ def test_a_registered_model(
     assert status == 2
     last = output.splitlines()[-1]
     assert last.startswith("error: model: nosuch: no such registered model; there are ")
-    assert last.endswith("nor does a run's id start so, nor is it an exported file")
+    assert last.endswith("no run id starts like this, and no exported file has this name")
 
 
 @pytest.fixture(scope="module")
