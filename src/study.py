@@ -291,7 +291,7 @@ def _run(
                 status = scheduler.status
                 done = f"{status.counted} of {status.total} trials are done"
                 say(f"stopped: {done}; the same command resumes the study")
-                command = store.command("python -m src.report", f"study={plan.name}")
+                command = store.command("python -m src.report", "study", plan.name)
                 if status.counted:
                     say(f"report so far: {command}", wrap=False)
                 raise

@@ -129,11 +129,10 @@ class Store:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
         try:
             parts = urlsplit(self.uri)
-            _ = parts.port
+            scheme, _ = parts.scheme.split("+")[0], parts.port
         except ValueError as error:  # whose text may be a part of a password
             problem = "must be a URL with a number as its port and %2F for / in a password"
             raise ConfigError("uri", f"{problem}, but got {self.uri}") from error
-        scheme = parts.scheme.split("+")[0]
         self.database: Path | None = None  # the SQLite file, if it is one
         if self.uri.startswith("sqlite:"):
             name = self.uri.removeprefix("sqlite:///").split("?")[0]
@@ -235,14 +234,15 @@ class Store:
             yield from page
             token = page.token or ""
 
-    def command(self, program: str, argument: str) -> str:
-        """A command for a shell that finds this store: it names what is not the default."""
-        default, arguments = Store(), [argument]
-        for key in ("uri", "experiment"):
-            if (value := getattr(self, key)) != getattr(default, key):
-                plain = re.fullmatch(r"[\w./:+@-]+", value)
-                arguments.append(f"tracking.{key}={value if plain else quoted(value)}")
-        return f"{program} {shlex.join(arguments)}"
+    def command(self, program: str, key: str, value: str) -> str:
+        """A command for a shell, with `key=value` and what is not the default of this store."""
+        default, values = Store(), {key: value}
+        for name in ("uri", "experiment"):
+            if getattr(self, name) != getattr(default, name):
+                values[f"tracking.{name}"] = getattr(self, name)
+        plain = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z][\w./:+@-]*", re.ASCII)
+        words = [f"{k}={v if plain.fullmatch(v) else quoted(v)}" for k, v in values.items()]
+        return f"{program} {shlex.join(words)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """A store is pickled closed: connections cannot be."""

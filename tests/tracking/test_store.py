@@ -2,16 +2,20 @@
 
 import os
 import pickle
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow.exceptions import MlflowException
 
 from src.core.errors import ConfigError
+from src.report import COMMAND
 from src.tracking.read import artifact, runs
 from src.tracking.run import Run
 from src.tracking.store import VANISHED, Store, TrackingError, reap
@@ -223,3 +227,45 @@ def test_only_runs_of_dead_processes_are_ended(store):
         assert reap(store) == []
     assert client.get_run(living.id).info.status == "FINISHED"
     assert {client.get_run(run_id).info.status for run_id in others} == {"RUNNING"}
+
+
+NAMES = [
+    "model-custom,resnet50",
+    "a b",
+    "a'b",
+    'a"b',
+    "a=b",
+    "a[b]",
+    "$x",
+    "é黑",
+    "-lead",
+    "a\\",
+    "{a:1}",
+]
+NAMES += [
+    "2024",
+    "1e5",
+    "null",
+    "True",
+    "a#b",
+    "(x)",
+    "~x",
+    "a&b;c",
+    "choice(a,b)",
+    " a",
+    "a/b",
+    "smoke",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_printed_command_works_as_printed(name: str, tmp_path: Path) -> None:
+    """For a shell and for Hydra's grammar, whatever a study and a folder are called."""
+    folder = tmp_path / name.replace("/", "")  # the name of a folder beside the study's
+    command = Store(folder=folder, experiment=name).command("python -m src.report", "study", name)
+    typed = [COMMAND.hydra_argument(word) for word in shlex.split(command)[3:]]
+    parsed = [OverridesParser.create().parse_override(word) for word in typed]
+    values = {override.key_or_group: override.value() for override in parsed}
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    assert values == {"study": name, "tracking.uri": uri, "tracking.experiment": name}
+    assert "'" not in command or name not in ("a/b", "smoke")
