@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -73,12 +75,12 @@ class Table:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        for name, side in zip(self._names, self._sides(), strict=True):
-            table.add_column(Text(self.heading(name)), justify=side, overflow="fold")
-        for position, row in enumerate(self.texts().itertuples(index=False)):
+        texts = self.texts()
+        widths = _column_widths(texts, Console().width)
+        for heading, side, width in zip(texts, self._sides(), widths, strict=True):
+            table.add_column(Text(heading), justify=side, overflow="fold", width=width)
+        for position, row in enumerate(texts.itertuples(index=False)):
             table.add_row(*map(Text, row), style="bold" if position in self.bold else None)
-        words = " ".join(map(str, self.frame.iloc[:, 0])).split()  # ids and names stay in one piece
-        table.columns[0].min_width = min(20, max(map(len, words), default=0))
         return table
 
     def to_markdown(self) -> str:
@@ -120,6 +122,26 @@ class Table:
             "right" if name in self.formats or numeric(self.frame[name]) else "left"
             for name in self._names
         ]
+
+
+def _column_widths(texts: pd.DataFrame, width: int) -> list[int]:
+    """Widths at which no word is broken, as far as the table's width allows; 1 at least."""
+    cells = [[str(heading), *texts[heading]] for heading in texts]
+    full = [max(cell_len(text) for text in column) for column in cells]
+    words = [
+        max((cell_len(word) for text in column for word in text.split()), default=1)
+        for column in cells
+    ]
+    room = max(width - 2 * len(cells), len(cells))
+    if sum(full) <= room:
+        return full
+    while sum(words) > room:  # ids and names, which come first, stay in one piece
+        spare = [words[0] - 20, *words[1:]]
+        words[spare.index(max(spare))] -= 1
+    while sum(words) < room:  # the text that needs most lines gets more
+        lines = [length / width for length, width in zip(full, words, strict=True)]
+        words[lines.index(max(lines))] += 1
+    return words
 
 
 def escape_markdown(text: object, longest: int = 10_000) -> str:

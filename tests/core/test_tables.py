@@ -83,3 +83,23 @@ def test_markdown_is_shortened_by_paragraphs_and_rows(most: int, expected: str) 
     text = "# a\n\nb\n\n| c |\n|---|\n| 1 |\n| 2 |\n"
     assert shorten_markdown(text, most, " ...") == expected
     assert len(expected) < most
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_terminal_breaks_words_only_where_it_is_too_narrow(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    numbers = {"estimate": "0.2781", "low": "0.1522", "high": "0.3939", "seed sd": "0.0132"}
+    row = {"model": "custom #2", "metric": "recall of mel"} | numbers
+    row |= {"verdict": "not kept, undecided", "more lesions": "31", "images": "50"}
+    console = Console(width=width)
+    with console.capture() as output:
+        console.print(Table(pd.DataFrame([row])).to_rich())
+    lines = output.get().splitlines()
+    assert max(map(len, lines)) <= width
+    letters = "".join(output.get().replace("─", "").split())
+    assert sorted(letters) == sorted("".join("".join([*row, *row.values()]).split()))
+    if width >= 80:
+        words = {word for text in [*row, *row.values()] for word in text.split()}
+        assert words <= {word for line in lines for word in line.split()}
