@@ -100,7 +100,8 @@ def single_run(
     refuse_devices(config, is_trial=False)
     objectives, limits = parse_objectives(plain["objective"]), parse_limits(plain["objective"])
     compressed = origin.is_compression(config)
-    if not loop.writes_record():
+    ranks = {os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")}
+    if ranks != {"0"}:  # of a distributed run, the first rank logs
         if compressed:
             problem = "a compression runs in one process: start it without torchrun"
             raise ConfigError("trainer.devices", problem)

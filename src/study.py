@@ -101,14 +101,10 @@ class StudyPlan:
         return min(count for count in counts if count is not None)
 
     @property
-    def is_race(self) -> bool:
-        """Whether only configurations that may be on the front get more than one seed."""
-        return self.config.repeats == "auto"
-
-    @property
     def repeats(self) -> int:
-        """Most seeds of a trial."""
-        return self.settings.max_repeats if self.is_race else int(self.config.repeats)
+        """Most seeds of a trial; with `repeats=auto` not all trials get them."""
+        repeats = self.config.repeats
+        return self.settings.max_repeats if repeats == "auto" else int(repeats)
 
     def times_front_only(self, is_local: bool) -> bool:
         """Whether trials measure only times that are objectives or limits, and the front the rest.
@@ -155,7 +151,7 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
             raise ConfigError("hydra/sweeper/sampler", problem)
         space.cells()  # raises, and names the parameter that has no cells
     keys = {key for parameter in space.parameters for key in parameter.keys}
-    if plan.is_race and config.origin is not None:
+    if config.repeats == "auto" and config.origin is not None:
         problem = "auto is for trainings: give the number of the origin's seeds to compress"
         raise ConfigError("repeats", problem)
     if plan.repeats > 1 and "seed" in keys:
@@ -356,7 +352,7 @@ def _payload(
         "conf_digest": conf_digest(),
         "shared_digest": shared_config_digest(plan.config),
         "repeats": plan.repeats,
-        "is_race": plan.is_race,
+        "is_race": plan.config.repeats == "auto",
         "pruner": pruner_spec(plan.settings.pruner, plan.config.trainer.max_epochs),
         **{key: getattr(plan.settings, key) for key in FOR_TRIALS},
     }

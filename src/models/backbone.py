@@ -19,6 +19,7 @@ from src.models.head import DenseWidths, Dropout, Width, dense_head
 
 log = logging.getLogger(__name__)
 _LARGEST_PROBED_PX = 512
+_PREFIXES = ("", "net.backbone.", "backbone.", "module.", "model.")
 # Layers of these families between pooling and classifier. They belong to the classifier (Keras
 # omits them without "top" too): VGG's are 119.5 of its 134.3 million parameters.
 _HIDDEN_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -200,7 +201,10 @@ def _load(name: str, image_size: int, weights: str) -> tuple[nn.Module, str]:
     if weights in ("random", "auto"):
         return model, "random"
     expected, complete = model.state_dict(), _complete_state(name)
-    state = sources.without_prefix(sources.read(weights), expected)
+    state = sources.read(weights)
+    # without a common prefix before the expected names
+    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in expected))
+    state = {name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}
     try:
         state = sources.fit(state, expected, complete, weights)
     except ConfigError as mismatch:

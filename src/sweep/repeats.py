@@ -4,7 +4,6 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from src.metrics.registry import Direction, Limit, Objective
 from src.sweep.records import total_violation
@@ -120,8 +119,12 @@ def is_dropped(
         theirs = rival.cost.get(item.metric, math.nan)  # NaN: unknown
         return _loss(item, theirs) <= _loss(item, candidate.cost[item.metric])
 
+    def mean_loss(rival: Repeated) -> float:
+        loss = _loss(objectives[0], statistics.fmean(rival.values(objectives[0].metric)))
+        return math.inf if math.isnan(loss) else loss
+
     if len(objectives) == 1 and rivals:
-        rivals = [min(rivals, key=partial(_place, objectives[0], limits))]
+        rivals = [min(rivals, key=lambda item: (item.violation(limits), mean_loss(item)))]
     if candidate.violation(limits) > 0 and any(
         is_behind(rival, VIOLATION, "minimize") for rival in rivals
     ):
@@ -136,12 +139,6 @@ def is_dropped(
 
 def _loss(objective: Objective, value: float) -> float:
     return -value if objective.direction == "maximize" else value
-
-
-def _place(objective: Objective, limits: Sequence[Limit], item: Repeated) -> tuple[float, ...]:
-    """Sorts the best mean first; behind all those that keep the limits, or that lack no value."""
-    loss = _loss(objective, statistics.fmean(item.values(objective.metric)))
-    return item.violation(limits), math.inf if math.isnan(loss) else loss
 
 
 def aggregate(repeats: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, float]]:

@@ -151,11 +151,10 @@ class TrialContext:
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
         if n_seeds >= n_repeats or not self.payload.get("is_race"):
             return n_seeds < n_repeats
-        rivals, drop_p = [rival for rival in trials if rival.seeds], float(self.payload["drop_p"])
-        if not is_dropped(candidate, rivals, self.objectives, drop_p, self.limits):
+        drop_p = float(self.payload["drop_p"])
+        if not is_dropped(candidate, trials, self.objectives, drop_p, self.limits):
             return True
-        number, behind = self.task.number, "significantly worse than another trial"
-        log.info("trial %d gets %d of %d seeds: %s", number, n_seeds, n_repeats, behind)
+        log.info("%d of %d seeds: significantly worse than another trial", n_seeds, n_repeats)
         return False
 
     def commit(self, metrics: Mapping[str, float]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -374,11 +373,6 @@ def training_device(config: DictConfig) -> torch.device:
     """The device on which `trainer` trains a single process."""
     gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
     return torch.device("cuda" if gpu else "cpu")
-
-
-def writes_record() -> bool:
-    """Whether this process logs the run: of a distributed run, the first rank does."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _trainer(
