@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -66,7 +66,7 @@ class Table:
 
     def to_rich(self) -> RichTable:
         """The table for a terminal; numbers are aligned to the right, long texts are folded."""
-        table = RichTable(
+        table = _Fitted(
             title=Text(self.title, "bold") if self.title else None,
             caption=Text(self.caption) if self.caption else None,
             title_justify="left",
@@ -75,11 +75,9 @@ class Table:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        texts = self.texts()
-        widths = _column_widths(texts, Console().width)
-        for heading, side, width in zip(texts, self._sides(), widths, strict=True):
-            table.add_column(Text(heading), justify=side, overflow="fold", width=width)
-        for position, row in enumerate(texts.itertuples(index=False)):
+        for name, side in zip(self._names, self._sides(), strict=True):
+            table.add_column(Text(self.heading(name)), justify=side, overflow="fold")
+        for position, row in enumerate(self.texts().itertuples(index=False)):
             table.add_row(*map(Text, row), style="bold" if position in self.bold else None)
         return table
 
@@ -124,9 +122,18 @@ class Table:
         ]
 
 
-def _column_widths(texts: pd.DataFrame, width: int) -> list[int]:
-    """Widths at which no word is broken, as far as the table's width allows; 1 at least."""
-    cells = [[str(heading), *texts[heading]] for heading in texts]
+class _Fitted(RichTable):
+    """A table that breaks no word, as far as the terminal's width allows."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [[str(column.header), *map(str, column.cells)] for column in self.columns]
+        for column, width in zip(self.columns, _widths(cells, options.max_width), strict=True):
+            column.width = width
+        yield from super().__rich_console__(console, options)
+
+
+def _widths(cells: list[list[str]], width: int) -> list[int]:
+    """The widths of columns by their headings and cells."""
     full = [max(cell_len(text) for text in column) for column in cells]
     words = [
         max((cell_len(word) for text in column for word in text.split()), default=1)
@@ -135,9 +142,8 @@ def _column_widths(texts: pd.DataFrame, width: int) -> list[int]:
     room = max(width - 2 * len(cells), len(cells))
     if sum(full) <= room:
         return full
-    while sum(words) > room:  # ids and names, which come first, stay in one piece
-        spare = [words[0] - 20, *words[1:]]
-        words[spare.index(max(spare))] -= 1
+    while sum(words) > room:
+        words[words.index(max(words))] -= 1
     while sum(words) < room:  # the text that needs most lines gets more
         lines = [length / width for length, width in zip(full, words, strict=True)]
         words[lines.index(max(lines))] += 1
