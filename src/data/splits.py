@@ -106,16 +106,18 @@ def load(
     folder: Path,
 ) -> pd.Series:
     """`split` with its result kept in `folder`, because computing it takes a second or more."""
-    columns = ("image_id", "label", "group", "split", "only_train")
-    names = [name for name in columns if name in frame]
-    values = [frame[name].tolist() for name in names]
+    names = ("image_id", "label", "group", "split", "only_train")
+    values = [frame[name].tolist() for name in names if name in frame]
     key = json.dumps([version("scikit-learn"), mode, fractions, seed, values])
-    path = folder / f"split-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    if path.exists():
-        return pd.Series(np.asarray(_SIDES)[np.load(path)], index=frame.index, name="split")
+    path = folder / f"split-{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+    content, rows = path.read_bytes() if path.is_file() else b"", len(frame)
+    if hashlib.sha256(content[:rows]).digest() == content[rows:]:  # else it is absent or damaged
+        stored = np.asarray(_SIDES)[np.frombuffer(content, np.uint8, rows)]
+        return pd.Series(stored, index=frame.index, name="split")
     sides = split(frame, mode, fractions, seed, classes)
+    codes = sides.map(_SIDES.index).to_numpy(dtype=np.uint8).tobytes()
     with atomic_file(path, "the split", make_folder=True) as draft:
-        np.save(draft, sides.map(_SIDES.index).to_numpy(dtype=np.uint8))
+        draft.write_bytes(codes + hashlib.sha256(codes).digest())
     return sides
 
 

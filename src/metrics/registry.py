@@ -131,6 +131,10 @@ def _specificity(counts: np.ndarray) -> np.ndarray:
     return ratio(others - (counts.sum(axis=-2) - _hits(counts)), others)
 
 
+def _accuracy(counts: np.ndarray) -> np.ndarray:
+    return ratio(_hits(counts).sum(axis=-1), counts.sum(axis=(-2, -1)))
+
+
 def _split(name: str, label: str, short: str = "", **values: Any) -> Metric:
     return Metric(f"<split>/{name}", label, short, **values)
 
@@ -169,12 +173,7 @@ METRICS: list[Metric] = [
     # Of augmented images, with dropout, while the weights change: not that of the kept epoch.
     Metric("train/accuracy", "accuracy in training steps", "train accuracy"),
     _split("loss", "loss", **_LOSS),
-    _split(
-        "accuracy",
-        "accuracy",
-        from_counts=lambda c: ratio(_hits(c).sum(-1), c.sum((-2, -1))),
-        hub="accuracy",
-    ),
+    _split("accuracy", "accuracy", from_counts=_accuracy, hub="accuracy"),
     _split(
         PRIMARY,
         "balanced accuracy",

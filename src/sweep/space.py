@@ -92,8 +92,7 @@ def _choice(values: Sequence[Any], where: str, categories: Sequence[str] = ()) -
     ]
     if len(set(names)) < len(names):  # Optuna compares by ==: 1 equals true
         names = texts
-    text = f"choice({','.join(texts)})"
-    return Domain(CategoricalDistribution(names), text, tuple(values))
+    return Domain(CategoricalDistribution(names), f"choice({','.join(texts)})", tuple(values))
 
 
 def _range(sweep: RangeSweep, where: str) -> Domain:

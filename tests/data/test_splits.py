@@ -204,6 +204,24 @@ def test_stored_split_is_the_split(tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 2
 
 
+@pytest.mark.parametrize("part", [slice(0), slice(5), slice(-1), slice(1, None)])
+def test_a_damaged_stored_split_is_computed_again(part, tmp_path):
+    frame = two_classes(60)
+    options = ("grouped", FRACTIONS, 0, ["a", "b"], tmp_path)
+    expected = splits.load(frame, *options)
+    [file] = tmp_path.glob("split-*")
+    content = file.read_bytes()
+    for damaged in (
+        content[part],
+        bytes([content[0] ^ 1]) + content[1:],
+        content + b"x",
+        b"x" * 99,
+    ):
+        file.write_bytes(damaged)
+        pd.testing.assert_series_equal(splits.load(frame, *options), expected)
+        assert file.read_bytes() == content
+
+
 def test_real_lesions_and_patients(shared_data):
     frame = HAM10000(shared_data / "ham10000").manifest().frame
     for mode, fractions in (("grouped", FRACTIONS), ("image", FRACTIONS), ("image", (0.8, 0.2, 0))):
