@@ -335,9 +335,11 @@ def _repeated(
         context.started(trial.id)
         if problem is not None:
             raise problem
-        are_alike = seeds_are_alike(config)
+        are_alike, needs_more = seeds_are_alike(config), True
         try:
             for repeat, seed in enumerate(seeds):
+                if not needs_more and context.repeat_done(seed) is None:
+                    break
                 context.pruning = repeat == 0  # rungs judge a configuration only once
                 below = replace(position, parent=trial.id, repeat=repeat)
                 seeded = config.copy()
@@ -353,8 +355,6 @@ def _repeated(
                 needs_more = context.repeat_ended(seed, run_id, values)
                 folders = (context.folder, *context.resume)
                 discard_states([seed_folder(folder, seed) for folder in folders])
-                if not needs_more:
-                    break
         except EndedEarly as early:
             trial.ends_early(early.state, str(early))
             trial.log(context.reached)

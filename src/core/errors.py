@@ -3,18 +3,24 @@
 import difflib
 import errno
 import importlib.util
+import posixpath
 import re
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
+DecisionRule = Literal["argmax", "balanced", "accuracy", "recall_floor"]
+RULES: tuple[str, ...] = typing.get_args(DecisionRule)
 _NO_MEMORY = re.compile("not enough memory|allocate memory|CUDA out of|failed to map|new thread")
 # passw(or)d=... of a connection, ?token=... of a query, 'password': '...' of printed settings,
-# X_TOKEN=... of a command line, a header of HTTP
+# X_TOKEN=... of a command line or environment, a header of HTTP
 _PASSWORD = re.compile(
-    r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *|"""
-    r"""[?&](?:access_?|auth_?|api_?)?(?:token|key|secret|sig)=|(?-i:[A-Z]+_(?:TOKEN|SECRET|KEY)=)|"""
-    r"""authorization['"]?: *['"]?(?:bearer|basic) )('[^']*'|"[^"]*"|[^&\s'"]*)"""
+    r"""(?i)(passw(?:or)?d *= *|['"]passw(?:or)?d['"]: *|[?&](?:access_?|auth_?|api_?|x-amz-)?"""
+    r"""(?:token|key|secret|sig(?:nature)?)=|(?-i:\b[A-Z0-9_]*(?:TOKEN|SECRET|KEY)(?:=|['"]: *))|"""
+    r"""(?:authorization['"]?: *['"]?(?:bearer|basic|token) |x-api-key['"]?: *))"""
+    r"""('[^']*'|"[^"]*"|[^&\s'"]*)"""
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LEAST_MB = 64  # with less left, errors of a library are about memory whatever they say
@@ -140,3 +146,19 @@ def closest(name: str, names: list[str], before: str = "; ", count: int = 1) -> 
     others = [other for other in names if not f"{name}.".startswith(f"{other}.")]
     matches = difflib.get_close_matches(name, others, n=count)
     return f"{before}did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Check that class names can be parts of metric names, which MLflow must not shorten as paths.
+
+    Raises:
+        ConfigError: Names that are fewer than two, repeated, or not accepted by MLflow.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        listed = ", ".join(map(repr, names))
+        raise ConfigError("classes", f"must be two or more different names, but got {listed}")
+    for name in names:
+        path = f"recall/{name}"
+        if not re.fullmatch(r"[\w\-./ :]+", name) or posixpath.normpath(path) != path:
+            allowed = "letters, digits, spaces and _ - . / : as a metric's name is"
+            raise ConfigError("classes", f"must be made of {allowed}, but got {name!r}")

@@ -14,8 +14,7 @@ import pandas as pd
 from annotated_types import Ge
 from PIL import Image
 
-from src.core.config import check_class_names
-from src.core.errors import ConfigError, DataError
+from src.core.errors import ConfigError, DataError, check_class_names
 from src.data.decoding import DECODING_ERRORS, as_viewed
 
 SPLITS = ("train", "val", "test")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from src.core.errors import ConfigError, UserError
+from src.core.errors import RULES, ConfigError, UserError, check_class_names
 from src.data.decoding import Geometry
 from src.metrics import formatting
 
@@ -77,8 +77,6 @@ class Description:
     @classmethod
     def from_json(cls, content: str, path: str) -> "Description":
         """Read what `to_json` wrote to the file `path`; UserError if it is no such description."""
-        from src.core.config import RULES, check_class_names  # takes as long as pydantic
-
         try:
             fields = json.loads(content)
             if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 from torchmetrics.utilities import dim_zero_cat
 
-from src.core.config import check_class_names
+from src.core.errors import check_class_names
 from src.metrics.registry import count_metrics
 
 

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
-from src.core.config import RULES
-from src.core.errors import ConfigError, UserError
+from src.core.errors import RULES, ConfigError, UserError
 from src.metrics import registry
 from src.metrics.bootstrap import ARGMAX, DECISION, classes_of, gather
 from src.metrics.calibration import log_probability

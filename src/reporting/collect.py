@@ -329,7 +329,9 @@ def compared(
     """The trials as `compare` returns them, with study, time of their end and a unique label."""
     table = compare(study.trials, objectives, limits)
     runs = study.trials.set_index("run_id").reindex(table["run_id"]).reset_index()
-    repeats = pd.to_numeric(texts(runs, "params.repeats"), errors="coerce")
+    finished = study.seeds[texts(study.seeds, "status") == "FINISHED"]
+    counts = texts(finished, "parent_id").value_counts()
+    repeats = runs["run_id"].map(counts).fillna(1)
     table = table.assign(study=study.name, repeats=repeats, ended=runs["end_time"])
     metrics = [*(objective.metric for objective in objectives), *_COSTS, _SIZE]
     table = with_origins(table, study.origins, list(dict.fromkeys(metrics)))

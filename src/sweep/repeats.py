@@ -9,7 +9,7 @@ from src.metrics.registry import Direction, Limit, Objective
 from src.sweep.records import total_violation
 
 Metrics = Mapping[str, float]
-VIOLATION = ""  # in place of a metric's name: the total violation of the limits
+_DIRECTIONS: dict[str, Direction] = {">=": "maximize", "<=": "minimize"}  # of a limited metric
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,8 @@ class Repeated:
     seeds: Mapping[int, Metrics]  # of the seeds that have ended
     cost: Metrics = field(default_factory=dict)  # that does not depend on the seed: FLOPs
 
-    def values(self, name: str, limits: Sequence[Limit] = ()) -> list[float]:
-        """A metric's values, NaN where it has none; by VIOLATION, the violations of the limits."""
-        if name == VIOLATION:
-            return [total_violation(limits, metrics) for metrics in self.seeds.values()]
+    def values(self, name: str) -> list[float]:
+        """A metric's values, NaN where it has none."""
         return [metrics.get(name, math.nan) for metrics in self.seeds.values()]
 
     def violation(self, limits: Sequence[Limit]) -> float:
@@ -90,8 +88,8 @@ def is_dropped(
     are dropped.
 
     With limits, only a rival whose means keep all limits can drop another by its objectives. A
-    configuration whose means break limits is also dropped if its total violation is significantly
-    larger than a rival's.
+    configuration whose means break limits is also dropped if a limited metric is significantly
+    worse than both the bound and the mean of a rival with a smaller total violation.
 
     Source: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, 2002, section
         VI-A, for the order; the race is that of Maron and Moore, Hoeffding Races, NIPS 1993.
@@ -107,15 +105,21 @@ def is_dropped(
     everyone = [candidate, *rivals]
     pooled: dict[str, tuple[float, int]] = {}
 
-    def is_behind(rival: Repeated, name: str, way: Direction) -> bool:
+    def is_behind(theirs: Sequence[float], name: str, way: Direction) -> bool:
         if name not in pooled:
-            pooled[name] = pooled_variance(item.values(name, limits) for item in everyone)
-        pair = candidate.values(name, limits), rival.values(name, limits)
-        return is_significantly_worse(*pair, pooled[name], way, p)
+            pooled[name] = pooled_variance(item.values(name) for item in everyone)
+        return is_significantly_worse(candidate.values(name), theirs, pooled[name], way, p)
+
+    def breaks(limit: Limit, rival: Repeated) -> bool:
+        theirs, way = rival.values(limit.metric), _DIRECTIONS[limit.operator]
+        # the bound as if it were measured once: careful
+        return is_behind([limit.value], limit.metric, way) and (
+            limit.holds(statistics.fmean(theirs)) or is_behind(theirs, limit.metric, way)
+        )
 
     def beats(rival: Repeated, item: Objective) -> bool:
         if item.metric not in candidate.cost:
-            return is_behind(rival, item.metric, item.direction)
+            return is_behind(rival.values(item.metric), item.metric, item.direction)
         theirs = rival.cost.get(item.metric, math.nan)  # NaN: unknown
         return _loss(item, theirs) <= _loss(item, candidate.cost[item.metric])
 
@@ -125,8 +129,10 @@ def is_dropped(
 
     if len(objectives) == 1 and rivals:
         rivals = [min(rivals, key=lambda item: (item.violation(limits), mean_loss(item)))]
-    if candidate.violation(limits) > 0 and any(
-        is_behind(rival, VIOLATION, "minimize") for rival in rivals
+    if any(
+        rival.violation(limits) < candidate.violation(limits) and breaks(limit, rival)
+        for rival in rivals
+        for limit in limits
     ):
         return True
     # costs first: they need no test

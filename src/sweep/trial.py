@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
+from optuna.trial import TrialState
 
 from src.core.errors import UserError, causes
 from src.metrics.registry import parse_limits, parse_objectives
@@ -146,13 +147,19 @@ class TrialContext:
         """
         if self.repeat_done(seed) is None:
             self._keep(f"{records.REPEAT}{seed}", [run_id, dict(metrics)])
-        trials = [_repeated(trial) for trial in self.trial.study.get_trials(deepcopy=False)]
-        candidate = trials.pop(self.task.number)
+        trials = self.trial.study.get_trials(deepcopy=False)
+        candidate = _repeated(trials[self.task.number])
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
         if n_seeds >= n_repeats or not self.payload.get("is_race"):
             return n_seeds < n_repeats
+        states = (TrialState.RUNNING, TrialState.COMPLETE)  # nor failed earlier tries
+        rivals = [
+            _repeated(trial)
+            for trial in trials
+            if trial.number != self.task.number and trial.state in states
+        ]
         drop_p = float(self.payload["drop_p"])
-        if not is_dropped(candidate, trials, self.objectives, drop_p, self.limits):
+        if not is_dropped(candidate, rivals, self.objectives, drop_p, self.limits):
             return True
         log.info("%d of %d seeds: significantly worse than another trial", n_seeds, n_repeats)
         return False

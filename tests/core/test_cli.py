@@ -57,6 +57,10 @@ def test_relative_paths_mean_the_folder_of_the_command(
         ("HF_TOKEN=s3cret AWS_SECRET_ACCESS_KEY='s 3'", "HF_TOKEN=*** AWS_SECRET_ACCESS_KEY=***"),
         ("'Authorization': 'Bearer s3.cret'", "'Authorization': 'Bearer ***'"),
         ("http://h/x?a=1&sig=s3cret", "http://h/x?a=1&sig=***"),
+        ("http://h/x?X-Amz-Signature=s3cret&a=1", "http://h/x?X-Amz-Signature=***&a=1"),
+        ("S3_KEY=s3cret TOKEN=s3cret", "S3_KEY=*** TOKEN=***"),
+        ("authorization: token s3cret", "authorization: token ***"),
+        ("X-Api-Key: s3cret {'HF_TOKEN': 's 3'}", "X-Api-Key: *** {'HF_TOKEN': ***}"),
         ("""{'password': 's3 cret', "passwd": "x"}""", """{'password': ***, "passwd": ***}"""),
         (
             "password authentication failed: no password",

@@ -187,6 +187,17 @@ def test_limits_decide_first(
     assert is_dropped(candidate, rivals, objectives, limits=LIMITS) is dropped
 
 
+@pytest.mark.parametrize(("recall", "dropped"), [(0.78, False), (0.71, False), (0.50, True)])
+def test_a_first_seed_that_just_breaks_a_limit_does_not_drop(recall: float, dropped: bool) -> None:
+    # The variance over seeds is 0.0024, and all rivals keep the limit with every seed. The upper
+    # tenth of t with 12 degrees of freedom starts at 1.356: 0.8 - 1.356 * sqrt(2 * 0.0024) = 0.706.
+    recalls = [0.89, 0.95, 0.95, 1.01]
+    assert pooled_variance([recalls] * 4) == pytest.approx((0.0024, 12))
+    rivals = [limited(WEAK, recalls, flops=9.0)] * 4
+    candidate = limited([0.9], [recall], flops=1.0)
+    assert is_dropped(candidate, rivals, [UP, FLOPS], limits=LIMITS) is dropped
+
+
 def test_without_limits_only_the_objectives_count() -> None:
     assert is_dropped(KEEPS, [BREAKS], [UP])
     assert is_dropped(KEEPS, [BREAKS], [UP, FLOPS])

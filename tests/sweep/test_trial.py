@@ -11,6 +11,7 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
+from src import run
 from src.core.errors import ConfigError
 from src.sweep import trial as trials
 from src.sweep.records import (
@@ -334,6 +335,24 @@ def test_a_trial_killed_between_its_training_and_its_outcome_trains_nothing_agai
     assert of_the_net(metrics) == undisturbed
     assert outcome.metrics["time/images_per_s"] > 0
     assert real.states() == []
+
+
+def test_a_retry_keeps_all_seeds_that_were_trained(
+    real: StudyOnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = real.task(function=REAL, repeats=2)
+    with monkeypatch.context() as killed:
+        killed.setattr(run, "_commit", raises(SystemExit(trials.TERMINATED)))
+        with pytest.raises(SystemExit):
+            main(first)
+    second = real.task(function=REAL, repeats=2, continues=[first.folder])
+    seeds = {key: real.attributes(first.number)[key] for key in (f"{REPEAT}0", f"{REPEAT}1")}
+    for key, value in seeds.items():  # as the scheduler copies them to a retry
+        real.study._storage.set_trial_system_attr(second.trial_id, key, value)
+    main(second)
+    values = [metrics["best/val/balanced_accuracy"] for _, metrics in seeds.values()]
+    mean = real.outcome(second.number).metrics["best/val/balanced_accuracy"]
+    assert mean == pytest.approx(sum(values) / 2)
 
 
 def test_a_pruned_trial_leaves_no_state(real: StudyOnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
