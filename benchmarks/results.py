@@ -11,6 +11,7 @@ the studies that the store has and keeps all others.
 
 import argparse
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -319,7 +320,12 @@ def origin(record: Record, cells: Sequence[Cell]) -> list[str]:
             tags = [texts(parents, f"tags.{tag}").iloc[-1] for tag in ("sweeps", "fixed_overrides")]
             name = f"sweeps={tags[0]}" if tags[0] else f"hydra.sweeper.study_name={study}"
             commands = [f"-m {name} {tags[1]}"]
-        lines += [f"Command: `python -m src.train {portable(text)}`" for text in commands]
+        alike: dict[str, list[str]] = {}  # that differ in the seed alone
+        for text in map(portable, commands):
+            alike.setdefault(re.sub(r"(?<!\S)seed=\d+", "", text), []).append(text)
+        for first, *more in alike.values():
+            also = [f", {seed}" for text in more for seed in re.findall(r"(?<!\S)seed=\d+", text)]
+            lines.append(f"Command: `python -m src.train {first}`{''.join(also)}")
     runs = pd.concat([cell.runs for cell in cells]).drop_duplicates("run_id")
     dirty = texts(runs, "tags.git_dirty").str.lower().map({"true": " (changed)"}).fillna("")
     columns = {"Data": texts(runs, "tags.data_share")}
