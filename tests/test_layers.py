@@ -104,7 +104,8 @@ def test_sizes_of_the_tree() -> None:
     # The target is 23,000 lines; with the capabilities of later issues, 25,000. Lower this bound
     # with every reduction. It was 28,700 before faults of data, databases and input were mended,
     # 29,070 before MLflow's views, the report's first screen and the terminal were worked on, and
-    # 29,620 before decision rules, joined sources, cached features, mixup and later stages.
+    # 29,620 before decision rules, joined sources, cached features, mixup and later stages, and
+    # 31,090 before races over seeds, rungs that adapt, and the widths of a terminal's columns.
     assert sum(file.read_text().count("\n") for file in FILES) <= 31_217
 
 

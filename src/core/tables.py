@@ -134,7 +134,7 @@ class _Fitted(RichTable):
 
 def _widths(cells: list[list[str]], width: int) -> list[int]:
     """The widths of columns by their headings and cells."""
-    full = [max(cell_len(text) for text in column) for column in cells]
+    full = [max(map(cell_len, "\n".join(column).splitlines())) for column in cells]
     words = [
         max((cell_len(word) for text in column for word in text.split()), default=1)
         for column in cells

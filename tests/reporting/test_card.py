@@ -157,7 +157,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Runs
     measured = lost | COSTS | {"efficiency/size_mb": 0.7}
     made = {"origin": seeds[0], "compression": "onnx_int8_static", "precision": "int8"}
     names = {"data": "<script>alert(1)</script>", "model": "x\n---\nlicense: mit"}
-    classes = ("a|b", "mel", "](http://x) **c**")
+    names["split"] = "a|b](http://x) **c**"
     return Runs(
         store,
         trial.id,
@@ -167,7 +167,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Runs
             store, config(folder / "ham", *compression), seeds[0], measured, lost_on="test", **made
         ),
         bare=record(store, config(folder / "gone"), metrics={}, git_commit="unknown"),
-        hostile=record(store, hostile, classes=classes, **names),
+        hostile=record(store, hostile, **names),
     )
 
 
@@ -394,6 +394,14 @@ def test_html_markdown_and_yaml_in_names_are_harmless(runs: Runs, card_of: Cards
     assert read_back.data.datasets == ["_script_alert(1)_/script_"]
     assert read_back.text == made.text
     assert "license: mit\n" not in made.text
+    assert "**c" not in made.text.replace("\\*\\*c", "")
+
+
+def test_class_names_that_no_training_accepts_are_refused(copy: Runs) -> None:
+    yaml = config(copy.store.folder / "gone")
+    run_id = record(copy.store, yaml, classes=("a|b", "mel", "](http://x) **c**"))
+    with pytest.raises(UserError, match="classes: must be made of letters"):
+        build(copy.store, find(copy.store, run_id), SETTINGS)
 
 
 @pytest.mark.parametrize("which", ["trial", "leaking", "compressed", "bare"])
