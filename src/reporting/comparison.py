@@ -420,7 +420,7 @@ def _show(
         more_failed=len(failed) - _MOST_FAILURES,
     )
     listed = rows[rows["front"]] if len(rows) > _MOST_FAILURES else rows
-    for row in listed.assign(name=_row_names(table)).to_dict("records"):
+    for row in listed.join(_row_names(table).rename("name")).to_dict("records"):
         overrides = row["overrides"] if len(table) > 1 else ""
         lines.append(f"run {row['run_id']}  {row['name']}  {overrides}".rstrip())
     for line in lines:

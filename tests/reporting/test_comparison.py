@@ -223,6 +223,18 @@ def test_warnings_of_leaks_and_of_runs_that_cannot_be_compared() -> None:
     assert "No validation split" in "\n".join(comparison.warnings(unvalidated))
 
 
+def test_a_study_without_a_front_lists_no_runs_as_its_front(
+    store: Store, output: Callable[[], str]
+) -> None:
+    study = Run.start(store, "study", {"kind": "study", "study": "study"})
+    for number in range(comparison._MOST_FAILURES + 1):
+        recorded(store, study.id, {}, "FAILED", kind="trial", trial=number)
+    assert not summarised(store, study)["front"].any()
+    text = output()
+    assert "1 more failed" in text
+    assert "run nan" not in text
+
+
 def test_the_table_fits_80_columns_and_shows_every_run() -> None:
     table = compare(RUNS.assign(**{f"metrics.spread/{QUALITY}": 0.0123}), OBJECTIVES)
     console = Console(width=80)
