@@ -21,7 +21,6 @@ from src.efficiency.memory import peak_memory_mb
 Timed = Callable[[str], bool]
 PERCENTILES = (50, 90, 99)
 # kind of time -> the value that is there whenever it was measured
-MAIN_TIMES = {"latency": "efficiency/latency_ms/b1/p50", "ratio": "efficiency/latency_ratio"}
 _COARSE = 8  # cells per side of the smooth images for networks that work outside torch
 
 

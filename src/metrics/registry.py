@@ -29,7 +29,8 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 PRIMARY = "balanced_accuracy"
 # The costs of a short table.
 COSTS: tuple[str, ...] = ("efficiency/flops", "efficiency/params")
-COSTS += ("efficiency/latency_ms/b1/p50", "efficiency/latency_ratio")
+MAIN_TIMES = {"latency": "efficiency/latency_ms/b1/p50", "ratio": "efficiency/latency_ratio"}
+COSTS += tuple(MAIN_TIMES.values())
 # Prefix of what a compression lost: the origin's value minus the compressed net's.
 LOST = "compression/lost"
 # Names of the class whose missed cases cost lives, in the data sets.

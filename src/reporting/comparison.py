@@ -18,7 +18,6 @@ from src.core import cli
 from src.core.errors import UserError
 from src.core.tables import Table
 from src.deployment import trained
-from src.efficiency.profile import MAIN_TIMES
 from src.metrics import bootstrap, formatting, pareto, registry
 from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, RECORDED, Limit, Objective
 from src.reporting import style
@@ -34,7 +33,7 @@ MOST_ROWS = 20  # in the terminal; comparison.csv has all
 # Values of the tag `tested`: why a run was evaluated on the test split.
 FRONT_MEMBER = "as a member of the front"
 ANSWER = "as the answer to a question of a report"
-TIMES = [*MAIN_TIMES.values(), "efficiency/throughput"]
+TIMES = [*registry.MAIN_TIMES.values(), "efficiency/throughput"]
 METHODS = ["latency_method", "ratio_method"]  # tags: how, and when
 _TAGS = ["model", "trial", "overrides", "split", "grouped_by", "split_fingerprint", "kind"]
 _TAGS += ["tested", "front", *COMPRESSION, "trial_state", "failure", "flops_missing", *METHODS]

@@ -23,10 +23,10 @@ from src.core.config import instantiate, resolve
 from src.core.environment import config_hash, keep_freed_memory, seed_everything
 from src.core.errors import ConfigError
 from src.data.module import DataModule
-from src.efficiency.profile import MAIN_TIMES, Profile
+from src.efficiency.profile import Profile
 from src.metrics import decision_rules
 from src.metrics.bootstrap import ARGMAX
-from src.metrics.registry import RECORDED
+from src.metrics.registry import MAIN_TIMES, RECORDED
 from src.models import fit_once
 from src.models.structure import cast_as_recorded
 from src.models.weights import load_weights

@@ -50,6 +50,7 @@ def test_processes_that_start_together_create_one_store(tmp_path, root, monkeypa
 
 def test_importing_the_package_imports_neither_mlflow_nor_torch(root):
     modules = "src.tracking.run, src.tracking.read, src.tracking.model_registry, src.tracking.ui"
+    modules += ", src.reporting.report"
     check = f"import sys, {modules}; assert not {{'mlflow', 'torch'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=root).returncode == 0
 
