@@ -53,7 +53,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint: {_first_line(error)}") from error
+        raise UserError(f"{path}: not a checkpoint: {_reason(error)}") from error
 
 
 def load_weights(module: nn.Module, path: Path | str) -> None:
@@ -78,8 +78,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
             structure.shrink(module, state)
         module.load_state_dict(state)
     except Exception as error:
-        problem = f"not a checkpoint of this network: {_first_line(error)}"
-        raise UserError(f"{path}: {problem}") from error
+        raise UserError(f"{path}: not a checkpoint of this network: {_reason(error)}") from error
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         way = "save the tensors alone, with torch.save or as .safetensors"
         raise ConfigError("weights", f"{problem}: {way}") from error
     except Exception as error:  # each format has its own exceptions for damaged files
-        raise ConfigError("weights", f"{path} cannot be read: {_first_line(error)}") from error
+        raise ConfigError("weights", f"{path} cannot be read: {_reason(error)}") from error
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -179,13 +178,13 @@ def from_hub(repository: str, filename: str | None) -> Path:
             try:
                 path = hf_hub_download(repository, name, revision=revision, etag_timeout=PATIENCE_S)
             except Exception as error:  # of several HTTP libraries, depending on the version
-                reason = f"could not be downloaded: {_first_line(error)}"
+                reason = f"could not be downloaded: {_reason(error)}"
                 raise DependencyError(f"{repository} {reason}") from error
             return Path(path)
         if not isinstance(problem, EntryNotFoundError):
             break
     assert problem is not None
-    raise DependencyError(f"{repository} is not available: {_first_line(problem)}") from problem
+    raise DependencyError(f"{repository} is not available: {_reason(problem)}") from problem
 
 
 def _probe(url: str) -> Exception | None:
@@ -208,5 +207,6 @@ def _probe(url: str) -> Exception | None:
     return outcome[0] if outcome else TimeoutError(f"no answer within {PATIENCE_S:.0f} s")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    text = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
