@@ -103,8 +103,7 @@ class StudyPlan:
     @property
     def repeats(self) -> int:
         """Most seeds of a trial; with `repeats=auto` not all trials get them."""
-        repeats = self.config.repeats
-        return self.settings.max_repeats if repeats == "auto" else int(repeats)
+        return self.settings.max_repeats if self.config.repeats == "auto" else self.config.repeats
 
     def times_front_only(self, is_local: bool) -> bool:
         """Whether trials measure only times that are objectives or limits, and the front the rest.

@@ -128,7 +128,7 @@ class Command:
             return typed
         if key in self.lists and "," in value and value[0] not in "['\"":
             value = f"[{value}]"
-        # of an id that is swept or names a study as it is typed, only what looks like a number
+        # src.train sweeps over ids and names: only one that looks like a number is quoted there
         is_plain = self.config_name == "train" and not re.fullmatch(r"\d[\de]*", value)
         if key in self.texts and value != "null" and not is_plain:
             if key in self.lists and value.startswith("[") and value.endswith("]"):
@@ -254,7 +254,9 @@ def main() -> None:
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help", "--version", "-V"):
-        lines = [f"paretoderm {importlib.metadata.version('paretoderm')}: a command has --help\n"]
+        lines = [
+            f"paretoderm {importlib.metadata.version('paretoderm')}: each command has --help\n"
+        ]
         for word, module in PROGRAM.items():
             text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
             about = text.split('"""')[1].splitlines()[0].partition(": ")[2]
@@ -442,7 +444,7 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         key = str(getattr(cause, "full_key", None) or override[1])
         return _unknown_key(key, config_name, arguments)
     if file := re.match(r"In '([^']+)': .*DictConfig with ListConfig", text, re.S):
-        return f"{file[1]}: must hold keys and values, not a list, where the config does, or a list"
+        return f"{file[1]}: must hold keys and values, not a list, or the other way round"
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key or 'config'}: {config_problem(cause)}"
     return text
@@ -463,5 +465,5 @@ def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
             leaves = flatten(hydra.compose(config_name, choices))
         keys = {leaf[: dot.start()] for leaf in leaves for dot in re.finditer(r"\.|$", leaf)}
     if key in keys:  # of a swept choice, which Hydra leaves out at first
-        return f"{key}: only a swept choice has this key: write ++{key}=..."
+        return f"{key}: not every swept choice has this key: write ++{key}=..."
     return f"{key}: unknown key{closest(key, sorted(keys))}"

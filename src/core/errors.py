@@ -1,4 +1,4 @@
-"""Errors that a user can correct: shown as one line, without a traceback."""
+"""Errors that a user can correct, shown as one line; names that are checked without Hydra."""
 
 import difflib
 import errno

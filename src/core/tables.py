@@ -144,8 +144,8 @@ def _widths(cells: list[list[str]], width: int) -> list[int]:
         return full
     while sum(words) > room:
         words[words.index(max(words))] -= 1
-    while sum(words) < room:  # the text that needs most lines gets more
-        lines = [length / width for length, width in zip(full, words, strict=True)]
+    while sum(words) < room:  # the column that needs most lines gets more
+        lines = [length / size for length, size in zip(full, words, strict=True)]
         words[lines.index(max(lines))] += 1
     return words
 

@@ -262,8 +262,8 @@ def download_collection(collection: ArchiveCollection, folder: Path, api: str = 
     except requests.RequestException as error:
         raise DependencyError(f"cannot reach the ISIC Archive ({_reason(error)})") from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        problem = f"sent what the ISIC Archive does not ({type(error).__name__}: {error})"
-        raise DataError(f"the server {problem}; fetch from the archive itself", folder) from error
+        problem = f"is not in the format of the ISIC Archive ({type(error).__name__}: {error})"
+        raise DataError(f"the answer {problem}: fetch without url=", folder) from error
 
 
 def _download_images(

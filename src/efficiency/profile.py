@@ -20,7 +20,6 @@ from src.efficiency.memory import peak_memory_mb
 
 Timed = Callable[[str], bool]
 PERCENTILES = (50, 90, 99)
-# kind of time -> the value that is there whenever it was measured
 _COARSE = 8  # cells per side of the smooth images for networks that work outside torch
 
 

@@ -29,6 +29,7 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 PRIMARY = "balanced_accuracy"
 # The costs of a short table.
 COSTS: tuple[str, ...] = ("efficiency/flops", "efficiency/params")
+# Kind of time -> the value that is there whenever it was measured.
 MAIN_TIMES = {"latency": "efficiency/latency_ms/b1/p50", "ratio": "efficiency/latency_ratio"}
 COSTS += tuple(MAIN_TIMES.values())
 # Prefix of what a compression lost: the origin's value minus the compressed net's.

@@ -344,12 +344,12 @@ def measure_once(store: Store, chosen: pd.DataFrame) -> bool:
             log.info("run %s is on the front: its latency is measured", run_id)
             model = trained.find(store, run_id)
             nets = [net.run_id for net in model.nets]
-            known = store.client.get_run(nets[0]).data.metrics
-            known = {name: known[name] for name in known if name.startswith("efficiency/")}
+            recorded = store.client.get_run(nets[0]).data.metrics
+            cost = {name: recorded[name] for name in recorded if name.startswith("efficiency/")}
             file = read.artifact(store, nets[0], trained.CHECKPOINT)
             classifier = Classifier.load_from_checkpoint(file)
-            profile = loop.measure(model.config, classifier, known, when="at the end of the study")
-            times = {k: v for k, v in profile.metrics.items() if k not in {*known, views.LOG_FLOPS}}
+            profile = loop.measure(model.config, classifier, cost, when="at the end of the study")
+            times = {k: v for k, v in profile.metrics.items() if k not in {*cost, views.LOG_FLOPS}}
             profile = replace(profile, metrics=times)  # the rest may differ between the seeds
             for member in dict.fromkeys([*nets, run_id]):
                 run = Run.attach(store, member)

@@ -183,6 +183,8 @@ class Rungs:
         row = list(at_rung).index(trial.number)
         table = np.array(points, dtype=float)  # None becomes NaN
         continues, rank = goes_on(table, row, objectives, self.reduction_factor, broken)
+        if continues:
+            return True, rank, len(at_rung)
         leading = next((i for i, item in enumerate(objectives) if item.per_epoch != item.metric), 0)
         early = dict(zip(at_rung, table[:, leading].tolist(), strict=True))
         outcomes = {number: outcome_of(trials[number]) for number in at_rung}
@@ -191,7 +193,7 @@ class Rungs:
             for number, outcome in outcomes.items()
             if outcome is not None and outcome.state == "complete"
         }
-        return continues or not self.predicts(early, final), rank, len(at_rung)
+        return not self.predicts(early, final), rank, len(at_rung)
 
     def predicts(self, early: Mapping[int, float], final: Mapping[int, float]) -> bool:
         """Whether a rung stops trials, by the arguments of `rung_correlation`."""

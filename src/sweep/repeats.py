@@ -81,7 +81,7 @@ def is_dropped(
 ) -> bool:
     """Whether the remaining seeds of a configuration can be skipped.
 
-    A rival has at least two seeds: one seed that was lucky drops nobody. One objective: the rival
+    A rival has at least two seeds: one lucky seed drops no configuration. One objective: the rival
     is the configuration with the best mean, feasible ones first, then by violation. Several: one
     rival suffices that is no worse in every known cost and significantly better in every other
     objective. The level holds for each rival, so with many rivals somewhat more than p of equals
@@ -112,7 +112,7 @@ def is_dropped(
 
     def breaks(limit: Limit, rival: Repeated) -> bool:
         theirs, way = rival.values(limit.metric), _DIRECTIONS[limit.operator]
-        # the bound as if it were measured once: careful
+        # the bound counts as a seed, which is conservative
         return is_behind([limit.value], limit.metric, way) and (
             limit.holds(statistics.fmean(theirs)) or is_behind(theirs, limit.metric, way)
         )

@@ -142,25 +142,22 @@ class TrialContext:
         """Report the MLflow run and the final metrics of one of several seeds.
 
         Returns:
-            Whether the remaining seeds are needed. With `repeats=auto` they are not if the
-            configuration is significantly worse than another one.
+            Whether the remaining seeds, if there are any, are needed. With `repeats=auto` they are
+            not if the configuration is significantly worse than another one.
         """
         if self.repeat_done(seed) is None:
             self._keep(f"{records.REPEAT}{seed}", [run_id, dict(metrics)])
+        if not self.payload.get("is_race"):
+            return True
         trials = self.trial.study.get_trials(deepcopy=False)
         candidate = _repeated(trials[self.task.number])
         n_seeds, n_repeats = len(candidate.seeds), int(self.payload["repeats"])
-        if n_seeds >= n_repeats or not self.payload.get("is_race"):
+        states = (TrialState.RUNNING, TrialState.COMPLETE)  # without failed and earlier tries
+        others = (trial for trial in trials if trial.number != self.task.number)
+        rivals = [_repeated(trial) for trial in others if trial.state in states]
+        against = (rivals, self.objectives, float(self.payload["drop_p"]), self.limits)
+        if n_seeds >= n_repeats or not is_dropped(candidate, *against):
             return n_seeds < n_repeats
-        states = (TrialState.RUNNING, TrialState.COMPLETE)  # nor failed earlier tries
-        rivals = [
-            _repeated(trial)
-            for trial in trials
-            if trial.number != self.task.number and trial.state in states
-        ]
-        drop_p = float(self.payload["drop_p"])
-        if not is_dropped(candidate, rivals, self.objectives, drop_p, self.limits):
-            return True
         log.info("%d of %d seeds: significantly worse than another trial", n_seeds, n_repeats)
         return False
 

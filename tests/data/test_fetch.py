@@ -199,7 +199,7 @@ def test_an_id_that_would_leave_the_folder_is_refused(owner, tmp_path, name, ima
 )
 def test_a_record_of_another_form_is_one_error(owner, tmp_path, record):
     owner.records.append(record)
-    with pytest.raises(DataError, match="the server sent what the ISIC Archive does not"):
+    with pytest.raises(DataError, match="is not in the format of the ISIC Archive"):
         download_collection(resized("ham10000", 1), tmp_path, owner.url)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -197,7 +197,10 @@ def test_a_file_contains_the_description_of_its_run(
     ("change", "message"),
     [
         ({"image_size": 24}, "cannot load it: .*invalid dimensions"),
-        ({"classes": [*CLASSES, "other"]}, r"describes 8 classes, but its net has \(7,\) outputs"),
+        (
+            {"classes": [*CLASSES, "other"]},
+            r"8 classes, but its net has an output of shape \(1, 7\)",
+        ),
     ],
 )
 def test_a_description_of_another_net_is_one_error(

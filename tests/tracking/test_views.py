@@ -110,14 +110,17 @@ def test_the_views_of_charts_begin_with_their_charts(opened):
         page.get_by_text(re.compile(rf"^{view}\s*\({charts}\)$")).first.wait_for()
         axis = page.locator("svg text", has_text=re.compile(f"^{axes[view]}$"))
         axis.first.wait_for(state="attached")
+        assert axis.count() > 0
 
 
 @pytest.mark.slow
 def test_the_description_of_the_study_links_its_views(opened):
     page = opened("study")
-    with page.context.expect_page() as found:
+    with page.context.expect_page() as linked:
         page.get_by_role("link", name="front", exact=True).click()
-    found.value.get_by_text(f"{views.LOG_FLOPS} vs. {QUALITY}").wait_for()
+    chart = linked.value.get_by_text(f"{views.LOG_FLOPS} vs. {QUALITY}")
+    chart.wait_for()
+    assert chart.is_visible()
 
 
 @pytest.mark.slow

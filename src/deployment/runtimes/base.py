@@ -88,7 +88,7 @@ class FileRuntime(ABC):
             problem = f"the runtime of {self.label} cannot load it: {reason}"
             raise UserError(f"{path}: {problem}") from error
         if shape != (len(blank), count):
-            problem = f"describes {count} classes, but its net has {shape[-1:]} outputs"
+            problem = f"describes {count} classes, but its net has an output of shape {shape}"
             raise UserError(f"{path}: {problem}; export it again")
 
     @abstractmethod
