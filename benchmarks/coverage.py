@@ -71,11 +71,11 @@ def situation(seeds: int, deviation: float, simulations: int) -> dict[str, str]:
         inside = (table["low"] <= true) & (true <= table["high"])
         p = paired_difference(nets[:seeds], nets[seeds:], METRICS[1], SAMPLES, number).p_bootstrap
         counts += [*inside, p <= 0.05]
-    shown = {}
+    shares = {}
     for name, count in counts.items():
         low, high = binomtest(int(count), simulations).proportion_ci()
-        shown[str(name)] = f"{count / simulations:.3f} [{low:.3f}, {high:.3f}]"
-    return {"seeds": str(seeds), "deviation": f"{deviation:g}", **shown}
+        shares[str(name)] = f"{count / simulations:.3f} [{low:.3f}, {high:.3f}]"
+    return {"seeds": str(seeds), "deviation": f"{deviation:g}", **shares}
 
 
 def main() -> None:

@@ -41,12 +41,14 @@ class Places(MOPriority):
 
 def _spread_out(objectives: np.ndarray, rows: np.ndarray) -> list[int]:
     """Rows of a front: the best by the first objective, then always the row furthest from them."""
-    taken = [int(rows[objectives[rows, 0].argmin()])]
-    rest = [int(row) for row in rows if row != taken[0]]
-    while rest:
-        gaps = np.linalg.norm(objectives[rest][:, None] - objectives[taken], axis=-1).min(axis=1)
-        taken.append(rest.pop(int(gaps.argmax())))
-    return taken
+    chosen = [int(rows[objectives[rows, 0].argmin()])]
+    remaining = [int(row) for row in rows if row != chosen[0]]
+    while remaining:
+        gaps = np.linalg.norm(objectives[remaining][:, None] - objectives[chosen], axis=-1).min(
+            axis=1
+        )
+        chosen.append(remaining.pop(int(gaps.argmax())))
+    return chosen
 
 
 def answer(scheduler: Any, trials: dict[int, Any], message: dict[str, Any]) -> tuple[Any, bool]:

@@ -264,10 +264,10 @@ def show(title: str, results: Mapping[str, Sequence[Share]]) -> None:
     print(f"{'':21}{'hypervolume':>22}{'with pruned runs':>22}{'epochs':>22}{'ended':>8}")
     for name, shares in results.items():
         columns = [
-            [getattr(one, column) for one in shares]
+            [getattr(share, column) for share in shares]
             for column in ("completed", "partial", "epochs")
         ]
-        runs = statistics.median(one.runs for one in shares)
+        runs = statistics.median(share.runs for share in shares)
         print(
             f"{name:21}" + "".join(f"{summary(column):>22}" for column in columns) + f"{runs:8.0f}"
         )
@@ -342,7 +342,7 @@ def main() -> None:
         results = contend(curves, rungs, bridge)
         show(f"all {len(curves)} runs", results)
     reached = [
-        statistics.median(getattr(one, name) for one in results["paretoderm"])
+        statistics.median(getattr(run, name) for run in results["paretoderm"])
         for name in ("completed", "epochs")
     ]
     held = reached[0] >= WANTED_HYPERVOLUME and reached[1] <= WANTED_EPOCHS

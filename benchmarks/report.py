@@ -59,7 +59,7 @@ def main() -> None:
         )
 
 
-def report(folder: Path, what: str) -> float:
+def report(folder: Path, label: str) -> float:
     """Seconds of the whole command, interpreter and imports too."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -73,7 +73,7 @@ def report(folder: Path, what: str) -> float:
         stderr=subprocess.DEVNULL,
     )
     seconds = time.perf_counter() - began
-    print(f"{what:15s} {seconds:6.1f} s", flush=True)
+    print(f"{label:15s} {seconds:6.1f} s", flush=True)
     return seconds
 
 

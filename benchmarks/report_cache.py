@@ -93,8 +93,8 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return work(), time.perf_counter() - began
 
 
-def show(what: str, seconds: float, cold: float) -> None:
-    print(f"{what:8s} {seconds:8.2f} s   {cold / seconds:7.1f} times as fast as cold", flush=True)
+def show(label: str, seconds: float, cold: float) -> None:
+    print(f"{label:8s} {seconds:8.2f} s   {cold / seconds:7.1f} times as fast as cold", flush=True)
 
 
 def name(metric: int) -> str:

@@ -232,7 +232,7 @@ def pair_row(pair: Pair, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
 
 
 def select_pairs(
-    record: Record, section: Mapping[str, Any], asked: Any, cells: list[Cell]
+    record: Record, section: Mapping[str, Any], pairs_named: Any, cells: list[Cell]
 ) -> Iterator[Pair]:
     """The comparisons of a section; `asked`: pairs of presets."""
     kind = section["kind"]
@@ -254,7 +254,7 @@ def select_pairs(
                 yield from pairs_by_siblings(a, b)
     else:
         for a, b in itertools.product(cells, cells):
-            if (a.preset, b.preset) in asked and a.tag("split") == b.tag("split"):
+            if (a.preset, b.preset) in pairs_named and a.tag("split") == b.tag("split"):
                 yield Pair(a, b)
 
 
@@ -284,9 +284,9 @@ def pairs_by_siblings(a: Cell, b: Cell) -> Iterator[Pair]:
 
 def system_of(section: Mapping[str, Any], cell: Cell) -> int | None:
     """Place of the section's system that a configuration is; None: a candidate."""
-    for place, system in enumerate(section.get("systems", [])):
+    for position, system in enumerate(section.get("systems", [])):
         if (system["preset"], system.get("study", cell.study)) == (cell.preset, cell.study):
-            return place
+            return position
     return None
 
 
@@ -297,14 +297,14 @@ def select(section: Mapping[str, Any], cells: list[Cell]) -> list[Cell]:
     cells = [c for c in cells if c.tag("split").startswith(section.get("split", ""))]
     systems = [cell for cell in cells if system_of(section, cell) is not None]
     systems.sort(key=lambda cell: system_of(section, cell) or 0)
-    others = [cell for cell in cells if system_of(section, cell) is None]
+    candidates = [cell for cell in cells if system_of(section, cell) is None]
     if section["kind"] != "better":
-        return systems + others
+        return systems + candidates
     quality = f"best/val/{section['metrics'][0]}"
-    others = [c for c in others if c.study in section["studies"] and c.mean(quality) >= 0]
+    candidates = [c for c in candidates if c.study in section["studies"] and c.mean(quality) >= 0]
     for limit in parse_limits(section):
-        others = [cell for cell in others if limit.holds(cell.mean(limit.metric))]
-    ranked = sorted(others, key=lambda cell: -cell.mean(quality))
+        candidates = [cell for cell in candidates if limit.holds(cell.mean(limit.metric))]
+    ranked = sorted(candidates, key=lambda cell: -cell.mean(quality))
     return ranked[: section.get("candidates", 3)] + systems
 
 
@@ -369,9 +369,9 @@ def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, An
         return ""
     parts = [f"## {section['title']}", " ".join(section.get("about", "").split())]
     rows, notes = [], []
-    asked = {(first, second) for first, second in section.get("differences", [])}
+    pairs_named = {(first, second) for first, second in section.get("differences", [])}
     try:
-        pairs = list(select_pairs(record, section, asked, ready))
+        pairs = list(select_pairs(record, section, pairs_named, ready))
     except UserError as error:
         pairs, notes = [], [f"No differences: {error}"]
     for pair in pairs:
@@ -380,8 +380,8 @@ def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, An
         except UserError as error:
             notes.append(f"{pair.first.name} minus {pair.second.name}: {error}")
     origins = {pair.second.name: pair.second for pair in pairs if pair.made_from}
-    shown = [cell_row(cell, section, bootstrap) for cell in (*origins.values(), *ready)]
-    parts += [Table(pd.DataFrame(table)).to_markdown() for table in (shown, rows) if table]
+    table_rows = [cell_row(cell, section, bootstrap) for cell in (*origins.values(), *ready)]
+    parts += [Table(pd.DataFrame(table)).to_markdown() for table in (table_rows, rows) if table]
     commands = section["studies"]
     notes += [f"{c.name}, {c.tag('split')}: {c.problem}" for c in cells if c.problem]
     recorded_studies = {cell.study for cell in recorded_cells}

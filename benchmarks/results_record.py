@@ -51,11 +51,11 @@ class Record:
         }
         for tag in {"tags.overrides", "tags.fixed_overrides"} & set(runs):
             runs = runs.assign(**{tag: texts(runs, tag).map(portable)})
-        kept = [*read.COLUMNS, *(f"tags.{tag}" for tag in TAGS)]
-        kept += [f"metrics.{name}" for name in (*COSTS, "test/accuracy", "data/images/train")]
+        columns = [*read.COLUMNS, *(f"tags.{tag}" for tag in TAGS)]
+        columns += [f"metrics.{name}" for name in (*COSTS, "test/accuracy", "data/images/train")]
         more = (c for c in map(str, runs) if c.startswith(("params.", "metrics.best/val/")))
-        kept += [c for c in more if not f"{c}.".startswith(tuple(f"params.{a}." for a in ASIDE))]
-        runs = runs[[column for column in kept if column in runs]].dropna(axis=1, how="all")
+        columns += [c for c in more if not f"{c}.".startswith(tuple(f"params.{a}." for a in ASIDE))]
+        runs = runs[[column for column in columns if column in runs]].dropna(axis=1, how="all")
         return cls(runs, predictions)
 
     @classmethod
@@ -79,12 +79,12 @@ class Record:
     def joined(self, newer: "Record") -> "Record":
         """Both; of a study that both have, the newer runs only."""
         studies = set(texts(newer.runs, "tags.study"))
-        kept = self.runs[~texts(self.runs, "tags.study").isin(studies)]
-        kept = kept[~kept["run_id"].isin(newer.runs["run_id"])]
+        older = self.runs[~texts(self.runs, "tags.study").isin(studies)]
+        older = older[~older["run_id"].isin(newer.runs["run_id"])]
         old = {
-            key: frame for key, frame in self.predictions.items() if key[0] in set(kept["run_id"])
+            key: frame for key, frame in self.predictions.items() if key[0] in set(older["run_id"])
         }
-        runs = pd.concat([kept, newer.runs], ignore_index=True)
+        runs = pd.concat([older, newer.runs], ignore_index=True)
         return Record(runs, {**old, **newer.predictions})
 
     def save(self, folder: Path) -> None:

@@ -288,9 +288,9 @@ def chaos_in(mode: str, folder: Path, away_s: float, **options: Any) -> Iterator
         yield Chaos(folder / "study", **options)
         return
     if mode == "postgresql":
-        place, away_s, start = "storage", 2.0, servers.postgresql()
+        option, away_s, start = "storage", 2.0, servers.postgresql()
     else:
-        place, start = "tracking", servers.mlflow(folder / "mlflow.db", folder / "server.log")
+        option, start = "tracking", servers.mlflow(folder / "mlflow.db", folder / "server.log")
     with start as server:
 
         def outage() -> None:
@@ -298,7 +298,7 @@ def chaos_in(mode: str, folder: Path, away_s: float, **options: Any) -> Iterator
             time.sleep(away_s)
             server.start()
 
-        yield Chaos(folder / "study", outage=outage, **{**options, place: server.url})
+        yield Chaos(folder / "study", outage=outage, **{**options, option: server.url})
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -43,16 +43,16 @@ class TimedExecutor(StubExecutor):
         return super().submit(task)
 
     def wait(self, timeout: float) -> list[EndedTask]:  # noqa: D102
-        found = super().wait(timeout)
-        self.ended |= dict.fromkeys((end.task.number for end in found), time.perf_counter())
-        return found
+        ends = super().wait(timeout)
+        self.ended |= dict.fromkeys((end.task.number for end in ends), time.perf_counter())
+        return ends
 
 
 def lengths(n_trials: int, shortest: float, seed: int) -> list[float]:
     """Durations from `shortest` to ten times that, evenly spread on a log scale, shuffled."""
-    found = [round(shortest * 10 ** (number / (n_trials - 1)), 4) for number in range(n_trials)]
-    random.Random(seed).shuffle(found)
-    return found
+    durations = [round(shortest * 10 ** (number / (n_trials - 1)), 4) for number in range(n_trials)]
+    random.Random(seed).shuffle(durations)
+    return durations
 
 
 def greedy(seconds: Sequence[float], n_jobs: int) -> float:

@@ -131,13 +131,13 @@ def fill(owner: Scheduler, sampler: BaseSampler, n_trials: int) -> None:
         cell = owner.study.space.suggest(trial)
         metrics = stubs.expected(cell.overrides)
         outcome = TrialOutcome("complete", metrics=metrics, run_id="0" * 32, epoch=40)
-        kept = {
+        system_attrs = {
             records.CELL: list(cell.overrides),
             records.PROGRESS: {"epoch": 40, "epochs": 40, "metrics": {}, "time": 0.0},
             records.OUTCOME: asdict(outcome),
         }
-        known = {"folder": str(owner.folder / "filled"), "run_id": "0" * 32}
-        attributes = {**known, **readable(owner.study, outcome)}
+        run_attributes = {"folder": str(owner.folder / "filled"), "run_id": "0" * 32}
+        attributes = {**run_attributes, **readable(owner.study, outcome)}
         values = [metrics[stubs.ACCURACY], metrics[stubs.FLOPS]]
         frozen = drawn.tell(trial, values)
         owner.study.add_trial(
@@ -147,7 +147,7 @@ def fill(owner: Scheduler, sampler: BaseSampler, n_trials: int) -> None:
                 distributions=frozen.distributions,
                 values=values,
                 user_attrs=attributes,
-                system_attrs=kept,
+                system_attrs=system_attrs,
             )
         )
 
@@ -178,7 +178,7 @@ def measure(setup: Setup, size: int) -> tuple[float, float]:
 
 def main(arguments: Sequence[str]) -> None:
     options = dict(argument.split("=", 1) for argument in arguments)
-    rest = {}
+    without_sampler = {}
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(Path(folder), SPACE, n_objectives=2, n_jobs=int(options.get("n_jobs", 4)))
         print(
@@ -187,12 +187,12 @@ def main(arguments: Sequence[str]) -> None:
         )
         for size in SIZES:
             total, sampler = measure(setup, size)
-            rest[size] = total - sampler
+            without_sampler[size] = total - sampler
             print(
                 f"{size:5d} trials: {total:6.1f} in all, {sampler:6.1f} the sampler, "
-                f"{rest[size]:6.1f} the rest"
+                f"{without_sampler[size]:6.1f} the rest"
             )
-    growth = rest[SIZES[-1]] / rest[SIZES[0]]
+    growth = without_sampler[SIZES[-1]] / without_sampler[SIZES[0]]
     holds = total <= 1000 * WANTED_S and growth <= WANTED_GROWTH
     print(
         f"without the sampler {growth:.2f} times from {SIZES[0]} to {SIZES[-1]} trials "

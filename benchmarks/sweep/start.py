@@ -76,40 +76,42 @@ class NotingExecutor(LocalExecutor):
 
 def forked(folder: Path, rounds: int) -> list[tuple[float, float]]:
     """Seconds from the request to the first batch and to its end, per trial; the first warms up."""
-    made: list[NotingExecutor] = []
+    executors: list[NotingExecutor] = []
 
     def executor(storage: BaseStorage) -> NotingExecutor:
-        made.append(NotingExecutor())
-        return made[-1]
+        executors.append(NotingExecutor())
+        return executors[-1]
 
     seeds = f"seed={','.join(map(str, range(rounds + 1)))}"
     sweep = (*TINY, f"+callbacks.clock.file={folder / 'forked'}", seeds)
     with opened(Setup(folder, sweep, body="src.run:run_trial"), executor) as owner:
         status = owner.run()
     assert status.counts["complete"] == rounds + 1, status.take_events()
-    return since(made[-1].asked, folder / "forked")[1:]
+    return since(executors[-1].asked, folder / "forked")[1:]
 
 
 def fresh(folder: Path, rounds: int) -> list[tuple[float, float]]:
     """The same, each in an interpreter of its own."""
-    asked = []
+    request_times = []
     for seed in range(rounds + 1):
         outside = (f"tracking.folder={folder}", f"hydra.run.dir={folder / 'single' / str(seed)}")
         arguments = [*TINY, f"+callbacks.clock.file={folder / 'fresh'}", f"seed={seed}", *outside]
-        asked.append(time.time())
+        request_times.append(time.time())
         subprocess.run(
             [sys.executable, "-m", "src.train", *arguments],
             cwd=ROOT,
             check=True,
             capture_output=True,
         )
-    return since(asked, folder / "fresh")[1:]
+    return since(request_times, folder / "fresh")[1:]
 
 
-def since(asked: Sequence[float], file: Path) -> list[tuple[float, float]]:
+def since(request_times: Sequence[float], file: Path) -> list[tuple[float, float]]:
     """Seconds between asking and what `FirstBatch` noted."""
     noted = [tuple(map(float, line.split())) for line in file.read_text().splitlines()]
-    return [(began - ask, ended - ask) for ask, (began, ended) in zip(asked, noted, strict=True)]
+    return [
+        (began - ask, ended - ask) for ask, (began, ended) in zip(request_times, noted, strict=True)
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
