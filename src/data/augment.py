@@ -32,6 +32,14 @@ def symmetry(images: Tensor, numbers: Tensor) -> Tensor:
 
 
 @functools.cache
+def _after_moves() -> Tensor:
+    """The number of each symmetry after a further move, (3, 8); not computed for each batch."""
+    marked = torch.arange(4.0).view(1, 1, 2, 2)  # looks different under each symmetry
+    patterns = symmetry(marked.expand(8, 1, 2, 2), torch.arange(8))
+    moved = torch.stack([move(patterns) for move in _MOVES])
+    return (moved[:, :, None] == patterns).flatten(3).all(3).int().argmax(2)
+
+
 class Augment(nn.Module):
     """Transforms in sequence; without transforms the images are returned unchanged.
 
@@ -95,16 +103,11 @@ class Augment(nn.Module):
 
     def draw(self, count: int) -> Tensor:
         """Numbers (N,) of the symmetries that `forward` would draw, by the same random numbers."""
-        marked = torch.arange(4.0).view(1, 1, 2, 2)  # looks different under each symmetry
-        patterns = symmetry(marked.expand(8, 1, 2, 2), torch.arange(8))
-        moved = torch.stack([move(patterns) for move in _MOVES])
-        # the number of each symmetry after a further move, (3, 8)
-        after = (moved[:, :, None] == patterns).flatten(3).all(3).int().argmax(2)
         numbers = torch.zeros(count, dtype=torch.int64)
         for transform in self.transforms:
             move = list(_SYMMETRIES).index(type(transform).__name__)
             chosen = transform.forward_parameters((count, 3, 2, 2))["batch_prob"] > 0.5  # type: ignore[operator]
-            numbers = torch.where(chosen, after[move][numbers], numbers)
+            numbers = torch.where(chosen, _after_moves()[move][numbers], numbers)
         return numbers
 
 
