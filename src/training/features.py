@@ -193,10 +193,7 @@ def load(
                     file.write(outputs.float().cpu().numpy().tobytes())
         values = np.memmap(entry / cache.VALUES, np.float32, "r", shape=shape)
 
-    draw = partial(_draw, views) if random else augment.draw
+    def draw(count: int) -> Tensor:  # of random views, without the image itself
+        return torch.randint(1, views, (count,)) if random else augment.draw(count)
+
     return CachedOutputs(values, len(images), training, draw)
-
-
-def _draw(views: int, count: int) -> Tensor:
-    """Numbers (N,) of random views, without the image itself."""
-    return torch.randint(1, views, (count,))

@@ -1,5 +1,7 @@
 """Small data sets in the layouts of their owners."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from src.data.table import CsvTable
 
 GROUPS = 6  # of two images each, per class
 TRUTH_2018 = "ISIC2018_Task3_Test_GroundTruth.csv"
+TRUTH_2019 = "ISIC_2019_Training_GroundTruth.csv"
 
 
 def write_picture(path: Path, seed: int, size: tuple[int, int] = (20, 15)) -> None:
@@ -28,6 +31,16 @@ def write_picture(path: Path, seed: int, size: tuple[int, int] = (20, 15)) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+def png_content(header: bytes, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """The bytes of a PNG file; `header` is the content of its IHDR, `pixels` of its IDAT."""
+    content = b"\x89PNG\r\n\x1a\n"
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    for name, body in parts:
+        content += struct.pack(">I", len(body)) + name + body
+        content += struct.pack(">I", zlib.crc32(name + body))
+    return content
 
 
 def rows_of(classes: tuple[str, ...]) -> pd.DataFrame:
@@ -75,7 +88,7 @@ def write_isic2019(root: Path) -> Source:
     rows = rows_of(ISIC_CLASSES)
     write_pictures(rows, "ISIC_2019_Training_Input/{image}.jpg", root)
     order = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
-    one_hot(rows, order).to_csv(root / "ISIC_2019_Training_GroundTruth.csv", index=False)
+    one_hot(rows, order).to_csv(root / TRUTH_2019, index=False)
     metadata = rows[["image"]].assign(age_approx=40.0, lesion_id=rows["group"], sex="male")
     metadata.to_csv(root / "ISIC_2019_Training_Metadata.csv", index=False)
     return ISIC2019(root)

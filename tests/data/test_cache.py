@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from layouts import write_picture  # of tests/data
+from layouts import png_content, write_picture  # of tests/data
+from made_data import noise
 from PIL import Image, ImageFile
 
 from src.core.errors import DataError, UserError
@@ -68,11 +68,6 @@ def load(source: Source, folder: Path, size: int = 8, geometry: str = "squash", 
     return cache.load(source, source.manifest(), size, geometry, folder, **options)
 
 
-def decoded(path: Path) -> np.ndarray | str:
-    source = Files(path)
-    return decode(source, source.manifest(), 0, 8, "squash")
-
-
 def start_builder(root: Path, folder: Path, marks: Path, pause: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILDER, *map(str, (root, folder, marks, pause))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -91,10 +86,6 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def noise(width: int, height: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def resized_by_torch(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     image = torch.nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
@@ -106,14 +97,14 @@ side = st.integers(1, 90)
 
 @given(width=side, height=side, size=st.integers(1, 40), geometry=st.sampled_from(GEOMETRIES))
 def test_square_of_any_image(width, height, size, geometry):
-    result = square(Image.fromarray(noise(width, height)), size, geometry)
+    result = square(Image.fromarray(noise(90)[:height, :width]), size, geometry)
     assert (result.shape, result.dtype) == ((size, size, 3), np.uint8)
-    same = noise(size, size)
+    same = noise(size)
     assert np.array_equal(square(Image.fromarray(same), size, geometry), same)
 
 
 def test_geometries_agree_with_torch():
-    pixels = noise(200, 150)
+    pixels = noise(200)[:150]
     image = Image.fromarray(pixels)
     padded = square(image, 64, "pad")
     assert (np.delete(padded, slice(8, 56), axis=0) == PAD_COLOUR).all()
@@ -130,11 +121,7 @@ def test_geometries_agree_with_torch():
 
 def write_bomb(path: Path) -> None:
     """A PNG file whose header says 400 million pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for chunk in (header, b"IDAT" + zlib.compress(b"")):
-        content += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    path.write_bytes(content)
+    path.write_bytes(png_content(struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0), b""))
 
 
 def write_truncated(path: Path) -> None:
@@ -157,15 +144,12 @@ def write_truncated(path: Path) -> None:
 def test_unreadable_image_has_a_reason(tmp_path, name, write, reason):
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     write(tmp_path / name)
-    result = decoded(tmp_path / name)
+    source = Files(tmp_path / name)
+    result = decode(source, source.manifest(), 0, 8, "squash")
     assert isinstance(result, str)
     assert reason in result
     assert "\n" not in result
-
-
-def test_programming_error_is_not_an_unreadable_image(tmp_path):
-    source = Files(tmp_path / "a.png")
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError):  # a programming error is none
         decode(source, source.manifest(), 99, 8, "squash")
 
 
@@ -298,16 +282,7 @@ def test_unreadable_images_are_listed_or_skipped(layout, folder):
     assert np.array_equal(stored.images, complete.images[kept])
 
 
-def test_class_without_readable_image_is_an_error(layout, folder):
-    source, root = layout("folder")
-    for path in (root / "malignant").iterdir():
-        path.write_text("no picture")
-    expected = "12 of 24 images of folder cannot be read.*none is left of malignant"
-    with pytest.raises(DataError, match=expected):
-        load(source, folder, on_unreadable="skip")
-
-
-def test_repaired_image_is_used(layout, folder):
+def test_class_without_readable_image_is_an_error_and_a_repaired_one_is_used(layout, folder):
     source, root = layout("folder")
     path = root / "benign" / "IMG_0003.JPG"
     good, status = path.read_bytes(), path.stat()
@@ -319,11 +294,17 @@ def test_repaired_image_is_used(layout, folder):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as where a disk came back
     assert len(load(source, folder).images) == 24
     assert len(entries(folder)) == 1
+    for path in (root / "malignant").iterdir():
+        path.write_text("no picture")
+    expected = "12 of 24 images of folder cannot be read.*none is left of malignant"
+    with pytest.raises(DataError, match=expected):
+        load(source, folder, on_unreadable="skip")
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("values.bin", b""),
         ("values.bin", b"\0" * 100),
         ("values.bin", bytes(24 * 8 * 8 * 3)),  # of the right size
         ("values.bin", None),
@@ -345,12 +326,19 @@ def test_damaged_cache_is_rebuilt(layout, folder, name, content):
     assert len(stored.images) == 24
 
 
-def test_pixels_are_read_only_where_the_file_changed(layout, folder, monkeypatch, caplog):
+def test_pixels_are_read_where_the_file_changed_and_after_a_month(
+    layout, folder, monkeypatch, caplog
+):
     source, _ = layout("folder")
     stored = load(source, folder)
     monkeypatch.setattr(cache.hashlib, "file_digest", None)  # whoever reads all pixels fails
     assert load(source, folder).fingerprint == stored.fingerprint
     monkeypatch.undo()
+    (note,) = folder.glob("*/verified.json")
+    stamp, verified = json.loads(note.read_text())
+    note.write_text(json.dumps([stamp, verified - 31 * 24 * 3600]))
+    load(source, folder)
+    assert json.loads(note.read_text())[1] >= verified
     (pixels,) = folder.glob("*/values.bin")
     expected, status = stored.images.copy(), pixels.stat()
     with pixels.open("r+b") as file:  # bit rot that also keeps the time
@@ -363,16 +351,6 @@ def test_pixels_are_read_only_where_the_file_changed(layout, folder, monkeypatch
     assert [record.getMessage() for record in caplog.records] == [
         f"{pixels.parent} is damaged and is rebuilt"
     ]
-
-
-def test_pixels_are_read_again_after_a_month(layout, folder):
-    source, _ = layout("folder")
-    load(source, folder)
-    (note,) = folder.glob("*/verified.json")
-    stamp, verified = json.loads(note.read_text())
-    note.write_text(json.dumps([stamp, verified - 31 * 24 * 3600]))
-    load(source, folder)
-    assert json.loads(note.read_text())[1] >= verified
 
 
 def test_identical_and_similar_pictures_are_known(tmp_path, folder):

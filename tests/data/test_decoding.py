@@ -2,12 +2,12 @@
 
 import io
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import png_content  # of tests/data
 from PIL import Image, ImageCms
 
 from src.data.cache import square
@@ -31,12 +31,7 @@ def png(levels: np.ndarray, colour_type: int, *chunks: tuple[bytes, bytes]) -> I
     height, width = levels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, body in parts:
-        content += struct.pack(">I", len(body)) + name + body
-        content += struct.pack(">I", zlib.crc32(name + body))
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(png_content(header, rows, *chunks)))
 
 
 def tiff(levels: np.ndarray, bits: int, photometric: int, order: str = "<") -> Image.Image:
@@ -272,9 +267,7 @@ def test_shades_of_grey_by_hand() -> None:
     ]
     assert shades_of_grey(two).tolist() == expected
     assert not shades_of_grey(np.zeros((2, 2, 3), np.uint8)).any()
-
-
-def test_shades_of_grey_undoes_the_colour_of_the_light() -> None:
+    # the colour of the light is undone
     grey = np.random.default_rng(0).integers(20, 200, (32, 32, 1)).repeat(3, 2)
     scene = (grey * [1.0, 0.9, 0.8]).astype(np.uint8)
     bluish = (grey * [0.6, 0.7, 1.0]).astype(np.uint8)

@@ -1,10 +1,10 @@
 import pandas as pd
 import pytest
+from layouts import TRUTH_2019 as TRUTH  # of tests/data
 
 from src.core.errors import DataError
 from src.data.isic2019 import ISIC2019
 
-TRUTH = "ISIC_2019_Training_GroundTruth.csv"
 METADATA = "ISIC_2019_Training_Metadata.csv"
 
 
@@ -36,10 +36,6 @@ def test_image_without_lesion_is_a_group_of_one(layout):
     assert groups[table["image"][0]] == table["image"][0]
     assert groups[table["image"][1]] == table["image"][1]
     assert groups[table["image"][2]] == groups[table["image"][3]] == table["lesion_id"][2]
-
-
-def test_without_metadata_every_image_is_a_group(layout):
-    source, root = layout("isic2019")
     (root / METADATA).unlink()
     manifest = source.manifest()
     assert manifest.grouped_by == "image"

@@ -1,69 +1,46 @@
 """Several sources as one: labels, copies, and sources for training only."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from made_data import Made, prepared
 
 from src.core.errors import ConfigError
 from src.data import splits
 from src.data.joined import Joined
 from src.data.module import DataModule
-from src.data.source import Manifest, Source
+from src.data.source import Source
 
 CLASSES = ("mel", "nv")
 
 
-@dataclass(eq=False)
-class Drawn(Source):
-    """Grey pictures, the value says which: 10 groups of two images of each class."""
+def drawn(prefix: str, classes: Sequence[str] = CLASSES, base: int = 0, groups: int = 10) -> Made:
+    """Grey pictures, the value says which: groups of two images of each class."""
+    numbers = np.arange(2 * groups * len(classes))
 
-    prefix: str
-    classes: Sequence[str] = CLASSES
-    base: int = 0
-    groups: int = 10
-
-    name = "drawn"
-
-    def manifest(self) -> Manifest:
-        numbers = np.arange(2 * self.groups * len(self.classes))
-        frame = pd.DataFrame(
-            {
-                "image_id": [f"{self.prefix}{number:03d}" for number in numbers],
-                "label": numbers // (2 * self.groups),
-                "group": [f"g{number // 2:03d}" for number in numbers],
-                "path": "",
-                "value": numbers + self.base,
-            }
-        )
-        return Manifest(self.prefix, tuple(self.classes), frame, "lesion")
-
-    def picture(self, manifest: Manifest, row: int) -> Image.Image:
-        value = int(manifest.frame.at[row, "value"])
+    def paint(row: int) -> np.ndarray:
+        value = row + base
         pixels = np.full((8, 8, 3), (value, 255 - value, 7), dtype=np.uint8)
         pixels[: 1 + value % 7, : 1 + value % 5] = 255 - value
-        return Image.fromarray(pixels)
+        return pixels
 
-    def stamps(self, manifest: Manifest) -> list[str]:
-        return [str(value) for value in manifest.frame["value"]]
+    return Made(paint, numbers // (2 * groups), numbers // 2, base, prefix, classes)
 
 
-def data_of(
-    source: Source,
-    folder: Path,
-    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-    shares: Mapping[str, float] | None = None,
-) -> DataModule:
-    options = (0, None, "error", 8, str(folder), shares)
-    return DataModule("joined", source, 8, "squash", "grouped", list(fractions), *options).prepare()
+def data_of(source: Source, folder: Path, **changes: object) -> DataModule:
+    return prepared(source, folder, batch_size=8, **changes)
+
+
+def x_and_y(base: int = 100) -> Joined:
+    """Pictures to validate and test on, and others to train on only."""
+    return Joined({"x": drawn("x"), "y": drawn("y", base=base)}, ["y"])
 
 
 def test_pictures_labels_and_groups_stay_those_of_their_source(tmp_path: Path) -> None:
-    sources = {"b": Drawn("x"), "a": Drawn("y", ("nv", "mel"), base=100)}
+    sources = {"b": drawn("x"), "a": drawn("y", ("nv", "mel"), base=100)}
     joined = Joined(sources)
     manifest = joined.manifest()
     frame = manifest.frame
@@ -83,27 +60,22 @@ def test_pictures_labels_and_groups_stay_those_of_their_source(tmp_path: Path) -
 
 
 def test_only_the_other_sources_are_validated_and_tested(tmp_path: Path) -> None:
-    alone = data_of(Drawn("x"), tmp_path / "alone")
-    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
-    data = data_of(source, tmp_path / "joined")
+    alone = data_of(drawn("x"), tmp_path / "alone")
+    data = data_of(x_and_y(), tmp_path / "joined")
     for side in ("val", "test"):
         ids = data.frame["image_id"].iloc[data.rows(side)]
         assert sorted(ids) == sorted("x/" + alone.frame["image_id"].iloc[alone.rows(side)])
     assert data.record()["data/images/train"] == alone.record()["data/images/train"] + 40
     assert data.record()["data/groups_on_two_sides"] == 0
-
-
-def test_a_source_can_be_held_out_completely(tmp_path: Path) -> None:
-    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
-    data = data_of(source, tmp_path, (0, 0.5, 0.5))
+    # a source can be held out completely
+    data = data_of(x_and_y(), tmp_path / "joined", fractions=[0, 0.5, 0.5])
     assert set(data.frame["source"].iloc[data.rows("train")]) == {"y"}
     assert len(data.rows("val")) == len(data.rows("test")) == 20
 
 
 def test_copies_of_held_out_pictures_are_not_trained_on(tmp_path: Path) -> None:
     # the pictures of y are those of x under other ids: identical pictures are one group
-    source = Joined({"x": Drawn("x"), "y": Drawn("y")}, ["y"])
-    data = data_of(source, tmp_path)
+    data = data_of(x_and_y(base=0), tmp_path)
     unused = data.frame["image_id"][data.side == splits.UNUSED]
     held_out = np.concatenate([data.rows("val"), data.rows("test")])
     copies = "y/y" + data.frame["image_id"].iloc[held_out].str.removeprefix("x/x")
@@ -115,22 +87,19 @@ def test_copies_of_held_out_pictures_are_not_trained_on(tmp_path: Path) -> None:
 def test_equal_ids_are_one_image_and_unmapped_classes_are_left_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    more = Drawn("x", ("mel", "scc", "other"))
-    joined = Joined({"x": Drawn("x"), "z": more}, [], {"z": {"scc": "mel", "other": None}})
-    frame = joined.manifest().frame
+    labels = {"z": {"scc": "mel", "other": None}}
+    more, longer = (drawn("x", ("mel", "scc", "other"), groups=groups) for groups in (10, 20))
+    frame = Joined({"x": drawn("x"), "z": more}, [], labels).manifest().frame
     assert len(frame) == 40  # x000 to x039; x040 to x059 of z are of no class
     assert "z: 40 images of an earlier source are left out" in caplog.text
-    longer = Drawn("x", ("mel", "scc", "other"), groups=20)  # "scc" has x040 to x079
-    joined = Joined({"x": Drawn("x"), "z": longer}, [], {"z": {"scc": "mel", "other": None}})
-    frame = joined.manifest().frame
-    assert (frame["source"] == "z").sum() == 40
+    frame = Joined({"x": drawn("x"), "z": longer}, [], labels).manifest().frame
+    assert (frame["source"] == "z").sum() == 40  # "scc" has x040 to x079
     assert set(frame["label"][frame["source"] == "z"]) == {CLASSES.index("mel")}
 
 
 def test_an_epoch_has_the_share_of_each_source(tmp_path: Path) -> None:
     # x has 24 of 64 training images: 60% of them, 40% are not trained on; y has 40
-    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
-    data = data_of(source, tmp_path, shares={"x": 0.75, "y": 0.25})
+    data = data_of(x_and_y(), tmp_path, shares={"x": 0.75, "y": 0.25})
     assert data.record()["data/images/train"] == 64
     visits = pd.Series(data._batches("train", train=True).order()).value_counts()
     of_source = visits.groupby(data.frame["source"].iloc[visits.index].to_numpy())
@@ -143,26 +112,22 @@ def test_an_epoch_has_the_share_of_each_source(tmp_path: Path) -> None:
     assert [data.source_names[number] for number in batch["source"]] == sources
 
 
-@pytest.mark.parametrize("shares", [{"x": 1.0}, {"x": 0.5, "y": 0.6}, {"x": 0.0, "y": 1.0}])
-def test_impossible_shares_are_refused(shares: dict[str, float], tmp_path: Path) -> None:
-    source = Joined({"x": Drawn("x"), "y": Drawn("y", base=100)}, ["y"])
-    with pytest.raises(ConfigError, match="shares: must"):
-        data_of(source, tmp_path, shares=shares)
-
-
-def test_shares_of_a_single_source_are_refused(tmp_path: Path) -> None:
+def test_impossible_shares_are_refused(tmp_path: Path) -> None:
+    for shares in ({"x": 1.0}, {"x": 0.5, "y": 0.6}, {"x": 0.0, "y": 1.0}):
+        with pytest.raises(ConfigError, match="shares: must"):
+            data_of(x_and_y(), tmp_path, shares=shares)
     with pytest.raises(ConfigError, match="shares: needs several sources: data=joined"):
-        data_of(Drawn("x"), tmp_path, shares={"x": 1.0})
+        data_of(drawn("x"), tmp_path, shares={"x": 1.0})
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Joined({"x": Drawn("x")}), "sources: must be two or more"),
-        (lambda: Joined({"x": Drawn("x"), "y": Drawn("y")}, ["x", "y"]), "one of them not in"),
-        (lambda: Joined({"x": Drawn("x"), "y": Drawn("y")}, ["z"]), r"only_train: .*\(x, y\).* z"),
+        (lambda: Joined({"x": drawn("x")}), "sources: must be two or more"),
+        (lambda: Joined({"x": drawn("x"), "y": drawn("y")}, ["x", "y"]), "one of them not in"),
+        (lambda: Joined({"x": drawn("x"), "y": drawn("y")}, ["z"]), r"only_train: .*\(x, y\).* z"),
         (
-            lambda: Joined({"x": Drawn("x"), "y": Drawn("y", ("mel", "df"))}).manifest(),
+            lambda: Joined({"x": drawn("x"), "y": drawn("y", ("mel", "df"))}).manifest(),
             "labels: y has df, none of mel, nv; map it by 'data.source.labels={y: {df: <class>}}'",
         ),
     ],

@@ -6,81 +6,45 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_data import Made, noise, prepared
 from PIL import Image
 from torch import nn
 
 from src.core.errors import ConfigError
 from src.data.augment import Augment
-from src.data.module import DataModule, EpochBatches, oversampled
-from src.data.source import Manifest, Source
+from src.data.module import EpochBatches, oversampled
 
 
-class Squares(Source):
-    """Squares of one colour: the red channel is the number of the image."""
+def squares(grouped_by: str = "lesion") -> Made:
+    """Squares of one colour: the red channel is the number of the image; two of a group."""
 
-    name = "squares"
+    def paint(row: int) -> np.ndarray:
+        return np.full((8, 8, 3), (row, 0, 0), dtype=np.uint8)
 
-    def __init__(self, grouped_by: str = "lesion") -> None:
-        self.grouped_by = grouped_by
+    labels = np.repeat([0, 1], [60, 20])
+    return Made(paint, labels, np.arange(80) // 2, "square", grouped_by=grouped_by)
 
-    def manifest(self) -> Manifest:
-        number = np.arange(80)
-        frame = pd.DataFrame(
-            {
-                "image_id": [f"s{row}" for row in number],
-                "label": np.repeat([0, 1], [60, 20]),
-                "group": [f"g{row // 2}" for row in number],
-                "path": "",
-            }
-        )
-        return Manifest("squares", ("a", "b"), frame, self.grouped_by)
 
-    def picture(self, manifest: Manifest, row: int) -> Image.Image:
-        return Image.new("RGB", (8, 8), (row, 0, 0))
+def copies() -> Made:
+    """Pictures 40 and 41 are copies of 0, in other groups; 79 is one of another class."""
 
-    def stamps(self, manifest: Manifest) -> list[str]:
-        return [str(row) for row in range(len(manifest.frame))]
+    def paint(row: int) -> np.ndarray:
+        return noise(8, 0 if row in (40, 41, 79) else row)
+
+    return Made(paint, np.repeat([0, 1], [60, 20]), np.arange(80) // 2, "copy")
 
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory):
     """Build a prepared module with changed settings."""
     folder = tmp_path_factory.mktemp("cache")
-
-    def build(**changes: object) -> DataModule:
-        settings: dict[str, object] = {
-            "name": "squares",
-            "source": Squares(),
-            "image_size": 8,
-            "geometry": "squash",
-            "split": "grouped",
-            "fractions": [0.6, 0.2, 0.2],
-            "split_seed": 0,
-            "oversample": None,
-            "on_unreadable": "error",
-            "batch_size": 16,
-            "cache_dir": str(folder),
-        }
-        return DataModule(**settings | changes).prepare()
-
-    return build
-
-
-class Copies(Squares):
-    """Pictures 40 and 41 are copies of 0, in other groups; 79 is one of another class."""
-
-    def picture(self, manifest: Manifest, row: int) -> Image.Image:
-        noise = np.random.default_rng(0 if row in (40, 41, 79) else row)
-        return Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-
-    def stamps(self, manifest: Manifest) -> list[str]:
-        return [f"copy {row}" for row in range(len(manifest.frame))]
+    return lambda **changes: prepared(changes.pop("source", squares()), folder, **changes)
 
 
 def test_identical_pictures_share_a_group(module, caplog):
-    data = module(source=Copies())
+    data = module(source=copies())
     joined = data.frame["group"]
-    assert set(joined[[0, 1, 40, 41, 78, 79]]) == {"g0"}  # with the other picture of their groups
+    assert set(joined[[0, 1, 40, 41, 78, 79]]) == {"g000"}  # with the others of their groups
     assert joined.nunique() == 40 - 2
     assert data.side[[0, 1, 40, 41, 78, 79]].nunique() == 1
     assert data.record()["data/duplicates"] == 3
@@ -91,8 +55,8 @@ def test_identical_pictures_share_a_group(module, caplog):
 
 @pytest.mark.parametrize("duplicates", ["warn", "ignore"])
 def test_identical_pictures_are_only_counted(module, caplog, duplicates):
-    unchanged = Squares().manifest().frame["group"]
-    data = module(source=Copies(), duplicates=duplicates, split_seed=1)
+    unchanged = squares().manifest().frame["group"]
+    data = module(source=copies(), duplicates=duplicates, split_seed=1)
     pd.testing.assert_series_equal(data.frame["group"], unchanged)
     side = data.side[[0, 40, 41, 79]]
     held_out = int((side != "train").sum()) if side.nunique() > 1 else 0
@@ -123,16 +87,22 @@ def rows_of(loader) -> list[int]:
 def test_batches_are_the_pixels_of_their_rows_on_the_training_device(module, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    data = module(source=Copies())
+    data = module(source=copies())
     data.device = torch.device(device)
     for split, train in (("train", True), ("val", False)):
         for batch in data.loader(split, train=train):
             rows = batch["row"].numpy()
             expected = torch.from_numpy(data.cache.images[rows]).permute(0, 3, 1, 2)
             assert batch["image"].device.type == device
-            assert batch["image"].stride() == expected.stride()  # channels last
+            assert batch["image"].stride() == expected.stride()
+            assert batch["image"].is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(batch["image"].cpu(), expected)
             assert torch.equal(batch["label"], torch.from_numpy(data.labels[rows]))
+            assert batch["label"].tolist() == [int(row >= 60) for row in rows]
+    for batch in module().loader("train", train=True):
+        assert batch["image"].dtype == torch.uint8
+        assert batch["image"].shape == (16, 3, 8, 8)
+        assert batch["image"][:, 0, 0, 0].tolist() == batch["row"].tolist()
 
 
 labels_lists = st.lists(st.integers(0, 4), min_size=1, max_size=80)
@@ -152,36 +122,31 @@ def test_oversampling_repeats_evenly_up_to_the_ratio(labels, ratio, seed):
         assert of_class.min() >= 1
 
 
-def test_oversampling_to_a_third_and_the_draw_of_its_remainder():
+def test_oversampling_by_hand_and_invalid_ratios():
     labels, random = np.repeat([0, 1], [900, 30]), np.random.default_rng(0)
     assert labels[oversampled(labels, 0.5, random)].mean() == pytest.approx(1 / 3)
     labels = np.repeat([0, 1], [50, 7])
     draws = [oversampled(labels, 1.0, random).tolist() for _ in range(3)]
     assert draws[0] != draws[1] != draws[2]
+    for ratio in (0.0, -0.5, 1.01, float("nan")):
+        with pytest.raises(ConfigError, match="oversample: must be above 0 and at most 1"):
+            oversampled([0, 1], ratio, random)
 
 
-@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])
-def test_invalid_ratio(ratio):
-    with pytest.raises(ConfigError, match="oversample: must be above 0 and at most 1"):
-        oversampled([0, 1], ratio, np.random.default_rng(0))
-
-
-def test_batches_are_the_cached_images_with_their_labels(module):
-    for batch in module().loader("train", train=True):
-        assert batch["image"].dtype == torch.uint8
-        assert batch["image"].shape == (16, 3, 8, 8)
-        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
-        assert batch["image"][:, 0, 0, 0].tolist() == batch["row"].tolist()
-        assert batch["label"].tolist() == [int(row >= 60) for row in batch["row"]]
-
-
-def test_splits_are_disjoint_and_complete(module):
+def test_splits_are_disjoint_and_complete_and_training_alone_is_oversampled(module):
     data = module()
     rows = [row for split in ("train", "val", "test") for row in rows_of(data.loader(split))]
     assert sorted(rows) == list(range(80))
-    assert list(data.counts("train").values()) == [36, 12]
     assert data.record()["data/groups_on_two_sides"] == 0
     assert data.outputs == 1
+    more = module(oversample=0.5, batch_size=1)
+    drawn = np.array(rows_of(more.loader("train", train=True)))
+    # half of the majority: a third of the data
+    assert [np.sum(drawn < 60), np.sum(drawn >= 60)] == more.seen_counts == [36, 18]
+    assert len(rows_of(more.loader("val"))) == 16
+    assert data.seen_counts == [36, 12]
+    for each in (data, more):
+        assert list(each.counts("train").values()) == [36, 12]
 
 
 def test_training_epochs_differ_and_depend_on_the_seed_alone(module):
@@ -198,24 +163,13 @@ def test_training_epochs_differ_and_depend_on_the_seed_alone(module):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_oversampling_is_for_training_only(module):
-    data = module(oversample=0.5, batch_size=1)
-    drawn = np.array(rows_of(data.loader("train", train=True)))
-    # half of the majority: a third of the data
-    assert (np.sum(drawn < 60), np.sum(drawn >= 60)) == (36, 18)
-    assert len(rows_of(data.loader("val"))) == 16
-    assert list(data.counts("train").values()) == [36, 12]
-    assert data.seen_counts == [36, 18]
-    assert module().seen_counts == [36, 12]
+def batches_of(rows: int, size: int = 4, train: bool = True, **options: int) -> EpochBatches:
+    return EpochBatches(np.arange(rows), np.zeros(rows, dtype=np.int64), size, train, **options)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_an_epoch_without_overlap(world: int):
-    rows, labels = np.arange(50), np.zeros(50, dtype=np.int64)
-    shards = [
-        EpochBatches(rows, labels, 4, train=True, rank=rank, world_size=world)
-        for rank in range(world)
-    ]
+def test_ranks_share_an_epoch_without_overlap(world):
+    shards = [batches_of(50, rank=rank, world_size=world) for rank in range(world)]
     assert len({len(shard) for shard in shards}) == 1
     drawn = [row for shard in shards for batch in shard for row in batch]
     assert len(drawn) == len(set(drawn)) == 4 * world * len(shards[0])
@@ -225,24 +179,37 @@ def test_ranks_share_an_epoch_without_overlap(world: int):
 @pytest.mark.parametrize(
     ("size", "train", "sizes"), [(4, False, [4, 4, 2]), (4, True, [4, 4]), (64, True, [10])]
 )
-def test_short_last_batch_is_kept_in_evaluation_only(size: int, train: bool, sizes: list[int]):
-    batches = EpochBatches(np.arange(10), np.zeros(10, dtype=np.int64), size, train)
+def test_short_last_batch_is_kept_in_evaluation_only(size, train, sizes):
+    batches = batches_of(10, size, train)
     assert [len(batch) for batch in batches] == sizes
     assert len(batches) == len(sizes)
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 8])
-def test_batches_that_come_as_one_are_those_of_single_steps(at_once: int):
-    single, several = (
-        EpochBatches(np.arange(31), np.zeros(31, dtype=np.int64), 4, True, at_once=number)
-        for number in (1, at_once)
-    )
+def test_batches_that_come_as_one_are_those_of_single_steps(at_once):
+    single, several = (batches_of(31, at_once=number) for number in (1, at_once))
     assert several.steps == len(single) == 7
     assert len(list(several)) == len(several)
     assert np.concatenate(list(several)).tolist() == np.concatenate(list(single)).tolist()
 
 
-def test_mixed_images_have_the_shares_of_their_classes_as_labels(module):
+class Negative(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.dtype == torch.float32
+        assert float(images.max()) <= 1
+        return 1 - images
+
+
+def test_training_batches_alone_are_augmented_as_floats_and_mixed_with_their_labels(module):
+    data = module(augment=Negative())
+    batch = next(iter(data.loader("train")))
+    red = batch["image"][0, 0, 0, 0].item()
+    data.trainer = SimpleNamespace(training=False)
+    assert data.on_after_batch_transfer(dict(batch), 0)["image"].dtype == torch.uint8
+    data.trainer = SimpleNamespace(training=True)
+    augmented = data.on_after_batch_transfer(dict(batch), 0)["image"]
+    assert augmented[0, 0, 0, 0].item() == pytest.approx(1 - red / 255)
+
     data = module(augment=Augment(mixup=1.0))
     batch = next(iter(data.loader("train", train=True)))
     hard, red = batch["label"], batch["image"][:, 0, 0, 0] / 255  # all different
@@ -256,29 +223,12 @@ def test_mixed_images_have_the_shares_of_their_classes_as_labels(module):
     assert torch.equal(data.on_after_batch_transfer(dict(batch), 0)["label"], hard)
 
 
-def test_augmentation_sees_floats_of_training_batches_only(module):
-    class Negative(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert images.dtype == torch.float32
-            assert float(images.max()) <= 1
-            return 1 - images
-
-    data = module(augment=Negative())
-    batch = next(iter(data.loader("train")))
-    red = batch["image"][0, 0, 0, 0].item()
-    data.trainer = SimpleNamespace(training=False)
-    assert data.on_after_batch_transfer(dict(batch), 0)["image"].dtype == torch.uint8
-    data.trainer = SimpleNamespace(training=True)
-    augmented = data.on_after_batch_transfer(dict(batch), 0)["image"]
-    assert augmented[0, 0, 0, 0].item() == pytest.approx(1 - red / 255)
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ({"fractions": [0.8, 0.2]}, "fractions: must be three parts"),
         ({"siblings": "in", "split": "image"}, "siblings: needs data.split=grouped"),
-        ({"siblings": "out", "source": Squares("image")}, "siblings: must be null"),
+        ({"siblings": "out", "source": squares("image")}, "siblings: must be null"),
     ],
 )
 def test_impossible_splits_are_refused(module, changes, problem):
@@ -295,6 +245,8 @@ def test_impossible_splits_are_refused(module, changes, problem):
 )
 def test_leakage_arm_records_what_it_is(module, siblings: str, label: str, leaking: int):
     plain, data = module(), module(siblings=siblings)
+    arms = (plain, data, module(siblings={"in": "out", "out": "in"}[siblings]))
+    assert len({arm.split_fingerprint for arm in arms}) == 3
     assert data.split_mode == label
     assert data.seen_counts == plain.seen_counts == [36, 12]
     assert data.rows("val").tolist() == plain.rows("val").tolist()
@@ -316,10 +268,6 @@ def test_leakage_arm_records_what_it_is(module, siblings: str, label: str, leaki
     assert tested["has_sibling"].all()
     assert "has_sibling" not in data.predictions(data.rows("val"), np.full((16, 2), 0.5))
     assert "has_sibling" not in plain.predictions(plain.rows("test"), np.full((16, 2), 0.5))
-
-
-def test_leakage_arms_have_different_fingerprints(module):
-    assert len({module(siblings=arm).split_fingerprint for arm in (None, "out", "in")}) == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
-from layouts import LAYOUTS  # of tests/data
+from layouts import LAYOUTS, TRUTH_2018, TRUTH_2019  # of tests/data
 
 from src.core.config import check, resolve
 from src.core.errors import ConfigError, DataError
@@ -22,13 +22,13 @@ from src.data.table import CsvTable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CONFIGS = sorted(file.stem for file in (CONF / "data").glob("[!_]*.yaml"))
-# file with the list, column of the image, column of the label
+# file with the list, column of the image, column of the label, folder of images
 LISTS = {
-    "ham10000": ("HAM10000_metadata.csv", "image_id", "dx"),
-    "isic2018": ("ISIC2018_Task3_Test_GroundTruth.csv", "image", "DF"),
-    "isic2019": ("ISIC_2019_Training_GroundTruth.csv", "image", "SCC"),
-    "siim2020": ("train.csv", "image_name", "target"),
-    "table": ("images.csv", "path", "label"),
+    "ham10000": ("HAM10000_metadata.csv", "image_id", "dx", "HAM10000_images_part_2"),
+    "isic2018": (TRUTH_2018, "image", "DF", "ISIC2018_Task3_Test_Input"),
+    "isic2019": (TRUTH_2019, "image", "SCC", "ISIC_2019_Training_Input"),
+    "siim2020": ("train.csv", "image_name", "target", "jpeg/train"),
+    "table": ("images.csv", "path", "label", None),  # which names the path of each image
 }
 every_list = pytest.mark.parametrize("name", LISTS)
 
@@ -106,7 +106,7 @@ def test_source_keeps_the_contract(layout, tmp_path, name):
 )
 def test_invalid_list(layout, name, change, problem):
     source, root = layout(name)
-    file, _, label = LISTS[name]
+    file, _, label, _ = LISTS[name]
     changed = change(pd.read_csv(root / file, dtype=str), label)
     (root / file).write_text("" if changed is None else changed.to_csv(index=False))
     with pytest.raises(DataError, match=f"{file}: .*{problem.format(label=label)}"):
@@ -114,17 +114,23 @@ def test_invalid_list(layout, name, change, problem):
 
 
 @every_list
-def test_absent_image_is_reported_by_the_cache_and_absent_list_here(layout, name):
+def test_absent_image_is_reported_by_the_cache_and_absent_folder_and_list_here(layout, name):
     source, root = layout(name)
+    file, _, _, folder = LISTS[name]
     before = source.manifest().frame
     Path(before["path"][2]).unlink()
     after = source.manifest()
     assert after.frame["image_id"].tolist() == before["image_id"].tolist()
     assert Path(after.frame["path"][2]).stem == Path(before["path"][2]).stem
     assert source.stamps(after)[2] == "absent"
-    (root / LISTS[name][0]).unlink()
-    with pytest.raises(DataError, match=f"{LISTS[name][0]}: this file is missing.*data.root="):
+    (root / file).rename(root / "moved")
+    with pytest.raises(DataError, match=f"{file}: this file is missing.*data.root="):
         source.manifest()
+    (root / "moved").rename(root / file)
+    if folder is not None:
+        shutil.rmtree(root / folder)
+        with pytest.raises(DataError, match=f"{folder}: this folder is missing.*data.root"):
+            source.manifest()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ def test_unknown_label_and_class_without_images_are_named(
     layout, name, unknown, removed, removed_name
 ):
     source, root = layout(name)
-    file, image, column = LISTS[name]
+    file, image, column, _ = LISTS[name]
     table = pd.read_csv(root / file, dtype=str)
     table[table[column] != removed].to_csv(root / file, index=False)
     with pytest.raises(DataError, match=f"{file}: no image of class {removed_name};"):
@@ -147,23 +153,7 @@ def test_unknown_label_and_class_without_images_are_named(
         source.manifest()
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("ham10000", "HAM10000_images_part_2"),
-        ("isic2018", "ISIC2018_Task3_Test_Input"),
-        ("isic2019", "ISIC_2019_Training_Input"),
-        ("siim2020", "jpeg/train"),
-    ],
-)
-def test_missing_folder_is_named(layout, name, folder):
-    source, root = layout(name)
-    shutil.rmtree(root / folder)
-    with pytest.raises(DataError, match=f"{folder}: this folder is missing.*data.root"):
-        source.manifest()
-
-
-def test_csv_with_byte_order_mark_blank_lines_and_spaces(tmp_path):
+def test_csv_with_byte_order_mark_blank_lines_and_spaces_and_a_file_that_is_no_table(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes("\ufeffimage,label,age\n 001 , mel ,3\n\n002,NA,\n\n".encode())
     frame = read_csv(path, ["image", "label"])
@@ -171,15 +161,11 @@ def test_csv_with_byte_order_mark_blank_lines_and_spaces(tmp_path):
     assert frame["label"].tolist() == ["mel", "NA"]
     assert frame.index.tolist() == [0, 2]  # lines 2 and 4
     assert np.isnan(frame["age"].iloc[1])
-
-
-@pytest.mark.parametrize("content", [b"image,label\n\xff\xfe,mel\n", b'image,label\n"a,mel\n'])
-def test_file_that_is_no_table(tmp_path, content):
-    path = tmp_path / "list.csv"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read as a comma-separated table") as caught:
-        read_csv(path, ["image", "label"])
-    assert "\n" not in str(caught.value)
+    for content in (b"image,label\n\xff\xfe,mel\n", b'image,label\n"a,mel\n'):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read as a comma-separated table") as caught:
+            read_csv(path, ["image", "label"])
+        assert "\n" not in str(caught.value)
 
 
 def test_class_order_puts_the_positive_class_last(tmp_path):

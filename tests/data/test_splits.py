@@ -160,37 +160,38 @@ def test_too_few_images(groups, mode, fractions, problem):
         split(table(groups), mode, fractions)
 
 
-def test_three_groups_of_a_class_are_enough():
-    frame = table([(0, 2)] * 40 + [(1, 2)] * 3)
-    for seed in range(5):
-        sides = split(frame, "grouped", (0.8, 0.1, 0.1), seed)
-        assert frame["label"].groupby(sides).nunique().tolist() == [2, 2, 2]
-
-
-def test_several_rare_classes_are_on_every_side():
-    large = [(label, 2) for label in range(3) for _ in range(60)]
-    frame = table(large + [(label, images) for label in range(3, 7) for images in (1, 2, 4)])
-    for seed in range(5):
-        sides = split(frame, "grouped", seed=seed)
-        assert frame["label"].groupby(sides).nunique().tolist() == [7, 7, 7]
-        assert splits.groups_on_two_sides(frame, sides) == 0
-        assert (sides == "train").mean() == pytest.approx(0.6, abs=0.05)
-
-
-def test_rare_classes_within_patients_who_have_others_are_on_every_side():
-    frame = table([(0, 3)] * 60)
+def rare_within_patients() -> pd.DataFrame:
+    """Patients of a frequent class, of whom nine have rare ones too."""
+    frames = [table([(0, 3)] * 60)]
     for label, patients in enumerate(("g1 g2 g3", "g3 g4 g5", "g5 g6 g7", "g7 g8 g9"), 1):
         rows = pd.DataFrame({"label": label, "group": patients.split()})
-        frame = pd.concat([frame, rows.assign(image_id=[f"r{label}{n}" for n in range(3)])])
-    frame = frame.reset_index(drop=True)
-    for seed in range(3):
-        sides = split(frame, "grouped", seed=seed)
-        assert frame["label"].groupby(sides).nunique().tolist() == [5, 5, 5]
-        assert splits.groups_on_two_sides(frame, sides) == 0
+        frames.append(rows.assign(image_id=[f"r{label}{n}" for n in range(3)]))
+    return pd.concat(frames, ignore_index=True)
 
 
-def test_stored_split_is_the_split(tmp_path, monkeypatch):
-    frame, folder = two_classes(2), tmp_path / "splits"
+LARGE = [(label, 2) for label in range(3) for _ in range(60)]
+RARE = [(label, images) for label in range(3, 7) for images in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("frame", "fractions", "tolerance"),
+    [
+        (table([(0, 2)] * 40 + [(1, 2)] * 3), (0.8, 0.1, 0.1), 0.05),  # three groups are enough
+        (table(LARGE + RARE), FRACTIONS, 0.05),
+        (rare_within_patients(), FRACTIONS, 0.1),
+    ],
+    ids=["three groups", "several classes", "within patients"],
+)
+def test_rare_classes_are_on_every_side(frame, fractions, tolerance, seed):
+    sides = split(frame, "grouped", fractions, seed)
+    assert frame["label"].groupby(sides).nunique().tolist() == [frame["label"].nunique()] * 3
+    assert splits.groups_on_two_sides(frame, sides) == 0
+    assert (sides == "train").mean() == pytest.approx(fractions[0], abs=tolerance)
+
+
+def test_stored_split_is_the_split_and_a_damaged_one_is_computed_again(tmp_path, monkeypatch):
+    frame, folder = two_classes(60), tmp_path / "splits"
     arguments = "grouped", FRACTIONS, 0, CLASSES, folder
     first = splits.load(frame, *arguments)
     pd.testing.assert_series_equal(first, split(frame, "grouped"))
@@ -199,27 +200,16 @@ def test_stored_split_is_the_split(tmp_path, monkeypatch):
         patch.setitem(sys.modules, "sklearn", None)  # its import takes most of a second
         pd.testing.assert_series_equal(splits.load(frame, *arguments), first)
     assert list(folder.iterdir()) == [file]
+    content = file.read_bytes()
+    damaged = [content[part] for part in (slice(0), slice(5), slice(-1), slice(1, None))]
+    damaged += [bytes([content[0] ^ 1]) + content[1:], content + b"x", b"x" * 99]
+    for bad in damaged:
+        file.write_bytes(bad)
+        pd.testing.assert_series_equal(splits.load(frame, *arguments), first)
+        assert file.read_bytes() == content
     swapped = frame.assign(label=1 - frame["label"])
     assert set(splits.load(swapped, *arguments)) == set(SPLITS)
     assert len(list(folder.iterdir())) == 2
-
-
-@pytest.mark.parametrize("part", [slice(0), slice(5), slice(-1), slice(1, None)])
-def test_a_damaged_stored_split_is_computed_again(part, tmp_path):
-    frame = two_classes(60)
-    options = ("grouped", FRACTIONS, 0, ["a", "b"], tmp_path)
-    expected = splits.load(frame, *options)
-    [file] = tmp_path.glob("split-*")
-    content = file.read_bytes()
-    for damaged in (
-        content[part],
-        bytes([content[0] ^ 1]) + content[1:],
-        content + b"x",
-        b"x" * 99,
-    ):
-        file.write_bytes(damaged)
-        pd.testing.assert_series_equal(splits.load(frame, *options), expected)
-        assert file.read_bytes() == content
 
 
 def test_real_lesions_and_patients(shared_data):
