@@ -23,6 +23,13 @@ def frame(
     return table
 
 
+def answers(right: np.ndarray, group: Sequence[object] | None = None) -> pd.DataFrame:
+    """Classes nv and mel in turn; each image is predicted right or wrong, with probability 0.9."""
+    target = np.arange(len(right)) % 2
+    sure = np.eye(2)[np.where(right, target, 1 - target)] * 0.8 + 0.1
+    return frame(sure, target, ("nv", "mel"), None if group is None else np.array(group))
+
+
 def made_up(
     seed: int,
     images: int = 240,

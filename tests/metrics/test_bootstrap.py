@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from clinical_cases import frame
+from clinical_cases import answers, frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -23,20 +22,6 @@ from src.metrics.classification import ClassificationMetrics
 ENDS = ["estimate", "low", "high"]
 
 
-def table_of(
-    probability: np.ndarray, target: np.ndarray, group: Sequence[object] | None = None
-) -> pd.DataFrame:
-    names = [f"c{number}" for number in range(probability.shape[1])]
-    table = frame(probability, target, names)
-    return table if group is None else table.assign(group=list(group))
-
-
-def answers(right: np.ndarray, group: Sequence[object] | None = None) -> pd.DataFrame:
-    """Two classes in turn; each image is predicted right or wrong."""
-    target = np.arange(len(right)) % 2
-    return table_of(np.eye(2)[np.where(right, target, 1 - target)], target, group)
-
-
 @st.composite
 def predictions(draw: st.DrawFn) -> pd.DataFrame:
     classes, images = draw(st.integers(2, 4)), draw(st.integers(1, 30))
@@ -45,7 +30,7 @@ def predictions(draw: st.DrawFn) -> pd.DataFrame:
     score = rng.integers(1, 4, size=(images, classes)).astype(np.float32)
     target = rng.integers(draw(st.integers(1, classes)), size=images)
     groups = rng.integers(0, 8, size=images)
-    return table_of(score / score.sum(axis=1, keepdims=True), target, groups)
+    return frame(score / score.sum(axis=1, keepdims=True), target, "abcd"[:classes], groups)
 
 
 def recorded(table: pd.DataFrame) -> dict[str, float]:
@@ -82,23 +67,21 @@ def test_estimates_and_samples_are_the_recorded_metrics_of_their_images(
 
 def test_undefined_metrics_are_missing_and_count_in_no_mean() -> None:
     # three classes, none of the third, which is never predicted: two right of two, one right of two
-    table = table_of(np.eye(3)[[0, 0, 1, 0]], np.array([0, 0, 1, 1]))
+    table = frame(np.eye(3)[[0, 0, 1, 0]], np.array([0, 0, 1, 1]), "abc")
     rows = intervals([table], samples=200).set_index("metric")
-    for name in ("recall/c2", "precision/c2", "f1/c2"):
-        assert rows.loc[name, ENDS].isna().all()
+    assert rows.loc[["recall/c", "precision/c", "f1/c"], ENDS].isna().all(axis=None)
     assert rows.loc["balanced_accuracy", "estimate"] == 0.75
-    assert rows.loc["recall/c2", "images"] == 0
-    assert rows.loc["recall/c1", ["images", "groups"]].tolist() == [2, 2]
-    assert rows.loc["specificity/c2", "images"] == 4
-    # some samples have no image of class 1; those that have give 0, 1/2 or 1
-    assert rows.loc["recall/c1", ["low", "high"]].tolist() == [0, 1]
-
-
-def test_one_group_has_no_interval_and_images_without_a_group_are_groups() -> None:
+    assert rows.loc["recall/c", "images"] == 0
+    assert rows.loc["recall/b", ["images", "groups"]].tolist() == [2, 2]
+    assert rows.loc["specificity/c", "images"] == 4
+    # some samples have no image of class b; those that have give 0, 1/2 or 1
+    assert rows.loc["recall/b", ["low", "high"]].tolist() == [0, 1]
+    # one group has no interval, and images without a group are groups
     row = intervals([answers(np.array([True, False]), ["a", "a"])], ["accuracy"]).iloc[0]
     assert row["estimate"] == 0.5
     assert row[["low", "high"]].isna().all()
-    assert gather([answers(np.ones(4, dtype=bool), ["a", "a", None, None])]).groups == 3
+    table = answers(np.ones(4, dtype=bool)).assign(group=["a", "a", None, None])
+    assert gather([table]).groups == 3
 
 
 def test_an_interval_is_the_binomial_one_for_independent_images() -> None:
@@ -157,7 +140,7 @@ def test_seeds_add_their_spread() -> None:
     assert row["seed_sd"] == pytest.approx(rates.std(ddof=1))
     assert row["seed_values"].split() == [f"{rate:.4f}" for rate in rates]
     # the images' normal error, and Student's of the seeds less what the images explain of it
-    hits = np.array([(seed["p/c0"] > 0.5) == (seed["label"] == "c0") for seed in seeds])
+    hits = np.array([(seed["p/nv"] > 0.5) == (seed["label"] == "nv") for seed in seeds])
     images = hits.mean(axis=0).var() / 200
     explained = (hits - hits.mean(axis=0)).var(axis=1).sum() / 200 / 3
     rng = np.random.default_rng(0)
@@ -186,7 +169,7 @@ def test_the_seed_decides_and_neither_the_order_of_rows_nor_chunks_do(
 ) -> None:
     rng = np.random.default_rng(0)
     probability, target = rng.dirichlet(np.ones(3), size=50), rng.integers(3, size=50)
-    table = table_of(probability, target, rng.integers(20, size=50))
+    table = frame(probability, target, "abc", rng.integers(20, size=50))
     first = intervals([table, table], samples=100, seed=4)
     assert not first.equals(intervals([table, table], samples=100, seed=5))
     monkeypatch.setattr(bootstrap, "CELLS", 1100)  # 22 samples of 50 images
@@ -195,6 +178,14 @@ def test_the_seed_decides_and_neither_the_order_of_rows_nor_chunks_do(
 
 
 TABLE = answers(np.ones(6, dtype=bool))
+
+
+LESS = TABLE.drop(index=3)
+
+
+def with_probability(value: float) -> pd.DataFrame:
+    """One image has this probability of the second class."""
+    return TABLE.assign(**{"p/mel": TABLE["p/mel"].where(TABLE.index != 2, value)})
 
 
 @pytest.mark.parametrize(
@@ -206,9 +197,35 @@ TABLE = answers(np.ones(6, dtype=bool))
         ([], {}, UserError, "no predictions"),
         ([TABLE.iloc[:0]], {}, UserError, "no image"),
         ([TABLE.drop(columns="group")], {}, UserError, "no column group"),
-        ([TABLE.drop(columns="p/c1")], {}, UserError, "p/<class>"),
+        ([TABLE.drop(columns="p/mel")], {}, UserError, "p/<class>"),
         ([pd.concat([TABLE, TABLE[:1]])], {}, UserError, "image i0000 is in it twice"),
         ([TABLE.assign(label="mole")], {}, UserError, "label 'mole'"),
+        *(
+            (
+                [TABLE, with_probability(value)],
+                {},
+                UserError,
+                r"probabilities of 1 of \d+ images are not finite",
+            )
+            for value in (np.nan, np.inf)
+        ),
+        ([TABLE, LESS], {}, DifferentImagesError, "predictions 2 lacks image i0003"),
+        ([LESS, TABLE], {}, DifferentImagesError, "predictions 1 lacks image i0003"),
+        *(
+            (
+                [TABLE, TABLE.assign(**{column: value})],
+                {},
+                DifferentImagesError,
+                f"i0000 has another {column} in predictions 2",
+            )
+            for column, value in (("label", "mel"), ("group", "g1"))
+        ),
+        (
+            [TABLE, TABLE.rename(columns={"p/mel": "p/df"}).assign(label="nv")],
+            {},
+            DifferentImagesError,
+            "predictions 2 has other classes",
+        ),
     ],
 )
 def test_bad_input_is_named(
@@ -218,39 +235,11 @@ def test_bad_input_is_named(
         intervals(tables, **options)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_net_that_gives_no_numbers_has_no_figures(value: float) -> None:
-    ruined = TABLE.assign(**{"p/c1": TABLE["p/c1"].where(TABLE.index != 2, value)})
-    with pytest.raises(UserError, match=r"probabilities of 1 of \d+ images are not finite"):
-        gather([TABLE, ruined])
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
-        (TABLE, TABLE.drop(index=3), "predictions 2 lacks image i0003"),
-        (TABLE.drop(index=3), TABLE, "predictions 1 lacks image i0003"),
-        (TABLE, TABLE.assign(label="c1"), "i0000 has another label in predictions 2"),
-        (TABLE, TABLE.assign(group="g1"), "i0000 has another group in predictions 2"),
-        (
-            TABLE,
-            TABLE.rename(columns={"p/c1": "p/c7"}).assign(label="c0"),
-            "predictions 2 has other classes",
-        ),
-    ],
-)
-def test_seeds_must_be_of_the_same_images(
-    first: pd.DataFrame, second: pd.DataFrame, message: str
-) -> None:
-    with pytest.raises(DifferentImagesError, match=message):
-        gather([first, second])
-
-
 def test_a_split_of_ham10000_takes_a_fraction_of_a_second() -> None:
     rng = np.random.default_rng(0)
     target = rng.choice(7, size=2000, p=[0.67, 0.11, 0.11, 0.05, 0.03, 0.02, 0.01])
     group = np.concatenate([np.arange(1500), rng.integers(1500, size=500)])
-    table = table_of(rng.dirichlet(np.ones(7), size=2000), target, group.tolist())
+    table = frame(rng.dirichlet(np.ones(7), size=2000), target, "abcdefg", group)
     quick = [name for name in gather([table]).metrics if name != "auroc"]
     for metrics, seconds in ((quick, 0.3), (["auroc"], 3.0)):
         times = []

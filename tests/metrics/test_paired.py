@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from clinical_cases import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, false_discovery_control
@@ -13,16 +13,6 @@ from scipy.stats import binom, false_discovery_control
 from src.core.errors import ConfigError, UserError
 from src.metrics.bootstrap import DifferentImagesError
 from src.metrics.paired import degradation, holm, mcnemar, paired_difference
-
-
-def answers(right: np.ndarray, group: np.ndarray | None = None) -> pd.DataFrame:
-    """Two classes in turn; each image is predicted right or wrong, with probability 0.9."""
-    target = np.arange(len(right)) % 2
-    sure = np.where(np.where(right, target, 1 - target) == 1, 0.9, 0.1)
-    table = pd.DataFrame({"image_id": [f"i{number}" for number in range(len(right))]})
-    table["group"] = np.arange(len(right)) if group is None else group
-    labels = np.where(target == 1, "mel", "nv")
-    return table.assign(label=labels, **{"p/nv": 1 - sure, "p/mel": sure})
 
 
 def test_a_difference_by_hand() -> None:
@@ -175,14 +165,14 @@ def test_holm_rejects_as_the_procedure_does(p: list[float], alpha: float) -> Non
 
 def test_other_images_are_refused_and_another_order_is_not() -> None:
     a, b = answers(np.arange(12) < 8), answers(np.arange(12) < 5)
-    shuffled = b.sample(frac=1, random_state=0)
+    shuffled, less = b.sample(frac=1, random_state=0), b.drop(index=3)
     assert paired_difference([a], [b], "accuracy") == paired_difference([a], [shuffled], "accuracy")
     assert mcnemar(a, b) == mcnemar(a, shuffled)
     names = ("custom #1", "custom #2")
-    with pytest.raises(DifferentImagesError, match=r"^custom #2 lacks image i3 \(1 differ\)"):
-        paired_difference([a], [b.drop(index=3)], "accuracy", names=names)
-    with pytest.raises(DifferentImagesError, match="^custom #2, seed 2 lacks image i3"):
-        paired_difference([a], [b, b.drop(index=3)], "accuracy", names=names)
+    with pytest.raises(DifferentImagesError, match=r"^custom #2 lacks image i0003 \(1 differ\)"):
+        paired_difference([a], [less], "accuracy", names=names)
+    with pytest.raises(DifferentImagesError, match="^custom #2, seed 2 lacks image i0003"):
+        paired_difference([a], [b, less], "accuracy", names=names)
     with pytest.raises(DifferentImagesError, match="another label"):
         mcnemar(a, b.assign(label="nv"))
 
@@ -240,7 +230,7 @@ def test_degradation_is_the_difference_on_the_same_images() -> None:
         assert lost[f"compression/lost/{name}"] == pytest.approx(share)
     low, high = (lost[f"compression/lost/accuracy/{end}"] for end in ("low", "high"))
     assert 0 <= low <= 1 / 7 <= high
-    with pytest.raises(DifferentImagesError, match="^the origin, seed 2 lacks image i3"):
+    with pytest.raises(DifferentImagesError, match="^the origin, seed 2 lacks image i0003"):
         degradation([before, before.drop(index=3)], [after, after])
     other = before.replace({"label": {"mel": "x"}}).rename(columns={"p/mel": "p/x"})
     assert not any("recall" in name for name in degradation([other], [other]))  # no melanoma class
