@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 from annotated_types import Ge
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.core.config import (
     _conf_targets,
@@ -50,45 +50,32 @@ def node(**values: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"width": 0}, "model.net.width: input should be greater than or equal to 1, but got 0"),
-        ({"width": "abc"}, "model.net.width: input should be a valid integer"),
-        ({"width": 2.5}, "model.net.width: input should be a valid integer"),
-        ({"kind": "c"}, "model.net.kind: input should be 'a' or 'b', but got 'c'"),
-        ({"rate": [1]}, "model.net.rate: input should be a valid number"),
-        ({"width": True}, "model.net.width: input should be a valid integer"),
-        ({"norm": "no"}, "model.net.norm: input should be a valid boolean, but got 'no'"),
-        ({"widht": 1}, "model.net.widht: unknown key; did you mean width?"),
-    ],
-)
-def test_impossible_value_is_refused_with_its_key(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        check(node(**values))
-    assert str(raised.value).startswith(message)
-    assert "\n" not in str(raised.value)
-
-
-def test_possible_values_pass() -> None:
-    check(node(kind="b", rate=1, note="for the reader"))
-
-
-@pytest.mark.parametrize(
     ("config", "message"),
     [
+        (node(width=0), "model.net.width: input should be greater than or equal to 1, but got 0"),
+        (node(width="abc"), "model.net.width: input should be a valid integer"),
+        (node(width=2.5), "model.net.width: input should be a valid integer"),
+        (node(kind="c"), "model.net.kind: input should be 'a' or 'b', but got 'c'"),
+        (node(rate=[1]), "model.net.rate: input should be a valid number"),
+        (node(width=True), "model.net.width: input should be a valid integer"),
+        (node(norm="no"), "model.net.norm: input should be a valid boolean, but got 'no'"),
+        (node(widht=1), "model.net.widht: unknown key; did you mean width?"),
         (
             {"efficiency": {"_target_": "src.nowhere.Thing"}},
-            r"efficiency\._target_: cannot import src\.nowhere",
+            "efficiency._target_: cannot import src.nowhere",
         ),
         (
             {"trainer": {"_target_": "pytorch_lightning.Trainer", "max_epochs": "ten"}},
-            r"trainer\.max_epochs: .*integer.*but got 'ten'",
+            "trainer.max_epochs: input should be a valid integer, but got 'ten'",
         ),
     ],
 )
-def test_targets_of_libraries_are_checked_too(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_impossible_value_is_refused_with_its_key(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
         check(config)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    check(node(kind="b", rate=1, note="for the reader"))  # possible values pass
 
 
 @pytest.mark.parametrize(
@@ -170,15 +157,29 @@ GADGETS = [
 ]
 
 
+PARTS_OF_RECORDS = [
+    "kornia.augmentation.RandomAffine",  # conf/ names it
+    "torch.optim.Adam",
+    "src.data.augment.RandomTranspose",
+    "src.losses.focal.Focal",
+]
+
+
 @pytest.mark.parametrize("target", GADGETS, ids=str)
 def test_a_record_can_name_nothing_but_parts(target: Any) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^model\.net\[0\]\._target_: .* named by no file in conf/"
-    ):
+    check_recorded({"parts": [{"_target_": part, "width": 3} for part in PARTS_OF_RECORDS]})
+    message = r"^model\.net\[0\]\._target_: .* named by no file in conf/"
+    with pytest.raises(ConfigError, match=message):
         check_recorded({"model": {"net": [{"_target_": target}]}})
 
 
 HIDDEN = r"must be neither an interpolation nor a target"
+
+
+def recorded(text: str, folder: Path) -> DictConfig:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return read_recorded(path)
 
 
 @pytest.mark.parametrize(
@@ -192,13 +193,8 @@ HIDDEN = r"must be neither an interpolation nor a target"
     ],
 )
 def test_a_record_can_hide_nothing(value: str, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(f"model:\n  net: {value}\n")
     with pytest.raises(ConfigError, match=rf"^model\.net.*: {HIDDEN}"):
-        read_recorded(path)
-
-
-def test_texts_that_are_passed_to_a_constructor_are_not_evaluated() -> None:
+        recorded(f"model:\n  net: {value}\n", tmp_path)
     net = OmegaConf.create({"_target_": "builtins.dict"})
     with pytest.raises(ConfigError, match=rf"^model\.classes\[1\]: {HIDDEN}"):
         instantiate(net, "model", classes=("nv", "${oc.decode:'{_target_: os.getcwd}'}"))
@@ -229,17 +225,5 @@ NO_CONFIG = [
 
 @pytest.mark.parametrize("text", NO_CONFIG)
 def test_a_record_that_is_no_config_is_one_error(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: "):
-        read_recorded(path)
-
-
-def test_a_record_can_name_what_conf_names_and_classes_of_models_losses_and_data() -> None:
-    parts = [
-        "kornia.augmentation.RandomAffine",
-        "torch.optim.Adam",
-        "src.data.augment.RandomTranspose",
-        "src.losses.focal.Focal",
-    ]
-    check_recorded({"parts": [{"_target_": part, "width": 3} for part in parts]})
+        recorded(text, tmp_path)
