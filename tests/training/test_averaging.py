@@ -80,16 +80,11 @@ def test_average_is_validated_and_kept_and_training_continues_from_the_weights(
     assert module.counter.item() == STEPS
 
 
-def test_warm_up_is_below_the_decay_at_first_by_hand() -> None:
-    assert expected(Fraction(9, 10))[1] == Fraction(2, 11) + 2 * Fraction(9, 11)
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_weights_that_are_not_float32_are_refused(tmp_path: Path, precision: str) -> None:
-    with pytest.raises(ConfigError, match="trainer.precision: must keep weights in float32"):
-        fitted(tmp_path, 0.9, has_validation=True, precision=precision)
-
-
-def test_mixed_precision_is_averaged(tmp_path: Path) -> None:
+def test_weights_must_be_float32_mixed_precision_is_averaged(tmp_path: Path) -> None:
+    for precision in ("bf16-true", "64-true"):
+        with pytest.raises(ConfigError, match="trainer.precision: must keep weights in float32"):
+            fitted(tmp_path, 0.9, has_validation=True, precision=precision)
     module = fitted(tmp_path, 0.2, has_validation=True, precision="bf16-mixed")
     assert module.weight.item() == pytest.approx(float(expected(Fraction(1, 5))[-1]))
+    # by hand: the warm-up is below the decay at first
+    assert expected(Fraction(9, 10))[1] == Fraction(2, 11) + 2 * Fraction(9, 11)

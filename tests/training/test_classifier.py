@@ -20,8 +20,6 @@ from src.losses.cross_entropy import CrossEntropy
 from src.training import schedules
 from src.training.classifier import COMPILE_S, TIMED, Classifier, as_float
 
-TRAINED = ("train", "val")
-
 
 class Net(nn.Module):
     """A backbone and a head, so that learning-rate factors have something to act on."""
@@ -92,11 +90,14 @@ def test_bytes_and_floats_are_normalised_alike() -> None:
 @pytest.mark.parametrize(
     ("outputs", "classes"), [(3, ("a", "b", "c")), (1, ("benign", "malignant"))]
 )
-def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, ...]) -> None:
-    module, data = classifier(outputs, classes), batches(len(classes))
+def test_evaluation_agrees_with_scikit_learn_and_training_with_evaluation(
+    outputs: int, classes: tuple[str, ...]
+) -> None:
+    frozen = functools.partial(torch.optim.SGD, lr=0.0)
+    module, data = classifier(outputs, classes, optimizer=frozen), batches(len(classes))
     logged = quiet_trainer().validate(module, Loader(data), verbose=False)[0]
     rows, probability = module.predictions()
-    label = torch.cat([batch["label"] for batch in data]).numpy()
+    image, label = (torch.cat([batch[key] for batch in data]) for key in ("image", "label"))
     assert rows.tolist() == list(range(16))
     assert probability.shape == (16, len(classes))
     np.testing.assert_allclose(probability.sum(dim=1), 1, rtol=1e-5)
@@ -105,34 +106,18 @@ def test_evaluation_agrees_with_scikit_learn(outputs: int, classes: tuple[str, .
     expected = log_loss(label, probability, labels=range(len(classes)))
     assert logged["val/loss"] == pytest.approx(expected, abs=1e-5)
 
-
-def test_training_loss_is_the_mean_over_images_and_validation_does_not_disturb_it() -> None:
-    module, data = classifier(optimizer=functools.partial(torch.optim.SGD, lr=0.0)), batches(3)
-    fitter = quiet_trainer()
-    fitter.fit(module, Loader(data), Loader(data))
-    with torch.no_grad():
-        image, label = (torch.cat([batch[key] for batch in data]) for key in ("image", "label"))
-        expected = float(module.loss(module(image), label))
-    for name in ("train/loss", "val/loss"):
-        assert float(fitter.callback_metrics[name]) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("outputs", "classes"), [(3, ("a", "b", "c")), (1, ("benign", "malignant"))]
-)
-def test_training_accuracy_is_that_of_the_steps_of_an_epoch(
-    outputs: int, classes: tuple[str, ...]
-) -> None:
-    frozen = functools.partial(torch.optim.SGD, lr=0.0)
-    module, data = classifier(outputs, classes, optimizer=frozen), batches(len(classes))
     fitter = quiet_trainer(epochs=2)
     fitter.fit(module, Loader(data), Loader(data))
-    trained, validated = (float(fitter.callback_metrics[f"{s}/accuracy"]) for s in TRAINED)
-    assert trained == pytest.approx(validated, abs=1e-6)  # by torchmetrics
-    assert 0 < trained < 1
+    metrics = {name: float(value) for name, value in fitter.callback_metrics.items()}
+    assert metrics["train/accuracy"] == pytest.approx(metrics["val/accuracy"], abs=1e-6)
+    assert 0 < metrics["train/accuracy"] < 1
+    with torch.no_grad():  # the mean over images, which validation does not disturb
+        expected = float(module.loss(module(image), label))
+    for name in ("train/loss", "val/loss"):
+        assert metrics[name] == pytest.approx(expected, rel=1e-5)
 
 
-def test_backbone_gets_its_learning_rate_factor() -> None:
+def test_backbone_gets_its_learning_rate_factor_or_is_frozen() -> None:
     module = classifier(backbone_lr_factor=0.1)
     fitter = quiet_trainer()
     fitter.fit(module, Loader(batches(3)))
@@ -140,17 +125,11 @@ def test_backbone_gets_its_learning_rate_factor() -> None:
     assert (head["lr"], backbone["lr"]) == (0.1, pytest.approx(0.01))
     for group, part in ((head, module.net.head), (backbone, module.net.backbone)):
         assert set(map(id, group["params"])) == set(map(id, part.parameters()))  # type: ignore[union-attr]
-
-
-def test_frozen_parameters_are_not_optimised() -> None:
     net = Net(3)
     net.backbone.requires_grad_(False)
     fitter = quiet_trainer()
     fitter.fit(classifier(net=net), Loader(batches(3)))
     assert sum(len(group["params"]) for group in fitter.optimizers[0].param_groups) == 2
-
-
-def test_mean_must_have_a_number_a_channel() -> None:
     with pytest.raises(ConfigError, match="three numbers"):
         classifier(mean=[0.5])
 

@@ -162,37 +162,39 @@ def test_images_are_served_where_features_would_change_the_result_or_not_pay(
     assert "image" in next(iter(parts.data.loader("train", train=True)))
 
 
-def test_one_entry_for_all_heads_and_another_for_other_weights_or_pictures(tmp_path: Path) -> None:
-    def serve(*overrides: str, device: torch.device | None = CPU) -> int:
-        config = compose_config(tmp_path, *overrides)
-        parts = loop.build(config)
-        served = features.serve(config, parts.classifier, parts.data, device)
-        assert (not served) == (device is None)
-        return len(entries(tmp_path))
+def served(
+    cache: Path, *overrides: str, device: torch.device | None = CPU
+) -> tuple[dict[str, str], loop.RunParts]:
+    config = compose_config(cache, *overrides)
+    parts = loop.build(config)
+    return features.serve(config, parts.classifier, parts.data, device), parts
 
-    assert serve(device=None) == 0  # an evaluation computes none
-    assert serve() == 1
-    assert serve("model.net.dense=[8,4]", "optimizer.lr=1", "loss=focal", "data.batch_size=7") == 1
-    assert serve("seed=1") == 2  # other random weights
-    assert serve("model.net.pool=flatten", "model.image_size=64") == 3
-    assert serve("data.source.lesions=119") == 4
-    assert serve("model.std=[1.0,1.0,1.0]") == 5
-    assert serve("augment=none") == 6
+
+def test_one_entry_for_all_heads_and_another_for_other_weights_or_pictures(tmp_path: Path) -> None:
+    assert served(tmp_path, device=None)[0] == {}  # an evaluation computes none
+    assert not entries(tmp_path)
+    head = ("model.net.dense=[8,4]", "optimizer.lr=1", "loss=focal", "data.batch_size=7")
+    for overrides, count in (
+        ((), 1),
+        (head, 1),
+        (("seed=1",), 2),  # other random weights
+        (("model.net.pool=flatten", "model.image_size=64"), 3),
+        (("data.source.lesions=119",), 4),
+        (("model.std=[1.0,1.0,1.0]",), 5),
+        (("augment=none",), 6),
+    ):
+        assert served(tmp_path, *overrides)[0]
+        assert len(entries(tmp_path)) == count
 
 
 def test_random_views_are_asked_for_and_said_in_the_record(cache: Path) -> None:
-    config = compose_config(cache, "augment=sun2023", "data.feature_views=2")
-    parts = loop.build(config)
-    served = features.serve(config, parts.classifier, parts.data, CPU)
-    assert served == {"features": "2 random views, an approximation"}
+    record, parts = served(cache, "augment=sun2023", "data.feature_views=2")
+    assert record == {"features": "2 random views, an approximation"}
     assert parts.data.cached is not None
     batch = parts.data.cached(parts.data.rows("train")[:16], True)
     assert batch["features"].shape == (16, parts.classifier.net.head[0].in_features)  # type: ignore[index]
-    config = compose_config(cache, "data.feature_views=2")
-    parts = loop.build(config)
-    assert features.serve(config, parts.classifier, parts.data, CPU) == {
-        "features": "8 exact views"
-    }
+    record, _ = served(cache, "data.feature_views=2")
+    assert record == {"features": "8 exact views"}
 
 
 @pytest.mark.parametrize(

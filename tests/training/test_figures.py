@@ -61,6 +61,10 @@ def pixels_of(sheet: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
     return np.argwhere((np.asarray(sheet) == colour).all(axis=2))
 
 
+def dark(part: np.ndarray) -> int:
+    return int((part < 128).all(axis=2).sum())
+
+
 def test_classes_are_rows_and_before_is_left_of_after() -> None:
     sheet = draw_contact_sheet(
         {"mel (7)": images_of(RED), "nv (9)": images_of(GREEN)},
@@ -77,15 +81,13 @@ def test_classes_are_rows_and_before_is_left_of_after() -> None:
 
 def test_labels_and_headings_are_not_covered() -> None:
     long, short = (
-        draw_contact_sheet({"x" * 30: images_of(RED)}, {"x" * 30: images_of(BLUE)}),
-        draw_contact_sheet({"": images_of(RED)}, {"": images_of(BLUE)}),
+        draw_contact_sheet({label: images_of(RED)}, {label: images_of(BLUE)})
+        for label in ("x" * 30, "")
     )
-    first_image = pixels_of(long, RED)[:, 1].min()
-    row = np.asarray(long)[pixels_of(long, RED)[:, 0].min() :, :first_image]
-    assert (row < 128).all(axis=2).sum() > 100  # dark text left of the images
-    assert first_image > pixels_of(short, RED)[:, 1].min()
-    heading = np.asarray(short)[: pixels_of(short, RED)[:, 0].min()]
-    assert (heading < 128).all(axis=2).sum() > 100
+    top, left = pixels_of(long, RED).min(axis=0)
+    assert dark(np.asarray(long)[top:, :left]) > 100  # text left of the images
+    assert left > pixels_of(short, RED)[:, 1].min()
+    assert dark(np.asarray(short)[: pixels_of(short, RED)[:, 0].min()]) > 100
 
 
 @pytest.mark.parametrize("size", [8, 64, 224])

@@ -70,12 +70,7 @@ def compose_config(*overrides: str) -> DictConfig:
 
 
 def train(
-    config: DictConfig,
-    folder: Path,
-    run: Run | None = None,
-    stop: int = 0,
-    raised: BaseException | None = None,
-    **options: Any,
+    config: DictConfig, folder: Path, run: Run | None = None, stop: int = 0, **options: Any
 ) -> Training:
     """Train; the callback raises in the epoch `stop`."""
     folder.mkdir(exist_ok=True)
@@ -85,10 +80,9 @@ def train(
     def on_epoch(number: int, metrics: dict[str, float]) -> None:
         epochs[number] = metrics
         if number == stop:
-            raise raised or EnoughError(number)
+            raise EnoughError(number)
 
-    expected: Any = pytest.raises(EnoughError) if stop and not raised else contextlib.nullcontext()
-    with expected:
+    with pytest.raises(EnoughError) if stop else contextlib.nullcontext():
         best = loop.train(config, parts, run, folder, on_epoch=on_epoch, **options)
         assert best == folder / "checkpoint" / "best.ckpt"
     return Training(parts, epochs, folder / "checkpoint")
@@ -349,25 +343,27 @@ def test_mixed_images_are_learnt_with_soft_labels(
 
 
 @pytest.mark.parametrize("raised", [EnoughError("x"), KeyboardInterrupt("x"), SystemExit("x")])
-def test_exceptions_of_the_callback_are_unchanged_and_quiet(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], raised: BaseException
+def test_exceptions_of_the_callback_are_unchanged_and_quiet_and_its_epoch_is_logged(
+    tmp_path: Path, store: Store, capfd: pytest.CaptureFixture[str], raised: BaseException
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler, run = signal.getsignal(signal.SIGINT), Run.start(store, "pruned")
+    parts, epochs = loop.build(compose_config()), []
+
+    def on_epoch(number: int, metrics: dict[str, float]) -> None:
+        epochs.append(metrics)
+        if number == 2:
+            raise raised
+
     with pytest.raises(type(raised)) as caught:
-        train(compose_config(), tmp_path / "run", stop=1, raised=raised)
+        loop.train(compose_config(), parts, run, tmp_path, on_epoch=on_epoch)
     assert caught.value is raised
     assert signal.getsignal(signal.SIGINT) == handler
     output = "".join(capfd.readouterr())
     assert "graceful" not in output
     assert "Traceback" not in output
-
-
-def test_the_last_epoch_of_a_stopped_training_is_logged(tmp_path: Path, store: Store) -> None:
-    run = Run.start(store, "pruned")
-    epochs = train(compose_config(), tmp_path / "run", run, stop=2).epochs
     logged = curves(run)
     for name in ("train/loss", "val/loss"):
-        assert [value for _, value in logged[name]] == [epochs[1][name], epochs[2][name]]
+        assert [value for _, value in logged[name]] == [metrics[name] for metrics in epochs]
     steps = [[step for step, _ in logged[name]] for name in ("train/loss", "val/loss")]
     assert steps[0] == steps[1]
 
@@ -399,8 +395,7 @@ def test_synthetic_lesions_are_learnt_better_by_a_wider_net(tmp_path: Path) -> N
 
 
 def test_a_time_that_is_known_is_not_measured_again_and_keeps_its_tag() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [*STANDARD, "efficiency=fast"])
+    config = compose_config("efficiency=fast")
     classifier = loop.build(config, pretrained=False).classifier
     known = {"efficiency/latency_ratio": 3.0}
     known |= {f"efficiency/latency_ms/b1/p{tail}": 2.0 for tail in (50, 90, 99)}
