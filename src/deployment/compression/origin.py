@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.core.config import instantiate, resolve
-from src.core.errors import ConfigError, UserError
+from src.core.errors import ConfigError, DivergedError, UserError
 from src.deployment import trained
 from src.deployment.compression.base import Compression, CompressionContext
 from src.deployment.runtimes.eager import as_classifier
@@ -199,7 +199,11 @@ def compress(
             instantiate(tuning.optimizer, "optimizer"), instantiate(tuning.scheduler, "scheduler")
         )
         classifier.train()  # Lightning does not change the mode of modules
-        loop.train(tuning, loop.RunParts(parts.data, classifier), run, folder / "tuning")
+        try:
+            loop.train(tuning, loop.RunParts(parts.data, classifier), run, folder / "tuning")
+        except DivergedError as error:
+            problem = str(error).partition(";")[0]
+            raise DivergedError(f"{problem}; lower compression.lr") from error
         classifier.eval()
 
     def load(run_ids: Sequence[str]) -> list[Classifier]:

@@ -279,6 +279,19 @@ def test_fine_tuning_uses_the_teacher(study: Study, monkeypatch: pytest.MonkeyPa
     assert loaded == [teacher]
 
 
+@pytest.mark.parametrize("choice", ["fold", "prune"])
+def test_fine_tuning_that_diverges_is_a_failed_run(choice: str, study: Study) -> None:
+    origin = study.origin["run_id"]
+    arguments = (f"compression={choice}", "compression.lr=1e30", "compression.images=32")
+    status, output = study.run_entry(train.main, *arguments, f"origin={origin}")
+    assert status == 2
+    assert "Traceback" not in output
+    line = "is nan in epoch 1: the training diverged; lower compression.lr"
+    assert [text for text in output.splitlines() if text.startswith("error: ")][0].endswith(line)
+    run = read.runs(study.store, "attributes.status = 'FAILED'").iloc[0]
+    assert (run["tags.compression"], run["tags.failure"].endswith(line)) == (choice, True)
+
+
 def test_the_description_of_a_compressed_run_is_that_of_its_file(study: Study) -> None:
     store, in_a_file = study.store, study.in_a_file
     description = describe(store, single(store, in_a_file))
