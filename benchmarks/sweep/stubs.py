@@ -4,6 +4,7 @@ What a stub does is said by its overrides, fixed or swept: `seconds=0.5 epochs=2
 is a parameter that only decides its values.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -119,6 +120,11 @@ def _kill(context: TrialContext) -> Mapping[str, float]:
     raise AssertionError
 
 
+def _crash(context: TrialContext) -> Mapping[str, float]:
+    ctypes.string_at(0)
+    raise AssertionError
+
+
 def _hang(context: TrialContext) -> Mapping[str, float]:
     time.sleep(600)
     raise AssertionError
@@ -132,6 +138,7 @@ WAYS = {
     "error": _raise,
     "exit": _exit,
     "kill": _kill,
+    "crash": _crash,
     "hang": _hang,
     "memory": _memory,
     "nan": lambda context: {ACCURACY: float("nan"), FLOPS: 1.0},

@@ -35,7 +35,7 @@ PACKAGES = (
 )
 MAX_SEED = 2**32 - 1  # the limit of NumPy
 SOURCES = ["*.py", "*.y*ml", "*.toml", "*.j2", "constraints.txt", "src/*.txt", "src/*.json"]
-MAX_PATCH = 500_000
+MAX_PATCH, MAX_FILE = 500_000, 2_000_000  # characters in all, bytes of a file
 # A setting whose name says that it is secret: with a quoted text, or with any value in YAML.
 _SECRET = r"(?i)((?:password|passwd|secret(?:_key)?|token|(?:api|access)_?key)[\"']? *"
 _QUOTED, _PLAIN = rf"{_SECRET}[:=] *)(['\"]).+?\2", rf"{_SECRET}: +)(?!\?\?\?|null|\$\{{)\S.*"
@@ -211,22 +211,31 @@ def git_state(root: Path | str) -> tuple[str | None, bool | None]:
 def uncommitted_changes(root: Path | str) -> str:
     """Changes of the sources in `root` since its commit, as a patch for `git apply`.
 
-    Untracked files are in it. A patch over `MAX_PATCH` characters is cut, which its last line says.
-    Values of keys such as `password` and `api_key` are masked.
+    Untracked files are in it. Its last line names files over `MAX_FILE` bytes, which are left out.
+    A patch over `MAX_PATCH` characters is cut after a line, which its last line says. Values of
+    keys such as `password` and `api_key` are masked.
     """
-    listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *SOURCES)
-    patch = _git(root, "diff", "HEAD", "--", *SOURCES)
-    for name in listed.split("\0")[:-1]:
-        if len(patch) <= MAX_PATCH and not (Path(root) / name).is_symlink():
+    names = ("-z", "--", *SOURCES)
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", *names).split("\0")[:-1]
+    changed = _git(root, "diff", "HEAD", "--name-only", "--relative", *names).split("\0")[:-1]
+    paths = {name: Path(root) / name for name in [*changed, *untracked]}
+    large = [
+        name for name, path in paths.items() if path.is_file() and path.stat().st_size > MAX_FILE
+    ]
+    others = [f":(exclude,literal){name}" for name in large]
+    patch = _git(root, "diff", "HEAD", "--", *SOURCES, *others)
+    for name in untracked:
+        if len(patch) <= MAX_PATCH and name not in large and not paths[name].is_symlink():
             # git says by status 1 that the files differ
             patch += _git(root, "diff", "--no-index", "--", os.devnull, name, check=False)
+    if len(patch) > MAX_PATCH:
+        patch = patch[:MAX_PATCH].rpartition("\n")[0]
+        patch += f"\n(cut here: more than {MAX_PATCH:,} characters)\n"
     patch = re.sub(_QUOTED, r"\1\2***\2", patch)
     parts = re.split("(?m)^(?=diff --git )", patch)
     is_yaml = re.compile(r".*\.ya?ml\"?\n")
     patch = "".join(re.sub(_PLAIN, r"\1***", p) if is_yaml.match(p) else p for p in parts)
-    if len(patch) > MAX_PATCH:
-        patch = f"{patch[:MAX_PATCH]}\n(cut here: more than {MAX_PATCH:,} characters)\n"
-    return patch
+    return patch + f"(left out, over {MAX_FILE:,} bytes: {', '.join(large)})\n" * bool(large)
 
 
 def _git(root: Path | str, *arguments: str, check: bool = True) -> str:

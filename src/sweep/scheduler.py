@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import signal
 import threading
 import time
@@ -31,6 +32,8 @@ MAX_DRAWS_COUNTABLE = 20  # after that, where cells can be listed, one that nobo
 MAX_CONTINUED = 5  # folders of earlier tries in which a retry looks for a training state
 PROGRESS_SECONDS = 1.0  # between two reads of the running trials' progress
 TAIL_LINES = 8
+# what Python's faulthandler writes after a crash: stacks of all threads, names of all modules
+_STACK = re.compile(r'(Current t|T)hread 0x|  File ".*", line \d+ in |Extension modules: ')
 Overrides = tuple[str, ...]
 log = logging.getLogger(__name__)
 
@@ -488,9 +491,12 @@ def deferred_signals() -> Iterator[None]:
 
 
 def log_tail(folder: Path, lines: int = TAIL_LINES) -> str:
-    """The last non-empty lines of a trial's log; empty if there is no log."""
+    """The last non-empty lines of a trial's log, after a crash without stacks; empty without."""
     path = folder / "trial.log"
     if not path.exists():
         return ""
     with path.open(errors="replace") as file:
-        return "\n".join(deque(filter(None, map(str.rstrip, file)), maxlen=lines))
+        texts = (text for text in map(str.rstrip, file) if text and not _STACK.match(text))
+        last = deque(texts, maxlen=lines)
+    crashed = any(text.startswith("Fatal Python error: ") for text in last)
+    return "\n".join([*last, *[f"its stack is in {path}"] * crashed])

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from src.core.environment import (
     COLLECTOR_THRESHOLD,
+    MAX_FILE,
     MAX_PATCH,
     POWERCAP,
     Rapl,
@@ -120,6 +121,19 @@ def test_git_state_and_the_patch_of_uncommitted_changes(tmp_path: Path) -> None:
     (folder / "long.py").write_text("#" * MAX_PATCH)
     assert len(uncommitted_changes(folder)) < MAX_PATCH + 100
     assert "cut here" in uncommitted_changes(folder).splitlines()[-1]
+    # files that are not even read: a changed one and an untracked one
+    (folder / "long.py").write_text("#" * MAX_FILE)
+    git(folder, "add", "long.py")
+    git(folder, "commit", "-qm", "b")
+    for name in ("long.py", "huge.py"):
+        (folder / name).write_text(f"password = 'a'  #{'#' * MAX_FILE}")
+    text = uncommitted_changes(folder)
+    assert text.splitlines()[-1] == "(left out, over 2,000,000 bytes: long.py, huge.py)"
+    assert "#" not in text
+    patch.write_text(text)
+    git(copy, "checkout", "-q", ".")
+    (copy / "conf" / "größe 1.yaml").unlink()
+    git(copy, "apply", str(patch))
 
 
 def test_the_patch_has_no_secrets(tmp_path: Path) -> None:

@@ -776,6 +776,19 @@ def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
     lines = b"\n".join(b"%d \n" % number for number in range(20))
     (tmp_path / "trial.log").write_bytes(b"x" * 50_000 + b"\n" + lines + b"\xff\n")
     assert log_tail(tmp_path, lines=3) == "18\n19\n\N{REPLACEMENT CHARACTER}"
+    crash = """Fatal Python error: Bus error
+
+Thread 0x00007f648d9fe6c0 (most recent call first):
+  File "/a/threading.py", line 982 in run
+
+Current thread 0x00007f6496095b80 (most recent call first):
+  File "/a/net.py", line 519 in forward
+
+Extension modules: numpy.linalg._umath_linalg, torch._C (total: 2)
+"""
+    (tmp_path / "trial.log").write_text(f"epoch 1\n{crash}")
+    end = f"its stack is in {tmp_path / 'trial.log'}"
+    assert log_tail(tmp_path) == f"epoch 1\nFatal Python error: Bus error\n{end}"
 
 
 # Real processes
@@ -785,6 +798,7 @@ WAYS = {
     "error": ("error", "ValueError: trial"),
     "exit": ("error", "status 3"),
     "kill": ("killed", "SIGKILL"),
+    "crash": ("killed", "SIGSEGV"),
     "hang": ("time_limit", "time_limit_s"),
     "memory": ("out_of_memory", "none left"),
     "nan": ("diverged", "best/val/balanced_accuracy is nan"),
@@ -793,6 +807,7 @@ WAYS = {
     "well": ("", ""),
 }
 LAST_LINES = {way: f"way={way}" for way in ("kill", "hang", "exit")}  # they could not say more
+LAST_LINES["crash"] = "Fatal Python error: Segmentation fault\nits stack is in "
 
 
 def test_every_way_to_fail_in_real_processes_is_recorded_in_both_stores(real: Setup) -> None:
