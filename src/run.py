@@ -350,7 +350,7 @@ def _repeated(
                 context.shared = context.shared if are_alike else None
                 Run.attach(store, run_id).move_below(trial)
                 if compressed:
-                    pairs.append((origin.origin_of(store, run_id), run_id))
+                    pairs.append((store.client.get_run(run_id).data.tags["origin"], run_id))
                 metrics.append(values)
                 needs_more = context.repeat_ended(seed, run_id, values)
                 folders = (context.folder, *context.resume)

@@ -285,11 +285,7 @@ def _is_allowed(target: Any) -> bool:
 
 
 def instantiate(
-    config: DictConfig,
-    path: str,
-    without: Sequence[str] = (),
-    kind: type = object,
-    **objects: Any,
+    config: DictConfig, path: str, without: Sequence[str] = (), kind: type = object, **objects: Any
 ) -> Any:
     """Build what `_target_` of the node at the key `path` names, an instance of `kind`.
 

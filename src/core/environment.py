@@ -218,14 +218,12 @@ def uncommitted_changes(root: Path | str) -> str:
     names = ("-z", "--", *SOURCES)
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", *names).split("\0")[:-1]
     changed = _git(root, "diff", "HEAD", "--name-only", "--relative", *names).split("\0")[:-1]
-    paths = {name: Path(root) / name for name in [*changed, *untracked]}
-    large = [
-        name for name, path in paths.items() if path.is_file() and path.stat().st_size > MAX_FILE
-    ]
+    paths = [path for name in (*changed, *untracked) if (path := Path(root) / name).is_file()]
+    large = [str(path.relative_to(root)) for path in paths if path.stat().st_size > MAX_FILE]
     others = [f":(exclude,literal){name}" for name in large]
     patch = _git(root, "diff", "HEAD", "--", *SOURCES, *others)
     for name in untracked:
-        if len(patch) <= MAX_PATCH and name not in large and not paths[name].is_symlink():
+        if len(patch) <= MAX_PATCH and name not in large and not (Path(root) / name).is_symlink():
             # git says by status 1 that the files differ
             patch += _git(root, "diff", "--no-index", "--", os.devnull, name, check=False)
     if len(patch) > MAX_PATCH:

@@ -26,7 +26,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 import pandas as pd
 import requests
@@ -188,7 +187,7 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
         try:
             _transfer(url, part, path.name)
             break
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # of an address
             if md5 is None or _size(part) <= before:  # no progress: do not burden the server
                 kept = f"; {_size(part):,} bytes are kept, the same command resumes there"
                 problem = f"cannot download {url} ({_reason(error)})"
@@ -210,7 +209,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP status {error.response.status_code}"
     if isinstance(error, requests.TooManyRedirects | ValueError):  # of an address, or its answer
@@ -219,13 +218,10 @@ def _reason(error: requests.RequestException) -> str:
 
 
 def _check_redirect(response: requests.Response, **_: Any) -> None:
-    """Refuse to be sent to anything but the web, or from an encrypted connection to a plain one."""
-    if response.is_redirect:
-        address, scheme = response.headers["Location"], ""
-        with suppress(ValueError):
-            scheme = urlsplit(urljoin(response.url, address)).scheme
-        if scheme != "https" and (scheme != "http" or response.url.startswith("https:")):
-            raise requests.exceptions.InvalidURL(f"the server redirects to {address}")
+    """Refuse to be sent from an encrypted connection to a plain one."""
+    address = response.headers.get("Location", "")
+    if response.url.startswith("https:") and address.lower().startswith("http:"):
+        raise requests.exceptions.InvalidURL(f"the server redirects to {address}")
 
 
 _get = partial(requests.get, timeout=TIMEOUT, hooks={"response": _check_redirect})

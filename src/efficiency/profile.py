@@ -106,7 +106,7 @@ class Profiler:
         there, beside the reference on the CPU, and has no multiply-adds, because the counter sees
         only torch's operators.
         """
-        device = torch.device("cpu" if _outside_torch(net) else device)
+        device = torch.device("cpu" if getattr(net, "outside_torch", False) else device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             counted = _count(net, image_size)
             copies = [deepcopy(module).to(device) for module in (net, self.reference)]
@@ -141,7 +141,7 @@ class Profiler:
         repeats: dict[str, int] = {}
         methods: dict[str, str] = {}
         details: dict[str, Any] = {"repeats": repeats, "methods": methods}
-        smooth, largest = _outside_torch(net), self.batch_sizes[-1]
+        smooth, largest = getattr(net, "outside_torch", False), self.batch_sizes[-1]
         conditions = f"{self.threads} thread{'s' * (self.threads > 1)}"
         image = self._images(1, image_size, device, smooth)
         wanted, is_ratio = dict[int, list[str]](), timed("efficiency/latency_ratio")
@@ -206,12 +206,8 @@ def _structure(net: nn.Module) -> tuple[str, list[torch.dtype]]:
     return str(net), [parameter.dtype for parameter in net.parameters()]
 
 
-def _outside_torch(net: nn.Module) -> bool:
-    return bool(getattr(net, "outside_torch", False))
-
-
 def _count(net: nn.Module, image_size: int) -> flops.Flops | None:
-    return None if _outside_torch(net) else flops.count_flops(net, image_size)
+    return None if getattr(net, "outside_torch", False) else flops.count_flops(net, image_size)
 
 
 def _static(net: nn.Module, counted: flops.Flops | None) -> dict[str, float]:

@@ -12,7 +12,8 @@ from src.core.errors import UserError
 
 _PRUNED, _FOLDED = "pruned", "folded"  # marks of a network
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation inherit from it
-_RESIZABLE = (nn.Conv2d, nn.Linear, _BATCH_NORM)
+# layers whose weights `shrink` can resize
+RESIZABLE = (nn.Conv2d, nn.Linear, _BATCH_NORM)
 
 
 def mark_pruned(net: nn.Module) -> None:
@@ -23,20 +24,6 @@ def mark_pruned(net: nn.Module) -> None:
 def is_pruned(module: nn.Module) -> bool:
     """Whether a network, or the network of a classifier, is marked as pruned."""
     return bool(getattr(_net(module), _PRUNED, False))
-
-
-def not_resizable(net: nn.Module) -> list[str]:
-    """Layers with weights that `shrink` cannot resize: all but Conv2d, Linear and BatchNorm.
-
-    Returns:
-        Names with kinds, such as "norm (LayerNorm)".
-    """
-    return [
-        f"{name or 'the net'} ({type(layer).__name__})"
-        for name, layer in net.named_modules()
-        if next(layer.parameters(recurse=False), None) is not None
-        and not isinstance(layer, _RESIZABLE)
-    ]
 
 
 def shrink(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -55,7 +42,7 @@ def shrink(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     ends = _ends(module)
     for name, layer in module.named_modules():
-        if isinstance(layer, _RESIZABLE):
+        if isinstance(layer, RESIZABLE):
             _resize(name, layer, state)
     if _ends(module) != ends:
         sizes = f"{ends} as in the complete net, but are {_ends(module)}"

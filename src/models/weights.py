@@ -167,8 +167,7 @@ def from_hub(repository: str, filename: str | None) -> Path:
 
     session: Any = get_session()  # of httpx, in older versions of requests
     hooks = getattr(session, "event_hooks", None) or session.hooks
-    if _check_file_name not in hooks["response"]:
-        hooks["response"].append(_check_file_name)
+    hooks["response"] = [_check_file_name]
     repository, _, tag = repository.partition("@")
     revision = tag or None
     filenames = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from src.core.errors import ConfigError, UserError, masked
+from src.core.errors import ConfigError, UserError
 from src.metrics import pareto, registry
 from src.metrics.formatting import is_cost
 from src.metrics.registry import COMPRESSION, COSTS, LOST, PRIMARY, Limit, Objective, describe
@@ -101,10 +101,9 @@ def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     parents = tagged[texts(tagged, "tags.kind") == "study"]
     trials = tagged[tagged["parent_id"].isin(parents["run_id"])] if len(parents) else _tops(tagged)
     if trials.empty:
-        raise UserError(
-            f"study={name}: no such study in {_location(store)}, or it has no trials; "
-            f"there {_listed(known_studies(runs))}"
-        )
+        place = f"{store.uri} (experiment {store.experiment}), or it has no trials"
+        others = _listed(known_studies(runs))
+        raise UserError(f"study={name}: no such study in {place}; there {others}")
     parent = parents.iloc[0].dropna() if len(parents) else pd.Series(dtype=object)
     return replace(_study_runs(name, parent, trials, tagged, runs), store=store)
 
@@ -119,7 +118,7 @@ def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     """
     trials = _tops(runs)
     if trials.empty:
-        raise UserError(f"{name}: finds no runs in {_location(store)}")
+        raise UserError(f"{name}: finds no runs in {store.uri} (experiment {store.experiment})")
     # the origins may be outside the search
     is_compressed = texts(trials, "tags.origin").ne("").any()
     others = read.cached_runs(store) if is_compressed else runs
@@ -235,10 +234,6 @@ def _tops(runs: pd.DataFrame) -> pd.DataFrame:
     kinds = texts(runs, "tags.kind")
     is_below = runs["parent_id"].isin(runs.loc[kinds == "trial", "run_id"])
     return runs[~kinds.isin(["study", "audit", "evaluation"]) & ~is_below]
-
-
-def _location(store: Store) -> str:
-    return f"{masked(store.uri)} (experiment {store.experiment})"
 
 
 def _listed(names: list[str]) -> str:

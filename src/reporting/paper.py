@@ -270,10 +270,6 @@ class Figure:
         return f"{self.value:,.0f}" if self.value == round(self.value) else f"{self.value:,.5g}"
 
 
-def _exact(value: float, origin: str, how: str) -> Figure:
-    return Figure(value, value, value, frozenset({origin}), how)
-
-
 Measure = Callable[..., Figure]  # (system, metric, less) -> figure, see `recorded_runs`
 
 
@@ -383,7 +379,9 @@ class Figures:
         self._sources: dict[str, Callable[..., Figure]] = {
             "count": self._count,
             "measured": self._measured,
-            "published": lambda value, source: _exact(value, "published", source),
+            "published": lambda value, source: Figure(
+                value, value, value, frozenset(["published"]), source
+            ),
         }
 
     def _of(self, name: str) -> Figure:
@@ -477,7 +475,9 @@ class Figures:
         net = _build(json.dumps(self._paper.nets[name].get("net", {})), f"paper.nets.{name}.net")
         counts = [(title, QUANTITIES[title](*net)) for title in (quantity, *more)]
         parts = " + ".join(f"{Figure(count)} {title.replace('_', ' ')}" for title, count in counts)
-        return _exact(sum(count for _, count in counts), "counted", f"{parts} of the net {name}")
+        total = sum(count for _, count in counts)
+        how = f"{parts} of the net {name}"
+        return Figure(total, total, total, frozenset(["counted"]), how)
 
 
 def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:

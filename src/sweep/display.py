@@ -102,7 +102,10 @@ class LiveView:
 
     def _draw(self, status: StudyStatus) -> None:
         if self._live is None:
-            parts = status_parts(self._study, status)
+            # without the remaining time, which changes when nothing happens
+            counts = f"{status.counted}/{status.total} trials finished ({_counts(status)})"
+            parts = [f"{self._study}: {counts}", f"{len(status.running)} running"]
+            parts += [f"best is {_best_text(status)}"] if status.best is not None else []
             if parts != self._shown:
                 self._shown = parts
                 self.say("; ".join([*parts, *filter(None, [_time_left(status)])]))
@@ -125,15 +128,6 @@ def event_line(event: Event, objectives: Sequence[Objective]) -> str:
     word = "stopped" if event.outcome.kind == "stopped" else WORDS[event.outcome.state]
     again = ", put back in the queue" if event.again else ""
     return f"trial {event.number} {word}: {' '.join(result.split())}{seconds}{again}"
-
-
-def status_parts(study: str, status: StudyStatus) -> list[str]:
-    """The status for a log, except the remaining time, which changes when nothing happens."""
-    parts = [f"{study}: {status.counted}/{status.total} trials finished ({_counts(status)})"]
-    parts.append(f"{len(status.running)} running")
-    if status.best is not None:
-        parts.append(f"best is {_best_text(status)}")
-    return parts
 
 
 def render(

@@ -67,7 +67,7 @@ def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: S
     """
     refuse_fixed_overrides(overrides)
     run_id = _origin_run_id(config, config.seed, store)
-    origin = trained.recorded_config(store, run_id)
+    origin = trained.read_recorded(read.artifact(store, run_id, "config.yaml"))
     if origin.model.get("_target_") != trained.CLASSIFIER:
         problem = "is not a network: there is nothing to compress"
         raise ConfigError("origin", f"{origin.model.get('name')} {problem}")
@@ -120,11 +120,6 @@ def check_study(
             raise ConfigError("sweeps", f"{problem}; take one that compresses")
     for seed in range(config.seed, config.seed + config.repeats):
         _origin_run_id(config, seed, store)
-
-
-def origin_of(store: Store, run_id: str) -> str:
-    """Id of the run that a compressed run was made from."""
-    return str(store.client.get_run(run_id).data.tags["origin"])
 
 
 def _origin_run_id(config: DictConfig, seed: int, store: Store) -> str:
@@ -202,8 +197,7 @@ def compress(
         try:
             loop.train(tuning, loop.RunParts(parts.data, classifier), run, folder / "tuning")
         except DivergedError as error:
-            problem = str(error).partition(";")[0]
-            raise DivergedError(f"{problem}; lower compression.lr") from error
+            raise DivergedError(f"{str(error).split(';')[0]}; lower compression.lr") from error
         classifier.eval()
 
     def load(run_ids: Sequence[str]) -> list[Classifier]:

@@ -91,7 +91,10 @@ class Prune:
         """Prune and fine-tune the net in place."""
         classifier, net = context.classifier, context.classifier.net
         size = classifier.image_size
-        if unfit := structure.not_resizable(net):
+        layers = {name: one for name, one in net.named_modules() if list(one.parameters(False))}
+        fixed = {n: one for n, one in layers.items() if not isinstance(one, structure.RESIZABLE)}
+        if fixed:
+            unfit = [f"{name or 'the net'} ({type(one).__name__})" for name, one in fixed.items()]
             raise UserError(
                 f"{classifier.name} cannot be pruned: only convolutions, dense layers and batch "
                 f"normalisation can be, but it has {_shorten(unfit)}"
