@@ -35,20 +35,24 @@ def test_measures_are_those_of_torchmetrics_and_scikit_learn(seed: int, classes:
         assert values["brier"] == pytest.approx(brier_score_loss(target, exact[:, 1]))
 
 
-def test_errors_by_hand() -> None:
+def test_errors_and_bins_by_hand() -> None:
     # ten answers at 0.9 of which six are right, ten at 0.6 of which six are right
     probability = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
     values = calibration.summary(probability, np.array(([0] * 6 + [1] * 4) * 2))
     assert values["ece"] == pytest.approx(0.5 * 0.3 + 0.5 * 0)
     assert values["adaptive_ece"] == pytest.approx(0.15)  # ties stay together: two bins
-
-
-def test_bins_are_closed_above_and_equal_in_content() -> None:
+    # bins are closed above, or equal in content
     numbers = calibration.equal_width(np.array([0, 1 / 15, 0.067, 0.5, 1.0]))
     assert numbers.tolist() == [0, 0, 1, 7, 14]
     counts = np.bincount(calibration.equal_content(np.random.default_rng(0).random(150)))
     assert counts.tolist() == [10] * 15
     assert calibration.equal_content(np.array([0.3, 0.3, 0.3])).tolist() == [0, 0, 0]
+    probability = np.array([[0.7, 0.3], [0.7, 0.3], [0.7, 0.3], [0.2, 0.8]])
+    table = frame(probability, np.array([0, 0, 1, 1]), ("nv", "mel"))
+    rows = calibration.bins(gather([table]), None).set_index(["class", "bin"])
+    columns = ["images", "confidence", "frequency"]
+    assert rows.loc[("mel", 4), columns].to_list() == pytest.approx([3, 0.3, 1 / 3])
+    assert rows.loc[(calibration.TOP, 10), columns].to_list() == pytest.approx([3, 0.7, 2 / 3])
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
@@ -118,12 +122,3 @@ def test_reliability_bins_count_each_image_once_a_net() -> None:
             assert np.average(rows["frequency"], weights=rows["images"]) == pytest.approx(share)
     both = calibration.bins(predictions, predictions.probability.astype(float))
     assert both["scaled"].tolist() == [False] * len(table) + [True] * len(table)
-
-
-def test_bins_by_hand() -> None:
-    probability = np.array([[0.7, 0.3], [0.7, 0.3], [0.7, 0.3], [0.2, 0.8]])
-    table = frame(probability, np.array([0, 0, 1, 1]), ("nv", "mel"))
-    rows = calibration.bins(gather([table]), None).set_index(["class", "bin"])
-    columns = ["images", "confidence", "frequency"]
-    assert rows.loc[("mel", 4), columns].to_list() == pytest.approx([3, 0.3, 1 / 3])
-    assert rows.loc[(calibration.TOP, 10), columns].to_list() == pytest.approx([3, 0.7, 2 / 3])

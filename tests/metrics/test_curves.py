@@ -47,13 +47,9 @@ def test_areas_are_those_of_scikit_learn_with_weights_and_ties(case: Case, seed:
     assert value(curves.area, *case, weights) == pytest.approx(expected)
     expected = average_precision_score(positive, score, sample_weight=weights)
     assert value(curves.average_precision, *case, weights) == pytest.approx(expected)
-
-
-@given(scored())
-@settings(max_examples=30)
-def test_pauc_is_the_isic_2024_metric(case: Case) -> None:
-    # the partial area of the reverse problem, scikit-learn's correction undone
-    corrected = roc_auc_score(~case[1], -case[0], max_fpr=0.2)
+    # the ISIC 2024 metric: the partial area of the reverse problem, with scikit-learn's
+    # correction undone
+    corrected = roc_auc_score(~positive, -score, max_fpr=0.2)
     expected = 0.02 + 0.18 / 0.5 * (corrected - 0.5)
     assert value(curves.pauc, *case) == pytest.approx(expected, abs=1e-12)
 
@@ -102,6 +98,8 @@ def test_only_the_order_of_scores_counts(case: Case) -> None:
     score, positive = case
     for curve in (curves.CURVES | FIXED).values():
         assert value(curve, np.exp(3 * score) - 5, positive) == value(curve, score, positive)
+    rates = ("sensitivity_at_spec", "specificity_at_sens")
+    assert list(FIXED) == [f"{rate}{percent}" for rate in rates for percent in ("90", "97.5")]
     reverse = value(curves.area, -score, positive)
     assert reverse == pytest.approx(1 - value(curves.area, score, positive))
 
@@ -114,11 +112,6 @@ def test_one_kind_of_images_defines_no_area(kind: bool) -> None:
         assert np.isnan(value(curve, score, positive))
     precision = value(curves.average_precision, score, positive)
     assert precision == pytest.approx(1.0 if kind else np.nan, nan_ok=True)
-
-
-def test_fixed_statistics_are_named_by_per_cent() -> None:
-    rates = ("sensitivity_at_spec", "specificity_at_sens")
-    assert list(FIXED) == [f"{rate}{percent}" for rate in rates for percent in ("90", "97.5")]
 
 
 @given(scored())
@@ -177,28 +170,25 @@ def undecided() -> pd.DataFrame:
 
 
 def test_isic_scores_are_those_of_the_package() -> None:
-    predictions = gather([undecided()])
+    first, predictions = undecided(), gather([undecided()])
     scores = curves.isic_scores(predictions).set_index("class")
     expected = PER_CATEGORY.assign(macro_average=PER_CATEGORY.mean(axis=1)).T
     np.testing.assert_allclose(scores[NAMES], expected)
     # a: 2 of 4 (one of the others is undecided), b: 3 of 5, c: 1 of 3 (one undecided)
     balanced = evaluate(predictions, balanced_accuracy(predictions)).item()
     assert balanced == pytest.approx((2 / 4 + 3 / 5 + 1 / 3) / 3)
-    table = undecided()
-    predictions = gather([table[table["label"] != "c"]])
+    # several nets are averaged
+    second = first.assign(**{"p/a": first["p/b"], "p/b": first["p/a"]})
+    other = curves.isic_scores(gather([second])).set_index("class")
+    both = curves.isic_scores(gather([first, second])).set_index("class")
+    pd.testing.assert_frame_equal(both, (scores + other) / 2)
+    # without images of c
+    predictions = gather([first[first["label"] != "c"]])
     balanced = evaluate(predictions, balanced_accuracy(predictions)).item()
     assert balanced == pytest.approx((2 / 4 + 3 / 5) / 2)
     row = curves.isic_scores(predictions).set_index("class").loc["c"]
     assert row["sensitivity"] == row["ppv"] == row["dice"] == row["npv"] == 1
     assert row[["auc", "auc_sens_80", "ap"]].isna().all()
-
-
-def test_isic_scores_of_several_nets_are_averaged() -> None:
-    first = undecided()
-    second = first.assign(**{"p/a": first["p/b"], "p/b": first["p/a"]})
-    alone = [curves.isic_scores(gather([net])).set_index("class") for net in (first, second)]
-    both = curves.isic_scores(gather([first, second])).set_index("class")
-    pd.testing.assert_frame_equal(both, (alone[0] + alone[1]) / 2)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(8, 40))

@@ -118,22 +118,19 @@ def test_two_classes_have_a_threshold() -> None:
 
 def test_a_class_absent_from_validation_is_not_moved() -> None:
     probability, target = simulated(np.array([0.5, 0.3, 0.2]), np.full(3, 1 / 3), 400)
-    some = target != 2
+    probability, target = probability[target != 2], target[target != 2]
+    pair = probability[:, :2] / probability[:, :2].sum(axis=1, keepdims=True)
     for rule in ("balanced", "accuracy"):
-        offsets = fit(rule, probability[some], target[some])
+        offsets = fit(rule, probability, target)
         assert offsets[2] == 0
         # the others are those of the two classes alone
-        pair = probability[some][:, :2] / probability[some][:, :2].sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(offsets[:2], fit(rule, pair, target[some]), atol=1e-4)
-    assert fit("recall_floor", probability[some], target[some], positive=2).tolist() == [0, 0, 0]
+        np.testing.assert_allclose(offsets[:2], fit(rule, pair, target), atol=1e-4)
+    assert fit("recall_floor", probability, target, positive=2).tolist() == [0, 0, 0]
     assert fit("balanced", probability[:0], target[:0]).tolist() == [0, 0, 0]
-
-
-def test_a_probability_that_is_no_number_is_refused() -> None:
-    probability, target = simulated(np.full(3, 1 / 3), np.full(3, 1 / 3), 20)
-    probability[[3, 5], 1] = np.nan
+    few, labels = probability[:20].copy(), target[:20]
+    few[[3, 5], 1] = np.nan
     with pytest.raises(UserError, match=r"decision=balanced: 2 of 20 predictions .* not finite"):
-        fit("balanced", probability, target)
+        fit("balanced", few, labels)
 
 
 def test_figures_are_those_of_the_decisions() -> None:
@@ -145,13 +142,14 @@ def test_figures_are_those_of_the_decisions() -> None:
             decided = with_decisions(split, rule, fitted_on)[f"decision/{rule}"]
             matrix = confusion_matrix(split["label"], decided, labels=CLASSES)
             recalls = np.diag(matrix) / matrix.sum(axis=1)
-            assert values[f"decision/{rule}/balanced_accuracy"] == pytest.approx(recalls.mean())
-            assert values[f"decision/{rule}/recall/mel"] == pytest.approx(recalls[1])
-            accuracy = np.trace(matrix) / matrix.sum()
-            assert values[f"decision/{rule}/accuracy"] == pytest.approx(accuracy)
             others = np.delete(matrix, 1, axis=0)
-            specificity = 1 - others[:, 1].sum() / others.sum()
-            assert values[f"decision/{rule}/specificity/mel"] == pytest.approx(specificity)
+            for name, value in {
+                "balanced_accuracy": recalls.mean(),
+                "recall/mel": recalls[1],
+                "accuracy": np.trace(matrix) / matrix.sum(),
+                "specificity/mel": 1 - others[:, 1].sum() / others.sum(),
+            }.items():
+                assert values[f"decision/{rule}/{name}"] == pytest.approx(value)
     # what is applied to test: offsets of all of validation, by hand
     offsets = fit("balanced", val[columns].to_numpy(), pd.Categorical(val["label"], CLASSES).codes)
     by_hand = (np.log(test[columns].to_numpy(float)) + offsets).argmax(axis=1)
@@ -160,24 +158,16 @@ def test_figures_are_those_of_the_decisions() -> None:
     recorded = decision_rules.offsets_by_rule(val)
     assert list(recorded) == list(FITTED)
     assert list(recorded["balanced"].values()) == pytest.approx(offsets.tolist())
-
-
-def test_rates_at_the_threshold_of_validation() -> None:
-    val, test = made_up(3, images=300, nets=1)[0], made_up(4, images=200, nets=1)[0]
-    values = evaluate(test, "argmax", val)[1]
-    threshold = choose(
-        val["p/mel"].to_numpy(float),
-        (val["label"] == "mel").to_numpy(),
-        TargetRate("sensitivity", 0.8),
-    ).value
+    # the rates of test at the threshold of validation
+    score, is_melanoma = val["p/mel"].to_numpy(float), (val["label"] == "mel").to_numpy()
+    threshold = choose(score, is_melanoma, TargetRate("sensitivity", 0.8)).value
     called, positive = test["p/mel"].astype(float) >= threshold, test["label"] == "mel"
-    expected = {
+    for rate, value in {
         "sensitivity": called[positive].mean(),
         "specificity": (~called)[~positive].mean(),
         "ppv": positive[called].mean(),
         "npv": (~positive)[~called].mean(),
-    }
-    for rate, value in expected.items():
+    }.items():
         assert values[f"chosen/{rate}/mel"] == pytest.approx(value)
 
 

@@ -53,27 +53,19 @@ def test_labels_have_unit_split_and_class_and_are_all_different() -> None:
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("val/balanced_acuracy", "val/balanced_accuracy"),
-        ("flops", "efficiency/flops"),
-        ("eficiency/params", "efficiency/params"),
-        ("recall/mel", "val/recall/<class>"),
-        ("latency_ms/b1/p50", "efficiency/latency_ms/b1/p50"),
+        ("val/balanced_acuracy", "; did you mean .*val/balanced_accuracy"),
+        ("flops", "; did you mean .*efficiency/flops"),
+        ("eficiency/params", "; did you mean .*efficiency/params"),
+        ("recall/mel", "; did you mean .*val/recall/<class>"),
+        ("latency_ms/b1/p50", "; did you mean .*efficiency/latency_ms/b1/p50"),
+        *((name, "") for name in ("", "val", "train/auroc", "val/recall/")),
+        *((name, "") for name in ("efficiency/latency_ms/b0/p50", "efficiency/flops2")),
+        ("best/test/loss", ""),
     ],
 )
 def test_unknown_name_lists_close_ones(wrong: str, right: str) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match=f"^metric: unknown metric {wrong!r}{right}"):
         describe(wrong)
-    assert str(raised.value).startswith(f"metric: unknown metric {wrong!r}; did you mean ")
-    assert right in str(raised.value)
-
-
-NOT_RECORDED = ["", "val", "train/auroc", "val/recall/", "efficiency/latency_ms/b0/p50"]
-
-
-@pytest.mark.parametrize("name", [*NOT_RECORDED, "efficiency/flops2", "best/test/loss"])
-def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown metric"):
-        describe(name)
 
 
 @pytest.mark.parametrize("name", ["val/auroc/mel", "val/pauc_80/mel", "val/temperature", "val/ece"])
@@ -114,9 +106,7 @@ def test_objectives_from_a_config() -> None:
     ]
     assert parse_objectives({"objectives": entries}) == expected
     assert parse_objectives(OmegaConf.create({"objectives": entries})) == expected
-
-
-def test_a_validation_metric_has_the_name_of_the_value_at_the_kept_epoch() -> None:
+    # a validation metric has the name of the value at the kept epoch
     [typed] = parse_objectives({"objectives": [{"metric": "val/loss"}]})
     [recorded] = parse_objectives({"objectives": [{"metric": "best/val/loss"}]})
     assert typed == recorded == Objective("val/loss", "minimize")
@@ -126,6 +116,10 @@ def test_a_validation_metric_has_the_name_of_the_value_at_the_kept_epoch() -> No
 
 
 FLOPS = {"metric": "efficiency/flops"}
+
+
+NO_OBJECTIVE = r"^objective\.objectives\[0\]: must be {metric: "
+REPEATED = r"^objective\.objectives\[1\]\.metric: must name each metric once, but got"
 
 
 @pytest.mark.parametrize(
@@ -140,14 +134,11 @@ FLOPS = {"metric": "efficiency/flops"}
             [{**FLOPS, "direction": "down"}],
             r"^objective\.objectives\[0\]\.direction: must be .* but got 'down'",
         ),
-        ([{"direction": "minimize"}], r"^objective\.objectives\[0\]: must be {metric: "),
-        ([{**FLOPS, "weight": 2}], r"^objective\.objectives\[0\]: must be {metric: "),
-        (["efficiency/flops"], r"^objective\.objectives\[0\]: must be {metric: "),
-        ([FLOPS, FLOPS], r"^objective\.objectives\[1\]\.metric: must name each metric once"),
-        (
-            [{"metric": "best/val/loss"}, {"metric": "val/loss"}],
-            r"^objective\.objectives\[1\]\.metric: must name each metric once, but got val/loss",
-        ),
+        ([{"direction": "minimize"}], NO_OBJECTIVE),
+        ([{**FLOPS, "weight": 2}], NO_OBJECTIVE),
+        (["efficiency/flops"], NO_OBJECTIVE),
+        ([FLOPS, FLOPS], f"{REPEATED} efficiency/flops"),
+        ([{"metric": "best/val/loss"}, {"metric": "val/loss"}], f"{REPEATED} val/loss"),
     ],
 )
 def test_bad_objectives_are_named(entries: list[Any], message: str) -> None:
@@ -157,11 +148,11 @@ def test_bad_objectives_are_named(entries: list[Any], message: str) -> None:
 
 def test_limits_from_a_config() -> None:
     config = OmegaConf.create({"limits": ["efficiency/params <= 692e3", "  val/recall/mel>=0.8 "]})
-    assert parse_limits(config) == [
-        Limit("efficiency/params", "<=", 692_000.0),
-        Limit("val/recall/mel", ">=", 0.8),
-    ]
+    limit = Limit("val/recall/mel", ">=", 0.8)
+    assert parse_limits(config) == [Limit("efficiency/params", "<=", 692_000.0), limit]
     assert parse_limits({}) == parse_limits({"limits": []}) == parse_limits({"limits": None}) == []
+    assert str(limit) == "best/val/recall/mel >= 0.8"
+    assert parse_limits({"limits": [str(limit)]}) == [limit]
 
 
 NOT_A_LIMIT = 'objective.limits[1]: must be like "efficiency/params <= 692e3", but got '
@@ -196,12 +187,6 @@ def test_limit_holds_up_to_its_bound(bound: float, measured: float) -> None:
     for limit in (below, above):
         assert limit.holds(bound)
         assert not limit.holds(math.nan)
-
-
-def test_limit_reads_back() -> None:
-    limit = Limit("val/recall/mel", ">=", 0.8)
-    assert str(limit) == "best/val/recall/mel >= 0.8"
-    assert parse_limits({"limits": [str(limit)]}) == [limit]
 
 
 def test_objective_configs_can_be_read(root: Path) -> None:
