@@ -68,12 +68,8 @@ def record(
     for number, (frame, seed) in enumerate(zip(frames, seeds, strict=True)):
         values = {"kind": "run", "study": study, "seed": seed, "model": "custom"}
         values |= {"split": "grouped", "weights": "random", "split_fingerprint": "s0"}
-        values |= {
-            "git_commit": "a" * 40,
-            "git_dirty": False,
-            "device": "Abacus 9",
-            "overrides": "",
-        }
+        values |= {"git_commit": "a" * 40, "git_dirty": False, "device": "Abacus 9"}
+        values["overrides"] = ""
         for name, value in tags.items():
             values[name] = value[number] if isinstance(value, list | tuple) else value
         data = {"image_size": 64, "root": f"/home/somebody/{seed}"}
@@ -263,16 +259,14 @@ def test_the_origin_names_commands_commits_and_devices_but_no_folder(store: Stor
     assert "/home" not in page
 
 
-def test_metrics_of_a_class_need_the_class() -> None:
+def test_metrics_of_a_class_need_the_class_and_small_differences_do_not_read_as_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     frame = pd.DataFrame({"p/MEL": [], "p/nv": []})
     names = {"accuracy": "accuracy", "recall/melanoma": "recall/MEL", "f1/nv": "f1/nv"}
     names |= {"recall/bkl": None}
     assert {name: results.recorded(name, frame) for name in names} == names
     assert results.recorded("recall/melanoma", frame.drop(columns="p/MEL")) is None
-
-
-def test_small_differences_do_not_read_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = pd.DataFrame({"p/mel": [], "p/nv": []})
     cell = results.Cell("s", "", "a", {}, frame, [frame], [frame], "")
     small = PairedDifference(0.0004, 0.00001, 0.001, np.nan)
     monkeypatch.setattr(results, "paired_difference", lambda *_, **__: small)
@@ -280,9 +274,9 @@ def test_small_differences_do_not_read_as_zero(monkeypatch: pytest.MonkeyPatch) 
     assert text == "+0.00040 [+0.00001, +0.00100], better"
 
 
-def test_metrics_by_a_decision_rule_that_is_fitted_on_validation(store: Store) -> None:
+def test_a_section_may_be_about_a_decision_rule_or_the_images_of_one_source(store: Store) -> None:
     frames = pair(0.6)
-    record(store, "s", frames)
+    ids = record(store, "s", frames)
     metrics = ["accuracy", "accuracy@accuracy"]
     [row] = rows(render(store, section("systems", "s", metrics=metrics)), "seeds")
     decided = [with_decisions(frame, "accuracy", frame) for frame in frames]
@@ -290,16 +284,12 @@ def test_metrics_by_a_decision_rule_that_is_fitted_on_validation(store: Store) -
     assert row["accuracy, decision=accuracy"].startswith(f"{np.mean(expected):.3f} ±")
     assert row["accuracy"].startswith(f"{np.mean([score(f, 'accuracy') for f in frames]):.3f} ±")
 
-
-def test_a_section_may_be_about_the_images_of_one_source(store: Store) -> None:
-    frames = pair(0.6)
-    ids = record(store, "s", frames)
     images, labels = {", second ten": "i01", ", all": "i"}, {ids[1][:8]: "a net"}
     shown = rows(render(store, section("systems", "s", images=images, labels=labels)), "seeds")
     assert [row["model"] for row in shown] == ["a net, second ten", "a net, all"]
     for row, part in zip(shown, (slice(10, 20), slice(None)), strict=True):
-        expected = np.mean([score(frame[part], "accuracy") for frame in frames])
-        assert row["accuracy"].startswith(f"{expected:.3f} ±")
+        mean = np.mean([score(frame[part], "accuracy") for frame in frames])
+        assert row["accuracy"].startswith(f"{mean:.3f} ±")
 
 
 def test_the_record_keeps_what_a_store_lacks_and_the_page_is_computed_from_it_alone(
@@ -362,16 +352,12 @@ def test_probabilities_are_recorded_in_half_precision(store: Store) -> None:
     assert stored.loc[0, "p/mel"] == pytest.approx(1)
 
 
-def test_the_page_is_the_one_that_the_record_gives(root: Path) -> None:
+def test_the_page_is_the_one_that_the_record_gives_and_its_settings_can_be_used(root: Path) -> None:
     settings = yaml.safe_load(results.SETTINGS.read_text())
     page = results.page(Record.of_files(root / results.FOLDER), settings)
     assert page == (root / results.PAGE).read_text()
     assert page.count("\n") <= 150
     assert sum(file.stat().st_size for file in (root / results.FOLDER).iterdir()) < 3e6
-
-
-def test_the_sections_of_the_settings_can_be_used(root: Path) -> None:
-    settings = yaml.safe_load((root / "benchmarks" / "results.yaml").read_text())
     for values in settings["sections"].values():
         assert values["kind"] in ("systems", "leakage", "better", "compressed")
         results.parse_limits(values)

@@ -28,6 +28,19 @@ def test_texts_have_headings_with_units_and_a_dash_for_missing_values() -> None:
     assert texts.to_numpy().tolist() == [["custom", "0.654", "1.2"], ["=1+1|<b>", "-", "30.0"]]
 
 
+def test_markdown_and_latex_are_escaped() -> None:
+    lines = TABLE.to_markdown().splitlines()
+    assert lines[0] == "**Results_1**"
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells == ["model", "accuracy", "latency (ms)"]
+    assert r"=1+1\|&lt;b&gt;" in lines[5]
+    assert lines[-1] == "higher is better"
+    latex = TABLE.to_latex(label="results")
+    caption = r"\caption{Results\_1 higher is better}"
+    for text in (r"\toprule", caption, r"\label{tab:results}", "custom & 0.654 & 1.2"):
+        assert text in latex
+
+
 def test_terminal() -> None:
     console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     console.print(TABLE.to_rich())
@@ -38,22 +51,6 @@ def test_terminal() -> None:
     named = Table(FRAME.assign(model=["parameters_resnet50", "b"], text="many words " * 9))
     console.print(named.to_rich())
     assert "parameters_resnet50" in console.export_text()  # an id that somebody copies
-
-
-def test_markdown_is_escaped() -> None:
-    lines = TABLE.to_markdown().splitlines()
-    assert lines[0] == "**Results_1**"
-    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells == ["model", "accuracy", "latency (ms)"]
-    assert r"=1+1\|&lt;b&gt;" in lines[5]
-    assert lines[-1] == "higher is better"
-
-
-def test_latex_is_escaped() -> None:
-    latex = TABLE.to_latex(label="results")
-    caption = r"\caption{Results\_1 higher is better}"
-    for text in (r"\toprule", caption, r"\label{tab:results}", "custom & 0.654 & 1.2"):
-        assert text in latex
 
 
 def test_csv_holds_raw_values_and_no_formulas(tmp_path: Path) -> None:

@@ -23,23 +23,19 @@ def test_folders_are_classes(layout):
 
 def test_invalid_folders(layout):
     source, root = layout("folder")
-    (root / "other").mkdir()
-    with pytest.raises(DataError, match="folder/other: this class folder has no image"):
-        source.manifest()
-    (root / "other").rmdir()
-    shutil.rmtree(root / "benign")
-    with pytest.raises(DataError, match="only one class, malignant"):
-        source.manifest()
-    shutil.rmtree(root / "malignant")
-    with pytest.raises(DataError, match="has no class folders"):
-        source.manifest()
-
-
-def test_a_class_name_that_no_metric_can_have_is_refused_with_its_place(layout):
-    source, root = layout("folder")
     (root / "benign").rename(root / "naïve: é黑")
     assert "naïve: é黑" in source.manifest().classes
     (root / "naïve: é黑").rename(root / "a@b")
     problem = r"folder: the names of its classes must be made of letters.* but got 'a@b'"
-    with pytest.raises(DataError, match=problem):
+    with pytest.raises(DataError, match=problem):  # which no metric can have
+        source.manifest()
+    (root / "other").mkdir()
+    with pytest.raises(DataError, match="folder/other: this class folder has no image"):
+        source.manifest()
+    (root / "other").rmdir()
+    shutil.rmtree(root / "a@b")
+    with pytest.raises(DataError, match="only one class, malignant"):
+        source.manifest()
+    shutil.rmtree(root / "malignant")
+    with pytest.raises(DataError, match="has no class folders"):
         source.manifest()

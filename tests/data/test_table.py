@@ -55,24 +55,21 @@ def test_two_paths_of_one_file_are_one_image(root, other):
         manifest(root)
 
 
-def test_unknown_split_is_named(root):
+def test_unknown_splits_and_classes_are_named(root):
+    assert manifest(root, classes=["other", "nevus", "melanoma"]).frame["label"][0] == 2
     table = pd.read_csv(root / "images.csv").assign(fold="train")
     table.loc[1, "fold"] = "dev"
     table.to_csv(root / "images.csv", index=False)
-    expected = r"images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;"
-    with pytest.raises(DataError, match=expected):
-        manifest(root, split_column="fold")
-
-
-def test_classes_argument_sets_the_order_and_refuses_others(root):
-    assert manifest(root, classes=["other", "nevus", "melanoma"]).frame["label"][0] == 2
-    with pytest.raises(DataError, match="unknown label 'other' of image"):
-        manifest(root, classes=["melanoma", "nevus"])
-    with pytest.raises(DataError, match="no image of class wart"):
-        manifest(root, classes=["melanoma", "nevus", "other", "wart"])
-
-
-@pytest.mark.parametrize("classes", [["a"], ["a", "a"], []])
-def test_invalid_classes(tmp_path, classes):
-    with pytest.raises(ConfigError, match="classes: must be two or more different names"):
-        CsvTable(tmp_path, csv="images.csv", classes=classes)
+    for options, expected in (
+        ({"classes": ["melanoma", "nevus"]}, "unknown label 'other' of image"),
+        ({"classes": ["melanoma", "nevus", "other", "wart"]}, "no image of class wart"),
+        (
+            {"split_column": "fold"},
+            "images.csv: unknown split 'dev' of image pictures/IMG_0001.png in line 3;",
+        ),
+    ):
+        with pytest.raises(DataError, match=expected):
+            manifest(root, **options)
+    for classes in (["a"], ["a", "a"], []):
+        with pytest.raises(ConfigError, match="classes: must be two or more different names"):
+            CsvTable(root, csv="images.csv", classes=classes)
