@@ -67,7 +67,7 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], split: str) -
     return figure
 
 
-def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> "Figure":
+def learning_curves(history: pd.DataFrame, chosen_epoch: int) -> "Figure":
     """Loss and validation quality over the epochs.
 
     `history` is indexed by epoch (from 0), with columns by recorded names, such as `train/loss`;
@@ -83,14 +83,12 @@ def learning_curves(history: pd.DataFrame, chosen_epoch: int | None) -> "Figure"
             if name in history and history[name].notna().any():
                 series = history[name].dropna()
                 axes.plot(series.index + 1, series, marker=".", label=name)
-        if chosen_epoch is not None:
-            line = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "kept epoch"}
-            axes.axvline(chosen_epoch + 1, **line)
+        line = {"color": "0.5", "linestyle": "--", "linewidth": 1, "label": "kept epoch"}
+        axes.axvline(chosen_epoch + 1, **line)
         axes.locator_params(axis="x", integer=True)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+        axes.legend(fontsize=8)  # of the kept epoch at least
     return figure
 
 
