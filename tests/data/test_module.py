@@ -270,28 +270,21 @@ def test_leakage_arm_records_what_it_is(module, siblings: str, label: str, leaki
     assert "has_sibling" not in plain.predictions(plain.rows("test"), np.full((16, 2), 0.5))
 
 
-@pytest.mark.parametrize(
-    ("published", "share"),
-    [
-        ({}, "80 images"),
-        ({"a": 60, "b": 20}, "80 of 80 images (100.0%)"),
-        ({"a": 1_500, "b": 100}, "80 of 1,600 images (5.0%), a 75.0% (published 93.8%), "
-         "b 25.0% (published 6.2%)"),
-    ],
-)  # fmt: skip
-def test_part_of_the_public_set_is_named(module, published: dict[str, int], share: str) -> None:
+def test_part_of_the_public_set_and_size_of_the_stored_pictures_are_named(module, tmp_path):
     data = module()
-    data.source.published = published
-    assert data.share == share
-
-
-def test_size_of_the_stored_pictures_is_named(module, tmp_path) -> None:
-    data = module()
+    assert data.share == "80 images"
+    data.source.published = {"a": 1_500, "b": 100}
+    changed = "a 75.0% (published 93.8%), b 25.0% (published 6.2%)"
+    assert data.share == f"80 of 1,600 images (5.0%), {changed}"
+    data.source.published = {"a": 60, "b": 20}
+    assert data.share == "80 of 80 images (100.0%)"
     for name, size in {"large.png": (40, 30), "small.png": (20, 15)}.items():
         Image.new("RGB", size).save(tmp_path / name)
     names = pd.Series(["large.png"] * 50 + ["small.png"] * 30)
     data.frame["path"] = f"{tmp_path}/" + names
     # 16 of 80 rows, 79 / 15 apart: those before row 50 are number 0 to 9
+    assert data.share == "80 of 80 images (100.0%), 40x30 px in 10 of 16 looked at"
+    data.source.published = {}
     assert data.share == "80 images, 40x30 px in 10 of 16 looked at"
     data.source.published = {"a": 60, "b": 20}
     data.frame["path"] = f"{tmp_path}/large.png"

@@ -153,7 +153,7 @@ def test_unknown_label_and_class_without_images_are_named(
         source.manifest()
 
 
-def test_csv_with_byte_order_mark_blank_lines_and_spaces_and_a_file_that_is_no_table(tmp_path):
+def test_csv_of_any_style_and_a_file_that_is_no_table(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes("\ufeffimage,label,age\n 001 , mel ,3\n\n002,NA,\n\n".encode())
     frame = read_csv(path, ["image", "label"])

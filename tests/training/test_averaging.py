@@ -80,7 +80,7 @@ def test_average_is_validated_and_kept_and_training_continues_from_the_weights(
     assert module.counter.item() == STEPS
 
 
-def test_weights_must_be_float32_mixed_precision_is_averaged(tmp_path: Path) -> None:
+def test_weights_are_float32_as_in_mixed_precision(tmp_path: Path) -> None:
     for precision in ("bf16-true", "64-true"):
         with pytest.raises(ConfigError, match="trainer.precision: must keep weights in float32"):
             fitted(tmp_path, 0.9, has_validation=True, precision=precision)
