@@ -3,7 +3,8 @@
     python -m benchmarks.pruning_replay [curves=benchmarks/curves/ham10000_64.csv]
     [rival=/path/to/python] [late=4]
 
-The table (`benchmarks.record_curves`) holds HAM10000 runs at 64 px drawn at random from one space.
+The table (`benchmarks.record_curves`) holds HAM10000 runs drawn at random from one space, at 64 px
+or at several image sizes; each seed of a configuration counts as a run.
 Four simulated workers take them in a random order, one after the other, at the recorded seconds an
 epoch; nothing is trained.
 Objectives: best validation balanced accuracy so far, up; FLOPs, down. What is reported, as a
@@ -67,11 +68,19 @@ WANTED_HYPERVOLUME, WANTED_EPOCHS = 0.95, 1 / 3
 
 @dataclass(frozen=True)
 class Curve:
-    """A recorded run: best balanced accuracy up to each epoch, multiply-adds, seconds an epoch."""
+    """A recorded run.
+
+    Attributes:
+        best: Best balanced accuracy up to each epoch.
+        flops: Multiply-adds.
+        seconds: Seconds per epoch.
+        image_size: In pixels.
+    """
 
     best: tuple[float, ...]
     flops: float
     seconds: float
+    image_size: int = 64
 
 
 class Stopper(Protocol):
@@ -152,15 +161,17 @@ class Share:
 
 
 def read(path: Path) -> dict[int, Curve]:
-    """Run number -> its curve."""
-    table = pd.read_csv(path).sort_values(["run", "epoch"])
+    """Number of the run, from 0 -> its curve; with several seeds, those of the first come first."""
+    table = pd.read_csv(path)
+    table = table.assign(seed=table.get("seed", 0), size=table.get("size", 64))
     return {
-        int(str(number)): Curve(
-            best=tuple(rows[METRIC].cummax()),
+        number: Curve(
+            best=tuple(rows.sort_values("epoch")[METRIC].cummax()),
             flops=float(rows[COST].iloc[0]),
             seconds=float(rows["seconds_per_epoch"].iloc[0]),
+            image_size=int(rows["size"].iloc[0]),
         )
-        for number, rows in table.groupby("run")
+        for number, (_, rows) in enumerate(table.groupby(["seed", "run"]))
     }
 
 
@@ -273,6 +284,23 @@ def show(title: str, results: Mapping[str, Sequence[Share]]) -> None:
         )
 
 
+def show_sizes(curves: Mapping[int, Curve], rungs: Rungs) -> None:
+    """Share of the runs of each image size that are trained to the end, over the seeds."""
+    orders = [shuffled(curves, seed) for seed in SEEDS]
+    for name, stopper in (
+        ("paretoderm", rungs),
+        ("fixed rungs", replace(rungs, min_correlation=-1)),
+    ):
+        ended = [
+            (curve.image_size, epochs == len(curve.best))
+            for order in orders
+            for curve, epochs in zip(order, replay(order, Ours(stopper)), strict=True)
+        ]
+        means = pd.DataFrame(ended, columns=["size", "ended"]).groupby("size")["ended"].mean()
+        shares = ", ".join(f"{size} px {value:.0%}" for size, value in means.items())
+        print(f"trained to the end, {name}: {shares}")
+
+
 def choose(curves: Mapping[int, Curve]) -> None:
     """The grid over the first even runs."""
     half = {
@@ -326,8 +354,9 @@ def main() -> None:
     curves = delayed(read(table), int(options.get("late", "0")))
     print("command: python -m benchmarks.pruning_replay " + " ".join(sys.argv[1:]))
     longest = len(next(iter(curves.values())).best)
+    sizes = ", ".join(map(str, sorted({curve.image_size for curve in curves.values()})))
     print(
-        f"{len(curves)} runs of {longest} epochs, HAM10000 at 64 px; {WORKERS} workers; "
+        f"{len(curves)} runs of {longest} epochs, HAM10000 at {sizes} px; {WORKERS} workers; "
         "replayed, nothing trained"
     )
     if options.get("choose"):
@@ -335,12 +364,15 @@ def main() -> None:
         return
     rungs = Rungs(longest)
     print(f"rungs at epochs {rungs.epochs}, one in {rungs.reduction_factor:g} goes on")
-    later = {number: curve for number, curve in curves.items() if not _was_seen(number)}
+    is_default = table == CURVES  # the rule was settled on its runs
+    later = {n: curve for n, curve in curves.items() if is_default and not _was_seen(n)}
     with rival_process(options.get("rival")) as bridge:
         if later:
             show(f"{len(later)} later runs, which chose nothing", contend(later, rungs, bridge))
         results = contend(curves, rungs, bridge)
         show(f"all {len(curves)} runs", results)
+    if "," in sizes:
+        show_sizes(curves, rungs)
     reached = [
         statistics.median(getattr(run, name) for run in results["paretoderm"])
         for name in ("completed", "epochs")

@@ -83,7 +83,7 @@ class Rungs:
     max_epochs: int
     min_epochs: int = 2
     reduction_factor: float = 3
-    min_correlation: float = 0.5
+    min_correlation: float = 0.7
 
     def __post_init__(self) -> None:
         first, last, factor = self.min_epochs, self.max_epochs, self.reduction_factor
