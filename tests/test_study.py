@@ -355,19 +355,29 @@ def test_optuna_and_mlflow_agree_and_only_the_front_is_tested(work: WorkingFolde
             assert (run["tags.front"] == "true") == (not pd.isna(run[f"metrics.{name}"]))
 
 
-def test_an_objective_has_one_name_and_one_value_everywhere(
-    work: WorkingFolder, typed, run_entry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = ["trainer.max_epochs=4", "optimizer.lr=0.02", "test=false"]
-    status, output = typed(
-        "-m", "model.net.width=2,4,8", *TINY, *small, "hydra.sweeper.study_name=named"
-    )
+WIDTHS = ["-m", "model.net.width=2,4,8,16", *TINY, "trainer.max_epochs=4", "optimizer.lr=0.02"]
+WIDTHS += ["test=false", "objective.limits=['efficiency/params <= 40e3']"]
+
+
+@pytest.fixture
+def widths(work: WorkingFolder, typed) -> tuple[str, str]:
+    """Name and output of a study that is named after its command; it is trained only once."""
+    status, output = typed(*WIDTHS)
     assert status == 0, output
+    names = {str(tag) for tag in read.runs(work.store)["tags.study"].dropna()}
+    (name,) = (name for name in names if name.startswith("width-2_4_8_16-"))
+    return name, output
+
+
+def test_an_objective_has_one_name_and_one_value_everywhere(
+    work: WorkingFolder, widths: tuple[str, str], run_entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_name, output = widths
     storage = f"sqlite:///{work.folder}/mlruns/optuna.db"
-    optuna_study = optuna.load_study(study_name="named", storage=storage)
+    optuna_study = optuna.load_study(study_name=study_name, storage=storage)
     name, cost = optuna_study.metric_names or []
     assert (name, cost) == (f"best/val/{PRIMARY}", "efficiency/flops")
-    (parent,) = work.runs("named", "study")["run_id"]
+    (parent,) = work.runs(study_name, "study")["run_id"]
     chosen = {trial.number for trial in optuna_study.best_trials}
     trials = [optuna.Trial(optuna_study, trial._trial_id) for trial in optuna_study.trials]
     notes = {trial.number: note for trial in trials if (note := get_note(trial))}
@@ -377,25 +387,26 @@ def test_an_objective_has_one_name_and_one_value_everywhere(
     recorded = work.store.client.get_run(parent).data.tags["objectives"]
     assert recorded == f"maximize {name}; minimize {cost}"
     monkeypatch.setattr("src.reporting.plots_static.write", lambda charts, folder: [])
-    status, text = run_entry(report.main, "study=named", "samples=200", "test=false")
+    status, text = run_entry(report.main, f"study={study_name}", "samples=200", "test=false")
     assert status == 0, text
     ranked = work.store.client.search_runs(
         [work.store.experiment_id],
-        "tags.study = 'named' and tags.kind = 'run'",
+        f"tags.study = '{study_name}' and tags.kind = 'run' and tags.trial_state = 'complete'",
         order_by=[f"metrics.`{name}` DESC"],
     )
     values = [run.data.metrics[name] for run in ranked]
     tables = [
-        pd.read_csv(work.folder / "reports" / "named" / "table.csv"),
+        pd.read_csv(work.folder / "reports" / study_name / "table.csv"),
         pd.read_csv(read.artifact(work.store, parent, "comparison.csv")),
     ]
-    for table in tables:
+    for table in (table.dropna(subset=[name]) for table in tables):
         assert table["run_id"].tolist() == [run.info.run_id for run in ranked]
         assert table[name].tolist() == values
     trials = {trial.user_attrs["run_id"]: trial for trial in optuna_study.trials}
     assert [trials[run.info.run_id].values[0] for run in ranked] == values
     frame = optuna_study.trials_dataframe()
-    assert sorted(frame[f"values_{name}"]) == sorted(values)
+    assert sorted(frame[f"values_{name}"].dropna()) == sorted(values)
+    assert len(values) == 3
     for run, value in zip(ranked, values, strict=True):
         assert re.search(rf"#{run.data.tags['trial']} +{value:.3f} ", output)
 
@@ -418,69 +429,49 @@ def test_a_trial_that_diverges_has_failed_and_the_study_goes_on(work: WorkingFol
 
 
 def test_a_grid_is_named_after_its_command_and_trains_what_keeps_the_limits(
-    work: WorkingFolder, typed
+    work: WorkingFolder, widths: tuple[str, str], typed
 ) -> None:
-    limit = "objective.limits=['efficiency/params <= 20e3']"
-    arguments = ["-m", "model.net.width=4,16", *TINY, limit, "trainer.max_epochs=1"]
-    status, output = typed(*arguments)
-    assert status == 0, output
+    name, output = widths
     assert "over limit" in output
-    names = {str(tag) for tag in read.runs(work.store)["tags.study"].dropna()}
-    (name,) = (name for name in names if name.startswith("width-4_16-"))
-    trained, over = (row for _, row in work.runs(name).iterrows())
-    assert trained["tags.overrides"] == "model.net.width=4"
-    assert trained["tags.trial_state"] == "complete"
+    *trained, over = (row for _, row in work.runs(name).iterrows())
+    overrides = [row["tags.overrides"] for row in trained]
+    assert overrides == [f"model.net.width={width}" for width in (2, 4, 8)]
+    assert [row["tags.trial_state"] for row in trained] == ["complete"] * 3
     assert over["tags.overrides"] == "model.net.width=16"
     assert over["tags.trial_state"] == "over_limit"
     assert over["status"] == "FINISHED"
-    assert over["tags.ended_early"] == "65191 breaks efficiency/params <= 20000"
+    assert over["tags.ended_early"] == "65191 breaks efficiency/params <= 40000"
     assert pd.isna(over["metrics.train/loss"])
     assert over["metrics.reached/epochs"] == 0
-    assert work.states(name) == ["COMPLETE", "PRUNED"]
-    status, output = typed(*arguments)  # again: nothing is to be done
+    assert work.states(name) == ["COMPLETE"] * 3 + ["PRUNED"]
+    status, output = typed(*WIDTHS)  # again: nothing is to be done
     assert status == 0
-    assert "2 trials already" in output
-    assert len(work.runs(name)) == 2
+    assert "4 trials already" in output
+    assert len(work.runs(name)) == 4
 
 
-def test_repeats_are_runs_of_several_seeds_with_mean_and_spread(work: WorkingFolder, typed) -> None:
-    status, output = typed(
-        "-m", *TINY, "trainer.max_epochs=1", "repeats=2", "hydra.sweeper.study_name=seeds"
-    )
+def test_a_race_gives_fewer_seeds_to_what_is_behind_and_seeds_have_mean_and_spread(
+    work: WorkingFolder, typed
+) -> None:
+    race = ["repeats=auto", "hydra.sweeper.max_repeats=3", "hydra.sweeper.drop_p=0.1"]
+    race += ["trainer.max_epochs=2", "objective.objectives=[{metric: val/loss}]"]
+    # The second cannot learn: its loss stays that of chance.
+    sweep = ["optimizer.lr=0.003,1e-12", "hydra.sweeper.study_name=race"]
+    status, output = typed("-m", *TINY, *race, *sweep)
     assert status == 0, output
-    (trial,) = work.trials("seeds")
-    (above,) = (row for _, row in work.runs("seeds", "trial").iterrows())
-    below = work.runs("seeds")
-    assert below["parent_id"].unique().tolist() == [above["run_id"]]
-    assert below["tags.seed"].tolist() == ["0", "1"]
-    assert [above["name"], *below["name"]] == ["#0 custom", "#0 seed 0", "#0 seed 1"]
-    values = below[QUALITY]
-    assert trial.values[0] == above[QUALITY] == pytest.approx(values.mean())
-    spread = above[QUALITY.replace("metrics.", "metrics.spread/")]
+    assert work.states("race") == ["COMPLETE", "COMPLETE"]
+    above, behind = work.runs("race", "trial").sort_values("tags.trial").to_dict("records")
+    below = work.runs("race").groupby("parent_id")
+    assert below.size().to_dict() == {above["run_id"]: 3, behind["run_id"]: 1}
+    seeds = below.get_group(above["run_id"])
+    assert seeds["tags.seed"].tolist() == ["0", "1", "2"]
+    names = [above["name"], *seeds["name"]]
+    assert names == ["#0 custom lr=0.003", "#0 seed 0", "#0 seed 1", "#0 seed 2"]
+    values, loss = seeds["metrics.best/val/loss"], above["metrics.best/val/loss"]
+    assert work.trials("race")[0].values[0] == loss == pytest.approx(values.mean())
+    spread = above["metrics.spread/best/val/loss"]
     assert spread == pytest.approx(values.std(ddof=1))
-    assert above["metrics.test/accuracy"] == pytest.approx(below["metrics.test/accuracy"].mean())
-
-
-def test_a_race_gives_fewer_seeds_to_what_is_behind(work: WorkingFolder, typed) -> None:
-    status, output = typed(
-        *(
-            "-m",
-            *TINY,
-            "repeats=auto",
-            "hydra.sweeper.max_repeats=3",
-            "hydra.sweeper.drop_p=0.1",
-            "trainer.max_epochs=2",
-        ),
-        # The second cannot learn: its loss stays that of chance.
-        *("optimizer.lr=0.003,1e-12", "objective.objectives=[{metric: val/loss}]"),
-        *("test=false", "hydra.sweeper.study_name=race"),
-    )
-    assert status == 0, output
-    first, second = work.trials("race")
-    assert [trial.state.name for trial in (first, second)] == ["COMPLETE", "COMPLETE"]
-    runs = work.runs("race")
-    counts = runs.groupby("parent_id").size()
-    assert sorted(counts) == [1, 3]
+    assert above["metrics.test/accuracy"] == pytest.approx(seeds["metrics.test/accuracy"].mean())
 
 
 def test_a_larger_total_resumes_and_a_changed_space_is_refused(work: WorkingFolder, typed) -> None:

@@ -726,28 +726,24 @@ def test_a_run_gets_the_schedulers_outcome_whatever_its_trial_left(
         assert "failure_kind" not in closed.data.tags
 
 
-def test_runs_of_seeds_that_still_seem_to_run_end_with_their_trial(recorder: StudyRecorder) -> None:
-    trial = Run.start(recorder.store, "net", {"trial": 0}, parent_id=recorder.parent.id)
-    done, running = (Run.start(recorder.store, f"{n}", parent_id=trial.id) for n in range(2))
-    with done:
-        pass
-    close(recorder, 0, trial.id, TrialOutcome("fail", "killed", "gone"))
-    runs = [recorder.store.client.get_run(run.id) for run in (trial, done, running)]
-    assert [run.info.status for run in runs] == ["FAILED", "FINISHED", "FAILED"]
-
-
-def test_an_interrupted_seed_is_put_back_with_its_trial(recorder: StudyRecorder) -> None:
+@pytest.mark.parametrize(
+    ("kind", "status", "state"), [("killed", "FAILED", "fail"), ("stopped", "FINISHED", "put_back")]
+)
+def test_a_seed_that_has_not_ended_ends_with_its_trial(
+    recorder: StudyRecorder, kind: Kind, status: str, state: str
+) -> None:
+    """The run of a killed one still seems to run, that of a stopped one is KILLED."""
     trial = Run.start(recorder.store, "net", {"trial": 0}, parent_id=recorder.parent.id)
     done, seed = (Run.start(recorder.store, f"{n}", parent_id=trial.id) for n in range(2))
     with done:
         pass
-    with pytest.raises(SystemExit), trial, seed:
-        raise SystemExit(143)
-    close(recorder, 0, trial.id, TrialOutcome("fail", "stopped", "the sweep was stopped"))
+    if kind == "stopped":
+        with pytest.raises(SystemExit), trial, seed:
+            raise SystemExit(143)
+    close(recorder, 0, trial.id, TrialOutcome("fail", kind, "gone"))
     runs = [recorder.store.client.get_run(run.id) for run in (trial, done, seed)]
-    assert [run.info.status for run in runs] == ["FINISHED"] * 3
-    states = [run.data.tags["trial_state"] for run in runs]
-    assert states == ["put_back", "complete", "put_back"]
+    assert [run.info.status for run in runs] == [status, "FINISHED", status]
+    assert [run.data.tags["trial_state"] for run in runs] == [state, "complete", state]
 
 
 def test_a_study_goes_on_while_mlflow_does_not_answer(

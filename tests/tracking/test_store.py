@@ -231,31 +231,9 @@ def test_only_runs_of_dead_processes_are_ended(store):
 
 
 NAMES = [
-    "model-custom,resnet50",
-    "a b",
-    "a'b",
-    'a"b',
-    "a=b",
-    "a[b]",
-    "$x",
-    "é黑",
-    "-lead",
-    "a\\",
-    "{a:1}",
-]
-NAMES += [
-    "2024",
-    "1e5",
-    "null",
-    "True",
-    "a#b",
-    "(x)",
-    "~x",
-    "a&b;c",
-    "choice(a,b)",
-    " a",
-    "a/b",
-    "smoke",
+    *("model-custom,resnet50", "a b", "a'b", 'a"b', "a=b", "a[b]", "$x", "é黑", "-lead", "a\\"),
+    *("{a:1}", "2024", "1e5", "null", "True", "a#b", "(x)", "~x", "a&b;c", "choice(a,b)"),
+    *(" a", "a/b", "smoke"),
 ]
 
 
