@@ -434,7 +434,8 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         group = next((group for group in groups if choice[1].startswith(f"{group}/")), folder)
         name, names = choice[1].removeprefix(f"{group}/"), _choices(_folder(group))
         similar = closest(name, names, ", ")
-        return f"{group}={name}: no such choice{similar}; {group} has {', '.join(names)}"
+        choices = f"choice{similar}; {group} has {', '.join(names)}"
+        return f"{group}={name}: no such {choices if names else 'group of choices'}"
     if missing := re.search(r"You must specify '([^']+)'", text):
         group, names = missing[1], _choices(_folder(missing[1]))
         return f"{group}: name one, as in {group}={names[0]}; there are {', '.join(names)}"

@@ -36,6 +36,7 @@ def masked(text: str) -> str:
 def config_problem(error: Exception) -> str:
     """The first line of an error of OmegaConf or Hydra, without words about their inside."""
     first = (str(error).splitlines() or [""])[0]
+    first = re.sub(r"^Key '\w+' is not in struct$", "cannot be left out", first)
     return re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", first)
 
 
