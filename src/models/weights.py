@@ -166,8 +166,7 @@ def from_hub(repository: str, filename: str | None) -> Path:
     from huggingface_hub.utils import EntryNotFoundError, get_session
 
     session: Any = get_session()  # of httpx, in older versions of requests
-    hooks = getattr(session, "event_hooks", None) or session.hooks
-    hooks["response"] = [_check_file_name]
+    (getattr(session, "event_hooks", None) or session.hooks)["response"] = [_check_file_name]
     repository, _, tag = repository.partition("@")
     revision = tag or None
     filenames = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]

@@ -101,9 +101,8 @@ def study(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     parents = tagged[texts(tagged, "tags.kind") == "study"]
     trials = tagged[tagged["parent_id"].isin(parents["run_id"])] if len(parents) else _tops(tagged)
     if trials.empty:
-        place = f"{store.uri} (experiment {store.experiment}), or it has no trials"
-        others = _listed(known_studies(runs))
-        raise UserError(f"study={name}: no such study in {place}; there {others}")
+        place = f"{store.uri} (experiment {store.experiment}), or it has no trials; there"
+        raise UserError(f"study={name}: no such study in {place} {_listed(known_studies(runs))}")
     parent = parents.iloc[0].dropna() if len(parents) else pd.Series(dtype=object)
     return replace(_study_runs(name, parent, trials, tagged, runs), store=store)
 
