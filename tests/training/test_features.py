@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
 
-from src.core.files import CONF
+from src import api
 from src.data.augment import symmetry
 from src.losses.distillation import Distillation
 from src.training import features, loop
@@ -35,8 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compose_config(cache: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*STANDARD, f"data.cache_dir={cache}", *overrides])
+    return api.compose([*STANDARD, f"data.cache_dir={cache}", *overrides])
 
 
 def entries(cache: Path) -> set[Path]:

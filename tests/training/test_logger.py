@@ -38,10 +38,8 @@ def fit(run: Run | None, folder: Path) -> None:
 
 
 def test_a_fit_logs_its_metrics_and_leaves_the_run_to_its_owner(
-    empty_database: Path, tmp_path: Path
+    store: Store, tmp_path: Path
 ) -> None:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    store = Store(uri=f"sqlite:///{tmp_path}/mlflow.db")
     with Run.start(store, "fit", params={"width": 1}) as run:
         fit(run, tmp_path)
         assert store.client.get_run(run.id).info.status == "RUNNING"

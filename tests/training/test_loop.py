@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from src import api
 from src.core.errors import ConfigError, DivergedError
-from src.core.files import CONF
 from src.metrics.classification import ClassificationMetrics
 from src.tracking.run import Run
 from src.tracking.store import Store
@@ -65,8 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sto
 
 
 def compose_config(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*STANDARD, *overrides])
+    return api.compose([*STANDARD, *overrides])
 
 
 def train(
@@ -373,8 +371,7 @@ def balanced_accuracy(tmp_path: Path, width: int) -> float:
     overrides = [f"model.net.width={width}", "trainer=cpu"]
     # drawing larger pictures takes longer than training on them
     overrides += ["model.image_size=32", "threads=1", "data.source.native_size=32"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides=overrides)
+    config = api.compose(overrides)
     parts = loop.build(config)
     trainer, _, _ = loop.prepare_fit(config, parts, None, tmp_path / str(width))
     with quiet_lightning():

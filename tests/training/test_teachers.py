@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from small_store import CONFIG, write_run
 from torch import nn
 
-from src import train
+from src import api, train
 from src.core.errors import ConfigError
-from src.core.files import CONF
 from src.models.custom import CustomCNN
 from src.tracking import read
 from src.tracking.run import Run
@@ -57,8 +55,7 @@ def test_a_student_learns_from_a_run_of_the_same_split_only(
     assert f"loss.teacher: run {teacher} was trained on another split" in output
     assert "Traceback" not in output
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = loop.build(compose("train", [*common[:-3], "loss=cross_entropy"])).data
+    data = loop.build(api.compose([*common[:-3], "loss=cross_entropy"])).data
     assert len(teachers.load(store, [teacher, student["run_id"]], data)) == 2
     Run.attach(store, teacher).tag(weights="file:other.pt")
     store.client.set_terminated(student["run_id"], "FAILED")
