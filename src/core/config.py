@@ -203,9 +203,20 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
         # Strict: the value is passed on as it is, and the text "no" must not count as False.
         adapter.validate_python(value, strict=not isinstance(value, Mapping | list))
     except pydantic.ValidationError as error:
-        messages = [problem["msg"] for problem in error.errors()]
-        problems = sorted({message[:1].lower() + message[1:] for message in messages})
-        raise ConfigError(where, f"{' or '.join(problems)}, but got {value!r}") from None
+        choices, others = list[str](), set[str]()
+        for problem in error.errors():
+            if problem["type"] == "literal_error":
+                choices += re.split(", | or ", problem["ctx"]["expected"].replace("'", ""))
+            else:
+                others.add(problem["msg"][:1].lower() + problem["msg"][1:])
+        if not choices:
+            raise ConfigError(where, f"{' or '.join(sorted(others))}, but got {value!r}") from None
+        names = list(dict.fromkeys(choices))
+        kinds = (text.removeprefix("input should be ") for text in sorted(others))
+        *first, last = *map(repr, names), *kinds
+        listed = f"{', '.join(first)} or {last}" if first else last
+        hint = closest(str(value), names)
+        raise ConfigError(where, f"input should be {listed}, but got {value!r}{hint}") from None
 
 
 def read_recorded(path: Path) -> DictConfig:
