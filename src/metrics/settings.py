@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
 
 from src.core.errors import ConfigError
 from src.metrics.registry import melanoma_of
+
+Share = Annotated[float, Gt(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -23,31 +28,20 @@ class AuditSettings:
         level: Coverage of the intervals, in (0, 1).
         smallest: Fewest lesions of a class in a subgroup with figures. Lesions are counted, because
             more images of the same ones add little.
-
-    Raises:
-        ConfigError: A value out of its range; the key is the attribute.
     """
 
     positive: str | None = None
-    goal: float = 0.80
-    sensitivity: float = 0.80
-    specificity: float = 0.90
-    fixed: tuple[float, ...] = (0.80, 0.90, 0.95)
-    samples: int = 1000
-    seed: int = 0
-    level: float = 0.95
-    smallest: int = 10
+    goal: Share = 0.80
+    sensitivity: Share = 0.80
+    specificity: Share = 0.90
+    fixed: tuple[Share, ...] = (0.80, 0.90, 0.95)
+    samples: Annotated[int, Ge(100)] = 1000
+    seed: Annotated[int, Ge(0)] = 0
+    level: Share = 0.95
+    smallest: Annotated[int, Ge(1)] = 10
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fixed", tuple(self.fixed))  # a config gives a list
-        shares = [(key, getattr(self, key)) for key in ("goal", "sensitivity", "specificity")]
-        shares += [("level", self.level), *(("fixed", value) for value in self.fixed)]
-        for key, value in shares:
-            if not 0 < value < 1:
-                raise ConfigError(key, f"must be between 0 and 1, but got {value:g}")
-        for key, least in (("samples", 100), ("smallest", 1), ("seed", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(key, f"must be at least {least}, but got {getattr(self, key)}")
 
     def looked_for(self, classes: Sequence[str]) -> str:
         """The name of the class looked for; a ConfigError if it is none of `classes`."""

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import optuna
 import pandas as pd
+from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, ThresholdPruner
 
@@ -77,26 +78,18 @@ class Rungs:
             at which a rung stops trials, in [-1, 1]; -1: all rungs do.
 
     Raises:
-        ConfigError: An impossible value; the message names the key.
+        ConfigError: No rung is below the epochs of a trial.
     """
 
     max_epochs: int
-    min_epochs: int = 2
-    reduction_factor: float = 3
-    min_correlation: float = 0.7
+    min_epochs: Annotated[int, Ge(1)] = 2
+    reduction_factor: Annotated[float, Gt(1)] = 3
+    min_correlation: Annotated[float, Ge(-1), Le(1)] = 0.7
 
     def __post_init__(self) -> None:
-        first, last, factor = self.min_epochs, self.max_epochs, self.reduction_factor
-        if first < 1:
-            raise ConfigError("min_epochs", f"must be at least 1, but got {first}")
-        if not 1 < factor < math.inf:
-            raise ConfigError("reduction_factor", f"must be above 1, but got {factor}")
-        if not -1 <= self.min_correlation <= 1:
-            problem = f"must be from -1 to 1, but got {self.min_correlation}"
-            raise ConfigError("min_correlation", problem)
-        if last <= first:
-            problem = f"must be below trainer.max_epochs ({last}), but got {first}"
-            raise ConfigError("min_epochs", problem)
+        if self.max_epochs <= self.min_epochs:
+            problem = f"trainer.max_epochs ({self.max_epochs}), but got {self.min_epochs}"
+            raise ConfigError("min_epochs", f"must be below {problem}")
 
     @property
     def epochs(self) -> tuple[int, ...]:

@@ -217,9 +217,17 @@ def test_number_of_epochs_is_filled_in() -> None:
         ("threshold", {"lower": "x"}, ".lower: "),
         ("patient", {"patience": -1}, ": patience cannot be negative"),
         ("patient", {"wrapped_pruner.n_startup_trials": -1}, ".wrapped_pruner: Number of startup"),
-        ("rungs", {"reduction_factor": 1}, ".reduction_factor: must be above 1, but got 1"),
+        (
+            "rungs",
+            {"reduction_factor": 1},
+            ".reduction_factor: input should be greater than 1, but got 1",
+        ),
         ("rungs", {"min_epochs": "x"}, ".min_epochs: "),
-        ("rungs", {"min_correlation": 2}, ".min_correlation: must be from -1 to 1, but got 2"),
+        (
+            "rungs",
+            {"min_correlation": 2},
+            ".min_correlation: input should be less than or equal to 1",
+        ),
         ("none", {"_target_": "pathlib.Path"}, "._target_: must be a pruner"),
         ("none", {"_target_": "optuna.pruners.Nop"}, "._target_: cannot import optuna.pruners.Nop"),
     ],
@@ -246,11 +254,7 @@ def test_impossible_config_names_its_key(name: str, changes: dict[str, Any], mes
         # 1, 1.3, 1.69, 2.2, 2.86, 3.71, 4.83, 6.27, 8.16
         (10, 1, 1.3, (1, 2, 3, 4, 5, 6, 8)),
         (3, 2, 3, (2,)),
-        (18, 0, 3, "min_epochs"),
         (18, 18, 3, "min_epochs"),
-        (18, 2, 1, "reduction_factor"),
-        (18, 2, math.inf, "reduction_factor"),
-        (18, 2, math.nan, "reduction_factor"),
     ],
 )
 def test_rungs_are_powers_of_the_factor(

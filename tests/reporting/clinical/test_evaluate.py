@@ -278,7 +278,7 @@ ON_ISIC = "run=SINGLE data=isic2019 data.root=FOLDER/isic"
         (f"{ON_ISIC} data.geometry=round", "data.geometry: "),
         ("run=SINGLE data=isic2019 data.root=/nosuch", "/nosuch: the folder of ISIC 2019 is not"),
         ("run=SINGLE data.root=/nosuch", "data.root: unknown key"),
-        ("run=SINGLE clinical.goal=2", "clinical.goal: must be between 0 and 1"),
+        ("run=SINGLE clinical.goal=2", "clinical.goal: input should be less than 1, but got 2"),
         ("run=SINGLE clinical.positive=wart", "clinical.positive: must be one of akiec"),
         (
             "run=SINGLE folder=/proc/reports",
