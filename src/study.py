@@ -288,9 +288,8 @@ def _run(
                 status = scheduler.status
                 done = f"{status.counted} of {status.total} trials are done"
                 say(f"stopped: {done}; the same command resumes the study")
-                command = store.command("python -m src.report", "study", plan.name)
                 if status.counted:
-                    say(f"report so far: {command}", wrap=False)
+                    say(f"report so far: {store.report_command(plan.name)}", wrap=False)
                 raise
             at_end = ["test"] * (config.test == "auto") + ["time"] * time_front
             compared = comparison.summarise_study(

@@ -210,8 +210,7 @@ def summarise_study(
     views.save(study_run, names, columns, [first for first, *_ in filter(None, keys)])
     pages = views.pages(store, study_run.id)
     _show(table, [*objectives, *limits], study_run.name, store, pages)
-    command = store.command("python -m src.report", "study", study_run.name)
-    cli.say(f"report: {command}", wrap=False)
+    cli.say(f"report: {store.report_command(study_run.name)}", wrap=False)
     return table
 
 

@@ -234,15 +234,15 @@ class Store:
             yield from page
             token = page.token or ""
 
-    def command(self, program: str, key: str, value: str) -> str:
-        """A command for a shell, with `key=value` and what is not the default of this store."""
-        default, values = Store(), {key: value}
+    def report_command(self, study: str) -> str:
+        """A shell command for a study's report, with what is not the default of this store."""
+        default, values = Store(), {"study": study}
         for name in ("uri", "experiment"):
             if getattr(self, name) != getattr(default, name):
                 values[f"tracking.{name}"] = getattr(self, name)
         plain = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z][\w./:+@-]*", re.ASCII)
         words = [f"{k}={v if plain.fullmatch(v) else quoted(v)}" for k, v in values.items()]
-        return f"{program} {shlex.join(words)}"
+        return f"python -m src.report {shlex.join(words)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """A store is pickled closed: connections cannot be."""

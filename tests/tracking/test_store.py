@@ -241,7 +241,7 @@ NAMES = [
 def test_a_printed_command_works_as_printed(name: str, tmp_path: Path) -> None:
     """For a shell and for Hydra's grammar, whatever a study and a folder are called."""
     folder = tmp_path / name.replace("/", "")  # the name of a folder beside the study's
-    command = Store(folder=folder, experiment=name).command("python -m src.report", "study", name)
+    command = Store(folder=folder, experiment=name).report_command(name)
     typed = [COMMAND.hydra_argument(word) for word in shlex.split(command)[3:]]
     parsed = [OverridesParser.create().parse_override(word) for word in typed]
     values = {override.key_or_group: override.value() for override in parsed}

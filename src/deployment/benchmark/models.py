@@ -152,7 +152,7 @@ def of_runs(store: "Store", settings: BenchmarkSettings, folder: Path) -> list[B
         # a run, the first seed of a trial, or those of the members of a study's front
         members = list(of_study.loc[read.texts(of_study, "tags.front") == "true", "run_id"])
         if len(of_study) and not members:
-            command = store.command("python -m src.report", "study", name)
+            command = store.report_command(name)
             raise UserError(f"run={name}: this study has no front yet; compute it with {command}")
         for run_id in members or [name]:
             ids[trained.find(store, run_id).nets[0].run_id] = None
