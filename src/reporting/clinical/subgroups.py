@@ -23,7 +23,7 @@ from src.metrics.thresholds import Threshold
 
 SOURCES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
 # a column whose name has one of these words, and that is not in `SOURCES`, may be metadata
-_WORDS = re.compile("age|sex|gender|site|locali|locat|region|anatom|body|fit[sz]|skin|tone|ethnic")
+_WORDS = re.compile("age|sex|gender|site|loca[lt]|region|anatom|body|fit[sz]|skin|tone|ethnic|race")
 AT_THRESHOLD = "recall_at_threshold"
 UNKNOWN = "unknown"
 AGES = (30, 40, 50, 60, 70, 80)

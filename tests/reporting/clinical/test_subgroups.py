@@ -55,9 +55,11 @@ def test_columns_are_known_by_their_public_spellings(spelled: dict[str, str]) ->
 
 
 def test_other_columns_are_listed_and_can_be_mapped() -> None:
-    metadata = about(FST_of_skin=["II"] * 8, diameter=[3] * 8, image_quality=[1] * 8)
+    metadata = about(
+        FST_of_skin=["II"] * 8, race=["a"] * 8, diameter=[3] * 8, image_quality=[1] * 8
+    )
     assert list(attributes(IMAGES, metadata)) == []
-    assert unknown_columns(metadata) == ["FST_of_skin"]
+    assert unknown_columns(metadata) == ["FST_of_skin", "race"]
     mapped = map_columns(metadata, {"age": None, "skin_type": "FST_of_skin"})
     assert attributes(IMAGES, mapped)["skin type"].to_list() == ["II"] * 8
     with pytest.raises(ConfigError, match=r"^columns\.sex: must be a column .*but got gendr"):
