@@ -38,6 +38,7 @@ PAGE, FOLDER = Path("docs/results.md"), Path("docs/results")
 # Parameters that a column of the table shows.
 SHOWN = ("data.split", "data.siblings", "data.image_size")
 ROUNDING = 1e-7  # one more image of 10,000 changes any metric by more
+SIDE_BY_SIDE = 1.03  # factor between the drawn costs of candidates that cost about the same
 NOTES = """
 - A figure is the mean over the seeds on the test split, which chose nothing. It is computed from
   the predictions in `docs/results/` (half precision): `python -m benchmarks.results verify`.
@@ -409,13 +410,17 @@ def page(record: Record, settings: Mapping[str, Any]) -> str:
 
 
 def picture(record: Record, settings: Mapping[str, Any], file: Path) -> None:
-    """Accuracy on test against multiply-adds: what the paper prints, and what is recorded here."""
+    """Accuracy on test against multiply-adds: what the paper prints, and what is recorded here.
+
+    Candidates have one colour, the first on validation another; references carry their names.
+    Candidates of about one cost are drawn side by side.
+    """
     import matplotlib.pyplot as plt
 
     from src.reporting.style import CYCLE
 
-    axes = plt.figure(figsize=(6, 5), layout="constrained").gca()
-    printed, drawn = {}, 0
+    axes = plt.figure(figsize=(6, 4.2), layout="constrained").gca()
+    printed, n_candidates = {}, 0
     for name, metric in settings["picture"].items():
         section = settings["sections"][name]
         cells = select(section, all_cells(record, section, settings))
@@ -423,19 +428,34 @@ def picture(record: Record, settings: Mapping[str, Any], file: Path) -> None:
             bootstrap = [settings[key] for key in ("samples", "seed", "level")]
             table = intervals(cell.decided(metric.partition("@")[2]), ["accuracy"], *bootstrap)
             value, low, high = table[["estimate", "low", "high"]].to_numpy(dtype=float)[0]
-            at, label = cell.mean("efficiency/flops"), f"{cell.name}, {cell.tag('split')}"
-            errors = [[value - low], [high - value]]
-            colour = CYCLE[drawn % len(CYCLE)]
-            axes.errorbar([at], [value], errors, fmt="osD^v"[drawn // 6], color=colour, label=label)
-            drawn += 1
+            at, errors = cell.mean("efficiency/flops"), [[value - low], [high - value]]
+            if system_of(section, cell) is None:
+                at *= SIDE_BY_SIDE ** ((n_candidates + 1) // 2 * (-1) ** n_candidates)
+                group = min(n_candidates, 1)
+                label = ("candidate that is best on validation", "other candidate", None)
+                style: dict[str, Any] = {"label": label[min(n_candidates, 2)], "fmt": "o"}
+                n_candidates += 1
+            else:
+                group, style = 2, {"fmt": "s"}
+                text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+                axes.annotate(
+                    f"{cell.name}, {cell.tag('split')}", (at, value), xytext=(7, -3), **text
+                )
+            style |= {"color": CYCLE[group], "zorder": 4 - group}
+            axes.errorbar([at], [value], errors, markersize=5, elinewidth=1, **style)
         for system in section.get("systems", []):
             if {"accuracy", "efficiency/flops"} <= set(values := system.get("printed", {})):
                 printed[values["efficiency/flops"], values["accuracy"]] = system["preset"]
     points = np.array(list(printed))
     axes.plot(*points.T, "kx", label="printed by Mamun et al., split not described")
-    axes.set(xscale="log", xlabel="multiply-adds (less is better)")
+    axes.set(xscale="log", xlabel="multiply-adds (fewer are better)")
     axes.set_ylabel("accuracy on test (more is better)")
-    axes.figure.legend(fontsize=7, loc="outside lower left")
+    axes.legend(
+        fontsize=8,
+        loc="upper center",
+        title="bars: 95% intervals; similar costs side by side",
+        title_fontsize=8,
+    )
     axes.grid(visible=True, alpha=0.3)
     with atomic_file(file, "the picture") as draft:
         axes.figure.savefig(draft, format="png", dpi=150)  # type: ignore[union-attr]
