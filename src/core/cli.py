@@ -416,6 +416,16 @@ def _origin_of(key: str, arguments: Sequence[str]) -> str:
     return ""
 
 
+# Message of Hydra -> ours, with the text of the group.
+_REWORDED = {
+    r"(?:argument|parameters) '(.+)'": "{0}: several values are a study: add -m; a list is written "
+    "key=[a,b], a text with commas key=\"'a,b'\"",
+    r"Multiple values for ([\w/]+)": "+{0}: is chosen already; write {0}=<choice> without +",
+    r"(?s)\AIn '([^']+)': .*DictConfig with ListConfig": "{0}: must hold keys and values, not a "
+    "list, or the other way round",
+}
+
+
 def _composition_error(error: HydraException, config_name: str, arguments: Sequence[str]) -> str:
     text, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
@@ -425,9 +435,9 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         ways = "write key=value, and other texts in quotes, key=\"'a b'\""
         problem = re.sub(r"^(\w+Exception: |Error parsing override ).*", ways, problem)
         return f"{error.override}: not a valid override, {problem}"
-    if sweep := re.search(r"(?:argument|parameters) '(.+)'", text):
-        way = "add -m; a list is written key=[a,b], a text with commas key=\"'a,b'\""
-        return f"{sweep[1]}: several values are a study: {way}"
+    for pattern, message in _REWORDED.items():
+        if match := re.search(pattern, text):
+            return message.format(match[1])
     if choice := re.search(r"Could not (?:find|load) '([^']+)'", text):
         groups = (word.lstrip("+").partition("=")[0] for word in arguments)
         folder = choice[1].rpartition("/")[0]
@@ -444,8 +454,6 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
             return f"{override[1]}: {config_problem(cause)}"
         key = str(getattr(cause, "full_key", None) or override[1])
         return _unknown_key(key, config_name, arguments)
-    if file := re.match(r"In '([^']+)': .*DictConfig with ListConfig", text, re.S):
-        return f"{file[1]}: must hold keys and values, not a list, or the other way round"
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key or 'config'}: {config_problem(cause)}"
     return text
