@@ -47,13 +47,13 @@ def sample_cells(space: Space, count: int) -> Iterator[tuple[str, ...]]:
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    seen: set[tuple[str, ...]] = set()
+    drawn: set[tuple[str, ...]] = set()
     for _ in range(100 * count):
         cell = space.suggest(study.ask())
-        if cell.overrides not in seen and not space.is_excluded(cell):
-            seen.add(cell.overrides)
+        if cell.overrides not in drawn and not space.is_excluded(cell):
+            drawn.add(cell.overrides)
             yield cell.overrides
-        if len(seen) == count:
+        if len(drawn) == count:
             return
 
 
@@ -204,10 +204,10 @@ def time_one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, flo
     batch = next(iter(parts.data.loader("train", train=True)))
     images, labels = batch["image"].to(device), batch["label"].to(device)
     augment = parts.data.augment
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     seconds = []
@@ -224,7 +224,7 @@ def time_one_batch(config: DictConfig, parts: loop.RunParts) -> tuple[float, flo
         if sum(seconds) > TIMED_S:
             break
     weights = {parameter.untyped_storage().data_ptr() for parameter in classifier.parameters()}
-    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    activations = sum(size for pointer, size in sizes.items() if pointer not in weights)
     return min(seconds[1:] or seconds), activations / 1e6
 
 

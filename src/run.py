@@ -242,8 +242,8 @@ def take_over(
     for name in (trained.CHECKPOINT, "figures/learning_curves.png"):
         run.artifact(read.artifact(store, finished, name), name.partition("/")[0])
     load_weights(classifier, read.artifact(store, finished, trained.CHECKPOINT))
-    kept = {name: recorded.tags[name] for name in TRAINING_TAGS if name in recorded.tags}
-    run.tag(**kept, reused_from=recorded.tags.get("reused_from", finished))
+    tags = {name: recorded.tags[name] for name in TRAINING_TAGS if name in recorded.tags}
+    run.tag(**tags, reused_from=recorded.tags.get("reused_from", finished))
     log.info("reuse=true: the training of run %s is taken over", finished)
 
 

@@ -176,9 +176,9 @@ def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path:
     for name, annotation in getattr(function, "__annotations__", {}).items():
         # of a library's annotations only a type checker can read some
         with suppress(NameError, TypeError):
-            one = SimpleNamespace(__annotations__={name: annotation})
+            holder = SimpleNamespace(__annotations__={name: annotation})
             scope = getattr(inspect.unwrap(function), "__globals__", {})
-            hints |= typing.get_type_hints(one, scope, include_extras=True)
+            hints |= typing.get_type_hints(holder, scope, include_extras=True)
     for key, value in values.items():
         where = f"{path}.{key}".lstrip(".")
         if where in _BESIDE:

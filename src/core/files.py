@@ -111,9 +111,9 @@ def output_file(key: str, name: str, inputs: Iterable[tuple[str, Path]]) -> Path
         return path
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "is not a file that can be replaced"
-    for what, other in inputs:
+    for content, other in inputs:
         if is_there(other) and path.samefile(other):
-            problem = f"is {what}, which would be lost"
+            problem = f"is {content}, which would be lost"
     if problem:
         raise ConfigError(key, f"{name} {problem}; name another file")
     return path

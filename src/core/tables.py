@@ -174,9 +174,9 @@ def fill_markdown(template: Path, **values: Any) -> str:
 
 def shorten_markdown(text: str, most: int, ending: str) -> str:
     """As many paragraphs and table rows as fit into `most` letters; `ending` if some are left."""
-    kept = ""
+    shortened = ""
     for part in re.split(r"(?=\n\n)|(?<!\n)(?=\n\| )", text.strip()):
-        if len(kept) + len(part) + len(ending) >= most:
-            return kept + ending
-        kept += part
-    return kept
+        if len(shortened) + len(part) + len(ending) >= most:
+            return shortened + ending
+        shortened += part
+    return shortened

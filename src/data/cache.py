@@ -360,10 +360,10 @@ def _report_unreadable(
         draft.write_text("".join(f"{image}\t{reason}\n" for image, reason in unreadable))
     count = f"{len(unreadable)} of {len(manifest.frame)} images of {manifest.source} cannot be read"
     if on_unreadable == "error":
-        shown = ", ".join(f"{image} ({reason})" for image, reason in unreadable[:_MOST_SHOWN])
+        examples = ", ".join(f"{image} ({reason})" for image, reason in unreadable[:_MOST_SHOWN])
         more = ", ..." if len(unreadable) > _MOST_SHOWN else ""
         raise DataError(
-            f"{count}: {shown}{more}; all of them are listed in {listing}: repair them, "
+            f"{count}: {examples}{more}; all of them are listed in {listing}: repair them, "
             "or leave them out with data.on_unreadable=skip"
         )
     present = set(frame["label"])

@@ -147,8 +147,8 @@ class EpochBatches:
     @property
     def steps(self) -> int:
         """Batches of an epoch of this rank."""
-        full, rest = divmod(self._size, self.batch_size)
-        short = rest > 0 and not (self.train and full)
+        full, remainder = divmod(self._size, self.batch_size)
+        short = remainder > 0 and not (self.train and full)
         return (full + short) // self.world_size
 
     def __len__(self) -> int:
@@ -340,8 +340,8 @@ class DataModule(LightningDataModule):
     @property
     def seen_counts(self) -> list[int]:
         """Images of each class in a training epoch; an oversampled image counts repeatedly."""
-        seen = self.labels[self._batches("train", train=True).order()]
-        return np.bincount(seen, minlength=len(self.classes)).tolist()
+        labels = self.labels[self._batches("train", train=True).order()]
+        return np.bincount(labels, minlength=len(self.classes)).tolist()
 
     @property
     def source_counts(self) -> list[list[int]]:
@@ -349,10 +349,10 @@ class DataModule(LightningDataModule):
 
         Rows are in the order of `source_names`, columns in that of the classes; empty otherwise.
         """
-        seen = self._batches("train", train=True).order()
+        rows = self._batches("train", train=True).order()
         counts = np.zeros((len(self.source_names), len(self.classes)), dtype=np.int64)
         if self._sources is not None:
-            np.add.at(counts, (self._sources[seen], self.labels[seen]), 1)
+            np.add.at(counts, (self._sources[rows], self.labels[rows]), 1)
         return counts.tolist()
 
     @property

@@ -333,15 +333,15 @@ def subset(manifest: Manifest, limit: int) -> Manifest:
     counts = frame.groupby(["group", "label"]).size().unstack(fill_value=0)  # groups x classes
     counts = counts.iloc[np.random.default_rng(seed).permutation(len(counts))]
     targets = counts.sum() * limit / len(frame)
-    kept = np.zeros(len(counts), dtype=bool)
+    is_kept = np.zeros(len(counts), dtype=bool)
     # Rare classes first: the images of other classes in their groups count before those choose.
     for label in counts.sum().sort_values(kind="stable").index:
-        for position in np.flatnonzero((counts[label] > 0).to_numpy() & ~kept):
-            chosen = counts[label].to_numpy()[kept]
+        for position in np.flatnonzero((counts[label] > 0).to_numpy() & ~is_kept):
+            chosen = counts[label].to_numpy()[is_kept]
             if chosen.sum() >= targets[label] and (chosen > 0).sum() >= _SUBSET_GROUPS:
                 break
-            kept[position] = True
-    frame = frame[frame["group"].isin(counts.index[kept])].reset_index(drop=True)
+            is_kept[position] = True
+    frame = frame[frame["group"].isin(counts.index[is_kept])].reset_index(drop=True)
     return replace(manifest, frame=frame)
 
 

@@ -64,8 +64,8 @@ def split(
     """
     if "only_train" in frame:
         extra = frame["only_train"].to_numpy(dtype=bool)
-        rest = frame[~extra].drop(columns="only_train")
-        free = split(rest, mode, fractions, seed, classes, needs_train=not extra.any())
+        split_rows = frame[~extra].drop(columns="only_train")
+        free = split(split_rows, mode, fractions, seed, classes, needs_train=not extra.any())
         dealt = free.reindex(frame.index, fill_value="train")
         held_out = frame["group"].isin(frame["group"][dealt != "train"])
         return dealt.mask(extra & held_out, UNUSED)
@@ -158,15 +158,15 @@ def check_fractions(fractions: Sequence[float], needs_train: bool = True) -> dic
     Raises:
         ConfigError: Not three parts from 0 to 1 whose sum is 1, or nothing to train on.
     """
-    shown, total = list(fractions), sum(fractions)
-    if len(shown) != len(SPLITS) or not all(0 <= part <= 1 for part in shown):
-        problem = f"must be three parts (train, val, test) from 0 to 1, but got {shown}"
+    values, total = list(fractions), sum(fractions)
+    if len(values) != len(SPLITS) or not all(0 <= part <= 1 for part in values):
+        problem = f"must be three parts (train, val, test) from 0 to 1, but got {values}"
     elif abs(total - 1) > _SUM_TOLERANCE:
-        problem = f"must add up to 1, but {shown} add up to {total:.6g}"
-    elif shown[0] == 0 and needs_train:
-        problem = f"must leave something to train on, but got {shown}"
+        problem = f"must add up to 1, but {values} add up to {total:.6g}"
+    elif values[0] == 0 and needs_train:
+        problem = f"must leave something to train on, but got {values}"
     else:
-        return dict(zip(SPLITS, shown, strict=True))
+        return dict(zip(SPLITS, values, strict=True))
     raise ConfigError("fractions", problem)
 
 

@@ -109,13 +109,13 @@ def with_decisions(frame: pd.DataFrame, rule: str, val: pd.DataFrame | None = No
     rule is fitted. None: `frame` is of validation, and each image is decided by offsets that are
     fitted on the lesions or patients of other folds.
     """
-    kept = frame.drop(columns=frame.filter(regex=f"^{DECISION}").columns)
+    columns = frame.drop(columns=frame.filter(regex=f"^{DECISION}").columns)
     if rule == ARGMAX:
-        return kept
+        return columns
     probability, _, _, positive = _arrays(frame)
     offsets = _fitted(frame, val, lambda p, labels: fit(rule, p, labels, positive))
     names = np.array(classes_of(frame), dtype=object)
-    return kept.assign(**{f"{DECISION}{rule}": names[decide(probability, offsets)]})
+    return columns.assign(**{f"{DECISION}{rule}": names[decide(probability, offsets)]})
 
 
 def confusion(frame: pd.DataFrame) -> np.ndarray:
@@ -167,8 +167,8 @@ def _fitted(
         return fit_on(*_arrays(val)[:2])
     probability, target, group, _ = _arrays(frame)
     fold = np.random.default_rng(0).permutation(group.max() + 1)[group] % FOLDS
-    others = [fold != number for number in range(FOLDS)]
-    return np.stack([fit_on(probability[rows], target[rows]) for rows in others])[fold]
+    fit_folds = [fold != number for number in range(FOLDS)]
+    return np.stack([fit_on(probability[rows], target[rows]) for rows in fit_folds])[fold]
 
 
 def _arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None]:

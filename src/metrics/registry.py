@@ -129,8 +129,8 @@ def _f1(counts: np.ndarray) -> np.ndarray:
 
 
 def _specificity(counts: np.ndarray) -> np.ndarray:
-    others = counts.sum(axis=(-2, -1))[..., None] - counts.sum(axis=-1)
-    return ratio(others - (counts.sum(axis=-2) - _hits(counts)), others)
+    negatives = counts.sum(axis=(-2, -1))[..., None] - counts.sum(axis=-1)
+    return ratio(negatives - (counts.sum(axis=-2) - _hits(counts)), negatives)
 
 
 def _accuracy(counts: np.ndarray) -> np.ndarray:

@@ -132,9 +132,9 @@ def fold(module: nn.Module) -> int:
                 setattr(parent, name, folded)
                 setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
                 number += 1
-    rest = [name for name, layer in net.named_modules() if isinstance(layer, _BATCH_NORM)]
-    if rest:
-        problem = f"batch normalisation without a convolution before it: {', '.join(rest[:3])}"
+    unfolded = [name for name, layer in net.named_modules() if isinstance(layer, _BATCH_NORM)]
+    if unfolded:
+        problem = f"batch normalisation without a convolution before it: {', '.join(unfolded[:3])}"
         raise UserError(f"{type(net).__name__} cannot be folded: {problem}")
     setattr(net, _FOLDED, True)
     net.train(was_training)

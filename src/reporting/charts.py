@@ -169,8 +169,8 @@ def _front_view(report: Report, cost: str, texts: Mapping[str, str]) -> View:
 def _origins(report: Report, cost: str, lines: pd.DataFrame) -> list[Trace]:
     """Lines from the models to their compressed versions, and points of models without a trial."""
     x, y = (
-        np.column_stack([lines[f"from_{one}"], lines[f"to_{one}"], np.full(len(lines), np.nan)])
-        for one in "xy"
+        np.column_stack([lines[f"from_{axis}"], lines[f"to_{axis}"], np.full(len(lines), np.nan)])
+        for axis in "xy"
     )
     kinds = ", ".join(collect.compressed(report.table)["compression"].unique())
     outside = lines[lines["outside"]].drop_duplicates("origin")
@@ -202,27 +202,27 @@ def recalls(report: Report) -> Chart | None:
             continue
         classes = list(dict.fromkeys(rows["class"]))
         runs = [run for run in report.important if run in set(rows["run_id"])]
-        shown = runs[:MOST_ROWS]
+        drawn = runs[:MOST_ROWS]
         rows["text"] = [
             f"{row['label']}\nrun {row['run_id']}\n{row['class']}: {row['recall']:.3f}"
             f"{interval(row['low'], row['high'])}\n{row['images']} images"
             for row in rows.to_dict("records")
         ]
         values, hover = (
-            rows.pivot(index="run_id", columns="class", values=name).reindex(shown, columns=classes)
+            rows.pivot(index="run_id", columns="class", values=name).reindex(drawn, columns=classes)
             for name in ("recall", "text")
         )
         labels = rows.drop_duplicates("run_id").set_index("run_id")["label"]
         title = {"text": f"recall on {label}, higher is better", "side": "right"}
         bar = {"title": title, "lenmode": "pixels", "len": 260, "y": 1, "yanchor": "top"}
         trace: Trace = {"type": "heatmap", "z": values.to_numpy(dtype=float), "x": classes}
-        trace |= {"y": labels[shown].tolist(), "hovertext": hover.fillna("not measured").to_numpy()}
+        trace |= {"y": labels[drawn].tolist(), "hovertext": hover.fillna("not measured").to_numpy()}
         trace |= {"zmin": 0, "zmax": 1, "colorscale": "Cividis", "texttemplate": "%{z:.2f}"}
         trace |= {"xgap": 1, "ygap": 1, "colorbar": bar}
-        note = f"The first {len(shown)} of {len(runs)} runs." if len(shown) < len(runs) else ""
+        note = f"The first {len(drawn)} of {len(runs)} runs." if len(drawn) < len(runs) else ""
         axes = (axis("class", type="category"), axis("", type="category"))
         views.append(View(label, [trace], *axes, note))
-        most, columns = max(most, len(shown)), len(classes)
+        most, columns = max(most, len(drawn)), len(classes)
     if not views:
         return None
     size, height = (2.4 + 0.45 * columns, 0.7 + 0.19 * most), max(360, 110 + 28 * most)
@@ -254,12 +254,12 @@ def largest_layers(report: Report) -> pd.DataFrame:
         shares = (counts / counts.sum().clip(lower=1)).add_prefix("share_")
         order = shares.max(axis=1).sort_values(ascending=False, kind="stable").index
         rows = rows.join(shares)
-        kept, rest = rows[rows.index.isin(order[:MOST_LAYERS])], rows.loc[order[MOST_LAYERS:]]
-        if len(rest):
-            others = rest.head(1).assign(layer=f"{len(rest)} others", type="")
-            others[[*counts, *shares]] = rest[[*counts, *shares]].sum().to_numpy()[None]
-            kept = pd.concat([kept, others])
-        tables.append(kept)
+        largest, smaller = rows[rows.index.isin(order[:MOST_LAYERS])], rows.loc[order[MOST_LAYERS:]]
+        if len(smaller):
+            summary = smaller.head(1).assign(layer=f"{len(smaller)} others", type="")
+            summary[[*counts, *shares]] = smaller[[*counts, *shares]].sum().to_numpy()[None]
+            largest = pd.concat([largest, summary])
+        tables.append(largest)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -365,7 +365,7 @@ def parallel(report: Report) -> Chart | None:
     table = table[table.index.isin(report.parameters.index)]
     table = table[style.finite(table["quality"]).notna()]
     rows = table.loc[_thinned(list(table.index), report.important, MOST_LINES)]
-    metrics = [one.metric for one in report.objectives if one.metric in rows]
+    metrics = [objective.metric for objective in report.objectives if objective.metric in rows]
     columns = report.parameters.reindex(rows.index).join(rows[metrics].apply(style.finite))
     titles = {name: style.axis_title(report, name) for name in metrics}
     dimensions = [
@@ -380,7 +380,7 @@ def parallel(report: Report) -> Chart | None:
     lines = {"type": "parcoords", "line": line, "dimensions": dimensions}
     note = f"{len(rows)} of {len(table)} trials: {_THINNED}" if len(rows) < len(table) else ""
     view = View("all", [lines], note=note)
-    height = max(style.wrapped(one["label"], 13).count("\n") + 1 for one in dimensions)
+    height = max(style.wrapped(objective["label"], 13).count("\n") + 1 for objective in dimensions)
     size = (max(4.5, 1.1 * len(dimensions) + 1.2), 3.0)
     heading = "Parameters and objectives of each trial"
     return Chart("parallel", heading, [[view]], size, 390 + 15 * height, 95 * len(dimensions))
@@ -416,18 +416,18 @@ def curves(report: Report) -> Chart | None:
         return None
     order = report.table.loc[report.table["run_id"].isin(frame["run_id"]), "run_id"]
     runs = _thinned(list(order), report.important, MOST_CURVES)
-    shown = frame[frame["run_id"].isin(runs)].sort_values(["run_id", "epoch"])
+    histories = frame[frame["run_id"].isin(runs)].sort_values(["run_id", "epoch"])
     names = report.named.set_index("run_id")["name"].to_dict()
     traces: list[Trace] = []
-    others = shown[~shown["run_id"].isin(names)].groupby("state")
-    for state, rows in sorted(others, key=lambda pair: pair[0] == "front"):
+    other_runs = histories[~histories["run_id"].isin(names)].groupby("state")
+    for state, rows in sorted(other_runs, key=lambda pair: pair[0] == "front"):
         marker = style.STATES.get(str(state), style.STATES["no value"])
         colour = marker["color"] if state in ("front", "pruned") else style.PALE
         width, opacity = (2, 1.0) if state == "front" else (1, 0.8)
         end = style.marker(colour, marker["symbol"].removesuffix("-open"), 8, state != "front")
         name = str(state).replace("_", " ")
         traces += _curve(name, rows, end, style.line(colour, width), opacity)
-    chosen = shown[shown["run_id"].isin(names)].groupby("run_id", sort=False)
+    chosen = histories[histories["run_id"].isin(names)].groupby("run_id", sort=False)
     for position, (run_id, rows) in enumerate(chosen):
         _, shape, dash = style.look(position)
         colour = style.look(position + 1)[0]
@@ -515,6 +515,6 @@ def origin_lines(report: Report, cost: str) -> pd.DataFrame:
 
 def _thinned(run_ids: Sequence[str], keep: Sequence[str], limit: int) -> list[str]:
     """The runs to keep, and every n-th of the others, so that at most `limit` others are drawn."""
-    kept = pd.Index(run_ids).isin(list(keep))
-    others = np.asarray(run_ids)[~kept]
-    return [*np.asarray(run_ids)[kept], *others[:: max(1, -(-len(others) // limit))]]
+    is_kept = pd.Index(run_ids).isin(list(keep))
+    candidates = np.asarray(run_ids)[~is_kept]
+    return [*np.asarray(run_ids)[is_kept], *candidates[:: max(1, -(-len(candidates) // limit))]]

@@ -224,8 +224,8 @@ def recorded_runs(
         try:
             value, low, high, how = estimate(system, metric, less)
         except bootstrap.DifferentImagesError as error:
-            what = "the two systems or their seeds" if less else "its seeds"
-            problem = f"{what} were tested on different images ({error})"
+            tested = "the two systems or their seeds" if less else "its seeds"
+            problem = f"{tested} were tested on different images ({error})"
             return Figure(origins=measured, problem=problem)
         except UserError as error:
             return Figure(origins=measured, problem=str(error))
@@ -248,10 +248,10 @@ def agrees(figure: Figure, number: PrintedNumber, relation: str) -> bool | None:
         low, high = (figure.value,) * 2 if point else (figure.low, figure.high)
         return number.admits(low, high)
     if relation == "below":
-        kept, broken = figure.high < number.value, figure.low >= number.value
+        holds, broken = figure.high < number.value, figure.low >= number.value
     else:
-        kept, broken = figure.low > number.value, figure.high <= number.value
-    return kept if kept or broken else None
+        holds, broken = figure.low > number.value, figure.high <= number.value
+    return holds if holds or broken else None
 
 
 def decide(readings: Sequence[Mapping[str, Any]]) -> tuple[str, int | None]:
@@ -305,10 +305,10 @@ def check_claims(paper: Paper, measure: Measure) -> tuple[pd.DataFrame, pd.DataF
                     texts = [number.like(end) for end in (value, low, high)]
                 else:
                     texts = [f"{end:,.4g} {unit or ''}".strip() for end in (value, low, high)]
-                here = "-" if math.isnan(value) else texts[0]
+                measured = "-" if math.isnan(value) else texts[0]
                 if texts[1] != texts[2] and not math.isnan(value + low):
-                    here = f"{here} ({texts[1]} to {texts[2]})"
-                row = {"id": claim.id, "reading": name, "beside": beside, "here": here}
+                    measured = f"{measured} ({texts[1]} to {texts[2]})"
+                row = {"id": claim.id, "reading": name, "beside": beside, "here": measured}
                 decides = not (beside or problem or agreed is None)
                 row |= {"agrees": agreed, "decides": decides, "how": figure.how}
                 row |= {"problem": problem, "from": " and ".join(sorted(figure.origins))}
@@ -353,7 +353,7 @@ def counts(claims: pd.DataFrame) -> dict[str, int]:
 
 
 def write_audit(
-    paper: Paper, claims: pd.DataFrame, readings: pd.DataFrame, folder: Path, made: str
+    paper: Paper, claims: pd.DataFrame, readings: pd.DataFrame, folder: Path, footer: str
 ) -> None:
     """Write audit.md with the line `made`, claims.csv and readings.csv in place of the folder.
 
@@ -361,16 +361,16 @@ def write_audit(
         UserError: The folder cannot be written; it is as before then.
     """
     columns = ["id", "claim", "where", "printed", "here", "verdict", "reason", "note"]
-    asked = claims["asks"] != ""
-    tables = [Table(claims.loc[~asked, columns], "Claims")]
-    if asked.any():
+    is_question = claims["asks"] != ""
+    tables = [Table(claims.loc[~is_question, columns], "Claims")]
+    if is_question.any():
         columns = ["asks", "id", "claim", "here", "verdict", "reason", "command", "note"]
         title = "Open questions and next checks"
-        tables.append(Table(claims.loc[asked, columns].sort_values("asks"), title))
+        tables.append(Table(claims.loc[is_question, columns].sort_values("asks"), title))
     if len(readings):
         columns = ["id", "reading", "here", "agrees", "decides", "how", "problem"]
         tables.append(Table(readings[columns], "Readings"))
-    values = {"paper": paper, "made": made, "claims": len(claims), "summary": _summary(claims)}
+    values = {"paper": paper, "made": footer, "claims": len(claims), "summary": _summary(claims)}
     page = fill_markdown(Path(__file__).with_name("claims.md.j2"), tables=tables, **values)
     with atomic_folder(folder, "the audit") as draft:
         (draft / "audit.md").write_text(page, encoding="utf-8")
@@ -404,8 +404,8 @@ def audit_paper(config: DictConfig) -> None:
     commit, dirty = git_state(ROOT)
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {commit or 'unknown'}"
     changes = " with changes" if dirty else ""
-    made = f"Made {when}{changes}; runs from {masked(store.uri)}."
-    write_audit(paper, claims, readings, folder, made)
+    footer = f"Made {when}{changes}; runs from {masked(store.uri)}."
+    write_audit(paper, claims, readings, folder, footer)
     if settings.publish:
         tags: dict[str, object] = {"kind": "audit", "paper": paper.name}
         tags |= {"git_commit": commit or "unknown", "git_dirty": dirty}
@@ -417,17 +417,17 @@ def audit_paper(config: DictConfig) -> None:
     with_reading = claims["verdict"].isin((OTHER_READING, CONTRADICTED, NOT_REPRODUCED))
     verdicts = claims["verdict"] + (" (" + claims["reading"] + ")").where(with_reading, "")
     shown = claims[["id", "printed", "here"]].assign(verdict=verdicts)
-    bold, asked = frozenset(claims.index[contradicted]), claims["asks"] != ""
-    console.print(Table(shown[~asked], f"{paper.name}: claims", bold=bold).to_rich())
+    bold, is_question = frozenset(claims.index[contradicted]), claims["asks"] != ""
+    console.print(Table(shown[~is_question], f"{paper.name}: claims", bold=bold).to_rich())
     say(_summary(claims))
-    for row in claims[asked].sort_values("asks").to_dict("records"):
+    for row in claims[is_question].sort_values("asks").to_dict("records"):
         reason = row["problems"][0] if row["problems"] else row["reason"]
         say(f"{row['asks']}, {row['id']}: {row['verdict']}: {reason}")
         if row["unrecorded"] and row["command"]:
             say(f"  record it: {row['command']}", wrap=False)
     for row in claims[contradicted].to_dict("records"):
         say(f"! {row['id']}: {row['reason']}")
-    untested = claims[~asked].explode("problems").dropna(subset="problems")
+    untested = claims[~is_question].explode("problems").dropna(subset="problems")
     for problem, ids in untested.groupby("problems", sort=False)["id"]:
         say(f"- not testable: {joined(list(ids))}: {problem}")
     if claims["unrecorded"].any():

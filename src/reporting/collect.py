@@ -389,8 +389,8 @@ def comparison(
     losses = [pareto.as_losses(front, objectives) for front in fronts]
     rows = []
     for number, (table, front) in enumerate(zip(tables, fronts, strict=True)):
-        others = np.vstack([front[:0], *losses[:number], *losses[number + 1 :]])
-        covered = np.any((others[None] <= losses[number][:, None]).all(axis=2), axis=1)
+        other_fronts = np.vstack([front[:0], *losses[:number], *losses[number + 1 :]])
+        covered = np.any((other_fronts[None] <= losses[number][:, None]).all(axis=2), axis=1)
         row = {
             "study": table["study"].iloc[0] if len(table) else "",
             "trials": len(table),

@@ -135,12 +135,12 @@ def budget_choices(
     bounded = [Objective(name, describe(name).direction) for name in names]
     losses = as_losses(values.to_numpy(), bounded)
     losses[np.isnan(losses)] = math.inf
-    kept: list[int] = []
+    members: list[int] = []
     for position, row in enumerate(losses):
-        if not (losses[kept] <= row).all(axis=1).any():
-            kept.append(position)
-    differing = values.iloc[kept].nunique() > 1
-    return rows.iloc[kept], [item for item in bounded if differing[item.metric]]
+        if not (losses[members] <= row).all(axis=1).any():
+            members.append(position)
+    differing = values.iloc[members].nunique() > 1
+    return rows.iloc[members], [item for item in bounded if differing[item.metric]]
 
 
 class _Candidates:
@@ -196,10 +196,10 @@ class _Candidates:
         considered = pool[has.all(axis=1)]
         keeps = [_values(considered, limit.metric).map(limit.holds) for limit in limits]
         qualified = considered[np.logical_and.reduce([considered["run_id"].notna(), *keeps])]
-        rest = considered.drop(qualified.index)
+        disqualified = considered.drop(qualified.index)
         order = [self._price, self._quality] if by_cost else [self._quality, self._price]
         rows = _in_order(qualified, order).head(2).to_dict("records")
-        shown = list(dict.fromkeys([*self._metrics, *bounded]))
+        metrics = list(dict.fromkeys([*self._metrics, *bounded]))
         lacking = {str(metric): int(number) for metric, number in (~has).sum().items() if number}
         against: list[str] = []
         if rows:  # what the chosen run gives up against the best one, and what that saves
@@ -207,18 +207,18 @@ class _Candidates:
             costs = list(dict.fromkeys([self._price.metric, *costs]))
             costs = [cost for cost in costs if _has(rows[0], cost) and _has(best, cost)]
             values = {"row": rows[0], "best": best, "quality": self._quality.metric}
-            others = bool(limits) and len(pool) > 1
-            against = sentences("against", others=others, costs=costs, **values)
+            has_alternatives = bool(limits) and len(pool) > 1
+            against = sentences("against", others=has_alternatives, costs=costs, **values)
         closest: list[str] = []
-        if limits and len(rows) < 2 and len(rest):  # by the sum of fractions of the bounds
+        if limits and len(rows) < 2 and len(disqualified):  # by the sum of fractions of the bounds
             misses = [
-                _values(rest, limit.metric).map(limit.violation).astype(float).clip(lower=0)
+                _values(disqualified, limit.metric).map(limit.violation).astype(float).clip(lower=0)
                 / (abs(limit.value) or 1.0)
                 for limit in limits
             ]
-            row = rest.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
+            row = disqualified.iloc[int(np.sum(misses, axis=0).argmin())].to_dict()
             missed = [(bound(one), one) for one in limits if not one.holds(row[one.metric])]
-            closest = sentences("closest", row=row, shown=shown, has=_has, missed=missed)
+            closest = sentences("closest", row=row, shown=metrics, has=_has, missed=missed)
         text = sentences(
             "answer",
             noun=self._noun,
@@ -226,7 +226,7 @@ class _Candidates:
             considered=len(considered),
             qualified=len(qualified),
             rows=rows,
-            shown=shown,
+            shown=metrics,
             has=_has,
             bounded=bool(limits),
             against=against,

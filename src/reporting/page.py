@@ -96,7 +96,7 @@ def _table(report: Report, frame: pd.DataFrame, title: str, caption: str) -> Tab
 def front_table(report: Report) -> Table:
     """The front: objectives and costs, the interval of the quality, the choices, by cost."""
     rows = report.members
-    metrics = [report.quality, *(one.metric for one in report.objectives)]
+    metrics = [report.quality, *(objective.metric for objective in report.objectives)]
     metrics = [name for name in dict.fromkeys([*metrics, *report.costs]) if name in rows]
     compression = ["compression", "origin_label"] if len(collect.compressed(rows)) else []
     groups = enumerate(tied_groups(report.pairs) if len(report.pairs) else [])
@@ -149,12 +149,12 @@ def figures(report: Report, names: list[str]) -> pd.DataFrame:
     """
     rows = report.table.drop_duplicates("run_id").set_index("run_id").reindex(columns=names)
     shown = pd.DataFrame({name: rows[name].map(style.number).astype(object) for name in rows})
-    for one in report.intervals.to_dict("records"):
-        name = f"{RECORDED[one['split']]}/{one['metric']}"
-        if name in shown and one["run_id"] in shown.index:
-            text = style.number(one["estimate"]) + formatting.interval(one["low"], one["high"])
-            text += f" ± {one['seed_sd']:.3f}" if one["seed_sd"] > 0 else ""
-            shown.loc[one["run_id"], name] = text
+    for row in report.intervals.to_dict("records"):
+        name = f"{RECORDED[row['split']]}/{row['metric']}"
+        if name in shown and row["run_id"] in shown.index:
+            text = style.number(row["estimate"]) + formatting.interval(row["low"], row["high"])
+            text += f" ± {row['seed_sd']:.3f}" if row["seed_sd"] > 0 else ""
+            shown.loc[row["run_id"], name] = text
     return shown
 
 
@@ -190,8 +190,8 @@ def choices(report: Report) -> dict[str, Any]:
         bounds.append(bound | {"label": style.metric(item.metric).plain_label})
     costs = charts.drawn_costs(report)
     qualities = [(f"best/val/{name}", f"test/{name}") for name in _qualities(report)]
-    shown = [*qualities, *((cost,) for cost in report.costs)]
-    cells = figures(report, [name for row in shown for name in row])
+    columns = [*qualities, *((cost,) for cost in report.costs)]
+    cells = figures(report, [name for row in columns for name in row])
     runs = []
     for row in rows.to_dict("records"):
         run = {"id": row["run_id"], "net": row.get("net") or row["run_id"], "y": row["quality"]}
@@ -199,8 +199,8 @@ def choices(report: Report) -> dict[str, Any]:
         for key, metrics in (("keeps", [item.metric for item in bounded]), ("x", costs)):
             numbers = style.finite(pd.Series([row.get(name) for name in metrics], dtype=float))
             run[key] = [None if pd.isna(number) else number for number in numbers]
-        texts = [[cells.at[row["run_id"], name] for name in names] for names in shown]
-        titles = [short_label(names[0]) for names in shown]
+        texts = [[cells.at[row["run_id"], name] for name in names] for names in columns]
+        titles = [short_label(names[0]) for names in columns]
         run["figures"] = [[a, *b] for a, b in zip(titles, texts, strict=True) if set(b) != {"-"}]
         runs.append(run)
     return {"bounds": bounds, "costs": costs, "runs": runs}

@@ -310,8 +310,8 @@ def z_of_areas(first: Any, second: Any, positives: Any, negatives: Any) -> Any:
     """
 
     def variance(area: Any) -> Any:
-        one, two = area / (2 - area), 2 * area**2 / (1 + area)
-        pairs = (positives - 1) * (one - area**2) + (negatives - 1) * (two - area**2)
+        first, two = area / (2 - area), 2 * area**2 / (1 + area)
+        pairs = (positives - 1) * (first - area**2) + (negatives - 1) * (two - area**2)
         return (area * (1 - area) + pairs) / (positives * negatives)
 
     return (first - second) / np.sqrt(variance(first) + variance(second))

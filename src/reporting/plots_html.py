@@ -64,8 +64,8 @@ def plain(text: str, bold: bool = False) -> str:
     """A text that Plotly shows as it is: Plotly would read tags in it; bold: its first line."""
     shown = html.escape(text, quote=False)
     if bold:
-        first, _, rest = shown.partition("\n")
-        shown = f"<b>{first}</b>\n{rest}"
+        first, _, body = shown.partition("\n")
+        shown = f"<b>{first}</b>\n{body}"
     return shown.replace("\n", "<br>")
 
 
@@ -82,7 +82,7 @@ def _trace(trace: Trace, points: int) -> Trace:
         title = style.wrapped(trace["line"]["colorbar"]["title"]["text"], 44)
         values["line"]["colorbar"]["title"] |= {"text": plain(title), "font": {"size": 12}}
         width = 18 if len(trace["dimensions"]) <= 8 else 13
-        values["dimensions"] = [_dimension(one, width) for one in trace["dimensions"]]
+        values["dimensions"] = [_dimension(dimension, width) for dimension in trace["dimensions"]]
         # long names have room to grow at the bottom
         values |= {"labelside": "bottom", "labelfont": {"size": 11}, "tickfont": {"size": 10}}
     return values | (_HOVER if "hovertext" in trace else {})
@@ -99,21 +99,21 @@ def _dimension(axis: Axis, width: int) -> Axis:
 
 def _layout(view: View) -> dict[str, Any]:
     kind = view.traces[0]["type"]
-    entries = sum(bool(one.get("name")) for one in view.traces)
+    entries = sum(bool(trace.get("name")) for trace in view.traces)
     layout: dict[str, Any] = {"showlegend": entries > 1}
     if kind == "parcoords":
         names = [axis["label"] for axis in view.traces[0]["dimensions"]]
         lines = max(style.wrapped(name, 13).count("\n") + 1 for name in names)
         return layout | {"margin": {"l": 85, "r": 30, "t": 20, "b": 30 + 15 * lines}}
     for name, axis, width in (("x", view.x, 38), ("y", view.y, 50)):
-        layout[f"{name}axis"] = _axis(axis, width, [one[name] for one in view.traces])
+        layout[f"{name}axis"] = _axis(axis, width, [trace[name] for trace in view.traces])
     if kind == "bar":
         return layout | {"barmode": "group", "bargap": 0.25}
     if kind == "heatmap":
         layout["xaxis"] |= {"showgrid": False, "ticks": "", "side": "top"}
         layout["yaxis"] |= {"showgrid": False, "ticks": "", "autorange": "reversed"}
         return layout | {"margin": {"l": 20, "r": 10, "t": 60, "b": 20}}
-    values = [value for one in view.traces for value in one["y"]]
+    values = [value for trace in view.traces for value in trace["y"]]
     if pd.Series(values, dtype=float).dropna().between(0, 1).all():
         # a fraction's axis need not go beyond 0 and 1, not even around a single point
         layout["yaxis"] |= {"autorangeoptions": {"clipmin": -0.02, "clipmax": 1.02}}

@@ -66,7 +66,7 @@ def draw(chart: Chart) -> Figure:
     shared: Any = {"sharey": "row", "sharex": "col" if rows > 1 else "none"}
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
     views = [view for row in panels for view in row]
-    names = [style.wrapped(one["name"], 52) for one in views[0].traces if one.get("meta")]
+    names = [style.wrapped(trace["name"], 52) for trace in views[0].traces if trace.get("meta")]
     inside = bool(chart.single) and len(names) <= MOST_NAMES
     labels: dict[str, Any] = {}
     for number, (axes, view) in enumerate(zip(grid.flat, views, strict=True)):
@@ -118,18 +118,18 @@ def _panel(axes: Axes, view: View) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _scatter(axes: Axes, one: Trace, number: int, traces: int) -> None:
-    if one["opacity"] == 0:
+def _scatter(axes: Axes, trace: Trace, number: int, traces: int) -> None:
+    if trace["opacity"] == 0:
         return
-    x, y = np.asarray(one["x"], dtype=float), np.asarray(one["y"], dtype=float)
-    label = style.wrapped(one["name"], 52) if one["name"] and len(x) else "_nothing"
-    line, marker = one.get("line"), one.get("marker")
+    x, y = np.asarray(trace["x"], dtype=float), np.asarray(trace["y"], dtype=float)
+    label = style.wrapped(trace["name"], 52) if trace["name"] and len(x) else "_nothing"
+    line, marker = trace.get("line"), trace.get("marker")
     if line:
-        look: dict[str, Any] = {"alpha": one["opacity"], "zorder": 2.5, "color": line["color"]}
+        look: dict[str, Any] = {"alpha": trace["opacity"], "zorder": 2.5, "color": line["color"]}
         look |= {"linestyle": style.DASHES[line["dash"]], "linewidth": 0.6 * line["width"]}
         look |= {"drawstyle": "steps-post" if line["shape"] == "hv" else "default"}
         axes.plot(x, y, label="_nothing" if marker else label, **look)
-    if interval := one.get("error_y"):
+    if interval := trace.get("error_y"):
         spans = np.abs([interval["arrayminus"], interval["array"]])
         finite = ~np.isnan(spans).any(axis=0)
         look = {"elinewidth": 0.6, "capsize": 1.5, "fmt": "none", "alpha": 0.7}
@@ -140,8 +140,8 @@ def _scatter(axes: Axes, one: Trace, number: int, traces: int) -> None:
             look["linewidths"] = 0.8
         elif marker["symbol"] != shape:
             look = {"facecolors": "none", "edgecolors": marker["color"], "linewidths": 0.8}
-        look |= {"marker": style.SHAPES[shape], "zorder": 4 if "text" in one else 3}
-        look |= {"alpha": one["opacity"], "rasterized": len(x) > RASTER_FROM}
+        look |= {"marker": style.SHAPES[shape], "zorder": 4 if "text" in trace else 3}
+        look |= {"alpha": trace["opacity"], "rasterized": len(x) > RASTER_FROM}
         axes.scatter(x, y, (marker["size"] / 2) ** 2, label=label, **look)
 
 
@@ -185,34 +185,34 @@ def _scale(axis: Any, scale: Axis) -> None:
         axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: style.tick(value)))
 
 
-def _bar(axes: Axes, one: Trace, number: int, traces: int) -> None:
-    thickness, names = 0.8 / traces, one["y"]
+def _bar(axes: Axes, trace: Trace, number: int, traces: int) -> None:
+    thickness, names = 0.8 / traces, trace["y"]
     positions = np.arange(len(names)) + 0.4 - thickness * (number + 0.5)
-    look: dict[str, Any] = {"color": one["marker"]["color"], "hatch": _HATCHES[number % 6]}
-    look |= {"label": one["name"], "edgecolor": "white"}
-    bars = axes.barh(positions, one["x"], thickness, **look)
-    axes.bar_label(bars, one["text"], padding=2, fontsize=6)
+    look: dict[str, Any] = {"color": trace["marker"]["color"], "hatch": _HATCHES[number % 6]}
+    look |= {"label": trace["name"], "edgecolor": "white"}
+    bars = axes.barh(positions, trace["x"], thickness, **look)
+    axes.bar_label(bars, trace["text"], padding=2, fontsize=6)
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.1)
 
 
-def _heatmap(axes: Axes, one: Trace, number: int, traces: int) -> None:
-    image = axes.imshow(one["z"], cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(one["z"]):
+def _heatmap(axes: Axes, trace: Trace, number: int, traces: int) -> None:
+    image = axes.imshow(trace["z"], cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(trace["z"]):
         text = "-" if np.isnan(value) else f"{value:.2f}"
         colour = "white" if value < 0.55 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
-    columns, rows = one["x"], one["y"]
+    columns, rows = trace["x"], trace["y"]
     axes.set_xticks(range(len(columns)), columns, rotation=45 if len(columns) > 8 else 0)
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_title(one["colorbar"]["title"]["text"])
+    axes.set_title(trace["colorbar"]["title"]["text"])
     _without_frame(axes)
     axes.figure.colorbar(image, ax=axes, shrink=min(1.0, 8 / len(rows)), anchor=(0, 1))
 
 
-def _parallel(axes: Axes, one: Trace, number: int, traces: int) -> None:
-    dimensions, colours = one["dimensions"], one["line"]["color"]
+def _parallel(axes: Axes, trace: Trace, number: int, traces: int) -> None:
+    dimensions, colours = trace["dimensions"], trace["line"]["color"]
     low, high = np.array([axis["range"] for axis in dimensions]).T
     heights = (np.column_stack([axis["values"] for axis in dimensions]) - low) / (high - low)
     order = np.argsort(colours, kind="stable")
@@ -232,7 +232,7 @@ def _parallel(axes: Axes, one: Trace, number: int, traces: int) -> None:
     axes.set(xlim=(-0.2, len(dimensions) - 0.6), ylim=(-0.04, 1.04), yticks=[])
     _without_frame(axes)
     bar = axes.figure.colorbar(ScalarMappable(scale, "cividis"), ax=axes, pad=0.02)
-    bar.set_label(style.wrapped(one["line"]["colorbar"]["title"]["text"], 40))
+    bar.set_label(style.wrapped(trace["line"]["colorbar"]["title"]["text"], 40))
 
 
 def _without_frame(axes: Axes) -> None:
@@ -243,15 +243,15 @@ def _without_frame(axes: Axes) -> None:
 
 def _label_points(axes: Axes, view: View, names: bool) -> None:
     """Put the name or label of each labelled point beside it, far from other labels and points."""
-    points = [one for one in view.traces if one["type"] == "scatter" and one["opacity"]]
+    points = [dot for dot in view.traces if dot["type"] == "scatter" and dot["opacity"]]
     labelled = [
-        one for one in points if "text" in one and np.isfinite([*one["x"], *one["y"]]).all()
+        dot for dot in points if "text" in dot and np.isfinite([*dot["x"], *dot["y"]]).all()
     ]
     if not labelled:
         return
     pixels = axes.figure.dpi / 72  # of a point, 1/72 inch
-    every = np.concatenate([np.column_stack([one["x"], one["y"]]).astype(float) for one in points])
-    taken = axes.transData.transform(every[np.isfinite(every).all(axis=1)])
+    every = np.concatenate([np.column_stack([dot["x"], dot["y"]]).astype(float) for dot in points])
+    occupied = axes.transData.transform(every[np.isfinite(every).all(axis=1)])
     placed = np.empty((0, 3))  # x, y and half of the width of each label
     angles = np.arange(0.8, 7, np.pi / 8)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])
@@ -260,14 +260,14 @@ def _label_points(axes: Axes, view: View, names: bool) -> None:
     look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
     look |= {"fontweight": "bold", "fontsize": 7.5, "zorder": 6}
     look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 3, "shrinkB": 4}
-    for one in labelled:
-        label = one["meta"] if names else one["text"][0]
-        point = (float(one["x"][0]), float(one["y"][0]))
+    for dot in labelled:
+        label = dot["meta"] if names else dot["text"][0]
+        point = (float(dot["x"][0]), float(dot["y"][0]))
         half = 2.8 * len(label)
         spots = axes.transData.transform(point) + offsets * pixels
         margin = np.array([half * pixels, 0])
         inside = ((spots - margin > low) & (spots + margin < high)).all(axis=1)
-        gaps = np.abs(spots[:, None] - taken) / pixels
+        gaps = np.abs(spots[:, None] - occupied) / pixels
         gaps[:, :, 0] = np.maximum(gaps[:, :, 0] - half, 0)
         to_points = np.linalg.norm(gaps, axis=2).min(axis=1)
         gaps = np.abs(spots[:, None] - placed[:, :2]) / pixels

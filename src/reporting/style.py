@@ -130,7 +130,7 @@ def metric(name: str) -> Metric:
 
 def direction(report: Report, name: str) -> str:
     """Which way is better, in words, from the objectives, else from the registry."""
-    directions = {one.metric: one.direction for one in report.objectives}
+    directions = {objective.metric: objective.direction for objective in report.objectives}
     try:
         better = directions.get(name) or describe(name).direction
     except ConfigError:

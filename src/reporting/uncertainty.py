@@ -59,11 +59,11 @@ def measure(
         The tables of `Report` by name: intervals, pairs, drops, recalls, roc; and warnings.
     """
     chosen = (table["chosen"] != "") | table["knee"]
-    others = table[table["front"] & ~chosen].sort_values("crowding", ascending=False, kind="stable")
-    kept = others.index[: max(0, MOST_RUNS - int(chosen.sum()))]
-    rows = table[chosen | table.index.isin(kept)]
+    rivals = table[table["front"] & ~chosen].sort_values("crowding", ascending=False, kind="stable")
+    compared = rivals.index[: max(0, MOST_RUNS - int(chosen.sum()))]
+    rows = table[chosen | table.index.isin(compared)]
     warnings = []
-    if more := len(others) - len(kept):
+    if more := len(rivals) - len(compared):
         warnings.append(
             f"{more} members of the front, the most crowded ones, have no intervals and no tests."
         )

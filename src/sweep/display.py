@@ -249,8 +249,8 @@ def shortened(cells: Sequence[Sequence[str]], width: int) -> list[str]:
 def _counts(status: StudyStatus) -> Text:
     counts = [(status.counts[state], word, STYLES[word]) for state, word in WORDS.items()]
     counts.append((status.put_back, "put back in the queue", "dim"))
-    shown = [entry for entry in counts if entry[0] or entry[1] == "done"]
-    return Text(", ").join(Text(f"{n} {word}", style if n else "") for n, word, style in shown)
+    entries = [entry for entry in counts if entry[0] or entry[1] == "done"]
+    return Text(", ").join(Text(f"{n} {word}", style if n else "") for n, word, style in entries)
 
 
 def _best_text(status: StudyStatus) -> str:

@@ -119,8 +119,8 @@ def _differences(recorded: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         for name in dict.fromkeys([*before, *after])
         if before.get(name) != after.get(name)
     ]
-    for label, one, other in (("no longer", recorded, new), ("newly", new, recorded)):
-        texts = [text for text in one["exclude"] if text not in other["exclude"]]
+    for label, first, other in (("no longer", recorded, new), ("newly", new, recorded)):
+        texts = [text for text in first["exclude"] if text not in other["exclude"]]
         lines += [f"{label} excluded: {text}" for text in texts]
     for key in ("objectives", "limits", "fixed", *([] if lines else ["order"])):
         was = [text for text in recorded[key] if text not in new[key]]

@@ -205,8 +205,8 @@ class TrialContext:
             return
         self._last_note = time.monotonic()
         names = [item.per_epoch for item in self.objectives if item.per_epoch in metrics]
-        shown = {name: metrics[name] for name in names}
-        note = {"epoch": epoch, "epochs": epochs, "metrics": shown}
+        metrics_noted = {name: metrics[name] for name in names}
+        note = {"epoch": epoch, "epochs": epochs, "metrics": metrics_noted}
         try:
             self._keep(records.PROGRESS, note)
         except Exception as error:  # only the display lacks it
@@ -236,7 +236,7 @@ def main(task: records.Task) -> None:
         kind, reason = "error", f"the trial's code left with status {error.code}"
     except Exception as error:
         # A query that SIGTERM interrupts may end with an error of its connection.
-        if any(isinstance(one, SystemExit) and one.code == TERMINATED for one in causes(error)):
+        if any(isinstance(part, SystemExit) and part.code == TERMINATED for part in causes(error)):
             raise SystemExit(TERMINATED) from error
         kind, reason = records.classify(error)
         if not isinstance(error, UserError) and kind not in ("full_disk", "out_of_memory"):

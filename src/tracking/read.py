@@ -295,13 +295,13 @@ def _updated_runs(store: Store, refresh: bool = False) -> pa.Table:
             changed = pa.array({*fresh["run_id"].to_pylist(), *gone}, pa.string())
             old = old.filter(pc.invert(pc.is_in(old["run_id"], changed)))
             table = pa.concat_tables([old, fresh], promote_options="default")
-        kept = [
+        current = [
             name
             for name in table.column_names
             if not name.startswith(_GROUPS) or table[name].null_count < table.num_rows
         ]
         order = [("start_time", "descending"), ("run_id", "ascending")]
-        table = table.select(kept).sort_by(order).combine_chunks()
+        table = table.select(current).sort_by(order).combine_chunks()
         cache.write(table, {"looked": began, "deleted": sorted(gone)})
         return table
 

@@ -115,15 +115,15 @@ def save(
         ],
         "curves": [{"type": "LINE", "metricKey": name, **plain} for name in curves],
     }
-    shown = [f"metrics.`{name}`" for name in dict.fromkeys([*objectives, *_COSTS, *columns])]
-    shown += [f"params.`{name}`" for name in params] + ["attributes.`Dataset`"]
+    view_columns = [f"metrics.`{name}`" for name in dict.fromkeys([*objectives, *_COSTS, *columns])]
+    view_columns += [f"params.`{name}`" for name in params] + ["attributes.`Dataset`"]
     common = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{study.id}'",
         "orderByKey": f"metrics.`{first}`",
         "orderByAsc": objectives[first] == "minimize",
-        "selectedColumns": shown,
-        "columnOrder": [*dict.fromkeys([*list(_WIDTHS)[:2], *shown])],
-        "columnWidths": dict.fromkeys(shown, 80) | _WIDTHS,
+        "selectedColumns": view_columns,
+        "columnOrder": [*dict.fromkeys([*list(_WIDTHS)[:2], *view_columns])],
+        "columnWidths": dict.fromkeys(view_columns, 80) | _WIDTHS,
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # our section stays above those that MLflow adds
     }

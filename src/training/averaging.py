@@ -31,8 +31,8 @@ class AveragedWeights(WeightAveraging):
             # torch's own step count is on the device, and reading it would wait for the device
             steps = self._latest_update_step
             if averages[0].is_floating_point():
-                kept = min(decay, (1 + steps) / (10 + steps))
-                torch._foreach_lerp_(list(averages), list(current), 1 - kept)
+                weight = min(decay, (1 + steps) / (10 + steps))
+                torch._foreach_lerp_(list(averages), list(current), 1 - weight)
             else:
                 for average, counter in zip(averages, current, strict=True):
                     average.copy_(counter)

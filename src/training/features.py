@@ -68,15 +68,15 @@ def serve(
     classifier.automatic_optimization = True
     teachers = getattr(classifier.loss, "teachers", ()) if device else ()
     frozen = getattr(net, "frozen", False)
-    asked, symmetries = data.feature_views, getattr(data.augment, "symmetries", None)
+    n_views, symmetries = data.feature_views, getattr(data.augment, "symmetries", None)
     is_exact = symmetries is not None and config.trainer.precision in (32, "32", "32-true")
     converts = any(value.dtype != torch.float32 for value in net.parameters())
     changing = converts or getattr(data.augment, "mixes", False) or (teachers and not symmetries)
-    if not (frozen or teachers) or changing or asked == 0 or (asked == "auto" and not is_exact):
+    if not (frozen or teachers) or changing or n_views == 0 or (n_views == "auto" and not is_exact):
         return {}
-    random = 0 if symmetries else int(asked)
+    random = 0 if symmetries else int(n_views)
     # a single training of few epochs sees fewer views than would be computed
-    pays = asked != "auto" or config.study or config.trainer.max_epochs >= (symmetries or 0)
+    pays = n_views != "auto" or config.study or config.trainer.max_epochs >= (symmetries or 0)
     opened = partial(load, data, random=random, build=device is not None and bool(pays))
     classifier.to(device or classifier.device)
 

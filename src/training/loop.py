@@ -324,7 +324,7 @@ def _require_finite(split: str, values: Mapping[str, float], outputs: torch.Tens
 def measure(
     config: DictConfig,
     classifier: Classifier,
-    known: Mapping[str, float | None] | None = None,
+    known_costs: Mapping[str, float | None] | None = None,
     timed: Sequence[str] | None = None,
     when: str = "in its own process",
 ) -> Profile:
@@ -333,19 +333,19 @@ def measure(
     Known values, by recorded name, take the place of measured ones; None: not measurable. Of the
     other times only those in `timed` are measured; None: all. `when` is for the record.
     """
-    profiler, known = instantiate(config.efficiency, "efficiency"), known or {}
+    profiler, known_costs = instantiate(config.efficiency, "efficiency"), known_costs or {}
     profile: Profile = profiler.profile(
         classifier.net,
         classifier.image_size,
         training_device(config),
-        lambda name: name not in known and (timed is None or name in timed),
+        lambda name: name not in known_costs and (timed is None or name in timed),
     )
-    metrics = {**profile.metrics, **known}
+    metrics = {**profile.metrics, **known_costs}
     if flops := metrics.get("efficiency/flops"):
         metrics[LOG_FLOPS] = math.log10(flops)
     how = profile.details["methods"].items()
     # what is known keeps the tag of its measurement
-    methods = {kind: f"{text}, {when}" for kind, text in how if MAIN_TIMES[kind] not in known}
+    methods = {kind: f"{text}, {when}" for kind, text in how if MAIN_TIMES[kind] not in known_costs}
     return replace(
         profile,
         metrics={name: value for name, value in metrics.items() if value is not None},

@@ -93,12 +93,12 @@ class WorkerProcess:
         self.jpeg = b""
         self._memory_mb = spec.get("memory_mb")
         self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  see `close`
-        self._pipe, theirs = Pipe()
+        self._pipe, worker_end = Pipe()
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         began = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "src.deployment.benchmark.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", "src.deployment.benchmark.worker", str(worker_end.fileno())],
+            pass_fds=[worker_end.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
@@ -106,7 +106,7 @@ class WorkerProcess:
             | dict.fromkeys(THREAD_POOLS, str(spec["threads"]))
             | {"PYTHONPATH": paths},
         )
-        theirs.close()
+        worker_end.close()
         try:
             self.hello: dict[str, Any] = self._ask(spec)
         except BaseException:

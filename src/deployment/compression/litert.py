@@ -57,7 +57,7 @@ class LitertInt8(FileCompression):
             from ai_edge_quantizer.utils import qsv_utils
 
         operators = qtyping.TFLOperationName
-        kept = base.float_layers(
+        float_operators = base.float_layers(
             [name for name, _ in _layers(content)], 0, self.float_last, "float_last"
         )
         with quiet():
@@ -67,7 +67,7 @@ class LitertInt8(FileCompression):
             )
             for scope, operator in [
                 *((".*", operators(name)) for name in FLOAT),
-                *((f"{re.escape(name)};?$", operators.ALL_SUPPORTED) for name in kept),
+                *((f"{re.escape(name)};?$", operators.ALL_SUPPORTED) for name in float_operators),
             ]:
                 work.update_quantization_recipe(scope, operator, algorithm_key="no_quantize")
             signatures = Interpreter(model_content=content).get_signature_list()

@@ -203,8 +203,8 @@ def compress(
     def load(run_ids: Sequence[str]) -> list[Classifier]:
         if len({config.origin, *run_ids}) <= len(run_ids):
             raise ConfigError("compression.runs", "names a run twice, or the origin")
-        others = teachers.load(store, run_ids, parts.data, "compression.runs")
-        return [other.classifier for other in others]
+        other_nets = teachers.load(store, run_ids, parts.data, "compression.runs")
+        return [other.classifier for other in other_nets]
 
     method: Compression = instantiate(config.compression, "compression", ("name",))
     (target := folder / trained.DEPLOYED).mkdir(parents=True, exist_ok=True)

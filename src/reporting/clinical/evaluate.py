@@ -263,7 +263,7 @@ def _overlap(
         pictures = source.cache.images
     rows, images = data.cache.frame.iloc[data.rows], len(data.rows)
     overlap = external.find_overlap(rows, members, frames, pictures, listed)
-    kept = settings.overlap == "keep"
+    is_kept = settings.overlap == "keep"
     note = sentences(
         "overlap",
         images=images,
@@ -271,10 +271,10 @@ def _overlap(
         reasons=overlap["why"].value_counts().to_dict(),
         sides=overlap["own_split"].value_counts().to_dict() if same_split else {},
         pictures_compared=source is not None,
-        kept=kept,
+        kept=is_kept,
     )
     warning = f"{len(overlap):,} of these {images:,} images the run has had, and they were KEPT"
-    warnings = [f"{warning}: the figures are too good."] if kept and len(overlap) else []
+    warnings = [f"{warning}: the figures are too good."] if is_kept and len(overlap) else []
     return overlap, note, warnings
 
 

@@ -172,14 +172,14 @@ def subgroups(result: ClinicalAudit) -> Figure:
     figure, [panels] = _grid(1, len(heads), panel, sharey=True)
     for axes, (measure, head) in zip(panels, heads.items(), strict=True):
         rows = table[table["measure"] == measure]
-        shown, withheld = rows[rows["note"] == ""], rows.loc[rows["note"] != "", "height"]
+        drawn, withheld = rows[rows["note"] == ""], rows.loc[rows["note"] != "", "height"]
         names = ("estimate", "low", "high")
-        _intervals(axes, shown, shown["height"], names, fmt="o", color=BLUE, markersize=4)
+        _intervals(axes, drawn, drawn["height"], names, fmt="o", color=BLUE, markersize=4)
         for height in withheld:
             axes.text(0.02, height, "too few", color=GREY, fontsize=7, va="center")
-        for value in shown.loc[shown["by"] == "all", "estimate"]:
+        for value in drawn.loc[drawn["by"] == "all", "estimate"]:
             axes.axvline(value, color=GREY, linestyle="--", linewidth=1)
-        for row in shown.to_dict("records") if measure == PRIMARY else ():
+        for row in drawn.to_dict("records") if measure == PRIMARY else ():
             at = (np.fmax(row["estimate"], row["high"]), row["height"])
             text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5}
             axes.annotate(str(row["classes"]), at, (4, -2), **text)

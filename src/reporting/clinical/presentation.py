@@ -177,10 +177,10 @@ def _subgroup_tables(result: ClinicalAudit) -> list[Table]:
         **heads,
         **{measure: label(f"val/{measure}") for measure in (PRIMARY, "auroc")},
     }
-    recalls, others = wide[[*sizes, *result.rules]], wide[[*sizes, PRIMARY, "auroc"]]
+    recalls, other_columns = wide[[*sizes, *result.rules]], wide[[*sizes, PRIMARY, "auroc"]]
     return [
         _table("recalls", recalls, labels, audit=result, heads=heads),
-        _table("subgroups", others, labels, audit=result),
+        _table("subgroups", other_columns, labels, audit=result),
     ]
 
 
@@ -250,16 +250,16 @@ def render_evaluation(
     warned = lines[: len(first.warnings) + 1]  # and the number of images
     tables = [replace(classes, caption="").to_rich(), replace(operating, caption="").to_rich()]
     parts: list[RenderableType] = [title, *warned, *verdicts, lines[-1], *tables, *shift, *notes]
-    shown: list[RenderableType] = []
+    renderables: list[RenderableType] = []
     free = MOST_LINES - 1
     for part in parts:
         height = len(console.render_lines(part, pad=False))
         if height <= free:
-            shown.append(part)
+            renderables.append(part)
             free -= height
-    hidden = len(parts) - len(shown) + len(audit_tables(first)) - len(tables)
+    hidden = len(parts) - len(renderables) + len(audit_tables(first)) - len(tables)
     more = f"{hidden} more tables and notes: verbose=true prints them; figures are in the folder."
-    return [*shown, Text(more)]
+    return [*renderables, Text(more)]
 
 
 def figure_titles(result: ClinicalAudit) -> dict[str, str]:

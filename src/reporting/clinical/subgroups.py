@@ -165,11 +165,11 @@ def _rows(
     lesions = [
         len(np.unique(groups[target == number])) for number in range(len(predictions.classes))
     ]
-    others, least = len(np.unique(groups[target != label])), settings.smallest
+    negatives, least = len(np.unique(groups[target != label])), settings.smallest
     enough = [number for number, size in enumerate(lesions) if size >= least]
     right = predictions.predicted == target
     few = "" if label in enough else f"too few: {lesions[label]} lesions of {class_name}"
-    rest = "" if others >= least else f"too few: {others} lesions of other classes"
+    reason = "" if negatives >= least else f"too few: {negatives} lesions of other classes"
     classes = "" if len(enough) > 1 else f"too few: fewer than two classes with {least} lesions"
     rates = functools.partial(thresholds.rates, predictions, class_name)
     measures: dict[str, tuple[str, Callable[[], Statistics]]] = {
@@ -177,14 +177,14 @@ def _rows(
         "recall": (few, lambda: rates(None, {"sensitivity": "recall"})),
         AT_THRESHOLD: (few, lambda: rates(chosen, {"sensitivity": AT_THRESHOLD})),
         "auroc": (
-            few or rest,
+            few or reason,
             lambda: bootstrap.curve_statistics(predictions, class_name, {"auroc": curves.area}),
         ),
     }
     if chosen is None:
         del measures[AT_THRESHOLD]
-    shown = [statistics() for note, statistics in measures.values() if not note]
-    figures = bootstrap.estimates(predictions, shown, settings) if shown else pd.DataFrame()
+    estimates = [statistics() for note, statistics in measures.values() if not note]
+    figures = bootstrap.estimates(predictions, estimates, settings) if estimates else pd.DataFrame()
     rows = figures.rename({f"auroc/{class_name}": "auroc"}).reindex(list(measures), columns=COLUMNS)
     rows = rows.assign(
         **names,
