@@ -206,16 +206,16 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
         choices, others = list[str](), set[str]()
         for problem in error.errors():
             if problem["type"] == "literal_error":
-                choices += re.split(", | or ", problem["ctx"]["expected"].replace("'", ""))
+                choices += re.split(", | or ", problem["ctx"]["expected"])
             else:
                 others.add(problem["msg"][:1].lower() + problem["msg"][1:])
         if not choices:
             raise ConfigError(where, f"{' or '.join(sorted(others))}, but got {value!r}") from None
-        names = list(dict.fromkeys(choices))
+        names = [choice.strip("'") for choice in choices]
         kinds = (text.removeprefix("input should be ") for text in sorted(others))
-        *first, last = *map(repr, names), *kinds
+        *first, last = *dict.fromkeys(choices), *kinds
         listed = f"{', '.join(first)} or {last}" if first else last
-        hint = closest(str(value), names)
+        hint = closest(str(value), names) if str(value) not in names else ""
         raise ConfigError(where, f"input should be {listed}, but got {value!r}{hint}") from None
 
 

@@ -26,6 +26,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlparse
 
 import pandas as pd
 import requests
@@ -219,8 +220,8 @@ def _reason(error: Exception) -> str:
 
 def _check_redirect(response: requests.Response, **_: Any) -> None:
     """Refuse to be sent from an encrypted connection to a plain one."""
-    address = response.headers.get("Location", "")
-    if response.url.startswith("https:") and address.lower().startswith("http:"):
+    address = urljoin(response.url, response.headers.get("Location", ""))
+    if response.url.startswith("https:") and urlparse(address).scheme == "http":
         raise requests.exceptions.InvalidURL(f"the server redirects to {address}")
 
 

@@ -190,9 +190,10 @@ def from_hub(repository: str, filename: str | None) -> Path:
 
 
 def _check_file_name(response: Any, **_: Any) -> None:
-    """Refuse an answer whose ETag is a path: the client names a file of its cache by it."""
-    for header in ("X-Linked-Etag", "ETag"):
-        name = response.headers.get(header, "").removeprefix("W/")
+    """Refuse an answer whose ETag is a path, if the client names a file of its cache by it."""
+    if response.request.method == "HEAD" and response.status_code < 400:  # others name no file
+        headers = response.headers
+        name = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/")
         if {"/", "\\"} & set(name):
             raise DependencyError(f"the server names a file by a path, {name}")
 

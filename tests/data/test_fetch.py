@@ -129,7 +129,7 @@ def test_a_server_redirects_to_other_servers_only(owner, tmp_path, address, prob
 def test_an_encrypted_connection_is_not_left():
     answer = requests.Response()
     answer.status_code, answer.url = 302, "https://example.org/a"
-    for address in ("http://example.org/a", "HTTP://example.org/a"):
+    for address in ("http://example.org/a", "HTTP://example.org/a", "ht\ttp://example.org/a"):
         answer.headers["Location"] = address
         with pytest.raises(requests.exceptions.InvalidURL, match=f"redirects to {address}"):
             fetch._check_redirect(answer)
