@@ -105,7 +105,7 @@ def _layout(view: View) -> dict[str, Any]:
         names = [axis["label"] for axis in view.traces[0]["dimensions"]]
         lines = max(style.wrapped(name, 13).count("\n") + 1 for name in names)
         return layout | {"margin": {"l": 85, "r": 30, "t": 20, "b": 30 + 15 * lines}}
-    for name, axis, width in (("x", view.x, 38), ("y", view.y, 50)):
+    for name, axis, width in (("x", view.x, 38), ("y", view.y, 34)):
         layout[f"{name}axis"] = _axis(axis, width, [trace[name] for trace in view.traces])
     if kind == "bar":
         return layout | {"barmode": "group", "bargap": 0.25}

@@ -13,6 +13,7 @@ from src.reporting.uncertainty import (
     DROPS,
     PAIRS,
     ROC,
+    _intervals,
     compare_neighbours,
     drops,
     roc_curves,
@@ -157,6 +158,18 @@ def test_a_drop_takes_the_same_seeds_on_both_splits() -> None:
     # other numbers of seeds can't be matched
     apart = drops(val, {"r1": test["r1"][:2]}, ONE, "accuracy").iloc[0]
     assert apart["high"] - apart["low"] > 3 * (row["high"] - row["low"])
+
+
+def test_recalls_of_few_lesions_have_exact_intervals() -> None:
+    # 2 of 2 and 0 of 2 lesions by Clopper and Pearson: 1 - 0.025^(1 / 2) is 0.842
+    rows = pd.DataFrame({"run_id": ["r1"], "label": ["m"], "chosen": ["best"], "knee": [False]})
+    for wrong, ends in ((0, [1, 0.158, 1]), (4, [0, 0, 0.842])):
+        frames = {"test": {"r1": answers(wrong, images=4)}}
+        table, problems = _intervals(rows, frames, 200, 0, 0.95)
+        rates = table.set_index("metric").loc[["recall/mel", "specificity/mel"]]
+        for values in rates[["estimate", "low", "high"]].to_numpy(dtype=float):
+            assert values == pytest.approx(ends, abs=5e-4)
+        assert not problems
 
 
 def test_the_seed_decides_everything() -> None:
