@@ -44,7 +44,8 @@ NOTES = """
   the predictions in `docs/results/` (half precision): `python -m benchmarks.results verify`.
 - ±: standard deviation over the seeds.
 - [low, high]: {level:.0%} interval from {samples} bootstrap samples that draw whole lesions or
-  patients, with the seeds' share by Student's t.
+  patients, with the seeds' share by Student's t; of a recall with fewer than 10 lesions right or
+  wrong the wider of it and the exact one.
 - Differences are paired by image. "within chance": the interval includes zero. No interval is
   corrected for the number of comparisons.
 - FLOPs are multiply-adds; x ref is the latency of one image relative to the 692K network.
@@ -233,9 +234,9 @@ def pair_row(pair: Pair, section: Mapping[str, Any], bootstrap: Sequence[Any]) -
 
 
 def select_pairs(
-    record: Record, section: Mapping[str, Any], pairs_named: Any, cells: list[Cell]
+    record: Record, section: Mapping[str, Any], named_pairs: Any, cells: list[Cell]
 ) -> Iterator[Pair]:
-    """The comparisons of a section; `asked`: pairs of presets."""
+    """The comparisons of a section; `named_pairs`: pairs of presets."""
     kind = section["kind"]
     if kind == "compressed":  # each net minus the net that it was made from
         for cell in cells:
@@ -255,7 +256,7 @@ def select_pairs(
                 yield from pairs_by_siblings(a, b)
     else:
         for a, b in itertools.product(cells, cells):
-            if (a.preset, b.preset) in pairs_named and a.tag("split") == b.tag("split"):
+            if (a.preset, b.preset) in named_pairs and a.tag("split") == b.tag("split"):
                 yield Pair(a, b)
 
 
@@ -370,9 +371,9 @@ def render(record: Record, section: Mapping[str, Any], settings: Mapping[str, An
         return ""
     parts = [f"## {section['title']}", " ".join(section.get("about", "").split())]
     rows, notes = [], []
-    pairs_named = {(first, second) for first, second in section.get("differences", [])}
+    named_pairs = {(first, second) for first, second in section.get("differences", [])}
     try:
-        pairs = list(select_pairs(record, section, pairs_named, ready))
+        pairs = list(select_pairs(record, section, named_pairs, ready))
     except UserError as error:
         pairs, notes = [], [f"No differences: {error}"]
     for pair in pairs:

@@ -23,6 +23,7 @@ COLUMNS = ["estimate", "low", "high", "interval", "images", "groups", "seeds"]
 COLUMNS += ["seed_sd", "seed_values"]
 ARGMAX, DECISION = "argmax", "decision/"  # decided without a rule; column of what one decides
 CELLS = 2_000_000  # of the largest array that is held at once
+FEW = 10  # lesions, right or wrong, with which drawing them again says too little
 _ROUNDING = 1e-9  # of a mean over seeds
 
 
@@ -300,13 +301,16 @@ def intervals(
 ) -> pd.DataFrame:
     """Percentile intervals of metrics on one split; the estimate is the mean over the seeds.
 
+    A recall or specificity with fewer than `FEW` lesions right or wrong gets the wider of it and
+    the exact interval. An interval without width is left out.
+
     Means of a sample are over the classes with images in it, as in the run record. A sample in
     which a metric is undefined is left out for that metric. There is one frame for each seed, of
     the same images, see `gather`. Metrics are named without the split; all by default.
 
     Returns:
         A row for each metric: metric, estimate (NaN unless every seed defines it), low, high (NaN
-        also with fewer than two groups), images and groups of its basis, seeds, and the columns of
+        where `interval` has none), images and groups of its basis, seeds, and the columns of
         `spread`.
 
     Raises:
@@ -320,11 +324,11 @@ def intervals(
     for name, of_seeds, column, basis in zip(
         statistics.names, points.T, values.T, statistics.bases, strict=True
     ):
-        estimate, sizes = of_seeds.mean(), (len(basis), len(np.unique(basis)))
-        ends = percentile_interval(column, estimate, basis, level)
-        rows.append((name, estimate, *ends, *sizes, *spread(of_seeds)))
-    columns = ["metric", *(column for column in COLUMNS if column != "interval")]
-    return pd.DataFrame(rows, columns=columns)
+        estimate, groups = of_seeds.mean(), len(np.unique(basis))
+        exact = name.startswith(("recall/", "specificity/"))
+        exact = exact and not FEW <= estimate * groups <= groups - FEW
+        rows.append((name, *interval(column, estimate, basis, level, exact), *spread(of_seeds)))
+    return pd.DataFrame(rows, columns=["metric", *COLUMNS]).drop(columns="interval")
 
 
 def estimates(

@@ -207,8 +207,8 @@ class _Candidates:
             costs = list(dict.fromkeys([self._price.metric, *costs]))
             costs = [cost for cost in costs if _has(rows[0], cost) and _has(best, cost)]
             values = {"row": rows[0], "best": best, "quality": self._quality.metric}
-            has_alternatives = bool(limits) and len(pool) > 1
-            against = sentences("against", others=has_alternatives, costs=costs, **values)
+            others = bool(limits) and len(pool) > 1
+            against = sentences("against", others=others, costs=costs, **values)
         closest: list[str] = []
         if limits and len(rows) < 2 and len(disqualified):  # by the sum of fractions of the bounds
             misses = [

@@ -104,11 +104,7 @@ def _members(rows: pd.DataFrame) -> list[tuple[str, str]]:
 def _intervals(
     rows: pd.DataFrame, frames: Mapping[str, Frames], *how: Any
 ) -> tuple[pd.DataFrame, list[str]]:
-    """All metrics on both splits; AUROC, which takes as long as the rest, of chosen runs only.
-
-    Recall and specificity get the wider of both intervals, as in an evaluation: the bootstrap's
-    has no width if all lesions are recognised, or none, however few they are.
-    """
+    """All metrics on both splits; AUROC, which takes as long as the rest, of chosen runs only."""
     tables, problems = [], []
     complete = (rows["chosen"] != "") | rows["knee"]
     for (run_id, label), every in zip(_members(rows), complete, strict=True):
@@ -123,11 +119,6 @@ def _intervals(
             except UserError as error:
                 problems.append(f"No intervals of {label} on {split}: {error}")
             else:
-                for at, row in table[table["estimate"].notna()].iterrows():
-                    if row["metric"].startswith(("recall/", "specificity/")) and row["groups"]:
-                        least, most = clopper_pearson(row["estimate"], row["groups"], how[-1])
-                        ends = np.fmin(row["low"], least), np.fmax(row["high"], most)
-                        table.loc[at, ["low", "high"]] = ends
                 tables.append(table.assign(run_id=run_id, label=label, split=split))
     nothing = pd.DataFrame(columns=INTERVALS, dtype=object)
     return pd.concat(tables, ignore_index=True)[INTERVALS] if tables else nothing, problems
