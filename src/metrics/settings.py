@@ -6,6 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
+from src.core.config import check_arguments
 from src.core.errors import ConfigError
 from src.metrics.registry import melanoma_of
 
@@ -28,6 +29,9 @@ class AuditSettings:
         level: Coverage of the intervals, in (0, 1).
         smallest: Fewest lesions of a class in a subgroup with figures. Lesions are counted, because
             more images of the same ones add little.
+
+    Raises:
+        ConfigError: A value out of its range; the key is the attribute.
     """
 
     positive: str | None = None
@@ -42,16 +46,15 @@ class AuditSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fixed", tuple(self.fixed))  # a config gives a list
+        check_arguments(AuditSettings, vars(self))
 
     def looked_for(self, classes: Sequence[str]) -> str:
         """The name of the class looked for; a ConfigError if it is none of `classes`."""
         listed = ", ".join(classes)
-        if self.positive is not None and self.positive not in classes:
-            raise ConfigError(
-                "clinical.positive", f"must be one of {listed}, but got {self.positive!r}"
-            )
-        name = self.positive or melanoma_of(classes)
+        name = melanoma_of(classes) if self.positive is None else self.positive
+        if name is not None and name in classes:
+            return name
+        problem = f"must be one of {listed}, but got {name!r}"
         if name is None:
-            message = f"none of {listed} is called melanoma; name the class looked for"
-            raise ConfigError("clinical.positive", message)
-        return name
+            problem = f"none of {listed} is called melanoma; name the class looked for"
+        raise ConfigError("clinical.positive", problem)

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, ThresholdPruner
 
-from src.core.config import resolve
+from src.core.config import check_arguments, resolve
 from src.core.errors import ConfigError
 from src.metrics.pareto import as_losses, crowding, ranks
 from src.metrics.registry import Limit, Objective
@@ -78,7 +78,7 @@ class Rungs:
             at which a rung stops trials, in [-1, 1]; -1: all rungs do.
 
     Raises:
-        ConfigError: No rung is below the epochs of a trial.
+        ConfigError: An impossible value; the message names the key.
     """
 
     max_epochs: int
@@ -87,6 +87,7 @@ class Rungs:
     min_correlation: Annotated[float, Ge(-1), Le(1)] = 0.7
 
     def __post_init__(self) -> None:
+        check_arguments(Rungs, vars(self))
         if self.max_epochs <= self.min_epochs:
             problem = f"trainer.max_epochs ({self.max_epochs}), but got {self.min_epochs}"
             raise ConfigError("min_epochs", f"must be below {problem}")

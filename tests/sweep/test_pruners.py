@@ -254,7 +254,11 @@ def test_impossible_config_names_its_key(name: str, changes: dict[str, Any], mes
         # 1, 1.3, 1.69, 2.2, 2.86, 3.71, 4.83, 6.27, 8.16
         (10, 1, 1.3, (1, 2, 3, 4, 5, 6, 8)),
         (3, 2, 3, (2,)),
+        (18, 0, 3, "min_epochs"),
         (18, 18, 3, "min_epochs"),
+        (18, 2, 1, "reduction_factor"),
+        (18, 2, math.inf, "reduction_factor"),
+        (18, 2, math.nan, "reduction_factor"),
     ],
 )
 def test_rungs_are_powers_of_the_factor(
