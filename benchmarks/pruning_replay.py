@@ -161,17 +161,17 @@ class Share:
 
 
 def read(path: Path) -> dict[int, Curve]:
-    """Number of the run, from 0 -> its curve; with several seeds, those of the first come first."""
+    """Number of the run, and 1,000 for each further seed -> its curve; by seeds, then by runs."""
     table = pd.read_csv(path)
     table = table.assign(seed=table.get("seed", 0), size=table.get("size", 64))
     return {
-        number: Curve(
+        1000 * int(rows["seed"].iloc[0]) + int(rows["run"].iloc[0]): Curve(
             best=tuple(rows.sort_values("epoch")[METRIC].cummax()),
             flops=float(rows[COST].iloc[0]),
             seconds=float(rows["seconds_per_epoch"].iloc[0]),
             image_size=int(rows["size"].iloc[0]),
         )
-        for number, (_, rows) in enumerate(table.groupby(["seed", "run"]))
+        for _, rows in table.groupby(["seed", "run"])
     }
 
 

@@ -420,8 +420,7 @@ def _origin_of(key: str, arguments: Sequence[str]) -> str:
 _REWORDED = {
     r"(?:argument|parameters) '(.+)'": "{0}: several values are a study: add -m; a list is written "
     "key=[a,b], a text with commas key=\"'a,b'\"",
-    r"Multiple values for ([\w/]+)": "{0}: is chosen already; write {0}=<choice> without +, "
-    "or override /{0} in the defaults of a file",
+    r"Multiple values for ([\w/]+)": "{0}: is chosen already: leave out +, or write override /{0}",
     r"(?s)\AIn '([^']+)': .*DictConfig with ListConfig": "{0}: must hold keys and values, not a "
     "list, or the other way round",
 }
@@ -444,8 +443,7 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
         folder = choice[1].rpartition("/")[0]
         group = next((group for group in groups if choice[1].startswith(f"{group}/")), folder)
         name, names = choice[1].removeprefix(f"{group}/"), _choices(_folder(group))
-        similar = closest(name, names, ", ")
-        choices = f"choice{similar}; {group} has {', '.join(names)}"
+        choices = f"choice{closest(name, names, ', ')}; {group} has {', '.join(names)}"
         return f"{group}={name}: no such {choices if names else 'group of choices'}"
     if missing := re.search(r"You must specify '([^']+)'", text):
         group, names = missing[1], _choices(_folder(missing[1]))

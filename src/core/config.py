@@ -203,20 +203,15 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
         # Strict: the value is passed on as it is, and the text "no" must not count as False.
         adapter.validate_python(value, strict=not isinstance(value, Mapping | list))
     except pydantic.ValidationError as error:
-        choices, others = list[str](), set[str]()
+        texts: list[str] = []
         for problem in error.errors():
-            if problem["type"] == "literal_error":
-                choices += re.split(", | or ", problem["ctx"]["expected"])
-            else:
-                others.add(problem["msg"][:1].lower() + problem["msg"][1:])
-        if not choices:
-            raise ConfigError(where, f"{' or '.join(sorted(others))}, but got {value!r}") from None
-        names = [choice.strip("'") for choice in choices]
-        kinds = (text.removeprefix("input should be ") for text in sorted(others))
-        *first, last = *dict.fromkeys(choices), *kinds
+            text = problem["msg"].removeprefix("Input should be ")
+            texts += re.split(", | or ", text) if problem["type"] == "literal_error" else [text]
+        *first, last = dict.fromkeys(text[:1].lower() + text[1:] for text in texts)
         listed = f"{', '.join(first)} or {last}" if first else last
-        hint = closest(str(value), names) if str(value) not in names else ""
-        raise ConfigError(where, f"input should be {listed}, but got {value!r}{hint}") from None
+        start = "" if " should " in listed else "input should be "
+        hint = closest(str(value), [text.strip("'") for text in texts if text.startswith("'")])
+        raise ConfigError(where, f"{start}{listed}, but got {value!r}{hint}") from None
 
 
 def read_recorded(path: Path) -> DictConfig:

@@ -220,20 +220,21 @@ def uncommitted_changes(root: Path | str) -> str:
     changed = _git(root, "diff", "HEAD", "--name-only", "--relative", *names).split("\0")[:-1]
     paths = [path for name in (*changed, *untracked) if (path := Path(root) / name).is_file()]
     large = [str(path.relative_to(root)) for path in paths if path.stat().st_size > MAX_FILE]
-    others = [f":(exclude,literal){name}" for name in large]
-    patch = _git(root, "diff", "HEAD", "--", *SOURCES, *others)
+    exclusions = [f":(exclude,literal){name}" for name in large]
+    patch = _git(root, "diff", "HEAD", "--", *SOURCES, *exclusions)
     for name in untracked:
         if len(patch) <= MAX_PATCH and name not in large and not (Path(root) / name).is_symlink():
             # git says by status 1 that the files differ
             patch += _git(root, "diff", "--no-index", "--", os.devnull, name, check=False)
     if len(patch) > MAX_PATCH:
-        patch = patch[:MAX_PATCH].rpartition("\n")[0]
-        patch += f"\n(cut here: more than {MAX_PATCH:,} characters)\n"
+        note = f"\n(cut here: more than {MAX_PATCH:,} characters)\n"
+        patch = patch[:MAX_PATCH].rpartition("\n")[0] + note
     patch = re.sub(_QUOTED, r"\1\2***\2", patch)
     parts = re.split("(?m)^(?=diff --git )", patch)
     is_yaml = re.compile(r".*\.ya?ml\"?\n")
     patch = "".join(re.sub(_PLAIN, r"\1***", p) if is_yaml.match(p) else p for p in parts)
-    return patch + f"(left out, over {MAX_FILE:,} bytes: {', '.join(large)})\n" * bool(large)
+    note = f"(left out, over {MAX_FILE:,} bytes: {', '.join(large)})\n"
+    return patch + note if large else patch
 
 
 def _git(root: Path | str, *arguments: str, check: bool = True) -> str:

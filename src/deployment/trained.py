@@ -135,8 +135,7 @@ def find(store: Store, prefix: str) -> RecordedModel:
         nets.append(RecordedNet(run_id, _tag(member, "seed"), deployed))
     tags = ("model", "data", "split", "split_fingerprint")
     model, data, split, fingerprint = (_tag(trained[0], name) for name in tags)
-    config = read_recorded(read.artifact(store, nets[0].run_id, "config.yaml"))
-    run_id = str(run["run_id"])
+    config, run_id = recorded_config(store, nets[0].run_id), str(run["run_id"])
     repeated = kind == "trial"
     return RecordedModel(run_id, repeated, model, data, split, fingerprint, tuple(nets), config)
 
@@ -165,6 +164,11 @@ def named(store: Store, name: str) -> tuple[RecordedModel, model_registry.Versio
         return find(store, version.run_id if version else name), version
     except UserError as error:
         raise UserError(str(error).replace("run=", "model=", 1)) from error
+
+
+def recorded_config(store: Store, run_id: str) -> DictConfig:
+    """The resolved config of a run, with its `_target_`s checked."""
+    return read_recorded(read.artifact(store, run_id, "config.yaml"))
 
 
 def _missing_net(run: pd.Series) -> str:

@@ -142,7 +142,10 @@ def latency_ratio(
     clock, with less certain ratios on a busy machine. Timing stops after `seconds` of timed work of
     both networks on that clock, but not before `min_pairs` calls of each.
     """
-    now, clock = _fairest_clock(images.device)
+    now, clock = _wall_clock(images.device), "wall"
+    fine = time.get_clock_info("thread_time").resolution * 1e9 <= _FINE_NS
+    if images.device.type == "cpu" and torch.get_num_threads() == 1 and fine:
+        now, clock = time.thread_time_ns, "thread CPU time"
     times: list[tuple[int, int]] = []
     total = 0
     while total < seconds * 1e9 or len(times) < min_pairs:
@@ -167,10 +170,3 @@ def _wall_clock(device: torch.device) -> Callable[[], int]:
         return time.perf_counter_ns()
 
     return after_synchronisation
-
-
-def _fairest_clock(device: torch.device) -> tuple[Callable[[], int], str]:
-    fine = time.get_clock_info("thread_time").resolution * 1e9 <= _FINE_NS
-    if device.type == "cpu" and torch.get_num_threads() == 1 and fine:
-        return time.thread_time_ns, "thread CPU time"
-    return _wall_clock(device), "wall"

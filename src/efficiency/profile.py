@@ -144,16 +144,16 @@ class Profiler:
         smooth, largest = getattr(net, "outside_torch", False), self.batch_sizes[-1]
         conditions = f"{self.threads} thread{'s' * (self.threads > 1)}"
         image = self._images(1, image_size, device, smooth)
-        by_timer, is_ratio = dict[int, list[str]](), timed("efficiency/latency_ratio")
+        by_batch, is_ratio = dict[int, list[str]](), timed("efficiency/latency_ratio")
         for batch in self.batch_sizes:
             names = [f"efficiency/latency_ms/b{batch}/p{tail}" for tail in PERCENTILES]
             more = ["efficiency/energy_mj"] if batch == 1 and energy_meter(device) else []
             more += ["efficiency/throughput"] if batch == largest else []
             if any(map(timed, names + more)):
-                by_timer[batch] = names
-        lock = latency.alone(latency.shared_lock()) if by_timer or is_ratio else nullcontext()
+                by_batch[batch] = names
+        lock = latency.alone(latency.shared_lock()) if by_batch or is_ratio else nullcontext()
         with lock, latency.timing_conditions(self.threads):
-            for batch, names in by_timer.items():
+            for batch, names in by_batch.items():
                 images = self._images(batch, image_size, device, smooth)
                 latency.warm_up(net, images, self.warm_up_seconds)
                 fewest = self.min_repeats if batch == 1 else self.min_batch_repeats

@@ -109,13 +109,13 @@ def with_decisions(frame: pd.DataFrame, rule: str, val: pd.DataFrame | None = No
     rule is fitted. None: `frame` is of validation, and each image is decided by offsets that are
     fitted on the lesions or patients of other folds.
     """
-    columns = frame.drop(columns=frame.filter(regex=f"^{DECISION}").columns)
+    undecided = frame.drop(columns=frame.filter(regex=f"^{DECISION}").columns)
     if rule == ARGMAX:
-        return columns
+        return undecided
     probability, _, _, positive = _arrays(frame)
     offsets = _fitted(frame, val, lambda p, labels: fit(rule, p, labels, positive))
     names = np.array(classes_of(frame), dtype=object)
-    return columns.assign(**{f"{DECISION}{rule}": names[decide(probability, offsets)]})
+    return undecided.assign(**{f"{DECISION}{rule}": names[decide(probability, offsets)]})
 
 
 def confusion(frame: pd.DataFrame) -> np.ndarray:

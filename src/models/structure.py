@@ -12,7 +12,6 @@ from src.core.errors import UserError
 
 _PRUNED, _FOLDED = "pruned", "folded"  # marks of a network
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm  # timm's norms with an activation inherit from it
-# layers whose weights `shrink` can resize
 RESIZABLE = (nn.Conv2d, nn.Linear, _BATCH_NORM)
 
 

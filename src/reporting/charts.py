@@ -380,7 +380,7 @@ def parallel(report: Report) -> Chart | None:
     lines = {"type": "parcoords", "line": line, "dimensions": dimensions}
     note = f"{len(rows)} of {len(table)} trials: {_THINNED}" if len(rows) < len(table) else ""
     view = View("all", [lines], note=note)
-    height = max(style.wrapped(objective["label"], 13).count("\n") + 1 for objective in dimensions)
+    height = max(style.wrapped(axis["label"], 13).count("\n") + 1 for axis in dimensions)
     size = (max(4.5, 1.1 * len(dimensions) + 1.2), 3.0)
     heading = "Parameters and objectives of each trial"
     return Chart("parallel", heading, [[view]], size, 390 + 15 * height, 95 * len(dimensions))

@@ -355,7 +355,7 @@ def counts(claims: pd.DataFrame) -> dict[str, int]:
 def write_audit(
     paper: Paper, claims: pd.DataFrame, readings: pd.DataFrame, folder: Path, footer: str
 ) -> None:
-    """Write audit.md with the line `made`, claims.csv and readings.csv in place of the folder.
+    """Write audit.md with the line `footer`, claims.csv and readings.csv in place of the folder.
 
     Raises:
         UserError: The folder cannot be written; it is as before then.

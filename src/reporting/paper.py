@@ -270,6 +270,10 @@ class Figure:
         return f"{self.value:,.0f}" if self.value == round(self.value) else f"{self.value:,.5g}"
 
 
+def _exact(value: float, origin: str, how: str) -> Figure:
+    return Figure(value, value, value, frozenset({origin}), how)
+
+
 Measure = Callable[..., Figure]  # (system, metric, less) -> figure, see `recorded_runs`
 
 
@@ -310,8 +314,8 @@ def z_of_areas(first: Any, second: Any, positives: Any, negatives: Any) -> Any:
     """
 
     def variance(area: Any) -> Any:
-        first, two = area / (2 - area), 2 * area**2 / (1 + area)
-        pairs = (positives - 1) * (first - area**2) + (negatives - 1) * (two - area**2)
+        q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)  # as in the source
+        pairs = (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
         return (area * (1 - area) + pairs) / (positives * negatives)
 
     return (first - second) / np.sqrt(variance(first) + variance(second))
@@ -379,9 +383,7 @@ class Figures:
         self._sources: dict[str, Callable[..., Figure]] = {
             "count": self._count,
             "measured": self._measured,
-            "published": lambda value, source: Figure(
-                value, value, value, frozenset(["published"]), source
-            ),
+            "published": lambda value, source: _exact(value, "published", source),
         }
 
     def _of(self, name: str) -> Figure:
@@ -475,9 +477,7 @@ class Figures:
         net = _build(json.dumps(self._paper.nets[name].get("net", {})), f"paper.nets.{name}.net")
         counts = [(title, QUANTITIES[title](*net)) for title in (quantity, *more)]
         parts = " + ".join(f"{Figure(count)} {title.replace('_', ' ')}" for title, count in counts)
-        total = sum(count for _, count in counts)
-        how = f"{parts} of the net {name}"
-        return Figure(total, total, total, frozenset(["counted"]), how)
+        return _exact(sum(count for _, count in counts), "counted", f"{parts} of the net {name}")
 
 
 def _refuse_unknown(names: Iterable[str], choices: Iterable[str]) -> None:

@@ -498,5 +498,5 @@ def log_tail(folder: Path, lines: int = TAIL_LINES) -> str:
     with path.open(errors="replace") as file:
         texts = (text for text in map(str.rstrip, file) if text and not _STACK.match(text))
         last = deque(texts, maxlen=lines)
-    crashed = any(text.startswith("Fatal Python error: ") for text in last)
-    return "\n".join([*last, *[f"its stack is in {path}"] * crashed])
+    notes = {f"its stack is in {path}" for text in last if text.startswith("Fatal Python error: ")}
+    return "\n".join([*last, *notes])

@@ -205,8 +205,7 @@ class TrialContext:
             return
         self._last_note = time.monotonic()
         names = [item.per_epoch for item in self.objectives if item.per_epoch in metrics]
-        metrics_noted = {name: metrics[name] for name in names}
-        note = {"epoch": epoch, "epochs": epochs, "metrics": metrics_noted}
+        note = {"epoch": epoch, "epochs": epochs, "metrics": {n: metrics[n] for n in names}}
         try:
             self._keep(records.PROGRESS, note)
         except Exception as error:  # only the display lacks it

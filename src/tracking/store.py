@@ -386,7 +386,7 @@ def owner_tags() -> dict[str, str]:
     return {
         "host": socket.gethostname(),
         "pid": str(psutil.Process().pid),
-        "process_start": f"{psutil.Process().create_time() - psutil.boot_time():.2f}",
+        "process_start": f"{_seconds_after_boot(psutil.Process()):.2f}",
         "boot": boot,
     }
 
@@ -440,8 +440,12 @@ def _is_alive(tags: dict[str, str]) -> bool:
         return True  # another program's run
     try:
         process = psutil.Process(int(tags["pid"]))
-        # seconds after the boot: setting the clock does not change them
-        same = abs(process.create_time() - psutil.boot_time() - float(tags["process_start"])) < 1
+        same = abs(_seconds_after_boot(process) - float(tags["process_start"])) < 1
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _seconds_after_boot(process: psutil.Process) -> float:
+    """Start of a process after the boot; setting the clock does not change it."""
+    return process.create_time() - psutil.boot_time()

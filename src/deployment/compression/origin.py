@@ -67,7 +67,7 @@ def compressed_run_config(config: DictConfig, overrides: Sequence[str], store: S
     """
     refuse_fixed_overrides(overrides)
     run_id = _origin_run_id(config, config.seed, store)
-    origin = trained.read_recorded(read.artifact(store, run_id, "config.yaml"))
+    origin = trained.recorded_config(store, run_id)
     if origin.model.get("_target_") != trained.CLASSIFIER:
         problem = "is not a network: there is nothing to compress"
         raise ConfigError("origin", f"{origin.model.get('name')} {problem}")

@@ -91,14 +91,15 @@ class Prune:
         """Prune and fine-tune the net in place."""
         classifier, net = context.classifier, context.classifier.net
         size = classifier.image_size
-        layers = {name: one for name, one in net.named_modules() if list(one.parameters(False))}
-        fixed = {n: one for n, one in layers.items() if not isinstance(one, structure.RESIZABLE)}
-        if fixed:
-            unfit = [f"{name or 'the net'} ({type(one).__name__})" for name, one in fixed.items()]
-            raise UserError(
-                f"{classifier.name} cannot be pruned: only convolutions, dense layers and batch "
-                f"normalisation can be, but it has {_shorten(unfit)}"
-            )
+        unfit = [
+            f"{name or 'the net'} ({type(layer).__name__})"
+            for name, layer in net.named_modules()
+            if list(layer.parameters(recurse=False)) and not isinstance(layer, structure.RESIZABLE)
+        ]
+        if unfit:
+            kinds = "only convolutions, dense layers and batch normalisation can be"
+            problem = f"{kinds}, but it has {_shorten(unfit)}"
+            raise UserError(f"{classifier.name} cannot be pruned: {problem}")
         if not any(isinstance(layer, nn.Linear) for layer in net.modules()):
             raise UserError(f"{classifier.name} cannot be pruned: its output is no dense layer")
         widths, parameters = _widths(net), count_parameters(net)

@@ -43,16 +43,7 @@ def audit(
     """
     settings = settings or AuditSettings()
     predictions = gather(test, [f"{split} predictions {n}" for n in range(1, len(test) + 1)])
-    on_val = None
-    if val:  # of as many nets and of the same classes
-        on_val = gather(val, [f"validation predictions {n}" for n in range(1, len(val) + 1)])
-        counts = len(on_val.probability), len(predictions.probability)
-        if counts[0] != counts[1]:
-            problem = "validation was predicted by {} nets, these images by {}".format(*counts)
-            raise UserError(f"{problem}; give the predictions of the same nets")
-        if on_val.classes != predictions.classes:
-            classes, others = ", ".join(on_val.classes), ", ".join(predictions.classes)
-            raise UserError(f"validation has the classes {classes}, but not {others}")
+    on_val = _validation(val, predictions) if val else None
     name = settings.looked_for(predictions.classes)
     informed = None if metadata is None else subgroups.informed(test[0], metadata)
     by_subgroup = pd.DataFrame()
@@ -116,6 +107,19 @@ def verdicts(
         )
         for row in rows.to_dict("records")
     )
+
+
+def _validation(val: Sequence[pd.DataFrame], test: Predictions) -> Predictions:
+    """Predictions of validation; they must be of as many nets and of the same classes."""
+    predictions = gather(val, [f"validation predictions {n}" for n in range(1, len(val) + 1)])
+    nets, expected = len(predictions.probability), len(test.probability)
+    if nets != expected:
+        problem = f"validation was predicted by {nets} nets, these images by {expected}"
+        raise UserError(f"{problem}; give the predictions of the same nets")
+    if predictions.classes != test.classes:
+        classes, others = ", ".join(predictions.classes), ", ".join(test.classes)
+        raise UserError(f"validation has the classes {classes}, but not {others}")
+    return predictions
 
 
 def _rate_tables(
