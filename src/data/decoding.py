@@ -45,7 +45,8 @@ def as_viewed(image: Image.Image) -> Image.Image:
         problem = "numbers of this kind have no fixed white; save it with 8 or 16 bits"
         raise OSError(f"a picture of mode {mode}: {problem}")
     if image.mode == "LAB":
-        return _from_lab().apply(image)
+        lab = ImageCms.createProfile("LAB")
+        return ImageCms.buildTransform(lab, _SRGB, "LAB", "RGB").apply(image)
     if image.has_transparency_data:
         layer = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGBA")).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, BACKGROUND), layer)
@@ -70,11 +71,6 @@ def _eight_bits(image: Image.Image, tags: "Image.Exif | dict[int, object]") -> I
             Image.fromarray((levels != image.info["transparency"]).astype(np.uint8) * 255)
         )
     return grey
-
-
-@functools.lru_cache(maxsize=1)
-def _from_lab() -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), _SRGB, "LAB", "RGB")
 
 
 @functools.lru_cache(maxsize=64)

@@ -67,8 +67,14 @@ class ISIC2019(FolderSource):
                 "original_label": names,
             }
         )
-        metadata = _metadata(root / "ISIC_2019_Training_Metadata.csv")
-        frame = frame.merge(metadata, how="left", left_on="image_id", right_index=True)
+        metadata = root / "ISIC_2019_Training_Metadata.csv"
+        if metadata.exists():
+            rows = read_csv(metadata, ["image", "lesion_id"], complete=["image"])
+            source.refuse_repeated(rows["image"], metadata)
+            rows = rows.rename(columns={"image": "image_id", "lesion_id": "group"})
+            frame = frame.merge(rows, how="left", on="image_id")
+        else:
+            frame["group"] = pd.NA
         grouped_by = "image" if frame["group"].isna().all() else "lesion"
         return self.assemble(classes, frame, grouped_by, path)
 
@@ -90,12 +96,3 @@ def one_hot(table: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.Serie
             path,
         )
     return marks.idxmax(axis=1).replace(names)
-
-
-def _metadata(path: Path) -> pd.DataFrame:
-    """The owners' metadata by image, `lesion_id` as `group`; no rows if the file is missing."""
-    if not path.exists():
-        return pd.DataFrame({"group": pd.Series(dtype="str")}, index=pd.Index([], dtype="str"))
-    table = read_csv(path, ["image", "lesion_id"], complete=["image"])
-    source.refuse_repeated(table["image"], path)
-    return table.rename(columns={"lesion_id": "group"}).set_index("image")

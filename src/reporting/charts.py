@@ -324,8 +324,9 @@ def _effect(report: Report, parameter: str, objective: str) -> View:
         means.append(f"{head}mean {mean}\n{row['n']} trials")
         best.append(f"{head}{style.with_unit(objective, row['best'])}\nrun {row['best_run']}")
     first, second = style.CYCLE[:2]
-    # a line would put texts in an order
-    solid = style.line(first) if numeric else None
+    # A line would put texts in an order, and noise between single trials.
+    several = rows["n"].max() > 1
+    solid = style.line(first) if numeric and several else None
     dashed = style.line(second, 1.5, "dash") if numeric else None
     columns = {name: rows[name].to_numpy(dtype=float) for name in ("mean", "low", "high", "best")}
     mean_y, low, high, best_y = columns.values()
@@ -333,7 +334,7 @@ def _effect(report: Report, parameter: str, objective: str) -> View:
     traces = [
         scatter("mean of all", x, mean_y, low, high, means, marker=filled, line=solid),
         scatter("best trial", x, best_y, texts=best, marker=hollow, line=dashed),
-    ]
+    ][: 2 if several else 1]
     limits = {} if numeric or not len(x) else {"range": [x.min() - 0.5, x.max() + 0.5]}
     scale = axis(parameter, ticks, type="log" if log else "linear", **limits)
     label, quality = style.metric(objective).label, axis(style.axis_title(report, objective))

@@ -101,7 +101,7 @@ def front_table(report: Report) -> Table:
     compression = ["compression", "origin_label"] if len(collect.compressed(rows)) else []
     groups = enumerate(tied_groups(report.pairs) if len(report.pairs) else [])
     letters = {run_id: chr(ord("A") + number) for number, group in groups for run_id in group}
-    rows = rows.assign(tied=rows["run_id"].map(letters))
+    rows = rows.assign(tied=rows["run_id"].map(letters), chosen=report.named["name"])
     columns = ["label", *compression]
     for name in metrics:
         columns.append(name)

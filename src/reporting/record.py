@@ -105,9 +105,11 @@ class Report:
 
     @property
     def named(self) -> pd.DataFrame:
-        """The knee and the chosen runs; the column `name` says what each was chosen for."""
+        """The knee and the chosen runs; the column `name` has up to two of their answers."""
         chosen, knee = self.table["chosen"].fillna(""), self.table["knee"].astype(bool)
-        names = (knee.map({True: "knee", False: ""}) + ", " + chosen).str.strip(", ")
+        answers = (knee.map({True: "knee; ", False: ""}) + chosen).str.strip("; ").str.split("; ")
+        more = [f"; {len(items) - 2} more" if len(items) > 2 else "" for items in answers]
+        names = answers.str[:2].str.join("; ") + more
         return self.table.assign(name=names)[names != ""]
 
     @property

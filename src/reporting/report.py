@@ -194,7 +194,7 @@ def _with_commands(
     names: dict[str, list[str]] = {}
     for answer in answers:
         names.setdefault(answer.run_id, []).append(answer.name)
-    chosen = {run_id: ", ".join(some) for run_id, some in names.items() if run_id}
+    chosen = {run_id: "; ".join(some) for run_id, some in names.items() if run_id}
     table = table.assign(chosen=table["run_id"].map(chosen).fillna(""), command="", net="")
     offered = table["front"] | (table["chosen"] != "") | table["run_id"].isin(choices)
     for position in table.index[offered]:

@@ -313,7 +313,8 @@ def levels(column: pd.Series, bins: int = BINS) -> pd.DataFrame:
     """The values of a parameter in few enough groups to compare.
 
     Numbers with more than 2 x `bins` distinct values are divided into `bins` quantile groups.
-    Equal values stay together, so there may be fewer groups. Otherwise each value is a group.
+    Equal values stay together, so there may be fewer groups. Otherwise each value is a group. Long
+    numbers are written with as few digits as distinguish them.
 
     Args:
         column: Of `parameters`.
@@ -330,13 +331,15 @@ def levels(column: pd.Series, bins: int = BINS) -> pd.DataFrame:
         return pd.DataFrame({"value": present.astype(object), "position": present.map(positions)})
     present = present.astype(float)
     if present.nunique() <= 2 * bins:
-        return pd.DataFrame({"value": present.map(_text).astype(object), "position": present})
-    # Equal values share the middle of their ranks.
-    quantile = present.rank(method="average").sub(0.5) / len(present)
-    group = (quantile * bins).astype(int)
+        # A short number stays as it was typed.
+        group, short = present.rank(method="dense").astype(int), 8
+    else:
+        # Equal values share the middle of their ranks.
+        quantile = present.rank(method="average").sub(0.5) / len(present)
+        group, short = (quantile * bins).astype(int), 0
     bounds = present.groupby(group).agg(["min", "max"])
     for digits in (3, 4, 6, 17):  # as few as distinguish the groups
-        ends = bounds.map(lambda end, n=digits: _text(end) if end % 1 == 0 else f"{end:.{n}g}")
+        ends = bounds.map(lambda end, n=digits: _text(end, n, short))
         labels = (ends["min"] + " to " + ends["max"]).where(ends["min"] != ends["max"], ends["min"])
         if labels.is_unique:
             break
@@ -344,8 +347,9 @@ def levels(column: pd.Series, bins: int = BINS) -> pd.DataFrame:
     return pd.DataFrame({"value": group.map(labels).astype(object), "position": position})
 
 
-def _text(number: float) -> str:
-    return str(int(number)) if number % 1 == 0 and abs(number) < 1e15 else repr(number)
+def _text(number: float, digits: int, short: int) -> str:
+    text = str(int(number)) if number % 1 == 0 and abs(number) < 1e15 else repr(number)
+    return text if number % 1 == 0 or len(text) <= short else f"{number:.{digits}g}"
 
 
 def _pieces(text: str) -> Iterator[str]:

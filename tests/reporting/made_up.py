@@ -42,7 +42,7 @@ def make_report(
     table = table.sort_values(QUALITY, ascending=False, na_position="last", ignore_index=True)
     answers = _answers(table)
     names = [[a.name for a in answers if a.run_id == run] for run in table["run_id"]]
-    table["chosen"] = [", ".join(some) for some in names]
+    table["chosen"] = ["; ".join(some) for some in names]
     named = table[(table["state"] == "front") | (table["chosen"] != "")]
     command = "python -m src.train model=custom " + table["overrides"]
     table["command"] = command.where(table["run_id"].isin(named["run_id"]), "")

@@ -97,11 +97,20 @@ def test_knee_and_chosen_runs_have_a_number_and_a_legend_entry(report):
         one["text"] for one in numbered
     ]
     names = " ".join(one["name"] for one in numbered)
+    texts = " ".join(one["hovertext"][0] for one in numbered)
     for answer in report.answers:
         if answer.run_id:
-            assert answer.name in names
+            assert answer.name in texts
             assert labels[answer.run_id] in names
     assert "(knee" in names
+
+
+def test_a_legend_names_two_answers_of_a_run_and_counts_the_others(report):
+    table = report.table.assign(chosen="", knee=False)
+    table.loc[0, "chosen"] = "best; cheapest within 0.02; best with a, b and c; best with d"
+    table.loc[1, ["chosen", "knee"]] = "best with e", True
+    named = replace(report, table=table).named["name"]
+    assert list(named) == ["best; cheapest within 0.02; 2 more", "knee; best with e"]
 
 
 def test_the_front_of_every_study_has_another_colour_and_shape(two_studies):
@@ -192,6 +201,9 @@ def test_effects_have_a_picture_per_parameter_and_a_view_per_objective(report):
     assert losses.x["ticktext"] == ["cross_entropy", "focal"]
     assert [view.label for view in chart.pictures[0]][1] == "FLOPs"
     assert chart.panels[0][0].x["title"] == "model.net.width"
+    singles = charts.effects(replace(report, effects=report.effects.assign(n=1)))
+    [trials] = singles.pictures[0][0].traces  # the mean of one trial is the best one
+    assert "line" not in trials
 
 
 def test_importance_has_a_bar_per_parameter_and_objective(report):
