@@ -8,7 +8,7 @@ chapter 13).
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,14 +17,17 @@ from scipy.special import betaincinv  # scipy.stats takes half a second to impor
 from src.core.errors import ConfigError, UserError
 from src.metrics import registry
 from src.metrics.curves import Curve, RocCurve, area
+from src.metrics.registry import PRIMARY
 from src.metrics.settings import AuditSettings
 
 COLUMNS = ["estimate", "low", "high", "interval", "images", "groups", "seeds"]
 COLUMNS += ["seed_sd", "seed_values"]
 ARGMAX, DECISION = "argmax", "decision/"  # decided without a rule; column of what one decides
 CELLS = 2_000_000  # of the largest array that is held at once
-FEW = 10  # lesions, right or wrong, with which drawing them again says too little
+FEW = 10  # lesions, with fewer of which drawing them again says too little
+AVERAGED = (PRIMARY, f"isic_{PRIMARY}")  # means of the recalls of all classes
 _ROUNDING = 1e-9  # of a mean over seeds
+Shares = Sequence[tuple[float, int]]  # shares in [0, 1] with their numbers of groups
 
 
 class DifferentImagesError(UserError):
@@ -69,6 +72,13 @@ class Predictions:
         positive = self.target == (self.classes.index(name) if name else -1)
         rows = {"recall": positive, "specificity": ~positive}
         return self.group[rows.get(measure, slice(None))]
+
+    def of_classes(self, labels: Sequence[int]) -> "Predictions":
+        """The images of these classes only."""
+        rows = np.isin(self.target, labels)
+        nets, group = self.probability[:, rows], pd.factorize(self.group[rows])[0]
+        predicted = self.predicted[:, rows]
+        return Predictions(self.classes, group, self.target[rows], nets, predicted, self.rule)
 
 
 @dataclass(frozen=True)
@@ -190,32 +200,14 @@ def curve_statistics(
     return Statistics(names, (basis,) * len(curves), measure)
 
 
-def mean_recall(
-    predictions: Predictions, right: np.ndarray, labels: Sequence[int], name: str
-) -> Statistics:
-    """Balanced accuracy: the mean recall over those of the classes `labels` that were drawn.
-
-    `right`: whether each net recognised an image, bool (S, N).
-    """
-    positive = predictions.target[:, None] == np.asarray(list(labels))
-    images = by_group(predictions, positive.astype(float))
-    hits = by_group(predictions, (right.T[:, :, None] & positive[:, None, :]).astype(float))
-
-    def measure(weights: np.ndarray) -> np.ndarray:
-        drawn = (weights.T @ hits.reshape(predictions.groups, -1)).reshape(-1, *hits.shape[1:])
-        recalls = registry.ratio(drawn, (weights.T @ images)[:, None, :])
-        return registry.mean_of_defined(recalls)[..., None]
-
-    basis = rarest_groups(predictions, positive.T[positive.any(axis=0)])
-    return Statistics((name,), (basis,), measure)
-
-
 def isic_balanced_accuracy(predictions: Predictions) -> Statistics:
     """Balanced accuracy of ISIC 2018 task 3 and 2019: an image with two top classes is wrong."""
+    target, classes = predictions.target, len(predictions.classes)
     top = predictions.probability == predictions.probability.max(axis=2, keepdims=True)
-    right = top[:, np.arange(len(predictions.target)), predictions.target] & (top.sum(axis=2) == 1)
-    labels = range(len(predictions.classes))
-    return mean_recall(predictions, right, labels, f"isic_{registry.PRIMARY}")
+    right = top[:, np.arange(len(target)), target] & (top.sum(axis=2) == 1)
+    judged = replace(predictions, predicted=np.where(right, target, (target + 1) % classes))
+    basis = rarest_groups(predictions, (target == label for label in np.unique(target)))
+    return replace(metric_statistics(judged, [PRIMARY]), names=AVERAGED[1:], bases=(basis,))
 
 
 def evaluate(predictions: Predictions, *statistics: Statistics) -> np.ndarray:
@@ -301,8 +293,9 @@ def intervals(
 ) -> pd.DataFrame:
     """Percentile intervals of metrics on one split; the estimate is the mean over the seeds.
 
-    A recall or specificity with fewer than `FEW` lesions right or wrong gets the wider of it and
-    the exact interval. An interval without width is left out.
+    A recall, specificity or accuracy with fewer than `FEW` lesions right or wrong gets the wider of
+    it and the exact interval, a balanced accuracy with fewer lesions of a class that of
+    `exact_mean`. An interval without width is left out.
 
     Means of a sample are over the classes with images in it, as in the run record. A sample in
     which a metric is undefined is left out for that metric. There is one frame for each seed, of
@@ -310,8 +303,8 @@ def intervals(
 
     Returns:
         A row for each metric: metric, estimate (NaN unless every seed defines it), low, high (NaN
-        where `interval` has none), images and groups of its basis, seeds, and the columns of
-        `spread`.
+        where `interval` has none), images and groups of its basis, seeds, their standard deviation
+        (NaN for one) and their values as text.
 
     Raises:
         ConfigError: An unknown metric, `samples` below 1 or `level` outside (0, 1).
@@ -319,16 +312,8 @@ def intervals(
     """
     gathered = gather(predictions)
     statistics = metric_statistics(gathered, gathered.metrics if metrics is None else metrics)
-    points, values = _points_and_samples(gathered, [statistics], samples, seed)
-    rows = []
-    for name, of_seeds, column, basis in zip(
-        statistics.names, points.T, values.T, statistics.bases, strict=True
-    ):
-        estimate, groups = of_seeds.mean(), len(np.unique(basis))
-        exact = name.startswith(("recall/", "specificity/"))
-        exact = exact and not FEW <= estimate * groups <= groups - FEW
-        rows.append((name, *interval(column, estimate, basis, level, exact), *spread(of_seeds)))
-    return pd.DataFrame(rows, columns=["metric", *COLUMNS]).drop(columns="interval")
+    table = _estimates(gathered, [statistics], samples, seed, level)
+    return table.reset_index().drop(columns="interval")
 
 
 def estimates(
@@ -339,32 +324,32 @@ def estimates(
     Returns:
         A row for each statistic, indexed by its name: estimate (NaN unless every seed defines it),
         low, high, interval ("bootstrap"; "exact" where an end is Clopper and Pearson's; "" for
-        none), images and groups of its basis, seeds, and the columns of `spread`.
+        none), images and groups of its basis, seeds, their standard deviation and values as text.
     """
-    points, values = _points_and_samples(predictions, statistics, settings.samples, settings.seed)
-    bases = [(basis, part.shares) for part in statistics for basis in part.bases]
-    rows = [
-        (*interval(column, of_seeds.mean(), basis, settings.level, shares), *spread(of_seeds))
-        for column, of_seeds, (basis, shares) in zip(values.T, points.T, bases, strict=True)
-    ]
-    index = pd.Index([name for part in statistics for name in part.names], name="metric")
-    return pd.DataFrame(rows, columns=COLUMNS, index=index)
+    return _estimates(predictions, statistics, settings.samples, settings.seed, settings.level)
 
 
-def _points_and_samples(
-    predictions: Predictions, statistics: Sequence[Statistics], samples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values of each net on all images (S, M), and draws of their means (samples, M)."""
-    points = evaluate(predictions, *statistics)
+def _estimates(
+    predictions: Predictions, parts: Sequence[Statistics], samples: int, seed: int, level: float
+) -> pd.DataFrame:
+    """As `estimates`."""
+    points = evaluate(predictions, *parts)
     group_rng, seed_rng = streams(seed, 2)
-    values = resample(predictions, statistics, samples, group_rng)
-    return points, over_seeds(values, points, seed_rng)
-
-
-def spread(of_seeds: np.ndarray) -> tuple[int, float, str]:
-    """Of values (S,): their number, standard deviation (NaN for one) and the values as text."""
-    deviation = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
-    return len(of_seeds), deviation, " ".join(f"{value:.4f}" for value in of_seeds)
+    values = over_seeds(resample(predictions, parts, samples, group_rng), points, seed_rng)
+    columns, recalls = zip(values.T, points.T, strict=True), class_recalls(predictions)
+    rows = []
+    for part in parts:
+        for name, basis in zip(part.names, part.bases, strict=True):
+            column, of_seeds = next(columns)
+            estimate, groups = of_seeds.mean(), len(np.unique(basis))
+            few = not FEW <= estimate * groups <= groups - FEW
+            few = few and name.startswith(("accuracy", "recall/", "specificity/"))
+            shares = recalls if name in AVERAGED else [(estimate, groups)] * (part.shares or few)
+            deviation = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
+            texts = " ".join(f"{value:.4f}" for value in of_seeds)
+            row = interval(column, estimate, basis, level, shares)
+            rows.append((name, *row, len(of_seeds), deviation, texts))
+    return pd.DataFrame(rows, columns=["metric", *COLUMNS]).set_index("metric")
 
 
 def percentile_interval(
@@ -385,20 +370,22 @@ def percentile_interval(
 
 
 def interval(
-    values: np.ndarray, estimate: float, basis: np.ndarray, level: float, share: bool
+    values: np.ndarray, estimate: float, basis: np.ndarray, level: float, shares: Shares = ()
 ) -> tuple[float, float, float, str, int, int]:
     """A row of `estimates` without the seeds, from the values of the samples.
 
-    A share gets the wider of the percentile interval and the exact one, end by end. Other
-    statistics have no interval with fewer than two groups or if the interval has no width.
+    A share, or the mean of `shares`, gets the wider of the percentile interval and the exact one,
+    end by end. Other statistics, and the mean of several shares, have no interval with fewer than
+    two groups (of one of them) or if the interval has no width.
     """
     low, high = percentile_interval(values, estimate, basis, level)
     groups, kind = len(np.unique(basis)), "bootstrap"
-    if share and groups and not np.isnan(estimate):
-        least, most = clopper_pearson(estimate, groups, level)
+    single = len(shares) > 1 and min(number for _, number in shares) < 2
+    if shares and groups and not single and not np.isnan(estimate):
+        least, most = exact_mean(shares, level)
         kind = "bootstrap" if low <= least and high >= most else "exact"
         low, high = float(np.fmin(low, least)), float(np.fmax(high, most))
-    elif groups < 2 or not high - low > _ROUNDING:
+    elif single or groups < 2 or not high - low > _ROUNDING:
         low, high, kind = np.nan, np.nan, ""
     return float(estimate), low, high, kind, len(basis), groups
 
@@ -417,17 +404,33 @@ def clopper_pearson(estimate: float, groups: int, level: float) -> tuple[float, 
     return float(low), float(high)
 
 
+def exact_mean(shares: Shares, level: float) -> tuple[float, float]:
+    """Interval of the mean of independent shares, from the exact one of each share.
+
+    Source: Zou and Donner, Construction of confidence limits about effect measures, Statistics in
+        Medicine 27, 2008.
+    """
+    ends = np.array([[share, *clopper_pearson(share, n, level)] for share, n in shares])
+    mean, (below, above) = ends[:, 0].mean(), np.hypot.reduce(ends[:, 1:] - ends[:, :1])
+    return max(0.0, mean - below / len(ends)), min(1.0, mean + above / len(ends))
+
+
+def class_recalls(predictions: Predictions) -> Shares:
+    """Recalls, as means over the nets, and the numbers of groups of the classes with images.
+
+    Empty with `FEW` groups of each class: then drawing groups again says enough.
+    """
+    names = [f"recall/{name}" for name in predictions.classes]
+    shares = evaluate(predictions, metric_statistics(predictions, names)).mean(axis=0)
+    sizes = [len(np.unique(predictions.basis(name))) for name in names]
+    recalls = [(share, groups) for share, groups in zip(shares, sizes, strict=True) if groups]
+    return recalls if min(groups for _, groups in recalls) < FEW else []
+
+
 def rarest_groups(predictions: Predictions, kinds: Iterable[np.ndarray]) -> np.ndarray:
     """Groups of the kind of images, bool (N,), with the fewest: it limits how sure a mean is."""
     groups = (predictions.group[kind] for kind in kinds)
     return min(groups, key=lambda numbers: len(np.unique(numbers)))
-
-
-def by_group(predictions: Predictions, values: np.ndarray) -> np.ndarray:
-    """Sums over the images of each group: (N, ...) -> float (G, ...)."""
-    table = np.zeros((predictions.groups, *values.shape[1:]))
-    np.add.at(table, predictions.group, values)
-    return table
 
 
 def classes_of(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from src.metrics import bootstrap
-from src.metrics.registry import LOST, default_quality_metrics
+from src.metrics.registry import LOST, PRIMARY, default_quality_metrics
 
 
 class PairedDifference(NamedTuple):
@@ -44,7 +44,8 @@ def paired_difference(
     smallest level at which the interval excludes zero (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, section 15.4), with one sample added on either side: it is at least
     2 / (samples + 1). Equal predictions give 1. Where one model alone is right on fewer than about
-    ten images, small p-values are too small, by up to half in simulations.
+    ten images, small p-values are too small, by up to half in simulations. If no draw changes the
+    difference, as of nets that decide alike, the interval is that of a share of no lesion.
 
     The models have a frame of predictions for each seed, see `src.metrics.bootstrap.gather`, of
     the same images in any order. The metric is named without the split; `names` are those of the
@@ -74,6 +75,12 @@ def paired_difference(
     low, high = bootstrap.percentile_interval(differences, difference, both.basis(metric), level)
     if np.isnan(low):
         return PairedDifference(difference, low, high, np.nan)
+    nets_a, nets_b = np.split(both.probability, [len(a)])
+    if low == high and not np.array_equal(nets_a, nets_b):
+        shares = [f"recall/{name}" for name in both.classes] if metric == PRIMARY else [metric]
+        sizes = (len(np.unique(both.basis(share))) for share in shares)
+        _, reach = bootstrap.exact_mean([(0.0, groups) for groups in sizes if groups], level)
+        low, high = max(low - reach, -1.0), min(high + reach, 1.0)
     defined = differences[~np.isnan(differences)]
     tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
     return PairedDifference(difference, low, high, min(2 * (tail + 1) / (len(defined) + 1), 1.0))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from src.metrics.bootstrap import ARGMAX, Predictions, Statistics, by_group, estimates, evaluate
+from src.metrics.bootstrap import ARGMAX, Predictions, Statistics, estimates, evaluate
 from src.metrics.curves import roc_counts
 from src.metrics.registry import ratio
 from src.metrics.settings import AuditSettings
@@ -119,7 +119,9 @@ def rates(
         usable = not np.isnan(values).any()
         decisions = predictions.probability[:, :, label].astype(float) >= values[:, None]
     kinds = [right & side for side in (decisions, ~decisions) for right in (positive, ~positive)]
-    table = by_group(predictions, np.stack(kinds, axis=2).transpose(1, 0, 2).astype(float))
+    cells = np.stack(kinds, axis=2).transpose(1, 0, 2).astype(float)
+    table = np.zeros((predictions.groups, *cells.shape[1:]))
+    np.add.at(table, predictions.group, cells)
     chosen = [MEASURES.index(name) for name in names]
 
     def measure(weights: np.ndarray) -> np.ndarray:

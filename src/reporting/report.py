@@ -179,7 +179,7 @@ def build(
     # the caveats of several objectives are about the same trials
     notes = [*doubts, *caveats[:1]]
     trials = pd.concat([study.trials for study in studies], ignore_index=True)
-    on_test = uncertainty.on_test(report, bounds["floors"])
+    on_test = uncertainty.on_test(report, bounds["floors"], settings.level)
     doubts, remarks = uncertainty.warnings(report, notes, trials)
     return replace(report, on_test=on_test, warnings=doubts, remarks=remarks)
 

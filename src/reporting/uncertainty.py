@@ -241,12 +241,11 @@ def drops(
         else:
             values = bootstrap.over_seeds(of_val, points[0], val_seeds)
             values -= bootstrap.over_seeds(of_test, points[1], test_seeds)
-        bases = [side.basis(metric) for side in sides]
-        basis = min(bases, key=lambda groups: len(np.unique(groups)))
+        basis = min((side.basis(metric) for side in sides), key=lambda of: len(np.unique(of)))
         means = [float(values.mean()) for values in points]
         drop = means[0] - means[1]
-        interval = bootstrap.percentile_interval(values[:, 0], drop, basis, level)
-        rows.append((run_id, label, metric, *means, drop, *interval))
+        row = bootstrap.interval(values[:, 0], drop, basis, level)
+        rows.append((run_id, label, metric, *means, *row[:3]))
     return pd.DataFrame(rows, columns=DROPS)
 
 
@@ -300,7 +299,7 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
     return {state: int(numbers[state]) for state in order if state in numbers}
 
 
-def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
+def on_test(report: Report, floors: Sequence[Limit], level: float = 0.95) -> pd.DataFrame:
     """Quality of the chosen models on test, and whether they keep the floors there.
 
     Returns:
@@ -308,7 +307,7 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
         (kept, not kept; "undecided" if the interval allows both), more_lesions (that would decide,
         for a recall), images. A row per model and metric. If the quality is a rate at a threshold
         for melanoma recall, that recall has a row too; of a single net with Clopper and Pearson's
-        interval, which knows nothing of seeds that differ.
+        interval of this level, which knows nothing of seeds that differ.
     """
     quality = Limit(report.quality.removeprefix("best/").partition("/")[2], ">=", float("nan"))
     bounds = [quality, *(replace(one, metric=one.per_epoch.removeprefix("val/")) for one in floors)]
@@ -323,7 +322,7 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
             if of_class := measured.get((run_id, f"recall/{melanoma}")):
                 low = high = float("nan")
                 if of_class["seeds"] == 1:
-                    low, high = clopper_pearson(value, int(of_class["groups"]), 0.95)
+                    low, high = clopper_pearson(value, int(of_class["groups"]), level)
                 row = of_class | {"estimate": value, "low": low, "high": high}
                 measured[run_id, name] = row | {"seed_sd": None, "seed_values": None}
     rows = []
@@ -341,8 +340,8 @@ def on_test(report: Report, floors: Sequence[Limit]) -> pd.DataFrame:
                 row |= {"verdict": verdict if sure else f"{verdict}, undecided"}
                 is_recall = bound.metric.startswith(("recall/", "chosen/sensitivity/"))
                 if ends and not sure and is_recall:
-                    needed = lesions_to_settle(row["estimate"], int(row["groups"]), bound.value)
-                    row |= {"more_lesions": needed}
+                    sizes = row["estimate"], int(row["groups"]), bound.value
+                    row["more_lesions"] = lesions_to_settle(*sizes, level)
             rows.append(row)
     return pd.DataFrame(rows, columns=_TESTED)
 

@@ -12,7 +12,7 @@ import torch
 from clinical_cases import answers, frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import beta, binom, binomtest
 
 from src.core.errors import ConfigError, UserError
 from src.metrics import bootstrap
@@ -76,10 +76,12 @@ def test_undefined_metrics_are_missing_and_count_in_no_mean() -> None:
     assert rows.loc["specificity/c", "images"] == 4
     # some samples have no image of class b; those that have give 0, 1/2 or 1
     assert rows.loc["recall/b", ["low", "high"]].tolist() == [0, 1]
-    # one group has no interval, and images without a group are groups
-    row = intervals([answers(np.array([True, False]), ["a", "a"])], ["accuracy"]).iloc[0]
-    assert row["estimate"] == 0.5
-    assert row[["low", "high"]].isna().all()
+    # one group has no interval but the exact one of a share, and images without a group are groups
+    one = [answers(np.array([True, False]), ["a", "a"])]
+    rows = intervals(one, ["accuracy", "macro_f1"]).set_index("metric")
+    ends = beta.ppf([0.025, 0.975], [0.5, 1.5], [1.5, 0.5])
+    assert rows.loc["accuracy", ENDS].tolist() == pytest.approx([0.5, *ends])
+    assert rows.loc["macro_f1", ["low", "high"]].isna().all()
     table = answers(np.ones(4, dtype=bool)).assign(group=["a", "a", None, None])
     assert gather([table]).groups == 3
 
@@ -125,6 +127,26 @@ def test_intervals_contain_the_truth_as_often_as_their_level() -> None:
     # images of a group correlate by 1/2 (a beta of sum 1): drawn one by one, 1.96 standard errors
     # become 1.24, which contain the truth in 78.5% of all cases
     assert coverage(clustered=True, by_group=False) < binom.ppf(0.001, 120, 0.90)
+
+
+def test_a_mean_over_classes_is_as_sure_as_its_rarest_class() -> None:
+    # of 100, 50 and n lesions 0.8, 0.7 and all are recognised: all of n, however they are drawn
+    for rare, is_exact in ((9, True), (10, False)):
+        target = np.repeat([0, 1, 2], [100, 50, rare])
+        right = np.concatenate([np.arange(100) < 80, np.arange(50) < 35, np.full(rare, True)])
+        table = frame(np.eye(3)[np.where(right, target, (target + 1) % 3)], target, "abc")
+        row = intervals([table], ["balanced_accuracy"]).iloc[0]
+        parts = [
+            binomtest(k, n).proportion_ci(method="exact").low for k, n in ((80, 100), (35, 50))
+        ]
+        below = np.hypot.reduce([0.8 - parts[0], 0.7 - parts[1], 1 - 0.025 ** (1 / rare)])
+        assert math.isclose(row["low"], (2.5 - below) / 3) == is_exact
+    # one lesion of a class says nothing of others
+    target = np.repeat([0, 1, 2], [100, 50, 1])
+    table = frame(np.eye(3)[np.where(np.arange(1, 152) % 5, target, 0)], target, "abc")
+    row = intervals([table], ["balanced_accuracy"]).iloc[0]
+    assert row["estimate"] > 0.8
+    assert row[["low", "high"]].isna().all()
 
 
 def test_seeds_add_their_spread() -> None:
@@ -261,7 +283,8 @@ def test_a_share_gets_the_wider_interval_end_by_end(lesions: int, part: int, lev
         ([0.0, 1.0] * 50, (0.0, 1.0, "bootstrap") if lesions > 1 else (least, most, "exact")),
         ([np.nan], (least, most, "exact")),
     ):
-        row = bootstrap.interval(np.array(values), estimate, basis, level, share=True)
+        shares = [(estimate, lesions)]
+        row = bootstrap.interval(np.array(values), estimate, basis, level, shares)
         assert row == (estimate, pytest.approx(low), pytest.approx(high), kind, lesions, lesions)
 
 

@@ -8,7 +8,7 @@ import pytest
 from clinical_cases import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, false_discovery_control
+from scipy.stats import binom, binomtest, false_discovery_control
 
 from src.core.errors import ConfigError, UserError
 from src.metrics.bootstrap import DifferentImagesError
@@ -52,6 +52,15 @@ def test_the_same_images_for_both_make_a_sharp_test() -> None:
     assert result.p_bootstrap == 2 / 2001
     # drawn separately the two would overlap: 0.05 is 1.5 standard errors of such a difference
     assert result.high - result.low < 2 * 1.96 * math.sqrt(2 * 0.8 * 0.2 / 300) / 2
+
+
+@pytest.mark.parametrize("lesions", [3, 30])
+def test_nets_that_decide_alike_may_differ_on_other_lesions(lesions: int) -> None:
+    # no draw of the melanomas has a difference; by the rule of three at most 3.7 / lesions
+    a = answers(np.arange(2 * lesions) % 3 > 0)
+    result = paired_difference([a], [a.assign(**{"p/nv": a["p/nv"] * 0.99})], "recall/mel")
+    reach = binomtest(0, lesions).proportion_ci(method="exact").high
+    assert result == pytest.approx((0, -reach, reach, 1))
 
 
 @given(

@@ -73,6 +73,8 @@ def test_a_screening_study_judges_the_recall_at_the_chosen_threshold(bare) -> No
     assert (row["estimate"], row["floor"], row["verdict"]) == (0.85, ">= 0.8", "kept, undecided")
     assert (row["low"], row["high"]) == pytest.approx((0.621, 0.968), abs=5e-4)
     assert row["more_lesions"] == 246 - 20  # (1.96 / 0.05)^2 * 0.16 is 245.9
+    [surer] = uncertainty.on_test(replace(report, table=table), [], 0.5).to_dict("records")
+    assert row["low"] < surer["low"] < surer["high"] < row["high"]
     assert uncertainty.on_test(report, []).empty  # not tested
 
 

@@ -155,6 +155,10 @@ def test_a_drop_takes_the_same_seeds_on_both_splits() -> None:
     assert row["drop"] == pytest.approx(0.05)
     of_seeds = intervals(val["r1"], ["accuracy"]).iloc[0]
     assert row["high"] - row["low"] < (of_seeds["high"] - of_seeds["low"]) / 3
+    # no error on either split: no draw has a drop, which is no proof of none
+    perfect = drops({"r1": answers(0, 4, "v")}, {"r1": answers(0, 4, "t")}, ONE, "accuracy").iloc[0]
+    assert perfect["drop"] == 0
+    assert perfect[["low", "high"]].isna().all()
     # other numbers of seeds can't be matched
     apart = drops(val, {"r1": test["r1"][:2]}, ONE, "accuracy").iloc[0]
     assert apart["high"] - apart["low"] > 3 * (row["high"] - row["low"])

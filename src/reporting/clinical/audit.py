@@ -1,5 +1,6 @@
 """The clinical audit: rates with intervals, thresholds, calibration, subgroups, domain shift."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,7 +71,7 @@ def audit(
         lesions=predictions.groups,
         positives=int((predictions.target == predictions.classes.index(name)).sum()),
         seeds=len(predictions.probability),
-        verdicts=verdicts(operating, name, settings.goal, warnings),
+        verdicts=verdicts(operating, name, settings, warnings),
         **tables,
         operating=operating,
         isic=curves.isic_scores(predictions),
@@ -86,7 +87,7 @@ def audit(
 
 
 def verdicts(
-    operating: pd.DataFrame, class_name: str, goal: float, warnings: Sequence[str] = ()
+    operating: pd.DataFrame, class_name: str, settings: AuditSettings, warnings: Sequence[str] = ()
 ) -> tuple[RecallVerdict, ...]:
     """Verdicts on the predicted class and on the threshold that was chosen for sensitivity.
 
@@ -99,10 +100,11 @@ def verdicts(
     return tuple(
         RecallVerdict(
             class_name=class_name,
-            goal=goal,
+            goal=settings.goal,
             recall=row["estimate"],
             specificity=rates["estimate"].get(("specificity", row["rule"]), np.nan),
             warnings=tuple(warnings),
+            level=settings.level,
             **{name: row[name] for name in same},
         )
         for row in rows.to_dict("records")
@@ -127,16 +129,15 @@ def _rate_tables(
 ) -> dict[str, pd.DataFrame]:
     """The tables `overall`, `per_class`, `ranking` and `fixed`."""
     classes, fixed = predictions.classes, curves.fixed_points(settings.fixed)
+    isic = bootstrap.isic_balanced_accuracy(predictions)
     # A mean over classes is as sure as its rarest class.
-    kinds = [predictions.target == label for label in np.unique(predictions.target)]
-    rarest = bootstrap.rarest_groups(predictions, kinds)
-    means = dict.fromkeys((name for name in overall_metrics() if name != "accuracy"), rarest)
+    means = dict.fromkeys((name for name in overall_metrics() if name != "accuracy"), isic.bases[0])
     means |= {f"f1/{label}": predictions.basis(f"recall/{label}") for label in classes}
     scores = bootstrap.metric_statistics(predictions, list(means))
     statistics = [
         replace(bootstrap.metric_statistics(predictions, ["accuracy"]), shares=True),
         replace(scores, bases=tuple(means.values())),
-        bootstrap.isic_balanced_accuracy(predictions),
+        isic,
     ]
     names = {"sensitivity": "recall", "specificity": "specificity", "ppv": "precision"}
     for label in classes:
@@ -198,45 +199,35 @@ def domain_shift(
         target = TargetRate("sensitivity", settings.sensitivity)
         chosen = thresholds.choose_per_net(gather(val), looked_for, target)
         chosen = [] if any(np.isnan(threshold.value) for threshold in chosen) else chosen
-    samples, points, bases = [], [], []
+    samples, points, tables, bases = [], [], [], []
     for number, frames in enumerate((internal, external)):
         predictions = gather([frame[frame["label"].isin(shared)] for frame in frames])
-        metrics = [PRIMARY, "accuracy", *(f"recall/{name}" for name in shared)]
-        statistics = [bootstrap.metric_statistics(predictions, metrics)]
+        of_images = functools.partial(bootstrap.metric_statistics, predictions)
+        rates = ["accuracy", *(f"recall/{name}" for name in shared)]
+        statistics = [of_images([PRIMARY]), replace(of_images(rates), shares=True)]
         if looked_for is not None:
-            auroc = bootstrap.curve_statistics(predictions, looked_for, {"auroc": curves.area})
-            statistics.append(replace(auroc, bases=(predictions.group,)))
+            area = {"auroc": curves.area}
+            statistics.append(bootstrap.curve_statistics(predictions, looked_for, area))
         if looked_for is not None and chosen:
             names = {rate: f"chosen/{rate}/{looked_for}" for rate in ("sensitivity", "specificity")}
             statistics.append(thresholds.rates(predictions, looked_for, chosen, names))
-        rngs = bootstrap.streams(settings.seed + number, len(statistics))
-        parts = [
-            bootstrap.resample(predictions, [statistic], settings.samples, rng)
-            for statistic, rng in zip(statistics, rngs, strict=True)
-        ]
-        samples.append(np.concatenate(parts, axis=2))
+        rng = np.random.default_rng([settings.seed, number])
+        samples.append(bootstrap.resample(predictions, statistics, settings.samples, rng))
         points.append(bootstrap.evaluate(predictions, *statistics))
+        tables.append(bootstrap.estimates(predictions, statistics, settings))
         bases.append([basis for statistic in statistics for basis in statistic.bases])
     # A net counts on both sides, so the seeds' error of the gap is that of their differences.
-    samples.append(samples[1] - samples[0])
-    points.append(points[1] - points[0])
-    pairs = zip(*bases, strict=True)
-    bases.append([min(pair, key=lambda groups: len(np.unique(groups))) for pair in pairs])
-    rngs = bootstrap.streams(settings.seed + 2, 3)
-    drawn = [
-        bootstrap.over_seeds(values, of_nets, rng, difference=side == 2)
-        for side, (values, of_nets, rng) in enumerate(zip(samples, points, rngs, strict=True))
-    ]
+    gaps, rng = points[1] - points[0], np.random.default_rng(settings.seed + 2)
+    drawn = bootstrap.over_seeds(samples[1] - samples[0], gaps, rng, difference=True)
     rows = []
-    for at, name in enumerate(name for statistic in statistics for name in statistic.names):
-        share = name.startswith(("accuracy", "recall/", "chosen/"))
-        of_run, of_data, (gap, low, high, kind, *_) = (
-            bootstrap.interval(
-                draws[:, at], of_nets[:, at].mean(), basis[at], settings.level, share and side < 2
-            )
-            for side, (draws, of_nets, basis) in enumerate(zip(drawn, points, bases, strict=True))
+    for at, (name, *pair) in enumerate(zip(tables[0].index, *bases, strict=True)):
+        basis = min(pair, key=lambda groups: len(np.unique(groups)))
+        of_run, of_data = (table.iloc[at, :6].tolist() for table in tables)
+        gap, low, high, kind, *_ = bootstrap.interval(
+            drawn[:, at], gaps[:, at].mean(), basis, settings.level
         )
-        if share and ("exact" in (of_run[3], of_data[3]) or not kind):
+        share = name.startswith(("accuracy", "recall/", "chosen/"))
+        if "exact" in (of_run[3], of_data[3]) or (share and not kind):
             low, high = newcombe(of_data[:3], of_run[:3])
         elif not (of_run[3] and of_data[3]):
             low, high = np.nan, np.nan
@@ -244,9 +235,7 @@ def domain_shift(
     return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
 
 
-def newcombe(
-    first: tuple[float, float, float], second: tuple[float, float, float]
-) -> tuple[float, float]:
+def newcombe(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Interval of first - second in [-1, 1]: two independent shares, with low and high of each.
 
     Source: Newcombe, Interval estimation for the difference between independent proportions,

@@ -32,7 +32,7 @@ class RecallVerdict:
     rate of the threshold that was chosen on validation. The recall, a mean over the seeds, its
     interval and the specificity by the same rule are NaN if unknown. Images and lesions are of the
     class. `problem`: why the threshold is of no use; `warnings`: what speaks against the
-    predictions, in sentences.
+    predictions, in sentences; `level`: coverage of the interval.
     """
 
     rule: str
@@ -46,6 +46,7 @@ class RecallVerdict:
     lesions: int
     problem: str = ""
     warnings: tuple[str, ...] = ()
+    level: float = 0.95
 
     @property
     def outcome(self) -> Literal["PASS", "FAIL", "UNDECIDED"]:
@@ -63,7 +64,8 @@ class RecallVerdict:
     def more_lesions(self) -> float:
         """How many more lesions of the class would decide at this recall; NaN if it is decided."""
         undecided = self.outcome == "UNDECIDED" and not self.problem
-        return lesions_to_settle(self.recall, self.lesions, self.goal) if undecided else np.nan
+        sizes = self.recall, self.lesions, self.goal
+        return lesions_to_settle(*sizes, self.level) if undecided else np.nan
 
     @property
     def text(self) -> str:

@@ -157,23 +157,18 @@ def _rows(
     **names: str,
 ) -> list[dict[Hashable, Any]]:
     """One row for each measure of a subgroup."""
-    label, target, groups = (
-        predictions.classes.index(class_name),
-        predictions.target,
-        predictions.group,
-    )
-    lesions = [
-        len(np.unique(groups[target == number])) for number in range(len(predictions.classes))
-    ]
+    label = predictions.classes.index(class_name)
+    target, groups = predictions.target, predictions.group
+    lesions = [len(np.unique(predictions.basis(f"recall/{name}"))) for name in predictions.classes]
     negatives, least = len(np.unique(groups[target != label])), settings.smallest
     enough = [number for number, size in enumerate(lesions) if size >= least]
-    right = predictions.predicted == target
     few = "" if label in enough else f"too few: {lesions[label]} lesions of {class_name}"
     reason = "" if negatives >= least else f"too few: {negatives} lesions of other classes"
     classes = "" if len(enough) > 1 else f"too few: fewer than two classes with {least} lesions"
     rates = functools.partial(thresholds.rates, predictions, class_name)
+    of_enough = predictions.of_classes(enough)
     measures: dict[str, tuple[str, Callable[[], Statistics]]] = {
-        PRIMARY: (classes, lambda: bootstrap.mean_recall(predictions, right, enough, PRIMARY)),
+        PRIMARY: (classes, lambda: bootstrap.metric_statistics(of_enough, [PRIMARY])),
         "recall": (few, lambda: rates(None, {"sensitivity": "recall"})),
         AT_THRESHOLD: (few, lambda: rates(chosen, {"sensitivity": AT_THRESHOLD})),
         "auroc": (
@@ -183,9 +178,12 @@ def _rows(
     }
     if chosen is None:
         del measures[AT_THRESHOLD]
-    estimates = [statistics() for note, statistics in measures.values() if not note]
-    figures = bootstrap.estimates(predictions, estimates, settings) if estimates else pd.DataFrame()
-    rows = figures.rename({f"auroc/{class_name}": "auroc"}).reindex(list(measures), columns=COLUMNS)
+    figures = [pd.DataFrame()]
+    for measure, (note, statistics) in measures.items():
+        data = of_enough if measure == PRIMARY else predictions
+        figures += [] if note else [bootstrap.estimates(data, [statistics()], settings)]
+    rows = pd.concat(figures).rename({f"auroc/{class_name}": "auroc"})
+    rows = rows.reindex(list(measures), columns=COLUMNS)
     rows = rows.assign(
         **names,
         interval=rows["interval"].fillna(""),

@@ -89,7 +89,10 @@ def test_only_the_class_and_the_threshold_for_sensitivity_are_judged() -> None:
         for measure in ("sensitivity", "ppv")
     ]
     table = pd.DataFrame(rows).assign(images=30, groups=20, problem="")
-    judged = [(verdict.rule, verdict.outcome) for verdict in verdicts(table, "mel", 0.8)]
+    judged = [
+        (verdict.rule, verdict.outcome)
+        for verdict in verdicts(table, "mel", AuditSettings(goal=0.8))
+    ]
     assert judged == [(rule, "PASS") for rule in rules[:2]]
 
 

@@ -298,10 +298,15 @@ def test_figures_and_differences_by_hand(shifted: pd.DataFrame) -> None:
     area = roc_auc_score(EXTERNAL["label"] == "mel", EXTERNAL["p/mel"])
     assert shifted.loc["auroc/mel", "external"] == pytest.approx(area)
     assert shifted.loc["recall/mel", SHIFT_COLUMNS[-4:]].tolist() == [8, 8, 10, 10]
-    # a mean without an interval on one side has none of the difference
+    # an area without an interval on one side has none of the difference
+    assert shifted.loc["auroc/mel", ["own_low", "low", "high"]].isna().all()
+    # recalls of 8 and 12 lesions without an error, exactly: the mean is as sure as both
     mean = shifted.loc["balanced_accuracy"]
     assert mean[BOTH].tolist() == pytest.approx([1.0, 0.65])
-    assert mean[["own_low", "low", "high"]].isna().all()
+    doubt = np.hypot(1 - 0.025 ** (1 / 8), 1 - 0.025 ** (1 / 12)) / 2
+    assert mean["own_low"] == pytest.approx(1 - doubt)
+    assert mean["high"] == pytest.approx(-0.35 + np.hypot(mean["external_high"] - 0.65, doubt))
+    assert mean["low"] == pytest.approx(-0.35 - (0.65 - mean["external_low"]))
 
 
 def test_a_side_without_errors_has_an_exact_interval(shifted: pd.DataFrame) -> None:

@@ -55,6 +55,8 @@ def test_an_undecided_verdict_says_how_many_lesions_would_decide() -> None:
         "About 196 more lesions of mel would decide, if the recall stays the same."
         in undecided.text
     )
+    # of 99%: (2.576 / 0.05)^2 * 0.8 * 0.2 is 424.7
+    assert replace(undecided, level=0.99).more_lesions == 425 - 50
     enough = replace(undecided, lesions=300)  # seeds that differ widen the interval
     assert enough.more_lesions == 0
     assert "More lesions alone would not decide" in enough.text
