@@ -49,7 +49,8 @@ def cpu_seconds(arguments: list[str], folder: Path) -> float:
         check=True,
         stdout=subprocess.DEVNULL,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # With compiled sources, as a user has them: src/ would be compiled at each start.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""},
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -42,8 +42,8 @@ def write(charts: Sequence[Chart], folder: Path) -> list[Path]:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as PNG (160 dpi) and SVG, without a date: equal figures give equal files."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
         figure.set_layout_engine(None)  # else each file would compute the layout again
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for file, key in zip(files, ("Software", "Date"), strict=True):
