@@ -321,7 +321,7 @@ def test_the_comparison_is_logged_and_printed(multirun: Finished, parent: pd.Ser
     assert table.iloc[-1]["status"] == "FAILED"
     output = multirun.output
     assert all(run_id in output for run_id in table["run_id"])
-    assert "make ui" in output
+    assert "look: python -m src.tracking.ui, then" in output
     assert max(len(line) for line in output.splitlines() if "http://" not in line) <= 100
 
 

@@ -425,9 +425,9 @@ def _show(
         cli.say(line)
     address, lines = store.uri.rstrip("/"), ["look:"]
     if not store.is_server:
-        is_default = store.uri == Store().uri
-        command = "python -m src.tracking.ui " + shlex.quote(f"uri={store.uri}")
-        command = "make ui" if is_default else command
+        typed = "" if store.uri == Store().uri else " " + shlex.quote(f"uri={store.uri}")
+        command = "python -m src.tracking.ui" + typed
+        command = command if typed or Path.cwd() != cli.ROOT else "make ui"
         address, lines = "http://127.0.0.1:5000", [f"look: {command}, then"]
     lines += [f"{name:<9}{address}{page}" for name, page in pages.items()]
     cli.say("\n".join(lines), wrap=False)

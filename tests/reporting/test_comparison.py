@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -233,6 +234,18 @@ def test_a_study_without_a_front_lists_no_runs_as_its_front(
     text = output()
     assert "1 more failed" in text
     assert "run nan" not in text
+    assert f"look: python -m src.tracking.ui uri={store.uri}, then" in text
+
+
+def test_the_command_that_shows_the_store_works_where_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[[], str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for folder, command in ((cli.ROOT, "python -m src.tracking.ui"), (tmp_path, "make ui")):
+        monkeypatch.setattr(cli, "ROOT", folder)
+        comparison._show(compare(RUNS, OBJECTIVES), [], "study", Store(), {})
+        assert f"look: {command}, then" in output()
 
 
 def test_the_table_fits_80_columns_and_shows_every_run() -> None:
