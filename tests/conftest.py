@@ -28,10 +28,8 @@ from hydra.plugins.config_source import ConfigSource
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # trials choose their own threads
-
-# The tests start some hundred processes: each would compile all sources where this is set.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # a hundred processes would compile all sources
+    sys.dont_write_bytecode = False
 
 import src  # noqa: F401  first: it installs the torchvision guard
 from src.core import cli

@@ -223,13 +223,12 @@ def read_recorded(path: Path) -> DictConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        if "*" in text and any(isinstance(one, yaml.AliasToken) for one in yaml.scan(text)):
             raise ValueError("it has an alias (*name), which no record has and which could expand")
         config = OmegaConf.create(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"{path}: cannot be read as a config: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a config: {reason}") from error
     values: Any = OmegaConf.to_container(config, resolve=False)
     check_recorded(values)
     if not isinstance(config, DictConfig) or not {"model", "data"} <= values.keys():

@@ -340,9 +340,8 @@ def ham10000_table(records: Sequence[Record]) -> pd.DataFrame:
         dx = next((HAM10000_DX[name] for name in reversed(levels) if name in HAM10000_DX), None)
         if dx is None or not values.get("lesion_id"):
             diagnosis = " / ".join(filter(None, levels)) or "none"
-            raise DataError(
-                f"the archive's record of {record['isic_id']} is unknown (diagnosis {diagnosis})"
-            )
+            problem = f"record of {record['isic_id']} is unknown (diagnosis {diagnosis})"
+            raise DataError(f"the archive's {problem}")
         confirmed = values.get("diagnosis_confirm_type")
         rows.append(
             {

@@ -94,9 +94,8 @@ def relative(maps: Maps, side: int) -> Maps:
     """Maps (N, h, w) divided by their maxima and resized to (N, side, side), bilinearly."""
     largest = maps.max(axis=(1, 2), keepdims=True)
     shares = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
-    resized = LayerAttribution.interpolate(
-        torch.from_numpy(shares)[:, None], (side, side), interpolate_mode="bilinear"
-    )
+    images, size = torch.from_numpy(shares)[:, None], (side, side)
+    resized = LayerAttribution.interpolate(images, size, interpolate_mode="bilinear")
     return np.asarray(resized[:, 0])
 
 

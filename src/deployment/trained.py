@@ -5,6 +5,7 @@ MLflow loads the models of `log_model` through this module, for `mlflow models s
 
 import functools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -102,7 +103,8 @@ def find(store: Store, prefix: str) -> RecordedModel:
     Raises:
         UserError: There is no such run, or it has no trained net; the message gives the reason.
     """
-    runs = read.cached_runs(store)
+    is_id = re.fullmatch("[0-9a-f]{32}", prefix)
+    runs = read.runs(store, f"attributes.run_id = '{prefix}'") if is_id else read.cached_runs(store)
     matches = runs[runs["run_id"].str.startswith(prefix)]
     if matches.empty:
         where = "`make ui` and the tables of src.train and src.report show the ids"
@@ -118,8 +120,8 @@ def find(store: Store, prefix: str) -> RecordedModel:
         if kind == EVALUATION:
             what = f"an evaluation of run {_tag(run, 'evaluated_run')}"
         raise UserError(f"run={prefix}: is {what}, not a trained run; name one of its runs")
-    column = "parent_id" if kind == "trial" else "run_id"
-    members = [member for _, member in runs[runs[column] == run["run_id"]].iterrows()]
+    of_model = read.children(store, run["run_id"]) if kind == "trial" else matches
+    members = [member for _, member in of_model.iterrows()]
     trained = [member for member in members if not _missing_net(member)]
     if not trained:
         reasons = "; ".join(sorted(set(map(_missing_net, members)))) or "it has no seeds"
@@ -317,7 +319,9 @@ def log_model(store: Store, run_id: str) -> tuple[str, str]:
     Raises:
         UserError: The run has no trained net, or the store refuses.
     """
-    run = single(store, find(store, run_id).nets[0].run_id)
+    run = find(store, run_id)
+    if run.repeated:
+        run = single(store, run.nets[0].run_id)
     if model := model_registry.logged_model(store, run.run_id):
         return run.run_id, model
     about, file = describe(store, run), deployed_file(store, run.run_id)

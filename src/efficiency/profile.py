@@ -177,9 +177,8 @@ class Profiler:
                 net, image, reference, reference_image, self.ratio_seconds, self.min_repeats
             )
         # a net beside itself: what differs from 1 is the noise of the measurement
-        is_reference = image_size == self.reference_size and _structure(net) == _structure(
-            reference
-        )
+        is_same_net = _structure(net) == _structure(reference)
+        is_reference = is_same_net and image_size == self.reference_size
         metrics["efficiency/latency_ratio"] = 1.0 if is_reference else ratio.value
         repeats["ratio"] = ratio.pairs
         beside = f"{type(reference).__name__} at {self.reference_size} px"

@@ -99,9 +99,8 @@ def quality_objective(objectives: Sequence[Objective]) -> Objective:
     """
     qualities = [objective for objective in objectives if not is_cost(objective.metric)]
     if not qualities:
-        raise ConfigError(
-            "objective.objectives", "must have one that is no cost, else no model is the best"
-        )
+        problem = "must have one that is no cost, else no model is the best"
+        raise ConfigError("objective.objectives", problem)
     return next((item for item in qualities if item.direction == "maximize"), qualities[0])
 
 

@@ -126,9 +126,8 @@ def short_front(report: Report, rows: int | None = None) -> Table:
     members, complete = report.members, front_table(report).frame
     metrics = [name for name in map(str, complete) if "/" in name and members[name].notna().any()]
     metrics = [name for name in metrics if not name.startswith("spread/")]
-    frame = pd.DataFrame(
-        {"model": members["label"] + members["knee"].map({True: " (knee)", False: ""})}
-    )
+    names = members["label"] + members["knee"].map({True: " (knee)", False: ""})
+    frame = pd.DataFrame({"model": names})
     if len(collect.compressed(members)):
         frame["compression"] = members["compression"].replace("", None)
     frame[metrics] = figures(report, metrics).loc[members["run_id"]].to_numpy()

@@ -288,9 +288,8 @@ def _lock_file(url: str, study_name: str, stack: contextlib.ExitStack) -> Callab
         stack.enter_context(lock)
     except Timeout:
         if not Path(lock.lock_file).exists():  # a folder that takes no files, such as /proc
-            raise FileNotFoundError(
-                errno.ENOENT, os.strerror(errno.ENOENT), lock.lock_file
-            ) from None
+            reason = os.strerror(errno.ENOENT)
+            raise FileNotFoundError(errno.ENOENT, reason, lock.lock_file) from None
         owner = ""
         with contextlib.suppress(OSError):
             owner = note.read_text()

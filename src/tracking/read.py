@@ -90,7 +90,7 @@ def artifact(store: Store, run_id: str, name: str) -> Path:
     """
     client = store.client
     with mlflow_errors(f"artifact {name!r} of run {run_id}"):
-        root = client.get_run(run_id).info.artifact_uri
+        root = store.artifact_root(run_id)
         path: Path | None = Path(root) / name  # MLflow would copy a local artifact
         if urlsplit(root).scheme:
             items = client.list_artifacts(run_id, posixpath.dirname(name) or None)
@@ -104,7 +104,7 @@ def artifact(store: Store, run_id: str, name: str) -> Path:
 
 def artifacts(store: Store, run_id: str, folder: str) -> list[str]:
     """The artifacts in a folder of a run, such as "predictions/val.csv"; none: an empty list."""
-    root = store.client.get_run(run_id).info.artifact_uri
+    root = store.artifact_root(run_id)
     if urlsplit(root).scheme:
         return [item.path for item in store.client.list_artifacts(run_id, folder)]
     paths = sorted(Path(root, folder).glob("*"))  # MLflow is slower

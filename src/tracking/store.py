@@ -152,6 +152,7 @@ class Store:
         self.retry = Retry("tracking.uri", self.uri)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
+        self._artifact_roots: dict[str, str] = {}
 
     @property
     def client(self) -> "MlflowClient":
@@ -217,6 +218,12 @@ class Store:
             client = cast("MlflowClient", _ServerClient(client, self.retry, self.is_server))
         self._client = client
         return self
+
+    def artifact_root(self, run_id: str) -> str:
+        """The URI of a run's artifacts, which is looked up once: it does not change."""
+        if run_id not in self._artifact_roots:
+            self._artifact_roots[run_id] = self.client.get_run(run_id).info.artifact_uri
+        return self._artifact_roots[run_id]
 
     def search(self, filter: str = "", deleted: bool = False) -> "Iterator[MlflowRun]":
         """The experiment's runs (or its deleted ones) that match MLflow's filter, newest first.

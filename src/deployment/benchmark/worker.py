@@ -164,9 +164,8 @@ class Session:
         """Peak resident memory, MB; an error if it exceeds the emulated device's."""
         peak, limit = high_water_mb(), self._limit_mb
         if limit and peak > limit:
-            raise UserError(
-                f"does not fit: {peak:.0f} MB resident, more than memory_mb={limit} (emulation)"
-            )
+            resident = f"{peak:.0f} MB resident, more than memory_mb={limit}"
+            raise UserError(f"does not fit: {resident} (emulation)")
         return peak
 
 

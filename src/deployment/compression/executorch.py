@@ -203,9 +203,8 @@ def _annotate_relu6_and_padding(graph: GraphModule) -> None:
         if annotation is None:
             continue
         if node.target in RELU6 and layer.target in WEIGHTED and len(layer.users) == 1:
-            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-                output_qspec=annotation.output_qspec, _annotated=True
-            )
+            spec = annotation.output_qspec
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=spec, _annotated=True)
             annotation.output_qspec = None
         elif node.target == _ATEN.pad.default and annotation.output_qspec is not None:
             shared = SharedQuantizationSpec(layer)

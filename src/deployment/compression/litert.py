@@ -57,9 +57,8 @@ class LitertInt8(FileCompression):
             from ai_edge_quantizer.utils import qsv_utils
 
         operators = qtyping.TFLOperationName
-        float_operators = base.float_layers(
-            [name for name, _ in _layers(content)], 0, self.float_last, "float_last"
-        )
+        layers = [name for name, _ in _layers(content)]
+        float_operators = base.float_layers(layers, 0, self.float_last, "float_last")
         with quiet():
             work = quantizer.Quantizer(content)
             work.add_static_config(

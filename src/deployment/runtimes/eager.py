@@ -170,6 +170,5 @@ class CompiledRuntime(EagerRuntime):
         except Exception as error:
             if "InvalidCxxCompiler" not in repr(error):
                 raise
-            raise DependencyError(
-                "runtime=compile: torch.compile needs a C++ compiler, such as g++"
-            ) from error
+            problem = "torch.compile needs a C++ compiler, such as g++"
+            raise DependencyError(f"runtime=compile: {problem}") from error
