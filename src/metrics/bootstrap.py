@@ -332,7 +332,6 @@ def estimates(
 def _estimates(
     predictions: Predictions, parts: Sequence[Statistics], samples: int, seed: int, level: float
 ) -> pd.DataFrame:
-    """As `estimates`."""
     points = evaluate(predictions, *parts)
     group_rng, seed_rng = streams(seed, 2)
     values = over_seeds(resample(predictions, parts, samples, group_rng), points, seed_rng)
@@ -346,8 +345,8 @@ def _estimates(
             few = few and name.startswith(("accuracy", "recall/", "specificity/"))
             shares = recalls if name in AVERAGED else [(estimate, groups)] * (part.shares or few)
             deviation = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
-            texts = " ".join(f"{value:.4f}" for value in of_seeds)
             row = interval(column, estimate, basis, level, shares)
+            texts = " ".join(f"{value:.4f}" for value in of_seeds)
             rows.append((name, *row, len(of_seeds), deviation, texts))
     return pd.DataFrame(rows, columns=["metric", *COLUMNS]).set_index("metric")
 

@@ -243,8 +243,7 @@ def drops(
             values -= bootstrap.over_seeds(of_test, points[1], test_seeds)
         basis = min((side.basis(metric) for side in sides), key=lambda of: len(np.unique(of)))
         means = [float(values.mean()) for values in points]
-        drop = means[0] - means[1]
-        row = bootstrap.interval(values[:, 0], drop, basis, level)
+        row = bootstrap.interval(values[:, 0], means[0] - means[1], basis, level)
         rows.append((run_id, label, metric, *means, *row[:3]))
     return pd.DataFrame(rows, columns=DROPS)
 

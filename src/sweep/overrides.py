@@ -192,7 +192,7 @@ def _misreading(value: Any, where: str, text: str) -> str:
     cut_off = "int(" in text and any(float(number) % 1 for number in numbers)  # by Hydra, silently
     if is_interval and cut_off:
         return f"the bounds of integers must be integers, but got {text}"
-    if is_interval and not -math.inf < value.start < value.end < math.inf:
+    if is_interval and not -(2.0**63) < value.start < value.end < 2.0**63:
         return f"must have finite bounds, the lower one first, but got {text}"
     if isinstance(value, BareInterval):
         bounds = f"{value.start:.0f},{value.end:.0f}"

@@ -100,16 +100,19 @@ def build(
 
 def try_parts(config: DictConfig, names: Collection[str]) -> None:
     """Build parts of a config that need no data; a UserError if a value of them is impossible."""
+    for part in {"augment", "efficiency", "scheduler"}.intersection(names):
+        instantiate(config[part], part)
     if "optimizer" in names:
         _optimizer(config)
+    if "trainer" in names:
+        _trainer(config, None, Path(), [])
     if "data" in names:
         instantiate(config.data, "data", ("root",), augment=None, seed=config.seed)
     if "model" in names:
-        recipe = make_recipe(resolve(config.model), (), config.data.image_size)
+        net = make_recipe(resolve(config.model), (), config.data.image_size)["model"]["net"]
         # of shapes only; a net that computes with numbers is not built
         with suppress(RuntimeError, InstantiationException), torch.device("meta"):
-            node = OmegaConf.create(recipe["model"]["net"])
-            instantiate(node, "model.net", (), nn.Module, outputs=2)
+            instantiate(OmegaConf.create(net), "model.net", (), nn.Module, outputs=2)
 
 
 def _optimizer(config: DictConfig) -> Callable[..., torch.optim.Optimizer]:
@@ -157,9 +160,6 @@ def prepare_fit(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    epochs = config.trainer.max_epochs
-    if epochs is None or epochs < 1:
-        raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {epochs}")
     has_validation = parts.data.has("val")
     passed: dict[str, Any] = {"folder": folder / "checkpoint", "has_validation": has_validation}
     best: BestEpoch = instantiate(config.callbacks.best, "callbacks.best", **passed)
@@ -378,6 +378,8 @@ def training_device(config: DictConfig) -> torch.device:
 def _trainer(
     config: DictConfig, run: Run | None, folder: Path, callbacks: list[Any], **changes: Any
 ) -> Trainer:
+    if not (epochs := config.trainer.max_epochs) or epochs < 1:
+        raise ConfigError("trainer.max_epochs", f"must be at least 1, but got {epochs}")
     settings: dict[str, Any] = {
         "logger": RunLogger(run) if run is not None else False,
         "callbacks": callbacks,

@@ -1,6 +1,5 @@
 """The clinical audit: rates with intervals, thresholds, calibration, subgroups, domain shift."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -202,12 +201,13 @@ def domain_shift(
     samples, points, tables, bases = [], [], [], []
     for number, frames in enumerate((internal, external)):
         predictions = gather([frame[frame["label"].isin(shared)] for frame in frames])
-        of_images = functools.partial(bootstrap.metric_statistics, predictions)
+        mean = bootstrap.metric_statistics(predictions, [PRIMARY])
         rates = ["accuracy", *(f"recall/{name}" for name in shared)]
-        statistics = [of_images([PRIMARY]), replace(of_images(rates), shares=True)]
+        statistics = [mean, replace(bootstrap.metric_statistics(predictions, rates), shares=True)]
         if looked_for is not None:
-            area = {"auroc": curves.area}
-            statistics.append(bootstrap.curve_statistics(predictions, looked_for, area))
+            statistics += [
+                bootstrap.curve_statistics(predictions, looked_for, {"auroc": curves.area})
+            ]
         if looked_for is not None and chosen:
             names = {rate: f"chosen/{rate}/{looked_for}" for rate in ("sensitivity", "specificity")}
             statistics.append(thresholds.rates(predictions, looked_for, chosen, names))
@@ -223,9 +223,8 @@ def domain_shift(
     for at, (name, *pair) in enumerate(zip(tables[0].index, *bases, strict=True)):
         basis = min(pair, key=lambda groups: len(np.unique(groups)))
         of_run, of_data = (table.iloc[at, :6].tolist() for table in tables)
-        gap, low, high, kind, *_ = bootstrap.interval(
-            drawn[:, at], gaps[:, at].mean(), basis, settings.level
-        )
+        gap = gaps[:, at].mean()
+        _, low, high, kind, *_ = bootstrap.interval(drawn[:, at], gap, basis, settings.level)
         share = name.startswith(("accuracy", "recall/", "chosen/"))
         if "exact" in (of_run[3], of_data[3]) or (share and not kind):
             low, high = newcombe(of_data[:3], of_run[:3])
