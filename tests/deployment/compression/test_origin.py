@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -51,6 +52,7 @@ class Study:
 
     store: Store
     run_entry: Callable[..., tuple[int, str]]
+    made: ClassVar[dict[str, pd.DataFrame]] = {}  # by query
 
     def train(self, *arguments: str) -> str:
         """The output of a command that ends with status 0."""
@@ -59,10 +61,12 @@ class Study:
         return output
 
     def runs(self, query: str, *arguments: str) -> pd.DataFrame:
-        """The runs of a query; made by a command if there are none."""
-        if read.runs(self.store, query).empty:
-            self.train(*arguments)
-        return read.runs(self.store, query)
+        """The runs of a query, read once; made by a command if there are none."""
+        if query not in self.made:
+            if read.runs(self.store, query).empty:
+                self.train(*arguments)
+            self.made[query] = read.runs(self.store, query)
+        return self.made[query]
 
     @property
     def trial(self) -> pd.Series:
@@ -76,7 +80,8 @@ class Study:
     @property
     def origin(self) -> pd.Series:
         """The run of the trial's first seed."""
-        return self.seeds(self.trial).iloc[0]
+        query = f"tags.`mlflow.parentRunId` = '{self.trial['run_id']}' and tags.seed = '0'"
+        return self.runs(query).iloc[0]
 
     @property
     def in_a_file(self) -> str:
