@@ -25,7 +25,7 @@ COLUMNS += ["seed_sd", "seed_values"]
 ARGMAX, DECISION = "argmax", "decision/"  # decided without a rule; column of what one decides
 CELLS = 2_000_000  # of the largest array that is held at once
 FEW = 10  # lesions, with fewer of which drawing them again says too little
-AVERAGED = (PRIMARY, f"isic_{PRIMARY}")  # means of the recalls of all classes
+ISIC = f"isic_{PRIMARY}"  # as PRIMARY the mean of the recalls of all classes
 _ROUNDING = 1e-9  # of a mean over seeds
 Shares = Sequence[tuple[float, int]]  # shares in [0, 1] with their numbers of groups
 
@@ -202,12 +202,17 @@ def curve_statistics(
 
 def isic_balanced_accuracy(predictions: Predictions) -> Statistics:
     """Balanced accuracy of ISIC 2018 task 3 and 2019: an image with two top classes is wrong."""
+    judged, target = _isic_decisions(predictions), predictions.target
+    basis = rarest_groups(predictions, (target == label for label in np.unique(target)))
+    return replace(metric_statistics(judged, [PRIMARY]), names=(ISIC,), bases=(basis,))
+
+
+def _isic_decisions(predictions: Predictions) -> Predictions:
+    """The top class of each image, whatever the decision rule; with two of them a wrong class."""
     target, classes = predictions.target, len(predictions.classes)
     top = predictions.probability == predictions.probability.max(axis=2, keepdims=True)
     right = top[:, np.arange(len(target)), target] & (top.sum(axis=2) == 1)
-    judged = replace(predictions, predicted=np.where(right, target, (target + 1) % classes))
-    basis = rarest_groups(predictions, (target == label for label in np.unique(target)))
-    return replace(metric_statistics(judged, [PRIMARY]), names=AVERAGED[1:], bases=(basis,))
+    return replace(predictions, predicted=np.where(right, target, (target + 1) % classes))
 
 
 def evaluate(predictions: Predictions, *statistics: Statistics) -> np.ndarray:
@@ -335,15 +340,17 @@ def _estimates(
     points = evaluate(predictions, *parts)
     group_rng, seed_rng = streams(seed, 2)
     values = over_seeds(resample(predictions, parts, samples, group_rng), points, seed_rng)
-    columns, recalls = zip(values.T, points.T, strict=True), class_recalls(predictions)
-    rows = []
+    columns, rows = zip(values.T, points.T, strict=True), []
     for part in parts:
         for name, basis in zip(part.names, part.bases, strict=True):
             column, of_seeds = next(columns)
             estimate, groups = of_seeds.mean(), len(np.unique(basis))
             few = not FEW <= estimate * groups <= groups - FEW
             few = few and name.startswith(("accuracy", "recall/", "specificity/"))
-            shares = recalls if name in AVERAGED else [(estimate, groups)] * (part.shares or few)
+            shares: Shares = [(estimate, groups)] if part.shares or few else []
+            if name in (PRIMARY, ISIC):
+                decided = predictions if name == PRIMARY else _isic_decisions(predictions)
+                shares = class_recalls(decided)
             deviation = float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else np.nan
             row = interval(column, estimate, basis, level, shares)
             texts = " ".join(f"{value:.4f}" for value in of_seeds)

@@ -18,6 +18,7 @@ from src.core.errors import ConfigError, UserError
 from src.metrics import bootstrap
 from src.metrics.bootstrap import DifferentImagesError, gather, intervals
 from src.metrics.classification import ClassificationMetrics
+from src.metrics.settings import AuditSettings
 
 ENDS = ["estimate", "low", "high"]
 
@@ -147,6 +148,17 @@ def test_a_mean_over_classes_is_as_sure_as_its_rarest_class() -> None:
     row = intervals([table], ["balanced_accuracy"]).iloc[0]
     assert row["estimate"] > 0.8
     assert row[["low", "high"]].isna().all()
+
+
+def test_the_interval_of_isic_accuracy_is_of_the_top_classes_whatever_the_rule_decides() -> None:
+    # by the top class no lesion of c is recognised, by the rule all are
+    target = np.repeat([0, 1, 2], [100, 50, 4])
+    table = frame(np.eye(3)[np.where(target == 2, 0, target)], target, "abc")
+    gathered = gather([table.assign(**{"decision/balanced": table["label"]})])
+    isic = bootstrap.isic_balanced_accuracy(gathered)
+    row = bootstrap.estimates(gathered, [isic], AuditSettings(samples=100)).iloc[0]
+    below = np.hypot(1 - 0.025 ** (1 / 100), 1 - 0.025 ** (1 / 50))
+    assert row[ENDS].tolist() == pytest.approx([2 / 3, (2 - below) / 3, (3 - 0.025 ** (1 / 4)) / 3])
 
 
 def test_seeds_add_their_spread() -> None:
