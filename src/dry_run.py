@@ -90,7 +90,8 @@ def probe(
     """Compose and check some cells, so that a mistake is reported before anything is trained.
 
     If it is `wide`, each value of a parameter is checked, in `SAMPLED` cells if it fails in the
-    others; of ranges and intervals only the ends, and `CHECKED` values in all.
+    others; of ranges and intervals only the ends, and `CHECKED` values in all. The trainer is not
+    tried if trials run elsewhere: a login node need not have their GPUs.
 
     Returns:
         Config and overrides of the first valid cell; None if the cells have different problems.
@@ -100,6 +101,7 @@ def probe(
     """
     is_group = cast("ConfigLoaderImpl", loader).repository.group_exists
     compose = composer(loader, config, shared)
+    is_local = config.hydra.sweeper.executor._target_.endswith(".LocalExecutor")
     parts: list[tuple[list[str], Space]] = [([], space)]  # and those with one of the values
     values = [(one, value) for one in space.parameters for value in one.domain.samples]
     for parameter, value in values[: CHECKED if wide else 0]:
@@ -117,7 +119,8 @@ def probe(
             try:
                 composed = compose(cell)
                 keys = (override.lstrip("+").partition("=")[0] for override in cell)
-                loop.try_parts(composed, {key.partition(".")[0] for key in keys if "." in key})
+                swept = {key.partition(".")[0] for key in keys if "." in key}
+                loop.try_parts(composed, swept if is_local else swept - {"trainer"})
             except COMPOSE_ERRORS as error:
                 problems[str(one_line(error, arguments=typed))] = error
                 continue

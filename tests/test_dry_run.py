@@ -168,6 +168,18 @@ def test_probing_reports_a_problem_of_all_cells_and_accepts_a_valid_one(
     assert dry_run.probe(space_of("model.net.width=0,-1"), loader, config, SHARED, False) is None
 
 
+def test_a_login_node_need_not_have_the_gpus_of_the_trials(loader: ConfigLoaderImpl) -> None:
+    # stands for a GPU, which the machine that runs this test may have
+    space = space_of("trainer.accelerator=cpu,tpu")
+    local = loader.load_configuration("train", SHARED, RunMode.MULTIRUN)
+    with pytest.raises(UserError, match=r"no trial with trainer\.accelerator=tpu can run"):
+        dry_run.probe(space, loader, local, SHARED)
+    for name in ("slurm", "ray"):
+        changed = [*SHARED, f"hydra/sweeper/executor={name}"]
+        config = loader.load_configuration("train", changed, RunMode.MULTIRUN)
+        assert dry_run.probe(space, loader, config, SHARED) is not None
+
+
 @pytest.mark.parametrize(
     ("sweep", "value", "problem"),
     [

@@ -100,8 +100,9 @@ def build(
 
 def try_parts(config: DictConfig, names: Collection[str]) -> None:
     """Build parts of a config that need no data; a UserError if a value of them is impossible."""
-    for part in {"augment", "efficiency", "scheduler"}.intersection(names):
-        instantiate(config[part], part)
+    for part in ("augment", "scheduler", "efficiency"):
+        if part in names:
+            instantiate(config[part], part)
     if "optimizer" in names:
         _optimizer(config)
     if "trainer" in names:
