@@ -192,8 +192,9 @@ def _misreading(value: Any, where: str, text: str) -> str:
     cut_off = "int(" in text and any(float(number) % 1 for number in numbers)  # by Hydra, silently
     if is_interval and cut_off:
         return f"the bounds of integers must be integers, but got {text}"
-    if is_interval and not -(2.0**63) < value.start < value.end < 2.0**63:
-        return f"must have finite bounds, the lower one first, but got {text}"
+    kind, limit = ("64-bit", 2.0**63) if "int(" in text else ("finite", math.inf)
+    if is_interval and not -limit < value.start < value.end < limit:
+        return f"must have {kind} bounds, the lower one first, but got {text}"
     if isinstance(value, BareInterval):
         bounds = f"{value.start:.0f},{value.end:.0f}"
         ways = f"int(interval({bounds})) or interval({bounds.replace(',', '.0,')}.0)"

@@ -94,6 +94,7 @@ def test_identity_is_that_of_a_config():
         ("a=null", "", "a", False),
         ("a=", "", "a", False),
         ("tester=1,2", "", "tester", True),
+        ("tester=interval(0.0,1e20)", "", "tester", True),
     ],
 )
 def test_an_override_is_taken_apart(text, prefix, key, is_sweep):

@@ -176,6 +176,7 @@ def test_an_excluded_cell_names_its_exclusion():
         (["a=interval(0.5,0.5)"], {}, r"the lower one first, but got interval\(0.5,0.5\)"),
         (["a=int(interval(9,1))"], {}, r"but got int\(interval\(9,1\)\)"),
         (["a=interval(0.0,inf)"], {}, "finite"),
+        (["a=int(interval(0,1e19))"], {}, "64-bit bounds"),
         (["a=tag(log,interval(0,1.0))"], {}, "above 0 on a log scale"),
         ([], {"params": {"a": "choice(1,[range(3)])"}}, "hydra.sweeper.params.a: a sweep inside"),
         ([], {"params": {"a": 5}}, "sweeper.params.a: must be a text such as .* but got 5 alone"),
