@@ -421,7 +421,8 @@ def _origin_of(key: str, arguments: Sequence[str]) -> str:
 _REWORDED = {
     r"(?:argument|parameters) '(.+)'": "{0}: several values are a study: add -m; a list is written "
     "key=[a,b], a text with commas key=\"'a,b'\"",
-    r"Multiple values for ([\w/]+)": "{0}: is chosen already: leave out +, or write override /{0}",
+    r"Multiple values for ([\w/]+)": "{0}: is chosen already; write {0}=<choice> without +, "
+    "or override /{0} in the defaults of a file",
     r"(?s)\AIn '([^']+)': .*DictConfig with ListConfig": "{0}: must hold keys and values, not a "
     "list, or the other way round",
 }
