@@ -44,8 +44,10 @@ def paired_difference(
     smallest level at which the interval excludes zero (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, section 15.4), with one sample added on either side: it is at least
     2 / (samples + 1). Equal predictions give 1. Where one model alone is right on fewer than about
-    ten images, small p-values are too small, by up to half in simulations. If no draw changes the
-    difference, as of nets that decide alike, the interval is that of a share of no lesion.
+    ten images, small p-values are too small, by up to half in simulations. With n lesions that the
+    models decide differently no test can give less than 2^(1 - n), the sign test's value: the
+    p-value is not smaller, and with so few lesions the interval has zero in it. If no draw changes
+    the difference, as of nets that decide alike, the interval is that of a share of no lesion.
 
     The models have a frame of predictions for each seed, see `src.metrics.bootstrap.gather`, of
     the same images in any order. The metric is named without the split; `names` are those of the
@@ -81,9 +83,17 @@ def paired_difference(
         sizes = (len(np.unique(both.basis(share))) for share in shares)
         _, reach = bootstrap.exact_mean([(0.0, groups) for groups in sizes if groups], level)
         low, high = max(low - reach, -1.0), min(high + reach, 1.0)
+    decided = both.predicted[..., None] == np.arange(len(both.classes))
+    shares_a, shares_b = (nets.mean(axis=0) for nets in np.split(decided, [len(a)]))
+    differing = both.group[~np.isclose(shares_a, shares_b).all(axis=1)]
+    differing = both.group if metric == "auroc" else differing
+    least = 2.0 ** (1 - len(np.intersect1d(differing, both.basis(metric))))
+    if least > 1 - level:
+        low, high = min(low, 0.0), max(high, 0.0)
     defined = differences[~np.isnan(differences)]
     tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return PairedDifference(difference, low, high, min(2 * (tail + 1) / (len(defined) + 1), 1.0))
+    p = max(2 * (tail + 1) / (len(defined) + 1), least)
+    return PairedDifference(difference, low, high, min(p, 1.0))
 
 
 def mcnemar(

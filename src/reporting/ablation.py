@@ -298,7 +298,7 @@ def _mean(trials: pd.DataFrame) -> np.ndarray:
     deviation = results.std(ddof=1) if n > 1 else spread
     n = n if n > 1 else trials["seeds"].iloc[0]
     half = math.nan
-    if n > 1:  # NaN is not
+    if n > 1 and (log or deviation > 0):  # ties do not say how much a quality varies
         half = stdtrit(n - 1, _QUANTILE) * deviation / math.sqrt(n)
     ends = results.mean() + np.array([0.0, -half, half])
     return unit * np.exp(ends) if log else ends

@@ -241,7 +241,11 @@ def drops(
         else:
             values = bootstrap.over_seeds(of_val, points[0], val_seeds)
             values -= bootstrap.over_seeds(of_test, points[1], test_seeds)
-        basis = min((side.basis(metric) for side in sides), key=lambda of: len(np.unique(of)))
+        bases = [side.basis(metric) for side in sides]
+        if metric == registry.PRIMARY:
+            kinds = ([side.target == label for label in np.unique(side.target)] for side in sides)
+            bases = list(map(bootstrap.rarest_groups, sides, kinds))
+        basis = min(bases, key=lambda groups: len(np.unique(groups)))
         means = [float(values.mean()) for values in points]
         row = bootstrap.interval(values[:, 0], means[0] - means[1], basis, level)
         rows.append((run_id, label, metric, *means, *row[:3]))

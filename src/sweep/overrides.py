@@ -340,7 +340,7 @@ def levels(column: pd.Series, bins: int = BINS) -> pd.DataFrame:
         group, short = (quantile * bins).astype(int), 0
     bounds = present.groupby(group).agg(["min", "max"])
     for digits in (3, 4, 6, 17):  # as few as distinguish the groups
-        ends = bounds.map(lambda end, n=digits: _text(end, n, short))
+        ends = bounds.astype(object).map(lambda end, n=digits: _text(end, n, short))
         labels = (ends["min"] + " to " + ends["max"]).where(ends["min"] != ends["max"], ends["min"])
         if labels.is_unique:
             break

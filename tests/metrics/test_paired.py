@@ -63,6 +63,20 @@ def test_nets_that_decide_alike_may_differ_on_other_lesions(lesions: int) -> Non
     assert result == pytest.approx((0, -reach, reach, 1))
 
 
+@pytest.mark.parametrize("lesions", [3, 5, 6, 40])
+@pytest.mark.parametrize("others", [0, 30])
+def test_no_test_of_few_differing_lesions_is_surer_than_the_sign_test(
+    lesions: int, others: int
+) -> None:
+    # a recognises these melanomas and b none of them; both recognise the others
+    right = np.ones(2 * (lesions + others), bool)
+    wrong = right.copy()
+    wrong[1 : 2 * lesions : 2] = False
+    result = paired_difference([answers(right)], [answers(wrong)], "recall/mel")
+    assert result.p_bootstrap >= binomtest(lesions, lesions).pvalue
+    assert (result.low > 0) == (lesions > 5)
+
+
 @given(
     st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=25), st.integers(0, 9)
 )

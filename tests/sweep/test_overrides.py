@@ -300,6 +300,7 @@ def test_few_values_are_not_grouped() -> None:
     result = levels(pd.Series([4.0, 64, math.nan, 4], index=list("abcd")))
     assert result["value"].to_dict() == {"a": "4", "b": "64", "d": "4"}
     assert result["position"].tolist() == [4, 64, 4]
+    assert levels(pd.Series([math.nan, math.nan])).empty
     result = levels(pd.Series([0.015625, 0.12312341234, 0.1231299999]))
     assert result["value"].tolist() == ["0.015625", "0.123123", "0.12313"]
     result = levels(pd.Series(["[64]", None, "[]", "[128]"], dtype=object))
