@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from src.metrics import bootstrap
-from src.metrics.registry import LOST, PRIMARY, default_quality_metrics
+from src.metrics.registry import LOST, default_quality_metrics
 
 
 class PairedDifference(NamedTuple):
@@ -47,7 +47,9 @@ def paired_difference(
     ten images, small p-values are too small, by up to half in simulations. With n lesions that the
     models decide differently no test can give less than 2^(1 - n), the sign test's value: the
     p-value is not smaller, and with so few lesions the interval has zero in it. If no draw changes
-    the difference, as of nets that decide alike, the interval is that of a share of no lesion.
+    the difference, as of nets that decide alike, its ends are as far off as those of the exact
+    interval of 0 of n lesions: for F1 and precision the lesions of the class, for means over
+    classes those of each class.
 
     The models have a frame of predictions for each seed, see `src.metrics.bootstrap.gather`, of
     the same images in any order. The metric is named without the split; `names` are those of the
@@ -79,7 +81,9 @@ def paired_difference(
         return PairedDifference(difference, low, high, np.nan)
     nets_a, nets_b = np.split(both.probability, [len(a)])
     if low == high and not np.array_equal(nets_a, nets_b):
-        shares = [f"recall/{name}" for name in both.classes] if metric == PRIMARY else [metric]
+        measure, _, of_class = metric.partition("/")
+        shares = [f"recall/{name}" for name in ([of_class] if of_class else both.classes)]
+        shares = [metric] if measure in ("accuracy", "recall", "specificity") else shares
         sizes = (len(np.unique(both.basis(share))) for share in shares)
         _, reach = bootstrap.exact_mean([(0.0, groups) for groups in sizes if groups], level)
         low, high = max(low - reach, -1.0), min(high + reach, 1.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clinical_cases import answers
+from clinical_cases import answers, frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, false_discovery_control
@@ -61,6 +61,15 @@ def test_nets_that_decide_alike_may_differ_on_other_lesions(lesions: int) -> Non
     result = paired_difference([a], [a.assign(**{"p/nv": a["p/nv"] * 0.99})], "recall/mel")
     reach = binomtest(0, lesions).proportion_ci(method="exact").high
     assert result == pytest.approx((0, -reach, reach, 1))
+    # of few melanomas in 300 lesions no metric of melanoma, and no mean over classes, is sure
+    target = (np.arange(300) < lesions).astype(int)
+    rare = frame(np.eye(2)[target], target, "ab")
+    other = rare.assign(**{"p/a": rare["p/a"] * 0.99})
+    for metric in ("f1/b", "precision/b", "recall/b"):
+        assert paired_difference([rare], [other], metric).high == pytest.approx(reach)
+    for metric in ("macro_f1", "auroc", "balanced_accuracy"):
+        assert paired_difference([rare], [other], metric).high > reach / 2
+    assert paired_difference([rare], [other], "accuracy").high < 0.013
 
 
 @pytest.mark.parametrize("lesions", [3, 5, 6, 40])
