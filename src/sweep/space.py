@@ -20,6 +20,7 @@ from src.sweep.overrides import assignment, clauses, identity, literal, refuse_k
 Clauses = Mapping[str, frozenset[Any]]
 _CONDITIONS = "hydra.sweeper.conditions"
 _EXCLUDE = "hydra.sweeper.exclude"
+_MOST_VALUES = 100_000  # of a range; they are listed
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ def _range(sweep: RangeSweep, where: str) -> Domain:
         problem = f"must hold at least one number, but {text} is empty; its stop is exclusive"
         raise ConfigError(where, problem)
     is_int = all(isinstance(number, int) for number in numbers)
+    if count > _MOST_VALUES:
+        way = f"take a larger step, or {'int(interval(...))' if is_int else 'interval(...)'}"
+        most = f"must hold at most {_MOST_VALUES:,} numbers"
+        raise ConfigError(where, f"{most}, but {text} holds {count:,}: {way}")
     number_of: type[int] | type[float] = int if is_int else float
     values: Sequence[Any] = range(int(start), int(stop), int(step)) if is_int else ()
     values = values or [float(start + position * step) for position in range(count)]
