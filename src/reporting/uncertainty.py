@@ -276,8 +276,7 @@ def roc_curves(predictions: Frames, members: Sequence[tuple[str, str]]) -> pd.Da
         mean = np.mean([np.interp(rates, *net) for net in axes], axis=0)
         area = np.mean([np.trapezoid(sensitivity, rate) for rate, sensitivity in axes])
         columns = (run_id, label, points["class"].iloc[0], area, np.append(0, rates))
-        curve = dict(zip(ROC, (*columns, np.append(0, mean)), strict=True))
-        tables.append(pd.DataFrame(curve))
+        tables.append(pd.DataFrame(dict(zip(ROC, (*columns, np.append(0, mean)), strict=True))))
     return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
@@ -361,11 +360,11 @@ def warnings(
     untested = table[table["front"] & ~tested]
     failures = texts(trials.set_index("run_id"), "tags.test_failure").reindex(untested["run_id"])
     tags = {name: texts(trials, f"tags.{name}") for name in ("device", "git_commit", "git_dirty")}
-    names = [objective.metric for objective in report.objectives]
+    names, data = [item.metric for item in report.objectives], texts(trials, "tags.data")
     no_value = table[table["state"] == "no value"].reindex(columns=names).isna().sum()
     doubts = sentences(
         "doubts",
-        drawn=texts(trials, "tags.data") == "synthetic",
+        drawn=data[data != ""] == "synthetic",  # one that was stopped early has none
         no_value=no_value[no_value > 0].to_dict(),
         devices=sorted(set(tags["device"]) - {""}),
         untested=untested["label"],

@@ -112,6 +112,7 @@ def test_warnings_say_what_may_mislead(report) -> None:
         }
     )
     trials.loc[front, "tags.test_failure"] = "the images are gone"
+    trials.loc[trials.index[-1], "tags.data"] = None  # was killed before it had any
     doubts, remarks = uncertainty.warnings(replace(report, table=table), ["a note"], trials)
     expected = [
         "LEAKAGE",
