@@ -193,8 +193,12 @@ def test_a_login_node_need_not_have_the_gpus_of_the_trials(loader: ConfigLoaderI
         ("model.net.depth=2,99", "model.net.depth=99", "model.net.image_size: is too small"),
         ("model=custom,resnet50 model.net.width=8,16", "model=resnet50", "width: unknown key"),
         ("loss=focal,distillation seed=range(50)", "loss=distillation", "loss.teacher: has no"),
-        ("optimizer.lr=0.1,-1", "optimizer.lr=-1", "Invalid learning rate"),
-        ("optimizer.lr=interval(-0.1,0.1)", "optimizer.lr=-0.0999998", "Invalid learning rate"),
+        ("optimizer.lr=0.1,-1", "optimizer.lr=-1", "lr: input should be greater than 0"),
+        (
+            "optimizer.lr=interval(-0.1,0.1)",
+            "optimizer.lr=-0.0999998",
+            "input should be greater than 0",
+        ),
         ("data.fractions=[0.6,0.2,0.2],[1,1,1]", "data.fractions=[1,1,1]", "data.fractions: "),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import hydra.utils
 import pydantic
 import yaml
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import _locate
@@ -46,6 +46,17 @@ ROOT_VALUES: dict[str, Any] = {
 # Nodes of a training config from which an object is built.
 _PARTS = ("data", "augment", "loss", "optimizer", "scheduler", "trainer", "tracking")
 _BESIDE: dict[str, Any] = {"trainer.compile": bool | Literal["auto"]}  # no arguments of these parts
+_PART = Annotated[float, Gt(0)] | None  # of an epoch, or a number of batches
+_BOUNDS: dict[str, Any] = {  # of arguments for which PyTorch and Lightning accept what has no sense
+    "optimizer.lr": Annotated[float, Gt(0)],
+    "optimizer.momentum": Annotated[float, Ge(0), Lt(1)],
+    "trainer.gradient_clip_val": Annotated[float, Ge(0)] | None,
+    "trainer.accumulate_grad_batches": Annotated[int, Ge(1)],
+    "trainer.check_val_every_n_epoch": Annotated[int, Ge(1)] | None,
+    **dict.fromkeys(("trainer.limit_train_batches", "trainer.limit_val_batches"), _PART),
+    "trainer.val_check_interval": _PART,
+    "trainer.max_steps": Literal[-1] | Annotated[int, Ge(1)],
+}
 # Keys that do not change what a trial computes.
 WITHOUT_EFFECT: tuple[str, ...] = ("tracking", "study", "preset", "objective", "test")
 WITHOUT_EFFECT += ("data.cache_dir", "threads", "repeats", "dry_run", "reuse", "efficiency.trials")
@@ -181,8 +192,8 @@ def check_arguments(target: Callable[..., Any], values: Mapping[str, Any], path:
             hints |= typing.get_type_hints(holder, scope, include_extras=True)
     for key, value in values.items():
         where = f"{path}.{key}".lstrip(".")
-        if where in _BESIDE:
-            _check_value(value, _BESIDE[where], where)
+        if where in _BESIDE or where in _BOUNDS:
+            _check_value(value, (_BESIDE | _BOUNDS)[where], where)
         if where in _BESIDE or key in (*_HYDRA_KEYS, *getattr(target, "config_only", ())):
             continue
         if key not in parameters and not open_ended:
