@@ -461,19 +461,26 @@ def _composition_error(error: HydraException, config_name: str, arguments: Seque
 
 
 def _unknown_key(key: str, config_name: str, arguments: Sequence[str]) -> str:
-    """The message, with a similar key of the config with the typed choices, the first of each."""
+    """The message, with a similar key of the configs with the typed choices."""
     from hydra.core.global_hydra import GlobalHydra
 
     from src.core.config import flatten
 
-    words = (word.partition(",")[0] for word in arguments)
-    choices = [word for word in words if _folder(word.partition("=")[0]).is_dir()]
-    keys: set[str] = set()
+    typed = [word.partition("=") for word in arguments if _folder(word.partition("=")[0]).is_dir()]
+    choices = {group: re.sub(r"choice\(|\)", "", text).split(",") for group, _, text in typed}
+    keys: list[set[str]] = []  # with the first choice of every group, the second, and so on
     with suppress(Exception):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            leaves = flatten(hydra.compose(config_name, choices))
-        keys = {leaf[: dot.start()] for leaf in leaves for dot in re.finditer(r"\.|$", leaf)}
-    if key in keys:  # of a swept choice, which Hydra leaves out at first
-        return f"{key}: not every swept choice has this key: write ++{key}=..."
-    return f"{key}: unknown key{closest(key, sorted(keys))}"
+            for at in range(max(map(len, choices.values()), default=1)):
+                chosen = [f"{group}={names[at % len(names)]}" for group, names in choices.items()]
+                leaves = flatten(hydra.compose(config_name, chosen))
+                dots = [(leaf, dot) for leaf in leaves for dot in re.finditer(r"\.|$", leaf)]
+                keys.append({leaf[: dot.start()] for leaf, dot in dots})
+    root, known = key.partition(".")[0], sorted(set().union(*keys))
+    if key in known:  # of a swept choice, which Hydra leaves out at first
+        pairs = zip(choices.get(root, ()), keys, strict=False)
+        without = ",".join(name for name, has in pairs if key not in has)
+        way = f"leave out {root}={without}, and write" if without else "write"
+        return f"{key}: not every swept choice has this key: {way} ++{key}=..."
+    return f"{key}: unknown key{closest(key, known)}"
