@@ -60,8 +60,7 @@ class ExportSettings:
     @property
     def formats(self) -> list[str]:
         """The formats without repeats."""
-        names = self.format if isinstance(self.format, list) else [self.format]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(self.format if isinstance(self.format, list) else [self.format]))
 
 
 def validation_rows(

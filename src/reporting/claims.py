@@ -94,8 +94,7 @@ def choose_runs(
     if tested.empty:
         among = f" in {' and '.join(studies)}" if studies else ""
         among += f" with {having}" if having else ""
-        problem = f"no tested runs of {name} (split {system.split}) are recorded{among}"
-        return tested, [problem], ""
+        return tested, [f"no tested runs of {name} (split {system.split}) are recorded{among}"], ""
     records = tested.to_dict("records")
     differences = np.array([len(_differences(row, system.fixed)) for row in records])
     nearest = tested[differences == differences.min()]

@@ -78,8 +78,7 @@ def children(store: Store, parent_id: str) -> pd.DataFrame:
 
 def texts(frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of `runs` with "" where a value, or the column, is missing."""
-    values = frame.get(column, pd.Series(index=frame.index, dtype=object))
-    return values.astype(object).fillna("")
+    return frame.get(column, pd.Series(index=frame.index, dtype=object)).astype(object).fillna("")
 
 
 def artifact(store: Store, run_id: str, name: str) -> Path:

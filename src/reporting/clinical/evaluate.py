@@ -51,8 +51,7 @@ def evaluate_run(config: DictConfig) -> None:
     Raises:
         UserError: Bad input; the message names the culprit.
     """
-    parts = ("data", "clinical", "tracking")
-    settings = load_settings(config, EvaluateSettings, without=parts)
+    settings = load_settings(config, EvaluateSettings, without=("data", "clinical", "tracking"))
     clinical = load_settings(config.clinical, AuditSettings, "clinical")
     run_id = settings.run_id  # checked before the store is opened
     if "_target_" not in config.data and settings.mapping != external.AUTO:
