@@ -214,13 +214,13 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
         # Strict: the value is passed on as it is, and the text "no" must not count as False.
         adapter.validate_python(value, strict=not isinstance(value, Mapping | list))
     except pydantic.ValidationError as error:
-        texts: list[str] = []
-        for problem in error.errors():
+        problems, texts = error.errors(), list[str]()
+        for problem in problems:
             text = problem["msg"].removeprefix("Input should be ")
             texts += re.split(", | or ", text) if problem["type"] == "literal_error" else [text]
         *first, last = dict.fromkeys(text[:1].lower() + text[1:] for text in texts)
         listed = f"{', '.join(first)} or {last}" if first else last
-        start = "" if " should " in listed else "input should be "
+        start = "input should be " * problems[0]["msg"].startswith("Input should be ")
         hint = closest(str(value), [text.strip("'") for text in texts if text.startswith("'")])
         raise ConfigError(where, f"{start}{listed}, but got {value!r}{hint}") from None
 
