@@ -52,7 +52,8 @@ class CsvTable(source.FolderSource):
         table = source.read_csv(path, used, complete=required)
         images, names = table[self.path_column], table[self.label_column]
         source.refuse_repeated(images.map(lambda image: os.path.normpath(root / image)), path)
-        order = source.class_order(self.classes or sorted(names.unique()), self.positive, path)
+        classes = self.classes or sorted(names.unique())
+        order = source.class_order(classes, self.positive, path)
         columns = {
             "image_id": images,
             "label": encode(names, order, images, path),

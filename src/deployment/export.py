@@ -60,7 +60,8 @@ class ExportSettings:
     @property
     def formats(self) -> list[str]:
         """The formats without repeats."""
-        return list(dict.fromkeys(self.format if isinstance(self.format, list) else [self.format]))
+        names = self.format if isinstance(self.format, list) else [self.format]
+        return list(dict.fromkeys(names))
 
 
 def validation_rows(

@@ -95,7 +95,8 @@ def relative(maps: Maps, side: int) -> Maps:
     largest = maps.max(axis=(1, 2), keepdims=True)
     shares = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0)
     images, size = torch.from_numpy(shares)[:, None], (side, side)
-    return np.asarray(LayerAttribution.interpolate(images, size, interpolate_mode="bilinear")[:, 0])
+    resized = LayerAttribution.interpolate(images, size, interpolate_mode="bilinear")
+    return np.asarray(resized[:, 0])
 
 
 def draw(

@@ -349,7 +349,8 @@ def _evaluations(record: RunRecord) -> pd.DataFrame:
             name = f"{presentation.CLINICAL}/{data}/{file}.csv"
             try:
                 table = pd.read_csv(read.artifact(record.store, str(run_id), name))
-                row = table.query(query, engine="python", local_dict={"MELANOMA": MELANOMA}).iloc[0]
+                names = {"MELANOMA": MELANOMA}
+                row = table.query(query, engine="python", local_dict=names).iloc[0]
                 texts[column] = presentation.estimate_text(row.to_dict())
             except (TrackingError, IndexError):
                 texts[column] = MISSING  # recorded without its files, or without the class

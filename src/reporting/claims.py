@@ -94,7 +94,8 @@ def choose_runs(
     if tested.empty:
         among = f" in {' and '.join(studies)}" if studies else ""
         among += f" with {having}" if having else ""
-        return tested, [f"no tested runs of {name} (split {system.split}) are recorded{among}"], ""
+        problem = f"no tested runs of {name} (split {system.split}) are recorded{among}"
+        return tested, [problem], ""
     records = tested.to_dict("records")
     differences = np.array([len(_differences(row, system.fixed)) for row in records])
     nearest = tested[differences == differences.min()]

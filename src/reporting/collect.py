@@ -80,7 +80,8 @@ class StudyRuns:
         """The artifacts of a trained run, if they are on this machine and hold a config."""
         with suppress(UserError):
             if not self.store.is_server:
-                return read.artifact(self.store, self.runs_of(run_id)[0], "config.yaml").parent
+                net = self.runs_of(run_id)[0]
+                return read.artifact(self.store, net, "config.yaml").parent
         return None
 
     def before(self, moment: pd.Timestamp) -> "StudyRuns":
@@ -120,7 +121,8 @@ def selection(runs: pd.DataFrame, name: str, store: Store) -> StudyRuns:
     # the origins may be outside the search
     is_compressed = texts(trials, "tags.origin").ne("").any()
     others = read.cached_runs(store) if is_compressed else runs
-    return replace(_study_runs(name, pd.Series(dtype=object), trials, runs, others), store=store)
+    parent = pd.Series(dtype=object)
+    return replace(_study_runs(name, parent, trials, runs, others), store=store)
 
 
 def known_studies(runs: pd.DataFrame) -> list[str]:
@@ -322,7 +324,8 @@ def compared(
     table = compare(study.trials, objectives, limits)
     runs = study.trials.set_index("run_id").reindex(table["run_id"]).reset_index()
     finished = study.seeds[texts(study.seeds, "status") == "FINISHED"]
-    repeats = runs["run_id"].map(texts(finished, "parent_id").value_counts()).fillna(1)
+    counts = texts(finished, "parent_id").value_counts()
+    repeats = runs["run_id"].map(counts).fillna(1)
     table = table.assign(study=study.name, repeats=repeats, ended=runs["end_time"])
     metrics = [*(objective.metric for objective in objectives), *_COSTS, _SIZE]
     table = with_origins(table, study.origins, list(dict.fromkeys(metrics)))

@@ -208,7 +208,8 @@ def summarise_study(
     columns = [*bounds, *(column for column in shown if f"metrics.{column}" in runs)]
     names = {objective.metric: objective.direction for objective in objectives}
     views.save(study_run, names, columns, [first for first, *_ in filter(None, keys)])
-    _show(table, [*objectives, *limits], study_run.name, store, views.pages(store, study_run.id))
+    pages = views.pages(store, study_run.id)
+    _show(table, [*objectives, *limits], study_run.name, store, pages)
     cli.say(f"report: {store.report_command(study_run.name)}", wrap=False)
     return table
 

@@ -395,7 +395,8 @@ class Figures:
             low, high = number.value - number.step / 2, number.value + number.step / 2
             origins = frozenset({"printed"})
             return Figure(number.value, low, high, origins, "as printed", text=number.text)
-        _refuse_unknown([name], [*self._paper.figures, *self._claims, *FUNCTIONS, *self._sources])
+        names = [*self._paper.figures, *self._claims, *FUNCTIONS, *self._sources]
+        _refuse_unknown([name], names)
         key = f"paper.figures.{name}"
         if name in self._open:
             raise ConfigError(key, f"depends on itself: {' -> '.join([*self._open, name])}")

@@ -292,7 +292,8 @@ def headline(report: Report, rows: pd.DataFrame) -> dict[str, float]:
         short = re.sub(r"[^\w.-]", "", re.sub(r"\s+", "_", words.strip()))
         for metric in [objective.metric for objective in report.objectives]:
             if len(row) and pd.notna(row.get(metric, pd.Series([np.nan])).iloc[0]):
-                metrics[recordable(f"report/{short}/{metric}")] = float(row[metric].iloc[0])
+                key = recordable(f"report/{short}/{metric}")
+                metrics[key] = float(row[metric].iloc[0])
     return metrics
 
 

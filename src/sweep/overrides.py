@@ -102,7 +102,8 @@ def clauses(text: str, where: str) -> dict[str, tuple[Any, ...]]:
     """
     allowed: dict[str, tuple[Any, ...]] = {}
     for part in _CLAUSE_BREAK.split(text.strip()):
-        prefix, key, value = assignment(part, where) if "=" in part else Assignment("~", part, None)
+        parsed = assignment(part, where) if "=" in part else Assignment("~", part, None)
+        prefix, key, value = parsed
         is_list = isinstance(value, ChoiceSweep) and not value.shuffle
         if prefix or (isinstance(value, Sweep) and not is_list):
             example = '"model=custom and model.net.depth=3,4"'

@@ -421,7 +421,8 @@ class Scheduler:
         if not in_order or outcome.state == "fail":
             self.recorder.settle(trial, outcome, tail)
         if not again and outcome.kind not in records.EXTERNAL_KINDS:
-            tries = [trial, *records.earlier_tries(trial, partial(studies.trial_of, self.study))]
+            by_number = partial(studies.trial_of, self.study)
+            tries = [trial, *records.earlier_tries(trial, by_number)]
             folders = [attempted.user_attrs.get("folder") for attempted in tries]
             records.discard_states(Path(folder) for folder in folders if folder)
         trial = studies.tell(self.study, trial.number, outcome)

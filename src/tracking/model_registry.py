@@ -177,7 +177,8 @@ def of_run(store: Store, run_id: str) -> list[Version]:
     client, versions = store.client, list[Version]()
     for version in client.search_model_versions(f"run_id = '{run_id}'"):
         # a version that a search returns does not list its aliases
-        names = tuple(sorted(client.get_model_version(version.name, version.version).aliases))
+        aliases = client.get_model_version(version.name, version.version).aliases
+        names = tuple(sorted(aliases))
         number, description = int(version.version), version.description or ""
         versions.append(Version(version.name, number, run_id, names, description))
     return sorted(versions, key=lambda version: (version.name, -version.number))

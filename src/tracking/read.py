@@ -78,7 +78,8 @@ def children(store: Store, parent_id: str) -> pd.DataFrame:
 
 def texts(frame: pd.DataFrame, column: str) -> pd.Series:
     """A column of `runs` with "" where a value, or the column, is missing."""
-    return frame.get(column, pd.Series(index=frame.index, dtype=object)).astype(object).fillna("")
+    values = frame.get(column, pd.Series(index=frame.index, dtype=object))
+    return values.astype(object).fillna("")
 
 
 def artifact(store: Store, run_id: str, name: str) -> Path:

@@ -126,7 +126,8 @@ def augmentation_sheet(data: "DataModule") -> Image.Image:
     with torch.random.fork_rng(devices=[]):
         drawn = _augmented(data, np.repeat(image, 12, axis=0))
     after = {" " * row: drawn[4 * row : 4 * row + 4] for row in range(3)}
-    return draw_contact_sheet({row: image[:0] if row else image for row in after}, after)
+    before = {row: image[:0] if row else image for row in after}
+    return draw_contact_sheet(before, after)
 
 
 def draw_contact_sheet(before: Mapping[str, Images], after: Mapping[str, Images]) -> Image.Image:

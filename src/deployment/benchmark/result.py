@@ -155,7 +155,8 @@ def this_device(name: str | None, emulation: str) -> Device:
     if _BOARD.exists():
         cpu = _BOARD.read_text(errors="replace").strip("\0 \n") or cpu
     try:
-        memory_gb = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory_gb = round(pages / 1e9, 1)
     except (AttributeError, ValueError, OSError):
         memory_gb = None
     return Device(

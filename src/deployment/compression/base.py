@@ -60,7 +60,8 @@ class CompressionContext:
     def training_rows(self, number: int, seed: int) -> npt.NDArray[np.int64]:
         """Rows of the image cache: training images in random order, stratified by class."""
         rows = self.data.rows("train")
-        return rows[stratified_sample(self.data.labels[rows], number, np.random.default_rng(seed))]
+        chosen = stratified_sample(self.data.labels[rows], number, np.random.default_rng(seed))
+        return rows[chosen]
 
     def calibration_images(self, number: int, seed: int) -> ImageBatch:
         """The pictures of `training_rows`, not augmented, uint8 RGB (N, S, S, 3)."""

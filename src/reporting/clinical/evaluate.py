@@ -51,7 +51,8 @@ def evaluate_run(config: DictConfig) -> None:
     Raises:
         UserError: Bad input; the message names the culprit.
     """
-    settings = load_settings(config, EvaluateSettings, without=("data", "clinical", "tracking"))
+    parts = ("data", "clinical", "tracking")
+    settings = load_settings(config, EvaluateSettings, without=parts)
     clinical = load_settings(config.clinical, AuditSettings, "clinical")
     run_id = settings.run_id  # checked before the store is opened
     if "_target_" not in config.data and settings.mapping != external.AUTO:

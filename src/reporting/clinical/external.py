@@ -66,7 +66,8 @@ class Labels:
         decided = [name for name in merged if str(name).startswith(DECISION)]
         for name in ("label", *decided):
             merged[name] = merged[name].where(merged[name].isin(self.classes), REST)
-        merged.insert(list(merged).index("label") + 1, f"p/{REST}", predictions[others].sum(axis=1))
+        position = list(merged).index("label") + 1
+        merged.insert(position, f"p/{REST}", predictions[others].sum(axis=1))
         return merged
 
 

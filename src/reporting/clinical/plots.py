@@ -51,7 +51,8 @@ def _grid(
     rows: int, columns: int, panel: tuple[float, float], **options: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure with a grid of axes; a panel with its labels has a width and height in inches."""
-    figure = Figure(figsize=(columns * panel[0] + 0.3, rows * panel[1] + 0.6), layout="constrained")
+    size = (columns * panel[0] + 0.3, rows * panel[1] + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -132,7 +133,8 @@ def reliability(result: ClinicalAudit) -> Figure:
             if rows.empty:
                 continue
             upper.plot(rows["confidence"], rows["frequency"], markersize=3.5, linewidth=1, **style)
-            counts = rows.set_index("bin")["images"].reindex(range(calibration.BINS), fill_value=0)
+            bins = range(calibration.BINS)
+            counts = rows.set_index("bin")["images"].reindex(bins, fill_value=0)
             edges = np.arange(calibration.BINS + 1) / calibration.BINS
             lower.stairs(
                 counts, edges, linewidth=1, color=style["color"], linestyle=style["linestyle"]
