@@ -46,15 +46,15 @@ ROOT_VALUES: dict[str, Any] = {
 # Nodes of a training config from which an object is built.
 _PARTS = ("data", "augment", "loss", "optimizer", "scheduler", "trainer", "tracking")
 _BESIDE: dict[str, Any] = {"trainer.compile": bool | Literal["auto"]}  # no arguments of these parts
-_PART = Annotated[float, Gt(0)] | None  # of an epoch, or a number of batches
-_BOUNDS: dict[str, Any] = {  # of arguments for which PyTorch and Lightning accept what has no sense
+_BATCHES = Annotated[float, Gt(0)] | None  # their number, or a share of an epoch
+_BOUNDS: dict[str, Any] = {  # of arguments whose impossible values PyTorch or Lightning accept
     "optimizer.lr": Annotated[float, Gt(0)],
     "optimizer.momentum": Annotated[float, Ge(0), Lt(1)],
     "trainer.gradient_clip_val": Annotated[float, Ge(0)] | None,
     "trainer.accumulate_grad_batches": Annotated[int, Ge(1)],
     "trainer.check_val_every_n_epoch": Annotated[int, Ge(1)] | None,
-    **dict.fromkeys(("trainer.limit_train_batches", "trainer.limit_val_batches"), _PART),
-    "trainer.val_check_interval": _PART,
+    **dict.fromkeys(("trainer.limit_train_batches", "trainer.limit_val_batches"), _BATCHES),
+    "trainer.val_check_interval": _BATCHES,
     "trainer.max_steps": Literal[-1] | Annotated[int, Ge(1)],
 }
 # Keys that do not change what a trial computes.

@@ -26,6 +26,7 @@ class Part:
         kind: Literal["a", "b"] = "a",
         rate: float = 0.5,
         norm: bool = False,
+        size: tuple[int, int] = (1, 1),
     ) -> None:
         if rate > 1:
             raise ConfigError("rate", f"must be at most 1, but got {rate}")
@@ -59,6 +60,7 @@ def node(**values: object) -> dict[str, Any]:
         (node(rate=[1]), "model.net.rate: input should be a valid number"),
         (node(width=True), "model.net.width: input should be a valid integer"),
         (node(norm="no"), "model.net.norm: input should be a valid boolean, but got 'no'"),
+        (node(size=[3]), "model.net.size: field required, but got [3]"),
         (node(widht=1), "model.net.widht: unknown key; did you mean width?"),
         (
             {"efficiency": {"_target_": "src.nowhere.Thing"}},
