@@ -5,6 +5,7 @@ effect of the class, the lesion, the image and the net's own noise, and an offse
 that differs between seeds by the given deviation. The truth is the mean over 8,000 nets.
 
 python -m benchmarks.coverage [SIMULATIONS]
+python -m benchmarks.coverage few [SIMULATIONS]  # one net, a class with few lesions
 """
 
 import sys
@@ -13,13 +14,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from src.metrics.bootstrap import intervals
+from src.metrics.bootstrap import gather, intervals, metric_statistics, resample
 from src.metrics.paired import paired_difference
 
 SHARES = (0.60, 0.25, 0.15)
 LESIONS = 400
 METRICS = ["balanced_accuracy", "recall/c2"]
 SAMPLES = 400
+FEW = (  # lesions of each class, and the true recall of each
+    ((100, 50, 3), (0.8, 0.7, 0.6)),
+    ((100, 50, 5), (0.8, 0.7, 0.8)),
+)
 
 
 def simulate(
@@ -78,10 +83,32 @@ def situation(seeds: int, deviation: float, simulations: int) -> dict[str, str]:
     return {"seeds": str(seeds), "deviation": f"{deviation:g}", **shares}
 
 
+def few_lesions(
+    lesions: tuple[int, ...], recalls: tuple[float, ...], simulations: int
+) -> dict[str, str]:
+    """Simulations in which intervals of the balanced accuracy of one net hold the mean recall."""
+    rng, label = np.random.default_rng(lesions[-1]), np.repeat(range(len(lesions)), lesions)
+    counts = dict.fromkeys(("with the exact interval", "bootstrap alone"), 0)
+    for number in range(simulations):
+        right = rng.random(len(label)) < np.array(recalls)[label]
+        predicted = np.eye(len(lesions))[np.where(right, label, (label + 1) % len(lesions))]
+        net = frames(np.arange(len(label)), label, predicted[None])
+        row, gathered = intervals(net, METRICS[:1], SAMPLES, number).iloc[0], gather(net)
+        statistics = [metric_statistics(gathered, METRICS[:1])]
+        drawn = resample(gathered, statistics, SAMPLES, np.random.default_rng(number))
+        ends = [(row["low"], row["high"]), np.quantile(drawn, [0.025, 0.975])]
+        for name, (low, high) in zip(counts, ends, strict=True):
+            counts[name] += int(low <= np.mean(recalls) <= high)
+    shares = {name: f"{count / simulations:.3f}" for name, count in counts.items()}
+    return {"lesions": str(lesions), "recalls": str(recalls), **shares}
+
+
 def main() -> None:
     """Print the table."""
-    simulations = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    rows = [
+    few = sys.argv[1:2] == ["few"]
+    numbers = sys.argv[2:] if few else sys.argv[1:]
+    simulations = int(numbers[0]) if numbers else 400
+    rows = [few_lesions(*case, simulations) for case in FEW if few] or [
         situation(seeds, deviation, simulations)
         for deviation in (0.05, 0.3, 0.6)
         for seeds in (3, 5)
