@@ -299,7 +299,7 @@ def intervals(
     """Percentile intervals of metrics on one split; the estimate is the mean over the seeds.
 
     A recall, specificity or accuracy with fewer than `FEW` lesions right or wrong gets the wider of
-    it and the exact interval, a balanced accuracy with fewer lesions of a class that of
+    it and the exact interval, a balanced accuracy or AUROC with fewer lesions of a class that of
     `exact_mean`. An interval without width is left out.
 
     Means of a sample are over the classes with images in it, as in the run record. A sample in
@@ -347,7 +347,13 @@ def _estimates(
             estimate, groups = of_seeds.mean(), len(np.unique(basis))
             few = not FEW <= estimate * groups <= groups - FEW
             few = few and name.startswith(("accuracy", "recall/", "specificity/"))
+            if name.startswith(("auroc/", "average_precision/")):
+                few = groups > 1 and _is_few(estimate, groups)
             shares: Shares = [(estimate, groups)] if part.shares or few else []
+            if name == "auroc":
+                shares = class_areas(predictions)
+                if min((number for _, number in shares), default=2) < 2:
+                    column, shares = np.full_like(column, np.nan), []
             if name in (PRIMARY, ISIC):
                 decided = predictions if name == PRIMARY else _isic_decisions(predictions)
                 shares = class_recalls(decided)
@@ -431,6 +437,25 @@ def class_recalls(predictions: Predictions) -> Shares:
     sizes = [len(np.unique(predictions.basis(name))) for name in names]
     recalls = [(share, groups) for share, groups in zip(shares, sizes, strict=True) if groups]
     return recalls if min(groups for _, groups in recalls) < FEW else []
+
+
+def class_areas(predictions: Predictions) -> Shares:
+    """AUROCs as `class_recalls`, of two classes that of the second; groups of the rarer side.
+
+    An AUROC is the mean over a class of values in [0, 1], which vary less than hits and misses do:
+    the exact interval of a share holds for it. Empty if drawing groups again says enough.
+    """
+    names = predictions.classes[len(predictions.classes) == 2 :]
+    parts = [curve_statistics(predictions, name, {"auroc": area}) for name in names]
+    areas = evaluate(predictions, *parts).mean(axis=0)
+    sizes = [len(np.unique(part.bases[0])) for part in parts]
+    shares = [(value, groups) for value, groups in zip(areas, sizes, strict=True) if groups]
+    return shares if any(_is_few(value, groups) for value, groups in shares) else []
+
+
+def _is_few(area: float, groups: int) -> bool:
+    """Whether draws of the groups say too little of an area: they are few, or all are separated."""
+    return groups < FEW or groups * (1 - area) < 1
 
 
 def rarest_groups(predictions: Predictions, kinds: Iterable[np.ndarray]) -> np.ndarray:

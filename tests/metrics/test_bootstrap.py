@@ -18,6 +18,8 @@ from src.core.errors import ConfigError, UserError
 from src.metrics import bootstrap
 from src.metrics.bootstrap import DifferentImagesError, gather, intervals
 from src.metrics.classification import ClassificationMetrics
+from src.metrics.curves import area as curve_area
+from src.metrics.curves import average_precision
 from src.metrics.settings import AuditSettings
 
 ENDS = ["estimate", "low", "high"]
@@ -148,6 +150,21 @@ def test_a_mean_over_classes_is_as_sure_as_its_rarest_class() -> None:
     row = intervals([table], ["balanced_accuracy"]).iloc[0]
     assert row["estimate"] > 0.8
     assert row[["low", "high"]].isna().all()
+
+
+@pytest.mark.parametrize(("lesions", "low"), [(3, 0.025 ** (1 / 3)), (9, 0.025 ** (1 / 9))])
+def test_areas_of_few_lesions_have_the_exact_interval(lesions: int, low: float) -> None:
+    # all melanomas have higher scores than all others: a draw has no other area
+    target = np.repeat([0, 1], [50, lesions])
+    table = frame(np.eye(2)[target] * 0.8 + 0.1, target, ("nv", "mel"))
+    curves = {"auroc": curve_area, "average_precision": average_precision}
+    gathered, settings = gather([table]), AuditSettings(samples=200)
+    parts = [bootstrap.curve_statistics(gathered, "mel", curves)]
+    rows = bootstrap.estimates(gathered, parts, settings)
+    rows.loc["auroc"] = intervals([table], ["auroc"]).set_index("metric").loc["auroc"]
+    assert list(rows.index) == ["auroc/mel", "average_precision/mel", "auroc"]
+    for row in rows[["estimate", "low", "high"]].to_numpy(dtype=float):
+        assert row == pytest.approx([1, low, 1])
 
 
 def test_the_interval_of_isic_accuracy_is_of_the_top_classes_whatever_the_rule_decides() -> None:
