@@ -39,7 +39,7 @@ class AuditSettings:
     sensitivity: Share = 0.80
     specificity: Share = 0.90
     fixed: tuple[Share, ...] = (0.80, 0.90, 0.95)
-    samples: Annotated[int, Ge(100)] = 1000
+    samples: Annotated[int, Ge(100)] = 2000
     seed: Annotated[int, Ge(0)] = 0
     level: Share = 0.95
     smallest: Annotated[int, Ge(1)] = 10

@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from src.core.errors import ConfigError
+from src.core.files import CONF
 from src.metrics.registry import Limit
+from src.metrics.settings import AuditSettings
 from src.reporting.record import ReportSettings
 from src.reporting.report import bounds_of, headline, learning_curves
 
@@ -20,6 +23,16 @@ TABLE = pd.DataFrame(
         "state": ["front", "pruned", "failed"],
     }
 )
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate", "card"])
+def test_every_command_draws_the_same_samples_so_that_a_figure_has_one_interval(
+    command: str,
+) -> None:
+    config = OmegaConf.load(CONF / "command" / f"{command}.yaml")
+    config = config.get("clinical", config)
+    for settings_of in (ReportSettings(), AuditSettings()):
+        assert (config.samples, config.level) == (settings_of.samples, settings_of.level)
 
 
 def history(**values: list[float]) -> pd.DataFrame:
