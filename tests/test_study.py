@@ -330,6 +330,7 @@ def test_other_sweeps_have_a_header_and_can_run(
 def test_optuna_and_mlflow_agree_and_only_the_front_is_tested(work: WorkingFolder, typed) -> None:
     header("smoke")
     small = ["trainer.max_epochs=3", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
+    small += ["data.fractions=[0.3,0.5,0.2]"]  # at least two lesions of each class on validation
     status, output = typed("-m", "sweeps=smoke", *TINY, *small)
     assert status == 0, output
     runs, trials = work.runs("smoke"), work.trials("smoke")

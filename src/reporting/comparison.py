@@ -237,9 +237,10 @@ def record_intervals(
             log.warning("run %s has no interval: %s", run_id, error)
             continue
         low, high = bootstrap.intervals(frames, [metric])[["low", "high"]].to_numpy(dtype=float)[0]
-        values = {f"low/{names[0]}": low, f"high/{names[0]}": high}
-        Run.attach(store, run_id).log({name: v for name, v in values.items() if v == v})
-        bounds = list(values)
+        if low == low:  # it has an interval
+            values = {f"low/{names[0]}": low, f"high/{names[0]}": high}
+            Run.attach(store, run_id).log(values)
+            bounds = list(values)
     return bounds
 
 
