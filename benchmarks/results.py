@@ -44,9 +44,9 @@ NOTES = """
   the predictions in `docs/results/` (half precision): `python -m benchmarks.results verify`.
 - ±: standard deviation over the seeds.
 - [low, high]: {level:.0%} interval from {samples} bootstrap samples that draw whole lesions or
-  patients, with the seeds' share by Student's t; of a recall, specificity or accuracy with fewer than 10
-  lesions right or wrong, and a balanced accuracy or AUROC with fewer of a class, the wider of it
-  and the exact one.
+  patients, with the seeds' share by Student's t; of a recall, specificity or accuracy with fewer
+  than 10 lesions right or wrong, and a balanced accuracy or AUROC with fewer of a class, the wider
+  of it and the exact one.
 - Differences are paired by image. "within chance": the interval includes zero. No interval is
   corrected for the number of comparisons.
 - FLOPs are multiply-adds; x ref is the latency of one image relative to the 692K network.

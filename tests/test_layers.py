@@ -106,7 +106,7 @@ def test_sizes_of_the_tree() -> None:
     # 29,070 before MLflow's views, the report's first screen and the terminal were worked on, and
     # 29,620 before decision rules, joined sources, cached features, mixup and later stages, and
     # 31,090 before races over seeds, rungs that adapt, and the widths of a terminal's columns.
-    assert sum(file.read_text().count("\n") for file in FILES) <= 31_304
+    assert sum(file.read_text().count("\n") for file in FILES) <= 31_317
 
 
 def test_no_public_class_name_is_used_twice() -> None:

@@ -1,9 +1,11 @@
 """The pictures of a prediction: a file, a folder with its subfolders, or the rows of a CSV."""
 
 import functools
+import logging
 import os
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
@@ -22,6 +24,7 @@ from src.data.source import IMAGE_SUFFIXES, Manifest, Source, image_names, read_
 
 # Unicode categories of control characters, lone surrogates and line separators.
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+log = logging.getLogger(__name__)
 COLUMNS = ("path", "image")  # of a CSV; the first one that it has
 
 
@@ -107,16 +110,26 @@ class ImageInput(Source):
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Pictures in a folder and its subfolders, sorted, without hidden ones and linked folders."""
+    """Pictures in a folder and its subfolders, sorted, without hidden ones and linked folders.
+
+    Pictures of other formats that Pillow opens are counted in a warning.
+    """
+    formats = Image.registered_extensions().items()
+    others = {suffix for suffix, name in formats if name in Image.OPEN} - IMAGE_SUFFIXES
 
     def refuse(error: OSError) -> None:
         problem = f"this folder cannot be listed ({error.strerror}); mend it, or name another"
         raise DataError(problem, error.filename)
 
     paths: list[Path] = []
-    for parent, folders, _ in os.walk(folder, onerror=refuse):
+    skipped: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in image_names(Path(parent))]
+        skipped += [Path(name).suffix.lower() for name in files if not name.startswith(".")]
+    if counts := Counter(suffix for suffix in skipped if suffix in others):
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+        log.warning("%s: not read: %s; name them singly, or convert them", folder, kinds)
     return sorted(path for path in paths if not path.is_dir())
 
 

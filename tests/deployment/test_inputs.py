@@ -23,12 +23,20 @@ def names(path: Path) -> list[str]:
     return list(ImageInput(path).manifest().frame["image_id"])
 
 
-def test_a_folder_is_listed_with_its_subfolders_without_hidden_ones(tmp_path: Path) -> None:
+def test_a_folder_is_listed_with_its_subfolders_without_hidden_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("b.png", "a.jpg", "sub/deep/c.PNG", "sub/a.jpg", ".hidden.png", ".git/d.png"):
         write(tmp_path, name)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.jpg").mkdir()
     assert names(tmp_path) == ["a.jpg", "b.png", "sub/a.jpg", "sub/deep/c.PNG"]
+    assert not caplog.messages
+    for name in ("d.GIF", "sub/e.gif", "f.ppm", ".g.gif"):
+        write(tmp_path, name)
+    assert names(tmp_path) == ["a.jpg", "b.png", "sub/a.jpg", "sub/deep/c.PNG"]
+    kinds = "2 .gif, 1 .ppm; name them singly, or convert them"
+    assert caplog.messages == [f"{tmp_path}: not read: {kinds}"]
 
 
 @pytest.mark.parametrize("column", ["path", "image"])
